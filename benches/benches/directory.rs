@@ -1,10 +1,10 @@
 //! Micro-benchmarks of the hash directory: look-up (found, absent, one by one, overlapped),
 //! insertion with growth, views, images.
 //!
-//! `cargo bench -p imt-benches --bench directory`. At 2 million keys the directory is 21 MB: larger
-//! than a core's own caches, so that a look-up alone is one cache miss. The baseline `memory` is
-//! the same number of random reads from an array of the same size: what the machine asks for such a
-//! miss at that moment.
+//! `cargo bench -p imt-benches --bench directory`. With 2 million keys the directory has 21 MB. It
+//! exceeds the caches of a core, so a single look-up is one cache miss. The baseline `memory` makes
+//! the same number of random reads in an array of the same size. It shows the cost of such a miss
+//! in this run.
 #![allow(missing_docs)] // criterion's macros make public functions.
 
 use std::hint::black_box;
@@ -13,10 +13,10 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use microdb::bench_support::BenchDirectory;
 
 const KEYS: u64 = 2_000_000;
-/// Operations of one measured iteration.
+/// Number of operations of one iteration.
 const OPERATIONS: usize = 100_000;
 
-/// A hash for every number (SplitMix64).
+/// Returns a hash for every number (SplitMix64).
 fn hash(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -24,14 +24,14 @@ fn hash(number: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Hashes of random keys that are there.
+/// Returns the hashes of random existing keys.
 fn present() -> Vec<u64> {
     (0..OPERATIONS as u64)
         .map(|n| hash(hash(n ^ 77) % KEYS))
         .collect()
 }
 
-/// Hashes of keys that are not.
+/// Returns the hashes of absent keys.
 fn absent() -> Vec<u64> {
     (0..OPERATIONS as u64).map(|n| hash(n + (1 << 40))).collect()
 }
@@ -65,9 +65,10 @@ fn look_up(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Reads such that each needs the answer of the one before: the whole latency shows.
+/// Makes reads that each depend on the result of the previous one, so that the full latency is
+/// measured.
 fn chained(hashes: &[u64], read: impl Fn(u64) -> u64) -> u64 {
-    // Answers are below 2^63, which the compiler does not know: the hash stays what it was.
+    // Results are below 2^63, so the hash does not change. The compiler does not know this.
     black_box(hashes)
         .iter()
         .fold(0, |last, hash| read(hash ^ (last >> 63)))

@@ -1,9 +1,9 @@
-//! Micro-benchmarks of the format: encoding the records of a commit with their checksums, and
-//! decoding them with verification, as every read does.
+//! Micro-benchmarks of the log format: encoding the records of a commit with their checksums, and
+//! decoding them with verification, like every read.
 //!
-//! `cargo bench -p imt-benches --bench format`. A thousand records of 16-byte keys at a time, with
-//! values of 16 bytes, 100 bytes, 1 KiB and 64 KiB (fewer of those). The baseline `copy` moves the
-//! same bytes once.
+//! `cargo bench -p imt-benches --bench format`. Each iteration has a thousand records with keys of
+//! 16 bytes and values of 16 bytes, 100 bytes, 1 KiB or 64 KiB (fewer records of the last size).
+//! The baseline `copy` copies the same bytes once.
 #![allow(missing_docs)] // criterion's macros make public functions.
 
 use std::hint::black_box;
@@ -11,10 +11,10 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use microdb::bench_support::{BenchBody, decode};
 
-/// Value bytes, and records of one measured iteration.
+/// Size of a value in bytes, and number of records of one iteration.
 const SIZES: [(usize, u64); 4] = [(16, 1000), (100, 1000), (1024, 1000), (64 * 1024, 16)];
 
-/// Records that do not compress and do not repeat.
+/// Returns records that are incompressible and distinct.
 fn records(count: u64, value_bytes: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let mut byte = || {

@@ -1,21 +1,23 @@
-//! Seeded keys, values and choices: every engine sees the same ones in the same order.
+//! Seeded keys, values and choices: every engine gets the same ones in the same order.
 //!
-//! A key is computed from its record's index, so that no table of keys competes with the engine for
-//! the caches. A value is a slice of one pool of random bytes, so that making it costs nothing
-//! beside the put that is measured, and that every get can be checked byte for byte. Two versions
-//! of a value exist, so that overwriting changes it.
+//! **Invariants**
+//! - A key is computed from its record's index. A table of keys would compete with the engine for
+//!   the caches.
+//! - A value is a slice of one pool of random bytes, so its creation costs nothing beside the
+//!   measured put. Every get can be checked byte for byte.
+//! - Each value has two versions, so that an overwrite changes it.
 
-/// Bytes of a key.
+/// Size of a key in bytes.
 pub const KEY_BYTES: usize = 16;
 
 /// A key.
 pub type Key = [u8; KEY_BYTES];
 
-/// Random bytes that all values are cut from: it stays in the second-level cache, so a value costs
-/// no memory access.
+/// Size of the pool that all values are cut from. It fits into the second-level cache, so a value
+/// costs no memory access.
 const POOL_BYTES: usize = 256 << 10;
 
-/// Keys of absent records are those of indexes that no run reaches.
+/// Start of the indexes of absent records. No run stores that many records.
 const ABSENT_FROM: u64 = 1 << 40;
 
 const KEY_SEED: u64 = 0x6d69_6372_6f64_6221;
@@ -30,7 +32,7 @@ pub const fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// The key of record `index`.
+/// Returns the key of record `index`.
 #[must_use]
 pub fn key(index: u64) -> Key {
     let high = mix(index ^ KEY_SEED);
@@ -40,7 +42,7 @@ pub fn key(index: u64) -> Key {
     key
 }
 
-/// A key that no record has.
+/// Returns a key that no record has.
 #[must_use]
 pub fn absent_key(index: u64) -> Key {
     key(ABSENT_FROM + index)
@@ -54,7 +56,7 @@ pub struct Values {
 }
 
 impl Values {
-    /// Values of `value_bytes` each.
+    /// Creates values of `value_bytes` each.
     #[must_use]
     pub fn new(value_bytes: usize) -> Self {
         let mut random = Random::new(VALUE_SEED);
@@ -63,50 +65,50 @@ impl Values {
         Self { pool, value_bytes }
     }
 
-    /// The value that record `index` has in `version`.
+    /// Returns the value of record `index` in `version`.
     #[must_use]
     pub fn value(&self, index: u64, version: u64) -> &[u8] {
         let start = mix(index ^ (version << 48) ^ VALUE_SEED) as usize % POOL_BYTES;
         &self.pool[start..start + self.value_bytes]
     }
 
-    /// Whether `found` is one of the two versions that record `index` may have.
+    /// Returns `true` if `found` is one of the two versions of record `index`.
     #[must_use]
     pub fn is_right(&self, index: u64, found: &[u8]) -> bool {
         found == self.value(index, 0) || found == self.value(index, 1)
     }
 }
 
-/// A small seeded generator (SplitMix64): a nanosecond a draw, so that drawing does not count.
+/// A small seeded generator (SplitMix64). A draw takes a nanosecond, which is negligible.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// A generator; the same seed gives the same draws.
+    /// Creates a generator. The same seed gives the same draws.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self(mix(seed))
     }
 
-    /// The next 64 random bits.
+    /// Returns the next 64 random bits.
     pub const fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
-    /// A number below `limit`, uniform to within `limit` / 2^64.
+    /// Returns a number below `limit`, uniform to within `limit` / 2^64.
     pub const fn below(&mut self, limit: u64) -> u64 {
         ((self.bits() as u128 * limit as u128) >> 64) as u64
     }
 
-    /// A fraction in [0, 1).
+    /// Returns a fraction in [0, 1).
     pub const fn fraction(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 
-/// Zipfian choice of records as YCSB makes it (Gray et al., "Quickly generating billion-record
-/// synthetic databases"), with the ranks scattered over the key space.
+/// Zipfian choice of records as in YCSB (Gray et al., "Quickly generating billion-record synthetic
+/// databases"), with the ranks scattered over the key space.
 #[derive(Clone, Debug)]
 pub struct Zipf {
     records: u64,
@@ -117,7 +119,7 @@ pub struct Zipf {
 }
 
 impl Zipf {
-    /// Choices among `records` records with exponent `theta` (0.99 in YCSB).
+    /// Creates choices among `records` records with exponent `theta` (0.99 in YCSB).
     #[must_use]
     pub fn new(records: u64, theta: f64) -> Self {
         let zeta = |n: u64| (1..=n).map(|i| (i as f64).powf(-theta)).sum::<f64>();
@@ -131,7 +133,7 @@ impl Zipf {
         }
     }
 
-    /// The rank chosen next: 0 is the most wanted.
+    /// Returns the next rank. Rank 0 is the most frequent.
     pub fn rank(&self, random: &mut Random) -> u64 {
         let u = random.fraction();
         let scaled = u * self.zeta;
@@ -145,7 +147,7 @@ impl Zipf {
         rank.min(self.records - 1)
     }
 
-    /// The record chosen next.
+    /// Returns the next record.
     pub fn index(&self, random: &mut Random) -> u64 {
         mix(self.rank(random)) % self.records
     }
@@ -165,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_values_of_a_record_are_right_for_it() {
+    fn only_the_two_versions_of_a_record_are_right_for_it() {
         for value_bytes in [16, 100, 65_536] {
             let values = Values::new(value_bytes);
             assert_ne!(values.value(7, 0), values.value(7, 1));
@@ -182,7 +184,7 @@ mod tests {
         let ranks: Vec<u64> = (0..100_000).map(|_| zipf.rank(&mut random)).collect();
         assert!(ranks.iter().all(|rank| *rank < 10_000));
         let top = ranks.iter().filter(|rank| **rank < 100).count();
-        // The hundred most wanted of 10,000 take about half of the requests.
+        // The hundred most frequent of 10,000 ranks take about half of the draws.
         assert!((40_000..65_000).contains(&top), "{top}");
     }
 

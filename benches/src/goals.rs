@@ -1,15 +1,15 @@
-//! The rows of the engine table, and what is wanted of each.
+//! The rows of the engine table and the goal of each.
 //!
-//! Goals are ratios to a rival, to a limit of the machine measured in the same run, or absolute
-//! where the figure does not depend on the machine's speed (bytes) or is what a user notices
-//! (opening).
+//! Most goals are ratios to a rival, or to a limit of the machine measured in the same run. A goal
+//! is absolute if its figure does not depend on the machine's speed (bytes), or if users notice it
+//! directly (opening).
 
 use crate::workloads::Workload;
 
-/// How a row's figures are shown, and which way is better.
+/// The unit of a row's figures, which also defines the better direction.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Unit {
-    /// Operations a second, shown in thousands; more is better.
+    /// Operations per second, shown in thousands; more is better.
     Rate,
     /// Milliseconds; less is better.
     Milliseconds,
@@ -17,20 +17,20 @@ pub enum Unit {
     Seconds,
     /// MiB; less is better.
     Mib,
-    /// Bytes a key; less is better.
+    /// Bytes per key; less is better.
     BytesAKey,
-    /// Flushes a put; less is better.
+    /// Flushes per put; less is better.
     Flushes,
-    /// KiB read from the disk for one get; less is better.
+    /// KiB read from the disk per get; less is better.
     KibAGet,
-    /// Page faults that read from the disk, for one get; less is better.
+    /// Page faults with a disk read per get; less is better.
     FaultsAGet,
     /// A plain number; less is better.
     Count,
 }
 
 impl Unit {
-    /// The unit's name in the table.
+    /// Returns the name of the unit in the table.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -46,7 +46,7 @@ impl Unit {
         }
     }
 
-    /// A figure in this unit.
+    /// Formats a figure in this unit.
     #[must_use]
     pub fn show(self, value: f64) -> String {
         let value = if self == Self::Rate { value / 1e3 } else { value };
@@ -58,44 +58,45 @@ impl Unit {
         }
     }
 
-    /// Whether more is better.
+    /// Returns `true` if more is better.
     #[must_use]
     pub const fn more_is_better(self) -> bool {
         matches!(self, Self::Rate)
     }
 }
 
-/// What is wanted of microdb in a row.
+/// The goal of microdb in a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Goal {
-    /// So many times the best rival.
+    /// At least this factor times the best rival.
     TimesBest(f64),
-    /// So many times this rival.
+    /// At least this factor times this rival.
     TimesRival(&'static str, f64),
-    /// So many times this limit of the machine, and ahead of every rival.
+    /// At least this factor times this limit of the machine, and better than every rival.
     TimesLimitAndBest(&'static str, f64),
-    /// At most this.
+    /// At most this figure.
     AtMost(f64),
-    /// At most this for 2,000,000 records of 16 + 100 bytes, and in proportion for other amounts.
+    /// At most this figure for 2,000,000 records of 16 + 100 bytes, scaled in proportion to other
+    /// sizes.
     AtMostScaled(f64),
-    /// At least this.
+    /// At least this figure.
     AtLeast(f64),
-    /// No goal: shown for comparison.
+    /// No goal; the row is shown for comparison.
     None,
 }
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// The name that measurements carry.
+    /// The name of the row in measurements.
     pub id: &'static str,
-    /// The workload that measures it.
+    /// The workload that measures the row.
     pub workload: Workload,
-    /// What it says in the table.
+    /// The text of the row in the table.
     pub label: &'static str,
-    /// Its unit.
+    /// The unit of the figures.
     pub unit: Unit,
-    /// What is wanted.
+    /// The goal of microdb.
     pub goal: Goal,
 }
 

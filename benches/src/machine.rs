@@ -1,8 +1,9 @@
-//! What this machine can do at best, measured in the same run as the engines.
+//! The limits of this machine, measured in the same run as the engines.
 //!
-//! A goal such as "0.9 of what the disk can sync" means nothing against a figure of another day:
-//! the same disk gave 100 to 9,000 syncs a second within an hour. Each limit is measured once in
-//! every repetition, and the disk's syncs right before and after the row that is held against them.
+//! A goal such as "0.9 of the disk's syncs" needs a limit from the same time. The same disk reached
+//! 100 to 9,000 syncs per second within an hour. So each limit is measured once in every
+//! repetition. The syncs of the disk are measured directly before and after the row that is
+//! compared with them.
 
 use std::fs::{File, OpenOptions};
 use std::hint::black_box;
@@ -16,46 +17,51 @@ use serde::{Deserialize, Serialize};
 use crate::Outcome;
 use crate::data::mix;
 
-/// A block as engines write it.
+/// Size of a block, as engines write it.
 const BLOCK_BYTES: usize = 4096;
 
-/// A record of the default workloads with its smallest header.
+/// Size of a record of the default workloads with its smallest header.
 const RECORD_BYTES: usize = 128;
 
-/// Bytes that misses are spread over: more than any cache, and about what 2,000,000 records take.
+/// Size of the memory for cache misses. It exceeds all caches and is about the size of 2,000,000
+/// records.
 const MISS_BYTES: usize = 256 << 20;
 
-/// Bytes copied at once: more than the caches hold.
+/// Size of one copy. It exceeds all caches.
 const COPY_BYTES: usize = 64 << 20;
 
-/// The limits, by name, with the unit of each.
+/// The limits: name, description and unit.
 pub const LIMITS: [(&str, &str, &str); 9] = [
     ("sync-append", "fdatasync after appending 4 KiB", "/s"),
     ("sync-in-place", "fdatasync after writing 4 KiB in place", "/s"),
     ("pwrite", "pwrite of 128 bytes to the page cache", "/s"),
     ("copy-record", "copy of 128 bytes into a buffer", "/s"),
     ("write-cached", "writes of 1 MiB to the page cache", "MB/s"),
-    ("write-synced", "the same, synced at the end", "MB/s"),
+    (
+        "write-synced",
+        "writes of 1 MiB to the page cache, synced at the end",
+        "MB/s",
+    ),
     ("copy", "copy from memory to memory", "MB/s"),
     ("miss-dependent", "dependent random read of memory", "ns"),
     ("miss-independent", "independent random read of memory", "ns"),
 ];
 
-/// One limit's figure.
+/// The figure of one limit.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Limit {
     /// One of [`LIMITS`].
     pub name: String,
-    /// The figure in the limit's unit.
+    /// The figure, in the unit of the limit.
     pub value: f64,
 }
 
-/// What the machine is.
+/// The description of a machine.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Description {
     /// Model of the processor.
     pub processor: String,
-    /// Processors this process may use.
+    /// Number of processors that this process may use.
     pub processors: usize,
     /// Memory in GiB.
     pub memory_gib: f64,
@@ -65,7 +71,7 @@ pub struct Description {
     pub file_system: String,
 }
 
-/// Describes this machine; `folder` is where the databases lie.
+/// Describes this machine. `folder` contains the databases.
 #[must_use]
 pub fn describe(folder: &Path) -> Description {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
@@ -85,7 +91,7 @@ pub fn describe(folder: &Path) -> Description {
     }
 }
 
-/// The type of the mount with the longest path that holds `folder`.
+/// Returns the type of the mount with the longest path that contains `folder`.
 fn file_system(mounts: &str, folder: &Path) -> String {
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
     let mounts = mounts.lines().filter_map(|line| {
@@ -98,10 +104,10 @@ fn file_system(mounts: &str, folder: &Path) -> String {
         .map_or_else(String::new, |(_, kind)| kind.to_owned())
 }
 
-/// Measures how often the disk syncs, for about `seconds` each way.
+/// Measures the syncs per second of the disk, for about `seconds` in each way.
 ///
 /// # Errors
-/// A file in `folder` could not be written.
+/// Returns an error if a file in `folder` cannot be written.
 pub fn measure_syncs(folder: &Path, seconds: f64) -> Outcome<Vec<Limit>> {
     let path = folder.join("limits");
     let append = syncs(&path, seconds, false)?;
@@ -113,10 +119,10 @@ pub fn measure_syncs(folder: &Path, seconds: f64) -> Outcome<Vec<Limit>> {
     ])
 }
 
-/// Measures all other limits; each takes about `seconds`.
+/// Measures all other limits, each for about `seconds`.
 ///
 /// # Errors
-/// A file in `folder` could not be written.
+/// Returns an error if a file in `folder` cannot be written.
 pub fn measure(folder: &Path, seconds: f64) -> Outcome<Vec<Limit>> {
     let mut limits = Vec::new();
     let mut add = |name: &str, value: f64| limits.push(limit(name, value));
@@ -141,8 +147,8 @@ fn limit(name: &str, value: f64) -> Limit {
     }
 }
 
-/// Calls `step` until `seconds` have passed, looking at the clock every `look` calls; answers calls
-/// a second.
+/// Calls `step` until `seconds` have passed, and reads the clock after every `look` calls. Returns
+/// the calls per second.
 fn rate(seconds: f64, look: u64, mut step: impl FnMut(u64) -> Outcome<()>) -> Outcome<f64> {
     let began = Instant::now();
     let mut calls = 0;
@@ -166,8 +172,8 @@ fn fresh(path: &Path) -> Outcome<File> {
         .open(path)?)
 }
 
-/// Writes of one block, each followed by fdatasync: at the growing end, or over blocks written
-/// before.
+/// Writes single blocks, each followed by fdatasync: at the growing end of the file, or over
+/// existing blocks.
 fn syncs(path: &Path, seconds: f64, in_place: bool) -> Outcome<f64> {
     const BLOCKS: u64 = 1024;
     let file = fresh(path)?;
@@ -183,7 +189,7 @@ fn syncs(path: &Path, seconds: f64, in_place: bool) -> Outcome<f64> {
     })
 }
 
-/// MB/s into the page cache, and with the sync at the end.
+/// Returns the MB/s of writes to the page cache, without and with the final sync.
 fn sequential(path: &Path) -> Outcome<(f64, f64)> {
     const WRITES: usize = 256;
     let mut file = fresh(path)?;
@@ -231,9 +237,11 @@ fn copies(seconds: f64) -> f64 {
     copied.unwrap_or_default() * COPY_BYTES as f64 / 1e6
 }
 
-/// Nanoseconds of a random read of memory: each needing the one before, and each on its own.
+/// Returns the nanoseconds of a random read of memory: dependent on the previous read, and
+/// independent.
 fn misses(seconds: f64) -> (f64, f64) {
-    // All ones: the processor cannot know that, so the next place depends on what was read.
+    // Every value is 1, but the processor cannot know it. So each position depends on the value
+    // read before.
     let memory = vec![1_u64; MISS_BYTES / size_of::<u64>()];
     let mask = memory.len() - 1;
     let mut place = 0;
@@ -271,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mount_with_the_longest_path_holds_the_folder() {
+    fn the_mount_with_the_longest_path_determines_the_file_system() {
         let mounts = "a / ext4 rw\nb /does-not-exist tmpfs rw\nc /does-not-exist/deeper xfs rw\n";
         assert_eq!(
             file_system(mounts, Path::new("/does-not-exist/deeper/still")),

@@ -1,9 +1,12 @@
-//! Peak memory and peak disk of a process that works on a database.
+//! Peak memory and peak disk usage of a child process that works on a database.
 //!
-//! The parent samples its child from outside, for every engine alike: the child's own processor
-//! time and its rates are not touched. Anonymous memory is `RssAnon` of `/proc/PID/status`: heap
-//! and private maps, without the pages of files. Disk is the number of allocated blocks below the
-//! database's folder: preallocated blocks count, holes do not.
+//! The parent samples its child from outside, in the same way for every engine. So the sampling
+//! does not add to the processor time of the child.
+//!
+//! - Anonymous memory is `RssAnon` of `/proc/PID/status`: heap and private maps, without pages of
+//!   files.
+//! - Disk usage is the size of the allocated blocks in the database's folder. Preallocated blocks
+//!   count, holes do not.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,10 +16,10 @@ use std::time::Duration;
 
 use crate::workloads::Measurement;
 
-/// Time between two samples. Peaks that are shorter may be missed.
+/// Interval between two samples. Shorter peaks can be missed.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// One sample of so many looks at the folder too, which takes a system call for each file.
+/// One of this number of samples includes the folder, which needs a system call for each file.
 const DISK_EVERY: u32 = 4;
 
 const MIB: f64 = (1_u64 << 20) as f64;
@@ -34,12 +37,12 @@ impl Peaks {
     /// Samples a child and its folder until the child has ended.
     ///
     /// # Errors
-    /// If the child cannot be waited for.
+    /// Returns an error if the child cannot be waited for.
     pub fn until_end(child: &mut Child, folder: &Path) -> io::Result<Self> {
         let mut peaks = Self::default();
         let status = format!("/proc/{}/status", child.id());
         for sample in 0_u32.. {
-            // The last sample of a process that is gone reads nothing.
+            // A process that has ended has no status, so its last sample is empty.
             let text = std::fs::read_to_string(&status).unwrap_or_default();
             peaks.anonymous_bytes = peaks.anonymous_bytes.max(anonymous_bytes(&text).unwrap_or(0));
             if sample % DISK_EVERY == 0 {
@@ -53,8 +56,8 @@ impl Peaks {
         Ok(peaks)
     }
 
-    /// Writes the peaks into the measurements of the child.
-    pub fn note_in(self, measurements: &mut [Measurement]) {
+    /// Copies the peaks into the measurements of the child.
+    pub fn copy_to(self, measurements: &mut [Measurement]) {
         for measurement in measurements {
             measurement.peak_anonymous_mib = Some(self.anonymous_bytes as f64 / MIB);
             measurement.peak_disk_mib = Some(self.disk_bytes as f64 / MIB);
@@ -69,8 +72,8 @@ fn anonymous_bytes(status: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Returns the bytes of the blocks that the files below `folder` have. A file that vanishes
-/// meanwhile counts nothing.
+/// Returns the size of the blocks that the files in `folder` have, in bytes. Files that vanish
+/// during the call are skipped.
 #[must_use]
 pub fn allocated_bytes(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else {

@@ -1,7 +1,7 @@
-//! The table: ours beside the rivals, the ratio to the best, the goal, and whether it is met.
+//! The report: microdb beside its rivals, the ratio to the best one, the goal, and the verdict.
 //!
-//! Misses are shown like everything else. Rows during which others used the processors are listed:
-//! their figures compare engines with each other at best.
+//! Missed goals are shown like reached ones. The report lists the rows during which other processes
+//! used the processors. Figures of such rows are at most comparable with each other.
 
 use std::fmt::Write as _;
 
@@ -10,22 +10,22 @@ use crate::machine::LIMITS;
 use crate::run::Results;
 use crate::workloads::Measurement;
 
-/// Ours.
+/// Name of the engine of this project.
 const OURS: &str = "microdb";
 
-/// Engines in the order of columns.
+/// Engines in the order of the columns.
 const COLUMNS: [&str; 7] = [OURS, "lmdb", "rocksdb", "candystore", "redb", "fjall", "sqlite"];
 
-/// Records that scaled goals speak of, and the bytes of each.
+/// Number of records that scaled goals assume, and the bytes of each.
 const SCALE: (f64, f64) = (2e6, 116.0);
 
-/// From this share of the processors on, others have disturbed a figure.
+/// Share of the processors at which other processes count as a disturbance.
 const DISTURBED: f64 = 0.10;
 
-/// A table of text: the first line is the head.
+/// A table of text. Its first line is the head.
 type Table = Vec<Vec<String>>;
 
-/// The report as plain text.
+/// Returns the report as plain text.
 #[must_use]
 pub fn text(results: &Results) -> String {
     let mut out = String::new();
@@ -60,7 +60,7 @@ pub fn text(results: &Results) -> String {
     out
 }
 
-/// The report as Markdown.
+/// Returns the report as Markdown.
 #[must_use]
 pub fn markdown(results: &Results) -> String {
     let mut out = String::new();
@@ -160,7 +160,7 @@ fn best_rival(results: &Results, row: &Row, columns: &[&str]) -> Option<f64> {
     }
 }
 
-/// How many times better ours is.
+/// Returns the factor by which our figure is better.
 fn ratio(unit: Unit, ours: f64, other: f64) -> f64 {
     if unit.more_is_better() {
         ours / other
@@ -169,7 +169,7 @@ fn ratio(unit: Unit, ours: f64, other: f64) -> f64 {
     }
 }
 
-/// The goal in words and, where it can be told, whether it is met.
+/// Returns the goal in words, and whether it is reached if that can be decided.
 fn judge(results: &Results, row: &Row, best: Option<f64>) -> (String, Option<bool>) {
     let ours = results.median(row.id, OURS);
     let times = |factor: f64, other: Option<f64>| ours.zip(other).map(|(ours, other)| ours >= factor * other);
@@ -204,7 +204,7 @@ fn judge(results: &Results, row: &Row, best: Option<f64>) -> (String, Option<boo
     }
 }
 
-/// A table of the medians of something in each row's samples, for the rows that have it.
+/// Returns a table of medians of one value of the samples, with the rows that have it.
 fn by_row(
     results: &Results,
     columns: &[&str],
@@ -243,7 +243,7 @@ fn limits(results: &Results) -> Table {
     table
 }
 
-/// Machine, versions, command, absences, and what was disturbed.
+/// Appends the machine, versions, command, missing figures and disturbed rows.
 fn notes(results: &Results, out: &mut String) {
     let machine = &results.machine;
     line(
@@ -256,12 +256,12 @@ fn notes(results: &Results, out: &mut String) {
     line(out, &format!("Command: `engine {}`\n", results.command));
     let versions: Vec<&str> = results.versions.values().map(String::as_str).collect();
     line(out, &format!("Versions: {}\n", versions.join("; ")));
-    for (what, absences) in [("Cannot", &results.unsupported), ("Failed", &results.failures)] {
+    for (kind, absences) in [("Cannot", &results.unsupported), ("Failed", &results.failures)] {
         for absence in absences {
             line(
                 out,
                 &format!(
-                    "- {what}: {} on {}: {}",
+                    "- {kind}: {} on {}: {}",
                     absence.engine, absence.workload, absence.reason
                 ),
             );
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn ratios_are_to_the_best_rival_and_goals_are_judged() {
+    fn ratios_compare_with_the_best_rival_and_goals_are_judged() {
         let report = markdown(&results());
         let load = report
             .lines()
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn peaks_have_a_table_each() {
+    fn each_peak_has_its_own_table() {
         let report = markdown(&results());
         for (title, figure) in [("Peak anonymous memory", "30"), ("Peak disk", "480")] {
             let (_, table) = report.split_once(title).unwrap();
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn disturbed_rows_are_named() {
+    fn disturbed_rows_are_listed() {
         assert!(text(&results()).contains(": load 30 to 30 %,"));
     }
 }

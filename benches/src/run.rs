@@ -1,9 +1,10 @@
-//! The parent process: prepares folders, starts one child for each (engine, workload, repetition),
+//! The parent process: prepares folders, starts a child for each (engine, workload, repetition),
 //! collects samples.
 //!
-//! Repetitions are the outermost loop and engines the innermost, so that a change of the machine's
-//! mood during the run meets all engines of a row alike. Before each child all dirty pages are
-//! written back, so that no engine pays for what another one left.
+//! **Invariants**
+//! - Repetitions are the outer loop and engines the inner one. So a change of the machine's speed
+//!   during the run affects all engines of a row.
+//! - All dirty pages are written back before each child, so that no engine pays for an earlier one.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -19,28 +20,28 @@ use crate::machine::{self, Description, Limit};
 use crate::peaks::Peaks;
 use crate::workloads::{Answer, Measurement, Start, Task, Workload};
 
-/// What to run.
+/// The work of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Engines, in the table's order.
+    /// Engines, in the order of the table.
     pub engines: Vec<EngineName>,
     /// Workloads, in the order of running.
     pub workloads: Vec<Workload>,
-    /// Records loaded.
+    /// Number of records to load.
     pub records: u64,
-    /// Bytes of a value.
+    /// Size of a value in bytes.
     pub value_bytes: usize,
-    /// Repetitions.
+    /// Number of repetitions.
     pub repeat: u64,
-    /// Seconds after which a rate has been measured long enough.
+    /// Minimum time for the measurement of a rate, in seconds.
     pub seconds: f64,
-    /// Where the databases go: a folder on the disk to be measured.
+    /// Folder of the databases, on the disk to be measured.
     pub folder: PathBuf,
-    /// Whether to measure the machine's own limits too.
+    /// `true` to measure the machine's limits too.
     pub limits: bool,
 }
 
-/// What came out: everything that the report needs, as it is written with `--output json`.
+/// The results: the input of the report, and the format of `--output json`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Results {
     /// The machine.
@@ -49,17 +50,17 @@ pub struct Results {
     pub versions: BTreeMap<String, String>,
     /// The command line.
     pub command: String,
-    /// Records loaded.
+    /// Number of records loaded.
     pub records: u64,
-    /// Bytes of a value.
+    /// Size of a value in bytes.
     pub value_bytes: usize,
     /// The machine's limits, one measurement for each repetition.
     pub limits: Vec<Limit>,
     /// All samples.
     pub samples: Vec<Sample>,
-    /// Engines that cannot do a workload, and why.
+    /// Workloads that an engine cannot do, with the reason.
     pub unsupported: Vec<Absence>,
-    /// Children that failed, and how.
+    /// Children that failed, with the reason.
     pub failures: Vec<Absence>,
 }
 
@@ -73,7 +74,7 @@ pub struct Sample {
     pub measurement: Measurement,
 }
 
-/// Why there is no figure.
+/// A missing figure and its reason.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Absence {
     /// The engine's name.
@@ -85,13 +86,13 @@ pub struct Absence {
 }
 
 impl Results {
-    /// The median of a row's samples for an engine, if there are any.
+    /// Returns the median of a row's samples for an engine, if there are any.
     #[must_use]
     pub fn median(&self, row: &str, engine: &str) -> Option<f64> {
         self.median_of(row, engine, |measurement| Some(measurement.value))
     }
 
-    /// The median of something in a row's samples for an engine.
+    /// Returns the median of one value of a row's samples for an engine.
     pub fn median_of(
         &self,
         row: &str,
@@ -105,7 +106,7 @@ impl Results {
         median(samples.filter_map(|sample| of(&sample.measurement)))
     }
 
-    /// The median of a limit, if it was measured.
+    /// Returns the median of a limit, if it was measured.
     #[must_use]
     pub fn limit(&self, name: &str) -> Option<f64> {
         median(
@@ -116,8 +117,8 @@ impl Results {
         )
     }
 
-    /// Takes over a later run: its rows replace ours for the engines that it measured, its limits
-    /// replace ours.
+    /// Merges a later run. Its rows replace the existing ones for the engines that it measured, and
+    /// its limits replace the existing limits.
     pub fn merge(&mut self, later: Self) {
         let (mut samples, mut limits) = (
             std::mem::take(&mut self.samples),
@@ -153,7 +154,7 @@ impl Absence {
     }
 }
 
-/// The middle value, or the mean of the two in the middle.
+/// Returns the middle value, or the mean of the two middle values.
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
@@ -165,11 +166,11 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     }
 }
 
-/// Runs the plan.
+/// Runs a plan.
 ///
 /// # Errors
-/// A folder that cannot be written. What was measured until then lies in `results.json` there. A
-/// child that fails is recorded in the results instead.
+/// Returns an error if a folder cannot be written. `results.json` in the folder then has the
+/// results so far. A failed child is recorded in the results instead.
 pub fn run(plan: &Plan) -> Outcome<Results> {
     std::fs::create_dir_all(&plan.folder)?;
     let mut results = Results {
@@ -199,15 +200,15 @@ pub fn run(plan: &Plan) -> Outcome<Results> {
             each_engine(plan, Workload::Load, repetition, &mut Results::default())?;
         }
         for workload in &plan.workloads {
-            let held_against_the_disk = plan.limits && *workload == Workload::Durable1;
-            if held_against_the_disk {
+            let is_compared_with_syncs = plan.limits && *workload == Workload::Durable1;
+            if is_compared_with_syncs {
                 results.limits.extend(machine::measure_syncs(&plan.folder, 1.0)?);
             }
             each_engine(plan, *workload, repetition, &mut results)?;
-            if held_against_the_disk {
+            if is_compared_with_syncs {
                 results.limits.extend(machine::measure_syncs(&plan.folder, 1.0)?);
             }
-            // A run takes long: what was measured outlives whatever ends it early.
+            // A run takes long, so the results so far are saved in case it is aborted.
             std::fs::write(
                 plan.folder.join("results.json"),
                 serde_json::to_vec_pretty(&results)?,
@@ -249,7 +250,7 @@ fn each_engine(plan: &Plan, workload: Workload, repetition: u64, results: &mut R
     Ok(())
 }
 
-/// Prepares the database that the workload wants, and runs it in a process of its own.
+/// Prepares the database of a workload, and runs the workload in its own process.
 fn one(
     plan: &Plan,
     engine: EngineName,
@@ -286,7 +287,7 @@ fn one(
         })?;
     }
     write_back();
-    // An answer fits into the pipe, so the child ends before anybody reads it.
+    // The answer fits into the pipe, so the child can end before the pipe is read.
     let mut child = child(&task)?.stdout(Stdio::piped()).spawn()?;
     let peaks = Peaks::until_end(&mut child, &task.folder)?;
     let output = child.wait_with_output()?;
@@ -296,7 +297,7 @@ fn one(
     }
     let mut answer = serde_json::from_slice(&output.stdout)?;
     if let Answer::Measured(measurements) = &mut answer {
-        peaks.note_in(measurements);
+        peaks.copy_to(measurements);
     }
     Ok(answer)
 }
@@ -310,7 +311,7 @@ fn child(task: &Task) -> Outcome<Command> {
     Ok(command)
 }
 
-/// Starts a child that writes, waits for it to say that it has written, and kills it.
+/// Starts a child that writes, waits for its report, and kills it.
 fn kill_while_writing(task: &Task) -> Outcome<()> {
     let mut child = child(task)?.stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
@@ -333,7 +334,7 @@ fn remove(folder: &Path) -> Outcome<()> {
     }
 }
 
-/// Copies a folder with `cp`, which keeps the holes of sparse files.
+/// Copies a folder with `cp`, which preserves the holes of sparse files.
 fn copy(from: &Path, to: &Path) -> Outcome<()> {
     let status = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
     if status.success() {
@@ -343,12 +344,12 @@ fn copy(from: &Path, to: &Path) -> Outcome<()> {
     }
 }
 
-/// Writes dirty pages back. Where `sync` cannot be run, figures are noisier, not wrong.
+/// Writes dirty pages back. If `sync` cannot be run, the figures are noisier but not wrong.
 fn write_back() {
     drop(Command::new("sync").status());
 }
 
-/// The versions of an engine's packages, from the lock file that this program was built with.
+/// Returns the versions of an engine's packages, from the lock file of this build.
 fn versions(engine: EngineName) -> String {
     const LOCK: &str = include_str!("../../Cargo.lock");
     let version = |package: &&str| {
@@ -368,7 +369,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle() {
+    fn the_median_is_the_middle_value() {
         assert_eq!(median([].into_iter()), None);
         assert_eq!(median([3.0, 1.0, 2.0].into_iter()), Some(2.0));
         assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), Some(2.5));
@@ -406,6 +407,6 @@ mod tests {
 
     #[test]
     fn versions_come_from_the_lock_file() {
-        assert!(versions(EngineName::Microdb).starts_with("microdb "));
+        assert!(versions(EngineName::Microdb).starts_with("imt-microdb "));
     }
 }

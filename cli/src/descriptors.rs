@@ -58,6 +58,13 @@ pub(crate) fn fit(config: &mut NodeConfig) {
     }
 }
 
+/// Returns the number of requests that a shop front may have in flight: a request to a node of the
+/// same process has two descriptors, and most of them are left to that node.
+pub(crate) fn front_in_flight_max() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / 8).unwrap_or(usize::MAX).clamp(64, 2_048)
+}
+
 /// Connections, and calls of each of the two kinds, that fit into a limit of open files: all that
 /// were asked for, or half of what is left for clients and a quarter for either kind.
 fn fitting(limit: u64, connections: usize, calls: usize) -> (usize, usize) {

@@ -1,21 +1,31 @@
-//! What a command can fail with, and the exit code of each.
+//! Failures of a command, and the exit code of each.
 
+use crate::exit::Exit;
 use std::error::Error;
 use std::fmt;
 
-/// A command's failure: one clear line, what to do next, and the cause below it.
+/// A command's failure: one clear line with the remedy, and the cause below it.
 #[derive(Debug)]
 pub(crate) enum CliError {
-    /// The arguments fit the grammar but not each other, or not the world. Exit code 2.
+    /// The arguments fit the grammar but not each other, or not the world.
     Usage(String),
-    /// The command was understood and could not be done. Exit code 1.
+    /// The command was understood and could not be carried out.
     Failed {
-        /// What failed, and what to do about it.
+        /// The failure, and the remedy.
         message: String,
-        /// Why, when another part of the system said so.
+        /// The cause, if another part of the system gave one.
         source: Option<Box<dyn Error + Send + Sync>>,
     },
-    /// The reader of our output has gone (`imt ... | head`): not a failure.
+    /// A server does not answer.
+    Unreachable {
+        /// The failure, and the remedy.
+        message: String,
+        /// The cause.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A signal ended the command before it began its work.
+    Interrupted(String),
+    /// The reader of our output has gone (`imt ... | head`), which is no failure.
     BrokenPipe,
 }
 
@@ -34,11 +44,13 @@ impl CliError {
         }
     }
 
-    pub(crate) fn exit_code(&self) -> u8 {
+    pub(crate) fn exit(&self) -> Exit {
         match self {
-            Self::Usage(_) => 2,
-            Self::Failed { .. } => 1,
-            Self::BrokenPipe => 0,
+            Self::Usage(_) => Exit::Usage,
+            Self::Failed { .. } => Exit::Failed,
+            Self::Unreachable { .. } => Exit::Unreachable,
+            Self::Interrupted(_) => Exit::Interrupted,
+            Self::BrokenPipe => Exit::Done,
         }
     }
 }
@@ -46,7 +58,10 @@ impl CliError {
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(message) | Self::Failed { message, .. } => f.write_str(message),
+            Self::Usage(message)
+            | Self::Failed { message, .. }
+            | Self::Unreachable { message, .. }
+            | Self::Interrupted(message) => f.write_str(message),
             Self::BrokenPipe => f.write_str("the reader of the output has gone"),
         }
     }
@@ -57,7 +72,8 @@ impl Error for CliError {
         match self {
             Self::Failed {
                 source: Some(source), ..
-            } => Some(source.as_ref()),
+            }
+            | Self::Unreachable { source, .. } => Some(source.as_ref()),
             _ => None,
         }
     }

@@ -1,10 +1,18 @@
-//! The log goes to standard error, as text or as JSON lines, and never tears a live progress
-//! display.
+//! The log goes to standard error, as text or as JSON lines.
+//!
+//! Invariants:
+//! - A line never tears a progress bar: it is printed above the bar.
+//! - While the live view has the terminal, lines go to the view's pane and to the run's log file.
+//!   They go to standard error too if that is no terminal.
+//! - A closed standard error ends nothing.
 
 use crate::error::CliError;
+use imt_live::{LogLines, terminal};
 use indicatif::MultiProgress;
-use std::io::{IsTerminal, Write};
-use std::sync::OnceLock;
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -44,15 +52,75 @@ pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Writes whole log lines above the progress display.
+/// Most warnings that are repeated after a live view.
+const WARNINGS_REPEATED: usize = 20;
+
+/// File for the lines of a live view.
+static VIEW_FILE: Mutex<Option<File>> = Mutex::new(None);
+
+/// Returns the newest lines of the log, for the live view.
+pub(crate) fn view_lines() -> &'static LogLines {
+    static LINES: OnceLock<LogLines> = OnceLock::new();
+    LINES.get_or_init(LogLines::default)
+}
+
+/// Keeps the lines of a live view in a file as well.
+pub(crate) fn keep_view_lines_in(path: &Path) -> std::io::Result<()> {
+    let file = File::options().create(true).append(true).open(path)?;
+    *VIEW_FILE.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    Ok(())
+}
+
+/// Prints the newest warnings that the live view showed, once the terminal is free again.
+pub(crate) fn repeat_warnings() {
+    let lines = view_lines().newest(usize::MAX);
+    let warnings: Vec<&String> = lines
+        .iter()
+        .filter(|line| line.contains("WARN") || line.contains("ERROR"))
+        .collect();
+    for warning in &warnings[warnings.len().saturating_sub(WARNINGS_REPEATED)..] {
+        write_line(format!("{warning}\n").as_bytes());
+    }
+}
+
+/// Copies lines of another process to this log, until the other process closes its end.
+pub(crate) fn forward(source: impl Read + Send + 'static, prefix: String) -> std::io::Result<()> {
+    let copy = move || {
+        for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line);
+            write_line(format!("{prefix}: {line}\n").as_bytes());
+        }
+    };
+    std::thread::Builder::new()
+        .name("log-forward".to_owned())
+        .spawn(copy)?;
+    Ok(())
+}
+
+fn write_line(line: &[u8]) {
+    let is_viewed = terminal::is_taken();
+    if is_viewed {
+        view_lines().push(&String::from_utf8_lossy(line));
+        let mut file = VIEW_FILE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = file.as_mut() {
+            // A full disk must not end the run.
+            let _ = file.write_all(line);
+        }
+    }
+    let mut stderr = std::io::stderr();
+    if !is_viewed || !stderr.is_terminal() {
+        let _ = progress_display().suspend(|| stderr.write_all(line));
+    }
+}
+
+/// Writes whole log lines.
 #[derive(Clone, Copy)]
 struct AboveProgress;
 
 impl Write for AboveProgress {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        progress_display()
-            .suspend(|| std::io::stderr().lock().write_all(line))
-            .map(|()| line.len())
+        write_line(line);
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {

@@ -1,14 +1,14 @@
 //! `imt`: one binary, many commands.
 //!
-//! This file parses the command line, hands it to the command's own file under `commands/`, and
-//! turns the outcome into an exit code, in one place: 0 done, 1 failed, 2 wrong usage (clap's own
-//! code too), 3 a check found something. Commands parse, call the libraries and print; what they
-//! decide belongs to those libraries.
+//! This file parses the command line, calls the command's own file under `commands/`, and turns the
+//! outcome into an exit code (`exit.rs`). Commands parse, call the libraries and print; decisions
+//! belong to those libraries.
 
 mod commands;
 mod config;
 mod descriptors;
 mod error;
+mod exit;
 mod http;
 mod logging;
 mod output;
@@ -34,12 +34,13 @@ use std::process::ExitCode;
     after_help = "\
 Examples:
   imt sim run                                 a node, a warehouse and a shop for 30 s, then the audit
-  imt sim run --rate 200 --duration 10s       the same, busier and shorter
+  imt sim run --scenario black-friday         a rush for a few products
   imt node start --name alpha                 an order management node alone, API on 127.0.0.1:9090
   imt order show 17                           what the node knows of order 17
   imt db inspect data/volumes/sim-master      look into a node's database
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check (audit, verify, diff, salvage) found something.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check (audit, verify, diff, salvage) found something,
+4 a threshold was missed, 5 a server does not answer, 130 interrupted.
 Every flag that names IMT_X in its help can be set by that environment variable too, and as x = VALUE in imt.toml."
 )]
 struct Cli {
@@ -139,7 +140,7 @@ fn main() -> ExitCode {
                 let _ = writeln!(stderr, "  because: {cause}");
                 source = cause.source();
             }
-            ExitCode::from(error.exit_code())
+            error.exit().into()
         }
     }
 }

@@ -35,10 +35,17 @@ impl StopSignals {
     pub(crate) fn exit_on_next(mut self) {
         tokio::spawn(async move {
             let name = self.next().await;
+            imt_live::terminal::restore();
             tracing::warn!("second {name}: leaving at once");
             std::process::exit(130);
         });
     }
+}
+
+/// Sends this process the signal of Ctrl-C, for a terminal in raw mode, which sends none.
+pub(crate) fn interrupt_self() {
+    // This process exists and may signal itself.
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT);
 }
 
 /// Time for threads that still wait for a disk when a command has ended. Everything that must be

@@ -562,7 +562,7 @@ fn a_disk_that_is_full_while_slots_come_leaves_them_where_they_are() {
     assert_eq!(stock.status, 200, "{}", stock.body);
     let orders = place(&alpha.address, "o", 20);
     let beta = world.start("beta");
-    until("the move was given up", || alpha.said("slots could not be moved"));
+    until("the move was given up", || alpha.said("migration failed"));
     assert_eq!(members(&alpha.address), 1);
     assert_there(&alpha.address, &orders);
     assert_lists(&beta.address, &orders);

@@ -41,7 +41,7 @@ fn the_shop_runs_and_its_audit_is_clean() {
         stdout(&output),
         stderr(&output)
     );
-    for word in ["p50", "p99", "max", "delivered", "snapshots", "audit", "clean"] {
+    for word in ["p50", "p99", "max", "delivered", "snapshot", "audit", "clean"] {
         assert!(
             stdout(&output).to_lowercase().contains(word),
             "the summary lacks {word}:\n{}",
@@ -61,7 +61,84 @@ fn the_shop_runs_and_its_audit_is_clean() {
     );
     let summary: serde_json::Value =
         serde_json::from_str(&stdout(&output)).expect("standard output is one JSON document");
-    assert!(summary.is_object());
+    let sum = |orders: &serde_json::Value| -> u64 {
+        let counts = orders.as_object().unwrap().values();
+        counts.map(|count| count.as_u64().unwrap()).sum()
+    };
+    let (of_run, of_folder) = (sum(&summary["orders"]), sum(&summary["data_folder"]["orders"]));
+    assert!(
+        of_run > 0 && of_run < of_folder,
+        "counts are of this run: {of_run} of {of_folder}"
+    );
+
+    let runs = std::fs::read_dir(data.path().join("runs")).unwrap();
+    let runs: Vec<_> = runs.map(|run| run.unwrap().path()).collect();
+    assert_eq!(runs.len(), 2, "a folder for each run");
+    for run in &runs {
+        assert_stats_csv(&std::fs::read_to_string(run.join("stats.csv")).unwrap());
+        for file in [
+            "run.json",
+            "series.csv",
+            "events.csv",
+            "histograms.csv",
+            "summary.json",
+        ] {
+            assert!(run.join(file).is_file(), "{}/{file}", run.display());
+        }
+    }
+    assert_reports(folder, &runs);
+}
+
+/// The runs can be drawn and compared.
+fn assert_reports(folder: &str, runs: &[std::path::PathBuf]) {
+    let output = run(&["sim", "report", "--data", folder]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let page = std::fs::read_to_string(stdout(&output).trim()).unwrap();
+    assert!(page.contains("</html>") && page.matches("<svg").count() >= 5);
+    let [first, second] = runs else {
+        panic!("{runs:?}");
+    };
+    let (first, second) = (first.to_str().unwrap(), second.to_str().unwrap());
+    let output = run(&["sim", "compare", first, second]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("order p99"), "{}", stdout(&output));
+    let output = run(&["sim", "report", "never", "--data", folder]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("never"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_missed_threshold_is_exit_code_four_and_a_kept_one_is_not() {
+    for (condition, code) in [("requests(all) > 0", 4), ("findings > 0", 0)] {
+        let data = tempdir().unwrap();
+        let folder = data.path().to_str().unwrap();
+        let output = run(&[
+            "sim",
+            "run",
+            "--duration",
+            "2s",
+            "--rate",
+            "30",
+            "--data",
+            folder,
+            "--port",
+            "0",
+            "--warehouse-port",
+            "0",
+            "--warehouse-profile",
+            "fast",
+            "--fail-if",
+            condition,
+        ]);
+        let told = format!("{}\n{}", stdout(&output), stderr(&output));
+        assert_eq!(output.status.code(), Some(code), "{told}");
+        assert!(told.contains(condition) && told.contains("--seed 1"), "{told}");
+        // Not a terminal: a line of at most 80 columns for each second.
+        let lines = stderr(&output);
+        let lines: Vec<&str> = lines.lines().filter(|line| line.contains("/s p99")).collect();
+        assert!(!lines.is_empty(), "{told}");
+        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:?}");
+    }
 }
 
 /// `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`, a payment's id being its

@@ -12,12 +12,16 @@ use std::net::TcpListener;
 use support::{Server, run, stderr, stdout};
 use tempfile::tempdir;
 
-const COMMANDS: [&[&str]; 32] = [
+const COMMANDS: [&[&str]; 36] = [
     &[],
     &["node"],
     &["node", "start"],
     &["sim"],
     &["sim", "run"],
+    &["sim", "scenarios"],
+    &["sim", "report"],
+    &["sim", "compare"],
+    &["sim", "chaos"],
     &["sim", "front"],
     &["sim", "warehouse"],
     &["order"],
@@ -86,6 +90,84 @@ fn wrong_usage_is_exit_code_two() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
         assert!(!stderr(&output).contains("panicked"), "{args:?}");
     }
+}
+
+#[test]
+fn a_run_that_cannot_be_is_refused_with_an_example_before_anything_starts() {
+    let data = tempdir().unwrap();
+    let folder = data.path().join("shop");
+    let path = folder.to_str().unwrap();
+    for (args, example) in [
+        (&["--rate", "0"][..], "for example 100"),
+        (&["--rate", "nan"], "for example 100"),
+        (&["--rate", "inf"], "for example 100"),
+        (&["--rate", "-5"], "for example 100"),
+        (&["--duration", "0s"], "for example 30s"),
+        (&["--duration", "10"], "for example 30s"),
+        (&["--fail-if", "p99(order) > 5"], "column 15"),
+        (&["--scenario", "nightmare"], "calm, black-friday"),
+        (&["--warehouse-profile", "broken"], "brownout"),
+    ] {
+        for command in ["run", "front"] {
+            if command == "front" && ["--scenario", "--warehouse-profile"].contains(&args[0]) {
+                continue;
+            }
+            let output = run(&[&["sim", command, "--data", path], args].concat());
+            let error = stderr(&output);
+            assert_eq!(output.status.code(), Some(2), "{command} {args:?}: {error}");
+            assert!(error.contains(example), "{command} {args:?}: {error}");
+            assert!(!folder.exists(), "{command} {args:?} left a data folder behind");
+        }
+    }
+}
+
+#[test]
+fn a_fault_of_a_scenario_file_is_named_by_file_line_and_field() {
+    let data = tempdir().unwrap();
+    let file = data.path().join("mine.toml");
+    let text = "description = \"d\"\n[[load]]\nname = \"a\"\nduration = \"1s\"\nspeed = 9\n";
+    std::fs::write(&file, text).unwrap();
+    let output = run(&["sim", "run", "--scenario", file.to_str().unwrap()]);
+    let error = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(
+        error.contains("mine.toml, line 5") && error.contains("speed"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_front_without_a_node_ends_at_once_on_ctrl_c_with_130() {
+    let data = tempdir().unwrap();
+    let free = support::free_address();
+    let mut front = support::imt(&["sim", "front", "--oms", &format!("http://{free}")])
+        .args(["--data", data.path().to_str().unwrap()])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(front.stderr.take().unwrap()));
+    // The signals are listened for by the time that the wait is announced.
+    let said = lines
+        .by_ref()
+        .map_while(Result::ok)
+        .any(|line| line.contains(&free));
+    assert!(said, "the wait is announced");
+    let id = front.id().to_string();
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    assert_eq!(front.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(
+        rest.iter().any(|line| line.contains("nothing was sent")),
+        "{rest:?}"
+    );
+    assert!(!data.path().join("runs").exists());
 }
 
 #[test]

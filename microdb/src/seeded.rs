@@ -6,8 +6,9 @@
 //!
 //! To add a mistake:
 //! 1. Put `if seeded("name") { .. }` or `&& !seeded("name")` where the mistake is to be made.
-//! 2. Add a line with the name and the test that must fail to the table of `.ci/seeded-isolation`.
-//! 3. Run `.ci/seeded-isolation name`. The script fails if the test passes with the mistake.
+//! 2. Add a line with the name and the test that must fail to the table of `.ci/seeded`, or of
+//!    `.ci/seeded-isolation` if a test of isolation notices the mistake.
+//! 3. Run that script with the name. The script fails if the test passes with the mistake.
 //!
 //! A name describes the mistake in kebab case. The script refuses names that no source file has.
 

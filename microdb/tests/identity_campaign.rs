@@ -469,7 +469,7 @@ fn changing_a_symbolic_link_harms_no_database() {
     campaign("symlink");
 }
 
-/// `cargo test -p microdb --test identity_campaign -- --ignored`, as root.
+/// `cargo test -p imt-microdb --test identity_campaign -- --ignored`, as root.
 #[test]
 #[ignore = "needs root"]
 fn mounting_over_an_open_database_harms_no_database() {

@@ -3,7 +3,8 @@
 //!
 //! The figures belong to the whole process, so each workload runs in a process of its own: this
 //! test binary, with its part given by the environment. `MICRODB_SOAK_SECONDS=600 cargo test
-//! --release -p microdb --test space soak` runs the soak for ten minutes instead of some seconds.
+//! --release -p imt-microdb --test space soak` runs the soak for ten minutes instead of some
+//! seconds.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;

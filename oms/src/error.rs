@@ -1,4 +1,10 @@
-//! What can go wrong in a node, each with what a person needs to act on it.
+//! The errors of a node and of its storage.
+//!
+//! **Invariants**
+//! - `Display` names the failed action and its object, and does not repeat the `source`.
+//! - Each fault that an operator can correct has a variant of its own.
+//!
+//! Deliberately absent: HTTP statuses and problem types, which belong to `api::problem`.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -7,47 +13,45 @@ use std::sync::Arc;
 
 use crate::storage::codec::DecodeError;
 
-/// A volume that could not be opened, read or written. Cheap to clone: one failed commit answers
-/// many callers.
+/// A failed operation on a volume. Cheap to clone, because one failed commit answers many callers.
 #[derive(Clone, Debug)]
 pub enum StorageError {
     /// The volume could not be opened.
     Open {
-        /// Its folder.
+        /// The folder of the volume.
         folder: PathBuf,
-        /// Why.
+        /// The cause.
         source: Arc<microdb::Error>,
     },
-    /// The committer's thread could not be started.
+    /// The commit thread could not be started.
     Thread {
-        /// Why.
+        /// The cause.
         source: Arc<std::io::Error>,
     },
     /// A row could not be read.
     Read {
         /// The table.
         table: &'static str,
-        /// Why.
+        /// The cause.
         source: Arc<microdb::Error>,
     },
-    /// A row was read whole but is not what this version writes.
+    /// A row was read but could not be decoded.
     Row {
         /// The table.
         table: &'static str,
         /// The row's key, as text.
         key: String,
-        /// What is wrong with it.
+        /// The fault.
         fault: DecodeError,
     },
-    /// Changes could not be made durable; none of them happened.
+    /// A write batch could not be made durable. None of its rows was written.
     Commit {
-        /// Why.
+        /// The cause.
         source: Arc<microdb::Error>,
     },
-    /// More changes wait than the volume can take in; they may be tried again.
+    /// The commit queue is full. The caller may try again.
     Busy,
-    /// The volume has not the slots that the changes speak for, or not any more; none of them
-    /// happened.
+    /// The volume no longer owns the slots of the write batch. None of its rows was written.
     Stale,
     /// The volume is being closed.
     Closed,
@@ -59,7 +63,7 @@ impl StorageError {
         matches!(self, StorageError::Open { source, .. } if matches!(**source, microdb::Error::NotADatabase { .. }))
     }
 
-    /// True if another process has the volume open.
+    /// Returns `true` if another process has the volume open.
     pub(crate) fn is_locked(&self) -> bool {
         matches!(self, StorageError::Open { source, .. } if matches!(**source, microdb::Error::Locked { .. }))
     }
@@ -69,14 +73,14 @@ impl fmt::Display for StorageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StorageError::Open { folder, .. } => write!(f, "cannot open the volume {}", folder.display()),
-            StorageError::Thread { .. } => write!(f, "cannot start the thread that commits"),
+            StorageError::Thread { .. } => write!(f, "cannot start the commit thread"),
             StorageError::Read { table, .. } => write!(f, "cannot read the table {table}"),
             StorageError::Row { table, key, .. } => {
-                write!(f, "the row {key} of the table {table} is not readable")
+                write!(f, "cannot decode the row {key} of the table {table}")
             }
-            StorageError::Commit { .. } => write!(f, "cannot make changes durable"),
-            StorageError::Busy => write!(f, "too many changes are waiting to become durable"),
-            StorageError::Stale => write!(f, "what the changes speak for is not the volume's any more"),
+            StorageError::Commit { .. } => write!(f, "cannot make a write durable"),
+            StorageError::Busy => write!(f, "the commit queue is full; retry"),
+            StorageError::Stale => write!(f, "the volume no longer owns the slots of this write"),
             StorageError::Closed => write!(f, "the volume is being closed"),
         }
     }
@@ -95,30 +99,30 @@ impl std::error::Error for StorageError {
     }
 }
 
-/// Why a node cannot start, or did not stop cleanly.
+/// A fault that prevents the start of a node or a clean stop.
 #[derive(Debug)]
 pub enum NodeError {
-    /// A setting makes no sense.
+    /// A setting is invalid.
     Config {
         /// The setting.
         setting: &'static str,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
-    /// The address is taken or cannot be had.
+    /// The address is in use or cannot be bound.
     Listen {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A file or folder of the data folder cannot be used.
     Folder {
-        /// What was tried: "create", "read" and the like.
+        /// The failed action: "create", "read" and the like.
         action: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
     /// Another process runs a node of this name on this data folder.
@@ -127,22 +131,22 @@ pub enum NodeError {
         name: String,
         /// The data folder.
         data: PathBuf,
-        /// What the other process says of itself, if it could be read.
+        /// The description that the other process published, if it could be read.
         holder: Option<String>,
     },
     /// The ring file is damaged or of another format.
     Ring {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
-    /// What the node works on in the background went wrong.
+    /// A background task of the node failed.
     Failed {
-        /// What.
+        /// The error of the task.
         source: Arc<NodeError>,
     },
-    /// The node was not let in: no coordinator gave it its volume.
+    /// The node was not admitted: no coordinator assigned its volume to it in time.
     NotAdmitted {
         /// The node's name.
         name: String,
@@ -151,14 +155,14 @@ pub enum NodeError {
     VolumeMissing {
         /// The volume.
         volume: String,
-        /// Its folder.
+        /// The folder of the volume.
         folder: PathBuf,
     },
     /// The volume could not be opened, read or closed.
     Storage(StorageError),
     /// The node still had requests in flight when its drain timeout ended.
     Drain {
-        /// How many there were.
+        /// Number of those requests.
         requests: usize,
     },
 }
@@ -170,7 +174,7 @@ impl fmt::Display for NodeError {
             NodeError::Listen { address, source } if source.kind() == std::io::ErrorKind::AddrInUse => {
                 write!(
                     f,
-                    "cannot listen on {address}: another program does; stop it or choose another address"
+                    "cannot listen on {address}: another program listens there; stop it or choose another address"
                 )
             }
             NodeError::Listen { address, .. } => write!(f, "cannot listen on {address}"),
@@ -189,12 +193,12 @@ impl fmt::Display for NodeError {
             NodeError::NotAdmitted { name } => {
                 write!(
                     f,
-                    "the node {name} was not let in by the nodes that run on this data folder; see their logs"
+                    "the node {name} was not admitted by the nodes that run on this data folder; see their logs"
                 )
             }
             NodeError::VolumeMissing { volume, folder } => write!(
                 f,
-                "the volume {volume} has orders and its database is missing: mount or restore {}",
+                "the database of volume {volume} is missing, and the volume has orders; mount or restore {}",
                 folder.display()
             ),
             NodeError::Storage(error) => error.fmt(f),
@@ -211,8 +215,8 @@ impl fmt::Display for NodeError {
 impl std::error::Error for NodeError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            // Said in full by Display already, for what is common; the rest has its reason as
-            // source.
+            // `Display` names this cause already. For all other causes it leaves the text to
+            // `source`.
             NodeError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => None,
             NodeError::Listen { source, .. } | NodeError::Folder { source, .. } => Some(source),
             NodeError::Failed { source } => source.source(),
@@ -223,7 +227,7 @@ impl std::error::Error for NodeError {
 }
 
 impl StorageError {
-    /// True if there was no room on the disk: nothing was done, and there may be room again.
+    /// Returns `true` if the disk was full. Nothing was written, and a later try may succeed.
     pub(crate) fn is_full_disk(&self) -> bool {
         let mut reason = std::error::Error::source(self);
         while let Some(error) = reason {
@@ -247,7 +251,7 @@ impl From<StorageError> for NodeError {
     }
 }
 
-/// An error with all its reasons, on one line.
+/// Renders an error with all its causes on one line.
 pub(crate) fn with_reasons(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut reason = error.source();
@@ -259,7 +263,7 @@ pub(crate) fn with_reasons(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// What an error says, followed by what caused it, cause by cause.
+/// Renders an error with all its causes on one line.
 pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

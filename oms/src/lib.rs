@@ -1,10 +1,10 @@
-//! Order management: takes orders, sets stock aside for them, and tells the warehouse until it is
-//! done.
+//! Order management for shops: takes orders, reserves stock for them, and reports them to the
+//! warehouse until they are delivered.
 //!
 //! ```text
 //!   node        start and stop of a process
 //!   api         HTTP: routes, parsing, rendering
-//!   control     routing, coordinator, reconciler: what one node does about the others
+//!   control     routing, coordinator, reconciler: the tasks of a node that concern other nodes
 //!   volume      one volume being served: state, transactors (actors), jobs, migration
 //!   cluster     membership and the cluster's state: traits, and locks and files behind them
 //!   storage     rows and commits: the only folder that names microdb
@@ -13,8 +13,9 @@
 //!   runtime     tasks, clocks, metrics
 //! ```
 //!
-//! Each layer calls only the layers below it. An order is answered once it is durable and never
-//! waits for the warehouse.
+//! **Invariants**
+//! - Each layer calls only the layers below it.
+//! - An order is answered once it is durable. The answer never waits for the warehouse.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), imt_oms::NodeError> {

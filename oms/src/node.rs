@@ -1,5 +1,12 @@
-//! A node as a process of this machine: its door (HTTP), its data folder, its clock; what it is
-//! among the others is in `member`.
+//! A node as a process of this machine: its HTTP server, its data folder, its clock.
+//!
+//! **Invariants**
+//! - Settings are checked before anything is written, so a refused start leaves the data folder as
+//!   it was.
+//! - The HTTP server answers requests until the node's volumes have been handed over or closed.
+//!
+//! Deliberately absent: membership, coordination and the choice of volumes, which belong to
+//! `control::member`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -25,45 +32,47 @@ use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 use crate::volume::server::NodeContext;
 
-/// How a node is to run.
+/// Settings of a node.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
-    /// The node's name, and that of its volume.
+    /// Name of the node and of its volume.
     pub name: String,
-    /// The data folder, shared with the simulators; made if it is not there.
+    /// The data folder, shared with all other nodes of the cluster and with the simulators. It is
+    /// created if it is missing.
     pub data: PathBuf,
-    /// Where the API answers; port 0 takes any free one.
+    /// Address of the API. Port 0 takes any free port.
     pub listen: SocketAddr,
-    /// Where the warehouse answers, `http://HOST:PORT`.
+    /// URL of the warehouse, `http://HOST:PORT`.
     pub warehouse: String,
-    /// How long the warehouse may take to answer an announcement. It takes 2 to 4 s on a good day.
+    /// Timeout of an announcement. The warehouse usually answers within 2 to 4 s.
     pub announce_timeout: Duration,
-    /// How long the warehouse may take to answer a delivery. It takes 0.2 s on a good day.
+    /// Timeout of a delivery. The warehouse usually answers within 0.2 s.
     pub deliver_timeout: Duration,
-    /// How messages to the warehouse are tried.
+    /// Limits and retries of messages to the warehouse.
     pub outbox: OutboxLimits,
-    /// Bounds of connections and requests.
+    /// Limits of connections and requests.
     pub server: ServerLimits,
-    /// How long an order may stay unpaid before it expires.
+    /// Time after which an unpaid order expires.
     pub payment_timeout: Duration,
-    /// How often the data folder is searched for statistics files; zero is never.
+    /// Interval between two scans of the data folder for statistics files. Zero turns the scans
+    /// off.
     pub stat_scan_every: Duration,
-    /// How long requests in progress may take to finish at a stop.
+    /// Longest time for which a stop waits for requests in progress.
     pub drain_timeout: Duration,
-    /// The node's share of the slots, against those of the others.
+    /// The node's share of the slots relative to the weights of the other nodes.
     pub weight: u32,
-    /// The zone that the node fails with, if there are zones.
+    /// The zone (rack, room or site) of the node, if zones are used. Nodes of one zone may fail
+    /// together.
     pub zone: Option<String>,
-    /// Origins whose pages may call the API from a browser, such as `https://shop.example`; none by
+    /// Origins from which web pages may call the API, such as `https://shop.example`. None by
     /// default.
     pub cors_origins: Vec<String>,
-    /// Most rows a second that are copied to this node from another one while slots move; as fast
-    /// as it goes if not set.
+    /// Maximum rows per second copied to this node while slots migrate. `None` is unlimited.
     pub move_rows_per_second: Option<u64>,
 }
 
 impl NodeConfig {
-    /// The usual settings of a node of that name on that data folder.
+    /// Returns the default settings of a node with this name on this data folder.
     pub fn new(name: impl Into<String>, data: impl Into<PathBuf>) -> NodeConfig {
         NodeConfig {
             name: name.into(),
@@ -93,12 +102,12 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node: takes its name, joins the others, listens, opens its volume, and resumes what
-    /// was under way.
+    /// Starts a node: locks its name, joins the cluster, listens, opens its volume and resumes
+    /// unfinished work.
     ///
     /// # Errors
-    /// Everything that a person can put right is a `NodeError` of its own: a taken port, a data
-    /// folder that is in use or unreadable, a setting that makes no sense.
+    /// A fault that an operator can correct has its own `NodeError`: a port in use, a data folder
+    /// that is in use or unreadable, an invalid setting.
     pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
         let wms = Arc::new(warehouse(&config)?);
         check_weight(&config.data, &config.name, config.weight)?;
@@ -151,20 +160,20 @@ impl Node {
         match node.member.admitted().await {
             Ok(()) => Ok(node),
             Err(error) => {
-                // What went wrong at the start says more than what goes wrong at this stop.
+                // The error of the start explains more than an error of this stop.
                 let _ = node.stop().await;
                 Err(error)
             }
         }
     }
 
-    /// Where the API answers.
+    /// Returns the address of the API.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Says in a few words who shares the orders, as this node sees it at each call; nothing while
-    /// it is alone.
+    /// Returns a function that describes in a few words the shares of the nodes, as this node sees
+    /// them at each call. Its text is empty while the node is alone.
     pub fn overview(&self) -> impl Fn() -> String + Send + use<> {
         let cluster = Arc::clone(self.member.cluster());
         move || {
@@ -182,20 +191,21 @@ impl Node {
         }
     }
 
-    /// Waits until the node is asked to stop by another process, or has left the others for good.
+    /// Waits until another process asks the node to stop, or the node has left the cluster for
+    /// good.
     pub async fn asked_to_stop(&self) {
         let mut asked = self.member.cluster().asked_to_stop.subscribe();
         // The sender lives as long as this node.
         let _ = asked.wait_for(|asked| *asked).await;
     }
 
-    /// Stops: takes no more connections, finishes the requests in progress, checkpoints and lets go
-    /// of the volumes, which other nodes take over if there are any. Calls to the warehouse that
-    /// are in flight are made again by whoever has the volume next.
+    /// Stops the node: hands its volumes over if there are other nodes, takes no more connections,
+    /// finishes the requests in progress, then checkpoints and closes the remaining volumes. The
+    /// next node that serves a volume repeats its unanswered calls to the warehouse.
     ///
     /// # Errors
-    /// If requests outlasted the drain timeout, or the volume could not be closed; the data is
-    /// whole in both cases.
+    /// `NodeError::Drain` if requests outlasted the drain timeout, or the error of a volume that
+    /// could not be closed. The data is complete in both cases.
     pub async fn stop(self) -> Result<(), NodeError> {
         self.member.hand_over().await;
         self.member.begin_to_stop();
@@ -208,8 +218,8 @@ impl Node {
     }
 }
 
-/// Checks that some node of a data folder can own slots if this one joins with this weight. Changes
-/// nothing.
+/// Checks that at least one node of a data folder can own slots if this node joins with this
+/// weight. Changes nothing.
 ///
 /// # Errors
 /// `NodeError::Config` for a weight of 0 where no other member of the ring has a weight above 0.
@@ -232,7 +242,7 @@ pub fn check_weight(data: &Path, name: &str, weight: u32) -> Result<(), NodeErro
 /// Checks that a text is an origin as browsers send it, such as `https://shop.example`.
 ///
 /// # Errors
-/// A sentence that says what is wrong with it.
+/// A sentence that names the fault of the text.
 pub fn check_origin(text: &str) -> Result<(), String> {
     parse_origin(text).map(drop)
 }

@@ -1,13 +1,12 @@
-//! What the front costs, thread by thread, and what of it is `stats.csv`.
+//! Measures the processor time of the front by thread, the share of `stats.csv`, and the lag.
 //!
 //!     cargo run --release -p imt-sim --example front_cost -- [RATE] [SECONDS] [ROUNDS]
 //!
 //! The server it loads answers 200 to everything from threads of its own, which are not counted.
-//! Rounds with and without the log take turns. The log is written by the recorder's thread and
-//! nowhere else, so what it costs is what that thread uses more with it; a difference of totals
-//! would drown in the noise of a busy machine. Reads the scheduler's clocks below `/proc`, so Linux
-//! only.
-#![allow(clippy::unwrap_used)] // A measuring tool: what fails ends it.
+//! Rounds with and without the log take turns. Only the recorder's thread writes the log, so that
+//! its cost is the difference of that thread's times; a difference of totals would drown in the
+//! noise of a busy machine. Reads the scheduler's clocks below `/proc`: Linux only.
+#![allow(clippy::unwrap_used)] // A measuring tool: a failure ends it.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -22,7 +21,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, server::conn::http1};
 use hyper_util::rt::TokioIo;
-use imt_sim::{FrontConfig, FrontReport, run_front};
+use imt_sim::workload::{Arrivals, Load};
+use imt_sim::{FrontConfig, FrontReport, Telemetry, run_front};
 use tokio::sync::watch;
 
 /// Processor time in microseconds by thread name.
@@ -42,8 +42,7 @@ fn main() {
         let config = FrontConfig {
             oms: address.into(),
             data: data.path().to_owned(),
-            rate,
-            duration: Duration::from_secs_f64(seconds),
+            load: Load::steady(rate, Duration::from_secs_f64(seconds), Arrivals::Fixed),
             stats_csv,
             ..FrontConfig::default()
         };
@@ -52,13 +51,16 @@ fn main() {
         let sum: f64 = times.keys().map(|name| each(name)).sum();
         println!(
             "{} stats.csv, us a request: {sum:.2} in all, {:.2} runtime, {:.2} pacer, {:.3} recorder; \
-             {:.0} requests/s, {} late",
+             {:.0} requests/s, {} late, lag p50 {} p99 {} max {} us",
             if stats_csv { "   with" } else { "without" },
             each("front-runtime"),
             each("front-pacer"),
             each("front-recorder"),
-            report.requests as f64 / report.elapsed.as_secs_f64(),
+            report.rate(),
             report.late,
+            report.lag.p50_us,
+            report.lag.p99_us,
+            report.lag.max_us,
         );
         recorder[usize::from(stats_csv)].push(each("front-recorder"));
         total.push(sum);
@@ -74,7 +76,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// A run, and what each of the front's threads used.
+/// Conducts a run. Returns its report and the times of the front's threads.
 fn measured(config: FrontConfig) -> (FrontReport, Times) {
     let running = Arc::new(AtomicBool::new(true));
     // A thread's clock is gone with the thread: they are read all along, and the last reading
@@ -109,7 +111,7 @@ fn measured(config: FrontConfig) -> (FrontReport, Times) {
         .unwrap();
     let (_stop, stopped) = watch::channel(false);
     let report = runtime
-        .block_on(run_front(config, watch::Sender::default(), stopped))
+        .block_on(run_front(config, &Telemetry::default(), stopped))
         .unwrap();
     running.store(false, Ordering::Relaxed);
     (report, watcher.join().unwrap())

@@ -1,17 +1,18 @@
-//! The audit: asks both sides what they hold, and compares.
+//! The audit: reads both sides and compares them.
 //!
 //! It waits first, within bounds, until the order management has told the warehouse everything or
-//! says why not. Then it reads all orders, reservations and messages of one side and all
-//! deliveries, refusals and arrivals of goods of the other, and works out what is wrong ([`check`],
-//! pure). What a first look finds must still be so at a second one: the two sides are not read in
-//! the same instant, and a message on its way is not a fault.
+//! gives a reason. Then it reads orders, reservations and messages of one side, and deliveries,
+//! refusals and arrivals of goods of the other, and compares them ([`check`], pure).
 //!
-//! Promises: a clean verdict means that both sides were read whole and nothing in [`Finding`]'s
-//! list was seen. If one side cannot be read there is an error and no verdict. The stock of the
-//! first day is worked out from the seed, not asked for, so the warehouse's own check of its
-//! shelves is checked as well.
+//! Invariants:
+//! - A clean verdict means that both sides were read whole and no [`Finding`] was seen. If one side
+//!   cannot be read there is an error and no verdict.
+//! - A finding of a first look must be seen again at a second one: the two sides are not read at
+//!   the same instant, and a message in flight is no fault.
+//! - The stock of the first day is computed from the seed, not asked for, so that the warehouse's
+//!   own bookkeeping is checked as well.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -22,7 +23,7 @@ use crate::Result;
 use crate::client::{Client, Endpoint};
 use crate::front::OrderRecord;
 use crate::wire::{
-    Delivery, LedgerPage, Message, MessageKind, MessageState, Order, OrdersPage, OutboxPage, Refusal,
+    Delivery, Health, LedgerPage, Message, MessageKind, MessageState, Order, OrdersPage, OutboxPage, Refusal,
     RefusalsPage, Reservation, ReservationsPage, Restock, RestocksPage, WarehouseSummary,
 };
 
@@ -32,30 +33,30 @@ mod finding;
 pub use check::check;
 pub use finding::Finding;
 
-/// Between two looks at the outbox, and before a second look at what was found.
+/// Pause between two looks at the outbox, and before findings are looked at again.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
-/// How often what was found must be seen again to count.
+/// Number of looks in which a finding must be seen.
 const LOOKS: u32 = 3;
-/// Entries a page; the contract's most.
+/// Entries of a page; the contract's maximum.
 const PAGE: u32 = 10_000;
 
-/// Everything about an audit that can be set.
+/// Settings of an audit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditConfig {
     /// The order management.
     pub oms: Endpoint,
     /// The warehouse.
     pub warehouse: Endpoint,
-    /// The wait ends when nothing has left or entered the outbox for so long.
+    /// The wait ends when nothing has left or entered the outbox for this long.
     pub stalled_after: Duration,
-    /// The longest wait.
+    /// Longest wait.
     pub wait_max: Duration,
-    /// The longest time for one page.
+    /// Longest time of one page.
     pub request_timeout: Duration,
 }
 
 impl AuditConfig {
-    /// An audit of these two with patience for a warehouse that answers 504 now and then.
+    /// Returns an audit of these two that waits for a warehouse that sometimes answers 504.
     pub fn new(oms: Endpoint, warehouse: Endpoint) -> Self {
         Self {
             oms,
@@ -67,28 +68,38 @@ impl AuditConfig {
     }
 }
 
-/// What an audit is doing, for a display.
+/// Progress of an audit, for a display.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AuditProgress {
     /// Waiting for the outbox.
     #[default]
     Begun,
-    /// So many messages are still to be confirmed.
+    /// Messages are still to be confirmed.
     Draining {
-        /// The messages that will be tried (again).
+        /// Number of messages to be sent, or sent again.
         waiting: u64,
     },
-    /// Reading both sides and comparing them; from the second time on because something was found.
+    /// Reading both sides and comparing them, again if there was a finding.
     Comparing {
-        /// The how many-th time.
+        /// Number of the look, from 1.
         look: u32,
     },
 }
 
-/// Everything both sides say.
+impl std::fmt::Display for AuditProgress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Begun => f.write_str("begun"),
+            Self::Draining { waiting } => write!(f, "{waiting} messages for the warehouse are to be sent"),
+            Self::Comparing { look } => write!(f, "comparing both sides, look {look}"),
+        }
+    }
+}
+
+/// The statements of both sides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Evidence {
-    /// The order management's orders.
+    /// Orders of the order management.
     pub orders: Vec<Order>,
     /// Its reservations.
     pub reservations: Vec<Reservation>,
@@ -96,50 +107,56 @@ pub struct Evidence {
     pub outbox: Vec<Message>,
     /// The warehouse's deliveries, by sequence.
     pub deliveries: Vec<Delivery>,
-    /// What came into its stock.
+    /// Units that came into its stock.
     pub restocks: Vec<Restock>,
-    /// What it refused.
+    /// Deliveries that it refused.
     pub refusals: Vec<Refusal>,
     /// Its counts, the seed and the shape of its first stock.
     pub warehouse: WarehouseSummary,
+    /// `true` while the order management's circuit breaker is open: messages wait for a warehouse
+    /// that is away, which is no fault.
+    pub warehouse_away: bool,
 }
 
-/// An audit's verdict and what it rests on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Verdict of an audit, and the numbers of things compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct AuditReport {
-    /// What is wrong; empty is the verdict "clean".
+    /// The findings; empty for the verdict "clean".
     pub findings: Vec<Finding>,
-    /// Orders that the order management holds.
+    /// Orders of the data folder.
     pub orders: u64,
+    /// Orders of this run by state.
+    pub orders_of_run: BTreeMap<String, u64>,
     /// Orders of this run that were acknowledged.
     pub orders_acknowledged: u64,
     /// Payments of this run that were acknowledged.
     pub payments_acknowledged: u64,
     /// Deliveries in the warehouse's ledger.
     pub deliveries: u64,
-    /// Reservations held.
+    /// Reservations.
     pub reservations: u64,
-    /// Messages still to be confirmed, each with its reason.
+    /// Messages to be sent, or sent again.
     pub outbox_waiting: u64,
-    /// Messages given up, each with its reason.
+    /// Dead letters.
     pub outbox_dead: u64,
-    /// How long the outbox was waited for, milliseconds.
+    /// `true` if the circuit breaker is open.
+    pub warehouse_away: bool,
+    /// Time spent waiting for the outbox, milliseconds.
     pub waited_ms: u64,
 }
 
 impl AuditReport {
-    /// True if nothing is wrong.
+    /// Returns `true` if there is no finding.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
     }
 }
 
-/// Waits for the outbox, reads both sides and compares them, with the front's record as the truth
-/// about what was sent and acknowledged. Orders of earlier runs are checked as well, except for
-/// what only their front knew.
+/// Waits for the outbox, reads both sides and compares them with the front's record of requests.
+/// Orders of earlier runs are checked as well, as far as their front's record is not needed.
 ///
 /// # Errors
-/// When one of the two cannot be read whole: then there is no verdict.
+/// When one of the two cannot be read whole; there is no verdict then.
 pub async fn audit(
     config: &AuditConfig,
     record: &OrderRecord,
@@ -175,19 +192,33 @@ pub async fn audit(
     Ok(AuditReport {
         findings: persistent.unwrap_or_default().into_iter().collect(),
         orders: count(evidence.orders.len()),
+        orders_of_run: orders_of_run(record, &evidence.orders),
         orders_acknowledged: count(of_record.iter().filter(|o| o.order.is_acknowledged()).count()),
         payments_acknowledged: count(of_record.iter().filter(|o| o.payment.is_acknowledged()).count()),
         deliveries: count(evidence.deliveries.len()),
         reservations: count(evidence.reservations.len()),
         outbox_waiting: in_outbox(MessageState::Waiting),
         outbox_dead: in_outbox(MessageState::Dead),
+        warehouse_away: evidence.warehouse_away,
         waited_ms: waited.as_millis() as u64,
     })
 }
 
-/// Waits until no message is on its way any more, nothing has moved for a while, or the time is
-/// over. An order management that does not answer meanwhile (it may be starting again) has moved
-/// nothing.
+/// Counts the orders of a run by their state.
+fn orders_of_run(record: &OrderRecord, orders: &[Order]) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for order in orders {
+        let id = order.id.parse().ok();
+        if id.is_some_and(|id: u64| record.get(id).is_some()) {
+            *counts.entry(order.state.name().to_owned()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// Waits until no message is in flight, nothing has moved for a while, or the time is over.
+///
+/// An order management that does not answer (it may be starting again) has moved nothing.
 async fn drained(config: &AuditConfig, oms: &Client, progress: &watch::Sender<AuditProgress>) -> Result<()> {
     let begun = Instant::now();
     let mut moved = Instant::now();
@@ -218,8 +249,8 @@ async fn drained(config: &AuditConfig, oms: &Client, progress: &watch::Sender<Au
     }
 }
 
-/// Reads both sides whole. The warehouse last: what an order says was delivered is in the ledger by
-/// then.
+/// Reads both sides whole, the warehouse last: a delivery that an order knows of is in the ledger
+/// by then.
 async fn gather(oms: &Client, warehouse: &Client) -> Result<Evidence> {
     Ok(Evidence {
         orders: pages(oms, OMS, "/orders", |page: OrdersPage| (page.orders, page.next)).await?,
@@ -228,6 +259,11 @@ async fn gather(oms: &Client, warehouse: &Client) -> Result<Evidence> {
         })
         .await?,
         outbox: fetch_outbox(oms).await?,
+        // The route is not part of the contract: without it the breaker counts as closed.
+        warehouse_away: oms
+            .get_json::<Health>(OMS, "/health")
+            .await
+            .is_ok_and(|health| health.warehouse == "away"),
         deliveries: pages(warehouse, WAREHOUSE, "/ledger", |page: LedgerPage| {
             (page.deliveries, page.next)
         })
@@ -273,7 +309,7 @@ where
     }
 }
 
-/// A cursor is the server's text: whatever is not plain in a query is escaped.
+/// Escapes a cursor, which is the server's text, for a query.
 fn escape(cursor: &str) -> String {
     use std::fmt::Write as _;
     let mut escaped = String::with_capacity(cursor.len());

@@ -1,10 +1,12 @@
-//! A small HTTP client: what a shop, a warehouse and an auditor need to talk to a server.
+//! A small HTTP client for shop, warehouse and auditor.
 //!
-//! Connections are kept and shared by all clones. Every call has a deadline, so that nothing is in
-//! flight for ever. A failure says which of four things happened, because a run's report counts
-//! them apart; nothing is ever retried here (the simulators' callers decide), except that a kept
-//! connection that turns out closed before a byte of the request was written is replaced. There are
-//! no redirects, no TLS and no proxies.
+//! Invariants:
+//! - Every call has a deadline, so that nothing is in flight for ever.
+//! - A failure has one of four kinds, which a run's report counts apart.
+//! - Nothing is retried. Only a kept connection that was closed before a byte of the request was
+//!   written is replaced.
+//!
+//! Absent on purpose: redirects, TLS, proxies.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,14 +22,14 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// Where a server is: `http://HOST:PORT`.
+/// Address of a server: `http://HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     authority: String,
 }
 
 impl Endpoint {
-    /// The full address of a path that begins with `/`.
+    /// Returns the full address of a path that begins with `/`.
     fn uri(&self, path: &str) -> Result<Uri> {
         format!("http://{}{path}", self.authority)
             .parse()
@@ -95,10 +97,10 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// What became of a call that got no answer.
+/// Kind of a call without an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FailureKind {
-    /// Nobody listens there.
+    /// No server listens there.
     Refused,
     /// The connection was closed before the answer was whole; the call may have been carried out.
     Closed,
@@ -109,7 +111,7 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// A short reason without commas, as it stands in `stats.csv`.
+    /// Returns a short reason without commas, for `stats.csv`.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Refused => "connection refused",
@@ -120,10 +122,10 @@ impl FailureKind {
     }
 }
 
-/// A call that got no answer.
+/// A call without an answer.
 #[derive(Debug)]
 pub struct Failure {
-    /// What became of it.
+    /// Kind.
     pub kind: FailureKind,
     /// The causes, innermost last.
     pub detail: String,
@@ -147,7 +149,7 @@ impl Failure {
         }
     }
 
-    /// Names the failure by the innermost cause that tells.
+    /// Returns a failure of the innermost cause that has a kind.
     fn new(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut kind = FailureKind::Other;
         let mut detail = String::new();
@@ -189,7 +191,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The body as text for an error message: its first line, shortened.
+    /// Returns the first line of the body, shortened, for an error message.
     pub fn excerpt(&self) -> String {
         let text = String::from_utf8_lossy(&self.body);
         text.lines()
@@ -201,7 +203,8 @@ impl Answer {
     }
 }
 
-type AnyBody = UnsyncBoxBody<Bytes, std::convert::Infallible>;
+type BodyError = Box<dyn std::error::Error + Send + Sync>;
+type AnyBody = UnsyncBoxBody<Bytes, BodyError>;
 
 /// A client of one server.
 #[derive(Clone)]
@@ -212,7 +215,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client whose calls each take at most `timeout`.
+    /// Returns a client with a deadline of `timeout` for each call.
     pub fn new(endpoint: Endpoint, timeout: Duration) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
@@ -230,7 +233,7 @@ impl Client {
         }
     }
 
-    /// The server's address.
+    /// Returns the server's address.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -240,8 +243,11 @@ impl Client {
     /// # Errors
     /// [`Failure`] when there was no whole answer within the deadline.
     pub async fn get(&self, path: &str) -> Result<Answer, Failure> {
-        self.call(self.request(Method::GET, path), Empty::new().boxed_unsync())
-            .await
+        self.call(
+            self.request(Method::GET, path),
+            Empty::new().map_err(Into::into).boxed_unsync(),
+        )
+        .await
     }
 
     /// `POST path` with a JSON body.
@@ -252,7 +258,8 @@ impl Client {
         let request = self
             .request(Method::POST, path)
             .header(header::CONTENT_TYPE, "application/json");
-        self.call(request, Full::new(body).boxed_unsync()).await
+        self.call(request, Full::new(body).map_err(Into::into).boxed_unsync())
+            .await
     }
 
     /// `PUT path` with a CSV body of any length, sent in chunks, and one header more.
@@ -263,13 +270,14 @@ impl Client {
         body: B,
     ) -> Result<Answer, Failure>
     where
-        B: Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
     {
         let request = self
             .request(Method::PUT, path)
             .header(header::CONTENT_TYPE, "text/csv")
             .header(extra.0, extra.1);
-        self.call(request, body.boxed_unsync()).await
+        self.call(request, body.map_err(Into::into).boxed_unsync()).await
     }
 
     /// `GET path`, the answer read as JSON.

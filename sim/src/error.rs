@@ -1,6 +1,6 @@
-//! What can go wrong around a simulation, with the place and what to do about it.
+//! Faults of a simulation, with the place and a remedy.
 //!
-//! Answers of the order management that a shop would have to live with (a 409, a time-out, a closed
+//! Answers of the order management that a shop has to live with (a 409, a time-out, a closed
 //! connection) are not errors here: the front counts them. `Display` never repeats its `source`.
 
 use std::path::{Path, PathBuf};
@@ -8,47 +8,47 @@ use std::path::{Path, PathBuf};
 /// The simulators' result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a simulation could not start or go on.
+/// Reason for which a simulation could not start or go on.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting that makes no sense.
+    /// A setting that cannot be used.
     Config {
         /// The setting's name, as in the configuration.
         setting: &'static str,
-        /// What is wrong with it and what it must be.
+        /// The fault, and the values that are allowed.
         problem: String,
     },
     /// An address that is not of the form `http://HOST:PORT`.
     Address {
         /// The address as given.
         given: String,
-        /// What is wrong with it.
+        /// The fault.
         problem: &'static str,
     },
     /// A file or folder could not be read or written.
     Io {
-        /// What was tried ("read", "create", ...).
+        /// The action ("read", "create", ...).
         action: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// The port is taken, or the address not ours.
+    /// The port is taken, or the address is not one of this machine.
     Listen {
         /// The address to listen on.
         address: std::net::SocketAddr,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file of ours that we cannot make sense of.
+    /// A file with a content that cannot be understood.
     Malformed {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: u64,
-        /// What is wrong, and what to do.
+        /// The fault, and the remedy.
         problem: String,
     },
     /// Another process uses the file.
@@ -56,31 +56,41 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// Nobody answers at an address.
+    /// A server does not answer.
     Unreachable {
-        /// Who should answer there.
+        /// The server.
         who: &'static str,
-        /// Where.
+        /// Its address.
         address: String,
         /// The last failure.
         problem: String,
     },
-    /// An answer that the other side's contract does not know.
+    /// An answer that is not in the contract.
     Answer {
-        /// The route asked.
+        /// The route.
         route: String,
-        /// What came.
+        /// The answer.
         problem: String,
     },
-    /// The ledger could not be written any more; nothing was confirmed since.
+    /// The ledger could not be written; nothing was confirmed since.
     LedgerFailed {
         /// The first failure.
         problem: String,
     },
+    /// A report could not be drawn.
+    Report {
+        /// The failure.
+        problem: String,
+    },
+    /// The run was ended before its first request.
+    Interrupted {
+        /// The order management that was waited for.
+        address: String,
+    },
 }
 
 impl Error {
-    /// For `map_err`: an IO failure with what was tried and on what.
+    /// For `map_err`: an IO error with its action and path.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
@@ -94,13 +104,13 @@ impl std::fmt::Display for Error {
             Self::Address { given, problem } => {
                 write!(
                     f,
-                    "{given:?} is not an address: {problem}; write http://HOST:PORT"
+                    "{given:?} is not an address: {problem}; expected http://HOST:PORT"
                 )
             }
             Self::Io { action, path, .. } => write!(f, "cannot {action} {}", path.display()),
             Self::Listen { address, .. } => write!(
                 f,
-                "cannot listen on {address}; is another process there? Choose another address or port 0"
+                "cannot listen on {address}; if another process does, choose another port, or 0 for a free one"
             ),
             Self::Malformed { path, line, problem } => {
                 write!(f, "{}, line {line}: {problem}", path.display())
@@ -118,6 +128,13 @@ impl std::fmt::Display for Error {
                 write!(f, "{who} does not answer at {address}: {problem}")
             }
             Self::Answer { route, problem } => write!(f, "{route}: unexpected answer: {problem}"),
+            Self::Interrupted { address } => {
+                write!(
+                    f,
+                    "interrupted before the first request to {address}; nothing was sent"
+                )
+            }
+            Self::Report { problem } => write!(f, "the report cannot be drawn: {problem}"),
             Self::LedgerFailed { problem } => {
                 write!(f, "the warehouse's ledger cannot be written: {problem}")
             }

@@ -1,24 +1,44 @@
-//! The world around the order management: a shop front that loads it, a warehouse that feeds and
-//! serves it, and an audit that holds both sides against each other.
+//! The world around the order management: a shop front that loads it, a warehouse that supplies and
+//! serves it, and an audit that compares both sides.
 //!
-//! All of it reaches the order management over HTTP only, as real neighbours would, and is driven
-//! by one seed.
+//! The simulators reach the order management over HTTP only, as real neighbours would. One seed
+//! drives everything random.
 //!
-//! - [`mod@audit`]: compares both sides after a run; pure over what they say.
+//! - [`mod@audit`]: compares both sides after a run; the comparison is pure.
+//! - [`cluster_detail`]: ring and nodes, as the web console describes them.
+//! - [`compare`]: two runs side by side.
 //! - [`front`]: open-loop load, latencies from the intended start, `stats.csv`.
-//! - [`report`]: a run's summary, as a table and as JSON.
+//! - [`latency`]: latency histograms and their percentiles.
+//! - [`monitor`]: polls both servers during a run.
+//! - [`report`]: a run as one HTML page.
+//! - [`run_folder`]: the record of a run on disk.
 //! - [`samples`]: small files in the original's formats.
+//! - [`scenario`]: load, faults, node events and thresholds of a run, from TOML.
+//! - [`series`]: a run second by second.
+//! - [`summary`]: the results of a run, as a table and as JSON.
+//! - [`telemetry`]: live state of a run, for views.
+//! - [`thresholds`]: conditions under which a run fails.
 //! - [`warehouse`]: a server with real stock and a durable ledger, slow and unreliable on purpose.
-//! - [`workload`]: what the front asks and when, pure.
+//! - [`workload`]: requests and their moments, pure.
 #![forbid(unsafe_code)]
 
 pub mod audit;
 pub mod client;
+pub mod cluster_detail;
+pub mod compare;
 mod error;
 pub mod front;
+pub mod latency;
+pub mod monitor;
 pub mod report;
+pub mod run_folder;
 pub mod samples;
+pub mod scenario;
 mod seed;
+pub mod series;
+pub mod summary;
+pub mod telemetry;
+pub mod thresholds;
 pub mod warehouse;
 pub mod wire;
 pub mod workload;
@@ -26,6 +46,9 @@ pub mod workload;
 pub use audit::{AuditConfig, AuditReport, Finding, audit};
 pub use client::Endpoint;
 pub use error::{Error, Result};
-pub use front::{FrontConfig, FrontReport, Progress, run_front};
-pub use report::Summary;
+pub use front::{FrontConfig, FrontReport, run_front};
+pub use run_folder::RunFolder;
+pub use scenario::Scenario;
+pub use summary::Summary;
+pub use telemetry::Telemetry;
 pub use warehouse::{Warehouse, WarehouseConfig};

@@ -1,398 +1,428 @@
-//! A run's summary: as a table that a newcomer can read, and as JSON for programs.
+//! The report of a run: one HTML page without outside resources, drawn from its run folder.
 //!
-//! It only shows what others measured. Latencies count from the intended start of each request.
+//! Invariants:
+//! - The page needs no script and no network. It follows the reader's light or dark setting.
+//! - Every chart has a title, a unit, a legend in words, and a text for screen readers. Colours are
+//!   those of Okabe and Ito (2008), which the colour-blind can tell apart.
+//! - The page of a run that was killed shows the seconds that are there.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::Write as _;
 
-use serde::Serialize;
+use crate::run_folder::{RunFacts, RunFolder};
+use crate::series;
+use crate::summary::thousands;
+use crate::telemetry::{Route, RouteSecond, RunEvent, SecondPoint};
+use crate::wire::OrderState;
+use crate::{Error, Result};
 
-use crate::audit::{AuditReport, Finding};
-use crate::front::{FrontReport, RouteReport};
-use crate::wire::{Health, WarehouseSummary};
+mod chart;
+mod html;
 
-/// Findings shown in the table; JSON has them all.
-const FINDINGS_SHOWN: usize = 20;
+use chart::{Chart, Line, Mark, Scale};
+use html::{bars, escape, section};
+use serde_json::Value;
 
-/// A run's summary. `Display` is the table.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Summary {
-    /// The seed: the same seed gives the same requests.
-    pub seed: u64,
-    /// The rate asked for, payments not counted, requests a second.
-    pub rate_asked: f64,
-    /// From the first request to the last answer, seconds.
-    pub elapsed_s: f64,
-    /// True if the run was ended before its time.
-    pub stopped_early: bool,
-    /// Requests made, payments included.
-    pub requests: u64,
-    /// Requests a second over the whole run, payments included.
-    pub rate: f64,
-    /// Requests that could not start on time; measured from when they should have.
-    pub late: u64,
-    /// Payments that an early end kept from being sent.
-    pub payments_not_sent: u64,
-    /// Answers and latencies by route.
-    pub routes: Vec<RouteReport>,
-    /// All errors, by status or reason.
-    pub errors: BTreeMap<String, u64>,
-    /// The order management's counts at the end; none if they could not be read.
-    pub oms: Option<Health>,
-    /// The warehouse's counts at the end; none if they could not be read.
-    pub warehouse: Option<WarehouseSummary>,
-    /// The audit; none if there was none.
-    pub audit: Option<AuditReport>,
-    /// The audit's verdict: `clean`, `findings`, or why there is none.
-    pub verdict: String,
-    /// The requests' log.
-    pub stats_csv: Option<std::path::PathBuf>,
-    /// Why the requests' log is not whole.
-    pub stats_csv_problem: Option<String>,
+/// Name of the page in the run folder.
+pub const FILE: &str = "report.html";
+
+const BLUE: chart::Colour = (0, 114, 178);
+const ORANGE: chart::Colour = (230, 159, 0);
+const GREEN: chart::Colour = (0, 158, 115);
+const RED: chart::Colour = (213, 94, 0);
+const PINK: chart::Colour = (204, 121, 167);
+const SKY: chart::Colour = (86, 180, 233);
+const GREY: chart::Colour = (128, 128, 128);
+
+/// Everything that a page is drawn from.
+struct Material {
+    facts: RunFacts,
+    /// Null for a run that was killed.
+    summary: Value,
+    points: Vec<SecondPoint>,
+    events: Vec<RunEvent>,
 }
 
-impl Summary {
-    /// Puts a run's parts together. An audit that failed comes as the text of its error.
-    pub fn new(
-        front: &FrontReport,
-        audit: Result<AuditReport, String>,
-        oms: Option<Health>,
-        warehouse: Option<WarehouseSummary>,
-    ) -> Self {
-        let mut errors = BTreeMap::new();
-        for (reason, count) in front.routes.iter().flat_map(|route| &route.errors) {
-            *errors.entry(reason.clone()).or_default() += count;
-        }
-        let elapsed_s = front.elapsed.as_secs_f64();
-        let verdict = match &audit {
-            Ok(report) if report.is_clean() => "clean".to_owned(),
-            Ok(_) => "findings".to_owned(),
-            Err(problem) => format!("none: {problem}"),
-        };
-        Self {
-            seed: front.seed,
-            rate_asked: front.rate,
-            elapsed_s,
-            stopped_early: front.stopped_early,
-            requests: front.requests,
-            rate: front.requests as f64 / elapsed_s.max(f64::MIN_POSITIVE),
-            late: front.late,
-            payments_not_sent: front.payments_not_sent,
-            routes: front.routes.clone(),
-            errors,
-            oms,
-            warehouse,
-            audit: audit.ok(),
-            verdict,
-            stats_csv: front.stats_csv.clone(),
-            stats_csv_problem: front.stats_csv_problem.clone(),
-        }
-    }
-
-    /// True if both sides were audited and nothing is wrong.
-    pub fn is_clean(&self) -> bool {
-        self.audit.as_ref().is_some_and(AuditReport::is_clean)
-    }
-
-    /// What the audit found.
-    pub fn findings(&self) -> &[Finding] {
-        self.audit
-            .as_ref()
-            .map(|audit| audit.findings.as_slice())
-            .unwrap_or_default()
-    }
-
-    /// The summary as JSON, indented.
-    pub fn to_json(&self) -> String {
-        // Numbers, text, lists and maps keyed by text, into memory: this has no way to fail.
-        serde_json::to_string_pretty(self).expect("a summary is plain data")
-    }
-
-    fn write_routes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "\n  {:<34}{:>10}{:>10}{:>11}{:>11}{:>11}",
-            "route", "requests", "errors", "p50", "p99", "max"
-        )?;
-        for route in &self.routes {
-            writeln!(
-                f,
-                "  {:<34}{:>10}{:>10}{:>11}{:>11}{:>11}",
-                route.route,
-                thousands(route.requests),
-                thousands(route.requests - route.ok),
-                millis(route.latency.p50_us),
-                millis(route.latency.p99_us),
-                millis(route.latency.max_us)
-            )?;
-        }
-        writeln!(f, "  (latency from the moment each request was due)\n")
-    }
-
-    fn write_oms(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(oms) = &self.oms else {
-            return line(f, "orders", "not known: the order management did not tell");
-        };
-        let by_state = oms.orders.iter().filter(|(_, count)| **count > 0);
-        line(f, "orders", &counts(by_state))?;
-        line(
-            f,
-            "taken in",
-            &format!(
-                "{} stock snapshots, {} stat files",
-                thousands(oms.stock_snapshots),
-                thousands(oms.stat_files)
-            ),
-        )
-    }
-
-    fn write_warehouse(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(warehouse) = &self.warehouse else {
-            return line(f, "warehouse", "not known: it did not tell");
-        };
-        line(
-            f,
-            "warehouse",
-            &format!(
-                "{} announced, {} delivered, {} refused, {} gateway time-outs, {} asked again",
-                thousands(warehouse.announced),
-                thousands(warehouse.delivered),
-                thousands(warehouse.refused),
-                thousands(warehouse.gateway_timeouts),
-                thousands(warehouse.duplicates_after_answer)
-            ),
-        )
-    }
-
-    fn write_audit(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(audit) = &self.audit else {
-            return line(f, "audit", &self.verdict);
-        };
-        let checked = format!(
-            "{} orders, {} deliveries and {} reservations checked, {} messages waiting, {} given up",
-            thousands(audit.orders),
-            thousands(audit.deliveries),
-            thousands(audit.reservations),
-            thousands(audit.outbox_waiting),
-            thousands(audit.outbox_dead)
-        );
-        if audit.is_clean() {
-            return line(f, "audit", &format!("clean: {checked}"));
-        }
-        let found = audit.findings.len();
-        line(
-            f,
-            "audit",
-            &format!("{} WRONG: {checked}", thousands(found as u64)),
-        )?;
-        for finding in audit.findings.iter().take(FINDINGS_SHOWN) {
-            writeln!(f, "    - {finding}")?;
-        }
-        match found.saturating_sub(FINDINGS_SHOWN) {
-            0 => Ok(()),
-            more => writeln!(f, "    - and {} more", thousands(more as u64)),
-        }
-    }
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let early = if self.stopped_early { ", ended early" } else { "" };
-        line(
-            f,
-            "run",
-            &format!(
-                "{:.1} s at {} requests/s, seed {}{early}",
-                self.elapsed_s, self.rate_asked, self.seed
-            ),
-        )?;
-        line(
-            f,
-            "requests",
-            &format!(
-                "{} with payments ({:.1}/s), {} started late",
-                thousands(self.requests),
-                self.rate,
-                thousands(self.late)
-            ),
-        )?;
-        self.write_routes(f)?;
-        let errors = match self.errors.is_empty() {
-            true => "none".to_owned(),
-            false => counts(self.errors.iter()),
-        };
-        line(f, "errors", &errors)?;
-        if self.payments_not_sent > 0 {
-            line(
-                f,
-                "not paid",
-                &format!(
-                    "{} orders, for the end came first",
-                    thousands(self.payments_not_sent)
-                ),
-            )?;
-        }
-        self.write_oms(f)?;
-        self.write_warehouse(f)?;
-        match (&self.stats_csv_problem, &self.stats_csv) {
-            (Some(problem), _) => line(f, "log", &format!("not whole: {problem}"))?,
-            (None, Some(path)) => line(f, "log", &path.display().to_string())?,
-            (None, None) => {}
-        }
-        self.write_audit(f)
-    }
-}
-
-/// A line of the table.
-fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
-    writeln!(f, "  {name:<11}{text}")
-}
-
-/// `3 delivered, 1 paid`.
-fn counts<'a>(counts: impl Iterator<Item = (&'a String, &'a u64)>) -> String {
-    let parts: Vec<String> = counts
-        .map(|(name, count)| format!("{} {}", thousands(*count), spelled(name)))
-        .collect();
-    match parts.is_empty() {
-        true => "none".to_owned(),
-        false => parts.join(", "),
-    }
-}
-
-/// A status with its meaning here; anything else as it is.
-fn spelled(reason: &str) -> String {
-    let meaning = match reason {
-        "409" => "no store has it",
-        "404" => "unknown order",
-        "503" => "not now",
-        _ => return reason.to_owned(),
+/// Draws the page of a run.
+///
+/// # Errors
+/// When a file of the run folder cannot be read or understood.
+pub fn render(folder: &RunFolder) -> Result<String> {
+    let material = Material {
+        facts: folder.facts()?,
+        summary: folder.summary()?.unwrap_or(Value::Null),
+        points: series::read(folder.path())?,
+        events: folder.events()?,
     };
-    format!("x {reason} ({meaning})")
-}
-
-/// Microseconds as milliseconds, with digits that fit the size.
-fn millis(us: u64) -> String {
-    match us {
-        0..10_000 => format!("{:.2} ms", us as f64 / 1000.0),
-        10_000..100_000 => format!("{:.1} ms", us as f64 / 1000.0),
-        _ => format!("{} ms", thousands(us / 1000)),
+    let histograms = folder.histograms()?;
+    let mut page = html::head(&format!("Run {}", material.facts.scenario));
+    page.push_str(&material.header());
+    page.push_str(&material.results());
+    page.push_str(&material.throughput()?);
+    for route in Route::ALL {
+        page.push_str(&material.latencies(route)?);
     }
+    page.push_str(&distribution(&histograms)?);
+    page.push_str(&material.orders()?);
+    page.push_str(&material.outbox()?);
+    page.push_str(&material.schedule()?);
+    page.push_str(&material.ring());
+    page.push_str(&material.audit());
+    page.push_str(&material.event_table());
+    page.push_str("</main></body></html>\n");
+    Ok(page)
 }
 
-/// `1234567` as `1,234,567`.
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
+impl Material {
+    fn marks(&self) -> Vec<Mark> {
+        use crate::telemetry::EventKind as Kind;
+        let shown = |event: &&RunEvent| {
+            let is_shown = matches!(
+                event.kind,
+                Kind::Kill | Kind::Stop | Kind::Pause | Kind::Leave | Kind::Warehouse | Kind::Breaker
+            );
+            is_shown && event.offset_ms > 0
+        };
+        let marks = self.events.iter().filter(shown).map(|event| Mark {
+            at_s: event.offset_ms as f64 / 1_000.0,
+            name: match event.kind {
+                Kind::Warehouse => event.subject.clone(),
+                Kind::Breaker => "breaker".to_owned(),
+                kind => format!("{} {}", kind.name(), event.subject),
+            },
+        });
+        marks.collect()
+    }
+
+    fn line(&self, name: &'static str, colour: chart::Colour, value: impl Fn(&SecondPoint) -> f64) -> Line {
+        Line {
+            name,
+            colour,
+            points: self
+                .points
+                .iter()
+                .map(|point| (point.second as f64, value(point)))
+                .collect(),
         }
-        text.push(digit);
     }
-    text
+
+    fn draw(&self, title: &str, unit: &str, scale: Scale, lines: Vec<Line>) -> Result<String> {
+        let chart = Chart {
+            title,
+            unit,
+            x_unit: "seconds since the start",
+            scale,
+            lines,
+            marks: self.marks(),
+        };
+        chart.figure()
+    }
+
+    fn header(&self) -> String {
+        let facts = &self.facts;
+        let verdict = match self.summary["verdict"].as_str() {
+            Some(verdict) => verdict.replace('_', " "),
+            None => "killed before its end".to_owned(),
+        };
+        let class = match verdict.as_str() {
+            "clean" => "good",
+            "findings" | "threshold missed" => "bad",
+            _ => "unsure",
+        };
+        let begun = std::time::UNIX_EPOCH + std::time::Duration::from_millis(facts.begun_at_ms);
+        format!(
+            "<header><h1>{} <span class=\"verdict {class}\">{}</span></h1>\
+             <p>Seed {}, version {}, {} on {} processors, begun {}.</p>\
+             <p>Repeat it: <code>{}</code></p></header>\n",
+            escape(&facts.scenario),
+            escape(&verdict),
+            facts.seed,
+            escape(&facts.version),
+            escape(&facts.platform),
+            facts.processors,
+            humantime::format_rfc3339_seconds(begun),
+            escape(&facts.repeat),
+        )
+    }
+
+    /// The routes, the load and the thresholds as tables.
+    fn results(&self) -> String {
+        let summary = &self.summary;
+        if summary.is_null() {
+            return String::new();
+        }
+        let number = |value: &Value| thousands(value.as_u64().unwrap_or_default());
+        let mut rows = String::new();
+        let routes = summary["routes"].as_array().into_iter().flatten();
+        for route in routes.filter(|route| route["requests"] != 0) {
+            let latency = |name: &str| {
+                let us = route["latency"][name].as_u64().unwrap_or_default();
+                format!("{:.2}", us as f64 / 1_000.0)
+            };
+            let failed =
+                route["requests"].as_u64().unwrap_or_default() - route["ok"].as_u64().unwrap_or_default();
+            let _ = write!(
+                rows,
+                "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                escape(route["route"].as_str().unwrap_or_default()),
+                number(&route["requests"]),
+                thousands(failed),
+                latency("p50_us"),
+                latency("p99_us"),
+                latency("p999_us"),
+                latency("max_us"),
+            );
+        }
+        let mut text = format!(
+            "<p>{} requests in a window of {:.1} s ({:.1}/s) and a drain of {:.1} s; {} late, {} dropped.</p>\
+             <table><thead><tr><th>route</th><th>requests</th><th>errors</th><th>p50 ms</th><th>p99 ms</th>\
+             <th>p99.9 ms</th><th>max ms</th></tr></thead><tbody>{rows}</tbody></table>",
+            number(&summary["requests"]),
+            summary["window_s"].as_f64().unwrap_or_default(),
+            summary["rate"].as_f64().unwrap_or_default(),
+            summary["drain_s"].as_f64().unwrap_or_default(),
+            number(&summary["late"]),
+            number(&summary["dropped"]),
+        );
+        let thresholds = summary["thresholds"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        if !thresholds.is_empty() {
+            text.push_str("<h3>Thresholds</h3><ul>");
+            for result in thresholds {
+                let (class, word) = match result["is_missed"].as_bool() {
+                    Some(false) => ("good", "kept"),
+                    _ => ("bad", "missed"),
+                };
+                let _ = write!(
+                    text,
+                    "<li><span class=\"verdict {class}\">{word}</span> fail if <code>{}</code>: measured {}</li>",
+                    escape(result["condition"].as_str().unwrap_or_default()),
+                    escape(result["measured"].as_str().unwrap_or("unknown")),
+                );
+            }
+            text.push_str("</ul>");
+        }
+        section("Results", &text)
+    }
+
+    fn throughput(&self) -> Result<String> {
+        let lines = vec![
+            self.line("sent", SKY, |point| point.sent as f64),
+            self.line("answered well", BLUE, |point| point.ok as f64),
+            self.line("failed", RED, |point| point.failed as f64),
+        ];
+        Ok(section(
+            "Throughput",
+            &self.draw("Requests per second", "requests/s", Scale::Linear, lines)?,
+        ))
+    }
+
+    fn latencies(&self, route: Route) -> Result<String> {
+        let of = |point: &SecondPoint| point.routes[route.index()];
+        if self.points.iter().all(|point| of(point).requests == 0) {
+            return Ok(String::new());
+        }
+        let line = |name, colour, value: fn(&RouteSecond) -> u64| Line {
+            name,
+            colour,
+            // A second without requests has no latency.
+            points: self
+                .points
+                .iter()
+                .filter(|point| of(point).requests > 0)
+                .map(|point| (point.second as f64, value(&of(point)) as f64 / 1_000.0))
+                .collect(),
+        };
+        let lines = vec![
+            line("max", GREY, |second| second.max_us),
+            line("p99", ORANGE, |second| second.p99_us),
+            line("p50", BLUE, |second| second.p50_us),
+        ];
+        let title = format!("Latency of {}", route.template());
+        Ok(section(
+            &title,
+            &self.draw(&title, "ms", Scale::Logarithmic, lines)?,
+        ))
+    }
+
+    fn orders(&self) -> Result<String> {
+        let count = |state: OrderState| {
+            move |point: &SecondPoint| point.orders.get(state.name()).copied().unwrap_or_default() as f64
+        };
+        let shown = [
+            ("reserved", OrderState::Reserved, SKY),
+            ("announced", OrderState::Announced, BLUE),
+            ("paid", OrderState::Paid, ORANGE),
+            ("delivered", OrderState::Delivered, GREEN),
+            ("rejected", OrderState::Rejected, RED),
+            ("cancelled", OrderState::Cancelled, PINK),
+        ];
+        let lines = shown
+            .into_iter()
+            .map(|(name, state, colour)| self.line(name, colour, count(state)))
+            .collect();
+        let mut text = self.draw("Orders of this run by state", "orders", Scale::Linear, lines)?;
+        if let Some(orders) = self.summary["orders"].as_object() {
+            let at_end = OrderState::ALL.iter().filter_map(|state| {
+                let count = orders.get(state.name())?.as_u64()?;
+                Some((state.name().to_owned(), count))
+            });
+            text.push_str("<h3>At the end</h3>");
+            text.push_str(&bars(&at_end.collect::<Vec<_>>(), "orders"));
+        }
+        Ok(section("Orders", &text))
+    }
+
+    fn outbox(&self) -> Result<String> {
+        let lines = vec![
+            self.line("waiting", BLUE, |point| {
+                point.outbox.saturating_sub(point.outbox_dead) as f64
+            }),
+            self.line("dead letters", RED, |point| point.outbox_dead as f64),
+        ];
+        let mut text = self.draw("Messages for the warehouse", "messages", Scale::Linear, lines)?;
+        let faults: Vec<(String, u64)> = self.summary["warehouse"]["faults"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(name, count)| (name.clone(), count.as_u64().unwrap_or_default()))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        if !faults.is_empty() {
+            text.push_str("<h3>Faults of the warehouse, made on purpose</h3>");
+            text.push_str(&bars(&faults, "calls"));
+        }
+        Ok(section("Outbox and warehouse", &text))
+    }
+
+    fn schedule(&self) -> Result<String> {
+        let lines = vec![self.line("p99 of the lag", ORANGE, |point| {
+            point.lag_p99_us as f64 / 1_000.0
+        })];
+        let text = self.draw(
+            "Lag of the front behind its schedule",
+            "ms",
+            Scale::Logarithmic,
+            lines,
+        )?;
+        let note = "<p>A run whose lag has a 99th percentile above 5 ms does not measure the server.</p>";
+        Ok(section("Schedule", &(note.to_owned() + &text)))
+    }
+
+    fn ring(&self) -> String {
+        let nodes: Vec<(String, u64)> = self.summary["nodes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|node| {
+                let name = node["name"].as_str().unwrap_or_default().to_owned();
+                (name, node["slots"].as_u64().unwrap_or_default())
+            })
+            .collect();
+        match nodes.is_empty() {
+            true => String::new(),
+            false => section("Ring at the end", &bars(&nodes, "slots")),
+        }
+    }
+
+    fn audit(&self) -> String {
+        let audit = &self.summary["audit"];
+        if audit.is_null() {
+            let reason = self.summary["audit_problem"]
+                .as_str()
+                .unwrap_or("the run has none");
+            return section("Audit", &format!("<p>No audit: {}.</p>", escape(reason)));
+        }
+        let number = |name: &str| thousands(audit[name].as_u64().unwrap_or_default());
+        let mut text = format!(
+            "<p>{} orders, {} deliveries and {} reservations compared; {} messages waiting, {} dead letters.</p>",
+            number("orders"),
+            number("deliveries"),
+            number("reservations"),
+            number("outbox_waiting"),
+            number("outbox_dead"),
+        );
+        let findings = audit["findings"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        match findings.is_empty() {
+            true => text.push_str("<p><span class=\"verdict good\">no finding</span></p>"),
+            false => {
+                text.push_str("<ul>");
+                for finding in findings {
+                    let _ = write!(text, "<li><code>{}</code></li>", escape(&finding.to_string()));
+                }
+                text.push_str("</ul>");
+            }
+        }
+        section("Audit", &text)
+    }
+
+    fn event_table(&self) -> String {
+        if self.events.is_empty() {
+            return String::new();
+        }
+        let mut rows = String::new();
+        for event in &self.events {
+            let _ = write!(
+                rows,
+                "<tr><td>{:.1}</td><td>{}</td><td class=\"text\">{}</td></tr>",
+                event.offset_ms as f64 / 1_000.0,
+                event.kind.name(),
+                escape(&event.text),
+            );
+        }
+        let table = format!(
+            "<table><thead><tr><th>second</th><th>kind</th><th>event</th></tr></thead><tbody>{rows}</tbody></table>"
+        );
+        section("Events", &table)
+    }
+}
+
+/// The latencies of all routes by percentile.
+fn distribution(histograms: &[(String, Vec<crate::latency::Bucket>)]) -> Result<String> {
+    let colours = [BLUE, ORANGE, GREEN, PINK];
+    let mut lines = Vec::new();
+    for (route, buckets) in histograms {
+        let known = Route::ALL.into_iter().find(|known| known.name() == route);
+        let Some(known) = known else { continue };
+        let total: u64 = buckets.iter().map(|bucket| bucket.count).sum();
+        let mut reached = 0;
+        let mut points = Vec::new();
+        for bucket in buckets {
+            // Nines on a linear axis: 90 % is 1, 99 % is 2, 99.9 % is 3.
+            let above = 1.0 - reached as f64 / total.max(1) as f64;
+            points.push((-above.log10(), bucket.upto_us as f64 / 1_000.0));
+            reached += bucket.count;
+        }
+        lines.push(Line {
+            name: known.name(),
+            colour: colours[known.index()],
+            points,
+        });
+    }
+    if lines.is_empty() {
+        return Ok(String::new());
+    }
+    let chart = Chart {
+        title: "Latency by percentile",
+        unit: "ms",
+        x_unit: "percentile in nines: 1 is 90 %, 2 is 99 %, 3 is 99.9 %",
+        scale: Scale::Logarithmic,
+        lines,
+        marks: Vec::new(),
+    };
+    Ok(section("Latency by percentile", &chart.figure()?))
+}
+
+fn drawing_failed(error: impl std::fmt::Display) -> Error {
+    Error::Report {
+        problem: error.to_string(),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::front::{Latency, OrderRecord};
-    use std::time::Duration;
-
-    fn front() -> FrontReport {
-        FrontReport {
-            seed: 7,
-            rate: 200.0,
-            started_at_ms: 0,
-            elapsed: Duration::from_millis(33_500),
-            stopped_early: false,
-            requests: 7_012,
-            late: 3,
-            payments_not_sent: 0,
-            routes: vec![RouteReport {
-                route: "POST /order",
-                requests: 1_012,
-                ok: 1_000,
-                errors: BTreeMap::from([("409".to_owned(), 12)]),
-                latency: Latency {
-                    p50_us: 480,
-                    p90_us: 900,
-                    p99_us: 12_340,
-                    p999_us: 140_000,
-                    max_us: 1_234_567,
-                },
-            }],
-            stats_csv: Some("data/stats.csv".into()),
-            stats_csv_problem: None,
-            record: OrderRecord::default(),
-        }
-    }
-
-    fn audit(findings: Vec<Finding>) -> AuditReport {
-        AuditReport {
-            findings,
-            orders: 1_012,
-            orders_acknowledged: 1_000,
-            payments_acknowledged: 1_000,
-            deliveries: 1_000,
-            reservations: 0,
-            outbox_waiting: 0,
-            outbox_dead: 0,
-            waited_ms: 900,
-        }
-    }
-
-    #[test]
-    fn the_table_shows_the_run_its_routes_and_the_verdict() {
-        let oms = Health {
-            orders: BTreeMap::from([("delivered".to_owned(), 1_000), ("paid".to_owned(), 0)]),
-            stock_snapshots: 3,
-            stat_files: 3,
-            ..Health::default()
-        };
-        let summary = Summary::new(&front(), Ok(audit(vec![])), Some(oms), None);
-        assert!(summary.is_clean());
-        let table = summary.to_string();
-        for expected in [
-            "33.5 s at 200 requests/s, seed 7",
-            "7,012 with payments (209.3/s), 3 started late",
-            "     1,012        12    0.48 ms    12.3 ms   1,234 ms",
-            "12 x 409 (no store has it)",
-            "1,000 delivered\n",
-            "3 stock snapshots, 3 stat files",
-            "data/stats.csv",
-            "clean: 1,012 orders",
-        ] {
-            assert!(table.contains(expected), "{expected:?} is not in\n{table}");
-        }
-        let json: serde_json::Value = serde_json::from_str(&summary.to_json()).unwrap();
-        assert_eq!(json["verdict"], "clean");
-        assert_eq!(json["errors"]["409"], 12);
-        assert_eq!(json["routes"][0]["latency"]["p99_us"], 12_340);
-    }
-
-    #[test]
-    fn findings_are_named_and_too_many_are_counted() {
-        let finding = |n: usize| Finding::OrderMissing { order: n.to_string() };
-        let summary = Summary::new(&front(), Ok(audit((1..=25).map(finding).collect())), None, None);
-        assert!(!summary.is_clean());
-        let table = summary.to_string();
-        assert!(
-            table.contains("25 WRONG") && table.contains("and 5 more"),
-            "{table}"
-        );
-        assert!(table.contains("order 1: acknowledged, but it is gone"), "{table}");
-        assert_eq!(summary.findings().len(), 25);
-        assert!(summary.to_json().contains("\"finding\": \"order_missing\""));
-    }
-
-    #[test]
-    fn without_an_audit_there_is_no_clean_verdict() {
-        let summary = Summary::new(&front(), Err("the warehouse does not answer".into()), None, None);
-        assert!(!summary.is_clean());
-        assert!(
-            summary
-                .to_string()
-                .contains("none: the warehouse does not answer")
-        );
-    }
-}
+#[path = "report_tests.rs"]
+mod tests;

@@ -1,8 +1,7 @@
 //! Small files in the original's formats, for tests and for trying the routes with curl.
 //!
-//! They are made by the same code as a run's stock, stat files and orders, from a fixed seed, so
-//! that they cannot drift from what the simulators send; a test makes them again and compares every
-//! byte.
+//! The code of a run's stock, statistics files and orders makes them from a fixed seed, so that
+//! they cannot drift from the simulators. A test makes them again and compares every byte.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +9,7 @@ use std::path::Path;
 use crate::seed::{Dice, Purpose};
 use crate::warehouse::{Stock, StockShape, files};
 use crate::wire::NewOrder;
-use crate::workload::plan_order;
+use crate::workload::{Customers, plan_order};
 use crate::{Error, Result};
 
 /// The samples' seed.
@@ -38,8 +37,12 @@ pub fn samples() -> [(&'static str, Vec<u8>); 3] {
 
 fn orders() -> Vec<u8> {
     let mut dice = Dice::new(SEED, Purpose::Requests);
+    let customers = Customers {
+        products: SHAPE.products,
+        ..Customers::default()
+    };
     let lines: Vec<String> = (1..=ORDER_COUNT)
-        .map(|id| plan_order(&mut dice, id, SHAPE.products).0.to_wire())
+        .map(|id| plan_order(&mut dice, id, &customers).0.to_wire())
         // Text and numbers, into memory: this has no way to fail.
         .map(|order: NewOrder| serde_json::to_string(&order).expect("an order is plain data"))
         .collect();
@@ -70,7 +73,7 @@ mod tests {
             let kept = fs::read(folder.join(name)).unwrap_or_default();
             assert!(
                 kept == content,
-                "data/samples/{name} differs; `imt sim samples` writes it anew, but see why first"
+                "data/samples/{name} differs; `imt sim samples` writes it again, but find the reason first"
             );
             assert!(content.len() <= 20 * 1024, "{name} is {} bytes", content.len());
         }

@@ -1,36 +1,38 @@
-//! Everything random in a simulation comes from one seed, through this file.
+//! Random numbers of a simulation, all from one seed.
 //!
-//! Each purpose draws from a stream of its own (ChaCha8 has 2^64 of them), so that one more draw in
-//! the shop's requests never shifts the warehouse's stock. Where calls race (the warehouse's
-//! answers), the stream is named by the order and the attempt instead of the order of arrival: a
-//! run can be repeated although its threads cannot.
-//!
-//! Ranges are drawn by a multiplication written here, not by a library's distributions, whose
-//! values may change between versions: the samples under `data/samples` must come out byte for byte
-//! the same.
+//! Invariants:
+//! - Each purpose draws from a stream of its own (ChaCha8 has 2^64), so that one more draw in the
+//!   shop's requests never shifts the warehouse's stock.
+//! - Where calls race, the stream is named by the order and the attempt and not by the order of
+//!   arrival: a run can be repeated although its threads cannot.
+//! - Ranges are drawn by a multiplication of this file. A library's distributions may change
+//!   between versions, and the samples under `data/samples` must keep every byte.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// What a stream of random numbers is for. The numbers are part of the samples' bytes: never
-/// renumber.
+/// Purpose of a stream of random numbers. The numbers are part of the samples' bytes and must stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Purpose {
-    /// When the front's requests start.
+    /// Moments of the front's requests.
     Arrivals = 1,
-    /// What they ask.
+    /// Content of the front's requests.
     Requests = 2,
-    /// The stock on the first day.
+    /// Stock on the first day.
     Stock = 3,
-    /// The lines of the stat files.
+    /// Lines of the statistics files.
     StatFiles = 4,
-    /// What comes back into stock.
+    /// Units that come back into stock.
     Restock = 5,
-    /// How long the warehouse takes over an announced order.
+    /// Delays and faults of announcements.
     Announcement = 6,
-    /// Which deliveries end in a gateway time-out.
+    /// Delays and faults of deliveries.
     Delivery = 7,
+    /// Payments and cancellations that deviate from the usual course.
+    Habits = 8,
+    /// Random node events.
+    Faults = 9,
 }
 
 /// A stream of random numbers for one purpose.
@@ -38,20 +40,19 @@ pub(crate) enum Purpose {
 pub(crate) struct Dice(ChaCha8Rng);
 
 impl Dice {
-    /// The purpose's one stream.
+    /// Returns the only stream of a purpose.
     pub(crate) fn new(seed: u64, purpose: Purpose) -> Self {
         Self::stream(seed, purpose, 0)
     }
 
-    /// A stream of its own for the `number`th thing of this purpose (a stat file, a restocking).
+    /// Returns the stream of the `number`th item of a purpose (a statistics file, a restocking).
     pub(crate) fn numbered(seed: u64, purpose: Purpose, number: u64) -> Self {
         Self::stream(seed, purpose, number)
     }
 
-    /// A stream of its own for one attempt at one order.
+    /// Returns the stream of one attempt at one order.
     pub(crate) fn for_order(seed: u64, purpose: Purpose, order: &str, attempt: u32) -> Self {
-        // FNV-1a: fixed for ever and enough to tell orders apart; nobody attacks a simulator's
-        // dice.
+        // FNV-1a: specified, and enough to tell orders apart.
         let hash = order
             .bytes()
             .chain(attempt.to_le_bytes())
@@ -68,23 +69,22 @@ impl Dice {
         Self(rng)
     }
 
-    /// Uniform in `0..bound`. The bias, at most `bound / 2^32`, is far below what any run could
-    /// see.
+    /// Returns a number in `0..bound`. The bias is at most `bound / 2^32`, which no run can see.
     pub(crate) fn below(&mut self, bound: u32) -> u32 {
         ((u64::from(self.0.next_u32()) * u64::from(bound)) >> 32) as u32
     }
 
-    /// Uniform in `low..=high`.
+    /// Returns a number in `low..=high`.
     pub(crate) fn between(&mut self, low: u32, high: u32) -> u32 {
         low + self.below(high - low + 1)
     }
 
-    /// True one time in `n`, never when `n` is 0.
+    /// Returns `true` one time in `n`, and never when `n` is 0.
     pub(crate) fn one_in(&mut self, n: u32) -> bool {
         n > 0 && self.below(n) == 0
     }
 
-    /// Uniform in (0, 1], so that its logarithm is finite.
+    /// Returns a number in (0, 1], which has a finite logarithm.
     pub(crate) fn unit(&mut self) -> f64 {
         ((self.0.next_u64() >> 11) + 1) as f64 / (1_u64 << 53) as f64
     }

@@ -1,22 +1,21 @@
 //! The warehouse: the other side of the order management's outbox, with real stock.
 //!
-//! It is a server as a real one would be (`POST /order/new`, `POST /order/process_delivery`), slow
-//! and now and then unreliable on purpose, and it feeds the order management: the whole stock at
-//! the start and every 15 s, a file of sales every 10 s. It checks its real stock at each delivery
-//! and counts every attempt to take what is not there.
+//! It follows the contract for warehouses, `docs/warehouse.md` of the project. It answers slowly
+//! and sometimes badly on purpose ([`Behaviour`]), sends its stock every 15 s, and writes a file of
+//! sales every 10 s, the first of each at its start.
 //!
-//! Promises: what it has confirmed is in its ledger, which survives a kill or a power cut, and a
-//! warehouse started again on the same folder goes on from there. A snapshot says which deliveries
-//! it counts (`X-Stock-As-Of`).
-//!
-//! It follows the contract for warehouses, `docs/warehouse.md` of the project.
+//! Invariants:
+//! - A delivery of units that are not in stock is refused and counted.
+//! - Confirmed calls are in the ledger, which survives a kill or a power cut. A warehouse started
+//!   again on the same folder goes on from there.
+//! - A snapshot names the last delivery that it counts (`X-Stock-As-Of`).
 //!
 //! | also served | |
 //! | --- | --- |
 //! | `GET /summary` | counts |
-//! | `GET /ledger`, `/restocks`, `/refusals` `?limit=&cursor=` | what was delivered, came in, was refused |
+//! | `GET /ledger`, `/restocks`, `/refusals` | pages of deliveries, arrivals of goods, refusals |
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +30,7 @@ use crate::client::Endpoint;
 use crate::wire::WarehouseSummary;
 use crate::{Error, Result};
 
+mod behaviour;
 mod books;
 mod feeds;
 pub(crate) mod files;
@@ -38,48 +38,35 @@ mod ledger;
 mod routes;
 mod server;
 pub(crate) mod stock;
+mod stream;
 
+pub use behaviour::{Behaviour, CallBehaviour, Delay, Fault, Profile, SnapshotFault};
 use books::{Books, Entry, LEDGER_VERSION};
 use ledger::{Ledger, Ticket};
 pub use stock::{Stock, StockCsv, StockShape};
 
-/// A delay drawn from equal steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Delay {
-    /// The shortest.
-    pub min: Duration,
-    /// From one to the next.
-    pub step: Duration,
-    /// How many there are, the shortest included; at least 1.
-    pub steps: u32,
-}
-
-/// Everything about a warehouse that can be set; `Default` is the original's.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Settings of a warehouse; `Default` is the original's.
+#[derive(Debug, Clone, PartialEq)]
 pub struct WarehouseConfig {
-    /// Where to listen; port 0 takes a free one.
+    /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The order management.
     pub oms: Endpoint,
-    /// Stat files go here, the ledger to `warehouse/ledger.jsonl` below it.
+    /// Folder of the statistics files, and of the ledger `warehouse/ledger.jsonl` below it.
     pub data: PathBuf,
-    /// The seed of everything random.
+    /// Seed of everything random.
     pub seed: u64,
-    /// How many products and stores a new ledger begins with; an existing one knows its own.
+    /// Products and stores that a new ledger begins with. An existing ledger has its own.
     pub shape: StockShape,
-    /// From one stock snapshot to the next.
+    /// Time from one stock snapshot to the next.
     pub snapshot_every: Duration,
-    /// From one stat file to the next; the first comes after as long.
+    /// Time from one statistics file to the next. The first one is written at the start.
     pub stat_file_every: Duration,
-    /// Lines of a stat file: products 1 to this.
+    /// Lines of a statistics file: products 1 to this.
     pub stat_file_lines: u32,
-    /// How long an announced order takes.
-    pub announce_after: Delay,
-    /// How long a delivery takes.
-    pub delivery_after: Duration,
-    /// One delivery in so many is answered 504, half of these after it was made; 0 for none.
-    pub timeout_one_in: u32,
-    /// Whether what was sold comes back, bit by bit.
+    /// Behaviour at the start.
+    pub behaviour: Behaviour,
+    /// `true` if sold units come back into stock, bit by bit.
     pub restock: bool,
 }
 
@@ -94,13 +81,7 @@ impl Default for WarehouseConfig {
             snapshot_every: Duration::from_secs(15),
             stat_file_every: Duration::from_secs(10),
             stat_file_lines: 10_000,
-            announce_after: Delay {
-                min: Duration::from_secs(2),
-                step: Duration::from_millis(250),
-                steps: 9,
-            },
-            delivery_after: Duration::from_millis(200),
-            timeout_one_in: 15,
+            behaviour: Profile::Original.behaviour(),
             restock: true,
         }
     }
@@ -117,23 +98,20 @@ impl WarehouseConfig {
         if self.shape.products == 0 || self.shape.stores == 0 || self.shape.cells() > 100_000_000 {
             return wrong(
                 "shape",
-                "1 product and store at least, 100,000,000 quantities at most",
+                "must be at least 1 product and 1 store, and at most 100,000,000 quantities",
             );
         }
         if self.snapshot_every.is_zero() {
-            return wrong("snapshot_every", "must be longer than nothing");
+            return wrong("snapshot_every", "must be above 0");
         }
         if self.stat_file_every.is_zero() {
-            return wrong("stat_file_every", "must be longer than nothing");
-        }
-        if self.announce_after.steps == 0 {
-            return wrong("announce_after", "must have at least one step");
+            return wrong("stat_file_every", "must be above 0");
         }
         Ok(())
     }
 }
 
-/// What may only change together.
+/// Books and ledger, which only change together.
 #[derive(Debug)]
 struct Inside {
     books: Books,
@@ -141,7 +119,7 @@ struct Inside {
 }
 
 impl Inside {
-    /// Books an entry that these books have just decided on.
+    /// Applies and writes an entry that these books have just decided on.
     fn enter(&mut self, entry: &Entry) -> Ticket {
         // Decided from these very books, under the same lock.
         self.books.apply(entry).expect("a decision fits its own books");
@@ -154,14 +132,27 @@ impl Inside {
 struct Counters {
     gateway_timeouts: AtomicU64,
     duplicates_after_answer: AtomicU64,
+    conflicts: AtomicU64,
+    in_progress: AtomicU64,
+    malformed: AtomicU64,
     snapshots_sent: AtomicU64,
+    snapshots_refused: AtomicU64,
     stat_files_written: AtomicU64,
+    faults: Mutex<BTreeMap<&'static str, u64>>,
 }
 
-/// What the warehouse's tasks share.
+impl Counters {
+    fn count_fault(&self, name: &'static str) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        *faults.entry(name).or_default() += 1;
+    }
+}
+
+/// State shared by the warehouse's tasks.
 #[derive(Debug)]
 struct House {
     config: WarehouseConfig,
+    behaviour: watch::Sender<Arc<Behaviour>>,
     inside: Mutex<Inside>,
     counters: Counters,
     /// Names of the calls that are being carried out.
@@ -172,15 +163,25 @@ struct House {
 
 impl House {
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        // An entry is applied whole or not at all, so the books are sound even after a panic
+        // An entry is applied whole or not at all, so that the books are sound even after a panic
         // elsewhere.
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns once the warehouse is told to stop.
+    fn behaviour(&self) -> Arc<Behaviour> {
+        Arc::clone(&self.behaviour.borrow())
+    }
+
+    /// Returns once the warehouse is to stop.
     async fn stopped(&self) {
-        // An error means that the handle is gone: that is a stop, too.
+        // An error means that the handle is gone, which is a stop as well.
         let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
+    }
+
+    /// Returns once the warehouse goes away.
+    async fn went_away(&self) {
+        // The sender lives in this struct.
+        let _ = self.behaviour.subscribe().wait_for(|now| now.is_away).await;
     }
 
     fn summary(&self) -> WarehouseSummary {
@@ -188,14 +189,29 @@ impl House {
         let (announced, delivered, refused) = inside.books.counts();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let shape = inside.books.stock().shape();
+        let faults = self
+            .counters
+            .faults
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         WarehouseSummary {
+            behaviour: self.behaviour().name.clone(),
             announced,
             delivered,
             refused,
+            conflicts: count(&self.counters.conflicts),
+            in_progress: count(&self.counters.in_progress),
+            malformed: count(&self.counters.malformed),
             gateway_timeouts: count(&self.counters.gateway_timeouts),
             duplicates_after_answer: count(&self.counters.duplicates_after_answer),
             snapshots_sent: count(&self.counters.snapshots_sent),
+            snapshots_refused: count(&self.counters.snapshots_refused),
             stat_files_written: count(&self.counters.stat_files_written),
+            faults: faults
+                .iter()
+                .map(|(name, count)| ((*name).to_owned(), *count))
+                .collect(),
+            restocked: inside.books.restocks().len() as u64,
             sequence: inside.books.sequence(),
             seed: inside.books.seed(),
             products: shape.products,
@@ -214,10 +230,11 @@ pub struct Warehouse {
 }
 
 impl Warehouse {
-    /// Opens the ledger, listens, and begins to feed the order management, trying until it is up.
+    /// Opens the ledger, listens, and begins to send stock, trying until the order management is
+    /// up.
     ///
     /// # Errors
-    /// When a setting makes no sense, the data folder cannot be written or is in use, the ledger is
+    /// When a setting cannot be used, the data folder cannot be written or is in use, the ledger is
     /// malformed, or the port is taken.
     pub async fn start(config: WarehouseConfig) -> Result<Self> {
         config.check()?;
@@ -244,15 +261,18 @@ impl Warehouse {
         let (ledger, books) = tokio::task::spawn_blocking(move || Ledger::open(&path, &begin))
             .await
             .map_err(|e| Error::io("open", &folder)(e.into()))??;
-        if books.seed() != config.seed {
+        let shape = books.stock().shape();
+        if books.seed() != config.seed || shape != config.shape {
             tracing::info!(
-                ledger = books.seed(),
-                given = config.seed,
-                "the stock goes on as this data folder's ledger has it, begun with another seed"
+                seed = books.seed(),
+                products = shape.products,
+                stores = shape.stores,
+                "stock continued from the ledger of this data folder"
             );
         }
         let (stop, stopping) = watch::channel(false);
         let house = Arc::new(House {
+            behaviour: watch::Sender::new(Arc::new(config.behaviour.clone())),
             config,
             inside: Mutex::new(Inside { books, ledger }),
             counters: Counters::default(),
@@ -276,14 +296,19 @@ impl Warehouse {
         })
     }
 
-    /// Where it listens.
+    /// Returns the address that the warehouse serves.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its counts now.
+    /// Returns the counts of this moment.
     pub fn summary(&self) -> WarehouseSummary {
         self.house.summary()
+    }
+
+    /// Returns a handle that changes the behaviour; it outlives the warehouse without effect.
+    pub fn control(&self) -> WarehouseControl {
+        WarehouseControl(Arc::clone(&self.house))
     }
 
     /// Returns once the order management has taken a first snapshot of the stock.
@@ -292,20 +317,35 @@ impl Warehouse {
         let _ = self.house.stocked.subscribe().wait_for(|stocked| *stocked).await;
     }
 
-    /// Stops: no new calls, calls in flight are answered (503 where they still wait), the ledger is
-    /// finished.
+    /// Stops: accepts no new calls, answers 503 to those that still wait, and finishes the ledger.
     pub async fn stop(mut self) -> WarehouseSummary {
         self.stop.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
         let finished = self.house.inside().ledger.ticket();
         if let Err(error) = finished.durable().await {
-            tracing::error!(%error, "the ledger is not whole");
+            tracing::error!(%error, "the ledger is incomplete");
         }
         self.house.summary()
     }
 }
 
-/// The wall clock, unix milliseconds.
+/// Changes the behaviour of a warehouse while it runs.
+#[derive(Debug, Clone)]
+pub struct WarehouseControl(Arc<House>);
+
+impl WarehouseControl {
+    /// Sets the behaviour of all calls that come from now on.
+    pub fn set_behaviour(&self, behaviour: Behaviour) {
+        self.0.behaviour.send_replace(Arc::new(behaviour));
+    }
+
+    /// Returns the name of the behaviour in force.
+    pub fn behaviour_name(&self) -> String {
+        self.0.behaviour().name.clone()
+    }
+}
+
+/// Returns the wall clock in unix milliseconds.
 pub(crate) fn unix_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -1,9 +1,9 @@
-//! What goes over the wire, as this side of it understands it.
+//! Messages on the wire, as this side understands them.
 //!
 //! The simulators know the order management only by its public routes, as a real shop and a real
-//! warehouse would, so these types are their own and not borrowed from it: if the two drift apart,
-//! a run shows it. Reading is lenient (unknown fields are ignored, what an audit can do without is
-//! optional), writing is exact.
+//! warehouse would. These types are their own and not borrowed from it: if the two drift apart, a
+//! run shows it. Reading is lenient (unknown fields are ignored, optional ones may be absent),
+//! writing is exact.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub struct Product {
     /// The product's number, from 1.
     pub id: u32,
-    /// How many units.
+    /// Number of units.
     pub quantity: u32,
 }
 
@@ -23,7 +23,7 @@ pub struct Product {
 pub struct NewOrder {
     /// The order's id: an integer as text.
     pub id: String,
-    /// What is ordered.
+    /// The lines.
     pub products: Vec<Product>,
 }
 
@@ -34,36 +34,54 @@ pub struct Payment {
     pub transaction_id: u64,
 }
 
-/// Where an order stands.
+/// State of an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OrderState {
-    /// Taken in, not yet decided.
+    /// Accepted, and no store chosen yet.
     Received,
-    /// A store holds the units.
+    /// A store has reserved the units.
     Reserved,
-    /// The warehouse knows of it.
+    /// The warehouse prepares it.
     Announced,
-    /// The payment is in.
+    /// Paid.
     Paid,
     /// The warehouse has been asked to deliver.
     Delivering,
     /// The warehouse has delivered.
     Delivered,
-    /// No store has it.
+    /// No store has the units.
     Rejected,
-    /// Called off.
+    /// Cancelled by the customer.
     Cancelled,
-    /// Never paid.
+    /// Not paid in time.
     Expired,
-    /// The warehouse refused it for good.
+    /// Refused by the warehouse for good.
     Failed,
-    /// Paid, but it will not be delivered: the money is to go back.
+    /// Paid, and the money is to go back, because the order will not be delivered.
     RefundWanted,
+    /// A state that this program does not know, which the audit reports.
+    #[serde(other)]
+    Unknown,
 }
 
 impl OrderState {
-    /// The state's name as it goes over the wire.
+    /// All states, in the order of an order's life.
+    pub const ALL: [Self; 11] = [
+        Self::Received,
+        Self::Reserved,
+        Self::Announced,
+        Self::Paid,
+        Self::Delivering,
+        Self::Delivered,
+        Self::Rejected,
+        Self::Cancelled,
+        Self::Expired,
+        Self::Failed,
+        Self::RefundWanted,
+    ];
+
+    /// Returns the name on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Self::Received => "received",
@@ -77,10 +95,11 @@ impl OrderState {
             Self::Expired => "expired",
             Self::Failed => "failed",
             Self::RefundWanted => "refund_wanted",
+            Self::Unknown => "unknown",
         }
     }
 
-    /// True while the order may still be delivered, and so must hold its units.
+    /// Returns `true` while the order may still be delivered, and so must have its units reserved.
     pub fn is_open(self) -> bool {
         matches!(
             self,
@@ -100,23 +119,23 @@ impl std::fmt::Display for OrderState {
 pub struct Order {
     /// The order's id.
     pub id: String,
-    /// What was ordered.
+    /// The lines.
     pub products: Vec<Product>,
-    /// The store that has it; none before one was found.
+    /// The chosen store; `None` before the choice.
     #[serde(default)]
     pub store_id: Option<u32>,
-    /// Where it stands.
+    /// State.
     pub state: OrderState,
-    /// The payment, once there is one.
+    /// Transaction id of the payment; `None` before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction_id: Option<u64>,
-    /// Payments whose money is to go back.
+    /// Transaction ids of payments to be refunded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refund_transaction_ids: Vec<u64>,
-    /// When it was created, unix milliseconds.
+    /// Time of creation, unix milliseconds.
     #[serde(default)]
     pub created_at_ms: u64,
-    /// When it last changed, unix milliseconds.
+    /// Time of the last change, unix milliseconds.
     #[serde(default)]
     pub updated_at_ms: u64,
 }
@@ -126,16 +145,16 @@ pub struct Order {
 pub struct OrdersPage {
     /// The orders of this page.
     pub orders: Vec<Order>,
-    /// Where the next page begins; none after the last.
+    /// Cursor of the next page; `None` on the last one.
     pub next: Option<String>,
 }
 
-/// Units that a store holds for an order.
+/// Units of a store that are reserved for an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
-    /// The order they are held for.
+    /// The order.
     pub order: String,
-    /// The store that holds them.
+    /// The store.
     pub store: u32,
     /// The units.
     pub products: Vec<Product>,
@@ -146,11 +165,11 @@ pub struct Reservation {
 pub struct ReservationsPage {
     /// The reservations of this page.
     pub reservations: Vec<Reservation>,
-    /// Where the next page begins; none after the last.
+    /// Cursor of the next page; `None` on the last one.
     pub next: Option<String>,
 }
 
-/// What a message in the outbox tells the warehouse.
+/// Kind of a message in the outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MessageKind {
@@ -169,29 +188,29 @@ impl std::fmt::Display for MessageKind {
     }
 }
 
-/// Whether a message in the outbox is still being tried.
+/// State of a message in the outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MessageState {
-    /// It will be tried (again).
+    /// To be sent, or sent again.
     Waiting,
-    /// It was given up and waits for an operator.
+    /// Dead letter: waits for an operator.
     Dead,
 }
 
 /// A message that the warehouse has not yet confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// The order it is about.
+    /// The order.
     pub order: String,
-    /// What it tells.
+    /// Kind.
     pub kind: MessageKind,
-    /// Whether it is still being tried.
+    /// State.
     pub state: MessageState,
-    /// How often it was tried.
+    /// Number of tries.
     #[serde(default)]
     pub attempts: u32,
-    /// Why the last try failed; none before one did.
+    /// Reason of the last failed try; `None` before one.
     #[serde(default)]
     pub last_error: Option<String>,
 }
@@ -201,31 +220,57 @@ pub struct Message {
 pub struct OutboxPage {
     /// The messages of this page.
     pub messages: Vec<Message>,
-    /// Where the next page begins; none after the last.
+    /// Cursor of the next page; `None` on the last one.
     pub next: Option<String>,
 }
 
-/// The counts of `GET /health` that a simulation needs.
+/// Members of the ring and their slots, as in `GET /health`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingHealth {
+    /// Slots by member.
+    #[serde(default)]
+    pub members: BTreeMap<String, u64>,
+}
+
+/// The part of `GET /health` that a simulation needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// The node that answered.
     #[serde(default)]
     pub node: String,
-    /// The epoch of its ring.
+    /// Epoch of its ring.
     #[serde(default)]
     pub epoch: u64,
     /// Orders by state.
     #[serde(default)]
     pub orders: BTreeMap<String, u64>,
-    /// Messages that the warehouse has not yet confirmed.
+    /// Messages that the warehouse has not confirmed, dead ones included.
     #[serde(default)]
     pub outbox: u64,
-    /// Stock snapshots taken in.
+    /// Dead letters.
+    #[serde(default)]
+    pub outbox_dead: u64,
+    /// Calls to the warehouse in flight.
+    #[serde(default)]
+    pub outbox_in_flight: u64,
+    /// `away` while the circuit breaker is open.
+    #[serde(default)]
+    pub warehouse: String,
+    /// Stock snapshots applied.
     #[serde(default)]
     pub stock_snapshots: u64,
-    /// Stat files taken in.
+    /// Statistics files applied.
     #[serde(default)]
     pub stat_files: u64,
+    /// The ring.
+    #[serde(default)]
+    pub ring: RingHealth,
+    /// Volumes served by the node that answered.
+    #[serde(default)]
+    pub volumes: Vec<String>,
+    /// Volumes that are missing or did not answer.
+    #[serde(default)]
+    pub unreachable: Vec<String>,
 }
 
 /// The body of `POST /order/new` and `POST /order/process_delivery` on the warehouse.
@@ -233,60 +278,110 @@ pub struct Health {
 pub struct WarehouseOrder {
     /// The order's id.
     pub id: String,
-    /// What to prepare or deliver.
+    /// The lines.
     pub products: Vec<Product>,
-    /// The store that has it.
+    /// The store.
     pub store_id: u32,
-    /// The payment; on deliveries only.
+    /// Transaction id of the payment; on deliveries only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction_id: Option<u64>,
 }
 
-/// `GET /summary` on the warehouse.
+/// `GET /summary` on the warehouse. Counts are those of the ledger, or since the start of the
+/// warehouse's process where so marked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarehouseSummary {
+    /// Name of the behaviour in force.
+    #[serde(default)]
+    pub behaviour: String,
     /// Orders taken into preparation.
     pub announced: u64,
-    /// Deliveries made.
+    /// Deliveries.
     pub delivered: u64,
     /// Deliveries refused because the store has not the units: attempts to oversell.
     pub refused: u64,
-    /// Deliveries answered with a gateway time-out, acted on or not, since this warehouse was
-    /// started.
+    /// Calls refused because their order or key is known with another content, since the start.
+    #[serde(default)]
+    pub conflicts: u64,
+    /// Calls refused because an earlier try was still being carried out, since the start.
+    #[serde(default)]
+    pub in_progress: u64,
+    /// Calls refused because of a malformed body, since the start.
+    #[serde(default)]
+    pub malformed: u64,
+    /// Calls answered 504, carried out or not, since the start.
     pub gateway_timeouts: u64,
-    /// Deliveries asked for again after they had been confirmed, since this warehouse was started.
+    /// Deliveries asked for again after their confirmation, since the start.
     pub duplicates_after_answer: u64,
-    /// Stock snapshots that the order management has taken, since this warehouse was started.
+    /// Stock snapshots taken by the order management, since the start.
     pub snapshots_sent: u64,
-    /// Stat files written since this warehouse was started.
+    /// Stock snapshots refused by the order management, since the start.
+    #[serde(default)]
+    pub snapshots_refused: u64,
+    /// Statistics files written, since the start.
     pub stat_files_written: u64,
-    /// The sequence of the last delivery.
+    /// Faults by name, since the start.
+    #[serde(default)]
+    pub faults: BTreeMap<String, u64>,
+    /// Quantities that were filled up.
+    #[serde(default)]
+    pub restocked: u64,
+    /// Sequence of the last delivery.
     pub sequence: u64,
-    /// The seed of the stock on the first day.
+    /// Seed of the stock on the first day.
     #[serde(default)]
     pub seed: u64,
-    /// How many products there are.
+    /// Number of products.
     #[serde(default)]
     pub products: u32,
-    /// How many stores there are.
+    /// Number of stores.
     #[serde(default)]
     pub stores: u32,
+}
+
+impl WarehouseSummary {
+    /// Returns the counts since an earlier summary of the same process.
+    pub fn since(&self, before: &Self) -> Self {
+        let faults = self.faults.iter().map(|(name, count)| {
+            let earlier = before.faults.get(name).copied().unwrap_or_default();
+            (name.clone(), count.saturating_sub(earlier))
+        });
+        Self {
+            announced: self.announced.saturating_sub(before.announced),
+            delivered: self.delivered.saturating_sub(before.delivered),
+            refused: self.refused.saturating_sub(before.refused),
+            conflicts: self.conflicts.saturating_sub(before.conflicts),
+            in_progress: self.in_progress.saturating_sub(before.in_progress),
+            malformed: self.malformed.saturating_sub(before.malformed),
+            gateway_timeouts: self.gateway_timeouts.saturating_sub(before.gateway_timeouts),
+            duplicates_after_answer: self
+                .duplicates_after_answer
+                .saturating_sub(before.duplicates_after_answer),
+            snapshots_sent: self.snapshots_sent.saturating_sub(before.snapshots_sent),
+            snapshots_refused: self.snapshots_refused.saturating_sub(before.snapshots_refused),
+            stat_files_written: self.stat_files_written.saturating_sub(before.stat_files_written),
+            restocked: self.restocked.saturating_sub(before.restocked),
+            faults: faults.collect(),
+            behaviour: self.behaviour.clone(),
+            ..*self
+        }
+    }
 }
 
 /// A delivery in the warehouse's ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
-    /// The order delivered.
+    /// The order.
     pub order: String,
-    /// The store it was taken from.
+    /// The store.
     pub store: u32,
-    /// What was delivered.
+    /// The lines.
     pub products: Vec<Product>,
-    /// The payment it was delivered for.
+    /// Transaction id of the payment.
     pub transaction_id: u64,
-    /// How many deliveries this order has had; more than one is one too many.
+    /// Number of deliveries of this order; more than one is an error.
     pub count: u32,
-    /// The delivery's place in the ledger.
+    /// Number of the delivery in the ledger.
     pub sequence: u64,
 }
 
@@ -295,7 +390,7 @@ pub struct Delivery {
 pub struct LedgerPage {
     /// The deliveries of this page, by sequence.
     pub deliveries: Vec<Delivery>,
-    /// Where the next page begins; none after the last.
+    /// Cursor of the next page; `None` on the last one.
     pub next: Option<String>,
 }
 
@@ -306,9 +401,9 @@ pub struct Restock {
     pub store: u32,
     /// The product.
     pub product: u32,
-    /// How many units came.
+    /// Number of units.
     pub units: u32,
-    /// The sequence of the last delivery before they came.
+    /// Sequence of the last delivery before the units arrived.
     pub after: u64,
 }
 
@@ -317,7 +412,7 @@ pub struct Restock {
 pub struct RestocksPage {
     /// The restocked units of this page, oldest first.
     pub restocks: Vec<Restock>,
-    /// Where the next page begins; none after the last.
+    /// Cursor of the next page; `None` on the last one.
     pub next: Option<String>,
 }
 
@@ -330,9 +425,9 @@ pub struct Refusal {
     pub store: u32,
     /// The first product that is short.
     pub product: u32,
-    /// How many units were asked for.
+    /// Units asked for.
     pub asked: u32,
-    /// How many there were.
+    /// Units in stock.
     pub there: u32,
 }
 
@@ -341,24 +436,24 @@ pub struct Refusal {
 pub struct RefusalsPage {
     /// The refusals of this page, oldest first.
     pub refusals: Vec<Refusal>,
-    /// Where the next page begins; none after the last.
+    /// Cursor of the next page; `None` on the last one.
     pub next: Option<String>,
 }
 
 /// An error answer (`application/problem+json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// What kind of problem; a stable name.
+    /// Kind of the problem, a stable name.
     #[serde(rename = "type")]
     pub kind: String,
     /// The problem in a few words.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What exactly is wrong, and where.
+    /// The problem in detail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// The field of the body that is wrong.
+    /// The wrong field of the body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
 }

@@ -1,62 +1,29 @@
-//! What the shop asks, and when: a pure function of one seed.
+//! Requests of the shop and their moments: a pure function of one seed.
 //!
-//! The whole timeline, payments included, is known before the first request is sent. Nothing in it
-//! depends on how the order management answers, so a run can be repeated, and a slow answer cannot
-//! slow the load down (open loop).
-//!
-//! The facts are the original's: 10 parts `GET /aggregate-stats/<1..1000>` to 2 parts order; an
-//! order has two products (ids 1 to 1000, quantities 1 to 5); its payment follows 2 to 4 s later in
-//! steps of 0.125 s, with a transaction id from 1 to 10,000.
+//! Invariants:
+//! - The whole timeline, payments included, is known before the first request is sent. It does not
+//!   depend on answers, so that a run can be repeated and a slow answer cannot slow the load down
+//!   (open loop).
+//! - Requests come in the order of their intended starts. Every request that belongs to an order
+//!   comes after it, except for a payment ahead of its order.
+//! - Ids are `first_id` and above, one for each request that is not about another one's order.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use crate::seed::{Dice, Purpose};
-use crate::wire::{NewOrder, Product};
 
-/// Parts of the mix that ask for statistics, and parts that order.
-const MIX_STATS: u32 = 10;
-const MIX_ORDER: u32 = 2;
-/// Units of one product in an order.
-const QUANTITY_MAX: u32 = 5;
-/// Transaction ids.
-const TRANSACTION_MAX: u32 = 10_000;
-/// A payment follows after 2 s and 0 to 16 steps of 0.125 s.
-const PAYMENT_AFTER_MIN_MS: u32 = 2_000;
-const PAYMENT_STEP_MS: u32 = 125;
-const PAYMENT_STEPS: u32 = 17;
+mod customers;
+mod profile;
+mod replay;
 
-/// How requests follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Arrivals {
-    /// At equal distances.
-    #[default]
-    Fixed,
-    /// As independent customers do: exponential distances around the same rate.
-    Poisson,
-}
-
-/// An order that the shop will send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PlannedOrder {
-    /// Its id, also the request's.
-    pub id: u64,
-    /// Two distinct products.
-    pub products: [Product; 2],
-    /// What its payment will carry.
-    pub transaction_id: u32,
-}
-
-impl PlannedOrder {
-    /// The order as it goes over the wire.
-    pub fn to_wire(&self) -> NewOrder {
-        NewOrder {
-            id: self.id.to_string(),
-            products: self.products.to_vec(),
-        }
-    }
-}
+pub(crate) use customers::plan_order;
+pub use customers::{BASKET_MAX, Basket, Customers, Habits, PlannedOrder, Popularity, Zipf};
+use profile::Moments;
+pub use profile::{Arrivals, LoadPhase};
+pub use replay::Replay;
+use replay::Replayed;
 
 /// One request of the shop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,134 +32,287 @@ pub enum Request {
     Stats {
         /// The request's id.
         id: u64,
-        /// The product asked for.
+        /// The product.
         product: u32,
     },
     /// `POST /order`.
     Order(PlannedOrder),
     /// `POST /order/{order}/payment-callback`.
     Payment {
-        /// The order paid for.
+        /// The order.
         order: u64,
         /// The bank's number.
         transaction_id: u32,
+        /// `true` for a payment ahead of its order, which waits for nothing.
+        is_early: bool,
+    },
+    /// `POST /order/{order}/cancel`.
+    Cancel {
+        /// The order.
+        order: u64,
     },
 }
 
 /// A request and its intended start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arrival {
-    /// After the start of the run.
+    /// Time since the start of the run.
     pub at: Duration,
-    /// What is asked.
+    /// The request.
     pub request: Request,
 }
 
-/// Everything that decides a run's requests.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Workload {
-    /// The seed.
-    pub seed: u64,
-    /// Requests a second, payments not counted.
-    pub rate: f64,
-    /// For how long requests start; payments follow up to 4 s later.
-    pub duration: Duration,
-    /// How they follow each other.
-    pub arrivals: Arrivals,
-    /// The id of the first request; each has the next one.
-    pub first_id: u64,
-    /// Products are drawn from 1 to this.
-    pub products: u32,
+/// Moments of the requests that are not payments or cancellations.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Load {
+    /// Phases with a rate each.
+    Phases(Vec<LoadPhase>),
+    /// The requests of an earlier run.
+    Replay(Replay),
 }
 
-impl Workload {
-    /// The timeline, in the order of intended starts.
-    pub fn schedule(&self) -> Schedule {
-        Schedule {
-            workload: *self,
-            gaps: Dice::new(self.seed, Purpose::Arrivals),
-            requests: Dice::new(self.seed, Purpose::Requests),
-            drawn: 0,
-            poisson_at_s: 0.0,
-            upcoming: None,
-            payments: BinaryHeap::new(),
+impl Load {
+    /// Returns a load of one rate.
+    pub fn steady(rate: f64, duration: Duration, arrivals: Arrivals) -> Self {
+        Self::Phases(vec![LoadPhase::steady("steady", rate, duration, arrivals)])
+    }
+
+    /// Returns the length of the sending window.
+    pub fn duration(&self) -> Duration {
+        match self {
+            Self::Phases(phases) => phases.iter().map(|phase| phase.duration).sum(),
+            // The last request is part of the window.
+            Self::Replay(replay) => replay.duration() + Duration::from_millis(1),
         }
     }
 
-    /// How many request ids the run needs: one for each request that is not a payment.
+    /// Returns the first setting that cannot be used, with the reason.
+    pub fn fault(&self) -> Option<(&'static str, String)> {
+        let Self::Phases(phases) = self else {
+            return None;
+        };
+        let wrong_rate = |rate: f64| !(0.0..=1_000_000.0).contains(&rate);
+        for phase in phases {
+            if wrong_rate(phase.rate) || wrong_rate(phase.rate_end) || phase.rate + phase.rate_end <= 0.0 {
+                let reason = "must be above 0 and at most 1,000,000 requests per second, for example 100";
+                return Some(("rate", reason.to_owned()));
+            }
+            if phase.duration.is_zero() {
+                return Some(("duration", "must be above 0, for example 30s".to_owned()));
+            }
+        }
+        let total = self.duration();
+        if total.is_zero() || total > Duration::from_secs(30 * 86_400) {
+            return Some((
+                "duration",
+                "must be above 0 and at most 30 days, for example 30s".to_owned(),
+            ));
+        }
+        None
+    }
+}
+
+/// Everything that decides a run's requests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Workload {
+    /// Seed.
+    pub seed: u64,
+    /// Id of the first request.
+    pub first_id: u64,
+    /// Moments.
+    pub load: Load,
+    /// Behaviour of the customers.
+    pub customers: Customers,
+}
+
+impl Workload {
+    /// Returns the timeline in the order of intended starts.
+    pub fn schedule(&self) -> Schedule {
+        let source = match &self.load {
+            Load::Phases(phases) => {
+                let dice = Dice::new(self.seed, Purpose::Arrivals);
+                Source::Moments(Box::new(Moments::new(phases, dice)))
+            }
+            Load::Replay(replay) => Source::Replay {
+                replay: replay.clone(),
+                place: 0,
+                next_id: self.first_id + replay.orders(),
+            },
+        };
+        Schedule {
+            seed: self.seed,
+            first_id: self.first_id,
+            customers: self.customers.clone(),
+            source,
+            requests: Dice::new(self.seed, Purpose::Requests),
+            habits: Dice::new(self.seed, Purpose::Habits),
+            drawn: 0,
+            upcoming: None,
+            follow_ups: BinaryHeap::new(),
+            follow_ups_made: 0,
+        }
+    }
+
+    /// Returns the number of request ids that the run needs.
     pub fn request_count(&self) -> u64 {
-        let mut schedule = self.schedule();
-        while schedule.draw().is_some() {}
-        schedule.drawn
+        match &self.load {
+            Load::Phases(phases) => {
+                Moments::new(phases, Dice::new(self.seed, Purpose::Arrivals)).count() as u64
+            }
+            Load::Replay(replay) => replay.orders() + replay.len() as u64,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    Moments(Box<Moments>),
+    Replay {
+        replay: Replay,
+        place: usize,
+        /// Id of the next request that is not about an order.
+        next_id: u64,
+    },
+}
+
+/// A request that follows from another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct FollowUp {
+    at: Duration,
+    /// Makes the order of equal moments definite.
+    number: u64,
+    kind: FollowUpKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FollowUpKind(Request);
+
+/// `number` is unique, so that the comparison never reaches the kind.
+impl PartialOrd for FollowUpKind {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for FollowUpKind {
+    fn cmp(&self, _: &Self) -> std::cmp::Ordering {
+        std::cmp::Ordering::Equal
     }
 }
 
 /// A workload's timeline, made as it is consumed.
 #[derive(Debug, Clone)]
 pub struct Schedule {
-    workload: Workload,
-    gaps: Dice,
+    seed: u64,
+    first_id: u64,
+    customers: Customers,
+    source: Source,
     requests: Dice,
+    habits: Dice,
     drawn: u64,
-    poisson_at_s: f64,
     upcoming: Option<Arrival>,
-    /// (due, order, transaction id), the next one first.
-    payments: BinaryHeap<Reverse<(Duration, u64, u32)>>,
+    follow_ups: BinaryHeap<Reverse<FollowUp>>,
+    follow_ups_made: u64,
 }
 
 impl Schedule {
-    /// The next request that is not a payment; books the payment of an order.
+    fn follow_up(&mut self, at: Duration, request: Request) {
+        self.follow_ups_made += 1;
+        self.follow_ups.push(Reverse(FollowUp {
+            at,
+            number: self.follow_ups_made,
+            kind: FollowUpKind(request),
+        }));
+    }
+
+    /// Returns the next request that does not follow from another one, and plans the requests that
+    /// follow from it.
     fn draw(&mut self) -> Option<Arrival> {
-        let rate = self.workload.rate;
-        let at_s = match self.workload.arrivals {
-            // From the count and not the last start: nothing drifts over a long run.
-            Arrivals::Fixed => self.drawn as f64 / rate,
-            Arrivals::Poisson => {
-                self.poisson_at_s += -self.gaps.unit().ln() / rate;
-                self.poisson_at_s
-            }
+        let at = match &mut self.source {
+            Source::Moments(moments) => moments.next()?,
+            Source::Replay { .. } => return self.draw_replayed(),
         };
-        let at = Duration::from_secs_f64(at_s);
-        if at >= self.workload.duration {
-            return None;
-        }
-        let id = self.workload.first_id + self.drawn;
+        let id = self.first_id + self.drawn;
         self.drawn += 1;
-        let request = if self.requests.below(MIX_STATS + MIX_ORDER) < MIX_STATS {
-            Request::Stats {
-                id,
-                product: self.requests.between(1, self.workload.products),
+        let parts = self.customers.stats_parts + self.customers.order_parts;
+        if self.requests.below(parts) < self.customers.stats_parts {
+            let product = self.customers.draw_product(&mut self.requests);
+            let request = Request::Stats { id, product };
+            return Some(Arrival { at, request });
+        }
+        let (mut order, usual) = plan_order(&mut self.requests, id, &self.customers);
+        let course = self.customers.habits.draw(&mut self.habits, usual);
+        let transaction_id = order.transaction_id;
+        let payment = |is_early| Request::Payment {
+            order: id,
+            transaction_id,
+            is_early,
+        };
+        let ordered_at = match course.has_early_payment {
+            true => at + customers::EARLY_BY,
+            false => at,
+        };
+        for after in [course.payment_after, course.repeated_after]
+            .into_iter()
+            .flatten()
+        {
+            self.follow_up(ordered_at + after, payment(false));
+            order.follow_ups += 1;
+        }
+        if let Some(after) = course.cancel_after {
+            self.follow_up(ordered_at + after, Request::Cancel { order: id });
+            order.follow_ups += 1;
+        }
+        order.is_paid = course.payment_after.is_some();
+        let request = Request::Order(order);
+        if course.has_early_payment {
+            self.follow_up(ordered_at, request);
+            let request = payment(true);
+            return Some(Arrival { at, request });
+        }
+        Some(Arrival { at, request })
+    }
+
+    fn draw_replayed(&mut self) -> Option<Arrival> {
+        let Source::Replay {
+            replay,
+            place,
+            next_id,
+        } = &mut self.source
+        else {
+            return None;
+        };
+        let (at, replayed) = replay.get(*place)?;
+        *place += 1;
+        // A stream for each order, so that its payment finds the order's transaction id.
+        let planned = |number: u64| {
+            let mut dice = Dice::numbered(self.seed, Purpose::Requests, number + 1);
+            plan_order(&mut dice, self.first_id + number, &self.customers).0
+        };
+        let request = match replayed {
+            Replayed::Stats { product } => {
+                *next_id += 1;
+                Request::Stats {
+                    id: *next_id - 1,
+                    product,
+                }
             }
-        } else {
-            let (order, payment_after) = plan_order(&mut self.requests, id, self.workload.products);
-            self.payments
-                .push(Reverse((at + payment_after, id, order.transaction_id)));
-            Request::Order(order)
+            Replayed::Order { number } => Request::Order(PlannedOrder {
+                is_paid: true,
+                ..planned(number)
+            }),
+            // Sent at its moment, as it was then, even if the order has no answer yet.
+            Replayed::Payment { number } => Request::Payment {
+                order: self.first_id + number,
+                transaction_id: planned(number).transaction_id,
+                is_early: true,
+            },
+            Replayed::Cancel { number } => Request::Cancel {
+                order: self.first_id + number,
+            },
         };
         Some(Arrival { at, request })
     }
-}
-
-/// Draws an order's content and how long after it the payment comes.
-pub(crate) fn plan_order(dice: &mut Dice, id: u64, products: u32) -> (PlannedOrder, Duration) {
-    let first = dice.between(1, products);
-    // Of the others, each as likely: the draw skips the first.
-    let second = match dice.between(1, products - 1) {
-        drawn if drawn >= first => drawn + 1,
-        drawn => drawn,
-    };
-    let products = [first, second].map(|id| Product {
-        id,
-        quantity: dice.between(1, QUANTITY_MAX),
-    });
-    let transaction_id = dice.between(1, TRANSACTION_MAX);
-    let after_ms = PAYMENT_AFTER_MIN_MS + PAYMENT_STEP_MS * dice.below(PAYMENT_STEPS);
-    let order = PlannedOrder {
-        id,
-        products,
-        transaction_id,
-    };
-    (order, Duration::from_millis(after_ms.into()))
 }
 
 impl Iterator for Schedule {
@@ -202,110 +322,21 @@ impl Iterator for Schedule {
         if self.upcoming.is_none() {
             self.upcoming = self.draw();
         }
-        let payment_due = self.payments.peek().map(|Reverse((due, ..))| *due);
-        match (self.upcoming, payment_due) {
-            (Some(arrival), due) if due.is_none_or(|due| arrival.at < due) => {
+        let due = self.follow_ups.peek().map(|Reverse(next)| next.at);
+        match self.upcoming {
+            Some(arrival) if due.is_none_or(|due| arrival.at < due) => {
                 self.upcoming = None;
                 Some(arrival)
             }
-            (_, Some(_)) => {
-                let Reverse((at, order, transaction_id)) = self.payments.pop()?;
-                let request = Request::Payment {
-                    order,
-                    transaction_id,
-                };
+            _ => {
+                let Reverse(FollowUp { at, kind, .. }) = self.follow_ups.pop()?;
+                let FollowUpKind(request) = kind;
                 Some(Arrival { at, request })
             }
-            _ => None,
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashMap;
-
-    fn workload(arrivals: Arrivals) -> Workload {
-        Workload {
-            seed: 42,
-            rate: 500.0,
-            duration: Duration::from_secs(20),
-            arrivals,
-            first_id: 1001,
-            products: 1000,
-        }
-    }
-
-    #[test]
-    fn the_same_seed_gives_the_same_schedule_and_another_seed_another() {
-        for arrivals in [Arrivals::Fixed, Arrivals::Poisson] {
-            let one: Vec<_> = workload(arrivals).schedule().collect();
-            let two: Vec<_> = workload(arrivals).schedule().collect();
-            assert_eq!(one, two);
-            let other = Workload {
-                seed: 43,
-                ..workload(arrivals)
-            };
-            assert_ne!(one, other.schedule().collect::<Vec<_>>());
-        }
-    }
-
-    #[test]
-    fn the_schedule_has_the_originals_mix_and_ranges() {
-        let arrivals: Vec<_> = workload(Arrivals::Fixed).schedule().collect();
-        assert!(arrivals.is_sorted_by_key(|a| a.at));
-        let mut orders = HashMap::new();
-        let mut stats = 0;
-        let mut payments = 0;
-        for arrival in &arrivals {
-            match arrival.request {
-                Request::Stats { product, .. } => {
-                    assert!((1..=1000).contains(&product));
-                    stats += 1;
-                }
-                Request::Order(order) => {
-                    let [a, b] = order.products;
-                    assert_ne!(a.id, b.id);
-                    assert!([a, b].iter().all(|p| (1..=1000).contains(&p.id)));
-                    assert!([a, b].iter().all(|p| (1..=5).contains(&p.quantity)));
-                    assert!((1..=10_000).contains(&order.transaction_id));
-                    assert!(
-                        orders
-                            .insert(order.id, (arrival.at, order.transaction_id))
-                            .is_none()
-                    );
-                }
-                Request::Payment {
-                    order,
-                    transaction_id,
-                } => {
-                    let (ordered_at, expected) = orders[&order];
-                    assert_eq!(transaction_id, expected);
-                    let after_ms = (arrival.at - ordered_at).as_millis() as u32;
-                    assert!((2000..=4000).contains(&after_ms) && after_ms.is_multiple_of(125));
-                    payments += 1;
-                }
-            }
-        }
-        assert_eq!(stats + orders.len(), 10_000);
-        assert_eq!(payments, orders.len());
-        // 2 in 12 of 10,000, within five standard deviations.
-        assert!((1480..1853).contains(&orders.len()), "{}", orders.len());
-        assert_eq!(workload(Arrivals::Fixed).request_count(), 10_000);
-    }
-
-    #[test]
-    fn poisson_arrivals_keep_the_rate_with_uneven_gaps() {
-        let starts: Vec<_> = workload(Arrivals::Poisson)
-            .schedule()
-            .filter(|a| !matches!(a.request, Request::Payment { .. }))
-            .map(|a| a.at.as_secs_f64())
-            .collect();
-        assert!((9_500..10_500).contains(&starts.len()), "{}", starts.len());
-        assert_eq!(workload(Arrivals::Poisson).request_count(), starts.len() as u64);
-        let short = starts.windows(2).filter(|w| w[1] - w[0] < 0.001).count();
-        // An exponential gap is under half its mean in 39 of 100 cases; a fixed one never is.
-        assert!((3_600..4_300).contains(&short), "{short}");
-    }
-}
+#[path = "workload_tests.rs"]
+mod tests;

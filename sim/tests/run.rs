@@ -7,11 +7,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use imt_sim::audit::AuditProgress;
-use imt_sim::front::{Outcome, Progress};
-use imt_sim::warehouse::{Delay, StockShape};
+use imt_sim::front::Outcome;
+use imt_sim::monitor::Monitor;
+use imt_sim::run_folder::{RunFacts, RunFolder};
+use imt_sim::summary::{RunIdentity, Verdict};
+use imt_sim::telemetry::{Phase, Route};
+use imt_sim::warehouse::{
+    Behaviour, CallBehaviour, Delay, Fault as WarehouseFault, Profile, SnapshotFault, StockShape,
+};
+use imt_sim::workload::{Arrivals, Customers, Habits, Load, Popularity, Zipf};
 use imt_sim::{
-    AuditConfig, AuditReport, Error, Finding, FrontConfig, FrontReport, Summary, Warehouse, WarehouseConfig,
-    audit, run_front,
+    AuditConfig, AuditReport, Error, Finding, FrontConfig, FrontReport, Summary, Telemetry, Warehouse,
+    WarehouseConfig, audit, run_front, series,
 };
 use support::{FakeOms, Fault};
 use tokio::net::TcpListener;
@@ -40,15 +47,27 @@ fn quick(data: &Path, oms: std::net::SocketAddr) -> WarehouseConfig {
         },
         snapshot_every: Duration::from_millis(300),
         stat_file_every: Duration::from_millis(400),
-        announce_after: Delay {
-            min: Duration::from_millis(20),
-            step: Duration::from_millis(10),
-            steps: 3,
+        behaviour: Behaviour {
+            announce: CallBehaviour::after(Delay {
+                min: Duration::from_millis(20),
+                step: Duration::from_millis(10),
+                steps: 3,
+            }),
+            deliver: CallBehaviour {
+                delay: Delay::fixed(Duration::from_millis(10)),
+                faults: vec![
+                    (WarehouseFault::TimeoutBefore, 1.0 / 6.0),
+                    (WarehouseFault::TimeoutAfterActing, 1.0 / 6.0),
+                ],
+            },
+            ..Profile::Original.behaviour()
         },
-        delivery_after: Duration::from_millis(10),
-        timeout_one_in: 3,
         ..WarehouseConfig::default()
     }
+}
+
+fn load(seconds: u64) -> Load {
+    Load::steady(400.0, Duration::from_secs(seconds), Arrivals::Fixed)
 }
 
 fn front(data: &Path, oms: &FakeOms, warehouse: &Warehouse) -> FrontConfig {
@@ -56,17 +75,14 @@ fn front(data: &Path, oms: &FakeOms, warehouse: &Warehouse) -> FrontConfig {
         oms: oms.address.into(),
         warehouse: warehouse.address().into(),
         data: data.to_owned(),
-        rate: 400.0,
-        duration: Duration::from_secs(1),
+        load: load(1),
         ..FrontConfig::default()
     }
 }
 
 async fn run(config: FrontConfig) -> FrontReport {
     let (_stop, stopped) = watch::channel(false);
-    run_front(config, watch::Sender::default(), stopped)
-        .await
-        .unwrap()
+    run_front(config, &Telemetry::default(), stopped).await.unwrap()
 }
 
 async fn audited(oms: &FakeOms, warehouse: &Warehouse, report: &FrontReport) -> AuditReport {
@@ -99,11 +115,6 @@ async fn a_sound_run_is_clean_and_a_second_one_on_the_same_data_goes_on() {
         "{counts:?}"
     );
     assert!(oms.snapshots().iter().all(|(_, lines)| *lines == 20_000));
-    let summary = Summary::new(&report, Ok(verdict), None, Some(counts));
-    assert!(
-        summary.is_clean() && summary.to_string().contains("clean"),
-        "{summary}"
-    );
 
     let second = run(config).await;
     assert!(
@@ -147,16 +158,19 @@ async fn stats_csv_has_a_line_in_the_originals_format_for_each_request() {
     warehouse.stop().await;
 }
 
-/// A run against an order management with this fault, and what the audit says of it.
+/// Returns the findings of a run against an order management with this fault.
 async fn findings(fault: Fault) -> Vec<Finding> {
     let folder = tempfile::tempdir().unwrap();
     let (warehouse, oms) = neighbours(folder.path(), fault).await;
     let config = FrontConfig {
         // Few products: the first store runs out of them.
-        products: if fault == Fault::SellsWhatIsReserved {
-            4
-        } else {
-            1000
+        customers: Customers {
+            products: if fault == Fault::SellsWhatIsReserved {
+                4
+            } else {
+                1000
+            },
+            ..Customers::default()
         },
         ..front(folder.path(), &oms, &warehouse)
     };
@@ -207,13 +221,17 @@ async fn a_run_ended_early_finishes_what_is_in_flight_and_reports() {
     let folder = tempfile::tempdir().unwrap();
     let (warehouse, oms) = neighbours(folder.path(), Fault::None).await;
     let config = FrontConfig {
-        duration: Duration::from_secs(3600),
+        load: load(3600),
         ..front(folder.path(), &oms, &warehouse)
     };
     let (stop, stopped) = watch::channel(false);
-    let (progress, mut shown) = watch::channel(Progress::default());
-    let running = tokio::spawn(run_front(config, progress, stopped));
-    shown.wait_for(|p| p.orders > 20).await.unwrap();
+    let telemetry = Telemetry::default();
+    let mut shown = telemetry.subscribe();
+    let running = tokio::spawn(async move { run_front(config, &telemetry, stopped).await });
+    shown
+        .wait_for(|state| state.route(Route::Order).ok > 20)
+        .await
+        .unwrap();
     stop.send_replace(true);
     let report = running.await.unwrap().unwrap();
     assert!(report.stopped_early && report.payments_not_sent > 0);
@@ -242,14 +260,15 @@ async fn an_order_management_that_dies_is_counted_and_the_run_ends_with_a_report
     let listener = TcpListener::from_std(listener).unwrap();
     let oms = FakeOms::serve(listener, warehouse.address(), Fault::None);
     drop(entered);
-    let (progress, mut shown) = watch::channel(Progress::default());
+    let telemetry = Telemetry::default();
+    let mut shown = telemetry.subscribe();
     let (_stop, stopped) = watch::channel(false);
-    let running = tokio::spawn(run_front(
-        front(folder.path(), &oms, &warehouse),
-        progress,
-        stopped,
-    ));
-    shown.wait_for(|p| p.orders > 10).await.unwrap();
+    let config = front(folder.path(), &oms, &warehouse);
+    let running = tokio::spawn(async move { run_front(config, &telemetry, stopped).await });
+    shown
+        .wait_for(|state| state.route(Route::Order).ok > 10)
+        .await
+        .unwrap();
     theirs.shutdown_background();
     let report = running.await.unwrap().unwrap();
     let failed = |o: &Outcome| matches!(o, Outcome::Refused | Outcome::Closed);
@@ -282,7 +301,7 @@ async fn a_log_that_cannot_be_written_is_told_and_the_run_goes_on() {
     let (warehouse, oms) = neighbours(folder.path(), Fault::None).await;
     std::os::unix::fs::symlink("/dev/full", folder.path().join("stats.csv")).unwrap();
     let report = run(front(folder.path(), &oms, &warehouse)).await;
-    let problem = report.stats_csv_problem.as_deref().unwrap_or_default();
+    let problem = report.log_problem.as_deref().unwrap_or_default();
     assert!(
         problem.contains("stats.csv") && problem.contains("No space left"),
         "{problem}"
@@ -305,7 +324,7 @@ async fn without_an_order_management_the_front_says_where_it_looked() {
         ..FrontConfig::default()
     };
     let (_stop, stopped) = watch::channel(false);
-    let error = run_front(config, watch::Sender::default(), stopped)
+    let error = run_front(config, &Telemetry::default(), stopped)
         .await
         .unwrap_err()
         .to_string();
@@ -320,36 +339,197 @@ async fn without_an_order_management_the_front_says_where_it_looked() {
 }
 
 #[tokio::test]
+async fn an_interrupted_wait_for_the_order_management_ends_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let config = FrontConfig {
+        oms: address.into(),
+        data: folder.path().to_owned(),
+        ready_timeout: Duration::from_secs(3_600),
+        ..FrontConfig::default()
+    };
+    let (stop, stopped) = watch::channel(false);
+    let running = tokio::spawn(async move { run_front(config, &Telemetry::default(), stopped).await });
+    stop.send_replace(true);
+    let error = running.await.unwrap().unwrap_err();
+    assert!(
+        matches!(&error, Error::Interrupted { address: waited } if waited.contains(&address.to_string()))
+    );
+    assert!(!folder.path().join("front.json").exists(), "{error}");
+}
+
+/// Customers that do everything unusual.
+fn odd_customers() -> Customers {
+    Customers {
+        stats_parts: 1,
+        order_parts: 2,
+        popularity: Popularity::Zipf(Zipf::new(1_000, 0.9)),
+        basket_min: 1,
+        basket_max: 5,
+        habits: Habits {
+            never_paid: 0.1,
+            paid_twice: 0.2,
+            paid_late: 0.1,
+            late_by: Duration::from_millis(300),
+            paid_before: 0.2,
+            cancelled: 0.2,
+        },
+        ..Customers::default()
+    }
+}
+
+#[tokio::test]
+async fn unusual_customers_leave_a_clean_audit_and_their_orders_add_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let (warehouse, oms) = neighbours(folder.path(), Fault::None).await;
+    let config = FrontConfig {
+        customers: odd_customers(),
+        ..front(folder.path(), &oms, &warehouse)
+    };
+    let report = run(config).await;
+    let verdict = audited(&oms, &warehouse, &report).await;
+    assert!(verdict.is_clean(), "{:#?}", verdict.findings);
+    let orders = report.record.orders();
+    let cancelled = orders.iter().filter(|o| o.cancel.is_acknowledged()).count() as u64;
+    assert!(cancelled > 10);
+    assert_eq!(verdict.orders_of_run["cancelled"], cancelled);
+    assert_eq!(verdict.orders_of_run.values().sum::<u64>(), orders.len() as u64);
+    let early = &report.route(Route::Payment).errors;
+    assert!(early.get("404").is_some_and(|count| *count > 10), "{early:?}");
+    assert!(orders.iter().all(|o| !o.is_paid || o.payment != Outcome::NotSent));
+    warehouse.stop().await;
+}
+
+#[tokio::test]
+async fn a_run_leaves_a_folder_whose_series_and_log_agree_with_its_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let (warehouse, oms) = neighbours(folder.path(), Fault::None).await;
+    let run_folder = RunFolder::create(folder.path(), &RunFacts::new("test", "", 1, "imt sim run")).unwrap();
+    let config = FrontConfig {
+        run_folder: Some(run_folder.path().to_owned()),
+        warm_up: Duration::from_millis(500),
+        ..front(folder.path(), &oms, &warehouse)
+    };
+    let telemetry = Telemetry::default();
+    let monitor = Monitor::start(config.oms.clone(), config.warehouse.clone(), telemetry.clone()).await;
+    let (_stop, stopped) = watch::channel(false);
+    let report = run_front(config, &telemetry, stopped).await.unwrap();
+    let verdict = audited(&oms, &warehouse, &report).await;
+    drop(monitor);
+    let state = telemetry.snapshot(usize::MAX, usize::MAX);
+    assert_eq!(state.phase, Phase::Draining);
+
+    let points = series::read(run_folder.path()).unwrap();
+    let total = |of: fn(&imt_sim::telemetry::SecondPoint) -> u64| points.iter().map(of).sum::<u64>();
+    assert_eq!(total(|point| point.sent), report.requests);
+    assert_eq!(total(|point| point.ok + point.failed), report.requests);
+    assert_eq!(state.answered, report.requests);
+    let by_route: u64 = points
+        .iter()
+        .flat_map(|p| &p.routes)
+        .map(|route| route.requests)
+        .sum();
+    assert_eq!(by_route, report.requests);
+    let log = std::fs::read_to_string(folder.path().join("stats.csv")).unwrap();
+    assert_eq!(log.lines().count() as u64, report.requests);
+    assert_eq!(
+        log,
+        std::fs::read_to_string(run_folder.path().join("stats.csv")).unwrap()
+    );
+    for route in &report.routes {
+        assert!(route.latency.count <= route.requests);
+    }
+    assert!(
+        report.route(Route::Stats).latency.count < report.route(Route::Stats).requests,
+        "warm-up"
+    );
+
+    let identity = RunIdentity {
+        scenario: "test".to_owned(),
+        ..RunIdentity::default()
+    };
+    let summary = Summary::new(identity, &report, Ok(verdict), &state, Vec::new());
+    assert!(
+        matches!(summary.verdict, Verdict::Clean | Verdict::Invalid),
+        "{summary}"
+    );
+    let events: Vec<_> = state.events.iter().cloned().collect();
+    run_folder.write_results(&report, &events, &summary).unwrap();
+    assert_eq!(run_folder.events().unwrap(), events);
+    let read = run_folder.summary().unwrap().unwrap();
+    assert_eq!(read["requests"], report.requests);
+    let buckets = run_folder.histograms().unwrap();
+    let counted: u64 = buckets
+        .iter()
+        .flat_map(|(_, buckets)| buckets)
+        .map(|bucket| bucket.count)
+        .sum();
+    assert_eq!(
+        counted,
+        report.routes.iter().map(|route| route.latency.count).sum::<u64>()
+    );
+    warehouse.stop().await;
+}
+
+#[tokio::test]
+async fn requests_that_are_too_late_are_dropped_with_their_payments() {
+    let folder = tempfile::tempdir().unwrap();
+    let (warehouse, oms) = neighbours(folder.path(), Fault::None).await;
+    let config = FrontConfig {
+        drop_after: Duration::ZERO,
+        ..front(folder.path(), &oms, &warehouse)
+    };
+    let report = run(config).await;
+    let planned = 400 + report.record.orders().len() as u64;
+    assert_eq!((report.requests, report.dropped), (0, planned));
+    assert_eq!(
+        report.payments_not_sent, 0,
+        "an order that was not sent needs no payment"
+    );
+    let log = std::fs::read_to_string(folder.path().join("stats.csv")).unwrap();
+    assert!(log.lines().all(|line| line.ends_with(",ko,not sent")));
+    assert_eq!(log.lines().count() as u64, planned);
+    warehouse.stop().await;
+}
+
+#[tokio::test]
 async fn settings_that_make_no_sense_are_named() {
     let (_stop, stopped) = watch::channel(false);
+    let second = Duration::from_secs(1);
     for (config, setting) in [
         (
             FrontConfig {
-                rate: 0.0,
+                load: Load::steady(0.0, second, Arrivals::Fixed),
                 ..FrontConfig::default()
             },
             "rate",
         ),
         (
             FrontConfig {
-                rate: f64::NAN,
-                ..FrontConfig::default()
-            },
-            "rate",
-        ),
-        (
-            FrontConfig {
-                duration: Duration::ZERO,
+                load: Load::steady(1.0, Duration::ZERO, Arrivals::Fixed),
                 ..FrontConfig::default()
             },
             "duration",
         ),
         (
             FrontConfig {
-                products: 1,
+                customers: Customers {
+                    products: 1,
+                    ..Customers::default()
+                },
                 ..FrontConfig::default()
             },
-            "products",
+            "basket",
+        ),
+        (
+            FrontConfig {
+                warm_up: Duration::from_secs(30),
+                ..FrontConfig::default()
+            },
+            "warm_up",
         ),
         (
             FrontConfig {
@@ -359,7 +539,7 @@ async fn settings_that_make_no_sense_are_named() {
             "in_flight_max",
         ),
     ] {
-        match run_front(config, watch::Sender::default(), stopped.clone()).await {
+        match run_front(config, &Telemetry::default(), stopped.clone()).await {
             Err(Error::Config { setting: named, .. }) => assert_eq!(named, setting),
             other => panic!("{setting}: {other:?}"),
         }
@@ -444,4 +624,52 @@ async fn the_whole_stock_of_two_million_lines_arrives() {
         );
     }
     warehouse.stop().await;
+}
+
+/// Runs a warehouse with a fault of its snapshots until `enough` holds of its counts.
+async fn snapshots(fault: SnapshotFault, enough: fn(&imt_sim::wire::WarehouseSummary) -> bool) -> FakeOms {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut config = quick(folder.path(), listener.local_addr().unwrap());
+    config.snapshot_every = Duration::from_millis(20);
+    config.behaviour.snapshots = fault;
+    let warehouse = Warehouse::start(config).await.unwrap();
+    let oms = FakeOms::serve(listener, warehouse.address(), Fault::None);
+    // Deliveries between the snapshots give them different numbers.
+    for id in 1_u32.. {
+        if enough(&warehouse.summary()) {
+            break;
+        }
+        oms.deliver_one_unit(&id.to_string()).await;
+    }
+    warehouse.stop().await;
+    oms
+}
+
+#[tokio::test]
+async fn snapshots_come_late_twice_or_broken_and_change_nothing_wrongly() {
+    let twice = snapshots(SnapshotFault::Twice, |counts| counts.snapshots_sent >= 3).await;
+    let taken = twice.snapshots();
+    assert!(taken.len() >= 5 && taken[0] == taken[1], "{taken:?}");
+
+    let late = snapshots(SnapshotFault::Late, |counts| {
+        counts.faults.get("snapshot-late").is_some_and(|late| *late >= 3) && counts.snapshots_refused >= 1
+    })
+    .await;
+    assert!(
+        late.snapshots().is_sorted_by_key(|(as_of, _)| *as_of),
+        "late ones are refused"
+    );
+
+    let broken = snapshots(SnapshotFault::Truncated, |counts| {
+        counts
+            .faults
+            .get("snapshot-truncated")
+            .is_some_and(|broken| *broken >= 3)
+    })
+    .await;
+    assert!(
+        broken.snapshots().iter().all(|(_, lines)| *lines == 20_000),
+        "none is taken in part"
+    );
 }

@@ -1,4 +1,4 @@
-//! The warehouse's routes as an order management meets them, over real HTTP.
+//! The warehouse's routes, over real HTTP.
 #![allow(clippy::unwrap_used)] // Also in the helpers: a failure there fails the test.
 
 use std::path::Path;
@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
-use imt_sim::warehouse::{Delay, Stock, StockShape};
+use imt_sim::warehouse::{Delay, Fault, Profile, Stock, StockShape};
 use imt_sim::{Warehouse, WarehouseConfig};
 use serde_json::{Value, json};
 
@@ -27,8 +27,17 @@ struct Caller {
 type Answer = (StatusCode, Option<u64>, Value);
 
 impl Caller {
-    async fn start(data: &Path, timeout_one_in: u32) -> Self {
-        Self::start_with(data, |config| config.timeout_one_in = timeout_one_in).await
+    async fn start(data: &Path) -> Self {
+        Self::start_with(data, |_| {}).await
+    }
+
+    /// A warehouse that disturbs every call.
+    async fn disturbed(data: &Path, faults: &[(Fault, f64)]) -> Self {
+        Self::start_with(data, |config| {
+            config.behaviour.announce.faults = faults.to_vec();
+            config.behaviour.deliver.faults = faults.to_vec();
+        })
+        .await
     }
 
     async fn start_with(data: &Path, change: impl FnOnce(&mut WarehouseConfig)) -> Self {
@@ -41,12 +50,7 @@ impl Caller {
             oms: nobody.into(),
             data: data.to_owned(),
             shape: SHAPE,
-            announce_after: Delay {
-                min: Duration::from_millis(1),
-                step: Duration::from_millis(1),
-                steps: 2,
-            },
-            delivery_after: Duration::from_millis(1),
+            behaviour: Profile::Fast.behaviour(),
             ..WarehouseConfig::default()
         };
         change(&mut config);
@@ -108,7 +112,7 @@ fn shelf(units: u32) -> (u32, u32, u32) {
 #[tokio::test]
 async fn a_repeated_delivery_gets_the_first_ones_sequence_and_takes_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let caller = Caller::start(folder.path(), 0).await;
+    let caller = Caller::start(folder.path()).await;
     let (product, store, there) = shelf(2);
     let (status, first, _) = caller.deliver("17", product, store, there).await;
     assert_eq!(status, StatusCode::OK);
@@ -139,7 +143,7 @@ async fn a_repeated_delivery_gets_the_first_ones_sequence_and_takes_nothing() {
 #[tokio::test]
 async fn what_is_not_there_is_refused_with_its_store_and_order() {
     let folder = tempfile::tempdir().unwrap();
-    let caller = Caller::start(folder.path(), 0).await;
+    let caller = Caller::start(folder.path()).await;
     let (product, store, there) = shelf(1);
     let (status, sequence, problem) = caller.deliver("9", product, store, there + 1).await;
     assert_eq!((status, sequence), (StatusCode::CONFLICT, None));
@@ -154,7 +158,7 @@ async fn what_is_not_there_is_refused_with_its_store_and_order() {
 #[tokio::test]
 async fn an_announcement_is_taken_once_and_a_store_must_be_named() {
     let folder = tempfile::tempdir().unwrap();
-    let caller = Caller::start(folder.path(), 0).await;
+    let caller = Caller::start(folder.path()).await;
     let body = order("17", 1, 1, 1);
     for _ in 0..2 {
         let (status, _, answer) = caller.post("/order/new", None, &body).await;
@@ -178,7 +182,8 @@ async fn an_announcement_is_taken_once_and_a_store_must_be_named() {
 #[tokio::test]
 async fn behind_a_gateway_timeout_about_half_have_been_delivered_and_a_repeat_knows_it() {
     let folder = tempfile::tempdir().unwrap();
-    let always = Caller::start(folder.path(), 1).await;
+    let halves = [(Fault::TimeoutBefore, 0.5), (Fault::TimeoutAfterActing, 0.5)];
+    let always = Caller::disturbed(folder.path(), &halves).await;
     // One unit each from shelves that have it, so that nothing is refused.
     let stock = Stock::first_day(1, SHAPE);
     let shelves: Vec<(u32, u32)> = (1..=SHAPE.products)
@@ -198,7 +203,7 @@ async fn behind_a_gateway_timeout_about_half_have_been_delivered_and_a_repeat_kn
     );
 
     // The same folder, and now it answers: every order ends delivered, once.
-    let never = Caller::start(folder.path(), 0).await;
+    let never = Caller::start(folder.path()).await;
     for (id, (product, store)) in shelves.iter().enumerate() {
         let (status, sequence, _) = never.deliver(&id.to_string(), *product, *store, 1).await;
         assert!(status == StatusCode::OK && sequence.is_some());
@@ -219,8 +224,8 @@ async fn a_call_whose_earlier_try_is_being_carried_out_is_told_to_come_back() {
     let folder = tempfile::tempdir().unwrap();
     let hour = Duration::from_secs(3_600);
     let caller = Caller::start_with(folder.path(), |config| {
-        config.announce_after.min = hour;
-        config.delivery_after = hour;
+        config.behaviour.announce.delay = Delay::fixed(hour);
+        config.behaviour.deliver.delay = Delay::fixed(hour);
     })
     .await;
     let address = caller.warehouse.address();
@@ -232,7 +237,7 @@ async fn a_call_whose_earlier_try_is_being_carried_out_is_told_to_come_back() {
                 .unwrap();
             caller.http.request(request)
         };
-        // Whichever of the two comes second is answered at once; the other one waits for an hour.
+        // The second of the two is answered at once; the first one waits for an hour.
         let answer = tokio::select! {
             answer = post() => answer.unwrap(),
             answer = post() => answer.unwrap(),
@@ -244,4 +249,128 @@ async fn a_call_whose_earlier_try_is_being_carried_out_is_told_to_come_back() {
         assert_eq!(problem["type"], "urn:imt:warehouse:in-progress", "{path}");
     }
     caller.warehouse.stop().await;
+}
+
+/// Sends a delivery that may never be answered.
+async fn try_deliver(caller: &Caller, id: &str, product: u32, store: u32) -> Result<StatusCode, String> {
+    let address = caller.warehouse.address();
+    let request = Request::post(format!("http://{address}/order/process_delivery"))
+        .header("idempotency-key", format!("{id}/deliver"))
+        .body(Full::from(order(id, product, store, 1).to_string()))
+        .unwrap();
+    let answer = caller.http.request(request).await;
+    answer.map(|answer| answer.status()).map_err(|error| {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    })
+}
+
+#[tokio::test]
+async fn each_fault_acts_or_not_as_it_says_and_a_repeat_delivers_once() {
+    for fault in [
+        Fault::ResetBefore,
+        Fault::ResetAfterActing,
+        Fault::TimeoutBefore,
+        Fault::TimeoutAfterActing,
+        Fault::Unavailable,
+        Fault::DuplicateAnswer,
+        Fault::SlowDrip,
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let caller = Caller::disturbed(folder.path(), &[(fault, 1.0)]).await;
+        let (product, store, _) = shelf(1);
+        let answer = try_deliver(&caller, "17", product, store).await;
+        match fault {
+            Fault::ResetBefore | Fault::ResetAfterActing => {
+                let error = answer.unwrap_err();
+                assert!(
+                    error.contains("reset") || error.contains("closed"),
+                    "{fault:?}: {error}"
+                );
+            }
+            Fault::TimeoutBefore | Fault::TimeoutAfterActing => {
+                assert_eq!(answer, Ok(StatusCode::GATEWAY_TIMEOUT), "{fault:?}");
+            }
+            Fault::Unavailable => assert_eq!(answer, Ok(StatusCode::SERVICE_UNAVAILABLE)),
+            Fault::DuplicateAnswer | Fault::SlowDrip => assert_eq!(answer, Ok(StatusCode::OK), "{fault:?}"),
+        }
+        let summary = caller.warehouse.summary();
+        assert_eq!(summary.delivered, u64::from(fault.acts()), "{fault:?}");
+        assert_eq!(
+            summary.faults.get(fault.name()),
+            Some(&1),
+            "{fault:?}: {summary:?}"
+        );
+
+        // An answer that came twice spoils the connection, not the calls after it.
+        caller
+            .warehouse
+            .control()
+            .set_behaviour(Profile::Fast.behaviour());
+        let again = try_deliver(&caller, "17", product, store).await;
+        assert_eq!(again, Ok(StatusCode::OK), "{fault:?}");
+        let summary = caller.warehouse.stop().await;
+        assert_eq!(summary.delivered, 1, "{fault:?}");
+        assert_eq!(
+            summary.duplicates_after_answer,
+            u64::from(fault.is_answered()),
+            "{fault:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_warehouse_that_is_away_resets_calls_in_flight_and_new_connections() {
+    let folder = tempfile::tempdir().unwrap();
+    let caller = Caller::start_with(folder.path(), |config| {
+        config.behaviour.deliver.delay = Delay::fixed(Duration::from_secs(3_600));
+    })
+    .await;
+    let (product, store, _) = shelf(1);
+    let control = caller.warehouse.control();
+    let (in_flight, ()) = tokio::join!(try_deliver(&caller, "17", product, store), async {
+        // The call is in flight once a second one about it is refused.
+        loop {
+            let (status, ..) = caller.deliver("17", product, store, 1).await;
+            if status == StatusCode::CONFLICT {
+                break;
+            }
+        }
+        control.set_behaviour(Profile::Blackout.behaviour());
+    });
+    in_flight.unwrap_err();
+    assert_eq!(control.behaviour_name(), "blackout");
+    try_deliver(&caller, "18", product, store).await.unwrap_err();
+    control.set_behaviour(Profile::Fast.behaviour());
+    assert_eq!(
+        try_deliver(&caller, "18", product, store).await,
+        Ok(StatusCode::OK)
+    );
+    let summary = caller.warehouse.stop().await;
+    assert!(
+        summary.faults["away"] >= 1 && summary.delivered == 1,
+        "{summary:?}"
+    );
+}
+
+#[tokio::test]
+async fn refused_calls_are_counted_by_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let caller = Caller::start(folder.path()).await;
+    let (product, store, there) = shelf(1);
+    caller.post("/order/new", None, &json!({"id": "1"})).await;
+    caller.deliver("2", product, store, there + 1).await;
+    caller.deliver("3", product, store, 1).await;
+    caller.deliver("3", product, store, 2).await;
+    let summary = caller.warehouse.stop().await;
+    assert_eq!(
+        (summary.malformed, summary.refused, summary.conflicts),
+        (1, 1, 1),
+        "{summary:?}"
+    );
 }

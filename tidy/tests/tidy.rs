@@ -24,7 +24,7 @@ const FILE_LINES_MAX: usize = 700;
 /// Most trouble words per 1,000 words of prose.
 const TROUBLE_MAX: usize = 3;
 
-const CRATES: [&str; 7] = ["microdb", "ring", "oms", "sim", "cli", "benches", "tidy"];
+const CRATES: [&str; 8] = ["microdb", "ring", "oms", "sim", "live", "cli", "benches", "tidy"];
 
 /// Layers of each crate, from the top to the bottom: a module may name its own layer and those
 /// below. A crate with a line here has each of its top-level modules in it.
@@ -56,14 +56,25 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
             &["ring", "encode", "options", "member", "key", "digest", "error"],
         ],
     ),
+    (
+        "live",
+        &[
+            &["lib"],
+            &["view"],
+            &["keys", "picture", "terminal"],
+            &["draw"],
+            &["log_lines", "state", "theme"],
+            &["figures", "svg"],
+        ],
+    ),
 ];
 /// Imports that still go upward, as (crate, module, module that it names).
 const UPWARD_IMPORTS: &[(&str, &str, &str)] = &[];
 
 /// Comment lines wider than 100 columns, by crate.
-const WIDE_COMMENTS: &[(&str, usize)] = &[("benches", 1), ("oms", 15), ("sim", 1)];
+const WIDE_COMMENTS: &[(&str, usize)] = &[("oms", 3)];
 /// Trouble words per 1,000 words of comments, by crate.
-const TROUBLE_IN_COMMENTS: &[(&str, usize)] = &[("benches", 11), ("cli", 15), ("oms", 15), ("sim", 17)];
+const TROUBLE_IN_COMMENTS: &[(&str, usize)] = &[("cli", 15)];
 /// Lines wider than 100 columns, by document.
 const WIDE_DOCUMENT_LINES: &[(&str, usize)] = &[];
 /// Paragraphs over 90 words, by document.
@@ -248,7 +259,7 @@ fn no_module_names_a_layer_above_its_own() {
                     match UPWARD_IMPORTS.iter().find(is_debt) {
                         Some(debt) => _ = found.insert(*debt),
                         None => {
-                            _ = writeln!(report, "{}: names {target}, which is above it", relative(&path))
+                            _ = writeln!(report, "{}: names {target}, which is above it", relative(&path));
                         }
                     }
                 }

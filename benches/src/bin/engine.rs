@@ -5,8 +5,8 @@
 //! cargo run --release -p imt-benches --bin engine -- --quick
 //! ```
 //!
-//! Without feature `rivals` only microdb is built and measured; that needs no C++ toolchain and no
-//! minutes.
+//! Without feature `rivals` only microdb is built and measured. Such a build is fast and needs no
+//! C++ toolchain.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ use imt_benches::run::{Plan, Results};
 use imt_benches::workloads::{self, Task, Workload};
 use imt_benches::{Outcome, report, run};
 
-/// Runs every workload of the engine table, each (engine, workload) in a process of its own.
+/// Runs every workload of the engine table, each (engine, workload) in its own process.
 #[derive(Debug, Parser)]
 #[command(name = "engine", version)]
 struct Arguments {
@@ -29,47 +29,46 @@ struct Arguments {
     #[arg(long, value_enum, value_delimiter = ',')]
     workloads: Vec<Workload>,
 
-    /// Records to load.
+    /// Number of records to load.
     #[arg(long, default_value_t = 2_000_000)]
     records: u64,
 
-    /// Bytes of a value.
+    /// Size of a value in bytes.
     #[arg(long, default_value_t = 100)]
     value_bytes: usize,
 
-    /// Repetitions; the table shows medians.
+    /// Number of repetitions; the table shows medians.
     #[arg(long, default_value_t = 3)]
     repeat: u64,
 
-    /// Seconds after which a rate has been measured long enough.
+    /// Minimum time for the measurement of a rate, in seconds.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
 
-    /// Folder for the databases, on the disk to be measured; a folder of memory makes the durable
-    /// rows worthless.
+    /// Folder for the databases, on the disk to be measured. A folder in memory makes the durable
+    /// rows meaningless.
     #[arg(long, default_value = "target/benchmarks")]
     dir: PathBuf,
 
-    /// How to print the results.
+    /// Format of the results.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
 
-    /// A smoke of a few seconds an engine: 20,000 records, one repetition. Shows that all works,
-    /// not how fast.
+    /// Run a smoke test of a few seconds per engine: 20,000 records, one repetition. Its figures
+    /// are not reliable.
     #[arg(long)]
     quick: bool,
 
-    /// Measure nothing: print the results of earlier runs (JSON). Rows of later files replace those
-    /// of earlier ones.
+    /// Print the results of earlier runs (JSON) instead of measuring. Rows of later files replace
+    /// those of earlier ones.
     #[arg(long, value_delimiter = ',')]
     from: Vec<PathBuf>,
 
-    /// Leaves the machine's own limits out: measuring them takes more memory than a small cgroup
-    /// has
+    /// Do not measure the limits of the machine, which needs more memory than a small cgroup has.
     #[arg(long)]
     no_limits: bool,
 
-    /// Runs one task in this process; the parent's way to start a child.
+    /// Run one task in this process; used by the parent to start a child.
     #[arg(long, hide = true)]
     child: Option<String>,
 }
@@ -128,8 +127,8 @@ fn plan(arguments: Arguments) -> Plan {
     } else {
         arguments.workloads
     };
-    // Some read what loading leaves, so that comes before them in whatever order they were asked
-    // for.
+    // Loading sorts first, because some workloads read the loaded database. So the order of the
+    // arguments does not matter.
     workloads.sort_unstable();
     workloads.dedup();
     let quick = arguments.quick;

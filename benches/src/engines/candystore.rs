@@ -1,9 +1,10 @@
-//! candystore: an append-only log beside a mapped hash index, in Rust; the rival closest to ours in
-//! design.
+//! candystore: an append-only log with a mapped hash index, in Rust. Its design is closest to that
+//! of microdb.
 //!
-//! It has no atomic batch: records of a batch are stored one by one. Its background checkpoint is
-//! made as frequent as ours (every 32 MiB of log); by default it would flush every 128 KiB. It
-//! cannot be told to compact now.
+//! - It has no atomic batches, so the records of a batch are stored one by one.
+//! - Its background checkpoint is set to the interval of microdb (32 MiB of log). The default is
+//!   128 KiB.
+//! - It has no call for compaction.
 
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use candystore::{CandyStore, Config};
 use super::{Access, Engine, Records, Session, Setup, Unsupported};
 use crate::Outcome;
 
-/// Log written between two background checkpoints.
+/// Size of the log between two background checkpoints.
 const CHECKPOINT_EVERY_BYTES: usize = 32 << 20;
 
 pub(super) struct Candystore {

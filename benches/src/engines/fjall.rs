@@ -1,7 +1,7 @@
 //! fjall: a log-structured merge tree in Rust.
 //!
-//! Without durability its journal is persisted by [`Engine::sync`] alone
-//! (`manual_journal_persist`), as ours is.
+//! Without durability only [`Engine::sync`] persists its journal (`manual_journal_persist`), like
+//! that of microdb.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ impl Engine for Fjall {
         Ok(self.db.persist(PersistMode::SyncData)?)
     }
 
-    fn settle(&self) -> Outcome<()> {
+    fn wait_idle(&self) -> Outcome<()> {
         Ok(self.table.rotate_memtable_and_wait()?)
     }
 

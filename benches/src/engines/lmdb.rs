@@ -1,8 +1,8 @@
 //! LMDB through heed: a copy-on-write B-tree in a memory map.
 //!
-//! Durable commits use LMDB's defaults. Without durability the map is written directly and nothing
-//! is flushed until [`Engine::sync`], which is its fastest way. Pure readers keep one read
-//! transaction (no call, no copy).
+//! Durable commits use the defaults of LMDB. Without durability the map is written directly and
+//! nothing is flushed before [`Engine::sync`], which is the fastest mode of LMDB. Read sessions
+//! keep one read transaction.
 
 use std::path::{Path, PathBuf};
 
@@ -23,20 +23,20 @@ pub(super) struct Lmdb {
 impl Lmdb {
     #[expect(
         unsafe_code,
-        reason = "heed leaves it to the caller that nobody else changes the file"
+        reason = "heed requires the caller to guarantee that no other process changes the file"
     )]
     pub(super) fn open(folder: &Path, setup: Setup) -> Outcome<Self> {
-        // Pages of random inserts are two thirds full, and old versions live until their readers
+        // Pages of random inserts are two thirds full, and old versions remain until their readers
         // end.
         let map_bytes = (setup.data_bytes * 4 + (1 << 30)).next_multiple_of(1 << 20);
         let mut options = EnvOpenOptions::new();
         options.map_size(usize::try_from(map_bytes)?).max_readers(64);
         if !setup.durable {
-            // SAFETY: what these flags give up is safety after a power cut, which the buffered rows
-            // do not ask for.
+            // SAFETY: these flags give up only the safety after a power cut, which buffered rows do
+            // not need.
             unsafe { options.flags(EnvFlags::NO_SYNC | EnvFlags::WRITE_MAP | EnvFlags::NO_META_SYNC) };
         }
-        // SAFETY: the folder belongs to this run alone, and only this process has it open.
+        // SAFETY: the folder belongs to this run, and only this process has the database open.
         let env = unsafe { options.open(folder)? };
         let mut transaction = env.write_txn()?;
         let table = env.create_database(&mut transaction, None)?;
@@ -65,8 +65,7 @@ impl Engine for Lmdb {
     fn compact(&mut self) -> Outcome<()> {
         let compacted = self.path.join("compacted.mdb");
         drop(self.env.copy_to_path(&compacted, CompactionOption::Enabled)?);
-        // The open map keeps the old file alive until the engine is dropped; its space is gone with
-        // it.
+        // The open map keeps the space of the old file in use until the engine is dropped.
         std::fs::rename(compacted, self.path.join("data.mdb"))?;
         Ok(())
     }

@@ -1,4 +1,7 @@
-//! microdb, ours: as an application uses it, with default options but for the durability asked.
+//! microdb, used like an application would.
+//!
+//! All options are the defaults, except for the durability. Without durability commits are
+//! `Durability::Buffered`, and [`Engine::sync`] makes them durable.
 
 use std::path::Path;
 
@@ -38,7 +41,7 @@ impl Engine for Microdb {
         Ok(self.db.sync()?)
     }
 
-    fn settle(&self) -> Outcome<()> {
+    fn wait_idle(&self) -> Outcome<()> {
         Ok(self.db.wait_idle()?)
     }
 
@@ -80,7 +83,7 @@ impl Session for MicrodbSession<'_> {
         let table = self.table.clone();
         let added = self.db.transaction(|tx| {
             let value = tx.get(&table, key)?;
-            // A value of another length begins anew; the workload notices that at its end.
+            // A value of another length restarts the count, which the workload detects at its end.
             let next = plus_one(value.as_deref()).unwrap_or_default();
             tx.put(&table, key, next)
         });

@@ -1,10 +1,14 @@
 //! One small trait over all engines, and a file for each.
 //!
-//! An [`Engine`] is an open database with one table of bytes; a [`Session`] is what one thread uses
-//! of it, so that an engine can keep what its users would keep (a read transaction, a prepared
-//! statement, a connection). Every engine gets the settings that its own documentation gives for
-//! the durability asked, no compression (the values cannot be compressed), and a cache that holds
-//! the whole data set. What an engine cannot do is [`Unsupported`].
+//! An [`Engine`] is an open database with one table of bytes. A [`Session`] is the part of it that
+//! one thread uses. So an engine can keep a read transaction, a prepared statement or a connection,
+//! as its users do.
+//!
+//! **Invariants**
+//! - Every engine gets the settings that its documentation recommends for the wanted durability.
+//! - No engine compresses, because the values cannot be compressed.
+//! - Every engine has a cache that holds the whole data set.
+//! - An engine returns [`Unsupported`] for work that it cannot do.
 
 use std::fmt;
 use std::path::Path;
@@ -29,8 +33,8 @@ mod rocksdb;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-/// Memory given to an engine's own cache, if it has one: more than the 2,000,000 records need, so
-/// that nobody's figure is one of cache misses against the page cache.
+/// Size of an engine's own cache, if it has one. It exceeds the size of 2,000,000 records, so that
+/// no figure measures cache misses.
 #[cfg(any(feature = "fjall", feature = "redb", feature = "rocksdb", feature = "sqlite"))]
 const CACHE_BYTES: usize = 1 << 30;
 
@@ -38,7 +42,7 @@ const CACHE_BYTES: usize = 1 << 30;
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineName {
-    /// Ours.
+    /// The engine of this project.
     Microdb,
     /// LMDB, through `heed`.
     #[cfg(feature = "lmdb")]
@@ -61,13 +65,13 @@ pub enum EngineName {
 }
 
 impl EngineName {
-    /// All engines of this build, ours first.
+    /// Returns all engines of this build, microdb first.
     #[must_use]
     pub fn all() -> Vec<Self> {
         Self::value_variants().to_vec()
     }
 
-    /// The name in tables and on the command line.
+    /// Returns the name in tables and on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -87,11 +91,11 @@ impl EngineName {
         }
     }
 
-    /// The packages whose versions describe the engine.
+    /// Returns the packages with the versions that describe the engine.
     #[must_use]
     pub const fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Microdb => &["microdb"],
+            Self::Microdb => &["imt-microdb"],
             #[cfg(feature = "lmdb")]
             Self::Lmdb => &["heed", "lmdb-master-sys"],
             #[cfg(feature = "rocksdb")]
@@ -107,10 +111,10 @@ impl EngineName {
         }
     }
 
-    /// Opens, or creates, the engine's database in `folder`.
+    /// Opens or creates the engine's database in `folder`.
     ///
     /// # Errors
-    /// The engine's own.
+    /// Returns the engine's error.
     pub fn open(self, folder: &Path, setup: Setup) -> Outcome<Box<dyn Engine>> {
         std::fs::create_dir_all(folder)?;
         Ok(match self {
@@ -137,16 +141,17 @@ impl fmt::Display for EngineName {
     }
 }
 
-/// What an engine should know when it opens.
+/// Settings for opening an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
-    /// Each put is on the device before it returns; otherwise only [`Engine::sync`] promises that.
+    /// `true` if every put must be durable when it returns. Otherwise only [`Engine::sync`] makes
+    /// puts durable.
     pub durable: bool,
-    /// Bytes of keys and values that will be stored at most, for engines that must size a map.
+    /// Maximum size of all keys and values in bytes, for engines that must size a map.
     pub data_bytes: u64,
 }
 
-/// An engine cannot do what a row asks: the table shows "-".
+/// Work that an engine cannot do, with the reason. The table shows "-".
 #[derive(Debug)]
 pub struct Unsupported(pub &'static str);
 
@@ -158,91 +163,92 @@ impl fmt::Display for Unsupported {
 
 impl std::error::Error for Unsupported {}
 
-/// What a thread will do in its session.
+/// The access that a session needs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Access {
-    /// Only read, and nobody writes meanwhile: one long view may be kept.
+    /// Reads only, while no thread writes. The session may keep one long read transaction.
     Read,
-    /// Read and write: each read must see all writes acknowledged before it.
+    /// Reads and writes. Each read must see all writes acknowledged before it.
     ReadWrite,
 }
 
 /// An open database with one table of bytes.
 pub trait Engine: Sync {
-    /// A thread's way in.
+    /// Opens a session for one thread.
     ///
     /// # Errors
-    /// The engine's own.
+    /// Returns the engine's error.
     fn session(&self, access: Access) -> Outcome<Box<dyn Session + '_>>;
 
-    /// Makes everything acknowledged so far durable.
+    /// Makes all acknowledged writes durable.
     ///
     /// # Errors
-    /// The engine's own.
+    /// Returns the engine's error.
     fn sync(&self) -> Outcome<()>;
 
-    /// Waits until background work that earlier writes left behind is done, so that rows which read
-    /// do not compete with it.
+    /// Waits until the background work of earlier writes is done, so that it does not compete with
+    /// the measured reads.
     ///
     /// # Errors
-    /// The engine's own.
-    fn settle(&self) -> Outcome<()> {
+    /// Returns the engine's error.
+    fn wait_idle(&self) -> Outcome<()> {
         Ok(())
     }
 
-    /// Gives back the space of what was overwritten, as far as the engine can, and waits for it.
+    /// Frees the space of overwritten records as far as the engine can, and waits for the end.
     ///
     /// # Errors
-    /// The engine's own, or [`Unsupported`].
+    /// Returns the engine's error, or [`Unsupported`].
     fn compact(&mut self) -> Outcome<()>;
 
-    /// Bytes that the engine keeps to find records, where it says so.
+    /// Returns the size of the engine's index in bytes, if the engine reports it.
     fn index_bytes(&self) -> Option<u64> {
         None
     }
 
-    /// Flushes of the device so far, where the engine says so.
+    /// Returns the number of device flushes so far, if the engine reports it.
     fn flushes(&self) -> Option<u64> {
         None
     }
 }
 
-/// What one thread uses of an engine.
+/// The part of an engine that one thread uses.
 pub trait Session {
-    /// Stores one record as a commit of its own, with the durability of the [`Setup`].
+    /// Stores one record in its own commit, with the durability of the [`Setup`].
     ///
     /// # Errors
-    /// The engine's own.
+    /// Returns the engine's error.
     fn put(&mut self, key: &[u8], value: &[u8]) -> Outcome<()>;
 
-    /// Stores records as one atomic commit where the engine has such, with the durability of the
-    /// [`Setup`].
+    /// Stores records in one atomic commit, with the durability of the [`Setup`]. An engine without
+    /// atomic batches stores them one by one.
     ///
     /// # Errors
-    /// The engine's own.
+    /// Returns the engine's error.
     fn put_batch(&mut self, records: &Records<'_>) -> Outcome<()>;
 
-    /// Reads one record; `visit` sees the value if there is one.
+    /// Reads one record and passes its value to `visit`. Returns `false` if the record does not
+    /// exist.
     ///
     /// # Errors
-    /// The engine's own.
+    /// Returns the engine's error.
     fn get(&mut self, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Outcome<bool>;
 
-    /// Adds one to the number (8 bytes, little-endian) that a record holds, in a transaction that
-    /// reads and writes it, with the durability of the [`Setup`]. Returns `false` if the engine
-    /// refused because of a conflict.
+    /// Adds one to the number (8 bytes, little-endian) in a record, in one transaction that reads
+    /// and writes it, with the durability of the [`Setup`]. Returns `false` if the engine rejected
+    /// the transaction because of a conflict.
     ///
     /// # Errors
-    /// The engine's own; [`Unsupported`] where it has no transactions, or none in this kind of
-    /// database.
+    /// Returns the engine's error, or [`Unsupported`] if the engine or this kind of database has no
+    /// transactions.
     fn add_one(&mut self, _key: &[u8]) -> Outcome<bool> {
         Err(Unsupported("has no transactions here").into())
     }
 
-    /// Reads many records; `visit` sees each one's position and value, if there is one.
+    /// Reads many records and passes the position and the value of each to `visit`.
     ///
     /// # Errors
-    /// The engine's own.
+    /// Returns the engine's error.
     fn multi_get(&mut self, keys: &[Key], visit: &mut dyn FnMut(usize, Option<&[u8]>)) -> Outcome<()> {
         for (position, key) in keys.iter().enumerate() {
             if !self.get(key, &mut |value| visit(position, Some(value)))? {
@@ -255,22 +261,22 @@ pub trait Session {
     /// Reads every record once, in the engine's own order.
     ///
     /// # Errors
-    /// The engine's own.
+    /// Returns the engine's error.
     fn scan(&mut self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Outcome<()>;
 }
 
 /// Returns the number in a value of 8 bytes, plus one.
 ///
 /// # Errors
-/// If the value has another length.
+/// Returns an error if the value has another length.
 pub fn plus_one(value: Option<&[u8]>) -> Outcome<[u8; 8]> {
     let bytes = value.and_then(|value| value.try_into().ok());
-    let number = u64::from_le_bytes(bytes.ok_or("the counter is no number of 8 bytes")?);
+    let number = u64::from_le_bytes(bytes.ok_or("the counter is not a number of 8 bytes")?);
     Ok((number + 1).to_le_bytes())
 }
 
-/// Records to store together. Borrowed from wherever they lie, so that no engine's batch pays for
-/// another's form.
+/// Records to store together. Values are borrowed, so that no engine pays for a copy into a common
+/// form.
 #[derive(Debug, Default)]
 pub struct Records<'a> {
     keys: Vec<u8>,
@@ -279,7 +285,7 @@ pub struct Records<'a> {
 }
 
 impl<'a> Records<'a> {
-    /// No records yet; each key will have `key_bytes`.
+    /// Creates an empty list. Each key has `key_bytes` bytes.
     #[must_use]
     pub const fn new(key_bytes: usize) -> Self {
         Self {
@@ -296,25 +302,25 @@ impl<'a> Records<'a> {
         self.values.push(value);
     }
 
-    /// Forgets the records, keeps the memory.
+    /// Removes all records and keeps the memory.
     pub fn clear(&mut self) {
         self.keys.clear();
         self.values.clear();
     }
 
-    /// How many records.
+    /// Returns the number of records.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.values.len()
     }
 
-    /// Whether there are none.
+    /// Returns `true` if there are no records.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
-    /// The records in the order in which they were added.
+    /// Returns the records in the order of their insertion.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &'a [u8])> {
         self.keys
             .chunks_exact(self.key_bytes)

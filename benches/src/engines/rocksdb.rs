@@ -1,8 +1,8 @@
 //! RocksDB: a log-structured merge tree.
 //!
-//! Bloom filters of ten bits, a block cache that holds everything, no compression. Without
-//! durability its log is buffered in the process (`manual_wal_flush`), as ours is. Statistics are
-//! kept in durable runs only, where they give the number of log flushes.
+//! Settings: Bloom filters of ten bits, a block cache for the whole data set, no compression.
+//! Without durability its log is buffered in the process (`manual_wal_flush`), like that of
+//! microdb. Statistics are enabled in durable runs only, for the number of log flushes.
 
 use std::path::Path;
 
@@ -38,7 +38,7 @@ impl Rocksdb {
         if setup.durable {
             options.enable_statistics();
         }
-        // Families that are opened by name alone have the defaults, and none of the above.
+        // A family that is opened by its name alone gets default options.
         let family = ColumnFamilyDescriptor::new(FAMILY, options.clone());
         let db = DB::open_cf_descriptors(&options, folder, [family])?;
         Ok(Self {
@@ -67,16 +67,16 @@ impl Engine for Rocksdb {
         Ok(self.db.flush_wal(true)?)
     }
 
-    fn settle(&self) -> Outcome<()> {
+    fn wait_idle(&self) -> Outcome<()> {
         let mut wait = WaitForCompactOptions::default();
         wait.set_flush(true);
         Ok(self.db.wait_for_compact(&wait)?)
     }
 
     fn compact(&mut self) -> Outcome<()> {
-        self.settle()?;
+        self.wait_idle()?;
         self.db.compact_range(None::<&[u8]>, None::<&[u8]>);
-        self.settle()
+        self.wait_idle()
     }
 
     fn flushes(&self) -> Option<u64> {

@@ -1,8 +1,10 @@
 //! SQLite, bundled: a B-tree with a write-ahead log.
 //!
-//! `synchronous=FULL` where commits are durable, `OFF` where they are not; a connection for each
-//! session, prepared statements, a map over the whole file, `WITHOUT ROWID` so that the key is the
-//! tree's key.
+//! Settings:
+//! - `synchronous=FULL` for durable commits, else `OFF`
+//! - one connection per session, with prepared statements
+//! - a memory map of the whole file
+//! - `WITHOUT ROWID`, so that the key is the key of the tree
 
 use std::path::{Path, PathBuf};
 
@@ -14,36 +16,36 @@ use crate::Outcome;
 const PUT: &str = "INSERT OR REPLACE INTO records (key, value) VALUES (?1, ?2)";
 const GET: &str = "SELECT value FROM records WHERE key = ?1";
 
-/// How long a writer waits for another one, in milliseconds: longer than any row takes.
+/// Maximum wait of a writer for another one, in milliseconds. It exceeds the time of any row.
 const BUSY_TIMEOUT_MS: u64 = 600_000;
 
 pub(super) struct Sqlite {
     path: PathBuf,
     durable: bool,
-    /// Keeps the write-ahead log open between sessions, and syncs.
-    keeper: std::sync::Mutex<Connection>,
+    /// Keeps the write-ahead log open between sessions, and runs syncs and compaction.
+    control: std::sync::Mutex<Connection>,
 }
 
 impl Sqlite {
     pub(super) fn open(folder: &Path, setup: Setup) -> Outcome<Self> {
         let path = folder.join("data.sqlite");
-        let keeper = connect(&path, setup.durable)?;
-        keeper.execute_batch(
+        let control = connect(&path, setup.durable)?;
+        control.execute_batch(
             "CREATE TABLE IF NOT EXISTS records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
         )?;
         Ok(Self {
             path,
             durable: setup.durable,
-            keeper: std::sync::Mutex::new(keeper),
+            control: std::sync::Mutex::new(control),
         })
     }
 
     fn run(&self, statements: &str) -> Outcome<()> {
-        let keeper = self
-            .keeper
+        let control = self
+            .control
             .lock()
             .map_err(|_| "another thread panicked with the connection")?;
-        Ok(keeper.execute_batch(statements)?)
+        Ok(control.execute_batch(statements)?)
     }
 }
 
@@ -68,7 +70,7 @@ impl Engine for Sqlite {
 
     fn sync(&self) -> Outcome<()> {
         // With synchronous=FULL a checkpoint flushes the log before it copies, and the database
-        // after.
+        // afterwards.
         self.run("PRAGMA synchronous=FULL; PRAGMA wal_checkpoint(TRUNCATE)")
     }
 
@@ -99,8 +101,8 @@ impl Session for SqliteSession {
     }
 
     fn add_one(&mut self, key: &[u8]) -> Outcome<bool> {
-        // Immediate: a reader that becomes a writer would be refused where another one wrote in
-        // between.
+        // A deferred transaction would fail if another writer committed between its read and its
+        // write.
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;

@@ -1,4 +1,8 @@
-//! Workloads whose figure is a bound: the highest of something, at any moment.
+//! Workloads that measure a maximum: peak disk usage and the slowest open.
+//!
+//! An average would hide these figures: a disk that is full for a moment and one slow open are
+//! failures for a user. So the disk is sampled during the work, and the database is opened many
+//! times after a close at a random moment.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,24 +15,24 @@ use crate::peaks::allocated_bytes;
 
 const MIB: f64 = (1_u64 << 20) as f64;
 
-/// Time between two looks at the folder.
+/// Interval between two measurements of the folder.
 const DISK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The second look at the disk, after the last write.
+/// Time from the last write to the second measurement of the disk.
 const LATER: Duration = Duration::from_secs(1);
 
-/// Times that a database is closed and opened.
+/// Number of times that the database is closed and opened.
 const TRIES: u64 = 100;
 
-/// Longest time of writing before a close, in milliseconds: enough for some background work to be
-/// under way.
+/// Maximum time of writing before a close, in milliseconds. It is long enough to start background
+/// work.
 const WRITING_MS_MAX: u64 = 1_000;
 
-/// Records of one commit before a close.
+/// Number of records of one commit before a close.
 const BATCH_RECORDS: usize = 1_000;
 
-/// Overwrites every record twice in random order without a pause, and looks at the disk meanwhile
-/// and one second after.
+/// Overwrites every record twice in random order without a pause. Measures the peak of the disk
+/// usage during this work, and the usage one second later.
 pub(super) fn overwrite(task: &Task) -> Outcome<Vec<Measurement>> {
     let (engine, values) = (task.open(false)?, task.values());
     let order = whole::shuffled(task.records);
@@ -58,8 +62,8 @@ pub(super) fn overwrite(task: &Task) -> Outcome<Vec<Measurement>> {
     ])
 }
 
-/// Writes for a random time and closes, again and again. Each open and the first get after it are
-/// timed, in milliseconds.
+/// Repeatedly writes for a random time and closes. Times each open with its first get, in
+/// milliseconds.
 pub(super) fn close_open(task: &Task) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let mut opens = Vec::new();
@@ -89,7 +93,7 @@ pub(super) fn close_open(task: &Task) -> Outcome<Vec<Measurement>> {
                 records.clear();
             }
         }
-        // Session and engine are dropped here: the close.
+        // Session and engine are dropped here, which closes the database.
     }
     let engine = task.open(false)?;
     let mut session = engine.session(Access::Read)?;

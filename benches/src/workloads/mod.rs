@@ -1,8 +1,8 @@
-//! What is measured. Each workload runs in a process of its own and answers with one or more
-//! measurements, one for each row of the table that it feeds.
+//! The workloads. Each runs in its own process and returns one or more measurements, one for each
+//! row of the table that it fills.
 //!
-//! Reading workloads use a loaded database as it is; workloads that change one get a copy; the
-//! others start empty.
+//! Reading workloads use the loaded database. Workloads that change it get a copy. The others start
+//! with an empty folder.
 
 mod bounds;
 mod rates;
@@ -19,20 +19,20 @@ use crate::Outcome;
 use crate::data::{KEY_BYTES, Values};
 use crate::engines::{Engine, EngineName, Setup, Unsupported};
 
-/// Key and value bytes of the "stock" rows: product and store, quantity.
+/// Size of key and value of the "stock" rows in bytes: product and store, quantity.
 const ROW_BYTES: (usize, usize) = (8, 4);
 
-/// The workloads, by their names on the command line.
+/// The workloads, with their names on the command line.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Workload {
-    /// All records in batches of 1,000 into an empty database, one sync at the end.
+    /// Store all records in batches of 1,000 in an empty database, with one sync at the end.
     Load,
     /// Single buffered puts into an empty database, one thread.
     #[value(name = "put-1")]
     #[serde(rename = "put-1")]
     Put1,
-    /// The same, two threads.
+    /// Single buffered puts into an empty database, two threads.
     #[value(name = "put-2")]
     #[serde(rename = "put-2")]
     Put2,
@@ -52,7 +52,7 @@ pub enum Workload {
     #[value(name = "get-2")]
     #[serde(rename = "get-2")]
     Get2,
-    /// Random gets, 64 keys a call, one thread.
+    /// Random gets, 64 keys per call, one thread.
     MultiGet,
     /// Gets of absent keys, one thread.
     Absent,
@@ -64,21 +64,22 @@ pub enum Workload {
     Open,
     /// Open after kill -9 in the middle of 200,000 overwrites, and read one record.
     OpenKilled,
-    /// Disk used after load, after overwriting everything twice, and after compaction.
+    /// Disk usage after load, after overwriting everything twice, and after compaction.
     Disk,
-    /// Peak disk while everything is overwritten twice at full speed, and disk one second later.
+    /// Peak disk usage while everything is overwritten twice at full speed, and the usage one
+    /// second later.
     Overwrite,
-    /// Open after a close at a random moment of the work before, 100 times.
+    /// Open after a close at a random moment of the earlier work, 100 times.
     CloseOpen,
     /// One counter incremented in durable transactions by 32 threads.
     HotCounter,
-    /// Memory (or file) that finds the records.
+    /// Memory (or file size) of the index.
     Memory,
     /// Read every record once.
     Scan,
     /// Replace 2,000,000 rows of 8 + 4 bytes in one durable commit, in key order.
     ReplaceSorted,
-    /// The same, shuffled.
+    /// Replace 2,000,000 rows of 8 + 4 bytes in one durable commit, shuffled.
     ReplaceShuffled,
     /// Load and random gets, values of 16 bytes.
     #[value(name = "size-16")]
@@ -94,19 +95,19 @@ pub enum Workload {
     Size64k,
 }
 
-/// Which database a workload wants.
+/// The database that a workload needs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Start {
-    /// None: it makes its own.
+    /// None: the workload creates its own.
     Empty,
-    /// The loaded one, which it does not change.
+    /// The loaded database, which the workload does not change.
     Loaded,
-    /// A copy of the loaded one.
+    /// A copy of the loaded database.
     Copy,
 }
 
 impl Workload {
-    /// The database it wants.
+    /// Returns the database that the workload needs.
     #[must_use]
     pub const fn start(self) -> Start {
         match self {
@@ -120,7 +121,7 @@ impl Workload {
         }
     }
 
-    /// The name on the command line.
+    /// Returns the name on the command line.
     #[must_use]
     pub fn name(self) -> String {
         self.to_possible_value()
@@ -128,25 +129,26 @@ impl Workload {
     }
 }
 
-/// What the parent asks of one child process.
+/// The request of the parent to one child process.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Task {
     /// The engine.
     pub engine: EngineName,
     /// The workload.
     pub workload: Workload,
-    /// Instead of measuring, write and never end: the parent will kill this process
+    /// `true` to write endlessly instead of measuring, until the parent kills this process
     /// ([`Workload::OpenKilled`]).
     pub until_killed: bool,
-    /// The database's folder.
+    /// Folder of the database.
     pub folder: PathBuf,
-    /// Records loaded, or to load.
+    /// Number of records that are loaded, or that the workload loads.
     pub records: u64,
-    /// Bytes of a value.
+    /// Size of a value in bytes.
     pub value_bytes: usize,
-    /// Seconds after which a rate has been measured long enough.
+    /// Minimum time for the measurement of a rate, in seconds.
     pub seconds: f64,
-    /// Repetition: a seed, so that no repetition draws what an earlier one left in the caches.
+    /// Number of the repetition. It is part of the seed, so that no repetition draws the records
+    /// that an earlier one left in the caches.
     pub repetition: u64,
 }
 
@@ -168,10 +170,9 @@ pub struct Measurement {
     pub row: String,
     /// The figure, in the row's unit.
     pub value: f64,
-    /// Processor time of this process for one operation, in microseconds, where that means
-    /// something.
+    /// Processor time of this process per operation in microseconds, for rows of operations.
     pub cpu_us: Option<f64>,
-    /// Share of the machine's processors that others took meanwhile, 0 to 1.
+    /// Share of the machine's processors that other processes used, 0 to 1.
     pub others: Option<f64>,
     /// Peak anonymous memory of the process, in MiB; see [`crate::peaks`].
     #[serde(default)]
@@ -193,7 +194,7 @@ impl Measurement {
         }
     }
 
-    /// Operations a second.
+    /// Creates a measurement in operations per second.
     fn rate(row: &str, operations: u64, spent: &Spent) -> Self {
         Self {
             row: row.to_owned(),
@@ -204,7 +205,7 @@ impl Measurement {
         }
     }
 
-    /// Seconds for the whole.
+    /// Creates a measurement in seconds for the whole work.
     fn seconds(row: &str, spent: &Spent) -> Self {
         Self {
             row: row.to_owned(),
@@ -215,20 +216,20 @@ impl Measurement {
     }
 }
 
-/// What a child answers.
+/// The answer of a child.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// The figures.
     Measured(Vec<Measurement>),
-    /// The engine cannot do this; why.
+    /// The engine cannot do this work, for this reason.
     Unsupported(String),
 }
 
 /// Runs a task in this process.
 ///
 /// # Errors
-/// The engine's, or a record that was not what it must be.
+/// Returns the engine's error, or an error for a record with a wrong value.
 pub fn run(task: &Task) -> Outcome<Answer> {
     if task.until_killed {
         return whole::write_until_killed(task);

@@ -1,4 +1,9 @@
-//! Workloads that are a rate: threads repeat an operation until it has been measured long enough.
+//! Workloads that measure a rate: threads repeat an operation for a minimum time.
+//!
+//! **Invariants**
+//! - Every value that is read is compared byte for byte with the expected one.
+//! - A sample of the records of a put workload is read back after the measurement.
+//! - Reading workloads start with a warm-up, so that no engine is measured with cold caches.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex};
@@ -9,34 +14,36 @@ use crate::Outcome;
 use crate::data::{Key, Random, Values, Zipf, absent_key, key};
 use crate::engines::{Access, Engine, Session};
 
-/// Operations between two looks at the clock, where one operation takes well under a microsecond.
+/// Number of operations between two readings of the clock, where one operation takes well under a
+/// microsecond.
 const FAST_STEP: u64 = 256;
 
-/// Keys of one `multi_get`.
+/// Number of keys of one `multi_get`.
 const MULTI_GET_KEYS: usize = 64;
 
-/// Random records read before a reading row is measured: caches fill, maps are paged in.
+/// Number of random records read before a reading row is measured. They fill the caches and page in
+/// the maps.
 const WARM_UP_GETS: u64 = 300_000;
 
-/// Seconds that the warm-up may take: on a busy machine it takes long, and half a warm-up measures
-/// the cold caches.
+/// Maximum time of the warm-up in seconds. On a busy machine the warm-up takes long, and a
+/// shortened one would measure cold caches.
 const WARM_UP_SECONDS: f64 = 60.0;
 
-/// How many operations of which length a thread makes.
+/// The number and the grouping of the operations of each thread.
 #[derive(Clone, Copy)]
 struct Plan {
     threads: u64,
-    /// Operations of all threads together, at most.
+    /// Maximum number of operations of all threads together.
     operations: u64,
-    /// Operations between two looks at the clock.
+    /// Number of operations between two readings of the clock.
     step: u64,
     seconds: f64,
 }
 
-/// What the threads did.
+/// The finished work of the threads.
 struct Done {
     operations: u64,
-    /// Operations of the thread that did the fewest.
+    /// Number of operations of the slowest thread.
     fewest: u64,
     spent: Spent,
 }
@@ -87,7 +94,7 @@ where
     })
 }
 
-/// Single puts into an empty database.
+/// Measures single puts into an empty database.
 pub(super) fn put(task: &Task, row: &str, threads: u64, durable: bool) -> Outcome<Vec<Measurement>> {
     let engine = task.open(durable)?;
     let values = task.values();
@@ -108,8 +115,8 @@ pub(super) fn put(task: &Task, row: &str, threads: u64, durable: bool) -> Outcom
         let flushes = (after - before) as f64 / done.operations.max(1) as f64;
         measurements.push(Measurement::plain(&format!("{row}-flushes"), flushes));
     }
-    // Threads stop at different counts: up to the fewest, every record must be there. Look at every
-    // thousandth.
+    // Threads stop at different counts. All records up to the lowest count must exist, and every
+    // thousandth of them is checked.
     let mut session = engine.session(Access::Read)?;
     for index in (0..done.fewest * threads).step_by(1_000) {
         get_right(session.as_mut(), &values, index)?;
@@ -117,14 +124,14 @@ pub(super) fn put(task: &Task, row: &str, threads: u64, durable: bool) -> Outcom
     Ok(measurements)
 }
 
-/// Threads of [`hot_counter`].
+/// Number of threads of [`hot_counter`].
 const HOT_THREADS: u64 = 32;
 
 /// The key of the counter.
 const HOT_KEY: &[u8] = b"hot counter";
 
-/// Increments one counter in a durable transaction, in many threads at a time. An increment that
-/// the engine refuses for a conflict is not tried again, and counted.
+/// Increments one counter in durable transactions from many threads. An increment that the engine
+/// rejects because of a conflict is counted and not repeated.
 pub(super) fn hot_counter(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(true)?;
     engine
@@ -183,8 +190,8 @@ fn generators(task: &Task, threads: u64) -> Vec<Mutex<Random>> {
         .collect()
 }
 
-/// A draw of this thread: no other one locks its generator, so the lock is a few nanoseconds for
-/// every engine alike.
+/// Draws from the generator of this thread. No other thread locks it, so the lock costs a few
+/// nanoseconds, equally for every engine.
 fn draw<T>(generators: &[Mutex<Random>], thread: u64, choose: impl FnOnce(&mut Random) -> T) -> Outcome<T> {
     let mut random = generators[thread as usize]
         .lock()
@@ -192,13 +199,13 @@ fn draw<T>(generators: &[Mutex<Random>], thread: u64, choose: impl FnOnce(&mut R
     Ok(choose(&mut random))
 }
 
-/// Random gets of loaded records.
+/// Measures random gets of loaded records.
 pub(super) fn get(task: &Task, row: &str, threads: u64) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
     random_gets(engine.as_ref(), task, row, threads)
 }
 
-/// Random gets with `threads`, after a warm-up.
+/// Measures random gets with `threads`, after a warm-up.
 pub(super) fn random_gets(
     engine: &dyn Engine,
     task: &Task,
@@ -224,22 +231,22 @@ pub(super) fn random_gets(
     )?;
     let done = repeat(engine, Access::Read, plan, one)?;
     let mut measurements = vec![Measurement::rate(row, done.operations, &done.spent)];
-    let a_get = |amount: f64| amount / done.operations as f64;
-    // What came from the disk, if the data did not fit the memory.
-    if a_get(done.spent.read_bytes) >= 1.0 {
+    let per_get = |amount: f64| amount / done.operations as f64;
+    // Report disk reads if the data did not fit into memory.
+    if per_get(done.spent.read_bytes) >= 1.0 {
         measurements.push(Measurement::plain(
             &format!("{row}-read"),
-            a_get(done.spent.read_bytes) / 1024.0,
+            per_get(done.spent.read_bytes) / 1024.0,
         ));
         measurements.push(Measurement::plain(
             &format!("{row}-faults"),
-            a_get(done.spent.major_faults),
+            per_get(done.spent.major_faults),
         ));
     }
     Ok(measurements)
 }
 
-/// Random gets of 64 keys a call.
+/// Measures random gets of 64 keys per call.
 pub(super) fn multi_get(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
     let values = task.values();
@@ -281,7 +288,7 @@ pub(super) fn multi_get(task: &Task) -> Outcome<Vec<Measurement>> {
     )])
 }
 
-/// Gets of keys that no record has.
+/// Measures gets of keys that no record has.
 pub(super) fn absent(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
     let one = |session: &mut dyn Session, _: u64, i: u64| {
@@ -305,11 +312,11 @@ pub(super) fn absent(task: &Task) -> Outcome<Vec<Measurement>> {
     Ok(vec![Measurement::rate("absent", done.operations, &done.spent)])
 }
 
-/// Reads and updates of zipfian records, two threads.
+/// Measures reads and updates of zipfian records with two threads.
 pub(super) fn ycsb(task: &Task, row: &str, updates_percent: u64) -> Outcome<Vec<Measurement>> {
     const THREADS: u64 = 2;
-    /// Choices are made ahead of the measurement, since a power function costs as much as a fast
-    /// get.
+    /// Number of choices made before the measurement, because a power function costs as much as a
+    /// fast get.
     const CHOICES: usize = 1 << 20;
     let zipf = Zipf::new(task.records, 0.99);
     let choices: Vec<Vec<(u32, bool)>> = (0..THREADS)

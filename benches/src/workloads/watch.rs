@@ -1,15 +1,15 @@
-//! A stop watch that also knows who used the processors.
+//! A stop watch that also measures the use of the processors.
 //!
-//! On a shared machine wall time says little alone: beside it stand the processor time of this
-//! process, with all of its threads, and the share of the machine that others took, so that a
-//! disturbed row shows as one.
+//! On a shared machine wall time alone is not reliable. So a measurement also has the processor
+//! time of this process, with all its threads, and the share of the machine that other processes
+//! used. A high share reveals a disturbed row.
 
 use std::time::Instant;
 
-/// Ticks of `/proc` a second: the same on every Linux for user space.
-const TICKS_A_SECOND: f64 = 100.0;
+/// Clock ticks of `/proc` per second, the same on every Linux for user space.
+const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A running watch.
+/// A running stop watch.
 #[derive(Debug)]
 pub struct Watch {
     began: Instant,
@@ -17,7 +17,7 @@ pub struct Watch {
     all: f64,
 }
 
-/// What the kernel has counted for this process, all threads together.
+/// The counters of the kernel for this process, all threads together.
 #[derive(Clone, Copy, Debug, Default)]
 struct Own {
     cpu_seconds: f64,
@@ -25,23 +25,23 @@ struct Own {
     read_bytes: f64,
 }
 
-/// What passed while a watch ran.
+/// The resources used while a stop watch ran.
 #[derive(Clone, Copy, Debug)]
 pub struct Spent {
-    /// Wall time.
+    /// Wall time in seconds.
     pub seconds: f64,
-    /// Processor time of this process.
+    /// Processor time of this process in seconds.
     pub cpu_seconds: f64,
-    /// Share of the machine's processors that others took, 0 to 1.
+    /// Share of the machine's processors that other processes used, 0 to 1.
     pub others: f64,
-    /// Page faults that had to read from the disk.
+    /// Number of page faults that read from the disk.
     pub major_faults: f64,
-    /// Bytes that the disk read for this process, by faults or by calls.
+    /// Bytes read from the disk for this process, by page faults or calls.
     pub read_bytes: f64,
 }
 
 impl Watch {
-    /// Starts now.
+    /// Starts a stop watch.
     #[must_use]
     pub fn start() -> Self {
         Self {
@@ -51,13 +51,13 @@ impl Watch {
         }
     }
 
-    /// Wall time so far, in seconds.
+    /// Returns the wall time so far in seconds.
     #[must_use]
     pub fn seconds(&self) -> f64 {
         self.began.elapsed().as_secs_f64()
     }
 
-    /// What passed so far.
+    /// Returns the resources used so far.
     #[must_use]
     pub fn spent(&self) -> Spent {
         let seconds = self.seconds();
@@ -76,11 +76,11 @@ impl Watch {
 }
 
 impl Own {
-    /// The counters now; 0 where `/proc` does not say.
+    /// Returns the current counters, or 0 if `/proc` does not have them.
     fn now() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let (stat, io) = (read("/proc/self/stat"), read("/proc/self/io"));
-        // The name of the program may hold spaces: count fields after its closing parenthesis.
+        // The program's name may contain spaces, so count the fields after its closing parenthesis.
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
         let fields: Vec<f64> = fields
             .split_whitespace()
@@ -91,14 +91,14 @@ impl Own {
             .lines()
             .find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok());
         Self {
-            cpu_seconds: (field(11) + field(12)) / TICKS_A_SECOND,
+            cpu_seconds: (field(11) + field(12)) / TICKS_PER_SECOND,
             major_faults: field(9),
             read_bytes: read_bytes.unwrap_or(0.0),
         }
     }
 }
 
-/// Processor seconds that the whole machine was busy, stolen time included.
+/// Returns the processor seconds of the whole machine, stolen time included.
 fn busy_seconds() -> f64 {
     let Ok(stat) = std::fs::read_to_string("/proc/stat") else {
         return 0.0;
@@ -111,7 +111,7 @@ fn busy_seconds() -> f64 {
         .skip(1)
         .filter_map(|field| field.parse().ok())
         .collect();
-    // user nice system idle iowait irq softirq steal
+    // The fields are: user nice system idle iowait irq softirq steal.
     let busy = [0, 1, 2, 5, 6, 7];
-    busy.iter().filter_map(|at| fields.get(*at)).sum::<f64>() / TICKS_A_SECOND
+    busy.iter().filter_map(|at| fields.get(*at)).sum::<f64>() / TICKS_PER_SECOND
 }

@@ -1,4 +1,8 @@
 //! Workloads that are one piece of work: load, open, overwrite and compact, scan, replace.
+//!
+//! **Invariants**
+//! - The measured time of a write includes its final sync.
+//! - After an open or a replacement, a sample of the records is read back and compared.
 
 use std::io::Write as _;
 
@@ -8,16 +12,16 @@ use crate::data::{KEY_BYTES, Random, Values, key, mix};
 use crate::engines::{Access, Engine, Records, Setup};
 use crate::peaks::allocated_bytes;
 
-/// Records of one commit when loading.
+/// Number of records of one commit when loading.
 const BATCH_RECORDS: u64 = 1_000;
 
-/// Bytes of one commit when loading, at most: large values make smaller batches.
+/// Maximum size of one commit when loading, in bytes. Large values make smaller batches.
 const BATCH_BYTES: u64 = 1 << 20;
 
-/// Records overwritten before the process is killed; the first half is synced.
+/// Number of records overwritten before the process is killed. The first half is synced.
 const OVERWRITTEN_BEFORE_KILL: u64 = 200_000;
 
-/// Bytes of values in the rows of other value sizes, at most.
+/// Maximum size of all values in the rows of other value sizes, in bytes.
 const SIZE_BYTES: u64 = 256 << 20;
 
 const MIB: f64 = (1_u64 << 20) as f64;
@@ -48,7 +52,7 @@ pub(super) fn store(
     Ok(())
 }
 
-/// All records in batches, one sync at the end.
+/// Stores all records in batches, with one sync at the end.
 pub(super) fn load(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
     let values = task.values();
@@ -56,11 +60,12 @@ pub(super) fn load(task: &Task) -> Outcome<Vec<Measurement>> {
     store(engine.as_ref(), &values, task.records, 0, |n| n)?;
     engine.sync()?;
     let spent = watch.spent();
-    engine.settle()?;
+    engine.wait_idle()?;
     Ok(vec![Measurement::rate("load", task.records, &spent)])
 }
 
-/// Opens and reads one record, in milliseconds: an engine that opens lazily pays at its first read.
+/// Opens the database and reads one record, in milliseconds. The read includes the cost of an
+/// engine that opens lazily.
 pub(super) fn open(task: &Task, row: &str) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let watch = Watch::start();
@@ -75,7 +80,7 @@ pub(super) fn open(task: &Task, row: &str) -> Outcome<Vec<Measurement>> {
     Ok(vec![opened])
 }
 
-/// Overwrites records, syncs in the middle, says so, and waits to be killed.
+/// Overwrites records, syncs in the middle, reports the end of the work, and waits to be killed.
 pub(super) fn write_until_killed(task: &Task) -> Outcome<Answer> {
     let engine = task.open(false)?;
     let values = task.values();
@@ -93,8 +98,8 @@ pub(super) fn write_until_killed(task: &Task) -> Outcome<Answer> {
     }
 }
 
-/// Disk after load, after overwriting every record twice in random order (once background work has
-/// come to rest), and after compaction.
+/// Measures the disk usage after the load, after overwriting every record twice in random order (at
+/// the end of background work), and after compaction.
 pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let mut measurements = vec![Measurement::plain(
@@ -110,7 +115,7 @@ pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
             })?;
             engine.sync()?;
         }
-        engine.settle()?;
+        engine.wait_idle()?;
     }
     measurements.push(Measurement::plain(
         "disk-overwritten",
@@ -134,15 +139,16 @@ pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     Ok(measurements)
 }
 
-/// Bytes that find a record, just after all were put: nothing lies in a map of a file that could be
-/// counted elsewhere.
+/// Measures the bytes per key of the index, right after all puts. No part of the index is in a
+/// mapped file then, so all of it is counted.
 pub(super) fn memory(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
     if engine.index_bytes().is_some() {
         store(engine.as_ref(), &task.values(), task.records, 0, |n| n)?;
     }
     let Some(bytes) = engine.index_bytes() else {
-        return Err(crate::engines::Unsupported("does not say, or has none apart from the data").into());
+        let reason = "does not report it, or has no index apart from the data";
+        return Err(crate::engines::Unsupported(reason).into());
     };
     Ok(vec![Measurement::plain(
         "memory",
@@ -150,7 +156,7 @@ pub(super) fn memory(task: &Task) -> Outcome<Vec<Measurement>> {
     )])
 }
 
-/// Every record once; once before to fill the caches.
+/// Reads every record once, after a first pass that fills the caches.
 pub(super) fn scan(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
     let mut session = engine.session(Access::Read)?;
@@ -158,7 +164,7 @@ pub(super) fn scan(task: &Task) -> Outcome<Vec<Measurement>> {
         let (mut records, mut sum) = (0, 0);
         session.scan(&mut |key, value| {
             records += 1;
-            // Key and both ends of the value are touched, as a user's fold would.
+            // Key and both ends of the value are used, like in a user's fold.
             sum += u64::from(key[0]) + u64::from(value[0]) + u64::from(value[value.len() - 1]);
         })?;
         Ok((records, sum))
@@ -237,7 +243,7 @@ pub(super) fn replace(task: &Task, row: &str, shuffle: bool) -> Outcome<Vec<Meas
     Ok(vec![Measurement::seconds(row, &spent)])
 }
 
-/// Load and random gets with values of another size.
+/// Measures load and random gets with values of another size.
 pub(super) fn size(task: &Task, name: &str, value_bytes: usize) -> Outcome<Vec<Measurement>> {
     let records = task.records.min(SIZE_BYTES / value_bytes as u64);
     let task = Task {

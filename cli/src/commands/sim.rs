@@ -1,26 +1,29 @@
-//! `imt sim`: the whole shop in one process, or each simulator alone.
+//! `imt sim`: the whole shop in one process, each simulator alone, and the reports of runs.
 
 use super::tuning::Tuning;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
-use crate::progress::Display;
 use crate::signals::{self, StopSignals};
 use imt_oms::{Node, NodeConfig, WarehouseUrl};
-use imt_sim::audit::AuditProgress;
-use imt_sim::client::Client;
-use imt_sim::front::Phase;
-use imt_sim::workload::Arrivals;
-use imt_sim::{AuditConfig, Endpoint, FrontConfig, Progress, Summary, Warehouse, WarehouseConfig, samples};
+use imt_sim::compare::Comparison;
+use imt_sim::scenario::{NodeAction, RandomEvents, Scenario};
+use imt_sim::warehouse::{Profile, WarehouseControl};
+use imt_sim::{Endpoint, RunFolder, Warehouse, WarehouseConfig, samples};
+use load::{LoadArgs, ScenarioArgs};
+use run::Session;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use tokio::sync::watch;
 
-/// Exit code of a run whose audit found something.
-const AUDIT_FOUND: u8 = 3;
-/// A display is drawn anew at most this often.
-const REDRAW_EVERY: Duration = Duration::from_millis(100);
+/// Interval of the search for statistics files in a simulated shop, unless another one is set: the
+/// first sales are known within the first second.
+const STAT_SCAN_EVERY: Duration = Duration::from_millis(500);
+
+pub(super) mod fleet;
+pub(super) mod load;
+mod progress;
+mod run;
 
 /// `imt sim ...`
 #[derive(clap::Subcommand)]
@@ -29,28 +32,48 @@ pub(crate) enum SimCommand {
     #[command(after_help = "\
 Examples:
   imt sim run
-  imt sim run --rate 200 --duration 10s --seed 7
+  imt sim run --scenario black-friday
+  imt sim run --rate 500 --shape spike --fail-if 'p99(order) > 50ms'
   imt sim run --data /tmp/shop --port 0 --warehouse-port 0 --output json
 
-Leaves DATA/stats.csv, a line a request. Exit code 3 when the audit finds anything. Ctrl-C ends the run early, with its summary.")]
-    Run(RunArgs),
-    /// Run a shop while nodes are killed, stopped and taken away, then audit.
+Leaves DATA/stats.csv (a line for each request) and DATA/runs/TIME/.
+Exit codes: 0 well, 1 failure, 2 usage, 3 the audit found something,
+4 a threshold was missed, 5 a server does not answer, 130 interrupted.
+Ctrl-C ends the run early, with its summary.")]
+    Run(Box<RunArgs>),
+    /// Draw a run as one HTML page, to open in a browser or to send to others.
+    #[command(after_help = "\
+Examples:
+  imt sim report
+  imt sim report data/runs/20260131-174502 --out run.html")]
+    Report(ReportArgs),
+    /// Compare the numbers of two runs.
+    #[command(after_help = "Example:\n  imt sim compare 20260131-174502 20260131-181500")]
+    Compare(CompareArgs),
+    /// List the built-in scenarios.
+    #[command(after_help = "Example:\n  imt sim run --scenario flaky-warehouse")]
+    Scenarios,
+    /// Run a shop while nodes are killed, stopped, paused and taken away by chance, then audit.
     #[command(after_help = "\
 Examples:
   imt sim chaos --rate 500 --duration 1m --data /tmp/chaos
-  imt sim chaos --nodes 7 --every 3s --harm graceful --rate 500 --duration 2m --data /tmp/chaos
+  imt sim chaos --nodes 7 --every 3s --harm graceful --data /tmp/chaos
 
-Exit code 3 when the audit finds anything.")]
-    Chaos(super::chaos::ChaosArgs),
+Exit codes as of `imt sim run`.")]
+    Chaos(Box<super::chaos::ChaosArgs>),
     /// Run the shop front alone, against a node and a warehouse that run already, then audit them.
-    #[command(after_help = "Example:\n  imt sim front --oms http://127.0.0.1:9090 --rate 50 --duration 1m")]
-    Front(FrontArgs),
+    #[command(after_help = "\
+Example:
+  imt sim front --oms http://127.0.0.1:9090 --rate 50 --duration 1m
+
+Exit codes as of `imt sim run`.")]
+    Front(Box<FrontArgs>),
     /// Run the warehouse alone until Ctrl-C or SIGTERM.
-    #[command(
-        after_help = "Example:\n  imt sim warehouse --listen 127.0.0.1:9091 --oms http://127.0.0.1:9090"
-    )]
+    #[command(after_help = "\
+Example:
+  imt sim warehouse --listen 127.0.0.1:9091 --oms http://127.0.0.1:9090")]
     Warehouse(WarehouseArgs),
-    /// Write the sample files of data/samples anew (the same bytes every time).
+    /// Write the sample files of data/samples again (the same bytes every time).
     Samples {
         /// The folder to write them to.
         #[arg(default_value = "data/samples", value_name = "DIR")]
@@ -58,47 +81,55 @@ Exit code 3 when the audit finds anything.")]
     },
 }
 
-/// What the shop front does, wherever it runs.
-#[derive(clap::Args)]
-pub(crate) struct LoadArgs {
-    /// How long requests are started; what is in flight then is finished.
-    #[arg(long, env = "IMT_DURATION", default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
-    duration: Duration,
-    /// Requests a second, at moments that do not depend on the answers.
-    #[arg(long, env = "IMT_RATE", default_value_t = 1.0, value_name = "N")]
-    rate: f64,
-    /// Seed of everything random: the same seed gives the same requests at the same moments.
-    #[arg(long, env = "IMT_SEED", default_value_t = 1, value_name = "N")]
-    pub(super) seed: u64,
-    /// Whether requests come at even distances or as independent customers come.
-    #[arg(long, value_enum, default_value_t = ArrivalsArg::Fixed)]
-    arrivals: ArrivalsArg,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum ArrivalsArg {
-    /// Evenly spaced.
-    Fixed,
-    /// Exponential distances.
-    Poisson,
-}
-
 #[derive(clap::Args)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
-    load: LoadArgs,
-    /// The data folder, made if it is not there.
-    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    load: ScenarioArgs,
+    /// The data folder, created if necessary.
+    #[arg(
+        long,
+        env = "IMT_DATA",
+        default_value = "data",
+        value_name = "DIR",
+        help_heading = "Servers"
+    )]
     data: PathBuf,
-    /// The port of the node's API on 127.0.0.1; 0 takes a free one.
-    #[arg(long, env = "IMT_PORT", default_value_t = 9090)]
+    /// Port of the node's API on 127.0.0.1; 0 takes a free one.
+    #[arg(
+        long,
+        env = "IMT_PORT",
+        default_value_t = 9090,
+        value_name = "PORT",
+        help_heading = "Servers"
+    )]
     port: u16,
-    /// The port of the warehouse on 127.0.0.1; 0 takes a free one.
-    #[arg(long, env = "IMT_WAREHOUSE_PORT", default_value_t = 9091)]
+    /// Port of the warehouse on 127.0.0.1; 0 takes a free one.
+    #[arg(
+        long,
+        env = "IMT_WAREHOUSE_PORT",
+        default_value_t = 9091,
+        value_name = "PORT",
+        help_heading = "Servers"
+    )]
     warehouse_port: u16,
-    /// The node's name, and its volume's.
-    #[arg(long, env = "IMT_NAME", default_value = "sim-master")]
+    /// Name of the node and of its volume.
+    #[arg(
+        long,
+        env = "IMT_NAME",
+        default_value = "sim-master",
+        value_name = "NAME",
+        help_heading = "Servers"
+    )]
     name: String,
+    /// Behaviour of the warehouse, such as original, fast or brownout [default: the scenario's].
+    #[arg(long, value_name = "PROFILE", help_heading = "Servers")]
+    warehouse_profile: Option<Profile>,
+    /// Keep node and warehouse up after the run, until Ctrl-C.
+    #[arg(long)]
+    stay: bool,
+    /// Print one line per second instead of a display.
+    #[arg(long)]
+    plain: bool,
     #[command(flatten)]
     tuning: Tuning,
 }
@@ -115,7 +146,7 @@ pub(crate) struct FrontArgs {
         value_name = "URL"
     )]
     oms: Endpoint,
-    /// The warehouse to compare with at the end.
+    /// The warehouse to audit at the end.
     #[arg(
         long,
         env = "IMT_WAREHOUSE",
@@ -123,14 +154,17 @@ pub(crate) struct FrontArgs {
         value_name = "URL"
     )]
     warehouse: WarehouseUrl,
-    /// The folder for stats.csv and the front's own notes.
+    /// Folder of stats.csv, of the front's ids and of the run's records.
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
+    /// Print one line per second instead of a display.
+    #[arg(long)]
+    plain: bool,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct WarehouseArgs {
-    /// Where to serve.
+    /// Address to serve.
     #[arg(
         long,
         env = "IMT_WAREHOUSE_LISTEN",
@@ -146,55 +180,201 @@ pub(crate) struct WarehouseArgs {
         value_name = "URL"
     )]
     oms: Endpoint,
-    /// The data folder: stat files go there, and the warehouse's ledger.
+    /// The data folder: statistics files go there, and the warehouse's ledger.
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
     /// Seed of everything random.
     #[arg(long, env = "IMT_SEED", default_value_t = 1, value_name = "N")]
     seed: u64,
+    /// Behaviour, such as original, fast or brownout.
+    #[arg(long, default_value = "original", value_name = "PROFILE")]
+    profile: Profile,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ReportArgs {
+    /// Name or path of a run folder [default: the newest one].
+    #[arg(value_name = "RUN")]
+    run: Option<String>,
+    /// The data folder whose runs are meant.
+    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    data: PathBuf,
+    /// The file to write [default: RUN/report.html].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct CompareArgs {
+    /// Name or path of the first run folder.
+    #[arg(value_name = "RUN")]
+    first: String,
+    /// Name or path of the second run folder.
+    #[arg(value_name = "RUN")]
+    second: String,
+    /// The data folder whose runs are meant.
+    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    data: PathBuf,
 }
 
 impl SimCommand {
     pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
         match self {
-            Self::Run(args) => signals::block_on(run(args, output)),
-            Self::Chaos(args) => signals::block_on(super::chaos::run(args, output)),
-            Self::Front(args) => signals::block_on(front(args, output)),
+            Self::Run(args) => signals::block_on(run(*args, output)),
+            Self::Scenarios => scenarios(output),
+            Self::Report(args) => report(&args),
+            Self::Compare(args) => compare(&args, output),
+            Self::Chaos(args) => signals::block_on(super::chaos::run(*args, output)),
+            Self::Front(args) => signals::block_on(front(*args, output)),
             Self::Warehouse(args) => signals::block_on(warehouse(args)),
-            Self::Samples { folder } => {
-                samples::write_samples(&folder).map_err(|error| {
-                    CliError::because(format!("cannot write samples to {}", folder.display()), error)
-                })?;
-                let names = [samples::STOCKS, samples::STAT_FILE, samples::ORDERS];
-                output::print_text(
-                    &names
-                        .map(|name| folder.join(name).display().to_string())
-                        .join("\n"),
-                )?;
-                Ok(ExitCode::SUCCESS)
-            }
+            Self::Samples { folder } => write_samples(&folder),
         }
     }
 }
 
+fn write_samples(folder: &std::path::Path) -> Result<ExitCode, CliError> {
+    samples::write_samples(folder)
+        .map_err(|error| CliError::because(format!("cannot write samples to {}", folder.display()), error))?;
+    let names = [samples::STOCKS, samples::STAT_FILE, samples::ORDERS];
+    let paths = names.map(|name| folder.join(name).display().to_string());
+    output::print_text(&paths.join("\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_folder(data: &std::path::Path, run: Option<&str>) -> Result<RunFolder, CliError> {
+    RunFolder::open(data, run).map_err(|error| {
+        let runs = data.join(imt_sim::run_folder::RUNS);
+        let name = run.unwrap_or("any run");
+        CliError::because(
+            format!("there is no {name} in {}; imt sim run makes one", runs.display()),
+            error,
+        )
+    })
+}
+
+/// Draws the page of a run.
+fn report(args: &ReportArgs) -> Result<ExitCode, CliError> {
+    let folder = run_folder(&args.data, args.run.as_deref())?;
+    let failed = |error| CliError::because("cannot draw the report", error);
+    let page = imt_sim::report::render(&folder).map_err(failed)?;
+    let usual = folder.path().join(imt_sim::report::FILE);
+    let path = args.out.clone().unwrap_or(usual);
+    std::fs::write(&path, page)
+        .map_err(|error| CliError::because(format!("cannot write {}", path.display()), error))?;
+    output::print_text(&path.display().to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn compare(args: &CompareArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let first = run_folder(&args.data, Some(&args.first))?;
+    let second = run_folder(&args.data, Some(&args.second))?;
+    let comparison = Comparison::of(&first, &second)
+        .map_err(|error| CliError::because("cannot compare the runs", error))?;
+    match output {
+        OutputFormat::Json => output::print_json(&comparison)?,
+        OutputFormat::Table => output::print_text(&comparison.to_string())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(serde::Serialize)]
+struct Listed {
+    name: &'static str,
+    description: String,
+    duration_s: f64,
+    nodes: u32,
+}
+
+fn scenarios(output: OutputFormat) -> Result<ExitCode, CliError> {
+    let mut listed = Vec::new();
+    for (name, _) in imt_sim::scenario::BUILT_IN {
+        let scenario = Scenario::find(name)
+            .map_err(|error| CliError::because("a built-in scenario is broken", error))?;
+        listed.push(Listed {
+            name,
+            duration_s: scenario.load.duration().as_secs_f64(),
+            nodes: scenario.nodes + 1,
+            description: scenario.description,
+        });
+    }
+    match output {
+        OutputFormat::Json => output::print_json(&listed)?,
+        OutputFormat::Table => {
+            let lines: Vec<String> = listed
+                .iter()
+                .map(|s| {
+                    format!(
+                        "{:<16} {:>3.0} s, {} node(s)\n    {}",
+                        s.name, s.duration_s, s.nodes, s.description
+                    )
+                })
+                .collect();
+            output::print_text(&lines.join("\n"))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// A node, a warehouse and a front in this process, over loopback.
 async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
-    let signals = StopSignals::listen()?;
-    // Each of the two must know the other's address before it starts, so a free port is chosen
-    // here.
-    let warehouse_listen = chosen_port(args.warehouse_port)?;
-    let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), args.port);
-    let mut config = NodeConfig {
-        listen,
-        warehouse: format!("http://{warehouse_listen}"),
-        ..NodeConfig::new(&args.name, &args.data)
+    let mut scenario = args.load.scenario()?;
+    if let Some(profile) = args.warehouse_profile {
+        scenario.warehouse.profile = profile;
+    }
+    let seed = args.load.seed(&scenario);
+    let plan = ShopPlan {
+        scenario,
+        seed,
+        data: args.data,
+        port: args.port,
+        warehouse_port: args.warehouse_port,
+        name: args.name,
+        stays: args.stay,
+        plain: args.plain,
     };
-    args.tuning.apply(&mut config);
+    let tuning = args.tuning;
+    run_shop(plan, |config| tuning.apply(config), output).await
+}
+
+/// A whole shop to be run in this process.
+pub(super) struct ShopPlan {
+    pub(super) scenario: Scenario,
+    pub(super) seed: u64,
+    pub(super) data: PathBuf,
+    pub(super) port: u16,
+    pub(super) warehouse_port: u16,
+    pub(super) name: String,
+    pub(super) stays: bool,
+    pub(super) plain: bool,
+}
+
+/// Starts the nodes, the warehouse and the front of a plan, and stops them after the run.
+pub(super) async fn run_shop(
+    plan: ShopPlan,
+    tune: impl FnOnce(&mut NodeConfig),
+    output: OutputFormat,
+) -> Result<ExitCode, CliError> {
+    let signals = StopSignals::listen()?;
+    // Each side must know the other's address before it starts, so that a free port is chosen here.
+    let warehouse_listen = chosen_port(plan.warehouse_port)?;
+    let fleet = match plan.scenario.nodes {
+        0 if plan.scenario.events.is_empty() => None,
+        count => Some(fleet::Fleet::start(&plan.data, count, warehouse_listen).await?),
+    };
+    let mut config = NodeConfig {
+        listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), plan.port),
+        warehouse: format!("http://{warehouse_listen}"),
+        ..NodeConfig::new(&plan.name, &plan.data)
+    };
+    tune(&mut config);
+    if config.stat_scan_every == NodeConfig::new(&plan.name, &plan.data).stat_scan_every {
+        config.stat_scan_every = STAT_SCAN_EVERY;
+    }
     let node = Node::start(config)
         .await
-        .map_err(|error| CliError::because(format!("cannot start node '{}'", args.name), error))?;
-    tracing::info!("node '{}' serves http://{}", args.name, node.address());
-    let outcome = run_beside(&node, warehouse_listen, args, signals, output).await;
+        .map_err(|error| CliError::because(format!("cannot start node '{}'", plan.name), error))?;
+    tracing::info!("node '{}' serves http://{}", plan.name, node.address());
+    let outcome = run_beside(&node, warehouse_listen, plan, fleet, signals, output).await;
     let stopped = node
         .stop()
         .await
@@ -208,33 +388,60 @@ async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> 
 async fn run_beside(
     node: &Node,
     warehouse_listen: SocketAddr,
-    args: RunArgs,
+    plan: ShopPlan,
+    fleet: Option<fleet::Fleet>,
     signals: StopSignals,
     output: OutputFormat,
 ) -> Result<ExitCode, CliError> {
+    let setup = &plan.scenario.warehouse;
     let warehouse = start_warehouse(WarehouseConfig {
         listen: warehouse_listen,
         oms: node.address().into(),
-        data: args.data.clone(),
-        seed: args.load.seed,
+        data: plan.data.clone(),
+        seed: plan.seed,
+        shape: setup.shape,
+        snapshot_every: setup.snapshot_every,
+        stat_file_every: setup.stat_file_every,
+        behaviour: setup.profile.behaviour(),
+        restock: setup.restock,
         ..WarehouseConfig::default()
     })
     .await?;
-    let config = args
-        .load
-        .front_config(node.address().into(), warehouse.address().into(), args.data);
-    let outcome = run_front(config, signals, output, node.overview()).await;
+    let session = Session {
+        oms: node.address().into(),
+        warehouse: warehouse.address().into(),
+        scenario: plan.scenario,
+        seed: plan.seed,
+        data: plan.data,
+        stays: plan.stays,
+        plain: plan.plain,
+        warehouse_control: Some(warehouse.control()),
+        fleet,
+    };
+    let outcome = session.conduct(signals, output).await;
     warehouse.stop().await;
-    outcome
+    outcome.map(ExitCode::from)
 }
 
 /// The front alone.
 async fn front(args: FrontArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
-    let signals = StopSignals::listen()?;
+    let scenario = args.load.scenario("front")?;
+    let seed = args.load.seed(&scenario);
     // The setting is shared with `imt node start`, where it may have a path.
     let warehouse = endpoint(&args.warehouse.to_string())?;
-    let config = args.load.front_config(args.oms, warehouse, args.data);
-    run_front(config, signals, output, String::new).await
+    let signals = StopSignals::listen()?;
+    let session = Session {
+        oms: args.oms,
+        warehouse,
+        scenario,
+        seed,
+        data: args.data,
+        stays: false,
+        plain: args.plain,
+        warehouse_control: None::<WarehouseControl>,
+        fleet: None,
+    };
+    session.conduct(signals, output).await.map(ExitCode::from)
 }
 
 /// The warehouse alone.
@@ -245,23 +452,24 @@ async fn warehouse(args: WarehouseArgs) -> Result<ExitCode, CliError> {
         oms: args.oms,
         data: args.data,
         seed: args.seed,
+        behaviour: args.profile.behaviour(),
         ..WarehouseConfig::default()
     })
     .await?;
     let signal = signals.next().await;
-    tracing::info!("{signal}: finishing what is in flight (once more to leave at once)");
+    tracing::info!("{signal}: finishing calls in flight (once more to leave at once)");
     signals.exit_on_next();
     let summary = warehouse.stop().await;
     tracing::info!(
-        "the warehouse has stopped: {} announced, {} delivered, {} refused",
-        summary.announced,
-        summary.delivered,
-        summary.refused
+        announced = summary.announced,
+        delivered = summary.delivered,
+        refused = summary.refused,
+        "warehouse stopped"
     );
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse, CliError> {
+async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse, CliError> {
     let warehouse = Warehouse::start(config)
         .await
         .map_err(|error| CliError::because("cannot start the warehouse", error))?;
@@ -269,8 +477,8 @@ pub(super) async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse
     Ok(warehouse)
 }
 
-/// The port asked for on loopback, or a free one.
-pub(super) fn chosen_port(port: u16) -> Result<SocketAddr, CliError> {
+/// Returns the port asked for on loopback, or a free one.
+fn chosen_port(port: u16) -> Result<SocketAddr, CliError> {
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     if port != 0 {
         return Ok(address);
@@ -288,149 +496,10 @@ fn endpoint(url: &str) -> Result<Endpoint, CliError> {
     })
 }
 
-impl LoadArgs {
-    /// How long requests are started.
-    pub(super) fn duration(&self) -> Duration {
-        self.duration
-    }
-
-    pub(super) fn front_config(&self, oms: Endpoint, warehouse: Endpoint, data: PathBuf) -> FrontConfig {
-        FrontConfig {
-            oms,
-            warehouse,
-            data,
-            rate: self.rate,
-            duration: self.duration,
-            seed: self.seed,
-            arrivals: match self.arrivals {
-                ArrivalsArg::Fixed => Arrivals::Fixed,
-                ArrivalsArg::Poisson => Arrivals::Poisson,
-            },
-            ..FrontConfig::default()
-        }
-    }
-}
-
-/// Runs the front to its end, audits both sides, prints the summary.
-/// `nodes` says who shares the orders, for the display.
-pub(super) async fn run_front(
-    config: FrontConfig,
-    mut signals: StopSignals,
-    output: OutputFormat,
-    nodes: impl Fn() -> String + Send + 'static,
-) -> Result<ExitCode, CliError> {
-    let audit_config = AuditConfig::new(config.oms.clone(), config.warehouse.clone());
-    let (stop, stopping) = watch::channel(false);
-    tokio::spawn(async move {
-        let signal = signals.next().await;
-        tracing::info!(
-            "{signal}: no new requests; finishing and auditing what was sent (once more to leave at once)"
-        );
-        stop.send_replace(true);
-        signals.exit_on_next();
-    });
-
-    let (progress, display) = shown(Progress::default(), move |display, progress| {
-        show_front(display, progress, &nodes());
-    });
-    let report = imt_sim::run_front(config, progress, stopping).await;
-    display.await;
-    let report = report.map_err(|error| CliError::because("the shop front could not run", error))?;
-
-    let (progress, display) = shown(AuditProgress::default(), show_audit);
-    let audited = imt_sim::audit(&audit_config, &report.record, &progress)
-        .await
-        .map_err(|error| described(&error));
-    drop(progress);
-    display.await;
-
-    let unaudited = audited.as_ref().err().cloned();
-    let health = Client::new(audit_config.oms, audit_config.request_timeout)
-        .get_json("order management", "/health")
-        .await;
-    let stores = Client::new(audit_config.warehouse, audit_config.request_timeout)
-        .get_json("warehouse", "/summary")
-        .await;
-    let summary = Summary::new(&report, audited, health.ok(), stores.ok());
-    match output {
-        OutputFormat::Json => output::print_json(&summary)?,
-        OutputFormat::Table => output::print_text(&summary.to_string())?,
-    }
-    match unaudited {
-        Some(problem) => Err(CliError::failed(format!(
-            "there is no verdict, the audit could not read both sides: {problem}"
-        ))),
-        None if summary.is_clean() => Ok(ExitCode::SUCCESS),
-        None => Ok(ExitCode::from(AUDIT_FOUND)),
-    }
-}
-
-/// An error with its causes, on one line.
-fn described(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
-}
-
-/// A channel whose values are shown while they change; the future ends once the sender is gone.
-fn shown<T: Clone + Send + Sync + 'static>(
-    first: T,
-    show: impl Fn(&mut Display, &T) + Send + 'static,
-) -> (watch::Sender<T>, impl Future<Output = ()>) {
-    let (sender, mut receiver) = watch::channel(first);
-    let task = tokio::spawn(async move {
-        let mut display = Display::new(1);
-        let mut redraw = tokio::time::interval(REDRAW_EVERY);
-        while receiver.changed().await.is_ok() {
-            let value = receiver.borrow_and_update().clone();
-            show(&mut display, &value);
-            redraw.tick().await;
-        }
-    });
-    (sender, async move {
-        // A display that panicked shows nothing; the run goes on.
-        let _ = task.await;
+/// Returns the random events of `imt sim chaos`.
+pub(super) fn random_events(every: Duration, actions: &[NodeAction]) -> Option<RandomEvents> {
+    Some(RandomEvents {
+        every,
+        actions: actions.to_vec(),
     })
-}
-
-fn show_front(display: &mut Display, progress: &Progress, nodes: &str) {
-    let (elapsed, duration) = (progress.elapsed.as_secs_f64(), progress.duration.as_secs_f64());
-    let text = match progress.phase {
-        Phase::Waiting => "waiting for the order management and its first stock".to_owned(),
-        _ => format!(
-            "{:.0} of {duration:.0} s, {} sent, {} answered, {} failed, {} late; {} orders, {} payments{nodes}",
-            elapsed.min(duration),
-            progress.sent,
-            progress.answered,
-            progress.ko,
-            progress.late,
-            progress.orders,
-            progress.payments,
-        ),
-    };
-    display.show(
-        progress.elapsed.as_millis() as u64,
-        progress.duration.as_millis() as u64,
-        &text,
-    );
-}
-
-fn show_audit(display: &mut Display, progress: &AuditProgress) {
-    match progress {
-        AuditProgress::Begun => display.show(0, 2, "audit: begun"),
-        AuditProgress::Draining { waiting } => {
-            display.show(
-                0,
-                2,
-                &format!("audit: {waiting} messages for the warehouse are still under way"),
-            );
-        }
-        AuditProgress::Comparing { look } => {
-            display.show(1, 2, &format!("audit: comparing both sides, look {look}"));
-        }
-    }
 }

@@ -1,9 +1,9 @@
 //! The races of the directory, in every order that two preemptions allow, with loom's weak memory.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release -p microdb --lib loom` runs the real chunks, root
-//! and stash on loom's atomics, with one writer and one reader. The writer is the first thread.
-//! Loom looks for races of a load with earlier stores, and would miss races of a store after a load
-//! of the same word in its own thread.
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p imt-microdb --lib loom` runs the real chunks,
+//! root and stash on loom's atomics, with one writer and one reader. The writer is the first
+//! thread. Loom looks for races of a load with earlier stores, and would miss races of a store
+//! after a load of the same word in its own thread.
 
 use loom::thread;
 use std::sync::Arc;

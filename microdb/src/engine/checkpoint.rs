@@ -39,6 +39,7 @@ use crate::format::super_block::Frontier;
 use crate::format::usage::SegmentUsage;
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
+use crate::seeded::seeded;
 use crate::storage::{OpenMode, StorageFile, map_or_read};
 
 /// The log and the directories of one moment.
@@ -119,6 +120,9 @@ impl Engine {
             writer.generation = generation;
             std::mem::replace(&mut writer.checkpoint, generation)
         };
+        if seeded("removed-before-named") {
+            self.remove_segments(&moment.emptied)?;
+        }
         self.write_state(&moment.emptied)?;
         // An open replays the log appended while the checkpoint was written, so that part does not
         // count as covered.

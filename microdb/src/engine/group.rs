@@ -72,7 +72,7 @@ impl Queue {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 impl Queue {
     /// Returns the number of commits that wait for the next group.
     pub(crate) fn waiting(&self) -> usize {
@@ -248,7 +248,7 @@ impl Engine {
                 };
                 queue = wait_at_most(condvar, queue, WATCH);
             } else {
-                queue.leading = true;
+                queue.leading = !seeded("two-leaders");
                 queue = self.gather(queue);
                 queue.group += 1;
                 let members = std::mem::take(&mut queue.waiting);
@@ -308,7 +308,7 @@ impl Engine {
             }
         }
         // Buffered commits join the next group from here until the frames are published.
-        core.in_flight = true;
+        core.in_flight = !seeded("in-flight-forgotten");
         group
     }
 
@@ -396,9 +396,9 @@ impl Engine {
         }
         for (member, place) in passed {
             let published = match &synced {
+                Err(error) if !seeded("failed-sync-acknowledged") => Err(not_synced(error)),
                 // Visible from here.
-                Ok(()) => self.publish_member(&mut core, &member, place),
-                Err(error) => Err(not_synced(error)),
+                _ => self.publish_member(&mut core, &member, place),
             };
             member.answer.give(published, member.body);
         }
@@ -415,7 +415,9 @@ impl Engine {
         self.group_done[group.number % 2].notify_all();
         group.wakes.iter().for_each(|answer| answer.wake.notify_one());
         // Wakes a leader for the group that has formed.
-        if let Some(first) = queue.waiting.first() {
+        if let Some(first) = queue.waiting.first()
+            && !seeded("wake-up-missed")
+        {
             match first.turn {
                 Turn::Never => self.group_done[(group.number + 1) % 2].notify_one(),
                 Turn::OnConflict(_) | Turn::Now(_) => first.answer.wake.notify_one(),

@@ -1,4 +1,4 @@
-//! State shared by all handles of one open database, and the path of a read.
+//! State shared by all handles of one open database.
 //!
 //! Order of locks:
 //!
@@ -27,6 +27,7 @@ pub(crate) mod identity;
 pub(crate) mod log;
 pub(crate) mod log_order;
 pub(crate) mod nesting;
+pub(crate) mod read;
 pub(crate) mod read_ahead;
 pub(crate) mod recovery_report;
 pub(crate) mod segment_usage;
@@ -38,9 +39,10 @@ pub(crate) mod version;
 use std::collections::HashSet;
 use std::sync::{Arc, RwLock};
 
-use crate::directory::{Damage, KeyHash, Location};
+pub(crate) use self::read::{Found, is_key_of};
+use crate::directory::{Damage, KeyHash};
 use crate::engine::background::Background;
-use crate::engine::catalog::{Catalog, TableCore};
+use crate::engine::catalog::Catalog;
 use crate::engine::compact::Compaction;
 use crate::engine::counters::Counters;
 use crate::engine::digest_cache::DigestCache;
@@ -49,27 +51,19 @@ use crate::engine::identity::LocksCell;
 use crate::engine::log::{Core, LogSize, Unmapped, Writer};
 use crate::engine::read_ahead::DiskReads;
 use crate::engine::recovery_report::RecoveryReport;
-use crate::engine::segments::{Segment, Segments};
+use crate::engine::segments::Segments;
 use crate::engine::space::Space;
 use crate::engine::version::Version;
 use crate::error::{Error, Result};
 use crate::format::names::Paths;
-use crate::format::record::{Record, RecordKind};
 use crate::format::{DatabaseId, LogPosition};
 use crate::options::Options;
-use crate::raw::epoch::{Guard, pin};
 use crate::raw::fork::Birth;
-use crate::raw::sigbus::any_cut;
 use crate::raw::sync::{AtomicBool, AtomicU64, Condvar, Mutex, OnceLock, Ordering};
 pub(crate) use crate::raw::sync::{lock, lock_briefly};
 use crate::raw::tail::Spare;
+use crate::seeded::seeded;
 use crate::storage::StorageFile;
-use crate::value::Value;
-
-/// Number of times that a read starts over because compaction moved its record. Each time means
-/// that a whole segment was compacted and removed during the read, so even a second time is very
-/// unlikely.
-const MOVED_TRIES: u32 = 16;
 
 /// Largest log since the last checkpoint for which `close` writes no further checkpoint. Replaying
 /// it takes about half a millisecond, not counting the directory.
@@ -81,10 +75,6 @@ const CLOSE_COPY_BYTES: u64 = 2 << 20;
 
 /// Upper bound for the bytes of the directory copied by one replayed record: a chunk of usual size.
 const CHUNK_COPY_BYTES: u64 = 48 * 1024;
-
-/// Number of keys in flight in `multi_get`. More than the processor can wait for at once, and few
-/// enough for the first-level cache.
-const STAGE_KEYS: usize = 64;
 
 /// Purpose of a close, which decides if a checkpoint is worth its time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -149,233 +139,12 @@ pub(crate) struct Engine {
     pub(crate) spare: Arc<Spare>,
 }
 
-/// A verified record found by a lookup.
-pub(crate) struct Found<'g> {
-    pub(crate) location: Location,
-    pub(crate) segment: &'g Arc<Segment>,
-    pub(crate) record: Record<'g>,
-}
-
-impl Found<'_> {
-    #[inline]
-    pub(crate) fn value(&self) -> Value {
-        let head = &self.record.head;
-        self.piece(head.key_at + head.key_bytes, head.value_bytes)
-    }
-
-    #[inline]
-    pub(crate) fn key(&self) -> Value {
-        self.piece(self.record.head.key_at, self.record.head.key_bytes)
-    }
-
-    /// Returns `len` bytes of the record from its byte `at`.
-    #[inline]
-    fn piece(&self, at: usize, len: usize) -> Value {
-        let offset = self.location.offset() + at as u32;
-        if any_cut() && self.segment.is_cut() {
-            return self.copied(at, len);
-        }
-        Value::new(self.segment.bytes_at(offset), len, self.segment, offset)
-    }
-
-    /// Nothing of a segment with a truncated file is shared.
-    #[cold]
-    fn copied(&self, at: usize, len: usize) -> Value {
-        Value::copied(self.record.bytes.get(at..at + len).unwrap_or_default())
-    }
-
-    /// Checks that the bytes taken from the record were not in truncated pages of its file. Called
-    /// after taking the bytes, since the file may be truncated at any moment.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] if they were.
-    #[inline(always)]
-    pub(crate) fn check_uncut(&self) -> Result<()> {
-        if any_cut() && self.segment.is_cut() {
-            self.segment.verified(self.location.offset())?;
-        }
-        Ok(())
-    }
-}
-
 impl Engine {
     /// Returns the hash under which directories store the key. The hash is keyed, so that nobody
     /// can choose colliding keys.
     #[inline]
     pub(crate) fn hash(&self, key: &[u8]) -> KeyHash {
         KeyHash(siphasher::sip::SipHasher13::new_with_key(&self.hash_seed).hash(key))
-    }
-
-    /// Returns the value of `key`.
-    #[inline]
-    pub(crate) fn get(&self, table: &TableCore, key: &[u8]) -> Result<Option<Value>> {
-        let guard = pin();
-        match self.lookup(&guard, table, self.hash(key), key)? {
-            Some(found) => {
-                let value = found.value();
-                found.check_uncut()?;
-                Ok(Some(value))
-            }
-            None => Ok(None),
-        }
-    }
-
-    /// Returns the live record of `key`.
-    #[inline]
-    pub(crate) fn lookup<'g>(
-        &'g self,
-        guard: &'g Guard,
-        table: &'g TableCore,
-        hash: KeyHash,
-        key: &[u8],
-    ) -> Result<Option<Found<'g>>> {
-        self.check_readable(table)?;
-        for _ in 0..MOVED_TRIES {
-            let directory = table.directory.load(guard);
-            let mut moved = None;
-            let mut damaged = None;
-            let candidates = directory.candidates(guard, hash);
-            for location in candidates.map_err(|damage| self.directory_damage(damage))? {
-                let Some(segment) = self.segments.load(guard).get(location) else {
-                    moved = Some(location);
-                    break;
-                };
-                segment.prefetch(location.offset());
-                match segment.intact(location.offset()) {
-                    Some(record) if is_key_of(&record, table.id, key) => {
-                        return Ok(Some(Found {
-                            location,
-                            segment,
-                            record,
-                        }));
-                    }
-                    Some(_) => {}
-                    None => damaged = Some((segment, location)),
-                }
-            }
-            match (moved, damaged) {
-                (None, None) => {
-                    if any_cut() {
-                        let uncut = directory.check_uncut(guard, hash);
-                        uncut.map_err(|damage| self.directory_damage(damage))?;
-                    }
-                    return Ok(None);
-                }
-                // The damaged record may have been the one of this key.
-                (None, Some((segment, location))) => return Err(segment.flaw(location.offset())),
-                (Some(_), _) => {}
-            }
-        }
-        Err(Error::corrupt(
-            self.paths.root(),
-            0,
-            "directory slot",
-            "a location in a live segment",
-            "none",
-        ))
-    }
-
-    /// Returns the values of many keys, in stages: buckets, records, values. Each stage prefetches
-    /// for one key and continues with another instead of waiting.
-    pub(crate) fn multi_get<K: AsRef<[u8]>>(
-        &self,
-        table: &TableCore,
-        keys: &[K],
-    ) -> Result<Vec<Option<Value>>> {
-        self.check_readable(table)?;
-        let mut values = Vec::with_capacity(keys.len());
-        let mut hashes = [KeyHash(0); STAGE_KEYS];
-        let mut places = [None; STAGE_KEYS];
-        for keys in keys.chunks(STAGE_KEYS) {
-            let guard = pin();
-            let mut lookups = self.reads.lookups();
-            let directory = table.directory.load(&guard);
-            for (key, hash) in keys.iter().zip(&mut hashes) {
-                *hash = self.hash(key.as_ref());
-                directory.prefetch(&guard, *hash);
-            }
-            let segments = self.segments.load(&guard);
-            for (hash, place) in hashes.iter().zip(&mut places).take(keys.len()) {
-                let candidates = directory.candidates(&guard, *hash);
-                *place = candidates.map_err(|damage| self.directory_damage(damage))?.next();
-                if let Some(location) = *place
-                    && let Some(segment) = segments.get(location)
-                {
-                    segment.prefetch(location.offset());
-                    if lookups.ask_for_next() {
-                        segment.will_look(location.offset());
-                    }
-                }
-            }
-            for ((key, hash), place) in keys.iter().zip(hashes).zip(places) {
-                let key = key.as_ref();
-                let Some(location) = place else {
-                    if any_cut() {
-                        let uncut = directory.check_uncut(&guard, hash);
-                        uncut.map_err(|damage| self.directory_damage(damage))?;
-                    }
-                    values.push(None);
-                    continue;
-                };
-                let segment = segments.get(location);
-                let record = segment.and_then(|segment| segment.intact(location.offset()));
-                let found = match segment.zip(record) {
-                    Some((segment, record)) if is_key_of(&record, table.id, key) => Some(Found {
-                        location,
-                        segment,
-                        record,
-                    }),
-                    // Another key with the same tag, a damaged record, or a record that moved in
-                    // between. The full lookup decides.
-                    _ => self.lookup(&guard, table, hash, key)?,
-                };
-                let value = found.as_ref().map(Found::value);
-                if let Some(found) = found {
-                    found.check_uncut()?;
-                }
-                values.push(value);
-            }
-        }
-        Ok(values)
-    }
-
-    /// Returns the location of `key` in the directory and the length of its record. The key is
-    /// compared without verifying the record, for writers that replace it anyway.
-    pub(crate) fn locate(
-        &self,
-        guard: &Guard,
-        table: &TableCore,
-        hash: KeyHash,
-        key: &[u8],
-    ) -> Result<Option<(Location, usize)>> {
-        let segments = self.segments.load(guard);
-        let mut bytes = 0;
-        let found = table.directory.load(guard).find(guard, hash, |location| {
-            let Some(record) = segments
-                .get(location)
-                .and_then(|segment| segment.record(location.offset()))
-            else {
-                return Ok::<_, DirectoryError>(false);
-            };
-            bytes = record.head.bytes();
-            Ok(record.head.table == table.id && record.key() == key)
-        });
-        match found {
-            Ok(location) => Ok(location.map(|location| (location, bytes))),
-            Err(DirectoryError(damage)) => Err(self.directory_damage(damage)),
-        }
-    }
-
-    #[inline]
-    fn check_readable(&self, table: &TableCore) -> Result<()> {
-        self.check_process()?;
-        if self.closed.load(Ordering::Relaxed) {
-            return Err(Error::Closed);
-        }
-        if table.is_dropped() {
-            return Err(Error::TableDropped { name: table.name() });
-        }
-        Ok(())
     }
 
     /// Fails if writes are not accepted.
@@ -388,8 +157,8 @@ impl Engine {
             return Err(Error::ReadOnly);
         }
         match self.poison.get() {
-            Some(cause) => Err(Error::Poisoned { cause: cause.clone() }),
-            None => Ok(()),
+            Some(cause) if !seeded("poison-forgotten") => Err(Error::Poisoned { cause: cause.clone() }),
+            _ => Ok(()),
         }
     }
 
@@ -518,20 +287,5 @@ impl Drop for Handle {
         // No caller is left to report an error to. Durable commits are safe, and the next open
         // judges the rest.
         let _ = self.0.close(Closing::Usual);
-    }
-}
-
-/// Returns `true` if `record` is a put of this key.
-#[inline]
-pub(crate) fn is_key_of(record: &Record<'_>, table: u32, key: &[u8]) -> bool {
-    record.head.table == table && record.head.kind == RecordKind::Put && record.key() == key
-}
-
-/// Carries a directory's damage through the error type of a closure.
-struct DirectoryError(Damage);
-
-impl From<Damage> for DirectoryError {
-    fn from(damage: Damage) -> Self {
-        Self(damage)
     }
 }

@@ -18,6 +18,7 @@
 
 use super::{Flaw, varint_decode, varint_encode};
 use crate::format::checksum::{self, SegmentMask};
+use crate::seeded::seeded;
 
 /// Exclusive upper bound of table ids that are stored in the tag itself.
 const TABLE_INLINE_MAX: u32 = 62;
@@ -142,7 +143,7 @@ impl<'a> Record<'a> {
     /// Returns `true` if the stored checksum of a record at `offset` matches its content.
     #[inline]
     pub(crate) fn is_intact(&self, mask: SegmentMask, offset: u32) -> bool {
-        self.content_crc() ^ mask.at(offset) == self.stored_crc()
+        self.content_crc() ^ mask.at(offset) == self.stored_crc() || seeded("record-checksum")
     }
 
     /// Like [`Record::is_intact`], but describes the damage.

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::raw::sync::{AtomicPtr, Ordering};
+use crate::seeded::seeded;
 
 /// A pin on the epoch. Created only by [`pin`], so it belongs to the collector that [`ArcCell`]
 /// uses.
@@ -122,11 +123,16 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
     /// Returns the current value. It stays valid as long as the pin, even if the cell is replaced.
     #[inline(always)]
     pub(crate) fn load<'g>(&'g self, _guard: &'g Guard) -> &'g T {
+        let order = if seeded("reached-unordered") {
+            Ordering::Relaxed
+        } else {
+            Ordering::Acquire
+        };
         // SAFETY: the pointer comes from `Arc::into_raw` and the cell owns a count of it. Only two
         // places release that count. `replace` defers it beyond every pin that existed when the
         // pointer left the cell, which includes this pin if it read the old pointer. `drop` cannot
         // run while the cell is borrowed for 'g.
-        unsafe { &*self.pointer.load(Ordering::Acquire) }
+        unsafe { &*self.pointer.load(order) }
     }
 
     /// Returns the current value with a count of its own, for use beyond the pin.
@@ -153,6 +159,8 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
             // would share its garbage. This model checks the readers only. Another model checks the
             // collector.
             std::mem::forget(old);
+        } else if seeded("retired-at-once") {
+            drop(old);
         } else {
             guard.retire(old);
         }

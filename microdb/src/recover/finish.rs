@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::format::{LogPosition, names};
 use crate::raw::tail::TailWriter;
 use crate::recover::log_reader::{Scan, SegmentFile};
+use crate::seeded::seeded;
 use crate::storage::{OpenMode, StorageFile};
 
 /// Sets the end of the log as found by replay.
@@ -26,7 +27,9 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     let mut core = lock(&engine.core);
     core.end = cut.end;
     core.published = cut.end;
-    core.next_segment = core.next_segment.max(scan.next_segment);
+    if !seeded("segment-id-reused") {
+        core.next_segment = core.next_segment.max(scan.next_segment);
+    }
     let Some(last) = cut.segment.and_then(|index| scan.segments.get(index)) else {
         return Ok(());
     };
@@ -115,12 +118,14 @@ pub(super) fn settle(
             continue;
         }
         let file = open_to_write(engine, path)?;
-        if is_torn {
+        if is_torn && !seeded("tail-not-cut") {
             file.set_len(cut.end.position.offset.into())
                 .map_err(Error::io("cannot cut", path))?;
         }
         if is_fresh {
-            write_again(segment, file.as_ref(), frontier.position, cut.end.position)?;
+            if !seeded("not-written-again") {
+                write_again(segment, file.as_ref(), frontier.position, cut.end.position)?;
+            }
             file.sync_data().map_err(Error::io("cannot sync", path))?;
         }
     }

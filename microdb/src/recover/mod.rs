@@ -42,6 +42,7 @@ use crate::options::Options;
 use crate::raw::fork::Birth;
 use crate::raw::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering};
 use crate::recover::log_reader::scan_segments;
+use crate::seeded::seeded;
 use crate::storage::{OpenMode, Storage, StorageFile, read_exact};
 
 use finish::{adopt, settle};
@@ -60,7 +61,11 @@ pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
         held => held?,
     };
     // From here on, files are accessed through the held folder.
-    let options = options.storage(storage.clone());
+    let options = if seeded("path-not-held") {
+        options
+    } else {
+        options.storage(storage.clone())
+    };
     let found = find_super(&paths, storage.as_ref())?;
     if found.is_none() && !may_create {
         return Err(Error::NotADatabase {

@@ -1,12 +1,12 @@
-//! The content of a request: bounded in time and size, taken out of its codings.
+//! Reads the body of a request with bounds on time and size, and decodes its content codings.
 //!
 //! Every body is read through this module, so each route treats `Content-Encoding` alike (RFC 9110,
-//! section 8.4): names in any case, `x-gzip` as `gzip`, `identity`, lists. A coding that is not
-//! known is 415.
+//! section 8.4): names in any case, `x-gzip` as `gzip`, `identity`, lists. An unknown coding is
+//! answered with 415.
 //!
-//! Invariants:
-//! - A sender is given up after a silence, and once its average rate is too low.
-//! - No body, and no layer of its codings, has more bytes than the route takes.
+//! **Invariants**
+//! - A body is rejected after a silence of `SILENCE_MAX`, and once its average rate is too low.
+//! - No body, and no layer of its codings, has more bytes than the route allows.
 
 use std::fmt;
 use std::io::Write;
@@ -22,21 +22,20 @@ use tokio::time::Instant;
 
 use crate::api::problem::Problem;
 
-/// Longest silence within a body before its sender is given up.
+/// Longest pause within a body before the request is rejected.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Time in which a body may arrive at any rate.
 const GRACE: Duration = Duration::from_secs(20);
-/// Least average rate of a body after its grace time. The usual snapshot of 22 MB may then take
-/// eleven minutes, and the largest one an hour. A sender that trickles is given up after the grace
-/// time.
+/// Minimum average rate of a body after `GRACE`, in bytes per second. The usual snapshot of 22 MB
+/// may then take eleven minutes, and the largest one an hour.
 const BYTES_PER_SECOND_MIN: u32 = 32 * 1_024;
-/// Most layers of gzip around one body.
+/// Maximum number of gzip layers around one body.
 const LAYERS_MAX: usize = 2;
-/// Bytes that are unpacked at a time. Deflate packs at most 1,032 to 1, so four kilobytes become
-/// four megabytes at most.
+/// Number of packed bytes decoded at a time. Deflate packs at most 1,032 to 1, so four kilobytes
+/// become four megabytes at most.
 const UNPACKED_AT_A_TIME: usize = 4_096;
 
-/// Refuses a body whose announced length is over the limit, before any of it is read.
+/// Rejects a body by its `Content-Length`, before any byte is read.
 pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Problem> {
     let length = headers
         .get(CONTENT_LENGTH)
@@ -47,10 +46,10 @@ pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Prob
     }
 }
 
-/// A body as it arrives.
+/// A body that is read piece by piece as it arrives.
 pub(super) struct Pieces<B> {
     body: B,
-    /// Time spent waiting for the sender; our own work on the pieces does not count against it.
+    /// Time spent waiting for the sender. The processing time of the pieces is not included.
     waited: Duration,
     bytes: usize,
     limit: usize,
@@ -61,7 +60,7 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: fmt::Display,
 {
-    /// The pieces of a body of at most `limit` bytes.
+    /// Reads a body of at most `limit` bytes.
     pub(super) fn of(body: B, limit: usize) -> Pieces<B> {
         Pieces {
             body,
@@ -71,12 +70,13 @@ where
         }
     }
 
-    /// Returns `true` if no further piece comes.
+    /// Returns `true` if there is no further piece.
     pub(super) fn is_at_end(&self) -> bool {
         self.body.is_end_stream()
     }
 
-    /// Longest wait for the next piece: a silence, or the wait that makes the average rate too low.
+    /// Returns the longest wait for the next piece: the shorter of `SILENCE_MAX` and the time that
+    /// the minimum rate leaves.
     fn wait_max(&self) -> Duration {
         let earned = Duration::from_secs(self.bytes as u64) / BYTES_PER_SECOND_MIN;
         let left = (GRACE + earned).saturating_sub(self.waited);
@@ -93,7 +93,7 @@ where
                 Err(_) => return Err(Problem::slow_body()),
                 Ok(None) => return Ok(None),
                 Ok(Some(Err(error))) => {
-                    return Err(Problem::body(format!("the body broke off: {error}")));
+                    return Err(Problem::body(format!("the body ended early: {error}")));
                 }
                 Ok(Some(Ok(frame))) => {
                     if let Ok(piece) = frame.into_data() {
@@ -109,7 +109,7 @@ where
     }
 }
 
-/// Hands the content of a body to `take`, piece by piece as it arrives.
+/// Passes the decoded content of a body to `take`, piece by piece as it arrives.
 pub(super) async fn read<B>(
     headers: &HeaderMap,
     body: B,
@@ -125,16 +125,16 @@ where
     let mut pieces = Pieces::of(body, limit);
     while let Some(piece) = pieces.next().await? {
         codings.unpack(&piece, &mut take)?;
-        // A sender on the same machine always has the next piece ready. Without this, requests that
-        // wait for this thread would wait for megabytes.
+        // A sender on the same machine always has the next piece ready. Without this yield, other
+        // requests on this thread would wait for megabytes.
         tokio::task::yield_now().await;
     }
     codings.end(&mut take)
 }
 
-/// The codings around a body.
+/// The content codings of a body.
 pub(super) struct Codings {
-    /// The outermost first.
+    /// The gzip layers, outermost first.
     layers: Vec<Layer>,
     limit: usize,
 }
@@ -146,7 +146,7 @@ struct Layer {
 }
 
 impl Codings {
-    /// The codings that the head of a request names.
+    /// Returns the codings named in the headers of a request.
     pub(super) fn of(headers: &HeaderMap, limit: usize) -> Result<Codings, Problem> {
         let mut layers = Vec::new();
         for value in headers.get_all(CONTENT_ENCODING) {
@@ -176,7 +176,7 @@ impl Codings {
         unpack(&mut self.layers, self.limit, piece, take)
     }
 
-    /// Hands on the rest and checks the length and checksum of each layer.
+    /// Passes the rest to `take`, and checks the length and checksum of each layer.
     fn end(mut self, take: &mut impl FnMut(&[u8]) -> Result<(), Problem>) -> Result<(), Problem> {
         let mut layers = &mut self.layers[..];
         while let Some((layer, inner)) = layers.split_first_mut() {
@@ -205,7 +205,7 @@ fn unpack(
 }
 
 impl Layer {
-    /// Hands what was unpacked to the layers within this one.
+    /// Passes the decoded bytes to the inner layers.
     fn hand_on(
         &mut self,
         inner: &mut [Layer],
@@ -226,7 +226,7 @@ impl Layer {
 
 fn broken_gzip(error: std::io::Error) -> Problem {
     Problem::body(format!(
-        "the body is not gzip as its content-encoding says: {error}"
+        "the body is not valid gzip, but its Content-Encoding is gzip: {error}"
     ))
 }
 
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn codings_are_read_as_http_defines_them() {
+    async fn content_codings_are_decoded_as_rfc_9110_defines_them() {
         let plain = b"1,1,5\n".repeat(1_000);
         let once = gzip(&plain);
         let twice = gzip(&once);
@@ -302,13 +302,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_layer_of_a_body_is_larger_than_the_limit() {
+    async fn a_layer_of_a_body_over_the_limit_is_rejected() {
         let bomb = gzip(&vec![b'\n'; 50 << 20]);
         let limit = 1 << 20;
         assert!(bomb.len() < limit);
         assert_eq!(content(&["gzip"], bomb.clone(), limit).await, Err(413));
         assert_eq!(content(&["gzip,gzip"], gzip(&bomb), limit).await, Err(413));
-        // The inner layer unpacks to nothing, the outer one to more than the limit.
+        // The inner layer decodes to nothing, and the outer one to more than the limit.
         let many = gzip(b"").repeat(100_000);
         assert_eq!(content(&["gzip,gzip"], gzip(&many), limit).await, Err(413));
         assert_eq!(content(&["gzip"], many, limit).await, Err(413));

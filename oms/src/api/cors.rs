@@ -1,8 +1,11 @@
-//! Cross-origin requests of browsers (CORS), off unless origins are named.
+//! Cross-origin requests of browsers (CORS). Off by default.
 //!
-//! The API has no authentication, so a page of any origin that a browser lets in could place and
-//! cancel orders at a node on the user's own machine. Origins are therefore named one by one, and
-//! `*` is refused. Calls between nodes are never cross-origin.
+//! The API has no authentication. A page of an allowed origin can place and cancel orders at any
+//! node that the user's browser reaches.
+//!
+//! **Invariants**
+//! - Each origin is named by the operator, and `*` is rejected.
+//! - Routes between nodes never get CORS headers.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -17,18 +20,18 @@ use crate::api::fast_path::AnswerBody;
 use crate::api::problem::REPLAYED;
 use crate::error::NodeError;
 
-/// Time for which a browser may keep the answer to a preflight request.
+/// Time for which a browser may cache the answer to a preflight request.
 const PREFLIGHT_KEPT: Duration = Duration::from_secs(60 * 60);
-/// Headers of ours that a page may send and read.
+/// Request headers that a page may send, beside those of HTTP.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const STOCK_AS_OF: HeaderName = HeaderName::from_static("x-stock-as-of");
 
-/// The origins that may call the public routes.
+/// The CORS rules of the public routes.
 pub(crate) struct Cors(CorsLayer);
 
 impl Cors {
-    /// Returns the rules for some origins; `None` if there are no origins.
+    /// Returns the rules for these origins; `None` if there are no origins.
     pub(crate) fn of(origins: &[String]) -> Result<Option<Cors>, NodeError> {
         if origins.is_empty() {
             return Ok(None);
@@ -62,7 +65,8 @@ impl Cors {
         Ok(Some(Cors(layer)))
     }
 
-    /// Answers a preflight request, or has the request answered and says who may read the answer.
+    /// Answers a preflight request. For any other request it calls `answer` and adds the CORS
+    /// headers to the response.
     pub(crate) async fn answer<B, F>(
         &self,
         request: Request<B>,
@@ -82,8 +86,8 @@ impl Default for AnswerBody {
     }
 }
 
-/// Parses an origin as browsers send it: scheme, host, and a port that is not the scheme's usual
-/// one.
+/// Parses an origin as browsers send it: scheme, host, and a port if it differs from the default of
+/// the scheme.
 pub(crate) fn parse_origin(text: &str) -> Result<HeaderValue, String> {
     let wrong = |reason: &str| format!("'{text}' is not an origin such as https://shop.example: {reason}");
     if text == "*" {
@@ -94,13 +98,13 @@ pub(crate) fn parse_origin(text: &str) -> Result<HeaderValue, String> {
         return Err(wrong("scheme or host is missing"));
     };
     if authority.host().is_empty() || authority.as_str().contains('@') {
-        return Err(wrong("it has no host, or a user"));
+        return Err(wrong("the host is missing, or a user name is present"));
     }
     let origin = format!("{scheme}://{authority}").to_lowercase();
     if origin != text {
-        return Err(wrong("it ends after the host or port, in lower case"));
+        return Err(wrong("it must be in lower case and end after the host or port"));
     }
-    HeaderValue::from_str(text).map_err(|_| wrong("it holds a character that headers cannot"))
+    HeaderValue::from_str(text).map_err(|_| wrong("it contains a character that is not allowed in headers"))
 }
 
 #[cfg(test)]
@@ -108,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_origin_is_scheme_host_and_port_and_nothing_else() {
+    fn parse_origin_accepts_only_scheme_host_and_port() {
         for origin in ["https://shop.example", "http://127.0.0.1:3000", "http://[::1]:80"] {
             assert_eq!(parse_origin(origin).unwrap(), origin);
         }

@@ -1,8 +1,12 @@
-//! Lists over all volumes: asked of each, merged here.
+//! Lists over all volumes: each volume is asked for its page, and this node merges the pages.
 //!
-//! A node that is alone merges the list of its one volume by the same code, so the answers have the
-//! same fields in the same order. A page has a `next` if and only if a further entry is known.
-//! While slots move, a list may miss or repeat entries that move; it is complete again afterwards.
+//! **Invariants**
+//! - A node that is alone merges the page of its one volume by the same code, so the answers have
+//!   the same fields in the same order.
+//! - A page has a `next` if and only if a further entry is known.
+//!
+//! Deliberately absent: a consistent view over volumes. While slots migrate, a list may miss or
+//! repeat entries of these slots; it is complete again afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,7 +30,7 @@ use crate::control::handle::ClusterHandle;
 use crate::domain::order::OrderId;
 use crate::runtime;
 
-/// An entry of a volume's list: the key that orders it, and its JSON.
+/// An entry of a volume's list: its sort key and its JSON.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Entry<K> {
     pub(crate) key: K,
@@ -42,12 +46,12 @@ impl<K> Entry<K> {
     }
 }
 
-/// Renders a value as JSON that another node inserts as it is.
+/// Renders a value as JSON that another node inserts unchanged.
 pub(super) fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Problem> {
     serde_json::value::to_raw_value(value).map_err(|error| Problem::internal(error.to_string()))
 }
 
-/// Asks a volume for the first entries behind a key.
+/// The request to a volume for its first entries after a key.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct AskEntries {
     pub(crate) limit: usize,
@@ -55,7 +59,7 @@ pub(crate) struct AskEntries {
     pub(crate) after: Option<String>,
 }
 
-/// Asks a volume for its first orders behind a position.
+/// The request to a volume for its first orders after a position.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct AskOrders {
     pub(crate) filter: Filter,
@@ -63,7 +67,7 @@ pub(crate) struct AskOrders {
     pub(crate) from: Position,
 }
 
-/// Answers a list; begins again if a volume has left meanwhile.
+/// Answers a list. Starts again if a volume leaves the ring in the meantime.
 pub(crate) async fn list(
     cluster: &Arc<ClusterHandle>,
     list: &List,
@@ -137,11 +141,12 @@ async fn list_reservations(
     Ok(orders::json(&ReservationPage { reservations, next }))
 }
 
-/// The first entries of all pages by key, and the key of the last one if there are further entries.
+/// Returns the first entries of all pages by key, and the key of the last one if there are further
+/// entries.
 fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> (Vec<Box<RawValue>>, Option<K>) {
     let mut entries: Vec<Entry<K>> = pages.into_iter().flat_map(|(_, page)| page).collect();
     entries.sort_by(|one, other| one.key.cmp(&other.key));
-    let goes_on = entries.len() > limit;
+    let has_next = entries.len() > limit;
     entries.truncate(limit);
     let mut last = None;
     let mut values = Vec::with_capacity(entries.len());
@@ -149,52 +154,53 @@ fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> (Vec<Bo
         last = Some(key);
         values.push(value);
     }
-    (values, last.filter(|_| goes_on))
+    (values, last.filter(|_| has_next))
 }
 
-/// Asks every volume at once; the answers come in the order of the volumes' names.
+/// Sends one request to all volumes in parallel. Returns the answers by name of the volume, or the
+/// first error.
 async fn ask_all<T: DeserializeOwned + Send + 'static>(
     cluster: &Arc<ClusterHandle>,
     operation: &'static str,
-    question: &impl Serialize,
+    request: &impl Serialize,
     until: Instant,
 ) -> Result<Vec<(NodeName, T)>, Problem> {
-    let question = raw(question)?;
+    let request = raw(request)?;
     let mut pages = Vec::new();
-    for (volume, page) in ask_each(cluster, operation, |_| question.clone(), until).await {
+    for (volume, page) in ask_each(cluster, operation, |_| request.clone(), until).await {
         pages.push((volume, page?));
     }
     Ok(pages)
 }
 
-/// Asks every volume its question, all at once.
+/// Sends each volume its own request, all in parallel.
 async fn ask_each<T: DeserializeOwned + Send + 'static>(
     cluster: &Arc<ClusterHandle>,
     operation: &'static str,
-    question: impl Fn(&NodeName) -> Box<RawValue>,
+    request: impl Fn(&NodeName) -> Box<RawValue>,
     until: Instant,
 ) -> Vec<(NodeName, Result<T, Problem>)> {
     let volumes = cluster.topology().volumes().cloned().collect();
-    ask_these(cluster, volumes, operation, question, until).await
+    ask_these(cluster, volumes, operation, request, until).await
 }
 
-/// Asks each of these volumes its question, all at once.
+/// Sends each of these volumes its own request, all in parallel.
 async fn ask_these<T: DeserializeOwned + Send + 'static>(
     cluster: &Arc<ClusterHandle>,
     volumes: BTreeSet<NodeName>,
     operation: &'static str,
-    question: impl Fn(&NodeName) -> Box<RawValue>,
+    request: impl Fn(&NodeName) -> Box<RawValue>,
     until: Instant,
 ) -> Vec<(NodeName, Result<T, Problem>)> {
     let mut asked = JoinSet::new();
     for volume in volumes {
-        let (cluster, question) = (Arc::clone(cluster), question(&volume));
+        let (cluster, request) = (Arc::clone(cluster), request(&volume));
         asked.spawn(runtime::within(async move {
             let page = ask_volume(
                 &cluster,
                 |topology| topology.known(&volume),
                 operation,
-                &question,
+                &request,
                 until,
             )
             .await;
@@ -211,21 +217,21 @@ async fn list_orders(
     query: &OrdersQuery,
     until: Instant,
 ) -> Result<Response, Problem> {
-    let mut questions = BTreeMap::new();
+    let mut requests = BTreeMap::new();
     for volume in cluster.topology().volumes() {
         let ask = AskOrders {
             filter: query.filter.clone(),
             limit: query.limit + 1,
             from: query.cursor.of(volume),
         };
-        questions.insert(volume.clone(), raw(&ask)?);
+        requests.insert(volume.clone(), raw(&ask)?);
     }
     let nothing = raw(&())?;
-    let question = |volume: &NodeName| questions.get(volume).unwrap_or(&nothing).clone();
+    let request = |volume: &NodeName| requests.get(volume).unwrap_or(&nothing).clone();
     let mut pages = Vec::new();
-    for (volume, page) in ask_each(cluster, "orders", question, until).await {
-        if !questions.contains_key(&volume) {
-            // The volume has come since the questions were written.
+    for (volume, page) in ask_each(cluster, "orders", request, until).await {
+        if !requests.contains_key(&volume) {
+            // The volume joined after the requests were built.
             return Err(Problem::moved());
         }
         let from = query.cursor.of(&volume);
@@ -236,7 +242,7 @@ async fn list_orders(
     Ok(orders::json(&OrderPage { orders, next }))
 }
 
-/// A volume's page on its way into the merged one.
+/// A volume's page while it is being merged.
 struct Source {
     volume: NodeName,
     position: Position,
@@ -245,8 +251,8 @@ struct Source {
     more: bool,
 }
 
-/// Merges pages in order of arrival, as the orders' times say it. Orders of one volume keep their
-/// order. Returns the cursor behind the last order if there are further ones.
+/// Merges pages by the time of arrival. Orders of one volume keep their order. Returns the cursor
+/// after the last order if there are further ones.
 fn merge_orders(
     pages: Vec<(NodeName, Position, OrdersPage)>,
     limit: usize,
@@ -262,9 +268,9 @@ fn merge_orders(
         })
         .collect();
     let mut orders = Vec::new();
-    let goes_on = loop {
-        // Behind the entries of a page that goes on, the volume may have an older order than all
-        // others.
+    let has_next = loop {
+        // If this volume has more orders than its page, the next one may be older than all others.
+        // So the merged page must end here.
         let is_unknown = |source: &mut Source| source.more && source.entries.peek().is_none();
         if sources.iter_mut().any(is_unknown) {
             break true;
@@ -289,12 +295,12 @@ fn merge_orders(
         let position = if is_read { source.end } else { source.position };
         (source.volume, position)
     });
-    let cursor = goes_on.then(|| Cursor(positions.collect()));
+    let cursor = has_next.then(|| Cursor(positions.collect()));
     (orders, cursor)
 }
 
-/// The health of all volumes together, as seen from this node; volumes that do not answer are
-/// named.
+/// Returns the combined health of all volumes as seen from this node, with the names of volumes
+/// that did not answer.
 pub(crate) async fn health(cluster: &Arc<ClusterHandle>, until: Instant) -> Health {
     let mut whole: Option<VolumeHealth> = None;
     let mut unreachable = Vec::new();
@@ -334,7 +340,7 @@ mod tests {
         Position { page: 0, at }
     }
 
-    /// Orders that arrived at these times, from the beginning of a volume.
+    /// A page of orders that arrived at these times, from the beginning of a volume.
     fn page(times: &[u64], more: bool) -> OrdersPage {
         let entry = |(at, time): (usize, &u64)| OrderEntry {
             created_at_ms: *time,
@@ -359,18 +365,19 @@ mod tests {
     }
 
     #[test]
-    fn orders_of_several_volumes_are_merged_in_order_of_arrival() {
+    fn merge_orders_sorts_by_arrival_and_returns_the_next_cursor() {
         let two: [(&[u64], bool); 2] = [(&[1, 4, 5], false), (&[2, 3, 9], false)];
         assert_eq!(merged(&two, 10), (vec![1, 2, 3, 4, 5, 9], None));
         assert_eq!(merged(&two, 6), (vec![1, 2, 3, 4, 5, 9], None));
-        // The first volume is read to its end: its orders that come later are behind that.
+        // All orders of volume a are in the page, so its position is the end of its page, not of an
+        // order.
         assert_eq!(merged(&two, 5).1.as_deref(), Some("a~0.8,b~0.2"));
         assert_eq!(merged(&two, 3), (vec![1, 2, 3], Some("a~0.1,b~0.2".to_owned())));
         assert_eq!(merged(&[(&[], false), (&[], false)], 3), (vec![], None));
     }
 
     #[test]
-    fn a_merged_page_ends_where_a_volume_has_more_than_it_said() {
+    fn a_merged_page_ends_with_the_last_known_order_of_a_volume_with_more() {
         let cut: [(&[u64], bool); 2] = [(&[1, 2], true), (&[7, 8], false)];
         let (times, cursor) = merged(&cut, 10);
         assert_eq!((times, cursor.as_deref()), (vec![1, 2], Some("a~0.7,b~0.0")));
@@ -380,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_has_a_next_page_exactly_if_there_are_further_entries() {
+    fn a_list_has_a_next_key_if_and_only_if_there_are_further_entries() {
         let page = |keys: &[u32]| -> Vec<Entry<u32>> {
             let entry = |key: &u32| Entry::of(*key, key).unwrap();
             keys.iter().map(entry).collect()

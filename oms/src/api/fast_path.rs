@@ -1,7 +1,14 @@
-//! The entrance to one volume: carries out an operation that this volume answers.
+//! Executes the operations of one volume without a general router.
 //!
-//! Placing an order, paying it and asking for a product's sales are nearly all requests there are.
-//! Their answers are built in one piece, without the boxes of a general router.
+//! Placing an order, paying it and reading a product's sales are nearly all of the load. Their
+//! answers are built in one piece, without the boxed bodies and handlers of a router.
+//!
+//! **Invariants**
+//! - An answer is sent only while the process still holds the volume. Otherwise the caller gets
+//!   "moved".
+//!
+//! Deliberately absent: operations that concern all volumes or none, which `control::handle`
+//! answers.
 
 use std::fmt::Display;
 use std::pin::Pin;
@@ -21,7 +28,7 @@ use crate::api::problem::{Problem, REPLAYED};
 use crate::api::request::Operation;
 use crate::api::{App, orders, reports, stock_query, stock_upload};
 
-/// Everything that answers requests about one volume. Cheap to clone.
+/// The entry point of one volume's operations. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Entrance {
     app: Arc<App>,
@@ -29,9 +36,9 @@ pub(crate) struct Entrance {
 
 /// The body of an answer.
 pub(crate) enum AnswerBody {
-    /// In one piece.
+    /// A body in one piece.
     Short(Full<Bytes>),
-    /// Whatever a route makes.
+    /// Any other body of a route.
     Long(Body),
 }
 
@@ -66,14 +73,14 @@ impl HttpBody for AnswerBody {
     }
 }
 
-/// JSON that answers a request, and whether it answered an earlier one.
+/// A JSON answer. `replayed` is `true` if it repeats the answer of an earlier request.
 pub(super) struct Json {
     pub(super) body: Vec<u8>,
     pub(super) replayed: bool,
 }
 
 impl Json {
-    /// A value as JSON.
+    /// Renders a value as JSON.
     pub(super) fn of(value: &impl serde::Serialize) -> Result<Json, Problem> {
         match serde_json::to_vec(value) {
             Ok(body) => Ok(Json {
@@ -84,13 +91,13 @@ impl Json {
         }
     }
 
-    /// Says whether it answered an earlier request.
+    /// Sets the flag `replayed`.
     pub(super) fn replayed(mut self, replayed: bool) -> Json {
         self.replayed = replayed;
         self
     }
 
-    /// The answer in one piece.
+    /// Returns the answer with a body in one piece.
     pub(super) fn into_short(self) -> Response<AnswerBody> {
         self.into_answer(|body| AnswerBody::Short(Full::new(body)))
     }
@@ -113,12 +120,13 @@ impl IntoResponse for Json {
 }
 
 impl Entrance {
-    /// The entrance to a volume.
+    /// Returns the entry point of a volume.
     pub(crate) fn new(app: Arc<App>) -> Entrance {
         Entrance { app }
     }
 
-    /// Carries out an operation. Refuses if the volume was lost meanwhile: a read may then be old.
+    /// Executes an operation. Rejects it if the process has lost the volume by the time of the
+    /// answer, because data that was read may be outdated then.
     pub(crate) async fn answer<B>(
         &self,
         operation: Operation,
@@ -129,17 +137,17 @@ impl Entrance {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Display + Into<axum::BoxError>,
     {
-        let answered = self.carry_out(operation, headers, body).await;
-        self.told(answered)
+        let answered = self.execute(operation, headers, body).await;
+        self.unless_moved(answered)
     }
 
-    /// Carries out a command that has been read. Refuses as `answer` does.
+    /// Executes a command that another node has parsed. Refuses as `answer` does.
     pub(crate) async fn carry_out_command(&self, commanded: &Commanded) -> Response<AnswerBody> {
         let answered = commanded.answer(&self.app).await;
-        self.told(answered)
+        self.unless_moved(answered)
     }
 
-    fn told(&self, answered: Result<Response<AnswerBody>, Problem>) -> Response<AnswerBody> {
+    fn unless_moved(&self, answered: Result<Response<AnswerBody>, Problem>) -> Response<AnswerBody> {
         let answered = if self.app.state().storage.is_ours() {
             answered
         } else {
@@ -148,7 +156,7 @@ impl Entrance {
         answered.unwrap_or_else(|problem| problem.into_response().map(AnswerBody::Long))
     }
 
-    async fn carry_out<B>(
+    async fn execute<B>(
         &self,
         operation: Operation,
         headers: &HeaderMap,
@@ -171,14 +179,14 @@ impl Entrance {
             Operation::StoreStock(store) => stock_query::store(app, store)?,
             Operation::ReplaceStock => stock_upload::put(app, headers, Body::new(body)).await?,
             Operation::ChangeStock => stock_upload::patch(app, headers, Body::new(body)).await?,
-            // The gate answers these: they concern every volume, or none.
+            // `control::handle` answers these: they concern every volume, or none.
             Operation::List(_)
             | Operation::Ring
             | Operation::Live
             | Operation::Ready
             | Operation::Metrics
             | Operation::OpenApi
-            | Operation::Console(_) => return Err(Problem::not_found("no volume answers this alone")),
+            | Operation::Console(_) => return Err(Problem::not_found("no single volume answers this")),
         };
         Ok(json.into_short())
     }
@@ -202,7 +210,7 @@ mod tests {
     use crate::volume::transactor::Transactors;
 
     #[tokio::test]
-    async fn nothing_is_told_from_a_volume_that_was_lost() {
+    async fn a_volume_that_was_lost_answers_no_read() {
         let folder = tempfile::tempdir().unwrap();
         let is_held = Arc::new(AtomicBool::new(true));
         let held = Arc::clone(&is_held);

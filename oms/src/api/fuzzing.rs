@@ -1,10 +1,13 @@
-//! Doors for the fuzzers of `fuzz/`: each takes arbitrary bytes to one parser of what comes from
-//! outside, or from the volume.
+//! Entry points of the fuzzers in `fuzz/`: each passes arbitrary bytes to one parser of external
+//! input or of stored rows.
 //!
-//! Behind the feature `fuzzing` and no part of the interface. A parser may refuse; it may not
-//! panic, take memory without bound, or understand something else than a plain reference does: what
-//! is right may not depend on how the network cut it into pieces, and what is refused is the
-//! client's fault (4xx).
+//! **Invariants**
+//! - A parser may reject its input. It may not panic or take memory without bound.
+//! - The result equals that of a plain reference parser, and does not depend on the pieces in which
+//!   the input arrived.
+//! - A rejected request is the client's fault (4xx).
+//!
+//! Compiled with the feature `fuzzing` only, and no part of the public interface.
 
 use std::collections::BTreeMap;
 
@@ -21,10 +24,10 @@ use crate::domain::sales;
 use crate::domain::stock_snapshot::{PRODUCT_MAX, StockSnapshot};
 use crate::storage::inspect;
 
-/// What a target does with its bytes; it panics if they broke something.
+/// A fuzz target. It panics if the bytes broke an invariant.
 pub type Target = fn(&[u8]);
 
-/// Each target with its name, which is also its corpus's.
+/// All targets by name. The name is also the folder of the target's corpus.
 pub const TARGETS: [(&str, Target); 5] = [
     ("stock_csv", stock_csv),
     ("stat_csv", stat_csv),
@@ -33,7 +36,7 @@ pub const TARGETS: [(&str, Target); 5] = [
     ("peer_frame", peer_frame),
 ];
 
-/// Tables of a volume; the last one is not one of them.
+/// Tables of a volume, and one name that is no table.
 const TABLES: [&str; 9] = [
     "orders",
     "arrivals",
@@ -49,14 +52,13 @@ const TABLES: [&str; 9] = [
 /// Runs the target called `name`.
 ///
 /// # Panics
-/// If there is no such target, or the bytes broke something.
+/// If there is no such target, or the bytes broke an invariant.
 pub fn run(name: &str, bytes: &[u8]) {
     let target = TARGETS.iter().find(|(known, _)| *known == name);
-    target.expect("the fuzzers name targets of the table").1(bytes);
+    target.expect("the fuzz target is in TARGETS").1(bytes);
 }
 
-/// The payload of a frame between nodes: a message that is understood is the same one after it was
-/// encoded again.
+/// Decodes the payload of a frame between nodes, encodes its messages and decodes them again.
 pub fn peer_frame(bytes: &[u8]) {
     let payload = Bytes::copy_from_slice(bytes);
     if let Ok(requests) = decode_requests(&payload) {
@@ -71,7 +73,7 @@ pub fn peer_frame(bytes: &[u8]) {
     }
 }
 
-/// A stock snapshot, whole and in pieces of as many bytes as the first byte says.
+/// Parses a stock snapshot twice: whole, and in pieces of the size that the first byte gives.
 pub fn stock_csv(bytes: &[u8]) {
     let Some((size, body)) = bytes.split_first() else {
         return;
@@ -80,12 +82,16 @@ pub fn stock_csv(bytes: &[u8]) {
     match (&whole, &pieces, plain_lines(body)) {
         (Ok(whole), Ok(pieces), Ok(plain)) => {
             assert_eq!(whole, &plain);
-            assert_eq!(pieces, &plain, "in pieces of {size}");
+            assert_eq!(pieces, &plain, "parsed in pieces of {size} bytes");
         }
         (Err(whole), Err(pieces), Err(line)) => {
-            assert_eq!((whole.line, pieces.line), (line, line), "the line that is wrong");
+            assert_eq!(
+                (whole.line, pieces.line),
+                (line, line),
+                "number of the wrong line"
+            );
         }
-        other => panic!("not of one mind: {other:?}"),
+        other => panic!("the parsers disagree: {other:?}"),
     }
     let (mut snapshot, mut plain) = (StockSnapshot::default(), BTreeMap::new());
     for line in whole.unwrap_or_default() {
@@ -101,7 +107,7 @@ pub fn stock_csv(bytes: &[u8]) {
     }
 }
 
-/// A statistics file.
+/// Compares the parser of statistics files with the reference parser.
 pub fn stat_csv(bytes: &[u8]) {
     let is_known = |line: &[u32; 3]| (1..=PRODUCT_MAX).contains(&line[0]);
     let plain = plain_lines(bytes).ok().filter(|lines| lines.iter().all(is_known));
@@ -114,11 +120,11 @@ pub fn stat_csv(bytes: &[u8]) {
             assert_eq!(revenue, total(|line| u128::from(line[1]) * u128::from(line[2])));
         }
         (Err(_), None) => {}
-        other => panic!("not of one mind: {other:?}"),
+        other => panic!("the parsers disagree: {other:?}"),
     }
 }
 
-/// The bodies of an order and of a payment.
+/// Parses the body of an order and of a payment.
 pub fn order_json(bytes: &[u8]) {
     match parse_order(bytes) {
         Ok(order) => {
@@ -126,7 +132,8 @@ pub fn order_json(bytes: &[u8]) {
             let line = |line: &Line| json!({ "id": line.id, "quantity": line.quantity });
             let lines: Vec<Value> = order.lines.iter().map(line).collect();
             let body = json!({ "id": order.id.as_str(), "products": lines }).to_string();
-            let again = parse_order(body.as_bytes()).expect("what was understood is understood again");
+            let again =
+                parse_order(body.as_bytes()).expect("an accepted order is accepted again after a round trip");
             assert_eq!((again.id, again.lines), (order.id, order.lines));
         }
         Err(problem) => check_refusal(&problem),
@@ -141,7 +148,7 @@ pub fn order_json(bytes: &[u8]) {
     }
 }
 
-/// A row of a volume: the first byte is the table, the second the length of the key.
+/// Decodes a row of a volume. The first byte is the table, the second the length of the key.
 pub fn volume_row(bytes: &[u8]) {
     let [table, key_bytes, rest @ ..] = bytes else {
         return;
@@ -156,7 +163,7 @@ pub fn volume_row(bytes: &[u8]) {
     }
 }
 
-/// By the grammar alone: fields that nobody asked for may hold any depth and numbers of any size.
+/// Checks the grammar only, because unknown fields may have any depth and numbers of any size.
 fn is_object(bytes: &[u8]) -> bool {
     let is_json = |text: &str| serde_json::from_str::<IgnoredAny>(text).is_ok();
     bytes.trim_ascii_start().starts_with(b"{") && std::str::from_utf8(bytes).is_ok_and(is_json)
@@ -171,7 +178,7 @@ fn check_refusal(problem: &impl Serialize) {
     );
 }
 
-/// The lines of a body that arrives in pieces.
+/// Parses a body that arrives in pieces.
 fn read(body: &[u8], piece_bytes: usize) -> Result<Vec<[u32; 3]>, CsvError> {
     let (mut reader, mut lines) = (LineReader::default(), Vec::new());
     for piece in body.chunks(piece_bytes.max(1)) {
@@ -188,7 +195,7 @@ fn read(body: &[u8], piece_bytes: usize) -> Result<Vec<[u32; 3]>, CsvError> {
     Ok(lines)
 }
 
-/// Reads a whole body in the plainest way. Returns its lines, or the number of the first wrong one.
+/// The reference parser. Returns the lines of a body, or the number of the first wrong one.
 fn plain_lines(body: &[u8]) -> Result<Vec<[u32; 3]>, u64> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     let mut lines = Vec::new();

@@ -1,8 +1,11 @@
-//! Answers in gzip, for clients that take it and where it is worth it.
+//! Compresses answers with gzip for clients that accept it.
 //!
-//! Long lists shrink to a tenth. Answers below a kilobyte go as they are: an order's answer is one
-//! packet either way, and packing it would cost more than the order. Packing long ones leaves the
-//! runtime's threads to others.
+//! Long lists shrink to a tenth. An answer below a kilobyte is sent uncompressed: it fits one
+//! packet either way, and compressing it would cost more than processing an order.
+//!
+//! **Invariants**
+//! - Only a body of known length, which is in memory, is compressed.
+//! - A long body is compressed on a blocking thread, not on a thread of the async runtime.
 
 use std::io::Write;
 
@@ -16,12 +19,12 @@ use hyper::body::Body as _;
 
 use crate::api::fast_path::AnswerBody;
 
-/// Answers shorter than this fit one packet anyway.
+/// Minimum size of a compressed answer, in bytes. A shorter one fits one packet anyway.
 const WORTH_BYTES: u64 = 1_024;
-/// Answers longer than this are packed on a thread that may take its time.
+/// Size in bytes above which an answer is compressed on a blocking thread.
 const LONG_BYTES: usize = 32 * 1_024;
 
-/// Returns `true` if a client takes gzip: named, and not with a weight of zero.
+/// Returns `true` if a client accepts gzip: it is named, and its weight is not zero.
 fn is_accepted(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(ACCEPT_ENCODING);
     let mut codings = accepted
@@ -40,7 +43,7 @@ fn is_accepted(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Packs an answer if that is worth it and the client takes gzip.
+/// Compresses an answer if it is long enough and the client accepts gzip.
 pub(crate) async fn pack(response: Response<AnswerBody>, request: &HeaderMap) -> Response<AnswerBody> {
     let length = response.body().size_hint().exact();
     if length.is_none_or(|length| length < WORTH_BYTES) || response.headers().contains_key(CONTENT_ENCODING) {
@@ -52,7 +55,7 @@ pub(crate) async fn pack(response: Response<AnswerBody>, request: &HeaderMap) ->
     if !is_accepted(request) {
         return Response::from_parts(head, body);
     }
-    // Bodies of known length are in memory and cannot fail.
+    // Bodies of known length are in memory, so collecting them cannot fail.
     let Ok(plain) = body.collect().await else {
         return Response::from_parts(head, AnswerBody::Long(Body::empty()));
     };
@@ -88,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gzip_is_taken_as_the_client_says() {
+    fn gzip_is_used_only_if_the_client_accepts_it() {
         for (text, expected) in [
             ("gzip", true),
             ("deflate, gzip;q=0.5", true),
@@ -105,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn long_answers_are_packed_and_short_ones_are_not() {
+    async fn long_answers_are_compressed_and_short_ones_are_not() {
         for (length, packs) in [(10, false), (2_000, true), (100_000, true)] {
             let plain = "order ".repeat(length / 6 + 1);
             let response = Response::new(AnswerBody::Long(Body::from(plain.clone())));

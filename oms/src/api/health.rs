@@ -1,5 +1,12 @@
-//! The health of one volume, and of all together, for people, and the API's document. Probes and
-//! metrics are in `node_status`.
+//! The answer of `GET /health` and the OpenAPI document.
+//!
+//! **Invariants**
+//! - The health of a cluster is the sum of the health of its volumes. Each volume reports only
+//!   itself.
+//! - A volume that is missing or does not answer makes the status "degraded", and its name is
+//!   listed.
+//!
+//! Deliberately absent: probes and metrics, which are in `node_status`.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +19,7 @@ use crate::api::App;
 use crate::control::topology::Topology;
 use crate::domain::order::State as OrderState;
 
-/// The ring as health tells it.
+/// The ring as shown in the health report.
 #[derive(Serialize)]
 pub(super) struct RingHealth {
     epoch: u64,
@@ -29,7 +36,7 @@ impl RingHealth {
     }
 }
 
-/// Counts and states of one volume, or of several together.
+/// Counts and states of one volume, or the sum over several volumes.
 #[derive(Default, Serialize, Deserialize)]
 pub(crate) struct VolumeHealth {
     orders: BTreeMap<String, u64>,
@@ -44,12 +51,12 @@ pub(crate) struct VolumeHealth {
     transactors: usize,
     transactor_panics: u64,
     up_since_ms: u64,
-    /// True if the volume takes no more changes.
+    /// `true` if a commit failed, so that the volume takes no more writes.
     has_failed: bool,
 }
 
 impl VolumeHealth {
-    /// The health of a volume that is served here.
+    /// Returns the health of a volume that this process serves.
     pub(super) fn of(app: &App) -> VolumeHealth {
         let state = app.state();
         let counters = state.storage.counters();
@@ -86,7 +93,7 @@ impl VolumeHealth {
         }
     }
 
-    /// Adds another volume. Each snapshot is applied to all volumes, so snapshots are not summed.
+    /// Adds another volume. Snapshots are not summed, since each one is applied to all volumes.
     pub(super) fn add(&mut self, other: VolumeHealth) {
         for (state, count) in other.orders {
             *self.orders.entry(state).or_default() += count;
@@ -128,7 +135,7 @@ pub(crate) struct Health {
     ring: RingHealth,
     /// Volumes that this node serves.
     volumes: Vec<String>,
-    /// Volumes that this node is to serve and cannot, with the reason in words.
+    /// Volumes that are assigned to this node and cannot be served, with the reason.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     missing_volumes: BTreeMap<String, String>,
     /// Volumes that are missing or did not answer.
@@ -137,7 +144,8 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// The health of all volumes that answered, as this node sees the cluster.
+    /// Builds the report from the sum over all volumes that answered and this node's view of the
+    /// cluster.
     pub(super) fn of(
         topology: &Topology,
         whole: VolumeHealth,

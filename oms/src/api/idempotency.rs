@@ -1,14 +1,15 @@
-//! `Idempotency-Key`: a request that is sent again gets the answer that it got, whatever it was
-//! about.
+//! `Idempotency-Key`: a repeated request with this header gets the stored answer of the first one.
 //!
-//! Orders and payments are idempotent by themselves: their id and content are the key. A client
-//! that sends the header gets more: the very answer of the first time, kept for a day at least, and
-//! a refusal if the key comes with another request. Answers that say what was done, or why it never
-//! will be, are kept; faults of the request or of ours are not, so that the request can be mended
-//! or tried again under its key.
+//! Orders and payments are idempotent without the header, by their id and content. A client that
+//! sends a key also gets the identical answer, stored for at least a day, and a 409 if the key is
+//! used for another request.
 //!
-//! The answer is kept after what it tells of is durable. A crash in between leaves no answer, and
-//! the request does what is already done once more: nothing, with the same answer.
+//! **Invariants**
+//! - Only final answers are stored: successes and conflicts (409). After any other error the client
+//!   may correct the request, or retry it, under the same key.
+//! - An answer is stored after its effects are durable. A crash in between loses only the answer:
+//!   the repeated request finds its effects done and gets the same answer.
+//! - Two requests with one key are never in progress at one volume at the same time.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -31,16 +32,16 @@ use crate::storage::codec::KeptAnswer;
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::state::OrderError;
 
-/// The client's name for a request.
+/// Header with the client's key.
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// Longest key in bytes: four times a UUID, and a row's key like any other.
+/// Maximum length of a key in bytes. A UUID has 36.
 pub(crate) const KEY_BYTES_MAX: usize = 255;
 
-/// Keys whose first request is being answered.
+/// Keys of the requests in progress.
 #[derive(Default)]
 pub(crate) struct InProgress(Mutex<HashSet<String>>);
 
-/// A key whose request is being answered; free again when this is dropped.
+/// Reserves a key while its request is in progress. Dropping the claim frees the key.
 struct Claim<'a> {
     of: &'a InProgress,
     key: &'a str,
@@ -60,12 +61,12 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// A command with its body, parsed. It may be carried out more than once.
+/// A command with its parsed body. It may be executed more than once.
 pub(crate) struct Commanded(OrderCommand);
 
 impl Commanded {
-    /// Reads the body of a command. The body of a command that needs none is read if it is part of
-    /// what a key names.
+    /// Reads and parses the body of a command. With a key, the body of a command without content is
+    /// read too, because the key is bound to it.
     pub(crate) async fn read<B>(command: Command, headers: &HeaderMap, body: B) -> Result<Commanded, Problem>
     where
         B: HttpBody<Data = Bytes> + Unpin,
@@ -93,7 +94,7 @@ impl Commanded {
         Ok(Commanded(OrderCommand { order, work, keyed }))
     }
 
-    /// A command that another node has read. Its key is checked again.
+    /// A command that another node has parsed. Its key is checked again.
     pub(super) fn from_message(command: OrderCommand) -> Result<Commanded, Problem> {
         if let Some(keyed) = &command.keyed {
             let key = HeaderValue::from_str(&keyed.key);
@@ -102,17 +103,17 @@ impl Commanded {
         Ok(Commanded(command))
     }
 
-    /// The order that it is about.
+    /// Returns the id of the order.
     pub(crate) fn order(&self) -> &OrderId {
         &self.0.order
     }
 
-    /// The same command for another node.
+    /// Returns the command as a message to another node.
     pub(crate) fn to_message(&self) -> OrderCommand {
         self.0.clone()
     }
 
-    async fn carry_out(&self, app: &App) -> Result<Json, Problem> {
+    async fn execute(&self, app: &App) -> Result<Json, Problem> {
         let order = &self.0.order;
         match &self.0.work {
             OrderWork::Place(lines) => orders::place(app, order, lines.clone()).await,
@@ -122,27 +123,27 @@ impl Commanded {
         }
     }
 
-    /// Carries the command out, or answers as before if its key was used before.
+    /// Executes the command, or returns the stored answer of its key.
     pub(crate) async fn answer(&self, app: &App) -> Result<Response<AnswerBody>, Problem> {
         let Some(Keyed { key, path, body }) = &self.0.keyed else {
-            return Ok(self.carry_out(app).await?.into_short());
+            return Ok(self.execute(app).await?.into_short());
         };
         let mut request = format!("POST {path}\n").into_bytes();
         request.extend_from_slice(body);
         let Some(_claim) = app.in_progress.claim(key) else {
-            let detail = "a request with this idempotency key is being answered; come back for its answer";
+            let detail = "a request with this idempotency key is in progress; retry later for its answer";
             return Err(Problem::conflict("key-in-progress", detail));
         };
         let order = &self.0.order;
         let is_here = app.state().slots.has_order(order);
         if let Some(kept) = app.state().storage.kept_answer(key)?.filter(|_| is_here) {
             if kept.request != request {
-                let detail = "this idempotency key was used before for another request";
+                let detail = "this idempotency key was used for another request; use a new key";
                 return Err(Problem::conflict("key-reused", detail));
             }
             return Ok(replay(kept));
         }
-        let response = match self.carry_out(app).await {
+        let response = match self.execute(app).await {
             Ok(json) => json.into_response(),
             Err(problem) => problem.into_response(),
         };
@@ -161,7 +162,7 @@ impl Commanded {
             };
             keep(app, key, order, &kept).await;
         }
-        // hyper counts what is sent; a length from before would only contradict it.
+        // hyper sets the length of the body itself. A second header could contradict it.
         head.headers.remove(axum::http::header::CONTENT_LENGTH);
         Ok(Response::from_parts(head, AnswerBody::Short(Full::new(body))))
     }
@@ -185,7 +186,8 @@ async fn keep(app: &App, key: &str, order: &OrderId, kept: &KeptAnswer) {
         let permit = state.storage.permit().await?;
         let ticket = {
             let _stock = state.stock();
-            // An answer goes with its order: where that has gone, this one would be left behind.
+            // A stored answer migrates with its order. Without this check it could be written after
+            // the order has left this volume.
             state.slots.check_order(order)?;
             batch.fence(state.slots.fence_of_order(order));
             permit.send(batch)
@@ -193,8 +195,9 @@ async fn keep(app: &App, key: &str, order: &OrderId, kept: &KeptAnswer) {
         Ok::<(), OrderError>(ticket.durable().await?)
     };
     if let Err(error) = outcome.await {
-        // What was done is done; sent again, the request finds that by itself.
-        tracing::warn!(?error, "could not keep the answer of an idempotency key");
+        // The command itself is durable, so a repeated request finds it done even without the
+        // stored answer.
+        tracing::warn!(?error, "answer of an idempotency key not stored");
     }
 }
 

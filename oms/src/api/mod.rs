@@ -1,5 +1,13 @@
-//! The public API. `request` parses, `control::handle` finds the volume that answers, `fast_path`
-//! carries out, and the other modules render.
+//! The HTTP API of a node.
+//!
+//! `request` parses a request, `control::handle` finds the volume that answers it, `fast_path`
+//! calls the operation at that volume, and the other modules render the answer.
+//!
+//! **Invariants**
+//! - A request gets the same status and body from every node of a cluster.
+//! - Bad input is answered with a 4xx problem that names the field or line.
+//!
+//! Deliberately absent: decisions about orders and stock, which belong to `volume` and `domain`.
 
 pub(crate) mod console;
 pub(crate) mod content;
@@ -39,16 +47,16 @@ pub(crate) use crate::api::console::Console;
 pub(crate) use crate::api::fast_path::{AnswerBody, Entrance};
 pub(crate) use crate::api::problem::Problem;
 
-/// Snapshots that may arrive at a time: each takes some megabytes, and the second is there for a
-/// sender that tries again while its first is still being read.
+/// Maximum number of stock snapshots being received at a time. Each takes some megabytes. The
+/// second one is for a sender that tries again while its first upload is still being read.
 pub(crate) const SNAPSHOTS_ARRIVING_MAX: usize = 2;
 
-/// What handlers work with.
+/// The state that all operations on one volume share.
 pub(crate) struct App {
-    /// The volume that it is about.
+    /// Name of the volume.
     pub(crate) volume: String,
     pub(crate) up_since_ms: u64,
-    /// Tells these rooms from earlier ones over the same volume.
+    /// Random number that distinguishes this instance from earlier ones over the same volume.
     incarnation: u64,
     pub(crate) transactors: Arc<Transactors>,
     pub(crate) statistics: Arc<RwLock<Statistics>>,
@@ -59,7 +67,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// The application over its rooms.
+    /// Returns the shared state over the transactors of a volume.
     pub(crate) fn new(
         volume: String,
         transactors: Arc<Transactors>,
@@ -83,8 +91,9 @@ impl App {
         self.transactors.state()
     }
 
-    /// While this is held, no snapshot and no change of the stock is applied.
-    pub(crate) async fn stock_at_rest(&self) -> tokio::sync::MutexGuard<'_, ()> {
+    /// Locks out stock uploads: no snapshot and no change of the stock is applied while the guard
+    /// exists.
+    pub(crate) async fn lock_stock_uploads(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.applying.lock().await
     }
 }
@@ -92,7 +101,7 @@ impl App {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_document_knows_every_state() {
+    fn the_openapi_document_lists_every_order_state() {
         let document: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
         let states = &document["components"]["schemas"]["Order"]["properties"]["state"]["enum"];
         let names: Vec<&str> = crate::domain::order::State::ALL

@@ -1,9 +1,12 @@
-//! The state of this node for probes and for Prometheus, over all volumes that the node serves.
+//! Probes and metrics of this node, over all volumes that the node serves.
 //!
-//! - These routes are answered by the node that was asked, and never forwarded.
+//! **Invariants**
+//! - The node that receives one of these requests answers it. The request is never forwarded.
 //! - A series that belongs to one volume has the label `volume`. So a take-over adds series and
 //!   changes none.
-//! - Counters count since the start of the process. They never go back (`metrics::VolumeCounters`).
+//! - Counters count from the start of the process and never go back (`metrics::VolumeCounters`).
+//!
+//! Deliberately absent: the state of other nodes, which is part of `GET /health`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,12 +29,13 @@ struct Alive {
     status: &'static str,
 }
 
-/// `GET /health/live`: the process answers.
+/// Answers `GET /health/live`: 200 while the process runs.
 pub(crate) fn live() -> Response {
     json(&Alive { status: "ok" })
 }
 
-/// `GET /health/ready`: every volume that the node is to serve takes orders.
+/// Answers `GET /health/ready`: 200 if every volume assigned to the node takes orders, else 503
+/// with the reasons.
 pub(crate) fn ready(cluster: &ClusterHandle) -> Result<Response, Problem> {
     let topology = cluster.topology();
     if topology.servers.is_empty() && topology.to_serve().next().is_none() {
@@ -59,14 +63,14 @@ pub(crate) fn ready(cluster: &ClusterHandle) -> Result<Response, Problem> {
     }
 }
 
-/// Returns the reason why a volume takes no orders now; `None` if it does.
+/// Returns the reason why a volume takes no orders now, or `None` if it takes orders.
 pub(crate) fn fault_of(server: &VolumeServer) -> Option<String> {
     let storage = &server.app.state().storage;
     if storage.has_failed() {
-        return Some("it takes no more changes since one could not be made durable".to_owned());
+        return Some("it takes no more writes because a commit failed".to_owned());
     }
     if !storage.is_ours() {
-        return Some("another process has it".to_owned());
+        return Some("another process serves it".to_owned());
     }
     storage.try_permit().err().map(|error| error.to_string())
 }
@@ -138,7 +142,7 @@ const FAMILIES: [Family; 14] = [
     Family {
         name: "imt_refunds_wanted",
         kind: "gauge",
-        help: "Payments whose money is to go back.",
+        help: "Payments to be refunded.",
         value: |sample| Some(sample.refunds_wanted),
     },
     Family {
@@ -168,13 +172,13 @@ const FAMILIES: [Family; 14] = [
     Family {
         name: "imt_commit_queue",
         kind: "gauge",
-        help: "Changes that wait to become durable.",
+        help: "Write batches that wait for their commit.",
         value: |sample| Some(sample.commit_queue),
     },
     Family {
         name: "imt_transactors",
         kind: "gauge",
-        help: "Orders that a transactor works on now.",
+        help: "Transactors that are running now.",
         value: |sample| Some(sample.transactors),
     },
     Family {
@@ -218,7 +222,7 @@ const FAMILIES: [Family; 14] = [
     },
 ];
 
-/// `GET /metrics`, in Prometheus' text form.
+/// Answers `GET /metrics` in the text format of Prometheus.
 pub(crate) fn metrics(cluster: &ClusterHandle) -> Response {
     let topology = cluster.topology();
     let samples: Vec<Sample> = topology
@@ -234,14 +238,14 @@ pub(crate) fn metrics(cluster: &ClusterHandle) -> Response {
     ([(CONTENT_TYPE, content_type)], Body::from(text)).into_response()
 }
 
-/// Writes the series that belong to the node, and the readiness of every volume that the node is to
-/// serve.
+/// Writes the series that belong to the node, and the readiness of every volume assigned to the
+/// node.
 fn render_node(text: &mut String, topology: &Topology, samples: &[Sample]) {
     let name = "imt_ring_epoch";
-    header(text, name, "gauge", "Epoch of the ring in force.");
+    header(text, name, "gauge", "Epoch of the current ring.");
     line(text, name, &[], topology.ring.epoch().0);
     let name = "imt_volume_ready";
-    let help = "1 while the volume takes orders, 0 while this node is to serve it and cannot.";
+    let help = "1 while the volume takes orders, 0 while it is assigned to this node and takes none.";
     header(text, name, "gauge", help);
     for volume in topology.to_serve() {
         let sample = samples.iter().find(|sample| sample.volume == volume.as_str());

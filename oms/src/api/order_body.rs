@@ -1,8 +1,14 @@
 //! The JSON bodies of orders and payments.
 //!
-//! A well-formed body is parsed in one typed pass. Only a body that fails is parsed a second time,
-//! slowly, to name the field that is wrong: `products[1].quantity`, not "invalid type at column
-//! 40".
+//! A valid body is parsed in one typed pass. Only a rejected body is parsed a second time, slowly,
+//! to name the wrong field: `products[1].quantity`, not "invalid type at column 40".
+//!
+//! **Invariants**
+//! - Every rejected body gets a 400 that names the field, or says why the body is not JSON.
+//! - Whole numbers are exact: a number that a JSON reader with doubles would round is rejected.
+//!
+//! Deliberately absent: schema validation by a library. The typed pass is on the hot path of
+//! orders.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,13 +28,13 @@ use crate::api::request::parse_id;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::stock_snapshot::PRODUCT_MAX;
 
-/// Largest body of an order or payment: a hundred products take 4 KB.
+/// Maximum size of the body of an order or payment, in bytes. A hundred products take 4 KB.
 pub(super) const JSON_BYTES_MAX: usize = 64 * 1_024;
-/// Most products of one order.
+/// Maximum number of products of one order.
 const ORDER_LINES_MAX: usize = 100;
-/// Most units of one line.
+/// Maximum number of units of one order line.
 const ORDER_QUANTITY_MAX: u64 = 1_000_000;
-/// Reads a small body as a whole.
+/// Reads a whole body of at most `JSON_BYTES_MAX`.
 pub(super) async fn read_small<B>(headers: &HeaderMap, body: B) -> Result<Bytes, Problem>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -48,7 +54,7 @@ where
     let Some(first) = pieces.next().await? else {
         return Ok(Bytes::new());
     };
-    // Nearly every order comes in one piece, which is then used without a copy.
+    // Nearly every order arrives in one piece, which is used without a copy.
     if pieces.is_at_end() {
         return Ok(first);
     }
@@ -84,7 +90,7 @@ enum LineField {
     Other,
 }
 
-/// Written out because a derived one would also take `[812,3]` for a line.
+/// Written by hand, because the derived implementation also accepts the array `[812,3]`.
 impl<'de> Deserialize<'de> for WireLine {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<WireLine, D::Error> {
         struct Fields;
@@ -127,10 +133,10 @@ struct WirePayment {
     transaction_id: Whole,
 }
 
-/// A whole number, however it is written: `12` and `12.0` are the same integer in JSON.
+/// A whole number in either JSON form: `12` and `12.0` are the same number.
 struct Whole(u64);
 
-/// Above this not every whole number is a float of its own.
+/// 2^53. Above this, several whole numbers share one float.
 const WHOLE_FLOAT_MAX: f64 = 9_007_199_254_740_992.0;
 
 impl<'de> Deserialize<'de> for Whole {
@@ -163,7 +169,7 @@ fn is_whole(value: &Value) -> bool {
     serde_json::from_value::<Whole>(value.clone()).is_ok()
 }
 
-/// An order as it was asked for.
+/// A parsed order request.
 #[derive(Debug)]
 pub(super) struct NewOrder {
     pub(super) id: OrderId,
@@ -222,7 +228,7 @@ pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
         }
     })?;
     let transaction = wire.transaction_id.0;
-    // A client that reads numbers as doubles would pay back another transaction.
+    // A client that reads numbers as doubles would refund another transaction.
     let is_exact = transaction <= EXACT_MAX;
     is_exact.then_some(transaction).ok_or_else(wrong_transaction)
 }
@@ -232,8 +238,8 @@ fn wrong_transaction() -> Problem {
     Problem::field("transaction_id", detail)
 }
 
-/// Parses an object; a derived struct alone would also take an array of its fields, and bytes that
-/// are not UTF-8 where it looks at nothing.
+/// Parses a JSON object. Two checks precede serde: a derived struct would also accept an array of
+/// its fields, and serde_json would not validate UTF-8 inside ignored fields.
 fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> serde_json::Result<T> {
     if body.trim_ascii_start().first() == Some(&b'[') {
         return Err(serde_json::Error::custom("the body must be a JSON object"));
@@ -243,7 +249,7 @@ fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> serde_json::Result<T> {
 
 fn any_json(body: &[u8]) -> Result<Value, Problem> {
     if body.is_empty() {
-        return Err(Problem::body("the body is empty, it must be a JSON object"));
+        return Err(Problem::body("the body is empty; it must be a JSON object"));
     }
     serde_json::from_slice(body).map_err(|error| Problem::body(format!("the body is not JSON: {error}")))
 }
@@ -255,7 +261,7 @@ fn field_of<'a>(value: &'a Value, name: &str) -> Result<Option<&'a Value>, Probl
     }
 }
 
-/// Names what is wrong with an order that did not parse.
+/// Returns a problem that names the wrong field of a rejected order.
 fn diagnose_order(body: &[u8], error: &serde_json::Error) -> Problem {
     let find = || -> Result<(), Problem> {
         let value = any_json(body)?;
@@ -286,7 +292,7 @@ fn diagnose_order(body: &[u8], error: &serde_json::Error) -> Problem {
         }
         Ok(())
     };
-    // A fault that the second look forgives, such as a field that appears twice.
+    // The second pass finds no fault in some rejected bodies, such as one with a duplicate field.
     find().err().unwrap_or_else(|| Problem::body(error.to_string()))
 }
 
@@ -299,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_of_an_order_names_its_field() {
+    fn parse_order_names_the_wrong_field() {
         let long_id = format!(
             r#"{{"id":"{}","products":[{{"id":1,"quantity":1}}]}}"#,
             "x".repeat(65)
@@ -388,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_not_utf8_are_refused_wherever_they_stand() {
+    fn bodies_with_invalid_utf8_in_any_place_are_rejected() {
         for body in [
             &b"{\"id\":\"\xff\",\"products\":[{\"id\":1,\"quantity\":1}]}"[..],
             b"{\"id\":\"1\",\"products\":[{\"id\":1,\"quantity\":1}],\"note\":\"\xf1\"}",
@@ -401,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn the_originals_bodies_parse() {
+    fn bodies_of_the_original_system_are_accepted_and_inexact_numbers_rejected() {
         let order =
             parse_order(br#"{"id":"17","products":[{"id":812,"quantity":3},{"id":44,"quantity":1}]}"#)
                 .unwrap();

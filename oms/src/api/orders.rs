@@ -1,4 +1,11 @@
 //! The operations on orders: place, pay, cancel, show, list.
+//!
+//! **Invariants**
+//! - A repeated order or payment gets the answer of the first one, however far the order has
+//!   progressed since.
+//! - A page of a list reads at most `ORDERS_PER_PAGE_READ_MAX` orders.
+//!
+//! Deliberately absent: the rules of an order's life, which are in `domain::order`.
 
 use std::sync::Arc;
 
@@ -16,11 +23,11 @@ use crate::runtime;
 use crate::volume::state::Outcome;
 use crate::volume::transactor::Ask;
 
-/// Orders looked at for one page of a list: a filter that finds little ends its page early instead
-/// of late.
-const LOOKED_AT_MAX: usize = 50_000;
+/// Maximum number of orders read for one page of a list. A filter that selects few orders gets a
+/// short page early instead of a full page late.
+const ORDERS_PER_PAGE_READ_MAX: usize = 50_000;
 
-/// An order as it is answered when it is taken; the same however far it has come since.
+/// The answer to a placed order or a payment. It does not depend on later events of the order.
 #[derive(Serialize)]
 struct Accepted<'a> {
     id: &'a OrderId,
@@ -32,7 +39,7 @@ struct Accepted<'a> {
     created_at_ms: u64,
 }
 
-/// An order as it is now.
+/// The current state of an order.
 #[derive(Serialize)]
 pub(super) struct Current<'a> {
     id: &'a OrderId,
@@ -41,7 +48,7 @@ pub(super) struct Current<'a> {
     state: OrderState,
     #[serde(skip_serializing_if = "Option::is_none")]
     transaction_id: Option<u64>,
-    /// Transactions whose money is to go back.
+    /// Ids of the payments to be refunded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     refund_transaction_ids: Vec<u64>,
     created_at_ms: u64,
@@ -79,7 +86,7 @@ fn accepted(order: &Order, state: &'static str, transaction_id: Option<u64>) -> 
     })
 }
 
-/// Asks the transactor of an order.
+/// Sends a request to the transactor (actor) of an order.
 async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
     Ok(app.transactors.ask(id, ask).await?)
 }
@@ -88,23 +95,23 @@ async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
 pub(super) async fn place(app: &App, id: &OrderId, lines: Box<[Line]>) -> Result<Json, Problem> {
     let Outcome { order, repeated } = ask(app, id, Ask::Place(lines)).await?;
     if order.store.is_none() {
-        let detail = format!("no store has all products of order {}", order.id);
+        let detail = format!("no store has all products of order {} in stock", order.id);
         return Err(Problem::conflict("no-store", detail).replayed(repeated));
     }
     Ok(accepted(&order, OrderState::Reserved.name(), None)?.replayed(repeated))
 }
 
-/// Notes the payment of an order.
+/// Records the payment of an order.
 pub(super) async fn pay(app: &App, id: &OrderId, transaction: u64) -> Result<Json, Problem> {
     let Outcome { order, repeated } = ask(app, id, Ask::Command(Command::Pay { transaction })).await?;
     let pays = |entry: &Entry| entry.event == Event::Paid { transaction };
     if !order.history.iter().any(pays) {
         let detail = match order.transaction.filter(|paid_by| *paid_by != transaction) {
             Some(paid_by) => format!(
-                "order {id} has the payment {paid_by} already; the payment {transaction} is kept, to be refunded"
+                "order {id} is already paid by transaction {paid_by}; transaction {transaction} was recorded for a refund"
             ),
             None => {
-                format!("order {id} had ended before it was paid; the payment is kept, to be refunded")
+                format!("order {id} had ended before it was paid; the payment was recorded for a refund")
             }
         };
         return Err(Problem::conflict("refund-wanted", detail).replayed(repeated));
@@ -189,7 +196,7 @@ pub(super) fn history(app: &App, id: &OrderId) -> Result<Json, Problem> {
     })
 }
 
-/// An order of a page, and the position behind it.
+/// An order of a page, and the position after it.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct OrderEntry {
     pub(crate) created_at_ms: u64,
@@ -201,9 +208,9 @@ pub(crate) struct OrderEntry {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct OrdersPage {
     pub(crate) entries: Vec<OrderEntry>,
-    /// The position behind the last order that was looked at.
+    /// The position after the last order that was read.
     pub(crate) end: Position,
-    /// True if orders behind that position were not looked at.
+    /// `true` if there are unread orders after `end`.
     pub(crate) more: bool,
 }
 
@@ -218,19 +225,19 @@ fn walk(state: &crate::volume::state::VolumeState, ask: &AskOrders) -> Result<Or
     let storage = &state.storage;
     let pages_end = storage.counters().next_page;
     let mut entries = Vec::new();
-    let mut looked_at = 0;
+    let mut read = 0;
     let mut position = ask.from;
     while position.page < pages_end {
         let ids = storage.arrivals(position.page)?;
         while let Some(id) = ids.get(position.at as usize) {
-            if entries.len() == ask.limit || looked_at == LOOKED_AT_MAX {
+            if entries.len() == ask.limit || read == ORDERS_PER_PAGE_READ_MAX {
                 return Ok(OrdersPage {
                     entries,
                     end: position,
                     more: true,
                 });
             }
-            looked_at += 1;
+            read += 1;
             position.at += 1;
             if !state.slots.has_order(id) {
                 continue;

@@ -1,7 +1,12 @@
-//! The values behind the question mark, parsed and checked.
+//! Parses and checks the query parameters of a request.
 //!
-//! A wrong value is named by its parameter. The same functions check a request at the node where it
-//! arrives and a cursor that another node passes on.
+//! **Invariants**
+//! - A rejected value is named by its parameter.
+//! - A request at its first node and a cursor that another node forwards are checked by the same
+//!   functions.
+//! - Each number has a minimum and a maximum.
+//!
+//! Deliberately absent: the names of the parameters of each path, which stand in `request::ROUTES`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,18 +19,18 @@ use crate::api::request::{parse_id, parse_kind};
 use crate::domain::order::{Order, OrderId, State};
 use crate::outbox::Kind;
 
-/// Most entries of a page.
+/// Maximum number of entries of a page.
 const PAGE_MAX: usize = 10_000;
-/// Entries of a page that asks for no number.
+/// Number of entries of a page without the parameter `limit`.
 const PAGE_DEFAULT: usize = 1_000;
-/// Most products of a ranking.
+/// Maximum number of products of a ranking.
 const TOP_MAX: usize = 1_000;
-/// Products of a ranking that asks for no number.
+/// Number of products of a ranking without the parameter `top`.
 const TOP_DEFAULT: usize = 10;
 /// Largest whole number that every JSON reader keeps exact (RFC 8259, section 6).
 pub(super) const EXACT_MAX: u64 = (1 << 53) - 1;
 
-/// Names and values of a query, decoded.
+/// Decoded names and values of a query.
 #[derive(Debug, Default)]
 pub(super) struct Values(pub(super) Vec<(String, String)>);
 
@@ -35,7 +40,7 @@ impl Values {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// A value; an empty one counts as absent.
+    /// Returns a value. An empty one counts as absent.
     fn text(&self, name: &str) -> Option<&str> {
         self.get(name).filter(|value| !value.is_empty())
     }
@@ -54,23 +59,23 @@ impl Values {
         Ok(limit.map_or(PAGE_DEFAULT, |limit| limit as usize))
     }
 
-    /// Products of a ranking.
+    /// Returns the number of products of a ranking.
     pub(super) fn top(&self) -> Result<usize, Problem> {
         let top = self.number("top", 1, TOP_MAX as u64)?;
         Ok(top.map_or(TOP_DEFAULT, |top| top as usize))
     }
 }
 
-fn no_cursor() -> Problem {
-    Problem::field("cursor", "is not one that a page gave")
+fn invalid_cursor() -> Problem {
+    Problem::field("cursor", "must be the `next` value of an earlier page")
 }
 
-/// A page of a list that is ordered by a key.
+/// The request for a page of a list that is sorted by a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ListQuery<K> {
-    /// Most entries.
+    /// Maximum number of entries.
     pub(crate) limit: usize,
-    /// The key before the first entry.
+    /// The key after which the page begins.
     pub(crate) after: Option<K>,
 }
 
@@ -78,7 +83,7 @@ impl ListQuery<OrderId> {
     pub(super) fn by_order(values: &Values) -> Result<ListQuery<OrderId>, Problem> {
         let after = values
             .text("cursor")
-            .map(|cursor| OrderId::parse(cursor).map_err(|_| no_cursor()));
+            .map(|cursor| OrderId::parse(cursor).map_err(|_| invalid_cursor()));
         Ok(ListQuery {
             limit: values.limit()?,
             after: after.transpose()?,
@@ -86,7 +91,7 @@ impl ListQuery<OrderId> {
     }
 }
 
-/// Parses `ORDER/KIND`.
+/// Parses the key of a message, `ORDER/KIND`.
 pub(crate) fn parse_message_key(text: &str) -> Option<(OrderId, Kind)> {
     let (order, kind) = text.rsplit_once('/')?;
     Some((parse_id(order).ok()?, parse_kind(kind).ok()?))
@@ -96,7 +101,7 @@ impl ListQuery<(OrderId, Kind)> {
     pub(super) fn by_message(values: &Values) -> Result<ListQuery<(OrderId, Kind)>, Problem> {
         let after = values
             .text("cursor")
-            .map(|cursor| parse_message_key(cursor).ok_or_else(no_cursor));
+            .map(|cursor| parse_message_key(cursor).ok_or_else(invalid_cursor));
         Ok(ListQuery {
             limit: values.limit()?,
             after: after.transpose()?,
@@ -104,7 +109,7 @@ impl ListQuery<(OrderId, Kind)> {
     }
 }
 
-/// Selects orders of a list.
+/// The filter of a list of orders.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Filter {
     state: Option<State>,
@@ -115,7 +120,8 @@ pub(crate) struct Filter {
 impl Filter {
     /// Returns `true` if the order is selected.
     pub(crate) fn selects(&self, order: &Order) -> bool {
-        // Orders that go on, and have a second payment to be refunded, are part of the refund list.
+        // An order with a second payment to be refunded is part of the refund list, although it is
+        // in another state.
         let owes = |state| state == State::RefundWanted && !order.extra_payments.is_empty();
         self.state.is_none_or(|state| state == order.state || owes(state))
             && self.store.is_none_or(|store| Some(store) == order.store)
@@ -123,19 +129,19 @@ impl Filter {
     }
 }
 
-/// A place between two orders of one volume: the page of arrivals and the number of orders before
-/// it on that page.
+/// A position between two orders of one volume: the page of arrivals and the number of orders
+/// before the position on that page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
     pub(crate) page: u64,
     pub(crate) at: u64,
 }
 
-/// A place in the merged list of orders: a position in each volume, as `VOLUME~PAGE.AT` joined by
-/// commas.
+/// A position in the merged list of orders: one position for each volume, written as
+/// `VOLUME~PAGE.AT` and joined by commas.
 ///
-/// A volume without a position is listed from its beginning. A position of a volume that has left
-/// is ignored.
+/// A volume without a position is listed from its beginning. The position of a volume that has left
+/// the ring is ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cursor(pub(crate) BTreeMap<NodeName, Position>);
 
@@ -160,7 +166,7 @@ impl Cursor {
         Some(Cursor(positions))
     }
 
-    /// The position in a volume.
+    /// Returns the position in a volume.
     pub(crate) fn of(&self, volume: &NodeName) -> Position {
         self.0.get(volume).copied().unwrap_or_default()
     }
@@ -176,11 +182,11 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// A page of orders.
+/// The request for a page of orders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OrdersQuery {
     pub(crate) filter: Filter,
-    /// Most orders.
+    /// Maximum number of orders.
     pub(crate) limit: usize,
     pub(crate) cursor: Cursor,
 }
@@ -190,12 +196,12 @@ impl OrdersQuery {
         let state = values.text("state").map(|name| {
             State::from_name(name).ok_or_else(|| {
                 let names: Vec<&str> = State::ALL.iter().map(|state| state.name()).collect();
-                Problem::field("state", format!("is none of {}", names.join(", ")))
+                Problem::field("state", format!("must be one of {}", names.join(", ")))
             })
         });
         let cursor = values
             .text("cursor")
-            .map(|cursor| Cursor::parse(cursor).ok_or_else(no_cursor));
+            .map(|cursor| Cursor::parse(cursor).ok_or_else(invalid_cursor));
         Ok(OrdersQuery {
             filter: Filter {
                 state: state.transpose()?,
@@ -215,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_is_text_and_back() {
+    fn a_cursor_survives_its_text_form_and_malformed_ones_are_rejected() {
         for text in ["a~0.0", "a~3.4,b~18446744073709551615.7"] {
             let cursor = Cursor::parse(text).unwrap();
             assert_eq!(cursor.to_string(), text);
@@ -243,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_key_is_an_order_and_a_kind() {
+    fn parse_message_key_requires_an_order_and_a_kind() {
         let (order, kind) = parse_message_key("shop:1/deliver").unwrap();
         assert_eq!((order.as_str(), kind), ("shop:1", Kind::Deliver));
         for text in ["", "a", "a/lost", "/deliver", "a/b/deliver"] {

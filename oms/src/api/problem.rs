@@ -1,4 +1,9 @@
-//! Errors as `application/problem+json` (RFC 9457): what is wrong, where, and what to do.
+//! Error answers as `application/problem+json` (RFC 9457).
+//!
+//! **Invariants**
+//! - `type` and `field` are stable names for programs. `detail` is text for people and may change.
+//! - Every 503 has a `Retry-After` header.
+//! - A fault of this node (500) is logged where it becomes a problem.
 
 use axum::http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{HeaderName, Method, StatusCode};
@@ -9,14 +14,14 @@ use crate::domain::csv::CsvError;
 use crate::error::{StorageError, with_reasons};
 use crate::volume::state::OrderError;
 
-/// An error answer. Boxed, because handlers return it beside small successes.
+/// An error answer. Boxed to keep the `Result` of handlers small.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Problem(Box<Report>);
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Report {
-    /// Names the kind of problem for programs.
+    /// URN of the kind of problem, for programs.
     #[serde(rename = "type")]
     kind: String,
     title: &'static str,
@@ -28,15 +33,15 @@ struct Report {
     line: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     column: Option<usize>,
-    /// Stores of a stock that was applied in part: those that were changed.
+    /// The changed stores of a stock that was applied in part.
     #[serde(skip_serializing_if = "Option::is_none")]
     applied: Option<Vec<u32>>,
-    /// Stores of a stock that was applied in part: those of which no volume confirmed a change.
+    /// The stores of a stock that was applied in part, without those that a volume confirmed.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<Vec<u32>>,
     #[serde(skip)]
     replayed: bool,
-    /// A header that the status calls for.
+    /// A header that belongs to the status, such as `Allow`.
     #[serde(skip)]
     header: Option<(HeaderName, HeaderValue)>,
 }
@@ -58,14 +63,14 @@ impl Problem {
         }))
     }
 
-    /// 400: a field of the body, path or query is not as it must be.
+    /// 400: a field of the body, path or query is invalid.
     pub(crate) fn field(field: impl Into<String>, detail: impl Into<String>) -> Problem {
         let mut problem = Problem::body(detail);
         problem.0.field = Some(field.into());
         problem
     }
 
-    /// 400: the body as a whole is not as it must be.
+    /// 400: the body as a whole is invalid.
     pub(crate) fn body(detail: impl Into<String>) -> Problem {
         Problem::new(
             StatusCode::BAD_REQUEST,
@@ -75,7 +80,7 @@ impl Problem {
         )
     }
 
-    /// 400: a line of a CSV body is not as it must be.
+    /// 400: a line of a CSV body is invalid.
     pub(crate) fn csv(fault: CsvError) -> Problem {
         let detail = format!("{fault}; nothing of the body was applied");
         let mut problem = Problem::new(
@@ -89,12 +94,12 @@ impl Problem {
         problem
     }
 
-    /// 404: there is no such thing.
+    /// 404: the path, order or entry does not exist.
     pub(crate) fn not_found(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail)
     }
 
-    /// 405: the path is known for other methods, which the answer names.
+    /// 405: the path exists for other methods, which the header `Allow` lists.
     pub(crate) fn method(allowed: &[&Method]) -> Problem {
         let detail = "the path exists, but not for this method";
         let mut problem = Problem::new(
@@ -112,7 +117,7 @@ impl Problem {
         problem
     }
 
-    /// 408: the body did not come in time.
+    /// 408: the body did not arrive in time.
     pub(crate) fn slow_body() -> Problem {
         let detail = "the body stopped arriving, or arrives too slowly; nothing of it was applied";
         Problem::new(
@@ -123,7 +128,7 @@ impl Problem {
         )
     }
 
-    /// 409: what is asked contradicts what is.
+    /// 409: the request conflicts with the current state.
     pub(crate) fn conflict(slug: &str, detail: impl Into<String>) -> Problem {
         Problem::new(
             StatusCode::CONFLICT,
@@ -133,7 +138,7 @@ impl Problem {
         )
     }
 
-    /// 413: the body is larger than the route takes.
+    /// 413: the body is larger than the route allows.
     pub(crate) fn too_large(limit: usize) -> Problem {
         let detail = format!("the body is larger than {limit} bytes");
         Problem::new(
@@ -144,9 +149,9 @@ impl Problem {
         )
     }
 
-    /// 415: the body is encoded in a way that is not known.
+    /// 415: the content coding is unknown.
     pub(crate) fn encoding() -> Problem {
-        let detail = "a body may be sent as it is or as gzip";
+        let detail = "a body may be sent without a coding or as gzip";
         let mut problem = Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "encoding",
@@ -157,7 +162,8 @@ impl Problem {
         problem
     }
 
-    /// A stock was applied in part: some volumes confirmed their stores, others did not.
+    /// 503 or the status of a rejected part: some volumes applied their part of a stock, others did
+    /// not confirm theirs.
     pub(crate) fn partly_applied(
         status: StatusCode,
         reason: &str,
@@ -175,7 +181,7 @@ impl Problem {
         problem
     }
 
-    /// 415: stock comes as CSV, not as a form.
+    /// 415: stock must be CSV, not a form.
     pub(crate) fn content_type(found: &str) -> Problem {
         let detail =
             format!("stock is sent as text/csv, not as {found}; with curl, add -H 'Content-Type: text/csv'");
@@ -187,12 +193,12 @@ impl Problem {
         )
     }
 
-    /// 503: come back later.
+    /// 503: the client may retry later.
     pub(crate) fn busy(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too busy", detail)
     }
 
-    /// 421: it is, or will be in a moment, in another place; whoever routes asks again.
+    /// 421: the order or store belongs to another node now. The routing code retries there.
     pub(crate) fn moved() -> Problem {
         let detail = "the order or store is being moved to another node; retry";
         Problem::new(
@@ -203,9 +209,9 @@ impl Problem {
         )
     }
 
-    /// 503: another node serves it, and does not answer.
+    /// 503: the node that serves the order or store does not answer.
     pub(crate) fn not_here(node: &str, reason: &str) -> Problem {
-        let detail = format!("the node {node}, which serves it, does not answer: {reason}");
+        let detail = format!("the node {node}, which serves this order or store, does not answer: {reason}");
         Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "not-served-here",
@@ -214,7 +220,7 @@ impl Problem {
         )
     }
 
-    /// 500: our fault.
+    /// 500: a fault of this node.
     pub(crate) fn internal(detail: impl Into<String>) -> Problem {
         Problem::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -224,17 +230,17 @@ impl Problem {
         )
     }
 
-    /// True if it is to be looked for elsewhere.
+    /// Returns `true` for `moved`: the request must be routed again.
     pub(crate) fn is_moved(&self) -> bool {
         self.0.status == StatusCode::MISDIRECTED_REQUEST.as_u16()
     }
 
-    /// What is wrong, for people.
+    /// Returns the sentence for people.
     pub(crate) fn detail(&self) -> &str {
         &self.0.detail
     }
 
-    /// The same answer as before, said so.
+    /// Sets the mark that this answer repeats an earlier one.
     pub(crate) fn replayed(mut self, replayed: bool) -> Problem {
         self.0.replayed = replayed;
         self
@@ -249,7 +255,7 @@ impl From<StorageError> for Problem {
             error if error.is_full_disk() => Problem::busy("the disk is full; nothing was changed"),
             error => {
                 let reasons = with_reasons(&error);
-                tracing::error!(error = reasons, "a request failed at the volume");
+                tracing::error!(error = reasons, "request failed at the volume");
                 Problem::internal(reasons)
             }
         }
@@ -265,7 +271,7 @@ impl From<OrderError> for Problem {
             OrderError::Away(detail) => Problem::busy(detail),
             OrderError::Busy(detail) => Problem::busy(detail),
             OrderError::Storage(error) => error.into(),
-            OrderError::Interrupted => Problem::internal("the order could not be worked on; it is as it was"),
+            OrderError::Interrupted => Problem::internal("the order could not be processed; it is unchanged"),
         }
     }
 }
@@ -273,7 +279,8 @@ impl From<OrderError> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        // Texts and numbers only, so this cannot fail; an empty body would still carry the status.
+        // The report has only texts and numbers, so this cannot fail. An empty body would still
+        // carry the status.
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
@@ -291,5 +298,5 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Says that an answer is that of an earlier request.
+/// Header of an answer that repeats the answer of an earlier request.
 pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");

@@ -1,4 +1,9 @@
-//! The operations that report: sales, reservations, outbox.
+//! The reports on sales, reservations and messages to the warehouse, and the retry of a dead
+//! letter.
+//!
+//! **Invariants**
+//! - Only the volume that owns the statistics reports sales.
+//! - The entries of a page are sorted by the key that its cursor names.
 
 use std::sync::{Arc, PoisonError};
 
@@ -70,7 +75,7 @@ struct ListedReservation {
     products: Box<[Line]>,
 }
 
-/// Lists reservations of this volume by order id.
+/// Lists the reservations of this volume by order id.
 pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entry<OrderId>>, Problem> {
     let after = ask.after.as_deref().map(OrderId::parse).transpose();
     let after = after.map_err(|reason| Problem::field("cursor", reason))?;
@@ -92,13 +97,13 @@ pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entr
     page.into_iter().map(entry).collect()
 }
 
-/// Lists messages to the warehouse of this volume by order id and kind.
+/// Lists the messages of this volume to the warehouse, by order id and kind.
 pub(super) fn messages(app: &App, ask: &AskEntries) -> Result<Vec<Entry<(OrderId, String)>>, Problem> {
     let after = match ask.after.as_deref() {
         None => None,
         Some(text) => {
             let key = parse_message_key(text);
-            Some(key.ok_or_else(|| Problem::field("cursor", "is not the key of a message"))?)
+            Some(key.ok_or_else(|| Problem::field("cursor", "must be the key of a message, ORDER/KIND"))?)
         }
     };
     let messages = app
@@ -119,7 +124,7 @@ struct Retried<'a> {
     state: &'static str,
 }
 
-/// Has a dead message tried again.
+/// Puts a dead letter back into the outbox.
 pub(super) async fn retry(app: &App, order: &OrderId, kind: Kind) -> Result<Json, Problem> {
     app.transactors
         .ask(order, Ask::Retry(kind))

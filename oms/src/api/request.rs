@@ -1,14 +1,15 @@
-//! A public request, parsed: its operation with decoded parameters and checked query values.
+//! Parses a public request into an operation with decoded parameters and checked query values.
 //!
 //! Every public request is parsed here first, at the node where it arrives and before its body is
-//! read. The operation decides which volume answers, so a node routes by the values that the owner
-//! acts on.
+//! read. The operation decides which volume answers, so a node routes by the same values that the
+//! owner uses.
 //!
-//! Invariants:
+//! **Invariants**
 //! - `ROUTES` is the only table of public paths, methods and query parameters.
-//! - An operation holds nothing of a client's head. Calls between nodes are built from operations.
+//! - An operation contains nothing of the client's headers. Calls between nodes are built from
+//!   operations.
 //! - Parsing the path of an operation gives the same operation.
-//! - Faults are found in one order: path, method, query names, path values, query values.
+//! - Faults are checked in one order: path, method, query names, path values, query values.
 
 use std::borrow::Cow;
 
@@ -23,21 +24,21 @@ use crate::domain::routing_key::RoutingKey;
 use crate::domain::stock_snapshot::{PRODUCT_MAX, STORE_MAX};
 use crate::outbox::Kind;
 
-/// Most segments of a public path.
+/// Maximum number of segments of a public path.
 const SEGMENTS_MAX: usize = 4;
-/// Longest part of a client's text that an error repeats.
+/// Maximum number of characters of a client's text in an error.
 const REPEATED_CHARS_MAX: usize = 60;
 
-/// What a client asks for.
+/// An operation that a client requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     /// A command to one order.
     Command(Command),
-    /// The whole stock is replaced.
+    /// Replace the whole stock.
     ReplaceStock,
-    /// Some quantities of the stock are replaced.
+    /// Replace some quantities of the stock.
     ChangeStock,
-    /// An order as it is.
+    /// The current state of an order.
     ShowOrder(OrderId),
     /// The events of an order.
     OrderHistory(OrderId),
@@ -47,17 +48,17 @@ pub(crate) enum Operation {
     ProductSales(u32),
     /// The products that sold best.
     TopSales(usize),
-    /// Operations that concern every volume.
+    /// An operation that concerns every volume.
     List(List),
     /// The ring.
     Ring,
-    /// The process answers.
+    /// Liveness probe: the process answers.
     Live,
-    /// The node can take orders.
+    /// Readiness probe: the node can take orders.
     Ready,
-    /// Counters for Prometheus.
+    /// Metrics for Prometheus.
     Metrics,
-    /// The document of the API.
+    /// The OpenAPI document.
     OpenApi,
     /// Data of the web console.
     Console(ConsoleView),
@@ -75,20 +76,20 @@ pub(crate) enum ConsoleView {
 /// A command to one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Place the order that the body names.
+    /// Place the order in the body.
     Place,
-    /// The order was paid.
+    /// Record a payment of the order.
     Pay(OrderId),
-    /// The customer cancels.
+    /// Cancel the order.
     Cancel(OrderId),
-    /// A dead message of the order is tried again.
+    /// Retry a dead letter of the order.
     Retry(OrderId, Kind),
 }
 
-/// An operation whose answer is merged from all volumes.
+/// An operation with an answer that is merged from all volumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum List {
-    /// Orders in order of arrival.
+    /// Orders by time of arrival.
     Orders(OrdersQuery),
     /// Reservations by order.
     Reservations(ListQuery<OrderId>),
@@ -132,7 +133,7 @@ enum Name {
 struct Route {
     name: Name,
     method: Method,
-    /// Segments of the path; one in braces is a parameter.
+    /// Segments of the path. A segment in braces is a parameter.
     path: &'static [&'static str],
     /// Query parameters.
     query: &'static [&'static str],
@@ -154,7 +155,7 @@ const fn route(
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
-/// All public routes, the most used ones first.
+/// All public routes, the most used ones first, since they are searched in this order.
 static ROUTES: [Route; 23] = [
     route(Name::PlaceOrder, Method::POST, &["order"], &[]),
     route(
@@ -218,7 +219,7 @@ impl Route {
         self.path.len() == segments.len() && self.path.iter().zip(segments).all(fits)
     }
 
-    /// Finds the route of a method and a raw path. `HEAD` finds the route of `GET`.
+    /// Finds the route of a method and an undecoded path. `HEAD` finds the route of `GET`.
     fn find<'a>(
         method: &Method,
         path: &'a str,
@@ -250,7 +251,7 @@ impl Route {
         Err(Problem::method(&allowed))
     }
 
-    /// The values of the query, refused if a parameter is unknown or appears twice.
+    /// Returns the values of the query. Rejects a parameter that is unknown or appears twice.
     fn values(&self, uri: &Uri) -> Result<Values, Problem> {
         if uri.query().is_none_or(str::is_empty) {
             return Ok(Values::default());
@@ -263,7 +264,7 @@ impl Route {
                     "this path takes no query parameter".to_owned()
                 } else {
                     format!(
-                        "there is no such query parameter; this path takes {}",
+                        "unknown query parameter; this path takes {}",
                         self.query.join(", ")
                     )
                 };
@@ -301,7 +302,7 @@ fn parse_number(field: &str, text: &str, largest: u32) -> Result<u32, Problem> {
 
 /// Parses the name of a kind of message.
 pub(super) fn parse_kind(text: &str) -> Result<Kind, Problem> {
-    Kind::from_name(text).ok_or_else(|| Problem::field("kind", "is announce or deliver"))
+    Kind::from_name(text).ok_or_else(|| Problem::field("kind", "must be announce or deliver"))
 }
 
 impl Operation {
@@ -342,13 +343,13 @@ impl Operation {
         })
     }
 
-    /// True if the operation must be answered however many requests are in progress.
+    /// Returns `true` if the request must be answered even when too many requests are in progress.
     pub(crate) fn is_probe(method: &Method, path: &str) -> bool {
         let found = Route::find(method, path);
         found.is_ok_and(|(route, _)| matches!(route.name, Name::Live | Name::Ready | Name::Metrics))
     }
 
-    /// Returns `true` if a single volume carries the operation out while there is no other volume.
+    /// Returns `true` if the volume of a cluster with one volume executes the operation itself.
     pub(crate) fn is_of_one_volume(&self) -> bool {
         let is_stock = matches!(self, Operation::ReplaceStock | Operation::ChangeStock);
         is_stock || matches!(self, Operation::Command(_)) || self.is_forwarded()
@@ -365,8 +366,8 @@ impl Operation {
         )
     }
 
-    /// The subject that decides which volume answers, and the path to ask it by. `None` if the
-    /// operation is not forwarded as it is.
+    /// Returns the key that decides which volume answers, and the path of the call between nodes.
+    /// `None` if the operation is not forwarded unchanged.
     pub(crate) fn forwarded(&self) -> Option<(RoutingKey, String)> {
         Some(match self {
             Operation::ShowOrder(id) => (RoutingKey::Order(id.clone()), format!("/order/{id}")),
@@ -382,7 +383,7 @@ impl Operation {
 }
 
 impl Command {
-    /// The path of the command, without any encoding: ids and kinds need none.
+    /// Returns the path of the command. Ids and kinds need no percent encoding.
     pub(crate) fn path(&self) -> String {
         match self {
             Command::Place => "/order".to_owned(),
@@ -410,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn routing_sees_decoded_values() {
+    fn parse_decodes_path_and_query_values() {
         for (path, operation) in [
             ("/order/shop%3A1", Operation::ShowOrder(id("shop:1"))),
             ("/order/shop:1", Operation::ShowOrder(id("shop:1"))),
@@ -427,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn the_path_of_an_operation_gives_the_operation() {
+    fn the_path_of_an_operation_parses_to_the_same_operation() {
         let order = || id("shop:1~2._-");
         for operation in [
             Operation::ShowOrder(order()),
@@ -455,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_methods_and_parameters_that_no_route_has_are_refused() {
+    fn parse_rejects_unknown_paths_methods_and_parameters() {
         for (method, path, status, field) in [
             (Method::GET, "/", 404, None),
             (Method::GET, "//order/17", 404, None),
@@ -483,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_has_exactly_the_routes_and_query_parameters_of_the_table() {
+    fn the_openapi_document_lists_exactly_the_routes_and_query_parameters_of_the_table() {
         let document: Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
         let mut documented = BTreeSet::new();
         for (path, methods) in document["paths"].as_object().unwrap() {

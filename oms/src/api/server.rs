@@ -1,9 +1,14 @@
-//! The door: accepts connections, speaks HTTP/1.1 and HTTP/2 in clear, and lets nobody hold it open
-//! for nothing.
+//! The HTTP server: accepts connections and speaks HTTP/1.1 and HTTP/2 in clear.
 //!
-//! Connections and requests in progress are bounded; a client that is silent before its first
-//! request, slow with its headers or idle for long is dropped; at stop, no new connection is taken,
-//! requests in progress are finished, and what outlasts the drain timeout is cut.
+//! **Invariants**
+//! - The numbers of connections and of requests in progress are bounded.
+//! - A connection is closed if its client sends nothing for `HEAD_TIMEOUT`, sends its headers too
+//!   slowly, or reads its answers too slowly.
+//! - A stop accepts no new connection and finishes the requests in progress. Requests that outlast
+//!   the drain timeout are cut off.
+//!
+//! Deliberately absent: TLS, authentication and routing. Bodies have their own timeouts in
+//! `content`.
 
 mod stream;
 
@@ -30,47 +35,51 @@ use crate::control::handle::ClusterHandle;
 use crate::runtime;
 use crate::runtime::metrics::{Metrics, RouteIndex};
 
-/// Longest silence before the first byte, within the headers, and between requests of one
+/// Longest wait for the first byte, for the rest of the headers, and for the next request of a
 /// connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait for a client to take up more of its answer.
+/// Longest pause of a client while it reads an answer.
 const WRITE_PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Pause after an accept that failed: most often descriptors are used up, and trying at once only
-/// burns a core.
+/// Pause after a failed accept. Usually the file descriptors are used up, and an immediate retry
+/// would only burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Largest head of a request in bytes; ours take a few hundred.
+/// Largest head of a request in bytes. Usual heads take a few hundred.
 const HEAD_BYTES_MAX: usize = 16 * 1_024;
-/// How long answers to the last requests may take to leave, once no request is in progress.
-const LAST_ANSWERS: Duration = Duration::from_millis(200);
-/// Between two looks at whether requests are in progress, at a stop.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// First bytes of HTTP/2 in clear that no HTTP/1.1 method shares.
+/// Time without requests after which a stop assumes that the last answers have been sent.
+const LAST_ANSWERS_TIME: Duration = Duration::from_millis(200);
+/// Interval at which a stop checks for requests in progress.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(5);
+/// First bytes of HTTP/2 in clear. No HTTP/1.1 method begins with all three.
 const HTTP2_BEGINS: &[u8] = b"PRI";
-/// First bytes that tell the protocols from each other.
+/// Number of first bytes that distinguish the protocols.
 const BEGIN_BYTES: usize = HTTP2_BEGINS.len();
 
-/// A request's name, given back with the answer: the caller's own, or one made here.
+/// Header with the id of a request, sent back with the answer. The client's own id is kept; other
+/// requests get one here.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Where the access log goes: every request at debug level; at info one of `ACCESS_SAMPLE`, and
-/// every one that is slow or failed here.
+/// Target of the access log. At debug level it logs every request. At info level it logs one
+/// request in `ACCESS_SAMPLE`, and every slow or failed one.
 const ACCESS: &str = "imt_oms::access";
-/// At full load a line a request would cost more than the request.
+/// One request in this number is logged at info level. At full load, a line for each request would
+/// cost more than the request.
 const ACCESS_SAMPLE: u64 = 1_000;
-/// A request that took this long is worth a line, unless it is a body that arrived slowly.
+/// Duration from which a request is logged as slow. It includes the time in which a slow client
+/// sends its body.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// Bounds of the door.
+/// Limits of the HTTP server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerLimits {
-    /// Connections open at a time; further ones wait in the kernel's queue.
+    /// Maximum number of open connections. Further ones wait in the kernel's queue.
     pub connections_max: usize,
-    /// Requests in progress at a time; further ones are answered 503.
+    /// Maximum number of requests in progress. Further ones are answered with 503.
     pub requests_max: usize,
 }
 
 impl Default for ServerLimits {
     fn default() -> ServerLimits {
-        // A connection costs about 20 KB, a request a few: some hundred megabytes at the worst.
+        // A connection costs about 20 KB and a request a few KB, so the worst case is some hundred
+        // megabytes.
         ServerLimits {
             connections_max: 8_192,
             requests_max: 8_192,
@@ -78,7 +87,7 @@ impl Default for ServerLimits {
     }
 }
 
-/// What serves each connection.
+/// The state that all connections share.
 #[derive(Clone)]
 struct ConnectionHandler {
     cluster: Arc<ClusterHandle>,
@@ -86,12 +95,12 @@ struct ConnectionHandler {
     requests: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     seen: Arc<AtomicU64>,
-    /// The first part of the ids made here: no other process has the same.
+    /// First part of the request ids made here, random for each process.
     process: u64,
 }
 
 impl ConnectionHandler {
-    /// A name for the request of this number: no other request of this node has the same.
+    /// Returns the id of the request with this number. It is unique within this node.
     fn request_id(&self, number: u64) -> HeaderValue {
         let id = format!("{:x}-{number:x}", self.process);
         HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from(number))
@@ -107,10 +116,11 @@ impl ConnectionHandler {
             .then(|| format!("{} {}", request.method(), request.uri()));
         let given = request.headers().get(REQUEST_ID).cloned();
         let id = given.unwrap_or_else(|| self.request_id(number));
-        // Supervisors and Prometheus are answered when they matter most: while all turns are taken.
+        // Probes and metrics are answered even if too many requests are in progress, because they
+        // matter most then.
         let is_probe = Operation::is_probe(request.method(), request.uri().path());
         let mut response = match self.requests.try_acquire() {
-            // On the heap, so that the futures of all other requests are no larger.
+            // Boxed, so that it does not enlarge the futures of all other requests.
             Ok(_turn) if Console::takes(&request) => Box::pin(self.console.answer(request)).await,
             Ok(_turn) => self.cluster.answer(request).await,
             Err(_) if is_probe => self.cluster.answer(request).await,
@@ -121,8 +131,8 @@ impl ConnectionHandler {
         let took = begun.elapsed();
         let status = response.status().as_u16();
         self.metrics.count(route, status, took);
-        // What nodes say to each other is told at debug only: the node that was asked by somebody
-        // else tells of it.
+        // Calls between nodes are logged at debug level only: the node that received the client's
+        // request logs that request.
         if logs_all || !is_between_nodes {
             let at_debug = logs_all && is_between_nodes;
             log_access(access.as_deref(), (logs_all, at_debug), route, &id, status, took);
@@ -154,8 +164,8 @@ fn log_access(
     }
 }
 
-/// Serves until told to stop, then drains. Says how many requests outlasted the drain timeout and
-/// were cut.
+/// Serves until `stop` becomes true, then drains. Returns the number of requests that outlasted the
+/// drain timeout and were cut off.
 pub(crate) async fn serve(
     listener: TcpListener,
     cluster: Arc<ClusterHandle>,
@@ -186,7 +196,14 @@ pub(crate) async fn serve(
             stop: stop.clone(),
             cut: cutting.clone(),
         };
-        tokio::spawn(converse(stream, peer, place, handler.clone(), watcher, stops));
+        tokio::spawn(serve_connection(
+            stream,
+            peer,
+            place,
+            handler.clone(),
+            watcher,
+            stops,
+        ));
     }
     drop(listener);
     tokio::select! {
@@ -199,21 +216,21 @@ pub(crate) async fn serve(
     in_progress
 }
 
-/// Waits until no request is in progress, and none comes for a little longer, in which the last
-/// answers leave. Connections that have asked nothing, or not finished asking, are not waited for.
-/// Looks without taking: what comes meanwhile is still answered.
+/// Waits until no request has been in progress for `LAST_ANSWERS_TIME`, in which the last answers
+/// are sent. Connections without a complete request are not waited for. The check takes no permit,
+/// so requests that arrive in the meantime are still answered.
 async fn idle(requests: &Semaphore, requests_max: usize) {
     let is_idle = || requests.available_permits() == requests_max;
     let mut since = tokio::time::Instant::now();
-    while since.elapsed() < LAST_ANSWERS {
+    while since.elapsed() < LAST_ANSWERS_TIME {
         if !is_idle() {
             since = tokio::time::Instant::now();
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(IDLE_CHECK_INTERVAL).await;
     }
 }
 
-/// The two signals that end a connection: at its next pause, and at once.
+/// The two signals that end a connection: `stop` between two requests, `cut` at once.
 struct Stops {
     stop: watch::Receiver<bool>,
     cut: watch::Receiver<bool>,
@@ -231,14 +248,14 @@ async fn accept(
         match listener.accept().await {
             Ok((stream, peer)) => return (stream, peer, place),
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn converse(
+async fn serve_connection(
     stream: TcpStream,
     peer: SocketAddr,
     _place: OwnedSemaphorePermit,
@@ -246,14 +263,14 @@ async fn converse(
     watcher: Watcher,
     mut stops: Stops,
 ) {
-    // Answers are small and awaited: waiting to fill a packet would only delay them.
+    // Without this, Nagle's algorithm would delay the small answers.
     let _ = stream.set_nodelay(true);
     let protocol = tokio::select! {
         begins = tokio::time::timeout(HEAD_TIMEOUT, Protocol::of(&stream)) => match begins {
             Ok(Ok(protocol)) => protocol,
             Ok(Err(_)) | Err(_) => return,
         },
-        // Nothing was asked on this connection yet.
+        // No request was begun on this connection.
         _ = stops.stop.wait_for(|stop| *stop) => return,
     };
     if protocol == Protocol::Peer {
@@ -278,11 +295,11 @@ async fn converse(
         run(builder.serve_connection(stream, service), watcher, stops).await
     };
     if let Err(error) = ended {
-        tracing::debug!(%peer, %error, "a connection ended early");
+        tracing::debug!(%peer, %error, "connection ended early");
     }
 }
 
-/// Serves a connection to its end, or until it is cut.
+/// Serves a connection until it ends or is cut off.
 async fn run<C: GracefulConnection>(
     connection: C,
     watcher: Watcher,
@@ -294,8 +311,8 @@ async fn run<C: GracefulConnection>(
     }
 }
 
-/// Serves another node on the channel until it goes, or until this node has answered its last
-/// requests.
+/// Serves another node on the channel until that node disconnects, or until this node has answered
+/// its last requests.
 async fn serve_peer(stream: TcpStream, peer: SocketAddr, handler: &ConnectionHandler, mut stops: Stops) {
     let key = PeerKey::derive(handler.cluster.membership.secret());
     let service = Arc::clone(&handler.cluster) as Arc<dyn Service>;
@@ -308,7 +325,7 @@ async fn serve_peer(stream: TcpStream, peer: SocketAddr, handler: &ConnectionHan
     }
 }
 
-/// What a client speaks, by its first bytes.
+/// The protocol of a connection, recognized by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
     Http1,
@@ -318,7 +335,7 @@ enum Protocol {
 }
 
 impl Protocol {
-    /// Looks at the first bytes without taking them.
+    /// Peeks at the first bytes of a connection and returns its protocol.
     async fn of(stream: &TcpStream) -> std::io::Result<Protocol> {
         let mut begin = [0u8; BEGIN_BYTES];
         loop {
@@ -329,12 +346,13 @@ impl Protocol {
             if let Some(protocol) = Protocol::beginning_with(&begin[..seen]) {
                 return Ok(protocol);
             }
-            // One or two bytes that could be any: peeking returns at once while they lie there.
+            // One or two bytes may belong to any protocol. Peeking returns at once while bytes are
+            // waiting, so without this pause the loop would spin.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// The protocol of these first bytes; `None` if more are needed.
+    /// Returns the protocol of these first bytes, or `None` if more are needed.
     fn beginning_with(bytes: &[u8]) -> Option<Protocol> {
         let known = [
             (HTTP2_BEGINS, Protocol::Http2),
@@ -353,7 +371,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn protocols_are_told_by_their_first_three_bytes() {
+    fn protocols_are_recognized_by_their_first_three_bytes() {
         for (bytes, protocol) in [
             (&b"P"[..], None),
             (b"PR", None),
@@ -370,20 +388,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_comes_while_the_last_are_answered_finds_room() {
+    async fn a_drain_still_admits_requests_and_waits_for_them() {
         let requests = Semaphore::new(2);
         let last = requests.try_acquire().unwrap();
         let idle = idle(&requests, 2);
         tokio::pin!(idle);
-        assert!(tokio::time::timeout(LAST_ANSWERS * 3, &mut idle).await.is_err());
+        assert!(
+            tokio::time::timeout(LAST_ANSWERS_TIME * 3, &mut idle)
+                .await
+                .is_err()
+        );
         let other = requests
             .try_acquire()
-            .expect("another node passes on what it was asked");
+            .expect("a forwarded request is admitted during the drain");
         drop(last);
-        assert!(tokio::time::timeout(LAST_ANSWERS * 3, &mut idle).await.is_err());
+        assert!(
+            tokio::time::timeout(LAST_ANSWERS_TIME * 3, &mut idle)
+                .await
+                .is_err()
+        );
         drop(other);
-        assert!(tokio::time::timeout(LAST_ANSWERS / 2, &mut idle).await.is_err());
-        drop(requests.try_acquire().expect("and while the last answer leaves"));
+        assert!(
+            tokio::time::timeout(LAST_ANSWERS_TIME / 2, &mut idle)
+                .await
+                .is_err()
+        );
+        drop(
+            requests
+                .try_acquire()
+                .expect("a request is admitted while the last answer is sent"),
+        );
         idle.await;
     }
 }

@@ -1,13 +1,15 @@
-//! Stock for stores of several volumes: read once, split by store, applied by each volume for
-//! itself.
+//! Stock uploads for several volumes: the body is read once, split by store, and each volume
+//! applies its part.
 //!
-//! Nothing is applied before every line is read and every volume has said that it answers and takes
-//! the snapshot. Each volume applies its part in one atomic step. A volume may still fail
-//! afterwards: its part is tried again for `APPLY_PATIENCE`, and then the answer names the stores
-//! that were changed and those that were not confirmed (`partly-applied`).
+//! **Invariants**
+//! - No part is sent before every line is read and every volume has accepted the upload.
+//! - Each volume applies its part in one atomic step.
+//! - A failed part is retried for `APPLY_TIMEOUT`. Then the answer (`partly-applied`) names the
+//!   stores that were changed and those that were not confirmed.
+//! - Each part names all products of the stock, since the stock of a volume has a cell for each
+//!   product and store.
 //!
-//! Each part names all products of the stock, since the stock of one volume has a cell for each
-//! product and store.
+//! Deliberately absent: atomicity over volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -33,12 +35,13 @@ use crate::domain::routing_key::RoutingKey;
 use crate::domain::stock_snapshot::StockSnapshot;
 use crate::runtime;
 
-/// How long a stock that was read may take to be applied everywhere; the warehouse waits longer.
-const APPLY_PATIENCE: Duration = Duration::from_secs(30);
-/// Pause before a part is tried again although nothing is known to have changed.
-const TRY_AGAIN: Duration = Duration::from_millis(20);
+/// Longest time for all volumes to apply a stock that was read. The warehouse's own timeout is
+/// longer.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest pause before a failed part is retried. A change of the topology ends the pause early.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// `PUT /stocks` where there are several volumes.
+/// Executes `PUT /stocks` over several volumes.
 pub(crate) async fn replace(
     cluster: &Arc<ClusterHandle>,
     headers: &HeaderMap,
@@ -54,18 +57,18 @@ pub(crate) async fn replace(
     if lines == 0 {
         return Err(no_lines());
     }
-    let spread = Spread {
+    let fan_out = StockFanOut {
         cluster: Arc::clone(cluster),
         stores: snapshot.stores().iter().copied().collect(),
         stock: Arc::new(Stock::Whole(snapshot)),
         as_of,
         arrivals,
-        until: Instant::now() + APPLY_PATIENCE,
+        until: Instant::now() + APPLY_TIMEOUT,
     };
-    spread.answer(lines).await
+    fan_out.answer(lines).await
 }
 
-/// `PATCH /stocks` where there are several volumes.
+/// Executes `PATCH /stocks` over several volumes.
 pub(crate) async fn change(
     cluster: &Arc<ClusterHandle>,
     headers: &HeaderMap,
@@ -79,20 +82,19 @@ pub(crate) async fn change(
     if lines == 0 {
         return Err(no_lines());
     }
-    let spread = Spread {
+    let fan_out = StockFanOut {
         cluster: Arc::clone(cluster),
         stores: cells.iter().map(|[_, store, _]| *store).collect(),
         stock: Arc::new(Stock::Cells(cells)),
         as_of: None,
         arrivals: BTreeMap::new(),
-        until: Instant::now() + APPLY_PATIENCE,
+        until: Instant::now() + APPLY_TIMEOUT,
     };
-    spread.answer(lines).await
+    fan_out.answer(lines).await
 }
 
-/// Asks every volume whether it takes a snapshot, and has it note the moment: deliveries that are
-/// confirmed from here on are not taken for counted. Returns the token of that moment for each
-/// volume.
+/// Asks every volume whether it accepts a snapshot. Returns a token for each volume that marks this
+/// moment: the snapshot does not count deliveries that are confirmed after it.
 async fn begin(
     cluster: &Arc<ClusterHandle>,
     as_of: Option<u64>,
@@ -118,8 +120,8 @@ async fn begin(
             Ok(Begun::Implausible { largest }) => {
                 bound = Some(bound.map_or(largest, |bound: u64| bound.min(largest)));
             }
-            // The volume has left. Its stores are with others, which take what they do not know of
-            // for not counted.
+            // The volume has left the ring. The new owners of its stores treat deliveries that they
+            // did not record themselves as not counted.
             Err(problem) if problem.is_moved() => {}
             Err(problem) => return Err(problem),
         }
@@ -130,13 +132,13 @@ async fn begin(
     }
 }
 
-/// A stock on its way to several volumes.
+/// A stock to be applied by several volumes.
 enum Stock {
     Whole(StockSnapshot),
     Cells(Vec<[u32; 3]>),
 }
 
-struct Spread {
+struct StockFanOut {
     cluster: Arc<ClusterHandle>,
     stock: Arc<Stock>,
     stores: BTreeSet<u32>,
@@ -148,7 +150,7 @@ struct Spread {
 /// The volumes and stores that confirmed the stock.
 #[derive(Clone, Default)]
 struct Confirmed {
-    /// The ring by which the volumes confirmed.
+    /// Epoch of the ring by which the volumes confirmed.
     epoch: u64,
     volumes: BTreeSet<NodeName>,
     stores: BTreeSet<u32>,
@@ -165,14 +167,14 @@ struct VolumePart {
 #[derive(Default)]
 struct Failures {
     reason: Option<String>,
-    /// True if a node does not answer at all.
+    /// `true` if a node did not answer.
     is_silent: bool,
-    /// True if a part may have been applied although no answer came.
+    /// `true` if a part may have been applied although no answer arrived.
     is_unknown: bool,
     refusal: Option<Response>,
 }
 
-impl Spread {
+impl StockFanOut {
     async fn answer(&self, lines: u64) -> Result<Response, Problem> {
         if let Some(refusal) = self.apply().await? {
             return Ok(refusal);
@@ -187,7 +189,8 @@ impl Spread {
         Ok(crate::api::orders::json(&taken))
     }
 
-    /// Has every volume apply its part. Returns the answer of a volume that refuses.
+    /// Sends every volume its part. Returns the answer of a volume that rejects its part, if no
+    /// volume has applied any.
     async fn apply(&self) -> Result<Option<Response>, Problem> {
         let mut confirmed = Confirmed::default();
         let mut is_unknown = false;
@@ -196,8 +199,8 @@ impl Spread {
             let topology = self.cluster.topology();
             let epoch = topology.ring.epoch().0;
             if confirmed.epoch != epoch {
-                // By another ring a volume has other stores: a whole stock also empties those that
-                // it does not name.
+                // With another ring each volume has other stores, and a whole stock empties the
+                // stores that its part omits. So confirmations by an earlier ring are void.
                 confirmed.epoch = epoch;
                 confirmed.volumes.clear();
             }
@@ -210,7 +213,7 @@ impl Spread {
                     return Ok(Some(refusal));
                 }
                 let status = refusal.status();
-                return Err(self.partly(status, "a node refused its part", &confirmed));
+                return Err(self.partly_applied(status, "a node rejected its part", &confirmed));
             }
             let Some(reason) = failures.reason else {
                 return Ok(None);
@@ -220,17 +223,17 @@ impl Spread {
                     return Err(Problem::busy(format!("{reason}; nothing was applied")));
                 }
                 let status = StatusCode::SERVICE_UNAVAILABLE;
-                return Err(self.partly(status, &reason, &confirmed));
+                return Err(self.partly_applied(status, &reason, &confirmed));
             }
             tokio::select! {
                 biased;
                 () = batch => {}
-                () = tokio::time::sleep(TRY_AGAIN) => {}
+                () = tokio::time::sleep(RETRY_PAUSE) => {}
             }
         }
     }
 
-    fn partly(&self, status: StatusCode, reason: &str, confirmed: &Confirmed) -> Problem {
+    fn partly_applied(&self, status: StatusCode, reason: &str, confirmed: &Confirmed) -> Problem {
         let applied: Vec<u32> = confirmed.stores.iter().copied().collect();
         let failed: Vec<u32> = self.stores.difference(&confirmed.stores).copied().collect();
         tracing::warn!(
@@ -242,7 +245,7 @@ impl Spread {
         Problem::partly_applied(status, reason, applied, failed)
     }
 
-    /// Sends the parts, all at once, and notes the volumes that confirm.
+    /// Sends the parts in parallel and records the volumes that confirm.
     async fn send(
         &self,
         topology: &Arc<Topology>,
@@ -268,7 +271,7 @@ impl Spread {
                     confirmed.stores.extend(stores);
                 }
                 Ok(response) if response.status() == StatusCode::MISDIRECTED_REQUEST => {
-                    failures.reason = Some("some stores are being moved to another node".to_owned());
+                    failures.reason = Some("some stores are being moved to another node; retry".to_owned());
                 }
                 Ok(response) if response.status().is_server_error() => {
                     failures.reason = Some(format!("{volume} answered {}", response.status()));
@@ -294,7 +297,7 @@ impl Spread {
         Call::post(format!("/stock?{}", part.to_query()), csv)
     }
 
-    /// The parts of the volumes that have not confirmed theirs.
+    /// Returns the parts of the volumes that have not confirmed theirs.
     async fn parts(
         &self,
         topology: &Arc<Topology>,
@@ -306,7 +309,7 @@ impl Spread {
     }
 }
 
-/// Splits a stock by the volumes of its stores.
+/// Splits a stock by the owners of its stores. A line of store 0 only names a product.
 fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<VolumePart> {
     let products: BTreeSet<u32>;
     let mut names = String::new();
@@ -339,7 +342,8 @@ fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<Volum
     match stock {
         Stock::Whole(snapshot) => snapshot.each_store(|store, quantities| {
             let cells = snapshot.products().iter().zip(quantities);
-            // A first line names the store, even if all of its cells are empty.
+            // The first line of a store is always sent: it names the store even if all of its cells
+            // are empty.
             let lines = cells
                 .enumerate()
                 .filter(|(at, (_, quantity))| *at == 0 || **quantity != 0);
@@ -350,8 +354,8 @@ fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<Volum
         }),
         Stock::Cells(cells) => {
             for [product, store, quantity] in cells {
-                // By an earlier ring the store may have confirmed. Deliveries since then would be
-                // forgotten by a repeat.
+                // The store may have been confirmed under an earlier ring. Applying it again would
+                // undo deliveries made since then.
                 if !confirmed.stores.contains(store) {
                     add(*store, &mut std::iter::once((*product, *quantity)));
                 }

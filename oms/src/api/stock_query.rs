@@ -1,4 +1,8 @@
-//! The operations that show stock: a product in all stores, a store with all its products.
+//! The operations that show stock: a product in all stores, and a store with all its products.
+//!
+//! **Invariants**
+//! - `on_hand` is always the sum of `available` and `reserved`.
+//! - A store is shown only by the volume that owns its slot.
 
 use axum::response::Response;
 use serde::Serialize;
@@ -55,7 +59,7 @@ struct StorePage {
     products: Vec<OfProduct>,
 }
 
-/// Lists the stores of this volume that have had a product.
+/// Lists the stores of this volume that have, or had, a product.
 pub(super) fn product(app: &App, product: u32) -> Result<Vec<Entry<u32>>, Problem> {
     let levels = app.state().stock().product(product);
     let entry = |(store_id, level): (u32, Level)| {
@@ -77,7 +81,7 @@ pub(super) fn render_product(product: u32, stores: Vec<Box<RawValue>>) -> Result
 /// Shows a store with all its products.
 pub(super) fn store(app: &App, store: u32) -> Result<Json, Problem> {
     let state = app.state();
-    // A store that is on its way elsewhere, or elsewhere already, is shown by the other volume.
+    // A store that is being migrated, or was migrated, is shown by its new volume.
     if !state.slots.has_store(store) {
         return Err(Problem::moved());
     }

@@ -1,4 +1,14 @@
-//! The routes that take stock in: a whole snapshot while it arrives, or some lines of it.
+//! Stock uploads at one volume: a whole snapshot (`PUT`), or some lines (`PATCH`), parsed while
+//! they arrive.
+//!
+//! **Invariants**
+//! - Nothing is applied before the whole body has been read and checked.
+//! - One upload is applied at a time. Memory and rows change under the lock of the stock, in one
+//!   order.
+//! - If a commit fails, the stock in memory is set back to the stock of the volume.
+//! - An upload that was split or read under another set of slots is answered "moved".
+//!
+//! Deliberately absent: splitting a stock over volumes, which is in `stock_fan_out`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,18 +34,18 @@ use crate::storage::owned_slots::Slots;
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::state::{OrderError, VolumeState};
 
-/// Largest snapshot: the usual one has 22 MB.
+/// Maximum size of a snapshot in bytes. The usual one has 22 MB.
 pub(super) const STOCK_BYTES_MAX: usize = 100 * 1_000 * 1_000;
 
-/// Most lines of a change: beyond it a whole snapshot costs no more.
+/// Maximum number of lines of a change. A larger change costs as much as a whole snapshot.
 pub(super) const PATCH_LINES_MAX: usize = 100_000;
-/// Largest change.
+/// Maximum size of a change in bytes.
 pub(super) const PATCH_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 
-/// Largest part of a stock for one volume: a whole stock, and a line for each product.
+/// Maximum size of one volume's part, in bytes: a whole stock and a line for each product.
 const PART_BYTES_MAX: usize = STOCK_BYTES_MAX + 16 * PRODUCT_MAX as usize;
 
-/// Asks a volume whether it takes a snapshot.
+/// The question to a volume whether it accepts a snapshot.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct BeginStock {
     pub(super) as_of: Option<u64>,
@@ -44,32 +54,32 @@ pub(crate) struct BeginStock {
 /// The answer of a volume before a snapshot is sent to it.
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Begun {
-    /// The volume takes it.
+    /// The volume accepts the snapshot.
     Taken {
-        /// Names the moment.
+        /// Token that marks this moment.
         token: String,
     },
     /// A newer snapshot was applied.
     Stale { as_of: u64, newest: u64 },
-    /// The number is above the largest one that the volume takes now.
+    /// The number of the snapshot is above the largest one that the volume accepts now.
     Implausible { largest: u64 },
 }
 
-/// Says how a part of a stock for one volume is to be applied. The part itself is lines; a line of
-/// store 0 only names a product.
+/// The parameters of one volume's part of a stock. The part itself is CSV; a line of store 0 only
+/// names a product.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Part {
-    /// True if the part replaces the volume's stock.
+    /// `true` if the part replaces the whole stock of the volume.
     pub(super) is_whole: bool,
-    /// The ring by which the stock was split.
+    /// Epoch of the ring by which the stock was split.
     pub(super) epoch: u64,
     pub(super) as_of: Option<u64>,
-    /// The token of the moment at which the whole stock began to arrive.
+    /// Token of the moment at which the upload began.
     pub(super) arrival: Option<String>,
 }
 
 impl Part {
-    /// The part as the query of a call between nodes. None of its values needs an encoding.
+    /// Returns the query of a call between nodes. None of its values needs percent encoding.
     pub(super) fn to_query(&self) -> String {
         let mut query = format!("is_whole={}&epoch={}", self.is_whole, self.epoch);
         if let Some(as_of) = self.as_of {
@@ -91,14 +101,14 @@ impl Part {
 }
 
 impl App {
-    /// Names this moment.
+    /// Returns a token that marks this moment in the order of deliveries.
     fn arrival_token(&self) -> String {
         let Arrival(ordinal) = self.state().stock().arrival();
         format!("{}.{ordinal}", self.incarnation)
     }
 
-    /// Checks that there can have been as many deliveries as a snapshot counts; else returns the
-    /// largest number.
+    /// Checks that the warehouse can have made as many deliveries as the snapshot counts. The error
+    /// is the largest plausible number.
     fn check_as_of(&self, as_of: Option<u64>) -> Result<(), u64> {
         let state = self.state();
         let largest = state.stock().largest_plausible(state.clock.now_ms());
@@ -108,8 +118,8 @@ impl App {
         }
     }
 
-    /// The moment of a token. One of an earlier server of the volume is before everything that this
-    /// one knows of.
+    /// Returns the moment of a token. A token of an earlier instance of this volume's server marks
+    /// the beginning, so that no delivery known here counts as included in the snapshot.
     fn arrival_of(&self, token: &str) -> Option<Arrival> {
         let (incarnation, ordinal) = token.split_once('.')?;
         let is_ours = incarnation == self.incarnation.to_string();
@@ -117,11 +127,11 @@ impl App {
     }
 }
 
-/// Says whether this volume takes a snapshot, and names the moment.
+/// Checks whether this volume accepts a snapshot, and returns a token for this moment.
 pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
     if app.state().storage.has_failed() {
         return Err(Problem::busy(
-            "the volume takes no more changes since one could not be made durable",
+            "the volume takes no more writes because a commit failed",
         ));
     }
     if let Err(largest) = app.check_as_of(ask.as_of) {
@@ -134,11 +144,11 @@ pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
     Ok(Begun::Taken { token })
 }
 
-/// Takes one of the turns of arriving snapshots.
+/// Reserves one of the `SNAPSHOTS_ARRIVING_MAX` uploads.
 pub(super) fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
     turns
         .try_acquire()
-        .map_err(|_| Problem::busy("other snapshots are arriving"))
+        .map_err(|_| Problem::busy("too many stock uploads are in progress"))
 }
 
 #[derive(Serialize)]
@@ -148,8 +158,8 @@ pub(super) struct SnapshotTaken {
     pub(super) applied: bool,
 }
 
-/// Refuses a body that says it is a form: a client that sets no type sends one by accident, and a
-/// body of one line would replace the whole stock. Every other type, and none, is taken for CSV.
+/// Rejects a form. A client such as curl sends its body as a form by default, and a body of one
+/// line would replace the whole stock. Any other type, or none, is read as CSV.
 pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = value
@@ -175,17 +185,19 @@ pub(super) fn as_of(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
         .ok_or_else(|| Problem::field("X-Stock-As-Of", "must be a whole number"))
 }
 
-/// 400: the snapshot says it counts more deliveries than there can have been.
+/// 400: the snapshot claims to count more deliveries than the warehouse can have made.
 pub(super) fn implausible(largest: u64) -> Problem {
     Problem::field(
         "X-Stock-As-Of",
-        format!("must be at most {largest} now; it is the number of the last delivery counted"),
+        format!("must be at most {largest} now; it is the number of the last delivery that the stock counts"),
     )
 }
 
-/// 409: a newer snapshot was applied.
+/// 409: a newer snapshot was applied before.
 pub(super) fn stale(as_of: u64, newest: u64) -> Problem {
-    let detail = format!("the snapshot is as of {as_of}, and one as of {newest} was applied before");
+    let detail = format!(
+        "the snapshot is as of delivery {as_of}, but a snapshot as of delivery {newest} was applied before"
+    );
     Problem::conflict("stale-snapshot", detail)
 }
 
@@ -195,12 +207,12 @@ impl From<StaleSnapshot> for Problem {
     }
 }
 
-/// 400: a stock without lines.
+/// 400: a stock upload without lines.
 pub(super) fn no_lines() -> Problem {
-    Problem::body("the body has no lines; a stock that is empty has lines of quantity 0")
+    Problem::body("the body has no lines; to empty a stock, send its lines with quantity 0")
 }
 
-/// `PUT /stocks`
+/// Executes `PUT /stocks`.
 pub(super) async fn put(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json, Problem> {
     content::check_length(headers, STOCK_BYTES_MAX)?;
     check_content_type(headers)?;
@@ -220,7 +232,7 @@ pub(super) async fn put(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Resu
     }
     snapshot.counts_to(as_of);
     let stores = snapshot.stores().len();
-    to_its_end(apply(Arc::clone(app), snapshot, as_of, arrival, slots)).await?;
+    run_to_completion(apply(Arc::clone(app), snapshot, as_of, arrival, slots)).await?;
     tracing::info!(volume = app.volume, lines, stores, as_of, "stock applied");
     Json::of(&SnapshotTaken {
         lines,
@@ -229,8 +241,8 @@ pub(super) async fn put(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Resu
     })
 }
 
-/// Reads a body line by line as it arrives. No more of it is in memory than the last piece and what
-/// `take` keeps.
+/// Reads a body line by line as it arrives. Memory use is bounded by one piece of the body and the
+/// lines that `take` stores.
 pub(super) async fn read_lines(
     headers: &HeaderMap,
     body: Body,
@@ -243,7 +255,7 @@ pub(super) async fn read_lines(
     reader.finish(take).map_err(Problem::csv)
 }
 
-/// Reads the lines of a change.
+/// Reads all lines of a change.
 pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<(u64, Vec<[u32; 3]>), Problem> {
     let mut cells = Vec::new();
     let lines = read_lines(headers, body, PATCH_BYTES_MAX, |fields| {
@@ -252,22 +264,21 @@ pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<(u64, 
             return Err(FieldFault { field: 0, reason });
         }
         cells.push(fields);
-        // Checked here, where line and column are known; the sheet that it belongs into is read
-        // later.
+        // Checked here, where line and column are known. The snapshot to change is read later.
         StockSnapshot::check(fields)
     });
     Ok((lines.await?, cells))
 }
 
-/// Takes the part of a stock that is for this volume.
+/// Applies this volume's part of a stock that another node received.
 pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result<Json, Problem> {
     let part = Part::parse(query)?;
     let _turn = turn(&app.snapshot_turns)?;
     let slots = {
         let slots = &app.state().slots;
         let version = slots.version();
-        // By another ring it would be another part, and the stores that it leaves out would be
-        // lost.
+        // Another ring splits the stock differently, and this part would empty the stores that it
+        // omits.
         if slots.ring().epoch().0 != part.epoch {
             return Err(Problem::moved());
         }
@@ -291,7 +302,7 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
             Ok(())
         });
         let lines = lines.await?;
-        let stores = to_its_end(change(Arc::clone(app), cells, products, slots)).await?;
+        let stores = run_to_completion(change(Arc::clone(app), cells, products, slots)).await?;
         app.state().copies_are_current().await;
         return taken(lines, stores);
     }
@@ -309,16 +320,16 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
     let lines = lines.await?;
     snapshot.counts_to(part.as_of);
     let stores = snapshot.stores().len();
-    to_its_end(apply(Arc::clone(app), snapshot, part.as_of, arrival, slots)).await?;
+    run_to_completion(apply(Arc::clone(app), snapshot, part.as_of, arrival, slots)).await?;
     app.state().copies_are_current().await;
     taken(lines, stores)
 }
 
-/// A whole stock, ready to be put in force.
+/// A whole stock, encoded and ready to be applied.
 struct Prepared {
     matrix: StockMatrix,
     stores: Vec<u32>,
-    /// Rows that may be written before the others; see `Changes::stock_in_parts`.
+    /// Batches that may be written before the last one; see `WriteBatch::stock_in_parts`.
     parts: Vec<WriteBatch>,
     last: WriteBatch,
 }
@@ -326,7 +337,7 @@ struct Prepared {
 impl Prepared {
     fn of(snapshot: StockSnapshot, known: &Arc<Layout>) -> Prepared {
         let mut last = WriteBatch::default();
-        let parts = if snapshot.is_laid_out_as(known) {
+        let parts = if snapshot.has_layout(known) {
             WriteBatch::stock_in_parts(&snapshot)
         } else {
             last.stock(&snapshot, &known.stores);
@@ -334,20 +345,20 @@ impl Prepared {
         };
         Prepared {
             stores: snapshot.stores().to_vec(),
-            matrix: snapshot.into_shelves(known),
+            matrix: snapshot.into_matrix(known),
             parts,
             last,
         }
     }
 }
 
-/// Puts a whole sheet in force: encoded beside the orders, written between them, swapped in between
-/// two of them.
+/// Applies a whole stock: encodes it on a blocking thread, writes its parts between the commits of
+/// orders, and swaps the stock in memory under its lock.
 ///
-/// A stock with the products and stores of the one before is written store by store. Should the
-/// process die meanwhile, some stores have their new quantities: their rows say up to which
-/// delivery they count, so that nothing is subtracted twice. Where neither snapshots nor deliveries
-/// are numbered, too little may be sold then until the snapshot comes again, never too much.
+/// A stock with the products and stores of the one before is written store by store. If the process
+/// dies in between, some stores have their new quantities. Their rows record the last delivery that
+/// they count, so no delivery is subtracted twice. If neither snapshots nor deliveries are
+/// numbered, too few units may be sold until the next snapshot, never too many.
 async fn apply(
     app: Arc<App>,
     snapshot: StockSnapshot,
@@ -355,7 +366,7 @@ async fn apply(
     arrival: Arrival,
     slots: u64,
 ) -> Result<(), Problem> {
-    // One at a time: the stores that a snapshot replaces are those of the one before it.
+    // Only one upload at a time: a snapshot replaces the stores of the snapshot before it.
     let _applying = app.applying.lock().await;
     let state = app.state();
     let known = {
@@ -371,7 +382,7 @@ async fn apply(
         mut last,
     } = prepared.map_err(|error| Problem::internal(error.to_string()))?;
     if let Err(problem) = write(state, parts, &stores, slots).await {
-        // Some stores may have been written: memory is what the volume is.
+        // Some stores may have been written, so memory is read again from the volume.
         restore(state).await?;
         return Err(problem);
     }
@@ -391,15 +402,15 @@ async fn apply(
         (applied, permit.send(last))
     };
     if let Err(error) = ticket.durable().await {
-        let (matrix, counted_apart) = read_shelves(state).await?;
-        state.stock().undo(applied, matrix, counted_apart);
+        let (matrix, counted_to_overrides) = read_matrix(state).await?;
+        state.stock().undo(applied, matrix, counted_to_overrides);
         return Err(error.into());
     }
     app.counters.stock_snapshots.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }
 
-/// Writes parts of a stock, two at a time: while one is synced, the next one is on its way.
+/// Writes the parts of a stock. The next part is queued while the one before is being synced.
 async fn write(
     state: &VolumeState,
     parts: Vec<WriteBatch>,
@@ -424,26 +435,24 @@ async fn write(
     }
 }
 
-/// The stock as the volume has it, and the stores that count up to another delivery than its head
-/// says.
-async fn read_shelves(
-    state: &Arc<VolumeState>,
-) -> Result<(StockMatrix, BTreeMap<u32, Option<u64>>), Problem> {
+/// Reads the stock of the volume, and the stores that count up to another delivery than the stock
+/// as a whole.
+async fn read_matrix(state: &Arc<VolumeState>) -> Result<(StockMatrix, BTreeMap<u32, Option<u64>>), Problem> {
     let state = Arc::clone(state);
     let read = runtime::blocking(move || {
         let known = state.stock().layout();
         let snapshot = state.storage.snapshot(&state.slots)?;
-        let counted_apart = snapshot.counted_apart(&state.storage.stock_head()?);
-        Ok::<_, Problem>((snapshot.into_shelves(&known), counted_apart))
+        let counted_to_overrides = snapshot.counted_to_overrides(&state.storage.stock_head()?);
+        Ok::<_, Problem>((snapshot.into_matrix(&known), counted_to_overrides))
     });
     read.await.map_err(|error| Problem::internal(error.to_string()))?
 }
 
-/// Puts the stock as the volume has it on the shelves.
+/// Replaces the stock in memory by the stock of the volume.
 async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
     loop {
         let version = state.slots.version();
-        // Whatever was queued is in the volume then, or will never be.
+        // After this empty commit, every write queued before has been written or has failed.
         let _ = state
             .storage
             .permit()
@@ -451,10 +460,10 @@ async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
             .send(WriteBatch::default())
             .durable()
             .await;
-        let (matrix, counted_apart) = read_shelves(state).await?;
+        let (matrix, counted_to_overrides) = read_matrix(state).await?;
         let mut stock = state.stock();
         if state.slots.version() == version {
-            let before = stock.become_those(matrix, counted_apart);
+            let before = stock.replace_quantities(matrix, counted_to_overrides);
             drop(stock);
             drop(before);
             return Ok(());
@@ -462,16 +471,16 @@ async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
     }
 }
 
-/// Does what must not be left half done, whether or not the sender waits for it.
-async fn to_its_end<T: Send + 'static>(
+/// Runs work in a task of its own, so that a client that disconnects cannot cancel it halfway.
+async fn run_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
     let done = runtime::spawn(work).await;
     done.map_err(|error| Problem::internal(error.to_string()))?
 }
 
-/// `PATCH /stocks`: the lines given replace what is on hand of their products in their stores, as
-/// of now.
+/// Executes `PATCH /stocks`: each line replaces the quantity on hand of a product in a store, as of
+/// now.
 pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json, Problem> {
     content::check_length(headers, PATCH_BYTES_MAX)?;
     check_content_type(headers)?;
@@ -481,7 +490,7 @@ pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Re
     if lines == 0 {
         return Err(no_lines());
     }
-    let stores = to_its_end(change(Arc::clone(app), cells, Vec::new(), slots)).await?;
+    let stores = run_to_completion(change(Arc::clone(app), cells, Vec::new(), slots)).await?;
     Json::of(&SnapshotTaken {
         lines,
         stores,
@@ -489,8 +498,8 @@ pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Re
     })
 }
 
-/// Refuses stock of stores that are not here, or that are on their way elsewhere, and stock that
-/// was read when other slots were here.
+/// Rejects stock of stores that this volume does not own or that are sealed for a migration, and
+/// stock that was read under another set of slots.
 fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Problem> {
     if slots.version() != version {
         return Err(OrderError::Moved.into());
@@ -503,8 +512,8 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
             return Err(OrderError::Moved.into());
         }
     }
-    // What a snapshot leaves out is gone with it: it must not meet a store that has been copied
-    // out.
+    // A snapshot empties the stores that it omits. It must not do so after a store has been copied
+    // to another volume.
     if slots.some_sealed() {
         Err(OrderError::Moved.into())
     } else {
@@ -512,8 +521,8 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
     }
 }
 
-/// Applies some cells and returns in how many stores: only the stores concerned are read, changed
-/// and written. Products that are only named get a cell in each store.
+/// Applies some cells, and returns the number of changed stores. Only these stores are read,
+/// changed and written. A product in `products` gets a cell in each store.
 async fn change(
     app: Arc<App>,
     cells: Vec<[u32; 3]>,
@@ -530,17 +539,17 @@ async fn change(
             products.iter().all(|product| stock.has_product(*product))
         };
         let mut snapshot = if state.stock().has_all(known) && has_products {
-            state.storage.sheet_of(&stores)?
+            state.storage.snapshot_of(&stores)?
         } else {
-            // It grows: whether it may is a matter of all of it.
+            // New products or stores enlarge the stock, and its size limit is checked on the whole.
             state.storage.snapshot(&state.slots)?
         };
         let too_large = |fault: FieldFault| Problem::body(fault.reason);
         for product in products {
             snapshot.name_product(product).map_err(too_large)?;
         }
-        // What left since the snapshot is still subtracted from it: the new quantities already lack
-        // it.
+        // Deliveries since the last snapshot are still subtracted from the row. The new quantity
+        // excludes them already, so they are added here.
         let left = state.stock().uncounted();
         let mut steps = Vec::with_capacity(cells.len());
         for [product, store, quantity] in cells {
@@ -577,8 +586,7 @@ async fn change(
         steps.iter_mut().for_each(|step| step.by = -step.by);
         state.stock().step(&steps);
     } else if !has_room && durable.is_ok() {
-        // A product or a store that the stock did not have before: its shelves are made anew, with
-        // a place for it.
+        // The matrix in memory has no cell for a new product or store, so it is built again.
         restore(state).await?;
     }
     durable?;

@@ -1,21 +1,19 @@
 //! Nodes as processes of one machine that share a data folder.
 //!
-//! | path | what |
+//! | path | content |
 //! | --- | --- |
 //! | `nodes/NAME.lock` | held by the process that runs the node NAME |
-//! | `nodes/NAME.json` | what that process says of itself |
-//! | `coordinator.lock` | held by the process that may replace the ring's file |
+//! | `nodes/NAME.json` | the description of that process |
+//! | `coordinator.lock` | held by the process that may replace the cluster's state |
 //! | `ring.json` | the cluster's state; replaced through a temporary file, a sync and a rename |
-//! | `secret` | what nodes show each other; readable by its owner only |
+//! | `secret` | authenticates nodes to each other; readable by its owner only |
 //! | `volumes/NAME/` | the volume of NAME |
 //!
-//! A death is known from the kernel: a thread waits for the dead node's lock, shared, so that any
-//! number may wait. Such a thread ends with its wait; what it finds when its node has stopped
-//! meanwhile it lets go of.
-//!
-//! A node belongs to the folder that it joined, not to the folder that the path names later. Before
-//! each change it checks that the path still leads there, and that its locks are still the files of
-//! that name. Otherwise the change is refused.
+//! **Invariants**
+//! - The kernel reports a death: a thread waits for a shared lock on the file of the dead node.
+//! - A node belongs to the folder that it joined, even if the path names another folder later.
+//!   Before each change it checks the folder and its lock files. A change is rejected if any was
+//!   replaced.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
@@ -36,52 +34,53 @@ use crate::storage::volume::Volume;
 const STATE: &str = "ring.json";
 const COORDINATOR: &str = "coordinator.lock";
 const SECRET: &str = "secret";
-/// Largest card or secret in bytes: they have some hundred.
+/// Maximum size of a description or secret in bytes. The usual size is some hundred bytes.
 const FILE_BYTES_MAX: u64 = 64 * 1_024;
-/// Largest state in bytes: a slot takes a few bytes in each of two rings, which is 400 KB with
-/// 16,384 slots.
+/// Maximum size of the state in bytes. A slot takes a few bytes in each of two rings, or 400 KB in
+/// all with 16,384 slots.
 const STATE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
-/// A name's lock may be held, for microseconds, by those who waited for its holder's end.
-const NAME_PATIENCE: Duration = Duration::from_millis(500);
-/// The first node writes the state right after it took the coordinator's lock.
-const STATE_PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks while one of these is waited for.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Maximum wait for a name's lock. A thread that waits for the holder's end can hold it for
+/// microseconds.
+const NAME_TIMEOUT: Duration = Duration::from_millis(500);
+/// Maximum wait for the first state. The first node writes it right after it took the coordinator's
+/// lock.
+const STATE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval between two tries during these waits.
+const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// This process as a node of a data folder.
 pub(crate) struct LocalCluster {
     data: PathBuf,
-    /// The data folder, open.
-    folder: Kept,
+    /// The data folder, opened when the node joined.
+    folder: OpenPath,
     name: NodeName,
     secret: String,
     held: Mutex<Held>,
     withdrawn: AtomicBool,
 }
 
-/// Locks held while the node lives; the kernel lets go of them when the process ends, however it
-/// ends.
+/// Locks held while the node is alive. The kernel releases them when the process ends in any way.
 #[derive(Default)]
 struct Held {
-    name: Option<Kept>,
-    coordinator: Option<Kept>,
+    name: Option<OpenPath>,
+    coordinator: Option<OpenPath>,
 }
 
-/// An open file or folder, and the path that it was opened by.
-struct Kept {
+/// An open file or folder, and the path that was used to open it.
+struct OpenPath {
     path: PathBuf,
     file: File,
 }
 
-impl Kept {
-    fn folder(path: &Path) -> Result<Kept, NodeError> {
-        Ok(Kept {
+impl OpenPath {
+    fn folder(path: &Path) -> Result<OpenPath, NodeError> {
+        Ok(OpenPath {
             file: File::open(path).map_err(failed("open", path))?,
             path: path.to_owned(),
         })
     }
 
-    /// Fails if the path leads to another file by now.
+    /// Fails if the path leads to another file now.
     fn check(&self) -> Result<(), NodeError> {
         let identity = |of: std::fs::Metadata| (of.dev(), of.ino());
         let ours = self.file.metadata().map(identity);
@@ -92,49 +91,49 @@ impl Kept {
             (Ok(_), Err(error)) if error.kind() == ErrorKind::NotFound => {
                 Err(self.lost("it was removed or renamed while this node ran"))
             }
-            (Err(error), _) | (_, Err(error)) => Err(failed("look at", &self.path)(error)),
+            (Err(error), _) | (_, Err(error)) => Err(failed("check", &self.path)(error)),
         }
     }
 
     fn lost(&self, reason: &'static str) -> NodeError {
-        failed("go on with", &self.path)(std::io::Error::other(reason))
+        failed("continue with", &self.path)(std::io::Error::other(reason))
     }
 }
 
 impl LocalCluster {
-    /// Takes the name's lock, and writes the first state if there is none.
+    /// Takes the lock of the name, and writes the first state if there is none.
     pub(crate) fn join(data: &Path, name: &str) -> Result<LocalCluster, NodeError> {
         let member = Member::new(name).map_err(|error| NodeError::Config {
             setting: "name",
             reason: format!("cannot be used: {error}"),
         })?;
-        // The same folder whatever the working folder is later.
+        // An absolute path stays valid if the working folder changes.
         let data = &std::path::absolute(data).map_err(failed("find", data))?;
         for folder in [data.to_owned(), data.join("nodes"), data.join("volumes")] {
-            // Orders are nobody else's business.
+            // Order data must be private to the owner of the folder.
             let made = std::fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(&folder);
             made.map_err(failed("create", &folder))?;
         }
-        let folder = Kept::folder(data)?;
+        let folder = OpenPath::folder(data)?;
         let name_path = lock_path(data, member.name());
         let begun = Instant::now();
         let name_lock = loop {
             if let Some(lock) = lock(&name_path)? {
                 break lock;
             }
-            // Somebody who waits for that node's end holds it shared for a moment; a node that
-            // runs, for good.
-            if begun.elapsed() > NAME_PATIENCE {
+            // A thread that waits for that node's end holds the lock for a moment. A running node
+            // holds it permanently.
+            if begun.elapsed() > NAME_TIMEOUT {
                 return Err(NodeError::NameInUse {
                     name: name.to_owned(),
                     data: data.to_owned(),
                     holder: holder(data, member.name()),
                 });
             }
-            std::thread::sleep(LOOK_AGAIN);
+            std::thread::sleep(RETRY_INTERVAL);
         };
         let cluster = LocalCluster {
             secret: secret(data)?,
@@ -147,12 +146,12 @@ impl LocalCluster {
             }),
             withdrawn: AtomicBool::new(false),
         };
-        cluster.found(member)?;
+        cluster.ensure_state(member)?;
         Ok(cluster)
     }
 
-    /// Sees to it that there is a state to go by.
-    fn found(&self, member: Member) -> Result<(), NodeError> {
+    /// Waits until a state exists, and writes it if this node is the first.
+    fn ensure_state(&self, member: Member) -> Result<(), NodeError> {
         let begun = Instant::now();
         loop {
             if let Some(lock) = lock(&self.data.join(COORDINATOR))? {
@@ -166,18 +165,18 @@ impl LocalCluster {
                     path: self.data.join(STATE),
                     reason: error.to_string(),
                 })?;
-                // The ring names no volume that does not exist. So a volume that is missing later
-                // was lost.
+                // The ring names only volumes that exist. So a volume that is missing later was
+                // lost.
                 Volume::open(&self.volume_folder(&self.name))?.close()?;
                 return write_state(&self.data, &first);
             }
-            if begun.elapsed() > STATE_PATIENCE {
+            if begun.elapsed() > STATE_TIMEOUT {
                 return Err(NodeError::Ring {
                     path: self.data.join(STATE),
-                    reason: "another process holds coordinator.lock and does not write it".to_owned(),
+                    reason: "another process holds coordinator.lock and does not write the file; stop that process".to_owned(),
                 });
             }
-            std::thread::sleep(LOOK_AGAIN);
+            std::thread::sleep(RETRY_INTERVAL);
         }
     }
 
@@ -185,12 +184,12 @@ impl LocalCluster {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn card_path(&self) -> PathBuf {
-        card_path(&self.data, &self.name)
+    fn node_info_path(&self) -> PathBuf {
+        node_info_path(&self.data, &self.name)
     }
 
-    /// Keeps the coordinator's lock, unless the node has stopped while it was waited for.
-    fn take_coordination(&self, lock: Kept) -> bool {
+    /// Keeps the coordinator's lock, unless the node has stopped during the wait.
+    fn take_coordination(&self, lock: OpenPath) -> bool {
         let mut held = self.held();
         if self.withdrawn.load(Ordering::Acquire) {
             return false;
@@ -199,10 +198,10 @@ impl LocalCluster {
         true
     }
 
-    /// Fails if this is not the folder, or not the node, that it was when it joined.
+    /// Fails if the folder or the lock of the name was replaced since the node joined.
     fn check(&self) -> Result<(), NodeError> {
         self.folder.check()?;
-        self.held().name.as_ref().map_or(Ok(()), Kept::check)
+        self.held().name.as_ref().map_or(Ok(()), OpenPath::check)
     }
 }
 
@@ -212,7 +211,7 @@ impl Membership for LocalCluster {
     }
 
     fn announce(&self, node_info: &NodeInfo) -> Result<(), NodeError> {
-        let path = self.card_path();
+        let path = self.node_info_path();
         let json = serde_json::to_vec(node_info).map_err(|error| NodeError::Folder {
             action: "write",
             path: path.clone(),
@@ -235,43 +234,43 @@ impl Membership for LocalCluster {
     }
 
     fn forget(&self, node: &NodeName) -> Result<(), NodeError> {
-        // Under the name's lock: a process that starts now under this name shows its card after it
-        // has the lock.
+        // Take the name's lock first: a starting process of this name publishes its description
+        // only after it has the lock.
         let Some(_name) = lock(&lock_path(&self.data, node))? else {
             return Ok(());
         };
-        let node_info = card_path(&self.data, node);
+        let node_info = node_info_path(&self.data, node);
         match std::fs::remove_file(&node_info) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &node_info)(error)),
             _ => Ok(()),
         }
     }
 
-    fn watch(&self, node: &NodeName, tell: UnboundedSender<Event>) {
+    fn watch(&self, node: &NodeName, events: UnboundedSender<Event>) {
         let (path, node) = (lock_path(&self.data, node), node.clone());
         let waiting = std::thread::Builder::new().name(format!("watch {node}"));
         let started = waiting.spawn(move || {
             match regular_file::open_with(OpenOptions::new().read(true), &path)
                 .and_then(|file| file.lock_shared())
             {
-                // A node without a lock is none.
+                // A missing lock file means that the node does not exist.
                 Err(error) if error.kind() != ErrorKind::NotFound => {
-                    tracing::error!(%error, path = %path.display(), "cannot wait for a node's end");
+                    tracing::error!(%error, path = %path.display(), "cannot watch a node");
                     return;
                 }
                 _ => {}
             }
-            // Nobody listens any more if this node has stopped.
-            let _ = tell.send(Event::Gone(node));
+            // The send fails if this node has stopped.
+            let _ = events.send(Event::Gone(node));
         });
         if let Err(error) = started {
-            tracing::error!(%error, "cannot start a thread that waits for a node's end");
+            tracing::error!(%error, "cannot start the thread that watches a node");
         }
     }
 
-    fn stand(self: Arc<Self>, tell: UnboundedSender<Event>) {
+    fn stand(self: Arc<Self>, events: UnboundedSender<Event>) {
         if self.held().coordinator.is_some() {
-            let _ = tell.send(Event::Elected);
+            let _ = events.send(Event::Elected);
             return;
         }
         if let Err(error) = self.check() {
@@ -286,28 +285,28 @@ impl Membership for LocalCluster {
             match file.and_then(|file| file.lock().map(|()| file)) {
                 Ok(file) => {
                     let cluster = cluster.upgrade();
-                    let lock = Kept { path, file };
+                    let lock = OpenPath { path, file };
                     if cluster.is_some_and(|cluster| cluster.take_coordination(lock)) {
-                        let _ = tell.send(Event::Elected);
+                        let _ = events.send(Event::Elected);
                     }
                 }
-                Err(error) => tracing::error!(%error, "cannot wait for the coordinator's lock"),
+                Err(error) => tracing::error!(%error, "cannot wait for the lock of the coordinator"),
             }
         });
         if let Err(error) = started {
-            tracing::error!(%error, "cannot start the thread that waits for the coordinator's lock");
+            tracing::error!(%error, "cannot start the thread that waits for the lock of the coordinator");
         }
     }
 
     fn retire(&self) {
         if let Err(error) = self.check() {
-            tracing::debug!(%error, "the node's card was left alone");
+            tracing::debug!(%error, "description of the node not removed");
             return;
         }
-        // Without a card it is not among those that live, although its lock is still held.
-        match std::fs::remove_file(self.card_path()) {
+        // Without a description the node is not listed as alive, although its lock is still held.
+        match std::fs::remove_file(self.node_info_path()) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                tracing::debug!(%error, "the node's card could not be removed");
+                tracing::debug!(%error, "description of the node not removed");
             }
             _ => {}
         }
@@ -330,27 +329,28 @@ impl LocalCluster {
         self.folder.check()?;
         read_state(&self.data)?.ok_or_else(|| NodeError::Ring {
             path: self.data.join(STATE),
-            reason: "it is gone".to_owned(),
+            reason: "the file is missing".to_owned(),
         })
     }
 
-    fn put_in_force(&self, next: &ClusterState) -> Result<(), NodeError> {
-        let refused = |reason: String| NodeError::Ring {
+    fn replace_state(&self, next: &ClusterState) -> Result<(), NodeError> {
+        let rejected = |reason: String| NodeError::Ring {
             path: self.data.join(STATE),
             reason,
         };
-        // One at a time, even if somebody removed the coordinator's lock and another node made it
-        // anew: then one of the two finds a version that it does not follow.
+        // The folder lock covers one special case. If the coordinator's lock file is deleted,
+        // two coordinators can exist. The second one then finds a version that its state does not
+        // follow.
         let folder = &self.folder;
         let _one = FolderLock::take(&folder.path)?;
         let held = self.held();
         let Some(coordinator) = &held.coordinator else {
-            return Err(refused("this node is not the coordinator".to_owned()));
+            return Err(rejected("this node is not the coordinator".to_owned()));
         };
         coordinator.check()?;
         let known = self.state()?;
         if next.version != known.version + 1 {
-            return Err(refused(format!(
+            return Err(rejected(format!(
                 "version {} cannot follow version {}",
                 next.version, known.version
             )));
@@ -363,8 +363,10 @@ impl LocalCluster {
     }
 }
 
-/// Does what may wait for the disk where nobody waits for it.
-fn soon<T: Send + 'static>(work: impl FnOnce() -> Result<T, NodeError> + Send + 'static) -> Soon<'static, T> {
+/// Runs work that may wait for the disk, without blocking the runtime.
+fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
+) -> Soon<'static, T> {
     Box::pin(async {
         let done = runtime::blocking(work).await;
         done.map_err(|error| NodeError::Config {
@@ -376,18 +378,18 @@ fn soon<T: Send + 'static>(work: impl FnOnce() -> Result<T, NodeError> + Send + 
 
 impl Authority for LocalCluster {
     fn read(&self) -> Soon<'_, ClusterState> {
-        // A small file that was read a moment ago: it is in memory.
+        // Reading in place is fast: the file is small and in the page cache.
         Box::pin(std::future::ready(self.state()))
     }
 
     fn replace(self: Arc<Self>, next: ClusterState) -> Soon<'static, ()> {
-        soon(move || self.put_in_force(&next))
+        run_blocking(move || self.replace_state(&next))
     }
 }
 
 impl Volumes for LocalCluster {
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>> {
-        soon(move || {
+        run_blocking(move || {
             self.check()?;
             let folder = self.volume_folder(&volume);
             let opened = match expected {
@@ -408,7 +410,7 @@ impl Volumes for LocalCluster {
 
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         let folder = self.volume_folder(&volume);
-        soon(move || {
+        run_blocking(move || {
             self.check()?;
             match std::fs::remove_dir_all(&folder) {
                 Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &folder)(error)),
@@ -427,13 +429,13 @@ fn lock_path(data: &Path, node: &NodeName) -> PathBuf {
     data.join("nodes").join(format!("{node}.lock"))
 }
 
-/// The lock of a folder itself, for as long as this lives. Waits for it.
+/// The lock of a folder itself, held until dropped.
 struct FolderLock(File);
 
 impl FolderLock {
     fn take(folder: &Path) -> Result<FolderLock, NodeError> {
         let file = File::open(folder).map_err(failed("open", folder))?;
-        // A file system that cannot lock folders leaves it at the checks.
+        // Some file systems cannot lock folders. Then only the version check protects the state.
         while let Err(error) = file.lock()
             && error.kind() == ErrorKind::Interrupted
         {}
@@ -443,26 +445,27 @@ impl FolderLock {
 
 impl Drop for FolderLock {
     fn drop(&mut self) {
-        // Not left to the file's end: a child that is just being started has the same open file.
+        // Unlock explicitly. A child process that is being started shares the open file and would
+        // keep the lock.
         let _ = self.0.unlock();
     }
 }
 
-fn card_path(data: &Path, node: &NodeName) -> PathBuf {
+fn node_info_path(data: &Path, node: &NodeName) -> PathBuf {
     data.join("nodes").join(format!("{node}.json"))
 }
 
-/// Opens the file of a lock; makes it if it is not there.
+/// Opens a lock file; creates it if it does not exist.
 fn open_lock(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     regular_file::open_with(options.write(true).create(true).truncate(false), path)
 }
 
 /// Takes a lock, or `None` if another process has it.
-fn lock(path: &Path) -> Result<Option<Kept>, NodeError> {
+fn lock(path: &Path) -> Result<Option<OpenPath>, NodeError> {
     let file = open_lock(path).map_err(failed("open", path))?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(Kept {
+        Ok(()) => Ok(Some(OpenPath {
             path: path.to_owned(),
             file,
         })),
@@ -471,7 +474,7 @@ fn lock(path: &Path) -> Result<Option<Kept>, NodeError> {
     }
 }
 
-/// True if a process holds that lock for itself.
+/// Returns `true` if a process holds that lock exclusively.
 fn is_held(path: &Path) -> bool {
     let file = regular_file::open_with(OpenOptions::new().read(true), path);
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
@@ -486,10 +489,11 @@ fn holder(data: &Path, name: &NodeName) -> Option<String> {
     ))
 }
 
-/// What the nodes of a data folder say of themselves, by name, whether they live or not.
+/// Returns the published descriptions of the nodes of a data folder, by name, alive or not.
 ///
 /// # Errors
-/// When the folder cannot be read. A card that is half written or of another format is passed over.
+/// Returns an error if the folder cannot be read. Incomplete descriptions, or those of another
+/// format, are skipped.
 pub fn node_infos(data: &Path) -> Result<Vec<NodeInfo>, NodeError> {
     let folder = data.join("nodes");
     let mut node_infos: Vec<NodeInfo> = Vec::new();
@@ -504,22 +508,24 @@ pub fn node_infos(data: &Path) -> Result<Vec<NodeInfo>, NodeError> {
     Ok(node_infos)
 }
 
-/// True if a process runs the node of that name.
+/// Returns `true` if a process runs the node with this name.
 #[must_use]
 pub fn is_node_running(data: &Path, node: &NodeName) -> bool {
     is_held(&lock_path(data, node))
 }
 
-/// True if a node of this data folder coordinates now: there is a cluster to join.
+/// Returns `true` if a node of this data folder is the coordinator now. Then there is a cluster to
+/// join.
 #[must_use]
 pub fn has_coordinator(data: &Path) -> bool {
     is_held(&data.join(COORDINATOR))
 }
 
-/// What nodes of this data folder show each other; only the folder's owner can read it.
+/// Returns the secret that authenticates nodes of this data folder. Only the folder's owner can
+/// read it.
 ///
 /// # Errors
-/// When there is none, or it cannot be read.
+/// Returns an error if the file does not exist or cannot be read.
 pub fn read_secret(data: &Path) -> Result<String, NodeError> {
     let path = data.join(SECRET);
     let text = regular_file::read(&path, FILE_BYTES_MAX).and_then(|bytes| {
@@ -528,7 +534,7 @@ pub fn read_secret(data: &Path) -> Result<String, NodeError> {
     text.map_err(failed("read", &path))
 }
 
-/// The secret, made if it is not there; whoever makes it first wins.
+/// Returns the secret. Creates it if it does not exist; the first of several processes wins.
 fn secret(data: &Path) -> Result<String, NodeError> {
     let path = data.join(SECRET);
     let fresh = data.join(format!("{SECRET}.{}", std::process::id()));
@@ -545,8 +551,8 @@ fn secret(data: &Path) -> Result<String, NodeError> {
             .map_err(failed("create", &fresh))?;
         file.write_all(text.as_bytes()).map_err(failed("write", &fresh))?;
         file.sync_all().map_err(failed("sync", &fresh))?;
-        // A link, unlike a rename, does not take the place of one that another process made
-        // meanwhile.
+        // A hard link, unlike a rename, does not replace a secret that another process has just
+        // created.
         let linked = std::fs::hard_link(&fresh, &path);
         let _ = std::fs::remove_file(&fresh);
         match linked {
@@ -559,7 +565,7 @@ fn secret(data: &Path) -> Result<String, NodeError> {
     read_secret(data)
 }
 
-/// The state in force in a data folder; `None` if no node has made one yet.
+/// Returns the current state of a data folder; `None` if no node has written one.
 fn read_state(data: &Path) -> Result<Option<ClusterState>, NodeError> {
     let path = &data.join(STATE);
     let json = match regular_file::read(path, STATE_BYTES_MAX) {
@@ -572,7 +578,7 @@ fn read_state(data: &Path) -> Result<Option<ClusterState>, NodeError> {
         reason: error.to_string(),
     };
     let value: serde_json::Value = serde_json::from_slice(&json).map_err(wrong)?;
-    // Folders of the first layout hold the ring and nothing else.
+    // Data folders of the first layout contain only the ring.
     let state = if value.get("ring").is_some() {
         serde_json::from_value(value).map_err(wrong)?
     } else {
@@ -581,7 +587,7 @@ fn read_state(data: &Path) -> Result<Option<ClusterState>, NodeError> {
     if !state.is_known_format() {
         return Err(NodeError::Ring {
             path: path.to_owned(),
-            reason: "it is of a layout that this version does not know".to_owned(),
+            reason: "the layout of the file is not known to this version; upgrade this program".to_owned(),
         });
     }
     Ok(Some(state))
@@ -596,15 +602,16 @@ fn write_state(data: &Path, state: &ClusterState) -> Result<(), NodeError> {
     replace_file(&path, &json)
 }
 
-/// The ring in force in a data folder; `None` if no node has made one yet. A node need not run.
+/// Returns the current ring of a data folder; `None` if no node has written one. Needs no running
+/// node.
 ///
 /// # Errors
-/// When the file cannot be read or holds no ring.
+/// Returns an error if the file cannot be read or contains no ring.
 pub fn read_ring(data: &Path) -> Result<Option<Ring>, NodeError> {
     Ok(read_state(data)?.map(|state| state.ring))
 }
 
-/// Puts a file in place of another, whole and durable, or not at all.
+/// Replaces a file atomically and durably.
 fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), NodeError> {
     let temporary = path.with_extension("json.new");
     let mut file = File::create(&temporary).map_err(failed("create", &temporary))?;
@@ -634,7 +641,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_taken_by_one_process_and_free_again_after_it() {
+    fn a_name_is_used_by_one_process_and_free_after_its_end() {
         let data = tempfile::tempdir().unwrap();
         let first = LocalCluster::join(data.path(), "paris").unwrap();
         first.announce(&node_info("paris")).unwrap();
@@ -649,7 +656,7 @@ mod tests {
     }
 
     #[test]
-    fn node_of_a_renamed_data_folder_leaves_its_successor_alone() {
+    fn a_node_of_a_renamed_data_folder_does_not_touch_the_new_folder() {
         let folder = tempfile::tempdir().unwrap();
         let (data, moved) = (folder.path().join("data"), folder.path().join("moved"));
         let paris = LocalCluster::join(&data, "paris").unwrap();
@@ -666,19 +673,19 @@ mod tests {
             ["ring.json", "nodes/paris.json", "secret"].map(|name| std::fs::read(data.join(name)).unwrap())
         };
         let before = files();
-        for refused in [paris.announce(&node_info("paris")), paris.put_in_force(&next)] {
-            let error = refused.unwrap_err();
+        for rejected in [paris.announce(&node_info("paris")), paris.replace_state(&next)] {
+            let error = rejected.unwrap_err();
             let source = std::error::Error::source(&error).unwrap().to_string();
             assert!(source.contains("replaced"), "{error}: {source}");
         }
         assert!(paris.state().is_err());
         paris.retire();
         assert!(files() == before);
-        other.put_in_force(&next).unwrap();
+        other.replace_state(&next).unwrap();
     }
 
     #[test]
-    fn coordinator_without_its_lock_puts_nothing_in_force() {
+    fn a_coordinator_without_its_lock_file_cannot_replace_the_state() {
         let data = tempfile::tempdir().unwrap();
         let paris = LocalCluster::join(data.path(), "paris").unwrap();
         let next = paris
@@ -688,14 +695,14 @@ mod tests {
             .unwrap();
         std::fs::remove_file(data.path().join(COORDINATOR)).unwrap();
         let lyon = LocalCluster::join(data.path(), "lyon").unwrap();
-        assert!(paris.put_in_force(&next).is_err());
-        lyon.put_in_force(&next).unwrap();
+        assert!(paris.replace_state(&next).is_err());
+        lyon.replace_state(&next).unwrap();
         std::fs::remove_file(lock_path(data.path(), &NodeName::new("paris").unwrap())).unwrap();
         assert!(paris.announce(&node_info("paris")).is_err());
     }
 
     #[test]
-    fn the_end_of_a_node_and_of_the_coordinator_is_told_by_the_kernel() {
+    fn the_kernel_reports_the_end_of_a_node_and_of_the_coordinator() {
         let data = tempfile::tempdir().unwrap();
         let paris = LocalCluster::join(data.path(), "paris").unwrap();
         paris.announce(&node_info("paris")).unwrap();
@@ -703,35 +710,38 @@ mod tests {
         assert_eq!(
             lyon.alive().unwrap().len(),
             1,
-            "paris; lyon has shown no card yet"
+            "paris; lyon has not published its description"
         );
-        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-        lyon.watch(&NodeName::new("paris").unwrap(), tell.clone());
-        Arc::clone(&lyon).stand(tell);
+        let (events, mut received) = tokio::sync::mpsc::unbounded_channel();
+        lyon.watch(&NodeName::new("paris").unwrap(), events.clone());
+        Arc::clone(&lyon).stand(events);
         let next = lyon
             .state()
             .unwrap()
             .with_nodes(&[NodeName::new("lyon").unwrap()].into());
         assert!(
-            lyon.put_in_force(next.as_ref().unwrap()).is_err(),
+            lyon.replace_state(next.as_ref().unwrap()).is_err(),
             "paris coordinates"
         );
         drop(paris);
-        let mut events = [told.blocking_recv().unwrap(), told.blocking_recv().unwrap()];
+        let mut events = [
+            received.blocking_recv().unwrap(),
+            received.blocking_recv().unwrap(),
+        ];
         events.sort_by_key(|event| *event != Event::Elected);
         assert_eq!(
             events,
             [Event::Elected, Event::Gone(NodeName::new("paris").unwrap())]
         );
-        lyon.put_in_force(next.as_ref().unwrap()).unwrap();
+        lyon.replace_state(next.as_ref().unwrap()).unwrap();
         assert!(
-            lyon.put_in_force(next.as_ref().unwrap()).is_err(),
-            "two plans from one version: one wins"
+            lyon.replace_state(next.as_ref().unwrap()).is_err(),
+            "only one of two changes of the same version succeeds"
         );
     }
 
     #[test]
-    fn a_damaged_ring_is_named_and_left_as_it_is() {
+    fn a_damaged_ring_is_reported_and_left_unchanged() {
         let data = tempfile::tempdir().unwrap();
         drop(LocalCluster::join(data.path(), "paris").unwrap());
         let path = data.path().join("ring.json");
@@ -742,7 +752,7 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_is_one_for_all_and_nobody_elses() {
+    fn all_nodes_share_a_secret_that_only_the_owner_can_read() {
         use std::os::unix::fs::PermissionsExt;
         let data = tempfile::tempdir().unwrap();
         let paris = LocalCluster::join(data.path(), "paris").unwrap();

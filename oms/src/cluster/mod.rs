@@ -1,25 +1,27 @@
-//! Who the nodes are, which of them serves what, and how that changes: the only place that knows
-//! locks and folders.
+//! The nodes, the volumes that they serve, and the changes of both: traits and the shared state.
 //!
-//! **Invariants.** (1) A slot is served by one process at most: the one that has open the volume
-//! that the ring names, and a volume opens under a file lock that the kernel gives to one process.
-//! (2) Every step of an order is checked against its slot under the lock under which its rows are
-//! queued, so a step that comes after the slot was sealed is refused (`OrderError::Moved`) and
-//! asked again elsewhere. (3) The ring's file is the truth; replacing it is the commit point of
-//! every change, and only the holder of the coordinator's lock replaces it. (4) Rows of slots that
-//! the ring gives to another volume are rubbish wherever they lie, and are never looked at.
+//! **Invariants**
+//! 1. At most one process serves a slot. It has opened the volume that the ring assigns the slot
+//!    to, and opening takes a file lock, which the kernel grants to one process.
+//! 2. A command is checked against its slot under the lock that covers the queueing of its rows. A
+//!    command after the seal is rejected (`OrderError::Moved`) and retried at the new owner.
+//! 3. The file of the ring decides. Replacing it is the commit point of every change, and only the
+//!    holder of the coordinator's lock replaces it.
+//! 4. Rows in a volume that does not own their slot are never read.
 //!
-//! **A slot in a volume** is *here*, *sealed* (here, but on its way: nothing is committed any
-//! more), or *elsewhere*. **A volume** is served by the node that `serving` names, or waited for
-//! while it changes hands. **A move** is *begun* (`moving` names the ring to be), *committed* (the
-//! ring is that ring) or *undone* (`moving` is gone, the ring is as it was).
+//! **States.** A slot of a volume is *here*, *sealed* (here, but no longer written, because it is
+//! moving) or *elsewhere*. A move is *begun* (`moving` names the next ring), *committed* (the next
+//! ring is the ring) or *undone* (`moving` is empty and the ring is unchanged).
 //!
-//! **Crash at any step.** Before the commit: the copy lies at the target in slots that the ring
-//! gives elsewhere (a store's stock aside, in `arriving`), so nobody reads it; whoever coordinates
-//! next takes `moving` away, sources unseal, targets clear. After it: the copy is adopted, and the
-//! source's rows are purged, by whoever opens those volumes. No second move begins until every
-//! volume has done so. Above this seam nobody assumes a shared disk or a lock: see `Membership`,
-//! `Authority`, `Volumes`.
+//! **Crash at any step.**
+//! - Before the commit, the copied rows belong to slots that the target does not own, so no process
+//!   reads them. Staged stock is in the table `arriving`. The next coordinator removes `moving`,
+//!   the source unseals its slots, and the target deletes the copy.
+//! - After the commit, the target activates the copy and the source deletes its rows, each when its
+//!   volume is opened. No second move begins before all volumes have finished.
+//!
+//! Deliberately absent above the traits `Membership`, `Authority` and `Volumes`: any assumption
+//! about a shared disk or file locks.
 
 pub(crate) mod channel;
 mod local;
@@ -40,34 +42,34 @@ pub(crate) use crate::cluster::local::LocalCluster;
 pub use crate::cluster::local::{has_coordinator, is_node_running, node_infos, read_ring, read_secret};
 pub(crate) use crate::cluster::state::{ClusterState, SlotSet, ranges, slots_in};
 
-/// What a node's process says of itself.
+/// The description that a node's process publishes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
     /// The node's name.
     pub name: NodeName,
-    /// Where it answers.
+    /// The address of its HTTP API.
     pub address: SocketAddr,
-    /// Its process.
+    /// The id of its process.
     pub process: u32,
-    /// UTC milliseconds at which it started.
+    /// Start of the process in UTC milliseconds.
     pub started_at_ms: u64,
-    /// Its share of the slots, against those of the others.
-    #[serde(default = "usual_weight")]
+    /// Its share of the slots, relative to the weights of the other nodes.
+    #[serde(default = "default_weight")]
     pub weight: u32,
-    /// The zone that it fails with.
+    /// The failure zone of the node.
     #[serde(default)]
     pub zone: Option<String>,
 }
 
-fn usual_weight() -> u32 {
+fn default_weight() -> u32 {
     1
 }
 
 impl NodeInfo {
-    /// The node as a member of the ring.
+    /// Returns the node as a member of the ring.
     ///
     /// # Errors
-    /// If the weight or the zone is not one.
+    /// Returns an error if the weight or the zone is invalid.
     pub fn member(&self) -> Result<Member, imt_ring::Error> {
         let member = Member::new(&self.name)?.with_weight(self.weight)?;
         match &self.zone {
@@ -77,83 +79,85 @@ impl NodeInfo {
     }
 }
 
-/// Something that the coordinator must look at.
+/// An event for the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// This process is the coordinator from here on.
+    /// This process has become the coordinator.
     Elected,
-    /// A node ended, or its process died.
+    /// A node has stopped or died.
     Gone(NodeName),
-    /// A node is there, or wants something looked at.
+    /// A node has started, or asks the coordinator to check the cluster.
     Hello,
-    /// A node is to leave for good.
+    /// A node asks to leave the cluster permanently.
     Leave(NodeName),
 }
 
-/// Being a node among others.
+/// Membership of this node in the cluster.
 pub(crate) trait Membership: Send + Sync {
-    /// This node's name.
+    /// Returns this node's name.
     fn name(&self) -> &NodeName;
 
-    /// Says where this node answers.
+    /// Publishes this node's address and description.
     fn announce(&self, node_info: &NodeInfo) -> Result<(), NodeError>;
 
-    /// The nodes that live, this one included.
+    /// Returns the nodes that are alive, this one included.
     fn alive(&self) -> Result<Vec<NodeInfo>, NodeError>;
 
-    /// What the nodes say of themselves, whether they live or not.
+    /// Returns the published descriptions of all nodes, alive or not.
     fn node_infos(&self) -> Result<Vec<NodeInfo>, NodeError>;
 
-    /// Removes the card of a node that is no longer a member, unless its process lives.
+    /// Removes the description of a node that is no longer a member, unless its process is alive.
     fn forget(&self, node: &NodeName) -> Result<(), NodeError>;
 
-    /// Asks to be told, once, when that node is gone.
-    fn watch(&self, node: &NodeName, tell: tokio::sync::mpsc::UnboundedSender<Event>);
+    /// Sends an event once, when that node stops.
+    fn watch(&self, node: &NodeName, events: tokio::sync::mpsc::UnboundedSender<Event>);
 
-    /// Asks to be told, once, when this process is the coordinator; at once if it is already.
-    fn stand(self: Arc<Self>, tell: tokio::sync::mpsc::UnboundedSender<Event>);
+    /// Stands for election: sends an event once, when this process becomes the coordinator. The
+    /// event is sent immediately if it is the coordinator already.
+    fn stand(self: Arc<Self>, events: tokio::sync::mpsc::UnboundedSender<Event>);
 
-    /// Says that this node is about to go: it serves until others do, and is given nothing more.
+    /// Announces that this node will stop. It serves its volumes until other nodes do, and gets no
+    /// more.
     fn retire(&self);
 
-    /// Says that this node is no longer there.
+    /// Ends the membership of this node.
     fn withdraw(&self);
 
-    /// What nodes show each other to be let in.
+    /// Returns the secret that authenticates nodes to each other.
     fn secret(&self) -> &str;
 }
 
-/// An answer that may have to be waited for: from a disk here, from a network elsewhere.
+/// A result that may need a wait for a disk or a network.
 pub(crate) type Soon<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send + 'a>>;
 
-/// Where the truth about the cluster is kept.
+/// Access to the cluster's state, which all nodes share.
 pub(crate) trait Authority: Send + Sync {
-    /// What is in force.
+    /// Returns the current state.
     fn read(&self) -> Soon<'_, ClusterState>;
 
-    /// Puts another state in force: durable, whole or not at all. Refused unless this process is
-    /// the coordinator and the state follows the one in force.
+    /// Replaces the state, atomically and durably. Fails unless this process is the coordinator and
+    /// the state has the next version.
     fn replace(self: Arc<Self>, next: ClusterState) -> Soon<'static, ()>;
 }
 
-/// The expectation about a volume that is to be opened.
+/// The expected existence of a volume that is to be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// The ring names it: it exists, or was lost. An empty one in its place would pass for its
-    /// orders.
+    /// The ring names it, so it existed before. An empty volume in its place would hide the loss of
+    /// its orders.
     Existing,
-    /// It has no slots yet: it is made if it is not there.
+    /// It has no slots yet, and is created if it does not exist.
     MaybeNew,
 }
 
-/// The volumes that this process may open.
+/// Access to the volumes of the cluster.
 pub(crate) trait Volumes: Send + Sync {
-    /// Opens a volume, `None` if another process still has it. As long as it is open here, nobody
-    /// else commits in it; where it can be lost while this process lives, what is opened says so
-    /// (`Volume::is_ours`), and commits in it are refused. Fails with `NodeError::VolumeMissing` if
-    /// a volume that must exist is not there.
+    /// Opens a volume. Returns `None` if another process still has it open. While it is open here,
+    /// no other process commits to it. Where ownership can be lost during the life of this process,
+    /// the volume knows it (`Volume::is_ours`) and its commits are rejected. Fails with
+    /// `NodeError::VolumeMissing` if an existing volume was expected and is not found.
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>>;
 
-    /// Removes a volume that is of no use to anybody any more.
+    /// Removes a volume that has no slots any more.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
 }

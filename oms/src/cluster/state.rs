@@ -1,44 +1,51 @@
-//! The cluster's state: the ring, who serves which volume, and the move under way. Pure: every
-//! transition gives the next state or says that there is nothing to change.
+//! The cluster's state: the ring, the server of each volume, and the move in progress.
+//!
+//! Every transition is a pure function. It returns the next state, or `None` if nothing changes.
+//!
+//! **Invariants**
+//! - The version grows by one with every change.
+//! - At most one move is in progress.
+//!
+//! Deliberately absent: files, locks and messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use imt_ring::{Member, NodeName, Options, Ring, Slot};
 use serde::{Deserialize, Serialize};
 
-/// Layout of the state's file.
+/// Version of the layout of the state's file.
 const FORMAT: u32 = 2;
 
-/// What all nodes go by.
+/// The state that all nodes share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ClusterState {
     format: u32,
     /// Grows by one with every change.
     pub(crate) version: u64,
-    /// Which volume has which slot.
+    /// The assignment of slots to volumes.
     pub(crate) ring: Ring,
-    /// Which node serves which volume.
+    /// The node that serves each volume.
     pub(crate) serving: BTreeMap<NodeName, NodeName>,
-    /// Nodes that are to give all their slots away, and then to end.
+    /// Nodes that are leaving: they give all their slots away and then stop.
     pub(crate) leaving: BTreeSet<NodeName>,
-    /// The move under way.
+    /// The move in progress.
     pub(crate) moving: Option<Moving>,
-    /// The move that led to the ring in force.
+    /// The id of the move that led to the current ring.
     pub(crate) committed: u64,
 }
 
-/// Slots on their way.
+/// A move of slots between volumes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Moving {
-    /// Names the move: the version at which it was begun.
+    /// The id of the move: the version that began it.
     pub(crate) id: u64,
-    /// The ring that it leads to.
+    /// The ring after the move.
     pub(crate) next: Ring,
 }
 
-/// The reason why a node cannot begin to leave.
+/// The reason why a node cannot start to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unleavable {
     NoMember,
@@ -50,14 +57,14 @@ impl Unleavable {
     /// The reason in words.
     pub(crate) fn reason(self) -> &'static str {
         match self {
-            Unleavable::NoMember => "it is no member of the ring",
+            Unleavable::NoMember => "it is not a member of the ring",
             Unleavable::Leaving => "it is leaving already",
-            Unleavable::Last => "no other member with a weight above 0 stays to take its orders",
+            Unleavable::Last => "no other member with a weight above 0 can take over its orders",
         }
     }
 }
 
-/// Slots that pass from one volume to another.
+/// The slots that a move transfers from one volume to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Handover {
     pub(crate) from: NodeName,
@@ -66,7 +73,7 @@ pub(crate) struct Handover {
 }
 
 impl ClusterState {
-    /// The state of a cluster with one node.
+    /// Returns the state of a cluster with one node.
     pub(crate) fn first(member: Member) -> Result<ClusterState, imt_ring::Error> {
         let name = member.name().clone();
         let mut state = ClusterState::of_ring(Ring::bootstrap([member], Options::new())?);
@@ -74,7 +81,7 @@ impl ClusterState {
         Ok(state)
     }
 
-    /// The state of a data folder that knows only a ring.
+    /// Returns the state of a data folder that has only a ring.
     pub(crate) fn of_ring(ring: Ring) -> ClusterState {
         ClusterState {
             format: FORMAT,
@@ -87,7 +94,7 @@ impl ClusterState {
         }
     }
 
-    /// True if this version of the program knows the layout.
+    /// Returns `true` if this program knows the layout.
     pub(crate) fn is_known_format(&self) -> bool {
         self.format == FORMAT
     }
@@ -97,12 +104,12 @@ impl ClusterState {
         self
     }
 
-    /// Every volume with a node that lives: its own if that lives, else the one that has it, else
-    /// the node with the fewest. A move goes on unless a volume that has part in it changes hands:
-    /// then it is undone.
+    /// Assigns every volume to a node that is alive: its own node first, then its present server,
+    /// then the node with the fewest volumes. A move continues unless one of its volumes changes
+    /// its server. In that case it is undone.
     pub(crate) fn with_nodes(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
-        // A node that has left for good is forgotten once its process has ended.
+        // A node that has left is removed once its process has ended.
         let is_member = |name: &NodeName| self.ring.member(name).is_some();
         next.leaving
             .retain(|name| alive.contains(name) || is_member(name));
@@ -142,8 +149,7 @@ impl ClusterState {
         (next != *self).then(|| next.changed())
     }
 
-    /// The state in which slots are on their way, if the ring should have other members than it
-    /// has.
+    /// Begins a move if the ring must get other members. Returns `None` if it need not.
     pub(crate) fn begin_move(&self, alive: &[Member]) -> Result<Option<ClusterState>, imt_ring::Error> {
         let mut target: BTreeMap<NodeName, Member> = BTreeMap::new();
         let known = self.ring.members().iter().chain(alive);
@@ -162,7 +168,7 @@ impl ClusterState {
         Ok(Some(state))
     }
 
-    /// The state after the move: its ring is in force.
+    /// Returns the state after the move, with its ring.
     pub(crate) fn commit_move(&self) -> Option<ClusterState> {
         let mut state = self.clone().changed();
         let moving = state.moving.take()?;
@@ -171,7 +177,7 @@ impl ClusterState {
         Some(state)
     }
 
-    /// The state without the move.
+    /// Returns the state without the move.
     pub(crate) fn undo_move(&self) -> Option<ClusterState> {
         self.moving.as_ref()?;
         let mut state = self.clone().changed();
@@ -179,8 +185,7 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Returns the state in which a member is to give its slots away; the reason if the member
-    /// cannot, or does already.
+    /// Marks a member as leaving. Fails if the node cannot leave or is leaving already.
     pub(crate) fn with_leaving(&self, node: &NodeName) -> Result<ClusterState, Unleavable> {
         let takes_slots = |member: &Member| {
             member.name() != node && member.weight() > 0 && !self.leaving.contains(member.name())
@@ -199,7 +204,7 @@ impl ClusterState {
         Ok(state.changed())
     }
 
-    /// What passes from whom to whom in the move under way.
+    /// Returns the transfers of the move in progress.
     pub(crate) fn handovers(&self) -> Vec<Handover> {
         let Some(moving) = &self.moving else {
             return Vec::new();
@@ -217,7 +222,7 @@ impl ClusterState {
     }
 }
 
-/// Slots as `first-last` runs, as they stand in messages between nodes.
+/// Returns slots as runs of first and last slot, the form used in messages between nodes.
 pub(crate) fn ranges(slots: &[u32]) -> Vec<(u32, u32)> {
     let mut runs: Vec<(u32, u32)> = Vec::new();
     for &slot in slots {
@@ -229,20 +234,20 @@ pub(crate) fn ranges(slots: &[u32]) -> Vec<(u32, u32)> {
     runs
 }
 
-/// The slots of such runs.
+/// Returns the slots of such runs.
 pub(crate) fn slots_in(ranges: &[(u32, u32)]) -> impl Iterator<Item = u32> {
     ranges.iter().flat_map(|(first, last)| *first..=*last)
 }
 
-/// Slots to ask after one by one.
+/// A set of slots with constant-time look-up.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SlotSet(Vec<bool>);
 
 impl SlotSet {
-    /// The slots of such runs, of so many that there are.
+    /// Creates a set from such runs. `slots` is the number of slots of the ring.
     pub(crate) fn of(ranges: &[(u32, u32)], slots: u32) -> SlotSet {
         let mut set = vec![false; slots as usize];
-        // They may have come over a socket: a run may go beyond what there is.
+        // The runs may come from the network, so a run can exceed the ring.
         for (first, last) in ranges {
             (*first..=*last.min(&slots)).for_each(|slot| {
                 if let Some(is_in) = set.get_mut(slot as usize) {
@@ -253,12 +258,12 @@ impl SlotSet {
         SlotSet(set)
     }
 
-    /// True if a slot is among them.
+    /// Returns `true` if the set contains the slot.
     pub(crate) fn has(&self, slot: Slot) -> bool {
         self.0.get(slot.0 as usize).copied().unwrap_or(false)
     }
 
-    /// How many there are.
+    /// Returns the number of slots in the set.
     pub(crate) fn len(&self) -> usize {
         self.0.iter().filter(|is_in| **is_in).count()
     }
@@ -288,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_joins_gets_its_share_from_those_that_are_there() {
+    fn a_joining_node_gets_its_share_of_the_slots() {
         let first = ClusterState::first(Member::new("a").unwrap()).unwrap();
         let joined = first.with_nodes(&names(&["a", "b"])).unwrap();
         assert_eq!(joined.serving[&name("b")], name("b"));
@@ -308,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn the_volume_of_a_dead_node_is_served_by_a_survivor_and_given_back() {
+    fn the_volume_of_a_dead_node_is_served_by_a_survivor_and_returned() {
         let state = two();
         let after = state.with_nodes(&names(&["a"])).unwrap();
         assert_eq!(after.serving[&name("b")], name("a"));
@@ -326,11 +331,11 @@ mod tests {
         let after = moving.with_nodes(&names(&["a"])).unwrap();
         assert_eq!(after.moving, None);
         assert_eq!(after.ring, first.ring);
-        assert!(!after.serving.contains_key(&name("b")), "it never had anything");
+        assert!(!after.serving.contains_key(&name("b")), "b never had a slot");
     }
 
     #[test]
-    fn a_node_that_comes_or_goes_without_part_in_a_move_does_not_undo_it() {
+    fn a_node_without_part_in_a_move_does_not_undo_it() {
         let joined = two().with_nodes(&names(&["a", "b", "c"])).unwrap();
         let moving = joined.begin_move(&members(&["a", "b", "c"])).unwrap().unwrap();
         let more = moving.with_nodes(&names(&["a", "b", "c", "d"])).unwrap();
@@ -344,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_leaves_gives_all_away_and_does_not_join_again_by_itself() {
+    fn a_leaving_node_gives_all_slots_away_and_does_not_rejoin() {
         let state = two().with_leaving(&name("b")).unwrap();
         let moving = state.begin_move(&members(&["a", "b"])).unwrap().unwrap();
         let done = moving.commit_move().unwrap();
@@ -352,16 +357,17 @@ mod tests {
         assert_eq!(done.begin_move(&members(&["a", "b"])).unwrap(), None);
         let without = done.with_nodes(&names(&["a", "b"])).unwrap();
         assert!(!without.serving.contains_key(&name("b")));
-        assert!(
-            without.leaving.contains(&name("b")),
-            "as long as its process is there"
-        );
+        assert!(without.leaving.contains(&name("b")), "while its process is alive");
         let ended = without.with_nodes(&names(&["a"])).unwrap();
         assert!(ended.leaving.is_empty());
         assert_eq!(two().with_leaving(&name("c")), Err(Unleavable::NoMember));
         assert_eq!(ended.with_leaving(&name("a")), Err(Unleavable::Last));
         assert_eq!(state.with_leaving(&name("b")), Err(Unleavable::Leaving));
         let other = state.with_leaving(&name("a"));
-        assert_eq!(other, Err(Unleavable::Last), "the only other member leaves, too");
+        assert_eq!(
+            other,
+            Err(Unleavable::Last),
+            "the only other member is leaving, too"
+        );
     }
 }

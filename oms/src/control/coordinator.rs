@@ -1,10 +1,18 @@
-//! The coordinator: decides who serves what and which slots move, and writes it down.
+//! The coordinator: assigns volumes to nodes, starts migrations of slots and records the decisions
+//! in the cluster's state.
 //!
-//! Every node has this task; it does something once the coordinator's lock is this process's. A
-//! round looks at who lives and at the state, and brings the state in line: volumes of the dead to
-//! survivors, a node's own volume back to it, slots to a new node and from one that leaves. Each
-//! step is one replacement of the state's file, after which all nodes are told; a coordinator that
-//! dies in between leaves a state from which the next goes on.
+//! Every node runs this task. It acts only while its process holds the coordinator's lock. Each
+//! round compares the running nodes with the state: it assigns volumes of dead nodes to survivors,
+//! returns a volume to its own node, moves slots to a new node, and moves slots away from a leaving
+//! node.
+//!
+//! **Invariants**
+//! - Each step is one replacement of the state. All nodes are notified after it.
+//! - The commit point of a migration is the replacement that writes the new ring.
+//! - A coordinator that ends between two steps leaves a state from which the next one continues.
+//!
+//! Deliberately absent: opening volumes and copying rows. The reconciler and the volume servers do
+//! both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -26,47 +34,48 @@ use crate::error::{NodeError, with_reasons};
 use crate::runtime;
 use crate::volume::migration::target::{ImportRequest, Imported, Progress};
 
-/// How long telling a node that the state has changed may take: it looks by itself soon after.
-const TELL_PATIENCE: Duration = Duration::from_millis(500);
-/// How long a volume may take to have nothing of an earlier ring about it.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(600);
-/// Longest time of one question after that. The reason why a volume does not answer is known after
-/// it.
-const SETTLE_TRY: Duration = Duration::from_secs(2);
-/// How long one volume's slots may take to be copied, while they are served as ever.
-const COPY_PATIENCE: Duration = Duration::from_secs(6 * 3_600);
-/// How long sealed slots may take to be copied: requests for them wait meanwhile.
-const SEALED_PATIENCE: Duration = Duration::from_secs(3);
-/// When catching up takes no longer than this, little is left.
-const NEAR: Duration = Duration::from_millis(100);
-/// Rounds of catching up before slots are sealed all the same: then they change as fast as they are
-/// copied.
-const ROUNDS_MAX: u32 = 20;
-/// How often the progress of a move is looked at.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
-/// How often it is logged, in looks.
-const PROGRESS_LOGGED: u32 = 5;
-/// Looks in a row at which a target may not answer before the copy is given up: it lives, or this
-/// would be known, but it stands still.
-const SILENT_LOOKS_MAX: u32 = 10;
-/// Looks in a row at which a target may not be copying what it was asked to before that is asked
-/// anew.
-const IDLE_LOOKS_MAX: u32 = 3;
-/// Before a move that failed is begun again.
-const MOVE_AGAIN: Duration = Duration::from_millis(500);
-/// Between two questions whether a volume is settled.
-const ASK_AGAIN: Duration = Duration::from_millis(20);
+/// Timeout of a notification that the state has changed. A node that misses it reads the state soon
+/// after by itself.
+const NOTIFY_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest time to wait until a volume has removed the rows of earlier migrations.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(600);
+/// Timeout of one question whether a volume has removed old rows. After the timeout, the reason why
+/// the volume does not answer is known.
+const CLEANUP_QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time to copy one volume's slots. They are served during the copy.
+const COPY_TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
+/// Longest time to copy the rest of sealed slots. Requests for these slots wait during it.
+const SEALED_COPY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Duration of a copy round at or below which the slots are sealed, because little is left to copy.
+const SHORT_ROUND: Duration = Duration::from_millis(100);
+/// Maximum number of copy rounds before the slots are sealed. After so many, rows change as fast as
+/// they are copied.
+const COPY_ROUNDS_MAX: u32 = 20;
+/// Interval at which the progress of a migration is read.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// Number of progress reads for one log line.
+const PROGRESS_READS_PER_LOG: u32 = 5;
+/// Number of consecutive progress reads without an answer of a target before the copy is given up.
+/// The target's process runs, or its end would be known, but it is stalled.
+const SILENT_READS_MAX: u32 = 10;
+/// Number of consecutive progress reads at which a target is not copying before its request is
+/// treated as lost.
+const IDLE_READS_MAX: u32 = 3;
+/// Pause before a failed migration is started again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Pause between two questions whether a volume has removed old rows.
+const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
 
 struct Coordinator {
     cluster: Arc<ClusterHandle>,
-    /// The other nodes that were seen and are not gone. One that is about to go has no card any
-    /// more, and is to hear at once that others have what it served.
+    /// The other nodes that were seen alive and are not known to be down. A stopping node has
+    /// withdrawn its description, but must be notified at once when others have taken its volumes.
     watched: BTreeMap<NodeName, NodeInfo>,
     leaving: Vec<NodeName>,
     is_elected: bool,
 }
 
-/// Coordinates, whenever this process is the coordinator, until told to stop.
+/// Acts as the coordinator whenever this process holds the lock, until `stop` becomes true.
 pub(crate) async fn coordinate(
     cluster: Arc<ClusterHandle>,
     mut events: mpsc::UnboundedReceiver<Event>,
@@ -84,12 +93,12 @@ pub(crate) async fn coordinate(
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
             event = events.recv() => match event {
-                Some(event) => coordinator.note(event),
+                Some(event) => coordinator.handle_event(event),
                 None => return,
             },
         }
         while let Ok(event) = events.try_recv() {
-            coordinator.note(event);
+            coordinator.handle_event(event);
         }
         if !coordinator.is_elected {
             continue;
@@ -97,31 +106,31 @@ pub(crate) async fn coordinate(
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = coordinator.work(&mut events) => {}
+            () = coordinator.run_rounds(&mut events) => {}
         }
     }
 }
 
 impl Coordinator {
-    fn note(&mut self, event: Event) {
+    fn handle_event(&mut self, event: Event) {
         match event {
             Event::Elected => {
                 self.is_elected = true;
-                tracing::info!(node = %self.cluster.me, "coordinates from here on");
+                tracing::info!(node = %self.cluster.me, "node became the coordinator");
             }
             Event::Gone(node) => {
                 self.watched.remove(&node);
-                tracing::warn!(%node, "a node is gone");
+                tracing::warn!(%node, "node went down");
             }
-            // All nodes are asked; it concerns the coordinator only.
+            // The request goes to all nodes. Only the coordinator acts on it.
             Event::Leave(node) if self.is_elected => self.leaving.push(node),
             Event::Leave(_) => {}
             Event::Hello => {}
         }
     }
 
-    /// Rounds until there is nothing to do.
-    async fn work(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) {
+    /// Runs rounds until there is nothing left to do.
+    async fn run_rounds(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) {
         loop {
             match self.round(events).await {
                 Ok(true) => {}
@@ -129,24 +138,24 @@ impl Coordinator {
                 Err(error) => {
                     let reason = with_reasons(&error);
                     if self.cluster.set_trouble(Some(reason.clone())) {
-                        tracing::error!(error = reason, "cannot coordinate");
+                        tracing::error!(error = reason, "coordination failed");
                     }
-                    self.look_again_later();
+                    self.retry_later();
                     return;
                 }
             }
         }
     }
 
-    fn look_again_later(&self) {
+    fn retry_later(&self) {
         let events = self.cluster.events.clone();
         runtime::spawn(async move {
-            tokio::time::sleep(MOVE_AGAIN).await;
+            tokio::time::sleep(RETRY_PAUSE).await;
             let _ = events.send(Event::Hello);
         });
     }
 
-    /// One step; true if there may be another.
+    /// Runs one step. Returns `true` if another one may follow.
     async fn round(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Result<bool, NodeError> {
         let node_infos = self.alive()?;
         let names: BTreeSet<NodeName> = node_infos.keys().cloned().collect();
@@ -165,7 +174,7 @@ impl Coordinator {
             return Ok(true);
         }
         if let Some(undone) = state.undo_move() {
-            tracing::warn!("a move of slots was broken off; it is undone");
+            tracing::warn!("unfinished migration undone");
             self.replace(&undone).await?;
             return Ok(true);
         }
@@ -177,16 +186,16 @@ impl Coordinator {
         match begun {
             None => {
                 self.cluster.set_trouble(None);
-                self.forget_cards(&state, &node_infos);
+                self.forget_node_infos(&state, &node_infos);
                 Ok(false)
             }
             Some(begun) => self.move_slots(&state, &begun, &node_infos, events).await,
         }
     }
 
-    /// Removes the cards of nodes that are neither there nor members: they have left, or never got
-    /// a slot.
-    fn forget_cards(&self, state: &ClusterState, alive: &BTreeMap<NodeName, NodeInfo>) {
+    /// Removes the descriptions of nodes that are neither alive nor members: they have left, or
+    /// never owned a slot.
+    fn forget_node_infos(&self, state: &ClusterState, alive: &BTreeMap<NodeName, NodeInfo>) {
         let membership = &self.cluster.membership;
         let is_known = |name: &NodeName| {
             alive.contains_key(name) || state.ring.member(name).is_some() || state.leaving.contains(name)
@@ -194,7 +203,7 @@ impl Coordinator {
         let node_infos = membership.node_infos().unwrap_or_default();
         for node_info in node_infos.iter().filter(|node_info| !is_known(&node_info.name)) {
             if let Err(error) = membership.forget(&node_info.name) {
-                tracing::warn!(node = %node_info.name, error = with_reasons(&error), "cannot remove the card of a node");
+                tracing::warn!(node = %node_info.name, error = with_reasons(&error), "description of a node not removed");
             }
         }
     }
@@ -221,32 +230,32 @@ impl Coordinator {
         let member = |node_info: &NodeInfo| match node_info.member() {
             Ok(member) => Some(member),
             Err(error) => {
-                tracing::error!(node = %node_info.name, %error, "the node says something of itself that cannot be");
+                tracing::error!(node = %node_info.name, %error, "invalid node description");
                 None
             }
         };
         node_infos.values().filter_map(member).collect()
     }
 
-    /// Puts a state in force and tells everybody.
+    /// Writes the next state and notifies all nodes.
     async fn replace(&self, next: &ClusterState) -> Result<(), NodeError> {
         Arc::clone(&self.cluster.authority).replace(next.clone()).await?;
         self.cluster.look.notify_one();
         for node_info in self.watched.values() {
             let (cluster, address) = (Arc::clone(&self.cluster), node_info.address);
             runtime::spawn(async move {
-                let told = cluster
+                let answer = cluster
                     .peers
-                    .ask::<bool>(address, "/peer/state", &(), TELL_PATIENCE);
-                if let Err(NoAnswer(reason)) = told.await {
-                    tracing::debug!(%address, reason, "a node was not told of the new state");
+                    .ask::<bool>(address, "/peer/state", &(), NOTIFY_TIMEOUT);
+                if let Err(NoAnswer(reason)) = answer.await {
+                    tracing::debug!(%address, reason, "node not notified of the new state");
                 }
             });
         }
         Ok(())
     }
 
-    /// Moves slots until they are moved, or something comes in between.
+    /// Migrates slots until they are moved, a step fails, or an event interrupts the migration.
     async fn move_slots(
         &mut self,
         state: &ClusterState,
@@ -259,13 +268,13 @@ impl Coordinator {
             biased;
             event = events.recv() => {
                 if let Some(event) = event {
-                    self.note(event);
+                    self.handle_event(event);
                 }
                 return Ok(true);
             }
-            settled = all_settled(&cluster, state) => if let Err(reason) = settled {
+            cleaned_up = all_cleaned_up(&cluster, state) => if let Err(reason) = cleaned_up {
                 cluster.set_trouble(Some(reason));
-                self.look_again_later();
+                self.retry_later();
                 return Ok(false);
             },
         }
@@ -274,7 +283,7 @@ impl Coordinator {
         let mut now = begun.clone();
         let copying = copy_all(&cluster, begun, node_infos);
         tokio::pin!(copying);
-        let mut is_trouble = true;
+        let mut is_failure = true;
         let outcome = loop {
             let event = tokio::select! {
                 biased;
@@ -286,8 +295,8 @@ impl Coordinator {
             };
             let must_end = matches!(event, Event::Leave(_));
             let reason = format!("{event:?}");
-            self.note(event);
-            // Whoever has no part in the move may come and go beside it.
+            self.handle_event(event);
+            // Nodes without a part in the migration may join or end during it.
             let node_infos = self.alive()?;
             if let Some(next) = now.with_nodes(&node_infos.keys().cloned().collect()) {
                 announce_serving(&now, &next);
@@ -295,7 +304,7 @@ impl Coordinator {
                 now = next;
             }
             if must_end || now.moving.is_none() {
-                is_trouble = false;
+                is_failure = false;
                 break Err(reason);
             }
         };
@@ -303,16 +312,16 @@ impl Coordinator {
         match outcome {
             Ok(moved) => {
                 if let Some(done) = now.commit_move() {
-                    // Whoever came meanwhile is to hear of it, too.
+                    // Also notifies nodes that joined during the copy.
                     self.alive()?;
-                    // From here on the slots are where they were copied to.
+                    // Commit point: from here on, the targets own the slots.
                     self.replace(&done).await?;
                     cluster.set_trouble(None);
                     tracing::info!(
                         rows = moved.rows,
                         took_ms = start.elapsed().as_millis() as u64,
                         sealed_ms = moved.sealed_at.elapsed().as_millis() as u64,
-                        "slots were moved"
+                        "slots migrated"
                     );
                 }
                 Ok(true)
@@ -320,54 +329,54 @@ impl Coordinator {
             Err(reason) => {
                 tracing::warn!(
                     reason,
-                    "slots could not be moved; they stay where they are for now"
+                    "migration failed; the slots stay with their volumes until it is retried"
                 );
-                if is_trouble {
+                if is_failure {
                     cluster.set_trouble(Some(reason));
                 }
                 if let Some(undone) = now.undo_move() {
                     self.alive()?;
                     self.replace(&undone).await?;
                 }
-                self.look_again_later();
+                self.retry_later();
                 Ok(false)
             }
         }
     }
 }
 
-/// Waits until no volume has anything of an earlier ring about it. While a volume is waited for,
-/// the gate has the reason.
-async fn all_settled(cluster: &Arc<ClusterHandle>, state: &ClusterState) -> Result<(), String> {
-    let until = Instant::now() + SETTLE_PATIENCE;
+/// Waits until every volume follows the ring and has removed the rows of earlier migrations. The
+/// reason for the wait is published with `set_trouble`.
+async fn all_cleaned_up(cluster: &Arc<ClusterHandle>, state: &ClusterState) -> Result<(), String> {
+    let until = Instant::now() + CLEANUP_TIMEOUT;
     for volume in state.serving.keys() {
         loop {
             let name = |_: &Topology| Some(volume.clone());
-            let try_until = until.min(Instant::now() + SETTLE_TRY);
+            let try_until = until.min(Instant::now() + CLEANUP_QUESTION_TIMEOUT);
             let epoch = ask_volume::<Option<u64>>(cluster, name, "epoch", &(), try_until).await;
             let reason = match epoch {
                 Ok(Some(epoch)) if epoch == state.ring.epoch().0 => break,
-                Ok(_) => format!("volume {volume} still removes the rows of an earlier move"),
+                Ok(_) => format!("volume {volume} is still removing the rows of an earlier migration"),
                 Err(problem) => problem.detail().to_owned(),
             };
             if Instant::now() >= until {
                 return Err(reason);
             }
             cluster.set_trouble(Some(reason));
-            tokio::time::sleep(ASK_AGAIN).await;
+            tokio::time::sleep(CLEANUP_QUESTION_PAUSE).await;
         }
     }
     Ok(())
 }
 
-/// What was copied.
+/// The result of a copy.
 struct Moved {
     rows: u64,
-    /// When the first slot was sealed.
+    /// The moment at which the first slot was sealed.
     sealed_at: Instant,
 }
 
-/// Slots that pass from one volume to another, and whom to ask.
+/// The slots that one volume gets from another, and the address of the target.
 #[derive(Clone)]
 struct Copying {
     target: SocketAddr,
@@ -375,8 +384,9 @@ struct Copying {
     request: ImportRequest,
 }
 
-/// Has every target copy what it gets: first all there is, while it is served, then what changed
-/// meanwhile, until little is left; then the rest, sealed.
+/// Lets every target copy its slots. The first round copies all rows, and each further round the
+/// changes since, all while the slots are served. Once a round is short, the slots are sealed and
+/// the rest is copied.
 async fn copy_all(
     cluster: &Arc<ClusterHandle>,
     state: &ClusterState,
@@ -386,14 +396,15 @@ async fn copy_all(
     let address = |volume: &NodeName| {
         let node = state.serving.get(volume).and_then(|node| node_infos.get(node));
         node.map(|node_info| node_info.address)
-            .ok_or_else(|| format!("nobody serves {volume}"))
+            .ok_or_else(|| format!("no running node serves volume {volume}"))
     };
     let mut copying = Vec::new();
     for (source, handover) in state.handovers().into_iter().enumerate() {
         let request = ImportRequest {
             address: address(&handover.from)?,
             volume: handover.from.to_string(),
-            source: u8::try_from(source).map_err(|_| "over 255 passages in one move".to_owned())?,
+            source: u8::try_from(source)
+                .map_err(|_| "a migration has at most 255 pairs of source and target".to_owned())?,
             id,
             slots: ranges(&handover.slots),
             seal: false,
@@ -404,11 +415,11 @@ async fn copy_all(
             request,
         });
     }
-    for _ in 0..ROUNDS_MAX {
+    for _ in 0..COPY_ROUNDS_MAX {
         let start = Instant::now();
-        let round = round(cluster, &copying, COPY_PATIENCE);
+        let round = round(cluster, &copying, COPY_TIMEOUT);
         tokio::pin!(round);
-        let (mut looks, mut silent) = (0, 0);
+        let (mut reads, mut silent) = (0, 0);
         loop {
             tokio::select! {
                 biased;
@@ -416,17 +427,17 @@ async fn copy_all(
                     done?;
                     break;
                 }
-                () = tokio::time::sleep(PROGRESS_EVERY) => {
-                    looks += 1;
-                    let all_answer = show_progress(cluster, &copying, looks % PROGRESS_LOGGED == 1).await;
+                () = tokio::time::sleep(PROGRESS_INTERVAL) => {
+                    reads += 1;
+                    let all_answer = show_progress(cluster, &copying, reads % PROGRESS_READS_PER_LOG == 1).await;
                     silent = if all_answer { 0 } else { silent + 1 };
-                    if silent > SILENT_LOOKS_MAX {
-                        return Err("a node that gets slots does not answer".to_owned());
+                    if silent > SILENT_READS_MAX {
+                        return Err("a target of the migration does not answer".to_owned());
                     }
                 }
             }
         }
-        if start.elapsed() <= NEAR {
+        if start.elapsed() <= SHORT_ROUND {
             break;
         }
     }
@@ -434,28 +445,29 @@ async fn copy_all(
     for copy in &mut copying {
         copy.request.seal = true;
     }
-    let rows = round(cluster, &copying, SEALED_PATIENCE).await?;
+    let rows = round(cluster, &copying, SEALED_COPY_TIMEOUT).await?;
     Ok(Moved { rows, sealed_at })
 }
 
-/// Has every target copy until nothing is left for now; how many rows all of them have then.
-async fn round(cluster: &Arc<ClusterHandle>, copying: &[Copying], patience: Duration) -> Result<u64, String> {
+/// Lets every target copy until nothing is left for now. Returns the number of rows that all
+/// targets have by then.
+async fn round(cluster: &Arc<ClusterHandle>, copying: &[Copying], timeout: Duration) -> Result<u64, String> {
     let mut copies = JoinSet::new();
     for copy in copying.iter().cloned() {
         let cluster = Arc::clone(cluster);
         copies.spawn(runtime::within(async move {
             let Handover { from, to, slots } = &copy.handover;
             let path = format!("/peer/volume/{to}/inner/import");
-            let asked = cluster.peers.ask::<Imported>(copy.target, &path, &copy.request, patience);
+            let asked = cluster.peers.ask::<Imported>(copy.target, &path, &copy.request, timeout);
             let answer = tokio::select! {
                 biased;
                 answer = asked => answer,
-                () = until_nobody_copies(&cluster, &copy) => Err(NoAnswer("the question, or its answer, got lost".to_owned())),
+                () = until_target_is_idle(&cluster, &copy) => Err(NoAnswer("the request to copy, or its answer, was lost".to_owned())),
             };
             match answer {
                 Ok(Imported { rows, bytes, .. }) => {
                     let slots = slots.len();
-                    tracing::debug!(%from, %to, slots, rows, bytes, sealed = copy.request.seal, "slots were copied");
+                    tracing::debug!(%from, %to, slots, rows, bytes, sealed = copy.request.seal, "copy round finished");
                     Ok(rows)
                 }
                 Err(NoAnswer(reason)) => Err(format!("{from} to {to}: {reason}")),
@@ -469,23 +481,23 @@ async fn round(cluster: &Arc<ClusterHandle>, copying: &[Copying], patience: Dura
     Ok(rows)
 }
 
-/// Returns if a target that answers is not copying what it was asked to.
-async fn until_nobody_copies(cluster: &ClusterHandle, copy: &Copying) {
+/// Returns once a target answers, but is not copying the requested slots.
+async fn until_target_is_idle(cluster: &ClusterHandle, copy: &Copying) {
     let path = format!("/peer/volume/{}/inner/progress", copy.handover.to);
     let mut idle = 0;
-    while idle < IDLE_LOOKS_MAX {
-        tokio::time::sleep(PROGRESS_EVERY).await;
-        let told = cluster
+    while idle < IDLE_READS_MAX {
+        tokio::time::sleep(PROGRESS_INTERVAL).await;
+        let answer = cluster
             .peers
-            .ask::<Progress>(copy.target, &path, &(), TELL_PATIENCE)
+            .ask::<Progress>(copy.target, &path, &(), NOTIFY_TIMEOUT)
             .await;
-        // Whether it does not answer at all is another question.
-        let is_idle = told.is_ok_and(|progress| !progress.importing.contains(&copy.request.source));
+        // A target that does not answer is detected by `SILENT_READS_MAX`.
+        let is_idle = answer.is_ok_and(|progress| !progress.importing.contains(&copy.request.source));
         idle = if is_idle { idle + 1 } else { 0 };
     }
 }
 
-/// Says how far a move has come. False if not every target answers.
+/// Publishes the progress of a migration. Returns `false` if a target does not answer.
 async fn show_progress(cluster: &Arc<ClusterHandle>, copying: &[Copying], log: bool) -> bool {
     let (mut rows, mut about) = (0, 0);
     let mut all_answer = true;
@@ -495,10 +507,10 @@ async fn show_progress(cluster: &Arc<ClusterHandle>, copying: &[Copying], log: b
         .filter(|copy| asked.insert(copy.handover.to.clone()))
     {
         let path = format!("/peer/volume/{}/inner/progress", copy.handover.to);
-        let told = cluster
+        let answer = cluster
             .peers
-            .ask::<Progress>(copy.target, &path, &(), TELL_PATIENCE);
-        match told.await {
+            .ask::<Progress>(copy.target, &path, &(), NOTIFY_TIMEOUT);
+        match answer.await {
             Ok(Progress { copied, .. }) => {
                 rows += copied.rows;
                 about += copied.about;
@@ -507,7 +519,7 @@ async fn show_progress(cluster: &Arc<ClusterHandle>, copying: &[Copying], log: b
         }
     }
     if log {
-        tracing::info!("slots are being copied: {rows} of about {about} rows");
+        tracing::info!(rows, about, "slots being copied");
     }
     *cluster.progress() = Some((rows, about));
     all_answer
@@ -517,8 +529,8 @@ fn announce_serving(before: &ClusterState, after: &ClusterState) {
     for (volume, node) in &after.serving {
         match before.serving.get(volume) {
             Some(known) if known == node => {}
-            Some(known) => tracing::info!(%volume, from = %known, to = %node, "the volume changes hands"),
-            None => tracing::info!(%volume, %node, "a node joins"),
+            Some(known) => tracing::info!(%volume, from = %known, to = %node, "volume reassigned"),
+            None => tracing::info!(%volume, %node, "node joined"),
         }
     }
 }

@@ -1,9 +1,13 @@
-//! A node among the others: coordinating, keeping volumes, answering through the gate; however it
-//! is reached and wherever its volumes lie.
+//! A node as a member of the cluster: it takes part in the election, serves its volumes and routes
+//! requests.
 //!
-//! What is below comes in from outside: membership, authority and volumes (`cluster`), the calls
-//! between nodes (`peer_client`), the warehouse and the clock (`NodeContext`). `node` brings those
-//! of a real process, the simulation brings its own.
+//! **Invariants**
+//! - All that reaches outside is passed in: membership, authority and volumes (`cluster`), calls
+//!   between nodes (`peer_client`), the warehouse and the clock (`NodeContext`). So the simulation
+//!   runs this code unchanged.
+//! - A stop hands the volumes over before the node stops coordinating and serving.
+//!
+//! Deliberately absent: sockets and files. `node` supplies those of a real process.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,26 +28,27 @@ use crate::error::{NodeError, with_reasons};
 use crate::runtime;
 use crate::volume::server::NodeContext;
 
-/// Longest time for a node to be let in by the others.
-const ADMISSION: Duration = Duration::from_secs(30);
-/// Longest time for the others to take a node's volumes over; after it they are let go of, and
-/// taken over then.
-const HAND_OVER: Duration = Duration::from_secs(3);
-/// How often a node that is not let in yet, or that wants to go, says hello.
-const HELLO: Duration = Duration::from_millis(200);
+/// Longest time for a node to be admitted by the others.
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time for the others to take over the volumes of a stopping node. After it, the node
+/// closes them, and they are taken over then.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interval at which a node that waits for its admission, or for its volumes to be taken over,
+/// contacts the others.
+const HELLO_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A node at work.
+/// A running member of the cluster.
 pub(crate) struct Member {
     cluster: Arc<ClusterHandle>,
     stop: watch::Sender<bool>,
-    stop_keeping: watch::Sender<bool>,
+    stop_reconciling: watch::Sender<bool>,
     coordinating: JoinHandle<()>,
-    keeping: JoinHandle<Result<(), NodeError>>,
+    reconciling: JoinHandle<Result<(), NodeError>>,
     troubles: watch::Receiver<Option<Arc<NodeError>>>,
 }
 
 impl Member {
-    /// Begins to coordinate, if that falls to this node, and to serve what it is given to serve.
+    /// Starts the tasks of the coordinator and of the reconciler.
     pub(crate) async fn begin<C>(
         backend: Arc<C>,
         peers: Peers,
@@ -52,7 +57,7 @@ impl Member {
     where
         C: Membership + Authority + Volumes + 'static,
     {
-        let (events, told) = mpsc::unbounded_channel();
+        let (events, received) = mpsc::unbounded_channel();
         let state = backend.read().await?;
         let ring = Arc::new(state.ring.clone());
         let name = backend.name().clone();
@@ -68,35 +73,35 @@ impl Member {
             events,
         );
         let (stop, stopped) = watch::channel(false);
-        let (stop_keeping, keep_stopped) = watch::channel(false);
+        let (stop_reconciling, reconciler_stopped) = watch::channel(false);
         let (trouble, troubles) = watch::channel(None);
         let reconciler = Reconciler::new(Arc::clone(&cluster), context, backend as Arc<dyn Volumes>);
         Ok(Member {
-            coordinating: runtime::spawn(coordinate(Arc::clone(&cluster), told, stopped)),
-            keeping: runtime::spawn(reconciler.keep(keep_stopped, trouble)),
+            coordinating: runtime::spawn(coordinate(Arc::clone(&cluster), received, stopped)),
+            reconciling: runtime::spawn(reconciler.run(reconciler_stopped, trouble)),
             cluster,
             stop,
-            stop_keeping,
+            stop_reconciling,
             troubles,
         })
     }
 
-    /// The way in.
+    /// Returns the handle through which requests are routed.
     pub(crate) fn cluster(&self) -> &Arc<ClusterHandle> {
         &self.cluster
     }
 
-    /// Says when this node begins to stop.
+    /// Returns a signal that becomes `true` when this node begins to stop.
     pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
         self.stop.subscribe()
     }
 
-    /// Says hello to the others and waits until this node serves its own volume.
+    /// Contacts the other nodes and waits until this node serves its own volume.
     pub(crate) async fn admitted(&self) -> Result<(), NodeError> {
         let cluster = &self.cluster;
         let mut troubles = self.troubles.clone();
         let others = cluster.membership.alive()?;
-        let until = Instant::now() + ADMISSION;
+        let until = Instant::now() + ADMISSION_TIMEOUT;
         loop {
             let batch = cluster.batch();
             if cluster.topology().servers.contains_key(&cluster.me) {
@@ -117,29 +122,29 @@ impl Member {
                 biased;
                 () = batch => {}
                 _ = troubles.changed() => {}
-                () = tokio::time::sleep(HELLO) => {}
+                () = tokio::time::sleep(HELLO_INTERVAL) => {}
             }
         }
     }
 
-    /// Has the others take this node's volumes over, if there are others: until they have, and
-    /// while the last requests are answered, this node passes on what it is asked.
+    /// Lets the other nodes take over this node's volumes, if there are other nodes. Until the end
+    /// of the last request, this node forwards requests for them.
     pub(crate) async fn hand_over(&self) {
         let cluster = &self.cluster;
         let others = cluster.membership.alive().unwrap_or_default();
         if others.iter().all(|node_info| node_info.name == cluster.me) {
             return;
         }
-        // Whoever takes a volume over has little to replay then, and closing it has little to
-        // write: nobody serves it meanwhile.
+        // After a checkpoint, closing the volume writes little and the next node replays little.
+        // Nobody serves the volume in that time.
         for server in cluster.topology().servers.values() {
             if let Err(error) = server.checkpoint().await {
-                tracing::warn!(volume = %server.volume, error = with_reasons(&error), "no checkpoint could be written before the volume changes hands");
+                tracing::warn!(volume = %server.volume, error = with_reasons(&error), "no checkpoint written before the hand-over");
             }
         }
         cluster.membership.retire();
         let _ = cluster.events.send(Event::Hello);
-        let until = Instant::now() + HAND_OVER;
+        let until = Instant::now() + HAND_OVER_TIMEOUT;
         loop {
             let batch = cluster.batch();
             if cluster.topology().servers.is_empty() || Instant::now() >= until {
@@ -149,7 +154,7 @@ impl Member {
             tokio::select! {
                 biased;
                 () = batch => {}
-                () = tokio::time::sleep(HELLO) => {}
+                () = tokio::time::sleep(HELLO_INTERVAL) => {}
             }
         }
     }
@@ -161,25 +166,28 @@ impl Member {
         {
             let (peers, address) = (Arc::clone(&self.cluster.peers), node_info.address);
             runtime::spawn(async move {
-                // Whoever does not answer does not coordinate either; this is said again.
-                let _ = peers.ask::<bool>(address, "/peer/hello", &(), HELLO).await;
+                // A node that does not answer is not the coordinator. The message is repeated
+                // anyway.
+                let _ = peers
+                    .ask::<bool>(address, "/peer/hello", &(), HELLO_INTERVAL)
+                    .await;
             });
         }
     }
 
-    /// Coordinates no more; what comes through the gate is answered until the end.
+    /// Stops coordinating and signals the stop. Requests are still answered until `end`.
     pub(crate) fn begin_to_stop(&self) {
         let _ = self.stop.send(true);
     }
 
-    /// Lets go of everything.
+    /// Closes all volumes and withdraws the node from the cluster.
     pub(crate) async fn end(self) -> Result<(), NodeError> {
-        // Ends at the stop signal; if it panicked it has said so.
+        // The task ends at the stop signal. A panic in it has already been logged.
         let _ = self.coordinating.await;
-        let _ = self.stop_keeping.send(true);
-        let kept = self.keeping.await;
+        let _ = self.stop_reconciling.send(true);
+        let reconciled = self.reconciling.await;
         self.cluster.membership.withdraw();
-        kept.map_err(|error| NodeError::Config {
+        reconciled.map_err(|error| NodeError::Config {
             setting: "data",
             reason: error.to_string(),
         })?

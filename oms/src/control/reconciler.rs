@@ -1,10 +1,15 @@
-//! Keeps what this process serves in line with the cluster's state: opens volumes, gives them up,
-//! has posts follow the ring.
+//! The reconciler: makes the volumes that this process serves match the cluster's state.
 //!
-//! One task, one step at a time. Whenever something may have changed it reads the state, lets go of
-//! the volumes that are another node's, opens those that are this node's as soon as their lock is
-//! free, has posts follow a ring that has changed, and publishes the view that follows. It decides
-//! nothing: what it reads has been decided.
+//! One task runs one pass at a time. A pass reads the state, closes volumes that are assigned to
+//! other nodes, opens those that are assigned to this node once their lock is free, lets volume
+//! servers follow a changed ring, and publishes the new topology.
+//!
+//! **Invariants**
+//! - The reconciler decides nothing: it only applies the state.
+//! - A volume server is removed from the published topology before it is closed.
+//! - A missing database does not keep the other volumes from being served.
+//!
+//! Deliberately absent: moving rows. The volume servers exchange them among themselves.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,16 +24,15 @@ use crate::control::handle::ClusterHandle;
 use crate::control::remote_volumes::RemoteVolumeClient;
 use crate::control::topology::Topology;
 use crate::error::{NodeError, StorageError, with_reasons};
-use crate::volume::migration::target::arriving_of;
+use crate::volume::migration::target::staged_migration;
 use crate::volume::server::{NodeContext, VolumeServer};
 
-/// Longest time until the state is read again though nobody said that it changed: a message may be
-/// lost.
-const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
-/// Between two tries to open a volume that its last process has not let go of.
-const OPEN_AGAIN: Duration = Duration::from_millis(10);
+/// Longest time until the state is read again without a notification. A notification may be lost.
+const PASS_INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// Pause between two attempts to open a volume that its last process has not closed yet.
+const OPEN_RETRY_PAUSE: Duration = Duration::from_millis(10);
 
-/// What a keeper works with.
+/// The state of the reconciler task.
 pub(crate) struct Reconciler {
     cluster: Arc<ClusterHandle>,
     context: NodeContext,
@@ -36,25 +40,21 @@ pub(crate) struct Reconciler {
     servers: BTreeMap<NodeName, Arc<VolumeServer>>,
     ring: Arc<Ring>,
     version: u64,
-    /// True once this node has served its own volume.
+    /// `true` once this node has served its own volume.
     has_served: bool,
 }
 
-/// Every node says who has what, so that whoever watches any of them sees it.
+/// Logs the ring. Every node does so, so that the log of any node shows the assignment.
 fn announce(ring: &Ring) {
     let shares: Vec<String> = ring
         .members()
         .iter()
         .map(|member| format!("{} {}", member.name(), ring.slots_of(member.name()).count()))
         .collect();
-    tracing::info!(
-        epoch = ring.epoch().0,
-        "the ring has changed: {}",
-        shares.join(", ")
-    );
+    tracing::info!(epoch = ring.epoch().0, "ring changed: {}", shares.join(", "));
 }
 
-/// Furnishes a post anew whose slots have changed in a way that nothing was prepared for.
+/// Restarts a volume server after a change of its slots for which nothing was prepared.
 async fn restart(
     context: &NodeContext,
     cluster: &Arc<ClusterHandle>,
@@ -63,8 +63,8 @@ async fn restart(
     ring: &Arc<Ring>,
 ) -> Result<(), NodeError> {
     let volume = server.volume.clone();
-    tracing::info!(%volume, "the volume is furnished anew");
-    server.rest().await;
+    tracing::info!(%volume, "volume server restarted");
+    server.quiesce().await;
     let storage = Arc::clone(&server.app.state().storage);
     let remote = RemoteVolumeClient::of(cluster, &volume);
     *server = VolumeServer::start(context, &volume, storage, state, ring, remote).await?;
@@ -72,7 +72,7 @@ async fn restart(
 }
 
 impl Reconciler {
-    /// A keeper that serves nothing yet.
+    /// Returns a reconciler that serves no volume yet.
     pub(crate) fn new(
         cluster: Arc<ClusterHandle>,
         context: NodeContext,
@@ -90,26 +90,29 @@ impl Reconciler {
         }
     }
 
-    /// Keeps in line until told to stop; then lets go of everything.
-    pub(crate) async fn keep(
+    /// Runs passes until `stop` becomes true, then closes all volumes.
+    pub(crate) async fn run(
         mut self,
         mut stop: watch::Receiver<bool>,
         trouble: watch::Sender<Option<Arc<NodeError>>>,
     ) -> Result<(), NodeError> {
-        let mut looked_at = self.cluster.started;
+        let mut last_pass = self.cluster.started;
         while !*stop.borrow() {
             let cluster = Arc::clone(&self.cluster);
-            if looked_at.elapsed() >= LOOK_AT_LEAST_EVERY {
-                looked_at = Instant::now();
-                cluster.metrics.look(cluster.started.elapsed());
+            if last_pass.elapsed() >= PASS_INTERVAL_MAX {
+                last_pass = Instant::now();
+                cluster.metrics.sample(cluster.started.elapsed());
             }
             let look = cluster.look.notified();
-            let mut again = LOOK_AT_LEAST_EVERY;
-            match self.look(&stop).await {
+            let mut again = PASS_INTERVAL_MAX;
+            match self.pass(&stop).await {
                 Ok(true) => {}
-                Ok(false) => again = OPEN_AGAIN,
+                Ok(false) => again = OPEN_RETRY_PAUSE,
                 Err(error) => {
-                    tracing::error!(error = with_reasons(&error), "cannot follow the cluster's state");
+                    tracing::error!(
+                        error = with_reasons(&error),
+                        "applying the cluster's state failed"
+                    );
                     trouble.send_replace(Some(Arc::new(error)));
                 }
             }
@@ -120,13 +123,14 @@ impl Reconciler {
                 () = tokio::time::sleep(again) => {}
             }
         }
-        self.let_go().await
+        self.close_all().await
     }
 
-    async fn let_go(&mut self) -> Result<(), NodeError> {
+    async fn close_all(&mut self) -> Result<(), NodeError> {
         let servers = std::mem::take(&mut self.servers);
         let state = self.cluster.topology().state.clone();
-        // The view is what holds the rooms: without it they are gone once they are closed.
+        // The published topology references the servers. Without it, their memory is freed once
+        // they are closed.
         self.publish(&state)?;
         for server in servers.into_values() {
             server.close().await?;
@@ -134,8 +138,8 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Reads the state and follows it. False if a volume could not be opened yet.
-    async fn look(&mut self, stop: &watch::Receiver<bool>) -> Result<bool, NodeError> {
+    /// Reads the state and applies it. Returns `false` if a volume could not be opened yet.
+    async fn pass(&mut self, stop: &watch::Receiver<bool>) -> Result<bool, NodeError> {
         let state = self.cluster.authority.read().await?;
         let me = self.cluster.me.clone();
         let wanted: Vec<NodeName> = state
@@ -147,7 +151,7 @@ impl Reconciler {
         let has_all = wanted.iter().all(|volume| self.servers.contains_key(volume));
         let has_more = self.servers.len() > wanted.len();
         if state.version == self.version && has_all && !has_more {
-            // A node that came back at once answers elsewhere, and nothing else may have changed.
+            // A node that restarted quickly has a new address, and that may be the only change.
             let topology = self.cluster.topology();
             let node_infos = self.cluster.membership.node_infos()?;
             let is_known = |node_info: &NodeInfo| topology.node_infos.get(&node_info.name) == Some(node_info);
@@ -160,10 +164,10 @@ impl Reconciler {
             self.ring = Arc::new(state.ring.clone());
             announce(&self.ring);
         }
-        // What came is served first: closing a volume takes longer.
-        self.follow(&state, &wanted).await?;
+        // Activation comes first, because requests wait for it and closing a volume takes longer.
+        self.follow_ring(&state, &wanted).await?;
         if has_more || self.servers.keys().any(|volume| !wanted.contains(volume)) {
-            self.give_up(&state, &wanted).await?;
+            self.hand_over(&state, &wanted).await?;
         }
         let (mut has_opened_all, mut lost) = (true, None);
         self.cluster.missing().retain(|volume, _| wanted.contains(volume));
@@ -176,7 +180,8 @@ impl Reconciler {
                     has_opened_all &= is_open;
                     self.cluster.missing().remove(volume);
                 }
-                // The other volumes are served all the same, and this one as soon as it is there.
+                // The other volumes are still served, and this one is opened once its database is
+                // there.
                 Err(error @ NodeError::VolumeMissing { .. }) => {
                     self.note_missing(volume, &error);
                     lost = lost.or((*volume == me).then_some(error));
@@ -191,13 +196,13 @@ impl Reconciler {
             return Err(error);
         }
         if state.leaving.contains(&me) && state.ring.member(&me).is_none() && self.servers.is_empty() {
-            tracing::info!("this node has left the others for good");
+            tracing::info!("node left the cluster for good");
             self.cluster.asked_to_stop.send_replace(true);
         }
         Ok(has_opened_all)
     }
 
-    async fn give_up(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
+    async fn hand_over(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
         let gone: Vec<Arc<VolumeServer>> = self
             .servers
             .extract_if(.., |volume, _| !wanted.contains(volume))
@@ -206,8 +211,8 @@ impl Reconciler {
         self.publish(state)?;
         for server in gone {
             server.close().await?;
-            tracing::info!(volume = %server.volume, "handed the volume over");
-            // The ring is the truth: a volume that it does not name has nothing that anybody needs.
+            tracing::info!(volume = %server.volume, "volume handed over");
+            // A volume without a slot in the ring has no data that anybody needs.
             if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {
                 Arc::clone(&self.volumes).remove(server.volume.clone()).await?;
             }
@@ -215,9 +220,9 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Posts that follow another ring follow this one: first those that get slots, so that these
-    /// are served; where a move was undone, everything is as it was before it.
-    async fn follow(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
+    /// Lets the volume servers follow the ring. Servers that get slots are first, so that their
+    /// slots are served at once. If a migration was undone, its staged rows and seals are removed.
+    async fn follow_ring(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
         let is_behind = |server: &VolumeServer, ring: &Arc<Ring>| !Arc::ptr_eq(&server.ring(), ring);
         let ring = Arc::clone(&self.ring);
         let mut has_taken = false;
@@ -226,7 +231,7 @@ impl Reconciler {
                 continue;
             }
             has_taken = true;
-            if !server.take_in(state, &ring).await? {
+            if !server.activate_slots(state, &ring).await? {
                 restart(&self.context, &self.cluster, server, state, &ring).await?;
             }
         }
@@ -238,7 +243,7 @@ impl Reconciler {
             .iter_mut()
             .filter(|(volume, _)| wanted.contains(volume))
         {
-            if is_behind(server, &ring) && !server.let_go(state, &ring).await? {
+            if is_behind(server, &ring) && !server.release_slots(state, &ring).await? {
                 restart(&self.context, &self.cluster, server, state, &ring).await?;
             }
             server.undo(state).await?;
@@ -255,19 +260,19 @@ impl Reconciler {
         let Some(storage) = opened else {
             return Ok(false);
         };
-        // What counts is what is in force now that nobody else can have the volume; it may have
-        // waited for long.
+        // The state is read again, because opening may have waited for a long time. From here on,
+        // no other process can open the volume.
         let now = self.cluster.authority.read().await?;
         if now.version != state.version {
             self.cluster.look.notify_one();
         }
         let storage = Arc::new(storage);
         let is_mine = now.serving.get(volume) == Some(&self.cluster.me);
-        // What came of a move before its volume was last closed may be put in force any moment, by
-        // a coordinator that has not heard of that: it must be neither taken out nor served until
-        // the move is over.
+        // Staged rows of an undecided migration may be neither removed nor served: a coordinator
+        // that does not know of this restart may still commit the migration. A volume with such
+        // rows is closed again until the migration has ended.
         let under_way = now.moving.as_ref().map(|moving| moving.id);
-        let is_decided = under_way.is_none() || arriving_of(&storage).await? != under_way;
+        let is_decided = under_way.is_none() || staged_migration(&storage).await? != under_way;
         if !is_mine || !is_decided {
             let closed = crate::runtime::blocking(move || storage.close()).await;
             closed.unwrap_or(Err(StorageError::Closed))?;
@@ -281,13 +286,13 @@ impl Reconciler {
         let remote = RemoteVolumeClient::of(&self.cluster, volume);
         let server = VolumeServer::start(&self.context, volume, storage, &now, &ring, remote).await?;
         if *volume != self.cluster.me {
-            tracing::info!(%volume, "took the volume over");
+            tracing::info!(%volume, "volume taken over");
         }
         self.servers.insert(volume.clone(), server);
         Ok(true)
     }
 
-    /// Remembers that a volume is missing; logs it the first time.
+    /// Records that a volume is missing, and logs it the first time.
     fn note_missing(&self, volume: &NodeName, error: &NodeError) {
         let known = self.cluster.missing().insert(volume.clone(), error.to_string());
         if known.is_none() {

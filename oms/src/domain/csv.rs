@@ -1,27 +1,28 @@
-//! Lines of three unsigned numbers, read while they arrive.
+//! A streaming parser for lines of three unsigned numbers.
 //!
-//! Both files of the warehouse, the stock snapshot (`PRODUCT,STORE,QUANTITY`) and the statistics
-//! (`PRODUCT,UNITS_SOLD,UNIT_PRICE`), have this one shape. The reader takes the body in pieces as
-//! the network hands them over, keeps at most one unfinished line, and hands each line on as three
-//! numbers. It looks at every byte once.
+//! Both files of the warehouse have this shape: the stock snapshot (`PRODUCT,STORE,QUANTITY`) and
+//! the statistics (`PRODUCT,UNITS_SOLD,UNIT_PRICE`). The parser is our own because a snapshot of
+//! two million lines is on a measured hot path.
 //!
-//! A fault names its line and column, both counted from one. An empty line is passed over, a last
-//! line may lack its newline, and a carriage return before a newline is allowed; nothing else is
-//! forgiven.
+//! **Invariants**
+//! - The body arrives in pieces of any size. Memory holds at most one unfinished line.
+//! - A fault names its line and column, both counted from one.
+//! - Accepted deviations: an empty line, a last line without newline, a carriage return before a
+//!   newline, and a byte order mark at the beginning. Everything else is a fault.
 
 use std::fmt;
 
-/// Longest line in bytes. Three ten-digit numbers take 34; more is not one of ours.
+/// Maximum length of a line in bytes. Three ten-digit numbers take 34.
 const LINE_BYTES_MAX: usize = 64;
 
-/// What is wrong with a body, and where.
+/// A fault in a body and its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CsvError {
     /// Line, counted from one.
     pub line: u64,
     /// Column in bytes, counted from one.
     pub column: usize,
-    /// What is wrong there.
+    /// The fault, as a sentence for the client.
     pub reason: String,
 }
 
@@ -33,7 +34,7 @@ impl fmt::Display for CsvError {
 
 impl std::error::Error for CsvError {}
 
-/// The field that a consumer of lines does not accept, counted from zero, and why.
+/// A field, counted from zero, that the consumer of the lines does not accept, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FieldFault {
     pub(crate) field: usize,
@@ -43,22 +44,22 @@ pub(crate) struct FieldFault {
 /// Reads lines from pieces of a body.
 #[derive(Debug, Default)]
 pub(crate) struct LineReader {
-    /// The beginning of a line whose end has not arrived.
+    /// The beginning of a line with its end in a later piece.
     unfinished: Vec<u8>,
-    /// Lines finished so far, the empty ones included.
+    /// Number of lines so far, empty ones included.
     lines_seen: u64,
-    /// Lines handed on.
+    /// Number of lines passed to the consumer.
     lines_read: u64,
     mark: Mark,
 }
 
-/// The mark that some programs write before UTF-8 text. A body may begin with it.
+/// The UTF-8 byte order mark, which some programs write before their text.
 const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 
-/// The part of a body that comes before its text.
+/// The state of the byte order mark at the beginning of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mark {
-    /// So many bytes of the byte order mark came.
+    /// Number of bytes of the mark received so far.
     Seen(usize),
     /// The text has begun.
     Over,
@@ -70,7 +71,7 @@ impl Default for Mark {
     }
 }
 
-/// What stands at the beginning of some bytes.
+/// The result of reading the beginning of some bytes.
 enum Scan {
     Line { fields: [u32; 3], bytes: usize },
     Blank { bytes: usize },
@@ -79,7 +80,7 @@ enum Scan {
 }
 
 impl LineReader {
-    /// Hands every line that is complete with this piece to `take`.
+    /// Passes every line that this piece completes to `take`.
     pub(crate) fn feed(
         &mut self,
         mut piece: &[u8],
@@ -103,14 +104,13 @@ impl LineReader {
         self.keep(&piece[piece.len() - left..])
     }
 
-    /// Skips the byte order mark at the beginning of a body, in as many pieces as it comes. Returns
-    /// the text.
+    /// Skips the byte order mark at the beginning of a body, even if it arrives in several pieces.
+    /// Returns the text after it.
     #[cold]
     fn skip_mark<'a>(&mut self, mut piece: &'a [u8]) -> &'a [u8] {
         while let (Mark::Seen(seen), Some((&byte, rest))) = (self.mark, piece.split_first()) {
             if byte != BYTE_ORDER_MARK[seen] {
-                // A beginning of the mark that does not go on is text, and will be named as a
-                // fault.
+                // An incomplete mark is text. `scan` then reports it as a fault.
                 self.unfinished.extend_from_slice(&BYTE_ORDER_MARK[..seen]);
                 self.mark = Mark::Over;
                 break;
@@ -124,8 +124,7 @@ impl LineReader {
         piece
     }
 
-    /// Takes the last line, if the body did not end in a newline, and says how many lines there
-    /// were.
+    /// Passes on the last line if the body did not end in a newline. Returns the number of lines.
     pub(crate) fn finish(
         mut self,
         mut take: impl FnMut([u32; 3]) -> Result<(), FieldFault>,
@@ -143,17 +142,17 @@ impl LineReader {
 
     fn keep(&mut self, bytes: &[u8]) -> Result<(), CsvError> {
         if self.unfinished.len() + bytes.len() > LINE_BYTES_MAX {
-            // A fault that stands before the limit says more than the limit does.
+            // An earlier fault in the line is more helpful than its length.
             self.unfinished
                 .extend_from_slice(&bytes[..bytes.len().min(LINE_BYTES_MAX)]);
             let (column, reason) = match scan(&self.unfinished) {
                 Scan::Fault { column, reason } => (column, reason),
                 _ => (LINE_BYTES_MAX + 1, "the line is longer than 64 bytes"),
             };
-            let is_word =
-                self.lines_seen == 0 && self.unfinished.first().is_some_and(|byte| is_of_a_word(*byte));
+            let is_name =
+                self.lines_seen == 0 && self.unfinished.first().is_some_and(|byte| begins_name(*byte));
             let mut fault = self.fault(column, reason.to_owned());
-            if is_word {
+            if is_name {
                 fault.reason.push_str(HEADER_ROW);
             }
             return Err(fault);
@@ -162,7 +161,7 @@ impl LineReader {
         Ok(())
     }
 
-    /// Hands on all complete lines and returns how many bytes are left over at the end.
+    /// Passes on all complete lines and returns the number of bytes after the last one.
     fn scan_all(
         &mut self,
         bytes: &[u8],
@@ -190,7 +189,7 @@ impl LineReader {
                 Scan::Unfinished => return Ok(rest.len()),
                 Scan::Fault { column, reason } => {
                     let mut fault = self.fault(column, reason.to_owned());
-                    if self.lines_seen == 0 && rest.first().is_some_and(|byte| is_of_a_word(*byte)) {
+                    if self.lines_seen == 0 && rest.first().is_some_and(|byte| begins_name(*byte)) {
                         fault.reason.push_str(HEADER_ROW);
                     }
                     return Err(fault);
@@ -199,7 +198,7 @@ impl LineReader {
         }
     }
 
-    /// The fault of a line that was read and is not accepted.
+    /// Returns the error for a well-formed line that the consumer does not accept.
     #[cold]
     fn refused(&self, line: &[u8], fault: FieldFault) -> CsvError {
         let commas = line.iter().enumerate().filter(|(_, byte)| **byte == b',');
@@ -216,20 +215,20 @@ impl LineReader {
     }
 }
 
-/// Added to the fault of a first line that begins with a word.
+/// Appended to the fault of a first line that begins like a column name.
 const HEADER_ROW: &str = "; the first line looks like a header row: send the lines without one";
 
-/// Returns `true` for a byte that a name of a column begins with.
-fn is_of_a_word(byte: u8) -> bool {
+/// Returns `true` for a byte that can begin a column name.
+fn begins_name(byte: u8) -> bool {
     byte.is_ascii_alphabetic() || matches!(byte, b'"' | b'\'' | b'#' | b'_')
 }
 
-/// Bytes that `scan_short` looks at.
+/// Number of bytes that `scan_short` reads.
 const SHORT_BYTES: usize = 24;
 
-/// Reads one plain line of up to sixteen bytes: the hot loop of a snapshot, where nearly every line
-/// is one. It looks at eight bytes at a time and at no digit by itself, so that it needs no guess
-/// about where a number ends. Whatever is not plain is left to `scan`.
+/// Reads one plain line of up to sixteen bytes. This is the hot loop of a snapshot, where nearly
+/// every line is plain. It examines eight bytes at a time without a branch per digit. It returns
+/// `None` for any other line, which `scan` then reads.
 #[inline]
 fn scan_short(bytes: &[u8; SHORT_BYTES]) -> Option<([u32; 3], usize)> {
     let ends = non_digits(word_at(bytes, 0)) | (non_digits(word_at(bytes, 8)) << 8);
@@ -260,11 +259,11 @@ fn word_at(bytes: &[u8; SHORT_BYTES], at: usize) -> u64 {
         .map_or(0, |word| u64::from_le_bytes(*word))
 }
 
-/// A bit for each byte that is no digit, the first byte's the lowest.
+/// Returns one bit for each byte that is not a digit; the lowest bit stands for the first byte.
 #[inline]
 fn non_digits(word: u64) -> u32 {
-    // Digits become 0 to 9; 0x76 more sets the highest bit of whatever is above, and never reaches
-    // into the next byte.
+    // Digits become 0 to 9. Adding 0x76 sets the highest bit of every larger value and never
+    // carries into the next byte.
     let off = word ^ 0x3030_3030_3030_3030;
     let above = (off & 0x7f7f_7f7f_7f7f_7f7f) + 0x7676_7676_7676_7676;
     let marks = (above | off) & 0x8080_8080_8080_8080;
@@ -272,22 +271,22 @@ fn non_digits(word: u64) -> u32 {
     ((marks >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32
 }
 
-/// The number that stands from `start` to `end`, of one to eight digits.
+/// Returns the number between `start` and `end`, of one to eight digits.
 #[inline]
 fn number(bytes: &[u8; SHORT_BYTES], start: usize, end: usize) -> Option<u32> {
     let digits = end - start;
     if digits == 0 || digits > 8 {
         return None;
     }
-    // Zeros come before the first digit; then neighbours are joined: digits to pairs, pairs to
-    // fours, fours to one.
+    // Pad with zeros before the first digit. Then combine neighbours: digits to pairs, pairs to
+    // groups of four, groups to one number.
     let word = (word_at(bytes, start) ^ 0x3030_3030_3030_3030) << (64 - 8 * digits);
     let pairs = (word.wrapping_mul((10 << 8) + 1) >> 8) & 0x00ff_00ff_00ff_00ff;
     let fours = (pairs.wrapping_mul((100 << 16) + 1) >> 16) & 0x0000_ffff_0000_ffff;
     Some((fours.wrapping_mul((10_000 << 32) + 1) >> 32) as u32)
 }
 
-/// Reads one line at the beginning of `bytes`, one look at each byte.
+/// Reads one line at the beginning of `bytes`, each byte once.
 #[inline]
 fn scan(bytes: &[u8]) -> Scan {
     let mut fields = [0u32; 3];
@@ -303,7 +302,7 @@ fn scan(bytes: &[u8]) -> Scan {
             if digit > 9 {
                 break byte;
             }
-            // Longer than ten digits is refused below, so a value that wrapped is never used.
+            // More than ten digits are rejected below, so a wrapped value is never used.
             value = value.wrapping_mul(10).wrapping_add(u64::from(digit));
             at += 1;
         };
@@ -317,13 +316,13 @@ fn scan(bytes: &[u8]) -> Scan {
                     Some(b'\n') => Scan::Blank { bytes: 2 },
                     Some(_) => Scan::Fault {
                         column: 1,
-                        reason: "a number must stand here",
+                        reason: "expected a number",
                     },
                 };
             }
             return Scan::Fault {
                 column: at + 1,
-                reason: "a number must stand here",
+                reason: "expected a number",
             };
         }
         if at - start > 10 || value > u64::from(u32::MAX) {
@@ -371,7 +370,7 @@ fn scan(bytes: &[u8]) -> Scan {
             _ => {
                 return Scan::Fault {
                     column: at + 1,
-                    reason: "only digits may stand here",
+                    reason: "expected only digits",
                 };
             }
         }
@@ -409,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_of_the_body_reads_the_same() {
+    fn the_result_does_not_depend_on_the_pieces_of_the_body() {
         let body = b"1,2,3\n\n10,20,30\r\n4294967295,0,7\n\r\n5,6,7";
         let whole = read_in_pieces(body, &[]).unwrap();
         assert_eq!(whole, [[1, 2, 3], [10, 20, 30], [u32::MAX, 0, 7], [5, 6, 7]]);
@@ -425,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_names_line_and_column_wherever_the_body_is_cut() {
+    fn a_fault_names_line_and_column_for_every_cut_of_the_body() {
         let cases: [(&[u8], u64, usize, &str); 12] = [
             (b"1,2,3\n1,2\n", 2, 4, "three fields"),
             (b"1,2,3\n\n1,2,x\n", 3, 5, "number"),
@@ -454,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_an_end_is_refused_before_it_fills_memory() {
+    fn a_line_without_end_is_rejected_before_it_fills_memory() {
         let body = vec![b'7'; 10_000];
         for cut in [0, 1, 63, 64, 65, 9_999] {
             let error = read_in_pieces(&body, &[cut]).unwrap_err();
@@ -463,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_line_reads_as_any_line_does() {
+    fn scan_short_agrees_with_scan() {
         let numbers = [
             "",
             "0",
@@ -491,7 +490,7 @@ mod tests {
                             bytes: plain_bytes,
                         } = scan(line.as_bytes())
                         else {
-                            panic!("{line:?} is no line");
+                            panic!("{line:?} is not a line");
                         };
                         assert_eq!((fields, bytes), (plain, plain_bytes), "{line:?}");
                         read += 1;
@@ -503,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_before_the_first_line_is_skipped_wherever_the_body_is_cut() {
+    fn a_byte_order_mark_before_the_first_line_is_skipped_for_every_cut_of_the_body() {
         let body = b"\xef\xbb\xbf1,2,3\n4,5,6\n";
         for first in 0..=body.len() {
             for second in first..=body.len() {
@@ -526,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_row_is_named_as_one() {
+    fn a_header_row_is_reported_as_such() {
         for body in [
             &b"product,store,quantity\n1,2,3\n"[..],
             b"\xef\xbb\xbfProduct,Store,Quantity\r\n1,2,3\n",
@@ -544,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_field_is_named_by_its_column() {
+    fn a_rejected_field_is_reported_by_its_column() {
         let mut reader = LineReader::default();
         let error = reader
             .feed(b"1,2,3\n12,345,6\n", |fields| {

@@ -1,36 +1,38 @@
 //! The life of one order, as a pure state machine.
 //!
-//! An order is its content (who asked for what) and the events that befell it; everything else, the
-//! state included, is a fold over the events. `decide` says which events a command brings about, or
-//! why it is refused; `apply` makes them part of the order. Neither reads a clock, a store or a
-//! network, so every pair of state and command is tested on its own.
+//! An order is its lines and its history of events. Everything else, the state included, is a fold
+//! over the events. `decide` returns the events that a command causes, or the reason to refuse it.
+//! `apply` appends them to the order.
 //!
-//! Promises: a command repeated brings about nothing new; a payment that comes before the warehouse
-//! has confirmed the announcement is kept; every payment that buys nothing is kept as a wanted
-//! refund: one for an order that ended unpaid or is refused after it was paid, and a second one for
-//! an order that was paid. Absent on purpose: which store has the goods (`stock`), what is told to
-//! the warehouse (`outbox`).
+//! **Invariants**
+//! - A repeated command causes no new event.
+//! - A payment that arrives before the warehouse confirms the announcement is kept.
+//! - Every payment that buys nothing becomes a wanted refund. This holds for an unpaid order that
+//!   ended, for a paid order that the warehouse refused, and for a second payment of one order.
+//!
+//! Deliberately absent: the choice of the store (`stock`) and the messages to the warehouse
+//! (`outbox`).
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest order id in bytes: ids are part of every key, and keys stay in memory while a message
-/// waits.
+/// Maximum length of an order id in bytes. Ids are part of every key, and keys stay in memory while
+/// a message waits.
 pub const ORDER_ID_BYTES_MAX: usize = 64;
 
-/// Largest number of payments kept for an order beside the one that paid it. Each makes the order's
-/// row longer, and a shop that sends more is in a loop.
+/// Maximum number of payments kept beside the one that paid the order. Each makes the order's row
+/// longer, and a shop that sends more has a defect.
 pub const EXTRA_PAYMENTS_MAX: usize = 32;
 
-/// The identity of an order: 1 to 64 of `A-Z a-z 0-9 - _ . ~ :`, so that it stands in a path as it
-/// is.
+/// The identity of an order: 1 to 64 characters of `A-Z a-z 0-9 - _ . ~ :`. Such an id needs no
+/// encoding in a path.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OrderId(Arc<str>);
 
 impl OrderId {
-    /// Takes an id over, or says what is wrong with it.
+    /// Checks the text of an id. The error completes a sentence that begins with the field's name.
     pub fn parse(text: &str) -> Result<OrderId, &'static str> {
         if text.is_empty() {
             return Err("is empty");
@@ -48,12 +50,12 @@ impl OrderId {
         Ok(OrderId(text.into()))
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The id as the bytes of a key.
+    /// Returns the bytes of the id as a part of a key.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
@@ -84,28 +86,28 @@ impl<'de> Deserialize<'de> for OrderId {
     }
 }
 
-/// One product of an order and how many units of it.
+/// One product of an order and the wanted number of units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// The product.
     pub id: u32,
-    /// Units asked for, at least one.
+    /// Number of units, at least one.
     pub quantity: u32,
 }
 
-/// Where an order stands.
+/// The state of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// Taken, and not yet decided whether a store has it.
+    /// Accepted; the search for a store is not decided.
     Received,
-    /// A store has every product, and its units are set aside.
+    /// A store has every product, and the units are reserved.
     Reserved,
     /// The warehouse confirmed that it prepares the order.
     Announced,
-    /// Paid before the warehouse confirmed the announcement; delivery follows that.
+    /// Paid before the warehouse confirmed the announcement. Delivery starts with the confirmation.
     Paid,
-    /// Paid and announced: the warehouse is told to deliver.
+    /// Paid and announced: the delivery request is on its way to the warehouse.
     Delivering,
     /// The warehouse delivered.
     Delivered,
@@ -115,14 +117,14 @@ pub enum State {
     Cancelled,
     /// Never paid within the payment timeout.
     Expired,
-    /// The warehouse refused it for good.
+    /// The warehouse refused the order permanently.
     Failed,
-    /// Paid, but it will not be delivered: the customer's money is to go back.
+    /// Paid, but not deliverable: the customer needs a refund.
     RefundWanted,
 }
 
 impl State {
-    /// Every state, in the order of their codes.
+    /// Every state, in the order of the codes.
     pub const ALL: [State; 11] = [
         State::Received,
         State::Reserved,
@@ -137,7 +139,7 @@ impl State {
         State::RefundWanted,
     ];
 
-    /// The name used in JSON.
+    /// Returns the name used in JSON.
     pub fn name(self) -> &'static str {
         match self {
             State::Received => "received",
@@ -154,12 +156,12 @@ impl State {
         }
     }
 
-    /// The state of that name.
+    /// Returns the state with this name.
     pub fn from_name(name: &str) -> Option<State> {
         State::ALL.into_iter().find(|state| state.name() == name)
     }
 
-    /// True while the order holds units of a store.
+    /// Returns `true` while the order has reserved units.
     pub fn holds_reservation(self) -> bool {
         matches!(
             self,
@@ -174,10 +176,10 @@ impl fmt::Display for State {
     }
 }
 
-/// Something that befell an order.
+/// A change of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// This store's units were set aside.
+    /// Units were reserved in a store.
     Reserved {
         /// The store.
         store: u32,
@@ -191,23 +193,23 @@ pub enum Event {
         /// The payment's transaction.
         transaction: u64,
     },
-    /// Delivery was asked of the warehouse.
+    /// The delivery request was queued for the warehouse.
     DeliveryStarted,
     /// The warehouse delivered.
     Delivered {
-        /// The delivery's place in the warehouse's ledger, if the warehouse says it.
+        /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
         sequence: Option<u64>,
     },
     /// The customer cancelled.
     Cancelled,
     /// The payment timeout passed.
     Expired,
-    /// The warehouse refused for good.
+    /// The warehouse refused the order permanently.
     Failed {
         /// The warehouse's answer.
         reason: String,
     },
-    /// A payment stands against an order that will not be delivered.
+    /// A payment was accepted for an order that will not be delivered.
     RefundWanted {
         /// The payment's transaction.
         transaction: u64,
@@ -215,7 +217,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The name used in JSON.
+    /// Returns the name used in JSON.
     pub fn name(&self) -> &'static str {
         match self {
             Event::Reserved { .. } => "reserved",
@@ -232,16 +234,16 @@ impl Event {
     }
 }
 
-/// An event and when it came.
+/// An event and its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// UTC milliseconds since 1970.
     pub at_ms: u64,
-    /// What happened.
+    /// The event.
     pub event: Event,
 }
 
-/// What can be asked of an order that exists.
+/// A request to change an existing order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// The customer pays.
@@ -249,41 +251,41 @@ pub enum Command {
         /// The payment's transaction.
         transaction: u64,
     },
-    /// The warehouse took the order into preparation.
+    /// The warehouse began to prepare the order.
     ConfirmAnnouncement,
-    /// The warehouse will never prepare it.
+    /// The warehouse will never prepare the order.
     RefuseAnnouncement {
-        /// Its answer.
+        /// The warehouse's answer.
         reason: String,
     },
     /// The warehouse delivered.
     ConfirmDelivery {
-        /// The delivery's place in the warehouse's ledger, if it says it.
+        /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
         sequence: Option<u64>,
     },
-    /// The warehouse will never deliver it.
+    /// The warehouse will never deliver the order.
     RefuseDelivery {
-        /// Its answer.
+        /// The warehouse's answer.
         reason: String,
     },
-    /// The customer does not want it any more.
+    /// The customer cancels the order.
     Cancel,
     /// The payment timeout passed.
     Expire,
 }
 
-/// Why a command is not carried out.
+/// The reason to refuse a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The same id was used for another content.
+    /// The same id was used with other lines.
     OtherContent,
-    /// Too many other transactions paid this order.
+    /// The order has the maximum number of payments to refund.
     TooManyPayments,
-    /// The command makes no sense in this state.
+    /// The command is not possible in this state.
     NotInState {
         /// The order's state.
         state: State,
-        /// What was wanted of it.
+        /// The participle that completes "cannot be", such as `paid`.
         wanted: &'static str,
     },
 }
@@ -303,33 +305,33 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// An order: its content and its history, with what follows from them at hand.
+/// An order: its lines and its history, with the values that follow from the history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// Its id.
+    /// The order's id.
     pub id: OrderId,
-    /// What was asked for, as it was sent.
+    /// The lines as the shop sent them.
     pub lines: Box<[Line]>,
-    /// What befell it, oldest first, never empty.
+    /// All events, oldest first. Never empty.
     pub history: Vec<Entry>,
-    /// Where it stands.
+    /// The current state.
     pub state: State,
-    /// The store whose units are its own, if any had them.
+    /// The store in which units were reserved, if any store had them.
     pub store: Option<u32>,
-    /// The transaction that paid it.
+    /// The transaction that paid the order.
     pub transaction: Option<u64>,
-    /// Further transactions, whose money is to go back whatever the state.
+    /// Further transactions. Each needs a refund in every state of the order.
     pub extra_payments: Vec<u64>,
 }
 
 impl Order {
-    /// A new order: set aside at `store`, or rejected if no store has it.
+    /// Creates an order: reserved at `store`, or rejected if no store has every product.
     pub fn place(id: OrderId, lines: Box<[Line]>, store: Option<u32>, now_ms: u64) -> Order {
         let event = store.map_or(Event::Rejected, |store| Event::Reserved { store });
         Order::from_history(id, lines, vec![Entry { at_ms: now_ms, event }])
     }
 
-    /// The order that this history makes.
+    /// Creates the order that results from a history.
     pub fn from_history(id: OrderId, lines: Box<[Line]>, history: Vec<Entry>) -> Order {
         let mut order = Order {
             id,
@@ -347,18 +349,18 @@ impl Order {
         order
     }
 
-    /// UTC milliseconds at which the order was taken.
+    /// Returns the time of the first event, in UTC milliseconds since 1970.
     pub fn created_at_ms(&self) -> u64 {
         self.history.first().map_or(0, |entry| entry.at_ms)
     }
 
-    /// UTC milliseconds of its latest event.
+    /// Returns the time of the latest event, in UTC milliseconds since 1970.
     pub fn updated_at_ms(&self) -> u64 {
         self.history.last().map_or(0, |entry| entry.at_ms)
     }
 
-    /// Makes events part of the order. Time never runs backwards in a history, whatever the clock
-    /// does.
+    /// Appends events to the history. Their time is never before that of an earlier event, even if
+    /// the clock is set back.
     pub fn apply(&mut self, events: Vec<Event>, now_ms: u64) {
         let at_ms = now_ms.max(self.updated_at_ms());
         for event in events {
@@ -374,7 +376,7 @@ impl Order {
                 self.state = State::Reserved;
             }
             Event::Rejected => self.state = State::Rejected,
-            // A payment that came first keeps its state until delivery is asked for.
+            // An early payment keeps the state `Paid` until delivery starts.
             Event::Announced if self.state == State::Paid => {}
             Event::Announced => self.state = State::Announced,
             Event::Paid { transaction } => {
@@ -396,13 +398,13 @@ impl Order {
         }
     }
 
-    /// Returns the transactions whose money is to go back.
+    /// Returns the transactions that need a refund.
     pub fn refunds(&self) -> impl Iterator<Item = u64> {
         let own = self.transaction.filter(|_| self.state == State::RefundWanted);
         own.into_iter().chain(self.extra_payments.iter().copied())
     }
 
-    /// The answer to the same order placed again: itself if the content is the same.
+    /// Checks an order that is placed again: its lines must be equal.
     pub fn placed_again(&self, lines: &[Line]) -> Result<(), Refusal> {
         if *self.lines == *lines {
             Ok(())
@@ -412,8 +414,8 @@ impl Order {
     }
 }
 
-/// The events that a command brings about; none if it was carried out before or comes too late to
-/// matter.
+/// Returns the events that a command causes. The list is empty if the command was executed before
+/// or no longer has an effect.
 pub fn decide(order: &Order, command: &Command) -> Result<Vec<Event>, Refusal> {
     let nothing = Ok(Vec::new());
     match command {
@@ -454,7 +456,7 @@ pub fn decide(order: &Order, command: &Command) -> Result<Vec<Event>, Refusal> {
     }
 }
 
-/// The warehouse refused for good: a payment that was taken is to go back.
+/// Returns the events of a permanent refusal by the warehouse: a payment needs a refund.
 fn refused(order: &Order, reason: &str) -> Vec<Event> {
     let failed = Event::Failed {
         reason: reason.to_owned(),
@@ -478,7 +480,7 @@ fn decide_payment(order: &Order, transaction: u64) -> Result<Vec<Event>, Refusal
     match order.state {
         State::Reserved => Ok(vec![Event::Paid { transaction }]),
         State::Announced => Ok(vec![Event::Paid { transaction }, Event::DeliveryStarted]),
-        // The money came although nothing will be delivered for it: it is not forgotten.
+        // The payment buys nothing, so it must stay known until it is refunded.
         State::Rejected | State::Cancelled | State::Expired | State::Failed => {
             Ok(vec![Event::RefundWanted { transaction }])
         }

@@ -1,17 +1,17 @@
-//! Units promised, by store and product.
+//! Reserved units by store and product.
 //!
-//! By store first, since stores come and go with all that is promised of them when slots move.
+//! The outer map is by store, because a store moves between volumes with all its reservations.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::domain::order::Line;
 
-/// How much is promised of each product in each store.
+/// The reserved quantity of each product in each store.
 #[derive(Debug, Default)]
 pub(crate) struct ReservedUnits(BTreeMap<u32, HashMap<u32, u32>>);
 
 impl ReservedUnits {
-    /// Promises units of a store.
+    /// Adds reserved units of a store.
     pub(crate) fn add(&mut self, store: u32, lines: &[Line]) {
         let reserved = self.0.entry(store).or_default();
         for line in lines {
@@ -19,7 +19,7 @@ impl ReservedUnits {
         }
     }
 
-    /// Promises units no longer; false if none were.
+    /// Removes reserved units of a line. Returns `false` if the product had none.
     pub(crate) fn take(&mut self, store: u32, line: Line) -> bool {
         let Some(reserved) = self.0.get_mut(&store) else {
             return false;
@@ -38,13 +38,13 @@ impl ReservedUnits {
         true
     }
 
-    /// How much is promised of a product in a store.
+    /// Returns the reserved quantity of a product in a store.
     pub(crate) fn of(&self, store: u32, product: u32) -> u32 {
         let reserved = self.0.get(&store).and_then(|reserved| reserved.get(&product));
         reserved.copied().unwrap_or(0)
     }
 
-    /// Everything, store by store.
+    /// Calls `visit` with each store, product and quantity.
     pub(crate) fn each(&self, mut take: impl FnMut(u32, Line)) {
         for (store, reserved) in &self.0 {
             for (&id, &quantity) in reserved {
@@ -53,12 +53,12 @@ impl ReservedUnits {
         }
     }
 
-    /// Takes in what is promised of stores that come.
+    /// Adds the reserved units of stores that arrive from another volume.
     pub(crate) fn join(&mut self, others: ReservedUnits) {
         self.0.extend(others.0);
     }
 
-    /// Forgets stores that go.
+    /// Removes the stores that leave the volume.
     pub(crate) fn retain_stores(&mut self, stays: impl Fn(u32) -> bool) {
         self.0.retain(|store, _| stays(*store));
     }

@@ -1,4 +1,10 @@
 //! The key that decides which volume answers a request: an order, a store, or the statistics.
+//!
+//! A stored response of an idempotency key moves with the slot of its order. So this module also
+//! finds the order in a stored request.
+//!
+//! Deliberately absent: the slot of a key (`storage::owned_slots`) and the node of a slot
+//! (`control::topology`).
 
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
@@ -16,20 +22,20 @@ pub(crate) enum RoutingKey {
     Statistics,
 }
 
-/// The only part of an order's body that says where it belongs.
+/// The id in the body of an order. It alone decides the slot.
 #[derive(Deserialize)]
 struct OnlyId<'a> {
     #[serde(borrow)]
     id: std::borrow::Cow<'a, str>,
 }
 
-/// The order that a body names, if it names one.
+/// Returns the order named in a body, if any.
 fn order_in(body: &[u8]) -> Option<OrderId> {
     let only: OnlyId<'_> = serde_json::from_slice(body).ok()?;
     OrderId::parse(&only.id).ok()
 }
 
-/// The order of a kept request: method, path and body (`codec::KeptAnswer`).
+/// Returns the order of a stored request: method, path and body (`codec::KeptAnswer`).
 ///
 /// Earlier versions kept the path as the client had encoded it.
 pub(crate) fn order_of(request: &[u8]) -> Option<OrderId> {
@@ -55,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kept_request_says_which_order_it_is_about() {
+    fn a_stored_request_names_its_order() {
         let of = |request: &[u8]| order_of(request).map(|order| order.to_string());
         assert_eq!(
             of(b"POST /order\n{\"id\":\"17\",\"products\":[]}").as_deref(),
@@ -68,7 +74,7 @@ mod tests {
             Some("shop:1")
         );
         assert_eq!(of(b"POST /order/shop:1/cancel\n").as_deref(), Some("shop:1"));
-        for request in [&b"POST /order\nrubbish"[..], b"POST /stocks\n", b"no line", b""] {
+        for request in [&b"POST /order\nno JSON"[..], b"POST /stocks\n", b"no line", b""] {
             assert_eq!(of(request), None);
         }
     }

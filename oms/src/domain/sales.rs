@@ -1,9 +1,12 @@
-//! Sales statistics: revenue and units of each product over every file of the warehouse.
+//! Sales statistics: revenue and units of each product over all stat files of the warehouse.
 //!
-//! A file `stat_TTTTTTTTTTTTTTT.csv` holds lines `PRODUCT,UNITS_SOLD,UNIT_PRICE`. This module is
-//! the arithmetic: what a file adds, and what the sums are. Sums are 128 bits wide; no stream of
-//! 32-bit lines overflows them. That each file counts exactly once is the business of `stat_import`
-//! and `storage`.
+//! A file `stat_TTTTTTTTTTTTTTT.csv` has lines `PRODUCT,UNITS_SOLD,UNIT_PRICE`. This module
+//! computes the sums of one file and of all files.
+//!
+//! **Invariant**: sums are 128 bits wide, so no number of 32-bit lines overflows them.
+//!
+//! Deliberately absent: the rule that each file counts exactly once (see `stat_import` and
+//! `storage`).
 
 use std::collections::HashMap;
 
@@ -12,7 +15,7 @@ use serde::Serialize;
 use crate::domain::csv::{CsvError, FieldFault, LineReader};
 use crate::domain::stock_snapshot::PRODUCT_MAX;
 
-/// What was sold of one product.
+/// Revenue and units of one product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sums {
     /// Units times price, over all lines.
@@ -28,14 +31,14 @@ impl Sums {
     }
 }
 
-/// The public answer about one product.
+/// The statistics of one product in an API response.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct ProductStats {
     /// Revenue.
     pub ca: u128,
     /// Units sold.
     pub total_qty: u128,
-    /// Revenue per unit; 0 when nothing was sold.
+    /// Revenue per unit; 0 if no unit was sold.
     pub mean_price: f64,
 }
 
@@ -57,7 +60,7 @@ impl From<Sums> for ProductStats {
 /// Sums by product.
 pub(crate) type SumsByProduct = HashMap<u32, Sums>;
 
-/// What a whole file adds, or the first line of it that is wrong.
+/// Returns the sums of a whole file, or its first faulty line.
 pub(crate) fn read_file(body: &[u8]) -> Result<SumsByProduct, CsvError> {
     let mut sums = SumsByProduct::new();
     let mut take = |[product, units, price]: [u32; 3]| {
@@ -87,12 +90,13 @@ pub(crate) struct Statistics {
 }
 
 impl Statistics {
-    /// The statistics that the volume's rows make.
+    /// Creates the statistics from the rows of the volume.
     pub(crate) fn new(by_product: SumsByProduct) -> Statistics {
         Statistics { by_product }
     }
 
-    /// The new sums of every product that a file names, to be written before they are taken in.
+    /// Returns the new sums of every product in a file. The caller writes them before it calls
+    /// `replace`.
     pub(crate) fn with(&self, file: &SumsByProduct) -> SumsByProduct {
         let sum = |(product, added): (&u32, &Sums)| {
             let mut sums = self.by_product.get(product).copied().unwrap_or_default();
@@ -102,22 +106,22 @@ impl Statistics {
         file.iter().map(sum).collect()
     }
 
-    /// These are the sums from here on: the statistics came from another volume, or went there.
-    pub(crate) fn become_those(&mut self, by_product: SumsByProduct) {
+    /// Replaces all sums. Used when the statistics moved to this volume or away from it.
+    pub(crate) fn replace_all(&mut self, by_product: SumsByProduct) {
         self.by_product = by_product;
     }
 
-    /// Takes new sums in, once they are written.
+    /// Replaces the sums of some products, after they were written.
     pub(crate) fn replace(&mut self, sums: SumsByProduct) {
         self.by_product.extend(sums);
     }
 
-    /// What was sold of a product; nothing, if it is unknown.
+    /// Returns the statistics of a product; zeros for an unknown product.
     pub(crate) fn product(&self, product: u32) -> ProductStats {
         self.by_product.get(&product).copied().unwrap_or_default().into()
     }
 
-    /// The `count` products with the most revenue, the most first; equal ones by id.
+    /// Returns the `count` products with the highest revenue, highest first, equal ones by id.
     pub(crate) fn top(&self, count: usize) -> Vec<(u32, ProductStats)> {
         let mut all: Vec<(u32, Sums)> = self
             .by_product
@@ -167,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_line_is_named_and_nothing_of_the_file_counts() {
+    fn a_malformed_line_is_named_and_rejects_the_whole_file() {
         let error = read_file(b"5,2,10\n5,2\n").unwrap_err();
         assert_eq!((error.line, error.column), (2, 4));
         assert_eq!(read_file(b"0,2,10\n").unwrap_err().column, 1);

@@ -1,16 +1,21 @@
 //! The message that ends a reservation kept in another volume.
+//!
+//! An order and its store can be in different volumes, which commit separately. The order's volume
+//! stores the settlement with the order's change and sends it until the store's volume confirms it.
+//!
+//! Deliberately absent: sending and applying (`volume::remote_stock`).
 
 use serde::{Deserialize, Serialize};
 
 use crate::domain::order::Line;
 
-/// What became of units that were set aside in another volume's store.
+/// The end of a reservation: the units were delivered or released.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Settlement {
     pub(crate) store: u32,
     pub(crate) lines: Box<[Line]>,
-    /// They left the store; else they are free again.
+    /// `true` if the units left the store, `false` if they are available again.
     pub(crate) delivered: bool,
-    /// The delivery's number in the warehouse's ledger.
+    /// Number of the delivery in the warehouse's ledger.
     pub(crate) sequence: Option<u64>,
 }

@@ -1,16 +1,19 @@
-//! What is in the stores, what of it is promised, and what has left since the last snapshot.
+//! The stock of one volume in memory: quantities on hand, reservations and uncounted deliveries.
 //!
-//! Available = on hand - reserved, and on hand = last snapshot - deliveries that it does not count.
-//! The warehouse numbers its deliveries; a snapshot says up to which number it counts them
-//! (`X-Stock-As-Of`). So a delivery is subtracted exactly once: by the snapshot if its number is
-//! not above the snapshot's, by us if it is. A snapshot that does not say counts the deliveries
-//! that were confirmed before it began to arrive; a delivery without a number is counted by the
-//! first snapshot that begins to arrive after it.
+//! Available = on hand - reserved. On hand = last snapshot - deliveries that the snapshot does not
+//! count. The warehouse numbers its deliveries, and the header `X-Stock-As-Of` names the last
+//! number that a snapshot counts. A snapshot without this header counts the deliveries confirmed
+//! before its upload began. A delivery without a number is counted by the first snapshot uploaded
+//! after it.
 //!
-//! Invariants: units are set aside only where every product of an order is available, so reserved
-//! plus not yet counted deliveries never exceed what a snapshot showed, and nothing is sold twice;
-//! a snapshot never touches reservations. Memory mirrors the volume: callers change both under one
-//! lock, in one order. Absent on purpose: disk, clock and locks (`storage`, `transactor`).
+//! **Invariants**
+//! - Each delivery is subtracted exactly once: by the warehouse in the snapshot, or by this module.
+//! - Units are reserved only in a store that has every product of the order available. So no unit
+//!   is sold twice.
+//! - A snapshot never changes reservations.
+//! - Memory mirrors the volume: callers change both under one lock, in one order.
+//!
+//! Deliberately absent: disk, clock and locks (see `storage` and `volume`).
 
 mod journal;
 mod plausible;
@@ -25,18 +28,18 @@ use crate::domain::order::{Line, OrderId};
 use crate::domain::stock_matrix::{Layout, StockMatrix};
 use crate::domain::stock_snapshot::Column;
 
-/// Units of one store set aside for one order.
+/// Units of one store that are reserved for one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reservation {
-    /// Whose they are.
+    /// The order that owns the units.
     pub order: OrderId,
-    /// Where they are.
+    /// The store that keeps them.
     pub store: u32,
-    /// What they are.
+    /// The reserved products and quantities.
     pub lines: Box<[Line]>,
-    /// By which request of another volume they were set aside; none if by a step of the order
-    /// itself, in one commit with it. With a nonce it is not certain that there is an order that
-    /// keeps them: it must be asked (`remote_stock`).
+    /// Nonce of the request by which another volume reserved the units. `None` if the order lives
+    /// in this volume: order and reservation then were one commit. With a nonce the order may not
+    /// exist, so `remote_stock` asks its volume.
     pub nonce: Option<u64>,
 }
 
@@ -45,27 +48,26 @@ pub(crate) struct Reservation {
 pub(crate) struct Delivery {
     pub(crate) store: u32,
     pub(crate) lines: Box<[Line]>,
-    /// Its number in the warehouse's ledger, if the warehouse says it.
+    /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
     pub(crate) sequence: Option<u64>,
-    /// The how-manieth confirmation it was in this process; decides for snapshots that do not say
-    /// what they count.
+    /// Position among the confirmations of this process. It decides for snapshots without an as-of.
     pub(crate) ordinal: u64,
 }
 
-/// What is kept of the last snapshot beside its quantities.
+/// Facts about the last snapshot, stored beside its quantities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StockHead {
-    /// The highest as-of that any snapshot had; an older one is refused.
+    /// Highest as-of of any snapshot. Snapshots with a lower one are rejected.
     pub(crate) newest_as_of: Option<u64>,
-    /// Deliveries up to this number are counted by the snapshot that is in force.
+    /// Number of the last delivery that the current snapshot counts.
     pub(crate) counted_to: Option<u64>,
-    /// Snapshots applied since the volume began.
+    /// Number of snapshots applied since the volume was created.
     pub(crate) snapshots: u64,
 }
 
 impl StockHead {
-    /// What is known where stores come from another volume: how far these count is said by their
-    /// own rows.
+    /// Returns the head to use after stores arrived from another volume. The rows of these stores
+    /// name their own counted delivery, so `counted_to` stays.
     pub(crate) fn joined_with(self, other: &StockHead) -> StockHead {
         StockHead {
             newest_as_of: self.newest_as_of.max(other.newest_as_of),
@@ -75,18 +77,18 @@ impl StockHead {
     }
 }
 
-/// Up to which delivery a store's quantities count what left it.
+/// The last delivery that the quantities of a store count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum CountedTo {
-    /// As the head of the volume says; rows of earlier versions do not say it themselves.
+    /// The head of the volume names the delivery. Rows of earlier versions do not name their own.
     #[default]
     OfVolume,
-    /// To this one; none if their snapshot did not say.
+    /// The row names the delivery. `None` if the store's snapshot had no as-of.
     Delivery(Option<u64>),
 }
 
 impl CountedTo {
-    /// The delivery, in a volume with this head.
+    /// Returns the number of the delivery, in a volume with this head.
     pub(crate) fn resolve(self, head: &StockHead) -> Option<u64> {
         match self {
             CountedTo::OfVolume => head.counted_to,
@@ -95,26 +97,26 @@ impl CountedTo {
     }
 }
 
-/// The moment at which a snapshot began to arrive.
+/// The moment at which the upload of a snapshot began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arrival(pub(crate) u64);
 
-/// A snapshot older than the one in force.
+/// A snapshot older than the current one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StaleSnapshot {
-    /// The sequence up to which it counts deliveries.
+    /// Number of the last delivery that the rejected snapshot counts.
     pub as_of: u64,
-    /// The sequence of the newest snapshot applied.
+    /// The as-of of the newest snapshot applied.
     pub newest: u64,
 }
 
-/// What applying a snapshot changed, to be written, or undone if it could not be.
+/// The effect of a snapshot: to be written, or to be undone if the write failed.
 #[derive(Debug)]
 pub(crate) struct Applied {
     pub(crate) head: StockHead,
     pub(crate) counted: Vec<(OrderId, Delivery)>,
     head_before: StockHead,
-    /// The stock that it took the place of, to be dropped where nobody waits.
+    /// The replaced stock. Its memory is freed outside the lock.
     _replaced: StockMatrix,
 }
 
@@ -124,43 +126,43 @@ pub(crate) struct Stock {
     matrix: StockMatrix,
     reserved: ReservedUnits,
     uncounted: HashMap<OrderId, Delivery>,
-    /// Deliveries whose rows are there still, though the quantities of their store count them.
+    /// Deliveries that the quantities of their store count, but with rows that still exist.
     counted: Vec<(OrderId, Delivery)>,
     head: StockHead,
-    /// Stores that count up to another delivery than the head says: they came from another volume,
-    /// or the snapshot after it was broken off.
-    counted_apart: BTreeMap<u32, Option<u64>>,
+    /// Stores with another counted delivery than the head. They came from another volume, or the
+    /// write of a later snapshot stopped half-way.
+    counted_to_overrides: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
-    /// The highest number of a delivery seen since the volume was opened.
+    /// Highest number of a delivery seen since the volume was opened.
     newest_sequence: Option<u64>,
     demands: Vec<Line>,
 }
 
 impl Stock {
-    /// The stock that the volume's rows make.
+    /// Creates the stock from the rows of the volume.
     pub(crate) fn new(
         matrix: StockMatrix,
-        (head, counted_apart): (StockHead, BTreeMap<u32, Option<u64>>),
+        (head, counted_to_overrides): (StockHead, BTreeMap<u32, Option<u64>>),
         reservations: &[Reservation],
         deliveries: Vec<(OrderId, Delivery)>,
     ) -> Stock {
         let mut stock = Stock {
             matrix,
             head,
-            counted_apart,
+            counted_to_overrides,
             ..Stock::default()
         };
         let mut reserved_units = ReservedUnits::default();
         for reservation in reservations {
             reserved_units.add(reservation.store, &reservation.lines);
         }
-        stock.take_in(reserved_units, deliveries);
+        stock.deduct_all(reserved_units, deliveries);
         stock
     }
 
-    /// Takes into account what is promised of the shelves and what has left them.
-    fn take_in(&mut self, reserved_units: ReservedUnits, deliveries: Vec<(OrderId, Delivery)>) {
-        reserved_units.each(|store, line| self.matrix.take(store, line));
+    /// Deducts reservations and uncounted deliveries from the quantities.
+    fn deduct_all(&mut self, reserved_units: ReservedUnits, deliveries: Vec<(OrderId, Delivery)>) {
+        reserved_units.each(|store, line| self.matrix.deduct(store, line));
         self.reserved.join(reserved_units);
         for (order, mut delivery) in deliveries {
             self.confirmed += 1;
@@ -174,22 +176,22 @@ impl Stock {
         }
     }
 
-    /// True if the quantities of its store count a delivery.
+    /// Returns `true` if the quantities of its store count the delivery.
     fn counts(&self, delivery: &Delivery) -> bool {
-        let apart = self.counted_apart.get(&delivery.store).copied();
-        let counted_to = apart.unwrap_or(self.head.counted_to);
+        let counted_to_override = self.counted_to_overrides.get(&delivery.store).copied();
+        let counted_to = counted_to_override.unwrap_or(self.head.counted_to);
         matches!((delivery.sequence, counted_to), (Some(sequence), Some(counted_to)) if sequence <= counted_to)
     }
 
     fn subtract(&mut self, order: OrderId, delivery: Delivery) {
         for line in &delivery.lines {
-            self.matrix.take(delivery.store, *line);
+            self.matrix.deduct(delivery.store, *line);
         }
         self.uncounted.insert(order, delivery);
     }
 
-    /// Stores come from another volume, with what is promised and what has left of them. `products`
-    /// are those of the columns by row: the known ones in their order, then new ones.
+    /// Adds stores of another volume with their reservations and deliveries. `products` names the
+    /// product of each row: first the known products in their order, then the new ones.
     pub(crate) fn arrive(
         &mut self,
         products: &[u32],
@@ -203,40 +205,40 @@ impl Stock {
         for column in columns {
             let counted_to = column.counted_to.resolve(&head);
             if counted_to != head.counted_to {
-                self.counted_apart.insert(column.store, counted_to);
+                self.counted_to_overrides.insert(column.store, counted_to);
             }
         }
-        self.take_in(reserved_units, deliveries);
+        self.deduct_all(reserved_units, deliveries);
     }
 
-    /// Stores go to another volume: nothing is known of them any more.
+    /// Removes the stores that move to another volume.
     pub(crate) fn depart(&mut self, stays: impl Fn(u32) -> bool) {
         self.matrix.retain_stores(&stays);
         self.reserved.retain_stores(&stays);
         self.uncounted.retain(|_, delivery| stays(delivery.store));
         self.counted.retain(|(_, delivery)| stays(delivery.store));
-        self.counted_apart.retain(|store, _| stays(*store));
+        self.counted_to_overrides.retain(|store, _| stays(*store));
     }
 
-    /// Sets an order's units aside in the first store, ascending, that has them all.
+    /// Reserves an order's units in the first store, ascending, that has them all.
     #[cfg(test)]
     pub(crate) fn reserve(&mut self, lines: &[Line]) -> Option<u32> {
         let store = self.first_store(lines)?;
-        self.promise(store, lines);
+        self.reserve_units(store, lines);
         Some(store)
     }
 
-    /// Sets an order's units aside in this store, if it has them all.
+    /// Reserves an order's units in this store if it has them all. Returns `true` on success.
     pub(crate) fn reserve_at(&mut self, store: u32, lines: &[Line]) -> bool {
         self.sum_demands(lines);
         let has_all = self.matrix.has_all(store, &self.demands);
         if has_all {
-            self.promise(store, lines);
+            self.reserve_units(store, lines);
         }
         has_all
     }
 
-    /// The first store, ascending, that has all of an order's units.
+    /// Returns the first store, ascending, that has all of an order's units.
     pub(crate) fn first_store(&mut self, lines: &[Line]) -> Option<u32> {
         self.sum_demands(lines);
         self.matrix.first_store(&self.demands)
@@ -246,28 +248,28 @@ impl Stock {
         sum_into(&mut self.demands, lines);
     }
 
-    /// Sets units aside in a store that has them.
-    pub(crate) fn promise(&mut self, store: u32, lines: &[Line]) {
+    /// Reserves units in a store that has them.
+    pub(crate) fn reserve_units(&mut self, store: u32, lines: &[Line]) {
         self.reserved.add(store, lines);
         for line in lines {
-            self.matrix.take(store, *line);
+            self.matrix.deduct(store, *line);
         }
     }
 
-    /// Gives an order's units back.
+    /// Releases an order's units.
     pub(crate) fn release(&mut self, store: u32, lines: &[Line]) {
         for line in lines {
-            let was_promised = self.reserved.take(store, *line);
-            debug_assert!(was_promised, "units are released that were never reserved");
-            if was_promised {
-                self.matrix.give(store, *line);
+            let was_reserved = self.reserved.take(store, *line);
+            debug_assert!(was_reserved, "units are released that were never reserved");
+            if was_reserved {
+                self.matrix.restore(store, *line);
             }
         }
     }
 
-    /// An order's units left the store: what is on hand shrinks unless the snapshot in force counts
-    /// the delivery already. They stay promised until they are released, once that they left is
-    /// durable. Returns the delivery if it must be remembered.
+    /// Records that an order's units left the store. On hand shrinks unless the current snapshot
+    /// counts the delivery. The units stay reserved until `release`, which follows the durable
+    /// delivery. Returns the delivery if it must be stored.
     pub(crate) fn deliver(
         &mut self,
         order: &OrderId,
@@ -290,39 +292,42 @@ impl Stock {
         self.uncounted.get(order)
     }
 
-    /// Takes a delivery back that could not be written.
+    /// Undoes a delivery after its write failed.
     pub(crate) fn undo_delivery(&mut self, order: &OrderId) {
-        // A snapshot that came in between may count the delivery already, and then has forgotten
-        // it.
+        // A snapshot applied in between may have counted and removed the delivery.
         if let Some(delivery) = self.uncounted.remove(order) {
-            self.hold_no_longer(&delivery);
+            self.restore_quantities(&delivery);
         }
     }
 
-    /// Remembers when a snapshot began to arrive.
+    /// Returns the moment at which the upload of a snapshot begins.
     pub(crate) fn arrival(&self) -> Arrival {
         Arrival(self.confirmed)
     }
 
-    /// Returns the largest number of a delivery that is plausible now (see `plausible`).
+    /// Returns the largest plausible number of a delivery at this time (see `plausible`).
     pub(crate) fn largest_plausible(&self, now_ms: u64) -> u64 {
-        let newest_apart = self.counted_apart.values().copied().max().flatten();
-        let newest = self.head.newest_as_of.max(newest_apart).max(self.newest_sequence);
+        let newest_override = self.counted_to_overrides.values().copied().max().flatten();
+        let newest = self
+            .head
+            .newest_as_of
+            .max(newest_override)
+            .max(self.newest_sequence);
         plausible::largest_plausible(newest, now_ms)
     }
 
-    /// Says whether a snapshot of that age would be taken. One that counts less than a store does
-    /// already is not: what the store counts was forgotten, and could not be subtracted from it
-    /// again.
+    /// Rejects a snapshot that counts fewer deliveries than a store already does. Counted
+    /// deliveries are forgotten, so they could not be subtracted from an older snapshot.
     pub(crate) fn accepts(&self, as_of: Option<u64>) -> Result<(), StaleSnapshot> {
-        let newest_apart = self.counted_apart.values().copied().max().flatten();
-        match (as_of, self.head.newest_as_of.max(newest_apart)) {
+        let newest_override = self.counted_to_overrides.values().copied().max().flatten();
+        match (as_of, self.head.newest_as_of.max(newest_override)) {
             (Some(as_of), Some(newest)) if as_of < newest => Err(StaleSnapshot { as_of, newest }),
             _ => Ok(()),
         }
     }
 
-    /// Puts a snapshot in force: what it counts is forgotten here, all else is subtracted from it.
+    /// Makes a snapshot the current one. Deliveries that it counts are forgotten; the others are
+    /// subtracted from it.
     pub(crate) fn apply(
         &mut self,
         matrix: StockMatrix,
@@ -331,11 +336,12 @@ impl Stock {
     ) -> Result<Applied, StaleSnapshot> {
         self.accepts(as_of)?;
         let head_before = self.head;
-        // It does not rest on what stores count of one that was broken off.
+        // Undo the counting of a snapshot with an incomplete write: the new one does not build on
+        // it.
         for (order, delivery) in std::mem::take(&mut self.counted) {
             self.subtract(order, delivery);
         }
-        self.counted_apart.clear();
+        self.counted_to_overrides.clear();
         let counts = |delivery: &Delivery| match (as_of, delivery.sequence) {
             (Some(as_of), Some(sequence)) => sequence <= as_of,
             _ => delivery.ordinal <= arrival.0,
@@ -350,7 +356,7 @@ impl Stock {
             snapshots: head_before.snapshots + 1,
         };
         for (_, delivery) in &counted {
-            self.hold_no_longer(delivery);
+            self.restore_quantities(delivery);
         }
         Ok(Applied {
             head: self.head,
@@ -360,33 +366,33 @@ impl Stock {
         })
     }
 
-    /// Takes a snapshot back that could not be written, or not all of it: `matrix` and
-    /// `counted_apart` are what the volume has.
+    /// Undoes a snapshot with a failed or incomplete write. `matrix` and `counted_to_overrides` are
+    /// the state of the volume.
     pub(crate) fn undo(
         &mut self,
         applied: Applied,
         matrix: StockMatrix,
-        counted_apart: BTreeMap<u32, Option<u64>>,
+        counted_to_overrides: BTreeMap<u32, Option<u64>>,
     ) {
         self.head = applied.head_before;
         for (order, delivery) in applied.counted {
             self.subtract(order, delivery);
         }
-        drop(self.become_those(matrix, counted_apart));
+        drop(self.replace_quantities(matrix, counted_to_overrides));
     }
 
-    /// Puts what the volume has in place of what is here, of the same head; what was here before is
-    /// best dropped after the lock is let go of.
-    pub(crate) fn become_those(
+    /// Replaces the quantities by those of the volume, under the same head. Returns the former
+    /// matrix, so that the caller can free it after it releases the lock.
+    pub(crate) fn replace_quantities(
         &mut self,
         matrix: StockMatrix,
-        counted_apart: BTreeMap<u32, Option<u64>>,
+        counted_to_overrides: BTreeMap<u32, Option<u64>>,
     ) -> StockMatrix {
-        self.counted_apart = counted_apart;
+        self.counted_to_overrides = counted_to_overrides;
         let uncounted = std::mem::take(&mut self.uncounted);
         for (order, delivery) in uncounted {
             if self.counts(&delivery) {
-                self.hold_no_longer(&delivery);
+                self.restore_quantities(&delivery);
                 self.counted.push((order, delivery));
             } else {
                 self.uncounted.insert(order, delivery);
@@ -395,7 +401,8 @@ impl Stock {
         self.replace(matrix)
     }
 
-    /// Units by store and product that left since the snapshot in force and that it does not count.
+    /// Returns the units, by store and product, of deliveries that the current snapshot does not
+    /// count.
     pub(crate) fn uncounted(&self) -> HashMap<(u32, u32), u32> {
         let mut left = HashMap::new();
         for delivery in self.uncounted.values() {
@@ -406,25 +413,25 @@ impl Stock {
         left
     }
 
-    fn hold_no_longer(&mut self, delivery: &Delivery) {
+    fn restore_quantities(&mut self, delivery: &Delivery) {
         for line in &delivery.lines {
-            self.matrix.give(delivery.store, *line);
+            self.matrix.restore(delivery.store, *line);
         }
     }
 
-    /// Puts other quantities in place of those of the snapshot in force; all that is promised or
-    /// left since stays. What was there before is best dropped after the lock is let go of.
+    /// Replaces the quantities and keeps all deductions. Returns the former matrix, so that the
+    /// caller can free it after it releases the lock.
     fn replace(&mut self, matrix: StockMatrix) -> StockMatrix {
-        let (before, is_held) = self.matrix.replace(matrix);
-        if is_held {
+        let (before, has_deductions) = self.matrix.replace(matrix);
+        if has_deductions {
             return before;
         }
-        self.reserved.each(|store, line| self.matrix.take(store, line));
+        self.reserved.each(|store, line| self.matrix.deduct(store, line));
         for delivery in self.uncounted.values() {
             delivery
                 .lines
                 .iter()
-                .for_each(|line| self.matrix.take(delivery.store, *line));
+                .for_each(|line| self.matrix.deduct(delivery.store, *line));
         }
         before
     }
@@ -469,7 +476,7 @@ impl Stock {
         self.matrix.available_rows(first, cells)
     }
 
-    /// Which products and stores the snapshot in force has, and where.
+    /// Returns the products and stores of the current snapshot with their cells.
     pub(crate) fn layout(&self) -> Arc<Layout> {
         Arc::clone(self.matrix.layout())
     }
@@ -479,13 +486,13 @@ impl Stock {
         self.matrix.has_product(product)
     }
 
-    /// True if the snapshot in force has a cell for each of these products and stores.
+    /// Returns `true` if the current snapshot has a cell for each of these products and stores.
     pub(crate) fn has_all(&self, mut cells: impl Iterator<Item = (u32, u32)>) -> bool {
         cells.all(|(product, store)| self.matrix.has(product, store))
     }
 
-    /// Changes some cells of the snapshot in force; false, and nothing is changed, if there is one
-    /// that it does not have.
+    /// Changes some quantities of the current snapshot. Returns `false` and changes nothing if any
+    /// of the cells does not exist.
     pub(crate) fn step(&mut self, steps: &[CellStep]) -> bool {
         let has_all = self.has_all(steps.iter().map(|step| (step.product, step.store)));
         if has_all {
@@ -496,12 +503,12 @@ impl Stock {
         has_all
     }
 
-    /// What is known of the snapshot in force.
+    /// Returns the facts about the current snapshot.
     pub(crate) fn head(&self) -> StockHead {
         self.head
     }
 
-    /// What each store has of a product, stores ascending.
+    /// Returns the levels of a product in every store, stores ascending.
     pub(crate) fn product(&self, product: u32) -> Vec<(u32, Level)> {
         let cells = self.matrix.by_store(product).into_iter();
         cells
@@ -509,7 +516,8 @@ impl Stock {
             .collect()
     }
 
-    /// What a store has of each product, products ascending; `None` if the stock has no such store.
+    /// Returns the levels of every product in a store, products ascending. `None` if the stock has
+    /// no such store.
     pub(crate) fn store(&self, store: u32) -> Option<Vec<(u32, Level)>> {
         let cells = self.matrix.by_product(store)?.into_iter();
         let levels = cells.map(|(product, available)| (product, self.level(store, product, available)));
@@ -523,7 +531,7 @@ impl Stock {
         }
     }
 
-    /// The stores of the snapshot in force, ascending.
+    /// Returns the stores of the current snapshot, ascending.
     pub(crate) fn stores(&self) -> &[u32] {
         self.matrix.stores()
     }
@@ -546,7 +554,7 @@ fn sum_into(demands: &mut Vec<Line>, lines: &[Line]) {
     }
 }
 
-/// A change of what is on hand of a product in a store.
+/// A change of the quantity on hand of one product in one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CellStep {
     pub(crate) product: u32,
@@ -554,10 +562,10 @@ pub(crate) struct CellStep {
     pub(crate) by: i32,
 }
 
-/// How much there is of one product in one store.
+/// The quantities of one product in one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Level {
-    /// May be negative where the last snapshot has less than is promised.
+    /// Negative where the last snapshot has fewer units than are reserved.
     pub(crate) available: i32,
     pub(crate) reserved: u32,
 }

@@ -1,10 +1,15 @@
-//! The stock to sell from: what is on hand, less what is held, by product and store.
+//! The quantities available for sale, by product and store.
 //!
-//! One row of cells per product, a cell for each store, stores ascending: the first store that has
-//! all of an order's products is found by looking at sixteen stores of each at a time. What is held
-//! (promised, or gone since the snapshot in force) stands beside what is on hand, so that the next
-//! snapshot of the same products and stores takes the place of the last one's cells at once,
-//! however many orders are open.
+//! Each product has one row with a cell for each store, stores ascending. The search for the first
+//! store with all products of an order compares sixteen stores at a time.
+//!
+//! **Invariants**
+//! - Available = on hand - deducted. Deducted units are reserved, or left since the current
+//!   snapshot.
+//! - Deducted units have their own cells. So a snapshot of the same products and stores replaces
+//!   the quantities on hand in constant time, for any number of open orders.
+//!
+//! Deliberately absent: the reservations and deliveries themselves (`stock`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,19 +18,20 @@ use crate::domain::order::Line;
 use crate::domain::stock::Journal;
 use crate::domain::stock_snapshot::{Column, NOWHERE, note};
 
-/// Stores looked at together: sixteen 32-bit cells are one cache line and two AVX2 registers.
+/// Stores compared together: sixteen 32-bit cells are one cache line and two AVX2 registers.
 pub(crate) const LANES: usize = 16;
-/// Fills a row up to whole lanes: never enough for anyone, and far from overflow.
+/// Quantity of the cells that pad a row to whole lanes: too low for any demand, and far from
+/// overflow.
 pub(crate) const NO_STORE: i32 = i32::MIN / 2;
 
-/// Which product and store each cell is for.
+/// The product and store of each cell.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// By product id.
+    /// Row by product id.
     pub(crate) row_of: Vec<u32>,
-    /// Ascending.
+    /// Stores by column, ascending.
     pub(crate) stores: Vec<u32>,
-    /// Cells of a row: whole lanes.
+    /// Cells of a row: a multiple of `LANES`.
     pub(crate) width: usize,
 }
 
@@ -44,22 +50,22 @@ impl Layout {
     }
 }
 
-/// What is on hand and what of it is held, by product and store.
+/// Quantities on hand and deducted, by product and store.
 #[derive(Debug, Default)]
 pub(crate) struct StockMatrix {
     layout: Arc<Layout>,
     on_hand: Vec<i32>,
-    /// May be more than is on hand where a snapshot has less than is promised.
-    held: Vec<i32>,
+    /// More than is on hand where a snapshot has fewer units than are reserved.
+    deducted: Vec<i32>,
     /// Changed cells, for the copies of other nodes.
     journal: Journal,
 }
 
 impl StockMatrix {
-    /// Shelves with nothing held.
+    /// Creates a matrix without deductions.
     pub(crate) fn new(layout: Arc<Layout>, on_hand: Vec<i32>) -> StockMatrix {
         StockMatrix {
-            held: vec![0; on_hand.len()],
+            deducted: vec![0; on_hand.len()],
             layout,
             on_hand,
             journal: Journal::default(),
@@ -71,46 +77,46 @@ impl StockMatrix {
         &mut self.journal
     }
 
-    /// Which cells there are.
+    /// Returns the products and stores of the cells.
     pub(crate) fn layout(&self) -> &Arc<Layout> {
         &self.layout
     }
 
-    /// Puts other quantities on hand and keeps what is held; the shelves before, or, if the cells
-    /// are not the same and what is held must be told anew, false beside them.
+    /// Replaces the quantities on hand and keeps the deductions. Returns the former matrix and
+    /// `true`. If the layouts differ, the deductions are lost and the second value is `false`.
     pub(crate) fn replace(&mut self, other: StockMatrix) -> (StockMatrix, bool) {
         let mut before = std::mem::replace(self, other);
         self.journal = std::mem::take(&mut before.journal);
         self.journal.begin_generation();
         let same = Arc::ptr_eq(&before.layout, &self.layout) || before.layout == self.layout;
         if same {
-            std::mem::swap(&mut self.held, &mut before.held);
+            std::mem::swap(&mut self.deducted, &mut before.deducted);
         } else {
-            // Zeros that nobody wrote are one page of the system's. The first write to each page
-            // would stop the other processors to tell them, one order after the other, for the
-            // first seconds of a shop.
-            std::hint::black_box(&mut self.held).fill(0);
+            // Write the zeros now. Untouched zeros are one shared page of the system, and the first
+            // write to each page interrupts the other processors. These interrupts would slow down
+            // the first orders after the snapshot.
+            std::hint::black_box(&mut self.deducted).fill(0);
         }
         (before, same)
     }
 
-    /// Holds units of a product in a store; a cell that the stock does not have stays absent.
-    pub(crate) fn take(&mut self, store: u32, line: Line) {
+    /// Deducts units of a product in a store. Does nothing if the cell does not exist.
+    pub(crate) fn deduct(&mut self, store: u32, line: Line) {
         if let Some(at) = self.layout.cell(line.id, store) {
-            self.held[at] = self.held[at].saturating_add_unsigned(line.quantity);
+            self.deducted[at] = self.deducted[at].saturating_add_unsigned(line.quantity);
             self.journal.note(at);
         }
     }
 
-    /// Holds units of a product in a store no longer.
-    pub(crate) fn give(&mut self, store: u32, line: Line) {
+    /// Undoes the deduction of units of a product in a store.
+    pub(crate) fn restore(&mut self, store: u32, line: Line) {
         if let Some(at) = self.layout.cell(line.id, store) {
-            self.held[at] = self.held[at].saturating_sub_unsigned(line.quantity);
+            self.deducted[at] = self.deducted[at].saturating_sub_unsigned(line.quantity);
             self.journal.note(at);
         }
     }
 
-    /// True if the stock has a cell for a product in a store.
+    /// Returns `true` if the stock has a cell for a product in a store.
     pub(crate) fn has(&self, product: u32, store: u32) -> bool {
         self.layout.cell(product, store).is_some()
     }
@@ -120,7 +126,7 @@ impl StockMatrix {
         self.layout.row(product).is_some()
     }
 
-    /// Changes what is on hand of a product in a store.
+    /// Changes the quantity on hand of a product in a store.
     pub(crate) fn step(&mut self, product: u32, store: u32, by: i32) {
         if let Some(at) = self.layout.cell(product, store) {
             self.on_hand[at] = self.on_hand[at].saturating_add(by);
@@ -129,10 +135,10 @@ impl StockMatrix {
     }
 
     fn available(&self, at: usize) -> i32 {
-        self.on_hand[at].saturating_sub(self.held[at])
+        self.on_hand[at].saturating_sub(self.deducted[at])
     }
 
-    /// What is available of a product, by store.
+    /// Returns the available quantities of a product, by store.
     pub(crate) fn by_store(&self, product: u32) -> Vec<(u32, i32)> {
         let Some(row) = self.layout.row(product) else {
             return Vec::new();
@@ -144,7 +150,8 @@ impl StockMatrix {
             .collect()
     }
 
-    /// What is available in a store, by product ascending; `None` if there is no such store.
+    /// Returns the available quantities in a store, by product ascending. `None` if there is no
+    /// such store.
     pub(crate) fn by_product(&self, store: u32) -> Option<Vec<(u32, i32)>> {
         let column = self.layout.stores.binary_search(&store).ok()?;
         let rows = self.layout.row_of.iter().enumerate();
@@ -156,8 +163,8 @@ impl StockMatrix {
         Some(cells.collect())
     }
 
-    /// Puts stores in, in place of what was there of them, with nothing held. `products` are all
-    /// products by row: those that are here in their order, then new ones.
+    /// Adds or replaces stores, without deductions. `products` names the product of each row: first
+    /// the known products in their order, then the new ones.
     pub(crate) fn add_stores(&mut self, products: &[u32], columns: &[Column]) {
         let mut row_of = self.layout.row_of.clone();
         for (row, product) in products.iter().enumerate() {
@@ -170,7 +177,7 @@ impl StockMatrix {
         self.arrange(row_of, stores, products.len().max(self.rows()), columns);
     }
 
-    /// Takes stores out.
+    /// Removes all stores but those for which `stays` returns `true`.
     pub(crate) fn retain_stores(&mut self, stays: impl Fn(u32) -> bool) {
         let stores = self.layout.stores.iter().copied();
         let stores = stores.filter(|store| stays(*store)).collect();
@@ -181,8 +188,8 @@ impl StockMatrix {
         self.on_hand.len() / self.layout.width.max(1)
     }
 
-    /// Lays the cells out for these stores, ascending, and so many products, with the quantities of
-    /// `columns` where these are of a store; a cell that was not there has nothing.
+    /// Rebuilds the cells for these stores, ascending, and this number of products. Quantities come
+    /// from `columns` or from the existing cells. A new cell has quantity 0.
     fn arrange(&mut self, row_of: Vec<u32>, stores: Vec<u32>, rows: usize, columns: &[Column]) {
         enum Origin<'a> {
             Nowhere,
@@ -201,8 +208,8 @@ impl StockMatrix {
             (None, Err(_)) => Origin::Nowhere,
         };
         let from: Vec<Origin<'_>> = stores.iter().map(from).collect();
-        // Row by row: sixteen rows of all columns that come are in the nearest cache then.
-        let laid_out = |known: &[i32], filling: i32, takes_quantities: bool| {
+        // Row by row, so that sixteen rows of all new columns fit into the first-level cache.
+        let rearranged = |known: &[i32], filling: i32, takes_quantities: bool| {
             let mut cells = vec![0; rows * width];
             let mut known = known.chunks_exact(before.width.max(1));
             for (at, row) in cells.chunks_exact_mut(width.max(1)).enumerate() {
@@ -219,8 +226,8 @@ impl StockMatrix {
             }
             cells
         };
-        self.on_hand = laid_out(&self.on_hand, NO_STORE, true);
-        self.held = laid_out(&self.held, 0, false);
+        self.on_hand = rearranged(&self.on_hand, NO_STORE, true);
+        self.deducted = rearranged(&self.deducted, 0, false);
         self.layout = Arc::new(Layout {
             row_of,
             stores,
@@ -229,16 +236,16 @@ impl StockMatrix {
         self.journal.begin_generation();
     }
 
-    /// The stores, ascending.
+    /// Returns the stores, ascending.
     pub(crate) fn stores(&self) -> &[u32] {
         &self.layout.stores
     }
 
-    /// The first store, ascending, that has every demanded quantity. `demands` holds each product
-    /// once.
+    /// Returns the first store, ascending, that has every demanded quantity. `demands` names each
+    /// product once.
     pub(crate) fn first_store(&self, demands: &[Line]) -> Option<u32> {
         let mut rows: [Row<'_>; 4] = [Row::default(); 4];
-        // Nearly every order has few products: their rows are found once and stay in registers.
+        // Most orders have few products. Their rows are found once and stay in registers.
         if demands.len() <= rows.len() {
             for (slot, line) in rows.iter_mut().zip(demands) {
                 *slot = self.row(line)?;
@@ -252,7 +259,7 @@ impl StockMatrix {
         self.scan(&rows)
     }
 
-    /// True if a store has every demanded quantity. `demands` holds each product once.
+    /// Returns `true` if a store has every demanded quantity. `demands` names each product once.
     pub(crate) fn has_all(&self, store: u32, demands: &[Line]) -> bool {
         demands.iter().all(|line| {
             let at = self.layout.cell(line.id, store);
@@ -271,14 +278,14 @@ impl StockMatrix {
         let Some(cell) = self.on_hand.get_mut(at as usize) else {
             return false;
         };
-        *cell = available.saturating_add(self.held[at as usize]);
+        *cell = available.saturating_add(self.deducted[at as usize]);
         true
     }
 
     /// Sets the available quantity of a product in a store that has a cell for it.
     pub(crate) fn set_available(&mut self, product: u32, store: u32, available: i32) {
         if let Some(at) = self.layout.cell(product, store) {
-            self.on_hand[at] = available.saturating_add(self.held[at]);
+            self.on_hand[at] = available.saturating_add(self.deducted[at]);
         }
     }
 
@@ -318,21 +325,21 @@ impl StockMatrix {
         let cells = begin..begin + self.layout.width;
         Some(Row {
             on_hand: &self.on_hand[cells.clone()],
-            held: &self.held[cells],
+            deducted: &self.deducted[cells],
             wanted: line.quantity as i32,
         })
     }
 
     fn scan(&self, rows: &[Row<'_>]) -> Option<u32> {
         for block in (0..self.layout.width).step_by(LANES) {
-            // A store lacks something if any difference is negative: the sign bits are gathered.
-            // What is held is far below what a cell can hold, so none wraps.
+            // A store lacks units if any difference is negative, so the sign bits are combined.
+            // Deducted units are far below the range of a cell, so no difference wraps.
             let mut lacking = [0i32; LANES];
             for row in rows {
                 let on_hand = &row.on_hand[block..block + LANES];
-                let held = &row.held[block..block + LANES];
-                for ((lane, on_hand), held) in lacking.iter_mut().zip(on_hand).zip(held) {
-                    *lane |= on_hand.wrapping_sub(*held).wrapping_sub(row.wanted);
+                let deducted = &row.deducted[block..block + LANES];
+                for ((lane, on_hand), deducted) in lacking.iter_mut().zip(on_hand).zip(deducted) {
+                    *lane |= on_hand.wrapping_sub(*deducted).wrapping_sub(row.wanted);
                 }
             }
             if let Some(lane) = lacking.iter().position(|lane| *lane >= 0) {
@@ -343,10 +350,10 @@ impl StockMatrix {
     }
 }
 
-/// The cells of one product, and how many units of it are wanted.
+/// The cells of one product and the wanted number of units.
 #[derive(Clone, Copy, Default)]
 struct Row<'a> {
     on_hand: &'a [i32],
-    held: &'a [i32],
+    deducted: &'a [i32],
     wanted: i32,
 }

@@ -1,13 +1,16 @@
-//! A whole stock as it arrives: quantities by product and store.
+//! A stock snapshot while it is uploaded: quantities by product and store.
 //!
-//! A snapshot is read line by line into one row of cells per product, a cell for each store: the
-//! layout in which orders look for the first store that has everything (`stock_matrix`), and that
-//! in which the warehouse writes its lines, so that two million of them are written one behind the
-//! other and put in force without being moved again. Rows are numbered as products appear, columns
-//! as stores do, so any id within the limits costs only what is used.
+//! Lines are written into one row of cells per product, with one cell for each store. The warehouse
+//! sorts its lines this way, and the search for a store needs the same layout (`stock_matrix`). So
+//! two million lines are stored in sequence and become the current stock without another copy.
 //!
-//! Limits: product 1 to 1,000,000, store 1 to 10,000, quantity up to a thousand million, products x
-//! stores 15 million. A line that appears twice counts once, with its last quantity.
+//! **Invariants**
+//! - Rows and columns are numbered by first appearance, so memory depends on the ids in use.
+//! - Limits: product 1 to 1,000,000; store 1 to 10,000; quantity up to 1,000,000,000; products x
+//!   stores up to 15 million.
+//! - The last quantity of a repeated product and store counts.
+//!
+//! Deliberately absent: reservations and deliveries (`stock`), and the text of the lines (`csv`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,21 +19,20 @@ use crate::domain::csv::FieldFault;
 use crate::domain::stock::{CountedTo, StockHead};
 use crate::domain::stock_matrix::{LANES, Layout, NO_STORE, StockMatrix};
 
-/// Largest product id: the table that finds a product's row holds four bytes for each id up to the
-/// largest.
+/// Largest product id. The table from product to row has four bytes for each id up to the largest.
 pub(crate) const PRODUCT_MAX: u32 = 1_000_000;
 /// Largest store id.
 pub(crate) const STORE_MAX: u32 = 10_000;
-/// Largest quantity of one product in one store: sums of what is promised of it then fit 32 bits.
+/// Largest quantity of one product in one store. Sums of reserved units then fit into 32 bits.
 pub(crate) const QUANTITY_MAX: u32 = 1_000_000_000;
-/// Most cells (product in store) of a snapshot: seven times the usual stock. A snapshot is one
-/// atomic batch, and a batch of the volume holds at most 64 MiB.
+/// Maximum number of cells (product in store) of a snapshot: seven times the usual stock. A
+/// snapshot is one atomic batch, and a batch of the volume has at most 64 MiB.
 pub(crate) const CELLS_MAX: usize = 15_000_000;
 
-/// Where an id has no row or column.
+/// Marks an id without row or column.
 pub(crate) const NOWHERE: u32 = u32::MAX;
 
-/// The quantities of one store by row.
+/// The quantities of one store, by row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Column {
     pub(crate) store: u32,
@@ -43,19 +45,19 @@ pub(crate) struct Column {
 pub(crate) struct StockSnapshot {
     products: Vec<u32>,
     row_of: Vec<u32>,
-    /// In the order in which they appeared.
+    /// Stores in order of first appearance.
     stores: Vec<u32>,
     column_of: Vec<u32>,
-    /// Cells of a row: whole lanes, and room for some more stores.
+    /// Cells of a row: a multiple of `LANES`, with room for further stores.
     width: usize,
     cells: Vec<i32>,
-    /// What the stores of the rows that it was made from say.
+    /// The counted delivery of the stores that name their own.
     counted_to: BTreeMap<u32, CountedTo>,
-    /// What all others count.
-    counted_to_else: CountedTo,
+    /// The counted delivery of all other stores.
+    counted_to_default: CountedTo,
 }
 
-/// Notes the place of an id.
+/// Records the row or column of an id.
 pub(crate) fn note(places: &mut Vec<u32>, id: u32, place: usize) {
     let at = id as usize;
     if places.len() <= at {
@@ -64,7 +66,7 @@ pub(crate) fn note(places: &mut Vec<u32>, id: u32, place: usize) {
     places[at] = place as u32;
 }
 
-/// The place of an id.
+/// Returns the row or column of an id.
 fn place(places: &[u32], id: u32) -> Option<usize> {
     match places.get(id as usize) {
         Some(&place) if place != NOWHERE => Some(place as usize),
@@ -73,7 +75,7 @@ fn place(places: &[u32], id: u32) -> Option<usize> {
 }
 
 impl StockSnapshot {
-    /// The sheet that the volume's rows make.
+    /// Creates a snapshot from the rows of a volume.
     pub(crate) fn from_rows(products: Vec<u32>, mut columns: Vec<Column>) -> StockSnapshot {
         columns.sort_unstable_by_key(|column| column.store);
         let width = columns.len().next_multiple_of(LANES);
@@ -93,7 +95,7 @@ impl StockSnapshot {
                 snapshot.counted_to.insert(column.store, column.counted_to);
             }
         }
-        // Sixteen stores at a time: their cells of one product are one cache line.
+        // Sixteen stores at a time, because their cells of one product share a cache line.
         for (block, stores) in columns.chunks(LANES).enumerate() {
             for (lane, column) in stores.iter().enumerate() {
                 let rows = snapshot.cells.chunks_exact_mut(width);
@@ -105,7 +107,7 @@ impl StockSnapshot {
         snapshot
     }
 
-    /// Takes one line: product, store, quantity.
+    /// Sets the quantity of one line: product, store, quantity.
     #[inline]
     pub(crate) fn set(&mut self, [product, store, quantity]: [u32; 3]) -> Result<(), FieldFault> {
         let row = match place(&self.row_of, product) {
@@ -123,7 +125,7 @@ impl StockSnapshot {
         Ok(())
     }
 
-    /// Gives a product a cell in each store, empty if no line sets it.
+    /// Ensures that a product has a cell in each store, with quantity 0 if no line sets it.
     pub(crate) fn name_product(&mut self, product: u32) -> Result<(), FieldFault> {
         if place(&self.row_of, product).is_none() {
             self.add_product(product)?;
@@ -131,8 +133,8 @@ impl StockSnapshot {
         Ok(())
     }
 
-    /// Refuses a product or store that would make the stock too large: the shelves have a cell for
-    /// each of either, however few lines name both.
+    /// Rejects a product or store that would make the stock too large. The matrix has a cell for
+    /// each product in each store, however few of them have a line.
     fn check_cells(field: usize, products: usize, stores: usize) -> Result<(), FieldFault> {
         if products * stores <= CELLS_MAX {
             return Ok(());
@@ -142,7 +144,7 @@ impl StockSnapshot {
         Err(FieldFault { field, reason })
     }
 
-    /// Says whether a line is within the limits.
+    /// Checks that a line is within the limits.
     pub(crate) fn check([product, store, quantity]: [u32; 3]) -> Result<(), FieldFault> {
         let (field, reason) = if product == 0 || product > PRODUCT_MAX {
             (0, format!("a product id is 1 to {PRODUCT_MAX}"))
@@ -173,10 +175,11 @@ impl StockSnapshot {
         StockSnapshot::check_cells(1, self.products.len(), self.stores.len() + 1)?;
         let column = self.stores.len();
         if column == self.width {
-            // By a quarter, so that stores that come one by one do not move everything each time.
+            // Grow by a quarter, so that stores that appear one by one do not copy all cells each
+            // time.
             let columns: Vec<usize> = (0..column).collect();
             let width = (column + column / 4 + 1).next_multiple_of(LANES);
-            self.cells = self.laid_out(&columns, width);
+            self.cells = self.rearranged(&columns, width);
             self.width = width;
         }
         note(&mut self.column_of, store, column);
@@ -184,8 +187,8 @@ impl StockSnapshot {
         Ok(column)
     }
 
-    /// The cells of these columns in this order, in rows of another width.
-    fn laid_out(&self, columns: &[usize], width: usize) -> Vec<i32> {
+    /// Returns the cells of these columns in this order, in rows of another width.
+    fn rearranged(&self, columns: &[usize], width: usize) -> Vec<i32> {
         let mut cells = vec![0; self.products.len() * width];
         if self.width > 0 && width > 0 {
             let rows = self.cells.chunks_exact(self.width);
@@ -198,22 +201,22 @@ impl StockSnapshot {
         cells
     }
 
-    /// Products by row.
+    /// Returns the products by row.
     pub(crate) fn products(&self) -> &[u32] {
         &self.products
     }
 
-    /// Stores in the order in which they appeared.
+    /// Returns the stores in order of first appearance.
     pub(crate) fn stores(&self) -> &[u32] {
         &self.stores
     }
 
-    /// True if any line named this store.
+    /// Returns `true` if any line named this store.
     pub(crate) fn has_store(&self, store: u32) -> bool {
         place(&self.column_of, store).is_some()
     }
 
-    /// The quantity written for a product in a store.
+    /// Returns the quantity of a product in a store.
     pub(crate) fn quantity(&self, product: u32, store: u32) -> i32 {
         match (place(&self.row_of, product), place(&self.column_of, store)) {
             (Some(row), Some(column)) => self.cells[row * self.width + column],
@@ -221,21 +224,21 @@ impl StockSnapshot {
         }
     }
 
-    /// Says up to which delivery the lines count.
+    /// Sets the last delivery that the lines count.
     pub(crate) fn counts_to(&mut self, sequence: Option<u64>) {
-        self.counted_to_else = CountedTo::Delivery(sequence);
+        self.counted_to_default = CountedTo::Delivery(sequence);
     }
 
-    /// Up to which delivery the quantities of a store count.
+    /// Returns the last delivery that the quantities of a store count.
     pub(crate) fn counted_to(&self, store: u32) -> CountedTo {
         self.counted_to
             .get(&store)
             .copied()
-            .unwrap_or(self.counted_to_else)
+            .unwrap_or(self.counted_to_default)
     }
 
-    /// The stores that count up to another delivery than the head of their volume says.
-    pub(crate) fn counted_apart(&self, head: &StockHead) -> BTreeMap<u32, Option<u64>> {
+    /// Returns the stores with another counted delivery than the head of the volume.
+    pub(crate) fn counted_to_overrides(&self, head: &StockHead) -> BTreeMap<u32, Option<u64>> {
         let all = self
             .stores
             .iter()
@@ -244,10 +247,10 @@ impl StockSnapshot {
             .collect()
     }
 
-    /// Hands each store with its quantities by row to `take`.
+    /// Calls `take` with each store and its quantities by row.
     pub(crate) fn each_store(&self, mut take: impl FnMut(u32, &[i32])) {
         let mut columns = vec![vec![0; self.products.len()]; LANES];
-        // Sixteen stores at a time, as they lie in one cache line.
+        // Sixteen stores at a time, because their cells share a cache line.
         for (block, stores) in self.stores.chunks(LANES).enumerate() {
             let rows = self.cells.chunks_exact(self.width);
             for (at, row) in rows.enumerate() {
@@ -262,13 +265,14 @@ impl StockSnapshot {
         }
     }
 
-    /// True if it has the products and stores of this layout, with the products in the same rows.
-    pub(crate) fn is_laid_out_as(&self, layout: &Layout) -> bool {
+    /// Returns `true` if the snapshot has the products and stores of this layout in the same rows.
+    pub(crate) fn has_layout(&self, layout: &Layout) -> bool {
         self.row_of == layout.row_of && self.stores == layout.stores
     }
 
-    /// The same stock to sell from, stores ascending; of a known layout if it has it.
-    pub(crate) fn into_shelves(self, known: &Arc<Layout>) -> StockMatrix {
+    /// Returns the snapshot as a matrix with ascending stores. The matrix shares the known layout
+    /// if that is equal.
+    pub(crate) fn into_matrix(self, known: &Arc<Layout>) -> StockMatrix {
         let mut columns: Vec<usize> = (0..self.stores.len()).collect();
         columns.sort_unstable_by_key(|column| self.stores[*column]);
         let count = columns.len();
@@ -277,7 +281,7 @@ impl StockSnapshot {
         let mut cells = if is_in_place {
             self.cells
         } else {
-            self.laid_out(&columns, width)
+            self.rearranged(&columns, width)
         };
         for row in cells.chunks_exact_mut(width.max(1)) {
             row[count..].fill(NO_STORE);

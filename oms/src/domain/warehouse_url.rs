@@ -1,20 +1,26 @@
-//! The address of the warehouse.
+//! The base URL of the warehouse.
+//!
+//! The URL is checked when the configuration is read, so that a mistake is reported at the start
+//! and not with the first order.
+//!
+//! **Invariant**: a `WarehouseUrl` has the scheme http and a host, and has no user, query or
+//! fragment.
 
 use std::fmt;
 use std::str::FromStr;
 
 use hyper::Uri;
 
-/// The address below which the warehouse's routes are: `http://HOST[:PORT][/PATH]`.
+/// The base URL of the warehouse's routes: `http://HOST[:PORT][/PATH]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WarehouseUrl {
     /// Scheme, host and port.
     origin: String,
-    /// The path below which the routes are, without a slash at its end.
+    /// The path prefix of the routes, without a slash at its end.
     path: String,
 }
 
-/// An address that cannot be used.
+/// A URL that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidUrl(&'static str);
 
@@ -30,7 +36,7 @@ impl FromStr for WarehouseUrl {
     type Err = InvalidUrl;
 
     fn from_str(text: &str) -> Result<WarehouseUrl, InvalidUrl> {
-        // Dropped silently by the parser of `Uri`.
+        // The parser of `Uri` drops a fragment silently.
         if text.contains('#') {
             return Err(InvalidUrl("a fragment (#) is not allowed"));
         }
@@ -76,10 +82,10 @@ impl fmt::Display for WarehouseUrl {
 }
 
 impl WarehouseUrl {
-    /// Returns the address of a route, whose path begins with a slash.
+    /// Returns the URL of a route. The path of the route begins with a slash.
     pub(crate) fn with_path(&self, route: &'static str) -> Uri {
-        // A valid address stays one with a plain path behind it; if it ever did not, the call
-        // would fail with a clear error.
+        // A plain path after a valid base URL is valid. If it were not, the empty URL would make
+        // the call fail with a clear error.
         format!("{self}{route}").parse().unwrap_or_default()
     }
 }
@@ -89,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_a_host_with_a_port_and_a_path() {
+    fn a_url_is_a_host_with_a_port_and_a_path() {
         for (text, shown, route) in [
             (
                 "http://127.0.0.1:9091",
@@ -117,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_with_its_reason() {
+    fn other_urls_are_rejected_with_the_reason() {
         for (text, reason) in [
             ("http://h:1/?x=1", "a query"),
             ("http://h:1?", "a query"),

@@ -1,24 +1,24 @@
 //! The circuit breaker of one kind of call: closed while the warehouse answers, open while it does
 //! not.
 //!
-//! Many failures in a row open it. While it is open only probes are sent. Any answer that settles
-//! a call, a refusal included, closes it. So a warehouse that is away costs a few calls a minute.
+//! Many failures in a row open it. While it is open, only probes are sent, so an unreachable
+//! warehouse costs a few calls a minute. Any final answer closes it, a refusal included.
 //!
-//! - While the warehouse cannot be reached, one probe is sent at a time, with doubling pauses.
-//! - While it answers with errors, the messages may be at fault and not the warehouse. Probes of
-//!   several messages are sent at a time then, so that a healthy one is found soon.
+//! - While the warehouse is unreachable, one probe is sent at a time, with doubling pauses.
+//! - While it answers with errors, the messages may be at fault instead of the warehouse. Then
+//!   probes of several messages are sent at a time, to find a healthy one soon.
 //!
-//! Absent: the choice of the message that is a probe (`queue`).
+//! Deliberately absent: the choice of the message to send as a probe (`queue`).
 
 use crate::outbox::{Failure, FailureKind, OutboxLimits};
 
-/// Largest number of probes at a time: 150 messages that fail are tried within a few seconds.
+/// Maximum number of probes at a time. It lets 150 failing messages be tried within a few seconds.
 const PROBES_MAX: u32 = 16;
 
 /// The state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CircuitBreaker {
-    /// Calls are made; so many failed in a row.
+    /// Calls are made. `failures` counts the failures in a row.
     Closed { failures: u32 },
     /// Only probes are sent.
     Open {
@@ -28,7 +28,7 @@ pub(super) enum CircuitBreaker {
         wait_ms: u64,
         /// Probes in flight.
         out: u32,
-        /// Largest number of probes in flight.
+        /// Maximum number of probes in flight.
         room: u32,
     },
 }
@@ -53,8 +53,8 @@ impl Default for CircuitBreaker {
 }
 
 impl CircuitBreaker {
-    /// Returns the time at which a call that is due at `due_ms` can be made, as far as is known
-    /// now; `u64::MAX` while no further probe may be sent.
+    /// Returns the earliest time for a call that is due at `due_ms`, as far as known now. Returns
+    /// `u64::MAX` while no further probe may be sent.
     pub(super) fn ready_ms(&self, due_ms: u64) -> u64 {
         match self {
             CircuitBreaker::Closed { .. } => due_ms,
@@ -63,7 +63,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// Lets a call that is due through, or says what the call has to wait for.
+    /// Permits a call that is due, or returns the condition that it must wait for.
     pub(super) fn pass(&mut self, now_ms: u64) -> Pass {
         match self {
             CircuitBreaker::Closed { .. } => Pass::Free,
@@ -76,9 +76,9 @@ impl CircuitBreaker {
         }
     }
 
-    /// Counts a call that failed without an answer that settles it.
+    /// Counts a call without a final answer.
     pub(super) fn failed(&mut self, limits: &OutboxLimits, failure: &Failure, was_probe: bool, now_ms: u64) {
-        // The warehouse's own wish; bounded, since it may be absurd.
+        // The warehouse may request an absurd wait, so it is bounded.
         let asked_ms = failure.retry_after_ms.unwrap_or(0).min(limits.backoff_max_ms);
         match self {
             CircuitBreaker::Closed { failures } if *failures + 1 < limits.breaker_failures => *failures += 1,
@@ -111,8 +111,8 @@ impl CircuitBreaker {
         }
     }
 
-    /// Takes a probe back that was not sent, or that ended for a reason of our own.
-    pub(super) fn probe_is_back(&mut self) {
+    /// Takes back a probe that was not sent, or that ended for a reason of our own.
+    pub(super) fn cancel_probe(&mut self) {
         if let CircuitBreaker::Open { out, .. } = self {
             *out = out.saturating_sub(1);
         }

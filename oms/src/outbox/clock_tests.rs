@@ -1,4 +1,4 @@
-//! No step of the wall clock delays a message.
+//! Tests that no step of the wall clock delays a message.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn refused() -> Failure {
 }
 
 #[test]
-fn a_step_of_the_clock_during_the_backoff_delays_neither_the_message_nor_those_behind_it() {
+fn a_clock_step_during_a_backoff_delays_no_message() {
     for step_s in [-86_400, -600, 600, 86_400] {
         let limits = OutboxLimits::default();
         let mut outbox = Outbox::new(limits, &[], moment(0, 0));
@@ -28,7 +28,7 @@ fn a_step_of_the_clock_during_the_backoff_delays_neither_the_message_nor_those_b
         let job = outbox.next(0).unwrap();
         let message = outbox.failed(&job, &refused(), moment(10, 0), 1.0).unwrap();
         assert_eq!(message.next_try_ms, WALL_MS + 1_010);
-        // The clock steps, and orders come afterwards.
+        // The clock steps, and a new order arrives.
         let placed = moment(20, step_s);
         outbox.set(id(2), Kind::Announce, &Message::new(placed.wall_ms), placed);
         assert_eq!(outbox.next(20).unwrap().order, id(2), "step {step_s}");
@@ -38,10 +38,10 @@ fn a_step_of_the_clock_during_the_backoff_delays_neither_the_message_nor_those_b
 }
 
 #[test]
-fn an_order_taken_just_before_the_clock_steps_back_is_sent_soon() {
+fn an_order_placed_just_before_the_clock_steps_back_is_sent_soon() {
     let limits = OutboxLimits::default();
     let mut outbox = Outbox::new(limits, &[], moment(0, 0));
-    // The message is stamped before the step and reaches the outbox after it.
+    // The message gets its time before the step and reaches the outbox after it.
     outbox.set(id(1), Kind::Announce, &Message::new(WALL_MS), moment(5, -600));
     let look_again = outbox.next(5).unwrap_err().unwrap();
     assert_eq!(
@@ -53,7 +53,7 @@ fn an_order_taken_just_before_the_clock_steps_back_is_sent_soon() {
 }
 
 #[test]
-fn an_open_breaker_ignores_steps_of_the_clock() {
+fn an_open_breaker_ignores_clock_steps() {
     for step_s in [-86_400, -600, 600] {
         let limits = OutboxLimits {
             breaker_failures: 1,
@@ -71,7 +71,7 @@ fn an_open_breaker_ignores_steps_of_the_clock() {
 }
 
 #[test]
-fn a_row_of_a_clock_that_was_ahead_waits_no_longer_than_the_longest_backoff() {
+fn a_row_written_by_a_fast_clock_waits_at_most_the_longest_backoff() {
     let limits = OutboxLimits::default();
     let row = |next_try_ms: u64, attempts: u32| Message {
         attempts,
@@ -90,7 +90,7 @@ fn a_row_of_a_clock_that_was_ahead_waits_no_longer_than_the_longest_backoff() {
         Some(&row(WALL_MS + year_ms, 0)),
         moment(0, 0),
     );
-    outbox.put_in_force();
+    outbox.activate_parked();
     assert_eq!(outbox.next(0).unwrap().order, id(2));
     assert_eq!(outbox.next(0), Err(Some(limits.backoff_max_ms)));
     let sent = std::iter::from_fn(|| outbox.next(limits.backoff_max_ms).ok()).count();
@@ -101,12 +101,12 @@ fn a_row_of_a_clock_that_was_ahead_waits_no_longer_than_the_longest_backoff() {
     assert_eq!(
         due,
         [latest, WALL_MS, latest, latest],
-        "the list shows when each is tried"
+        "the list shows the real time of each try"
     );
 }
 
 #[test]
-fn the_wait_that_the_warehouse_asks_for_is_kept_up_to_the_longest_backoff() {
+fn the_requested_wait_is_kept_up_to_the_longest_backoff() {
     let limits = OutboxLimits::default();
     for (retry_after_ms, jitter, wait_ms) in [
         (None, 0.0, 0),
@@ -129,7 +129,7 @@ fn the_wait_that_the_warehouse_asks_for_is_kept_up_to_the_longest_backoff() {
 }
 
 #[test]
-fn probes_of_an_open_breaker_keep_the_wait_that_the_warehouse_asks_for() {
+fn probes_keep_the_wait_requested_by_the_warehouse() {
     let limits = OutboxLimits {
         breaker_failures: 1,
         ..OutboxLimits::default()

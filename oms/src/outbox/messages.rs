@@ -1,7 +1,7 @@
-//! The messages of a lane by order.
+//! The messages of one kind, by order.
 //!
-//! In many small maps instead of one large one: none of them takes long to grow or to go through,
-//! and whoever does that for all may let others in between.
+//! Many small maps replace one large map, because growing or scanning a small map takes little
+//! time. A caller that scans all maps can release its lock between two of them.
 
 use std::collections::HashMap;
 
@@ -10,24 +10,25 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::domain::order::OrderId;
 use crate::outbox::MessageState;
 
-/// Maps; a million messages are 4,000 in each.
+/// Number of maps. A million messages are 4,000 per map.
 const PARTS: usize = 256;
 
 /// A message in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
     pub(crate) state: MessageState,
-    /// Tries that failed.
+    /// Number of failed tries.
     pub(crate) attempts: u32,
     /// Monotonic time of the next try.
     pub(super) due_ms: u64,
     /// Reason of the last failure.
     pub(super) last_error: Option<Box<str>>,
     pub(super) in_flight: bool,
-    /// The lane's count of answers when the message failed last.
+    /// The queue's count of final answers at the last failure of this message.
     pub(super) answers_before: u32,
-    /// Number of the migration that brought the message; ignored until that is in force.
-    pub(super) came_with: u64,
+    /// Number of the migration that brought the message. It is ignored until that migration is
+    /// activated.
+    pub(super) migration: u64,
 }
 
 #[derive(Debug)]
@@ -46,14 +47,14 @@ impl Default for Messages {
 }
 
 fn part_of(order: &OrderId) -> usize {
-    // Which map it is in need not be a secret: an order's place within it is.
+    // This hash needs no secret seed: the map inside the part has one.
     xxh3_64(order.as_bytes()) as usize % PARTS
 }
 
 impl Messages {
-    /// With room for about so many.
+    /// Returns an empty set with room for about `count` messages.
     pub(super) fn with_room_for(count: usize) -> Messages {
-        // Some parts get more than their share.
+        // Parts are not equally full.
         let each = if count < PARTS { 0 } else { count / PARTS * 9 / 8 };
         Messages {
             parts: (0..PARTS).map(|_| HashMap::with_capacity(each)).collect(),
@@ -93,7 +94,8 @@ impl Messages {
         self.parts.iter().flatten()
     }
 
-    /// Takes out, of the `at`th part, those that do not stay; none if there is no such part.
+    /// Removes the messages of orders for which `stays` returns `false` from the `at`th part.
+    /// Returns `None` if there is no such part.
     pub(super) fn forget(&mut self, at: usize, stays: impl Fn(&OrderId) -> bool) -> Option<Vec<Slot>> {
         let part = self.parts.get_mut(at)?;
         let gone = part.extract_if(|order, _| !stays(order));

@@ -1,18 +1,19 @@
-//! The outbox: what the warehouse must be told, and when each message is tried next.
+//! The outbox: the messages to the warehouse and the time of each next try.
 //!
-//! A message is committed with the state change that calls for it and removed with the one that
-//! answers it. The outbox is the schedule over those rows: in memory, without IO, driven by the
-//! time that its caller gives. Each kind of message is a lane of its own, with its own bound of
-//! calls in flight and its own circuit breaker, so that slow announcements do not hold up
-//! deliveries. Within an order the state machine keeps the sequence.
+//! A message is committed with the state change that requires it, and removed with the one that
+//! records the answer. This module is the schedule over those rows: in memory, without IO, driven
+//! by the time that its caller passes. Each kind of message has its own queue, bound of calls in
+//! flight and circuit breaker, so that slow announcements do not delay deliveries.
 //!
+//! **Invariants**
 //! - Waits follow the monotonic clock. Rows and lists show the time of day (`clock`).
 //! - No wait is longer than `OutboxLimits::backoff_max_ms`.
 //! - A failed try waits for a random share of a doubling backoff (full jitter). After the last try
-//!   the message is dead and stays for an operator.
-//! - A message that fails again and again never keeps others from being tried (`queue`).
+//!   the message is a dead letter and stays for an operator.
+//! - A message that fails repeatedly never delays the others (`queue`).
 //!
-//! Absent: tasks (`volume::jobs::dispatcher`), rows (`storage`).
+//! Deliberately absent: tasks (`volume::jobs::dispatcher`), rows (`storage`), and the sequence of
+//! the messages of one order (`domain::order`).
 
 mod circuit_breaker;
 mod limits;
@@ -31,21 +32,21 @@ use crate::outbox::messages::Slot;
 use crate::outbox::queue::MessageQueue;
 use crate::runtime::clock::Moment;
 
-/// What a message says.
+/// The request that a message makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
-    /// Take this order into preparation.
+    /// Prepare this order.
     Announce,
     /// Deliver this order.
     Deliver,
 }
 
 impl Kind {
-    /// Both kinds, in the order in which they are sent.
+    /// Both kinds, in the order in which an order sends them.
     pub(crate) const ALL: [Kind; 2] = [Kind::Announce, Kind::Deliver];
 
-    /// The name used in keys and JSON.
+    /// Returns the name used in keys and JSON.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Announce => "announce",
@@ -53,37 +54,37 @@ impl Kind {
         }
     }
 
-    /// The kind of that name.
+    /// Returns the kind with this name.
     pub(crate) fn from_name(name: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| kind.name() == name)
     }
 }
 
-/// Whether a message is still tried.
+/// The state of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum MessageState {
-    /// It is tried until the warehouse answers.
+    /// Sent again until the warehouse answers.
     Waiting,
-    /// It was given up; an operator may have it tried again.
+    /// Given up: a dead letter. An operator can retry it.
     Dead,
 }
 
-/// The fate of a message so far.
+/// The stored part of a message: its state and its tries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Message {
-    /// Whether it is still tried.
+    /// The state of the message.
     pub state: MessageState,
-    /// Tries that failed.
+    /// Number of failed tries.
     pub attempts: u32,
     /// UTC milliseconds of the next try.
     pub next_try_ms: u64,
-    /// Why the last try failed.
+    /// Reason of the last failure.
     pub last_error: Option<Box<str>>,
 }
 
 impl Message {
-    /// A message to be tried at once.
+    /// Returns a message to be sent immediately.
     pub(crate) fn new(now_ms: u64) -> Message {
         Message {
             state: MessageState::Waiting,
@@ -94,31 +95,32 @@ impl Message {
     }
 }
 
-/// The class of a failure: what it says about the warehouse and about the message.
+/// The class of a failure. It decides whether the breaker counts it and whether the message is
+/// tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FailureKind {
-    /// No answer, or one that says that the warehouse cannot answer now.
+    /// No answer, or an answer that means "not available now".
     Unreachable,
-    /// An answer that is an error of the warehouse.
+    /// An answer with an error of the warehouse.
     Error,
-    /// The warehouse is still at work on an earlier try of the same message.
+    /// The warehouse still processes an earlier try of the same message.
     InProgress,
-    /// The warehouse will never understand the message as it is: it is dead at once.
+    /// The warehouse rejects the request as invalid. The message becomes a dead letter immediately.
     Malformed,
 }
 
-/// A call that failed: the message is tried again, or is dead.
+/// A failed call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) kind: FailureKind,
-    /// The answer, or why there is none.
+    /// The answer, or the reason why there is none.
     pub(crate) reason: String,
-    /// The wait that the warehouse asks for.
+    /// The wait requested by the warehouse (`Retry-After`).
     pub(crate) retry_after_ms: Option<u64>,
 }
 
 impl Failure {
-    /// A failure without a wish of the warehouse.
+    /// Returns a failure without a requested wait.
     pub(crate) fn new(kind: FailureKind, reason: impl Into<String>) -> Failure {
         Failure {
             kind,
@@ -128,29 +130,29 @@ impl Failure {
     }
 }
 
-/// A message that is to be sent now.
+/// A message to be sent now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Job {
     pub(crate) order: OrderId,
     pub(crate) kind: Kind,
-    /// True if the try is a probe of an open breaker.
+    /// `true` if the try is a probe of an open breaker.
     pub(crate) probe: bool,
-    /// True if the message failed before.
+    /// `true` if the message failed before.
     pub(crate) again: bool,
 }
 
-/// A message as it is listed.
+/// A message in a list for operators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct ListedMessage {
     /// The order.
     pub order: OrderId,
-    /// What it says.
+    /// The kind of the message.
     pub kind: Kind,
-    /// Whether it is still tried.
+    /// The state of the message.
     pub state: MessageState,
-    /// Tries that failed.
+    /// Number of failed tries.
     pub attempts: u32,
-    /// Why the last one did.
+    /// Reason of the last failure.
     pub last_error: Option<Box<str>>,
     /// UTC milliseconds of the next try.
     pub next_try_ms: u64,
@@ -161,8 +163,8 @@ pub(crate) struct ListedMessage {
 pub(crate) struct Outbox {
     limits: OutboxLimits,
     queues: [MessageQueue; 2],
-    /// Time at which the courier looks again by itself, as it was last told.
-    looks_again_ms: u64,
+    /// Time at which the dispatcher looks again without a wake-up: the last result of `next`.
+    next_wake_ms: u64,
 }
 
 impl Outbox {
@@ -180,13 +182,13 @@ impl Outbox {
         Outbox {
             limits,
             queues: Kind::ALL.map(queue_of),
-            looks_again_ms: u64::MAX,
+            next_wake_ms: u64::MAX,
         }
     }
 
-    /// Puts a message in, or in place of the one that was there. Returns `true` if the courier is
-    /// to be called for it. While all calls are taken, or the breaker is open, calling it for each
-    /// order would only keep it from its work.
+    /// Adds or replaces a message. Returns `true` if the dispatcher must be woken. It is not woken
+    /// while all calls are in use or the breaker is open, because a wake-up for each order would
+    /// only cost time.
     pub(crate) fn set(&mut self, order: OrderId, kind: Kind, message: &Message, now: Moment) -> bool {
         let mut slot = slot(&self.limits, message, now);
         let queue = &mut self.queues[kind as usize];
@@ -196,12 +198,12 @@ impl Outbox {
             u64::MAX
         };
         slot.in_flight = queue.get(&order).is_some_and(|known| known.in_flight);
-        let calls = slot.state == MessageState::Waiting && ready_ms < self.looks_again_ms;
+        let calls = slot.state == MessageState::Waiting && ready_ms < self.next_wake_ms;
         queue.set(order, slot);
         calls
     }
 
-    /// Takes a message out: it was answered, or need not be sent any more.
+    /// Removes a message that was answered or is no longer needed.
     pub(crate) fn remove(&mut self, order: &OrderId, kind: Kind) {
         let queue = &mut self.queues[kind as usize];
         if let Some(slot) = queue.messages.remove(order) {
@@ -209,8 +211,8 @@ impl Outbox {
         }
     }
 
-    /// Puts a message of slots that are being migrated in, in place of its former version, or takes
-    /// that out again. It is invisible until `put_in_force`.
+    /// Adds, replaces or (with `None`) removes a message of slots that are migrating to this
+    /// volume. It is invisible until `activate_parked`.
     pub(crate) fn park(&mut self, order: OrderId, kind: Kind, message: Option<&Message>, now: Moment) {
         let limits = self.limits;
         let queue = &mut self.queues[kind as usize];
@@ -223,7 +225,7 @@ impl Outbox {
                 if slot.state == MessageState::Waiting {
                     queue.park(slot.due_ms, slot.attempts, order.clone());
                 }
-                slot.came_with = queue.arrivals + 1;
+                slot.migration = queue.migrations + 1;
                 queue.messages.insert(order, slot)
             }
         };
@@ -233,12 +235,12 @@ impl Outbox {
     }
 
     /// Makes parked messages eligible for sending. O(1).
-    pub(crate) fn put_in_force(&mut self) {
-        self.queues.iter_mut().for_each(MessageQueue::put_in_force);
+    pub(crate) fn activate_parked(&mut self) {
+        self.queues.iter_mut().for_each(MessageQueue::activate_parked);
     }
 
-    /// Forgets messages of orders that are elsewhere, those in the `at`th part of all; a call in
-    /// flight lands as ever. Returns `false` if there is no such part.
+    /// Removes messages of orders that moved away, in the `at`th part of all. Calls in flight end
+    /// as usual. Returns `false` if there is no such part.
     pub(crate) fn forget(&mut self, at: usize, stays: impl Fn(&OrderId) -> bool) -> bool {
         let mut is_part = false;
         for queue in &mut self.queues {
@@ -250,13 +252,13 @@ impl Outbox {
         is_part
     }
 
-    /// Forgets the schedule of parked messages, whose migration was undone.
+    /// Drops the schedule of parked messages after their migration was undone.
     pub(crate) fn unpark(&mut self) {
         self.queues.iter_mut().for_each(MessageQueue::unpark);
     }
 
-    /// Returns the next message to send now, counted as in flight; else the monotonic time at which
-    /// to look again, if any.
+    /// Returns the next message to send now and counts it as in flight. Otherwise returns the
+    /// monotonic time at which to look again, if any.
     pub(crate) fn next(&mut self, now_ms: u64) -> Result<Job, Option<u64>> {
         let mut look_again: Option<u64> = None;
         for kind in [Kind::Deliver, Kind::Announce] {
@@ -266,19 +268,19 @@ impl Outbox {
                 Err(Some(at_ms)) => look_again = Some(look_again.map_or(at_ms, |known| known.min(at_ms))),
             }
         }
-        self.looks_again_ms = look_again.unwrap_or(u64::MAX);
+        self.next_wake_ms = look_again.unwrap_or(u64::MAX);
         Err(look_again)
     }
 
-    /// Ends a call whose answer settles the message.
+    /// Ends a call with a final answer.
     pub(crate) fn answered(&mut self, job: &Job) {
         let queue = &mut self.queues[job.kind as usize];
         queue.land(job);
         queue.answered(job.kind, &self.limits);
     }
 
-    /// Ends a call that failed. Returns the message as it now stands, to be written; `None` if the
-    /// message is no longer wanted. `jitter` is a random share from 0 to 1 of the backoff.
+    /// Ends a failed call. Returns the changed message, to be written, or `None` if the message was
+    /// removed. `jitter` is a random share of the backoff, from 0 to 1.
     pub(crate) fn failed(
         &mut self,
         job: &Job,
@@ -295,17 +297,18 @@ impl Outbox {
             next_try_ms: now.wall_ms_of(slot.due_ms),
             last_error: slot.last_error.clone(),
         };
-        // The caller of this calls the courier anyway.
+        // The dispatcher is woken after every call that ended.
         queue.set(job.order.clone(), slot);
         Some(message)
     }
 
-    /// Ends a call that failed for a reason of our own: it is made again, and nothing is counted.
+    /// Ends a call that failed for a reason of our own. The message is sent again, and no try is
+    /// counted.
     pub(crate) fn put_back(&mut self, job: &Job, at_ms: u64) {
         let queue = &mut self.queues[job.kind as usize];
         queue.land(job);
         if job.probe {
-            queue.breaker.probe_is_back();
+            queue.breaker.cancel_probe();
         }
         if let Some(slot) = queue.get(&job.order) {
             slot.due_ms = at_ms;
@@ -314,12 +317,13 @@ impl Outbox {
         }
     }
 
-    /// Returns `true` if so many messages wait that new orders are turned away.
+    /// Returns `true` if the outbox has the maximum number of messages. New orders are rejected
+    /// then.
     pub(crate) fn is_full(&self) -> bool {
         self.len() >= self.limits.waiting_max
     }
 
-    /// Messages of both kinds, dead ones included.
+    /// Returns the number of messages of both kinds, dead letters included.
     pub(crate) fn len(&self) -> usize {
         let in_force = self
             .queues
@@ -328,12 +332,12 @@ impl Outbox {
         in_force.sum()
     }
 
-    /// Dead messages.
+    /// Returns the number of dead letters.
     pub(crate) fn dead(&self) -> usize {
         self.queues.iter().map(|queue| queue.dead).sum()
     }
 
-    /// Calls in flight.
+    /// Returns the number of calls in flight.
     pub(crate) fn in_flight(&self) -> usize {
         self.queues.iter().map(|queue| queue.in_flight).sum()
     }
@@ -343,13 +347,13 @@ impl Outbox {
         self.queues.iter().any(|queue| queue.breaker.is_open())
     }
 
-    /// Returns a message that is in force.
+    /// Returns a message that is not parked.
     pub(crate) fn get(&self, order: &OrderId, kind: Kind) -> Option<&Slot> {
         let queue = &self.queues[kind as usize];
         queue.messages.get(order).filter(|slot| !queue.is_parked(slot))
     }
 
-    /// Returns the messages after `cursor` by order and kind, at most `limit`, ascending.
+    /// Returns at most `limit` messages after `cursor`, ascending by order and kind.
     pub(crate) fn page(
         &self,
         cursor: Option<&(OrderId, Kind)>,
@@ -371,20 +375,20 @@ impl Outbox {
             kind,
             state: slot.state,
             attempts: slot.attempts,
-            last_error: slot.last_error.clone().or_else(|| self.held_up(kind)),
+            last_error: slot.last_error.clone().or_else(|| self.breaker_cause(kind)),
             next_try_ms: now.wall_ms_of(slot.due_ms),
         };
         smallest.into_iter().map(list).collect()
     }
 
-    /// Returns why messages of a kind that never failed are not tried, while the breaker is open.
-    fn held_up(&self, kind: Kind) -> Option<Box<str>> {
+    /// Returns the reason why untried messages of a kind wait, while the breaker is open.
+    fn breaker_cause(&self, kind: Kind) -> Option<Box<str>> {
         let cause = self.queues[kind as usize].cause.as_deref()?;
         Some(format!("not tried yet, since other calls fail: {cause}").into())
     }
 }
 
-/// Returns a message of a row as it is kept in memory.
+/// Converts the row of a message into its form in memory.
 fn slot(limits: &OutboxLimits, message: &Message, now: Moment) -> Slot {
     Slot {
         state: message.state,
@@ -393,11 +397,11 @@ fn slot(limits: &OutboxLimits, message: &Message, now: Moment) -> Slot {
         last_error: message.last_error.clone(),
         in_flight: false,
         answers_before: 0,
-        came_with: 0,
+        migration: 0,
     }
 }
 
-/// The `limit` smallest of many by key, ascending, without sorting them all.
+/// Returns the `limit` smallest elements by key, ascending, without sorting all.
 pub(crate) fn smallest<T, K: Ord>(
     all: impl Iterator<Item = T>,
     limit: usize,

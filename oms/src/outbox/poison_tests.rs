@@ -1,29 +1,29 @@
-//! Messages that always fail never keep healthy ones from being sent: a model warehouse in virtual
-//! time, with the courier's loop.
+//! Tests that messages that always fail never stop healthy ones. They run the dispatcher's loop
+//! against a model warehouse in virtual time.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use super::*;
 
-/// The answer of the model warehouse to a message.
+/// The reaction of the model warehouse to a message.
 #[derive(Clone, Copy, Debug)]
 enum Reaction {
-    Takes,
+    Accepts,
     Fails(FailureKind),
 }
 
-/// A warehouse, the messages that it was told, and when.
+/// A model warehouse with the history of the messages sent to it.
 struct Model {
     outbox: Outbox,
     reaction: Box<dyn Fn(u32, u64) -> Reaction>,
     /// Time of an answer, in milliseconds, by reaction.
     latency_ms: fn(Reaction) -> u64,
-    /// Calls in flight by the time at which they end.
+    /// Calls in flight by the time of their end.
     calls: BinaryHeap<Reverse<(u64, u32, bool, bool)>>,
     arrived: BTreeMap<u32, u64>,
-    /// Time of success of each message.
-    taken: BTreeMap<u32, u64>,
+    /// Time at which each message was accepted.
+    accepted: BTreeMap<u32, u64>,
     died: BTreeMap<u32, u64>,
     tries: BTreeMap<u32, u32>,
     dice: u64,
@@ -48,14 +48,14 @@ impl Model {
             latency_ms,
             calls: BinaryHeap::new(),
             arrived: BTreeMap::new(),
-            taken: BTreeMap::new(),
+            accepted: BTreeMap::new(),
             died: BTreeMap::new(),
             tries: BTreeMap::new(),
             dice: 7,
         }
     }
 
-    /// A share from 0 to 1 (Knuth's MMIX generator).
+    /// Returns a random share from 0 to 1 (Knuth's MMIX generator).
     fn share(&mut self) -> f64 {
         self.dice = self
             .dice
@@ -64,7 +64,7 @@ impl Model {
         (self.dice >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Lets orders arrive and calls be made and answered until `end_ms`.
+    /// Runs arrivals, calls and answers until `end_ms`.
     fn run(&mut self, arrivals: &[(u64, u32)], end_ms: u64) {
         let mut arrivals = arrivals.iter().peekable();
         let mut now_ms = 0;
@@ -107,10 +107,10 @@ impl Model {
             again,
         };
         match (self.reaction)(number, now_ms) {
-            Reaction::Takes => {
+            Reaction::Accepts => {
                 self.outbox.answered(&job);
                 self.outbox.remove(&job.order, job.kind);
-                self.taken.insert(number, now_ms);
+                self.accepted.insert(number, now_ms);
             }
             Reaction::Fails(kind) => {
                 let jitter = self.share();
@@ -123,18 +123,18 @@ impl Model {
         }
     }
 
-    /// The longest wait of a healthy message.
+    /// Returns the longest wait of a healthy message.
     fn longest_wait_ms(&self, is_poisoned: impl Fn(u32) -> bool) -> u64 {
         let healthy = self.arrived.iter().filter(|(number, _)| !is_poisoned(**number));
-        let waits = healthy.map(|(number, at_ms)| match self.taken.get(number) {
-            Some(taken_ms) => taken_ms - at_ms,
-            None => panic!("{number} was never taken"),
+        let waits = healthy.map(|(number, at_ms)| match self.accepted.get(number) {
+            Some(accepted_ms) => accepted_ms - at_ms,
+            None => panic!("message {number} was never accepted"),
         });
         waits.max().unwrap()
     }
 }
 
-/// 150 poisoned messages at once, then ten healthy ones a second for a minute.
+/// Returns 150 poisoned messages at time 0, then ten healthy ones per second for a minute.
 fn poison_first() -> Vec<(u64, u32)> {
     let poisoned = (0..150).map(|number| (0, number));
     let healthy = (0..600u32).map(|number| (100 + u64::from(number) * 100, 1_000 + number));
@@ -142,13 +142,13 @@ fn poison_first() -> Vec<(u64, u32)> {
 }
 
 #[test]
-fn messages_answered_with_an_error_hold_up_no_healthy_one_and_die_of_their_own_tries() {
+fn messages_answered_with_errors_delay_no_healthy_one_and_are_given_up() {
     let is_poisoned = |number: u32| number < 150;
     let reaction = move |number: u32, _: u64| {
         if is_poisoned(number) {
             Reaction::Fails(FailureKind::Error)
         } else {
-            Reaction::Takes
+            Reaction::Accepts
         }
     };
     let mut model = Model::new(reaction, |_| 20);
@@ -163,40 +163,40 @@ fn messages_answered_with_an_error_hold_up_no_healthy_one_and_die_of_their_own_t
 }
 
 #[test]
-fn messages_that_time_out_hold_up_no_healthy_one() {
+fn messages_that_time_out_delay_no_healthy_one() {
     let is_poisoned = |number: u32| number < 150;
     let reaction = move |number: u32, _: u64| {
         if is_poisoned(number) {
             Reaction::Fails(FailureKind::Unreachable)
         } else {
-            Reaction::Takes
+            Reaction::Accepts
         }
     };
     let latency_ms = |reaction| match reaction {
-        Reaction::Takes => 200,
+        Reaction::Accepts => 200,
         Reaction::Fails(_) => 10_000,
     };
     let mut model = Model::new(reaction, latency_ms);
-    // After the busy minute a healthy message comes every ten seconds: without any, nothing says
-    // that the messages are at fault and not the warehouse.
+    // After the busy minute a healthy message arrives every ten seconds. Only successes show that
+    // the messages are at fault instead of the warehouse.
     let mut arrivals = poison_first();
     arrivals.extend((0..170u32).map(|number| (70_000 + u64::from(number) * 10_000, 10_000 + number)));
     model.run(&arrivals, 1_800_000);
     let longest_ms = model.longest_wait_ms(is_poisoned);
-    // A probe that times out, its pause, and the call itself.
+    // The wait is a probe that times out, its pause, and the call.
     assert!(longest_ms <= 13_000, "a healthy message waited {longest_ms} ms");
     assert_eq!(model.died.len(), 150, "each poisoned message is given up");
 }
 
 #[test]
 fn a_healthy_message_among_poisoned_ones_is_found_while_the_breaker_is_open() {
-    // Every tenth message is healthy, and all come at once behind an open breaker.
+    // Every tenth message is healthy, and all arrive together behind an open breaker.
     let is_poisoned = |number: u32| !number.is_multiple_of(10) || number < 16;
     let reaction = move |number: u32, _: u64| {
         if is_poisoned(number) {
             Reaction::Fails(FailureKind::Error)
         } else {
-            Reaction::Takes
+            Reaction::Accepts
         }
     };
     let mut model = Model::new(reaction, |_| 50);
@@ -208,13 +208,13 @@ fn a_healthy_message_among_poisoned_ones_is_found_while_the_breaker_is_open() {
 }
 
 #[test]
-fn a_warehouse_that_answers_errors_to_everything_kills_no_message() {
+fn an_outage_with_error_answers_kills_no_message() {
     let outage_ms = 3_600_000;
     let reaction = move |_, now_ms| {
         if now_ms < outage_ms {
             Reaction::Fails(FailureKind::Error)
         } else {
-            Reaction::Takes
+            Reaction::Accepts
         }
     };
     let mut model = Model::new(reaction, |_| 50);
@@ -222,15 +222,15 @@ fn a_warehouse_that_answers_errors_to_everything_kills_no_message() {
         .map(|number| (u64::from(number) * 1_000, number))
         .collect();
     model.run(&arrivals, 4_200_000);
-    // The first ones may have used up their tries before the breaker opened.
+    // The first messages may have used up their tries before the breaker opened.
     assert!(model.died.len() <= 2, "{} messages died", model.died.len());
-    assert_eq!(model.taken.len() + model.died.len(), 200);
+    assert_eq!(model.accepted.len() + model.died.len(), 200);
     let tries: u32 = model.tries.values().sum();
     assert!(tries < 36_000 * 4, "{tries} tries in an hour");
 }
 
 #[test]
-fn messages_that_failed_before_use_half_of_the_calls_in_flight_at_most() {
+fn failed_messages_use_at_most_half_of_the_calls_in_flight() {
     let limits = OutboxLimits {
         in_flight_max: 10,
         retries_per_second: 1_000,
@@ -251,14 +251,14 @@ fn messages_that_failed_before_use_half_of_the_calls_in_flight_at_most() {
         outbox.set(id(number), Kind::Announce, &Message::new(0), at(0));
     }
     let fresh: Vec<Job> = std::iter::from_fn(|| outbox.next(0).ok()).collect();
-    assert_eq!(fresh.len(), 5, "first tries have the other half");
+    assert_eq!(fresh.len(), 5, "first tries use the other half");
     assert!(fresh.iter().all(|job| !job.again));
     outbox.put_back(&jobs[0], 0);
-    assert!(outbox.next(0).unwrap().again, "the two kinds take turns");
+    assert!(outbox.next(0).unwrap().again, "the two classes take turns");
 }
 
 #[test]
-fn probes_take_turns_between_messages_never_tried_and_failed_ones() {
+fn probes_alternate_between_fresh_and_failed_messages() {
     let limits = OutboxLimits {
         breaker_failures: 4,
         ..OutboxLimits::default()
@@ -287,12 +287,15 @@ fn probes_take_turns_between_messages_never_tried_and_failed_ones() {
     let untried = waiting.iter().filter(|message| message.attempts == 0);
     for message in untried {
         let error = message.last_error.as_deref().unwrap();
-        assert!(error.contains("connection refused"), "the list says why: {error}");
+        assert!(
+            error.contains("connection refused"),
+            "the list gives the reason: {error}"
+        );
     }
 }
 
 #[test]
-fn a_probe_of_a_message_never_tried_is_the_one_that_came_last() {
+fn a_probe_of_a_fresh_message_takes_the_newest_one() {
     let limits = OutboxLimits {
         breaker_failures: 1,
         ..OutboxLimits::default()
@@ -309,7 +312,7 @@ fn a_probe_of_a_message_never_tried_is_the_one_that_came_last() {
     assert_eq!(
         (probe.probe, probe.order.as_str()),
         (true, "9"),
-        "new orders are what matters"
+        "the newest order is the best probe"
     );
     outbox.answered(&probe);
     outbox.remove(&probe.order, probe.kind);

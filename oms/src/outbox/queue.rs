@@ -1,13 +1,17 @@
-//! The messages of one kind: which of them is sent next, and what follows from a failure.
+//! The messages of one kind: the choice of the next message, and the consequences of a failure.
 //!
-//! Messages that were never tried and messages that failed before stand in two queues. Both make
-//! progress whatever happens to the other:
-//! - where both have a message that is due, they take turns, probes of an open breaker included;
-//! - messages that failed before use at most half of the calls in flight, and a budget of tries;
-//! - a failure counts for the breaker only if nothing else was answered since the message failed
-//!   before: a message that fails while others succeed is at fault itself;
-//! - a message dies of its own tries only. While the breaker is open and nothing is answered, the
-//!   warehouse is at fault, and no message is given up.
+//! Fresh messages (never tried) and failed ones have separate schedules, so that neither can stop
+//! the other.
+//!
+//! **Invariants**
+//! - If both have a message that is due, they take turns. This holds for probes too.
+//! - Failed messages use at most half of the calls in flight, and a budget of retries.
+//! - The breaker counts a failure unless another call succeeded since the same message last failed.
+//!   A message that fails while others succeed is itself at fault.
+//! - A message dies only of its own faults. While the breaker is open and nothing is answered, the
+//!   warehouse is at fault and no message is given up.
+//!
+//! Deliberately absent: rows, tasks and the HTTP client.
 
 use crate::domain::order::OrderId;
 use crate::outbox::circuit_breaker::{CircuitBreaker, Pass};
@@ -17,7 +21,7 @@ use crate::outbox::schedule::Schedule;
 use crate::outbox::slow_start::SlowStart;
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, OutboxLimits};
 
-/// The two queues of a lane.
+/// The two schedules of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum RetryClass {
     /// Messages that were never tried.
@@ -28,7 +32,7 @@ pub(super) enum RetryClass {
 }
 
 impl RetryClass {
-    /// Returns the queue of a message with that many failed tries.
+    /// Returns the class of a message with this number of failed tries.
     pub(super) fn of(attempts: u32) -> RetryClass {
         if attempts == 0 {
             RetryClass::Fresh
@@ -49,28 +53,28 @@ impl RetryClass {
 #[derive(Debug, Default)]
 pub(super) struct MessageQueue {
     pub(super) messages: Messages,
-    /// The order of tries, by queue. An entry whose time is not its message's is skipped.
+    /// Times of the next tries, by class. An entry with another time than its message is skipped.
     due: [Schedule; 2],
-    /// Messages of slots that are being migrated to this volume.
+    /// Number of messages that belong to slots in migration to this volume.
     pub(super) parked: Parked,
     /// Number of migrations that brought messages.
-    pub(super) arrivals: u64,
+    pub(super) migrations: u64,
     pub(super) in_flight: usize,
-    /// Calls in flight for messages that failed before.
+    /// Number of calls in flight for messages that failed before.
     again_in_flight: usize,
     pub(super) dead: usize,
     pub(super) slow_start: SlowStart,
     pub(super) breaker: CircuitBreaker,
     budget: RetryBudget,
-    /// No message that failed before is tried before this time, for want of budget.
+    /// No failed message is tried before this time, because the budget is used up.
     again_from_ms: u64,
-    /// The queue that was served last.
+    /// The class that was served last.
     served: RetryClass,
-    /// The message that came last: the probe that says most about new orders.
+    /// The newest fresh message. As a probe it tells most about new orders.
     latest: Option<OrderId>,
-    /// Calls that the warehouse settled; wraps around.
+    /// Number of final answers of the warehouse; wraps around.
     answers: u32,
-    /// The failure that keeps the breaker open.
+    /// The failure that opened the breaker or kept it open.
     pub(super) cause: Option<Box<str>>,
 }
 
@@ -81,7 +85,7 @@ pub(super) struct Parked {
 }
 
 impl MessageQueue {
-    /// Returns a lane with these messages, all in force.
+    /// Creates a queue with these messages, none of them parked.
     pub(super) fn of(messages: Vec<(OrderId, Slot)>) -> MessageQueue {
         let mut queue = MessageQueue {
             messages: Messages::with_room_for(messages.len()),
@@ -97,26 +101,25 @@ impl MessageQueue {
             }
             queue.messages.insert(order, slot);
         }
-        // Each queue is built at once: a node that takes over a volume with many open orders makes
-        // them wait for this.
+        // Build each heap at once: orders of a volume that changes its process wait for this.
         queue.due = due.map(Schedule::of);
         queue
     }
 
     pub(super) fn is_parked(&self, slot: &Slot) -> bool {
-        slot.came_with > self.arrivals
+        slot.migration > self.migrations
     }
 
-    /// Returns a message that is in force.
+    /// Returns a message that is not parked.
     pub(super) fn get(&mut self, order: &OrderId) -> Option<&mut Slot> {
-        let arrivals = self.arrivals;
+        let migrations = self.migrations;
         let slot = self.messages.get_mut(order);
-        slot.filter(|slot| slot.came_with <= arrivals)
+        slot.filter(|slot| slot.migration <= migrations)
     }
 
-    /// Puts a message in, or in place of the one that was there.
+    /// Adds or replaces a message.
     pub(super) fn set(&mut self, order: OrderId, mut slot: Slot) {
-        slot.came_with = self.arrivals;
+        slot.migration = self.migrations;
         match slot.state {
             MessageState::Waiting => self.push(slot.due_ms, slot.attempts, order.clone()),
             MessageState::Dead => self.dead += 1,
@@ -141,13 +144,13 @@ impl MessageQueue {
         self.due.iter_mut().for_each(Schedule::unpark);
     }
 
-    pub(super) fn put_in_force(&mut self) {
-        self.arrivals += 1;
+    pub(super) fn activate_parked(&mut self) {
+        self.migrations += 1;
         self.dead += std::mem::take(&mut self.parked).dead;
-        self.due.iter_mut().for_each(Schedule::put_in_force);
+        self.due.iter_mut().for_each(Schedule::activate_parked);
     }
 
-    /// Counts a message that was removed.
+    /// Subtracts a removed message from the counts.
     pub(super) fn count_out(&mut self, slot: &Slot) {
         let is_dead = usize::from(slot.state == MessageState::Dead);
         if self.is_parked(slot) {
@@ -162,14 +165,14 @@ impl MessageQueue {
         self.slow_start.has_room(self.in_flight, limits.in_flight_max)
     }
 
-    /// Returns `true` if a message that failed before may be tried beside those in flight.
+    /// Returns `true` if a failed message may be tried beside the calls in flight.
     fn has_room_again(&self, limits: &OutboxLimits) -> bool {
         self.again_in_flight < (self.slow_start.room(limits.in_flight_max) / 2).max(1)
     }
 
-    /// Returns the time of a queue's first try; entries that are out of date are dropped.
+    /// Returns the time of the first try of a class. Drops outdated entries.
     fn first(&mut self, class: RetryClass) -> Option<u64> {
-        let arrivals = self.arrivals;
+        let migrations = self.migrations;
         let due = &mut self.due[class as usize];
         while let Some((due_ms, order)) = due.peek() {
             let is_current = self.messages.get_mut(order).is_some_and(|slot| {
@@ -177,7 +180,7 @@ impl MessageQueue {
                     && slot.due_ms == *due_ms
                     && RetryClass::of(slot.attempts) == class
                     && !slot.in_flight
-                    && slot.came_with <= arrivals
+                    && slot.migration <= migrations
             });
             if is_current {
                 return Some(*due_ms);
@@ -187,7 +190,7 @@ impl MessageQueue {
         None
     }
 
-    /// Chooses the queue that is served next; `Err` with the time at which one has a try, if any.
+    /// Chooses the class to serve next. Returns `Err` with the time of the next try, if any.
     fn choose(&mut self, limits: &OutboxLimits, now_ms: u64) -> Result<RetryClass, Option<u64>> {
         let fresh = self.first(RetryClass::Fresh);
         let again = self
@@ -203,8 +206,8 @@ impl MessageQueue {
         }
     }
 
-    /// Returns the next message to send now, counted as in flight; else the time at which to look
-    /// again, if any.
+    /// Returns the next message to send now and counts it as in flight. Otherwise returns the time
+    /// at which to look again, if any.
     pub(super) fn next(
         &mut self,
         kind: Kind,
@@ -222,14 +225,14 @@ impl MessageQueue {
                 Pass::At(at_ms) => return Err(Some(at_ms)),
                 Pass::AfterProbe => return Err(None),
             };
-            // The only probe is always allowed: it is how the end of an outage is found.
+            // A single probe needs no budget: only a probe can detect the end of an outage.
             let is_free = probe && self.breaker.has_one_probe();
             self.budget.fill(limits, now_ms);
             if class == RetryClass::Fresh {
                 self.budget.first_try(limits);
             } else if !is_free && !self.budget.allows_retry() {
                 if probe {
-                    self.breaker.probe_is_back();
+                    self.breaker.cancel_probe();
                 }
                 self.again_from_ms = now_ms + BUDGET_WAIT_MS;
                 continue;
@@ -246,14 +249,15 @@ impl MessageQueue {
         }
     }
 
-    /// Takes the first message of a queue out, or as a probe the message that came last.
+    /// Removes the first message of a class from its schedule. A probe of a fresh message takes the
+    /// newest one instead.
     fn take(&mut self, class: RetryClass, probe: bool) -> Option<OrderId> {
         let latest = self.latest.take_if(|_| probe && class == RetryClass::Fresh);
         let is_fresh =
             |slot: &&mut Slot| slot.state == MessageState::Waiting && slot.attempts == 0 && !slot.in_flight;
         let latest = latest.filter(|order| self.get(order).filter(is_fresh).is_some());
         let order = match latest {
-            // Its entry in the schedule is out of date from here on.
+            // Its entry in the schedule is outdated now and will be skipped.
             Some(order) => order,
             None => self.due[class as usize].pop()?.1,
         };
@@ -263,7 +267,7 @@ impl MessageQueue {
         Some(order)
     }
 
-    /// Ends a call.
+    /// Marks a call as ended.
     pub(super) fn land(&mut self, job: &Job) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.again_in_flight = self.again_in_flight.saturating_sub(usize::from(job.again));
@@ -272,7 +276,7 @@ impl MessageQueue {
         }
     }
 
-    /// Counts a call that the warehouse settled: it is there.
+    /// Counts a final answer: the warehouse is reachable.
     pub(super) fn answered(&mut self, kind: Kind, limits: &OutboxLimits) {
         if self.breaker.is_open() {
             tracing::info!(
@@ -286,8 +290,8 @@ impl MessageQueue {
         self.answers = self.answers.wrapping_add(1);
     }
 
-    /// Counts a call that failed. Returns the message's slot as it is now, if the message is still
-    /// wanted; its state and the time of its next try follow from `backoff_ms`.
+    /// Counts a failed call. Returns the message with its new state and the time of its next try,
+    /// or `None` if the message was removed.
     pub(super) fn failed(
         &mut self,
         job: &Job,
@@ -301,7 +305,7 @@ impl MessageQueue {
             .get(&job.order)
             .is_some_and(|slot| slot.attempts > 0 && slot.answers_before != answers);
         match failure.kind {
-            // The warehouse is there and has an opinion.
+            // The warehouse is reachable: it judged the message.
             FailureKind::InProgress | FailureKind::Malformed => self.answered(job.kind, limits),
             FailureKind::Unreachable | FailureKind::Error => {
                 if job.probe || !is_own {
@@ -327,7 +331,7 @@ impl MessageQueue {
             last_error: Some(failure.reason.as_str().into()),
             in_flight: false,
             answers_before: answers,
-            came_with: slot.came_with,
+            migration: slot.migration,
         })
     }
 
@@ -346,6 +350,6 @@ impl MessageQueue {
             );
         }
         self.cause = Some(failure.reason.as_str().into());
-        self.slow_start.shut();
+        self.slow_start.reset();
     }
 }

@@ -1,20 +1,21 @@
-//! The budget of second tries: a share of the first ones, and a few a second besides.
+//! The retry budget: retries are limited to a share of the first tries, plus a few per second.
 //!
-//! A warehouse in trouble fails calls, and each failed call wants to be made again: without a
-//! budget it would get the more to do the worse it fares. First tries never wait for the budget.
+//! A warehouse in trouble fails calls, and each failed call is retried. Without a budget, its load
+//! would grow with its trouble. First tries never wait for the budget.
 
 use crate::outbox::OutboxLimits;
 
-/// How many tries may be made again now.
+/// The number of retries permitted now.
 #[derive(Debug, Default)]
 pub(super) struct RetryBudget {
-    /// In hundredths of a try.
+    /// Saved budget in hundredths of a try.
     saved: u64,
     filled_at_ms: Option<u64>,
 }
 
 impl RetryBudget {
-    /// Adds what time brings, up to ten seconds' worth; the first look finds it full.
+    /// Adds the budget for the time since the last call, up to ten seconds' worth. The first call
+    /// fills it.
     pub(super) fn fill(&mut self, limits: &OutboxLimits, now_ms: u64) {
         let full = u64::from(limits.retries_per_second) * 10 * 100;
         let since_ms = match self.filled_at_ms {
@@ -28,14 +29,14 @@ impl RetryBudget {
         }
     }
 
-    /// A first try was made: it pays for a part of a second one.
+    /// Adds the share that a first try contributes.
     pub(super) fn first_try(&mut self, limits: &OutboxLimits) {
-        // A busy hour does not pay for a flood of repetitions later.
+        // The bound keeps a busy hour from paying for a flood of retries later.
         let most = 100 * 100 + u64::from(limits.retries_per_second) * 10 * 100;
         self.saved = (self.saved + u64::from(limits.retry_percent)).min(most);
     }
 
-    /// True if a second try may be made now; it is then paid for.
+    /// Spends one retry. Returns `false` if the budget is used up.
     pub(super) fn allows_retry(&mut self) -> bool {
         let allows = self.saved >= 100;
         if allows {
@@ -45,5 +46,5 @@ impl RetryBudget {
     }
 }
 
-/// How long a try waits that the budget does not allow yet.
+/// Wait of a retry for which the budget has no room.
 pub(super) const BUDGET_WAIT_MS: u64 = 500;

@@ -1,24 +1,24 @@
-//! When to look at which message of a lane.
+//! The times of the next tries of one class of messages.
 //!
-//! Messages that come with slots are parked until the slots are in force. Their schedule then
-//! stands beside the one that is there: to put two large ones together takes time, to look at the
-//! first entries of a few does not.
+//! Messages of migrating slots are parked until the slots are activated. Their heap is then kept
+//! beside the existing ones. Merging two large heaps takes time, while comparing the first entries
+//! of a few heaps does not.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::domain::order::OrderId;
 
-/// Schedules that stand beside each other at most.
-const APART_MAX: usize = 8;
+/// Maximum number of heaps from migrations.
+const MIGRATED_MAX: usize = 8;
 
 type Due = BinaryHeap<Reverse<(u64, OrderId)>>;
 
-/// Times and orders, those to be looked at first coming first.
+/// Times and orders, earliest first.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     own: Due,
-    came: Vec<Due>,
+    migrated: Vec<Due>,
     parked: Due,
 }
 
@@ -34,44 +34,44 @@ impl Schedule {
         self.own.push(Reverse((at_ms, order)));
     }
 
-    /// Adds what is not to be looked at before `put_in_force`.
+    /// Adds an entry that stays invisible until `activate_parked`.
     pub(super) fn park(&mut self, at_ms: u64, order: OrderId) {
         self.parked.push(Reverse((at_ms, order)));
     }
 
-    /// Drops what is parked.
+    /// Drops all parked entries.
     pub(super) fn unpark(&mut self) {
         self.parked = Due::default();
     }
 
-    /// Has what was parked looked at with the rest.
-    pub(super) fn put_in_force(&mut self) {
-        self.came.retain(|due| !due.is_empty());
+    /// Makes parked entries visible.
+    pub(super) fn activate_parked(&mut self) {
+        self.migrated.retain(|due| !due.is_empty());
         let parked = std::mem::take(&mut self.parked);
-        match self.came.get_mut(APART_MAX - 1) {
+        match self.migrated.get_mut(MIGRATED_MAX - 1) {
             Some(last) => last.extend(parked),
-            None => self.came.push(parked),
+            None => self.migrated.push(parked),
         }
     }
 
     fn first(&self) -> Option<(usize, &(u64, OrderId))> {
-        let all = std::iter::once(&self.own).chain(&self.came).enumerate();
+        let all = std::iter::once(&self.own).chain(&self.migrated).enumerate();
         let firsts = all.filter_map(|(at, due)| Some((at, &due.peek()?.0)));
         firsts.min_by_key(|(_, first)| *first)
     }
 
-    /// What is to be looked at first.
+    /// Returns the earliest entry.
     pub(super) fn peek(&self) -> Option<&(u64, OrderId)> {
         self.first().map(|(_, first)| first)
     }
 
-    /// Takes that out.
+    /// Removes the earliest entry.
     pub(super) fn pop(&mut self) -> Option<(u64, OrderId)> {
         let (at, _) = self.first()?;
         let due = if at == 0 {
             &mut self.own
         } else {
-            self.came.get_mut(at - 1)?
+            self.migrated.get_mut(at - 1)?
         };
         due.pop().map(|first| first.0)
     }

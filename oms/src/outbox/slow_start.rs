@@ -1,18 +1,18 @@
-//! How many calls of one kind are made at a time: few at first, more with each answer.
+//! The bound of calls in flight of one kind: low at first, higher with each answer.
 //!
-//! A volume that is opened with a long outbox does not know whether the warehouse is there.
-//! Thousands of calls at once to one that is not would fail at once, and keep the processors from
-//! the orders until the breaker has opened; one that has just come back would get them all in its
-//! first moment. So a lane starts slowly (RFC 5681, 3.1, has the idea): each answer makes room for
-//! two more.
+//! A volume that is opened with a long outbox does not know whether the warehouse is reachable. If
+//! it is not, thousands of calls would fail together and take processor time from orders until the
+//! breaker opens. A warehouse that has just restarted would receive all of them in its first
+//! moment. So each queue starts slowly, as in RFC 5681, 3.1: each answer raises the bound by two
+//! calls.
 
-/// Calls in flight before any was answered: enough that a warehouse which takes seconds is asked by
-/// thousands within ten.
+/// Calls in flight before the first answer. A warehouse that takes seconds per call still gets
+/// thousands within ten seconds.
 const FIRST: usize = 256;
-/// Further calls that an answer makes room for.
+/// Number of further calls that an answer permits.
 const GROWTH: usize = 2;
 
-/// The room of one lane, below what its limits allow at most.
+/// The current bound of one queue. The configured limit also applies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SlowStart(usize);
 
@@ -33,13 +33,13 @@ impl SlowStart {
         in_flight < self.room(in_flight_max)
     }
 
-    /// A call was answered, whatever the answer.
+    /// Raises the bound after an answer of any kind.
     pub(super) fn answered(&mut self, in_flight_max: usize) {
         self.0 = (self.0 + GROWTH).min(in_flight_max.max(FIRST));
     }
 
-    /// The warehouse is taken to be away.
-    pub(super) fn shut(&mut self) {
+    /// Resets the bound, because the warehouse is considered unreachable.
+    pub(super) fn reset(&mut self) {
         *self = SlowStart::default();
     }
 }

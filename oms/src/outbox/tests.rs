@@ -1,4 +1,4 @@
-//! What the schedule of messages promises, time by time.
+//! Tests of the schedule of messages in virtual time.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn outbox(limits: OutboxLimits) -> Outbox {
     Outbox::new(limits, &[], at(0))
 }
 
-/// A moment at which both clocks show the same.
+/// Returns a moment with equal times on both clocks.
 fn at(now_ms: u64) -> Moment {
     Moment {
         wall_ms: now_ms,
@@ -35,7 +35,7 @@ fn fail(outbox: &mut Outbox, job: &Job, now_ms: u64) -> Message {
 }
 
 #[test]
-fn a_message_is_tried_eight_times_with_doubling_waits_and_then_dead() {
+fn a_message_is_tried_eight_times_with_doubling_waits_and_is_then_dead() {
     let limits = OutboxLimits {
         breaker_failures: 100,
         ..OutboxLimits::default()
@@ -66,12 +66,12 @@ fn a_message_is_tried_eight_times_with_doubling_waits_and_then_dead() {
     assert_eq!(outbox.next(u64::MAX), Err(None));
     assert_eq!((outbox.len(), outbox.dead()), (1, 1));
     set(&mut outbox, id(1), Kind::Announce, Message::new(now_ms));
-    assert!(outbox.next(now_ms).is_ok(), "an operator may have it tried again");
+    assert!(outbox.next(now_ms).is_ok(), "an operator can retry it");
     assert_eq!(outbox.dead(), 0);
 }
 
 #[test]
-fn a_warehouse_that_is_away_costs_few_messages_a_try() {
+fn an_unreachable_warehouse_costs_few_tries() {
     let limits = OutboxLimits {
         in_flight_max: 10,
         ..OutboxLimits::default()
@@ -94,7 +94,7 @@ fn a_warehouse_that_is_away_costs_few_messages_a_try() {
     assert!(tries < 60, "{tries} tries in a minute");
     assert!(outbox.is_warehouse_away());
     assert_eq!(outbox.dead(), 0);
-    // It comes back: the first answer opens the way for all.
+    // After the outage, the first answer closes the breaker for all messages.
     let probe = outbox.next(now_ms).unwrap();
     assert!(probe.probe);
     assert_eq!(outbox.next(now_ms), Err(None), "one probe at a time");
@@ -106,7 +106,7 @@ fn a_warehouse_that_is_away_costs_few_messages_a_try() {
 }
 
 #[test]
-fn tries_made_again_are_a_share_of_first_ones_and_first_ones_never_wait_for_them() {
+fn retries_are_a_share_of_first_tries_which_never_wait() {
     let limits = OutboxLimits {
         retry_percent: 20,
         retries_per_second: 10,
@@ -117,7 +117,7 @@ fn tries_made_again_are_a_share_of_first_ones_and_first_ones_never_wait_for_them
     };
     let mut outbox = outbox(limits);
     let (mut first, mut again) = (0u64, 0u64);
-    // A hundred new messages a second for a minute, and every call fails.
+    // A hundred new messages per second for a minute. Every call fails.
     for second in 0..60u64 {
         for number in 0..100 {
             let order = id((second * 100 + number) as u32);
@@ -142,14 +142,14 @@ fn tries_made_again_are_a_share_of_first_ones_and_first_ones_never_wait_for_them
         assert_eq!(new, 100, "second {second}");
         first += new;
     }
-    // Ten seconds' worth at the start, ten a second, and a fifth of the first ones.
+    // Ten seconds' worth at the start, ten per second, and a fifth of the first tries.
     let allowed = 100 + 60 * 10 + first / 5;
     assert!(again <= allowed + 1, "{again} of {allowed}");
     assert!(again * 10 >= allowed * 9, "{again} of {allowed}");
 }
 
 #[test]
-fn the_courier_is_called_only_for_what_it_could_send_before_it_looks_again() {
+fn the_dispatcher_is_woken_only_for_messages_that_it_can_send() {
     let limits = OutboxLimits {
         in_flight_max: 1,
         breaker_failures: 1,
@@ -159,17 +159,17 @@ fn the_courier_is_called_only_for_what_it_could_send_before_it_looks_again() {
     assert_eq!(outbox.next(0), Err(None));
     assert!(
         set(&mut outbox, id(1), Kind::Announce, Message::new(0)),
-        "it sleeps"
+        "the dispatcher sleeps"
     );
     let job = outbox.next(0).unwrap();
     assert_eq!(outbox.next(0), Err(None));
     assert!(
         !set(&mut outbox, id(2), Kind::Announce, Message::new(0)),
-        "all calls are taken"
+        "all calls are in use"
     );
     assert!(
         set(&mut outbox, id(2), Kind::Deliver, Message::new(0)),
-        "the other lane is free"
+        "the other queue is free"
     );
     fail(&mut outbox, &job, 0);
     let delivery = outbox.next(0).unwrap();
@@ -201,7 +201,7 @@ fn slow_announcements_leave_room_for_deliveries() {
 }
 
 #[test]
-fn a_message_removed_while_in_flight_leaves_nothing_behind() {
+fn a_message_removed_in_flight_leaves_no_trace() {
     let mut outbox = outbox(OutboxLimits::default());
     set(&mut outbox, id(1), Kind::Announce, Message::new(0));
     let job = outbox.next(0).unwrap();
@@ -214,7 +214,7 @@ fn a_message_removed_while_in_flight_leaves_nothing_behind() {
 }
 
 #[test]
-fn pages_walk_all_messages_once_in_order() {
+fn pages_list_every_message_once_in_order() {
     let mut outbox = outbox(OutboxLimits::default());
     for number in 0..25 {
         set(&mut outbox, id(number), Kind::Announce, Message::new(0));
@@ -233,20 +233,20 @@ fn pages_walk_all_messages_once_in_order() {
 }
 
 #[test]
-fn a_long_outbox_does_not_fall_upon_a_warehouse_that_may_be_away() {
+fn a_long_outbox_starts_slowly() {
     let mut outbox = outbox(OutboxLimits::default());
     for number in 0..20_000 {
         set(&mut outbox, id(number), Kind::Announce, Message::new(0));
     }
     let send = |outbox: &mut Outbox| -> Vec<Job> { std::iter::from_fn(|| outbox.next(0).ok()).collect() };
     let first = send(&mut outbox);
-    assert_eq!(first.len(), 256, "nobody has answered yet");
+    assert_eq!(first.len(), 256, "no answer has arrived yet");
     for job in &first {
         outbox.answered(job);
         outbox.remove(&job.order, Kind::Announce);
     }
     let second = send(&mut outbox);
-    assert_eq!(second.len(), 3 * 256, "each answer makes room for two more");
+    assert_eq!(second.len(), 3 * 256, "each answer permits two more calls");
     let mut flying = second;
     for _ in 0..3 {
         for job in &flying {
@@ -258,7 +258,7 @@ fn a_long_outbox_does_not_fall_upon_a_warehouse_that_may_be_away() {
     assert_eq!(
         flying.len(),
         OutboxLimits::default().in_flight_max,
-        "never more than that"
+        "the limit also applies"
     );
     for job in flying.iter().take(16) {
         fail(&mut outbox, job, 0);
@@ -271,22 +271,18 @@ fn a_long_outbox_does_not_fall_upon_a_warehouse_that_may_be_away() {
     assert!(probe.probe);
     outbox.answered(&probe);
     let after = std::iter::from_fn(|| outbox.next(10_000).ok()).count();
-    assert_eq!(
-        after, 258,
-        "one that has just come back is asked little by little"
-    );
+    assert_eq!(after, 258, "after an outage the calls start slowly again");
 }
 
 #[test]
-fn what_is_parked_is_as_if_it_were_not_there_until_it_is_in_force() {
+fn parked_messages_are_invisible_until_they_are_activated() {
     let mut outbox = outbox(OutboxLimits::default());
     let dead = Message {
         state: MessageState::Dead,
         ..Message::new(0)
     };
     let all = |outbox: &Outbox| outbox.page(None, 100, at(0)).len();
-    // One that was here before, and will be looked at in a minute, goes away and comes back as it
-    // was.
+    // A message with its next try in a minute moves away and comes back unchanged.
     set(&mut outbox, id(1), Kind::Announce, Message::new(60_000));
     for at in 0.. {
         if !outbox.forget(at, |_| false) {
@@ -307,9 +303,9 @@ fn what_is_parked_is_as_if_it_were_not_there_until_it_is_in_force() {
     assert_eq!(
         outbox.next(70_000),
         Err(None),
-        "not even by what was left of its first stay"
+        "the outdated schedule entry of the first stay is ignored"
     );
-    outbox.put_in_force();
+    outbox.activate_parked();
     assert_eq!((outbox.len(), outbox.dead(), all(&outbox)), (4, 1, 4));
     let mut sent = Vec::new();
     while let Ok(job) = outbox.next(70_000) {
@@ -322,7 +318,7 @@ fn what_is_parked_is_as_if_it_were_not_there_until_it_is_in_force() {
 }
 
 #[test]
-fn what_is_parked_and_does_not_come_after_all_leaves_nothing() {
+fn an_undone_migration_leaves_no_parked_message() {
     let mut outbox = outbox(OutboxLimits::default());
     let kept = |order: &OrderId| *order == id(7);
     set(&mut outbox, id(7), Kind::Announce, Message::new(50));
@@ -344,13 +340,13 @@ fn what_is_parked_and_does_not_come_after_all_leaves_nothing() {
             break;
         }
     }
-    outbox.put_in_force();
+    outbox.activate_parked();
     assert_eq!((outbox.len(), outbox.dead()), (1, 0));
     assert_eq!(outbox.next(20), Err(Some(50)));
 }
 
 #[test]
-fn schedules_that_came_are_looked_at_in_one_order() {
+fn schedules_of_several_migrations_are_served_in_one_order() {
     let mut outbox = outbox(OutboxLimits::default());
     let mut expected = Vec::new();
     for arrival in 0..20_u32 {
@@ -365,7 +361,7 @@ fn schedules_that_came_are_looked_at_in_one_order() {
             );
             expected.push((at_ms, order));
         }
-        outbox.put_in_force();
+        outbox.activate_parked();
     }
     expected.sort();
     for (at_ms, order) in expected {

@@ -1,8 +1,13 @@
 //! The client of the warehouse: one call per message, and the meaning of its answer.
 //!
-//! The contract is `docs/warehouse.md`; `meaning` is its table of statuses. A call that ended
-//! without a clear answer may have acted or not: it is made again under the same idempotency key.
-//! Only an answer that names itself a final refusal ends an order.
+//! The contract is `docs/warehouse.md`; `meaning` implements its table of statuses.
+//!
+//! **Invariants**
+//! - A call without a clear answer may have had an effect. It is repeated with the same idempotency
+//!   key.
+//! - Only an answer that is explicitly a final refusal ends an order.
+//!
+//! Deliberately absent: retries and their times (see the parent module).
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -21,32 +26,32 @@ use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::with_causes;
 use crate::outbox::{Failure, FailureKind, Kind};
 
-/// The delivery's number in the warehouse's ledger, in its answer.
+/// Header of the answer with the number of the delivery in the warehouse's ledger.
 const STOCK_SEQUENCE: &str = "x-stock-sequence";
-/// Answers are empty or a short problem: more than this is not read.
+/// Maximum size of an answer's body. Answers are empty or a short problem.
 const ANSWER_BYTES_MAX: usize = 16 * 1_024;
-/// Longest time to a connection: the warehouse is a neighbour, not a stranger.
+/// Maximum time to connect. The warehouse is in the same network.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Problem types (the last part of the `type` member, RFC 9457) of a refusal that is final.
+/// Problem types of a final refusal (the last part of the `type` member, RFC 9457).
 const FINAL_REFUSALS: [&str; 2] = ["out-of-stock", "refused"];
-/// Problem types of a call whose first try is still being carried out.
+/// Problem types of a call with an earlier try still in progress.
 const IN_PROGRESS: [&str; 2] = ["in-progress", "key-in-progress"];
-/// Characters of an answer's body that are kept as the reason of a failure.
+/// Number of characters of an answer's body that are kept as the reason of a failure.
 const REASON_CHARS_MAX: usize = 200;
 
 /// The meaning of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// Done, with the number of the delivery if the warehouse says it.
+    /// Done, with the number of the delivery if the warehouse sends one.
     Done { sequence: Option<u64> },
-    /// Refused for good.
+    /// Refused permanently.
     Refused { reason: String },
-    /// Not done as far as is known.
+    /// Not done, as far as is known.
     Failed(Failure),
 }
 
-/// Where the warehouse is and how long its answers may take.
+/// The address of the warehouse and the limits of calls to it.
 #[derive(Clone, Debug)]
 pub(crate) struct WmsConfig {
     pub(crate) base: WarehouseUrl,
@@ -55,13 +60,13 @@ pub(crate) struct WmsConfig {
     pub(crate) connections_max: usize,
 }
 
-/// A message on its way to the warehouse.
-pub(crate) type Telling<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
+/// The future of one call to the warehouse.
+pub(crate) type SendFuture<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
 
-/// The warehouse, however it is reached.
+/// Access to the warehouse. The simulation has its own implementation.
 pub(crate) trait Warehouse: Send + Sync {
-    /// Tells it about an order, once.
-    fn tell<'a>(&'a self, kind: Kind, order: &'a Order) -> Telling<'a>;
+    /// Sends a message about an order, once.
+    fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a>;
 }
 
 /// A client of the warehouse, with a pool of connections.
@@ -72,7 +77,7 @@ pub(crate) struct Wms {
     config: WmsConfig,
 }
 
-/// An order as the warehouse reads it.
+/// The body of a request.
 #[derive(Serialize)]
 struct WmsOrder<'a> {
     id: &'a OrderId,
@@ -103,7 +108,7 @@ impl Wms {
         }
     }
 
-    async fn tell_in_time(&self, kind: Kind, order: &Order) -> Answer {
+    async fn send_with_timeout(&self, kind: Kind, order: &Order) -> Answer {
         let (uri, limit) = match kind {
             Kind::Announce => (&self.announce, self.config.announce_timeout),
             Kind::Deliver => (&self.deliver, self.config.deliver_timeout),
@@ -124,7 +129,7 @@ impl Wms {
             Err(error) => return failed(FailureKind::Unreachable, with_causes(&error)),
         };
         let (head, body) = response.into_parts();
-        // Read to its end, so that the connection can serve the next call.
+        // Read the whole body, so that the connection can serve the next call.
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
         let body = body.map(Collected::to_bytes).unwrap_or_default();
         meaning(head.status, &head.headers, &body)
@@ -135,7 +140,7 @@ fn failed(kind: FailureKind, reason: impl Into<String>) -> Answer {
     Answer::Failed(Failure::new(kind, reason))
 }
 
-/// The part of a problem (RFC 9457) that decides.
+/// The member of a problem (RFC 9457) that decides the meaning.
 #[derive(Deserialize)]
 struct Problem {
     #[serde(rename = "type")]
@@ -149,8 +154,8 @@ fn problem_name(body: &[u8]) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// Returns the seconds of a `Retry-After` in milliseconds. A date is not understood: it would bind
-/// the wait to two wall clocks.
+/// Returns the seconds of a `Retry-After` in milliseconds. A date is ignored, because it would make
+/// the wait depend on two wall clocks.
 fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
     Some(text.trim().parse::<u64>().ok()?.saturating_mul(1_000))
@@ -200,8 +205,8 @@ fn meaning(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
 }
 
 impl Warehouse for Wms {
-    fn tell<'a>(&'a self, kind: Kind, order: &'a Order) -> Telling<'a> {
-        Box::pin(self.tell_in_time(kind, order))
+    fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a> {
+        Box::pin(self.send_with_timeout(kind, order))
     }
 }
 

@@ -1,10 +1,11 @@
-//! The two clocks: the time of day, and the time that passes.
+//! The wall clock and the monotonic clock.
 //!
-//! The time of day stands in rows and answers. It may step back and forth at any moment, and it is
-//! another one on another machine. No wait and no limit follows it while a process runs.
-//! Waits follow the monotonic clock. A time of day that was read from a row becomes a monotonic
-//! time once, when the row is loaded, and never lies further ahead than the longest wait of its
-//! kind (`Moment::due_ms`).
+//! **Invariants**
+//! - Rows and responses show wall clock times. The wall clock can step at any moment, and it
+//!   differs between machines. So no wait and no limit of a running process depends on it.
+//! - Waits follow the monotonic clock.
+//! - A wall clock time from a row becomes a monotonic time once, when the row is loaded. It is then
+//!   at most the longest wait of its kind ahead (`Moment::due_ms`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,19 +20,19 @@ pub(crate) enum Clock {
     /// The machine's clock.
     #[default]
     System,
-    /// A clock that moves only when a test moves it.
+    /// A clock that only a test advances.
     #[allow(dead_code, reason = "made by tests")]
     Manual(Arc<AtomicU64>),
-    /// The clock of a node of the simulation.
+    /// The clock of a simulated node.
     #[cfg(test)]
     Virtual(crate::simulation::world::VirtualClock),
 }
 
 impl Clock {
-    /// UTC milliseconds since 1970.
+    /// Returns the wall clock time in UTC milliseconds since 1970.
     pub(crate) fn now_ms(&self) -> u64 {
         match self {
-            // A clock set before 1970 reads as 1970: histories then keep their order by themselves.
+            // A time before 1970 reads as 1970. Histories keep their order in any case.
             Clock::System => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_millis() as u64),
@@ -42,25 +43,25 @@ impl Clock {
     }
 }
 
-/// One moment by both clocks.
+/// One moment on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moment {
     /// UTC milliseconds since 1970.
     pub(crate) wall_ms: u64,
-    /// Milliseconds since an arbitrary moment of this process; never runs backwards.
+    /// Milliseconds since an arbitrary moment of this process. Never decreases.
     pub(crate) monotonic_ms: u64,
 }
 
 impl Moment {
-    /// Returns the monotonic time at which something is due that a row says is due at `wall_ms`.
-    /// A time that lies further ahead than `wait_max_ms`, the longest wait of its kind, was
-    /// written by a clock that was ahead: it counts as `wait_max_ms` from now.
+    /// Converts the wall clock time `wall_ms` of a row into a monotonic time. A time further ahead
+    /// than `wait_max_ms`, the longest wait of its kind, was written by a fast clock. It becomes
+    /// `wait_max_ms` from now.
     pub(crate) fn due_ms(&self, wall_ms: u64, wait_max_ms: u64) -> u64 {
         let wait_ms = wall_ms.saturating_sub(self.wall_ms);
         self.monotonic_ms.saturating_add(wait_ms.min(wait_max_ms))
     }
 
-    /// Returns the time of day of a monotonic time.
+    /// Converts a monotonic time into a wall clock time.
     pub(crate) fn wall_ms_of(&self, monotonic_ms: u64) -> u64 {
         let ahead = i128::from(monotonic_ms) - i128::from(self.monotonic_ms);
         let wall_ms = i128::from(self.wall_ms) + ahead;
@@ -68,34 +69,34 @@ impl Moment {
     }
 }
 
-/// Steps of the wall clock smaller than this are rounding, or a clock that is being slewed.
+/// Minimum size of a step. Smaller differences are rounding, or a clock that is being slewed.
 const STEP_MIN_MS: u64 = 1_000;
 
-/// Watches the wall clock for steps, by the monotonic one, so that the age of a row can be told
-/// although the clock stepped since the row was written.
+/// Detects steps of the wall clock by comparing it with the monotonic clock. The age of a row is
+/// reliable only if no step happened since the row was written.
 #[derive(Debug)]
 pub(crate) struct StepWatch {
-    /// Steps older than this are forgotten.
+    /// Age at which a step is forgotten.
     window: Duration,
     began: Instant,
     last: (u64, Instant),
-    /// Time and size of each step in the window, at most one for each call of `look`.
+    /// Time and size of each step in the window, at most one for each call of `read_clock`.
     steps: VecDeque<(Instant, i64)>,
 }
 
-/// The wall clock, and how far it can be trusted.
+/// The wall clock time and its reliability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Watched {
     /// UTC milliseconds since 1970.
     pub(crate) wall_ms: u64,
-    /// Sum of the steps forward in the window.
+    /// Sum of the forward steps in the window.
     pub(crate) forward_ms: u64,
-    /// True if the clock was watched for the whole window and made no step back.
+    /// `true` if the clock was watched for the whole window and made no backward step.
     pub(crate) is_steady: bool,
 }
 
 impl StepWatch {
-    /// Begins to watch a clock.
+    /// Starts to watch a clock.
     pub(crate) fn new(clock: &Clock, window: Duration) -> StepWatch {
         let now = Instant::now();
         StepWatch {
@@ -106,8 +107,8 @@ impl StepWatch {
         }
     }
 
-    /// Reads the clock and notes the step that it made since the last look.
-    pub(crate) fn look(&mut self, clock: &Clock) -> Watched {
+    /// Reads the clock and records a step since the last call.
+    pub(crate) fn read_clock(&mut self, clock: &Clock) -> Watched {
         let (wall_ms, now) = (clock.now_ms(), Instant::now());
         let expected_ms = self.last.0 as i128 + (now - self.last.1).as_millis() as i128;
         let step_ms = i64::try_from(i128::from(wall_ms) - expected_ms).unwrap_or(i64::MAX);
@@ -135,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_due_time_never_lies_further_ahead_than_the_longest_wait() {
+    fn a_due_time_is_at_most_the_longest_wait_ahead() {
         let now = Moment {
             wall_ms: 1_000_000,
             monotonic_ms: 500,
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn steps_of_the_clock_are_noticed_and_forgotten_after_the_window() {
+    async fn clock_steps_are_detected_and_forgotten_after_the_window() {
         let wall = Arc::new(AtomicU64::new(5_000_000));
         let clock = Clock::Manual(Arc::clone(&wall));
         let mut watch = StepWatch::new(&clock, Duration::from_secs(100));
@@ -165,7 +166,7 @@ mod tests {
             wall.fetch_add(seconds * 1_000, Ordering::Relaxed);
             let stepped = wall.load(Ordering::Relaxed).saturating_add_signed(step_ms);
             wall.store(stepped, Ordering::Relaxed);
-            let watched = watch.look(&clock);
+            let watched = watch.read_clock(&clock);
             assert_eq!(watched.wall_ms, stepped);
             (watched.forward_ms, watched.is_steady)
         };

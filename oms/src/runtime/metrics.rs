@@ -1,7 +1,9 @@
-//! What the node counts about itself, in Prometheus' text form.
+//! Counters of a node in the Prometheus text format.
 //!
-//! Counters are atomics that a request touches three times; nothing is locked and nothing allocated
-//! per request. Routes are known by their shape, so that ids in paths never make new series.
+//! **Invariants**
+//! - A request updates three atomics. It takes no lock and allocates no memory.
+//! - Requests are counted by route template, so that ids in paths create no new series.
+//! - Counters of a volume outlive its server, so they never decrease.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
@@ -9,10 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// The route of everything that no other route names: probes, and calls between nodes.
+/// The route of all other requests: probes, and calls between nodes.
 pub(crate) const OTHER_ROUTE: &str = "other";
 
-/// The routes that are told apart.
+/// Route templates with their own series.
 const ROUTES: [&str; 13] = [
     "POST /order",
     "POST /order/{id}/payment-callback",
@@ -29,8 +31,8 @@ const ROUTES: [&str; 13] = [
     OTHER_ROUTE,
 ];
 
-/// Upper bounds of the latency buckets in microseconds: fine around the millisecond where orders
-/// are, coarse above.
+/// Upper bounds of the latency buckets in microseconds: fine around a millisecond, the usual time
+/// of an order, and coarse above.
 pub(crate) const BUCKETS_US: [u64; 14] = [
     250, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 30_000, 60_000, 125_000, 250_000, 500_000, 1_000_000,
     5_000_000,
@@ -38,7 +40,7 @@ pub(crate) const BUCKETS_US: [u64; 14] = [
 
 #[derive(Default)]
 struct Route {
-    /// By the first digit of the status, 1 to 5.
+    /// Responses by the first digit of the status, 1 to 5.
     answers: [AtomicU64; 5],
     buckets: [AtomicU64; BUCKETS_US.len() + 1],
     sum_us: AtomicU64,
@@ -64,41 +66,41 @@ pub(crate) struct Metrics {
 
 /// Counters of one volume since the start of this process.
 ///
-/// They outlive the volume's server. So they never go back when the volume leaves this process and
-/// returns.
+/// The counters outlive the volume's server. So they never decrease when the volume leaves this
+/// process and returns.
 #[derive(Default)]
 pub(crate) struct VolumeCounters {
-    /// Transactors that ended in a panic.
+    /// Number of transactors that ended in a panic.
     pub(crate) transactor_panics: AtomicU64,
-    /// Stock snapshots applied.
+    /// Number of stock snapshots applied.
     pub(crate) stock_snapshots: AtomicU64,
-    /// Statistics files added.
+    /// Number of statistics files added.
     pub(crate) stat_files: AtomicU64,
-    /// Statistics files set aside.
+    /// Number of statistics files set aside.
     pub(crate) stat_files_set_aside: AtomicU64,
-    /// Statistics files that the last scan found and left to wait (a gauge).
+    /// Number of statistics files that the last scan found and did not process (a gauge).
     pub(crate) stat_files_waiting: AtomicU64,
-    /// UTC milliseconds at which the last scan for statistics files ended; 0 before the first one
-    /// (a gauge).
+    /// End of the last scan for statistics files in UTC milliseconds; 0 before the first one (a
+    /// gauge).
     pub(crate) stat_scan_ended_ms: AtomicU64,
 }
 
-/// Looks that the recent rate is told from: with one a second, it is that of the last ten seconds.
-const LOOKS: usize = 10;
+/// Number of samples for the recent rate. With one sample per second the rate covers ten seconds.
+const SAMPLES: usize = 10;
 
-/// How many requests had been answered at the last looks, the oldest first: moment and count.
+/// Samples of the number of answered requests, oldest first: time and count.
 #[derive(Debug, Default)]
 struct Recent(VecDeque<(Duration, u64)>);
 
 impl Recent {
-    fn look(&mut self, at: Duration, count: u64) {
-        if self.0.len() > LOOKS {
+    fn sample(&mut self, at: Duration, count: u64) {
+        if self.0.len() > SAMPLES {
             self.0.pop_front();
         }
         self.0.push_back((at, count));
     }
 
-    /// Requests a second from the oldest look to this moment.
+    /// Returns the requests per second since the oldest sample.
     fn rate(&self, at: Duration, count: u64) -> f64 {
         let (from, before) = self.0.front().copied().unwrap_or_default();
         let seconds = at.saturating_sub(from).as_secs_f64();
@@ -111,7 +113,7 @@ impl Recent {
 }
 
 impl Metrics {
-    /// Returns the counters of a volume; all calls for one volume return the same ones.
+    /// Returns the counters of a volume. All calls for one volume return the same counters.
     pub(crate) fn of_volume(&self, volume: &str) -> Arc<VolumeCounters> {
         let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(volumes.entry(volume.to_owned()).or_default())
@@ -128,7 +130,7 @@ impl Metrics {
         ROUTES.iter().zip(&self.routes).map(counts).collect()
     }
 
-    /// Requests answered so far.
+    /// Returns the number of answered requests.
     pub(crate) fn requests(&self) -> u64 {
         let answers = self.routes.iter().flat_map(|route| &route.answers);
         answers.map(|count| count.load(Ordering::Relaxed)).sum()
@@ -138,29 +140,28 @@ impl Metrics {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers how many there are at this moment since the node's start; to be called once a
-    /// second.
-    pub(crate) fn look(&self, at: Duration) {
-        self.recent().look(at, self.requests());
+    /// Takes a sample at this time since the node's start. The caller does this once per second.
+    pub(crate) fn sample(&self, at: Duration) {
+        self.recent().sample(at, self.requests());
     }
 
-    /// Requests a second over the last looks, at this moment.
+    /// Returns the requests per second in the sampled time.
     pub(crate) fn requests_per_second(&self, at: Duration) -> f64 {
         self.recent().rate(at, self.requests())
     }
 }
 
-/// The route of a request, to be counted.
+/// The index of a request's route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RouteIndex(usize);
 
 impl RouteIndex {
-    /// The route's shape.
+    /// Returns the template of the route.
     pub(crate) fn name(self) -> &'static str {
         ROUTES[self.0]
     }
 
-    /// Which route a method and path belong to.
+    /// Returns the route of a method and path.
     pub(crate) fn of(method: &str, path: &str) -> RouteIndex {
         let mut parts = path.trim_start_matches('/').split('/');
         let shape = (method, parts.next().unwrap_or(""), parts.next(), parts.next());
@@ -194,7 +195,7 @@ impl Metrics {
         route.sum_us.fetch_add(took_us, Ordering::Relaxed);
     }
 
-    /// Writes the requests' series.
+    /// Writes the series of requests.
     pub(crate) fn render(&self, text: &mut String) {
         header(
             text,
@@ -220,7 +221,7 @@ impl Metrics {
             text,
             name,
             "histogram",
-            "Time from the head of a request to its answer.",
+            "Time from the head of a request to its response.",
         );
         for (route_name, route) in ROUTES.iter().zip(&self.routes) {
             let mut below = 0;
@@ -258,7 +259,7 @@ impl Metrics {
 
 const STATUS: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// Writes the head of a series.
+/// Writes the `HELP` and `TYPE` lines of a metric.
 pub(crate) fn header(text: &mut String, name: &str, kind: &str, help: &str) {
     // Writing to a String cannot fail.
     let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -283,29 +284,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_is_that_of_the_last_looks() {
+    fn the_rate_covers_the_last_samples() {
         let second = Duration::from_secs;
         let mut recent = Recent::default();
         assert!(
             (recent.rate(second(2), 10) - 5.0).abs() < 1e-9,
-            "since the start, at first"
+            "first, since the start"
         );
         for at in 0..100 {
-            recent.look(second(at), if at < 50 { at * 1_000 } else { 50_000 });
+            recent.sample(second(at), if at < 50 { at * 1_000 } else { 50_000 });
         }
         assert!(
             recent.rate(second(100), 50_000).abs() < 1e-9,
-            "nothing for a while"
+            "no requests in the sampled time"
         );
         assert!((recent.rate(second(109), 50_200) - 10.0).abs() < 1e-9);
         assert!(
             recent.rate(second(89), 50_000).abs() < 1e-9,
-            "a clock that stands still"
+            "a clock that does not advance"
         );
     }
 
     #[test]
-    fn requests_fall_into_their_route_whatever_the_id() {
+    fn requests_are_counted_by_route_for_every_id() {
         for (method, path, route) in [
             ("POST", "/order", "POST /order"),
             (
@@ -324,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn buckets_are_cumulative_and_end_with_all() {
+    fn buckets_are_cumulative_and_the_last_one_counts_all() {
         let metrics = Metrics::default();
         let route = RouteIndex::of("POST", "/order");
         for took_us in [100, 250, 251, 9_000_000] {

@@ -1,12 +1,13 @@
-//! What a task belongs to: the process that it ends with.
+//! Tasks, blocking work and randomness, with a substitute for the simulation.
 //!
-//! A node is a process of the operating system, and here everything is what it seems: tasks,
-//! threads that may wait for a disk, chance. In the simulation (`simulation`, tests only) several
-//! nodes share one thread and virtual time; each is a `Process` of its own there, so that all its
-//! tasks can be killed, stopped and continued at any place where they wait, and so that chance
-//! comes from the seed. Therefore whoever starts a task, waits for a disk or throws dice does it by
-//! these functions and by nothing else. What is given to `blocking` waits for a disk only: never
-//! for another task.
+//! In production a node is an operating system process, and these functions call tokio and `rand`.
+//! In the simulation (`simulation`, tests only) several nodes share one thread and virtual time.
+//! Each of them is a `Process` with tasks that are stopped, resumed and killed together.
+//!
+//! **Invariants**
+//! - Every task, every wait for a disk and every random number uses these functions. Otherwise the
+//!   simulation could neither kill the task nor repeat a run from its seed.
+//! - Work passed to `blocking` waits for a disk only, never for another task.
 
 pub(crate) mod clock;
 pub(crate) mod metrics;
@@ -30,7 +31,7 @@ where
     tokio::spawn(task)
 }
 
-/// A task of this process that something else starts (a `JoinSet`).
+/// Wraps a task that is started by other means, such as a `JoinSet`, as a task of this process.
 #[cfg(not(test))]
 pub(crate) fn within<F: Future>(task: F) -> F {
     task
@@ -39,7 +40,7 @@ pub(crate) fn within<F: Future>(task: F) -> F {
 #[cfg(test)]
 pub(crate) use crate::runtime::simulated::within;
 
-/// Does something that may wait for a disk where no other task waits for it.
+/// Runs work that may wait for a disk on a thread for blocking work.
 pub(crate) fn blocking<T, F>(work: F) -> JoinHandle<T>
 where
     F: FnOnce() -> T + Send + 'static,
@@ -52,7 +53,7 @@ where
     tokio::task::spawn_blocking(work)
 }
 
-/// A number that nobody guesses.
+/// Returns an unpredictable number.
 pub(crate) fn random_u64() -> u64 {
     #[cfg(test)]
     if let Some(process) = simulated::Process::current() {
@@ -61,7 +62,7 @@ pub(crate) fn random_u64() -> u64 {
     rand::random()
 }
 
-/// A number from 0 to 1, without 1.
+/// Returns a random number from 0 (included) to 1 (excluded).
 pub(crate) fn random_share() -> f64 {
     #[cfg(test)]
     if let Some(process) = simulated::Process::current() {

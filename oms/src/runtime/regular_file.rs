@@ -1,8 +1,12 @@
-//! Opens files that other programs put in place, without ever waiting for them.
+//! Opens and reads files that other programs may have put in place, without waiting for them.
 //!
-//! Opening a FIFO waits for its other end, and a device may deliver bytes for ever. A thread that
-//! waits there cannot be stopped. So every file of the data folder is opened with `O_NONBLOCK`, its
-//! type is checked on the open descriptor, and reads are bounded.
+//! Opening a FIFO waits for its other end, and a device can deliver bytes endlessly. A thread that
+//! waits there cannot be stopped.
+//!
+//! **Invariants**
+//! - Every file of the data folder is opened with `O_NONBLOCK`.
+//! - The type is checked on the open descriptor, so that the path cannot change in between.
+//! - Reads are bounded.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result};
@@ -11,14 +15,14 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// Opens a regular file with these options; follows symbolic links.
+/// Opens a regular file with these options and follows symbolic links.
 ///
-/// Fails with `ErrorKind::InvalidInput` if the path leads to anything else.
+/// Fails with `ErrorKind::InvalidInput` if the path leads to another type of file.
 pub(crate) fn open_with(options: &mut OpenOptions, path: &Path) -> Result<File> {
     open_flags(options, path, OFlags::NONBLOCK)
 }
 
-/// Opens a regular file for reading; refuses a symbolic link in the last part of the path.
+/// Opens a regular file for reading. Rejects a symbolic link in the last part of the path.
 pub(crate) fn open_no_follow(path: &Path) -> Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
     open_flags(OpenOptions::new().read(true), path, flags)
@@ -28,7 +32,7 @@ fn open_flags(options: &mut OpenOptions, path: &Path, flags: OFlags) -> Result<F
     let file = options.custom_flags(flags.bits().cast_signed()).open(path);
     let file = match file {
         Ok(file) => file,
-        // A FIFO without a reader and a socket refuse to be opened; the type says more than the
+        // A FIFO without reader and a socket cannot be opened. The type is more helpful than the
         // number of the error.
         Err(error) => match std::fs::metadata(path) {
             Ok(about) if !about.is_file() => return Err(not_regular(about.file_type())),
@@ -52,7 +56,7 @@ fn not_regular(file_type: FileType) -> Error {
     Error::new(ErrorKind::InvalidInput, reason)
 }
 
-/// Names a type of file, with its article.
+/// Returns the name of a file type with its article.
 pub(crate) fn name_of(file_type: FileType) -> &'static str {
     if file_type.is_file() {
         "a regular file"
@@ -69,12 +73,12 @@ pub(crate) fn name_of(file_type: FileType) -> &'static str {
     }
 }
 
-/// Reads a regular file as a whole; fails if it has more than `bytes_max` bytes.
+/// Reads a whole regular file. Fails if it has more than `bytes_max` bytes.
 pub(crate) fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
     read_bounded(&open_with(OpenOptions::new().read(true), path)?, bytes_max)
 }
 
-/// Reads an open file from its position to its end; fails if there are more than `bytes_max` bytes.
+/// Reads an open file from its position to its end. Fails if this is more than `bytes_max` bytes.
 pub(crate) fn read_bounded(file: &File, bytes_max: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(bytes_max + 1).read_to_end(&mut bytes)?;
@@ -91,14 +95,14 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Makes a FIFO.
+    /// Creates a FIFO.
     pub(crate) fn make_fifo(path: &Path) {
         let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
         assert!(made.success());
     }
 
     #[test]
-    fn only_regular_files_are_opened_and_nothing_is_waited_for() {
+    fn only_regular_files_are_opened_and_no_call_waits() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         make_fifo(&at("fifo"));

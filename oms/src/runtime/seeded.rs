@@ -1,23 +1,23 @@
-//! Mistakes that the simulation's test makes on purpose, so that a check which cannot fail is
-//! found.
+//! Deliberate mistakes that test the checks of the simulation. A check that cannot fail does not
+//! detect its mistake.
 //!
-//! A build with `RUSTFLAGS="--cfg oms_seeded"` holds all mistakes. The environment variable
-//! `OMS_SEEDED` names the one that is made. In every other build [`seeded`] is the constant
-//! `false`, and the compiler removes the mistake.
+//! A build with `RUSTFLAGS="--cfg oms_seeded"` contains all mistakes. The environment variable
+//! `OMS_SEEDED` selects one. In every other build [`seeded`] is the constant `false`, and the
+//! compiler removes the mistakes.
 //!
 //! To add a mistake:
-//! 1. Put `if seeded("name") { .. }` or `&& !seeded("name")` where the mistake is to be made.
+//! 1. Put `if seeded("name") { .. }` or `&& !seeded("name")` at its place.
 //! 2. Add the name to the table of `.ci/seeded-nodes`.
-//! 3. Run `.ci/seeded-nodes name`. The script fails if no seed notices the mistake.
+//! 3. Run `.ci/seeded-nodes name`. The script fails if no seed detects the mistake.
 
-/// Returns `true` if the mistake called `name` is to be made: never, in this build.
+/// Returns `true` if the mistake `name` is selected. In this build it never is.
 #[cfg(not(oms_seeded))]
 #[inline(always)]
 pub(crate) const fn seeded(_name: &str) -> bool {
     false
 }
 
-/// Returns `true` if the mistake called `name` is to be made.
+/// Returns `true` if the mistake `name` is selected.
 #[cfg(oms_seeded)]
 pub(crate) fn seeded(name: &str) -> bool {
     static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();

@@ -1,10 +1,11 @@
-//! A process of the simulation: tasks that are stopped, continued and killed together.
+//! A simulated process: tasks that are stopped, resumed and killed together.
 //!
-//! Each task is wrapped: whenever it is polled its process says whether it runs, and becomes the
-//! current one for as long as the poll takes, so that what it starts belongs to it too. A process
-//! that was killed polls nothing any more, and what its tasks leave behind when they are dropped
-//! starts nothing. A kill may be set to strike at one of the next polls: any place where any task
-//! waits can be a process's last.
+//! Every task is wrapped. Before a poll, the wrapper asks its process whether it may run. During
+//! the poll that process is the current one, so new tasks belong to it.
+//!
+//! **Invariants**
+//! - A killed process polls no task. Tasks that are dropped can start nothing either.
+//! - A kill can be set for any later poll, so a process can die at every place where a task waits.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -20,12 +21,12 @@ thread_local! {
     static CURRENT: RefCell<Option<Arc<Process>>> = const { RefCell::new(None) };
 }
 
-/// Everything random in a simulation.
+/// The source of all randomness of a simulation.
 #[derive(Clone)]
 pub(crate) struct Dice(Arc<Mutex<ChaCha8Rng>>);
 
 impl Dice {
-    /// The dice of a seed.
+    /// Creates the source for a seed.
     pub(crate) fn of(seed: u64) -> Dice {
         Dice(Arc::new(Mutex::new(ChaCha8Rng::seed_from_u64(seed))))
     }
@@ -38,62 +39,62 @@ impl Dice {
         self.rng().random()
     }
 
-    /// From 0 to 1, without 1.
+    /// Returns a number from 0 (included) to 1 (excluded).
     pub(crate) fn share(&self) -> f64 {
         self.rng().random()
     }
 
-    /// From `first` to `last`, both included.
+    /// Returns a number from `first` to `last`, both included.
     pub(crate) fn between(&self, first: u64, last: u64) -> u64 {
         self.rng().random_range(first..=last)
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum RunState {
     Runs,
     Stopped,
     Dead,
 }
 
 struct Inside {
-    fate: Fate,
-    /// Tasks that were to be polled while the process was stopped.
+    run_state: RunState,
+    /// Tasks to be polled after the process is resumed.
     waiting: Vec<Waker>,
     tasks: Vec<AbortHandle>,
-    /// Polls until the process dies, if that is set.
+    /// Polls until the process dies, if a kill is set.
     polls_left: Option<u64>,
-    /// True once others have what was its: whatever it still writes is refused.
+    /// `true` once other processes took over its volumes: every further write is rejected.
     is_fenced: bool,
 }
 
-/// Called once, when the process has died.
-type Epitaph = Box<dyn Fn() + Send + Sync>;
+/// Called once, when the process dies.
+type OnDeath = Box<dyn Fn() + Send + Sync>;
 
 /// A process.
 pub(crate) struct Process {
     inside: Mutex<Inside>,
     dice: Dice,
-    epitaph: Epitaph,
+    on_death: OnDeath,
 }
 
 impl Process {
-    /// A process that runs nothing yet; `epitaph` is called when it is killed.
-    pub(crate) fn new(dice: Dice, epitaph: impl Fn() + Send + Sync + 'static) -> Arc<Process> {
+    /// Creates a process without tasks. `on_death` is called when it is killed.
+    pub(crate) fn new(dice: Dice, on_death: impl Fn() + Send + Sync + 'static) -> Arc<Process> {
         Arc::new(Process {
             inside: Mutex::new(Inside {
-                fate: Fate::Runs,
+                run_state: RunState::Runs,
                 waiting: Vec::new(),
                 tasks: Vec::new(),
                 polls_left: None,
                 is_fenced: false,
             }),
             dice,
-            epitaph: Box::new(epitaph),
+            on_death: Box::new(on_death),
         })
     }
 
-    /// The process that the task at work belongs to.
+    /// Returns the process of the running task.
     pub(crate) fn current() -> Option<Arc<Process>> {
         CURRENT.with_borrow(Clone::clone)
     }
@@ -107,25 +108,25 @@ impl Process {
     }
 
     pub(crate) fn is_dead(&self) -> bool {
-        self.inside().fate == Fate::Dead
+        self.inside().run_state == RunState::Dead
     }
 
-    /// True if what it writes is refused.
+    /// Returns `true` if the process's writes are rejected.
     pub(crate) fn is_fenced(&self) -> bool {
         let inside = self.inside();
-        inside.is_fenced || inside.fate == Fate::Dead
+        inside.is_fenced || inside.run_state == RunState::Dead
     }
 
-    /// From here on whatever it writes is refused, though it may not know.
+    /// Rejects every further write of the process. The process may not notice.
     pub(crate) fn fence(&self) {
         self.inside().is_fenced = true;
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
-        self.inside().fate == Fate::Stopped
+        self.inside().run_state == RunState::Stopped
     }
 
-    /// Starts a task of the process; of a dead one, a task that never runs.
+    /// Starts a task of the process. The task never runs if the process is dead.
     pub(crate) fn spawn<F>(self: &Arc<Self>, task: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -133,7 +134,7 @@ impl Process {
     {
         let handle = tokio::spawn(Confined::new(Some(Arc::clone(self)), task));
         let mut inside = self.inside();
-        if inside.fate == Fate::Dead {
+        if inside.run_state == RunState::Dead {
             handle.abort();
             return handle;
         }
@@ -144,7 +145,7 @@ impl Process {
         handle
     }
 
-    /// Work that takes a moment of virtual time, in which the process may die.
+    /// Runs work after a short virtual time, in which the process may die.
     pub(crate) fn blocking<T, F>(self: &Arc<Self>, work: F) -> JoinHandle<T>
     where
         F: FnOnce() -> T + Send + 'static,
@@ -161,57 +162,58 @@ impl Process {
         })
     }
 
-    /// The process does nothing until it is continued.
+    /// Stops the process until it is resumed.
     pub(crate) fn stop(&self) {
         let mut inside = self.inside();
-        if inside.fate == Fate::Runs {
-            inside.fate = Fate::Stopped;
+        if inside.run_state == RunState::Runs {
+            inside.run_state = RunState::Stopped;
         }
     }
 
-    pub(crate) fn go_on(&self) {
+    pub(crate) fn resume(&self) {
         let waiting = {
             let mut inside = self.inside();
-            if inside.fate == Fate::Stopped {
-                inside.fate = Fate::Runs;
+            if inside.run_state == RunState::Stopped {
+                inside.run_state = RunState::Runs;
             }
             std::mem::take(&mut inside.waiting)
         };
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// The process dies at the place where one of its tasks waits for the so-manieth time.
+    /// Kills the process at its next poll after this number of polls.
     pub(crate) fn kill_after(&self, polls: u64) {
         self.inside().polls_left = Some(polls);
     }
 
-    /// The process is no more.
+    /// Kills the process and all its tasks.
     pub(crate) fn kill(&self) {
         let tasks = {
             let mut inside = self.inside();
-            if inside.fate == Fate::Dead {
+            if inside.run_state == RunState::Dead {
                 return;
             }
-            inside.fate = Fate::Dead;
+            inside.run_state = RunState::Dead;
             std::mem::take(&mut inside.tasks)
         };
         for task in tasks {
             task.abort();
         }
-        (self.epitaph)();
+        (self.on_death)();
     }
 
-    /// Whether a task may be polled.
-    fn is_polled(&self, waker: &Waker) -> bool {
+    /// Returns `true` if a task may be polled. Counts the poll, and kills the process if its end is
+    /// due.
+    fn may_poll(&self, waker: &Waker) -> bool {
         let dies = {
             let mut inside = self.inside();
-            match inside.fate {
-                Fate::Dead => return false,
-                Fate::Stopped => {
+            match inside.run_state {
+                RunState::Dead => return false,
+                RunState::Stopped => {
                     inside.waiting.push(waker.clone());
                     return false;
                 }
-                Fate::Runs => match &mut inside.polls_left {
+                RunState::Runs => match &mut inside.polls_left {
                     None => false,
                     Some(0) => true,
                     Some(left) => {
@@ -228,16 +230,16 @@ impl Process {
     }
 }
 
-/// Makes a process the current one, and the former again when it is dropped.
-struct Turn(Option<Arc<Process>>);
+/// Makes a process the current one, and restores the former one when dropped.
+struct CurrentProcess(Option<Arc<Process>>);
 
-impl Turn {
-    fn of(process: Option<Arc<Process>>) -> Turn {
-        Turn(CURRENT.replace(process))
+impl CurrentProcess {
+    fn of(process: Option<Arc<Process>>) -> CurrentProcess {
+        CurrentProcess(CURRENT.replace(process))
     }
 }
 
-impl Drop for Turn {
+impl Drop for CurrentProcess {
     fn drop(&mut self) {
         CURRENT.replace(self.0.take());
     }
@@ -258,7 +260,7 @@ impl<F> Confined<F> {
     }
 }
 
-/// A task of the current process that something else starts.
+/// Wraps a task that is started by other means as a task of the current process.
 pub(crate) fn within<F: Future>(task: F) -> Confined<F> {
     Confined::new(Process::current(), task)
 }
@@ -269,11 +271,11 @@ impl<F: Future> Future for Confined<F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let process = self.process.clone();
         if let Some(process) = &process
-            && !process.is_polled(cx.waker())
+            && !process.may_poll(cx.waker())
         {
             return Poll::Pending;
         }
-        let _turn = process.is_some().then(|| Turn::of(process));
+        let _current = process.is_some().then(|| CurrentProcess::of(process));
         match &mut self.task {
             Some(task) => task.as_mut().poll(cx),
             None => Poll::Pending,
@@ -283,8 +285,11 @@ impl<F: Future> Future for Confined<F> {
 
 impl<F> Drop for Confined<F> {
     fn drop(&mut self) {
-        // What a task does on its way out, its process does.
-        let _turn = self.process.is_some().then(|| Turn::of(self.process.clone()));
+        // Code that runs while a task is dropped belongs to its process.
+        let _current = self
+            .process
+            .is_some()
+            .then(|| CurrentProcess::of(self.process.clone()));
         self.task = None;
     }
 }
@@ -296,7 +301,8 @@ mod tests {
     use super::*;
     use crate::runtime;
 
-    /// A process whose one task counts, and starts another when it is dropped.
+    /// Returns a process with one task that counts, and that starts another task when it is
+    /// dropped.
     fn counting(deaths: &Arc<AtomicU64>) -> (Arc<Process>, Arc<AtomicU64>) {
         struct Last(Arc<AtomicU64>);
         impl Drop for Last {
@@ -326,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_killed_process_does_nothing_any_more_not_even_on_its_way_out() {
+    async fn a_killed_process_runs_no_task_even_while_its_tasks_are_dropped() {
         let deaths = Arc::new(AtomicU64::new(0));
         let (process, count) = counting(&deaths);
         process.kill_after(5);
@@ -334,12 +340,12 @@ mod tests {
         assert!(process.is_dead());
         assert_eq!(count.load(Ordering::Relaxed), 5);
         process.kill();
-        assert_eq!(deaths.load(Ordering::Relaxed), 1, "it dies once");
+        assert_eq!(deaths.load(Ordering::Relaxed), 1, "a process dies once");
         assert!(process.spawn(async {}).await.is_err());
     }
 
     #[tokio::test]
-    async fn a_stopped_process_goes_on_where_it_was() {
+    async fn a_resumed_process_continues_at_its_place() {
         let deaths = Arc::new(AtomicU64::new(0));
         let (process, count) = counting(&deaths);
         turns(10).await;
@@ -348,7 +354,7 @@ mod tests {
         turns(100).await;
         assert!(before > 0 && process.is_stopped());
         assert_eq!(count.load(Ordering::Relaxed), before);
-        process.go_on();
+        process.resume();
         turns(10).await;
         assert!(count.load(Ordering::Relaxed) > before);
     }

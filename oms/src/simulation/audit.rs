@@ -1,5 +1,7 @@
-//! The audit: after everybody has come back and nothing fails any more, what is there is what was
-//! acknowledged.
+//! The audit at the end of a run, when all nodes are back and nothing fails any more.
+//!
+//! It compares the answers of the nodes with those that customers received, and with the stock of
+//! the warehouse.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,63 +11,67 @@ use axum::http::Method;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::simulation::customers::{Books, Known, ask};
-use crate::simulation::warehouse::{Hall, PRODUCTS, STORES};
+use crate::simulation::customers::{CustomerRecords, Known, ask};
+use crate::simulation::warehouse::{PRODUCTS, STORES, WarehouseModel};
 use crate::simulation::world::World;
 
-/// How often it is looked whether all has come to rest. Orphaned reservations are asked after less
-/// and less often, at last every ten minutes.
-const LOOKS: u32 = 120;
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Number of checks before a fault is final. Orphaned reservations are rechecked at growing
+/// intervals of up to ten minutes.
+const CHECKS_MAX: u32 = 120;
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long after the trouble every paid order that the warehouse does not answer with errors is
-/// delivered: a few of the longest backoffs, and far less than failing orders need to be given up.
+/// Time after the faults in which every healthy paid order must be delivered. It allows a few of
+/// the longest backoffs, and is far shorter than the time in which failing messages are given up.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(300);
 
-/// Waits until every paid order is delivered that the warehouse neither answers with errors nor
-/// refuses: the others must not hold it up.
-pub(super) async fn healthy_orders_are_delivered(world: &Arc<World>, books: &Books, hall: &Hall) {
+/// Waits until every healthy paid order is delivered: one that the warehouse neither answers with
+/// errors nor refuses. The other orders must not delay it.
+pub(super) async fn healthy_orders_are_delivered(
+    world: &Arc<World>,
+    records: &CustomerRecords,
+    warehouse: &WarehouseModel,
+) {
     let until = Instant::now() + HEALTHY_WITHIN;
     loop {
-        let is_held_up = |(id, known): &(&String, &Known)| {
-            let is_healthy = !hall.is_failing(id) && !hall.is_refused(id);
-            known.paid.is_some() && is_healthy && hall.delivered(id).is_none()
+        let is_delayed = |(id, known): &(&String, &Known)| {
+            let is_healthy = !warehouse.is_failing(id) && !warehouse.is_refused(id);
+            known.paid.is_some() && is_healthy && warehouse.delivered(id).is_none()
         };
-        let held_up: Vec<String> = {
-            let orders = books.orders();
+        let delayed: Vec<String> = {
+            let orders = records.orders();
             orders
                 .iter()
-                .filter(is_held_up)
+                .filter(is_delayed)
                 .map(|(id, _)| id.clone())
                 .collect()
         };
-        if held_up.is_empty() {
+        if delayed.is_empty() {
             return;
         }
         if Instant::now() >= until {
-            world.violated(format!("paid orders are held up by others: {held_up:?}"));
+            world.violated(format!("paid orders are delayed by others: {delayed:?}"));
             return;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// Ends the warehouse's errors, and does what an operator does about the messages given up.
-pub(super) async fn cure(world: &Arc<World>, hall: &Hall) {
-    if !hall.cure() {
+/// Ends the warehouse's errors and retries the dead letters as an operator would.
+pub(super) async fn cure(world: &Arc<World>, warehouse: &WarehouseModel) {
+    if !warehouse.cure() {
         return;
     }
-    // Another node may be asked each time, and answers may get lost.
-    for _ in 0..LOOKS {
+    // Each request may go to another node, and answers may be lost.
+    for _ in 0..CHECKS_MAX {
         if !retry_dead_messages(world).await {
             return;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    world.violated("messages that were given up cannot be tried again".to_owned());
+    world.violated("dead letters cannot be retried".to_owned());
 }
 
-/// Has the dead messages tried again, as an operator would. Returns `false` if there are none.
+/// Retries the dead letters. Returns `false` if there are none.
 async fn retry_dead_messages(world: &Arc<World>) -> bool {
     let dead = match get(world, "/outbox?limit=1000").await {
         Ok((200, page)) => dead_messages(&page),
@@ -78,7 +84,7 @@ async fn retry_dead_messages(world: &Arc<World>) -> bool {
     !dead.is_empty()
 }
 
-/// Returns the paths that have the dead messages of a page tried again.
+/// Returns the paths of the retry requests for the dead letters of a page.
 fn dead_messages(page: &Value) -> Vec<String> {
     let messages = page["messages"].as_array().into_iter().flatten();
     let dead = messages.filter(|message| message["state"] == "dead");
@@ -89,23 +95,23 @@ fn dead_messages(page: &Value) -> Vec<String> {
     .collect()
 }
 
-/// Looks until all is in order, or says what is not.
-pub(super) async fn audit(world: &Arc<World>, books: &Books, hall: &Hall) {
+/// Checks until everything is in order, or records the faults.
+pub(super) async fn audit(world: &Arc<World>, records: &CustomerRecords, warehouse: &WarehouseModel) {
     let mut wrong = Vec::new();
-    for _ in 0..LOOKS {
-        tokio::time::sleep(LOOK_EVERY).await;
-        // A message may die of its last tries after the trouble has ended.
+    for _ in 0..CHECKS_MAX {
+        tokio::time::sleep(CHECK_INTERVAL).await;
+        // A message may become a dead letter after the faults have ended.
         retry_dead_messages(world).await;
-        wrong = look(world, books, hall).await;
+        wrong = look(world, records, warehouse).await;
         if wrong.is_empty() {
-            world.note(|| format!("in order, {} deliveries", hall.deliveries()));
+            world.note(|| format!("audit passed, {} deliveries", warehouse.deliveries()));
             return;
         }
     }
     if let Ok((_, outbox)) = get(world, "/outbox?limit=1000").await {
         wrong.push(format!("the outbox at the end: {outbox}"));
     }
-    wrong.into_iter().for_each(|what| world.violated(what));
+    wrong.into_iter().for_each(|fault| world.violated(fault));
 }
 
 async fn get(world: &Arc<World>, path: &str) -> Result<(u16, Value), String> {
@@ -115,14 +121,14 @@ async fn get(world: &Arc<World>, path: &str) -> Result<(u16, Value), String> {
     Ok((status.as_u16(), serde_json::from_slice(&body).unwrap_or_default()))
 }
 
-async fn look(world: &Arc<World>, books: &Books, hall: &Hall) -> Vec<String> {
+async fn look(world: &Arc<World>, records: &CustomerRecords, warehouse: &WarehouseModel) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut reserved: BTreeMap<(u64, u64), i64> = BTreeMap::new();
-    let orders = books.orders().clone();
+    let orders = records.orders().clone();
     for (id, known) in &orders {
         match get(world, &format!("/order/{id}")).await {
             Ok((200, order)) => {
-                check_order(id, known, &order, hall, &mut wrong);
+                check_order(id, known, &order, warehouse, &mut wrong);
                 count(&order, &mut reserved);
             }
             Ok((404, _)) if known.store.is_none() => {}
@@ -132,7 +138,7 @@ async fn look(world: &Arc<World>, books: &Books, hall: &Hall) -> Vec<String> {
     }
     for store in 1..=STORES {
         match get(world, &format!("/stores/{store}")).await {
-            Ok((200, page)) => check_store(store, &page, &reserved, hall, &mut wrong),
+            Ok((200, page)) => check_store(store, &page, &reserved, warehouse, &mut wrong),
             Ok((status, answer)) => wrong.push(format!("store {store}: {status} {answer}")),
             Err(reason) => wrong.push(reason),
         }
@@ -140,8 +146,8 @@ async fn look(world: &Arc<World>, books: &Books, hall: &Hall) -> Vec<String> {
     wrong
 }
 
-/// An order against what its customer was told.
-fn check_order(id: &str, known: &Known, order: &Value, hall: &Hall, wrong: &mut Vec<String>) {
+/// Compares an order with the answers that its customer received.
+fn check_order(id: &str, known: &Known, order: &Value, warehouse: &WarehouseModel, wrong: &mut Vec<String>) {
     let state = order["state"].as_str().unwrap_or_default();
     let store = order["store_id"].as_u64();
     if order["products"] != known.products {
@@ -150,12 +156,12 @@ fn check_order(id: &str, known: &Known, order: &Value, hall: &Hall, wrong: &mut 
     if known.store.is_some_and(|acknowledged| acknowledged != store) {
         wrong.push(format!("{id} was acknowledged with {:?}: {order}", known.store));
     }
-    let is_delivered = hall.delivered(id);
+    let is_delivered = warehouse.delivered(id);
     match (known.paid, is_delivered) {
         (Some(paid), Some(transaction)) if transaction == Some(paid) && state == "delivered" => {}
-        // The payment is in the refund list.
+        // A refused order must list the payment for a refund.
         (Some(paid), None)
-            if hall.is_refused(id)
+            if warehouse.is_refused(id)
                 && state == "refund_wanted"
                 && order["refund_transaction_ids"] == serde_json::json!([paid]) => {}
         (Some(_), delivered) => wrong.push(format!("{id} was paid, delivered {delivered:?}: {order}")),
@@ -185,12 +191,12 @@ fn count(order: &Value, reserved: &mut BTreeMap<(u64, u64), i64>) {
     }
 }
 
-/// A store's books against the orders and the warehouse.
+/// Compares the levels of a store with the orders and with the warehouse.
 fn check_store(
     store: u32,
     page: &Value,
     reserved: &BTreeMap<(u64, u64), i64>,
-    hall: &Hall,
+    warehouse: &WarehouseModel,
     wrong: &mut Vec<String>,
 ) {
     let mut levels: BTreeMap<u64, (i64, i64)> = BTreeMap::new();
@@ -202,20 +208,20 @@ fn check_store(
         levels.insert(level["product"].as_u64().unwrap_or(0), both);
     }
     for product in 1..=PRODUCTS {
-        let (on_hand, set_aside) = levels.get(&u64::from(product)).copied().unwrap_or_default();
-        let real = hall.on_hand(store, product);
+        let (on_hand, reserved_units) = levels.get(&u64::from(product)).copied().unwrap_or_default();
+        let real = warehouse.on_hand(store, product);
         if on_hand != real {
             wrong.push(format!(
-                "store {store} has {real} of product {product}, and {on_hand} by its books"
+                "store {store} has {real} units of product {product}, but its volume reports {on_hand}"
             ));
         }
         let wanted = reserved
             .get(&(u64::from(store), u64::from(product)))
             .copied()
             .unwrap_or(0);
-        if set_aside != wanted {
+        if reserved_units != wanted {
             wrong.push(format!(
-                "store {store} has {set_aside} of product {product} set aside, orders hold {wanted}"
+                "store {store} has {reserved_units} units of product {product} reserved, but open orders need {wanted}"
             ));
         }
     }

@@ -1,9 +1,8 @@
-//! Customers, who send orders, pay and cancel, send things again and elsewhere, and write down what
-//! they were told.
+//! Simulated customers: they place, pay and cancel orders, repeat requests at any node, and record
+//! the answers.
 //!
-//! An answer that does not come says nothing: the same is sent again, to any node. What was
-//! answered is compared at once with what was answered before, and at the end (`audit`) with what
-//! is there.
+//! A missing answer means nothing, so the request is repeated. Every answer is compared with the
+//! earlier answers of the same order. The audit compares the last ones with the final state.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,32 +15,32 @@ use serde_json::{Value, json};
 
 use crate::cluster::peer_client::NoAnswer;
 use crate::simulation::net;
-use crate::simulation::warehouse::{Hall, PRODUCTS};
+use crate::simulation::warehouse::{PRODUCTS, WarehouseModel};
 use crate::simulation::world::World;
 
-/// How long an answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(6);
-/// How often something is sent again before a customer gives up.
+/// Maximum wait for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(6);
+/// Number of tries before a customer gives up.
 const TRIES: u32 = 30;
 
-/// What customers know of an order.
+/// The answers that a customer received for an order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     pub(super) products: Value,
-    /// The store that was acknowledged; `Some(None)`: no store has it.
+    /// The acknowledged store; `Some(None)` if no store has the products.
     pub(super) store: Option<Option<u64>>,
     pub(super) paid: Option<u64>,
-    /// A payment was sent, whatever became of it.
+    /// The transaction of a payment that was sent, with or without an answer.
     pub(super) pays: Option<u64>,
     pub(super) cancels: bool,
     pub(super) cancelled: bool,
 }
 
-/// What all customers know.
+/// The answers of all customers.
 #[derive(Default)]
-pub(super) struct Books(Mutex<BTreeMap<String, Known>>);
+pub(super) struct CustomerRecords(Mutex<BTreeMap<String, Known>>);
 
-impl Books {
+impl CustomerRecords {
     pub(super) fn orders(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -51,7 +50,7 @@ impl Books {
     }
 }
 
-/// One question to any node that listens.
+/// Sends one request to a random node that listens.
 pub(super) async fn ask(
     world: &Arc<World>,
     method: Method,
@@ -65,7 +64,7 @@ pub(super) async fn ask(
         listening.map(|one| one.address).collect()
     };
     if addresses.is_empty() {
-        return Err(NoAnswer("nobody listens".to_owned()));
+        return Err(NoAnswer("no node listens".to_owned()));
     }
     let address = addresses[world.dice.between(0, addresses.len() as u64 - 1) as usize];
     let mut request = Request::builder()
@@ -85,14 +84,18 @@ pub(super) async fn ask(
         let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
         Ok((status, body.map_err(|error| NoAnswer(error.to_string()))?))
     };
-    match tokio::time::timeout(PATIENCE, call).await {
+    match tokio::time::timeout(ANSWER_TIMEOUT, call).await {
         Ok(answer) => answer,
-        Err(_) => Err(NoAnswer("no answer in time".to_owned())),
+        Err(_) => Err(NoAnswer("answer timed out".to_owned())),
     }
 }
 
-/// Sends something until it is answered for good.
-pub(super) async fn insist(world: &Arc<World>, path: &str, body: &Value) -> Option<(StatusCode, Value)> {
+/// Repeats a request until it gets a final answer.
+pub(super) async fn send_until_answered(
+    world: &Arc<World>,
+    path: &str,
+    body: &Value,
+) -> Option<(StatusCode, Value)> {
     for _ in 0..TRIES {
         match ask(world, Method::POST, path, body.to_string(), None).await {
             Ok((status, answer)) if status.is_success() || status == StatusCode::CONFLICT => {
@@ -116,9 +119,9 @@ fn is_about(answer: &Value, slug: &str) -> bool {
     answer["type"].as_str().is_some_and(|kind| kind.ends_with(slug))
 }
 
-async fn place(world: &Arc<World>, books: &Books, id: &str, products: &Value) -> Option<()> {
+async fn place(world: &Arc<World>, records: &CustomerRecords, id: &str, products: &Value) -> Option<()> {
     let order = json!({"id": id, "products": products});
-    let (status, answer) = insist(world, "/order", &order).await?;
+    let (status, answer) = send_until_answered(world, "/order", &order).await?;
     let store = match status {
         StatusCode::CONFLICT if is_about(&answer, "no-store") => None,
         StatusCode::CONFLICT => {
@@ -128,18 +131,18 @@ async fn place(world: &Arc<World>, books: &Books, id: &str, products: &Value) ->
         _ => answer["store_id"].as_u64(),
     };
     world.note(|| format!("{id} is acknowledged: store {store:?}"));
-    let before = books.orders().get(id).and_then(|known| known.store);
+    let before = records.orders().get(id).and_then(|known| known.store);
     if before.is_some_and(|before| before != store) {
         world.violated(format!(
             "{id} is acknowledged with store {store:?} after {before:?}"
         ));
     }
-    books.change(id, |known| known.store = Some(store));
+    records.change(id, |known| known.store = Some(store));
     Some(())
 }
 
-/// A customer with one order.
-pub(super) async fn order(world: Arc<World>, books: Arc<Books>, number: u64) {
+/// Plays a customer with one order.
+pub(super) async fn order(world: Arc<World>, records: Arc<CustomerRecords>, number: u64) {
     let dice = &world.dice;
     let id = format!("o{number}");
     let mut products = Vec::new();
@@ -152,69 +155,69 @@ pub(super) async fn order(world: Arc<World>, books: Arc<Books>, number: u64) {
         products.push(json!({"id": 1, "quantity": 1}));
     }
     let products = Value::from(products);
-    books.change(&id, |known| known.products = products.clone());
+    records.change(&id, |known| known.products = products.clone());
     let twice = dice.between(1, 4) == 1;
     let again = async {
         if twice {
-            place(&world, &books, &id, &products).await;
+            place(&world, &records, &id, &products).await;
         }
     };
-    let (placed, ()) = tokio::join!(place(&world, &books, &id, &products), again);
+    let (placed, ()) = tokio::join!(place(&world, &records, &id, &products), again);
     if placed.is_none() {
         return;
     }
     if dice.between(1, 6) == 1 {
         let other = json!({"id": id, "products": [{"id": 1, "quantity": 9}]});
-        if let Some((status, _)) = insist(&world, "/order", &other).await
+        if let Some((status, _)) = send_until_answered(&world, "/order", &other).await
             && status.is_success()
         {
             world.violated(format!("{id} is acknowledged with two contents"));
         }
     }
-    let has_store = books
+    let has_store = records
         .orders()
         .get(&id)
         .is_some_and(|known| matches!(known.store, Some(Some(_))));
     let wait_ms = dice.between(0, 3_000);
     tokio::time::sleep(Duration::from_millis(wait_ms)).await;
     match dice.between(1, 10) {
-        1 => cancel(&world, &books, &id).await,
+        1 => cancel(&world, &records, &id).await,
         2..=3 => {}
-        _ if has_store => pay(&world, &books, &id, number).await,
+        _ if has_store => pay(&world, &records, &id, number).await,
         _ => {}
     }
     if dice.between(1, 4) == 1 {
-        place(&world, &books, &id, &products).await;
+        place(&world, &records, &id, &products).await;
     }
 }
 
-async fn pay(world: &Arc<World>, books: &Books, id: &str, number: u64) {
-    books.change(id, |known| known.pays = Some(number));
+async fn pay(world: &Arc<World>, records: &CustomerRecords, id: &str, number: u64) {
+    records.change(id, |known| known.pays = Some(number));
     let path = format!("/order/{id}/payment-callback");
     let payment = json!({"transaction_id": number});
-    let Some((status, answer)) = insist(world, &path, &payment).await else {
+    let Some((status, answer)) = send_until_answered(world, &path, &payment).await else {
         return;
     };
     if status.is_success() {
         world.note(|| format!("{id} is paid"));
-        books.change(id, |known| known.paid = Some(number));
+        records.change(id, |known| known.paid = Some(number));
     } else {
         world.violated(format!("the payment of {id} is refused: {answer}"));
     }
 }
 
-async fn cancel(world: &Arc<World>, books: &Books, id: &str) {
-    books.change(id, |known| known.cancels = true);
-    let answer = insist(world, &format!("/order/{id}/cancel"), &json!({})).await;
+async fn cancel(world: &Arc<World>, records: &CustomerRecords, id: &str) {
+    records.change(id, |known| known.cancels = true);
+    let answer = send_until_answered(world, &format!("/order/{id}/cancel"), &json!({})).await;
     if answer.is_some_and(|(status, _)| status.is_success()) {
         world.note(|| format!("{id} is cancelled"));
-        books.change(id, |known| known.cancelled = true);
+        records.change(id, |known| known.cancelled = true);
     }
 }
 
-/// Has the whole stock taken in; true once it was.
-pub(super) async fn send_stock(world: &Arc<World>, hall: &Hall) -> bool {
-    let (csv, as_of) = hall.snapshot();
+/// Uploads the whole stock. Returns `true` on success.
+pub(super) async fn send_stock(world: &Arc<World>, warehouse: &WarehouseModel) -> bool {
+    let (csv, as_of) = warehouse.snapshot();
     let answer = ask(world, Method::PUT, "/stocks", csv, Some(as_of)).await;
     answer.is_ok_and(|(status, _)| status.is_success())
 }

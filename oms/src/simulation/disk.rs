@@ -1,9 +1,12 @@
-//! The disk of the simulation: files in memory, under the real database.
+//! The simulated disk: files in memory below the real database.
 //!
-//! What a process wrote outlives it, as a page cache does; power cuts are microdb's own tests'
-//! business. A lock ends with the process that took it, or is taken from it; from then on that
-//! process writes nothing, whether it is dead and being dropped, or lives and does not know yet.
-//! The disk can be full: then nothing grows.
+//! **Invariants**
+//! - Written bytes outlive their process, like those in a page cache.
+//! - A lock ends when its process dies or is fenced. After that, the process can write nothing,
+//!   even if it runs on and does not know.
+//! - While the disk is full, no file grows.
+//!
+//! Deliberately absent: power cuts, which the tests of microdb cover.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,7 +28,7 @@ struct Inside {
     locks_taken: u64,
 }
 
-/// Whoever holds a lock.
+/// The owner of a lock.
 struct Owner {
     turn: u64,
     process: Option<Arc<Process>>,
@@ -55,12 +58,12 @@ impl Disk {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From here on nothing grows, or does again.
+    /// Makes the disk full, so that no file can grow, or ends this.
     pub(super) fn set_full(&self, full: bool) {
         self.full.store(full, Ordering::Relaxed);
     }
 
-    /// Removes a folder with all that is in it.
+    /// Removes a folder with its content.
     pub(super) fn remove_folder(&self, folder: &Path) {
         let mut inside = self.inside();
         inside.files.retain(|path, _| !path.starts_with(folder));
@@ -148,7 +151,7 @@ impl Storage for Disk {
         let turn = inside.locks_taken;
         let process = Process::current();
         inside.locks.insert(path.to_owned(), Owner { turn, process });
-        Ok(Ok(Box::new(Held {
+        Ok(Ok(Box::new(HeldLock {
             disk: self.clone(),
             path: path.to_owned(),
             turn,
@@ -156,24 +159,24 @@ impl Storage for Disk {
     }
 }
 
-struct Held {
+struct HeldLock {
     disk: Disk,
     path: PathBuf,
     turn: u64,
 }
 
-impl fmt::Debug for Held {
+impl fmt::Debug for HeldLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Held({})", self.path.display())
+        write!(f, "HeldLock({})", self.path.display())
     }
 }
 
-impl StorageLock for Held {}
+impl StorageLock for HeldLock {}
 
-impl Drop for Held {
+impl Drop for HeldLock {
     fn drop(&mut self) {
         let mut inside = self.disk.inside();
-        // Its process may have died, and another have it now.
+        // The process may have died, and another one may have the lock now.
         if inside
             .locks
             .get(&self.path)

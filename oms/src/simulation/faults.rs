@@ -1,5 +1,9 @@
-//! What goes wrong: nodes die at any place where they wait, stop and go on, come, leave and come
-//! back; clocks jump, the disk fills up, messages get lost.
+//! The faults of a run: nodes die at any wait, stop and resume, join and leave; clocks jump, the
+//! disk fills up, messages are lost.
+//!
+//! **Invariants**
+//! - Every fault is drawn from the seed of the run.
+//! - After `heal`, nothing fails any more and every node has been started. The audit needs both.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,22 +20,22 @@ use crate::node::NodeConfig;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::simulated::{Dice, Process};
-use crate::simulation::warehouse::Hall;
+use crate::simulation::warehouse::WarehouseModel;
 use crate::simulation::world::{SECRET, VirtualClock, World};
 use crate::simulation::{NAMES, net};
 use crate::volume::server::NodeContext;
 
-/// How long a process may do nothing before others have what it had, where there are leases.
+/// Time without activity after which a process loses its lease, in runs with leases.
 const LEASE: Duration = Duration::from_millis(1_200);
 
-/// Nodes that are to stop in an orderly way.
+/// Sends the name of the node that must stop gracefully.
 pub(super) type Stops = Arc<watch::Sender<Option<&'static str>>>;
 
-/// Starts a node, unless it is there already.
-pub(super) fn start(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops, name: &'static str) {
+/// Starts a node unless it is running.
+pub(super) fn start(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: &Stops, name: &'static str) {
     let Some(node) = world.start(name) else { return };
     let process = node.process();
-    let (world, hall, stops) = (Arc::clone(world), Arc::clone(hall), stops.subscribe());
+    let (world, warehouse, stops) = (Arc::clone(world), Arc::clone(warehouse), stops.subscribe());
     process.spawn(async move {
         let node_info = NodeInfo {
             name: node.name.clone(),
@@ -50,14 +54,14 @@ pub(super) fn start(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops, name: &
         let mut config = NodeConfig::new(name, "/nowhere");
         config.payment_timeout = Duration::from_secs(24 * 60 * 60);
         config.stat_scan_every = Duration::ZERO;
-        // A breaker opens for few orders here, and probes of failing messages would halt the others
-        // for longer than the audit allows.
+        // With a breaker that opens after few failures, probes of failing messages would stop the
+        // other messages for longer than the audit allows.
         config.outbox.breaker_failures = 4;
         config.outbox.tries_max = 12;
         config.outbox.probe_max_ms = 10_000;
         let context = NodeContext {
             config,
-            wms: hall,
+            wms: warehouse,
             metrics: Arc::new(Metrics::default()),
             clock: Clock::Virtual(VirtualClock {
                 world: Arc::downgrade(&world),
@@ -82,7 +86,7 @@ async fn run(
     let mut asked = member.cluster().asked_to_stop.subscribe();
     match member.admitted().await {
         Ok(()) => {
-            world.note(|| format!("{name} is let in"));
+            world.note(|| format!("{name} is admitted"));
             tokio::select! {
                 biased;
                 _ = stops.wait_for(|stops| *stops == Some(name)) => {}
@@ -91,15 +95,15 @@ async fn run(
             world.note(|| format!("{name} stops"));
             member.hand_over().await;
         }
-        Err(error) => world.note(|| format!("{name} is not let in: {error}")),
+        Err(error) => world.note(|| format!("{name} is not admitted: {error}")),
     }
     member.begin_to_stop();
     let ended = member.end().await;
     world.note(|| format!("{name} has stopped: {}", ended.is_ok()));
 }
 
-/// A process does nothing for a while. Where there are leases it may have lost its own by then; it
-/// goes on all the same, a little.
+/// Resumes a stopped process after a while. A process that lost its lease in this time runs on for
+/// a moment and is then killed.
 async fn stopped(world: Arc<World>, name: &str, id: usize, process: Arc<Process>, wait: Duration) {
     if world.has_leases && wait > LEASE {
         tokio::time::sleep(LEASE).await;
@@ -108,8 +112,8 @@ async fn stopped(world: Arc<World>, name: &str, id: usize, process: Arc<Process>
     } else {
         tokio::time::sleep(wait).await;
     }
-    world.note(|| format!("{name} goes on"));
-    process.go_on();
+    world.note(|| format!("{name} resumes"));
+    process.resume();
     world.elect();
     if process.is_fenced() {
         let wait_ms = world.dice.between(0, 1_000);
@@ -118,14 +122,14 @@ async fn stopped(world: Arc<World>, name: &str, id: usize, process: Arc<Process>
     }
 }
 
-/// Has a node leave for good.
+/// Asks all nodes to remove a node permanently.
 async fn leave(world: &Arc<World>, name: &str) {
     let addresses: Vec<_> = {
         let inside = world.inside();
         inside
             .incarnations
             .iter()
-            .filter(|one| one.is_there)
+            .filter(|one| one.is_member)
             .map(|one| one.address)
             .collect()
     };
@@ -142,8 +146,8 @@ async fn leave(world: &Arc<World>, name: &str) {
     }
 }
 
-/// Draws how far a clock is from the right time: by some seconds, or by minutes to hours. The audit
-/// lasts for 20 minutes, so a wait that follows a large step is noticed.
+/// Draws the difference of a clock from the right time: some seconds, or minutes to hours. The
+/// audit lasts 20 minutes, so it detects a wait that follows a large step.
 fn skew_ms(dice: &Dice) -> i64 {
     match dice.between(0, 3) {
         0 => dice.between(600_000, 7_200_000) as i64,
@@ -152,10 +156,10 @@ fn skew_ms(dice: &Dice) -> i64 {
     }
 }
 
-/// Lets things go wrong for a while.
-pub(super) async fn trouble(
+/// Causes random faults until a time.
+pub(super) async fn cause_faults(
     world: &Arc<World>,
-    hall: &Arc<Hall>,
+    warehouse: &Arc<WarehouseModel>,
     stops: &Stops,
     until: tokio::time::Instant,
 ) {
@@ -164,11 +168,11 @@ pub(super) async fn trouble(
         let wait_ms = dice.between(20, 900);
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         let name = NAMES[dice.between(0, NAMES.len() as u64 - 1) as usize];
-        let at_work = world.at_work(name);
-        match (dice.between(0, 19), at_work) {
+        let running = world.running(name);
+        match (dice.between(0, 19), running) {
             (0..=5, Some((_, process))) => {
                 let polls = dice.between(0, 400);
-                world.note(|| format!("{name} is to die in {polls} polls"));
+                world.note(|| format!("{name} will die in {polls} polls"));
                 process.kill_after(polls);
             }
             (6..=8, Some((id, process))) => {
@@ -189,7 +193,7 @@ pub(super) async fn trouble(
                 stops.send_replace(Some(name));
             }
             (11, Some(_)) => {
-                world.note(|| format!("{name} is to leave"));
+                world.note(|| format!("{name} is asked to leave"));
                 world.count("leaves");
                 leave(world, name).await;
             }
@@ -206,36 +210,36 @@ pub(super) async fn trouble(
                 world.disk.set_full(false);
             }
             (14, _) => world.loss.store(dice.between(0, 150), Ordering::Relaxed),
-            (_, None) => start(world, hall, stops, name),
+            (_, None) => start(world, warehouse, stops, name),
             _ => {}
         }
     }
 }
 
-/// Puts everything right again: from here on nothing fails.
-pub(super) async fn heal(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops) {
+/// Ends all faults and restarts the nodes.
+pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: &Stops) {
     world.loss.store(0, Ordering::Relaxed);
     world.disk.set_full(false);
     stops.send_replace(None);
     for name in NAMES {
         world.set_clock(name, 0);
-        if let Some((_, process)) = world.at_work(name) {
-            process.go_on();
+        if let Some((_, process)) = world.running(name) {
+            process.resume();
             process.kill_after(u64::MAX);
         }
     }
-    // Whoever lost its lease and does not know is put out of its misery.
+    // Wait for the death of processes that lost their lease.
     tokio::time::sleep(Duration::from_secs(6)).await;
     world.elect();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    // A volume that found the disk full writes nothing until it is opened again.
+    // A volume with a failed commit writes nothing until it is opened again.
     let failed: Vec<_> = {
         let inside = world.inside();
-        let gates = inside
+        let clusters = inside
             .incarnations
             .iter()
             .filter_map(|one| Some((Arc::clone(&one.process), one.cluster.clone()?)));
-        gates.collect()
+        clusters.collect()
     };
     for (process, cluster) in failed {
         if cluster
@@ -249,7 +253,7 @@ pub(super) async fn heal(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops) {
     }
     for _ in 0..30 {
         for name in NAMES {
-            start(world, hall, stops, name);
+            start(world, warehouse, stops, name);
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::simulation::customers::{ask, insist};
+use crate::simulation::customers::{ask, send_until_answered};
 use crate::simulation::warehouse::PRODUCTS;
 use crate::simulation::world::World;
 use crate::volume::followers::COPY_AGE_MAX;
@@ -91,7 +91,7 @@ async fn place(world: &Arc<World>, id: &str, product: u64, quantity: i64) -> Res
 
 async fn cancel(world: &Arc<World>, id: &str) -> Result<(), Ended> {
     let path = format!("/order/{id}/cancel");
-    let answered = insist(world, &path, &json!({})).await;
+    let answered = send_until_answered(world, &path, &json!({})).await;
     answered.map(drop).ok_or(Ended::Unanswered)
 }
 

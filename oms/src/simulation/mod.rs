@@ -1,15 +1,16 @@
-//! Several real nodes in one thread and in virtual time, with everything that may go wrong between
-//! them drawn from a seed.
+//! A simulation of a cluster: several real nodes in one thread and in virtual time, with faults
+//! drawn from a seed.
 //!
-//! **Real** are the gate, the router, the routes, transactors, desk, stock, outbox and courier, the
-//! store over microdb, the keeper, the coordinator, the moves of slots, settlements between
-//! volumes. **Simulated** are what lies under the seams: membership and the truth (`world`), the
-//! disk under microdb (`disk`), the calls between nodes (`net`), the warehouse, the clocks. What
-//! needs threads runs as tasks (`runtime`). Absent: HTTP, sockets and files of an operating system,
-//! power cuts (microdb's tests), statistics files.
+//! - **Real**: routing, API handlers, transactors, stock, outbox, dispatcher, storage over microdb,
+//!   reconciler, coordinator, migrations, settlements.
+//! - **Simulated**: membership and the cluster's state (`world`), the disk below microdb (`disk`),
+//!   calls between nodes (`net`), the warehouse, the clocks. Threads are replaced by tasks
+//!   (`runtime`).
+//! - **Deliberately absent**: HTTP, sockets and real files, power cuts (tested by microdb),
+//!   statistics files.
 //!
-//! Same seed, same trace: a run can be repeated. `IMT_SIM_SEED=N` runs one seed and tells what
-//! happened, `IMT_SIM_SEEDS=N` runs so many, `IMT_SIM_FIRST=N` says from which on.
+//! **Invariant**: the same seed gives the same trace. `IMT_SIM_SEED=N` runs one seed and prints its
+//! trace, `IMT_SIM_SEEDS=N` sets the number of seeds, and `IMT_SIM_FIRST=N` sets the first one.
 
 mod audit;
 mod customers;
@@ -30,74 +31,74 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::simulation::customers::Books;
-use crate::simulation::warehouse::Hall;
+use crate::simulation::customers::CustomerRecords;
+use crate::simulation::warehouse::WarehouseModel;
 use crate::simulation::world::World;
 
-/// Nodes that come and go.
+/// The names of the nodes.
 pub(crate) const NAMES: [&str; 4] = ["ada", "bob", "cleo", "dan"];
 
-/// Seeds beyond the first hundred that found something once, and are run each time. As the code
-/// changes around them they run another course, so what they found has tests of its own too.
-const FOUND_SOMETHING: [u64; 14] = [
+/// Seeds beyond the first hundred that once found a defect. They take another course after changes
+/// of the code, so the defects also have tests of their own.
+const SEEDS_WITH_PAST_DEFECTS: [u64; 14] = [
     145, 159, 270, 307, 311, 428, 453, 465, 526, 544, 560, 598, 615, 700,
 ];
 
-/// What came of a run.
+/// The result of a run.
 struct Outcome {
     hash: u64,
     count: u64,
-    /// How often what happened.
+    /// Number of occurrences by kind of event.
     counts: BTreeMap<&'static str, u64>,
     violations: Vec<String>,
     lines: Vec<String>,
 }
 
-/// One run.
-fn run(seed: u64, is_told: bool) -> Outcome {
+/// Runs one seed.
+fn run(seed: u64, keeps_lines: bool) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
     runtime.block_on(async {
-        let world = World::new(seed, &NAMES, is_told);
-        let hall = Hall::new(&world);
-        let books = Arc::new(Books::default());
+        let world = World::new(seed, &NAMES, keeps_lines);
+        let warehouse = WarehouseModel::new(&world);
+        let records = Arc::new(CustomerRecords::default());
         let stops: faults::Stops = Arc::new(watch::Sender::new(None));
         let first = world.dice.between(1, 3) as usize;
         for name in &NAMES[..first] {
-            faults::start(&world, &hall, &stops, name);
+            faults::start(&world, &warehouse, &stops, name);
         }
-        while !customers::send_stock(&world, &hall).await {
+        while !customers::send_stock(&world, &warehouse).await {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let mut customers = JoinSet::new();
         for number in 0..world.dice.between(10, 40) {
-            let (world, books) = (Arc::clone(&world), Arc::clone(&books));
+            let (world, records) = (Arc::clone(&world), Arc::clone(&records));
             let wait_ms = world.dice.between(0, 9_000);
             customers.spawn(async move {
                 tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-                customers::order(world, books, number).await;
+                customers::order(world, records, number).await;
             });
         }
         let until = Instant::now() + Duration::from_secs(10);
         let snapshots = async {
             while Instant::now() < until {
                 tokio::time::sleep(Duration::from_millis(world.dice.between(500, 4_000))).await;
-                customers::send_stock(&world, &hall).await;
+                customers::send_stock(&world, &warehouse).await;
             }
         };
-        tokio::join!(faults::trouble(&world, &hall, &stops, until), snapshots);
-        faults::heal(&world, &hall, &stops).await;
+        tokio::join!(faults::cause_faults(&world, &warehouse, &stops, until), snapshots);
+        faults::heal(&world, &warehouse, &stops).await;
         while customers.join_next().await.is_some() {}
-        audit::healthy_orders_are_delivered(&world, &books, &hall).await;
-        audit::cure(&world, &hall).await;
-        audit::audit(&world, &books, &hall).await;
+        audit::healthy_orders_are_delivered(&world, &records, &warehouse).await;
+        audit::cure(&world, &warehouse).await;
+        audit::audit(&world, &records, &warehouse).await;
         first_store::first_stores_are_taken(&world).await;
         let (hash, count, violations, lines) = world.trace();
         let mut counts = world.counts();
-        counts.insert("deliveries", hall.deliveries() as u64);
+        counts.insert("deliveries", warehouse.deliveries() as u64);
         counts.insert("events", count);
         Outcome {
             hash,
@@ -114,7 +115,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn whatever_goes_wrong_what_was_acknowledged_is_there() {
+fn acknowledged_orders_survive_every_fault() {
     if let Some(seed) = number("IMT_SIM_SEED") {
         let outcome = run(seed, true);
         outcome.lines.iter().for_each(|line| println!("{line}"));
@@ -124,10 +125,10 @@ fn whatever_goes_wrong_what_was_acknowledged_is_there() {
     let first = number("IMT_SIM_FIRST").unwrap_or(1);
     let seeds: Vec<u64> = match number("IMT_SIM_SEEDS") {
         Some(count) => (first..first + count).collect(),
-        None => (first..first + 100).chain(FOUND_SOMETHING).collect(),
+        None => (first..first + 100).chain(SEEDS_WITH_PAST_DEFECTS).collect(),
     };
     let (next, all) = (AtomicUsize::new(0), Mutex::new(Summary::default()));
-    // Each run has one thread of its own; two of them have nothing in common.
+    // Runs share no state, so each can have its own thread.
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, NonZero::get) {
             scope.spawn(|| {
@@ -136,7 +137,7 @@ fn whatever_goes_wrong_what_was_acknowledged_is_there() {
                     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
                     all.add(*seed, outcome);
                     if all.broken.len() >= 10 {
-                        // Enough to look into; the others may be told to end.
+                        // Ten broken seeds are enough to examine, so the other threads stop too.
                         next.store(seeds.len(), Ordering::Relaxed);
                     }
                 }
@@ -149,7 +150,7 @@ fn whatever_goes_wrong_what_was_acknowledged_is_there() {
     assert!(all.broken.is_empty(), "seeds {:?}", all.broken);
 }
 
-/// What came of many runs.
+/// The results of many runs.
 #[derive(Default)]
 struct Summary {
     counts: BTreeMap<&'static str, u64>,
@@ -158,8 +159,8 @@ struct Summary {
 
 impl Summary {
     fn add(&mut self, seed: u64, outcome: Outcome) {
-        for (what, count) in outcome.counts {
-            *self.counts.entry(what).or_default() += count;
+        for (event, count) in outcome.counts {
+            *self.counts.entry(event).or_default() += count;
         }
         if !outcome.violations.is_empty() {
             println!("IMT_SIM_SEED={seed}: {:#?}", outcome.violations);

@@ -1,11 +1,15 @@
-//! The warehouse of the simulation: keeps the real stock, and sees everything that must not be.
+//! The simulated warehouse: it keeps the real stock and checks every message.
 //!
-//! It fails before it acted and after, as the real one does, and knows a message that comes again.
-//! A delivery of units that are not there, of an order that was never announced or with other
-//! content than announced, or a second one under another transaction is a violation.
+//! Some calls fail before they have an effect and some after it, like those of a real warehouse. A
+//! repeated message has no second effect.
 //!
-//! In some runs it answers messages about some orders with an error until it is cured; in others it
-//! refuses the deliveries of some orders for good.
+//! **Violations**
+//! - a delivery without units on hand
+//! - a delivery of an order that was not announced, or was announced with other content
+//! - a second delivery for another transaction
+//!
+//! In some runs it answers messages about some orders with an error until it is cured. In other
+//! runs it permanently refuses the deliveries of some orders.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,13 +18,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::domain::order::{Line, Order};
-use crate::outbox::warehouse_client::{Answer, Telling, Warehouse};
+use crate::outbox::warehouse_client::{Answer, SendFuture, Warehouse};
 use crate::outbox::{Failure, FailureKind, Kind};
 use crate::simulation::world::World;
 
-/// Stores of the simulation.
+/// Number of stores in the simulation.
 pub(super) const STORES: u32 = 6;
-/// Products of the simulation.
+/// Number of products in the simulation.
 pub(super) const PRODUCTS: u32 = 4;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,31 +37,32 @@ struct Announced {
 struct Inside {
     on_hand: BTreeMap<(u32, u32), i64>,
     announced: BTreeMap<String, Announced>,
-    /// Number and transaction of every delivery.
+    /// Number and transaction of each delivery.
     delivered: BTreeMap<String, (u64, Option<u64>)>,
 }
 
-/// The way in which the warehouse treats chosen orders.
+/// The treatment of chosen orders in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Whim {
-    /// As all others.
+enum Behaviour {
+    /// All orders are treated alike.
     None,
-    /// Every message about two orders in three is answered with an error, until it is cured.
+    /// Every message about two of three orders is answered with an error, until the warehouse is
+    /// cured.
     Fails,
-    /// The delivery of one order in three is refused for good.
+    /// The delivery of one of three orders is permanently refused.
     Refuses,
 }
 
-/// The one warehouse.
-pub(super) struct Hall {
+/// The warehouse of a run.
+pub(super) struct WarehouseModel {
     world: Arc<World>,
-    whim: Whim,
+    behaviour: Behaviour,
     is_cured: AtomicBool,
     inside: Mutex<Inside>,
 }
 
-impl Hall {
-    pub(super) fn new(world: &Arc<World>) -> Arc<Hall> {
+impl WarehouseModel {
+    pub(super) fn new(world: &Arc<World>) -> Arc<WarehouseModel> {
         let mut inside = Inside::default();
         for store in 1..=STORES {
             for product in 1..=PRODUCTS {
@@ -65,15 +70,15 @@ impl Hall {
                 inside.on_hand.insert((store, product), units);
             }
         }
-        let whim = match world.dice.between(0, 3) {
-            0 => Whim::Fails,
-            1 => Whim::Refuses,
-            _ => Whim::None,
+        let behaviour = match world.dice.between(0, 3) {
+            0 => Behaviour::Fails,
+            1 => Behaviour::Refuses,
+            _ => Behaviour::None,
         };
-        world.note(|| format!("the warehouse's whim: {whim:?}"));
-        Arc::new(Hall {
+        world.note(|| format!("the warehouse behaves: {behaviour:?}"));
+        Arc::new(WarehouseModel {
             world: Arc::clone(world),
-            whim,
+            behaviour,
             is_cured: AtomicBool::new(false),
             inside: Mutex::new(inside),
         })
@@ -85,23 +90,23 @@ impl Hall {
 
     /// Returns `true` if every message about an order is answered with an error.
     pub(super) fn is_failing(&self, order: &str) -> bool {
-        self.whim == Whim::Fails
+        self.behaviour == Behaviour::Fails
             && !number_of(order).is_multiple_of(3)
             && !self.is_cured.load(Ordering::Relaxed)
     }
 
-    /// Returns `true` if the delivery of an order is refused for good.
+    /// Returns `true` if the delivery of an order is permanently refused.
     pub(super) fn is_refused(&self, order: &str) -> bool {
-        self.whim == Whim::Refuses && number_of(order).is_multiple_of(3)
+        self.behaviour == Behaviour::Refuses && number_of(order).is_multiple_of(3)
     }
 
     /// Ends the errors. Returns `true` if there were any.
     pub(super) fn cure(&self) -> bool {
         self.is_cured.store(true, Ordering::Relaxed);
-        self.whim == Whim::Fails
+        self.behaviour == Behaviour::Fails
     }
 
-    /// The whole stock, and up to which delivery it is counted.
+    /// Returns the whole stock as CSV, and the number of the last delivery that it counts.
     pub(super) fn snapshot(&self) -> (String, u64) {
         let inside = self.inside();
         let mut csv = String::new();
@@ -115,7 +120,7 @@ impl Hall {
         self.inside().on_hand.get(&(store, product)).copied().unwrap_or(0)
     }
 
-    /// The transaction under which an order was delivered.
+    /// Returns the transaction of an order's delivery.
     pub(super) fn delivered(&self, order: &str) -> Option<Option<u64>> {
         self.inside()
             .delivered
@@ -139,10 +144,8 @@ impl Hall {
             .or_insert_with(|| new.clone())
             .clone();
         if known != new {
-            self.world.violated(format!(
-                "{} is announced as {new:?}, and was as {known:?}",
-                order.id
-            ));
+            self.world
+                .violated(format!("{} is announced as {new:?} after {known:?}", order.id));
         }
     }
 
@@ -159,7 +162,7 @@ impl Hall {
         }
         let announced = inside.announced.get(&id);
         if announced.is_none_or(|known| known.store != order.store || known.lines != order.lines) {
-            wrong.push(format!("{id} is delivered as it was not announced"));
+            wrong.push(format!("{id} is delivered but was not announced like this"));
         }
         for line in &order.lines {
             let units = inside
@@ -168,13 +171,13 @@ impl Hall {
                 .or_default();
             *units -= i64::from(line.quantity);
             if *units < 0 {
-                wrong.push(format!("{id} is delivered from units that are not there"));
+                wrong.push(format!("{id} is delivered without units on hand"));
             }
         }
         let sequence = inside.delivered.len() as u64 + 1;
         inside.delivered.insert(id, (sequence, order.transaction));
         drop(inside);
-        wrong.into_iter().for_each(|what| self.world.violated(what));
+        wrong.into_iter().for_each(|fault| self.world.violated(fault));
         sequence
     }
 
@@ -183,7 +186,7 @@ impl Hall {
         let failed = |reason: &str| Answer::Failed(Failure::new(FailureKind::Unreachable, reason));
         tokio::time::sleep(Duration::from_millis(dice.between(5, 200))).await;
         if dice.between(1, 12) == 1 {
-            return failed("504 before it acted");
+            return failed("504 before any effect");
         }
         if self.is_failing(order.id.as_str()) {
             self.world.count("messages answered with an error");
@@ -203,22 +206,22 @@ impl Hall {
             Kind::Deliver => Some(self.deliver(order)),
         };
         self.world
-            .note(|| format!("the warehouse takes {} {}", kind.name(), order.id));
+            .note(|| format!("the warehouse accepts {} {}", kind.name(), order.id));
         tokio::time::sleep(Duration::from_millis(dice.between(5, 200))).await;
         if dice.between(1, 12) == 1 {
-            return failed("504 after it acted");
+            return failed("504 after the effect");
         }
         Answer::Done { sequence }
     }
 }
 
-/// The number of an order's customer.
+/// Returns the number of an order's customer.
 fn number_of(order: &str) -> u64 {
     order.trim_start_matches('o').parse().unwrap_or(0)
 }
 
-impl Warehouse for Hall {
-    fn tell<'a>(&'a self, kind: Kind, order: &'a Order) -> Telling<'a> {
+impl Warehouse for WarehouseModel {
+    fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a> {
         Box::pin(self.answer(kind, order))
     }
 }

@@ -1,10 +1,13 @@
-//! What the nodes of the simulation share: names, the coordinator's place, the truth, the disk; and
-//! the trace of what happened.
+//! The environment that the simulated nodes share: names, election, the cluster's state, the disk
+//! and the trace.
 //!
-//! It is the second implementation of the seam under `cluster/` (the first is `cluster::local`):
-//! membership, authority and volumes without a file or a lock of an operating system. A process
-//! that dies loses its name and its place at once, and those who wait for that hear of it a moment
-//! later, unless somebody else has the name by then.
+//! This module is the second implementation of the traits in `cluster` (the first is
+//! `cluster::local`), without files or locks of an operating system.
+//!
+//! **Invariants**
+//! - A process that dies loses its name and its coordination immediately. Watchers learn of it a
+//!   moment later, unless another process has the name by then.
+//! - Every event is added to the trace, so that two runs of a seed can be compared.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -26,9 +29,9 @@ use crate::runtime::simulated::{Dice, Process};
 use crate::simulation::disk::Disk;
 use crate::storage::volume::Volume;
 
-/// UTC milliseconds at which every simulation begins.
+/// Start of every simulation in UTC milliseconds.
 const BEGINNING_MS: u64 = 1_700_000_000_000;
-/// What the nodes show each other.
+/// The secret that authenticates nodes to each other.
 pub(super) const SECRET: &str = "open sesame";
 
 /// One start of a node: a process with a name.
@@ -36,32 +39,32 @@ pub(super) struct Incarnation {
     pub(super) name: NodeName,
     pub(super) address: SocketAddr,
     pub(super) process: Arc<Process>,
-    /// Where its requests come in, once it listens.
+    /// Receives the node's requests, once it listens.
     pub(super) cluster: Option<Arc<ClusterHandle>>,
-    /// True until it dies or has let go of its name.
-    pub(super) is_there: bool,
+    /// `true` until the process dies or releases its name.
+    pub(super) is_member: bool,
 }
 
 struct Watch {
     node: NodeName,
-    tell: UnboundedSender<Event>,
+    events: UnboundedSender<Event>,
 }
 
 #[derive(Default)]
 pub(super) struct Inside {
-    truth: Option<ClusterState>,
+    state: Option<ClusterState>,
     pub(super) incarnations: Vec<Incarnation>,
-    /// What nodes say of themselves; it stays when they die.
+    /// Published descriptions. They remain when a node dies.
     node_infos: BTreeMap<NodeName, NodeInfo>,
     coordinator: Option<usize>,
     standing: Vec<(usize, UnboundedSender<Event>)>,
     watches: Vec<Watch>,
     trace: Trace,
-    /// How often what happened.
+    /// Number of occurrences by kind of event.
     counts: BTreeMap<&'static str, u64>,
 }
 
-/// What happened, as a hash; and in words, if somebody wants to read it.
+/// The events of a run as a hash, and as text if requested.
 #[derive(Default)]
 struct Trace {
     hash: Xxh3,
@@ -70,25 +73,25 @@ struct Trace {
     violations: Vec<String>,
 }
 
-/// Everything that the nodes have in common.
+/// The shared environment of all nodes.
 pub(crate) struct World {
     inside: Mutex<Inside>,
     pub(super) dice: Dice,
     pub(super) disk: Disk,
     began: Instant,
     skew_ms: BTreeMap<&'static str, AtomicI64>,
-    /// True if a process that does nothing for long loses its name and its volumes, as with leases;
-    /// else it keeps them while it lives, as with locks.
+    /// `true` if a process that is stopped for too long loses its name and volumes, as with leases.
+    /// Otherwise it keeps them while it lives, as with locks.
     pub(super) has_leases: bool,
-    /// Of a thousand messages, how many get lost.
+    /// Number of lost messages per thousand.
     pub(super) loss: std::sync::atomic::AtomicU64,
 }
 
 impl World {
-    pub(super) fn new(seed: u64, names: &[&'static str], is_told: bool) -> Arc<World> {
+    pub(super) fn new(seed: u64, names: &[&'static str], keeps_lines: bool) -> Arc<World> {
         let inside = Inside {
             trace: Trace {
-                lines: is_told.then(Vec::new),
+                lines: keeps_lines.then(Vec::new),
                 ..Trace::default()
             },
             ..Inside::default()
@@ -109,10 +112,10 @@ impl World {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes down that something happened.
-    pub(super) fn note(&self, what: impl FnOnce() -> String) {
+    /// Adds an event to the trace.
+    pub(super) fn note(&self, event: impl FnOnce() -> String) {
         let at_ms = self.began.elapsed().as_millis() as u64;
-        let line = format!("{at_ms:>8} {}", what());
+        let line = format!("{at_ms:>8} {}", event());
         let trace = &mut self.inside().trace;
         trace.count += 1;
         trace.hash.update(line.as_bytes());
@@ -121,30 +124,30 @@ impl World {
         }
     }
 
-    /// Counts something that happened.
-    pub(super) fn count(&self, what: &'static str) {
-        *self.inside().counts.entry(what).or_default() += 1;
+    /// Counts an event.
+    pub(super) fn count(&self, event: &'static str) {
+        *self.inside().counts.entry(event).or_default() += 1;
     }
 
-    /// How often what happened.
+    /// Returns the number of occurrences by kind of event.
     pub(super) fn counts(&self) -> BTreeMap<&'static str, u64> {
         self.inside().counts.clone()
     }
 
-    /// Writes down that something happened that must not.
-    pub(super) fn violated(&self, what: String) {
-        self.note(|| format!("VIOLATION {what}"));
-        self.inside().trace.violations.push(what);
+    /// Records a violation of a promise.
+    pub(super) fn violated(&self, violation: String) {
+        self.note(|| format!("VIOLATION {violation}"));
+        self.inside().trace.violations.push(violation);
     }
 
-    /// The trace's hash and length, what must not have happened, and the lines if they were kept.
+    /// Returns the hash and the length of the trace, the violations, and the kept lines.
     pub(super) fn trace(&self) -> (u64, u64, Vec<String>, Vec<String>) {
         let trace = &mut self.inside().trace;
         let lines = trace.lines.take().unwrap_or_default();
         (trace.hash.digest(), trace.count, trace.violations.clone(), lines)
     }
 
-    /// UTC milliseconds by the clock of a node.
+    /// Returns the time by the clock of a node, in UTC milliseconds.
     pub(super) fn now_ms(&self, name: &str) -> u64 {
         let skew = self
             .skew_ms
@@ -153,32 +156,32 @@ impl World {
         (BEGINNING_MS + self.began.elapsed().as_millis() as u64).saturating_add_signed(skew)
     }
 
-    /// Sets a node's clock so far from the right time.
+    /// Sets the difference between a node's clock and the right time.
     pub(super) fn set_clock(&self, name: &str, skew_ms: i64) {
         if let Some(skew) = self.skew_ms.get(name) {
             skew.store(skew_ms, Ordering::Relaxed);
         }
     }
 
-    /// The epoch of the ring that is in force.
+    /// Returns the epoch of the current ring.
     pub(super) fn epoch(&self) -> Option<u64> {
         let inside = self.inside();
-        inside.truth.as_ref().map(|truth| truth.ring.epoch().0)
+        inside.state.as_ref().map(|state| state.ring.epoch().0)
     }
 
-    /// What is in force.
-    pub(super) fn truth(&self) -> Option<ClusterState> {
-        self.inside().truth.clone()
+    /// Returns the current state of the cluster.
+    pub(super) fn state(&self) -> Option<ClusterState> {
+        self.inside().state.clone()
     }
 
-    /// The newest process of that name, if it is there.
-    pub(super) fn at_work(&self, name: &str) -> Option<(usize, Arc<Process>)> {
+    /// Returns the running process with that name, if any.
+    pub(super) fn running(&self, name: &str) -> Option<(usize, Arc<Process>)> {
         let inside = self.inside();
         let found = inside.holder(name)?;
         Some((found, Arc::clone(&inside.incarnations[found].process)))
     }
 
-    /// A new process of that name; `None` if there is one.
+    /// Starts a process with that name. Returns `None` if one exists.
     pub(super) fn start(self: &Arc<Self>, name: &'static str) -> Option<Arc<Node>> {
         let node = NodeName::new(name).ok()?;
         let mut inside = self.inside();
@@ -191,7 +194,7 @@ impl World {
             if let Some(world) = world.upgrade() {
                 world.note(|| format!("{name} dies"));
                 world.count("deaths");
-                world.is_gone(id);
+                world.end_membership(id);
             }
         });
         let address = SocketAddr::from(([127, 0, 0, 1], 10_000 + id as u16));
@@ -200,14 +203,14 @@ impl World {
             address,
             process,
             cluster: None,
-            is_there: true,
+            is_member: true,
         });
         if inside.coordinator.is_none() {
             inside.coordinator = Some(id);
         }
-        if inside.truth.is_none() {
+        if inside.state.is_none() {
             let member = RingMember::new(name).ok()?;
-            inside.truth = ClusterState::first(member).ok();
+            inside.state = ClusterState::first(member).ok();
         }
         drop(inside);
         self.note(|| format!("{name} starts as process {id}"));
@@ -218,14 +221,15 @@ impl World {
         }))
     }
 
-    /// A process is there no more: whoever waited for its name or its place is told.
-    fn is_gone(self: &Arc<Self>, id: usize) {
+    /// Ends the membership of a process and notifies those who wait for its name or its
+    /// coordination.
+    fn end_membership(self: &Arc<Self>, id: usize) {
         let mut inside = self.inside();
         let Some(incarnation) = inside.incarnations.get_mut(id) else {
             return;
         };
-        incarnation.is_there = false;
-        // One that has lost its lease and does not know listens still, and answers whoever asks it.
+        incarnation.is_member = false;
+        // A process that lost its lease without knowing it still listens and answers.
         if incarnation.process.is_dead() || !incarnation.process.is_fenced() {
             incarnation.cluster = None;
         }
@@ -247,19 +251,20 @@ impl World {
             let (world, wait) = (Arc::clone(self), self.moment());
             tokio::spawn(async move {
                 tokio::time::sleep(wait).await;
-                world.tell_of(&name);
+                world.report_end(&name);
             });
         }
     }
 
-    /// A process that has done nothing for too long loses what it had; it may go on, and finds out.
+    /// Takes the lease of a process that was stopped for too long. It may resume and then finds
+    /// out.
     pub(super) fn expire(self: &Arc<Self>, id: usize) {
         let process = Arc::clone(&self.inside().incarnations[id].process);
         if process.is_stopped() && !process.is_fenced() {
             process.fence();
             self.note(|| format!("process {id} has lost its lease"));
             self.count("leases lost");
-            self.is_gone(id);
+            self.end_membership(id);
         }
     }
 
@@ -267,8 +272,7 @@ impl World {
         Duration::from_millis(self.dice.between(0, 4))
     }
 
-    /// Gives the coordinator's place to one of those who wait for it. One who is stopped cannot
-    /// take it.
+    /// Makes one of the candidates the coordinator. A stopped process cannot be chosen.
     pub(super) fn elect(&self) {
         let mut inside = self.inside();
         if inside.coordinator.is_some() {
@@ -279,7 +283,7 @@ impl World {
             standing,
             ..
         } = &mut *inside;
-        standing.retain(|(id, _)| incarnations[*id].is_there);
+        standing.retain(|(id, _)| incarnations[*id].is_member);
         let awake: Vec<usize> = (0..standing.len())
             .filter(|at| !incarnations[standing[*at].0].process.is_stopped())
             .collect();
@@ -287,39 +291,39 @@ impl World {
             return;
         }
         let at = awake[self.dice.between(0, awake.len() as u64 - 1) as usize];
-        let (id, tell) = standing.remove(at);
+        let (id, events) = standing.remove(at);
         let name = incarnations[id].name.clone();
         inside.coordinator = Some(id);
         drop(inside);
-        self.note(|| format!("{name} coordinates"));
-        let _ = tell.send(Event::Elected);
+        self.note(|| format!("{name} becomes the coordinator"));
+        let _ = events.send(Event::Elected);
     }
 
-    /// Tells those who wait for a node's end; nobody, if its name is taken again.
-    fn tell_of(&self, node: &NodeName) {
+    /// Notifies those who watch a node, unless its name is in use again.
+    fn report_end(&self, node: &NodeName) {
         let mut inside = self.inside();
         if inside.holder(node.as_str()).is_some() {
             return;
         }
         let watches = std::mem::take(&mut inside.watches);
-        let (told, rest): (Vec<Watch>, Vec<Watch>) =
+        let (ended, rest): (Vec<Watch>, Vec<Watch>) =
             watches.into_iter().partition(|watch| watch.node == *node);
         inside.watches = rest;
         drop(inside);
-        for watch in told {
-            let _ = watch.tell.send(Event::Gone(node.clone()));
+        for watch in ended {
+            let _ = watch.events.send(Event::Gone(node.clone()));
         }
     }
 }
 
 impl Inside {
     fn holder(&self, name: &str) -> Option<usize> {
-        let found = |one: &Incarnation| one.is_there && one.name.as_str() == name;
+        let found = |one: &Incarnation| one.is_member && one.name.as_str() == name;
         self.incarnations.iter().rposition(found)
     }
 }
 
-/// A process as a node among the others.
+/// A process as a member of the cluster.
 pub(super) struct Node {
     pub(super) world: Arc<World>,
     pub(super) id: usize,
@@ -335,10 +339,10 @@ impl Node {
         self.world.inside().incarnations[self.id].address
     }
 
-    /// From here on requests come in.
+    /// Starts to receive requests.
     pub(super) fn listen(&self, cluster: &Arc<ClusterHandle>) {
         let incarnation = &mut self.world.inside().incarnations[self.id];
-        incarnation.cluster = incarnation.is_there.then(|| Arc::clone(cluster));
+        incarnation.cluster = incarnation.is_member.then(|| Arc::clone(cluster));
     }
 }
 
@@ -375,33 +379,33 @@ impl Membership for Node {
         Ok(())
     }
 
-    fn watch(&self, node: &NodeName, tell: UnboundedSender<Event>) {
+    fn watch(&self, node: &NodeName, events: UnboundedSender<Event>) {
         let mut inside = self.world.inside();
-        let is_there = inside.holder(node.as_str()).is_some();
+        let is_member = inside.holder(node.as_str()).is_some();
         inside.watches.push(Watch {
             node: node.clone(),
-            tell,
+            events,
         });
         drop(inside);
-        if !is_there {
-            self.world.tell_of(node);
+        if !is_member {
+            self.world.report_end(node);
         }
     }
 
-    fn stand(self: Arc<Self>, tell: UnboundedSender<Event>) {
+    fn stand(self: Arc<Self>, events: UnboundedSender<Event>) {
         let mut inside = self.world.inside();
         if inside.coordinator == Some(self.id) {
-            let _ = tell.send(Event::Elected);
+            let _ = events.send(Event::Elected);
             return;
         }
-        inside.standing.push((self.id, tell));
+        inside.standing.push((self.id, events));
         drop(inside);
         self.world.elect();
     }
 
     fn retire(&self) {
         let mut inside = self.world.inside();
-        if inside.incarnations[self.id].is_there {
+        if inside.incarnations[self.id].is_member {
             inside.node_infos.remove(&self.name);
         }
     }
@@ -409,7 +413,7 @@ impl Membership for Node {
     fn withdraw(&self) {
         self.retire();
         self.world.note(|| format!("{} withdraws", self.name));
-        self.world.is_gone(self.id);
+        self.world.end_membership(self.id);
     }
 
     fn secret(&self) -> &str {
@@ -419,26 +423,26 @@ impl Membership for Node {
 
 impl Authority for Node {
     fn read(&self) -> Soon<'_, ClusterState> {
-        let truth = self.world.truth().ok_or_else(|| NodeError::NotAdmitted {
+        let state = self.world.state().ok_or_else(|| NodeError::NotAdmitted {
             name: self.name.to_string(),
         });
-        Box::pin(std::future::ready(truth))
+        Box::pin(std::future::ready(state))
     }
 
     fn replace(self: Arc<Self>, next: ClusterState) -> Soon<'static, ()> {
         Box::pin(async move {
-            let refused = |reason: &str| NodeError::Ring {
-                path: PathBuf::from("the truth"),
+            let rejected = |reason: &str| NodeError::Ring {
+                path: PathBuf::from("the cluster state"),
                 reason: reason.to_owned(),
             };
             let (node, state) = (Arc::clone(&self), next.clone());
             let written = runtime::blocking(move || {
                 let mut inside = node.world.inside();
-                let before = inside.truth.clone();
+                let before = inside.state.clone();
                 let follows = inside
-                    .truth
+                    .state
                     .as_ref()
-                    .is_some_and(|truth| truth.version + 1 == state.version);
+                    .is_some_and(|known| known.version + 1 == state.version);
                 let may = inside.coordinator == Some(node.id) && follows;
                 if let Some(before) = before.filter(|_| may) {
                     let change = match (&before.moving, &state.moving) {
@@ -451,18 +455,20 @@ impl Authority for Node {
                     if before.serving != state.serving {
                         *inside.counts.entry("volumes that changed hands").or_default() += 1;
                     }
-                    inside.truth = Some(state);
+                    inside.state = Some(state);
                 }
                 may
             });
             if !written.await.unwrap_or(false) {
-                return Err(refused("another state is in force, or another node coordinates"));
+                return Err(rejected(
+                    "the state has changed, or another node is the coordinator",
+                ));
             }
             self.world.note(|| {
                 let moving = next.moving.as_ref().map(|moving| moving.id);
                 let epoch = next.ring.epoch().0;
                 format!(
-                    "{} puts {} in force: epoch {epoch}, moving {moving:?}, {:?}",
+                    "{} replaces the state by version {}: epoch {epoch}, moving {moving:?}, {:?}",
                     self.name, next.version, next.serving
                 )
             });
@@ -472,8 +478,8 @@ impl Authority for Node {
 }
 
 impl Volumes for Node {
-    // The disk of the simulation loses no volume, and the first one is not made before it is
-    // opened.
+    // The simulated disk loses no volume, and the first volume is created when it is opened. So the
+    // expectation needs no check.
     fn open(self: Arc<Self>, volume: NodeName, _expected: Expected) -> Soon<'static, Option<Volume>> {
         Box::pin(async move {
             let folder = PathBuf::from("/volumes").join(volume.as_str());
@@ -508,7 +514,7 @@ impl Volumes for Node {
     }
 }
 
-/// The clock of a node of the simulation.
+/// The clock of a simulated node.
 #[derive(Clone)]
 pub(crate) struct VirtualClock {
     pub(super) world: Weak<World>,
@@ -516,7 +522,7 @@ pub(crate) struct VirtualClock {
 }
 
 impl VirtualClock {
-    /// UTC milliseconds since 1970.
+    /// Returns the node's time in UTC milliseconds since 1970.
     pub(crate) fn now_ms(&self) -> u64 {
         self.world
             .upgrade()

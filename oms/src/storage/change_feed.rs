@@ -1,8 +1,11 @@
-//! A volume's rows for those who copy them: all of one moment, and what changed since.
+//! Copies of a volume's rows: all rows of one moment, and the changes since.
 //!
-//! Everything here reads the disk and is to be called where a thread may wait. A walk sees one
-//! moment of all tables; a feed goes on from there, commit by commit, as long as it is wanted, and
-//! holds on to what it has not read yet.
+//! **Invariants**
+//! - A walk sees all tables as of one commit.
+//! - A feed continues from there, commit by commit. It keeps the log that it has not read.
+//! - Every call here reads the disk, so it belongs on a thread that may block.
+//!
+//! Deliberately absent: the choice of the rows to copy (`volume::migration`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,7 +15,7 @@ use crate::storage::volume::{Volume, reading};
 use crate::storage::write_batch::{TABLES, Table};
 use microdb::Operation;
 
-/// A row as it lies in a volume; without a value it was removed.
+/// A row as stored; without a value it was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RawRow {
     pub(crate) table: Table,
@@ -21,13 +24,13 @@ pub(crate) struct RawRow {
 }
 
 impl RawRow {
-    /// Bytes of key and value.
+    /// Returns the size of key and value in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.key.len() + self.value.as_ref().map_or(0, Vec::len)
     }
 }
 
-/// All rows of one moment, table by table.
+/// Iterates over all rows of one moment, table by table.
 pub(crate) struct Walk {
     snapshot: microdb::Snapshot,
     tables: Vec<(Table, &'static str, microdb::Table)>,
@@ -35,22 +38,22 @@ pub(crate) struct Walk {
     rows: Option<microdb::Iter>,
 }
 
-/// What was committed after a moment.
+/// The commits after a moment.
 pub(crate) struct Feed {
     changes: microdb::Changes,
     tables: HashMap<u32, Table>,
 }
 
-/// Some of what was committed, the last word for each key, by table and key.
+/// The latest changes of some rows, by table and key.
 #[derive(Debug)]
 pub(crate) struct Changed {
     pub(crate) rows: Vec<RawRow>,
-    /// True if there was no more.
+    /// `true` if the feed has no further changes.
     pub(crate) at_end: bool,
 }
 
 impl Volume {
-    /// Begins to go through all rows of this moment.
+    /// Starts a walk over all rows of this moment.
     pub(crate) fn walk(&self) -> Walk {
         let tables = TABLES
             .into_iter()
@@ -63,7 +66,7 @@ impl Volume {
         }
     }
 
-    /// Begins to follow what is committed after a moment.
+    /// Starts a feed of the commits after a sequence number.
     pub(crate) fn feed(&self, after: u64) -> Result<Feed, StorageError> {
         let known: HashMap<&str, Table> = TABLES.iter().map(|(table, name)| (*name, *table)).collect();
         let tables = self.volume.db.tables().into_iter();
@@ -75,14 +78,14 @@ impl Volume {
         })
     }
 
-    /// A row as it lies there now.
+    /// Returns the current value of a row.
     pub(crate) fn raw(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
         let row = self.volume.table(table).get(key);
         let row = row.map_err(reading(TABLES[table as usize].1))?;
         Ok(row.map(|value| value.to_vec()))
     }
 
-    /// Rows in all tables that move with slots.
+    /// Returns the number of rows in all tables that move with slots.
     pub(crate) fn rows(&self) -> u64 {
         let moving = TABLES.iter().filter(|(table, _)| table.moves());
         moving.map(|(table, _)| self.volume.table(*table).len()).sum()
@@ -90,12 +93,12 @@ impl Volume {
 }
 
 impl Walk {
-    /// The last commit that it sees.
+    /// Returns the sequence number of the last commit that the walk sees.
     pub(crate) fn sequence(&self) -> u64 {
         self.snapshot.sequence()
     }
 
-    /// Gives the next row to `take`, without copying it; false if there is none left.
+    /// Passes the next row to `take` without copying it. Returns `false` at the end.
     pub(crate) fn step(
         &mut self,
         take: impl FnOnce(Table, &[u8], &[u8]) -> Result<(), StorageError>,
@@ -120,13 +123,13 @@ impl Walk {
 }
 
 impl Feed {
-    /// Takes note of what was committed meanwhile, so that nothing removes it before it is read.
+    /// Includes the commits made so far, and keeps their log from being removed before it is read.
     pub(crate) fn extend(&mut self) -> Result<(), StorageError> {
         self.changes.extend().map_err(reading("log"))
     }
 
-    /// Reads on until there are `rows_max` rows that `wants`, many others were passed over, or
-    /// nothing is left.
+    /// Reads changes until `rows_max` wanted rows were found, or 16 times as many were examined, or
+    /// no change is left.
     pub(crate) fn read(
         &mut self,
         rows_max: usize,
@@ -149,7 +152,8 @@ impl Feed {
                 let (id, key, value) = match operation {
                     Operation::Put { table, key, value } => (table, key, Some(value)),
                     Operation::Delete { table, key } => (table, key, None),
-                    // Only what lies aside is ever cleared.
+                    // Only the table of staged rows is ever cleared, and it does not move with
+                    // slots.
                     _ => continue,
                 };
                 passed += 1;

@@ -1,37 +1,39 @@
-//! The volume's own record of its slots, and the fence that it is: a commit is refused unless the
-//! slots that it speaks for are the volume's, since the epoch that it has in mind.
+//! The fence: the check at commit that the volume owns the slots of a batch.
 //!
-//! The record is a row of the volume (`meta`, `slots`), replaced by the same batches that put slots
-//! in force, seal them or give them up. The committer checks every change against it in the order
-//! of commits, so that a step of an owner that is one no more is refused in the very step that
-//! would have made it durable, whoever took it and whatever it knew.
+//! The volume's slot ownership is a row of the volume (`meta`, `slots`). The batches that activate,
+//! seal or give up slots also replace this row.
+//!
+//! **Invariants**
+//! - The committer checks every batch against the ownership, in commit order.
+//! - So a write by a former owner is rejected at commit time. Its own knowledge does not matter.
 //!
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
-//! | slots | 4 | of the ring; little-endian, as all numbers here |
-//! | runs | 12 each | how many slots in a row (4), the epoch at which they came (8); 0 where they are elsewhere or sealed |
+//! | slots | 4 | number of slots of the ring; all numbers are little-endian |
+//! | runs | 12 each | number of adjacent slots (4), the epoch of their arrival (8) |
+//!
+//! The epoch is 0 for slots that are sealed or owned by another volume.
 
 use crate::storage::codec::DecodeError;
 
-/// A slot that a change speaks for, and the epoch at which it came, as whoever made the change
-/// knows it.
+/// A slot that a batch writes for, and the epoch of its arrival as the writer knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fence {
     pub(crate) slot: u32,
     pub(crate) epoch: u64,
 }
 
-/// The slots of a volume: the epoch at which each came, 0 if it is not the volume's.
+/// The slots of a volume: the epoch of each arrival, 0 if the volume does not own the slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SlotOwnership(pub(crate) Vec<u64>);
 
 impl SlotOwnership {
-    /// True if the slot is the volume's, since that epoch.
+    /// Returns `true` if the volume has owned the slot since that epoch.
     pub(crate) fn admits(&self, fence: Fence) -> bool {
         fence.epoch > 0 && self.0.get(fence.slot as usize) == Some(&fence.epoch)
     }
 
-    /// The slots that are the volume's.
+    /// Returns the slots that the volume owns.
     pub(crate) fn slots(&self) -> impl Iterator<Item = u32> {
         (0..)
             .zip(&self.0)
@@ -80,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_read_as_it_was_written_and_no_part_of_it_alone() {
+    fn slot_ownership_reads_back_as_written_and_not_from_a_part() {
         let mut record = SlotOwnership(vec![0; 100]);
         record.0[10..50].fill(3);
         record.0[50] = 4;
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_epoch_at_which_a_slot_came_is_admitted() {
+    fn only_the_epoch_of_a_slots_arrival_is_admitted() {
         let record = SlotOwnership(vec![0, 7]);
         let admits = |slot, epoch| record.admits(Fence { slot, epoch });
         assert!(admits(1, 7));

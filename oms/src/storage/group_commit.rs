@@ -1,9 +1,11 @@
-//! Makes changes durable, as many at once as wait.
+//! Group commit: one thread per volume makes all waiting batches durable with one sync.
 //!
-//! One thread per volume takes changes from a bounded queue in the order of their submission,
-//! commits all that wait as one batch with one sync, and answers each. Callers on the runtime wait
-//! without holding a thread. When the queue is full they are told so instead of piling up in
-//! memory.
+//! **Invariants**
+//! - Batches are committed in the order of their submission.
+//! - The queue is bounded. A caller gets `Busy` or waits for a permit.
+//! - Callers wait without blocking a thread of the runtime.
+//!
+//! Deliberately absent: the content of the batches (`write_batch`) and the fence (`fence`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,33 +18,31 @@ use crate::error::StorageError;
 use crate::storage::volume::VolumeTables;
 use crate::storage::write_batch::WriteBatch;
 
-/// Changes that may wait for the committer. At a few hundred bytes each this is a few megabytes;
-/// beyond it callers are told to come back.
+/// Maximum number of waiting batches. At a few hundred bytes each these are a few megabytes.
 const QUEUE_CHANGES_MAX: usize = 8_192;
-/// Rows that one commit gathers: past a few thousand, sharing a sync gains nothing and delays the
-/// first.
+/// Maximum number of rows of one group. Beyond a few thousand, a shared sync gains nothing and
+/// delays the first batch.
 const GROUP_ROWS_MAX: usize = 8_192;
-/// Changes of more bytes than this are a commit of their own, so that a snapshot does not swell a
-/// group.
+/// A larger batch is committed alone, so that a snapshot does not enlarge a group.
 const ALONE_BYTES: usize = 256 * 1_024;
 
 type Waiting = oneshot::Sender<Result<Durable, StorageError>>;
 
-/// What is known of changes that are durable.
+/// The outcome of a durable batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Durable {
-    /// Every reservation that they end was there, and ended with them. If not, its units were given
-    /// back before and are not to be given back again.
-    pub(crate) has_ended: bool,
+    /// `true` if every reservation that the batch removes existed. Otherwise its units were
+    /// released before and must not be released again.
+    pub(crate) reservations_ended: bool,
 }
 
-/// What became of the changes of a group, named by their places in it.
+/// The outcome of a group. Batches are named by their index.
 #[derive(Debug, Default)]
 pub(crate) struct Committed {
-    /// They spoke for slots that are not the volume's.
-    pub(crate) refused: Vec<usize>,
-    /// They were to end a reservation that was not there.
-    pub(crate) unfounded: Vec<usize>,
+    /// Batches that wrote for slots that the volume does not own.
+    pub(crate) rejected: Vec<usize>,
+    /// Batches that removed a reservation that did not exist.
+    pub(crate) without_reservation: Vec<usize>,
 }
 
 enum Submission {
@@ -50,11 +50,11 @@ enum Submission {
     Stop,
 }
 
-/// The way to the committer.
+/// The sending side of the committer's queue.
 pub(crate) struct Queue(mpsc::Sender<Submission>);
 
 impl Queue {
-    /// A place, or `Busy` if there is none now.
+    /// Returns a permit, or `Busy` if the queue is full.
     pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StorageError> {
         self.0.try_reserve().map(Permit).map_err(|full| match full {
             mpsc::error::TrySendError::Full(()) => StorageError::Busy,
@@ -62,7 +62,7 @@ impl Queue {
         })
     }
 
-    /// A place, waited for.
+    /// Waits for a permit.
     pub(crate) async fn permit(&self) -> Result<Permit<'_>, StorageError> {
         self.0
             .reserve()
@@ -71,28 +71,28 @@ impl Queue {
             .map_err(|_| StorageError::Closed)
     }
 
-    /// Changes that wait now.
+    /// Returns the number of waiting batches.
     pub(crate) fn waiting(&self) -> usize {
         self.0.max_capacity() - self.0.capacity()
     }
 
-    /// Ends the committer after all that was queued before. Blocks.
+    /// Stops the committer after all batches queued so far. Blocks.
     pub(crate) fn stop(&self) {
         #[cfg(test)]
         if crate::runtime::simulated::Process::current().is_some() {
             let _ = self.0.try_send(Submission::Stop);
             return;
         }
-        // A committer that has ended already is what is wanted.
+        // The call fails if the committer has stopped already.
         let _ = self.0.blocking_send(Submission::Stop);
     }
 }
 
-/// A place in the committer's queue.
+/// A reserved place in the committer's queue.
 pub(crate) struct Permit<'a>(mpsc::Permit<'a, Submission>);
 
 impl Permit<'_> {
-    /// Queues changes; they are committed in the order of these calls.
+    /// Queues a batch. Batches are committed in the order of these calls.
     pub(crate) fn send(self, batch: WriteBatch) -> Ticket {
         let (answer, ticket) = oneshot::channel();
         self.0.send(Submission::Commit { batch, answer });
@@ -100,23 +100,23 @@ impl Permit<'_> {
     }
 }
 
-/// The promise of an answer once changes are durable.
+/// A future outcome of a batch.
 pub(crate) struct Ticket(oneshot::Receiver<Result<Durable, StorageError>>);
 
 impl Ticket {
-    /// Waits until the changes are durable, or could not be made so.
+    /// Waits until the batch is durable or has failed.
     pub(crate) async fn durable(mut self) -> Result<(), StorageError> {
         self.answer().await.map(drop)
     }
 
-    /// As `durable`, for one who may stop waiting and wait again; to be called until it has
-    /// answered.
+    /// Waits like `durable` and returns the outcome. Cancellation safe: call it again until it
+    /// returns, and not after that.
     pub(crate) async fn answer(&mut self) -> Result<Durable, StorageError> {
         (&mut self.0).await.unwrap_or(Err(StorageError::Closed))
     }
 }
 
-/// Who commits: a thread, or a task of the simulation.
+/// The committer's thread, or its task in the simulation.
 pub(crate) enum Worker {
     Thread(JoinHandle<()>),
     #[cfg(test)]
@@ -124,10 +124,10 @@ pub(crate) enum Worker {
 }
 
 impl Worker {
-    /// Waits for its end. What a task has not committed by then is refused.
+    /// Waits for the end of the thread. A task of the simulation is not waited for.
     pub(crate) fn join(self) {
         match self {
-            // If it panicked it has said so.
+            // A panic of the thread has already been reported.
             Worker::Thread(thread) => drop(thread.join()),
             #[cfg(test)]
             Worker::Task => {}
@@ -158,9 +158,9 @@ pub(super) fn start(volume: Arc<VolumeTables>) -> std::io::Result<(Queue, Worker
 struct Committer {
     volume: Arc<VolumeTables>,
     waiting: mpsc::Receiver<Submission>,
-    /// Changes that came up while a group was gathered and that are to be a commit of their own.
+    /// A large batch found while a group was gathered. It is committed alone.
     too_large: Option<(WriteBatch, Waiting)>,
-    /// Where the callers run, if that is one place.
+    /// The runtime of the callers, if the volume was opened in one.
     runtime: Option<Handle>,
 }
 
@@ -183,8 +183,8 @@ impl Committer {
         }
     }
 
-    /// As `run`, in virtual time: the process may die before rows are durable, and after it before
-    /// anybody is told.
+    /// Runs in virtual time, where the process may die before a commit, or between the commit and
+    /// its answers.
     #[cfg(test)]
     async fn run_as_task(mut self, dice: crate::runtime::simulated::Dice) {
         let pause = |dice: &crate::runtime::simulated::Dice| {
@@ -213,7 +213,7 @@ impl Committer {
         }
     }
 
-    /// Adds everything that waits to the group; true if the committer is to stop after it.
+    /// Adds the waiting batches to the group. Returns `true` if the committer must stop after it.
     fn gather(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Vec<Waiting>, first: WriteBatch) -> bool {
         let mut rows = first.rows().len();
         let alone = first.bytes() > ALONE_BYTES;
@@ -240,7 +240,7 @@ impl Committer {
         let outcome = self.volume.commit(group);
         if let Err(error) = &outcome {
             let error = crate::error::with_reasons(error);
-            tracing::error!(error, batch = group.len(), "could not make changes durable");
+            tracing::error!(error, batches = group.len(), "commit failed");
         }
         self.volume.failed.store(outcome.is_err(), Ordering::Relaxed);
         let (group, answers) = (std::mem::take(group), std::mem::take(answers));
@@ -249,26 +249,26 @@ impl Committer {
             drop(group);
         };
         match &self.runtime {
-            // Waking a task from outside of its runtime takes a lock and often a call of the
-            // kernel; so the runtime is woken once, and wakes the others itself. What the callers
-            // allocated is freed by their threads too.
+            // Waking a task from another thread takes a lock and often a system call. So one task
+            // is woken, and it wakes the others. The memory of the batches is also freed by the
+            // runtime's threads.
             Some(runtime) => drop(runtime.spawn(async move { answer_all() })),
             None => answer_all(),
         }
     }
 }
 
-/// Tells everybody what became of their changes; a commit that happened may have refused some.
+/// Sends each batch its outcome. A successful commit may have rejected some batches.
 fn answer_each(answers: Vec<Waiting>, outcome: &Result<Committed, StorageError>) {
     for (at, answer) in answers.into_iter().enumerate() {
         let outcome = match outcome {
-            Ok(committed) if committed.refused.contains(&at) => Err(StorageError::Stale),
+            Ok(committed) if committed.rejected.contains(&at) => Err(StorageError::Stale),
             Ok(committed) => Ok(Durable {
-                has_ended: !committed.unfounded.contains(&at),
+                reservations_ended: !committed.without_reservation.contains(&at),
             }),
             Err(error) => Err(error.clone()),
         };
-        // Nobody may be waiting any more: the caller went away, its changes stay.
+        // The caller may have gone; its batch stays committed.
         let _ = answer.send(outcome);
     }
 }

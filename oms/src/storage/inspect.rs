@@ -1,7 +1,6 @@
-//! The volume's rows as people read them: for tools that look into a volume's database.
+//! The volume's rows as JSON and text, for tools that inspect a volume's database.
 //!
-//! Which bytes mean what is known to `codec` and `write_batch`; here they become JSON and text, and
-//! nothing can be written this way.
+//! The layout of the rows is known to `codec` and `write_batch`. Deliberately absent: writing.
 
 use serde_json::{Value, json};
 
@@ -11,16 +10,16 @@ use crate::outbox::MessageState;
 use crate::storage::codec::{self, DecodeError};
 use crate::storage::write_batch::{CATALOGUE, COUNTERS, STOCK_HEAD};
 
-/// A row of a volume as JSON. `None` if a volume has no such table, or no such key in it.
+/// Returns a row of a volume as JSON. `None` for an unknown table or key.
 ///
 /// # Errors
-/// [`DecodeError`] if the value is not what this version writes there.
+/// [`DecodeError`] if the value has bytes that this version does not write.
 pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value, DecodeError>> {
     let id = || OrderId::parse(std::str::from_utf8(key).ok()?).ok();
     let row = match table {
         "orders" => codec::decode_order(id()?, value).map(|order| order_as_json(&order)),
         "arrivals" => codec::decode_arrivals(value).map(|ids| json!({ "orders": ids })),
-        "reservations" => codec::decode_reservation(codec::decode_held_key(key).ok()?.0, value)
+        "reservations" => codec::decode_reservation(codec::decode_order_store_key(key).ok()?.0, value)
             .map(|row| json!({ "store": row.store, "products": lines_as_json(&row.lines), "nonce": row.nonce })),
         "outbox" => codec::decode_message(value).map(|message| {
             json!({
@@ -49,7 +48,7 @@ pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value
     Some(row)
 }
 
-/// A row's key as text, where the volume's keys are numbers: stores, products, pages.
+/// Returns a key as text if it is a number: a store, a product or a page.
 pub fn key_as_text(table: &str, key: &[u8]) -> Option<String> {
     match table {
         "stock" if key != CATALOGUE => Some(u32::from_be_bytes(key.try_into().ok()?).to_string()),
@@ -59,7 +58,7 @@ pub fn key_as_text(table: &str, key: &[u8]) -> Option<String> {
     }
 }
 
-/// The key that [`key_as_text`] shows as `text`.
+/// Returns the key for a text of [`key_as_text`].
 pub fn key_from_text(table: &str, text: &str) -> Option<Vec<u8>> {
     match table {
         "stock" | "stats" => Some(text.parse::<u32>().ok()?.to_be_bytes().to_vec()),
@@ -124,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_order_is_shown_with_its_history_and_other_bytes_are_refused() {
+    fn an_order_is_shown_with_its_history_and_other_bytes_are_rejected() {
         let lines = [Line { id: 812, quantity: 3 }];
         let order = Order::place(OrderId::parse("17").unwrap(), Box::new(lines), Some(4), 1000);
         let mut row = Vec::new();
@@ -135,7 +134,7 @@ mod tests {
             (&json!("reserved"), &json!(4))
         );
         assert_eq!(shown["history"][0]["event"], "reserved");
-        assert!(row_as_json("orders", b"17", b"rubbish").unwrap().is_err());
+        assert!(row_as_json("orders", b"17", b"no order").unwrap().is_err());
         assert!(row_as_json("events", b"17", &row).is_none());
         assert_eq!(
             key_as_text("stats", &key_from_text("stats", "812").unwrap()).as_deref(),

@@ -1,9 +1,12 @@
-//! Which slots a volume has: here, on their way elsewhere, or elsewhere.
+//! The slots of a volume and the state of each: here, sealed for a move, or elsewhere.
 //!
-//! A table of flags that follows the ring. A flag is read under the lock under which rows are
-//! queued, and changed under it too, so a step either comes before the seal and is part of what is
-//! copied, or is refused. Rows of slots that are elsewhere are rubbish: `home_of` says which slot a
-//! row belongs to, whichever table it is in.
+//! **Invariants**
+//! - A state is read and changed under the lock that also covers the queueing of rows. So a command
+//!   is queued before the seal and is copied, or it is rejected.
+//! - Rows of slots that are elsewhere are not visible and wait for cleanup.
+//!
+//! Deliberately absent: the durable record of the slots (`fence`) and the copying
+//! (`volume::migration`).
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -21,45 +24,44 @@ use crate::volume::state::OrderError;
 const ELSEWHERE: u8 = 0;
 const HERE: u8 = 1;
 const SEALED: u8 = 2;
-/// The key whose slot the statistics live in: no order has a slash in its id.
+/// Key that decides the slot of the statistics. It has a slash, so it is not an order id.
 const STATISTICS: &[u8] = b"statistics/";
 
-/// The slot of an order.
+/// Returns the slot of an order.
 pub(crate) fn of_order(ring: &Ring, order: &OrderId) -> Slot {
     ring.slot_of(order.as_bytes())
 }
 
-/// The slot of a store.
+/// Returns the slot of a store.
 pub(crate) fn of_store(ring: &Ring, store: u32) -> Slot {
     use std::io::Write;
-    // A store's number has ten digits at most.
+    // "store/" and ten digits fit into 16 bytes, so the write succeeds.
     let mut name = [0; 16];
     let mut rest = &mut name[..];
-    // There is room for it.
     let _ = write!(rest, "store/{store}");
     let unused = rest.len();
     ring.slot_of(&name[..name.len() - unused])
 }
 
-/// The slot of the statistics.
+/// Returns the slot of the statistics.
 pub(crate) fn of_statistics(ring: &Ring) -> Slot {
     ring.slot_of(STATISTICS)
 }
 
-/// What a row goes with when slots move.
+/// The destination of a row when slots move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Home {
-    /// With this slot.
+    /// Moves with this slot.
     Slot(Slot),
-    /// Every volume has its own; a copy goes with any slot.
+    /// Is copied with any slot, because every volume has its own.
     Copied,
-    /// Stays where it is.
+    /// Stays in its volume.
     Volume,
-    /// Only its value would say, and it was removed.
+    /// Unknown, because the row was removed and only its value names the slot.
     Unknown,
 }
 
-/// Where a row belongs; `value` is none if it was removed.
+/// Returns the destination of a row. `value` is `None` if the row was removed.
 pub(crate) fn home_of(
     ring: &Ring,
     table: Table,
@@ -78,7 +80,9 @@ pub(crate) fn home_of(
                 });
             }
         },
-        Table::Reservations | Table::Deliveries => Home::Slot(of_store(ring, codec::decode_held_key(key)?.1)),
+        Table::Reservations | Table::Deliveries => {
+            Home::Slot(of_store(ring, codec::decode_order_store_key(key)?.1))
+        }
         Table::Stock if key == CATALOGUE => Home::Copied,
         Table::Stock => Home::Slot(of_store(ring, u32_key(key)?)),
         Table::Stats | Table::StatFiles => Home::Slot(of_statistics(ring)),
@@ -98,24 +102,25 @@ pub(crate) fn home_of(
 /// The slots of one volume.
 pub(crate) struct Slots {
     volume: NodeName,
-    /// All rings of a cluster give a key the same slot: the first one serves for that.
+    /// Any ring of the cluster. All of them assign a key to the same slot.
     hashing: Arc<Ring>,
     ring: RwLock<Arc<Ring>>,
     states: Box<[AtomicU8]>,
-    /// The epoch at which each slot came that is here.
+    /// The epoch of arrival of each slot that is here.
     epochs: Box<[AtomicU64]>,
-    /// True while the volume has every slot, and none is sealed: nothing need be looked up then.
+    /// `true` while the volume owns every slot and none is sealed. Checks need no look-up then.
     all_here: AtomicBool,
-    /// True if there is no other volume.
+    /// `true` if there is no other volume.
     alone: AtomicBool,
-    /// The move that slots are sealed for; 0 if none are.
+    /// The move for which slots are sealed; 0 if none is sealed.
     sealed_for: AtomicU64,
-    /// Grows with each ring that is followed.
+    /// Number of rings applied.
     version: AtomicU64,
 }
 
 impl Slots {
-    /// What the ring gives to a volume, which has them since the epochs of its `record`.
+    /// Creates the slots that the ring assigns to a volume, with the epochs of its recorded
+    /// ownership.
     pub(crate) fn of(ring: Arc<Ring>, volume: &NodeName, record: Option<&SlotOwnership>) -> Slots {
         let known = |slot: u32| record.and_then(|record| record.0.get(slot as usize)).copied();
         let slots = Slots {
@@ -135,7 +140,7 @@ impl Slots {
         slots
     }
 
-    /// A volume that has everything.
+    /// Creates the slots of a volume that owns every slot.
     #[cfg(test)]
     pub(crate) fn everything() -> Slots {
         let name = NodeName::new("test").unwrap();
@@ -144,8 +149,8 @@ impl Slots {
         Slots::of(Arc::new(ring), &name, None)
     }
 
-    /// Has what this ring gives to the volume, no more and no less, and nothing sealed. To be
-    /// called under the lock under which rows are queued.
+    /// Applies a ring: the volume has exactly the slots that the ring assigns to it, and none is
+    /// sealed. Call this under the lock that covers the queueing of rows.
     pub(crate) fn follow(&self, ring: &Arc<Ring>) {
         let mut count = 0;
         for ((slot, state), since) in (0..).zip(&self.states).zip(&self.epochs) {
@@ -154,7 +159,7 @@ impl Slots {
             if !is_here {
                 since.store(0, Ordering::Release);
             } else if since.load(Ordering::Acquire) == 0 {
-                // Epochs count from one, so that none is that of a slot that is not here.
+                // Epochs begin with 1, because 0 means that the slot is not here.
                 since.store(ring.epoch().0.max(1), Ordering::Release);
             }
             state.store(if is_here { HERE } else { ELSEWHERE }, Ordering::Release);
@@ -167,7 +172,7 @@ impl Slots {
         self.version.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Whether the volume gets slots under a ring, and whether slots go away from it.
+    /// Returns whether a ring would add slots to the volume, and whether it would remove some.
     pub(crate) fn differences(&self, ring: &Ring) -> (bool, bool) {
         let (mut gets, mut loses) = (false, false);
         for (slot, state) in (0..).zip(&self.states) {
@@ -179,7 +184,7 @@ impl Slots {
         (gets, loses)
     }
 
-    /// The slots here that a ring gives to others.
+    /// Returns the slots of this volume that a ring assigns to others.
     pub(crate) fn lost(&self, ring: &Ring) -> impl Iterator<Item = Slot> {
         let here = (0..).zip(&self.states);
         let here = here.filter(|(_, state)| state.load(Ordering::Acquire) != ELSEWHERE);
@@ -187,7 +192,7 @@ impl Slots {
             .filter(|slot| ring.owner(*slot).map_or(true, |owner| *owner != self.volume))
     }
 
-    /// The volume's record of its slots: those that are here and not sealed.
+    /// Returns the ownership to record: the slots that are here and not sealed.
     pub(crate) fn record(&self) -> SlotOwnership {
         let epoch = |(state, since): (&AtomicU8, &AtomicU64)| {
             let is_here = state.load(Ordering::Acquire) == HERE;
@@ -203,52 +208,52 @@ impl Slots {
         }
     }
 
-    /// The slot of an order.
+    /// Returns the slot of an order.
     pub(crate) fn slot_of_order(&self, order: &OrderId) -> Slot {
         of_order(&self.hashing, order)
     }
 
-    /// The slot of a store.
+    /// Returns the slot of a store.
     pub(crate) fn slot_of_store(&self, store: u32) -> Slot {
         of_store(&self.hashing, store)
     }
 
-    /// What a change of an order speaks for.
+    /// Returns the fence of a batch that changes an order.
     pub(crate) fn fence_of_order(&self, order: &OrderId) -> Fence {
         self.fence(self.slot_of_order(order))
     }
 
-    /// What a change of a store speaks for.
+    /// Returns the fence of a batch that changes a store.
     pub(crate) fn fence_of_store(&self, store: u32) -> Fence {
         self.fence(self.slot_of_store(store))
     }
 
-    /// What a change of the statistics speaks for.
+    /// Returns the fence of a batch that changes the statistics.
     pub(crate) fn fence_of_statistics(&self) -> Fence {
         self.fence(of_statistics(&self.hashing))
     }
 
-    /// The ring that is followed.
+    /// Returns the ring applied last.
     pub(crate) fn ring(&self) -> Arc<Ring> {
         Arc::clone(&self.ring.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The volume.
+    /// Returns the name of the volume.
     pub(crate) fn volume(&self) -> &NodeName {
         &self.volume
     }
 
-    /// Changes whenever other slots are here.
+    /// Returns a number that grows with every applied ring.
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// True if no other volume has anything.
+    /// Returns `true` if this volume owns every slot.
     pub(crate) fn is_alone(&self) -> bool {
         self.alone.load(Ordering::Acquire)
     }
 
-    /// Where a row belongs; `value` is none if it was removed.
+    /// Returns the destination of a row. `value` is `None` if the row was removed.
     pub(crate) fn home_of(
         &self,
         table: Table,
@@ -258,7 +263,7 @@ impl Slots {
         home_of(&self.hashing, table, key, value)
     }
 
-    /// True if a slot's rows lie here, sealed or not.
+    /// Returns `true` if the rows of a slot are here, sealed or not.
     pub(crate) fn has(&self, slot: Slot) -> bool {
         self.state(slot) != ELSEWHERE
     }
@@ -267,7 +272,7 @@ impl Slots {
         self.states[slot.0 as usize].load(Ordering::Acquire)
     }
 
-    /// Refuses a step of an order whose slot is not here, or not any more.
+    /// Rejects a command of an order if its slot is not here or is sealed.
     pub(crate) fn check_order(&self, order: &OrderId) -> Result<(), OrderError> {
         if self.all_here.load(Ordering::Acquire) || self.state(of_order(&self.hashing, order)) == HERE {
             Ok(())
@@ -276,7 +281,7 @@ impl Slots {
         }
     }
 
-    /// Whether a store is here; refused while it is on its way.
+    /// Returns `true` if a store is here. Rejects the call while the store's slot is sealed.
     pub(crate) fn check_store(&self, store: u32) -> Result<bool, OrderError> {
         if self.all_here.load(Ordering::Acquire) {
             return Ok(true);
@@ -288,7 +293,7 @@ impl Slots {
         }
     }
 
-    /// Refuses a change of the statistics where they are not.
+    /// Rejects a change of the statistics if their slot is not here or is sealed.
     pub(crate) fn check_statistics(&self) -> Result<(), OrderError> {
         if self.all_here.load(Ordering::Acquire) || self.state(of_statistics(&self.hashing)) == HERE {
             Ok(())
@@ -297,37 +302,37 @@ impl Slots {
         }
     }
 
-    /// True if an order's rows lie here, sealed or not.
+    /// Returns `true` if an order's rows are here, sealed or not.
     pub(crate) fn has_order(&self, order: &OrderId) -> bool {
         self.state(of_order(&self.hashing, order)) != ELSEWHERE
     }
 
-    /// True if a store's rows lie here, sealed or not.
+    /// Returns `true` if a store's rows are here, sealed or not.
     pub(crate) fn has_store(&self, store: u32) -> bool {
         self.state(of_store(&self.hashing, store)) != ELSEWHERE
     }
 
-    /// True if the statistics lie here, sealed or not.
+    /// Returns `true` if the statistics are here, sealed or not.
     pub(crate) fn has_statistics(&self) -> bool {
         self.state(of_statistics(&self.hashing)) != ELSEWHERE
     }
 
-    /// True if an order's slot is sealed.
+    /// Returns `true` if an order's slot is sealed.
     pub(crate) fn is_order_sealed(&self, order: &OrderId) -> bool {
         self.some_sealed() && self.state(of_order(&self.hashing, order)) == SEALED
     }
 
-    /// True if any slot is sealed.
+    /// Returns `true` if any slot is sealed.
     pub(crate) fn some_sealed(&self) -> bool {
         self.sealed_for.load(Ordering::Acquire) > 0
     }
 
-    /// The move that slots are sealed for, if any are.
+    /// Returns the move for which slots are sealed, if any.
     pub(crate) fn sealed_for(&self) -> Option<u64> {
         Some(self.sealed_for.load(Ordering::Acquire)).filter(|id| *id > 0)
     }
 
-    /// Seals slots for a move. To be called under the lock under which rows are queued.
+    /// Seals slots for a move. Call this under the lock that covers the queueing of rows.
     pub(crate) fn seal(&self, slots: impl Iterator<Item = u32>, id: u64) {
         self.sealed_for.store(id, Ordering::Release);
         self.all_here.store(false, Ordering::Release);
@@ -338,12 +343,12 @@ impl Slots {
         }
     }
 
-    /// Seals all there are: the volume is about to be closed.
+    /// Seals all slots, because the volume will be closed.
     pub(crate) fn seal_all(&self) {
         self.seal(0..self.states.len() as u32, u64::MAX);
     }
 
-    /// Opens what was sealed again: it stays here after all.
+    /// Unseals all slots after an abandoned move.
     pub(crate) fn unseal(&self) {
         for state in &self.states {
             let _ = state.compare_exchange(SEALED, HERE, Ordering::AcqRel, Ordering::Relaxed);
@@ -358,7 +363,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sealed_slot_takes_no_step_until_it_is_unsealed() {
+    fn a_sealed_slot_rejects_commands_until_it_is_unsealed() {
         let slots = Slots::everything();
         let order = OrderId::parse("17").unwrap();
         slots.check_order(&order).unwrap();

@@ -1,19 +1,19 @@
-//! Which reservations there are while a group of changes is put together: whether one that is to
-//! end is there at all.
+//! Existence of reservations while a group of batches is assembled.
 //!
-//! Units are given back in memory only if the commit that ends their reservation found it. One
-//! look-up for each reservation that ends, and none for those that begin.
+//! Units are released in memory only if the commit that removes their reservation found it. So each
+//! removal needs a look-up, which must include the earlier batches of the same group. A new
+//! reservation needs none.
 
 use std::collections::HashMap;
 
-/// Which reservations there are, change by change of a group that is not committed yet.
+/// Existence of reservations in the volume, with the batches of an uncommitted group applied.
 pub(crate) struct Reservations<'a> {
     table: &'a microdb::Table,
     changed: HashMap<&'a [u8], bool>,
 }
 
 impl<'a> Reservations<'a> {
-    /// Those of the volume, before any change.
+    /// Starts with the reservations of the volume.
     pub(crate) fn over(table: &'a microdb::Table) -> Reservations<'a> {
         Reservations {
             table,
@@ -21,10 +21,10 @@ impl<'a> Reservations<'a> {
         }
     }
 
-    /// Notes that a row is put or removed; false if one is removed that is not there.
+    /// Records that a row is written or removed. Returns `false` if the removed row does not exist.
     pub(crate) fn follow(&mut self, key: &'a [u8], is_put: bool) -> bool {
         let before = self.changed.insert(key, is_put);
-        // A row that cannot be read is there.
+        // An unreadable row exists.
         is_put || before.unwrap_or_else(|| self.table.get(key).map_or(true, |row| row.is_some()))
     }
 }

@@ -1,28 +1,28 @@
-//! The volume: which rows a node keeps, and how they become durable. The only file that names
-//! microdb.
+//! The database of one volume: its tables and the reading of its rows.
 //!
 //! | table | key | value (`codec`) |
 //! | --- | --- | --- |
 //! | `orders` | order id | lines and history of the order |
-//! | `arrivals` | page, u64 big-endian | ids of the orders that one commit brought, so that all orders can be paged through in order of arrival |
-//! | `reservations` | order id `/` store | store and lines set aside, and a nonce if another volume asked for it: there exactly while the order's state holds them, or, with a nonce, until its volume has said that it does not |
-//! | `outbox` | order id `/` kind | attempts and fate of a message; there exactly while the warehouse must be told |
-//! | `deliveries` | order id `/` store | what left a store and is not counted by the snapshot in force |
-//! | `stock` | `catalogue`, or store u32 big-endian | products by row, or a store's quantities by row and up to which delivery they count |
-//! | `stats` | product u32 big-endian | sums of the product |
-//! | `stat_files` | file name | when it was added; kept for a week, so that a file that comes back is known |
-//! | `answers` | idempotency key | the request and its answer, kept for a day |
-//! | `settlements` | order id | what became of units set aside in a store of another volume; there until that volume knows |
-//! | `arriving` | source, table, key | stock that comes from another volume, not in force yet (`volume::migration`) |
-//! | `meta` | `book`, `slots`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, the record of its slots (`fence`), age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive with their counts, whether rows of slots that went may lie about |
+//! | `arrivals` | page, u64 big-endian | ids of the new orders of one commit |
+//! | `reservations` | order id `/` store | reserved lines, with a nonce if another volume asked |
+//! | `outbox` | order id `/` kind | state and tries of a message |
+//! | `deliveries` | order id `/` store | units that left and are not counted by the snapshot |
+//! | `stock` | `catalogue` | products by row |
+//! | `stock` | store, u32 big-endian | quantities by row, and the last delivery they count |
+//! | `stats` | product, u32 big-endian | sums of the product |
+//! | `stat_files` | file name | time of the import; kept for a week to detect repeated files |
+//! | `answers` | idempotency key | the request and its response, kept for a day |
+//! | `settlements` | order id | the end of a reservation in a store of another volume |
+//! | `arriving` | source, table, key | staged stock of a migration (`volume::migration`) |
+//! | `meta` | see `write_batch` | counters, slot ownership, snapshot head, migration state |
 //!
-//! What is read for use is filtered by the volume's `Slots`: rows of slots that went away are not
-//! seen.
-//!
-//! Changes that belong together are one `WriteBatch`. One thread per volume takes them from a
-//! bounded queue, makes all that wait one batch, commits it durably and answers: many callers share
-//! a sync, no runtime thread waits for a disk, and readers see only what is durable. The order of
-//! submission is the order of commit.
+//! **Invariants**
+//! - A reservation exists while its order is open. With a nonce it exists until the order's volume
+//!   has answered that it is not needed.
+//! - A message exists while the warehouse must still receive it. A settlement exists until the
+//!   other volume has confirmed it.
+//! - Pages of arrivals list all orders by time of arrival.
+//! - Readers see durable rows only. Rows of slots that moved away are filtered by `Slots`.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -50,7 +50,7 @@ use crate::storage::fence::SlotOwnership;
 use crate::storage::group_commit::{Committed, Permit, Queue};
 use crate::storage::reservations::Reservations;
 
-/// What a node keeps in memory of its volume.
+/// The part of a volume's state that is kept in memory.
 pub(crate) struct Loaded {
     pub(crate) snapshot: StockSnapshot,
     pub(crate) stock_head: StockHead,
@@ -61,26 +61,27 @@ pub(crate) struct Loaded {
     pub(crate) sums: SumsByProduct,
 }
 
-/// One volume, open.
+/// An open volume.
 pub(crate) struct Volume {
     pub(super) volume: Arc<VolumeTables>,
     queue: Queue,
     committer: Mutex<Option<group_commit::Worker>>,
-    /// Pages of arrivals from this one on may hold orders that are not in force yet.
-    pub(crate) pages_in_force: AtomicU64,
-    /// Says whether the volume is this process's; without it, it is for as long as it is open.
+    /// First page of arrivals that can have orders of a migration that is not activated yet.
+    pub(crate) first_inactive_page: AtomicU64,
+    /// The right to serve the volume. Without a lease, the open database is the right.
     lease: Option<Lease>,
 }
 
-/// Says whether a volume is still this process's.
+/// Returns `true` while this process has the right to serve the volume.
 type Lease = Box<dyn Fn() -> bool + Send + Sync>;
 
-/// What readers and the committer share.
+/// The state that readers and the committer share.
 pub(super) struct VolumeTables {
     pub(super) db: Db,
     handles: Vec<microdb::Table>,
     counters: Mutex<Counters>,
-    /// The slots of the last commit that spoke of them; everything is admitted while there is none.
+    /// The slot ownership of the last commit that changed it. While there is none, every fence is
+    /// admitted.
     record: Mutex<Option<SlotOwnership>>,
     pub(super) failed: AtomicBool,
 }
@@ -91,7 +92,7 @@ impl VolumeTables {
     }
 
     fn counters(&self) -> std::sync::MutexGuard<'_, Counters> {
-        // The book is plain numbers, replaced whole: a panic elsewhere cannot leave it half
+        // The counters are replaced as a whole, so a panic elsewhere cannot leave them half
         // changed.
         self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,7 +103,7 @@ impl VolumeTables {
 }
 
 impl VolumeTables {
-    /// Commits changes as one batch, without those that speak for slots that are not the volume's.
+    /// Commits batches as one database batch, without those that the fence rejects.
     pub(super) fn commit(&self, group: &[WriteBatch]) -> Result<Committed, StorageError> {
         let mut counters = *self.counters();
         let (mut arrived, mut committed) = (Vec::new(), Committed::default());
@@ -113,13 +114,13 @@ impl VolumeTables {
         for (at, batch) in group.iter().enumerate() {
             let current = newest.or(record.as_ref());
             if current.is_some_and(|slots| !batch.fences().all(|fence| slots.admits(fence))) {
-                committed.refused.push(at);
+                committed.rejected.push(at);
                 continue;
             }
             newest = batch.record().or(newest);
             for row in batch.rows() {
                 if row.table == Table::Reservations && !reservations.follow(row.key, row.value.is_some()) {
-                    committed.unfounded.push(at);
+                    committed.without_reservation.push(at);
                 }
                 let table = self.table(row.table);
                 match row.value {
@@ -130,7 +131,7 @@ impl VolumeTables {
             arrived.extend(batch.arrived());
             batch.count(&mut counters);
         }
-        if committed.refused.len() == group.len() {
+        if committed.rejected.len() == group.len() {
             return Ok(committed);
         }
         if !arrived.is_empty() {
@@ -143,7 +144,7 @@ impl VolumeTables {
         let mut row = Vec::new();
         codec::encode_counters(&counters, &mut row);
         rows.put(self.table(Table::Meta), COUNTERS, row);
-        // Durable from here, and visible with it: a durable commit is published after its sync.
+        // Durable and visible from here: microdb publishes a durable commit after its sync.
         rows.commit().map_err(|source| StorageError::Commit {
             source: Arc::new(source),
         })?;
@@ -156,17 +157,17 @@ impl VolumeTables {
 }
 
 impl Volume {
-    /// Opens the volume in `folder`, making it if it is not there, and starts its committer.
+    /// Opens or creates the volume in `folder` and starts its committer.
     pub(crate) fn open(folder: &Path) -> Result<Volume, StorageError> {
         Volume::open_by(microdb::Options::new(), folder)
     }
 
-    /// Opens the volume in `folder`, which must be there.
+    /// Opens the volume in `folder`, which must exist.
     pub(crate) fn open_existing(folder: &Path) -> Result<Volume, StorageError> {
         Volume::open_by(microdb::Options::new().create(false), folder)
     }
 
-    /// As `open`, with other options of the database: another disk above all.
+    /// Opens or creates the volume with other database options, such as a simulated disk.
     pub(crate) fn open_by(options: microdb::Options, folder: &Path) -> Result<Volume, StorageError> {
         let opening = |source: microdb::Error| StorageError::Open {
             folder: folder.to_owned(),
@@ -202,12 +203,12 @@ impl Volume {
             volume,
             queue,
             committer: Mutex::new(Some(thread)),
-            pages_in_force: AtomicU64::new(u64::MAX),
+            first_inactive_page: AtomicU64::new(u64::MAX),
             lease: None,
         })
     }
 
-    /// The same, of a volume that is this process's for as long as that says so.
+    /// Returns the volume with a lease that is valid while `lease` returns `true`.
     #[cfg(test)]
     pub(crate) fn leased_while(self, lease: impl Fn() -> bool + Send + Sync + 'static) -> Volume {
         Volume {
@@ -216,30 +217,30 @@ impl Volume {
         }
     }
 
-    /// True if nobody else can have the volume by now. What is committed is fenced; what is only
-    /// read must be followed by this question before anybody is told, since the volume may have
-    /// been lost before it was read.
+    /// Returns `true` if no other process can have the volume yet. Call this after a read and
+    /// before responding: the lease may have been lost in between. Commits need no such call,
+    /// because they are fenced.
     pub(crate) fn is_ours(&self) -> bool {
         seeded("reads-not-fenced") || self.lease.as_ref().is_none_or(|lease| lease())
     }
 
-    /// A place in the committer's queue, or `Busy` if there is none now.
+    /// Returns a permit to submit a batch, or `Busy` if the queue is full.
     pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StorageError> {
         self.queue.try_permit()
     }
 
-    /// A place in the committer's queue, waited for.
+    /// Waits for a permit to submit a batch.
     pub(crate) async fn permit(&self) -> Result<Permit<'_>, StorageError> {
         self.queue.permit().await
     }
 
-    /// Changes that wait for the committer now.
+    /// Returns the number of batches that wait for the committer.
     pub(crate) fn waiting(&self) -> usize {
         self.queue.waiting()
     }
 
-    /// Commits what is queued, closes the volume and lets go of its lock, whoever still holds this.
-    /// Blocks.
+    /// Commits the queued batches, closes the volume and releases its lock, even if other
+    /// references to the volume exist. Blocks.
     pub(crate) fn close(&self) -> Result<(), StorageError> {
         self.queue.stop();
         let thread = self
@@ -253,15 +254,15 @@ impl Volume {
         self.volume
             .db
             .clone()
-            // A handover waits for this and for the next open, and a stop has written its
-            // checkpoint.
+            // A stop has already written a checkpoint, and a handover waits for this call and the
+            // next open.
             .close_quickly()
             .map_err(|source| StorageError::Commit {
                 source: Arc::new(source),
             })
     }
 
-    /// Has the next opening replay next to nothing. Blocks.
+    /// Writes a checkpoint, so that the next open has little log to replay. Blocks.
     pub(crate) fn checkpoint(&self) -> Result<(), StorageError> {
         self.volume
             .db
@@ -271,7 +272,7 @@ impl Volume {
             })
     }
 
-    /// An order, as it last became durable.
+    /// Returns the durable state of an order.
     pub(crate) fn order(&self, id: &OrderId) -> Result<Option<Order>, StorageError> {
         let row = self
             .volume
@@ -284,7 +285,7 @@ impl Volume {
         Ok(Some(order))
     }
 
-    /// The ids that arrived with one commit; none if there is no such page.
+    /// Returns the ids on a page of arrivals. The list is empty if the page does not exist.
     pub(crate) fn arrivals(&self, page: u64) -> Result<Vec<OrderId>, StorageError> {
         let key = page.to_be_bytes();
         let row = self
@@ -296,7 +297,7 @@ impl Volume {
         codec::decode_arrivals(&row).map_err(|fault| broken("arrivals", &key, fault))
     }
 
-    /// True if a statistics file of that name was added before.
+    /// Returns `true` if a statistics file with this name was added before.
     pub(crate) fn knows_stat_file(&self, name: &str) -> Result<bool, StorageError> {
         let row = self
             .volume
@@ -306,7 +307,7 @@ impl Volume {
         Ok(row.is_some())
     }
 
-    /// Names of the statistics files that were added before a moment (UTC milliseconds).
+    /// Returns the names of statistics files added before a time (UTC milliseconds).
     pub(crate) fn stat_files_before(&self, before_ms: u64) -> Result<Vec<String>, StorageError> {
         let names = self.scan(Table::StatFiles, |key, value| {
             let added_at = value.try_into().map_err(|_| DecodeError {
@@ -319,14 +320,14 @@ impl Volume {
         Ok(names.into_iter().flatten().collect())
     }
 
-    /// The newest statistics file whose name is no longer kept.
+    /// Returns the newest name of a statistics file that is no longer stored.
     pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StorageError> {
         let row = self.volume.table(Table::Meta).get(STATS_FORGOTTEN);
         let row = row.map_err(reading("meta"))?;
         Ok(row.map(|name| String::from_utf8_lossy(&name).into_owned()))
     }
 
-    /// The answer that an idempotency key was given.
+    /// Returns the stored response of an idempotency key.
     pub(crate) fn kept_answer(&self, key: &str) -> Result<Option<KeptAnswer>, StorageError> {
         let row = self.volume.table(Table::Answers).get(key.as_bytes());
         let Some(row) = row.map_err(reading("answers"))? else {
@@ -338,8 +339,7 @@ impl Volume {
             .map_err(|fault| broken("answers", key.as_bytes(), fault))
     }
 
-    /// Returns the idempotency keys whose answers were not given within these times (UTC
-    /// milliseconds).
+    /// Returns the idempotency keys of responses from outside these times (UTC milliseconds).
     pub(crate) fn answers_outside(&self, kept: &RangeInclusive<u64>) -> Result<Vec<Vec<u8>>, StorageError> {
         let keys = self.scan(Table::Answers, |key, value| {
             let at_ms = codec::decode_answer(value)?.at_ms;
@@ -348,32 +348,32 @@ impl Volume {
         Ok(keys.into_iter().flatten().collect())
     }
 
-    /// True once changes could not be made durable.
+    /// Returns `true` if the last commit failed.
     pub(crate) fn has_failed(&self) -> bool {
         self.volume.failed.load(Ordering::Relaxed)
     }
 
-    /// The volume's own record of its slots, as of the last commit; none if it never had one.
+    /// Returns the volume's slot ownership as of the last commit. `None` if no commit has set it.
     pub(crate) fn slot_ownership(&self) -> Option<SlotOwnership> {
         self.volume.record().clone()
     }
 
-    /// The volume's counters as of the last commit.
+    /// Returns the volume's counters as of the last commit.
     pub(crate) fn counters(&self) -> Counters {
         *self.volume.counters()
     }
 
-    /// All reservations in the stores that are here, in no order.
+    /// Returns all reservations in the stores of these slots, unordered.
     pub(crate) fn reservations(&self, slots: &Slots) -> Result<Vec<Reservation>, StorageError> {
         let mut all = self.scan(Table::Reservations, |key, value| {
-            let (order, _) = codec::decode_held_key(key)?;
+            let (order, _) = codec::decode_order_store_key(key)?;
             codec::decode_reservation(order, value)
         })?;
         all.retain(|reservation| slots.has_store(reservation.store));
         Ok(all)
     }
 
-    /// The products of the stock by row.
+    /// Returns the products of the stock by row.
     pub(crate) fn catalogue(&self) -> Result<Vec<u32>, StorageError> {
         let row = self.volume.table(Table::Stock).get(CATALOGUE);
         match row.map_err(reading("stock"))? {
@@ -382,8 +382,8 @@ impl Volume {
         }
     }
 
-    /// Some stores of the snapshot in force; those that it does not have are left out.
-    pub(crate) fn sheet_of(&self, stores: &BTreeSet<u32>) -> Result<StockSnapshot, StorageError> {
+    /// Returns the current quantities of some stores. Unknown stores are omitted.
+    pub(crate) fn snapshot_of(&self, stores: &BTreeSet<u32>) -> Result<StockSnapshot, StorageError> {
         let mut columns = Vec::with_capacity(stores.len());
         for store in stores {
             let key = store.to_be_bytes();
@@ -401,7 +401,7 @@ impl Volume {
         Ok(StockSnapshot::from_rows(self.catalogue()?, columns))
     }
 
-    /// The stock of the snapshot in force, of the stores that are here.
+    /// Returns the current snapshot, with the stores of these slots.
     pub(crate) fn snapshot(&self, slots: &Slots) -> Result<StockSnapshot, StorageError> {
         let products = self.catalogue()?;
         let columns = self.scan(Table::Stock, |key, value| {
@@ -425,7 +425,7 @@ impl Volume {
         ))
     }
 
-    /// What is known of the snapshot in force.
+    /// Returns the facts about the current snapshot.
     pub(crate) fn stock_head(&self) -> Result<StockHead, StorageError> {
         match self.note(STOCK_HEAD)? {
             None => Ok(StockHead::default()),
@@ -433,12 +433,15 @@ impl Volume {
         }
     }
 
-    /// Reads what a node keeps in memory. Takes time with open orders and products, not with all
-    /// orders.
+    /// Reads the part of the state that is kept in memory. The time depends on open orders and
+    /// products, not on the number of all orders.
     pub(crate) fn load(&self, slots: &Slots) -> Result<Loaded, StorageError> {
         let stock_head = self.stock_head()?;
         let mut deliveries = self.scan(Table::Deliveries, |key, value| {
-            Ok((codec::decode_held_key(key)?.0, codec::decode_delivery(value)?))
+            Ok((
+                codec::decode_order_store_key(key)?.0,
+                codec::decode_delivery(value)?,
+            ))
         })?;
         deliveries.retain(|(_, delivery)| slots.has_store(delivery.store));
         let mut messages = self.scan(Table::Outbox, |key, value| {
@@ -471,13 +474,14 @@ impl Volume {
         })
     }
 
-    /// A row of the volume's own notes.
+    /// Returns a row of the table `meta`.
     pub(crate) fn note(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
         let row = self.volume.table(Table::Meta).get(key).map_err(reading("meta"))?;
         Ok(row.map(|row| row.to_vec()))
     }
 
-    /// Every row of a table as it lies there, in no order, of one moment.
+    /// Passes every row of a table to `take`, unordered, as of one moment, rows of other slots
+    /// included.
     pub(crate) fn each_row<E: From<StorageError>>(
         &self,
         table: Table,
@@ -506,7 +510,7 @@ impl Volume {
     }
 }
 
-/// The order that a key names.
+/// Parses the order id in a key.
 pub(crate) fn order_id(key: &[u8]) -> Result<OrderId, DecodeError> {
     let fault = DecodeError {
         offset: 0,
@@ -516,7 +520,7 @@ pub(crate) fn order_id(key: &[u8]) -> Result<OrderId, DecodeError> {
     OrderId::parse(text).map_err(|_| fault)
 }
 
-/// The number that a key is.
+/// Parses the number in a key.
 pub(crate) fn u32_key(key: &[u8]) -> Result<u32, DecodeError> {
     let key = key.try_into().map_err(|_| DecodeError {
         offset: 0,

@@ -1,4 +1,9 @@
-//! Rows that are written together or not at all, named by what they mean.
+//! A write batch: rows that become durable together or not at all, with their fence.
+//!
+//! Methods are named by the meaning of their rows. All keys and values share one buffer, because
+//! every order makes a batch and allocations are on its path.
+//!
+//! Deliberately absent: the layout of the values (`codec`) and the commit (`group_commit`).
 
 use std::collections::BTreeSet;
 
@@ -29,23 +34,23 @@ pub(crate) enum Table {
 }
 
 impl Table {
-    /// True if its rows go with slots.
+    /// Returns `true` if the rows of the table move with slots.
     pub(crate) fn moves(self) -> bool {
         !matches!(self, Table::Arrivals | Table::Meta | Table::Arriving)
     }
 
-    /// The table of a code.
+    /// Returns the table with this code.
     pub(crate) fn of_code(code: u8) -> Option<Table> {
         TABLES.get(usize::from(code)).map(|(table, _)| *table)
     }
 
-    /// Its name.
+    /// Returns the name of the table.
     pub(crate) fn name(self) -> &'static str {
         TABLES[self as usize].1
     }
 }
 
-/// Every table with its name, in the order of their codes.
+/// All tables with their names, in the order of their codes.
 pub(crate) const TABLES: [(Table, &str); 12] = [
     (Table::Orders, "orders"),
     (Table::Arrivals, "arrivals"),
@@ -65,33 +70,33 @@ pub(crate) const TABLES: [(Table, &str); 12] = [
 pub(crate) const CATALOGUE: &[u8] = b"catalogue";
 /// Key of the volume's counters.
 pub(crate) const COUNTERS: &[u8] = b"book";
-/// Key of what is known of the snapshot in force.
+/// Key of the facts about the current snapshot.
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
-/// Key of the move whose rows arrive, with what they will add to the counts (`volume::migration`).
+/// Key of the migration in progress, with its order counts (`volume::migration`).
 pub(crate) const ARRIVING: &[u8] = b"arriving";
-/// Key of the volume's own record of its slots.
+/// Key of the volume's slot ownership.
 pub(crate) const SLOTS: &[u8] = b"slots";
-/// Key that is there while rows of other volumes' slots may lie in this one.
+/// Key that exists while rows of slots of other volumes may remain here.
 pub(crate) const PURGE: &[u8] = b"purge";
-/// Key of the newest statistics file whose name is no longer kept.
+/// Key of the newest name of a statistics file that is no longer stored.
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
-/// A part of a snapshot that is written at a time: orders that come meanwhile share its sync, and a
-/// disk takes this much in about the time that a sync takes in any case. Tests have small stocks,
-/// and more places to die at.
+/// Size of one part of a snapshot. Orders that arrive during the upload share the sync of a part,
+/// and a disk writes this much in about the time of a sync. Tests use small stocks, and the small
+/// value gives them more places to crash.
 const PART_BYTES: usize = if cfg!(test) { 16 } else { 128 * 1_024 };
 
-/// Changes of a volume's counters by orders.
+/// Changes of a volume's counters of orders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OrderCounts {
-    /// Orders in each state, by the state's place in `State::ALL`.
+    /// Change of the number of orders in each state, in the order of `State::ALL`.
     pub(crate) by_state: [i64; State::ALL.len()],
-    /// Payments to be refunded beside the one that paid an order.
+    /// Change of the number of payments to refund beside those that paid an order.
     pub(crate) extra_payments: i64,
 }
 
 impl OrderCounts {
-    /// Counts an order once more (`times` 1) or once less (-1).
+    /// Adds an order (`times` 1) or subtracts it (-1).
     pub(crate) fn count(&mut self, order: &Order, times: i64) {
         self.by_state[order.state as usize] += times;
         self.extra_payments += times * order.extra_payments.len() as i64;
@@ -105,7 +110,7 @@ impl OrderCounts {
     }
 }
 
-/// A row: where its key and value lie in the changes' buffer.
+/// The position of a row's key and value in the buffer.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     table: Table,
@@ -115,7 +120,7 @@ struct Span {
     end: u32,
 }
 
-/// A row as it is to be written.
+/// A row to be written.
 #[derive(Debug)]
 pub(crate) struct Row<'a> {
     pub(crate) table: Table,
@@ -124,40 +129,39 @@ pub(crate) struct Row<'a> {
     pub(crate) value: Option<&'a [u8]>,
 }
 
-/// Rows that are written together or not at all.
+/// Rows that become durable together or not at all.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBatch {
     rows: Vec<Span>,
-    /// Keys and values of all rows, one after the other: two allocations a change, however many
-    /// rows it has.
+    /// Keys and values of all rows in sequence. So a batch of any number of rows needs two
+    /// allocations.
     bytes: Vec<u8>,
     arrived: Option<OrderId>,
     moved: Option<(Option<State>, State)>,
     extra_payments: i64,
     stat_files: i64,
     expired_page: Option<u64>,
-    /// What must be the volume's for these changes to happen: an order's slot and a store's,
-    /// mostly.
+    /// Slots that the volume must own for the commit: usually those of an order and of a store.
     fences: [Option<Fence>; 2],
-    /// What only a few changes have.
+    /// Fields that few batches need.
     rare: Option<Box<Rare>>,
 }
 
-/// What the changes of stock, and of slots that come and go, have beside the usual.
+/// The additional fields of batches for stock and migrations.
 #[derive(Debug, Default)]
 struct Rare {
     fences: Vec<Fence>,
-    /// The volume's slots from here on.
+    /// The slot ownership after this batch.
     record: Option<SlotOwnership>,
-    /// Orders that come from another volume, for a page of arrivals; counted once they are in
-    /// force.
-    came: Vec<OrderId>,
-    /// Counts of orders that came from other volumes, less those that went there.
-    migrated: OrderCounts,
+    /// Orders from another volume, for a page of arrivals. They are counted when they are
+    /// activated.
+    migrated_in: Vec<OrderId>,
+    /// Counts of orders from other volumes, minus those that moved there.
+    counts: OrderCounts,
 }
 
 impl WriteBatch {
-    /// No changes yet, with room for those of an order that arrives.
+    /// Creates an empty batch with room for the rows of a new order.
     pub(crate) fn of_order() -> WriteBatch {
         WriteBatch {
             rows: Vec::with_capacity(4),
@@ -166,7 +170,7 @@ impl WriteBatch {
         }
     }
 
-    /// The rows, in the order in which they were put.
+    /// Returns the rows in the order of their insertion.
     pub(crate) fn rows(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
         self.rows.iter().map(|span| Row {
             table: span.table,
@@ -175,18 +179,18 @@ impl WriteBatch {
         })
     }
 
-    /// Bytes of all keys and values.
+    /// Returns the size of all keys and values in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The orders that arrive with these changes.
+    /// Returns the ids for the page of arrivals of this commit.
     pub(crate) fn arrived(&self) -> impl Iterator<Item = &OrderId> {
-        let came = self.rare.iter().flat_map(|rare| &rare.came);
-        self.arrived.iter().chain(came)
+        let migrated_in = self.rare.iter().flat_map(|rare| &rare.migrated_in);
+        self.arrived.iter().chain(migrated_in)
     }
 
-    /// Carries the counters over these changes.
+    /// Applies the batch to the counters.
     pub(crate) fn count(&self, counters: &mut Counters) {
         if let Some((before, after)) = self.moved {
             if let Some(before) = before {
@@ -196,10 +200,10 @@ impl WriteBatch {
             counters.orders[after as usize] += 1;
         }
         if let Some(rare) = &self.rare {
-            for (count, more) in counters.orders.iter_mut().zip(rare.migrated.by_state) {
+            for (count, more) in counters.orders.iter_mut().zip(rare.counts.by_state) {
                 *count = count.saturating_add_signed(more);
             }
-            let more = rare.migrated.extra_payments;
+            let more = rare.counts.extra_payments;
             counters.extra_payments = counters.extra_payments.saturating_add_signed(more);
         }
         counters.extra_payments = counters.extra_payments.saturating_add_signed(self.extra_payments);
@@ -207,17 +211,17 @@ impl WriteBatch {
         counters.expired_page = self.expired_page.unwrap_or(counters.expired_page);
     }
 
-    /// Adds a row whose value `write` appends to the buffer.
+    /// Adds a row. `write` appends its value to the buffer.
     fn put(&mut self, table: Table, key: &[u8], write: impl FnOnce(&mut Vec<u8>)) {
         self.row(table, |bytes| bytes.extend_from_slice(key), Some(write));
     }
 
-    /// A row as it lay in another volume.
+    /// Adds a row with the bytes that it had in another volume.
     pub(crate) fn put_raw(&mut self, table: Table, key: &[u8], value: &[u8]) {
         self.put(table, key, |row| row.extend_from_slice(value));
     }
 
-    /// Takes a row out.
+    /// Removes a row.
     pub(crate) fn remove(&mut self, table: Table, key: &[u8]) {
         self.row(
             table,
@@ -232,7 +236,7 @@ impl WriteBatch {
         write_key: impl FnOnce(&mut Vec<u8>),
         write: Option<impl FnOnce(&mut Vec<u8>)>,
     ) {
-        // A change is far below 4 GiB: a batch of the volume holds 64 MiB.
+        // Offsets fit into 32 bits, because a batch of the volume has at most 64 MiB.
         let key = self.bytes.len() as u32;
         write_key(&mut self.bytes);
         let value = self.bytes.len() as u32;
@@ -249,7 +253,7 @@ impl WriteBatch {
         });
     }
 
-    /// Writes an order; `before` is its former version, none if it has just arrived.
+    /// Writes an order. `before` is its former version, `None` for a new order.
     pub(crate) fn order(&mut self, order: &Order, before: Option<&Order>) {
         self.put(Table::Orders, order.id.as_bytes(), |row| {
             codec::encode_order(order, row);
@@ -262,28 +266,28 @@ impl WriteBatch {
         }
     }
 
-    /// Units are set aside for an order.
+    /// Adds the reservation of an order of this volume.
     pub(crate) fn reserve(&mut self, order: &Order, store: u32) {
         self.reserve_for(&order.id, store, &order.lines, None);
     }
 
-    /// Units are set aside for an order, by its own step or by a request of another volume.
+    /// Adds a reservation, made by the order's own command or (with a nonce) for another volume.
     pub(crate) fn reserve_for(&mut self, order: &OrderId, store: u32, lines: &[Line], nonce: Option<u64>) {
         self.row(
             Table::Reservations,
-            |key| codec::encode_held_key(order, store, key),
+            |key| codec::encode_order_store_key(order, store, key),
             Some(|row: &mut Vec<u8>| codec::encode_reservation(store, lines, nonce, row)),
         );
     }
 
-    /// Another volume must be told what became of units that are set aside there.
+    /// Adds a settlement to be sent to the volume of the store.
     pub(crate) fn settlement(&mut self, order: &OrderId, settlement: &Settlement) {
         self.put(Table::Settlements, order.as_bytes(), |row| {
             codec::encode_settlement(settlement, row);
         });
     }
 
-    /// The other volume knows what became of its units.
+    /// Removes a settlement that the other volume has confirmed.
     pub(crate) fn forget_settlement(&mut self, order: &OrderId) {
         self.remove(Table::Settlements, order.as_bytes());
     }
@@ -292,22 +296,22 @@ impl WriteBatch {
         self.rare.get_or_insert_default()
     }
 
-    /// An order comes from another volume; its row is put beside this.
-    pub(crate) fn came(&mut self, order: OrderId) {
-        self.rare().came.push(order);
+    /// Adds an order from another volume to the page of arrivals. The caller adds its row.
+    pub(crate) fn add_arrival(&mut self, order: OrderId) {
+        self.rare().migrated_in.push(order);
     }
 
-    /// Counts orders that came from other volumes.
-    pub(crate) fn adopted(&mut self, counts: &OrderCounts) {
-        self.rare().migrated.add(counts);
+    /// Adds the counts of activated orders from other volumes.
+    pub(crate) fn add_counts(&mut self, counts: &OrderCounts) {
+        self.rare().counts.add(counts);
     }
 
-    /// Counts an order no longer that went to another volume; its row is removed beside this.
-    pub(crate) fn went(&mut self, order: &Order) {
-        self.rare().migrated.count(order, -1);
+    /// Subtracts an order that moved to another volume from the counts. The caller removes its row.
+    pub(crate) fn subtract_order(&mut self, order: &Order) {
+        self.rare().counts.count(order, -1);
     }
 
-    /// These changes are refused unless that slot is the volume's.
+    /// Adds a fence: the batch is rejected unless the volume owns that slot.
     pub(crate) fn fence(&mut self, fence: Fence) {
         match self.fences.iter_mut().find(|free| free.is_none()) {
             Some(free) => *free = Some(fence),
@@ -315,44 +319,44 @@ impl WriteBatch {
         }
     }
 
-    /// The slots that these changes speak for.
+    /// Returns the fences of the batch.
     pub(crate) fn fences(&self) -> impl Iterator<Item = Fence> {
         let more = self.rare.iter().flat_map(|rare| &rare.fences);
         self.fences.iter().flatten().chain(more).copied()
     }
 
-    /// From these changes on the volume has just these slots.
-    pub(crate) fn own(&mut self, record: SlotOwnership) {
+    /// Sets the slots that the volume owns after this batch.
+    pub(crate) fn set_ownership(&mut self, record: SlotOwnership) {
         self.put(Table::Meta, SLOTS, |row| row.extend_from_slice(&record.encode()));
         self.rare().record = Some(record);
     }
 
-    /// The volume's slots from these changes on, if they say so.
+    /// Returns the slot ownership after this batch, if the batch changes it.
     pub(crate) fn record(&self) -> Option<&SlotOwnership> {
         self.rare.as_ref()?.record.as_ref()
     }
 
-    /// True if there is nothing to write.
+    /// Returns `true` if the batch has no rows.
     pub(crate) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// So many statistics files came with the statistics from another volume, or went with them.
+    /// Adds the number of statistics files that moved here with the statistics; negative if they
+    /// left.
     pub(crate) fn stat_files_moved(&mut self, count: i64) {
         self.stat_files += count;
     }
 
-    /// Units of a store are no longer set aside for an order. Whether they were is told with the
-    /// answer (`Durable`).
+    /// Removes a reservation. The outcome of the commit (`Durable`) tells whether it existed.
     pub(crate) fn unreserve(&mut self, order: &OrderId, store: u32) {
         self.row(
             Table::Reservations,
-            |key| codec::encode_held_key(order, store, key),
+            |key| codec::encode_order_store_key(order, store, key),
             None::<fn(&mut Vec<u8>)>,
         );
     }
 
-    /// The warehouse must be told something, or has not been told yet.
+    /// Adds or replaces a message to the warehouse.
     pub(crate) fn message(&mut self, order: &OrderId, kind: Kind, message: &Message) {
         self.row(
             Table::Outbox,
@@ -361,7 +365,7 @@ impl WriteBatch {
         );
     }
 
-    /// The warehouse need not be told any more.
+    /// Removes a message that is no longer needed.
     pub(crate) fn forget_message(&mut self, order: &OrderId, kind: Kind) {
         self.row(
             Table::Outbox,
@@ -370,25 +374,25 @@ impl WriteBatch {
         );
     }
 
-    /// Units left a store and no snapshot counts them yet.
+    /// Adds a delivery that no snapshot counts yet.
     pub(crate) fn delivery(&mut self, order: &OrderId, delivery: &Delivery) {
         self.row(
             Table::Deliveries,
-            |key| codec::encode_held_key(order, delivery.store, key),
+            |key| codec::encode_order_store_key(order, delivery.store, key),
             Some(|row: &mut Vec<u8>| codec::encode_delivery(delivery, row)),
         );
     }
 
-    /// A snapshot counts this delivery.
+    /// Removes a delivery that a snapshot counts.
     pub(crate) fn forget_delivery(&mut self, order: &OrderId, store: u32) {
         self.row(
             Table::Deliveries,
-            |key| codec::encode_held_key(order, store, key),
+            |key| codec::encode_order_store_key(order, store, key),
             None::<fn(&mut Vec<u8>)>,
         );
     }
 
-    /// A whole stock, in place of the one before, whose stores are `stores_before`.
+    /// Replaces the whole stock. `stores_before` are the stores of the former one.
     pub(crate) fn stock(&mut self, snapshot: &StockSnapshot, stores_before: &[u32]) {
         self.catalogue(snapshot.products());
         snapshot.each_store(|store, quantities| self.store(store, quantities, snapshot.counted_to(store)));
@@ -399,8 +403,7 @@ impl WriteBatch {
         }
     }
 
-    /// Some stores of a stock that otherwise stays as it is; products that it did not have come
-    /// last.
+    /// Replaces some stores of the stock. New products follow the known ones.
     pub(crate) fn stores(&mut self, snapshot: &StockSnapshot, touched: &BTreeSet<u32>) {
         self.catalogue(snapshot.products());
         snapshot.each_store(|store, quantities| {
@@ -410,15 +413,16 @@ impl WriteBatch {
         });
     }
 
-    /// Products by row.
+    /// Writes the products by row.
     pub(crate) fn catalogue(&mut self, products: &[u32]) {
         self.put(Table::Stock, CATALOGUE, |row| {
             codec::encode_catalogue(products, row);
         });
     }
 
-    /// The stores of a whole stock, in parts of a bounded size. For a stock that has the products
-    /// and stores of the one before it in the same rows: only then is each part whole by itself.
+    /// Returns the stores of a whole stock in parts of a bounded size. Use this only if the former
+    /// stock has the same products and stores in the same rows. Only then is every part valid
+    /// alone.
     pub(crate) fn stock_in_parts(snapshot: &StockSnapshot) -> Vec<WriteBatch> {
         let mut parts = vec![WriteBatch::default()];
         snapshot.each_store(|store, quantities| {
@@ -433,7 +437,7 @@ impl WriteBatch {
         parts
     }
 
-    /// A store's quantities by row.
+    /// Writes a store's quantities by row.
     pub(crate) fn column(&mut self, column: &Column) {
         self.store(column.store, &column.quantities, column.counted_to);
     }
@@ -444,12 +448,12 @@ impl WriteBatch {
         });
     }
 
-    /// The age of the snapshot in force.
+    /// Writes the facts about the current snapshot.
     pub(crate) fn stock_head(&mut self, head: &StockHead) {
         self.put(Table::Meta, STOCK_HEAD, |row| codec::encode_stock_head(head, row));
     }
 
-    /// The sums that a statistics file leads to, with the name of the file.
+    /// Writes the new sums after a statistics file, with the name of the file.
     pub(crate) fn stat_file(&mut self, name: &str, added_at_ms: u64, sums: &SumsByProduct) {
         for (product, sums) in sums {
             self.put(Table::Stats, &product.to_be_bytes(), |row| {
@@ -462,7 +466,7 @@ impl WriteBatch {
         self.stat_files += 1;
     }
 
-    /// Forgets names of statistics files; `mark` is the newest name forgotten so far
+    /// Removes names of statistics files. `mark` is the newest name removed so far
     /// (`stat_import::name`).
     pub(crate) fn forget_stat_files<'a>(
         &mut self,
@@ -479,19 +483,19 @@ impl WriteBatch {
         }
     }
 
-    /// The answer of an idempotency key.
+    /// Stores the response for an idempotency key.
     pub(crate) fn keep_answer(&mut self, key: &str, answer: &KeptAnswer) {
         self.put(Table::Answers, key.as_bytes(), |row| {
             codec::encode_answer(answer, row);
         });
     }
 
-    /// An idempotency key was kept long enough.
+    /// Removes the response of an idempotency key.
     pub(crate) fn forget_answer(&mut self, key: &[u8]) {
         self.remove(Table::Answers, key);
     }
 
-    /// Every order on the pages before this one has been looked at after its payment timeout.
+    /// Records that the expiry job has finished all pages before this one.
     pub(crate) fn expired_to(&mut self, page: u64) {
         self.expired_page = Some(page);
     }

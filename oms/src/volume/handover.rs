@@ -1,12 +1,15 @@
-//! What a volume keeps in memory when the ring gives it other slots: what goes is forgotten, what
-//! came is taken in.
+//! The change of a volume's state in memory when the ring assigns other slots to it: slots are
+//! released, and migrated slots are activated.
 //!
-//! All of it happens under the locks of the rooms, in between two steps of orders, in a time that
-//! depends on the stores and not on the open orders: what came lies ready, by store
-//! (`StagedState`), and so does what is left behind (`Exports`); messages of orders
-//! that have gone are forgotten after it, some at a time. The rows lie in the volume already, or
-//! are rubbish from here on. The changes that put what came in force are queued under the same
-//! locks, so every step that follows is committed after them.
+//! **Invariants**
+//! - A change runs under the locks of the state, between two steps of orders.
+//! - Its time depends on the number of stores, not of open orders: the state of incoming slots is
+//!   prepared by store (`StagedState`), and so are the reservations that remain at the source
+//!   (`Exports`).
+//! - The batch that activates the rows is queued under the same locks, so every later step is
+//!   committed after it.
+//!
+//! Deliberately absent: moving rows. They are in the volume already, or are removed by `cleanup`.
 
 use std::sync::Arc;
 
@@ -20,10 +23,10 @@ use crate::volume::remote_reservations::RemoteReservations;
 use crate::volume::state::VolumeState;
 
 impl VolumeState {
-    /// Follows a ring: forgets what goes, and holds on to what it leaves behind; none if nothing
-    /// goes. What is known of the messages that go is to be forgotten after this
-    /// (`forget_messages`).
-    pub(crate) fn let_go(&self, ring: &Arc<Ring>, left_behind: Option<RemoteReservations>) {
+    /// Follows a ring that takes slots away: forgets their state and adds the reservations that
+    /// their orders leave here. `left_behind` is `None` if no slot goes. Call `forget_messages`
+    /// after it.
+    pub(crate) fn release_slots(&self, ring: &Arc<Ring>, left_behind: Option<RemoteReservations>) {
         let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
         let mut settlements = self.settlements();
         let slots = &self.slots;
@@ -35,8 +38,8 @@ impl VolumeState {
         settlements.retain(|order, _| slots.has_order(order));
     }
 
-    /// Forgets the messages of orders that are elsewhere, and lets others in between. Until it is
-    /// done, the courier passes them over.
+    /// Forgets the messages of migrated orders, in steps, so that orders are not delayed. The
+    /// dispatcher skips these messages until then.
     pub(crate) async fn forget_messages(&self) {
         let mut at = 0;
         while self.outbox().forget(at, |order| self.slots.has_order(order)) {
@@ -45,16 +48,16 @@ impl VolumeState {
         }
     }
 
-    /// Follows a ring: takes in what came of another volume and lies here. What is left of it is
-    /// best dropped where nobody waits.
-    pub(crate) fn take_in(
+    /// Follows a ring that adds slots: activates their staged rows. The caller should drop the rest
+    /// of `staged_state` where no request waits, because that takes long.
+    pub(crate) fn activate_slots(
         &self,
         ring: &Arc<Ring>,
         staged_state: &mut StagedState,
         mut staged: StagedRows,
         permit: Permit<'_>,
     ) -> Ticket {
-        staged_state.hold_what_is_settled();
+        staged_state.add_settled_reservations();
         let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
         let (mut settlements, mut outbox) = (self.settlements(), self.outbox());
         let slots = &self.slots;
@@ -70,18 +73,18 @@ impl VolumeState {
                 .collect(),
         );
         settlements.append(&mut staged_state.settlements);
-        // What was held for an order that is here now, or came beside it in the same move, is held
-        // until the order has been asked whether it keeps it: that its slot came does not say that
-        // there is such an order.
+        // The reservation of an order that is in this volume now, or arrived in the same migration,
+        // remains until the order has been asked whether it still needs it. Owning the order's slot
+        // does not prove that the order exists.
         remote_reservations.join(std::mem::take(&mut staged_state.remote_reservations));
-        // The courier is called below, whatever is due.
+        // The dispatcher is notified below, even if no message is due.
         if !seeded("parked-forgotten") {
-            outbox.put_in_force();
+            outbox.activate_parked();
         }
-        staged.batch.own(slots.record());
+        staged.batch.set_ownership(slots.record());
         let ticket = permit.send(staged.batch);
         drop((stock, remote_reservations, settlements, outbox));
-        self.courier_called.notify_one();
+        self.message_due.notify_one();
         self.settler_called.notify_one();
         ticket
     }
@@ -114,7 +117,7 @@ mod tests {
         (Arc::new(alone), Arc::new(shared))
     }
 
-    /// A volume with everything: 40 stores with a product of their own, and an order in each.
+    /// Opens a volume with all slots, 40 stores with one product each, and an order in each store.
     async fn full(folder: &std::path::Path, ring: &Arc<Ring>) -> Arc<Transactors> {
         let storage = Arc::new(Volume::open(folder).unwrap());
         let slots = Arc::new(Slots::of(Arc::clone(ring), &NodeName::new("a").unwrap(), None));
@@ -123,7 +126,7 @@ mod tests {
         let mut batch = WriteBatch::default();
         batch.stock(&snapshot, &[]);
         batch.stock_head(&StockHead::default());
-        batch.own(slots.record());
+        batch.set_ownership(slots.record());
         storage
             .permit()
             .await
@@ -154,7 +157,8 @@ mod tests {
         transactors
     }
 
-    /// Has everything copied that goes under a ring, and says what it leaves behind.
+    /// Copies all slots that a ring takes away. Returns the reservations that their orders leave
+    /// here.
     async fn left_behind(state: &Arc<VolumeState>, ring: &Ring) -> RemoteReservations {
         let lost: Vec<u32> = state.slots.lost(ring).map(|slot| slot.0).collect();
         let mut request = ExportRequest {
@@ -169,7 +173,7 @@ mod tests {
         // The first byte of a page says whether it is the last one.
         while exports.page(state, &request).await.unwrap()[0] == 0 {
             let early = exports.left_behind(&state.slots, 2, ring).await;
-            assert!(early.is_none(), "nothing was copied for that move");
+            assert!(early.is_none(), "no slot was copied for that migration");
             request.page += 1;
         }
         exports.left_behind(&state.slots, 1, ring).await.unwrap()
@@ -184,13 +188,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_goes_is_forgotten_and_what_it_leaves_behind_is_held_for_it() {
+    async fn released_slots_are_forgotten_and_reservations_of_their_orders_remain() {
         let folder = tempfile::tempdir().unwrap();
         let (alone, shared) = rings();
         let transactors = full(folder.path(), &alone).await;
         let state = transactors.state();
         let left_behind = left_behind(state, &shared).await;
-        state.let_go(&shared, Some(left_behind));
+        state.release_slots(&shared, Some(left_behind));
         state.forget_messages().await;
         let id = |store: u32| OrderId::parse(&format!("o{store}")).unwrap();
         let (mut held, mut gone) = (Vec::new(), 0);
@@ -207,7 +211,7 @@ mod tests {
                 .outbox()
                 .get(&id(store), crate::outbox::Kind::Announce)
                 .is_some();
-            assert_eq!(is_told, has_order, "the message goes with its order");
+            assert_eq!(is_told, has_order, "a message migrates with its order");
             let is_held = state.remote_reservations().get(&id(store), store).is_some();
             assert_eq!(is_held, has_store && !has_order, "store {store}");
             held.extend(is_held.then_some(store));
@@ -217,9 +221,9 @@ mod tests {
         }
         assert!(
             held.len() > 3 && gone > 3,
-            "some of each kind: {held:?} held, {gone} gone"
+            "too few of a kind: {held:?} held, {gone} gone"
         );
-        // The order's new volume says what became of the units, once and again.
+        // The order's new volume sends its settlement twice. The second one changes nothing.
         let store = held[0];
         let settlement = Settlement {
             store,
@@ -236,14 +240,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_step_of_an_owner_that_is_none_any_more_is_refused_in_the_commit_itself() {
+    async fn writes_of_a_former_owner_are_rejected_at_commit() {
         let folder = tempfile::tempdir().unwrap();
         let (alone, shared) = rings();
         let transactors = full(folder.path(), &alone).await;
         let state = transactors.state();
         let mut waiting = Vec::new();
-        // Fenced while all is here, and committed after the slots went: as if whoever made it had
-        // slept in between.
+        // The batches are fenced while all slots are here and committed after the slots have gone,
+        // as if their writer had slept in between.
         let stale: Vec<(OrderId, WriteBatch)> = (1..=40)
             .map(|number| {
                 let id = OrderId::parse(&format!("o{number}")).unwrap();
@@ -254,10 +258,10 @@ mod tests {
             })
             .collect();
         let left_behind = left_behind(state, &shared).await;
-        state.let_go(&shared, Some(left_behind));
+        state.release_slots(&shared, Some(left_behind));
         let mut seal = WriteBatch::default();
-        seal.own(state.slots.record());
-        // All in one group, or nearly: what is refused does no harm to what is committed beside it.
+        seal.set_ownership(state.slots.record());
+        // Nearly all batches share one group commit: a rejected one does not affect the others.
         let sealed = state.storage.permit().await.unwrap().send(seal);
         for (id, batch) in stale {
             waiting.push((id, state.storage.permit().await.unwrap().send(batch)));
@@ -279,9 +283,9 @@ mod tests {
         assert_eq!(record, state.slots.record());
         close(state).await;
         let again = Volume::open(folder.path()).unwrap();
-        assert_eq!(again.slot_ownership(), Some(record), "it lies in the volume");
+        assert_eq!(again.slot_ownership(), Some(record), "the record is durable");
         let counted = again.counters().orders[State::Reserved as usize];
-        assert_eq!(counted, 40, "what was refused was not counted");
+        assert_eq!(counted, 40, "rejected batches were not counted");
         tokio::task::spawn_blocking(move || again.close())
             .await
             .unwrap()

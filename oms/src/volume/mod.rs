@@ -1,4 +1,5 @@
-//! One volume that this process serves: its state in memory, its actors and its periodic tasks.
+//! One volume that this process serves: its state in memory, its transactors (actors) and its
+//! periodic tasks.
 //!
 //! **Invariants**
 //! - State in memory and rows on disk change in one order, under one lock.

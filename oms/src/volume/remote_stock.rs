@@ -98,10 +98,10 @@ struct Reserving {
 
 /// Gives units back whose reservation has ended, unless they were given back before.
 pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[Line], durable: Durable) {
-    if seeded("released-twice") && durable.has_ended {
+    if seeded("released-twice") && durable.reservations_ended {
         stock.release(store, lines);
     }
-    if durable.has_ended {
+    if durable.reservations_ended {
         stock.release(store, lines);
     } else {
         tracing::error!(%order, store, "units were to be given back that were not set aside any more");

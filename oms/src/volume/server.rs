@@ -1,9 +1,15 @@
-//! A volume that this process serves: its rooms, the tasks that work in them, and its routes.
+//! A volume server: one volume that this process serves, with its state, its jobs and its entry
+//! point for requests.
 //!
-//! A post is furnished from its volume when that is opened. When the ring gives the volume other
-//! slots, the post follows: what came is taken into the rooms, what went is forgotten (`handover`),
-//! and everybody else is served meanwhile. Only slots for which it finds nothing prepared make it
-//! close down (what is queued becomes durable, what comes later is refused) and be furnished anew.
+//! **Invariants**
+//! - The state in memory is loaded when the volume is opened. When the ring changes, the server
+//!   follows it (`handover`) while all other slots are served.
+//! - A server first sets its mark or seal for a migration, and then asks whether the migration is
+//!   still under way. So no mark of an ended migration remains.
+//! - A server for which a change of slots was not prepared quiesces and is started again from its
+//!   volume.
+//!
+//! Deliberately absent: the choice of the volumes to serve, which the reconciler applies.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -34,7 +40,7 @@ use crate::volume::remote_stock::{self, RemoteVolumes};
 use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
-/// What all posts of a node share.
+/// The state that all volume servers of a node share.
 pub(crate) struct NodeContext {
     pub(crate) config: NodeConfig,
     pub(crate) wms: Arc<dyn Warehouse>,
@@ -50,29 +56,30 @@ async fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, P
     Ok(cluster_state.moving.is_some_and(|moving| moving.id == id))
 }
 
-/// One volume, served.
+/// One volume that is being served.
 pub(crate) struct VolumeServer {
     pub(crate) volume: NodeName,
     pub(crate) app: Arc<App>,
-    /// The way in to the public routes, about this volume.
+    /// The entry point of the operations on this volume.
     pub(crate) entrance: Entrance,
-    /// Slots on their way to other volumes.
+    /// Slots that are being copied to other volumes.
     pub(crate) exports: Exports,
-    /// Slots on their way here.
+    /// Slots that are being copied to this volume.
     pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
-    /// How far that is.
+    /// Progress of the copy in `incoming`.
     pub(crate) progress: Mutex<Progress>,
-    /// How fast they may come.
+    /// Maximum rate of the copy in `incoming`.
     pub(crate) move_rows_per_second: Option<u64>,
-    /// True while the volume has just what its ring gives it, and nothing else lies about in it.
-    settled: Arc<AtomicBool>,
+    /// `true` while the volume owns exactly the slots of its ring, and has neither staged nor stale
+    /// rows.
+    is_clean: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     working: Mutex<Vec<JoinHandle<()>>>,
-    purging: Mutex<Option<JoinHandle<()>>>,
+    cleaning: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl VolumeServer {
-    /// Furnishes a post over an open volume.
+    /// Starts the server of an open volume.
     pub(crate) async fn start(
         context: &NodeContext,
         volume: &NodeName,
@@ -83,15 +90,15 @@ impl VolumeServer {
     ) -> Result<Arc<VolumeServer>, NodeError> {
         let record = storage.slot_ownership();
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
-        let mut stale_rows = target::settle(&storage, cluster_state.committed).await?;
+        let mut stale_rows = target::resolve_unfinished(&storage, cluster_state.committed).await?;
         if record.is_some_and(|record| record.slots().any(|slot| !slots.has(Slot(slot)))) {
-            // The volume had slots, when it was last open, that went elsewhere without it: they
-            // must not come back as they were.
+            // The volume owned slots that migrated while it was closed. Their rows are outdated and
+            // must not come back.
             stale_rows.get_or_insert(StaleRows::Counted);
         }
         if let Some(moving) = &cluster_state.moving {
-            // A copy of these may have been made before the volume was last closed: nothing may be
-            // added to it.
+            // These slots may have been copied completely before the volume was closed. A further
+            // commit would be lost.
             let volume = slots.volume();
             let goes = |slot: &u32| moving.next.owner(Slot(*slot)).is_ok_and(|owner| owner != volume);
             slots.seal((0..ring.slots()).filter(goes), moving.id);
@@ -101,9 +108,10 @@ impl VolumeServer {
             .is_none_or(|record| record != slots.record())
         {
             let mut batch = WriteBatch::default();
-            batch.own(slots.record());
+            batch.set_ownership(slots.record());
             if stale_rows == Some(StaleRows::Counted) {
-                // Once the record is this one, nothing else tells of what lies about.
+                // This record replaces the only evidence of the stale rows, so the note about them
+                // is written with it.
                 batch.put_raw(Table::Meta, PURGE, &cluster_state.version.to_be_bytes());
             }
             storage.permit().await?.send(batch).durable().await?;
@@ -117,7 +125,7 @@ impl VolumeServer {
                 reservations = loaded.reservations.len(),
                 messages = loaded.messages.len(),
                 deliveries = loaded.deliveries.len(),
-                "the volume was read"
+                "volume loaded"
             );
             let state = VolumeState::new(storage, opened, loaded, limits, clock, Some(remote));
             Ok::<_, StorageError>((state, statistics))
@@ -141,14 +149,14 @@ impl VolumeServer {
             incoming: tokio::sync::Mutex::default(),
             progress: Mutex::default(),
             move_rows_per_second: context.config.move_rows_per_second,
-            settled: Arc::new(AtomicBool::new(stale_rows.is_none())),
+            is_clean: Arc::new(AtomicBool::new(stale_rows.is_none())),
             stop,
             working: Mutex::default(),
-            purging: Mutex::default(),
+            cleaning: Mutex::default(),
         };
         server.begin(context, &statistics, &stopped);
         if let Some(stale_rows) = stale_rows {
-            server.purge(stale_rows);
+            server.start_cleanup(stale_rows);
         }
         Ok(Arc::new(server))
     }
@@ -162,20 +170,17 @@ impl VolumeServer {
         let transactors = &self.app.transactors;
         let state = self.app.state();
         let mut working = self.working();
-        working.push(runtime::spawn(dispatcher::carry(
+        working.push(runtime::spawn(dispatcher::run(
             Arc::clone(transactors),
             Arc::clone(&context.wms),
             stopped.clone(),
         )));
-        working.push(runtime::spawn(expiry::expire_always(
+        working.push(runtime::spawn(expiry::run(
             Arc::clone(transactors),
             context.config.payment_timeout,
             stopped.clone(),
         )));
-        working.push(runtime::spawn(retention::sweep_always(
-            Arc::clone(state),
-            stopped.clone(),
-        )));
+        working.push(runtime::spawn(retention::run(Arc::clone(state), stopped.clone())));
         if !context.config.stat_scan_every.is_zero() {
             let scanner = Scanner::new(
                 context.config.data.clone(),
@@ -186,7 +191,7 @@ impl VolumeServer {
             let scanning = scanner.run(context.config.stat_scan_every, stopped.clone());
             working.push(runtime::spawn(scanning));
         }
-        if let Some(remote) = state.any_far() {
+        if let Some(remote) = state.remote_client() {
             working.push(runtime::spawn(remote_stock::settle_always(
                 Arc::clone(state),
                 Arc::clone(remote),
@@ -195,18 +200,20 @@ impl VolumeServer {
         }
     }
 
-    fn purge(&self, stale_rows: StaleRows) {
-        self.settled.store(false, Ordering::Release);
+    fn start_cleanup(&self, stale_rows: StaleRows) {
+        self.is_clean.store(false, Ordering::Release);
         let state = Arc::clone(self.app.state());
-        let (settled, stopped) = (Arc::clone(&self.settled), self.stop.subscribe());
+        let (is_clean, stopped) = (Arc::clone(&self.is_clean), self.stop.subscribe());
         let volume = self.volume.clone();
-        *self.purging() = Some(runtime::spawn(async move {
+        *self.cleaning() = Some(runtime::spawn(async move {
             state.forget_messages().await;
-            match cleanup::purge(&state.storage, &state.slots, stale_rows, || *stopped.borrow()).await {
-                Ok(is_done) => settled.store(is_done, Ordering::Release),
+            match cleanup::remove_stale_rows(&state.storage, &state.slots, stale_rows, || *stopped.borrow())
+                .await
+            {
+                Ok(is_done) => is_clean.store(is_done, Ordering::Release),
                 Err(StorageError::Closed) => {}
                 Err(error) => {
-                    tracing::error!(%volume, %error, "what went elsewhere cannot be purged");
+                    tracing::error!(%volume, %error, "stale rows not removed");
                 }
             }
         }));
@@ -216,22 +223,23 @@ impl VolumeServer {
         self.working.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn purging(&self) -> std::sync::MutexGuard<'_, Option<JoinHandle<()>>> {
-        self.purging.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cleaning(&self) -> std::sync::MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.cleaning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The ring that it follows.
+    /// Returns the ring that this server follows.
     pub(crate) fn ring(&self) -> Arc<Ring> {
         self.app.state().slots.ring()
     }
 
-    /// The epoch of the ring that it follows, once nothing of an earlier one lies about.
+    /// Returns the epoch of the ring that this server follows. `None` while rows of an earlier
+    /// migration are being removed.
     pub(crate) fn settled_epoch(&self) -> Option<Epoch> {
-        let is_settled = self.settled.load(Ordering::Acquire);
-        is_settled.then(|| self.app.state().slots.ring().epoch())
+        let is_clean = self.is_clean.load(Ordering::Acquire);
+        is_clean.then(|| self.app.state().slots.ring().epoch())
     }
 
-    /// How much of the slots that are on their way here has come.
+    /// Returns the progress of the copy to this volume.
     pub(crate) fn progress(&self) -> Progress {
         self.progress
             .lock()
@@ -239,51 +247,53 @@ impl VolumeServer {
             .clone()
     }
 
-    fn nothing_came(&self) {
+    fn reset_progress(&self) {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.copied = Imported::default();
     }
 
-    /// Gets ready for the slots of a move, if that is under way.
+    /// Prepares for the slots of a migration, if that migration is under way.
     pub(crate) async fn expect(&self, authority: &Arc<dyn Authority>, id: u64) -> Result<(), Problem> {
         let mut incoming = self.incoming.lock().await;
         if incoming.as_ref().is_some_and(|incoming| incoming.id == id) {
             return Ok(());
         }
-        if !self.settled.load(Ordering::Acquire) {
-            return Err(Problem::busy("something of an earlier move lies about here"));
+        if !self.is_clean.load(Ordering::Acquire) {
+            return Err(Problem::busy(
+                "the rows of an earlier migration are still being removed",
+            ));
         }
         *incoming = Some(Incoming::new(id));
-        self.nothing_came();
-        // Asked after this is known to be expected: if the move is over by then, the keeper has
-        // looked, or will not look any more.
+        self.reset_progress();
+        // The question comes after `incoming` is set. If the migration has ended by now, the
+        // reconciler may have missed `incoming`, so it is reset here.
         if is_under_way(authority, id).await? {
-            self.settled.store(false, Ordering::Release);
-            target::hold_expiry(&self.app.state().storage);
+            self.is_clean.store(false, Ordering::Release);
+            target::pause_expiry(&self.app.state().storage);
             return Ok(());
         }
         *incoming = None;
-        Err(Problem::conflict("no-such-move", "the move is over"))
+        Err(Problem::conflict("no-such-move", "the migration has ended"))
     }
 
-    /// Seals slots that go away.
+    /// Seals slots that migrate to another volume.
     pub(crate) async fn seal(
         &self,
         authority: &Arc<dyn Authority>,
         request: &ExportRequest,
     ) -> Result<(), Problem> {
         let state = self.app.state();
-        self.settled.store(false, Ordering::Release);
+        self.is_clean.store(false, Ordering::Release);
         source::seal(state, request).await?;
-        // Asked after the seal, as in `expect`.
+        // Asked after the seal, for the same reason as in `expect`.
         if is_under_way(authority, request.id).await? {
             return Ok(());
         }
         self.unseal().await?;
-        Err(Problem::conflict("no-such-move", "the move is over"))
+        Err(Problem::conflict("no-such-move", "the migration has ended"))
     }
 
-    /// What was sealed stays here after all.
+    /// Removes all seals: the slots stay here.
     pub(crate) async fn unseal(&self) -> Result<(), StorageError> {
         let state = self.app.state();
         let permit = state.storage.permit().await?;
@@ -292,18 +302,19 @@ impl VolumeServer {
             state.slots.unseal();
             let mut batch = WriteBatch::default();
             batch.remove(Table::Meta, PURGE);
-            batch.own(state.slots.record());
+            batch.set_ownership(state.slots.record());
             permit.send(batch)
         };
         ticket.durable().await?;
-        if self.incoming.lock().await.is_none() && self.purging().as_ref().is_none_or(JoinHandle::is_finished)
+        if self.incoming.lock().await.is_none()
+            && self.cleaning().as_ref().is_none_or(JoinHandle::is_finished)
         {
-            self.settled.store(true, Ordering::Release);
+            self.is_clean.store(true, Ordering::Release);
         }
         Ok(())
     }
 
-    /// Undoes what is under way here of moves other than the one that the state speaks of.
+    /// Undoes all local steps of migrations other than the one in the state.
     pub(crate) async fn undo(&self, cluster_state: &ClusterState) -> Result<(), StorageError> {
         let under_way = cluster_state.moving.as_ref().map(|moving| moving.id);
         self.exports.keep_only(under_way);
@@ -315,33 +326,33 @@ impl VolumeServer {
             incoming.take_if(is_over)
         };
         if dropped.is_some() {
-            tracing::info!(volume = %self.volume, "the move was undone; what had come of it is taken out");
-            self.end_of_arrival();
+            tracing::info!(volume = %self.volume, "migration undone; its staged rows are being removed");
+            self.end_staging();
             self.app.state().outbox().unpark();
-            self.purge(StaleRows::NeverInForce);
+            self.start_cleanup(StaleRows::NeverActive);
         }
         let sealed_for = self.app.state().slots.sealed_for();
-        // A state that was read before the slots were sealed says nothing about the move that they
-        // are sealed for.
+        // An older state does not know the migration for which the slots were sealed, so it cannot
+        // undo the seal.
         if sealed_for.is_some_and(|id| id <= cluster_state.version && Some(id) != under_way) {
             self.unseal().await?;
-            tracing::info!(volume = %self.volume, "the move was undone");
+            tracing::info!(volume = %self.volume, "migration undone; its slots are unsealed");
         }
         Ok(())
     }
 
-    fn end_of_arrival(&self) {
+    fn end_staging(&self) {
         self.app
             .state()
             .storage
-            .pages_in_force
+            .first_inactive_page
             .store(u64::MAX, Ordering::Release);
-        self.nothing_came();
+        self.reset_progress();
     }
 
-    /// Takes in the slots that a move brought. False if there are some for which nothing is
-    /// prepared here.
-    pub(crate) async fn take_in(
+    /// Activates the slots that a committed migration copied here. Returns `false` if the new ring
+    /// gives slots for which nothing is prepared.
+    pub(crate) async fn activate_slots(
         &self,
         cluster_state: &ClusterState,
         ring: &Arc<Ring>,
@@ -351,62 +362,62 @@ impl VolumeServer {
         if !gets {
             return Ok(true);
         }
-        let came = self
+        let arrived = self
             .incoming
             .lock()
             .await
             .take_if(|incoming| incoming.id == cluster_state.committed);
-        let Some(mut came) = came.filter(|_| !loses) else {
+        let Some(mut arrived) = arrived.filter(|_| !loses) else {
             return Ok(false);
         };
         let begun = Instant::now();
-        let at_rest = self.app.stock_at_rest().await;
-        let (storage, note, staged) = (Arc::clone(&state.storage), came.note, came.staged.take());
+        let uploads_locked = self.app.lock_stock_uploads().await;
+        let (storage, note, staged) = (Arc::clone(&state.storage), arrived.note, arrived.staged.take());
         let staged = target::blocking(move || match staged {
             Some(staged) if staged.fits(&storage)? => Ok(staged),
-            // A snapshot was put in force here since it was read.
+            // A stock snapshot was applied here after the staged rows were read.
             _ => StagedRows::read(&storage, &note),
         });
         let staged = staged.await?;
         let ready = Instant::now();
-        let sums = std::mem::take(&mut came.state.sums);
+        let sums = std::mem::take(&mut arrived.state.sums);
         let gets_statistics = !state.slots.has_statistics();
         let permit = state.storage.permit().await?;
         let ticket = {
-            // Whoever adds to them looks at the slots first, under a lock that is held while they
-            // change.
+            // The stat import checks the slots before it adds sums. This lock keeps both steps
+            // consistent with the change of the slots.
             let mut statistics = self
                 .app
                 .statistics
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            let ticket = state.take_in(ring, &mut came.state, staged, permit);
+            let ticket = state.activate_slots(ring, &mut arrived.state, staged, permit);
             if gets_statistics && state.slots.has_statistics() {
-                statistics.become_those(sums);
+                statistics.replace_all(sums);
             }
             ticket
         };
-        drop(at_rest);
-        tracing::debug!(volume = %self.volume, ready_ms = (ready - begun).as_millis(), locked_ms = ready.elapsed().as_millis(), "slots are in force");
-        self.end_of_arrival();
-        let settled = Arc::clone(&self.settled);
+        drop(uploads_locked);
+        tracing::debug!(volume = %self.volume, ready_ms = (ready - begun).as_millis(), locked_ms = ready.elapsed().as_millis(), "slots activated");
+        self.end_staging();
+        let is_clean = Arc::clone(&self.is_clean);
         let volume = self.volume.clone();
         runtime::spawn(async move {
-            // The rows are in force by the state; this is only the counts and the notes, which
-            // every step that follows comes after.
+            // The state already makes the rows active. This commit adds the counts and removes the
+            // notes, and every later commit comes after it.
             match ticket.durable().await {
-                Ok(()) => settled.store(true, Ordering::Release),
-                Err(error) => tracing::error!(%volume, %error, "what came could not be noted to be in force"),
+                Ok(()) => is_clean.store(true, Ordering::Release),
+                Err(error) => tracing::error!(%volume, %error, "activation of slots not committed"),
             }
-            tracing::debug!(%volume, after_ms = begun.elapsed().as_millis(), "that slots are in force is durable");
-            came.state.forget().await;
+            tracing::debug!(%volume, after_ms = begun.elapsed().as_millis(), "activation of slots durable");
+            arrived.state.drop_slowly().await;
         });
         Ok(true)
     }
 
-    /// Lets go of the slots that a move took away. False if there are some that were not copied
-    /// from here.
-    pub(crate) async fn let_go(
+    /// Releases the slots that a committed migration copied from here. Returns `false` if the new
+    /// ring takes slots that were not copied from here.
+    pub(crate) async fn release_slots(
         &self,
         cluster_state: &ClusterState,
         ring: &Arc<Ring>,
@@ -425,7 +436,7 @@ impl VolumeServer {
         } else {
             None
         };
-        let at_rest = self.app.stock_at_rest().await;
+        let uploads_locked = self.app.lock_stock_uploads().await;
         let begun = Instant::now();
         {
             let mut statistics = self
@@ -433,29 +444,28 @@ impl VolumeServer {
                 .statistics
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            state.let_go(ring, left_behind);
+            state.release_slots(ring, left_behind);
             if !state.slots.has_statistics() {
-                statistics.become_those(Default::default());
+                statistics.replace_all(Default::default());
             }
         }
-        drop(at_rest);
-        tracing::debug!(volume = %self.volume, locked_ms = begun.elapsed().as_millis(), "slots have gone");
+        drop(uploads_locked);
+        tracing::debug!(volume = %self.volume, locked_ms = begun.elapsed().as_millis(), "slots released");
         if loses {
-            self.purge(StaleRows::Counted);
+            self.start_cleanup(StaleRows::Counted);
         }
         Ok(true)
     }
 
-    /// Writes down what would else be replayed when the volume is opened again. It is served
-    /// meanwhile.
+    /// Writes a checkpoint, so that the next open replays little. Requests are served during it.
     pub(crate) async fn checkpoint(&self) -> Result<(), StorageError> {
         let storage = Arc::clone(&self.app.state().storage);
         target::blocking(move || storage.checkpoint()).await
     }
 
-    /// Takes no more steps: what is queued becomes durable, what comes later is refused, the tasks
-    /// end.
-    pub(crate) async fn rest(&self) {
+    /// Stops all work on the volume: queued writes become durable, later ones are rejected, and the
+    /// jobs end.
+    pub(crate) async fn quiesce(&self) {
         let state = self.app.state();
         {
             let _stock = state.stock();
@@ -464,25 +474,25 @@ impl VolumeServer {
         let _ = self.stop.send(true);
         let working = std::mem::take(&mut *self.working());
         for task in working {
-            // What it queued is queued, what it waits for is refused from here on.
+            // Writes that the job queued are not lost. Its further writes are rejected anyway.
             task.abort();
             let _ = task.await;
         }
-        let purging = self.purging().take();
-        if let Some(task) = purging {
-            // It works in a thread of its own, by slots that are no longer: it must have ended
-            // before there are others.
+        let cleaning = self.cleaning().take();
+        if let Some(task) = cleaning {
+            // The cleanup runs on blocking threads and uses the current slots. It must have ended
+            // before they change.
             let _ = task.await;
         }
         if let Ok(permit) = state.storage.permit().await {
-            // Comes after all that was queued. A failure has been told to those whom it concerns.
+            // This empty commit comes after all queued ones. Their own callers get their errors.
             let _ = permit.send(WriteBatch::default()).durable().await;
         }
     }
 
-    /// Rests, then lets go of the volume.
+    /// Quiesces and closes the volume.
     pub(crate) async fn close(&self) -> Result<(), StorageError> {
-        self.rest().await;
+        self.quiesce().await;
         let storage = Arc::clone(&self.app.state().storage);
         runtime::blocking(move || storage.close())
             .await

@@ -1,12 +1,16 @@
-//! What carries out the decisions about orders: the rooms of one volume and the few functions that
-//! change them.
+//! The state of one volume in memory, and the steps that change it.
 //!
-//! Each function here begins one atomic step: it decides with `order`, changes the stock in memory
-//! and queues the rows under one lock, so that memory and volume change in the same order. Whoever
-//! began it waits until the rows are durable and then calls `finish`, which tells the outbox and
-//! gives units back; if the rows could not be made durable it sets memory back. Nothing here waits,
-//! so a step is never left half begun. Steps are taken by the order's transactor alone, so no two
-//! run for one order at a time.
+//! A step decides with `order`, changes the stock in memory and queues the rows under one lock. The
+//! caller waits until the rows are durable and then calls `finish`. `finish` updates the outbox and
+//! releases units, or reverts the stock if the commit failed.
+//!
+//! **Invariants**
+//! - Memory and rows change in the same order.
+//! - No step awaits, so a step is never cancelled halfway.
+//! - Only the transactor of an order takes its steps, so no two run for one order at a time.
+//! - The lock of the stock is taken before that of the remote reservations.
+//!
+//! Deliberately absent: waiting and retrying, which belong to `transactor`.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -31,92 +35,91 @@ use crate::volume::followers::Followers;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
 use crate::volume::remote_stock::{self, RemoteVolumes};
 
-/// Why a step was not taken.
+/// The reason why a step was not taken.
 #[derive(Clone, Debug)]
 pub(crate) enum OrderError {
-    /// There is no such order.
+    /// The order does not exist.
     Unknown,
     /// The order's state forbids it.
     Refused(Refusal),
-    /// What it is about is not here, or not any more: whoever asked must look where it is now.
+    /// This volume does not own the order, store or statistics. The caller must route again.
     Moved,
-    /// Another node has it and does not answer.
+    /// The node that owns the order or store does not answer.
     Away(String),
-    /// Too much waits already; come back later.
+    /// A queue is full. The caller may retry later.
     Busy(&'static str),
-    /// The volume could not do its part.
+    /// Reading or writing the volume failed.
     Storage(StorageError),
-    /// The transactor ended without an answer; the order is as it last became durable.
+    /// The transactor ended without an answer. The order is in its last durable state.
     Interrupted,
 }
 
 impl From<StorageError> for OrderError {
     fn from(error: StorageError) -> OrderError {
         match error {
-            StorageError::Busy => OrderError::Busy("too many changes are waiting to become durable"),
-            // The volume changes hands, or the node stops.
+            StorageError::Busy => OrderError::Busy("the commit queue is full; retry"),
+            // The volume is being handed over, or the node is stopping.
             StorageError::Closed | StorageError::Stale => OrderError::Moved,
             error => OrderError::Storage(error),
         }
     }
 }
 
-/// What became of an order.
+/// The result of a step.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
-    /// The order as it now is.
+    /// The order after the step.
     pub(crate) order: Arc<Order>,
-    /// True if the command had been carried out before.
+    /// `true` if the command had been executed before.
     pub(crate) repeated: bool,
 }
 
-/// A step that was begun.
+/// The result of beginning a step.
 pub(crate) enum Begun {
-    /// Nothing was to be done.
+    /// The step changes nothing.
     Done(Outcome),
-    /// Its rows are queued: to be waited for and finished, whoever asked for it and whether they
-    /// still listen.
+    /// The rows are queued. The step must be finished even if the client has disconnected.
     Pending(Pending),
 }
 
-/// A step whose rows are queued and not yet known to be durable.
+/// A step with queued rows that may not be durable yet.
 pub(crate) struct Pending {
     pub(crate) ticket: Ticket,
     order: Arc<Order>,
     units: Units,
-    /// What the store of these units was to the volume when the step was begun.
+    /// The fence of the units' store at the beginning of the step.
     store_fence: Option<Fence>,
-    /// What was held in that store for the order, as for one of another volume, until the step.
+    /// The remote reservation of the order in that store, which the step replaces.
     replaced: Option<RemoteReservation>,
     answered: Option<Kind>,
     wanted: Option<(Kind, Message)>,
     settlement: Option<Settlement>,
 }
 
-/// The rooms of one volume.
+/// The state of one volume in memory.
 pub(crate) struct VolumeState {
     pub(crate) storage: Arc<Volume>,
-    /// Which slots are here; changed under the lock of the stock.
+    /// The slots that the volume owns. Changed only under the lock of the stock.
     pub(crate) slots: Arc<Slots>,
     remote: Option<Arc<dyn RemoteVolumes>>,
     stock: Mutex<Stock>,
     outbox: Mutex<Outbox>,
     remote_reservations: Mutex<RemoteReservations>,
     settlements: Mutex<BTreeMap<OrderId, Settlement>>,
-    /// Told whenever there is something to settle.
+    /// Notified when there is a new settlement.
     pub(crate) settler_called: Notify,
-    /// Told whenever the courier may have something to do.
-    pub(crate) courier_called: Notify,
+    /// Notified when a message may be due.
+    pub(crate) message_due: Notify,
     pub(crate) clock: Clock,
-    /// The zero of this volume's monotonic milliseconds.
     /// Copies of the stock that other nodes keep.
     pub(crate) followers: Followers,
+    /// Origin of this volume's monotonic milliseconds.
     began: Instant,
 }
 
 impl VolumeState {
-    /// The rooms over an open volume, furnished from it.
-    /// `remote` reaches the other volumes; without it there are none.
+    /// Builds the state from the rows of an open volume. `remote` is the client for the other
+    /// volumes; without it there are none.
     pub(crate) fn new(
         storage: Arc<Volume>,
         slots: Arc<Slots>,
@@ -131,10 +134,10 @@ impl VolumeState {
         });
         let counted = (
             loaded.stock_head,
-            loaded.snapshot.counted_apart(&loaded.stock_head),
+            loaded.snapshot.counted_to_overrides(&loaded.stock_head),
         );
         let stock = Stock::new(
-            loaded.snapshot.into_shelves(&Arc::default()),
+            loaded.snapshot.into_matrix(&Arc::default()),
             counted,
             &loaded.reservations,
             loaded.deliveries,
@@ -154,7 +157,7 @@ impl VolumeState {
             remote_reservations: Mutex::new(remote_reservations),
             settlements: Mutex::new(settlements),
             settler_called: Notify::new(),
-            courier_called: Notify::new(),
+            message_due: Notify::new(),
             clock,
             followers: Followers::new(),
             began,
@@ -169,50 +172,54 @@ impl VolumeState {
         }
     }
 
-    /// The stock. Held for microseconds only, never across an await.
+    /// Locks the stock. The guard is held for microseconds only, never across an await.
     pub(crate) fn stock(&self) -> MutexGuard<'_, Stock> {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The outbox. Held for microseconds only, never across an await.
+    /// Locks the outbox. The guard is held for microseconds only, never across an await.
     pub(crate) fn outbox(&self) -> MutexGuard<'_, Outbox> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is held for orders elsewhere. Taken after the stock, where both are.
+    /// Locks the reservations for orders of other volumes. The lock of the stock comes first where
+    /// both are taken.
     pub(crate) fn remote_reservations(&self) -> MutexGuard<'_, RemoteReservations> {
         self.remote_reservations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What other volumes must be told.
+    /// Locks the settlements that other volumes have not confirmed.
     pub(crate) fn settlements(&self) -> MutexGuard<'_, BTreeMap<OrderId, Settlement>> {
         self.settlements.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The way to other volumes, whether there are any now or not.
-    pub(crate) fn any_far(&self) -> Option<&Arc<dyn RemoteVolumes>> {
+    /// Returns the client for other volumes, even if there is no other volume now.
+    pub(crate) fn remote_client(&self) -> Option<&Arc<dyn RemoteVolumes>> {
         self.remote.as_ref()
     }
 
-    /// The other volumes, if there are any.
+    /// Returns the client for other volumes if there are any.
     pub(crate) fn remote(&self) -> Option<&Arc<dyn RemoteVolumes>> {
         self.remote.as_ref().filter(|_| !self.slots.is_alone())
     }
 
-    /// Takes a new order: sets its units aside, or rejects it, and has it announced. `there` is the
-    /// store of another volume that holds its units already (see `remote_stock`); `looked` says
-    /// that other volumes were asked, if there were any.
+    /// Begins to place a new order: reserves its units and queues its announcement, or rejects it.
+    ///
+    /// `remote_store` is the store of another volume in which its units are already reserved (see
+    /// `remote_stock`). `has_asked_others` says that other volumes were asked, if there were any.
     pub(crate) fn place(
         &self,
         id: &OrderId,
         lines: Box<[Line]>,
-        there: Option<u32>,
-        looked: bool,
+        remote_store: Option<u32>,
+        has_asked_others: bool,
     ) -> Result<Pending, OrderError> {
         if self.outbox().is_full() {
-            return Err(OrderError::Busy("too many messages wait for the warehouse"));
+            return Err(OrderError::Busy(
+                "too many messages are waiting for the warehouse",
+            ));
         }
         let now_ms = self.clock.now_ms();
         let message = Message::new(now_ms);
@@ -222,31 +229,32 @@ impl VolumeState {
         let (order, ticket) = {
             let mut stock = self.stock();
             self.slots.check_order(id)?;
-            if !looked && self.remote().is_some() {
-                // Another volume has come meanwhile, and with it stores that may come first.
+            if !has_asked_others && self.remote().is_some() {
+                // Another volume has joined since then. Its stores may come before the stores here.
                 return Err(OrderError::Moved);
             }
-            if there.is_none()
+            if remote_store.is_none()
                 && self.slots.some_sealed()
                 && let Some(store) = stock.first_store(&lines)
             {
                 self.slots.check_store(store)?;
             }
-            let here = match there {
+            let here = match remote_store {
                 None => stock.first_store(&lines),
                 Some(_) => None,
             };
             if let Some(store) = here {
-                // What is held for it, when it was to live elsewhere, is replaced.
+                // A reservation from an earlier attempt to place the order at another volume is
+                // replaced.
                 replaced = self.remote_reservations().take_over(id, store)?;
-                stock.promise(store, &lines);
+                stock.reserve_units(store, &lines);
             }
-            let store = there.or(here);
+            let store = remote_store.or(here);
             batch.fence(self.slots.fence_of_order(id));
             let order = Order::place(id.clone(), lines, store, now_ms);
             batch.order(&order, None);
             if let Some(store) = store {
-                if there.is_none() {
+                if remote_store.is_none() {
                     let fence = self.slots.fence_of_store(store);
                     store_fence = Some(fence);
                     batch.fence(fence);
@@ -258,9 +266,9 @@ impl VolumeState {
         };
         Ok(Pending {
             ticket,
-            units: match (order.store, there) {
-                (Some(_), None) => Units::SetAside,
-                _ => Units::Stay,
+            units: match (order.store, remote_store) {
+                (Some(_), None) => Units::Reserve,
+                _ => Units::Unchanged,
             },
             store_fence,
             replaced,
@@ -271,8 +279,8 @@ impl VolumeState {
         })
     }
 
-    /// Carries a command out on an order; `permit` is for those that wait for room (see
-    /// `Ask::waits_for_room`).
+    /// Begins a command on an order. `permit` is given for requests that wait for room in the
+    /// commit queue (see `Ask::waits_for_room`).
     pub(crate) fn command(
         &self,
         order: Arc<Order>,
@@ -298,9 +306,10 @@ impl VolumeState {
         self.take(permit, step, &order, after).map(Begun::Pending)
     }
 
-    /// Returns the command without the number of a delivery that no warehouse can have reached.
+    /// Returns the command without its delivery number if no warehouse can have reached that
+    /// number.
     ///
-    /// The delivery itself stays: it counts as one without a number.
+    /// The delivery itself remains. It is treated as a delivery without a number.
     fn with_plausible_number<'a>(&self, order: &Order, command: &'a Command) -> Cow<'a, Command> {
         let Command::ConfirmDelivery {
             sequence: Some(sequence),
@@ -337,22 +346,22 @@ impl VolumeState {
             self.slots.check_order(&after.id)?;
             batch.fence(self.slots.fence_of_order(&after.id));
             let is_here = match after.store {
-                Some(store) if !matches!(step.units, Units::Stay) => self.slots.check_store(store)?,
+                Some(store) if !matches!(step.units, Units::Unchanged) => self.slots.check_store(store)?,
                 _ => true,
             };
             if !is_here {
                 settlement = step.settlement(&after);
-            } else if let (Units::Return | Units::Leave { .. }, Some(store)) = (&step.units, after.store) {
+            } else if let (Units::Release | Units::Deliver { .. }, Some(store)) = (&step.units, after.store) {
                 let fence = self.slots.fence_of_store(store);
                 store_fence = Some(fence);
                 batch.fence(fence);
-                // It came from another volume, and takes what was held for it here.
+                // An order that migrated here takes over its remote reservation.
                 replaced = self.remote_reservations().take_over(&after.id, store)?;
                 batch.unreserve(&after.id, store);
             }
             if let Some(settlement) = &settlement {
                 batch.settlement(&after.id, settlement);
-            } else if let (Units::Leave { sequence }, Some(store)) = (&step.units, after.store)
+            } else if let (Units::Deliver { sequence }, Some(store)) = (&step.units, after.store)
                 && let Some(delivery) = stock.deliver(&after.id, store, &after.lines, *sequence)
             {
                 batch.delivery(&after.id, delivery);
@@ -363,7 +372,7 @@ impl VolumeState {
             ticket,
             order: Arc::new(after),
             units: if settlement.is_some() {
-                Units::Stay
+                Units::Unchanged
             } else {
                 step.units
             },
@@ -375,8 +384,7 @@ impl VolumeState {
         })
     }
 
-    /// Ends a step once its rows are durable, or takes it back in memory if they could not be made
-    /// so.
+    /// Finishes a step once its rows are durable, or reverts it in memory if the commit failed.
     pub(crate) fn finish(
         &self,
         step: Pending,
@@ -393,7 +401,7 @@ impl VolumeState {
             ..
         } = step;
         if let (Some(store), Some(fence)) = (order.store, store_fence) {
-            self.end_units(&order, store, fence, (units, replaced), durable.as_ref().ok());
+            self.update_units(&order, store, fence, (units, replaced), durable.as_ref().ok());
             self.followers.stock_has_changed();
         }
         if !seeded("not-durable") {
@@ -420,7 +428,7 @@ impl VolumeState {
             }
         }
         if wake {
-            self.courier_called.notify_one();
+            self.message_due.notify_one();
         }
         Ok(Outcome {
             order,
@@ -428,8 +436,8 @@ impl VolumeState {
         })
     }
 
-    /// Has the stock in memory follow what became of a step's rows in the volume.
-    fn end_units(
+    /// Updates the stock in memory after the commit of a step succeeded or failed.
+    fn update_units(
         &self,
         order: &Order,
         store: u32,
@@ -438,37 +446,37 @@ impl VolumeState {
         durable: Option<&Durable>,
     ) {
         let mut stock = self.stock();
-        // A store that has gone to another volume meanwhile took these rows with it, whether or not
-        // it came back.
+        // The store has migrated since the step began, and took these rows along. This holds even
+        // if it has come back.
         if self.slots.fence_of_store(store) != fence {
             return;
         }
         match (units, durable) {
-            (Units::SetAside, Some(_)) => {
+            (Units::Reserve, Some(_)) => {
                 if let Some(reservation) = replaced {
                     stock.release(store, reservation.lines());
                 }
             }
-            // Only now may another order have them: had they been given back before, a commit that
-            // fails could leave the same units promised twice.
-            (Units::Return | Units::Leave { .. }, Some(durable)) => {
+            // The units become available only now. If they were released before the commit and it
+            // failed, they could be promised twice.
+            (Units::Release | Units::Deliver { .. }, Some(durable)) => {
                 remote_stock::release(&mut stock, &order.id, store, &order.lines, *durable);
             }
             (units, None) => {
                 match units {
-                    Units::SetAside => stock.release(store, &order.lines),
-                    Units::Leave { .. } => stock.undo_delivery(&order.id),
-                    Units::Return | Units::Stay => {}
+                    Units::Reserve => stock.release(store, &order.lines),
+                    Units::Deliver { .. } => stock.undo_delivery(&order.id),
+                    Units::Release | Units::Unchanged => {}
                 }
                 if let Some(reservation) = replaced {
                     self.remote_reservations().insert(&order.id, store, reservation);
                 }
             }
-            (Units::Stay, Some(_)) => {}
+            (Units::Unchanged, Some(_)) => {}
         }
     }
 
-    /// Writes down how a message of an order fares, if the order still wants it sent.
+    /// Begins to record the attempts of a message, if the order still needs the message.
     pub(crate) fn note_message(
         &self,
         order: Arc<Order>,
@@ -497,7 +505,7 @@ impl VolumeState {
         Ok(Begun::Pending(Pending {
             ticket,
             order,
-            units: Units::Stay,
+            units: Units::Unchanged,
             store_fence: None,
             replaced: None,
             answered: None,
@@ -506,7 +514,7 @@ impl VolumeState {
         }))
     }
 
-    /// Has a dead message tried again.
+    /// Begins to put a dead letter back into the outbox.
     pub(crate) fn retry_message(
         &self,
         order: Arc<Order>,
@@ -535,7 +543,7 @@ impl VolumeState {
     }
 }
 
-/// True if an order in this state has a message of that kind to send.
+/// Returns `true` if an order in this state needs a message of that kind.
 pub(crate) fn wants(state: State, kind: Kind) -> bool {
     match kind {
         Kind::Announce => matches!(state, State::Reserved | State::Paid),
@@ -543,15 +551,15 @@ pub(crate) fn wants(state: State, kind: Kind) -> bool {
     }
 }
 
-/// What becomes of an order's units.
+/// The effect of a step on the units of an order.
 enum Units {
-    Stay,
-    SetAside,
-    Return,
-    Leave { sequence: Option<u64> },
+    Unchanged,
+    Reserve,
+    Release,
+    Deliver { sequence: Option<u64> },
 }
 
-/// What events ask for beside the order's own row.
+/// The effects of events beside the order's own row.
 struct Step {
     units: Units,
     answered: Option<Kind>,
@@ -559,12 +567,12 @@ struct Step {
 }
 
 impl Step {
-    /// What a store of another volume is to be told.
+    /// Returns the settlement for a store of another volume.
     fn settlement(&self, after: &Order) -> Option<Settlement> {
         let (delivered, sequence) = match self.units {
-            Units::Leave { sequence } => (true, sequence),
-            Units::Return => (false, None),
-            Units::Stay | Units::SetAside => return None,
+            Units::Deliver { sequence } => (true, sequence),
+            Units::Release => (false, None),
+            Units::Unchanged | Units::Reserve => return None,
         };
         Some(Settlement {
             store: after.store?,
@@ -580,15 +588,15 @@ impl Step {
             _ => None,
         });
         let units = match delivered {
-            Some(sequence) => Units::Leave { sequence },
-            None if before.state.holds_reservation() && !after.state.holds_reservation() => Units::Return,
-            None => Units::Stay,
+            Some(sequence) => Units::Deliver { sequence },
+            None if before.state.holds_reservation() && !after.state.holds_reservation() => Units::Release,
+            None => Units::Unchanged,
         };
-        let has_ended = |kind: &Kind| wants(before.state, *kind) && !wants(after.state, *kind);
+        let reservations_ended = |kind: &Kind| wants(before.state, *kind) && !wants(after.state, *kind);
         let has_begun = |kind: &Kind| !wants(before.state, *kind) && wants(after.state, *kind);
         Step {
             units,
-            answered: Kind::ALL.into_iter().find(has_ended),
+            answered: Kind::ALL.into_iter().find(reservations_ended),
             wanted: Kind::ALL
                 .into_iter()
                 .find(has_begun)

@@ -1,16 +1,17 @@
-//! One transactor per order: whoever owns the order while there is something to do.
+//! Transactors (actors): each serializes all commands of one order.
 //!
-//! The first message for an order makes its sender the order's transactor: it reads the order from
-//! the volume and carries the message out in its own task, so that the usual order costs no task,
-//! no hand-over and no memory once it is answered. Messages that come meanwhile wait in the order's
-//! mailbox; when the first is answered, a task of its own carries them out one by one, and rests
-//! (ends) as soon as the mailbox is empty. Mailboxes are filled and closed under one lock, so no
-//! message falls between rest and start. A sender that goes away while its rows are being made
-//! durable leaves the order to a task that finishes what was begun.
+//! The first request for an idle order runs in the task of its sender, so the usual order needs no
+//! task of its own and no memory after its answer. Requests that arrive in the meantime wait in the
+//! order's mailbox. A task then executes them one by one and ends when the mailbox is empty.
 //!
-//! A panic loses nothing: it is caught around each step, the order is as it last became durable,
-//! and the next message starts anew. An order whose steps panic again and again is left alone for a
-//! while, longer each time, and harms nobody else.
+//! **Invariants**
+//! - An order has at most one transactor. Mailboxes are filled and removed under one lock, so no
+//!   request is lost between the end of one transactor and the start of the next.
+//! - If the sender disconnects while its rows are being committed, a task finishes the step.
+//! - A panic is caught around each step. The order stays in its last durable state, and the next
+//!   request starts a new transactor.
+//! - An order with repeated panics is rejected for some time, doubled with each further panic.
+//!   Other orders are not affected.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -29,41 +30,44 @@ use crate::runtime::metrics::VolumeCounters;
 use crate::storage::group_commit::Permit;
 use crate::volume::state::{Begun, OrderError, Outcome, Pending, VolumeState};
 
-/// Messages that may wait for one order. Nobody has more to say to one order at a time; more is an
-/// attack or a bug.
+/// Maximum number of requests in a mailbox. A normal client never has more for one order at a time;
+/// more are an attack or a bug.
 const MAILBOX_MESSAGES_MAX: usize = 64;
-/// Parts of the registry, each with a lock of its own, so that starts on different threads rarely
-/// meet.
+/// Number of shards of the registry, each with its own lock, so that requests on different threads
+/// rarely contend.
 const SHARDS: usize = 64;
-/// Panics of one order before it is left alone: the first may have been chance.
-const PANICS_AT_ONCE: u32 = 3;
-/// How long an order is left alone after that; it doubles with each further panic.
-const REST_FIRST_MS: u64 = 1_000;
-/// Longest time that an order is left alone.
-const REST_MAX_MS: u64 = 60_000;
-/// Orders whose panics are remembered: more than a few mean that not the orders are at fault.
+/// Number of panics after which an order is rejected for some time. The first ones may have been
+/// chance.
+const PANICS_BEFORE_SUSPENSION: u32 = 3;
+/// Time for which an order is rejected after `PANICS_BEFORE_SUSPENSION` panics. It doubles with
+/// each further panic.
+const SUSPENSION_FIRST_MS: u64 = 1_000;
+/// Longest time for which an order is rejected.
+const SUSPENSION_MAX_MS: u64 = 60_000;
+/// Maximum number of orders with remembered panics. If there are more, the cause is not in the
+/// orders.
 const TROUBLED_MAX: usize = 1_024;
 
-/// What is asked of an order's transactor.
+/// A request to an order's transactor.
 #[derive(Clone, Debug)]
 pub(crate) enum Ask {
-    /// Take this order, or answer as when it was taken.
+    /// Place this order, or repeat the answer of its first placement.
     Place(Box<[Line]>),
-    /// Carry this command out.
+    /// Execute this command.
     Command(Command),
-    /// Write down how a message to the warehouse fares.
+    /// Record the attempts of a message to the warehouse.
     Note(Kind, Message),
-    /// Have a dead message tried again.
+    /// Put a dead letter back into the outbox.
     Retry(Kind),
-    /// Say how it stands.
+    /// Return the current state.
     Look,
     #[cfg(test)]
     Panic,
 }
 
 impl Ask {
-    /// What the public asks may be turned away; what the warehouse answered waits for a place in
-    /// the committer's queue.
+    /// Returns `true` for a request that waits for room in the commit queue, such as an answer of
+    /// the warehouse. Requests of customers are rejected if the queue is full.
     fn waits_for_room(&self) -> bool {
         !matches!(
             self,
@@ -77,36 +81,35 @@ struct Envelope {
     answer: oneshot::Sender<Result<Outcome, OrderError>>,
 }
 
-/// What waits for a transactor that is at work; empty most of the time, and then without memory of
-/// its own.
+/// Requests that wait for a running transactor. An empty mailbox allocates no memory.
 type Mailbox = VecDeque<Envelope>;
 
-/// An order whose steps panicked.
+/// The panics of an order.
 #[derive(Clone, Copy, Default)]
 struct Trouble {
     panics: u32,
-    rests_until: Option<Instant>,
+    suspended_until: Option<Instant>,
 }
 
-/// The transactors that are at work.
+/// The running transactors of a volume.
 pub(crate) struct Transactors {
     state: Arc<VolumeState>,
     shards: Vec<Mutex<HashMap<OrderId, Mailbox>>>,
     hasher: RandomState,
     counters: Arc<VolumeCounters>,
     troubled: Mutex<HashMap<OrderId, Trouble>>,
-    /// Orders in `troubled`, so that nobody locks it while there is no trouble.
+    /// Number of orders in `troubled`. While it is 0, no request takes that lock.
     troubles: AtomicUsize,
 }
 
 impl Transactors {
-    /// No transactors yet, over the rooms of a volume.
+    /// Returns an empty registry over the state of a volume.
     #[cfg(test)]
     pub(crate) fn new(state: Arc<VolumeState>) -> Arc<Transactors> {
         Transactors::counting(state, Arc::default())
     }
 
-    /// No transactors yet; their panics are added to these counters.
+    /// Returns an empty registry that adds panics to these counters.
     pub(crate) fn counting(state: Arc<VolumeState>, counters: Arc<VolumeCounters>) -> Arc<Transactors> {
         Arc::new(Transactors {
             state,
@@ -118,29 +121,29 @@ impl Transactors {
         })
     }
 
-    /// The rooms that the transactors work in.
+    /// Returns the state of the volume.
     pub(crate) fn state(&self) -> &Arc<VolumeState> {
         &self.state
     }
 
-    /// How many transactors are at work now.
+    /// Returns the number of running transactors.
     pub(crate) fn at_work(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 
-    /// How many steps ended in a panic.
+    /// Returns the number of steps that ended in a panic.
     pub(crate) fn panics(&self) -> u64 {
         self.counters.transactor_panics.load(Ordering::Relaxed)
     }
 
-    /// Has an order's transactor carry something out: this task itself if the order is at rest,
-    /// else whoever is at work on it.
+    /// Executes a request at the order's transactor. The caller's own task becomes the transactor
+    /// if the order is idle; otherwise the request waits in the mailbox.
     pub(crate) async fn ask(self: &Arc<Self>, id: &OrderId, ask: Ask) -> Result<Outcome, OrderError> {
         self.check_trouble(id)?;
         match self.enter(id, ask)? {
             Entered::Free(ask) => {
                 let mut turn = Turn::of(Arc::clone(self), id.clone());
-                turn.carry_out(ask).await
+                turn.execute(ask).await
             }
             Entered::Busy(answer) => answer.await.unwrap_or(Err(OrderError::Interrupted)),
         }
@@ -154,7 +157,7 @@ impl Transactors {
                 Ok(Entered::Free(ask))
             }
             Some(mailbox) if mailbox.len() == MAILBOX_MESSAGES_MAX => {
-                Err(OrderError::Busy("too many requests wait for this order"))
+                Err(OrderError::Busy("too many requests are waiting for this order"))
             }
             Some(mailbox) => {
                 let (answer, receiver) = oneshot::channel();
@@ -168,36 +171,42 @@ impl Transactors {
         lock(&self.shards[self.hasher.hash_one(id) as usize % SHARDS])
     }
 
-    /// Turns away what is asked of an order that is left alone.
+    /// Rejects a request for an order that panicked repeatedly and still has to wait.
     fn check_trouble(&self, id: &OrderId) -> Result<(), OrderError> {
         if self.troubles.load(Ordering::Relaxed) == 0 {
             return Ok(());
         }
         match lock(&self.troubled).get(id) {
-            Some(trouble) if trouble.rests_until.is_some_and(|until| until > Instant::now()) => Err(
-                OrderError::Busy("this order fails again and again and is left alone for a while"),
-            ),
+            Some(trouble)
+                if trouble
+                    .suspended_until
+                    .is_some_and(|until| until > Instant::now()) =>
+            {
+                Err(OrderError::Busy(
+                    "this order fails again and again and is suspended for a while; retry later",
+                ))
+            }
             _ => Ok(()),
         }
     }
 
     fn panicked(&self, id: &OrderId) {
         self.counters.transactor_panics.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(order = %id, "the order's transactor panicked; its next message starts it anew");
+        tracing::error!(order = %id, "transactor panicked; the next request restarts it");
         let mut troubled = lock(&self.troubled);
         if troubled.len() == TROUBLED_MAX && !troubled.contains_key(id) {
             return;
         }
         let trouble = troubled.entry(id.clone()).or_default();
         trouble.panics += 1;
-        if let Some(more) = trouble.panics.checked_sub(PANICS_AT_ONCE) {
-            let rest_ms = (REST_FIRST_MS << more.min(16)).min(REST_MAX_MS);
-            trouble.rests_until = Some(Instant::now() + Duration::from_millis(rest_ms));
+        if let Some(more) = trouble.panics.checked_sub(PANICS_BEFORE_SUSPENSION) {
+            let suspension_ms = (SUSPENSION_FIRST_MS << more.min(16)).min(SUSPENSION_MAX_MS);
+            trouble.suspended_until = Some(Instant::now() + Duration::from_millis(suspension_ms));
         }
         self.troubles.store(troubled.len(), Ordering::Relaxed);
     }
 
-    fn went_well(&self, id: &OrderId) {
+    fn succeeded(&self, id: &OrderId) {
         if self.troubles.load(Ordering::Relaxed) > 0 {
             let mut troubled = lock(&self.troubled);
             troubled.remove(id);
@@ -207,19 +216,19 @@ impl Transactors {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing under these locks panics halfway through a change.
+    // No code under these locks panics halfway through a change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 enum Entered {
-    /// The order was at rest: it is the asker's now.
+    /// The order was idle. The caller is its transactor now.
     Free(Ask),
-    /// Its transactor will answer.
+    /// A transactor is running and will answer.
     Busy(oneshot::Receiver<Result<Outcome, OrderError>>),
 }
 
-/// The right to work on an order. However it is dropped, nothing that was begun is left half done
-/// and nothing that waits is forgotten: a task of its own goes on if there is anything left.
+/// The right to work on an order. Dropping it at any point spawns a task if a step is unfinished or
+/// requests are waiting.
 struct Turn(Option<Work>);
 
 impl Turn {
@@ -232,9 +241,9 @@ impl Turn {
         }))
     }
 
-    async fn carry_out(&mut self, ask: Ask) -> Result<Outcome, OrderError> {
+    async fn execute(&mut self, ask: Ask) -> Result<Outcome, OrderError> {
         match &mut self.0 {
-            Some(work) => work.carry_out(ask).await,
+            Some(work) => work.execute(ask).await,
             None => Err(OrderError::Interrupted),
         }
     }
@@ -243,19 +252,18 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let Some(work) = self.0.take() else { return };
-        if work.pending.is_none() && work.rests() {
+        if work.pending.is_none() && work.remove_if_idle() {
             return;
         }
         match tokio::runtime::Handle::try_current() {
-            Ok(_) => drop(runtime::spawn(work.go_on())),
-            // The runtime is gone, and everybody with it; whoever waits is told by the loss of the
-            // answer's sender.
+            Ok(_) => drop(runtime::spawn(work.run())),
+            // The runtime has ended. Waiting callers notice that their answer's sender was dropped.
             Err(_) => work.forget(),
         }
     }
 }
 
-/// An order at work: owned by one task at a time.
+/// The work on one order, owned by one task at a time.
 struct Work {
     transactors: Arc<Transactors>,
     id: OrderId,
@@ -264,9 +272,9 @@ struct Work {
 }
 
 impl Work {
-    /// Takes the order out of the registry if nothing waits for it. Messages are put in under the
-    /// same lock, so none is left behind.
-    fn rests(&self) -> bool {
+    /// Removes the order from the registry if no request is waiting. Requests are added under the
+    /// same lock, so none is lost.
+    fn remove_if_idle(&self) -> bool {
         let mut shard = self.transactors.shard(&self.id);
         let is_idle = shard.get(&self.id).is_none_or(VecDeque::is_empty);
         if is_idle {
@@ -280,10 +288,10 @@ impl Work {
         drop(left);
     }
 
-    /// Finishes what was begun, answers the mailbox, rests.
-    async fn go_on(mut self) {
+    /// Finishes a begun step, executes the requests in the mailbox, and ends.
+    async fn run(mut self) {
         if self.pending.is_some() {
-            // Its asker has gone; what follows from it has not.
+            // The caller has disconnected, but the step must be finished.
             let outcome = self.settle().await;
             self.remember(&outcome);
         }
@@ -299,20 +307,20 @@ impl Work {
             let Some(Envelope { ask, answer }) = next else {
                 return;
             };
-            let outcome = self.carry_out(ask).await;
-            // Nobody may be waiting any more; what was done stays done.
+            let outcome = self.execute(ask).await;
+            // The caller may have disconnected. The executed request remains valid.
             let _ = answer.send(outcome);
         }
     }
 
-    async fn carry_out(&mut self, ask: Ask) -> Result<Outcome, OrderError> {
+    async fn execute(&mut self, ask: Ask) -> Result<Outcome, OrderError> {
         let outcome = self.step(ask).await;
         self.remember(&outcome);
         outcome
     }
 
     fn remember(&mut self, outcome: &Result<Outcome, OrderError>) {
-        // What a failed step left is read anew, not guessed.
+        // After a failed step the order is read again from the volume.
         self.known = outcome.as_ref().ok().map(|outcome| Arc::clone(&outcome.order));
     }
 
@@ -324,28 +332,37 @@ impl Work {
             None
         };
         let remote = state.remote();
-        let looked = remote.is_some();
-        let there = match (&ask, remote) {
+        let has_asked_others = remote.is_some();
+        let reserved = match (&ask, remote) {
             (Ask::Place(lines), Some(remote)) => state.look_among(remote.as_ref(), &self.id, lines).await?,
             _ => None,
         };
+        let remote_store = reserved.as_ref().map(|reserved| reserved.store);
         let known = self.known.take();
-        let store = there.map(|there| there.store);
-        match self.guarded(|| begin(&state, &self.id, known, ask, (store, looked), permit))? {
+        match self.guarded(|| {
+            begin(
+                &state,
+                &self.id,
+                known,
+                ask,
+                (remote_store, has_asked_others),
+                permit,
+            )
+        })? {
             Begun::Done(outcome) => Ok(outcome),
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
                 let outcome = self.settle().await?;
-                if let (Some(there), Some(remote)) = (there, remote) {
-                    remote.confirm(&self.id, there.nonce, there.store);
+                if let (Some(reserved), Some(remote)) = (reserved, remote) {
+                    remote.confirm(&self.id, reserved.nonce, reserved.store);
                 }
                 Ok(outcome)
             }
         }
     }
 
-    /// Waits until what was begun is durable, and finishes it. May be dropped and called again
-    /// until then.
+    /// Waits until the begun step is durable, and finishes it. Cancel-safe: it may be dropped and
+    /// called again.
     async fn settle(&mut self) -> Result<Outcome, OrderError> {
         let Some(pending) = &mut self.pending else {
             return Err(OrderError::Interrupted);
@@ -357,11 +374,11 @@ impl Work {
         self.guarded(|| self.transactors.state.finish(pending, durable))
     }
 
-    /// Does something that may panic, without being taken down by it.
+    /// Runs a step and turns a panic into `OrderError::Interrupted`.
     fn guarded<T>(&self, step: impl FnOnce() -> Result<T, OrderError>) -> Result<T, OrderError> {
         match catch_unwind(AssertUnwindSafe(step)) {
             Ok(done) => {
-                self.transactors.went_well(&self.id);
+                self.transactors.succeeded(&self.id);
                 done
             }
             Err(_) => {
@@ -372,13 +389,13 @@ impl Work {
     }
 }
 
-/// Begins what is asked of an order, reading it first unless it is known.
+/// Begins a request on an order, which is read first unless it is known.
 fn begin(
     state: &VolumeState,
     id: &OrderId,
     known: Option<Arc<Order>>,
     ask: Ask,
-    (there, looked): (Option<u32>, bool),
+    (remote_store, has_asked_others): (Option<u32>, bool),
     permit: Option<Permit<'_>>,
 ) -> Result<Begun, OrderError> {
     state.slots.check_order(id)?;
@@ -387,7 +404,9 @@ fn begin(
         None => state.storage.order(id)?.map(Arc::new),
     };
     match (ask, known) {
-        (Ask::Place(lines), None) => state.place(id, lines, there, looked).map(Begun::Pending),
+        (Ask::Place(lines), None) => state
+            .place(id, lines, remote_store, has_asked_others)
+            .map(Begun::Pending),
         (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
             Ok(()) => Ok(Begun::Done(Outcome {
                 order,
@@ -403,7 +422,7 @@ fn begin(
             repeated: true,
         })),
         #[cfg(test)]
-        (Ask::Panic, _) => panic!("asked to"),
+        (Ask::Panic, _) => panic!("requested by a test"),
         (_, None) => Err(OrderError::Unknown),
     }
 }

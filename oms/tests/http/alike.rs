@@ -1,8 +1,8 @@
-//! One node alone and a pair answer alike: requests made from the document of the API go to both,
-//! and the answers are compared.
+//! One node alone and a pair of nodes give the same answers: requests generated from the OpenAPI
+//! document are sent to both, and the answers are compared.
 //!
-//! `IMT_ALIKE_REQUESTS=N` sends so many requests for each seed, `IMT_ALIKE_SEEDS=N` runs so many
-//! seeds.
+//! `IMT_ALIKE_REQUESTS=N` sets the number of requests for each seed, and `IMT_ALIKE_SEEDS=N` the
+//! number of seeds.
 
 use std::fmt::{self, Write};
 use std::time::SystemTime;
@@ -14,7 +14,7 @@ use crate::common::{Mood, Reply, Shop, Warehouse};
 use crate::pair::{Pair, named};
 use crate::requests::{Generator, PLACED, PRODUCTS, Request, STORES};
 
-/// Headers that a client acts on.
+/// Compared headers: those that a client acts on.
 const COMPARED: [&str; 8] = [
     "content-type",
     "content-encoding",
@@ -26,8 +26,8 @@ const COMPARED: [&str; 8] = [
     "location",
 ];
 
-/// Members that differ between any two nodes or moments: clocks, names, and what the outbox has
-/// tried by now.
+/// JSON members that may differ between two nodes or moments: clocks, names, and the progress of
+/// the outbox.
 const VARYING: [&str; 16] = [
     "created_at_ms",
     "updated_at_ms",
@@ -47,7 +47,7 @@ const VARYING: [&str; 16] = [
     "transactors",
 ];
 
-/// JSON as text, its members in their order, with what may differ left out.
+/// JSON as text with its members in their original order, without the members in `VARYING`.
 struct Compared(String);
 
 impl<'de> Deserialize<'de> for Compared {
@@ -97,7 +97,7 @@ impl<'de> Deserialize<'de> for Compared {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Compared, A::Error> {
                 let mut text = "{".to_owned();
                 while let Some((name, Compared(value))) = map.next_entry::<String, Compared>()? {
-                    // The cursor of a list of orders names volumes.
+                    // The cursor of a list of orders names volumes, which differ.
                     let is_cursor = name == "next" && value.contains('.') && value.contains('~');
                     let value = if is_cursor {
                         "cursor"
@@ -116,7 +116,7 @@ impl<'de> Deserialize<'de> for Compared {
     }
 }
 
-/// The part of an answer that must be alike.
+/// Returns the part of an answer that must be equal.
 fn compared(request: &Request, reply: &Reply) -> String {
     let mut text = reply.status.to_string();
     for name in COMPARED {
@@ -130,7 +130,7 @@ fn compared(request: &Request, reply: &Reply) -> String {
         .get("content-encoding")
         .is_some_and(|coding| coding == "gzip")
     {
-        // The answer to HEAD has no body.
+        // An answer to HEAD has no body.
         if !body.is_empty() {
             let mut plain = Vec::new();
             std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&body[..]), &mut plain).unwrap();
@@ -138,7 +138,7 @@ fn compared(request: &Request, reply: &Reply) -> String {
         }
     }
     let path = request.path.split('?').next().unwrap();
-    // Counters and the assignment of slots are of each cluster.
+    // Counters and the assignment of slots differ between the two clusters.
     let is_of_cluster = reply.status == 200 && matches!(path, "/metrics" | "/ring");
     let body = match serde_json::from_slice::<Compared>(&body) {
         _ if is_of_cluster => "of the cluster".to_owned(),
@@ -149,8 +149,8 @@ fn compared(request: &Request, reply: &Reply) -> String {
     text
 }
 
-/// Waits until the clock shows a later millisecond, so that orders of two nodes have an order of
-/// arrival.
+/// Waits until the clock shows a later millisecond, so that orders of two nodes have distinct times
+/// of arrival.
 pub(crate) async fn later_than(at_ms: u64) {
     let now_ms = || {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -176,7 +176,7 @@ async fn send(shop: &Shop, request: &Request) -> Reply {
     reply
 }
 
-/// A node alone and a pair, with the same stock and the same orders.
+/// A single node and a pair with equal stock and equal orders.
 struct Both {
     alone: Shop,
     alone_node: imt_oms::Node,
@@ -199,7 +199,7 @@ impl Both {
             _data: data,
         };
         for warehouse in [&both.alone_warehouse, &both.pair.warehouse] {
-            // Orders stay as clients leave them.
+            // No message succeeds, so only clients change orders.
             warehouse.mood.send(Mood::TimesOut).unwrap();
         }
         let mut stock = String::new();
@@ -219,8 +219,8 @@ impl Both {
         both
     }
 
-    /// Sends a request to each, and again to each by the other node of the pair. Returns the status
-    /// and the differences.
+    /// Sends a request to both clusters, and then again through the other node of the pair. Returns
+    /// the status and the differences.
     async fn compare(&self, request: &Request, is_first_alpha: bool) -> (u16, Vec<String>) {
         let mut shops = self.pair.shops();
         if !is_first_alpha {
@@ -257,7 +257,7 @@ fn number(name: &str, usual: u64) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_node_and_a_pair_answer_alike() {
+async fn one_node_and_a_pair_give_the_same_answers() {
     let requests = number("IMT_ALIKE_REQUESTS", 600);
     for seed in 1..=number("IMT_ALIKE_SEEDS", 1) {
         let both = Both::start().await;
@@ -276,7 +276,10 @@ async fn one_node_and_a_pair_answer_alike() {
         let shown = differences.join("\n");
         assert_eq!(count, 0, "seed {seed}: {count} differences\n{shown:.20000}");
         for status in [200, 400, 404, 405, 409, 413, 415] {
-            assert!(statuses.contains_key(&status), "no request is answered {status}");
+            assert!(
+                statuses.contains_key(&status),
+                "no request was answered with {status}"
+            );
         }
         both.pair.stop().await;
         both.alone_node.stop().await.unwrap();

@@ -1,10 +1,11 @@
-//! The routes over real HTTP: the original's bodies, repeats, refusals, lists.
+//! The routes over real HTTP: bodies of the original system, repeated requests, rejections and
+//! lists.
 
 use crate::common::{Mood, World, until};
 use serde_json::json;
 
 #[tokio::test]
-async fn an_order_lives_from_stock_to_delivery() {
+async fn an_order_runs_from_stock_to_delivery() {
     let world = World::start().await;
     let shop = &world.shop;
     let taken = shop.stocks("812,4,5\n812,5,5\n44,5,1\n44,4,0\n", None).await;
@@ -34,7 +35,7 @@ async fn an_order_lives_from_stock_to_delivery() {
     );
     shop.until("17", "delivered").await;
 
-    // The same again gives the same bytes, however far the order has come.
+    // A repeated request gets the same bytes, however far the order has progressed.
     let again = shop.order("17", &[(812, 3), (44, 1)]).await;
     assert_eq!((again.status, &again.body), (200, &first.body));
     assert_eq!(again.headers["idempotent-replayed"], "true");
@@ -59,7 +60,7 @@ async fn an_order_lives_from_stock_to_delivery() {
             "paid",
             "delivery_started",
             "delivered",
-            // The second payment, which is to be paid back.
+            // The second payment, which must be refunded.
             "refund_wanted"
         ]
     );
@@ -73,7 +74,7 @@ async fn an_order_lives_from_stock_to_delivery() {
 }
 
 #[tokio::test]
-async fn a_payment_before_the_announcement_is_kept() {
+async fn a_payment_before_the_announcement_is_accepted_and_delivery_follows() {
     let world = World::start().await;
     world.warehouse.mood.send(Mood::TimesOut).unwrap();
     world.shop.stocks("1,1,5\n", None).await;
@@ -86,7 +87,7 @@ async fn a_payment_before_the_announcement_is_kept() {
 }
 
 #[tokio::test]
-async fn an_order_that_no_store_has_is_rejected_for_good() {
+async fn an_order_that_no_store_can_fill_is_rejected_for_good() {
     let world = World::start().await;
     world.shop.stocks("1,1,5\n2,2,5\n", None).await;
     let first = world.shop.order("a", &[(1, 1), (2, 1)]).await;
@@ -102,7 +103,7 @@ async fn an_order_that_no_store_has_is_rejected_for_good() {
 }
 
 #[tokio::test]
-async fn refusals_name_what_is_wrong() {
+async fn rejected_requests_name_the_wrong_field() {
     let world = World::start().await;
     let shop = &world.shop;
     assert_eq!(shop.pay("nobody", 1).await.status, 404);
@@ -150,7 +151,7 @@ async fn refusals_name_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn a_snapshot_is_applied_whole_or_not_at_all() {
+async fn a_snapshot_is_applied_as_a_whole_or_not_at_all() {
     let world = World::start().await;
     let shop = &world.shop;
     shop.stocks("1,1,5\n", Some(10)).await;
@@ -171,7 +172,7 @@ async fn a_snapshot_is_applied_whole_or_not_at_all() {
     let stock = shop.get("/stocks/1").await.json();
     assert_eq!(stock["stores"][0]["on_hand"], 5);
     assert_eq!(shop.get("/stocks/2").await.status, 404);
-    // A snapshot replaces all: what it leaves out is gone.
+    // A snapshot replaces the whole stock, including products that it omits.
     assert_eq!(shop.stocks("2,7,3\n", Some(11)).await.status, 200);
     assert_eq!(shop.order("a", &[(1, 1)]).await.status, 409);
     assert_eq!(shop.order("b", &[(2, 3)]).await.json()["store_id"], 7);
@@ -179,7 +180,7 @@ async fn a_snapshot_is_applied_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn lists_page_through_everything_once() {
+async fn the_pages_of_a_list_contain_each_entry_once() {
     let world = World::start().await;
     world.warehouse.mood.send(Mood::TimesOut).unwrap();
     world.shop.stocks("1,1,1000\n", None).await;
@@ -225,7 +226,7 @@ async fn lists_page_through_everything_once() {
 }
 
 #[tokio::test]
-async fn a_cancelled_order_gives_its_units_back() {
+async fn a_cancelled_order_releases_its_units() {
     let world = World::start().await;
     world.shop.stocks("1,1,1\n", None).await;
     world.shop.order("a", &[(1, 1)]).await;
@@ -249,7 +250,7 @@ async fn a_cancelled_order_gives_its_units_back() {
 }
 
 #[tokio::test]
-async fn an_unpaid_order_expires_and_gives_its_units_back() {
+async fn an_unpaid_order_expires_and_releases_its_units() {
     let world =
         World::start_with(|config| config.payment_timeout = std::time::Duration::from_millis(1)).await;
     world.shop.stocks("1,1,1\n", None).await;
@@ -266,7 +267,7 @@ async fn an_unpaid_order_expires_and_gives_its_units_back() {
 }
 
 #[tokio::test]
-async fn a_delivery_refused_for_good_is_to_be_refunded_and_frees_its_units() {
+async fn a_delivery_rejected_for_good_wants_a_refund_and_releases_its_units() {
     let world = World::start().await;
     world.shop.stocks("1,1,1\n", None).await;
     world.shop.order("a", &[(1, 1)]).await;
@@ -315,7 +316,7 @@ async fn a_dead_letter_is_listed_and_can_be_retried() {
 }
 
 #[tokio::test]
-async fn statistics_files_are_added_once_and_malformed_ones_set_aside() {
+async fn statistics_files_are_added_once_and_malformed_ones_are_set_aside() {
     let world = World::start().await;
     let good = world.data.path().join("stat_000001700000000.csv");
     std::fs::write(&good, "812,2,10\n812,1,40\n").unwrap();
@@ -335,7 +336,7 @@ async fn statistics_files_are_added_once_and_malformed_ones_set_aside() {
         world.shop.get("/aggregate-stats/1").await.json(),
         json!({ "ca": 0, "total_qty": 0, "mean_price": 0.0 })
     );
-    // The same name again, as after a crash between adding and deleting.
+    // The file appears again, as after a crash between adding and deleting it.
     std::fs::write(&good, "812,2,10\n812,1,40\n").unwrap();
     until("the file to be gone", async || !good.exists()).await;
     assert_eq!(
@@ -354,12 +355,12 @@ async fn statistics_files_are_added_once_and_malformed_ones_set_aside() {
         "/orders?store=",
     ] {
         let refused = world.shop.get(path).await;
-        assert_eq!(refused.status, 400, "{path}: no number is no number");
+        assert_eq!(refused.status, 400, "{path}: an empty number is rejected");
     }
 }
 
 #[tokio::test]
-async fn a_change_of_stock_touches_only_its_rows_and_no_promise() {
+async fn a_change_of_stock_changes_only_its_rows_and_no_reservation() {
     let world = World::start().await;
     let shop = &world.shop;
     shop.stocks("1,1,5\n1,2,7\n2,1,9\n", Some(0)).await;
@@ -385,7 +386,7 @@ async fn a_change_of_stock_touches_only_its_rows_and_no_promise() {
         (bad.status, &bad.json()["line"], &bad.json()["column"]),
         (400, &json!(2), &json!(3))
     );
-    // It is the same after a restart, and after a snapshot that does not count the delivery yet.
+    // The change survives a restart, and a later snapshot that does not count the delivery.
     world.node.stop().await.unwrap();
     let node = imt_oms::Node::start(crate::common::config(world.data.path(), &world.warehouse.url()))
         .await
@@ -406,7 +407,7 @@ async fn a_change_of_stock_touches_only_its_rows_and_no_promise() {
 }
 
 #[tokio::test]
-async fn a_snapshot_may_come_as_gzip() {
+async fn a_snapshot_is_accepted_in_gzip() {
     use std::io::Write;
     let world = World::start().await;
     let mut lines = String::new();
@@ -440,7 +441,7 @@ async fn a_snapshot_may_come_as_gzip() {
 }
 
 #[tokio::test]
-async fn probes_and_metrics_say_how_the_node_is() {
+async fn probes_and_metrics_report_the_state_of_the_node() {
     let world = World::start().await;
     world.shop.stocks("1,1,5\n", None).await;
     world.shop.order("a", &[(1, 1)]).await;
@@ -453,7 +454,7 @@ async fn probes_and_metrics_say_how_the_node_is() {
     assert_eq!(named.headers["x-request-id"], "r-7");
     let unnamed = [world.shop.get("/health").await, world.shop.get("/health").await];
     let [one, other] = unnamed.map(|answer| answer.headers["x-request-id"].clone());
-    assert_ne!(one, other, "each request without a name is given one");
+    assert_ne!(one, other, "each request without an id gets its own");
     let metrics = world.shop.get("/metrics").await;
     let text = String::from_utf8(metrics.body.to_vec()).unwrap();
     for expected in [

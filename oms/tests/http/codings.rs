@@ -1,4 +1,4 @@
-//! Bodies in a content coding, for every route that takes a body.
+//! Content codings, for every route that takes a body.
 
 use std::io::Write;
 
@@ -13,7 +13,7 @@ fn gzip(plain: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn every_body_may_come_as_gzip_by_any_name_of_it() {
+async fn every_body_is_accepted_in_gzip_under_all_names_of_the_coding() {
     let world = World::start().await;
     for (number, coding) in ["gzip", "GZIP", "x-gzip", "identity, X-GZip"]
         .into_iter()
@@ -37,7 +37,7 @@ async fn every_body_may_come_as_gzip_by_any_name_of_it() {
 }
 
 #[tokio::test]
-async fn a_coding_that_is_not_known_is_415_and_names_those_that_are() {
+async fn an_unknown_coding_is_answered_with_415_and_the_known_codings() {
     let world = World::start().await;
     for coding in ["br", "deflate", "gzip, br", "gzip, gzip, gzip"] {
         let headers = [("content-encoding", coding)];
@@ -55,14 +55,14 @@ async fn a_coding_that_is_not_known_is_415_and_names_those_that_are() {
             assert_eq!(reply.status, 415, "{method} {path} {coding}");
             assert_eq!(reply.headers["accept-encoding"], "gzip, identity");
         }
-        // A request without content has no coding either.
+        // The header is ignored in a request without a body.
         let reply = world.shop.send("GET", "/orders", &headers, "").await;
         assert_eq!(reply.status, 200, "{coding}");
     }
 }
 
 #[tokio::test]
-async fn a_small_body_that_unpacks_to_a_large_one_is_413() {
+async fn a_body_that_decodes_to_more_than_the_limit_is_answered_with_413() {
     let world = World::start().await;
     let headers = [("content-encoding", "gzip")];
     let order = format!("{{\"id\":\"{}\"}}", "x".repeat(200_000));

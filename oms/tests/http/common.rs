@@ -1,4 +1,4 @@
-//! A node, a warehouse of its own and a client for tests over real HTTP.
+//! Fixtures for tests over real HTTP: a node, a simulated warehouse and a client.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,22 +27,22 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
-/// How the warehouse answers.
+/// The behaviour of the warehouse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
-    /// As asked.
+    /// Acts and answers 200.
     Good,
-    /// 504, and nothing happened.
+    /// Answers 504 without acting.
     TimesOut,
-    /// Acts, then 504.
+    /// Acts and answers 504.
     ActsAndTimesOut,
-    /// 409 with a problem type that is a final refusal.
+    /// Answers 409 with a problem type that means a final refusal.
     Refuses,
-    /// 409 without a problem type, and nothing happened.
+    /// Answers 409 without a problem type, and does not act.
     Conflicts,
-    /// 409 with `Retry-After`: an earlier try is still being carried out.
+    /// Answers 409 with `Retry-After`: an earlier attempt is still in progress.
     IsAtWork,
-    /// 500, and nothing happened, for orders whose id begins with "poison".
+    /// Answers 500 without acting, for orders with an id that begins with "poison".
     Poisoned,
 }
 
@@ -51,7 +51,7 @@ fn problem(name: &str) -> Response {
     (StatusCode::CONFLICT, Json(body)).into_response()
 }
 
-/// The answer of a warehouse that does nothing with a call; `None` if it acts.
+/// Returns the answer of a warehouse that does not act on a call; `None` if it acts.
 fn refusal(mood: Mood, order: &Value) -> Option<Response> {
     match mood {
         Mood::TimesOut => Some(StatusCode::GATEWAY_TIMEOUT.into_response()),
@@ -71,11 +71,11 @@ fn refusal(mood: Mood, order: &Value) -> Option<Response> {
     }
 }
 
-/// What the warehouse saw.
+/// The calls that the warehouse received.
 #[derive(Default)]
 pub(crate) struct Seen {
     pub announced: HashMap<String, (usize, Value)>,
-    /// Calls, content and sequence of each delivered order.
+    /// Number of calls, content and delivery number of each delivered order.
     pub delivered: HashMap<String, (usize, Value, u64)>,
     pub keys: Vec<String>,
     pub calls: usize,
@@ -192,9 +192,9 @@ impl Drop for Warehouse {
     }
 }
 
-/// Serves routes over HTTP/1.1 (axum's own `serve` is a feature that nothing else here needs).
+/// Serves routes over HTTP/1.1. `axum::serve` would need a further feature of the crate.
 async fn axum_serve(listener: tokio::net::TcpListener, routes: Router) {
-    // Connections end with the server, as those of a process that dies would.
+    // Connections end with the server, like those of a killed process.
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
@@ -274,7 +274,7 @@ impl Shop {
             .expect("an answer")
     }
 
-    /// Begins to send a stock. Returns once the node asks for the body.
+    /// Begins a stock upload. Returns once the node asks for the body.
     pub(crate) async fn begin_stocks(&self) -> StockUpload {
         let address = self.base.strip_prefix("http://").unwrap();
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
@@ -285,7 +285,7 @@ impl Shop {
         while !asked.ends_with(b"\r\n\r\n") {
             asked.push(stream.read_u8().await.unwrap());
         }
-        assert!(asked.starts_with(b"HTTP/1.1 100 "), "the body is asked for");
+        assert!(asked.starts_with(b"HTTP/1.1 100 "), "the node asks for the body");
         StockUpload { stream }
     }
 
@@ -324,20 +324,20 @@ impl Shop {
         reply.json()["state"].as_str().unwrap().to_owned()
     }
 
-    /// Waits until an order is in a state.
+    /// Waits until an order is in this state.
     pub(crate) async fn until(&self, id: &str, state: &str) {
-        let what = format!("order {id} to be {state}");
-        until(&what, async || self.state(id).await == state).await;
+        let condition = format!("order {id} to be {state}");
+        until(&condition, async || self.state(id).await == state).await;
     }
 }
 
-/// A stock on its way to a node.
+/// A stock upload that has sent its headers.
 pub(crate) struct StockUpload {
     stream: tokio::net::TcpStream,
 }
 
 impl StockUpload {
-    /// Sends the whole body.
+    /// Sends the body and returns the answer.
     pub(crate) async fn finish(mut self, body: &str) -> Reply {
         let chunk = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
         self.stream.write_all(chunk.as_bytes()).await.unwrap();
@@ -368,16 +368,16 @@ pub(crate) fn order_body(id: &str, products: &[(u32, u32)]) -> String {
     json!({ "id": id, "products": products }).to_string()
 }
 
-/// Waits for a condition; gives up only when something must be broken.
-pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+/// Waits for a condition. The timeout is far above any normal wait.
+pub(crate) async fn until(condition: &str, mut holds: impl AsyncFnMut() -> bool) {
     let give_up = Instant::now() + Duration::from_secs(60);
     while !holds().await {
-        assert!(Instant::now() < give_up, "waited in vain for {what}");
+        assert!(Instant::now() < give_up, "waited in vain for {condition}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// A configuration whose waits are short.
+/// Returns a configuration with short retry intervals.
 pub(crate) fn config(data: &Path, warehouse: &str) -> NodeConfig {
     NodeConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
@@ -396,7 +396,7 @@ pub(crate) fn config(data: &Path, warehouse: &str) -> NodeConfig {
     }
 }
 
-/// A node over a fresh data folder, with a warehouse.
+/// A node with its own data folder and warehouse.
 pub(crate) struct World {
     pub data: tempfile::TempDir,
     pub warehouse: Warehouse,

@@ -1,5 +1,5 @@
-//! The world at its worst: a warehouse that fails in every way, a full disk, more load than can be
-//! served.
+//! Faults of the environment: a warehouse connection that fails in every way, a full disk, and
+//! overload.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,21 +11,21 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::common::{Shop, Warehouse, World, config, until};
 
-/// What the line to the warehouse does to a call.
+/// The fault of one call to the warehouse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Nothing,
-    /// The connection is reset before the warehouse hears of it.
+    /// The connection is reset before the warehouse receives the call.
     ResetBefore,
-    /// The warehouse acts; its answer is lost.
+    /// The warehouse acts, and its answer is lost.
     AnswerLost,
-    /// The warehouse acts; half of its answer comes through.
+    /// The warehouse acts, and only a part of its answer arrives.
     AnswerCut,
-    /// The warehouse hears it twice.
+    /// The warehouse receives the call twice.
     Twice,
-    /// The answer is no HTTP.
-    Rubbish,
-    /// 503 from something in between.
+    /// The answer is not HTTP.
+    NotHttp,
+    /// A proxy in between answers 503.
     Unavailable,
 }
 
@@ -35,12 +35,13 @@ const FAULTS: [Fault; 7] = [
     Fault::AnswerLost,
     Fault::AnswerCut,
     Fault::Twice,
-    Fault::Rubbish,
+    Fault::NotHttp,
     Fault::Unavailable,
 ];
 
-/// A line to the warehouse that does another thing to each call, one after the other.
-async fn faulty_line(warehouse: std::net::SocketAddr) -> (String, Arc<Mutex<Vec<Fault>>>) {
+/// Starts a proxy to the warehouse that applies the faults to successive calls. Returns its URL and
+/// the faults so far.
+async fn faulty_proxy(warehouse: std::net::SocketAddr) -> (String, Arc<Mutex<Vec<Fault>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let done = Arc::new(Mutex::new(Vec::new()));
@@ -50,14 +51,14 @@ async fn faulty_line(warehouse: std::net::SocketAddr) -> (String, Arc<Mutex<Vec<
             let (stream, _) = listener.accept().await.unwrap();
             let fault = FAULTS[number % FAULTS.len()];
             noted.lock().unwrap().push(fault);
-            tokio::spawn(carry(stream, warehouse, fault));
+            tokio::spawn(relay(stream, warehouse, fault));
         }
     });
     (url, done)
 }
 
-/// One call, then the connection ends.
-async fn carry(mut stream: TcpStream, warehouse: std::net::SocketAddr, fault: Fault) {
+/// Relays one call and closes the connection.
+async fn relay(mut stream: TcpStream, warehouse: std::net::SocketAddr, fault: Fault) {
     let Some(request) = read_request(&mut stream).await else {
         return;
     };
@@ -66,7 +67,7 @@ async fn carry(mut stream: TcpStream, warehouse: std::net::SocketAddr, fault: Fa
         return;
     }
     let immediate: Option<&[u8]> = match fault {
-        Fault::Rubbish => Some(b"220 mail.example ESMTP\r\n"),
+        Fault::NotHttp => Some(b"220 mail.example ESMTP\r\n"),
         Fault::Unavailable => Some(b"HTTP/1.1 503 Down\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
         _ => None,
     };
@@ -89,7 +90,7 @@ async fn carry(mut stream: TcpStream, warehouse: std::net::SocketAddr, fault: Fa
     }
 }
 
-/// A request as it came, to the end of its body.
+/// Reads a request to the end of its body.
 async fn read_request(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let (mut bytes, mut piece) = (Vec::new(), [0u8; 4_096]);
     loop {
@@ -113,12 +114,12 @@ async fn read_request(stream: &mut TcpStream) -> Option<Vec<u8>> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_the_line_to_the_warehouse_does_each_paid_order_is_delivered_once() {
+async fn each_paid_order_is_delivered_once_despite_all_faults_of_the_warehouse_connection() {
     let data = tempfile::tempdir().unwrap();
     let warehouse = Warehouse::start().await;
-    let (url, done) = faulty_line(warehouse.address).await;
+    let (url, done) = faulty_proxy(warehouse.address).await;
     let mut settings = config(data.path(), &url);
-    // Every call is a connection of its own here, and six in seven of them fail.
+    // Each call uses its own connection here, and six in seven of them fail.
     settings.outbox.breaker_failures = u32::MAX;
     let node = imt_oms::Node::start(settings).await.unwrap();
     let shop = Shop::at(node.address());
@@ -141,7 +142,7 @@ async fn whatever_the_line_to_the_warehouse_does_each_paid_order_is_delivered_on
     node.stop().await.unwrap();
 }
 
-/// A small disk of its own, unmounted when dropped.
+/// A small mounted disk, unmounted when dropped.
 struct SmallDisk<'a>(&'a Path);
 
 impl SmallDisk<'_> {
@@ -163,7 +164,7 @@ impl Drop for SmallDisk<'_> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_refuses_orders_and_loses_none() {
+async fn a_full_disk_rejects_orders_and_loses_none() {
     let folder = tempfile::tempdir().unwrap();
     let Some(_disk) = SmallDisk::mount(folder.path()) else {
         println!("skipped: mounting a small disk needs root");
@@ -178,7 +179,7 @@ async fn a_full_disk_refuses_orders_and_loses_none() {
     let ballast = folder.path().join("ballast");
     let mut taken = Vec::new();
     let mut refused = None;
-    // Half of the disk goes to somebody else, then orders fill the rest.
+    // A file takes a part of the disk, and orders fill the rest.
     std::fs::write(&ballast, vec![1u8; 8 << 20]).unwrap();
     for number in 0.. {
         let mut batch = tokio::task::JoinSet::new();
@@ -209,20 +210,20 @@ async fn a_full_disk_refuses_orders_and_loses_none() {
     assert!(!taken.is_empty());
     assert_eq!(shop.get(&format!("/order/{id}")).await.status, 404);
     assert_eq!(shop.get("/health/live").await.status, 200);
-    // A stop may not find room for its checkpoint; what was acknowledged needs none.
+    // The stop may have no room for a checkpoint. Acknowledged orders do not need one.
     let _ = node.stop().await;
     std::fs::remove_file(&ballast).unwrap();
     let node = imt_oms::Node::start(config(folder.path(), &warehouse.url()))
         .await
         .unwrap();
     let shop = Shop::at(node.address());
-    // The last ones, where the room ended, and a share of the others.
+    // All of the last orders, when the disk became full, and a share of the others.
     let last = taken.len().saturating_sub(300);
-    let looked_at = taken
+    let checked = taken
         .iter()
         .enumerate()
         .filter(|(at, _)| *at >= last || at % 50 == 0);
-    for (_, (id, products, body)) in looked_at {
+    for (_, (id, products, body)) in checked {
         let again = shop.order(id, products).await;
         assert_eq!((again.status, &again.body), (200, body), "{id}");
         assert_eq!(again.headers["idempotent-replayed"], "true", "{id} was lost");
@@ -232,7 +233,7 @@ async fn a_full_disk_refuses_orders_and_loses_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_times_the_load_that_fits_is_answered_200_or_503_and_never_kept_waiting_in_memory() {
+async fn overload_is_answered_with_200_or_503_and_the_outbox_stays_bounded() {
     let world = World::start_with(|config| {
         config.server.requests_max = 16;
         config.outbox.waiting_max = 200;
@@ -263,7 +264,8 @@ async fn ten_times_the_load_that_fits_is_answered_200_or_503_and_never_kept_wait
         refused += more_refused;
     }
     assert_eq!(taken + refused, 1_600);
-    // Requests that were let in before the outbox was full may still add theirs.
+    // Up to 16 requests were in progress when the outbox became full, and may still add their
+    // messages.
     assert!((200..=216).contains(&taken), "{taken} taken");
     let health = world.shop.get("/health").await.json();
     assert_eq!(health["outbox"], taken);
@@ -275,7 +277,7 @@ async fn ten_times_the_load_that_fits_is_answered_200_or_503_and_never_kept_wait
         .await;
     assert!(
         matches!(paid.status, 200 | 404),
-        "payments are still taken: {}",
+        "payments are accepted under overload: {}",
         paid.status
     );
     until("requests to end", async || {

@@ -1,4 +1,4 @@
-//! Clients that are slow, rude or many.
+//! Hostile and faulty clients: malformed, hanging, disconnecting or too many.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ async fn raw(world: &World, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(world.node.address()).await.unwrap();
     stream.write_all(request).await.unwrap();
     let mut answer = Vec::new();
-    // The node closes the connection or answers; either ends the read.
+    // The read ends with the node's answer or with the end of the connection.
     let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer))
         .await
         .unwrap();
@@ -19,7 +19,7 @@ async fn raw(world: &World, request: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_refused_before_it_is_sent() {
+async fn a_body_over_the_limit_is_rejected_before_it_is_sent() {
     let world = World::start().await;
     for (path, length) in [("PUT /stocks", 100_000_001u64), ("POST /order", 65_537)] {
         let request =
@@ -30,7 +30,7 @@ async fn a_body_over_the_limit_is_refused_before_it_is_sent() {
 }
 
 #[tokio::test]
-async fn rubbish_is_answered_or_cut_and_harms_nobody() {
+async fn malformed_http_is_rejected_and_other_clients_are_served() {
     let world = World::start().await;
     let flood = format!(
         "GET /health HTTP/1.1\r\nhost: x\r\n{}\r\n",
@@ -55,7 +55,7 @@ async fn rubbish_is_answered_or_cut_and_harms_nobody() {
 }
 
 #[tokio::test]
-async fn clients_that_hang_do_not_keep_others_out() {
+async fn hanging_clients_block_neither_other_clients_nor_a_stop() {
     let world = World::start().await;
     let mut hanging = Vec::new();
     for begin in [b"".as_slice(), b"P", b"PR", b"POST /order HTTP/1.1\r\ncontent-le"]
@@ -68,12 +68,12 @@ async fn clients_that_hang_do_not_keep_others_out() {
         hanging.push(stream);
     }
     assert_eq!(world.shop.get("/health").await.status, 200);
-    // Nor do they keep the node from stopping.
+    // They do not block the stop of the node either.
     world.node.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn more_requests_than_allowed_are_told_to_come_back() {
+async fn requests_over_the_limit_are_answered_with_503_and_probes_are_served() {
     let world = World::start_with(|config| config.server.requests_max = 1).await;
     let mut slow = TcpStream::connect(world.node.address()).await.unwrap();
     let head = b"PUT /stocks HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\n1,1,\r\n";
@@ -86,7 +86,7 @@ async fn more_requests_than_allowed_are_told_to_come_back() {
         reply.status == 503
     })
     .await;
-    // Supervisors, balancers and Prometheus are answered all the same.
+    // Probes and metrics are still answered.
     for path in ["/health/live", "/health/ready", "/metrics"] {
         for method in ["GET", "HEAD"] {
             let reply = world.shop.send(method, path, &[], "").await;
@@ -95,7 +95,7 @@ async fn more_requests_than_allowed_are_told_to_come_back() {
     }
     assert_eq!(world.shop.get("/health/live/more").await.status, 503);
     slow.write_all(b"3\r\n15\n\r\n0\r\n\r\n").await.unwrap();
-    crate::common::until("it to end", async || {
+    crate::common::until("the slow request to end", async || {
         world.shop.get("/health").await.status == 200
     })
     .await;
@@ -106,7 +106,7 @@ async fn more_requests_than_allowed_are_told_to_come_back() {
 }
 
 #[tokio::test]
-async fn http_2_in_clear_is_spoken() {
+async fn http_2_in_clear_is_supported() {
     let world = World::start().await;
     let client: hyper_util::client::legacy::Client<_, http_body_util::Empty<bytes::Bytes>> =
         hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
@@ -121,7 +121,7 @@ async fn http_2_in_clear_is_spoken() {
 }
 
 #[tokio::test]
-async fn a_taken_port_a_used_folder_and_a_bad_setting_are_said_clearly() {
+async fn start_errors_name_the_port_the_folder_and_the_setting() {
     let world = World::start().await;
     let start = async |change: &dyn Fn(&mut imt_oms::NodeConfig)| {
         let mut config = config(world.data.path(), &world.warehouse.url());
@@ -151,7 +151,7 @@ async fn a_taken_port_a_used_folder_and_a_bad_setting_are_said_clearly() {
 }
 
 #[tokio::test]
-async fn every_hostile_body_is_a_400_that_says_why_and_leaves_nothing() {
+async fn every_hostile_body_is_answered_with_400_and_changes_nothing() {
     let world = World::start().await;
     world.shop.stocks("1,1,100\n", None).await;
     let deep = format!(
@@ -200,7 +200,7 @@ async fn every_hostile_body_is_a_400_that_says_why_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn paths_mean_what_they_say_and_never_a_file() {
+async fn malformed_paths_and_queries_are_rejected() {
     let world = World::start().await;
     for (method, path, status) in [
         ("GET", "/order/%2e%2e%2fetc%2fpasswd", 400),
@@ -233,7 +233,7 @@ async fn paths_mean_what_they_say_and_never_a_file() {
 }
 
 #[tokio::test]
-async fn a_client_that_has_said_all_and_half_closed_is_still_answered() {
+async fn a_half_closed_connection_leaves_its_order_whole() {
     let world = World::start().await;
     world.shop.stocks("1,1,5\n", None).await;
     let body = r#"{"id":"half","products":[{"id":1,"quantity":1}]}"#;
@@ -246,12 +246,13 @@ async fn a_client_that_has_said_all_and_half_closed_is_still_answered() {
     stream.shutdown().await.unwrap();
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
-    // Answered, or taken for gone; either way the order is whole: there, or not.
+    // The node may answer, or treat the client as disconnected. In both cases the order is either
+    // placed or absent.
     let answer = String::from_utf8_lossy(&answer).into_owned();
     if !answer.is_empty() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
-    crate::common::until("the order to be at rest", async || {
+    crate::common::until("the transactor to end", async || {
         world.shop.get("/health").await.json()["transactors"] == 0
     })
     .await;
@@ -264,7 +265,7 @@ async fn a_client_that_has_said_all_and_half_closed_is_still_answered() {
 }
 
 #[tokio::test]
-async fn clients_that_leave_in_the_middle_of_their_orders_leave_nothing_half_done() {
+async fn orders_of_disconnected_clients_are_placed_once_or_not_at_all() {
     let world = World::start().await;
     world.shop.stocks("1,1,1000\n", None).await;
     for number in 0..60u32 {
@@ -283,8 +284,8 @@ async fn clients_that_leave_in_the_middle_of_their_orders_leave_nothing_half_don
     }
     let health = world.shop.get("/health").await.json();
     assert_eq!(health["transactor_panics"], 0);
-    let shelf = world.shop.get("/stocks/1").await.json();
-    assert_eq!(shelf["stores"][0]["reserved"], 60, "each once");
+    let stock = world.shop.get("/stocks/1").await.json();
+    assert_eq!(stock["stores"][0]["reserved"], 60, "each order reserves once");
     for number in 0..60u32 {
         world.shop.until(&format!("gone{number}"), "announced").await;
     }

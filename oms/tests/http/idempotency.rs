@@ -1,5 +1,5 @@
-//! `Idempotency-Key`: the same answer for the same request, whatever it was about, and never for
-//! another.
+//! `Idempotency-Key`: a repeated request gets the stored answer, and another request with the same
+//! key is rejected.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::common::{Shop, World, config, order_body};
 const KEY: &str = "idempotency-key";
 
 #[tokio::test]
-async fn a_key_is_given_its_first_answer_again_byte_for_byte_even_after_a_restart() {
+async fn a_repeated_key_gets_the_first_answer_byte_for_byte_even_after_a_restart() {
     let world = World::start().await;
     world.shop.stocks("1,1,10\n", None).await;
     let place = order_body("17", &[(1, 2)]);
@@ -24,7 +24,7 @@ async fn a_key_is_given_its_first_answer_again_byte_for_byte_even_after_a_restar
         assert_eq!(again.headers["idempotent-replayed"], "true");
     };
     check(&world.shop).await;
-    // What changed since does not change the answer.
+    // Later changes of the order do not change the stored answer.
     world.shop.send("POST", "/order/17/cancel", &[], "").await;
     check(&world.shop).await;
     world.node.stop().await.unwrap();
@@ -36,7 +36,7 @@ async fn a_key_is_given_its_first_answer_again_byte_for_byte_even_after_a_restar
 }
 
 #[tokio::test]
-async fn a_key_belongs_to_one_request() {
+async fn a_key_is_bound_to_one_request() {
     let world = World::start().await;
     world.shop.stocks("1,1,10\n", None).await;
     let send = async |path: &str, body: String| world.shop.send("POST", path, &[(KEY, "k")], body).await;
@@ -51,17 +51,17 @@ async fn a_key_belongs_to_one_request() {
     assert_eq!(
         world.shop.get("/order/2").await.status,
         404,
-        "nothing of it was done"
+        "the rejected order was not placed"
     );
 }
 
 #[tokio::test]
-async fn refusals_are_kept_and_faults_are_not() {
+async fn conflicts_are_stored_and_malformed_requests_are_not() {
     let world = World::start().await;
     let send = async |key: &str, body: String| world.shop.send("POST", "/order", &[(KEY, key)], body).await;
     let malformed = send("k", "{}".to_owned()).await;
     assert_eq!(malformed.status, 400);
-    // Mended under the same key; nothing is in stock, which is an answer.
+    // The corrected request uses the same key. Its answer is final: nothing is in stock.
     let body = order_body("1", &[(1, 1)]);
     let refused = send("k", body.clone()).await;
     assert_eq!(refused.status, 409);

@@ -1,4 +1,4 @@
-//! A whole node over real HTTP, with a warehouse of its own.
+//! Tests of a whole node over real HTTP, with a simulated warehouse.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 

@@ -1,14 +1,14 @@
-//! The ten mistakes of the original system, and that each is impossible here.
+//! The ten mistakes of the original system, each with a test that shows its absence here.
 
 use serde_json::json;
 
 use crate::common::{Mood, World, config, until};
 
-/// Mistakes 1, 2 and 10: one point a node on a circle of 360; orders lost when a node changes; API
-/// and ring on one node. Placement is the ring's exact share, and where an order's node changes,
-/// its volume goes along or its slots are copied.
+/// Mistakes 1, 2 and 10: one point for each node on a circle of 360, orders lost when a node joins
+/// or leaves, and API and ring on a single node. Here the ring assigns exact shares. When the node
+/// of an order changes, its volume is handed over or its slots are migrated.
 #[tokio::test]
-async fn every_order_has_a_node_by_the_rings_exact_shares() {
+async fn the_ring_assigns_every_slot_to_a_node() {
     let world = World::start().await;
     let health = world.shop.get("/health").await.json();
     assert_eq!(health["slots"], 16_384);
@@ -16,9 +16,9 @@ async fn every_order_has_a_node_by_the_rings_exact_shares() {
     assert_eq!(world.shop.get("/ring").await.status, 200);
 }
 
-/// Mistake 2, as far as one node can make it: a payment after a restart still finds its order.
+/// Mistake 2, for a single node: a payment after a restart still finds its order.
 #[tokio::test]
-async fn a_payment_finds_its_order_after_the_node_was_gone() {
+async fn a_payment_finds_its_order_after_a_restart() {
     let world = World::start().await;
     world.shop.stocks("1,1,5\n", None).await;
     let first = world.shop.order("a", &[(1, 1)]).await;
@@ -33,9 +33,9 @@ async fn a_payment_finds_its_order_after_the_node_was_gone() {
     node.stop().await.unwrap();
 }
 
-/// Mistake 3: stock is read but never reserved.
+/// Mistake 3: stock was read but never reserved.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_orders_never_take_the_last_unit() {
+async fn the_last_unit_is_never_sold_twice() {
     let world = World::start().await;
     world.shop.stocks("1,1,3\n1,2,4\n", None).await;
     let mut orders = tokio::task::JoinSet::new();
@@ -56,10 +56,10 @@ async fn two_orders_never_take_the_last_unit() {
         }
     }
     assert_eq!(taken.len(), 7);
-    // A snapshot that shows the same units again does not bring them back.
+    // A snapshot that still includes the sold units does not make them available again.
     world.shop.stocks("1,1,3\n1,2,4\n", Some(0)).await;
     assert_eq!(world.shop.order("late", &[(1, 1)]).await.status, 409);
-    // What is given back can be sold again, once.
+    // Released units can be sold again, once.
     let cancelled = world
         .shop
         .send("POST", &format!("/order/{}/cancel", taken[0]), &[], "")
@@ -69,15 +69,15 @@ async fn two_orders_never_take_the_last_unit() {
     assert_eq!(world.shop.order("after", &[(1, 1)]).await.status, 409);
 }
 
-/// Mistake 4: the order is answered only after the warehouse, and a failure of the warehouse is
-/// swallowed.
+/// Mistake 4: an order was answered only after the warehouse, and a failure of the warehouse was
+/// ignored.
 #[tokio::test]
-async fn an_order_waits_for_no_warehouse_and_a_504_is_no_success() {
+async fn an_order_does_not_wait_for_the_warehouse_and_a_504_is_retried() {
     let world = World::start().await;
     world.warehouse.mood.send(Mood::TimesOut).unwrap();
     world.shop.stocks("1,1,5\n", None).await;
     assert_eq!(world.shop.order("a", &[(1, 1)]).await.status, 200);
-    until("some tries", async || {
+    until("some attempts", async || {
         world.warehouse.seen.lock().unwrap().calls > 3
     })
     .await;
@@ -90,20 +90,20 @@ async fn an_order_waits_for_no_warehouse_and_a_504_is_no_success() {
     assert_eq!(
         world.shop.state("a").await,
         "reserved",
-        "acting without an answer is no answer"
+        "an action without an answer does not count"
     );
     world.warehouse.mood.send(Mood::Good).unwrap();
     world.shop.until("a", "announced").await;
     let keys = world.warehouse.seen.lock().unwrap().keys.clone();
     assert!(
         keys.iter().all(|key| key == "a/announce"),
-        "every try has the same idempotency key"
+        "every attempt has the same idempotency key"
     );
 }
 
-/// Mistake 4 again: a warehouse that is not there at all.
+/// Mistake 4 again: the warehouse cannot be reached at all.
 #[tokio::test]
-async fn a_warehouse_that_is_away_slows_no_order_and_is_caught_up_with() {
+async fn orders_are_taken_during_an_outage_of_the_warehouse_and_delivered_after_it() {
     let world = World::start().await;
     world.shop.stocks("1,1,1000\n", None).await;
     let address = world.warehouse.address;
@@ -125,9 +125,9 @@ async fn a_warehouse_that_is_away_slows_no_order_and_is_caught_up_with() {
     assert_eq!(back.seen.lock().unwrap().delivered.len(), 100);
 }
 
-/// Mistake 5: the same order or payment sent twice is an error or happens twice.
+/// Mistake 5: an order or payment sent twice was an error or was executed twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_sent_twice_happens_once() {
+async fn a_repeated_order_or_payment_is_executed_once() {
     let world = World::start().await;
     world.shop.stocks("1,1,100\n", None).await;
     let mut sends = tokio::task::JoinSet::new();
@@ -157,10 +157,10 @@ async fn everything_sent_twice_happens_once() {
     assert_eq!(world.warehouse.deliveries_of("a"), 1);
 }
 
-/// Mistake 6 (a crash loses the transactor's state): see `restart`, which kills the process.
-/// Here: a stop at any point of an order's life, and all of it is there again.
+/// Mistake 6: a crash lost the state of a transactor (actor). `restart` tests it with SIGKILL. This
+/// test stops the node at several points of an order's life.
 #[tokio::test]
-async fn nothing_is_lost_by_stopping_at_any_point() {
+async fn a_stop_at_any_point_of_an_order_loses_nothing() {
     let mut world = World::start().await;
     world.shop.stocks("1,1,100\n", None).await;
     let mut expected = Vec::new();
@@ -191,9 +191,9 @@ async fn nothing_is_lost_by_stopping_at_any_point() {
     );
 }
 
-/// Mistake 7: a malformed line, id or body crashes the request (500).
+/// Mistake 7: a malformed line, id or body crashed the request (500).
 #[tokio::test]
-async fn what_is_malformed_is_answered_with_what_is_wrong() {
+async fn malformed_bodies_are_answered_with_400() {
     let world = World::start().await;
     let bodies: [&[u8]; 8] = [
         b"",
@@ -220,8 +220,8 @@ async fn what_is_malformed_is_answered_with_what_is_wrong() {
     assert_eq!(world.shop.get("/health").await.status, 200);
 }
 
-/// Mistake 8: an order with no store in stock is stored without one and sent to the warehouse all
-/// the same.
+/// Mistake 8: an order that no store could fill was stored without a store and sent to the
+/// warehouse.
 #[tokio::test]
 async fn an_order_without_a_store_never_reaches_the_warehouse() {
     let world = World::start().await;
@@ -232,16 +232,16 @@ async fn an_order_without_a_store_never_reaches_the_warehouse() {
     assert_eq!(world.warehouse.seen.lock().unwrap().keys, ["some/announce"]);
 }
 
-/// Mistake 9: a statistics file counts twice, or is lost, when the process dies between adding and
-/// deleting.
+/// Mistake 9: a statistics file was counted twice or lost if the process died between adding and
+/// deleting it.
 #[tokio::test]
-async fn a_statistics_file_counts_once_wherever_the_process_ended() {
+async fn a_statistics_file_counts_once_after_a_crash_at_any_point() {
     let mut world = World::start().await;
     let file = world.data.path().join("stat_000001700000000.csv");
     let mut sold = 0;
     for _ in 0..3 {
-        // First nothing of it was added, then everything but its deletion was done: either way it
-        // lies there at a start.
+        // In the first round the file is new. In the later ones it was added and only its deletion
+        // is missing. In both cases the node finds it at its start.
         world.node.stop().await.unwrap();
         std::fs::write(&file, "812,2,10\n").unwrap();
         world.node = imt_oms::Node::start(config(world.data.path(), &world.warehouse.url()))

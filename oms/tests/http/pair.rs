@@ -1,4 +1,4 @@
-//! Two nodes that share one data folder, and what clients see of that.
+//! Two nodes on one data folder, as clients see them.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,37 +11,37 @@ use tokio::sync::mpsc;
 
 use crate::common::{Mood, Shop, Warehouse, config, order_body, until};
 
-/// A node with a thread of its own, which can be stopped as SIGSTOP stops a process: its socket
-/// takes connections, and nothing is answered.
+/// A node on its own thread. It can be paused like a process under SIGSTOP: its socket accepts
+/// connections, and nothing is answered.
 pub(crate) struct Pausable {
     pub address: SocketAddr,
-    tell: mpsc::UnboundedSender<Pause>,
+    pauses: mpsc::UnboundedSender<Pause>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Stops the node from the answer of `begun` to the end of `end`.
+/// Pauses the node from the message on `begun` until the sender of `end` is dropped.
 struct Pause {
     begun: std_mpsc::Sender<()>,
     end: std_mpsc::Receiver<()>,
 }
 
-/// A node that is stopped; it goes on when this is dropped.
+/// A paused node. Dropping this value resumes it.
 pub(crate) struct Paused {
     _resume: std_mpsc::Sender<()>,
 }
 
 impl Pausable {
     pub(crate) fn start(config: NodeConfig) -> Pausable {
-        let (tell, mut told) = mpsc::unbounded_channel::<Pause>();
+        let (pauses, mut pauses_received) = mpsc::unbounded_channel::<Pause>();
         let (ready, address) = std_mpsc::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async {
                 let node = Node::start(config).await.unwrap();
                 ready.send(node.address()).unwrap();
-                while let Some(pause) = told.recv().await {
+                while let Some(pause) = pauses_received.recv().await {
                     pause.begun.send(()).unwrap();
-                    // Blocks the only thread of the node until the other end is dropped.
+                    // Blocks the only thread of the node until the sender is dropped.
                     let _ = pause.end.recv();
                 }
                 node.stop().await.unwrap();
@@ -49,7 +49,7 @@ impl Pausable {
         });
         Pausable {
             address: address.recv().unwrap(),
-            tell,
+            pauses,
             thread: Some(thread),
         }
     }
@@ -57,7 +57,7 @@ impl Pausable {
     pub(crate) async fn pause(&self) -> Paused {
         let (begun, has_begun) = std_mpsc::channel();
         let (_resume, end) = std_mpsc::channel();
-        assert!(self.tell.send(Pause { begun, end }).is_ok());
+        assert!(self.pauses.send(Pause { begun, end }).is_ok());
         let waited = tokio::task::spawn_blocking(move || has_begun.recv());
         waited.await.unwrap().unwrap();
         Paused { _resume }
@@ -65,7 +65,7 @@ impl Pausable {
 
     /// Stops the node for good.
     pub(crate) async fn stop(mut self) {
-        drop(self.tell);
+        drop(self.pauses);
         let thread = self.thread.take().unwrap();
         tokio::task::spawn_blocking(|| thread.join())
             .await
@@ -89,7 +89,7 @@ pub(crate) fn named(name: &str, data: &Path, warehouse: &Warehouse) -> NodeConfi
     NodeConfig {
         name: name.to_owned(),
         outbox: imt_oms::OutboxLimits {
-            // A message that failed is not tried again within a test.
+            // A failed message is not retried within a test.
             backoff_first_ms: 3_600_000,
             backoff_max_ms: 3_600_000,
             ..usual.outbox
@@ -137,7 +137,7 @@ impl Pair {
     }
 }
 
-/// The stock of stores 1 to 40, some of which are at either node.
+/// Returns the stock of stores 1 to 40. Each node owns some of them.
 pub(crate) fn stock(quantity: u32) -> String {
     (1..=40)
         .map(|store| format!("1,{store},{quantity}\n2,{store},{quantity}\n"))
@@ -163,7 +163,7 @@ fn stores(list: &Value) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn lists_take_any_method_and_header_that_one_node_takes() {
+async fn lists_of_a_pair_accept_the_methods_and_headers_that_a_single_node_accepts() {
     let pair = Pair::start().await;
     pair.alpha.stocks(&stock(100), None).await;
     for number in 0..30 {
@@ -198,9 +198,9 @@ async fn lists_take_any_method_and_header_that_one_node_takes() {
 }
 
 #[tokio::test]
-async fn an_encoded_path_or_a_large_head_finds_its_order_at_either_node() {
+async fn a_request_with_an_encoded_path_or_a_large_head_is_routed_to_its_order() {
     let pair = Pair::start().await;
-    // Orders stay as clients leave them.
+    // No message succeeds, so only clients change orders.
     pair.warehouse.mood.send(Mood::TimesOut).unwrap();
     pair.alpha.stocks(&stock(100), None).await;
     let large = [("x-large", &*"x".repeat(20_000))];
@@ -262,7 +262,7 @@ async fn orders_of_two_nodes_are_listed_in_order_of_arrival() {
 }
 
 #[tokio::test]
-async fn headers_between_nodes_do_nothing_when_a_client_sends_them() {
+async fn internal_headers_in_client_requests_are_ignored() {
     let pair = Pair::start().await;
     pair.alpha.stocks(&stock(100), None).await;
     let before = on_hand(&pair.alpha).await;
@@ -297,7 +297,7 @@ async fn headers_between_nodes_do_nothing_when_a_client_sends_them() {
 }
 
 #[tokio::test]
-async fn stock_is_refused_whole_while_a_node_does_not_answer() {
+async fn stock_is_rejected_as_a_whole_while_a_node_does_not_answer() {
     let pair = Pair::start().await;
     assert_eq!(pair.alpha.stocks(&stock(5), Some(1)).await.status, 200);
     let before = on_hand(&pair.alpha).await;
@@ -328,11 +328,10 @@ async fn stock_is_refused_whole_while_a_node_does_not_answer() {
 }
 
 #[tokio::test]
-async fn stock_that_a_node_takes_no_more_is_answered_with_the_stores_that_changed() {
+async fn stock_applied_in_part_is_answered_with_the_changed_stores() {
     let pair = Pair::start().await;
     assert_eq!(pair.alpha.stocks(&stock(5), Some(1)).await.status, 200);
-    // Both nodes have said that they take the stock when the body is asked for. One of them then
-    // stops.
+    // When the body is requested, both nodes have accepted the stock. One of them is paused then.
     let upload = pair.alpha.begin_stocks().await;
     let paused = pair.beta_node.pause().await;
     let reply = upload.finish(&stock(6)).await;
@@ -358,7 +357,7 @@ async fn stock_that_a_node_takes_no_more_is_answered_with_the_stores_that_change
 }
 
 #[tokio::test]
-async fn a_node_that_does_not_answer_is_not_waited_for_by_every_request() {
+async fn only_one_request_waits_for_a_node_that_does_not_answer() {
     let pair = Pair::start().await;
     pair.alpha.stocks(&stock(100), None).await;
     let mut ids = Vec::new();
@@ -384,11 +383,8 @@ async fn a_node_that_does_not_answer_is_not_waited_for_by_every_request() {
         .iter()
         .filter(|reason| reason.contains("no answer within"));
     let waited = waited.count();
-    assert!(
-        calls > 20,
-        "{calls}: the node that is paused has some of the orders"
-    );
-    assert_eq!(waited, 1, "one request waits, the others are told what it found");
+    assert!(calls > 20, "{calls}: the paused node owns some of the orders");
+    assert_eq!(waited, 1, "one request waits, and the others get its result");
     drop(paused);
     for id in &ids {
         until("the order to be answered again", async || {
@@ -400,7 +396,7 @@ async fn a_node_that_does_not_answer_is_not_waited_for_by_every_request() {
 }
 
 #[tokio::test]
-async fn a_command_with_a_key_is_answered_again_by_the_other_node() {
+async fn the_stored_answer_of_a_key_is_returned_through_the_other_node() {
     let pair = Pair::start().await;
     pair.warehouse.mood.send(Mood::TimesOut).unwrap();
     pair.alpha.stocks(&stock(100), None).await;
@@ -456,9 +452,9 @@ async fn a_new_stock_decides_over_the_next_order_at_either_node() {
 }
 
 #[tokio::test]
-async fn the_last_units_of_a_store_are_sold_once_whichever_node_is_asked() {
+async fn the_last_units_of_a_store_are_sold_once_through_either_node() {
     let pair = Pair::start().await;
-    // Orders keep what they have.
+    // No message succeeds, so orders keep their reservations.
     pair.warehouse.mood.send(Mood::TimesOut).unwrap();
     let csv: String = (1..=40).map(|store| format!("1,{store},3\n")).collect();
     assert_eq!(pair.alpha.stocks(&csv, None).await.status, 200);

@@ -1,11 +1,11 @@
-//! Money that was taken and buys nothing is listed and counted until somebody pays it back; only an
-//! answer that names a final refusal ends an order.
+//! Refunds: each payment without a delivery is listed and counted. Only a final refusal by the
+//! warehouse ends an order.
 
 use serde_json::json;
 
 use crate::common::{Mood, Shop, World, config, until};
 
-/// The refund list: orders with the transactions to pay back, by order.
+/// Returns the refund list, sorted by order: the order ids and the transactions to refund.
 async fn refunds(shop: &Shop) -> Vec<(String, serde_json::Value)> {
     let page = shop.get("/orders?state=refund_wanted").await.json();
     let orders = page["orders"].as_array().unwrap().iter();
@@ -19,7 +19,7 @@ async fn refunds(shop: &Shop) -> Vec<(String, serde_json::Value)> {
     found
 }
 
-/// The gauge of payments to pay back.
+/// Returns the gauge of payments to be refunded.
 async fn gauge(shop: &Shop) -> u64 {
     let metrics = shop.get("/metrics").await;
     let text = String::from_utf8(metrics.body.to_vec()).unwrap();
@@ -27,7 +27,7 @@ async fn gauge(shop: &Shop) -> u64 {
     line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-fn is_kept(reply: &crate::common::Reply) {
+fn assert_refund_wanted(reply: &crate::common::Reply) {
     assert_eq!(reply.status, 409);
     let problem = reply.json();
     assert!(
@@ -37,7 +37,7 @@ fn is_kept(reply: &crate::common::Reply) {
 }
 
 #[tokio::test]
-async fn every_payment_that_buys_nothing_is_in_the_refund_list_and_in_the_gauge() {
+async fn every_payment_without_a_delivery_is_in_the_refund_list_and_the_gauge() {
     let World {
         data,
         warehouse,
@@ -53,24 +53,24 @@ async fn every_payment_that_buys_nothing_is_in_the_refund_list_and_in_the_gauge(
     assert_eq!((refunds(&shop).await.len(), gauge(&shop).await), (0, 0));
 
     shop.send("POST", "/order/cancelled/cancel", &[], "").await;
-    is_kept(&shop.pay("cancelled", 1).await);
-    is_kept(&shop.pay("rejected", 2).await);
+    assert_refund_wanted(&shop.pay("cancelled", 1).await);
+    assert_refund_wanted(&shop.pay("rejected", 2).await);
     warehouse.mood.send(Mood::Refuses).unwrap();
     assert_eq!(shop.pay("refused", 3).await.status, 200);
     shop.until("refused", "refund_wanted").await;
     warehouse.mood.send(Mood::Good).unwrap();
     assert_eq!(shop.pay("twice", 4).await.status, 200);
     let second = shop.pay("twice", 5).await;
-    is_kept(&second);
+    assert_refund_wanted(&second);
     let again = shop.pay("twice", 5).await;
     assert_eq!((again.status, &again.body), (409, &second.body));
     shop.until("twice", "delivered").await;
     assert_eq!(
         shop.pay("twice", 4).await.status,
         200,
-        "the payment that paid stays the one"
+        "the first payment remains the one that counts"
     );
-    is_kept(&shop.pay("twice", 6).await);
+    assert_refund_wanted(&shop.pay("twice", 6).await);
 
     let expected = vec![
         ("cancelled".to_owned(), json!([1])),
@@ -93,14 +93,14 @@ async fn every_payment_that_buys_nothing_is_in_the_refund_list_and_in_the_gauge(
 }
 
 #[tokio::test]
-async fn a_conflict_that_is_not_named_a_refusal_is_tried_again_and_ends_no_order() {
+async fn a_409_without_a_final_refusal_is_retried_and_ends_no_order() {
     for mood in [Mood::Conflicts, Mood::IsAtWork] {
         let world = World::start().await;
         world.shop.stocks("1,1,1\n", None).await;
         world.warehouse.mood.send(mood).unwrap();
         world.shop.order("a", &[(1, 1)]).await;
         world.shop.pay("a", 1).await;
-        until("the announcement to be tried again", async || {
+        until("the announcement to be retried", async || {
             let outbox = world.shop.get("/outbox").await.json();
             outbox["messages"][0]["attempts"].as_u64() >= Some(2)
         })
@@ -109,7 +109,7 @@ async fn a_conflict_that_is_not_named_a_refusal_is_tried_again_and_ends_no_order
         assert_eq!(
             world.shop.order("b", &[(1, 1)]).await.status,
             409,
-            "the unit is held"
+            "the unit is reserved"
         );
         world.warehouse.mood.send(Mood::Good).unwrap();
         world.shop.until("a", "delivered").await;
@@ -118,7 +118,7 @@ async fn a_conflict_that_is_not_named_a_refusal_is_tried_again_and_ends_no_order
 }
 
 #[tokio::test]
-async fn messages_that_the_warehouse_cannot_process_hold_up_no_other_order() {
+async fn messages_that_the_warehouse_cannot_process_do_not_delay_other_orders() {
     let world = World::start_with(|config| {
         config.outbox.tries_max = 8;
         config.outbox.retries_per_second = 20;
@@ -137,7 +137,8 @@ async fn messages_that_the_warehouse_cannot_process_hold_up_no_other_order() {
     for number in 0..20 {
         world.shop.until(&format!("healthy{number}"), "delivered").await;
     }
-    // Each success lets the poisoned ones use up their own tries.
+    // While the circuit breaker is open, a message is given up only if another one was answered
+    // since its last attempt. So each round also sends a healthy order.
     let mut more = 0..;
     until("the poisoned messages to be dead", async || {
         let id = format!("more{}", more.next().unwrap());

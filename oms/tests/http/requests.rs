@@ -1,5 +1,5 @@
-//! Requests made from the document of the API: every operation with right, encoded and wrong
-//! values, from a seed.
+//! Generates requests from the OpenAPI document: every operation with valid, encoded and invalid
+//! values. The same seed gives the same requests.
 
 use std::io::Write;
 
@@ -7,10 +7,11 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-/// Ids that are placed before the first request.
+/// Ids of the orders placed before the first request.
 pub(crate) const PLACED: [&str; 6] = ["17", "shop:1", "a.b~c", "-", "x_y", "shop:2"];
-/// Largest product and store of the stock.
+/// Largest product id of the stock.
 pub(crate) const PRODUCTS: u32 = 5;
+/// Largest store id of the stock.
 pub(crate) const STORES: u32 = 12;
 
 /// One request.
@@ -30,14 +31,14 @@ struct Operation {
     body: Option<String>,
 }
 
-/// Makes requests.
+/// The generator of requests.
 pub(crate) struct Generator {
     rng: ChaCha8Rng,
     document: Value,
     operations: Vec<Operation>,
     count: u64,
-    /// True if the body is so large that it must be packed: a refusal may else come before the
-    /// client has sent it all.
+    /// `true` if the body is large. Such a body is compressed, because a rejection may otherwise
+    /// arrive before the client has sent all of it.
     is_large: bool,
 }
 
@@ -77,12 +78,12 @@ impl Generator {
         self.below(count) == 0
     }
 
-    /// One of these.
+    /// Returns one of these values.
     fn pick<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
         of[self.below(of.len())]
     }
 
-    /// The next request: each operation in turn, with other values each time.
+    /// Returns the next request: each operation in turn, with new values each time.
     pub(crate) fn next(&mut self) -> Request {
         let at = self.count as usize % self.operations.len();
         self.count += 1;
@@ -106,7 +107,7 @@ impl Generator {
                         query.push(format!("{name}=1"));
                     }
                 }
-                // Codings are added beside the others, so that the body fits most of them.
+                // The content coding is chosen later, so that the body matches it in most requests.
                 "header" if name != "Content-Encoding" && self.one_in(3) => {
                     let value = self.header_value(name, parameter);
                     headers.push((name.to_owned(), value));
@@ -154,7 +155,7 @@ impl Generator {
         }
     }
 
-    /// A value of a parameter: mostly one that the schema allows.
+    /// Returns a value of a parameter, usually one that the schema allows.
     fn value(&mut self, parameter: &Value) -> String {
         let name = parameter["name"].as_str().unwrap();
         let schema = self.schema(parameter);
@@ -225,7 +226,7 @@ impl Generator {
         }
     }
 
-    /// A value as it stands in a path or query; now and then with more encoded than must be.
+    /// Encodes a value for a path or query. Sometimes more characters are encoded than necessary.
     fn encode(&mut self, value: &str, in_path: bool) -> String {
         let all = self.one_in(4);
         let mut text = String::new();
@@ -250,11 +251,12 @@ impl Generator {
             if self.one_in(10) {
                 return self.pick(&["", long.as_str()]).to_owned();
             }
-            // Keys are of one request each: a key is checked by the volume of its order.
+            // Each request has its own key, because a key is checked only by the volume of its
+            // order.
             return format!("key-{}", self.count);
         }
         if name == "X-Stock-As-Of" {
-            // Small ones, so that a later snapshot may be newer.
+            // Small numbers, so that a later snapshot may be newer.
             return self.pick(&["0", "1", "2", "3", "-1", "1.0", "x", ""]).to_owned();
         }
         self.value(parameter).trim().replace('\u{e9}', "e")

@@ -1,5 +1,5 @@
-//! A node killed with SIGKILL while orders come in, again and again: what was acknowledged is
-//! there, once.
+//! A node is killed with SIGKILL under load, several times: every acknowledged order and payment
+//! exists afterwards, once.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -13,7 +13,7 @@ use crate::common::{Mood, Shop, Warehouse, config, order_body, until};
 const CHILD_DATA: &str = "IMT_OMS_TEST_CHILD_DATA";
 const CHILD_WAREHOUSE: &str = "IMT_OMS_TEST_CHILD_WAREHOUSE";
 
-/// Not a test of its own: the node that the others kill runs in a process of this program.
+/// Not a test: the process of the node that the other tests kill runs this function.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child_node() {
     let (Ok(data), Ok(warehouse)) = (std::env::var(CHILD_DATA), std::env::var(CHILD_WAREHOUSE)) else {
@@ -44,16 +44,19 @@ async fn start_child(data: &Path, warehouse: &str) -> (KilledOnDrop, Shop) {
         .spawn()
         .unwrap();
     let mut child = KilledOnDrop(child);
-    let card = data.join("nodes").join("test.json");
+    let info = data.join("nodes").join("test.json");
     let mut address = None;
     until("the child to serve", async || {
-        assert!(child.0.try_wait().unwrap().is_none(), "the child ended by itself");
-        let card: Value = std::fs::read(&card)
+        assert!(
+            child.0.try_wait().unwrap().is_none(),
+            "the child exited by itself"
+        );
+        let info: Value = std::fs::read(&info)
             .ok()
             .and_then(|json| serde_json::from_slice(&json).ok())
             .unwrap_or_default();
-        if card["process"] == child.0.id() {
-            address = card["address"].as_str().map(|text| text.parse().unwrap());
+        if info["process"] == child.0.id() {
+            address = info["address"].as_str().map(|text| text.parse().unwrap());
         }
         address.is_some()
     })
@@ -61,18 +64,18 @@ async fn start_child(data: &Path, warehouse: &str) -> (KilledOnDrop, Shop) {
     (child, Shop::at(address.unwrap()))
 }
 
-/// What the shop was told, by order: the answer to the order, and to its payment.
+/// The answers that the shop received, by order: to the order, and to its payment.
 #[derive(Default)]
-struct Told {
+struct Acknowledged {
     orders: Vec<(String, bytes::Bytes)>,
     payments: Vec<(String, bytes::Bytes)>,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_at_any_moment_loses_nothing_that_was_acknowledged() {
+async fn sigkill_at_any_moment_loses_no_acknowledged_order_or_payment() {
     let data = tempfile::tempdir().unwrap();
     let warehouse = Warehouse::start().await;
-    let told = Arc::new(Mutex::new(Told::default()));
+    let answers = Arc::new(Mutex::new(Acknowledged::default()));
     let mut checked = (0, 0);
     for round in 0..rounds() {
         let (mut child, shop) = start_child(data.path(), &warehouse.url()).await;
@@ -87,13 +90,14 @@ async fn kill_9_at_any_moment_loses_nothing_that_was_acknowledged() {
                 Mood::ActsAndTimesOut
             })
             .unwrap();
-        // What was acknowledged since the last look is there, byte for byte; at the end all of it
-        // is looked at once more.
-        checked = check_told(&shop, &told, checked).await;
+        // Checks the orders acknowledged since the last check, byte for byte. The end of the test
+        // checks all of them again.
+        checked = check_acknowledged(&shop, &answers, checked).await;
         let acknowledged = Arc::new(AtomicUsize::new(0));
         let mut clients = tokio::task::JoinSet::new();
         for client in 0..8 {
-            let (shop, told, acknowledged) = (shop.clone(), Arc::clone(&told), Arc::clone(&acknowledged));
+            let (shop, answers, acknowledged) =
+                (shop.clone(), Arc::clone(&answers), Arc::clone(&acknowledged));
             clients.spawn(async move {
                 for number in 0.. {
                     let id = format!("r{round}c{client}n{number}");
@@ -102,7 +106,7 @@ async fn kill_9_at_any_moment_loses_nothing_that_was_acknowledged() {
                         return;
                     };
                     assert_eq!(order.status, 200);
-                    told.lock().unwrap().orders.push((id.clone(), order.body));
+                    answers.lock().unwrap().orders.push((id.clone(), order.body));
                     acknowledged.fetch_add(1, Ordering::Relaxed);
                     if number % 2 == 0 {
                         let path = format!("/order/{id}/payment-callback");
@@ -111,7 +115,7 @@ async fn kill_9_at_any_moment_loses_nothing_that_was_acknowledged() {
                             return;
                         };
                         assert_eq!(paid.status, 200);
-                        told.lock().unwrap().payments.push((id, paid.body));
+                        answers.lock().unwrap().payments.push((id, paid.body));
                     }
                 }
             });
@@ -129,28 +133,32 @@ async fn kill_9_at_any_moment_loses_nothing_that_was_acknowledged() {
     }
     warehouse.mood.send(Mood::Good).unwrap();
     let (_child, shop) = start_child(data.path(), &warehouse.url()).await;
-    let (orders, payments) = check_told(&shop, &told, (0, 0)).await;
+    let (orders, payments) = check_acknowledged(&shop, &answers, (0, 0)).await;
     println!(
         "{} kills, {orders} orders and {payments} payments acknowledged",
         rounds()
     );
-    settle_and_audit(&shop, &warehouse, &told).await;
+    settle_and_audit(&shop, &warehouse, &answers).await;
 }
 
-/// How often the node is killed: a few times, or as `IMT_KILLS` says.
+/// Returns the number of kills: a few, or `IMT_KILLS`.
 fn rounds() -> usize {
     std::env::var("IMT_KILLS").map_or(6, |kills| kills.parse().unwrap())
 }
 
-/// Asks again for everything that was acknowledged, but for what was looked at before; returns how
-/// much that is now.
-async fn check_told(shop: &Shop, told: &Mutex<Told>, checked: (usize, usize)) -> (usize, usize) {
+/// Repeats every acknowledged request after the first `checked` ones. Returns the numbers of
+/// acknowledged orders and payments.
+async fn check_acknowledged(
+    shop: &Shop,
+    answers: &Mutex<Acknowledged>,
+    checked: (usize, usize),
+) -> (usize, usize) {
     let (orders, payments, all) = {
-        let told = told.lock().unwrap();
-        let all = (told.orders.len(), told.payments.len());
+        let answers = answers.lock().unwrap();
+        let all = (answers.orders.len(), answers.payments.len());
         (
-            told.orders[checked.0..].to_vec(),
-            told.payments[checked.1..].to_vec(),
+            answers.orders[checked.0..].to_vec(),
+            answers.payments[checked.1..].to_vec(),
             all,
         )
     };
@@ -159,7 +167,7 @@ async fn check_told(shop: &Shop, told: &Mutex<Told>, checked: (usize, usize)) ->
         assert_eq!((again.status, &again.body), (200, &body), "order {id}");
         assert_eq!(
             again.headers["idempotent-replayed"], "true",
-            "order {id} was lost and taken anew"
+            "order {id} was lost and placed again"
         );
     }
     for (id, body) in payments {
@@ -172,8 +180,8 @@ async fn check_told(shop: &Shop, told: &Mutex<Told>, checked: (usize, usize)) ->
     all
 }
 
-async fn settle_and_audit(shop: &Shop, warehouse: &Warehouse, told: &Mutex<Told>) {
-    let payments = told.lock().unwrap().payments.clone();
+async fn settle_and_audit(shop: &Shop, warehouse: &Warehouse, answers: &Mutex<Acknowledged>) {
+    let payments = answers.lock().unwrap().payments.clone();
     for (id, _) in &payments {
         shop.until(id, "delivered").await;
     }
@@ -196,9 +204,9 @@ async fn settle_and_audit(shop: &Shop, warehouse: &Warehouse, told: &Mutex<Told>
         let seen = warehouse.seen.lock().unwrap();
         assert_eq!(seen.delivered.len(), delivered.len());
         for order in &delivered {
-            let (_, told, _) = &seen.delivered[order["id"].as_str().unwrap()];
-            assert_eq!(told["products"], order["products"]);
-            assert_eq!(told["transaction_id"], order["transaction_id"]);
+            let (_, sent, _) = &seen.delivered[order["id"].as_str().unwrap()];
+            assert_eq!(sent["products"], order["products"]);
+            assert_eq!(sent["transaction_id"], order["transaction_id"]);
         }
     }
     let stock = shop.get("/stocks/2").await.json();
@@ -206,7 +214,7 @@ async fn settle_and_audit(shop: &Shop, warehouse: &Warehouse, told: &Mutex<Told>
     assert_eq!(stock["stores"][0]["reserved"], 2 * open);
 }
 
-/// Every entry of a list, page by page.
+/// Reads all pages of a list.
 async fn all_of(shop: &Shop, path: &str, field: &str) -> Vec<Value> {
     let mut all = Vec::new();
     let mut cursor = String::new();

@@ -1,6 +1,5 @@
-//! Clients that take their time, over real sockets. The node's patience is tens of seconds: time
-//! stands still here but for the node's own clocks, which run ahead whenever nobody has anything to
-//! do.
+//! Slow clients over real sockets. The node's timeouts are tens of seconds, so these tests pause
+//! the clock of tokio: it advances by itself whenever all tasks are idle.
 
 use std::time::Duration;
 
@@ -9,8 +8,8 @@ use tokio::net::TcpStream;
 
 use crate::common::World;
 
-/// A node with room for so many connections, whose next hour may pass at once.
-async fn impatient_world(connections_max: usize) -> World {
+/// Starts a node with this limit of connections, and pauses the clock.
+async fn world_with_paused_clock(connections_max: usize) -> World {
     let world = World::start_with(|config| {
         config.server.connections_max = connections_max;
         config.stat_scan_every = Duration::from_secs(60);
@@ -28,7 +27,7 @@ async fn connect(world: &World, begin: &[u8]) -> TcpStream {
 
 async fn rest(mut stream: TcpStream) -> String {
     let mut answer = Vec::new();
-    // However the connection ends, what came is what is looked at.
+    // The connection may end in an error. The test checks the bytes received before it.
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -36,8 +35,8 @@ async fn rest(mut stream: TcpStream) -> String {
 const HEALTH: &[u8] = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
 #[tokio::test]
-async fn a_body_that_stops_arriving_is_given_up_with_408_and_nothing_of_it_is_applied() {
-    let world = impatient_world(100).await;
+async fn a_body_that_stops_arriving_is_answered_with_408_and_not_applied() {
+    let world = world_with_paused_clock(100).await;
     let heads = [
         "PUT /stocks HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n6\r\n1,1,5\n\r\n",
         "PATCH /stocks HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n1,1,5\n",
@@ -60,7 +59,7 @@ async fn a_body_that_stops_arriving_is_given_up_with_408_and_nothing_of_it_is_ap
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
 }
 
-/// Sends the end of a line every two seconds for as long as the node takes it. Returns the answer.
+/// Sends a line end every two seconds until the node closes the connection. Returns the answer.
 async fn trickle(mut stream: TcpStream) -> String {
     let (mut reading, mut writing) = stream.split();
     let mut answer = Vec::new();
@@ -81,8 +80,8 @@ async fn trickle(mut stream: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn snapshots_that_trickle_make_room_for_the_next() {
-    let world = impatient_world(100).await;
+async fn trickling_snapshots_time_out_and_the_next_one_is_accepted() {
+    let world = world_with_paused_clock(100).await;
     let head = b"PUT /stocks HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n";
     let mut trickling = Vec::new();
     for _ in 0..2 {
@@ -104,8 +103,8 @@ async fn snapshots_that_trickle_make_room_for_the_next() {
 }
 
 #[tokio::test]
-async fn who_never_finishes_a_head_or_never_asks_makes_room_for_the_next() {
-    let world = impatient_world(1).await;
+async fn connections_without_a_complete_request_time_out() {
+    let world = world_with_paused_clock(1).await;
     let silent: [&[u8]; 5] = [
         b"",
         b"P",
@@ -123,13 +122,14 @@ async fn who_never_finishes_a_head_or_never_asks_makes_room_for_the_next() {
 }
 
 #[tokio::test]
-async fn who_never_reads_its_answers_makes_room_for_the_next() {
-    let world = impatient_world(1).await;
+async fn connections_that_never_read_their_answers_time_out() {
+    let world = world_with_paused_clock(1).await;
     let mut holding = TcpStream::connect(world.node.address()).await.unwrap();
-    // Far more answers than sockets take up: the node stops reading requests when it cannot write.
+    // More answers than the socket buffers hold: the node stops reading requests once it cannot
+    // write.
     let asks = tokio::spawn(async move {
         let ask = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(20_000);
-        // Sockets may take all of it up before the connection is ended.
+        // The socket buffers may accept all of it before the connection is closed.
         let _ = holding.write_all(&ask).await;
         holding
     });

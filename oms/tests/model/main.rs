@@ -1,17 +1,19 @@
-//! The protocol of ownership and hand-over as a small model, checked breadth-first: every order of
-//! every step.
+//! A model of the ownership and handover protocol, checked breadth-first over all orders of all
+//! steps.
 //!
-//! The model has nodes, each with a view of the truth that lags behind; the truth (`ring.json`),
-//! which only the coordinator replaces; volumes, which one process at a time has open; slots, which
-//! are here, sealed or elsewhere for whoever has their volume open; copies of slots on their way;
-//! and customers who send the same order twice, with other content too, by any node. Any node, the
-//! coordinator too, may crash between any two steps and come back with nothing but its disk.
+//! The model has:
+//! - the cluster's state (`ring.json`), which only the coordinator replaces, and nodes with older
+//!   copies;
+//! - volumes, which one process at a time can open, with slots that are here, sealed or elsewhere;
+//! - copies of slots during a move;
+//! - customers who send an order twice, also with other lines, to any node;
+//! - crashes of any node, the coordinator included, between any two steps. Only the disk survives.
 //!
-//! It says nothing about time, sizes or disks: the code itself runs in the simulation
-//! (`oms/src/simulation`). Each `Mistake` is one that the protocol must not make, and a test shows
-//! that the checker finds it: four of them were in the code once.
+//! Deliberately absent: time, sizes and disks. The simulation (`oms/src/simulation`) runs the real
+//! code. Each `Mistake` breaks one rule of the protocol, and a test proves that the checker finds
+//! it. Four of them were once in the code.
 
-#![allow(clippy::unwrap_used, reason = "a test stops at what cannot be")]
+#![allow(clippy::unwrap_used, reason = "a test stops at an impossible state")]
 
 mod protocol;
 
@@ -20,8 +22,8 @@ use protocol::{ALWAYS, MISTAKES, Mistake, Protocol};
 use stateright::{Checker, HasDiscoveries, Model};
 
 #[test]
-fn nothing_acknowledged_is_lost_whoever_crashes_at_whatever_step() {
-    // Crashes, orders sent, moves.
+fn acknowledged_orders_survive_crashes_between_any_two_steps() {
+    // Numbers of crashes, orders sent and moves.
     for bounds in [(2, 1, 1), (1, 2, 1), (1, 1, 2)] {
         let (crashes, sends, moves) = bounds;
         let protocol = Protocol::of(Mistake::None, crashes, sends, moves);
@@ -41,12 +43,12 @@ fn nothing_acknowledged_is_lost_whoever_crashes_at_whatever_step() {
 }
 
 #[test]
-fn every_mistake_is_found() {
+fn the_checker_finds_every_mistake() {
     for mistake in MISTAKES {
         let finish = HasDiscoveries::AnyFailures;
-        // Crashes, orders sent, moves: as few as show it.
+        // The smallest numbers of crashes, orders sent and moves that show the mistake.
         let (crashes, sends, moves) = match mistake {
-            Mistake::CommitAfterUndo | Mistake::TakeOldCopy => (1, 1, 2),
+            Mistake::CommitAfterUndo | Mistake::AcceptOldCopy => (1, 1, 2),
             _ => (2, 1, 1),
         };
         let protocol = Protocol::of(mistake, crashes, sends, moves);

@@ -1,58 +1,62 @@
-//! The model itself: its state, the steps that may come next, and what must hold in every state.
+//! The model: its state, the possible steps, and the properties of every state.
+//!
+//! A step is one atomic action of the protocol: a change of the cluster's state, of one server, of
+//! one copy, or of one call. The checker tries every order of the steps, with bounds for the number
+//! of crashes, orders and moves.
 
 use std::collections::BTreeSet;
 
 use stateright::{Model, Property};
 
 pub(crate) const NODES: usize = 2;
-/// The slot that moves; others do as it does.
+/// Number of slots. One is enough, because slots do not interact.
 const SLOTS: usize = 1;
-/// Orders, one in each slot; each is sent with content 0 and with content 1.
+/// Number of orders, one in each slot. Each is sent with content 0 and with content 1.
 const ORDERS: usize = SLOTS;
-/// Calls under way at a time: two customers.
+/// Maximum number of calls in progress: two customers.
 const CALLS: usize = 2;
 
-/// A mistake that the protocol makes.
+/// A rule that the protocol breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mistake {
     None,
-    /// A source goes on taking orders in slots that it copies.
+    /// A source accepts orders in slots that it copies.
     CopyWithoutSeal,
-    /// Whoever opens a volume while slots of it are on their way forgets that they are.
+    /// A process that opens a volume does not seal the slots that are moving.
     OpenUnsealedDuringMove,
-    /// A seal is taken away by whoever knows of no move, though the move began after what it knows.
-    UnsealByOldView,
-    /// A volume is brought in line with what was known before it was open.
-    SettleByOldView,
-    /// The source cleans up before the ring is written.
+    /// A node with an old state that names no move removes the seal of a newer move.
+    UnsealByOldState,
+    /// A server is started with a state that was read before the volume was open.
+    StartByOldState,
+    /// The source deletes its rows before the ring is replaced.
     CleanBeforeCommit,
-    /// A volume is opened although another process has it.
+    /// A volume is opened although another process has it open.
     OpenWithoutLock,
-    /// A copy that comes in after its move was undone counts for the next one.
+    /// A copy that completes after its move was undone counts for the next move.
     CommitAfterUndo,
-    /// A copy of an earlier move that comes in late takes the place of a newer one.
-    TakeOldCopy,
+    /// A late copy of an earlier move replaces a newer one.
+    AcceptOldCopy,
 }
 
-/// All of them.
+/// All mistakes.
 pub(crate) const MISTAKES: [Mistake; 8] = [
     Mistake::CopyWithoutSeal,
     Mistake::OpenUnsealedDuringMove,
-    Mistake::UnsealByOldView,
-    Mistake::SettleByOldView,
+    Mistake::UnsealByOldState,
+    Mistake::StartByOldState,
     Mistake::CleanBeforeCommit,
     Mistake::OpenWithoutLock,
     Mistake::CommitAfterUndo,
-    Mistake::TakeOldCopy,
+    Mistake::AcceptOldCopy,
 ];
 
-const ONE_SERVER: &str = "a slot is served by one process at most";
-const NOTHING_LOST: &str = "what was acknowledged is there";
+const ONE_SERVER: &str = "at most one process serves a slot";
+const NOTHING_LOST: &str = "acknowledged orders are stored";
 const ONE_CONTENT: &str = "no order is acknowledged with two contents";
-/// What must hold in every state.
+/// Properties of every state.
 pub(crate) const ALWAYS: [&str; 3] = [ONE_SERVER, NOTHING_LOST, ONE_CONTENT];
 
-/// How much may happen.
+/// The protocol with bounds for the number of events.
 pub(crate) struct Protocol {
     mistake: Mistake,
     crashes: u8,
@@ -77,7 +81,7 @@ type Slot = u8;
 type Rows = BTreeSet<(Slot, u8)>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Truth {
+pub(crate) struct ClusterState {
     version: u8,
     ring: [Volume; SLOTS],
     serving: [Node; NODES],
@@ -92,19 +96,19 @@ struct Moving {
     to: Volume,
 }
 
-/// A volume that a process has open.
+/// A volume served by a process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Post {
+struct Server {
     ring: [Volume; SLOTS],
-    /// The slot that is sealed, and for which move.
+    /// The sealed slot and the id of its move.
     sealed: Option<(Slot, u8)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Process {
     is_alive: bool,
-    view: Truth,
-    posts: [Option<Post>; NODES],
+    known_state: ClusterState,
+    servers: [Option<Server>; NODES],
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -114,7 +118,7 @@ struct Disk {
     must_purge: bool,
 }
 
-/// Rows of a slot between its source and its target, or the target's word that it has them.
+/// The progress of the copy of a slot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Copy {
     Wanted {
@@ -128,7 +132,7 @@ pub(crate) enum Copy {
         to: Volume,
         rows: Rows,
     },
-    Laid {
+    Staged {
         id: u8,
     },
 }
@@ -143,8 +147,8 @@ pub(crate) struct Call {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct World {
-    truth: Truth,
-    /// Who coordinates, and the move whose copy it waits for.
+    state: ClusterState,
+    /// The coordinator, and the move with the copy that it waits for.
     coordinator: Option<Node>,
     awaited: Option<u8>,
     is_copied: bool,
@@ -175,11 +179,11 @@ pub(crate) enum Step {
     Undo,
     Commit,
     Learn(Node),
-    GiveUp(Node, Volume),
+    Close(Node, Volume),
     Open(Node, Volume),
-    Refurnish(Node, Volume),
+    ApplyRing(Node, Volume),
     Unseal(Node, Volume),
-    /// One that is never taken is a copy that broke off.
+    /// Advances a copy. A copy that is never advanced stands for one that broke off.
     Copy(Copy),
     Send {
         by: Node,
@@ -187,19 +191,19 @@ pub(crate) enum Step {
         content: u8,
     },
     Answer(Call),
-    /// It is carried out, and the answer gets lost.
+    /// The call is executed, but the answer is lost.
     AnswerLost(Call),
 }
 
 impl World {
-    fn post(&self, node: Node, volume: Volume) -> Option<&Post> {
-        self.nodes[node as usize].posts[volume as usize].as_ref()
+    fn server(&self, node: Node, volume: Volume) -> Option<&Server> {
+        self.nodes[node as usize].servers[volume as usize].as_ref()
     }
 
     fn is_open(&self, volume: Volume) -> bool {
         self.nodes
             .iter()
-            .any(|node| node.posts[volume as usize].is_some())
+            .any(|node| node.servers[volume as usize].is_some())
     }
 
     fn coordinator(&self) -> Option<&Process> {
@@ -207,17 +211,20 @@ impl World {
         node.is_alive.then_some(node)
     }
 
-    /// True if nothing of an earlier ring lies about, as the coordinator asks before a move.
+    /// Returns `true` if no rows of an earlier ring remain. The coordinator requires this before a
+    /// move.
     fn is_settled(&self) -> bool {
         (0..NODES as Volume).all(|volume| {
-            let server = self.truth.serving[volume as usize];
-            let post = self.post(server, volume);
-            post.is_some_and(|post| post.ring == self.truth.ring) && !self.disks[volume as usize].must_purge
+            let node = self.state.serving[volume as usize];
+            let server = self.server(node, volume);
+            server.is_some_and(|server| server.ring == self.state.ring)
+                && !self.disks[volume as usize].must_purge
         })
     }
 
-    /// Brings a volume in line with what is known, and says what its server seals.
-    fn furnish(&mut self, mistake: Mistake, volume: Volume, known: &Truth) -> Post {
+    /// Starts the server of a volume: activates or deletes staged rows, cleans up, and seals moving
+    /// slots.
+    fn start_server(&mut self, mistake: Mistake, volume: Volume, known: &ClusterState) -> Server {
         let disk = &mut self.disks[volume as usize];
         if let Some((id, rows)) = disk.arriving.take() {
             if known.moving.is_some_and(|moving| moving.id == id) {
@@ -234,19 +241,19 @@ impl World {
             .moving
             .filter(|moving| known.ring[moving.slot as usize] == volume);
         let sealed = goes.map(|moving| (moving.slot, moving.id));
-        Post {
+        Server {
             ring: known.ring,
             sealed: sealed.filter(|_| mistake != Mistake::OpenUnsealedDuringMove),
         }
     }
 
     fn serves(&self, node: Node, volume: Volume, slot: Slot) -> bool {
-        self.post(node, volume).is_some_and(|post| {
-            post.ring[slot as usize] == volume && post.sealed.is_none_or(|(sealed, _)| sealed != slot)
+        self.server(node, volume).is_some_and(|server| {
+            server.ring[slot as usize] == volume && server.sealed.is_none_or(|(sealed, _)| sealed != slot)
         })
     }
 
-    /// Carries an order out, if its slot is served there; the content that is answered.
+    /// Executes an order if its slot is served there. Returns the content of the answer.
     fn place(&mut self, call: &Call) -> Option<u8> {
         if !self.serves(call.node, call.volume, call.order) {
             return None;
@@ -254,7 +261,7 @@ impl World {
         let rows = &mut self.disks[call.volume as usize].rows;
         let known = rows.iter().find(|(order, _)| *order == call.order).copied();
         match known {
-            // The same is answered as before; anything else is refused.
+            // An equal order gets the same answer. Any other order is rejected.
             Some((_, content)) => (content == call.content).then_some(content),
             None => {
                 rows.insert((call.order, call.content));
@@ -263,15 +270,15 @@ impl World {
         }
     }
 
-    fn replace(&mut self, change: impl FnOnce(&mut Truth)) {
-        change(&mut self.truth);
-        self.truth.version += 1;
+    fn replace(&mut self, change: impl FnOnce(&mut ClusterState)) {
+        change(&mut self.state);
+        self.state.version += 1;
     }
 
     fn coordinate(&self, steps: &mut Vec<Step>) {
         let Some(_) = self.coordinator() else { return };
         for volume in 0..NODES as Volume {
-            let server = self.truth.serving[volume as usize];
+            let server = self.state.serving[volume as usize];
             let home = volume as Node;
             for node in 0..NODES as Node {
                 let takes_over = !self.nodes[server as usize].is_alive && node != server;
@@ -281,7 +288,7 @@ impl World {
                 }
             }
         }
-        match self.truth.moving {
+        match self.state.moving {
             Some(_) => {
                 steps.push(Step::Undo);
                 if self.is_copied {
@@ -291,7 +298,7 @@ impl World {
             None if self.moves_left > 0 && self.is_settled() => {
                 for slot in 0..SLOTS as Slot {
                     for to in 0..NODES as Volume {
-                        if self.truth.ring[slot as usize] != to {
+                        if self.state.ring[slot as usize] != to {
                             steps.push(Step::Begin { slot, to });
                         }
                     }
@@ -303,15 +310,17 @@ impl World {
 
     fn follow(&self, node: Node, steps: &mut Vec<Step>) {
         let process = &self.nodes[node as usize];
-        if process.view != self.truth {
+        if process.known_state != self.state {
             steps.push(Step::Learn(node));
         }
         for volume in 0..NODES as Volume {
-            let is_mine = process.view.serving[volume as usize] == node;
-            match &process.posts[volume as usize] {
-                Some(_) if !is_mine => steps.push(Step::GiveUp(node, volume)),
-                Some(post) if post.ring != process.view.ring => steps.push(Step::Refurnish(node, volume)),
-                Some(Post { sealed: Some(_), .. }) if process.view.moving.is_none() => {
+            let is_mine = process.known_state.serving[volume as usize] == node;
+            match &process.servers[volume as usize] {
+                Some(_) if !is_mine => steps.push(Step::Close(node, volume)),
+                Some(server) if server.ring != process.known_state.ring => {
+                    steps.push(Step::ApplyRing(node, volume));
+                }
+                Some(Server { sealed: Some(_), .. }) if process.known_state.moving.is_none() => {
                     steps.push(Step::Unseal(node, volume));
                 }
                 None if is_mine => steps.push(Step::Open(node, volume)),
@@ -320,19 +329,19 @@ impl World {
         }
     }
 
-    /// A step of a copy; nothing if who must do it cannot.
-    fn carry(&mut self, mistake: Mistake, copy: &Copy) -> Option<()> {
+    /// Advances a copy. Returns `None` if the responsible process cannot do it.
+    fn advance_copy(&mut self, mistake: Mistake, copy: &Copy) -> Option<()> {
         self.copies.remove(copy);
         match copy {
             Copy::Wanted { id, slot, from, to } => {
-                let server = self.truth.serving[*from as usize];
-                let is_under_way = self.truth.moving.is_some_and(|moving| moving.id == *id);
-                let post = self.nodes[server as usize].posts[*from as usize].as_mut()?;
-                if !is_under_way || post.ring[*slot as usize] != *from {
+                let node = self.state.serving[*from as usize];
+                let is_under_way = self.state.moving.is_some_and(|moving| moving.id == *id);
+                let server = self.nodes[node as usize].servers[*from as usize].as_mut()?;
+                if !is_under_way || server.ring[*slot as usize] != *from {
                     return None;
                 }
                 if mistake != Mistake::CopyWithoutSeal {
-                    post.sealed = Some((*slot, *id));
+                    server.sealed = Some((*slot, *id));
                 }
                 let disk = &mut self.disks[*from as usize];
                 disk.must_purge = true;
@@ -347,17 +356,17 @@ impl World {
                 });
             }
             Copy::Sent { id, to, rows } => {
-                let server = self.truth.serving[*to as usize];
-                self.post(server, *to)?;
+                let node = self.state.serving[*to as usize];
+                self.server(node, *to)?;
                 let arriving = &mut self.disks[*to as usize].arriving;
                 let is_late = arriving.as_ref().is_some_and(|(newest, _)| newest > id);
-                if is_late && mistake != Mistake::TakeOldCopy {
+                if is_late && mistake != Mistake::AcceptOldCopy {
                     return None;
                 }
                 *arriving = Some((*id, rows.clone()));
-                self.copies.insert(Copy::Laid { id: *id });
+                self.copies.insert(Copy::Staged { id: *id });
             }
-            Copy::Laid { id } => {
+            Copy::Staged { id } => {
                 if self.awaited == Some(*id)
                     || (self.awaited.is_some() && mistake == Mistake::CommitAfterUndo)
                 {
@@ -381,7 +390,7 @@ impl Model for Protocol {
     type Action = Step;
 
     fn init_states(&self) -> Vec<World> {
-        let truth = Truth {
+        let state = ClusterState {
             version: 1,
             ring: [0; SLOTS],
             serving: [0, 1],
@@ -390,10 +399,10 @@ impl Model for Protocol {
         };
         let node = |node: usize| Process {
             is_alive: true,
-            view: truth.clone(),
-            posts: std::array::from_fn(|volume| {
-                (volume == node).then_some(Post {
-                    ring: truth.ring,
+            known_state: state.clone(),
+            servers: std::array::from_fn(|volume| {
+                (volume == node).then_some(Server {
+                    ring: state.ring,
                     sealed: None,
                 })
             }),
@@ -411,7 +420,7 @@ impl Model for Protocol {
             crashes_left: self.crashes,
             sends_left: self.sends,
             moves_left: self.moves,
-            truth: truth.clone(),
+            state: state.clone(),
         }]
     }
 
@@ -455,83 +464,83 @@ impl Model for Protocol {
                 next.crashes_left -= 1;
                 let process = &mut next.nodes[node as usize];
                 process.is_alive = false;
-                process.posts = Default::default();
+                process.servers = Default::default();
                 if next.coordinator == Some(node) {
                     (next.coordinator, next.awaited, next.is_copied) = (None, None, false);
                 }
             }
             Step::Start(node) => {
-                let view = next.truth.clone();
+                let known_state = next.state.clone();
                 let process = &mut next.nodes[node as usize];
-                (process.is_alive, process.view) = (true, view);
+                (process.is_alive, process.known_state) = (true, known_state);
             }
             Step::Elect(node) => next.coordinator = Some(node),
             Step::Serve { volume, node } => {
                 (next.awaited, next.is_copied) = (None, false);
-                next.replace(|truth| {
-                    truth.serving[volume as usize] = node;
-                    truth.moving = None;
+                next.replace(|state| {
+                    state.serving[volume as usize] = node;
+                    state.moving = None;
                 });
             }
             Step::Begin { slot, to } => {
                 next.moves_left -= 1;
-                let (id, from) = (next.truth.version + 1, next.truth.ring[slot as usize]);
-                next.replace(|truth| truth.moving = Some(Moving { id, slot, to }));
+                let (id, from) = (next.state.version + 1, next.state.ring[slot as usize]);
+                next.replace(|state| state.moving = Some(Moving { id, slot, to }));
                 (next.awaited, next.is_copied) = (Some(id), false);
                 next.copies.insert(Copy::Wanted { id, slot, from, to });
             }
             Step::Undo => {
                 (next.awaited, next.is_copied) = (None, false);
-                next.replace(|truth| truth.moving = None);
+                next.replace(|state| state.moving = None);
             }
             Step::Commit => {
-                let moving = next.truth.moving?;
+                let moving = next.state.moving?;
                 (next.awaited, next.is_copied) = (None, false);
-                next.replace(|truth| {
-                    truth.ring[moving.slot as usize] = moving.to;
-                    truth.committed = moving.id;
-                    truth.moving = None;
+                next.replace(|state| {
+                    state.ring[moving.slot as usize] = moving.to;
+                    state.committed = moving.id;
+                    state.moving = None;
                 });
             }
-            Step::Learn(node) => next.nodes[node as usize].view = next.truth.clone(),
-            Step::GiveUp(node, volume) => next.nodes[node as usize].posts[volume as usize] = None,
+            Step::Learn(node) => next.nodes[node as usize].known_state = next.state.clone(),
+            Step::Close(node, volume) => next.nodes[node as usize].servers[volume as usize] = None,
             Step::Open(node, volume) => {
                 if next.is_open(volume) && self.mistake != Mistake::OpenWithoutLock {
                     return None;
                 }
-                if self.mistake != Mistake::SettleByOldView {
-                    next.nodes[node as usize].view = next.truth.clone();
+                if self.mistake != Mistake::StartByOldState {
+                    next.nodes[node as usize].known_state = next.state.clone();
                 }
-                let known = next.nodes[node as usize].view.clone();
+                let known = next.nodes[node as usize].known_state.clone();
                 if known.serving[volume as usize] != node {
                     return Some(next);
                 }
-                let post = next.furnish(self.mistake, volume, &known);
-                next.nodes[node as usize].posts[volume as usize] = Some(post);
+                let server = next.start_server(self.mistake, volume, &known);
+                next.nodes[node as usize].servers[volume as usize] = Some(server);
             }
-            Step::Refurnish(node, volume) => {
-                let known = next.nodes[node as usize].view.clone();
-                let post = next.furnish(self.mistake, volume, &known);
-                next.nodes[node as usize].posts[volume as usize] = Some(post);
+            Step::ApplyRing(node, volume) => {
+                let known = next.nodes[node as usize].known_state.clone();
+                let server = next.start_server(self.mistake, volume, &known);
+                next.nodes[node as usize].servers[volume as usize] = Some(server);
             }
             Step::Unseal(node, volume) => {
                 let process = &mut next.nodes[node as usize];
-                let post = process.posts[volume as usize].as_mut()?;
-                let (_, id) = post.sealed?;
-                if process.view.version < id && self.mistake != Mistake::UnsealByOldView {
+                let server = process.servers[volume as usize].as_mut()?;
+                let (_, id) = server.sealed?;
+                if process.known_state.version < id && self.mistake != Mistake::UnsealByOldState {
                     return None;
                 }
-                post.sealed = None;
+                server.sealed = None;
             }
             Step::Copy(copy) => {
-                // Whoever cannot do its part lets the copy break off.
-                let _ = next.carry(self.mistake, &copy);
+                // A process that cannot do its part breaks the copy off.
+                let _ = next.advance_copy(self.mistake, &copy);
             }
             Step::Send { by, order, content } => {
                 next.sends_left -= 1;
-                let view = &next.nodes[by as usize].view;
-                let volume = view.ring[order as usize];
-                let node = view.serving[volume as usize];
+                let known_state = &next.nodes[by as usize].known_state;
+                let volume = known_state.ring[order as usize];
+                let node = known_state.serving[volume as usize];
                 next.calls.insert(Call {
                     node,
                     volume,
@@ -570,30 +579,31 @@ impl Model for Protocol {
                         return true;
                     };
                     let row = (order as Slot, content);
-                    let disk = &world.disks[world.truth.ring[order] as usize];
+                    let disk = &world.disks[world.state.ring[order] as usize];
                     let arrived = disk
                         .arriving
                         .as_ref()
-                        .filter(|(id, _)| *id == world.truth.committed);
+                        .filter(|(id, _)| *id == world.state.committed);
                     disk.rows.contains(&row) || arrived.is_some_and(|(_, rows)| rows.contains(&row))
                 })
             }),
             Property::always(ONE_CONTENT, |_, world: &World| !world.is_contradicted),
             Property::sometimes("an order that was acknowledged moves", |_, world: &World| {
-                world.truth.ring[0] == 1 && world.acknowledged[0].is_some() && world.serves(1, 1, 0)
+                world.state.ring[0] == 1 && world.acknowledged[0].is_some() && world.serves(1, 1, 0)
             }),
             Property::sometimes(
                 "a move is undone and the slot is served again",
                 |model: &Protocol, world: &World| {
                     world.moves_left < model.moves
-                        && world.truth.committed == 0
-                        && world.truth.moving.is_none()
+                        && world.state.committed == 0
+                        && world.state.moving.is_none()
                         && world.serves(0, 0, 0)
                 },
             ),
-            Property::sometimes("a survivor serves the volume of the dead", |_, world: &World| {
-                world.truth.ring == [1] && world.serves(0, 1, 0)
-            }),
+            Property::sometimes(
+                "a survivor serves the volume of a dead node",
+                |_, world: &World| world.state.ring == [1] && world.serves(0, 1, 0),
+            ),
         ]
     }
 }

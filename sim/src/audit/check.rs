@@ -1,8 +1,8 @@
-//! The comparison, pure: everything both sides say and the front's record in, findings out.
+//! The comparison, pure: statements of both sides and the front's record in, findings out.
 //!
-//! Four views, each of its own: the shelves (nothing left a store that was not there), the
-//! customers (what was acknowledged is kept), the orders (each is where its state says) and the
-//! reservations (each has its open order, each open order its own).
+//! It looks from four sides: stock (a store delivers only units that it has), customers (each
+//! acknowledged request is kept), orders (messages and deliveries fit the state) and reservations
+//! (each belongs to an open order, and each open order has one).
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::front::{OrderRecord, Outcome, RecordedOrder};
 use crate::warehouse::{Stock, StockShape};
 use crate::wire::{Delivery, Message, MessageState, Order, OrderState, Product, Reservation};
 
-/// Compares what both sides say, and what the front remembers.
+/// Compares the statements of both sides with each other and with the front's record.
 pub fn check(record: &OrderRecord, evidence: &Evidence) -> Vec<Finding> {
     let view = View::new(record, evidence);
     let mut findings = view.duplicates.clone();
@@ -57,6 +57,7 @@ struct View<'a> {
     messages: HashMap<&'a str, Vec<&'a Message>>,
     deliveries: HashMap<&'a str, Vec<&'a Delivery>>,
     duplicates: Vec<Finding>,
+    warehouse_away: bool,
 }
 
 impl<'a> View<'a> {
@@ -68,6 +69,7 @@ impl<'a> View<'a> {
             messages: HashMap::new(),
             deliveries: HashMap::with_capacity(evidence.deliveries.len()),
             duplicates: Vec::new(),
+            warehouse_away: evidence.warehouse_away,
         };
         for order in &evidence.orders {
             if view.orders.insert(&order.id, order).is_some() {
@@ -94,7 +96,7 @@ impl<'a> View<'a> {
         view
     }
 
-    /// What this run's front knows of an order; nothing of other runs'.
+    /// Returns the front's record of an order; `None` for orders of other runs.
     fn sent(&self, order: &Order) -> Option<&'a RecordedOrder> {
         let id: u64 = order.id.parse().ok()?;
         // "017" is another order than "17".
@@ -102,7 +104,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// Plays the ledger through from the first day's stock; what lies on the shelves in the end.
+/// Applies the ledger to the stock of the first day. Returns the stock at the end.
 fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock {
     let shape = StockShape {
         products: evidence.warehouse.products,
@@ -132,7 +134,7 @@ fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock {
     stock
 }
 
-/// What is reserved and not yet delivered must be on the shelves.
+/// Checks that units reserved and not yet delivered are in stock.
 fn check_reserved(view: &View<'_>, shelves: &Stock, findings: &mut Vec<Finding>) {
     let mut reserved: HashMap<(u32, u32), u32> = HashMap::new();
     let undelivered = view
@@ -158,7 +160,7 @@ fn check_reserved(view: &View<'_>, shelves: &Stock, findings: &mut Vec<Finding>)
     }
 }
 
-/// What a customer was told holds.
+/// Checks that the answers to a customer still hold.
 fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Finding>) {
     let id = sent.id.to_string();
     let Some(kept) = view.orders.get(id.as_str()) else {
@@ -167,10 +169,10 @@ fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Find
         }
         return;
     };
-    if kept.products != sent.products {
+    if kept.products[..] != sent.products[..] {
         findings.push(Finding::OrderDiffers { order: id.clone() });
     }
-    // A payment for an order that no store has is kept, to be refunded.
+    // A payment for a rejected order is kept, to be refunded.
     let is_rejected = kept.state == OrderState::Rejected
         || kept.state == OrderState::RefundWanted && kept.store_id.is_none();
     if sent.order.is_acknowledged() && is_rejected {
@@ -178,6 +180,13 @@ fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Find
     }
     if sent.order == Outcome::Status(409) && !is_rejected {
         findings.push(Finding::RejectedKept {
+            order: id.clone(),
+            state: kept.state,
+        });
+    }
+    let is_cancelled = matches!(kept.state, OrderState::Cancelled | OrderState::RefundWanted);
+    if sent.cancel.is_acknowledged() && !is_cancelled {
+        findings.push(Finding::CancelLost {
             order: id.clone(),
             state: kept.state,
         });
@@ -192,10 +201,14 @@ fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Find
     }
 }
 
-/// An order is where its state says.
+/// Checks that messages, deliveries and reservation fit the state of an order.
 fn check_order(view: &View<'_>, order: &Order, findings: &mut Vec<Finding>) {
     let id = || order.id.clone();
     let state = order.state;
+    if state == OrderState::Unknown {
+        findings.push(Finding::StateUnknown { order: id() });
+        return;
+    }
     match (state.is_open(), order.store_id) {
         (true, Some(store)) if !view.reservations.contains_key(order.id.as_str()) => {
             findings.push(Finding::ReservationMissing { order: id(), store });
@@ -226,7 +239,8 @@ fn check_order(view: &View<'_>, order: &Order, findings: &mut Vec<Finding>) {
         }
         let without_reason = messages
             .iter()
-            .filter(|m| m.state == MessageState::Waiting && m.last_error.is_none());
+            .filter(|m| m.state == MessageState::Waiting && m.last_error.is_none())
+            .filter(|_| !view.warehouse_away);
         findings.extend(without_reason.map(|message| Finding::WaitsWithoutReason {
             order: id(),
             kind: message.kind,
@@ -234,7 +248,7 @@ fn check_order(view: &View<'_>, order: &Order, findings: &mut Vec<Finding>) {
     }
 }
 
-/// What was delivered is what was ordered and paid for.
+/// Checks that a delivery is of the units ordered and paid for.
 fn check_delivery(view: &View<'_>, order: &Order, delivery: &Delivery, findings: &mut Vec<Finding>) {
     let id = || order.id.clone();
     let sent = view.sent(order);
@@ -258,7 +272,7 @@ fn check_delivery(view: &View<'_>, order: &Order, delivery: &Delivery, findings:
     findings.extend(otherwise.map(|(what, _)| Finding::DeliveredOtherwise { order: id(), what }));
 }
 
-/// A reservation belongs to an open order, and is what that needs.
+/// Checks that a reservation belongs to an open order and is of its units.
 fn check_reservation(view: &View<'_>, reservation: &Reservation, findings: &mut Vec<Finding>) {
     let order = view.orders.get(reservation.order.as_str());
     match order {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::wire::{MessageKind, Refusal, Restock, WarehouseSummary};
+use crate::workload::Basket;
 
 const SEED: u64 = 11;
 const STORE: u32 = 3;
@@ -38,7 +39,9 @@ fn order(id: &str, state: OrderState, transaction_id: Option<u64>) -> Order {
 fn sent(id: u64, order: u16, payment: Outcome) -> RecordedOrder {
     RecordedOrder {
         id,
-        products: products(),
+        products: Basket::new(&products()),
+        is_paid: true,
+        cancel: Outcome::NotSent,
         transaction_id: 100 + id as u32,
         order: Outcome::Status(order),
         payment,
@@ -96,6 +99,7 @@ fn sound() -> (Vec<RecordedOrder>, Evidence) {
             stores: 5,
             ..WarehouseSummary::default()
         },
+        warehouse_away: false,
     };
     (record, evidence)
 }
@@ -207,7 +211,9 @@ fn more_reserved_than_there_is_found() {
         - 4;
     found(
         |record, e| {
-            record[1].products[0].quantity = there;
+            let mut lines = record[1].products.to_vec();
+            lines[0].quantity = there;
+            record[1].products = Basket::new(&lines);
             e.orders[1].products[0].quantity = there;
             e.reservations[0].products[0].quantity = there;
         },
@@ -387,6 +393,47 @@ fn a_paid_order_that_waits_for_no_reason_is_found() {
             order: "2".into(),
             kind: MessageKind::Deliver,
         }],
+    );
+}
+
+#[test]
+fn a_message_may_wait_without_a_reason_while_the_warehouse_is_away() {
+    found(
+        |_, e| {
+            e.outbox[0].last_error = None;
+            e.warehouse_away = true;
+        },
+        &[],
+    );
+}
+
+#[test]
+fn a_cancellation_without_effect_is_found() {
+    let cancelled = |record: &mut Vec<RecordedOrder>| record[2].cancel = Outcome::Status(200);
+    found(
+        |record, _| cancelled(record),
+        &[Finding::CancelLost {
+            order: "3".into(),
+            state: OrderState::Announced,
+        }],
+    );
+    found(
+        |record, e| {
+            cancelled(record);
+            e.orders[2].state = OrderState::Cancelled;
+            e.reservations.pop();
+        },
+        &[],
+    );
+}
+
+#[test]
+fn a_state_that_is_not_known_is_a_finding_and_no_end_of_the_audit() {
+    let read: OrderState = serde_json::from_str("\"returned\"").unwrap();
+    assert_eq!(read, OrderState::Unknown);
+    found(
+        |_, e| e.orders[4].state = read,
+        &[Finding::StateUnknown { order: "5".into() }],
     );
 }
 

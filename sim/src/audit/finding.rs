@@ -1,5 +1,4 @@
-//! What an audit can find wrong: each kind names the order, store or product, so that a person can
-//! go and look.
+//! Findings of an audit. Each names the order, store or product, so that a person can look there.
 
 use std::fmt;
 
@@ -7,12 +6,12 @@ use serde::Serialize;
 
 use crate::wire::{MessageKind, OrderState};
 
-/// Something that must not be.
+/// A contradiction between the two sides, or of one with the front's record.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(tag = "finding", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Finding {
-    /// The warehouse was asked to deliver what it has not.
+    /// The warehouse was asked to deliver units that it has not.
     DeliveryRefused {
         /// The order.
         order: String,
@@ -25,7 +24,7 @@ pub enum Finding {
         /// Units there.
         there: u32,
     },
-    /// The ledger delivered more than had ever been there.
+    /// The ledger delivered more units than there were.
     Oversold {
         /// The order that took too much.
         order: String,
@@ -59,22 +58,34 @@ pub enum Finding {
         /// The order.
         order: String,
     },
-    /// An order's content is not what was sent.
+    /// An order's content differs from the request.
     OrderDiffers {
         /// The order.
         order: String,
     },
-    /// An order was acknowledged, then turned down.
+    /// An order was acknowledged, then rejected.
     AcknowledgedRejected {
         /// The order.
         order: String,
     },
-    /// A customer was told that no store has it, but the order is kept.
+    /// An order is kept though its request was answered 409.
     RejectedKept {
         /// The order.
         order: String,
         /// Its state.
         state: OrderState,
+    },
+    /// An acknowledged cancellation had no effect.
+    CancelLost {
+        /// The order.
+        order: String,
+        /// Its state.
+        state: OrderState,
+    },
+    /// An order is in a state that this program does not know.
+    StateUnknown {
+        /// The order.
+        order: String,
     },
     /// An open order past its reservation has no store.
     StoreMissing {
@@ -99,7 +110,7 @@ pub enum Finding {
         /// Its state.
         state: OrderState,
     },
-    /// A paid order waits in the outbox and nothing says why.
+    /// A message of a paid order waits without a reason.
     WaitsWithoutReason {
         /// The order.
         order: String,
@@ -110,17 +121,17 @@ pub enum Finding {
     DeliveredTwice {
         /// The order.
         order: String,
-        /// How many times.
+        /// Number of deliveries.
         count: u32,
     },
-    /// An order was delivered other than ordered and paid for.
+    /// A delivery differs from the order or its payment.
     DeliveredOtherwise {
         /// The order.
         order: String,
-        /// What differs: `products`, `store` or `transaction`.
+        /// The difference: `products`, `store` or `transaction`.
         what: &'static str,
     },
-    /// An order was delivered that nobody paid for.
+    /// An order was delivered without payment.
     DeliveredUnpaid {
         /// The order.
         order: String,
@@ -130,7 +141,7 @@ pub enum Finding {
         /// The order.
         order: String,
     },
-    /// The order management says delivered, the warehouse knows nothing of it.
+    /// The order management says delivered, and the ledger has no delivery.
     DeliveredOnPaper {
         /// The order.
         order: String,
@@ -142,32 +153,32 @@ pub enum Finding {
         /// Its state.
         state: OrderState,
     },
-    /// Units are held for an order that is over or does not exist.
+    /// Units are reserved for an order that has ended or does not exist.
     ReservationOrphaned {
         /// The order.
         order: String,
-        /// The store that holds them.
+        /// The store.
         store: u32,
-        /// The order's state; none if there is no such order.
+        /// The order's state; `None` if there is no such order.
         state: Option<OrderState>,
     },
-    /// Units are held for an order more than once.
+    /// Units are reserved for an order more than once.
     ReservationTwice {
         /// The order.
         order: String,
     },
-    /// An order's units are held in another store, or others are held.
+    /// The reservation differs from the order in store or units.
     ReservationDiffers {
         /// The order.
         order: String,
-        /// The store that holds them.
+        /// The store.
         store: u32,
     },
-    /// An open order holds no units.
+    /// An open order has no reservation.
     ReservationMissing {
         /// The order.
         order: String,
-        /// The store that should hold them.
+        /// The store that should have the reservation.
         store: u32,
     },
 }
@@ -208,14 +219,23 @@ impl fmt::Display for Finding {
             ),
             Self::OrderMissing { order } => write!(f, "order {order}: acknowledged, but it is gone"),
             Self::OrderTwice { order } => write!(f, "order {order}: listed more than once"),
-            Self::OrderDiffers { order } => write!(f, "order {order}: its products are not what was sent"),
+            Self::OrderDiffers { order } => write!(f, "order {order}: its products differ from the request"),
             Self::AcknowledgedRejected { order } => {
                 write!(f, "order {order}: acknowledged, then rejected")
             }
             Self::RejectedKept { order, state } => {
+                write!(f, "order {order}: answered 409, but kept as {state}")
+            }
+            Self::CancelLost { order, state } => {
                 write!(
                     f,
-                    "order {order}: answered 409 (no store has it), but kept as {state}"
+                    "order {order}: its cancellation was acknowledged, but it is {state}"
+                )
+            }
+            Self::StateUnknown { order } => {
+                write!(
+                    f,
+                    "order {order}: its state is unknown to this program; update imt"
                 )
             }
             Self::StoreMissing { order, state } => write!(f, "order {order}: {state}, but it has no store"),
@@ -249,21 +269,15 @@ impl fmt::Display for Finding {
             Self::DeliveredOtherwise { order, what } => {
                 write!(
                     f,
-                    "order {order}: delivered with another {what} than the order has"
+                    "order {order}: the {what} of its delivery differs from the order"
                 )
             }
             Self::DeliveredUnpaid { order } => write!(f, "order {order}: delivered, but not paid"),
             Self::DeliveredUnknown { order } => {
-                write!(
-                    f,
-                    "order {order}: delivered, but the order management does not know it"
-                )
+                write!(f, "order {order}: delivered, but unknown to the order management")
             }
             Self::DeliveredOnPaper { order } => {
-                write!(
-                    f,
-                    "order {order}: said to be delivered, but the warehouse has not"
-                )
+                write!(f, "order {order}: delivered by its state, but not by the ledger")
             }
             Self::DeliveryForgotten { order, state } => write!(
                 f,
@@ -275,22 +289,28 @@ impl fmt::Display for Finding {
                 state: Some(state),
             } => write!(
                 f,
-                "order {order}: {state}, but store {store} still holds units for it"
+                "order {order}: {state}, but store {store} still reserves units for it"
             ),
             Self::ReservationOrphaned { order, store, .. } => {
-                write!(f, "order {order}: unknown, but store {store} holds units for it")
+                write!(
+                    f,
+                    "order {order}: unknown, but store {store} reserves units for it"
+                )
             }
             Self::ReservationTwice { order } => {
-                write!(f, "order {order}: units are held for it more than once")
+                write!(f, "order {order}: units are reserved for it more than once")
             }
             Self::ReservationDiffers { order, store } => {
                 write!(
                     f,
-                    "order {order}: what store {store} holds for it is not what it needs"
+                    "order {order}: its reservation in store {store} differs from the order"
                 )
             }
             Self::ReservationMissing { order, store } => {
-                write!(f, "order {order}: open, but store {store} holds nothing for it")
+                write!(
+                    f,
+                    "order {order}: open, but store {store} reserves nothing for it"
+                )
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Request ids that are never used twice on one data folder.
 //!
-//! `front.json` holds the next free id. A run reserves all its ids before it sends the first
-//! request, durably and under a lock, so that neither a second run, nor one at the same time, nor
-//! one that is killed ever reuses an id.
+//! `front.json` has the next free id. A run reserves its ids before its first request, durably and
+//! under a lock. So neither a later run, nor one at the same time, nor one after a kill reuses an
+//! id.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// What `front.json` says.
+/// Content of `front.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct FrontFile {
     next_id: u64,
 }
 
-/// Reserves `count` ids; the first of them.
+/// Reserves `count` ids. Returns the first of them.
 pub(super) fn reserve(data: &Path, count: u64) -> Result<u64> {
     let path = data.join("front.json");
     let lock_path = data.join("front.lock");

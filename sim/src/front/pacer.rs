@@ -1,9 +1,8 @@
 //! The clock of a run: hands each request over at its intended start.
 //!
-//! A thread of its own, because an asynchronous timer ticks in whole milliseconds and runs late
-//! when the tasks beside it are busy: both would show as latency of the order management, which
-//! they are not. If the queue is full the pacer waits there and catches up afterwards; intended
-//! starts are never moved.
+//! It is a thread of its own. An asynchronous timer ticks in whole milliseconds and runs late when
+//! the tasks beside it are busy, and both would look like latency of the order management. The
+//! pacer waits for a full queue and catches up afterwards. Intended starts are never moved.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;

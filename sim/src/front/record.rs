@@ -1,37 +1,36 @@
-//! What the front remembers of its orders: the truth that the audit holds both sides against.
+//! The front's record of its orders: the truth that the audit compares both sides with.
 
-use crate::wire::Product;
-use crate::workload::PlannedOrder;
+use crate::workload::{Basket, PlannedOrder};
 
-/// What became of a request.
+/// End of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
-    /// It was never sent.
+    /// The request was not sent.
     NotSent,
-    /// It was answered with this HTTP status.
+    /// The request was answered with this HTTP status.
     Status(u16),
-    /// Nobody listened: it was not carried out.
+    /// No server listened: the request was not carried out.
     Refused,
-    /// The connection was closed before the answer; it may have been carried out.
+    /// The connection was closed before the answer. The request may have been carried out.
     Closed,
-    /// There was no answer in time; it may have been carried out.
+    /// There was no answer in time. The request may have been carried out.
     TimedOut,
-    /// It failed otherwise; it may have been carried out.
+    /// The request failed otherwise. It may have been carried out.
     Failed,
 }
 
 impl Outcome {
-    /// Answered with success: from then on it must never be lost.
+    /// Returns `true` if the request was answered with success: it must never be lost.
     pub fn is_acknowledged(self) -> bool {
         matches!(self, Self::Status(200..=299))
     }
 
-    /// In the sense of `stats.csv`: answered with a status under 400.
+    /// Returns `true` for a status below 400, which is `ok` in `stats.csv`.
     pub fn is_ok(self) -> bool {
         matches!(self, Self::Status(0..=399))
     }
 
-    /// The status or the reason, as in `stats.csv`.
+    /// Returns the status or the reason, as in `stats.csv`.
     pub fn text(self) -> String {
         match self {
             Self::NotSent => "not sent".into(),
@@ -42,33 +41,52 @@ impl Outcome {
             Self::Failed => "failed".into(),
         }
     }
+
+    /// Returns the outcome of two requests with the same meaning: an acknowledgement stays.
+    fn merged(self, later: Self) -> Self {
+        match self.is_acknowledged() || later == Self::NotSent {
+            true => self,
+            false => later,
+        }
+    }
 }
 
-/// An order the front has sent.
+/// An order of the front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordedOrder {
-    /// Its id.
+    /// Id.
     pub id: u64,
-    /// Its content.
-    pub products: [Product; 2],
-    /// The payment's content.
+    /// Content.
+    pub products: Basket,
+    /// Transaction id of the payments.
     pub transaction_id: u32,
-    /// What became of the order.
+    /// `true` if a payment was planned.
+    pub is_paid: bool,
+    /// End of the order's request.
     pub order: Outcome,
-    /// What became of the payment.
+    /// End of the payments: acknowledged if any of them was.
     pub payment: Outcome,
+    /// End of the cancellation.
+    pub cancel: Outcome,
 }
 
 impl RecordedOrder {
-    /// An order as planned, with what became of it; not yet paid.
+    /// Returns an order as planned, not yet paid, with the end of its request.
     pub fn new(planned: PlannedOrder, order: Outcome) -> Self {
         Self {
             id: planned.id,
             products: planned.products,
             transaction_id: planned.transaction_id,
+            is_paid: planned.is_paid,
             order,
             payment: Outcome::NotSent,
+            cancel: Outcome::NotSent,
         }
+    }
+
+    /// Adds the end of a payment.
+    pub(super) fn add_payment(&mut self, outcome: Outcome) {
+        self.payment = self.payment.merged(outcome);
     }
 }
 
@@ -79,29 +97,44 @@ pub struct OrderRecord {
 }
 
 impl OrderRecord {
-    /// A record of these orders, in any order; ids must differ.
+    /// Returns a record of these orders, given in any order; ids must differ.
     pub fn new(mut orders: Vec<RecordedOrder>) -> Self {
         orders.sort_unstable_by_key(|order| order.id);
         Self { orders }
     }
 
-    /// The orders, by id.
+    /// Returns the orders by id.
     pub fn orders(&self) -> &[RecordedOrder] {
         &self.orders
     }
 
-    /// The order of an id.
+    /// Returns the order of an id.
     pub fn get(&self, id: u64) -> Option<&RecordedOrder> {
         let index = self.orders.binary_search_by_key(&id, |order| order.id).ok()?;
         self.orders.get(index)
     }
 
-    /// How many payments were never sent.
+    /// Returns the number of orders that were sent without their planned payment.
     pub fn payments_not_sent(&self) -> u64 {
         let not_sent = self
             .orders
             .iter()
+            .filter(|order| order.is_paid && order.order != Outcome::NotSent)
             .filter(|order| order.payment == Outcome::NotSent);
         not_sent.count() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acknowledged_payment_stays_acknowledged() {
+        let (good, unknown) = (Outcome::Status(200), Outcome::Status(404));
+        assert_eq!(Outcome::NotSent.merged(unknown), unknown);
+        assert_eq!(unknown.merged(good), good);
+        assert_eq!(good.merged(Outcome::TimedOut), good);
+        assert_eq!(unknown.merged(Outcome::NotSent), unknown);
     }
 }

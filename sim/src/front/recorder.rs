@@ -1,16 +1,12 @@
-//! Off the hot path: latencies, counts, the record of orders, and `stats.csv`.
+//! Latencies, counts, the record of orders and the logs, off the path of the requests.
 //!
-//! Sending a request costs its task one push into a channel; all the rest happens in a thread of
-//! its own, in batches (so that a push hardly ever wakes it). The channel has no bound of its own:
-//! it holds at most what the front is answered while one batch is written.
-//!
-//! `stats.csv`, in the original's format:
-//! `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`, where the time stamp is the
-//! intended start and the duration counts from it. It tells of the latest run only.
+//! Invariants:
+//! - A request costs its task one push into a channel. A thread of its own does all the rest in
+//!   batches, so that a push hardly ever wakes it.
+//! - The channel holds at most the answers that come while one batch is written.
+//! - Counts include the warm-up; latencies and lags do not.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,87 +14,92 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
-use tokio::sync::watch;
 
-use super::{FrontConfig, OrderRecord, Outcome, Progress, RecordedOrder};
+use super::stats_csv::{self, TextLog};
+use super::{FrontConfig, OrderRecord, Outcome, RecordedOrder};
+use crate::latency::{Latency, LatencyHistogram};
+use crate::telemetry::{Route, RouteSecond, RouteState, SecondPoint, Telemetry};
 use crate::workload::PlannedOrder;
-use crate::{Error, Result};
+use crate::{Error, Result, series};
 
-/// How long samples gather before they are worked through.
+/// Samples gather for this long before they are processed.
 const BATCH: Duration = Duration::from_millis(20);
-/// At least this often the progress is published.
-const PROGRESS_EVERY: Duration = Duration::from_millis(100);
-/// A payment's request id in `stats.csv` is its order's plus this.
-const PAYMENT_ID: u64 = 900_000_000;
-/// Latencies are kept in microseconds up to this (ten minutes), three digits exact.
-const LATENCY_MAX_US: u64 = 600_000_000;
+/// Counts are published this often.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+/// A second is closed this long after its end, so that its last samples have arrived.
+const SECOND_SLACK: Duration = Duration::from_millis(100);
 
-/// What a sample is about.
+/// Request that a sample is about.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Target {
     Stats { id: u64, product: u32 },
     Order(PlannedOrder),
     Payment { order: u64 },
+    Cancel { order: u64 },
 }
 
-/// One request that is over.
-#[derive(Debug, Clone, Copy)]
+impl Target {
+    fn route(self) -> Route {
+        match self {
+            Self::Stats { .. } => Route::Stats,
+            Self::Order(_) => Route::Order,
+            Self::Payment { .. } => Route::Payment,
+            Self::Cancel { .. } => Route::Cancel,
+        }
+    }
+}
+
+/// One request that has ended.
+#[derive(Debug, Clone)]
 pub(super) struct Sample {
     pub(super) target: Target,
-    /// The intended start, unix milliseconds.
+    /// Intended start since the start of the run.
+    pub(super) at: Duration,
+    /// Intended start, unix milliseconds.
     pub(super) at_ms: u64,
-    /// From the intended start to the end.
+    /// Time from the intended start to the end.
     pub(super) took: Duration,
-    /// Whether it started too late.
-    pub(super) late: bool,
+    /// Time from the intended start to the actual one.
+    pub(super) lag: Duration,
+    pub(super) is_late: bool,
+    /// `NotSent` if the request was dropped.
     pub(super) outcome: Outcome,
+    /// Name of the problem in an answer with an error status.
+    pub(super) problem: Option<Box<str>>,
 }
 
-/// Latencies from the intended start, microseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Latency {
-    /// Half of the requests took at most this.
-    pub p50_us: u64,
-    /// Nine in ten.
-    pub p90_us: u64,
-    /// 99 in a hundred.
-    pub p99_us: u64,
-    /// 999 in a thousand.
-    pub p999_us: u64,
-    /// All.
-    pub max_us: u64,
-}
-
-/// What a route answered, and how fast.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Results of a route.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RouteReport {
+    /// Short name.
+    pub name: &'static str,
     /// Method and path.
     pub route: &'static str,
-    /// Requests over.
+    /// Requests that ended.
     pub requests: u64,
-    /// Answered with a status under 400.
+    /// Requests answered with a status below 400.
     pub ok: u64,
-    /// All others, by status or reason.
+    /// Other ends, by status and problem or by reason.
     pub errors: BTreeMap<String, u64>,
-    /// How long they took.
+    /// Latency without the warm-up.
     pub latency: Latency,
+    /// Mean latency without the warm-up, microseconds.
+    pub mean_us: f64,
 }
 
-/// The routes in the order of their reports.
-const ROUTES: [&str; 3] = [
-    "GET /aggregate-stats/{product}",
-    "POST /order",
-    "POST /order/{id}/payment-callback",
-];
-
-/// What the recorder leaves at the end.
+/// Results of the recorder.
 pub(super) struct Recorded {
     pub(super) late: u64,
+    pub(super) dropped: u64,
+    pub(super) lag: Latency,
     pub(super) routes: Vec<RouteReport>,
+    pub(super) histograms: [LatencyHistogram; Route::COUNT],
     pub(super) record: OrderRecord,
-    pub(super) stats_csv_problem: Option<String>,
+    pub(super) stats_csv: Option<PathBuf>,
+    pub(super) log_problem: Option<String>,
+    /// Requests with an intended start in the sending window.
+    pub(super) in_window: u64,
 }
 
 /// The running recorder.
@@ -108,54 +109,68 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Begins `stats.csv` anew and waits for samples.
+    /// Creates the logs and waits for samples.
     pub(super) fn start(
         config: &FrontConfig,
         started: Instant,
         sent: Arc<AtomicU64>,
-        progress: watch::Sender<Progress>,
+        telemetry: Telemetry,
     ) -> Result<Self> {
-        let csv = match config.stats_csv {
-            true => Some(StatsCsv::create(config.data.join("stats.csv"))?),
-            false => None,
+        let (csv, stats_csv) = match config.stats_csv {
+            true => stats_csv::create(config).map(|(log, path)| (Some(log), Some(path)))?,
+            false => (None, None),
         };
+        let series = config.run_folder.as_ref().map(|folder| {
+            let mut log = TextLog::create(folder.join(series::FILE))?;
+            log.add(&series::header());
+            Ok(log)
+        });
         let (samples, queue) = mpsc::channel();
         let book = Book {
-            histograms: std::array::from_fn(|_| {
-                // The bounds are constants that fit together.
-                Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("sound bounds")
-            }),
-            errors: Default::default(),
-            ok: [0; 3],
+            warm_up: config.warm_up,
+            window: config.load.duration(),
+            started,
+            sent,
+            telemetry,
+            routes: Default::default(),
+            lag: LatencyHistogram::default(),
             late: 0,
+            dropped: 0,
+            ended: 0,
+            failed: 0,
+            in_window: 0,
             orders: Vec::new(),
             places: HashMap::new(),
+            second: Second::default(),
+            sent_before: 0,
             csv,
+            stats_csv,
+            series: series.transpose()?,
         };
         let thread = std::thread::Builder::new()
             .name("front-recorder".into())
-            .spawn(move || book.keep(&queue, started, &sent, &progress))
+            .spawn(move || book.keep(&queue))
             .map_err(|source| Error::Io {
-                action: "start the front's thread",
+                action: "start the thread",
                 path: "front-recorder".into(),
                 source,
             })?;
         Ok(Self { samples, thread })
     }
 
-    /// Where samples go.
+    /// Returns the channel for samples.
     pub(super) fn samples(&self) -> Sender<Sample> {
         self.samples.clone()
     }
 
-    /// Ends it once all other senders are gone.
+    /// Ends the recorder once all other senders are gone.
     pub(super) async fn finish(self) -> Result<Recorded> {
         drop(self.samples);
         let joined = tokio::task::spawn_blocking(|| self.thread.join()).await;
         match joined {
             Ok(Ok(recorded)) => Ok(recorded),
             _ => Err(Error::Io {
-                action: "finish the front's thread",
+                action: "finish the thread",
                 path: "front-recorder".into(),
                 source: std::io::Error::other("it panicked; see the log"),
             }),
@@ -163,192 +178,257 @@ impl Recorder {
     }
 }
 
-/// Everything the recorder keeps.
+/// Counts of one route.
+#[derive(Default)]
+struct RouteBook {
+    latency: LatencyHistogram,
+    ok: u64,
+    failed: u64,
+    errors: BTreeMap<(Outcome, Option<Box<str>>), u64>,
+}
+
+impl RouteBook {
+    fn errors(&self) -> BTreeMap<String, u64> {
+        let named = |(outcome, problem): &(Outcome, Option<Box<str>>)| match problem {
+            Some(problem) => format!("{} {problem}", outcome.text()),
+            None => outcome.text(),
+        };
+        self.errors
+            .iter()
+            .map(|(key, count)| (named(key), *count))
+            .collect()
+    }
+
+    fn state(&self) -> RouteState {
+        RouteState {
+            requests: self.ok + self.failed,
+            ok: self.ok,
+            errors: self.errors(),
+            latency: self.latency.summary(),
+        }
+    }
+}
+
+/// The second that is being counted.
+#[derive(Default)]
+struct Second {
+    point: SecondPoint,
+    lag: LatencyHistogram,
+    latencies: [LatencyHistogram; Route::COUNT],
+}
+
+/// Everything that the recorder keeps.
 struct Book {
-    histograms: [Histogram<u64>; 3],
-    errors: [BTreeMap<Outcome, u64>; 3],
-    ok: [u64; 3],
+    warm_up: Duration,
+    window: Duration,
+    started: Instant,
+    sent: Arc<AtomicU64>,
+    telemetry: Telemetry,
+    routes: [RouteBook; Route::COUNT],
+    lag: LatencyHistogram,
     late: u64,
+    dropped: u64,
+    ended: u64,
+    failed: u64,
+    in_window: u64,
     orders: Vec<RecordedOrder>,
     /// Order id to its place in `orders`.
     places: HashMap<u64, usize>,
-    csv: Option<StatsCsv>,
+    second: Second,
+    sent_before: u64,
+    csv: Option<TextLog>,
+    stats_csv: Option<PathBuf>,
+    series: Option<TextLog>,
 }
 
 impl Book {
-    fn keep(
-        mut self,
-        queue: &Receiver<Sample>,
-        started: Instant,
-        sent: &AtomicU64,
-        progress: &watch::Sender<Progress>,
-    ) -> Recorded {
+    fn keep(mut self, queue: &Receiver<Sample>) -> Recorded {
         let mut published = Instant::now();
         loop {
-            match queue.recv_timeout(PROGRESS_EVERY) {
+            match queue.recv_timeout(PUBLISH_EVERY) {
                 Ok(sample) => {
                     self.enter(&sample);
-                    // Let a batch gather: one wake-up for all of it.
+                    // A batch gathers, so that one wake-up serves all of it.
                     std::thread::sleep(BATCH);
                     while let Ok(sample) = queue.try_recv() {
                         self.enter(&sample);
                     }
                     if let Some(csv) = &mut self.csv {
-                        csv.write_out(false);
+                        csv.write_piece();
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            if published.elapsed() >= PROGRESS_EVERY {
+            if published.elapsed() >= PUBLISH_EVERY {
                 published = Instant::now();
-                self.publish(started, sent, progress);
+                self.close_seconds(self.started.elapsed().saturating_sub(SECOND_SLACK));
+                self.publish();
             }
         }
-        self.publish(started, sent, progress);
+        // The second that the run ended in is closed as well, so that the series adds up.
+        let elapsed = self.started.elapsed();
+        self.close_seconds(elapsed + Duration::from_secs(1));
+        self.publish();
         self.close()
     }
 
     fn enter(&mut self, sample: &Sample) {
-        let route = match sample.target {
-            Target::Stats { .. } => 0,
+        let index = sample.target.route().index();
+        let is_dropped = sample.outcome == Outcome::NotSent;
+        self.enter_order(sample);
+        self.late += u64::from(sample.is_late && !is_dropped);
+        self.dropped += u64::from(is_dropped);
+        self.second.point.late += u64::from(sample.is_late && !is_dropped);
+        self.second.point.dropped += u64::from(is_dropped);
+        if let Some(csv) = &mut self.csv {
+            csv.add(&stats_csv::line(sample));
+        }
+        if is_dropped {
+            return;
+        }
+        self.ended += 1;
+        self.in_window += u64::from(sample.at < self.window);
+        let route = &mut self.routes[index];
+        let is_ok = sample.outcome.is_ok();
+        match is_ok {
+            true => route.ok += 1,
+            false => {
+                self.failed += 1;
+                route.failed += 1;
+                *route
+                    .errors
+                    .entry((sample.outcome, sample.problem.clone()))
+                    .or_default() += 1;
+            }
+        }
+        if sample.at >= self.warm_up {
+            route.latency.record(sample.took);
+            self.lag.record(sample.lag);
+        }
+        let second = &mut self.second;
+        second.point.ok += u64::from(is_ok);
+        second.point.failed += u64::from(!is_ok);
+        second.lag.record(sample.lag);
+        second.latencies[index].record(sample.took);
+        second.point.routes[index].requests += 1;
+        second.point.routes[index].failed += u64::from(!is_ok);
+    }
+
+    fn enter_order(&mut self, sample: &Sample) {
+        match sample.target {
+            Target::Stats { .. } => {}
             Target::Order(order) => {
+                let mut recorded = RecordedOrder::new(order, sample.outcome);
+                // Payments ahead of the order came with an entry of their own.
+                if let Some(place) = self.places.get(&order.id) {
+                    recorded.payment = self.orders[*place].payment;
+                    self.orders[*place] = recorded;
+                    return;
+                }
                 self.places.insert(order.id, self.orders.len());
-                self.orders.push(RecordedOrder::new(order, sample.outcome));
-                1
+                self.orders.push(recorded);
             }
             Target::Payment { order } => {
-                // A payment is sent after its order's answer, so the order is here.
-                if let Some(place) = self.places.remove(&order) {
-                    self.orders[place].payment = sample.outcome;
+                if let Some(recorded) = self.recorded(order) {
+                    recorded.add_payment(sample.outcome);
                 }
-                2
             }
-        };
-        let took_us = sample.took.as_micros().min(LATENCY_MAX_US.into()) as u64;
-        self.histograms[route].saturating_record(took_us);
-        match sample.outcome.is_ok() {
-            true => self.ok[route] += 1,
-            false => *self.errors[route].entry(sample.outcome).or_default() += 1,
-        }
-        self.late += u64::from(sample.late);
-        if let Some(csv) = &mut self.csv {
-            csv.add(sample);
+            Target::Cancel { order } => {
+                if let Some(recorded) = self.recorded(order) {
+                    recorded.cancel = sample.outcome;
+                }
+            }
         }
     }
 
-    fn publish(&self, started: Instant, sent: &AtomicU64, progress: &watch::Sender<Progress>) {
-        let ko: u64 = self.errors.iter().flat_map(BTreeMap::values).sum();
-        let answered = self.ok.iter().sum::<u64>() + ko;
-        progress.send_modify(|p| {
-            p.elapsed = started.elapsed();
-            p.sent = sent.load(Ordering::Relaxed);
-            p.answered = answered;
-            p.ko = ko;
-            p.late = self.late;
-            p.orders = self.ok[1];
-            p.rejected = self.errors[1]
-                .get(&Outcome::Status(409))
-                .copied()
-                .unwrap_or_default();
-            p.payments = self.ok[2];
+    /// Returns the entry of an order that was sent before. A payment ahead of its order that is
+    /// never acknowledged needs no entry.
+    fn recorded(&mut self, order: u64) -> Option<&mut RecordedOrder> {
+        let place = *self.places.get(&order)?;
+        self.orders.get_mut(place)
+    }
+
+    /// Closes all seconds that ended before a moment of the run.
+    fn close_seconds(&mut self, until: Duration) {
+        while until >= Duration::from_secs(self.second.point.second + 1) {
+            let second = self.second.point.second;
+            let sent = self.sent.load(Ordering::Relaxed);
+            let point = &mut self.second.point;
+            point.sent = sent - self.sent_before;
+            self.sent_before = sent;
+            point.lag_p99_us = self.second.lag.quantile_us(0.99);
+            for (route, latencies) in point.routes.iter_mut().zip(&self.second.latencies) {
+                let RouteSecond { requests, failed, .. } = *route;
+                let latency = latencies.summary();
+                *route = RouteSecond {
+                    requests,
+                    failed,
+                    p50_us: latency.p50_us,
+                    p99_us: latency.p99_us,
+                    max_us: latency.max_us,
+                };
+            }
+            let point = std::mem::take(point);
+            self.telemetry.update(|state| {
+                state.sent = sent;
+                state.answered = self.ended;
+                state.push_second(point);
+            });
+            if let Some(log) = &mut self.series {
+                self.telemetry.read(|state| {
+                    if let Some(point) = state.seconds.back() {
+                        log.add(&series::line(point));
+                    }
+                });
+                log.write_all();
+            }
+            self.second.point.second = second + 1;
+            self.second.lag.clear();
+            self.second.latencies.iter_mut().for_each(LatencyHistogram::clear);
+        }
+    }
+
+    fn publish(&self) {
+        let routes = std::array::from_fn(|index| self.routes[index].state());
+        let lag = self.lag.summary();
+        self.telemetry.update(|state| {
+            state.elapsed = self.started.elapsed();
+            state.sent = self.sent.load(Ordering::Relaxed);
+            state.answered = self.ended;
+            state.failed = self.failed;
+            state.late = self.late;
+            state.dropped = self.dropped;
+            state.lag = lag;
+            state.routes = routes;
         });
     }
 
     fn close(mut self) -> Recorded {
-        let stats_csv_problem = self.csv.take().and_then(StatsCsv::close);
-        let routes = ROUTES.iter().enumerate().map(|(index, route)| {
-            let histogram = &self.histograms[index];
-            let errors = &self.errors[index];
+        let csv_problem = self.csv.take().and_then(TextLog::close);
+        let series_problem = self.series.take().and_then(TextLog::close);
+        let routes = Route::ALL.iter().map(|route| {
+            let book = &self.routes[route.index()];
             RouteReport {
-                route,
-                requests: self.ok[index] + errors.values().sum::<u64>(),
-                ok: self.ok[index],
-                errors: errors
-                    .iter()
-                    .map(|(outcome, count)| (outcome.text(), *count))
-                    .collect(),
-                latency: Latency {
-                    p50_us: histogram.value_at_quantile(0.5),
-                    p90_us: histogram.value_at_quantile(0.9),
-                    p99_us: histogram.value_at_quantile(0.99),
-                    p999_us: histogram.value_at_quantile(0.999),
-                    max_us: histogram.max(),
-                },
+                name: route.name(),
+                route: route.template(),
+                requests: book.ok + book.failed,
+                ok: book.ok,
+                errors: book.errors(),
+                latency: book.latency.summary(),
+                mean_us: book.latency.mean_us(),
             }
         });
         Recorded {
             late: self.late,
+            dropped: self.dropped,
+            lag: self.lag.summary(),
             routes: routes.collect(),
-            record: OrderRecord::new(std::mem::take(&mut self.orders)),
-            stats_csv_problem,
+            histograms: self.routes.map(|book| book.latency),
+            record: OrderRecord::new(self.orders),
+            stats_csv: self.stats_csv,
+            log_problem: csv_problem.or(series_problem),
+            in_window: self.in_window,
         }
-    }
-}
-
-/// The requests' log, written in large pieces. After a failure it is left as it is, and the failure
-/// kept.
-struct StatsCsv {
-    path: PathBuf,
-    file: File,
-    text: Vec<u8>,
-    problem: Option<String>,
-}
-
-/// Written out once it has grown to this.
-const CSV_PIECE_BYTES: usize = 64 * 1024;
-
-impl StatsCsv {
-    fn create(path: PathBuf) -> Result<Self> {
-        let file = File::create(&path).map_err(Error::io("create", &path))?;
-        Ok(Self {
-            path,
-            file,
-            text: Vec::with_capacity(2 * CSV_PIECE_BYTES),
-            problem: None,
-        })
-    }
-
-    fn add(&mut self, sample: &Sample) {
-        if self.problem.is_some() {
-            return;
-        }
-        let (at_ms, took_ms) = (sample.at_ms, (sample.took.as_micros() + 500) / 1000);
-        // Writing to a Vec cannot fail.
-        let _ = match sample.target {
-            Target::Stats { id, product } => {
-                write!(self.text, "{id},{at_ms},/aggregate-stats/{product},{took_ms}")
-            }
-            Target::Order(order) => write!(self.text, "{},{at_ms},/order,{took_ms}", order.id),
-            Target::Payment { order } => {
-                let id = PAYMENT_ID + order;
-                write!(
-                    self.text,
-                    "{id},{at_ms},/order/{order}/payment-callback,{took_ms}"
-                )
-            }
-        };
-        let _ = match (sample.outcome, sample.outcome.is_ok()) {
-            (Outcome::Status(status), true) => writeln!(self.text, ",ok,{status}"),
-            (outcome, _) => writeln!(self.text, ",ko,{}", outcome.text()),
-        };
-    }
-
-    /// Writes what has gathered, if it is much or `all` is wanted.
-    fn write_out(&mut self, all: bool) {
-        if self.text.is_empty() || (!all && self.text.len() < CSV_PIECE_BYTES) {
-            return;
-        }
-        if let Err(error) = self.file.write_all(&self.text) {
-            tracing::error!(path = %self.path.display(), %error, "the requests' log cannot be written");
-            self.problem = Some(format!("cannot write {}: {error}", self.path.display()));
-        }
-        self.text.clear();
-    }
-
-    /// Writes the rest; why it is not whole, if it is not.
-    fn close(mut self) -> Option<String> {
-        self.write_out(true);
-        self.problem
     }
 }

@@ -1,14 +1,12 @@
-//! The warehouse's books: what it knows, and what it decides. Pure; the ledger on disk is
-//! `ledger.rs`.
+//! The warehouse's books: its knowledge and its decisions, pure. The ledger on disk is `ledger.rs`.
 //!
-//! Whatever changes the books is an [`Entry`], and there is one way to apply one, live and when the
-//! ledger is read again. A decision looks at the books and names the entry; the caller applies it
-//! and writes it down.
+//! Every change of the books is an [`Entry`], applied in one way, live and when the ledger is read
+//! again. A decision reads the books and returns the entry; the caller applies and writes it.
 //!
-//! Promises: units that are not there are never delivered, and every attempt to is kept. The same
-//! delivery asked for again under its idempotency key is the same delivery. Without a key nothing
-//! can tell a repeat from a second delivery, so it is one: an order management that forgets its
-//! keys is found out by the audit.
+//! Invariants:
+//! - Units that are not in stock are never delivered, and every attempt is kept.
+//! - A delivery repeated under its idempotency key is the same delivery. Without a key it is a
+//!   second one, so that the audit finds an order management that forgets its keys.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -21,7 +19,7 @@ use crate::wire::{Delivery, Product, Refusal, Restock, WarehouseOrder};
 /// The ledger's version; one that reads it must know it.
 pub(crate) const LEDGER_VERSION: u32 = 1;
 
-/// One thing that happened, a line of the ledger.
+/// An entry, which is a line of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub(crate) enum Entry {
@@ -29,8 +27,8 @@ pub(crate) enum Entry {
     Begin {
         version: u32,
         seed: u64,
-        /// Deliveries are counted from here: unix milliseconds, so that a warehouse begun anew is
-        /// ahead of the old.
+        /// Deliveries are counted from here: unix milliseconds, so that a new ledger is ahead of an
+        /// old one.
         base: u64,
         products: u32,
         stores: u32,
@@ -51,33 +49,33 @@ pub(crate) enum Entry {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<String>,
     },
-    /// A delivery of what is not there was refused.
+    /// A delivery of units that are not in stock was refused.
     Refused(Refusal),
     /// Units came in: (product, store, units).
     Restocked { after: u64, units: Vec<(u32, u32, u32)> },
 }
 
-/// What to answer to an announcement.
+/// Decision about an announcement.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Announcement {
-    /// It is new: enter it.
+    /// New: to be entered.
     Enter(Entry),
-    /// It is known.
+    /// Known.
     Known,
-    /// Its id is known with another content.
+    /// The id is known with another content.
     Conflict,
 }
 
-/// What to answer to a delivery.
+/// Decision about a delivery.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Decision {
-    /// Deliver: enter it.
+    /// To be delivered and entered.
     Deliver(Entry),
-    /// It was delivered before: (place in the books, sequence).
+    /// Delivered before: place in the books, and sequence.
     Known(usize, u64),
-    /// Its key is known with another content.
+    /// The key is known with another content.
     Conflict,
-    /// The units are not there: enter the refusal.
+    /// The units are not in stock: the refusal is to be entered.
     Refuse(Entry),
 }
 
@@ -88,11 +86,11 @@ struct Booked {
     store: u32,
     products: Vec<Product>,
     transaction_id: u64,
-    /// Whether its success has been answered, since this process began.
+    /// `true` if its success has been answered since this process began.
     answered: bool,
 }
 
-/// What is known of an order.
+/// Knowledge of an order.
 #[derive(Debug, Default)]
 struct OrderPage {
     announced: Option<(u32, Vec<Product>)>,
@@ -114,9 +112,9 @@ pub(crate) struct Books {
     by_key: HashMap<String, usize>,
     refusals: Vec<Refusal>,
     restocks: Vec<Restock>,
-    /// How many times stock has come in.
+    /// Number of restockings.
     restockings: u64,
-    /// (product, store) sold from and not yet filled up again.
+    /// Product and store of quantities that were sold from and not yet filled up.
     sold: BTreeSet<(u32, u32)>,
 }
 
@@ -153,7 +151,7 @@ impl Books {
         })
     }
 
-    /// Applies what happened; says why if it cannot have happened.
+    /// Applies an entry, or returns the reason for which it contradicts the books.
     pub(crate) fn apply(&mut self, entry: &Entry) -> Result<(), String> {
         match entry {
             Entry::Begin { .. } => return Err("a second beginning".into()),
@@ -234,7 +232,7 @@ impl Books {
         Ok(())
     }
 
-    /// What to do with an announcement.
+    /// Decides about an announcement.
     pub(crate) fn announce(&self, order: &WarehouseOrder) -> Announcement {
         match self
             .orders
@@ -253,7 +251,7 @@ impl Books {
         }
     }
 
-    /// What to do with a delivery under its idempotency key.
+    /// Decides about a delivery under its idempotency key.
     pub(crate) fn deliver(&self, order: &WarehouseOrder, key: Option<&str>) -> Decision {
         let transaction_id = order.transaction_id.unwrap_or_default();
         if let Some(&index) = key.and_then(|key| self.by_key.get(key)) {
@@ -281,7 +279,7 @@ impl Books {
         })
     }
 
-    /// The first product that the store has not enough of, counting all lines of the order.
+    /// Returns the first product that the store is short of, counting all lines of the order.
     fn shortage(&self, order: &WarehouseOrder) -> Option<Refusal> {
         let mut asked: HashMap<u32, u32> = HashMap::new();
         order.products.iter().find_map(|product| {
@@ -298,29 +296,29 @@ impl Books {
         })
     }
 
-    /// Notes that a delivery's success is being answered; true if that has been done before.
+    /// Notes that a delivery's success is being answered. Returns `true` if it was before.
     pub(crate) fn answer(&mut self, index: usize) -> bool {
         self.deliveries
             .get_mut(index)
             .is_some_and(|booked| std::mem::replace(&mut booked.answered, true))
     }
 
-    /// Counts an attempt to announce an order; how many came before.
+    /// Counts an attempt to announce an order. Returns the number of earlier ones.
     pub(crate) fn count_announce_attempt(&mut self, order: &str) -> u32 {
         let page = self.orders.entry(order.to_owned()).or_default();
         page.announce_attempts += 1;
         page.announce_attempts - 1
     }
 
-    /// Counts an attempt to have an order delivered; how many came before.
+    /// Counts an attempt to have an order delivered. Returns the number of earlier ones.
     pub(crate) fn count_delivery_attempt(&mut self, order: &str) -> u32 {
         let page = self.orders.entry(order.to_owned()).or_default();
         page.delivery_attempts += 1;
         page.delivery_attempts - 1
     }
 
-    /// Fills up about half of what was sold from since the last time, each to a fresh quantity, so
-    /// that a long run does not dry up. None if nothing is to come in.
+    /// Fills up about half of the quantities that were sold from, each to a new random quantity, so
+    /// that a long run does not run out. Returns `None` if nothing is to come in.
     pub(crate) fn restock(&self, seed: u64) -> Option<Entry> {
         let mut dice = Dice::numbered(seed, Purpose::Restock, self.restockings);
         let units: Vec<_> = self
@@ -339,22 +337,22 @@ impl Books {
         })
     }
 
-    /// The sequence of the last delivery.
+    /// Returns the sequence of the last delivery.
     pub(crate) fn sequence(&self) -> u64 {
         self.base + self.deliveries.len() as u64
     }
 
-    /// The seed of the first day's stock.
+    /// Returns the seed of the first day's stock.
     pub(crate) fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// The real stock now.
+    /// Returns the current stock.
     pub(crate) fn stock(&self) -> &Stock {
         &self.stock
     }
 
-    /// How many orders were taken into preparation, delivered, refused.
+    /// Returns the numbers of orders announced, delivered and refused.
     pub(crate) fn counts(&self) -> (u64, u64, u64) {
         (
             self.announced,
@@ -363,7 +361,7 @@ impl Books {
         )
     }
 
-    /// Deliveries from a place in the books on.
+    /// Returns deliveries from a place in the books on.
     pub(crate) fn deliveries(&self, from: usize, limit: usize) -> Vec<Delivery> {
         let booked = self.deliveries.iter().enumerate().skip(from).take(limit);
         booked
@@ -378,12 +376,12 @@ impl Books {
             .collect()
     }
 
-    /// All refusals.
+    /// Returns all refusals.
     pub(crate) fn refusals(&self) -> &[Refusal] {
         &self.refusals
     }
 
-    /// All units that came in.
+    /// Returns all arrivals of goods.
     pub(crate) fn restocks(&self) -> &[Restock] {
         &self.restocks
     }

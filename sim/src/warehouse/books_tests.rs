@@ -1,4 +1,4 @@
-//! What the books decide, and that they add up.
+//! Decisions of the books, and their sums.
 
 use super::*;
 

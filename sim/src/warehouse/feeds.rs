@@ -1,35 +1,55 @@
-//! What the warehouse tells the order management unasked: its whole stock, and its sales.
+//! Feeds of the order management: stock snapshots and statistics files.
 //!
-//! Snapshots go out one at a time, at the start (tried until one is taken) and then at fixed
-//! distances; a beat that comes while one is still on its way is skipped. Everything that a
-//! snapshot counts is durable in the ledger before the snapshot leaves: the order management must
-//! never know more deliveries than the warehouse remembers.
+//! Invariants:
+//! - Snapshots go out one at a time, the first at the start, then at fixed distances. A beat that
+//!   comes while one is being sent is skipped.
+//! - Everything that a snapshot counts is durable in the ledger before the snapshot is sent: the
+//!   order management never knows of more deliveries than the warehouse remembers.
+//! - A snapshot sent again out of date must be refused; one that breaks off must change nothing.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::body::{Body, Frame};
 use tokio::time::Instant;
 
-use super::{House, Stock, files, unix_ms};
+use super::behaviour::SnapshotFault;
+use super::{House, Stock, StockCsv, files, unix_ms};
 use crate::Result;
 use crate::client::Client;
 
-/// The header that names the last delivery a snapshot counts.
+/// Header that names the last delivery that a snapshot counts.
 const AS_OF: &str = "x-stock-as-of";
-/// Longest time for one snapshot: far beyond what 22 MB take anywhere.
+/// Longest time for one snapshot: far beyond the time that 22 MB take anywhere.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Between two tries, while nobody takes the snapshot: from the first to the second value,
-/// doubling.
-const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// Pause between two tries of a snapshot that was not taken, doubling up to the maximum.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// A stock with the last delivery that it counts.
+struct Snapshot {
+    stock: Stock,
+    as_of: u64,
+}
 
 /// Sends snapshots until the warehouse stops.
 pub(super) async fn send_snapshots(house: Arc<House>) {
     let client = Client::new(house.config.oms.clone(), SNAPSHOT_TIMEOUT);
     let mut due = Instant::now();
+    let mut sender = SnapshotSender {
+        house: &house,
+        client: &client,
+        number: 0,
+        earlier: None,
+    };
     loop {
         tokio::select! {
-            () = send_until_answered(&house, &client) => {}
+            () = sender.send_until_answered() => {}
             () = house.stopped() => return,
         }
         due = next_beat(due, house.config.snapshot_every);
@@ -40,7 +60,7 @@ pub(super) async fn send_snapshots(house: Arc<House>) {
     }
 }
 
-/// The next beat that is still to come.
+/// Returns the next beat that is still to come.
 fn next_beat(last: Instant, every: Duration) -> Instant {
     let now = Instant::now();
     let mut due = last + every;
@@ -51,51 +71,161 @@ fn next_beat(last: Instant, every: Duration) -> Instant {
     due
 }
 
-/// Sends snapshots, each the stock of its moment, until one is taken or refused for good.
-async fn send_until_answered(house: &House, client: &Client) {
-    let mut pause = RETRY_PAUSE.0;
-    loop {
-        let (stock, as_of) = match take_stock(house).await {
-            Ok(taken) => taken,
-            Err(error) => {
-                tracing::error!(%error, "no snapshot can be sent");
-                return;
+/// The order management's view of a snapshot.
+enum Sent {
+    Taken,
+    Refused,
+    TryAgain,
+}
+
+struct SnapshotSender<'a> {
+    house: &'a House,
+    client: &'a Client,
+    number: u64,
+    /// The snapshot before the last one, to be sent late.
+    earlier: Option<Snapshot>,
+}
+
+impl SnapshotSender<'_> {
+    /// Sends snapshots, each the stock of its moment, until one is taken or refused for good.
+    async fn send_until_answered(&mut self) {
+        let fault = self.house.behaviour().snapshots;
+        self.number += 1;
+        if fault == SnapshotFault::Truncated && self.number.is_multiple_of(2) {
+            return self.send_broken().await;
+        }
+        let mut pause = RETRY_PAUSE_MIN;
+        loop {
+            let snapshot = match take_stock(self.house).await {
+                Ok(snapshot) => snapshot,
+                Err(error) => {
+                    tracing::error!(%error, "no snapshot can be sent");
+                    return;
+                }
+            };
+            match self.send(&snapshot).await {
+                Sent::Taken => {
+                    self.house.counters.snapshots_sent.fetch_add(1, Ordering::Relaxed);
+                    self.house.stocked.send_replace(true);
+                    return self.send_again(fault, snapshot).await;
+                }
+                Sent::Refused => return,
+                Sent::TryAgain => {}
             }
-        };
-        match client.put_csv("/stocks", (AS_OF, as_of), stock.into_csv()).await {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+        }
+    }
+
+    async fn send(&self, snapshot: &Snapshot) -> Sent {
+        let as_of = snapshot.as_of;
+        let body = snapshot.stock.clone().into_csv();
+        match self.client.put_csv("/stocks", (AS_OF, as_of), body).await {
             Ok(answer) if answer.status < 300 => {
-                house.counters.snapshots_sent.fetch_add(1, Ordering::Relaxed);
-                house.stocked.send_replace(true);
-                tracing::debug!(as_of, "the stock snapshot is taken in");
-                return;
+                tracing::debug!(as_of, "stock snapshot taken");
+                Sent::Taken
             }
             Ok(answer) if answer.status < 500 => {
-                tracing::error!(
-                    as_of,
-                    status = answer.status,
-                    answer = answer.excerpt(),
-                    "the stock snapshot is refused"
-                );
-                return;
+                let status = answer.status;
+                self.house
+                    .counters
+                    .snapshots_refused
+                    .fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(as_of, status, answer = answer.excerpt(), "stock snapshot refused");
+                Sent::Refused
             }
             Ok(answer) => {
+                let status = answer.status;
                 tracing::warn!(
-                    status = answer.status,
+                    status,
                     answer = answer.excerpt(),
-                    "trying the stock snapshot again"
+                    "stock snapshot not taken; retrying"
                 );
+                Sent::TryAgain
             }
-            Err(failure) => tracing::debug!(%failure, "trying the stock snapshot again"),
+            Err(failure) => {
+                tracing::debug!(%failure, "stock snapshot not taken; retrying");
+                Sent::TryAgain
+            }
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY_PAUSE.1);
+    }
+
+    /// Repeats a snapshot if the behaviour says so.
+    async fn send_again(&mut self, fault: SnapshotFault, snapshot: Snapshot) {
+        match fault {
+            SnapshotFault::Twice => {
+                self.house.counters.count_fault("snapshot-twice");
+                self.send(&snapshot).await;
+            }
+            SnapshotFault::Late => {
+                let late = self.earlier.replace(snapshot);
+                if let Some(late) = late {
+                    self.house.counters.count_fault("snapshot-late");
+                    self.send(&late).await;
+                }
+            }
+            SnapshotFault::None | SnapshotFault::Truncated => {}
+        }
+    }
+
+    /// Sends the first half of a snapshot, then breaks the connection.
+    async fn send_broken(&self) {
+        let Ok(Snapshot { stock, as_of }) = take_stock(self.house).await else {
+            return;
+        };
+        self.house.counters.count_fault("snapshot-truncated");
+        let body = BrokenOff::halfway(stock.into_csv());
+        let answer = self.client.put_csv("/stocks", (AS_OF, as_of), body).await;
+        if let Ok(answer) = answer {
+            let status = answer.status;
+            if status < 300 {
+                tracing::error!(status, "a snapshot that broke off was taken");
+            } else {
+                self.house
+                    .counters
+                    .snapshots_refused
+                    .fetch_add(1, Ordering::Relaxed);
+            }
+        }
     }
 }
 
-/// Lets in what comes back, and copies the stock and the sequence of the last delivery that it
-/// counts.
-async fn take_stock(house: &House) -> Result<(Stock, u64)> {
-    let (stock, as_of, ticket) = {
+/// A body that fails in the middle.
+struct BrokenOff {
+    rows: StockCsv,
+    pieces_left: usize,
+}
+
+impl BrokenOff {
+    fn halfway(rows: StockCsv) -> Self {
+        let pieces_left = rows.clone().count() / 2;
+        Self { rows, pieces_left }
+    }
+}
+
+impl Body for BrokenOff {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let this = self.get_mut();
+        let piece = this.pieces_left.checked_sub(1).and_then(|left| {
+            this.pieces_left = left;
+            this.rows.next()
+        });
+        Poll::Ready(Some(match piece {
+            Some(piece) => Ok(Frame::data(piece)),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }))
+    }
+}
+
+/// Lets restocked units in. Copies the stock and the sequence of the last delivery that it counts.
+async fn take_stock(house: &House) -> Result<Snapshot> {
+    let (snapshot, ticket) = {
         let mut inside = house.inside();
         if house.config.restock
             && let Some(entry) = inside.books.restock(house.config.seed)
@@ -103,23 +233,27 @@ async fn take_stock(house: &House) -> Result<(Stock, u64)> {
             inside.enter(&entry);
         }
         let ticket = inside.ledger.ticket();
-        (inside.books.stock().clone(), inside.books.sequence(), ticket)
+        let snapshot = Snapshot {
+            stock: inside.books.stock().clone(),
+            as_of: inside.books.sequence(),
+        };
+        (snapshot, ticket)
     };
     ticket.durable().await?;
-    Ok((stock, as_of))
+    Ok(snapshot)
 }
 
-/// Writes stat files until the warehouse stops.
+/// Writes statistics files until the warehouse stops, the first one at once.
 pub(super) async fn write_stat_files(house: Arc<House>) {
     let mut due = Instant::now();
     let mut last_ms = 0;
     for number in 0.. {
-        due = next_beat(due, house.config.stat_file_every);
         tokio::select! {
             () = tokio::time::sleep_until(due) => {}
             () = house.stopped() => return,
         }
-        // A clock set back must not bring a name that was there before.
+        due = next_beat(due, house.config.stat_file_every);
+        // A clock that was set back must not repeat a name.
         last_ms = unix_ms().max(last_ms + 1);
         let config = house.config.clone();
         let written = tokio::task::spawn_blocking(move || {
@@ -129,10 +263,13 @@ pub(super) async fn write_stat_files(house: Arc<House>) {
         match written.await {
             Ok(Ok(path)) => {
                 house.counters.stat_files_written.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(path = %path.display(), "stat file written");
+                tracing::debug!(path = %path.display(), "statistics file written");
             }
-            Ok(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, "no stat file"),
-            Err(error) => tracing::error!(%error, "no stat file"),
+            Ok(Err(error)) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "statistics file not written"
+            ),
+            Err(error) => tracing::error!(%error, "statistics file not written"),
         }
     }
 }

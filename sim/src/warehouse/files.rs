@@ -1,8 +1,10 @@
-//! Stat files: the day's sales, `PRODUCT,UNITS_SOLD,UNIT_PRICE`, for the order management to take
-//! in and delete.
+//! Statistics files: sales as `PRODUCT,UNITS_SOLD,UNIT_PRICE`, which the order management adds up
+//! and deletes.
 //!
-//! Promise: a file under its final name is whole, whatever happens: it is written and synced under
-//! another name that no reader looks for, then renamed. A name is never used twice by one process.
+//! Invariants:
+//! - A file under its final name is whole: it is written and synced under another name, which no
+//!   reader looks for, and then renamed.
+//! - One process uses a name once.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -15,7 +17,7 @@ use crate::{Error, Result};
 /// Units sold and price are each 1 to this.
 const VALUE_MAX: u32 = 30;
 
-/// The content of a seed's `number`th stat file: a line for each product from 1.
+/// Returns the content of a seed's `number`th statistics file: a line for each product from 1.
 pub(crate) fn stat_lines(seed: u64, number: u64, lines: u32) -> String {
     let mut dice = Dice::numbered(seed, Purpose::StatFiles, number);
     let mut text = String::with_capacity(lines as usize * 12);
@@ -28,12 +30,12 @@ pub(crate) fn stat_lines(seed: u64, number: u64, lines: u32) -> String {
     text
 }
 
-/// The name of the stat file of a moment: 15 digits of unix milliseconds.
+/// Returns the name of the statistics file of a moment: 15 digits of unix milliseconds.
 pub(crate) fn stat_name(at_ms: u64) -> String {
     format!("stat_{at_ms:015}.csv")
 }
 
-/// Writes a stat file so that it appears whole or not at all.
+/// Writes a statistics file so that it appears whole or not at all.
 pub(crate) fn write_stat_file(folder: &Path, at_ms: u64, text: &str) -> Result<PathBuf> {
     let target = folder.join(stat_name(at_ms));
     let temporary = folder.join(format!(".{}.tmp", stat_name(at_ms)));

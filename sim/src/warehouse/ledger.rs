@@ -1,13 +1,14 @@
-//! The ledger on disk: one JSON line for each thing that happened, only ever appended to.
+//! The ledger on disk: a JSON line for each entry, only appended to.
 //!
-//! Promises: what [`Ledger::durable`] has confirmed survives a power cut. One process writes it
-//! (file lock). A last line without its end, left by a process that was killed, is dropped with a
-//! log line; it was confirmed to nobody. Any other line that makes no sense is an error with its
-//! number, and nothing is changed.
+//! Invariants:
+//! - An entry that [`Ticket::durable`] has confirmed survives a power cut.
+//! - One process writes the file (file lock).
+//! - A last line without its end, left by a process that was killed, is dropped with a log line: it
+//!   was never confirmed. Any other malformed line is an error with its number, and changes
+//!   nothing.
 //!
-//! Lines are written by a thread of their own, which gathers for a moment and syncs once for all:
-//! the answers that wait for it take 200 ms and more anyway, and the disk belongs to the order
-//! management.
+//! A thread of its own gathers lines for a moment and syncs once for all of them. Answers take
+//! 200 ms and more anyway, and the disk belongs to the order management.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
@@ -21,10 +22,10 @@ use tokio::sync::watch;
 use super::books::{Books, Entry};
 use crate::{Error, Result};
 
-/// How long the writer gathers lines before it writes and syncs them: at most 100 syncs a second.
+/// Time for which the writer gathers lines before it syncs them: at most 100 syncs per second.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// How far the ledger is on disk.
+/// Part of the ledger that is on disk.
 #[derive(Debug, Clone, Default)]
 struct Progress {
     lines: u64,
@@ -40,7 +41,7 @@ pub(crate) struct Ledger {
     writer: Option<JoinHandle<()>>,
 }
 
-/// A point in the ledger that can be waited for.
+/// A position in the ledger that can be waited for.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     line: u64,
@@ -67,7 +68,7 @@ impl Ticket {
 }
 
 impl Ledger {
-    /// Opens the ledger and the books it tells of, or begins both.
+    /// Opens the ledger and the books that follow from it, or begins both.
     pub(crate) fn open(path: &Path, begin: &Entry) -> Result<(Self, Books)> {
         let mut file = OpenOptions::new()
             .read(true)
@@ -133,7 +134,7 @@ impl Ledger {
         self.ticket()
     }
 
-    /// The point that everything appended so far reaches.
+    /// Returns the position behind everything appended so far.
     pub(crate) fn ticket(&self) -> Ticket {
         Ticket {
             line: self.appended,
@@ -143,7 +144,7 @@ impl Ledger {
 }
 
 impl Drop for Ledger {
-    /// Lets the writer finish what was appended.
+    /// Lets the writer finish the appended lines.
     fn drop(&mut self) {
         self.lines = None;
         if let Some(writer) = self.writer.take() {
@@ -160,7 +161,7 @@ fn to_line(entry: &Entry) -> Vec<u8> {
     line
 }
 
-/// Reads all whole lines; the books (none if there is no line) and where the last whole line ends.
+/// Reads all whole lines. Returns the books (`None` without a line) and the end of the last line.
 fn read(file: &mut File, path: &Path) -> Result<(Option<Books>, u64)> {
     file.seek(SeekFrom::Start(0)).map_err(Error::io("read", path))?;
     let mut reader = BufReader::with_capacity(1 << 16, file);
@@ -214,7 +215,8 @@ fn write_lines(mut file: File, queue: &Receiver<Vec<u8>>, publish: &watch::Sende
             Err(error) => progress.failed = Some(error.to_string()),
         });
         if let Err(error) = written {
-            // After a failed sync nobody knows what is on disk: confirm nothing any more.
+            // After a failed sync the content of the disk is unknown: nothing is confirmed any
+            // more.
             tracing::error!(%error, "the warehouse's ledger cannot be written");
             return;
         }

@@ -1,32 +1,34 @@
 //! The warehouse's routes: parse, wait as long as a real one would, decide, write down, answer.
 //!
-//! How long an order takes, and whether its delivery ends in a gateway time-out, is drawn from the
-//! order's id and the attempt, not from the order of arrival: the same seed treats an order the
-//! same way in every run.
+//! Delay and fault of a call are drawn from the order's id and the attempt, not from the order of
+//! arrival: the same seed treats an order alike in every run.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::House;
+use super::behaviour::{CallBehaviour, Fault};
 use super::books::{Announcement, Decision};
-use super::{Delay, House};
+use super::stream::{AnswerFault, Control};
 use crate::seed::{Dice, Purpose};
 use crate::wire::{LedgerPage, Problem, Product, RefusalsPage, RestocksPage, WarehouseOrder};
 
-/// The header with the ledger's sequence of a delivery.
+/// Header with the sequence of a delivery in the ledger.
 const SEQUENCE: &str = "x-stock-sequence";
-/// The header that names a call, so that a repeat is known.
+/// Header that names a call, so that a repetition is recognised.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// A page without a limit, and the largest.
+/// Length of a page without a limit, and the largest length.
 const PAGE_DEFAULT: usize = 1_000;
 const PAGE_MAX: usize = 10_000;
 
@@ -49,7 +51,7 @@ pub(super) fn router(house: Arc<House>) -> Router {
         .with_state(house)
 }
 
-/// A call that is being carried out. Another call of its name is answered 409 until this is
+/// A call that is being carried out. Another call of its name is answered 409 until this value is
 /// dropped, at the latest when the caller's connection ends.
 struct InFlight {
     house: Arc<House>,
@@ -77,43 +79,127 @@ fn lock(names: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
     names.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The answer to a call whose earlier try is still being carried out.
-fn in_progress(order: &str) -> Response {
+/// Counts a call, and answers that an earlier try of it is still being carried out.
+fn in_progress(house: &House, order: &str) -> Response {
+    house.counters.in_progress.fetch_add(1, Ordering::Relaxed);
     let detail = format!("an earlier call about order {order} is still being carried out");
-    let mut response = problem(StatusCode::CONFLICT, "in-progress", &detail);
+    retry_later(problem(StatusCode::CONFLICT, "in-progress", &detail))
+}
+
+fn retry_later(mut response: Response) -> Response {
     let seconds = header::HeaderValue::from_static("1");
     response.headers_mut().insert(header::RETRY_AFTER, seconds);
     response
 }
 
-async fn announce(State(house): State<Arc<House>>, body: Bytes) -> Response {
+/// Delay and fault of one call.
+struct Course {
+    delay: Duration,
+    fault: Option<Fault>,
+}
+
+impl Course {
+    fn draw(behaviour: &CallBehaviour, mut dice: Dice) -> Self {
+        Self {
+            delay: behaviour.delay.draw(&mut dice),
+            fault: behaviour.draw_fault(&mut dice),
+        }
+    }
+
+    /// Returns `true` if the caller will get the answer of a call that is carried out.
+    fn is_answered(&self) -> bool {
+        self.fault.is_none_or(Fault::is_answered)
+    }
+
+    /// Returns `true` if the call is carried out.
+    fn acts(&self) -> bool {
+        self.fault.is_none_or(Fault::acts)
+    }
+
+    /// Turns the answer of a call into that of its fault.
+    async fn end(&self, house: &House, control: &Control, answer: Response) -> Response {
+        let Some(fault) = self.fault else {
+            return answer;
+        };
+        house.counters.count_fault(fault.name());
+        match fault {
+            Fault::ResetBefore | Fault::ResetAfterActing => {
+                control.reset();
+                // The connection drops this call before any answer can be written.
+                house.stopped().await;
+                stopping()
+            }
+            Fault::TimeoutBefore | Fault::TimeoutAfterActing => {
+                house.counters.gateway_timeouts.fetch_add(1, Ordering::Relaxed);
+                problem(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "gateway-timeout",
+                    "the call may or may not have been carried out",
+                )
+            }
+            Fault::Unavailable => retry_later(problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "unavailable",
+                "the warehouse is overloaded",
+            )),
+            Fault::DuplicateAnswer => {
+                control.disturb(AnswerFault::Duplicate);
+                answer
+            }
+            Fault::SlowDrip => {
+                control.disturb(AnswerFault::Drip);
+                answer
+            }
+        }
+    }
+}
+
+async fn announce(
+    State(house): State<Arc<House>>,
+    Extension(control): Extension<Control>,
+    body: Bytes,
+) -> Response {
     let order = match parse_order(&body, false) {
         Ok(order) => order,
-        Err(malformed) => return malformed.into_response(),
+        Err(malformed) => return malformed.into_response(&house),
     };
     let Some(_in_flight) = InFlight::claim(&house, format!("announce {}", order.id)) else {
-        return in_progress(&order.id);
+        return in_progress(&house, &order.id);
     };
-    let (decision, ticket, attempt) = {
+    let attempt = house.inside().books.count_announce_attempt(&order.id);
+    let dice = Dice::for_order(house.config.seed, Purpose::Announcement, &order.id, attempt);
+    let course = Course::draw(&house.behaviour().announce, dice);
+    let answer = match course.acts() {
+        true => act_announce(&house, &order).await,
+        false => StatusCode::OK.into_response(),
+    };
+    if answer.status() != StatusCode::OK {
+        return answer;
+    }
+    if !pause(&house, course.delay).await {
+        return stopping();
+    }
+    course.end(&house, &control, answer).await
+}
+
+/// Takes an order into preparation.
+async fn act_announce(house: &House, order: &WarehouseOrder) -> Response {
+    let (decision, ticket) = {
         let mut inside = house.inside();
-        let decision = inside.books.announce(&order);
+        let decision = inside.books.announce(order);
         let ticket = match &decision {
             Announcement::Enter(entry) => inside.enter(entry),
             _ => inside.ledger.ticket(),
         };
-        (decision, ticket, inside.books.count_announce_attempt(&order.id))
+        (decision, ticket)
     };
     if decision == Announcement::Conflict {
+        house.counters.conflicts.fetch_add(1, Ordering::Relaxed);
         return problem(
             StatusCode::CONFLICT,
             "conflict",
             &format!("order {} was announced with another content", order.id),
         );
-    }
-    let mut dice = Dice::for_order(house.config.seed, Purpose::Announcement, &order.id, attempt);
-    let Delay { min, step, steps } = house.config.announce_after;
-    if !pause(&house, min + step * dice.below(steps)).await {
-        return stopping();
     }
     match ticket.durable().await {
         Ok(()) => StatusCode::OK.into_response(),
@@ -121,42 +207,42 @@ async fn announce(State(house): State<Arc<House>>, body: Bytes) -> Response {
     }
 }
 
-async fn deliver(State(house): State<Arc<House>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn deliver(
+    State(house): State<Arc<House>>,
+    Extension(control): Extension<Control>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let order = match parse_order(&body, true) {
         Ok(order) => order,
-        Err(malformed) => return malformed.into_response(),
+        Err(malformed) => return malformed.into_response(&house),
     };
     let key = headers.get(IDEMPOTENCY_KEY).and_then(|key| key.to_str().ok());
-    // Without a key nothing can tell a repeat from a second delivery.
+    // Without a key nothing tells a repetition from a second delivery.
     let claim = key.map(|key| InFlight::claim(&house, format!("deliver {key}")));
     if let Some(None) = claim {
-        return in_progress(&order.id);
+        return in_progress(&house, &order.id);
     }
     let attempt = house.inside().books.count_delivery_attempt(&order.id);
-    let mut dice = Dice::for_order(house.config.seed, Purpose::Delivery, &order.id, attempt);
-    let gateway_timeout = dice.one_in(house.config.timeout_one_in);
-    let acts = !gateway_timeout || dice.one_in(2);
-    if !pause(&house, house.config.delivery_after).await {
+    let dice = Dice::for_order(house.config.seed, Purpose::Delivery, &order.id, attempt);
+    let course = Course::draw(&house.behaviour().deliver, dice);
+    if !pause(&house, course.delay).await {
         return stopping();
     }
-    let answer = if acts {
-        act(&house, &order, key, gateway_timeout).await
-    } else {
-        StatusCode::OK.into_response()
+    let answer = match course.acts() {
+        true => act_deliver(&house, &order, key, course.is_answered()).await,
+        false => StatusCode::OK.into_response(),
     };
-    if gateway_timeout {
-        house.counters.gateway_timeouts.fetch_add(1, Ordering::Relaxed);
-        return problem(
-            StatusCode::GATEWAY_TIMEOUT,
-            "gateway-timeout",
-            "the delivery may or may not have been made",
-        );
-    }
-    answer
+    course.end(&house, &control, answer).await
 }
 
-/// Delivers, or finds out why not.
-async fn act(house: &House, order: &WarehouseOrder, key: Option<&str>, unheard: bool) -> Response {
+/// Delivers an order, or finds the reason not to.
+async fn act_deliver(
+    house: &House,
+    order: &WarehouseOrder,
+    key: Option<&str>,
+    is_answered: bool,
+) -> Response {
     let (answer, ticket) = {
         let mut inside = house.inside();
         let decision = inside.books.deliver(order, key);
@@ -167,36 +253,33 @@ async fn act(house: &House, order: &WarehouseOrder, key: Option<&str>, unheard: 
         let answer = match decision {
             Decision::Deliver(_) => {
                 let sequence = inside.books.sequence();
-                if !unheard {
+                if is_answered {
                     let place = inside.books.counts().1 - 1;
                     inside.books.answer(place as usize);
                 }
                 delivered(sequence)
             }
             Decision::Known(place, sequence) => {
-                if !unheard && inside.books.answer(place) {
-                    house
-                        .counters
-                        .duplicates_after_answer
-                        .fetch_add(1, Ordering::Relaxed);
+                if is_answered && inside.books.answer(place) {
+                    let repeated = &house.counters.duplicates_after_answer;
+                    repeated.fetch_add(1, Ordering::Relaxed);
                 }
                 delivered(sequence)
             }
-            Decision::Conflict => problem(
-                StatusCode::CONFLICT,
-                "conflict",
-                &format!(
-                    "order {} was delivered under this key with another content",
-                    order.id
-                ),
-            ),
+            Decision::Conflict => {
+                house.counters.conflicts.fetch_add(1, Ordering::Relaxed);
+                let id = &order.id;
+                let detail = format!("order {id} was delivered under this key with another content");
+                problem(StatusCode::CONFLICT, "conflict", &detail)
+            }
             Decision::Refuse(_) => {
-                tracing::warn!(order = order.id, store = order.store_id, "refused: not in stock");
-                problem(
-                    StatusCode::CONFLICT,
-                    "out-of-stock",
-                    &format!("store {} has not the units of order {}", order.store_id, order.id),
-                )
+                tracing::warn!(
+                    order = order.id,
+                    store = order.store_id,
+                    "delivery refused: out of stock"
+                );
+                let detail = format!("store {} has not the units of order {}", order.store_id, order.id);
+                problem(StatusCode::CONFLICT, "out-of-stock", &detail)
             }
         };
         (answer, ticket)
@@ -211,8 +294,11 @@ fn delivered(sequence: u64) -> Response {
     (StatusCode::OK, [(SEQUENCE, sequence.to_string())]).into_response()
 }
 
-/// Takes as long as the real thing; false if the warehouse stops meanwhile.
-async fn pause(house: &House, duration: std::time::Duration) -> bool {
+/// Waits as long as the real work takes. Returns `false` if the warehouse stops during the wait.
+async fn pause(house: &House, duration: Duration) -> bool {
+    if duration.is_zero() {
+        return true;
+    }
     tokio::select! {
         () = tokio::time::sleep(duration) => true,
         () = house.stopped() => false,
@@ -231,7 +317,7 @@ async fn summary(State(house): State<Arc<House>>) -> Response {
     axum::Json(house.summary()).into_response()
 }
 
-/// Which part of a list is asked for.
+/// Query parameters of a page.
 #[derive(Debug, Deserialize)]
 struct Page {
     limit: Option<usize>,
@@ -247,7 +333,7 @@ impl Page {
         self.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX)
     }
 
-    /// The slice of a list that this page shows, and where the next begins.
+    /// Returns the part of a list that this page shows, and the cursor of the next page.
     fn of<T: Clone>(&self, list: &[T]) -> (Vec<T>, Option<String>) {
         let page: Vec<T> = list
             .iter()
@@ -304,7 +390,7 @@ fn with_field(status: StatusCode, kind: &str, detail: &str, field: Option<String
     response
 }
 
-/// What is wrong with a body, and where.
+/// The fault of a body, with its field.
 #[derive(Debug, PartialEq, Eq)]
 struct Malformed {
     field: Option<String>,
@@ -312,12 +398,13 @@ struct Malformed {
 }
 
 impl Malformed {
-    fn into_response(self) -> Response {
+    fn into_response(self, house: &House) -> Response {
+        house.counters.malformed.fetch_add(1, Ordering::Relaxed);
         with_field(StatusCode::BAD_REQUEST, "malformed", &self.detail, self.field)
     }
 }
 
-/// Reads an order by hand, so that the answer can name the field that is wrong.
+/// Reads an order field by field, so that the answer can name the wrong one.
 fn parse_order(body: &[u8], payment: bool) -> Result<WarehouseOrder, Malformed> {
     let root: Value = serde_json::from_slice(body).map_err(|e| Malformed {
         field: None,

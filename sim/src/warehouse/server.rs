@@ -1,31 +1,32 @@
 //! The accept loop: plain TCP, HTTP/1 and HTTP/2, until the warehouse stops.
 //!
-//! An announced order is on its way for seconds, so an order management under load has thousands of
-//! calls open here: HTTP/2 callers get as many streams as they need. Callers that never finish a
-//! request head are let go.
+//! An announced order takes seconds, so that an order management under load has thousands of calls
+//! open here: HTTP/2 callers get as many streams as they need. A connection that never finishes a
+//! request head is closed.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::House;
+use super::stream::{Control, FaultyStream};
 
-/// A request head must be there within this; also how long a kept connection may be idle.
+/// Time for a request head; also the longest idle time of a kept connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// After a stop, answers in flight have this long.
+/// Time for answers in flight after a stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Accepting failed, most likely for want of descriptors: give connections that long to close.
+/// Pause after a failed accept, which most likely lacked descriptors: connections close in it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Calls open at once on one HTTP/2 connection: 4 s of 4,000 orders a second.
+/// Calls open at once on one HTTP/2 connection: 4 s of 4,000 orders per second.
 const STREAMS_MAX: u32 = 16_384;
 
-/// Serves until the house is told to stop, then lets calls in flight finish.
+/// Serves until the house stops, then finishes the calls in flight.
 pub(super) async fn serve(listener: TcpListener, router: Router, house: Arc<House>) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
@@ -42,26 +43,13 @@ pub(super) async fn serve(listener: TcpListener, router: Router, house: Arc<Hous
             accepted = listener.accept() => accepted,
             () = house.stopped() => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        match accepted {
+            Ok((stream, _)) => open(stream, &builder, &graceful, &router, &house),
             Err(error) => {
                 tracing::warn!(%error, "the warehouse cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
             }
-        };
-        // Answers are small and awaited one by one: never hold one back to fill a packet.
-        let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
-        let connection = builder
-            .serve_connection(TokioIo::new(stream), service)
-            .into_owned();
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to the warehouse ended");
-            }
-        });
+        }
     }
     drop(listener);
     if tokio::time::timeout(STOP_TIMEOUT, graceful.shutdown())
@@ -70,4 +58,41 @@ pub(super) async fn serve(listener: TcpListener, router: Router, house: Arc<Hous
     {
         tracing::warn!("calls to the warehouse were still open when it stopped");
     }
+}
+
+/// Serves one connection in a task of its own.
+fn open(
+    stream: TcpStream,
+    builder: &Builder<TokioExecutor>,
+    graceful: &GracefulShutdown,
+    router: &Router,
+    house: &Arc<House>,
+) {
+    let control = Control::default();
+    if house.behaviour().is_away {
+        control.reset();
+        house.counters.count_fault("away");
+        return drop(FaultyStream::new(stream, control));
+    }
+    // Answers are small and awaited one by one: none is held back to fill a packet.
+    let _ = stream.set_nodelay(true);
+    let service = router.clone().layer(Extension(control.clone()));
+    let connection = builder
+        .serve_connection(
+            TokioIo::new(FaultyStream::new(stream, control.clone())),
+            TowerToHyperService::new(service),
+        )
+        .into_owned();
+    let connection = graceful.watch(connection);
+    let house = Arc::clone(house);
+    tokio::spawn(async move {
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!(%error, "a connection to the warehouse ended");
+            },
+            () = control.was_reset() => {}
+            // Calls in flight are lost with their connection, as in a power cut.
+            () = house.went_away() => control.reset(),
+        }
+    });
 }

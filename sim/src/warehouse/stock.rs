@@ -1,4 +1,4 @@
-//! The real stock: how many units of each product lie in each store, and its form as CSV.
+//! The real stock, the units of each product in each store, and its form as CSV.
 //!
 //! The stock of the first day is a function of the seed and the shape, so that an auditor can work
 //! it out alone and check the warehouse's deliveries against it. The CSV (`PRODUCT,STORE,QUANTITY`,
@@ -15,14 +15,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::seed::{Dice, Purpose};
 
-/// The most units of one product in one store, and what a restocking fills up to.
+/// Most units of one product in one store, also after a restocking.
 pub(crate) const QUANTITY_MAX: u32 = 15;
 
 /// A piece of the CSV: big enough that a piece's overhead vanishes, small enough (about 0.1 ms to
 /// make) that making one inside an asynchronous task holds nobody up.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// How many products and stores there are.
+/// Numbers of products and stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StockShape {
     /// Products are numbered from 1 to this.
@@ -42,7 +42,7 @@ impl Default for StockShape {
 }
 
 impl StockShape {
-    /// How many quantities there are.
+    /// Returns the number of quantities.
     pub fn cells(&self) -> usize {
         self.products as usize * self.stores as usize
     }
@@ -57,7 +57,7 @@ pub struct Stock {
 }
 
 impl Stock {
-    /// The stock of the first day: half of the quantities are 0, the others 1 to 15.
+    /// Returns the stock of the first day: half of the quantities are 0, the others 1 to 15.
     pub fn first_day(seed: u64, shape: StockShape) -> Self {
         let mut dice = Dice::new(seed, Purpose::Stock);
         let quantities = (0..shape.cells())
@@ -69,17 +69,17 @@ impl Stock {
         Self { shape, quantities }
     }
 
-    /// How many products and stores there are.
+    /// Returns the numbers of products and stores.
     pub fn shape(&self) -> StockShape {
         self.shape
     }
 
-    /// The units of a product in a store; none if there is no such product or store.
+    /// Returns the units of a product in a store; `None` if there is no such product or store.
     pub fn get(&self, product: u32, store: u32) -> Option<u32> {
         self.cell(product, store).map(|cell| self.quantities[cell].into())
     }
 
-    /// Takes units out. False, and nothing changed, if they are not there.
+    /// Takes units out. Returns `false`, and changes nothing, if they are not in stock.
     pub(crate) fn take(&mut self, product: u32, store: u32, units: u32) -> bool {
         let Some(cell) = self.cell(product, store) else {
             return false;
@@ -91,7 +91,8 @@ impl Stock {
         true
     }
 
-    /// Puts units in. False, and nothing changed, if there is no such product or store or no room.
+    /// Puts units in. Returns `false`, and changes nothing, without such a product or store or
+    /// room.
     pub(crate) fn put(&mut self, product: u32, store: u32, units: u32) -> bool {
         let Some(cell) = self.cell(product, store) else {
             return false;
@@ -110,7 +111,7 @@ impl Stock {
         Some(product as usize * self.shape.stores as usize + store as usize)
     }
 
-    /// The stock as the body of a `PUT /stocks`, made while it is sent.
+    /// Returns the stock as the body of a `PUT /stocks`, made while it is sent.
     pub fn into_csv(self) -> StockCsv {
         let stores = (1..=self.shape.stores)
             .map(|store| format!(",{store},"))

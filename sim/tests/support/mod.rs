@@ -1,8 +1,7 @@
-//! A small order management in memory, sound unless told to misbehave, to try the simulators
-//! against.
+//! A small order management in memory, for tests of the simulators.
 //!
-//! It keeps the contract's routes and nothing more: no disk, no nodes, one lock. A [`Fault`] makes
-//! it do one thing wrong in the way a real one might, for the audit to find.
+//! It has the contract's routes and nothing more: no disk, no nodes, one lock. A [`Fault`] makes it
+//! do one thing wrong, as a real one might, for the audit to find.
 #![allow(clippy::unwrap_used)] // Test support: a failure here fails the test.
 
 use std::collections::{BTreeMap, HashMap};
@@ -37,7 +36,7 @@ pub(crate) enum Fault {
     DeliversTwice,
     /// Reservations stay after the delivery.
     KeepsReservations,
-    /// What is reserved is sold again.
+    /// Reserved units are sold again.
     SellsWhatIsReserved,
     /// Payments are acknowledged and forgotten.
     ForgetsPayments,
@@ -87,6 +86,7 @@ impl FakeOms {
         let router = Router::new()
             .route("/order", post(new_order))
             .route("/order/{id}/payment-callback", post(payment))
+            .route("/order/{id}/cancel", post(cancel))
             .route("/stocks", put(stocks))
             .route(
                 "/aggregate-stats/{product}",
@@ -105,6 +105,29 @@ impl FakeOms {
     /// As-of and line count of every snapshot taken in.
     pub(crate) fn snapshots(&self) -> Vec<(u64, usize)> {
         self.shared.inside().snapshots.clone()
+    }
+
+    /// Has the warehouse deliver a unit of some product, as if an order were.
+    pub(crate) async fn deliver_one_unit(&self, id: &str) {
+        let cell = {
+            let inside = self.shared.inside();
+            inside
+                .on_hand
+                .iter()
+                .find(|(_, units)| **units > 5)
+                .map(|(cell, _)| *cell)
+        };
+        let Some((product, store)) = cell else {
+            return tokio::task::yield_now().await;
+        };
+        let body = json!({
+            "id": id, "products": [{"id": product, "quantity": 1}], "store_id": store, "transaction_id": 1,
+        });
+        let url = format!("http://{}/order/process_delivery", self.shared.warehouse);
+        let request = hyper::Request::post(url)
+            .body(Full::from(body.to_string()))
+            .unwrap();
+        self.shared.http.request(request).await.unwrap();
     }
 
     /// Units on hand: the last snapshot's less the deliveries it does not count.
@@ -165,6 +188,9 @@ async fn payment(State(shared): State<Arc<Shared>>, Path(id): Path<String>, body
     if order.state == OrderState::Rejected {
         return StatusCode::CONFLICT.into_response();
     }
+    if order.transaction_id == Some(payment.transaction_id) {
+        return axum::Json(order.clone()).into_response();
+    }
     if shared.fault == Fault::ForgetsPayments {
         return axum::Json(order.clone()).into_response();
     }
@@ -172,6 +198,26 @@ async fn payment(State(shared): State<Arc<Shared>>, Path(id): Path<String>, body
     order.state = OrderState::Paid;
     let order = order.clone();
     tell(&shared, &mut inside, &order, MessageKind::Deliver);
+    axum::Json(order).into_response()
+}
+
+async fn cancel(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+    let mut inside = shared.inside();
+    let Some(order) = inside.orders.get_mut(&id) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    if !matches!(order.state, OrderState::Reserved | OrderState::Announced) {
+        return StatusCode::CONFLICT.into_response();
+    }
+    order.state = OrderState::Cancelled;
+    let order = order.clone();
+    let body = WarehouseOrder {
+        id: order.id.clone(),
+        products: order.products.clone(),
+        store_id: order.store_id.unwrap(),
+        transaction_id: None,
+    };
+    release(&mut inside, &body);
     axum::Json(order).into_response()
 }
 
@@ -279,6 +325,9 @@ async fn stocks(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byt
         lines += 1;
     }
     let mut inside = shared.inside();
+    if as_of < inside.as_of {
+        return (StatusCode::CONFLICT, "stale snapshot").into_response();
+    }
     inside.delivered.retain(|(sequence, ..)| *sequence > as_of);
     for (_, store, products) in &inside.delivered {
         for product in products {

@@ -1,4 +1,9 @@
-//! A server as a child process: started, watched, stopped.
+//! A benchmarked server as a child process: start, resource usage, stop.
+//!
+//! Every server runs in its own process. So its processor time and memory are measured apart from
+//! those of the load generator.
+//!
+//! **Invariant**: no server outlives the run. A `Server` that is dropped kills its process.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -7,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use imt_benches::Outcome;
 
-/// Clock ticks a second, as Linux reports processor time to every process.
+/// Clock ticks per second, in which Linux reports processor time.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A server in a process of its own.
+/// A server in its own process.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
-    /// From the start of the process to its address.
+    /// Time from the start of the process to its address.
     pub(crate) started_in: Duration,
 }
 
@@ -42,10 +47,10 @@ impl Server {
         })
     }
 
-    /// Processor seconds that it has used.
+    /// Returns the processor time of the server in seconds.
     pub(crate) fn processor_seconds(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
-        // Behind the name in parentheses, which may hold anything: user time is the 12th field,
+        // The name in parentheses may contain anything. After it, user time is the 12th field and
         // system time the 13th.
         let ticks: f64 = stat
             .rsplit(") ")
@@ -57,7 +62,7 @@ impl Server {
         ticks / TICKS_PER_SECOND
     }
 
-    /// Bytes of memory of its own (files it maps not counted).
+    /// Returns the anonymous memory of the server in bytes, without mapped files.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         status
@@ -73,7 +78,7 @@ impl Server {
             * 1_024
     }
 
-    /// Ends it gracefully.
+    /// Stops the server gracefully.
     pub(crate) fn stop(mut self) -> Outcome<()> {
         drop(self.child.stdin.take());
         let status = self.child.wait()?;
@@ -87,7 +92,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // One that was stopped is gone already; one that was not must not outlive the run.
+        // The kill fails for a stopped server. A running one must not outlive the run.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

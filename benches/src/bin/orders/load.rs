@@ -1,10 +1,12 @@
-//! The load generator: raw connections that keep one request in flight each.
+//! The load generator: raw connections with one request in flight each.
 //!
-//! Connections are made before the clock starts. Closed loop: each connection asks again as soon as
-//! it is answered. Open loop: requests have a moment at which they were meant to start, whatever
-//! the answers do, and their latency counts from it, so a pause of the server is seen by every
-//! request that it delayed. Clients are written by hand, bytes to bytes, since they share the
-//! processors with what they measure.
+//! - Connections are made before the clock starts.
+//! - Closed loop: each connection sends its next request as soon as the previous one is answered.
+//! - Open loop: every request has an intended start, independent of the responses. Its latency
+//!   counts from there, so a pause of the server affects every request that it delayed.
+//!
+//! The client is written by hand, without an HTTP library, because it shares the processors with
+//! the measured server.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,18 +19,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 
-/// Threads of the generator: more than one core of clients has never been needed on a machine of
-/// two.
+/// Number of threads of the generator. On a machine with two cores, more were never needed.
 const THREADS: usize = 2;
-/// Latencies are kept in microseconds up to a minute.
+/// Maximum latency of the histogram, which has microseconds up to a minute.
 const LATENCY_MAX_US: u64 = 60_000_000;
-/// Length of the windows that the longest latencies are kept of.
+/// Length of the windows for which the longest latency is kept.
 const WINDOW_MS: u32 = 100;
 
-/// What is asked.
+/// The kind of request.
 #[derive(Clone, Debug)]
 pub(crate) enum Ask {
-    /// A new order each time, with two products; ids begin with this.
+    /// A new order with two products each time. Ids begin with this prefix.
     Order(String),
     /// The statistics of a product.
     Statistics,
@@ -52,16 +53,16 @@ impl Ask {
 /// each was answered before.
 const MIX_AHEAD: u64 = 1_000;
 
-/// When it is asked.
+/// The pace of the requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
-    /// As fast as answers come.
+    /// Each connection sends when its previous request is answered.
     Closed,
-    /// This many a second.
+    /// This number of requests per second.
     Open(f64),
 }
 
-/// A load to be put on a server.
+/// A load for a server.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     pub(crate) address: SocketAddr,
@@ -71,15 +72,15 @@ pub(crate) struct Load {
     pub(crate) lasting: Duration,
 }
 
-/// What came of a load.
+/// The result of a load.
 #[derive(Debug)]
 pub(crate) struct Answers {
     pub(crate) ok: u64,
-    /// Answers other than 200, and requests without an answer.
+    /// Number of responses other than 200, and of requests without a response.
     pub(crate) other: u64,
     pub(crate) seconds: f64,
     latencies: Histogram<u64>,
-    /// The longest latency of what was meant to start in each tenth of a second, in microseconds.
+    /// The longest latency of the requests intended to start in each window, in microseconds.
     worst_us: Vec<u32>,
 }
 
@@ -92,7 +93,7 @@ impl Answers {
         self.worst_us[at] = self.worst_us[at].max(took_us);
     }
 
-    /// When latencies were longer than this, and the longest of each such time: `1.2 s: 14 ms`.
+    /// Returns the times with latencies over this limit, and the longest of each: `1.2 s: 14 ms`.
     pub(crate) fn pauses(&self, over_ms: u32) -> String {
         let windows = self.worst_us.iter().enumerate();
         let long = windows.filter(|(_, worst_us)| **worst_us / 1_000 >= over_ms);
@@ -115,18 +116,18 @@ impl Answers {
         Ok(all)
     }
 
-    /// Answers of 200 a second.
+    /// Returns the responses with status 200 per second.
     pub(crate) fn per_second(&self) -> f64 {
         self.ok as f64 / self.seconds
     }
 
-    /// A quantile of the latency, in milliseconds.
+    /// Returns a quantile of the latency in milliseconds.
     pub(crate) fn quantile_ms(&self, quantile: f64) -> f64 {
         self.latencies.value_at_quantile(quantile) as f64 / 1_000.0
     }
 }
 
-/// Stops a load before its time.
+/// Stops a load early.
 #[derive(Clone, Default)]
 pub(crate) struct Stop(Arc<AtomicBool>);
 
@@ -206,7 +207,7 @@ fn run_thread(shared: &Arc<Shared>, connections: usize) -> Result<Answers, Strin
     runtime.block_on(async {
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..connections {
-            clients.spawn(converse(Arc::clone(shared)));
+            clients.spawn(run_client(Arc::clone(shared)));
         }
         while let Some(client) = clients.join_next().await {
             let seen = client.map_err(|error| error.to_string())?;
@@ -224,9 +225,9 @@ fn run_thread(shared: &Arc<Shared>, connections: usize) -> Result<Answers, Strin
     })
 }
 
-/// One connection: status of each answer, its microseconds, and the millisecond of the load at
-/// which it was meant to start.
-async fn converse(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
+/// Runs one connection. Returns for each request: the status, the latency in microseconds, and the
+/// intended start in milliseconds since the start of the load.
+async fn run_client(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
     let mut seen = Vec::with_capacity(1 << 14);
     let connected = TcpStream::connect(shared.load.address).await;
     shared.connected.wait().await;
@@ -264,12 +265,12 @@ async fn converse(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
     }
 }
 
-/// A product of the stock that the benchmark sends, different each time and the same in every run.
+/// Returns a product of the benchmark's stock: scattered over the stock, and the same in every run.
 pub(crate) fn product_of(number: u64) -> u64 {
     number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 10_000 + 1
 }
 
-/// The body of an order.
+/// Returns the body of an order.
 pub(crate) fn order_body(prefix: &str, number: u64) -> String {
     let (first, second) = (product_of(number), product_of(number ^ 0xaaaa_aaaa));
     format!(
@@ -307,7 +308,8 @@ fn write_request(ask: &Ask, number: u64, request: &mut Vec<u8>) {
     let _ = write!(request, "GET {read} HTTP/1.1\r\nhost: imt\r\n\r\n");
 }
 
-/// Sends a request and reads its answer to the end; the status, or nothing if the connection broke.
+/// Sends a request and reads the whole response. Returns the status, or `None` if the connection
+/// broke.
 async fn exchange(stream: &mut TcpStream, request: &[u8], answer: &mut [u8]) -> Option<u16> {
     stream.write_all(request).await.ok()?;
     let mut filled = 0;

@@ -1,13 +1,14 @@
-//! Measures order management end to end over HTTP, beside a bare server and beside the durable
-//! ceiling, in one run.
+//! Measures order management end to end over HTTP, beside a bare server and a durable ceiling, in
+//! one run.
 //!
 //! ```text
 //! cargo run --release -p imt-benches --bin orders
 //! cargo run --release -p imt-benches --bin orders -- --rows closed,open --seconds 5
 //! ```
 //!
-//! Servers are processes of their own; the load generator is this one, on the same processors. What
-//! stands in one table was measured within the same minutes: compare rows, not days.
+//! Servers run in their own processes. The load generator is this process, on the same processors.
+//! All rows of a table are measured within a few minutes, so compare rows of one table and not of
+//! different days.
 
 mod child;
 #[allow(
@@ -31,43 +32,43 @@ pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Option<Internal>,
 
-    /// What to measure, separated by commas.
+    /// Rows to measure, separated by commas.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Row::Closed, Row::Open, Row::Statistics, Row::Stock])]
     rows: Vec<Row>,
 
-    /// Seconds of each load.
+    /// Duration of each load in seconds.
     #[arg(long, default_value_t = 8.0)]
     seconds: f64,
 
-    /// Connections of the closed loop.
+    /// Number of connections of the closed loop.
     #[arg(long, default_value_t = 64)]
     connections: usize,
 
-    /// Orders a second of the open loop.
+    /// Orders per second of the open loop.
     #[arg(long, default_value_t = 10_000.0)]
     rate: f64,
 
-    /// Orders to store, for `memory` and `stored`.
+    /// Number of orders to store, for `memory` and `stored`.
     #[arg(long, default_value_t = 1_000_000)]
     orders: u64,
 
-    /// Repetitions of the closed loop; the table shows medians.
+    /// Number of repetitions of the closed loop; the table shows medians.
     #[arg(long, default_value_t = 3)]
     repeat: usize,
 
-    /// How long the warehouse takes to answer; the node's orders never wait for it. `away`: there
-    /// is none.
+    /// Response time of the warehouse, such as `3000ms`, or `away` for none. Orders never wait for
+    /// the warehouse.
     #[arg(long, default_value = "away")]
     warehouse: String,
 
-    /// Folder for the logs and volumes, on the disk to be measured; emptied before.
+    /// Folder for logs and volumes, on the disk to be measured. It is emptied first.
     #[arg(long, default_value = "target/benchmarks/orders")]
     dir: PathBuf,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Internal {
-    /// Runs one server in this process; the program's way to start a child.
+    /// Run one server in this process; used by this program to start a child.
     #[command(hide = true)]
     Serve {
         #[command(subcommand)]
@@ -77,22 +78,21 @@ enum Internal {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Row {
-    /// Orders, as fast as they are answered: bare, ceiling, ours.
+    /// Orders in a closed loop: bare server, ceiling, node.
     Closed,
-    /// Orders at a fixed rate: ceiling, ours.
+    /// Orders at a fixed rate: ceiling, node.
     Open,
-    /// Statistics of a product: bare, ours.
+    /// Statistics of a product: bare server, node.
     Statistics,
     /// A whole stock beside a stream of orders.
     Stock,
-    /// What an open order at rest takes in memory.
+    /// Memory of an open order at rest.
     Memory,
-    /// A volume with many orders against an empty one: opening, throughput.
+    /// A volume with many orders compared with an empty one: opening, throughput.
     Stored,
-    /// The warehouse away for a minute at 1,000 orders a second.
+    /// The warehouse unreachable for a minute at 1,000 orders per second.
     Away,
-    /// Ten and a hundred times as many clients as are served without waiting, and the memory that
-    /// they take.
+    /// Ten and a hundred times the clients of the closed loop, and the memory that they need.
     Flood,
 }
 

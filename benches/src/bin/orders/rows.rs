@@ -1,4 +1,11 @@
-//! The rows of the table: each starts its servers, puts a load on them and prints what came of it.
+//! The rows of the table: each starts its servers, puts a load on them and prints the result.
+//!
+//! **Invariants**
+//! - Servers that are compared get the same load, one after the other within one row.
+//! - A node starts with an empty folder and the usual stock, unless the row measures a stored
+//!   volume.
+//!
+//! Deliberately absent: failing on a missed goal. The goals are printed beside the figures.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,19 +22,20 @@ use crate::load::{self, Answers, Ask, Load, Pace, Stop};
 /// The head of the table.
 pub(crate) const HEAD: &str = "what                                         a second   p50 ms   p99 ms p99.9 ms   max ms  server us  other";
 
-/// Products and stores of the usual stock.
+/// Number of products of the usual stock.
 const PRODUCTS: u32 = 10_000;
+/// Number of stores of the usual stock.
 const STORES: u32 = 200;
-/// Units where a store has a product at all: enough for any run.
+/// Quantity of a product in a store that has it: enough for any run.
 const PLENTY: u32 = 1_000_000;
-/// Connections of an open loop: more than are ever busy while the server keeps up.
+/// Number of connections of an open loop: more than are busy while the server keeps up.
 const OPEN_CONNECTIONS: usize = 512;
-/// An address where nothing listens.
+/// An address without a listener.
 const NOWHERE: &str = "http://127.0.0.1:9";
 
-fn print(what: &str, answers: &Answers, server_us: f64) {
+fn print(label: &str, answers: &Answers, server_us: f64) {
     println!(
-        "{what:<44} {:>8.0} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {server_us:>10.1} {:>6}",
+        "{label:<44} {:>8.0} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {server_us:>10.1} {:>6}",
         answers.per_second(),
         answers.quantile_ms(0.5),
         answers.quantile_ms(0.99),
@@ -37,18 +45,18 @@ fn print(what: &str, answers: &Answers, server_us: f64) {
     );
 }
 
-/// Prints when an open loop was not kept up with.
+/// Prints the times at which an open loop had long latencies.
 fn print_pauses(answers: &Answers) {
     println!("  over 10 ms: {}", answers.pauses(10));
 }
 
 /// Puts a load on a server and prints the row.
-fn measure(what: &str, server: &Server, load: &Load) -> Outcome<Answers> {
+fn measure(label: &str, server: &Server, load: &Load) -> Outcome<Answers> {
     let before = server.processor_seconds();
     let answers = load::put(load, &Stop::default())?;
     let used = server.processor_seconds() - before;
     let requests = (answers.ok + answers.other).max(1) as f64;
-    print(what, &answers, used * 1e6 / requests);
+    print(label, &answers, used * 1e6 / requests);
     if let Pace::Open(_) = load.pace {
         print_pauses(&answers);
     }
@@ -70,7 +78,7 @@ fn text(folder: &std::path::Path) -> Outcome<&str> {
         .ok_or_else(|| "the folder's name is not UTF-8".into())
 }
 
-/// A node over a fresh folder with the usual stock, and its warehouse if there is one.
+/// A node with a new folder and the usual stock, and its warehouse if there is one.
 struct Shop {
     node: Server,
     _warehouse: Option<Server>,
@@ -128,7 +136,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Orders as fast as they are answered.
+/// Measures orders in a closed loop.
 pub(crate) fn closed(arguments: &Arguments) -> Outcome<()> {
     let (mut bare, mut ceiling, mut ours) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..arguments.repeat {
@@ -153,7 +161,7 @@ pub(crate) fn closed(arguments: &Arguments) -> Outcome<()> {
     Ok(())
 }
 
-/// Orders at a fixed rate, latencies from their intended start.
+/// Measures orders at a fixed rate, with latencies from their intended start.
 pub(crate) fn open(arguments: &Arguments) -> Outcome<()> {
     let pace = Pace::Open(arguments.rate);
     let log = folder(arguments, "ceiling")?;
@@ -175,7 +183,7 @@ pub(crate) fn open(arguments: &Arguments) -> Outcome<()> {
     shop.node.stop()
 }
 
-/// Statistics of a product, as fast as they are answered.
+/// Measures statistics of a product in a closed loop.
 pub(crate) fn statistics(arguments: &Arguments) -> Outcome<()> {
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..arguments.repeat {
@@ -195,7 +203,7 @@ pub(crate) fn statistics(arguments: &Arguments) -> Outcome<()> {
     Ok(())
 }
 
-/// The whole stock again and again, alone and beside a stream of orders.
+/// Measures repeated uploads of the whole stock, alone and beside a stream of orders.
 pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "stock")?;
     let lines = stock_lines(Quantities::Usual);
@@ -207,7 +215,7 @@ pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
                 return Err(format!("a stock was answered {status}").into());
             }
             took.push(ms);
-            // Snapshots come with pauses, as the warehouse's do, only shorter.
+            // Real snapshots also have pauses, but longer ones.
             std::thread::sleep(Duration::from_millis(500));
         }
         Ok(took)
@@ -247,12 +255,12 @@ pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
     shop.node.stop()
 }
 
-/// Memory before and after many orders that are announced and wait for their payment.
+/// Measures the memory before and after many orders that are announced and wait for their payment.
 pub(crate) fn memory(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "memory")?;
     let before = shop.node.memory_bytes();
     let stored = fill(arguments, &shop, "m", arguments.orders)?;
-    let outbox = settle(&shop)?;
+    let outbox = wait_for_outbox(&shop)?;
     let after = shop.node.memory_bytes();
     println!(
         "memory: {:.0} bytes an open order ({stored} orders, {outbox} still in the outbox; goal 300)",
@@ -261,7 +269,7 @@ pub(crate) fn memory(arguments: &Arguments) -> Outcome<()> {
     shop.node.stop()
 }
 
-/// Places orders until so many are stored; more go in while the answers come.
+/// Places orders until this number is stored. Orders in flight are stored in addition.
 fn fill(arguments: &Arguments, shop: &Shop, prefix: &str, orders: u64) -> Outcome<u64> {
     let mut stored = 0;
     let mut round = 0;
@@ -281,8 +289,8 @@ fn fill(arguments: &Arguments, shop: &Shop, prefix: &str, orders: u64) -> Outcom
     Ok(stored)
 }
 
-/// Waits while the outbox shrinks; how many messages are left.
-fn settle(shop: &Shop) -> Outcome<u64> {
+/// Waits while the outbox shrinks. Returns the number of remaining messages.
+fn wait_for_outbox(shop: &Shop) -> Outcome<u64> {
     let mut left = u64::MAX;
     loop {
         let now = health(shop.node.address, "\"outbox\":")?;
@@ -294,7 +302,7 @@ fn settle(shop: &Shop) -> Outcome<u64> {
     }
 }
 
-/// An empty volume against one with many orders.
+/// Compares an empty volume with one that has many orders.
 pub(crate) fn stored(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "stored")?;
     let load = |shop: &Shop, prefix: &str| {
@@ -302,7 +310,7 @@ pub(crate) fn stored(arguments: &Arguments) -> Outcome<()> {
     };
     let empty = measure("POST /order, empty volume", &shop.node, &load(&shop, "e"))?.per_second();
     let stored = fill(arguments, &shop, "s", arguments.orders)?;
-    settle(&shop)?;
+    wait_for_outbox(&shop)?;
     let full = measure(
         &format!("POST /order, {stored} orders stored"),
         &shop.node,
@@ -323,11 +331,11 @@ pub(crate) fn stored(arguments: &Arguments) -> Outcome<()> {
     fresh.node.stop()
 }
 
-/// A thousand orders a second while the warehouse is away for a minute, and how long the outbox
-/// takes after its return.
+/// Measures a thousand orders per second while the warehouse is unreachable for a minute, and the
+/// time that the outbox needs after its return.
 pub(crate) fn away(arguments: &Arguments) -> Outcome<()> {
     let folder = folder(arguments, "away")?;
-    // The port of a warehouse that was there and is gone.
+    // Use the port of a warehouse that was stopped.
     let gone = Server::start(&["warehouse", "3000"])?;
     let address = gone.address;
     gone.stop()?;
@@ -352,7 +360,7 @@ pub(crate) fn away(arguments: &Arguments) -> Outcome<()> {
     node.stop()
 }
 
-/// More and more clients that never pause, and the most memory that the node takes meanwhile.
+/// Measures increasing numbers of clients that never pause, and the peak memory of the node.
 pub(crate) fn flood(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "flood")?;
     println!("  memory before: {} MB", shop.node.memory_bytes() >> 20);
@@ -372,8 +380,8 @@ pub(crate) fn flood(arguments: &Arguments) -> Outcome<()> {
                 }
                 most
             });
-            let what = format!("POST /order, {} connections", load.connections);
-            let measured = measure(&what, &shop.node, &load);
+            let label = format!("POST /order, {} connections", load.connections);
+            let measured = measure(&label, &shop.node, &load);
             ended.store(true, Ordering::Relaxed);
             measured?;
             watch
@@ -389,7 +397,7 @@ pub(crate) fn flood(arguments: &Arguments) -> Outcome<()> {
     shop.node.stop()
 }
 
-/// How much there is in the cells that are not empty.
+/// The quantity in the cells that are not empty.
 #[derive(Clone, Copy)]
 enum Quantities {
     /// 1 to 15.
@@ -398,7 +406,7 @@ enum Quantities {
     Plenty,
 }
 
-/// A stock of the usual size; half of the cells are empty.
+/// Returns a stock of the usual size. Half of its cells are empty.
 fn stock_lines(quantities: Quantities) -> Vec<u8> {
     let mut lines = Vec::with_capacity(32 << 20);
     for product in 1..=PRODUCTS {
@@ -416,7 +424,7 @@ fn stock_lines(quantities: Quantities) -> Vec<u8> {
     lines
 }
 
-/// Bits that look random, the same in every run.
+/// Returns bits that look random and are the same in every run.
 fn mixed(mut value: u64) -> u64 {
     for _ in 0..2 {
         value = (value ^ value >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -439,7 +447,7 @@ fn put_stock(address: SocketAddr, lines: &[u8]) -> Outcome<(u16, f64)> {
     Ok((status, begun.elapsed().as_secs_f64() * 1e3))
 }
 
-/// A number of `/health` by the text before it.
+/// Returns the number in `/health` that follows a text.
 fn health(address: SocketAddr, name: &str) -> Outcome<u64> {
     let mut stream = TcpStream::connect(address)?;
     write!(

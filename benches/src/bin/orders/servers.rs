@@ -1,10 +1,10 @@
-//! What is measured, each in a process of its own: a bare server, a durable ceiling, the node, a
+//! The measured servers, each in its own process: a bare server, a durable ceiling, the node, a
 //! warehouse.
 //!
-//! A server prints its address on a line of its standard output and serves until its standard input
-//! ends. The bare server parses the order and answers it; the ceiling also has it in a preallocated
-//! log, synced once for all that wait, before it answers: what any server that promises durability
-//! must do on this machine.
+//! A server prints its address on one line of its standard output and serves until its standard
+//! input ends. The bare server parses the order and answers it. The ceiling first writes the body
+//! to a preallocated log that is synced once for all waiting requests. Every server that promises
+//! durability must do this, so the ceiling is the limit of this machine.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -27,19 +27,20 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-/// Bytes of the ceiling's log; written once before, and again from its beginning when it is full.
+/// Size of the ceiling's log. It is written once before the run and reused from its beginning when
+/// full.
 const LOG_BYTES: u64 = 256 << 20;
 
 /// A server that a child process runs.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum Role {
-    /// Answers without keeping anything.
+    /// Answers without storing anything.
     Bare,
     /// Answers once the body is in a synced log.
     Durable { folder: PathBuf },
-    /// The order management.
+    /// A node of IMT Order.
     Node { folder: PathBuf, warehouse: String },
-    /// A warehouse that answers everything after a while.
+    /// A warehouse that answers every request after a delay.
     Warehouse {
         delay_ms: u64,
         #[arg(default_value_t = 0)]
@@ -52,10 +53,10 @@ pub(crate) fn serve(role: Role) -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match role {
-            Role::Bare => listen(Keeper::None, Duration::ZERO, 0).await?,
-            Role::Durable { folder } => listen(Keeper::start(&folder)?, Duration::ZERO, 0).await?,
+            Role::Bare => listen(BodyLog::None, Duration::ZERO, 0).await?,
+            Role::Durable { folder } => listen(BodyLog::start(&folder)?, Duration::ZERO, 0).await?,
             Role::Warehouse { delay_ms, port } => {
-                listen(Keeper::None, Duration::from_millis(delay_ms), port).await?;
+                listen(BodyLog::None, Duration::from_millis(delay_ms), port).await?;
             }
             Role::Node { folder, warehouse } => {
                 let mut config = imt_oms::NodeConfig::new("bench", folder);
@@ -80,7 +81,7 @@ fn announce(address: SocketAddr) -> Outcome<()> {
 
 fn wait_for_end() {
     let mut rest = Vec::new();
-    // Whatever ends the input ends the wait.
+    // An error ends the wait like the end of the input does.
     let _ = std::io::stdin().lock().read_to_end(&mut rest);
 }
 
@@ -96,7 +97,7 @@ struct Order {
     products: Vec<Line>,
 }
 
-async fn listen(keeper: Keeper, delay: Duration, port: u16) -> Outcome<()> {
+async fn listen(log: BodyLog, delay: Duration, port: u16) -> Outcome<()> {
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     announce(listener.local_addr()?)?;
     let ended = tokio::task::spawn_blocking(wait_for_end);
@@ -107,10 +108,10 @@ async fn listen(keeper: Keeper, delay: Duration, port: u16) -> Outcome<()> {
             _ = &mut ended => return Ok(()),
         };
         let _ = stream.set_nodelay(true);
-        let keeper = keeper.clone();
+        let log = log.clone();
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, keeper.clone(), delay));
-            // A client that leaves ends its connection.
+            let service = service_fn(move |request| answer(request, log.clone(), delay));
+            // An error here means that the client has disconnected.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -120,7 +121,7 @@ async fn listen(keeper: Keeper, delay: Duration, port: u16) -> Outcome<()> {
 
 async fn answer(
     request: Request<Incoming>,
-    keeper: Keeper,
+    log: BodyLog,
     delay: Duration,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let is_get = request.method() == hyper::Method::GET;
@@ -133,10 +134,11 @@ async fn answer(
     } else {
         let order: Result<Order, _> = serde_json::from_slice(&body);
         let Ok(order) = order else {
-            // The warehouse's orders have more fields; it answers them all the same.
+            // Orders sent to the warehouse have more fields. They are answered without storing the
+            // body.
             return Ok(Response::new(Full::default()));
         };
-        if !keeper.keep(body).await {
+        if !log.append(body).await {
             let mut failed = Response::new(Full::default());
             *failed.status_mut() = hyper::StatusCode::INTERNAL_SERVER_ERROR;
             return Ok(failed);
@@ -153,15 +155,15 @@ async fn answer(
 
 type Waiting = (Bytes, oneshot::Sender<()>);
 
-/// What keeps bodies before they are answered.
+/// The log of bodies, written before their response.
 #[derive(Clone)]
-enum Keeper {
+enum BodyLog {
     None,
     Log(Arc<mpsc::Sender<Waiting>>),
 }
 
-impl Keeper {
-    fn start(folder: &Path) -> Outcome<Keeper> {
+impl BodyLog {
+    fn start(folder: &Path) -> Outcome<BodyLog> {
         std::fs::create_dir_all(folder)?;
         let file = File::create(folder.join("ceiling.log"))?;
         let zeros = vec![0u8; 1 << 20];
@@ -181,26 +183,26 @@ impl Keeper {
                 if at + group.len() as u64 > LOG_BYTES {
                     at = 0;
                 }
-                let kept = file.write_all_at(&group, at).and_then(|()| file.sync_data());
+                let stored = file.write_all_at(&group, at).and_then(|()| file.sync_data());
                 at += group.len() as u64;
                 group.clear();
-                // Its callers are told by the loss of the answer's sender.
-                if kept.is_err() {
+                // Dropping the senders reports the failure to the callers.
+                if stored.is_err() {
                     return;
                 }
                 for answer in answers.drain(..) {
-                    // Nobody may be waiting any more.
+                    // The client may have disconnected.
                     let _ = answer.send(());
                 }
             }
         });
-        Ok(Keeper::Log(Arc::new(sender)))
+        Ok(BodyLog::Log(Arc::new(sender)))
     }
 
-    /// Keeps a body; false if it could not be kept.
-    async fn keep(&self, body: Bytes) -> bool {
-        let Keeper::Log(log) = self else { return true };
-        let (answer, kept) = oneshot::channel();
-        log.send((body, answer)).is_ok() && kept.await.is_ok()
+    /// Appends a body and waits for the sync. Returns `false` if that failed.
+    async fn append(&self, body: Bytes) -> bool {
+        let BodyLog::Log(log) = self else { return true };
+        let (answer, stored) = oneshot::channel();
+        log.send((body, answer)).is_ok() && stored.await.is_ok()
     }
 }

@@ -1,13 +1,14 @@
-//! Everything that can say which node owns a key, behind one small trait. Nodes are numbers here;
-//! each structure gets them in the form that is cheapest for it. Look-ups go through one virtual
-//! call for thousands of keys.
+//! All structures that map a key to a node, behind one small trait.
+//!
+//! Nodes are numbers here, and each structure gets them in its cheapest form. Look-ups need one
+//! virtual call for thousands of keys.
 
 use std::hint::black_box;
 
 use imt_ring::{KeyHash, Member, Options, Ring};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// The floor of every look-up: no ring at all.
+/// Name of the lower bound of every look-up: hashing without a ring.
 pub(crate) const HASH_ALONE: &str = "xxh3 of the key alone";
 
 /// A key: 20 bytes.
@@ -15,21 +16,21 @@ pub(crate) type Key = [u8; 20];
 
 /// A way to build rings.
 pub(crate) trait Candidate {
-    /// What to call it.
+    /// Returns the name in the table.
     fn name(&self) -> &str;
-    /// Makes a ring of these nodes.
+    /// Builds a ring of these nodes.
     fn build(&self, nodes: &[u32]) -> Box<dyn Built>;
-    /// The ring of `nodes` after `node` has joined it.
+    /// Returns the ring of `nodes` after `node` has joined it.
     fn join(&self, nodes: &[u32], node: u32) -> Box<dyn Built> {
         self.build(&[nodes, &[node]].concat())
     }
-    /// The ring of `nodes` after the node at `index` has left it.
+    /// Returns the ring of `nodes` after the node at `index` has left it.
     fn leave(&self, nodes: &[u32], index: u32) -> Box<dyn Built> {
         let mut left = nodes.to_vec();
         left.remove(index as usize);
         self.build(&left)
     }
-    /// Whether a look-up takes so long that fewer are timed.
+    /// Returns `true` if a look-up is so slow that fewer look-ups are timed.
     fn is_slow(&self) -> bool {
         false
     }
@@ -37,14 +38,13 @@ pub(crate) trait Candidate {
 
 /// A ring that was built.
 pub(crate) trait Built {
-    /// Looks every key up, and keeps nothing.
+    /// Looks up every key and discards the results.
     fn look_up_all(&self, keys: &[Key]);
-    /// The owner of every key.
+    /// Returns the owner of every key.
     fn owners(&self, keys: &[Key]) -> Vec<u32>;
 }
 
-/// A candidate made of closures; `join` and `leave` only where there is more to say than to build
-/// again.
+/// A candidate made of closures. Its `join` and `leave` build the ring again.
 struct Simple<B, F, I> {
     name: &'static str,
     slow: bool,
@@ -114,7 +114,7 @@ fn simple<R: 'static, T: 'static>(
     })
 }
 
-/// Ours, through its plans.
+/// The ring of this project. Joins and leaves use its plans.
 struct Ours {
     name: &'static str,
     options: Options,
@@ -156,8 +156,8 @@ impl Candidate for Ours {
 impl Built for Ring {
     fn look_up_all(&self, keys: &[Key]) {
         for key in keys {
-            // What a caller takes from it stays in registers; a whole result given away would go
-            // through memory.
+            // Only the owner is used, so that the result stays in registers. Passing on the whole
+            // result would write it to memory.
             if let Ok(location) = self.locate(black_box(key)) {
                 black_box(location.owner);
             }
@@ -173,7 +173,7 @@ impl Built for Ring {
     }
 }
 
-/// A sorted list of points: `points` for each node.
+/// Returns a sorted list of points, with `points` for each node.
 fn sorted_points(nodes: &[u32], points: u64) -> Vec<(u64, u32)> {
     let of_node =
         |&node: &u32| (0..points).map(move |point| (xxh3_64_with_seed(&node.to_le_bytes(), point), node));
@@ -191,7 +191,7 @@ fn next_point(points: &[(u64, u32)], key: &Key) -> u32 {
         .map_or(0, |&(_, node)| node)
 }
 
-/// All candidates of this build.
+/// Returns all candidates of this build.
 pub(crate) fn all() -> Vec<Box<dyn Candidate>> {
     let options = Options::new();
     #[cfg_attr(
@@ -251,8 +251,7 @@ pub(crate) fn all() -> Vec<Box<dyn Candidate>> {
 
 #[cfg(feature = "ring-rivals")]
 mod rivals {
-    //! The crates, each as its documentation shows it; 160 points a node where they let the caller
-    //! choose.
+    //! The crates, each used as in its documentation. Those with a choice get 160 points per node.
 
     use anchorhash::AnchorHash;
     use maglev::{ConsistentHasher, Maglev};
@@ -270,17 +269,17 @@ mod rivals {
         }
     }
 
-    /// Keeps its history: nodes join and leave the built structure.
+    /// Anchor hashing, where nodes join and leave the existing structure.
     struct Anchor;
 
-    /// Without this its hash would have a random key, and no two rings could be compared.
+    /// A hasher with a fixed key. With random keys, two rings could not be compared.
     type Fixed = std::hash::BuildHasherDefault<std::collections::hash_map::DefaultHasher>;
 
     type AnchorRing = AnchorHash<Key, u32, Fixed>;
 
     impl Anchor {
         fn ring(nodes: &[u32]) -> AnchorRing {
-            // Half of the capacity is in use: a ring that cannot grow would not be one.
+            // Half of the capacity is in use, so that nodes can join.
             let capacity = (nodes.len() * 2) as u16;
             let builder = anchorhash::Builder::with_hasher(Fixed::default());
             builder.with_resources(nodes.iter().copied()).build(capacity)
@@ -396,7 +395,8 @@ mod rivals {
         ]
     }
 
-    /// Knows numbers of buckets only, so nodes stand in a list: who leaves is replaced by the last.
+    /// Jump hashing, which has numbered buckets only. A node that leaves is replaced by the last
+    /// one.
     struct Jump;
 
     struct JumpBuilt(jumphash::JumpHasher, Vec<u32>);
@@ -422,7 +422,7 @@ mod rivals {
         }
 
         fn build(&self, nodes: &[u32]) -> Box<dyn Built> {
-            // Its default keys are random; fixed ones, so that two rings can be compared.
+            // The default keys are random. Fixed ones make two rings comparable.
             Box::new(JumpBuilt(
                 jumphash::JumpHasher::new_with_keys(1, 2),
                 nodes.to_vec(),

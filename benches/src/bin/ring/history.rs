@@ -1,4 +1,7 @@
-//! What only ours does: plans, and long histories of replicas over zones.
+//! Measurements that only our ring supports: plans, and long histories of replicas over zones.
+//!
+//! Other crates have no plans, zones or replicas with a history. So these figures are compared with
+//! the lower bounds that the zones enforce, and not with rivals.
 
 use std::hint::black_box;
 
@@ -19,7 +22,7 @@ fn ring(slots: u32, replication: u8, nodes: usize) -> Ring {
         .expect("the members are distinct")
 }
 
-/// How long a plan takes to make and to apply.
+/// Prints the time to make and to apply a plan.
 pub(crate) fn print_plans(markdown: bool, repeat: usize) {
     println!("\nplans, ms\n");
     print_row(
@@ -48,20 +51,20 @@ pub(crate) fn print_plans(markdown: bool, repeat: usize) {
     }
 }
 
-/// Copies on the fullest node over the mean that long histories should stay below.
+/// Goal for the ratio of copies on the fullest node to the mean in long histories.
 const COPIES_GOAL: f64 = 1.12;
 
-/// What a history came to at worst.
+/// The worst values of a history.
 #[derive(Default)]
 struct Worst {
     primaries: f64,
     uneven: u32,
     copies: f64,
-    /// What zones alone force at some moment, over the mean.
+    /// Highest ratio to the mean that the zones enforce at some moment.
     forced: f64,
-    /// The most copies at any moment over the least that zones allow then, in slots.
+    /// Largest excess over the number of copies that the zones enforce at that moment, in slots.
     copies_unforced: u32,
-    /// The most copies over the mean, at moments when zones do not force more than the goal.
+    /// Highest ratio of copies to the mean, at moments when the zones permit the goal.
     copies_where_possible: f64,
     moved: u64,
     minimum: u64,
@@ -118,10 +121,10 @@ impl Worst {
     }
 }
 
-/// The fewest copies that the fullest node can have, whatever the assignment: three replicas in
-/// distinct zones, weights all equal, and nobody owning more than its share rounded up. A zone
-/// holds each slot once at most, so `c` copies a node are enough only if all zones together, each
-/// with `min(slots, nodes x (share + c))`, hold three times the slots.
+/// Returns the smallest possible number of copies on the fullest node. It assumes three replicas in
+/// distinct zones, equal weights, and no node with more primaries than its share rounded up. A zone
+/// has each slot at most once. So `c` copies per node are enough only if all zones together, each
+/// with `min(slots, nodes x (share + c))`, have three times the slots.
 fn least_copies(ring: &Ring) -> u32 {
     let share = ring.slots().div_ceil(ring.members().len() as u32);
     let zones = ring.zone_shares();
@@ -134,8 +137,8 @@ fn least_copies(ring: &Ring) -> u32 {
         .unwrap_or(ring.slots())
 }
 
-/// Three replicas over four zones, 300 joins (into the zone with the fewest nodes) and leaves (of
-/// any node).
+/// Prints histories of three replicas over four zones with 300 joins (into the zone with the fewest
+/// nodes) and leaves (of any node).
 pub(crate) fn print_histories(markdown: bool) {
     println!(
         "\n300 random joins and leaves, three replicas over four zones; the worst over five histories\n"

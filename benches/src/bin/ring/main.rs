@@ -1,12 +1,13 @@
-//! The ring beside the crates that people use today and beside plain references: look-up, build
-//! time, memory, balance, and what a join and a leave move.
+//! Measures the ring beside common crates and plain references: look-up, build time, memory,
+//! balance, and the movement of a join and a leave.
 //!
-//!     cargo run --release -p imt-benches --bin ring                          # ours and the references
-//!     cargo run --release -p imt-benches --bin ring --features ring-rivals   # beside the rivals
+//!     # Our ring and the references, then the rivals too:
+//!     cargo run --release -p imt-benches --bin ring
+//!     cargo run --release -p imt-benches --bin ring --features ring-rivals
 //!
-//! Look-ups are the fastest tenth of a second's worth of short stretches, other times are medians.
-//! Memory is the growth of the resident set of a fresh process that builds a structure many times
-//! over and keeps them all.
+//! A look-up time is the upper bound of the fastest tenth of short measurements within a second.
+//! Other times are medians. Memory is the growth of the resident set of a new process that builds a
+//! structure many times and keeps all of them.
 
 mod candidates;
 mod history;
@@ -18,36 +19,37 @@ use clap::Parser;
 
 use candidates::{Candidate, Key};
 
-/// Repetitions stop after this long, once there are three: some rivals take seconds to build.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// Keys that look-ups go round: few enough to lie in the second-level cache with the largest table
-/// (82 + 128 of 512 KiB here) whatever pages both got, so that the ring is measured and not memory.
+/// Maximum time of repetitions after the third one. Some rivals need seconds to build.
+const TIME_MAX: Duration = Duration::from_secs(4);
+/// Number of keys for look-ups. The keys fit into the second-level cache together with the largest
+/// table (82 + 128 of 512 KiB here), for any placement of their pages. So the ring is measured and
+/// not the memory.
 const KEYS_TIMED: usize = 4_096;
 
 #[derive(Parser)]
 #[command(about = "Measures the ring beside its rivals")]
 struct Arguments {
-    /// Numbers of nodes.
+    /// Numbers of nodes, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "8,100,1000")]
     nodes: Vec<u32>,
-    /// Only candidates whose name contains this.
+    /// Measure only candidates with this text in their name.
     #[arg(long)]
     only: Option<String>,
-    /// Repetitions of each timed measurement; the median counts.
+    /// Number of repetitions of each timed measurement; the table shows medians.
     #[arg(long, default_value_t = 21)]
     repeat: usize,
-    /// Keys over which balance and movement are counted; fewer for what takes long.
+    /// Number of keys for balance and movement.
     #[arg(long, default_value_t = 1_000_000)]
     keys: usize,
     /// Print the tables as Markdown.
     #[arg(long)]
     markdown: bool,
-    /// Print how many bytes one of `--only` takes (in a process of its own).
+    /// Print the bytes of one structure of `--only`; used by this program in its own process.
     #[arg(long, hide = true)]
     memory: bool,
 }
 
-/// Keys of 20 bytes, as order ids with a prefix might be; the same in every run.
+/// Returns keys of 20 bytes, like order ids with a prefix. They are the same in every run.
 fn keys(count: usize) -> Vec<Key> {
     let key = |index: usize| {
         let mixed = (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
@@ -65,10 +67,10 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The median time of a piece of work, in nanoseconds.
+/// Returns the median time of a piece of work in nanoseconds.
 fn time(repeat: usize, mut work: impl FnMut()) -> f64 {
     let (begin, mut times) = (Instant::now(), Vec::new());
-    while times.len() < repeat && (times.len() < 3 || begin.elapsed() < PATIENCE) {
+    while times.len() < repeat && (times.len() < 3 || begin.elapsed() < TIME_MAX) {
         let start = Instant::now();
         work();
         times.push(start.elapsed().as_nanos() as f64);
@@ -76,9 +78,9 @@ fn time(repeat: usize, mut work: impl FnMut()) -> f64 {
     median(times)
 }
 
-/// The time of a short piece of work when nothing else shares the core: the fastest tenth of a
-/// second's worth of repetitions begins here. A neighbour on the core makes everything take up to
-/// twice as long, for seconds at a time.
+/// Returns the time of a short piece of work on an otherwise idle core, in nanoseconds. It is the
+/// upper bound of the fastest tenth of the repetitions within a second. Other work on the core
+/// makes everything take up to twice as long, for seconds at a time.
 fn undisturbed(mut work: impl FnMut()) -> f64 {
     let (begin, mut times) = (Instant::now(), Vec::new());
     while begin.elapsed() < Duration::from_secs(1) {
@@ -99,7 +101,7 @@ struct Row {
     leave: f64,
 }
 
-/// The share of keys that two rings place differently.
+/// Returns the share of keys that two rings place differently.
 fn moved(before: &[u32], after: &[u32]) -> f64 {
     let differ = before.iter().zip(after).filter(|(before, after)| before != after);
     differ.count() as f64 / before.len() as f64
@@ -131,7 +133,7 @@ fn measure(candidate: &dyn Candidate, nodes: u32, keys: &[Key], repeat: usize, b
     }
 }
 
-/// The resident set of this process, in bytes.
+/// Returns the resident set of this process in bytes.
 fn resident() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
     pages
@@ -139,11 +141,11 @@ fn resident() -> u64 {
         .map_or(0, |pages| pages * 4096)
 }
 
-/// Prints the bytes of one structure: many are built and kept, so that the page is a fine enough
-/// measure.
+/// Prints the bytes of one structure. Many are built and kept, because the resident set grows in
+/// pages.
 fn print_memory(candidate: &dyn Candidate, nodes: u32) {
     let members: Vec<u32> = (0..nodes).collect();
-    // One first, so that what is made once (tables, generators) does not count.
+    // Build one first, so that one-time allocations (tables, generators) do not count.
     drop(black_box(candidate.build(&members)));
     let before = resident();
     let mut kept = Vec::new();
@@ -185,7 +187,7 @@ fn print_row(markdown: bool, cells: &[String]) {
     }
 }
 
-/// Three figures with as many digits as they deserve.
+/// Returns one figure of each row, with a fixed number of digits.
 fn figures(rows: &[Row], digits: usize, of: impl Fn(&Row) -> f64) -> String {
     rows.iter()
         .map(|row| format!("{:.digits$}", of(row)))

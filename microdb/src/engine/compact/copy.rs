@@ -23,6 +23,7 @@ use crate::format::record::{self, Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::raw::epoch::{Guard, pin};
 use crate::raw::reclaim;
+use crate::seeded::seeded;
 
 /// Maximum number of records in a step, so that the commit lock is held for tens of microseconds.
 const STEP_RECORDS: usize = 256;
@@ -180,7 +181,7 @@ impl Engine {
             .usages
             .iter()
             .any(|(id, usage)| id < origin && !usage.dying && id != segment.id);
-        if older {
+        if older && !seeded("tombstone-early") {
             step.push(table, record, hash, at, Some(origin))
         } else {
             Ok(())

@@ -9,6 +9,7 @@ use super::writer::Writer;
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::super_block::{HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS, State, encode_hint};
+use crate::seeded::seeded;
 use crate::storage::StorageFile;
 
 impl Engine {
@@ -35,7 +36,7 @@ impl Engine {
         // header or even their name. The next open finds them by their headers.
         let (live, next_segment) = {
             let core = lock(&self.core);
-            let durable = |id: &u64| *id <= writer.frontier.position.segment;
+            let durable = |id: &u64| *id <= writer.frontier.position.segment || seeded("super-early-names");
             let ids = || core.usages.iter().map(|(id, _)| id);
             let live = ids().filter(|id| durable(id) && !emptied.contains(id)).collect();
             (live, ids().find(|id| !durable(id)).unwrap_or(core.next_segment))
@@ -67,6 +68,9 @@ pub(crate) fn write_state_blocks(file: &dyn StorageFile, state: &State) -> std::
     for offset in STATE_OFFSETS {
         file.write_at(&block, offset)?;
         file.sync_data()?;
+        if seeded("super-one-copy") {
+            break;
+        }
     }
     Ok(())
 }

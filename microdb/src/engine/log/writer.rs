@@ -20,6 +20,7 @@ use crate::format::LogPosition;
 use crate::format::super_block::Frontier;
 use crate::raw::epoch::pin;
 use crate::raw::reclaim;
+use crate::seeded::seeded;
 use crate::storage::{StorageFile, map_or_read};
 
 /// Backlog of unwritten bytes at which committers wait for the disk instead of filling the memory.
@@ -259,7 +260,9 @@ impl Engine {
         self.advise_reads(self.log_bytes(), std::iter::once(&*sealed));
         self.segments.replace(sealed.clone());
         let former = std::mem::replace(&mut pending.segment, sealed);
-        free_tail(former, pending.file.as_ref(), sealed_end);
+        if !seeded("tails-kept") {
+            free_tail(former, pending.file.as_ref(), sealed_end);
+        }
         // The usage of the segment is final, so there may be something to compact.
         self.schedule_housekeeping();
         Ok(())

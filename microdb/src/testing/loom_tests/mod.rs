@@ -1,9 +1,9 @@
 //! Models of the whole engine: opened on a disk in memory, with a few threads, in every order of
 //! their steps that a number of preemptions allows.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release -p microdb --lib loom` runs these and those of the
-//! directory. With `--cfg crossbeam_loom` in addition, it runs `loom_tests::epoch`, in which the
-//! steps of the collector are part of the model.
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p imt-microdb --lib loom` runs these and those of
+//! the directory. With `--cfg crossbeam_loom` in addition, it runs `loom_tests::epoch`, in which
+//! the steps of the collector are part of the model.
 
 #[cfg(not(crossbeam_loom))]
 mod commit;

@@ -1,4 +1,4 @@
-//! What happened in the cluster, as one node saw it: the console's log.
+//! The events of the cluster as one node saw them: the console's log.
 //!
 //! Events are the differences of two looks at the cluster. So a node that joined and left between
 //! two looks has no event, and nothing has to report anything.

@@ -1,8 +1,8 @@
-//! What one node knows of itself: its volumes, its requests by second, the events of its volumes.
+//! The figures of one node: its volumes, its requests by second, the events of its volumes.
 //!
-//! The node that a page is connected to asks every other node for this once a second while a page
-//! is open (`POST /peer/console`). The question names what was heard before, so an answer holds
-//! one or two seconds, and the whole history once.
+//! The node that a page is connected to asks every other node for them once a second while a page
+//! is open (`POST /peer/console`). The question names the newest second and event that are known.
+//! So the first answer holds the whole history, and each later one a second or two.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! The web console of a node: a page at `/`, its data, and the stream of changes.
 //!
 //! - The console only reads. No route of it changes anything.
-//! - Each node records its own requests and what happens in the cluster, watched or not. Other nodes
-//!   are asked for their figures only while a page is open, by one task however many pages.
+//! - Each node records its own requests and the events of the cluster at all times. Other nodes are
+//!   asked for their figures only while a page is open, by one task for all pages.
 //! - At most `STREAMS_MAX` streams are open. A stream ends when the node begins to stop.
 //! - Memory is bounded: `SECONDS_KEPT` seconds, `EVENTS_KEPT` events, one message a stream.
 //! - No topology is held across a wait: a move waits for topologies that are in use.
@@ -163,7 +163,7 @@ impl Console {
                 continue;
             };
             let now = figures.scene();
-            // A volume that was just opened tells what is wrong with it, and of no earlier letters.
+            // A volume that was just opened reports its faults, and not its earlier dead letters.
             let before = volumes.remove(&volume).unwrap_or_else(|| VolumeScene {
                 dead_letters: now.dead_letters,
                 ..VolumeScene::default()

@@ -1,9 +1,13 @@
-//! A connection that does not wait for ever for its peer to read.
+//! A stream with a timeout for writes.
 //!
-//! A client that asks and never reads its answers fills its socket's buffers, and with them the
-//! memory of the answers. Here a write that makes no progress for a while ends the connection with
-//! an error. Reading is left alone: silence there is the business of whoever waits for a head or a
-//! body.
+//! A client that sends requests and never reads the answers fills its socket's buffers. The unsent
+//! answers then take up memory without end.
+//!
+//! **Invariants**
+//! - A write without progress for `pause_max` ends the connection with an error.
+//! - A slow client that reads at least one byte in that time is served on.
+//!
+//! Deliberately absent: a timeout for reads. The timeouts of heads and bodies cover them.
 
 use std::future::Future;
 use std::io;
@@ -14,16 +18,16 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// A stream whose writes have a longest pause.
+/// A stream that fails when a write makes no progress for too long.
 pub(crate) struct WriteTimeout<S> {
     stream: S,
     pause_max: Duration,
-    /// There while a write waits.
+    /// Timer of the pause. `None` unless a write waits.
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WriteTimeout<S> {
-    /// Ends with an error when a write waits longer than `pause_max`.
+    /// Wraps a stream. A write that waits longer than `pause_max` fails.
     pub(crate) fn new(stream: S, pause_max: Duration) -> WriteTimeout<S> {
         WriteTimeout {
             stream,
@@ -32,7 +36,7 @@ impl<S> WriteTimeout<S> {
         }
     }
 
-    /// Lets what a write came to through, unless it has waited too long.
+    /// Returns the result of a write, or an error if the write has waited too long.
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.pause = None;
@@ -43,7 +47,7 @@ impl<S> WriteTimeout<S> {
             .pause
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(pause_max)));
         ready!(pause.as_mut().poll(cx));
-        let reason = "the client does not read its answers";
+        let reason = "the client stopped reading its answers";
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, reason)))
     }
 }
@@ -94,7 +98,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_never_reads_is_given_up_and_a_slow_one_is_not() {
+    async fn a_write_to_a_peer_that_stopped_reading_times_out_and_a_slow_peer_is_served() {
         let (ours, mut theirs) = tokio::io::duplex(8);
         let mut stream = WriteTimeout::new(ours, Duration::from_secs(30));
         let slow = tokio::spawn(async move {

@@ -1,5 +1,5 @@
-//! Numbers of deliveries that no warehouse can have reached: refused where a client sends them,
-//! ignored where the warehouse answers with them. Neither may touch what comes later.
+//! Delivery numbers that no warehouse can have reached: rejected in a client's request, ignored in
+//! the warehouse's answer. Neither may affect later snapshots.
 
 use std::sync::RwLock;
 
@@ -64,17 +64,21 @@ async fn put(app: &Arc<App>, csv: &'static str, as_of: Option<u64>) -> (StatusCo
 }
 
 #[tokio::test]
-async fn a_snapshot_from_the_far_future_is_refused_and_later_ones_are_taken() {
+async fn a_snapshot_with_an_implausible_number_is_rejected_and_later_ones_are_applied() {
     let folder = tempfile::tempdir().unwrap();
     let app = open(folder.path());
     let (status, body) = put(&app, "7,1,5\n", Some(u64::MAX)).await;
-    assert_eq!(status, StatusCode::BAD_REQUEST, "no number is known yet: {body}");
+    assert_eq!(
+        status,
+        StatusCode::BAD_REQUEST,
+        "before any number is known: {body}"
+    );
     assert!(body.contains("\"field\":\"X-Stock-As-Of\""), "{body}");
     assert_eq!(put(&app, "7,1,5\n", Some(20)).await.0, StatusCode::OK);
     let distant = 20 + 1_000_000_001;
     let (status, body) = put(&app, "7,1,5\n", Some(distant)).await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
-    assert!(body.contains("1000000020"), "it says the bound: {body}");
+    assert!(body.contains("1000000020"), "the largest number is named: {body}");
     assert_eq!(put(&app, "7,1,5\n", Some(21)).await.0, StatusCode::OK);
     close(app).await;
     let app = open(folder.path());
@@ -84,7 +88,7 @@ async fn a_snapshot_from_the_far_future_is_refused_and_later_ones_are_taken() {
 }
 
 #[tokio::test]
-async fn a_delivery_with_an_impossible_number_is_subtracted_from_one_stock_and_no_later_one() {
+async fn a_delivery_with_an_implausible_number_is_subtracted_until_the_next_snapshot_only() {
     let folder = tempfile::tempdir().unwrap();
     let app = open(folder.path());
     assert_eq!(put(&app, "7,1,5\n", Some(20)).await.0, StatusCode::OK);
@@ -102,7 +106,7 @@ async fn a_delivery_with_an_impossible_number_is_subtracted_from_one_stock_and_n
         app.transactors.ask(&id, ask).await.unwrap();
     }
     let available = || app.state().stock().product(7)[0].1.available;
-    assert_eq!(available(), 3, "the units have left");
+    assert_eq!(available(), 3, "the delivered units are subtracted");
     assert_eq!(put(&app, "7,1,3\n", Some(21)).await.0, StatusCode::OK);
     assert_eq!(available(), 3, "the snapshot counts the delivery");
     assert_eq!(put(&app, "7,1,9\n", Some(22)).await.0, StatusCode::OK);
@@ -111,7 +115,7 @@ async fn a_delivery_with_an_impossible_number_is_subtracted_from_one_stock_and_n
 }
 
 #[tokio::test]
-async fn a_form_is_refused_with_a_hint_and_changes_nothing() {
+async fn a_form_is_rejected_with_a_hint_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let app = open(folder.path());
     assert_eq!(put(&app, "7,1,5\n8,1,5\n", None).await.0, StatusCode::OK);

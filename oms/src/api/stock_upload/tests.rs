@@ -1,4 +1,4 @@
-//! A snapshot that is cut off between any two of its parts.
+//! A snapshot that is interrupted by a crash between any two of its parts.
 
 use std::path::Path;
 use std::sync::RwLock;
@@ -18,7 +18,7 @@ use crate::storage::volume::Volume;
 use crate::volume::transactor::Transactors;
 
 const STORES: u32 = 12;
-/// What lay in each store before anything left it.
+/// Units in each store before any delivery.
 const UNITS: u32 = 100;
 
 fn open(folder: &Path) -> Arc<App> {
@@ -48,8 +48,8 @@ async fn commit(app: &App, batch: WriteBatch) {
     permit.send(batch).durable().await.unwrap();
 }
 
-/// What the warehouse counts in a store once so many of its deliveries have left: each store loses
-/// as many units as its number is, by the delivery of that number.
+/// Returns the warehouse's count of a store after this number of deliveries. The delivery of number
+/// N takes N units from store N.
 fn counted(store: u32, deliveries: u64) -> u32 {
     UNITS - if u64::from(store) <= deliveries { store } else { 0 }
 }
@@ -86,7 +86,7 @@ fn available(app: &App) -> Vec<i32> {
     levels.map(|(_, level)| level.available).collect()
 }
 
-/// A volume with a first snapshot, after which every store made its delivery.
+/// Opens a volume with a first snapshot, after which every store made its delivery.
 async fn delivered(folder: &Path, is_numbered: bool) -> Arc<App> {
     let app = open(folder);
     assert_eq!(put(&app, 0, is_numbered.then_some(0)).await, StatusCode::OK);
@@ -110,11 +110,11 @@ async fn delivered(folder: &Path, is_numbered: bool) -> Arc<App> {
 }
 
 #[tokio::test]
-async fn a_snapshot_cut_off_between_any_two_parts_never_sells_what_is_not_there() {
+async fn a_snapshot_interrupted_between_any_two_parts_never_oversells() {
     let truth: Vec<i32> = (1..=STORES).map(|store| (UNITS - store) as i32).collect();
     for is_numbered in [true, false] {
-        // The second snapshot counts the first half of the deliveries if these are numbered; else
-        // nobody knows which, and it counts all.
+        // The second snapshot counts the first half of the deliveries if these are numbered.
+        // Without numbers no snapshot can say how many it counts, so it counts all.
         let counts_to = if is_numbered { 6 } else { u64::from(STORES) };
         let as_of = is_numbered.then_some(counts_to);
         for cut in 0.. {
@@ -123,7 +123,7 @@ async fn a_snapshot_cut_off_between_any_two_parts_never_sells_what_is_not_there(
             assert_eq!(available(&app), truth);
             let layout = app.state().stock().layout();
             let parts = Prepared::of(snapshot(counts_to, as_of), &layout).parts;
-            assert!(parts.len() > 3, "there are places to cut at");
+            assert!(parts.len() > 3, "the snapshot has parts to cut between");
             if cut > parts.len() {
                 close(app).await;
                 break;
@@ -131,7 +131,7 @@ async fn a_snapshot_cut_off_between_any_two_parts_never_sells_what_is_not_there(
             for part in parts.into_iter().take(cut) {
                 commit(&app, part).await;
             }
-            // The power goes here, and comes back.
+            // The process is restarted here, as after a power cut.
             close(app).await;
             let app = open(folder.path());
             let left = available(&app);
@@ -139,17 +139,25 @@ async fn a_snapshot_cut_off_between_any_two_parts_never_sells_what_is_not_there(
                 assert_eq!(left, truth, "cut after {cut} parts");
                 let older = put(&app, counts_to - 1, Some(counts_to - 1)).await;
                 let is_refused = older == StatusCode::CONFLICT;
-                assert_eq!(is_refused, cut > 0, "a store counts more by then: {older}");
+                assert_eq!(
+                    is_refused,
+                    cut > 0,
+                    "a store of the cut snapshot counts more deliveries: {older}"
+                );
             } else {
                 let is_less = left.iter().zip(&truth).all(|(left, truth)| left <= truth);
                 assert!(is_less, "cut after {cut} parts: {left:?}");
             }
-            // The warehouse sends it again.
+            // The warehouse sends the snapshot again.
             assert_eq!(put(&app, counts_to, as_of).await, StatusCode::OK);
-            assert_eq!(available(&app), truth, "cut after {cut} parts, and sent again");
+            assert_eq!(available(&app), truth, "cut after {cut} parts and sent again");
             close(app).await;
             let app = open(folder.path());
-            assert_eq!(available(&app), truth, "and opened again");
+            assert_eq!(
+                available(&app),
+                truth,
+                "cut after {cut} parts, sent again and restarted"
+            );
             close(app).await;
         }
     }

@@ -1,4 +1,4 @@
-//! Every pair of state and command, and what follows from it.
+//! Tests of every pair of state and command.
 
 use super::*;
 
@@ -12,8 +12,7 @@ fn lines() -> Box<[Line]> {
     [Line { id: 812, quantity: 3 }].into()
 }
 
-/// An order that came into a state on its usual way; `unpaid` for those that can be reached without
-/// a payment.
+/// Returns an order in a state, reached on its usual way, without a payment where that is possible.
 fn in_state(state: State) -> Order {
     let reserved = Event::Reserved { store: 5 };
     let paid = Event::Paid {
@@ -85,8 +84,8 @@ fn commands() -> [Command; 8] {
     ]
 }
 
-/// The state after the command, with `+8` if payment 8 is kept beside the one that paid; `=` if
-/// nothing happens, `!` if the command is refused.
+/// Returns the state after the command, with `+8` if payment 8 is kept beside the one that paid.
+/// Returns `=` if nothing happens and `!` if the command is refused.
 fn outcome(state: State, command: &Command) -> String {
     let order = in_state(state);
     match decide(&order, command) {
@@ -128,7 +127,7 @@ fn every_pair_of_state_and_command_has_its_outcome() {
 }
 
 #[test]
-fn a_command_carried_out_is_nothing_the_second_time() {
+fn a_repeated_command_causes_no_event() {
     for state in State::ALL {
         for command in commands() {
             let mut order = in_state(state);
@@ -141,9 +140,9 @@ fn a_command_carried_out_is_nothing_the_second_time() {
     }
 }
 
-/// Every way on which money is taken and the order does not go on with it.
+/// Tries every way to accept money for an order that is not delivered.
 #[test]
-fn every_payment_that_buys_nothing_is_a_wanted_refund() {
+fn every_payment_that_buys_nothing_becomes_a_wanted_refund() {
     let pay = |transaction| Command::Pay { transaction };
     let refuse = || Command::RefuseDelivery {
         reason: "out of stock".to_owned(),
@@ -188,7 +187,7 @@ fn every_payment_that_buys_nothing_is_a_wanted_refund() {
 }
 
 #[test]
-fn payments_beside_the_one_that_paid_are_kept_up_to_a_bound() {
+fn extra_payments_are_kept_up_to_a_bound() {
     let mut order = in_state(State::Delivered);
     for transaction in 1_000..1_000 + EXTRA_PAYMENTS_MAX as u64 {
         let events = decide(&order, &Command::Pay { transaction }).unwrap();
@@ -200,13 +199,13 @@ fn payments_beside_the_one_that_paid_are_kept_up_to_a_bound() {
     assert_eq!(
         decide(&order, &known),
         Ok(Vec::new()),
-        "one that is kept stays so"
+        "a known payment is still accepted"
     );
     assert_eq!(order.state, State::Delivered);
 }
 
 #[test]
-fn units_are_held_exactly_while_the_order_is_open() {
+fn units_are_reserved_exactly_while_the_order_is_open() {
     let open = [State::Reserved, State::Announced, State::Paid, State::Delivering];
     for state in State::ALL {
         assert_eq!(state.holds_reservation(), open.contains(&state), "{state}");
@@ -214,14 +213,14 @@ fn units_are_held_exactly_while_the_order_is_open() {
 }
 
 #[test]
-fn a_history_never_runs_backwards() {
+fn times_in_a_history_never_decrease() {
     let mut order = Order::place(id(), lines(), Some(5), 1_000);
     order.apply(vec![Event::Announced], 10);
     assert_eq!((order.created_at_ms(), order.updated_at_ms()), (1_000, 1_000));
 }
 
 #[test]
-fn the_same_order_again_is_itself_and_another_is_refused() {
+fn the_same_order_again_is_accepted_and_other_lines_are_refused() {
     let order = in_state(State::Delivered);
     assert_eq!(order.placed_again(&lines()), Ok(()));
     assert_eq!(
@@ -231,7 +230,7 @@ fn the_same_order_again_is_itself_and_another_is_refused() {
 }
 
 #[test]
-fn ids_that_cannot_stand_in_a_path_are_refused() {
+fn ids_that_need_encoding_in_a_path_are_refused() {
     for good in ["17", "a", "A-b_c.d~e:f", &"x".repeat(64)] {
         assert_eq!(OrderId::parse(good).unwrap().as_str(), good);
     }
@@ -241,7 +240,7 @@ fn ids_that_cannot_stand_in_a_path_are_refused() {
 }
 
 #[test]
-fn names_of_states_read_back() {
+fn from_name_reverses_name() {
     for state in State::ALL {
         assert_eq!(State::from_name(state.name()), Some(state));
         assert_eq!(

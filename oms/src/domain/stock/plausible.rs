@@ -1,26 +1,26 @@
-//! Numbers of deliveries that come from outside: `X-Stock-As-Of` of a snapshot, `X-Stock-Sequence`
-//! of a delivery.
+//! An upper bound for delivery numbers from outside: `X-Stock-As-Of` of a snapshot and
+//! `X-Stock-Sequence` of a delivery.
 //!
-//! The highest number seen is a mark below which snapshots are stale. A number that is wrong and
-//! far too high would make every later snapshot stale, or would be subtracted from every later one.
-//! So a number has an upper bound:
+//! Snapshots below the highest known number are stale. So a wrong, far too high number would make
+//! every later snapshot stale, or its delivery would be subtracted from every later snapshot. The
+//! bound rejects such numbers:
 //!
 //! | highest number known | bound |
 //! | --- | --- |
 //! | none | the clock in Unix milliseconds plus ten minutes, at least 10^9 |
-//! | below 10^12: deliveries are counted | that number plus 10^9 |
-//! | from 10^12 on: numbers are Unix milliseconds | the clock plus ten minutes, at least that number |
+//! | below 10^12: a count of deliveries | that number plus 10^9 |
+//! | 10^12 or more: Unix milliseconds | the clock plus ten minutes, at least that number |
 
-/// Largest distance of a number from the highest one known: more deliveries than a warehouse makes
+/// Maximum distance of a number from the highest known one. No warehouse makes that many deliveries
 /// between two messages.
 const AHEAD_MAX: u64 = 1_000_000_000;
-/// Numbers from this one on are Unix milliseconds: it is a moment of 2001, and no warehouse counts
-/// as far.
+/// Numbers from this one on are Unix milliseconds: the value is a moment in 2001, and no warehouse
+/// has that many deliveries.
 const MILLISECONDS_FROM: u64 = 1_000_000_000_000;
-/// Longest time by which the warehouse's clock may be ahead of ours.
+/// Maximum time by which the warehouse's clock may be ahead of ours.
 const CLOCK_AHEAD_MAX_MS: u64 = 10 * 60 * 1_000;
 
-/// Returns the largest number that is plausible now; `newest` is the highest one known.
+/// Returns the largest plausible number. `newest` is the highest known one.
 pub(crate) fn largest_plausible(newest: Option<u64>, now_ms: u64) -> u64 {
     let by_clock = now_ms.saturating_add(CLOCK_AHEAD_MAX_MS);
     match newest {
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_is_bounded_by_the_deliveries_known_or_by_the_clock() {
+    fn the_bound_follows_the_known_deliveries_or_the_clock() {
         let now_ms = 1_800_000_000_000;
         let ten_minutes_later = now_ms + 600_000;
         for (newest, largest) in [

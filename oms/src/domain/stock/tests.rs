@@ -1,4 +1,4 @@
-//! The rules of stock one by one, then all of them in random histories beside a warehouse.
+//! Tests of each rule of the stock, then of all rules in random histories beside a model warehouse.
 
 use proptest::prelude::*;
 
@@ -12,7 +12,7 @@ fn id(number: u32) -> OrderId {
 fn matrix(cells: &[[u32; 3]]) -> StockMatrix {
     let mut snapshot = StockSnapshot::default();
     cells.iter().for_each(|cell| snapshot.set(*cell).unwrap());
-    snapshot.into_shelves(&Arc::default())
+    snapshot.into_matrix(&Arc::default())
 }
 
 fn line(id: u32, quantity: u32) -> Line {
@@ -36,7 +36,7 @@ fn stocked(cells: &[[u32; 3]], as_of: Option<u64>) -> Stock {
 }
 
 #[test]
-fn the_last_unit_is_sold_once_and_given_back_once() {
+fn the_last_unit_is_reserved_once_and_released_once() {
     let mut stock = stocked(&[[7, 1, 1]], None);
     assert_eq!(stock.reserve(&[line(7, 1)]), Some(1));
     assert_eq!(stock.reserve(&[line(7, 1)]), None);
@@ -52,7 +52,7 @@ fn a_product_on_two_lines_needs_the_sum_of_both() {
 }
 
 #[test]
-fn a_snapshot_never_resurrects_reserved_units() {
+fn a_snapshot_never_makes_reserved_units_available() {
     let mut stock = stocked(&[[7, 1, 2]], None);
     assert_eq!(stock.reserve(&[line(7, 2)]), Some(1));
     let arrival = stock.arrival();
@@ -61,9 +61,9 @@ fn a_snapshot_never_resurrects_reserved_units() {
 }
 
 #[test]
-fn a_delivery_is_subtracted_by_the_snapshot_or_by_us_but_never_twice() {
+fn a_delivery_is_subtracted_exactly_once() {
     for (sequence, as_of, left) in [(10, 9, 3), (10, 10, 5), (10, 11, 5)] {
-        // Confirmed before the snapshot is applied.
+        // Confirmed before the snapshot was applied.
         let mut before = stocked(&[[7, 1, 5]], Some(1));
         before.reserve(&[line(7, 2)]);
         assert!(before.deliver(&id(1), 1, &[line(7, 2)], Some(sequence)).is_some());
@@ -72,7 +72,7 @@ fn a_delivery_is_subtracted_by_the_snapshot_or_by_us_but_never_twice() {
         let applied = before.apply(matrix(&[[7, 1, 5]]), Some(as_of), arrival).unwrap();
         assert_eq!(available(&before, 7, 1), left, "before, as of {as_of}");
         assert_eq!(applied.counted.len(), usize::from(as_of >= sequence));
-        // Confirmed after it.
+        // Confirmed after the snapshot was applied.
         let mut after = stocked(&[[7, 1, 5]], Some(as_of));
         after.reserve(&[line(7, 2)]);
         let kept = after.deliver(&id(1), 1, &[line(7, 2)], Some(sequence)).is_some();
@@ -83,7 +83,7 @@ fn a_delivery_is_subtracted_by_the_snapshot_or_by_us_but_never_twice() {
 }
 
 #[test]
-fn a_snapshot_without_as_of_counts_what_was_confirmed_before_it_arrived() {
+fn a_snapshot_without_as_of_counts_deliveries_confirmed_before_its_upload() {
     let mut stock = stocked(&[[7, 1, 5]], None);
     stock.reserve(&[line(7, 1)]);
     stock.reserve(&[line(7, 1)]);
@@ -97,7 +97,7 @@ fn a_snapshot_without_as_of_counts_what_was_confirmed_before_it_arrived() {
 }
 
 #[test]
-fn a_delivery_that_could_not_be_written_leaves_everything_as_it_was() {
+fn an_undone_delivery_changes_nothing() {
     for counted_to in [None, Some(1), Some(9)] {
         let mut stock = stocked(&[[7, 1, 5]], counted_to);
         stock.reserve(&[line(7, 2)]);
@@ -114,7 +114,7 @@ fn a_delivery_that_could_not_be_written_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn each_store_counts_what_its_own_snapshot_counts_wherever_it_comes_from() {
+fn each_store_uses_the_counted_delivery_of_its_own_snapshot() {
     let mut stock = stocked(&[[7, 1, 5]], Some(4));
     let column = Column {
         store: 2,
@@ -130,7 +130,7 @@ fn each_store_counts_what_its_own_snapshot_counts_wherever_it_comes_from() {
     let deliveries = vec![(id(3), left)];
     let head = stock.head();
     stock.arrive(&[7], &[column], head, ReservedUnits::default(), deliveries);
-    assert_eq!(available(&stock, 7, 2), 5, "what had left is counted");
+    assert_eq!(available(&stock, 7, 2), 5, "the delivery is counted");
     for store in [1, 2] {
         let lines = [line(7, 2)];
         assert!(stock.reserve_at(store, &lines));
@@ -139,7 +139,7 @@ fn each_store_counts_what_its_own_snapshot_counts_wherever_it_comes_from() {
         assert_eq!(left, store == 1, "store {store}");
     }
     assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
-    // One that counts less than a store would bring back what had left it.
+    // A snapshot that counts less than a store would bring delivered units back.
     let arrival = stock.arrival();
     let of_all = || matrix(&[[7, 1, 5], [7, 2, 6]]);
     let stale = stock.apply(of_all(), Some(8), arrival).unwrap_err();
@@ -153,7 +153,7 @@ fn each_store_counts_what_its_own_snapshot_counts_wherever_it_comes_from() {
 }
 
 #[test]
-fn an_older_snapshot_is_refused_and_changes_nothing() {
+fn an_older_snapshot_is_rejected_and_changes_nothing() {
     let mut stock = stocked(&[[7, 1, 5]], Some(20));
     let arrival = stock.arrival();
     let stale = stock.apply(matrix(&[[7, 1, 9]]), Some(19), arrival).unwrap_err();
@@ -169,7 +169,7 @@ fn an_older_snapshot_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_snapshot_that_could_not_be_written_is_taken_back_whole() {
+fn an_undone_snapshot_changes_nothing() {
     let mut stock = stocked(&[[7, 1, 5]], Some(1));
     stock.reserve(&[line(7, 1)]);
     stock.reserve(&[line(7, 1)]);
@@ -191,12 +191,12 @@ enum Step {
         second: u32,
         quantity: u32,
     },
-    /// The warehouse delivers the open order at this place.
+    /// The warehouse delivers the open order at this index.
     WarehouseDelivers(usize),
-    /// The answer to a delivery reaches us, in any order.
+    /// The confirmation of a delivery arrives, in any order.
     Confirm(usize),
     Release(usize),
-    /// The warehouse writes a snapshot down; it is sent later.
+    /// The warehouse writes a snapshot, which `Send` sends later.
     Write,
     Send,
     Restock {
@@ -317,7 +317,7 @@ impl World {
         }
     }
 
-    /// The stock begins anew from what the volume would hold.
+    /// Builds the stock again from the state that a volume would store.
     fn restart(&mut self) {
         let undelivered = self
             .open
@@ -349,7 +349,7 @@ impl World {
         self.stock = again;
     }
 
-    /// When nothing is under way, what we believe is what the warehouse has.
+    /// Confirms every delivery, then checks that the stock equals that of the warehouse.
     fn settle(&mut self) {
         while !self.delivered.is_empty() {
             self.take(Step::Confirm(0));

@@ -1,16 +1,15 @@
-//! Sheets hold what was set, within their limits, and shelves find in them what a plain search
-//! finds.
+//! Tests of snapshots and of the matrices made from them, against a plain search.
 
 use super::*;
 use crate::domain::order::Line;
 
 fn matrix(snapshot: &StockSnapshot) -> StockMatrix {
-    snapshot.clone().into_shelves(&Arc::default())
+    snapshot.clone().into_matrix(&Arc::default())
 }
 
 #[test]
-fn shelves_find_what_a_plain_search_finds() {
-    // A small generator of its own: the test must be the same in every run.
+fn first_store_agrees_with_a_plain_search() {
+    // A generator with a fixed seed, so that every run tests the same cases.
     let mut seed = 42u64;
     let mut next = |below: u32| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -51,7 +50,7 @@ fn shelves_find_what_a_plain_search_finds() {
 }
 
 #[test]
-fn a_product_or_store_that_no_line_named_has_nothing() {
+fn a_product_or_store_without_a_line_has_no_units() {
     let mut snapshot = StockSnapshot::default();
     snapshot.set([5, 2, 3]).unwrap();
     let matrix = matrix(&snapshot);
@@ -65,7 +64,7 @@ fn a_product_or_store_that_no_line_named_has_nothing() {
 }
 
 #[test]
-fn numbers_out_of_range_are_refused_by_field() {
+fn numbers_out_of_range_are_rejected_by_field() {
     let mut snapshot = StockSnapshot::default();
     for (fields, field) in [
         ([0, 1, 1], 0),
@@ -79,9 +78,9 @@ fn numbers_out_of_range_are_refused_by_field() {
 }
 
 #[test]
-fn a_snapshot_cannot_ask_for_more_cells_than_the_limit() {
+fn a_snapshot_with_too_many_cells_is_rejected() {
     let mut snapshot = StockSnapshot::default();
-    // Many products in one store, then one product in many stores: each such line costs a whole
+    // Many products in one store, then one product in many stores: each later line adds a whole
     // column.
     let faults = (1..=PRODUCT_MAX)
         .map(|product| snapshot.set([product, 1, 1]))
@@ -95,7 +94,7 @@ fn a_snapshot_cannot_ask_for_more_cells_than_the_limit() {
 }
 
 #[test]
-fn lines_in_any_order_make_the_same_stock_and_read_back_from_rows() {
+fn the_order_of_lines_does_not_matter_and_rows_read_back() {
     let stores: Vec<u32> = (1..=40).map(|store| store * 3).collect();
     let products = [70, 7, 700, 1];
     let quantity = |product: u32, store: u32| product * 31 % 17 + store % 5;
@@ -139,12 +138,12 @@ fn lines_in_any_order_make_the_same_stock_and_read_back_from_rows() {
         }
     }
     let layout = matrix(&by_product);
-    assert!(by_product.is_laid_out_as(layout.layout()));
-    assert!(!by_store.is_laid_out_as(layout.layout()));
+    assert!(by_product.has_layout(layout.layout()));
+    assert!(!by_store.has_layout(layout.layout()));
 }
 
 #[test]
-fn stores_come_and_go_and_the_shelves_are_those_of_a_sheet_that_has_just_them() {
+fn added_and_removed_stores_give_the_matrix_of_a_snapshot_with_just_them() {
     let mut all = StockSnapshot::default();
     for product in 1..=9 {
         for store in 1..=40 {
@@ -185,12 +184,12 @@ fn stores_come_and_go_and_the_shelves_are_those_of_a_sheet_that_has_just_them() 
     let (odd, even) = (columns(&|store| store % 2 == 1), columns(&|store| store % 2 == 0));
     let line = Line { id: 3, quantity: 5 };
     let mut some = only(&odd);
-    some.take(7, line);
+    some.deduct(7, line);
     some.add_stores(all.products(), &even);
-    assert_eq!(some.available_in(3, 7), Some(102), "what is held stays held");
-    some.give(7, line);
+    assert_eq!(some.available_in(3, 7), Some(102), "deductions stay");
+    some.restore(7, line);
     same(&some, &matrix(&all));
-    some.take(8, line);
+    some.deduct(8, line);
     some.add_stores(all.products(), &even);
     same(&some, &matrix(&all));
     some.retain_stores(|store| store % 2 == 0);

@@ -1,8 +1,8 @@
-//! The meaning of each answer of the warehouse: the table in `docs/warehouse.md`.
+//! Tests of the meaning of each answer: the table in `docs/warehouse.md`.
 
 use super::*;
 
-/// Reads an answer with that status, problem type and `Retry-After`.
+/// Returns the meaning of an answer with this status, problem type and `Retry-After`.
 fn read(status: u16, problem: &str, retry_after: Option<&'static str>) -> Answer {
     let mut headers = HeaderMap::new();
     if let Some(seconds) = retry_after {
@@ -77,7 +77,7 @@ fn each_status_and_problem_type_has_one_meaning() {
 }
 
 #[test]
-fn the_wait_that_the_warehouse_asks_for_is_read() {
+fn the_wait_requested_by_the_warehouse_is_read() {
     for (text, wait_ms) in [
         (Some("5"), Some(5_000)),
         (Some(" 7 "), Some(7_000)),
@@ -96,7 +96,7 @@ fn the_wait_that_the_warehouse_asks_for_is_read() {
 }
 
 #[test]
-fn a_body_that_is_no_problem_changes_nothing() {
+fn a_body_that_is_not_a_problem_changes_nothing() {
     let headers = HeaderMap::new();
     for body in [
         "",

@@ -1,5 +1,7 @@
-//! The parts that rows are made of: numbers, texts, lines; written without a length of the whole,
-//! read without trust.
+//! Writer and reader of the parts of a row: numbers, texts, order lines.
+//!
+//! **Invariant**: the reader trusts no byte. A wrong length causes an error, never a large
+//! allocation.
 
 use std::fmt;
 
@@ -8,12 +10,12 @@ use crate::domain::order::Line;
 /// Layout version of all rows.
 const VERSION: u8 = 1;
 
-/// A row whose bytes are not what this version writes.
+/// A row with bytes that this version does not write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodeError {
     /// Byte offset in the value.
     pub offset: usize,
-    /// What should have stood there.
+    /// The content expected there.
     pub expected: &'static str,
 }
 
@@ -25,7 +27,7 @@ impl fmt::Display for DecodeError {
 
 impl std::error::Error for DecodeError {}
 
-/// Writes one value behind what is in the buffer already: the rows of one change share a buffer.
+/// Appends one value to a buffer. The rows of one batch share the buffer.
 pub(crate) struct Writer<'a>(&'a mut Vec<u8>);
 
 impl Writer<'_> {
@@ -53,17 +55,17 @@ impl Writer<'_> {
         }
     }
 
-    /// One byte: a code, a width, a flag.
+    /// Writes one byte: a code, a width or a flag.
     pub(crate) fn code(&mut self, code: u8) {
         self.0.push(code);
     }
 
-    /// Bytes as they are, without their length.
+    /// Writes bytes without their length.
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
-    /// Values of one width, one after the other.
+    /// Writes values of one width in sequence.
     pub(crate) fn each<const WIDTH: usize>(&mut self, values: &[i32], to_bytes: impl Fn(i32) -> [u8; WIDTH]) {
         let begin = self.0.len();
         self.0.resize(begin + values.len() * WIDTH, 0);
@@ -166,7 +168,7 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn lines(&mut self) -> Result<Box<[Line]>, DecodeError> {
         let count = self.number("a number of lines")? as usize;
-        // A line takes two bytes at least, so a hostile count cannot ask for memory.
+        // A line takes at least two bytes, so this check bounds the allocation for a wrong count.
         if count > self.bytes.len() {
             return Err(self.fault("a number of lines"));
         }
@@ -180,12 +182,12 @@ impl<'a> Reader<'a> {
         Ok(lines.into_boxed_slice())
     }
 
-    /// What has not been read, to its end.
+    /// Returns the unread bytes.
     pub(crate) fn rest(&self) -> &'a [u8] {
         &self.bytes[self.at..]
     }
 
-    /// The end of the row is not where something was expected to end.
+    /// Returns the error for a row that ends at an unexpected place.
     pub(crate) fn fault_at_end(&self, expected: &'static str) -> DecodeError {
         DecodeError {
             offset: self.bytes.len(),

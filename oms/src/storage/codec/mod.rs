@@ -1,9 +1,12 @@
-//! The bytes of the volume's rows, and back.
+//! Encoding and decoding of the volume's rows.
 //!
-//! Every value begins with the version of its layout and is written behind what its buffer holds.
-//! Numbers are LEB128 varints unless said otherwise, texts are a length and UTF-8. Decoding cannot
-//! panic: a row that ends early, goes on too long or holds an unknown code is a `DecodeError` that
-//! says what was expected at which byte. What the rows mean stands in `volume`.
+//! **Invariants**
+//! - Every value begins with the version of its layout. Rows of earlier versions stay readable.
+//! - Numbers are LEB128 varints unless stated otherwise. A text is its length and its UTF-8 bytes.
+//! - Encoding appends to the buffer. Decoding never panics: every unexpected byte is a
+//!   `DecodeError` with its offset and the expected content.
+//!
+//! Deliberately absent: the tables and keys in which rows are stored (see `volume`).
 
 mod bytes;
 mod order;
@@ -22,17 +25,17 @@ pub(crate) use crate::storage::codec::stock::{
     encode_settlement, encode_stock_head,
 };
 
-/// The key of what an order has in a store: order id, a slash (never part of an id), the store. An
-/// order may have units in two stores for a while: a try to place it that was given up leaves some
-/// behind.
-pub(crate) fn encode_held_key(order: &OrderId, store: u32, bytes: &mut Vec<u8>) {
+/// Appends the key of an order in a store: order id, a slash (never part of an id), the store. An
+/// order can have rows for two stores for some time, because an abandoned attempt to place it
+/// leaves a reservation behind.
+pub(crate) fn encode_order_store_key(order: &OrderId, store: u32, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(order.as_bytes());
     bytes.push(b'/');
     bytes.extend_from_slice(store.to_string().as_bytes());
 }
 
-/// Order and store of such a key.
-pub(crate) fn decode_held_key(key: &[u8]) -> Result<(OrderId, u32), DecodeError> {
+/// Returns the order and the store of such a key.
+pub(crate) fn decode_order_store_key(key: &[u8]) -> Result<(OrderId, u32), DecodeError> {
     let parts = || {
         let (order, store) = std::str::from_utf8(key).ok()?.rsplit_once('/')?;
         Some((OrderId::parse(order).ok()?, store.parse().ok()?))
@@ -43,14 +46,14 @@ pub(crate) fn decode_held_key(key: &[u8]) -> Result<(OrderId, u32), DecodeError>
     })
 }
 
-/// The key of a message: order id, a slash (never part of an id), kind.
+/// Appends the key of a message: order id, a slash (never part of an id), kind.
 pub(crate) fn encode_message_key(order: &OrderId, kind: Kind, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(order.as_bytes());
     bytes.push(b'/');
     bytes.extend_from_slice(kind.name().as_bytes());
 }
 
-/// Order and kind of a message's key.
+/// Returns the order and the kind of a message's key.
 pub(crate) fn decode_message_key(key: &[u8]) -> Option<(OrderId, Kind)> {
     let slash = key.iter().rposition(|&byte| byte == b'/')?;
     let order = OrderId::parse(std::str::from_utf8(&key[..slash]).ok()?).ok()?;
@@ -58,7 +61,7 @@ pub(crate) fn decode_message_key(key: &[u8]) -> Option<(OrderId, Kind)> {
     Some((order, kind))
 }
 
-/// The row of a message.
+/// Encodes a message.
 pub(crate) fn encode_message(message: &Message, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 24);
     row.code(match message.state {
@@ -70,7 +73,7 @@ pub(crate) fn encode_message(message: &Message, bytes: &mut Vec<u8>) {
     row.text(message.last_error.as_deref().unwrap_or(""));
 }
 
-/// The message of a row.
+/// Decodes a message.
 pub(crate) fn decode_message(bytes: &[u8]) -> Result<Message, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let state = match row.byte("a message state")? {
@@ -90,14 +93,14 @@ pub(crate) fn decode_message(bytes: &[u8]) -> Result<Message, DecodeError> {
     })
 }
 
-/// The row of a product's sums: two 128-bit numbers, little-endian.
+/// Encodes a product's sums: two 128-bit numbers, little-endian.
 pub(crate) fn encode_sums(sums: &Sums, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 33);
     row.raw(&sums.revenue.to_le_bytes());
     row.raw(&sums.units.to_le_bytes());
 }
 
-/// The sums of a row.
+/// Decodes a product's sums.
 pub(crate) fn decode_sums(bytes: &[u8]) -> Result<Sums, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let mut wide = [0u8; 16];
@@ -109,18 +112,18 @@ pub(crate) fn decode_sums(bytes: &[u8]) -> Result<Sums, DecodeError> {
     Ok(Sums { revenue, units })
 }
 
-/// An answer that an idempotency key is given again.
+/// A stored response, returned again for the same idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeptAnswer {
-    /// UTC milliseconds at which it was given.
+    /// Time of the first response, in UTC milliseconds.
     pub(crate) at_ms: u64,
     pub(crate) status: u16,
-    /// The request as it came: method, path, body. Another request under the same key is refused.
+    /// Method, path and body of the request. Another request with the same key is rejected.
     pub(crate) request: Vec<u8>,
     pub(crate) body: Vec<u8>,
 }
 
-/// The row of an answer.
+/// Encodes a stored response.
 pub(crate) fn encode_answer(answer: &KeptAnswer, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 24 + answer.request.len() + answer.body.len());
     row.number(answer.at_ms);
@@ -129,7 +132,7 @@ pub(crate) fn encode_answer(answer: &KeptAnswer, bytes: &mut Vec<u8>) {
     row.blob(&answer.body);
 }
 
-/// The answer of a row.
+/// Decodes a stored response.
 pub(crate) fn decode_answer(bytes: &[u8]) -> Result<KeptAnswer, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let answer = KeptAnswer {
@@ -142,7 +145,7 @@ pub(crate) fn decode_answer(bytes: &[u8]) -> Result<KeptAnswer, DecodeError> {
     Ok(answer)
 }
 
-/// The row of the volume's own book: the next arrival page and the number of orders in each state.
+/// Encodes the volume's counters.
 pub(crate) fn encode_counters(counters: &Counters, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 64);
     row.number(counters.next_page);
@@ -154,7 +157,7 @@ pub(crate) fn encode_counters(counters: &Counters, bytes: &mut Vec<u8>) {
     row.number(counters.extra_payments);
 }
 
-/// The book of a row.
+/// Decodes the volume's counters.
 pub(crate) fn decode_counters(bytes: &[u8]) -> Result<Counters, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let mut counters = Counters {
@@ -174,29 +177,29 @@ pub(crate) fn decode_counters(bytes: &[u8]) -> Result<Counters, DecodeError> {
     Ok(counters)
 }
 
-/// What a volume counts about itself, carried in every commit so that opening need not scan.
+/// Counters of a volume. Every commit writes them, so that opening a volume needs no scan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
     /// Number of the next page of arrivals.
     pub(crate) next_page: u64,
-    /// Every order on the pages before this one was looked at after its payment timeout.
+    /// The expiry job has finished all pages before this one.
     pub(crate) expired_page: u64,
-    /// Statistics files added.
+    /// Number of statistics files added.
     pub(crate) stat_files: u64,
-    /// Orders in each state, by the state's place in `State::ALL`.
+    /// Number of orders in each state, in the order of `State::ALL`.
     pub(crate) orders: [u64; State::ALL.len()],
-    /// Payments to be refunded beside the one that paid an order.
+    /// Number of payments to refund beside those that paid an order.
     pub(crate) extra_payments: u64,
 }
 
 impl Counters {
-    /// Returns the number of payments whose money is to go back.
+    /// Returns the number of payments that need a refund.
     pub(crate) fn refunds_wanted(&self) -> u64 {
         self.orders[State::RefundWanted as usize].saturating_add(self.extra_payments)
     }
 }
 
-/// The row of a page of arrivals: the ids of the orders that one commit brought, in order.
+/// Encodes a page of arrivals: the ids of the new orders of one commit, in their order.
 pub(crate) fn encode_arrivals<'a>(ids: impl ExactSizeIterator<Item = &'a OrderId>, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 2 + ids.len() * 12);
     row.number(ids.len() as u64);
@@ -205,7 +208,7 @@ pub(crate) fn encode_arrivals<'a>(ids: impl ExactSizeIterator<Item = &'a OrderId
     }
 }
 
-/// The ids on a page of arrivals.
+/// Decodes a page of arrivals.
 pub(crate) fn decode_arrivals(bytes: &[u8]) -> Result<Vec<OrderId>, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let count = row.number("a number of ids")? as usize;

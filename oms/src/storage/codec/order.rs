@@ -1,9 +1,15 @@
-//! The row of an order.
+//! Encoding of orders.
+//!
+//! A row has the version, the lines (a count, then product and quantity of each), and the events (a
+//! count, then each event). An event is the milliseconds since the previous one, a code, and the
+//! fields of that code.
+//!
+//! **Invariant**: a code keeps its meaning, because rows of earlier versions must stay readable.
 
 use crate::domain::order::{Entry, Event, Order, OrderId};
 use crate::storage::codec::bytes::{DecodeError, Reader, Writer};
 
-/// The row of an order: its lines, then its events with the milliseconds since the one before.
+/// Encodes an order: its lines, then its events with the milliseconds since the previous event.
 pub(crate) fn encode_order(order: &Order, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 24 + order.lines.len() * 6 + order.history.len() * 8);
     row.lines(&order.lines);
@@ -42,7 +48,7 @@ pub(crate) fn encode_order(order: &Order, bytes: &mut Vec<u8>) {
     }
 }
 
-/// The order of a row.
+/// Decodes an order.
 pub(crate) fn decode_order(id: OrderId, bytes: &[u8]) -> Result<Order, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let lines = row.lines()?;

@@ -1,12 +1,15 @@
-//! The rows of stock: what is set aside, what left, what a snapshot shows.
+//! Encoding of reservations, settlements, deliveries and stock.
+//!
+//! **Invariant**: rows of earlier versions stay readable. They have no nonce in a reservation and
+//! no counted delivery in a store's quantities.
 
 use crate::domain::order::{Line, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::domain::stock::{CountedTo, Delivery, Reservation, StockHead};
 use crate::storage::codec::bytes::{DecodeError, Reader, Writer};
 
-/// The row of a reservation: store, lines, and a nonce if another volume asked for it. A row of an
-/// order's own step ends before that, as all rows did before there were nonces.
+/// Encodes a reservation: store, lines, and the nonce of another volume's request. A row without
+/// nonce ends after the lines, as in versions that had no nonces.
 pub(crate) fn encode_reservation(store: u32, lines: &[Line], nonce: Option<u64>, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 18 + lines.len() * 6);
     row.number(u64::from(store));
@@ -16,7 +19,7 @@ pub(crate) fn encode_reservation(store: u32, lines: &[Line], nonce: Option<u64>,
     }
 }
 
-/// The reservation of a row.
+/// Decodes a reservation.
 pub(crate) fn decode_reservation(order: OrderId, bytes: &[u8]) -> Result<Reservation, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let store = row.small("a store")?;
@@ -34,7 +37,7 @@ pub(crate) fn decode_reservation(order: OrderId, bytes: &[u8]) -> Result<Reserva
     })
 }
 
-/// The row of what became of units in a store of another volume.
+/// Encodes the settlement of a reservation in another volume.
 pub(crate) fn encode_settlement(settlement: &Settlement, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 16 + settlement.lines.len() * 6);
     row.number(u64::from(settlement.store));
@@ -43,14 +46,14 @@ pub(crate) fn encode_settlement(settlement: &Settlement, bytes: &mut Vec<u8>) {
     row.lines(&settlement.lines);
 }
 
-/// The settlement of a row.
+/// Decodes a settlement.
 pub(crate) fn decode_settlement(bytes: &[u8]) -> Result<Settlement, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let store = row.small("a store")?;
-    let delivered = match row.byte("whether units left")? {
+    let delivered = match row.byte("a delivered flag")? {
         0 => false,
         1 => true,
-        _ => return Err(row.fault("whether units left")),
+        _ => return Err(row.fault("a delivered flag of 0 or 1")),
     };
     let sequence = row.optional("a stock sequence")?;
     let lines = row.lines()?;
@@ -63,7 +66,7 @@ pub(crate) fn decode_settlement(bytes: &[u8]) -> Result<Settlement, DecodeError>
     })
 }
 
-/// The row of a delivery that no snapshot counts yet.
+/// Encodes a delivery that no snapshot counts yet.
 pub(crate) fn encode_delivery(delivery: &Delivery, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 16 + delivery.lines.len() * 6);
     row.number(u64::from(delivery.store));
@@ -71,7 +74,7 @@ pub(crate) fn encode_delivery(delivery: &Delivery, bytes: &mut Vec<u8>) {
     row.lines(&delivery.lines);
 }
 
-/// The delivery of a row.
+/// Decodes a delivery.
 pub(crate) fn decode_delivery(bytes: &[u8]) -> Result<Delivery, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let store = row.small("a store")?;
@@ -86,7 +89,7 @@ pub(crate) fn decode_delivery(bytes: &[u8]) -> Result<Delivery, DecodeError> {
     })
 }
 
-/// The row of what is known of the last snapshot.
+/// Encodes the facts about the last snapshot.
 pub(crate) fn encode_stock_head(head: &StockHead, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 32);
     row.optional(head.newest_as_of);
@@ -94,7 +97,7 @@ pub(crate) fn encode_stock_head(head: &StockHead, bytes: &mut Vec<u8>) {
     row.number(head.snapshots);
 }
 
-/// What a row knows of the last snapshot.
+/// Decodes the facts about the last snapshot.
 pub(crate) fn decode_stock_head(bytes: &[u8]) -> Result<StockHead, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let newest_as_of = row.optional("an as-of sequence")?;
@@ -108,7 +111,7 @@ pub(crate) fn decode_stock_head(bytes: &[u8]) -> Result<StockHead, DecodeError> 
     })
 }
 
-/// The row of the products in the order of a store's quantities: four bytes each, little-endian.
+/// Encodes the products by row: four bytes each, little-endian.
 pub(crate) fn encode_catalogue(products: &[u32], bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 1 + products.len() * 4);
     for product in products {
@@ -116,22 +119,22 @@ pub(crate) fn encode_catalogue(products: &[u32], bytes: &mut Vec<u8>) {
     }
 }
 
-/// The products of a catalogue row.
+/// Decodes the products by row.
 pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, DecodeError> {
-    let products = whole(Reader::new(bytes)?, "whole products")?;
+    let products = whole(Reader::new(bytes)?, "products of four bytes each")?;
     Ok(products
         .iter()
         .map(|product| u32::from_le_bytes(*product))
         .collect())
 }
 
-/// Added to the width where a row says up to which delivery its quantities count.
+/// Flag in the width byte: the row names the last delivery that its quantities count.
 const SAYS_COUNTED: u8 = 0x10;
 
-/// The row of a store's quantities, in the catalogue's order, as narrow as the largest of them
-/// allows: a snapshot of two million small quantities is two megabytes. Between width and
-/// quantities stands up to which delivery they count; rows of earlier versions leave that to the
-/// head of the volume.
+/// Encodes a store's quantities by row. The width of 1, 2 or 4 bytes is that of the largest
+/// quantity, so that a snapshot of two million small quantities takes two megabytes. The counted
+/// delivery follows the width. Rows of earlier versions have none, and the head of the volume
+/// applies.
 pub(crate) fn encode_quantities(counted_to: CountedTo, quantities: &[i32], bytes: &mut Vec<u8>) {
     let largest = quantities.iter().copied().max().unwrap_or(0);
     let width: u8 = if largest <= 0xff {
@@ -156,7 +159,7 @@ pub(crate) fn encode_quantities(counted_to: CountedTo, quantities: &[i32], bytes
     }
 }
 
-/// The quantities of a store's row, and up to which delivery they count.
+/// Decodes a store's quantities and the last delivery that they count.
 pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<(CountedTo, Vec<i32>), DecodeError> {
     let mut row = Reader::new(bytes)?;
     let widths = "a width of 1, 2 or 4";
@@ -166,7 +169,7 @@ pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<(CountedTo, Vec<i32>), D
     } else {
         CountedTo::Delivery(row.optional("an as-of sequence")?)
     };
-    let expected = "whole quantities";
+    let expected = "quantities of the width of the row";
     let quantities = match width & !SAYS_COUNTED {
         1 => row.rest().iter().map(|byte| i32::from(*byte)).collect(),
         2 => whole(row, expected)?
@@ -187,7 +190,7 @@ pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<(CountedTo, Vec<i32>), D
     Ok((counted_to, quantities))
 }
 
-/// The rest of a row as values of so many bytes.
+/// Returns the rest of a row as values of `WIDTH` bytes.
 fn whole<'a, const WIDTH: usize>(
     row: Reader<'a>,
     expected: &'static str,

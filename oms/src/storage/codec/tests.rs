@@ -1,4 +1,4 @@
-//! Every row reads back as written, and no bytes make reading panic.
+//! Tests that every row reads back as written, and that no bytes cause a panic.
 
 use super::*;
 use crate::domain::order::{Event, Line, Order};
@@ -45,7 +45,7 @@ fn order() -> Order {
 }
 
 #[test]
-fn an_order_reads_back_as_written_and_never_cut_short() {
+fn an_order_reads_back_as_written_and_not_from_a_shortened_row() {
     let order = order();
     let bytes = bytes(|row| encode_order(&order, row));
     assert_eq!(decode_order(order.id.clone(), &bytes).unwrap(), order);
@@ -61,7 +61,7 @@ fn an_order_reads_back_as_written_and_never_cut_short() {
 }
 
 #[test]
-fn any_changed_byte_of_a_row_is_read_or_refused_but_never_a_panic() {
+fn decoding_a_changed_row_never_panics() {
     let order = order();
     let bytes = bytes(|row| encode_order(&order, row));
     for at in 0..bytes.len() {
@@ -98,13 +98,13 @@ fn quantities_of_every_width_read_back() {
             }
         }
     }
-    // Rows of earlier versions are a width and quantities only.
+    // Rows of earlier versions have only a width and quantities.
     let row = bytes(|row| encode_quantities(CountedTo::OfVolume, &[3, 4], row));
     assert_eq!(row, [1, 1, 3, 4]);
 }
 
 #[test]
-fn a_reservation_says_whether_another_volume_asked_for_it() {
+fn a_reservation_keeps_the_nonce_of_another_volume() {
     let id = OrderId::parse("17").unwrap();
     let lines = [Line { id: 812, quantity: 3 }];
     for nonce in [None, Some(0), Some(u64::MAX)] {
@@ -120,7 +120,7 @@ fn a_reservation_says_whether_another_volume_asked_for_it() {
         longer.extend_from_slice(&[0x80, 0x80]);
         assert!(decode_reservation(id.clone(), &longer).is_err());
     }
-    // Rows of earlier versions are store and lines only.
+    // Rows of earlier versions have only a store and lines.
     let row = bytes(|row| encode_reservation(4, &lines, None, row));
     assert_eq!(row, [1, 4, 1, 0xac, 0x06, 3]);
 }

@@ -1,4 +1,4 @@
-//! The committer keeps the order of submission, and a closed volume says so.
+//! Tests of the commit order, of a closed volume, and of the end of reservations.
 
 use super::*;
 use crate::domain::order::Line;
@@ -13,7 +13,7 @@ fn delivery() -> Delivery {
 }
 
 #[tokio::test]
-async fn changes_of_one_group_take_effect_in_the_order_of_their_submission() {
+async fn batches_of_one_group_take_effect_in_order_of_submission() {
     let folder = tempfile::tempdir().unwrap();
     let storage = Volume::open(folder.path()).unwrap();
     let order = OrderId::parse("a").unwrap();
@@ -21,7 +21,7 @@ async fn changes_of_one_group_take_effect_in_the_order_of_their_submission() {
         let mut tickets = Vec::new();
         for step in 0..9 {
             let mut batch = WriteBatch::default();
-            // Ends with a removal or with a row, in turns.
+            // The steps alternate between a row and its removal; the last one is a removal.
             if step % 2 == 0 {
                 batch.forget_delivery(&order, 1);
             } else {
@@ -41,7 +41,7 @@ async fn changes_of_one_group_take_effect_in_the_order_of_their_submission() {
 }
 
 #[tokio::test]
-async fn a_closed_volume_says_so_and_can_be_opened_again() {
+async fn a_closed_volume_returns_closed_and_can_be_opened_again() {
     let folder = tempfile::tempdir().unwrap();
     let storage = Arc::new(Volume::open(folder.path()).unwrap());
     let again = Volume::open(folder.path()).err().unwrap();
@@ -60,13 +60,13 @@ async fn a_closed_volume_says_so_and_can_be_opened_again() {
 }
 
 #[tokio::test]
-async fn a_reservation_ends_once_whoever_ends_it_and_beside_whatever() {
+async fn only_the_first_of_several_removals_ends_a_reservation() {
     let folder = tempfile::tempdir().unwrap();
     let storage = Volume::open(folder.path()).unwrap();
     let order = OrderId::parse("a").unwrap();
     let lines = [Line { id: 7, quantity: 1 }];
     for _ in 0..50 {
-        // In one group or in several, as it comes.
+        // The committer may put these batches into one group or into several.
         let mut tickets = Vec::new();
         for is_put in [true, false, false, true, true, false, false] {
             let mut batch = WriteBatch::default();
@@ -79,7 +79,7 @@ async fn a_reservation_ends_once_whoever_ends_it_and_beside_whatever() {
         }
         let mut ended = Vec::new();
         for mut ticket in tickets {
-            ended.push(ticket.answer().await.unwrap().has_ended);
+            ended.push(ticket.answer().await.unwrap().reservations_ended);
         }
         assert_eq!(ended, [true, true, false, true, true, true, false]);
     }

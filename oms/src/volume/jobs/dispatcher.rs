@@ -1,9 +1,14 @@
-//! Carries messages from the outbox to the warehouse, and the answers back to the orders.
+//! The dispatcher: sends due messages from the outbox to the warehouse and passes the answers to
+//! the orders.
 //!
-//! One task waits for the next due message and starts a call for it, as many at a time as the
-//! outbox allows. An answer goes to the order's transactor, which commits what follows from it
-//! together with the message's end; only then is the message gone. So a message is told at least
-//! once, and a kill at any moment repeats it at most.
+//! **Invariants**
+//! - A message is sent at least once. A crash at any moment repeats it at most.
+//! - A message leaves the outbox only with the commit of the order's next state, made by its
+//!   transactor.
+//! - The number of calls in flight is bounded by the outbox.
+//!
+//! Deliberately absent: the schedule of retries, the circuit breaker and the retry budget, which
+//! belong to `outbox`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +23,13 @@ use crate::runtime;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::{Ask, Transactors};
 
-/// How long a job waits after our own side could not take its answer in (a volume that is full or
-/// closing).
+/// Pause before a message is sent again after its answer could not be stored, because the volume is
+/// full or closing.
 const OWN_FAULT_WAIT_MS: u64 = 1_000;
 
-/// Sends what is due until told to stop. What is in flight then is let go: the next start makes
-/// those calls again.
-pub(crate) async fn carry(
+/// Sends due messages until `stop` becomes true. Calls in flight are dropped then, and the next
+/// start repeats them.
+pub(crate) async fn run(
     transactors: Arc<Transactors>,
     wms: Arc<dyn Warehouse>,
     mut stop: watch::Receiver<bool>,
@@ -33,20 +38,20 @@ pub(crate) async fn carry(
     let mut calls = JoinSet::new();
     loop {
         while calls.try_join_next().is_some() {}
-        // Asked for before looking, so that a call between looking and waiting is not missed.
-        let called = state.courier_called.notified();
+        // Created before the outbox is read, so that a notification in between is not lost.
+        let notified = state.message_due.notified();
         let now_ms = state.now().monotonic_ms;
         let next = state.outbox().next(now_ms);
-        let look_again = match next {
+        let next_wait = match next {
             Ok(job) if !state.slots.has_order(&job.order) => {
-                // It has gone, and is about to be forgotten here.
+                // The order has migrated, and `forget_messages` will remove its message.
                 let mut outbox = state.outbox();
                 outbox.put_back(&job, now_ms);
                 outbox.remove(&job.order, job.kind);
                 continue;
             }
             Ok(job) => {
-                calls.spawn(runtime::within(carry_one(
+                calls.spawn(runtime::within(send_one(
                     Arc::clone(&transactors),
                     Arc::clone(&wms),
                     job,
@@ -56,7 +61,7 @@ pub(crate) async fn carry(
             Err(at_ms) => at_ms.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms).max(1))),
         };
         let timer = async {
-            match look_again {
+            match next_wait {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => std::future::pending().await,
             }
@@ -64,20 +69,23 @@ pub(crate) async fn carry(
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = called => {}
+            () = notified => {}
             () = timer => {}
         }
     }
 }
 
-async fn carry_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: Job) {
+async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: Job) {
     let state = transactors.state();
     let put_back = |fault: &OrderError| {
         match fault {
-            // The order is on its way to another volume, whose courier asks again.
-            OrderError::Moved => tracing::debug!(order = %job.order, "an answer came while its order moved"),
+            // The order is being migrated. The dispatcher of its next volume sends the message
+            // again.
+            OrderError::Moved => {
+                tracing::debug!(order = %job.order, "warehouse answer dropped: the order is being migrated");
+            }
             _ => {
-                tracing::warn!(order = %job.order, kind = job.kind.name(), ?fault, "could not take an answer in");
+                tracing::warn!(order = %job.order, kind = job.kind.name(), ?fault, "warehouse answer not stored");
             }
         }
         state
@@ -87,14 +95,14 @@ async fn carry_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: 
     match state.storage.order(&job.order) {
         Err(error) => put_back(&OrderError::Storage(error)),
         Ok(None) => {
-            // A message without its order cannot be: they are committed together. It must not be
-            // tried for ever.
-            tracing::error!(order = %job.order, "a message waits for an order that does not exist");
+            // This cannot happen, since order and message are committed together. Such a message
+            // must not be retried for ever.
+            tracing::error!(order = %job.order, "message without an order failed for good");
             let failure = Failure::new(FailureKind::Malformed, "the order does not exist");
             state.outbox().failed(&job, &failure, state.now(), 0.0);
         }
         Ok(Some(order)) => {
-            let answer = wms.tell(job.kind, &order).await;
+            let answer = wms.send(job.kind, &order).await;
             let taken = match command(job.kind, &answer) {
                 Ok(command) => {
                     let taken = transactors.ask(&job.order, Ask::Command(command)).await;
@@ -107,10 +115,10 @@ async fn carry_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: 
             }
         }
     }
-    state.courier_called.notify_one();
+    state.message_due.notify_one();
 }
 
-/// Returns the command that an answer amounts to, or why the call failed.
+/// Returns the command that follows from an answer, or the reason why the call failed.
 fn command(kind: Kind, answer: &Answer) -> Result<Command, Failure> {
     match (kind, answer.clone()) {
         (_, Answer::Failed(failure)) => Err(failure),
@@ -135,10 +143,10 @@ async fn failed(transactors: &Arc<Transactors>, job: &Job, failure: &Failure) ->
             "message to the warehouse given up"
         );
     }
-    // The schedule in memory goes on even if this cannot be written: a restart then repeats a try
-    // at most.
+    // If this cannot be written, the schedule in memory still advances. A restart then repeats one
+    // attempt at most.
     if let Err(fault) = transactors.ask(&job.order, Ask::Note(job.kind, message)).await {
-        tracing::warn!(order = %job.order, ?fault, "failed try not recorded");
+        tracing::warn!(order = %job.order, ?fault, "failed attempt not recorded");
     }
     Ok(())
 }

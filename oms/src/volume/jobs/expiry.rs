@@ -1,14 +1,17 @@
 //! Expiry: ends orders that are not paid in time.
 //!
-//! Orders wait in the volume in order of arrival, page by page, so nothing is kept in memory for
-//! them. Each order on a page that is due is asked to expire if it is still unpaid. Asking twice,
-//! after a crash, changes nothing.
+//! Orders are stored by time of arrival, page by page, so expiry keeps no order in memory. Each
+//! unpaid order on a due page is asked to expire.
 //!
-//! - The time to pay is measured by the monotonic clock from the moment at which this process first
-//!   knew of an order (`Mark`). The age that the order had by then is the only use of the time of
-//!   day. So a step of the clock while the process runs neither ends nor keeps an order.
-//! - An order from a time that is still to come was taken by a clock that was ahead. It counts as
-//!   new when the volume is opened: it waits for one payment timeout at most.
+//! **Invariants**
+//! - The time to pay is measured by the monotonic clock, from the moment at which this process
+//!   first knew of the order (`Mark`). The wall clock only gives the order's age at that moment. So
+//!   a step of the clock while the process runs neither ends an order early nor keeps it alive.
+//! - An order with a time of arrival in the future was taken by a clock that was ahead. It counts
+//!   as new when the volume is opened, so it waits for one payment timeout at most.
+//! - Expiring an order twice, after a crash, changes nothing.
+//!
+//! Deliberately absent: a timer for each order.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,57 +26,58 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::{Ask, Transactors};
 
-/// Longest wait before looking again: how late an expiry may come.
-const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
-/// Pages after which progress is written down; a crash repeats the look at these at most.
+/// Interval between two passes, and so the longest delay of an expiry.
+const PASS_INTERVAL: Duration = Duration::from_secs(1);
+/// Number of pages after which progress is committed. A crash repeats these pages at most.
 const PAGES_PER_NOTE: u64 = 256;
-/// Largest number of marks for one payment timeout: a bound of memory, whatever the timeout.
+/// Maximum number of marks for one payment timeout. It bounds the memory for any timeout.
 const MARKS_PER_TIMEOUT: u32 = 1_024;
 
-/// Expires unpaid orders until told to stop.
-pub(crate) async fn expire_always(
+/// Expires unpaid orders until `stop` becomes true.
+pub(crate) async fn run(
     transactors: Arc<Transactors>,
     payment_timeout: Duration,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut expiry = Expiry::new(&transactors, payment_timeout);
     loop {
-        match expiry.look(&transactors).await {
-            // The order's slot is being migrated; its next volume looks at the order again.
+        match expiry.expire_due(&transactors).await {
+            // The order's slot is being migrated. Its next volume expires the order.
             Ok(()) | Err(OrderError::Moved) => {}
-            Err(fault) => tracing::warn!(?fault, page = expiry.page, "unpaid orders not looked for"),
+            Err(fault) => tracing::warn!(?fault, page = expiry.page, "pass over unpaid orders failed"),
         }
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(LOOK_AT_LEAST_EVERY) => {}
+            () = tokio::time::sleep(PASS_INTERVAL) => {}
         }
     }
 }
 
-/// A moment at which all orders up to a page were known.
+/// A moment at which this process knew all orders up to a page.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     /// Orders on the pages before this one were known.
     end: u64,
     at: Instant,
-    /// The time of day then, without a step forward just before: UTC milliseconds.
+    /// Wall-clock time at that moment in UTC milliseconds, corrected for a step forward just before
+    /// it.
     wall_ms: u64,
 }
 
 /// The search for unpaid orders of one volume.
 pub(crate) struct Expiry {
     timeout: Duration,
-    /// The first page with an order whose time to pay is not over.
+    /// First page with an order that may still be paid in time.
     page: u64,
-    /// Oldest first; those before `page` are dropped.
+    /// Oldest first. Marks before `page` are dropped.
     marks: VecDeque<Mark>,
-    /// The time of day when it was last read.
+    /// The last reading of both clocks.
     last: (u64, Instant),
 }
 
 impl Expiry {
-    /// Begins where the volume's notes say.
+    /// Continues from the progress that the volume recorded.
     pub(crate) fn new(transactors: &Transactors, timeout: Duration) -> Expiry {
         let state = transactors.state();
         Expiry {
@@ -85,12 +89,12 @@ impl Expiry {
     }
 
     /// Expires every order that is due.
-    pub(crate) async fn look(&mut self, transactors: &Arc<Transactors>) -> Result<(), OrderError> {
+    pub(crate) async fn expire_due(&mut self, transactors: &Arc<Transactors>) -> Result<(), OrderError> {
         let state = transactors.state();
         self.mark(state.storage.counters().next_page, state.clock.now_ms());
-        let noted = state.storage.counters().expired_page;
-        // Orders that are being migrated to this volume are looked at once they are in force.
-        let in_force = state.storage.pages_in_force.load(Ordering::Acquire);
+        let recorded = state.storage.counters().expired_page;
+        // Staged orders are skipped until they are active.
+        let in_force = state.storage.first_inactive_page.load(Ordering::Acquire);
         let end = self.marks.back().map_or(0, |mark| mark.end).min(in_force);
         while self.page < end {
             if !self.page_is_over(transactors).await? {
@@ -98,13 +102,13 @@ impl Expiry {
             }
             self.page += 1;
             if self.page.is_multiple_of(PAGES_PER_NOTE) {
-                note(transactors, noted, self.page).await?;
+                record_progress(transactors, recorded, self.page).await?;
             }
         }
-        note(transactors, noted, self.page).await
+        record_progress(transactors, recorded, self.page).await
     }
 
-    /// Notes which orders are known now.
+    /// Records that all orders before `next_page` are known now.
     fn mark(&mut self, next_page: u64, wall_ms: u64) {
         let now = Instant::now();
         let passed_ms = (now - self.last.1).as_millis() as u64;
@@ -124,7 +128,7 @@ impl Expiry {
         }
     }
 
-    /// Expires the orders of a page that are due. Returns `false` at the first one that is not.
+    /// Expires the due orders of a page. Returns `false` at the first order that is not due.
     async fn page_is_over(&mut self, transactors: &Arc<Transactors>) -> Result<bool, OrderError> {
         let state = transactors.state();
         let page = self.page;
@@ -141,7 +145,7 @@ impl Expiry {
             let Some(order) = state.storage.order(&id)? else {
                 continue;
             };
-            // An order that has ended or is paid waits for nothing, so no later order waits for it.
+            // An order that was paid or has ended does not hold up the page.
             let is_unpaid = matches!(order.state, State::Received | State::Reserved | State::Announced);
             if !is_unpaid {
                 continue;
@@ -158,8 +162,8 @@ impl Expiry {
     }
 }
 
-async fn note(transactors: &Transactors, noted: u64, page: u64) -> Result<(), OrderError> {
-    if page < noted + PAGES_PER_NOTE {
+async fn record_progress(transactors: &Transactors, recorded: u64, page: u64) -> Result<(), OrderError> {
+    if page < recorded + PAGES_PER_NOTE {
         return Ok(());
     }
     let mut batch = WriteBatch::default();

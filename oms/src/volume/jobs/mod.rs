@@ -1,10 +1,10 @@
-//! The periodic tasks of a served volume.
+//! The periodic tasks of a volume that is being served.
 //!
 //! **Invariants**
 //! - A job stops when its volume stops, and leaves only committed work behind.
-//! - A failed pass is logged and repeated, so that no job ends early.
+//! - A failed pass is logged and repeated, so no job ends early.
 //!
-//! Deliberately absent: a common scheduler. Each job has its own pace and its own reason for it.
+//! Deliberately absent: a common scheduler. Each job has its own interval, for its own reason.
 
 pub(crate) mod dispatcher;
 pub(crate) mod expiry;

@@ -1,9 +1,12 @@
-//! Housekeeping: forgets what was kept for a while and is no longer needed.
+//! Retention: removes stored answers of idempotency keys after a day, and names of statistics files
+//! a week after the file was added.
 //!
-//! Answers of idempotency keys go after a day. Names of statistics files go a week after the file
-//! was added; the moment in the name does not matter. The newest forgotten name stays as a mark
-//! (`stat_import::name`): a file that is not newer may have been counted before, and counting it
-//! twice would be worse than setting it aside.
+//! **Invariants**
+//! - The age of a file's name counts from the addition of the file, not from the time in the name.
+//! - The newest removed name remains as a mark (`stat_import::name`). A file that is not newer than
+//!   the mark may have been counted before: it is set aside, because counting it twice would be
+//!   worse.
+//! - A step of the clock does not shorten the time for which an answer is stored.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -18,38 +21,39 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::jobs::stat_import::name::next_mark;
 use crate::volume::state::VolumeState;
 
-/// How often it is looked for what may go.
-const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
-/// How long answers are kept at least.
+/// Interval between two passes.
+const PASS_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// Minimum time for which an answer is stored.
 const ANSWERS_KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
-/// How long names of statistics files are kept: one that comes back does so within minutes, after a
-/// crash.
+/// Time for which the name of a statistics file is stored. A file that reappears after a crash does
+/// so within minutes.
 const STAT_NAMES_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
-/// Rows removed by one commit: enough to be quick, few enough to share a sync with orders.
+/// Maximum number of rows removed by one commit: enough to be quick, few enough to share a sync
+/// with orders.
 const ROWS_AT_ONCE: usize = 1_000;
 
-/// Sweeps again and again until told to stop.
-pub(crate) async fn sweep_always(state: Arc<VolumeState>, mut stop: watch::Receiver<bool>) {
+/// Runs passes until `stop` becomes true.
+pub(crate) async fn run(state: Arc<VolumeState>, mut stop: watch::Receiver<bool>) {
     let mut steps = StepWatch::new(&state.clock, Duration::from_millis(ANSWERS_KEPT_MS));
     loop {
-        match sweep(&state, &mut steps).await {
+        match remove_expired(&state, &mut steps).await {
             Ok((0, 0)) | Err(StorageError::Closed) => {}
-            Ok((answers, names)) => tracing::info!(answers, names, "forgot what was kept long enough"),
-            Err(error) => tracing::warn!(error = with_reasons(&error), "cannot forget what is old"),
+            Ok((answers, names)) => tracing::info!(answers, names, "expired answers and file names removed"),
+            Err(error) => tracing::warn!(error = with_reasons(&error), "removal of expired rows failed"),
         }
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(SWEEP_EVERY) => {}
+            () = tokio::time::sleep(PASS_INTERVAL) => {}
         }
     }
 }
 
-/// Returns the times of answers that are kept, in UTC milliseconds.
+/// Returns the times of the answers to keep, in UTC milliseconds.
 ///
-/// A step of the clock forward makes answers look older than they are: for a day it is subtracted.
-/// An answer from a time that is still to come was given by a clock that was ahead: it goes once
-/// the clock has been steady for a day, so that the answer is a day old at least.
+/// A step of the clock forward makes answers look older than they are, so for a day it is
+/// subtracted. An answer with a time in the future was stored under a clock that was ahead. It is
+/// removed once the clock has been steady for a day, so the answer is at least a day old then.
 fn answers_kept(watched: Watched) -> RangeInclusive<u64> {
     let trusted_ms = watched.wall_ms.saturating_sub(watched.forward_ms);
     let last_ms = if watched.is_steady {
@@ -60,12 +64,12 @@ fn answers_kept(watched: Watched) -> RangeInclusive<u64> {
     trusted_ms.saturating_sub(ANSWERS_KEPT_MS)..=last_ms
 }
 
-/// Forgets what is old enough; how many answers and names.
-pub(crate) async fn sweep(
+/// Removes expired rows. Returns the numbers of removed answers and names.
+pub(crate) async fn remove_expired(
     state: &Arc<VolumeState>,
     steps: &mut StepWatch,
 ) -> Result<(usize, usize), StorageError> {
-    let watched = steps.look(&state.clock);
+    let watched = steps.read_clock(&state.clock);
     let now_ms = watched.wall_ms;
     let looking = Arc::clone(state);
     let looked = runtime::blocking(move || {
@@ -73,12 +77,12 @@ pub(crate) async fn sweep(
         let kept_from_ms = now_ms.saturating_sub(STAT_NAMES_KEPT_MS);
         let names = match looking.slots.has_statistics() {
             true => looking.storage.stat_files_before(kept_from_ms)?,
-            // Whoever has the statistics has these names too.
+            // The names belong to the volume that owns the statistics.
             false => Vec::new(),
         };
         Ok((answers, names))
     });
-    // A task that panicked has found nothing.
+    // A panic counts as a pass that found nothing.
     let (answers, names): (Vec<Vec<u8>>, Vec<String>) =
         looked.await.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))?;
     for part in answers.chunks(ROWS_AT_ONCE) {
@@ -114,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_kept_for_a_day_whatever_the_clock_does() {
+    fn answers_are_kept_for_a_day_despite_steps_of_the_clock() {
         let day_ms = ANSWERS_KEPT_MS;
         let kept = |wall_ms, forward_ms, is_steady| {
             answers_kept(Watched {
@@ -130,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_go_after_a_day_and_names_after_a_week_and_old_files_stay_known() {
+    async fn answers_expire_after_a_day_and_names_after_a_week_and_the_newest_removed_name_remains() {
         let folder = tempfile::tempdir().unwrap();
         let now_ms = Arc::new(AtomicU64::new(1_000_000));
         let storage = Volume::open(folder.path()).unwrap();
@@ -160,11 +164,11 @@ mod tests {
         batch.stat_file("stat_000000000000009.csv", 900_000_000, &SumsByProduct::new());
         commit(&state, batch).await;
         let watch = || StepWatch::new(&state.clock, Duration::from_millis(ANSWERS_KEPT_MS));
-        assert_eq!(sweep(&state, &mut watch()).await.unwrap(), (0, 0));
+        assert_eq!(remove_expired(&state, &mut watch()).await.unwrap(), (0, 0));
         assert_eq!(state.storage.kept_answer("k").unwrap(), Some(kept));
 
         now_ms.store(1_000_000 + STAT_NAMES_KEPT_MS + 1, Ordering::Relaxed);
-        assert_eq!(sweep(&state, &mut watch()).await.unwrap(), (1, 2));
+        assert_eq!(remove_expired(&state, &mut watch()).await.unwrap(), (1, 2));
         assert_eq!(state.storage.kept_answer("k").unwrap(), None);
         let known = |number: u32| {
             state

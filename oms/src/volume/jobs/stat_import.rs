@@ -1,15 +1,17 @@
-//! Adds the warehouse's statistics files to the statistics, each exactly once.
+//! Imports the warehouse's statistics files: each file is added to the statistics exactly once.
 //!
-//! The name of a file is committed together with the sums that the file leads to; only then is the
-//! file deleted. A process that dies in between finds the file again and its name in the volume:
-//! the file is deleted and not added.
+//! The name of a file is committed together with the new sums, and only then is the file deleted. A
+//! process that dies in between finds both the file and its name, and deletes the file without
+//! adding it.
 //!
-//! - A file is taken when two scans in a row saw it unchanged and its last line has an end
+//! **Invariants**
+//! - A file is added once two scans in a row saw it unchanged and its last line is complete
 //!   (`watched`).
-//! - A file that cannot be added is renamed to `NAME.rejected`, with the reason in the log. Nothing
+//! - A file that cannot be added is renamed to `NAME.rejected`, and the reason is logged. No file
 //!   is lost.
-//! - Nothing but a regular file is ever opened, so no scan waits for a FIFO or a device
-//!   (`regular_file`).
+//! - Only regular files are opened, so no scan blocks on a FIFO or a device (`regular_file`).
+//!
+//! Deliberately absent: changes to files of any other name.
 
 mod folder;
 pub(crate) mod name;
@@ -35,7 +37,7 @@ use crate::volume::jobs::stat_import::folder::{Content, Found, Stamp};
 use crate::volume::jobs::stat_import::watched::{Step, Watched};
 use crate::volume::state::VolumeState;
 
-/// Time after which a scan that does not come back is reported: the file system hangs.
+/// Time after which a file operation is reported as hanging.
 const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Scans the data folder for statistics files.
@@ -48,7 +50,7 @@ pub(crate) struct Scanner {
 }
 
 impl Scanner {
-    /// A scanner that has seen no file yet.
+    /// Returns a scanner that has seen no file yet.
     pub(crate) fn new(
         folder: PathBuf,
         state: Arc<VolumeState>,
@@ -64,7 +66,7 @@ impl Scanner {
         }
     }
 
-    /// Scans again and again until told to stop.
+    /// Scans until `stop` becomes true.
     pub(crate) async fn run(mut self, every: Duration, mut stop: watch::Receiver<bool>) {
         loop {
             if self.state.slots.has_statistics() {
@@ -80,26 +82,26 @@ impl Scanner {
         }
     }
 
-    /// Looks at every file that is there now, oldest name first, and adds those that are complete.
+    /// Visits every statistics file in the folder, oldest name first, and adds the complete ones.
     pub(crate) async fn scan(&mut self) {
         let path = self.folder.clone();
-        let found = match blocking("look for files", move || folder::look(&path)).await {
+        let found = match blocking("list the folder", move || folder::look(&path)).await {
             Ok(found) => found,
             Err(error) => {
-                tracing::warn!(folder = %self.folder.display(), %error, "cannot look for statistics files");
+                tracing::warn!(folder = %self.folder.display(), %error, "scan for statistics files failed");
                 return;
             }
         };
         self.watched.retain(&found);
         for entry in &found {
-            match self.one(entry).await {
+            match self.process(entry).await {
                 Ok(()) => {}
                 Err(StorageError::Closed | StorageError::Stale) => return,
                 Err(error) => {
                     tracing::error!(
                         file = entry.name,
                         error = with_reasons(&error),
-                        "cannot add a statistics file"
+                        "statistics file not added"
                     );
                     return;
                 }
@@ -111,7 +113,7 @@ impl Scanner {
         self.counters.stat_scan_ended_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    async fn one(&mut self, entry: &Found) -> Result<(), StorageError> {
+    async fn process(&mut self, entry: &Found) -> Result<(), StorageError> {
         let (name, now_ms) = (entry.name.as_str(), self.state.clock.now_ms());
         let is_known = self.state.storage.knows_stat_file(name)?;
         if !is_known && let Some(reason) = self.refusal(name, now_ms)? {
@@ -130,14 +132,14 @@ impl Scanner {
         Ok(())
     }
 
-    /// Returns the reason why a file of this name, which is not known, is never added; `None` if
-    /// there is no reason.
+    /// Returns the reason why a file of this unknown name is never added, or `None` if it may be
+    /// added.
     fn refusal(&self, name: &str, now_ms: u64) -> Result<Option<&'static str>, StorageError> {
         if name::is_implausible(name, now_ms) {
             return Ok(Some("its name is more than a day ahead of this node's clock"));
         }
         let mark = self.state.storage.stat_files_forgotten()?;
-        let reason = "it is older than the names that are remembered; it may have been added before";
+        let reason = "it is older than the stored names, so it may have been added before";
         Ok(name::may_be_forgotten(name, mark.as_deref(), now_ms).then_some(reason))
     }
 
@@ -149,7 +151,7 @@ impl Scanner {
                 self.watched.changed(name);
                 return Ok(());
             }
-            Ok(Content::Unfinished) => "its last line has no end".to_owned(),
+            Ok(Content::Unfinished) => "its last line is not complete".to_owned(),
             Err(error) => format!("it cannot be read: {error}"),
         };
         if let Step::SetAside(reason) = self.watched.incomplete(name, &incomplete, Instant::now()) {
@@ -168,8 +170,8 @@ impl Scanner {
             }
         };
         let state = &self.state;
-        // Only this task changes the statistics while they are here, so the sums are still true
-        // when they are replaced.
+        // Only this task changes the statistics while this volume owns them, so the sums are still
+        // current when they replace the old ones.
         let version = state.slots.version();
         let sums = self
             .statistics
@@ -181,7 +183,7 @@ impl Scanner {
         let permit = state.storage.permit().await?;
         let ticket = {
             let _stock = state.stock();
-            // Statistics on their way to another volume take no file; their next volume adds it.
+            // Statistics that are being migrated accept no file. Their next volume adds it.
             state.slots.check_statistics().map_err(|_| StorageError::Closed)?;
             if state.slots.version() != version {
                 return Err(StorageError::Closed);
@@ -199,18 +201,18 @@ impl Scanner {
         Ok(())
     }
 
-    /// Deletes a file that was added; sets it aside if somebody wrote to it since.
+    /// Deletes a file that was added, or sets it aside if another program has written to it since.
     async fn delete(&mut self, name: &str, stamp: Stamp) {
         let path = self.folder.join(name);
         match blocking("delete a file", move || folder::delete(&path, &stamp)).await {
             Ok(true) => self.watched.done(name),
             Ok(false) => {
-                let reason = "it was written to after it was added; the later lines are not counted";
+                let reason = "it was changed after it was added; the later lines are not counted";
                 self.set_aside(name, reason).await;
             }
-            // The file is known by its name, and the next scan tries again.
+            // The name of the file is stored, so the next scan deletes it.
             Err(error) => {
-                tracing::warn!(file = name, %error, "cannot delete a statistics file that was added");
+                tracing::warn!(file = name, %error, "added statistics file not deleted");
             }
         }
     }
@@ -224,14 +226,13 @@ impl Scanner {
                 self.watched.done(name);
             }
             Err(error) => {
-                tracing::warn!(file = name, reason, %error, "cannot set a statistics file aside");
+                tracing::warn!(file = name, reason, %error, "statistics file not set aside");
             }
         }
     }
 }
 
-/// Does work that may wait for the disk in a thread of its own. Reports work that does not come
-/// back.
+/// Runs disk work on a blocking thread, and reports work that does not return.
 async fn blocking<T: Send + 'static>(
     work_name: &'static str,
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
@@ -243,7 +244,7 @@ async fn blocking<T: Send + 'static>(
             let waited_s = SCAN_TIMEOUT.as_secs();
             tracing::error!(
                 waited_s,
-                "the file system of the data folder does not {work_name}"
+                "the file system of the data folder hangs: cannot {work_name}"
             );
             working.await
         }

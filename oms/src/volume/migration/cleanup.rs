@@ -1,10 +1,14 @@
-//! Cleaning up: rows of slots that are elsewhere are taken out of a volume, page by page, beside
-//! everything else.
+//! Cleanup: removes the rows of slots that another volume owns, page by page, while orders are
+//! served.
 //!
-//! They are rubbish from the moment at which the ring gives their slots to another volume, or a
-//! move that brought them is undone; nobody looks at them. A note in the volume says that there may
-//! be some and goes last, so a crash repeats the look. No slot comes to a volume that is not clean,
-//! so what is found to be rubbish stays rubbish.
+//! Rows become stale when the ring gives their slots to another volume, or when the migration that
+//! staged them is undone. No request reads stale rows.
+//!
+//! **Invariants**
+//! - A note in the volume says that there may be stale rows. It is removed last, so a cleanup that
+//!   a crash interrupted is repeated.
+//! - A volume with such a note accepts no slots, so a stale row cannot become active again.
+//! - Cleanup takes at most half of the time, so that orders are not delayed.
 
 use std::sync::Arc;
 
@@ -19,22 +23,22 @@ use crate::storage::write_batch::{ARRIVING, PURGE, Table, WriteBatch};
 use crate::volume::migration::source::broken;
 use crate::volume::migration::target::blocking;
 
-/// Rows looked at before orders get their turn.
-const LOOKED_AT: usize = 20_000;
-/// Rows taken out by one commit.
+/// Maximum number of rows read before the task yields to orders.
+const ROWS_READ_MAX: usize = 20_000;
+/// Maximum number of rows removed by one commit.
 const ROWS_A_COMMIT: usize = 2_000;
 
-/// What lies in a volume and is to be taken out.
+/// The kind of the stale rows of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StaleRows {
-    /// It was in force here, and counted.
+    /// The rows were active here and are included in the counts.
     Counted,
-    /// It came with a move that was undone.
-    NeverInForce,
+    /// The rows were staged by a migration that was undone.
+    NeverActive,
 }
 
-/// Takes all rubbish out, then the notes of it. False if it was told to stop before.
-pub(crate) async fn purge(
+/// Removes all stale rows, and then the notes about them. Returns `false` if it was stopped before.
+pub(crate) async fn remove_stale_rows(
     storage: &Arc<Volume>,
     slots: &Arc<Slots>,
     stale_rows: StaleRows,
@@ -60,7 +64,7 @@ pub(crate) async fn purge(
             break;
         }
         tokio::task::yield_now().await;
-        // Nobody waits for it: orders have half of the disk's time at least.
+        // Nobody waits for the cleanup, so it pauses as long as it worked.
         tokio::time::sleep(begun.elapsed()).await;
     }
     let mut batch = WriteBatch::default();
@@ -72,7 +76,7 @@ pub(crate) async fn purge(
 
 fn page(walk: &mut Walk, slots: &Slots, stale_rows: StaleRows) -> Result<(WriteBatch, bool), StorageError> {
     let mut batch = WriteBatch::default();
-    for _ in 0..LOOKED_AT {
+    for _ in 0..ROWS_READ_MAX {
         if batch.rows().len() >= ROWS_A_COMMIT {
             break;
         }
@@ -109,7 +113,7 @@ fn row(
             Home::Slot(slot) if !slots.has(slot) && table != Table::Meta => {
                 if stale_rows == StaleRows::Counted && table == Table::Orders {
                     let order = codec::decode_order(order_id(key).map_err(fault)?, value);
-                    batch.went(&order.map_err(fault)?);
+                    batch.subtract_order(&order.map_err(fault)?);
                 } else if stale_rows == StaleRows::Counted && table == Table::StatFiles {
                     batch.stat_files_moved(-1);
                 }

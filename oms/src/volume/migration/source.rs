@@ -1,20 +1,21 @@
-//! The source's side of a move: everything that lies in some slots, page by page, as the target
-//! asks for it.
+//! The source of a migration: sends the rows of some slots page by page, as the target requests
+//! them.
 //!
-//! A walk over one moment comes first, then what was committed since, while the slots are served as
-//! ever. Only when little is left does the target ask with `seal`: the slots take no step any more,
-//! what was queued before becomes durable (together with the note that rows may have to be purged),
-//! and the rest is said. A page:
+//! The pages first contain a walk over one snapshot, and then the commits since, while the slots
+//! are still served. Once little is left, the target requests pages with `seal`. The source then
+//! rejects commits to these slots, waits for the queued ones, and sends the rest.
 //!
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
-//! | at end | 1 | 1 if there was nothing more to say when the page was made |
-//! | about | 8 | rows that the walk will give, about; little-endian, as all numbers here |
+//! | at end | 1 | 1 if there were no further rows when the page was made |
+//! | about | 8 | estimate of the rows in the walk; little-endian, as all numbers here |
 //! | count, digest | 8, 16 | of the rows that follow |
-//! | rows | | table (1; with 128 added: the row was removed), key length (4), value length (4), key, value |
+//! | rows | | table (1; plus 128 for a removed row), key length (4), value length (4), key, value |
 //!
-//! The digest is the sum of the rows' hashes, so that the order of rows does not matter. Pages are
-//! numbered, and the last one is kept: an answer that was lost is given again.
+//! **Invariants**
+//! - The digest is the sum of the rows' hashes, so it does not depend on their order.
+//! - Pages are numbered. The last one is stored, so that a lost answer can be repeated.
+//! - The seal is durable together with the note that rows may have to be removed later.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,33 +37,35 @@ use crate::volume::migration::target::blocking;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
 use crate::volume::state::VolumeState;
 
-/// Bytes of a page before its rows.
+/// Size of the head of a page, in bytes.
 const PAGE_HEAD_BYTES: usize = 1 + 8 + 8 + 16;
-/// Bytes of a row before its key and value.
+/// Size of the head of a row, in bytes.
 const ROW_HEAD_BYTES: usize = 9;
-/// Added to the table of a row that was removed.
+/// Added to the table code of a removed row.
 const REMOVED: u8 = 128;
-/// Rows of a page: a commit of so many at the target takes milliseconds, and orders share its sync.
-const PAGE_ROWS: usize = 4_000;
-/// Bytes of a page, about.
+/// Maximum number of rows of a page. The target commits a page within milliseconds, and orders
+/// share its sync.
+const PAGE_ROWS_MAX: usize = 4_000;
+/// Size at which a page is complete, in bytes.
 const PAGE_BYTES: usize = 1 << 20;
-/// Rows that are looked at for one page at most, though few of them are asked for.
-const LOOKED_AT: usize = 200_000;
-/// Longest key or value of a row: a store's column of a million products.
+/// Maximum number of rows read for one page, including rows of other slots.
+const ROWS_READ_MAX: usize = 200_000;
+/// Maximum size of a key or value, in bytes. A store's column of a million products needs most of
+/// it.
 const FIELD_BYTES_MAX: usize = 16 << 20;
 
-/// What is asked of a volume that gives slots away.
+/// The request for a page, sent to the source volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ExportRequest {
-    /// The move.
+    /// Id of the migration.
     pub(crate) id: u64,
-    /// The volume that gets them.
+    /// The target volume.
     pub(crate) to: String,
-    /// The slots, as runs.
+    /// The slots as ranges.
     pub(crate) slots: Vec<(u32, u32)>,
-    /// Which page.
+    /// Number of the page.
     pub(crate) page: u64,
-    /// Seal the slots first.
+    /// `true` if the slots must be sealed first.
     pub(crate) seal: bool,
 }
 
@@ -74,7 +77,7 @@ pub(crate) struct Sum {
 }
 
 impl Sum {
-    /// Counts a row in.
+    /// Adds a row.
     pub(crate) fn add(&mut self, row: &RawRow) {
         let mut hash = Xxh3::new();
         hash.update(&[row.table as u8, u8::from(row.value.is_none())]);
@@ -86,7 +89,7 @@ impl Sum {
     }
 }
 
-/// Some of what lies in the slots.
+/// A page of rows of the migrating slots.
 #[derive(Debug, Default)]
 pub(crate) struct Page {
     pub(crate) rows: Vec<RawRow>,
@@ -112,7 +115,7 @@ impl Page {
             let removed = if row.value.is_none() { REMOVED } else { 0 };
             let value = row.value.as_deref().unwrap_or_default();
             page.push(row.table as u8 | removed);
-            // Far below 4 GiB: a batch of a volume holds 64 MiB.
+            // The lengths fit 32 bits, because a batch of a volume has at most 64 MiB.
             page.extend_from_slice(&(row.key.len() as u32).to_le_bytes());
             page.extend_from_slice(&(value.len() as u32).to_le_bytes());
             page.extend_from_slice(&row.key);
@@ -121,12 +124,11 @@ impl Page {
         page.into()
     }
 
-    /// Takes a page apart; says what is wrong with one that is none, or whose rows are not those
-    /// that it speaks of.
+    /// Decodes a page and checks count and digest. The error is the fault in words.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Page, String> {
-        let wrong = |what: &str| Err(what.to_owned());
+        let wrong = |reason: &str| Err(reason.to_owned());
         let Some((head, mut rest)) = bytes.split_first_chunk::<PAGE_HEAD_BYTES>() else {
-            return wrong("a page is too short");
+            return wrong("the page is shorter than its head");
         };
         let number = |at: usize| {
             head[at..at + 8]
@@ -139,7 +141,7 @@ impl Page {
             about: number(1),
             ..Page::default()
         };
-        let said = Sum {
+        let announced = Sum {
             rows: number(9),
             digest: u128::from(number(25)) << 64 | u128::from(number(17)),
         };
@@ -154,7 +156,7 @@ impl Page {
                 return wrong("a row ends early");
             };
             let Some(table) = Table::of_code(code & !REMOVED) else {
-                return wrong("a row is of a table that nobody knows");
+                return wrong("a row has an unknown table");
             };
             let (key, value) = fields.split_at(key_bytes);
             page.add(RawRow {
@@ -164,18 +166,21 @@ impl Page {
             });
             rest = after;
         }
-        if !rest.is_empty() || page.sum != said {
-            return Err(format!("{said:?} was said and {:?} came", page.sum));
+        if !rest.is_empty() || page.sum != announced {
+            return Err(format!(
+                "the page announces {announced:?} but contains {:?}",
+                page.sum
+            ));
         }
         Ok(page)
     }
 }
 
-/// The moves that a volume gives slots to, by the volume that gets them.
+/// The outgoing copies of a volume, by the volume that gets the slots.
 #[derive(Default)]
 pub(crate) struct Exports(Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Outgoing>>>>);
 
-/// Slots on their way to one other volume.
+/// The outgoing copy to one other volume.
 struct Outgoing {
     id: u64,
     asked: Arc<SlotSet>,
@@ -185,23 +190,23 @@ struct Outgoing {
     last: Bytes,
 }
 
-/// How far the rows of slots were read.
+/// The reading position in the rows of the slots.
 struct Reading {
-    /// Until it is over.
+    /// The walk over the snapshot; `None` once it has ended.
     walk: Option<Walk>,
-    /// What is committed beside it.
+    /// The commits since the snapshot.
     feed: Feed,
-    /// What stores that are not asked for hold for orders that are.
+    /// Reservations of migrating orders in stores that do not migrate.
     left_behind: RemoteReservations,
-    /// The slots were sealed, and nothing more is to be said.
+    /// `true` once the slots were sealed and all their rows were sent.
     is_over: bool,
 }
 
-/// Why a page is not given.
+/// The reason why a page cannot be sent.
 #[derive(Debug)]
 pub(crate) enum ExportError {
     Storage(StorageError),
-    /// What is asked for is not what comes next: the copy must begin anew.
+    /// The requested page is not the next one. The copy must start again.
     OutOfTurn,
 }
 
@@ -216,14 +221,14 @@ impl Exports {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets every copy that is not of this move.
+    /// Drops all copies of other migrations.
     pub(crate) fn keep_only(&self, id: Option<u64>) {
-        // One that is at work notices by itself that nobody wants it any more.
+        // A copy that is in use is dropped too; its current request holds the last reference.
         self.all()
             .retain(|_, outgoing| outgoing.try_lock().is_ok_and(|outgoing| Some(outgoing.id) == id));
     }
 
-    /// The page that is asked for.
+    /// Returns the requested page.
     pub(crate) async fn page(
         &self,
         state: &Arc<VolumeState>,
@@ -265,8 +270,8 @@ impl Exports {
         Ok(page)
     }
 
-    /// What stores that stay hold for orders that a move took away under this ring; none if not all
-    /// that goes was copied from here.
+    /// Returns the reservations of migrated orders in stores that stay. `None` if the ring takes
+    /// slots that were not copied completely.
     pub(crate) async fn left_behind(
         &self,
         slots: &Slots,
@@ -328,8 +333,8 @@ impl Outgoing {
     }
 }
 
-/// Seals slots for a move: what was queued before is durable, and visible to the feed, when this
-/// returns.
+/// Seals slots for a migration. When it returns, all earlier commits are durable and visible to the
+/// feed.
 pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<(), StorageError> {
     let permit = state.storage.permit().await?;
     let ticket = {
@@ -339,14 +344,14 @@ pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result
         }
         let mut batch = WriteBatch::default();
         batch.put_raw(Table::Meta, PURGE, &request.id.to_be_bytes());
-        batch.own(state.slots.record());
+        batch.set_ownership(state.slots.record());
         permit.send(batch)
     };
     ticket.durable().await
 }
 
 impl Reading {
-    /// The next rows of the slots asked for: of the walk, or after it of the feed.
+    /// Returns the next rows of the requested slots, first from the walk, then from the feed.
     fn fill(&mut self, slots: &Slots, asked: &SlotSet) -> Result<Page, StorageError> {
         let Reading {
             walk,
@@ -368,12 +373,13 @@ impl Reading {
             })
         };
         let mut page = Page::default();
-        // Whatever is committed from here on is held for later, however long the walk takes.
+        // Keeps the log of all commits so far until the feed has read it, however long the walk
+        // takes.
         feed.extend()?;
         if let Some(walking) = walk {
-            let (mut bytes, mut looked_at) = (0, 0);
-            while page.rows.len() < PAGE_ROWS && bytes < PAGE_BYTES && looked_at < LOOKED_AT {
-                looked_at += 1;
+            let (mut bytes, mut rows_read) = (0, 0);
+            while page.rows.len() < PAGE_ROWS_MAX && bytes < PAGE_BYTES && rows_read < ROWS_READ_MAX {
+                rows_read += 1;
                 let is_row = walking.step(|table, key, value| {
                     if goes(table, key, Some(value))? {
                         bytes += key.len() + value.len();
@@ -392,7 +398,7 @@ impl Reading {
             }
             return Ok(page);
         }
-        let mut changed = feed.read(PAGE_ROWS, goes)?;
+        let mut changed = feed.read(PAGE_ROWS_MAX, goes)?;
         if seeded("feed-forgotten") {
             changed.rows.clear();
         }
@@ -402,7 +408,7 @@ impl Reading {
     }
 }
 
-/// Keeps in mind what a reservation's row says, if the order is asked for and the store is not.
+/// Records a reservation if its order migrates and its store does not.
 fn note_left_behind(
     left_behind: &mut RemoteReservations,
     slots: &Slots,
@@ -410,7 +416,7 @@ fn note_left_behind(
     key: &[u8],
     value: Option<&[u8]>,
 ) -> Result<(), DecodeError> {
-    let (order, store) = codec::decode_held_key(key)?;
+    let (order, store) = codec::decode_order_store_key(key)?;
     if !asked.has(slots.slot_of_order(&order))
         || asked.has(slots.slot_of_store(store))
         || !slots.has_store(store)
@@ -457,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_does_not_depend_on_the_order_of_rows_and_notices_every_change() {
+    fn a_sum_ignores_the_order_of_rows_and_detects_every_change() {
         let rows = rows();
         let sum = |order: &[usize]| {
             let mut sum = Sum::default();
@@ -465,13 +471,17 @@ mod tests {
             sum
         };
         assert_eq!(sum(&[0, 1, 2, 3]), sum(&[3, 2, 0, 1]));
-        assert_ne!(sum(&[0]).digest, sum(&[1]).digest, "key and value are told apart");
-        assert_ne!(sum(&[1]).digest, sum(&[2]).digest, "so is a row that was removed");
-        assert_ne!(sum(&[0]).digest, sum(&[3]).digest, "so are tables");
+        assert_ne!(
+            sum(&[0]).digest,
+            sum(&[1]).digest,
+            "the border of key and value is part of the digest"
+        );
+        assert_ne!(sum(&[1]).digest, sum(&[2]).digest, "so is the removal of a row");
+        assert_ne!(sum(&[0]).digest, sum(&[3]).digest, "so is the table");
     }
 
     #[test]
-    fn a_page_comes_as_it_was_made_or_is_refused_whatever_happens_to_it() {
+    fn a_page_survives_encoding_and_every_damaged_page_is_rejected() {
         let mut page = Page {
             at_end: true,
             about: 77,

@@ -1,9 +1,13 @@
-//! Stock that comes with slots: columns of stores, by the products of the volumes that they come
-//! from.
+//! The stock of incoming slots: columns of stores, laid out by the products of this volume.
 //!
-//! Each volume numbers the products of its stock by row, in the order in which it met them. Columns
-//! that arrive are laid out anew by the rows of the volume that gets them, products that it does
-//! not know coming last; then they are its own.
+//! Each volume numbers the products of its stock by row, in the order in which it met them. So a
+//! column of another volume has its quantities in other rows.
+//!
+//! **Invariants**
+//! - A fitted column follows the rows of this volume. Products that are new to the volume are
+//!   appended.
+//! - Each fitted column records the last delivery that it counts, because the stock heads of the
+//!   two volumes differ.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,21 +19,21 @@ use crate::storage::codec::{self, DecodeError};
 use crate::storage::volume::{Volume, u32_key};
 use crate::storage::write_batch::{CATALOGUE, STOCK_HEAD, Table, WriteBatch};
 
-/// Stores that come from other volumes.
+/// Stores that arrive from other volumes.
 #[derive(Default)]
 pub(crate) struct StagedStock {
-    /// Products by row, once it fits the volume; by source until then.
+    /// Products of this volume by row, with the new ones. Empty until `fit`.
     pub(crate) products: Vec<u32>,
     pub(crate) columns: Vec<Column>,
-    /// What is known of the snapshots of the volume, and of those that columns come from.
+    /// The stock head of this volume, joined with those of the sources.
     pub(crate) head: StockHead,
     catalogues: BTreeMap<u8, Vec<u32>>,
-    came: Vec<(u8, Column)>,
+    arrived: Vec<(u8, Column)>,
     heads: BTreeMap<u8, StockHead>,
 }
 
 impl StagedStock {
-    /// Takes a row that lay aside.
+    /// Adds a row of the table `Arriving`.
     pub(crate) fn take(
         &mut self,
         source: u8,
@@ -51,21 +55,21 @@ impl StagedStock {
                     quantities,
                     counted_to,
                 };
-                self.came.push((source, column));
+                self.arrived.push((source, column));
             }
             _ => {}
         }
         Ok(())
     }
 
-    /// Lays the columns out by the products of a volume, and has them written there.
+    /// Fits the columns to the products of a volume and adds their rows to a batch.
     pub(crate) fn fit(&mut self, storage: &Volume, batch: &mut WriteBatch) -> Result<(), StorageError> {
         self.head = storage.stock_head()?;
         for head in self.heads.values() {
             self.head = self.head.joined_with(head);
         }
-        for (source, column) in &mut self.came {
-            // From here on its own row says it: the head of this volume is another one.
+        for (source, column) in &mut self.arrived {
+            // The column's own row must record it, because this volume has another stock head.
             let head = self.heads.get(source).copied().unwrap_or_default();
             column.counted_to = CountedTo::Delivery(column.counted_to.resolve(&head));
             if seeded("counts-mixed") {
@@ -77,7 +81,7 @@ impl StagedStock {
         self.columns = fit_columns(
             &mut self.products,
             &self.catalogues,
-            std::mem::take(&mut self.came),
+            std::mem::take(&mut self.arrived),
         );
         if self.products.len() > known {
             batch.catalogue(&self.products);
@@ -89,7 +93,7 @@ impl StagedStock {
         Ok(())
     }
 
-    /// Refuses a stock that would be too large beside so many other stores.
+    /// Rejects the columns if they and `stores` other stores would make the stock too large.
     pub(crate) fn check(&self, stores: usize) -> Result<(), String> {
         let (products, stores) = (self.products.len(), stores + self.columns.len());
         if products * stores <= CELLS_MAX {
@@ -101,14 +105,14 @@ impl StagedStock {
     }
 }
 
-/// Columns by the rows of `products`, which gets those that it lacks.
+/// Returns the columns by the rows of `products`, and appends missing products to it.
 fn fit_columns(
     products: &mut Vec<u32>,
     catalogues: &BTreeMap<u8, Vec<u32>>,
-    came: Vec<(u8, Column)>,
+    arrived: Vec<(u8, Column)>,
 ) -> Vec<Column> {
     let mut row_of: HashMap<u32, usize> = products.iter().copied().zip(0..).collect();
-    let mut places: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
+    let mut rows: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
     for (source, catalogue) in catalogues {
         let place = |product: &u32| {
             *row_of.entry(*product).or_insert_with(|| {
@@ -116,12 +120,12 @@ fn fit_columns(
                 products.len() - 1
             })
         };
-        places.insert(*source, catalogue.iter().map(place).collect());
+        rows.insert(*source, catalogue.iter().map(place).collect());
     }
     let fit = |(source, column): (u8, Column)| {
-        let places = places.get(&source).map_or(&[][..], Vec::as_slice);
+        let rows = rows.get(&source).map_or(&[][..], Vec::as_slice);
         let mut quantities = Vec::with_capacity(products.len());
-        for (place, quantity) in places.iter().zip(&column.quantities) {
+        for (place, quantity) in rows.iter().zip(&column.quantities) {
             if quantities.len() <= *place {
                 quantities.resize(*place + 1, 0);
             }
@@ -129,7 +133,7 @@ fn fit_columns(
         }
         Column { quantities, ..column }
     };
-    came.into_iter().map(fit).collect()
+    arrived.into_iter().map(fit).collect()
 }
 
 #[cfg(test)]
@@ -137,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_of_two_sources_fit_the_products_of_the_volume_that_gets_them() {
+    fn columns_of_two_sources_are_fitted_to_the_products_of_the_target() {
         let mut products = vec![5, 7];
         let catalogues = BTreeMap::from([(0, vec![7, 9]), (1, vec![5, 7, 11])]);
         let column = |store, quantities: &[i32]| Column {
@@ -145,13 +149,13 @@ mod tests {
             quantities: quantities.to_vec(),
             counted_to: CountedTo::Delivery(Some(u64::from(store))),
         };
-        let came = vec![
+        let arrived = vec![
             (0, column(1, &[70, 90])),
             (1, column(2, &[50])),
             (1, column(3, &[1, 2, 3])),
             (4, column(4, &[8])),
         ];
-        let columns = fit_columns(&mut products, &catalogues, came);
+        let columns = fit_columns(&mut products, &catalogues, arrived);
         assert_eq!(products, [5, 7, 9, 11]);
         let expected: [&[i32]; 4] = [&[0, 70, 90], &[50], &[1, 2, 0, 3], &[]];
         for (column, expected) in columns.iter().zip(expected) {

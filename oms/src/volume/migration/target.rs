@@ -1,12 +1,17 @@
-//! The target's side of a move: rows are asked for page by page, laid where they belong, compared,
-//! and in force once the ring says so.
+//! The target of a migration: requests rows page by page, stages and compares them, and activates
+//! them once the ring gives their slots to this volume.
 //!
-//! Nobody looks at rows of slots that are elsewhere, so most rows are laid in place at once; stock
-//! lies aside until its products are those of this volume (`arrived_stock`). Each page is one
-//! commit, with a note that says which move its rows are of and what they will add to the volume's
-//! counts. Every page is compared twice, by count and digest: as it came, and as it lies here. What
-//! will be in memory is made ready there (`Arrived`), so that putting it in force takes
-//! milliseconds however long the copy took. A move that is undone leaves rubbish, which is purged.
+//! Most rows are written to their own tables at once, because no request reads rows of slots that
+//! another volume owns. Rows of stock are written to the table `Arriving` until they are fitted to
+//! the products of this volume (`StagedStock`).
+//!
+//! **Invariants**
+//! - Each page is one commit, with a note of its migration and of the later change to the volume's
+//!   counts.
+//! - Each page is compared twice by count and digest: as received, and as stored.
+//! - The state in memory is prepared during the copy (`StagedState`), so that activation takes
+//!   milliseconds after a copy of any length.
+//! - The staged rows of a migration that is undone are removed by `cleanup`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -35,27 +40,27 @@ use crate::volume::migration::staged_stock::StagedStock;
 use crate::volume::server::VolumeServer;
 use crate::volume::state::VolumeState;
 
-/// How long a page may take to come: a source reads it in milliseconds.
-const PAGE_PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout of a request for a page. The source reads a page within milliseconds.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What is asked of a volume that gets slots.
+/// The request to copy slots, sent to the target volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ImportRequest {
-    /// Where the source's node answers.
+    /// Address of the source's node.
     pub(crate) address: SocketAddr,
-    /// The source.
+    /// The source volume.
     pub(crate) volume: String,
-    /// Tells the sources of one move apart.
+    /// Number of the source within the migration.
     pub(crate) source: u8,
-    /// The move.
+    /// Id of the migration.
     pub(crate) id: u64,
-    /// The slots, as runs.
+    /// The slots as ranges.
     pub(crate) slots: Vec<(u32, u32)>,
-    /// The slots are to be sealed, and the rest to be copied.
+    /// `true` if the source must seal the slots, so that the rest can be copied.
     pub(crate) seal: bool,
 }
 
-/// What was copied and compared so far.
+/// The rows copied and compared so far.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Imported {
     pub(crate) rows: u64,
@@ -63,15 +68,15 @@ pub(crate) struct Imported {
     pub(crate) bytes: u64,
 }
 
-/// How far a volume is with the slots that are on their way to it.
+/// Progress of the copy to a volume.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Progress {
     pub(crate) copied: Imported,
-    /// Sources that are being copied from right now: whoever waits for another one waits in vain.
+    /// Sources with a running copy. A caller that waits for another source waits in vain.
     pub(crate) importing: BTreeSet<u8>,
 }
 
-/// Says in a volume's progress that a source is being copied from.
+/// Marks a source's copy as running until it is dropped.
 struct Importing<'a> {
     progress: &'a Mutex<Progress>,
     source: u8,
@@ -94,7 +99,7 @@ fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
     progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Why slots could not be taken over.
+/// The reason why slots could not be copied.
 #[derive(Debug)]
 pub(crate) enum ImportError {
     Storage(StorageError),
@@ -105,7 +110,7 @@ impl fmt::Display for ImportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ImportError::Storage(error) => f.write_str(&with_reasons(error)),
-            ImportError::Copy(reason) => write!(f, "the copy of the slots is no good: {reason}"),
+            ImportError::Copy(reason) => write!(f, "the copy of the slots failed: {reason}"),
         }
     }
 }
@@ -116,12 +121,12 @@ impl From<StorageError> for ImportError {
     }
 }
 
-/// Slots on their way to a volume.
+/// The incoming copy of a migration.
 pub(crate) struct Incoming {
     pub(crate) id: u64,
     pub(crate) state: StagedState,
-    pub(crate) note: ArrivingNote,
-    /// What lies aside, once nothing more comes.
+    pub(crate) note: StagingNote,
+    /// The staged rows of stock, fitted once the copy is complete.
     pub(crate) staged: Option<StagedRows>,
     sources: BTreeMap<u8, Source>,
 }
@@ -129,25 +134,26 @@ pub(crate) struct Incoming {
 #[derive(Default)]
 struct Source {
     next: u64,
-    /// What comes from it.
+    /// The slots of this source.
     slots: SlotSet,
     copied: Imported,
     begun: Option<Instant>,
 }
 
-/// Which move's rows lie in a volume, and what they add to its counts once they are in force.
+/// The note about staged rows: their migration, and the change to the volume's counts at
+/// activation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ArrivingNote {
+pub(crate) struct StagingNote {
     pub(crate) id: u64,
     pub(crate) orders: OrderCounts,
     pub(crate) stat_files: i64,
 }
 
-/// Bytes of a note before it counted payments to be refunded: the move, a count for each of 11
-/// states, and the statistics files.
+/// Size of a note in bytes before it included payments to be refunded: the migration, a count for
+/// each of 11 states, and the statistics files.
 const NOTE_BYTES_V1: usize = 13 * 8;
 
-impl ArrivingNote {
+impl StagingNote {
     fn encode(&self) -> Vec<u8> {
         let mut bytes = self.id.to_be_bytes().to_vec();
         let others = [self.stat_files, self.orders.extra_payments];
@@ -157,53 +163,53 @@ impl ArrivingNote {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Result<ArrivingNote, DecodeError> {
+    fn decode(bytes: &[u8]) -> Result<StagingNote, DecodeError> {
         let mut numbers = bytes
             .chunks(8)
             .map(|number| Some(u64::from_be_bytes(number.try_into().ok()?)));
         let mut next = || {
             numbers.next().flatten().ok_or(DecodeError {
                 offset: 0,
-                expected: "a move and what its rows add to the counts",
+                expected: "the id of a migration and its counts",
             })
         };
-        let mut note = ArrivingNote {
+        let mut note = StagingNote {
             id: next()?,
-            ..ArrivingNote::default()
+            ..StagingNote::default()
         };
         for count in &mut note.orders.by_state {
             *count = next()?.cast_signed();
         }
         note.stat_files = next()?.cast_signed();
-        // A note of an earlier version ends here.
+        // A note of an earlier version has no further field.
         if bytes.len() > NOTE_BYTES_V1 {
             note.orders.extra_payments = next()?.cast_signed();
         }
         Ok(note)
     }
 
-    /// The note of a volume, if rows of a move lie in it.
-    pub(crate) fn of(storage: &Volume) -> Result<Option<ArrivingNote>, StorageError> {
+    /// Returns the note of a volume, or `None` if the volume has no staged rows.
+    pub(crate) fn of(storage: &Volume) -> Result<Option<StagingNote>, StorageError> {
         let note = storage.note(ARRIVING)?;
-        note.map(|note| ArrivingNote::decode(&note))
+        note.map(|note| StagingNote::decode(&note))
             .transpose()
             .map_err(|fault| broken(Table::Meta, ARRIVING, fault))
     }
 
-    /// Has what arrived counted from here on, and the note gone.
-    pub(crate) fn adopt(&self, batch: &mut WriteBatch) {
-        batch.adopted(&self.orders);
+    /// Adds the counts of the staged rows to a batch, and the removal of the note.
+    pub(crate) fn activate(&self, batch: &mut WriteBatch) {
+        batch.add_counts(&self.orders);
         batch.stat_files_moved(self.stat_files);
         batch.remove(Table::Meta, ARRIVING);
     }
 }
 
 impl Incoming {
-    /// Nothing has come yet of this move.
+    /// Returns an empty copy of a migration.
     pub(crate) fn new(id: u64) -> Incoming {
-        let note = ArrivingNote {
+        let note = StagingNote {
             id,
-            ..ArrivingNote::default()
+            ..StagingNote::default()
         };
         Incoming {
             id,
@@ -214,7 +220,7 @@ impl Incoming {
         }
     }
 
-    /// What has come so far, of all sources.
+    /// Returns the rows copied so far from all sources.
     pub(crate) fn copied(&self) -> Imported {
         let add = |sum: Imported, source: &Source| Imported {
             rows: sum.rows + source.copied.rows,
@@ -225,8 +231,8 @@ impl Incoming {
     }
 }
 
-/// Copies until nothing is left for now; called again, it goes on from there. With `seal` it is the
-/// end of the copy.
+/// Copies until nothing is left for now. A later call continues from there. With `seal`, it
+/// completes the copy.
 pub(crate) async fn import(
     cluster: &Arc<ClusterHandle>,
     server: &Arc<VolumeServer>,
@@ -237,28 +243,28 @@ pub(crate) async fn import(
     let mut page = fetch(cluster, server, request, first).await?;
     for number in first.. {
         if page.at_end {
-            let copied = lay(server, request, number, page).await?;
+            let copied = store_page(server, request, number, page).await?;
             if request.seal {
                 fit_stock(server, request.id).await?;
             }
             return Ok(copied);
         }
-        // The source reads the next page while this one becomes durable.
+        // The next page is requested while this one is being committed.
         let (copied, next) = tokio::join!(
-            lay(server, request, number, page),
+            store_page(server, request, number, page),
             fetch(cluster, server, request, number + 1)
         );
         keep_pace(server, request.source, copied?).await;
         page = next?;
     }
-    Err(gone())
+    Err(migration_ended())
 }
 
-fn gone() -> ImportError {
-    ImportError::Copy("the move is over".to_owned())
+fn migration_ended() -> ImportError {
+    ImportError::Copy("the migration has ended".to_owned())
 }
 
-/// The number of the page that comes next from a source.
+/// Returns the number of the next page from a source.
 async fn next_page(server: &VolumeServer, request: &ImportRequest) -> Result<u64, ImportError> {
     let mut incoming = server.incoming.lock().await;
     match incoming.as_mut().filter(|incoming| incoming.id == request.id) {
@@ -270,7 +276,7 @@ async fn next_page(server: &VolumeServer, request: &ImportRequest) -> Result<u64
             source.begun.get_or_insert_with(Instant::now);
             Ok(source.next)
         }
-        None => Err(gone()),
+        None => Err(migration_ended()),
     }
 }
 
@@ -290,7 +296,7 @@ async fn fetch(
     let wrong = |reason: String| ImportError::Copy(format!("{}: {reason}", request.volume));
     let question = serde_json::to_vec(&export).map_err(|error| wrong(error.to_string()))?;
     let path = format!("/peer/volume/{}/inner/export", request.volume);
-    let until = Instant::now() + PAGE_PATIENCE;
+    let until = Instant::now() + PAGE_TIMEOUT;
     let answer = cluster
         .peers
         .call(
@@ -310,7 +316,7 @@ async fn fetch(
     Page::decode(&answer.body).map_err(wrong)
 }
 
-/// Waits if rows come faster than they may.
+/// Waits if rows arrive faster than the configured rate.
 async fn keep_pace(server: &VolumeServer, source: u8, copied: Imported) {
     let Some(rows_per_second) = server.move_rows_per_second else {
         return;
@@ -328,8 +334,8 @@ async fn keep_pace(server: &VolumeServer, source: u8, copied: Imported) {
     }
 }
 
-/// Lays a page's rows where they belong, durably, and compares.
-async fn lay(
+/// Commits the rows of a page and compares them as stored.
+async fn store_page(
     server: &VolumeServer,
     request: &ImportRequest,
     number: u64,
@@ -337,43 +343,43 @@ async fn lay(
 ) -> Result<Imported, ImportError> {
     let state = server.app.state();
     let mut guard = server.incoming.lock().await;
-    // Held until the page is durable: whoever ends the move waits for that.
+    // Locked until the page is durable, so that the end of the migration waits for it.
     let Some(incoming) = guard.as_mut().filter(|incoming| incoming.id == request.id) else {
-        return Err(gone());
+        return Err(migration_ended());
     };
     let source = incoming.sources.entry(request.source).or_default();
     if source.next != number {
-        return Err(ImportError::Copy("pages came out of turn".to_owned()));
+        return Err(ImportError::Copy("pages arrived out of order".to_owned()));
     }
-    let (note, tag, laying) = (incoming.note, request.source, Arc::clone(state));
-    let (page, laid) = blocking(move || {
-        let laid = Laid::of(&laying, &page, tag, note)?;
-        Ok((page, laid))
+    let (note, tag, staging) = (incoming.note, request.source, Arc::clone(state));
+    let (page, staged) = blocking(move || {
+        let staged = StagedPage::of(&staging, &page, tag, note)?;
+        Ok((page, staged))
     })
     .await?;
-    let Laid { batch, note, written } = laid;
+    let StagedPage { batch, note, written } = staged;
     if !batch.is_empty() {
         state.storage.permit().await?.send(batch).durable().await?;
     }
     let reading = Arc::clone(&state.storage);
-    let (page, lies, expected) = blocking(move || {
-        let (mut lies, mut expected) = (Sum::default(), Sum::default());
+    let (page, stored, expected) = blocking(move || {
+        let (mut stored, mut expected) = (Sum::default(), Sum::default());
         for (row, key) in page.rows.iter().zip(&written) {
             let Some(place) = key else { continue };
             expected.add(row);
             let value = reading.raw(place.0, place.1.as_deref().unwrap_or(&row.key))?;
-            lies.add(&RawRow {
+            stored.add(&RawRow {
                 table: row.table,
                 key: row.key.clone(),
                 value,
             });
         }
-        Ok((page, lies, expected))
+        Ok((page, stored, expected))
     })
     .await?;
-    if lies != expected {
+    if stored != expected {
         return Err(ImportError::Copy(format!(
-            "{expected:?} was written and {lies:?} lies here"
+            "{expected:?} was written, but {stored:?} is stored"
         )));
     }
     incoming.note = note;
@@ -391,31 +397,37 @@ async fn lay(
     Ok(copied)
 }
 
-/// Where a row was laid: its table, and its key if that is not the row's own.
+/// The place of a stored row: its table, and its key if that is not the row's own. `None` if the
+/// row was not stored.
 type Written = Option<(Table, Option<Vec<u8>>)>;
 
-/// A page as it is to be committed.
-struct Laid {
+/// A page prepared for its commit.
+struct StagedPage {
     batch: WriteBatch,
-    note: ArrivingNote,
+    note: StagingNote,
     written: Vec<Written>,
 }
 
-impl Laid {
-    fn of(state: &VolumeState, page: &Page, source: u8, note: ArrivingNote) -> Result<Laid, StorageError> {
-        let mut laid = Laid {
+impl StagedPage {
+    fn of(
+        state: &VolumeState,
+        page: &Page,
+        source: u8,
+        note: StagingNote,
+    ) -> Result<StagedPage, StorageError> {
+        let mut staged = StagedPage {
             batch: WriteBatch::default(),
             note,
             written: Vec::with_capacity(page.rows.len()),
         };
         for row in &page.rows {
-            let written = laid.row(state, row, source)?;
-            laid.written.push(written);
+            let written = staged.row(state, row, source)?;
+            staged.written.push(written);
         }
-        if !laid.batch.is_empty() {
-            laid.batch.put_raw(Table::Meta, ARRIVING, &laid.note.encode());
+        if !staged.batch.is_empty() {
+            staged.batch.put_raw(Table::Meta, ARRIVING, &staged.note.encode());
         }
-        Ok(laid)
+        Ok(staged)
     }
 
     fn row(&mut self, state: &VolumeState, row: &RawRow, source: u8) -> Result<Written, StorageError> {
@@ -433,7 +445,8 @@ impl Laid {
                 self.note.stat_files += i64::from(value.is_some()) - i64::from(is_known);
             }
             Table::Answers => {
-                // A key that was used here too, for an order that is here: that answer stays.
+                // An answer that this volume stored under the same key, for an order of its own, is
+                // not replaced.
                 let known = state.storage.raw(table, key)?;
                 let home = state.slots.home_of(table, key, known.as_deref());
                 let home = home.map_err(|fault| broken(table, key, fault))?;
@@ -466,7 +479,7 @@ impl Laid {
             let order = decode(value)?;
             self.note.orders.count(&order, 1);
             if known.is_none() {
-                self.batch.came(order.id);
+                self.batch.add_arrival(order.id);
             }
         }
         Ok(())
@@ -480,19 +493,19 @@ impl Laid {
     }
 }
 
-/// What lies aside, as it is to be put in force.
+/// The staged rows of stock, ready for activation.
 #[derive(Default)]
 pub(crate) struct StagedRows {
     pub(crate) stock: StagedStock,
     pub(crate) batch: WriteBatch,
-    /// The volume's products and what is known of its snapshot, to which it was fitted.
+    /// The volume's products and stock head at the time of the fitting.
     fitted_to: (Vec<u32>, StockHead),
 }
 
 impl StagedRows {
-    /// Reads what lies aside of a volume and fits it in; nothing of it is in force before its
-    /// changes are committed.
-    pub(crate) fn read(storage: &Volume, note: &ArrivingNote) -> Result<StagedRows, StorageError> {
+    /// Reads the staged rows of a volume and fits them to its stock. Nothing is active before the
+    /// batch is committed.
+    pub(crate) fn read(storage: &Volume, note: &StagingNote) -> Result<StagedRows, StorageError> {
         let mut batch = WriteBatch::default();
         let mut stock = StagedStock::default();
         let fitted_to = (storage.catalogue()?, storage.stock_head()?);
@@ -512,7 +525,7 @@ impl StagedRows {
             Ok::<(), StorageError>(())
         })?;
         stock.fit(storage, &mut batch)?;
-        note.adopt(&mut batch);
+        note.activate(&mut batch);
         Ok(StagedRows {
             stock,
             batch,
@@ -520,18 +533,18 @@ impl StagedRows {
         })
     }
 
-    /// True if the volume's stock still has the products and the age that this was fitted to.
+    /// Returns `true` if the volume's products and stock head are unchanged since the fitting.
     pub(crate) fn fits(&self, storage: &Volume) -> Result<bool, StorageError> {
         Ok(self.fitted_to == (storage.catalogue()?, storage.stock_head()?))
     }
 }
 
-/// Reads what lies aside, for when it will be in force; refuses slots whose stores would make the
-/// stock too large, before it is too late to refuse them.
+/// Prepares the staged rows of stock for activation. Rejects slots with stores that would make the
+/// stock too large, while the migration can still be undone.
 async fn fit_stock(server: &VolumeServer, id: u64) -> Result<(), ImportError> {
     let mut guard = server.incoming.lock().await;
     let Some(incoming) = guard.as_mut().filter(|incoming| incoming.id == id) else {
-        return Err(gone());
+        return Err(migration_ended());
     };
     let state = server.app.state();
     let (storage, note, stores) = (
@@ -545,23 +558,23 @@ async fn fit_stock(server: &VolumeServer, id: u64) -> Result<(), ImportError> {
     Ok(())
 }
 
-/// The move of which rows lie in a volume that is not served yet.
-pub(crate) async fn arriving_of(storage: &Arc<Volume>) -> Result<Option<u64>, StorageError> {
+/// Returns the migration of the staged rows in a volume that is not served yet.
+pub(crate) async fn staged_migration(storage: &Arc<Volume>) -> Result<Option<u64>, StorageError> {
     let reading = Arc::clone(storage);
-    let note = blocking(move || ArrivingNote::of(&reading)).await?;
+    let note = blocking(move || StagingNote::of(&reading)).await?;
     Ok(note.map(|note| note.id))
 }
 
-/// Brings what a crash left of a move in line with the cluster's state, before a volume is
-/// furnished; nobody else may be at work in it. Says whether rubbish lies in the volume, and
-/// whether it was counted.
-pub(crate) async fn settle(
+/// Resolves the rows of an unfinished migration by the cluster's state, before a volume is served
+/// and while nothing else uses it. Committed rows are activated. Returns the kind of stale rows, if
+/// there are any.
+pub(crate) async fn resolve_unfinished(
     storage: &Arc<Volume>,
     committed: u64,
 ) -> Result<Option<crate::volume::migration::cleanup::StaleRows>, StorageError> {
     use crate::volume::migration::cleanup::StaleRows;
     let reading = Arc::clone(storage);
-    let note = blocking(move || ArrivingNote::of(&reading)).await?;
+    let note = blocking(move || StagingNote::of(&reading)).await?;
     let must_purge = storage.note(crate::storage::write_batch::PURGE)?.is_some();
     match note {
         Some(note) if note.id == committed => {
@@ -570,23 +583,24 @@ pub(crate) async fn settle(
             storage.permit().await?.send(staged.batch).durable().await?;
             Ok(must_purge.then_some(StaleRows::Counted))
         }
-        Some(_) => Ok(Some(StaleRows::NeverInForce)),
+        Some(_) => Ok(Some(StaleRows::NeverActive)),
         None => Ok(must_purge.then_some(StaleRows::Counted)),
     }
 }
 
-/// Where expiry must stop while orders arrive: it would pass over those that are not in force yet.
-pub(crate) fn hold_expiry(storage: &Volume) {
+/// Limits expiry to the current pages of arrivals. Otherwise it would pass over orders that are not
+/// active yet.
+pub(crate) fn pause_expiry(storage: &Volume) {
     storage
-        .pages_in_force
+        .first_inactive_page
         .store(storage.counters().next_page, Ordering::Release);
 }
 
-/// Does something where a thread may wait.
+/// Runs work on a blocking thread.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
 ) -> Result<T, StorageError> {
-    // A panic there has been reported; the volume is as good as closed to this caller.
+    // A panic has been logged. To this caller the volume counts as closed.
     runtime::blocking(work).await.unwrap_or(Err(StorageError::Closed))
 }
 
@@ -595,22 +609,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_says_again_what_was_written_and_a_broken_one_is_refused() {
-        let mut note = ArrivingNote {
+    fn a_note_survives_encoding_and_a_truncated_one_is_rejected() {
+        let mut note = StagingNote {
             id: 7,
             stat_files: 3,
-            ..ArrivingNote::default()
+            ..StagingNote::default()
         };
         note.orders.by_state[4] = -5;
         note.orders.by_state[10] = 1 << 40;
         note.orders.extra_payments = -2;
         let bytes = note.encode();
-        assert_eq!(ArrivingNote::decode(&bytes).unwrap(), note);
+        assert_eq!(StagingNote::decode(&bytes).unwrap(), note);
         let mut earlier = note;
         earlier.orders.extra_payments = 0;
-        assert_eq!(ArrivingNote::decode(&bytes[..NOTE_BYTES_V1]).unwrap(), earlier);
+        assert_eq!(StagingNote::decode(&bytes[..NOTE_BYTES_V1]).unwrap(), earlier);
         for cut in (0..bytes.len()).filter(|cut| *cut != NOTE_BYTES_V1) {
-            assert!(ArrivingNote::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+            assert!(StagingNote::decode(&bytes[..cut]).is_err(), "cut at {cut}");
         }
     }
 }

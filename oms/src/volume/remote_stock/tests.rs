@@ -67,7 +67,7 @@ async fn commit(state: &VolumeState, batch: WriteBatch) {
 /// Has the volume's record say that it has these slots.
 async fn own(state: &VolumeState, record: SlotOwnership) {
     let mut batch = WriteBatch::default();
-    batch.own(record);
+    batch.set_ownership(record);
     commit(state, batch).await;
 }
 
@@ -227,7 +227,7 @@ async fn what_reaches_a_volume_beside_its_order_is_asked_after_if_it_was_asked_f
     }
     let staged = StagedRows::default();
     let permit = state.storage.permit().await.unwrap();
-    let taken = state.take_in(&alone, &mut staged_state, staged, permit);
+    let taken = state.activate_slots(&alone, &mut staged_state, staged, permit);
     taken.durable().await.unwrap();
     let is_held = |order: &OrderId| state.remote_reservations().get(order, store).is_some();
     assert!(is_held(&orders[0]), "the order must say whether it keeps it");

@@ -1,4 +1,4 @@
-//! Transactors over a real volume: one at a time, nothing forgotten, panics contained.
+//! Transactors over a real volume: serialization, cancellation and panics.
 
 use super::*;
 use crate::domain::order::State;
@@ -18,7 +18,7 @@ fn line(id: u32, quantity: u32) -> Line {
     Line { id, quantity }
 }
 
-/// Transactors over a volume whose store 1 has `units` of product 7.
+/// Transactors over a volume with `units` of product 7 in store 1.
 async fn transactors(folder: &std::path::Path, units: u32) -> Arc<Transactors> {
     let storage = Volume::open(folder).unwrap();
     let mut snapshot = StockSnapshot::default();
@@ -54,7 +54,7 @@ async fn close(transactors: Arc<Transactors>) {
 }
 
 #[tokio::test]
-async fn a_panic_loses_nothing_and_the_next_message_starts_anew() {
+async fn a_panic_loses_no_durable_state_and_the_next_request_succeeds() {
     let folder = tempfile::tempdir().unwrap();
     let transactors = transactors(folder.path(), 5).await;
     let lines: Box<[Line]> = [line(7, 2)].into();
@@ -84,7 +84,7 @@ async fn a_panic_loses_nothing_and_the_next_message_starts_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_waits_behind_a_panic_is_still_carried_out() {
+async fn requests_in_the_mailbox_are_executed_after_a_panic() {
     let folder = tempfile::tempdir().unwrap();
     let transactors = transactors(folder.path(), 5).await;
     for round in 0..200 {
@@ -101,10 +101,10 @@ async fn what_waits_behind_a_panic_is_still_carried_out() {
 }
 
 #[tokio::test]
-async fn an_order_that_fails_again_and_again_is_left_alone_and_harms_nobody() {
+async fn an_order_with_repeated_panics_is_suspended_and_other_orders_are_served() {
     let folder = tempfile::tempdir().unwrap();
     let transactors = transactors(folder.path(), 5).await;
-    for _ in 0..PANICS_AT_ONCE {
+    for _ in 0..PANICS_BEFORE_SUSPENSION {
         let answer = transactors.ask(&id("bad"), Ask::Panic).await;
         assert!(matches!(answer, Err(OrderError::Interrupted)), "{answer:?}");
     }
@@ -118,20 +118,21 @@ async fn an_order_that_fails_again_and_again_is_left_alone_and_harms_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_that_goes_away_leaves_nothing_half_done() {
+async fn a_step_is_finished_after_its_sender_disconnects() {
     let folder = tempfile::tempdir().unwrap();
     let transactors = transactors(folder.path(), 1_000).await;
     for round in 0..100u32 {
         let order = id(&format!("o{round}"));
         let place = Ask::Place([line(7, 1)].into());
         let mut asking = Box::pin(transactors.ask(&order, place.clone()));
-        // Polled once: its rows are queued by then. After that the customer hangs up.
+        // The first poll queues the rows. Dropping the future then simulates a client that
+        // disconnects.
         let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(asking.as_mut().poll(cx))).await;
         drop(asking);
         let again = transactors.ask(&order, place).await.unwrap();
         assert_eq!(again.order.store, Some(1));
         let known = transactors.state().outbox().get(&order, Kind::Announce).is_some();
-        assert!(known, "the warehouse is told all the same");
+        assert!(known, "the announcement is in the outbox");
     }
     while transactors.at_work() > 0 {
         tokio::task::yield_now().await;
@@ -141,7 +142,7 @@ async fn a_sender_that_goes_away_leaves_nothing_half_done() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_message_falls_between_rest_and_start() {
+async fn no_request_is_lost_between_the_end_and_the_start_of_a_transactor() {
     let folder = tempfile::tempdir().unwrap();
     let transactors = transactors(folder.path(), 1_000_000).await;
     let mut askers = tokio::task::JoinSet::new();
@@ -162,7 +163,7 @@ async fn no_message_falls_between_rest_and_start() {
     assert_eq!(
         transactors.state().stock().product(7)[0].1.reserved,
         3,
-        "three orders, however often they came"
+        "each of the three orders is placed once"
     );
     assert_eq!(
         transactors.state().storage.counters().orders[State::Reserved as usize],
@@ -175,7 +176,7 @@ async fn no_message_falls_between_rest_and_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_last_units_are_promised_once_whoever_asks_at_the_same_time() {
+async fn concurrent_orders_never_reserve_more_than_the_stock() {
     let folder = tempfile::tempdir().unwrap();
     let transactors = transactors(folder.path(), 10).await;
     let mut askers = tokio::task::JoinSet::new();

@@ -1,4 +1,4 @@
-//! The time to pay is the time that passes, whatever the clock shows.
+//! Expiry under a manual clock: steps of the wall clock do not change the time to pay.
 
 use std::sync::atomic::AtomicU64;
 
@@ -15,7 +15,7 @@ use crate::volume::state::VolumeState;
 const TIMEOUT: Duration = Duration::from_secs(900);
 const BEGIN_MS: u64 = 1_700_000_000_000;
 
-/// A volume whose store 1 has 100 units of product 7, with a clock that the test sets.
+/// A volume with 100 units of product 7 in store 1, and a clock that the test sets.
 struct Shop {
     transactors: Arc<Transactors>,
     wall_ms: Arc<AtomicU64>,
@@ -51,7 +51,7 @@ impl Shop {
         closed.unwrap().unwrap();
     }
 
-    /// Lets time pass by both clocks.
+    /// Advances both clocks.
     async fn pass(&self, seconds: u64) {
         tokio::time::advance(Duration::from_secs(seconds)).await;
         self.wall_ms.fetch_add(seconds * 1_000, Ordering::Relaxed);
@@ -77,58 +77,58 @@ impl Shop {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_order_expires_after_its_time_to_pay_and_not_before() {
+async fn an_order_expires_at_its_payment_timeout_and_not_before() {
     let folder = tempfile::tempdir().unwrap();
     let shop = Shop::open(folder.path(), BEGIN_MS).await;
     let mut expiry = Expiry::new(&shop.transactors, TIMEOUT);
     shop.order("a").await;
     shop.pass(1).await;
-    expiry.look(&shop.transactors).await.unwrap();
+    expiry.expire_due(&shop.transactors).await.unwrap();
     shop.order("b").await;
     shop.pass(898).await;
-    expiry.look(&shop.transactors).await.unwrap();
+    expiry.expire_due(&shop.transactors).await.unwrap();
     assert_eq!(shop.state("a"), State::Reserved);
     shop.pass(1).await;
-    expiry.look(&shop.transactors).await.unwrap();
+    expiry.expire_due(&shop.transactors).await.unwrap();
     assert_eq!(
         (shop.state("a"), shop.state("b")),
         (State::Expired, State::Reserved)
     );
     shop.pass(1).await;
-    expiry.look(&shop.transactors).await.unwrap();
+    expiry.expire_due(&shop.transactors).await.unwrap();
     assert_eq!(shop.state("b"), State::Expired);
     shop.close().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_step_of_the_clock_neither_expires_an_order_nor_keeps_it() {
+async fn a_step_of_the_wall_clock_does_not_change_the_time_to_pay() {
     for step in [-86_400, -600, 600, 86_400] {
         let folder = tempfile::tempdir().unwrap();
         let shop = Shop::open(folder.path(), BEGIN_MS).await;
         let mut expiry = Expiry::new(&shop.transactors, TIMEOUT);
         shop.order("a").await;
         shop.pass(1).await;
-        // The step comes before the order is looked at for the first time, and once more after.
+        // The clock steps before the first pass over the order, and once more after it.
         shop.step(step);
-        expiry.look(&shop.transactors).await.unwrap();
+        expiry.expire_due(&shop.transactors).await.unwrap();
         shop.pass(400).await;
         shop.step(step);
         shop.order("b").await;
-        expiry.look(&shop.transactors).await.unwrap();
+        expiry.expire_due(&shop.transactors).await.unwrap();
         assert_eq!(shop.state("a"), State::Reserved, "step {step}");
         shop.pass(501).await;
-        expiry.look(&shop.transactors).await.unwrap();
+        expiry.expire_due(&shop.transactors).await.unwrap();
         let states = (shop.state("a"), shop.state("b"));
         assert_eq!(states, (State::Expired, State::Reserved), "step {step}");
         shop.pass(400).await;
-        expiry.look(&shop.transactors).await.unwrap();
+        expiry.expire_due(&shop.transactors).await.unwrap();
         assert_eq!(shop.state("b"), State::Expired, "step {step}");
         shop.close().await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn orders_taken_by_a_clock_that_was_ahead_expire_one_timeout_after_the_volume_is_opened() {
+async fn orders_from_the_future_expire_one_timeout_after_the_volume_is_opened() {
     let folder = tempfile::tempdir().unwrap();
     let year_s = 365 * 86_400;
     let shop = Shop::open(folder.path(), BEGIN_MS + year_s * 1_000).await;
@@ -139,12 +139,12 @@ async fn orders_taken_by_a_clock_that_was_ahead_expire_one_timeout_after_the_vol
     let shop = Shop::open(folder.path(), BEGIN_MS).await;
     let mut expiry = Expiry::new(&shop.transactors, TIMEOUT);
     shop.order("now").await;
-    expiry.look(&shop.transactors).await.unwrap();
+    expiry.expire_due(&shop.transactors).await.unwrap();
     shop.pass(899).await;
-    expiry.look(&shop.transactors).await.unwrap();
+    expiry.expire_due(&shop.transactors).await.unwrap();
     assert_eq!(shop.state("ahead"), State::Reserved);
     shop.pass(1).await;
-    expiry.look(&shop.transactors).await.unwrap();
+    expiry.expire_due(&shop.transactors).await.unwrap();
     for id in ["ahead", "ahead-too", "now"] {
         assert_eq!(shop.state(id), State::Expired, "{id}");
     }
@@ -156,13 +156,13 @@ async fn orders_taken_by_a_clock_that_was_ahead_expire_one_timeout_after_the_vol
     shop.close().await;
     let shop = Shop::open(folder.path(), BEGIN_MS + 900_000).await;
     let mut expiry = Expiry::new(&shop.transactors, TIMEOUT);
-    expiry.look(&shop.transactors).await.unwrap();
+    expiry.expire_due(&shop.transactors).await.unwrap();
     assert_eq!(shop.state("old"), State::Expired);
     shop.close().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn marks_are_bounded_whatever_the_timeout() {
+async fn the_number_of_marks_is_bounded_for_a_long_timeout() {
     let folder = tempfile::tempdir().unwrap();
     let shop = Shop::open(folder.path(), BEGIN_MS).await;
     let mut expiry = Expiry::new(&shop.transactors, Duration::from_secs(30 * 86_400));

@@ -1,8 +1,10 @@
-//! The data folder as the scan for statistics files sees it. Every function here may wait for the
+//! The data folder as the scan for statistics files sees it. Every function here may block on the
 //! disk.
 //!
-//! Other programs write into this folder at any moment. So a file is described by its `Stamp`, and
-//! whatever is done to a file is preceded by a look at whether the stamp is still the same.
+//! **Invariants**
+//! - Other programs write into this folder at any moment. So each operation on a file first checks
+//!   that its `Stamp` is unchanged.
+//! - Setting a file aside never replaces another file.
 
 use std::fs::Metadata;
 use std::io::{Error, ErrorKind, Result};
@@ -14,12 +16,13 @@ use rustix::fs::{CWD, RenameFlags};
 use crate::runtime::regular_file;
 use crate::volume::jobs::stat_import::name;
 
-/// Largest file read, in bytes: the usual one has 10,000 lines and 70 KB.
+/// Maximum size of a file, in bytes. The usual one has 10,000 lines and 70 KB.
 pub(crate) const FILE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
-/// Most names tried for a file that is set aside.
+/// Maximum number of names tried for a file that is set aside.
 const ASIDE_NAMES_MAX: u32 = 1_000;
 
-/// The identity and age of a file's content: two equal stamps mean that nobody wrote in between.
+/// The identity and version of a file's content. Two equal stamps mean that nobody wrote in
+/// between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     device: u64,
@@ -41,11 +44,11 @@ impl Stamp {
     }
 }
 
-/// An entry of the folder under the name of a statistics file.
+/// An entry of the folder with the name of a statistics file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) name: String,
-    /// The file's stamp, or the type of an entry that is no regular file.
+    /// The file's stamp, or the type of an entry that is not a regular file.
     pub(crate) kind: std::result::Result<Stamp, &'static str>,
 }
 
@@ -69,7 +72,7 @@ pub(crate) fn look(folder: &Path) -> Result<Vec<Found>> {
                 name,
                 kind: Err(regular_file::name_of(about.file_type())),
             }),
-            // Removed since the folder was read.
+            // The entry was removed after the folder was read.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -82,13 +85,13 @@ pub(crate) fn look(folder: &Path) -> Result<Vec<Found>> {
 pub(crate) enum Content {
     /// The whole file.
     Whole(Vec<u8>),
-    /// The last line has no end.
+    /// The last line has no line end.
     Unfinished,
-    /// The file was written to, or replaced, since it was looked at.
+    /// The file was written to, or replaced, after its stamp was taken.
     Changed,
 }
 
-/// Reads a file of this stamp.
+/// Reads a file if it has this stamp.
 pub(crate) fn read(path: &Path, stamp: &Stamp) -> Result<Content> {
     let file = regular_file::open_no_follow(path)?;
     if Stamp::of(&file.metadata()?) != *stamp {
@@ -104,8 +107,7 @@ pub(crate) fn read(path: &Path, stamp: &Stamp) -> Result<Content> {
     })
 }
 
-/// Deletes a file that was added. Returns `false`, and leaves the file, if the file has changed
-/// since.
+/// Deletes a file that was added. Returns `false` without deleting if the file has changed since.
 pub(crate) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
@@ -117,7 +119,7 @@ pub(crate) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
     Ok(true)
 }
 
-/// Renames an entry, of any type, to `NAME.rejected`, or `NAME.rejected.2` and so on. Replaces
+/// Renames an entry of any type to `NAME.rejected`, or `NAME.rejected.2` and so on. Replaces
 /// nothing.
 pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
     for number in 1..=ASIDE_NAMES_MAX {
@@ -133,7 +135,7 @@ pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
         match rustix::fs::renameat_with(CWD, path, CWD, &aside, RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(aside),
             Err(rustix::io::Errno::EXIST) => {}
-            // File systems without this flag: the name was free a moment ago.
+            // The file system does not support this flag. The name was free a moment ago.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                 std::fs::rename(path, &aside)?;
                 return Ok(aside);

@@ -1,14 +1,17 @@
 //! Names of statistics files: `stat_`, fifteen digits of Unix milliseconds, `.csv`.
 //!
-//! Names are kept for a while after a file was added. Afterwards one name stands for all forgotten
-//! ones: the newest of them (the mark). A file that is not newer than the mark may have been added
-//! before, and is not added again. So no name far in the future may become the mark.
+//! The names of added files are stored for a week. Afterwards one name, the mark, stands for all
+//! removed ones: the newest of them.
+//!
+//! **Invariants**
+//! - A file that is not newer than the mark may have been added before, and is not added again.
+//! - No name ahead of the clock becomes the mark, because it would block all later files.
 
-/// Longest time by which a name may be ahead of the clock, in milliseconds: a day covers clocks set
+/// Maximum time by which a name may be ahead of the clock, in milliseconds. A day covers clocks set
 /// to local time.
 pub(crate) const AHEAD_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 
-/// Returns the milliseconds of a name; `None` for any other name.
+/// Returns the milliseconds in the name of a statistics file; `None` for any other name.
 pub(crate) fn stamp_of(name: &str) -> Option<u64> {
     let stamp = name.strip_prefix("stat_")?.strip_suffix(".csv")?;
     let is_stamp = stamp.len() == 15 && stamp.bytes().all(|byte| byte.is_ascii_digit());
@@ -20,14 +23,14 @@ pub(crate) fn is_implausible(name: &str, now_ms: u64) -> bool {
     stamp_of(name).is_some_and(|stamp| stamp > now_ms.saturating_add(AHEAD_MAX_MS))
 }
 
-/// Returns `true` if a file of this name may have been added before and forgotten since.
+/// Returns `true` if a file of this name may have been added before and its name removed since.
 ///
-/// A mark ahead of the clock is ignored: earlier versions took any name for one.
+/// A mark ahead of the clock is ignored, because earlier versions accepted any name as the mark.
 pub(crate) fn may_be_forgotten(name: &str, mark: Option<&str>, now_ms: u64) -> bool {
     mark.is_some_and(|mark| name <= mark && !is_implausible(mark, now_ms))
 }
 
-/// Returns the mark after some more names were forgotten. The mark never goes back.
+/// Returns the mark after these names were removed. The mark never goes back.
 pub(crate) fn next_mark<'a>(
     mark: Option<&'a str>,
     forgotten: impl IntoIterator<Item = &'a str>,
@@ -42,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_warehouses_names_have_a_stamp() {
+    fn stamp_of_accepts_only_names_of_the_warehouse() {
         assert_eq!(stamp_of("stat_000001700000000.csv"), Some(1_700_000_000));
         for name in [
             "stat_1700000000.csv",
@@ -56,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_never_goes_back_and_never_runs_ahead_of_the_clock() {
+    fn the_mark_never_goes_back_and_is_never_ahead_of_the_clock() {
         let (old, new, ahead) = (
             "stat_000000000000100.csv",
             "stat_000000000000200.csv",
@@ -65,7 +68,11 @@ mod tests {
         assert_eq!(next_mark(Some(new), [old], 1_000), Some(new));
         assert_eq!(next_mark(Some(old), [new, ahead], 1_000), Some(new));
         assert_eq!(next_mark(None, [ahead], 1_000), None);
-        assert_eq!(next_mark(Some(ahead), [old], 1_000), Some(old), "it mends itself");
+        assert_eq!(
+            next_mark(Some(ahead), [old], 1_000),
+            Some(old),
+            "a mark ahead of the clock is replaced"
+        );
         assert!(may_be_forgotten(old, Some(new), 1_000));
         assert!(!may_be_forgotten(new, Some(old), 1_000));
         assert!(!may_be_forgotten(new, Some(ahead), 1_000));

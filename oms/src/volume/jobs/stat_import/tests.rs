@@ -1,3 +1,5 @@
+//! Scans of a folder with whole, incomplete, changing, hostile and implausibly named files.
+
 use std::os::unix::fs::symlink;
 use std::sync::atomic::AtomicU64;
 
@@ -6,14 +8,14 @@ use crate::outbox::OutboxLimits;
 use crate::runtime::clock::{Clock, StepWatch};
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
-use crate::volume::jobs::retention::sweep;
-use crate::volume::jobs::stat_import::watched::PATIENCE;
+use crate::volume::jobs::retention::remove_expired;
+use crate::volume::jobs::stat_import::watched::INCOMPLETE_TIMEOUT;
 
-/// 2026, in milliseconds: the present of these tests.
+/// The current time of these tests: a moment in 2026, in milliseconds.
 const NOW_MS: u64 = 1_780_000_000_000;
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
-/// A scanner over a volume of its own, with a clock that stands still.
+/// A scanner over its own volume, with a clock that stands still.
 struct World {
     folder: tempfile::TempDir,
     _volume: tempfile::TempDir,
@@ -58,7 +60,7 @@ impl World {
         file.unwrap().write_all(text.as_bytes()).unwrap();
     }
 
-    /// Units sold of product 5.
+    /// Returns the units sold of product 5.
     fn units(&self) -> u128 {
         self.scanner.statistics.read().unwrap().product(5).total_qty
     }
@@ -85,7 +87,7 @@ fn stat_name(at_ms: u64) -> String {
 }
 
 #[tokio::test]
-async fn a_file_is_taken_by_the_second_scan_that_sees_it_unchanged() {
+async fn a_file_is_added_by_the_second_scan_that_sees_it_unchanged() {
     let mut world = World::new();
     let name = stat_name(NOW_MS);
     world.write(&name, "5,2,10\n");
@@ -93,14 +95,14 @@ async fn a_file_is_taken_by_the_second_scan_that_sees_it_unchanged() {
     assert_eq!((world.units(), world.counters()), (0, [0, 1, 0]));
     world.append(&name, "5,1,10\n");
     world.scan(1).await;
-    assert_eq!(world.units(), 0, "it has changed since the scan before");
+    assert_eq!(world.units(), 0, "the file changed between two scans");
     world.scan(1).await;
     assert_eq!((world.units(), world.counters()), (3, [1, 0, 0]));
     assert!(!world.path(&name).exists());
 }
 
 #[tokio::test]
-async fn a_file_that_is_empty_at_first_is_waited_for() {
+async fn an_empty_file_is_added_once_it_has_lines() {
     let mut world = World::new();
     let name = stat_name(NOW_MS);
     world.write(&name, "");
@@ -113,9 +115,9 @@ async fn a_file_that_is_empty_at_first_is_waited_for() {
     assert_eq!(world.units(), 7);
 }
 
-/// A writer that stalls within the last line leaves `5,11` of `5,1110,3`.
+/// A writer that stalls leaves a last line without a line end. It may look like another valid line.
 #[tokio::test]
-async fn half_a_last_line_counts_for_nothing_until_it_ends() {
+async fn a_file_with_an_incomplete_last_line_is_not_added() {
     let mut world = World::new();
     let name = stat_name(NOW_MS);
     world.write(&name, "5,11,1");
@@ -127,13 +129,13 @@ async fn half_a_last_line_counts_for_nothing_until_it_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_incomplete_file_is_set_aside_after_a_while_with_all_that_it_holds() {
+async fn an_incomplete_file_is_set_aside_whole_after_the_timeout() {
     let mut world = World::new();
     let (empty, unfinished) = (stat_name(NOW_MS), stat_name(NOW_MS + 1));
     world.write(&empty, "");
     world.write(&unfinished, "5,1,1\n5,2");
     world.scan(2).await;
-    tokio::time::advance(PATIENCE - Duration::from_secs(1)).await;
+    tokio::time::advance(INCOMPLETE_TIMEOUT - Duration::from_secs(1)).await;
     world.scan(1).await;
     assert_eq!(world.counters(), [0, 2, 0]);
     tokio::time::advance(Duration::from_secs(1)).await;
@@ -145,7 +147,7 @@ async fn an_incomplete_file_is_set_aside_after_a_while_with_all_that_it_holds() 
 }
 
 #[tokio::test]
-async fn nothing_but_a_regular_file_is_read_and_the_files_beside_it_count() {
+async fn entries_that_are_no_regular_files_are_set_aside_unread() {
     let mut world = World::new();
     let names: Vec<String> = (0..5).map(|at| stat_name(NOW_MS + at)).collect();
     runtime::regular_file::tests::make_fifo(&world.path(&names[0]));
@@ -162,7 +164,7 @@ async fn nothing_but_a_regular_file_is_read_and_the_files_beside_it_count() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_set_aside_replaces_no_other() {
+async fn setting_a_file_aside_replaces_no_other_file() {
     let mut world = World::new();
     let name = stat_name(NOW_MS);
     for body in ["5,one,1\n", "5,two,1\n"] {
@@ -175,7 +177,7 @@ async fn a_file_that_is_set_aside_replaces_no_other() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_written_to_after_it_was_added_is_kept() {
+async fn a_file_changed_after_it_was_added_is_set_aside() {
     let mut world = World::new();
     let name = stat_name(NOW_MS);
     world.write(&name, "5,1,1\n");
@@ -188,14 +190,14 @@ async fn a_file_that_is_written_to_after_it_was_added_is_kept() {
     assert_eq!(aside.unwrap(), "5,1,1\n5,9,1\n");
 }
 
-/// Forgets what is old by a clock that makes no step.
-async fn sweep_once(state: &Arc<VolumeState>) -> (usize, usize) {
+/// Runs one retention pass with a clock that makes no step.
+async fn run_retention_once(state: &Arc<VolumeState>) -> (usize, usize) {
     let mut steps = StepWatch::new(&state.clock, Duration::from_millis(DAY_MS));
-    sweep(state, &mut steps).await.unwrap()
+    remove_expired(state, &mut steps).await.unwrap()
 }
 
 #[tokio::test]
-async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_count() {
+async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_are_added() {
     let mut world = World::new();
     let ahead = "stat_999999999999999.csv";
     world.write(ahead, "5,100,1\n");
@@ -203,21 +205,21 @@ async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_count() {
     world.scan(2).await;
     assert_eq!((world.units(), world.counters()), (1, [1, 0, 1]));
     assert!(world.path(&format!("{ahead}.rejected")).exists());
-    // Eight days later everything added so far is forgotten.
+    // Eight days later the names of all files added so far are removed.
     let later_ms = NOW_MS + 8 * DAY_MS;
     world.clock.store(later_ms, Ordering::Relaxed);
-    assert_eq!(sweep_once(&world.scanner.state).await, (0, 1));
+    assert_eq!(run_retention_once(&world.scanner.state).await, (0, 1));
     world.write(&stat_name(later_ms), "5,2,1\n");
     world.scan(2).await;
     assert_eq!(world.units(), 3);
     world.write(&stat_name(NOW_MS), "5,50,1\n");
     world.scan(2).await;
-    assert_eq!(world.units(), 3, "it may have been added before");
+    assert_eq!(world.units(), 3, "a file older than the mark is not added");
 }
 
-/// Earlier versions took any name, and remembered the newest of those that they forgot.
+/// Earlier versions accepted any name, and made the newest removed name the mark.
 #[tokio::test]
-async fn a_far_name_that_an_earlier_version_added_does_not_block_later_files() {
+async fn a_mark_of_an_earlier_version_ahead_of_the_clock_does_not_block_later_files() {
     let mut world = World::new();
     let state = Arc::clone(&world.scanner.state);
     let newest = "stat_999999999999999.csv";
@@ -228,7 +230,7 @@ async fn a_far_name_that_an_earlier_version_added_does_not_block_later_files() {
     let mut batch = WriteBatch::default();
     batch.stat_file(newest, NOW_MS - 8 * DAY_MS, &Default::default());
     commit(batch).await;
-    assert_eq!(sweep_once(&state).await, (0, 1));
+    assert_eq!(run_retention_once(&state).await, (0, 1));
     assert_eq!(state.storage.stat_files_forgotten().unwrap(), None);
     let mut batch = WriteBatch::default();
     batch.forget_stat_files([newest], Some(newest));

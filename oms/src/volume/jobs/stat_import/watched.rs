@@ -1,8 +1,10 @@
-//! The files that a scan found and left alone, and the decision which of them to take. Pure.
+//! The files that a scan found and did not add, and the decision which of them to add. Pure.
 //!
-//! A file is taken once two scans in a row saw the same stamp. A file that stays empty, whose last
-//! line stays without an end, or that cannot be read waits; it is reported once, and set aside
-//! after `PATIENCE`. Time is monotonic.
+//! **Invariants**
+//! - A file is added once two scans in a row saw the same stamp.
+//! - An incomplete file waits: one that is empty, that cannot be read, or that ends within a line.
+//!   It is reported once, and set aside after `INCOMPLETE_TIMEOUT`.
+//! - Time is monotonic.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,12 +13,12 @@ use tokio::time::Instant;
 
 use crate::volume::jobs::stat_import::folder::{FILE_BYTES_MAX, Found, Stamp};
 
-/// Longest time that an incomplete file is waited for, counted from its last change. Writers finish
-/// within seconds; ten minutes outlast a stalled network copy, and leave an operator a file to look
-/// at within the same shift.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10 * 60);
+/// Longest wait for an incomplete file, counted from its last change. Writers finish within
+/// seconds. Ten minutes outlast a stalled network copy, and still leave an operator a file to
+/// inspect within the same shift.
+pub(crate) const INCOMPLETE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
-/// A file that waits.
+/// A file that was seen and not added yet.
 struct Waiting {
     stamp: Stamp,
     since: Instant,
@@ -28,18 +30,18 @@ struct Waiting {
 pub(crate) enum Step {
     /// Read the file and add it.
     Take(Stamp),
-    /// Look again at the next scan.
+    /// Check again at the next scan.
     Wait,
     /// Rename the entry, for this reason.
     SetAside(String),
 }
 
-/// The files that wait, by name.
+/// The waiting files by name.
 #[derive(Default)]
 pub(crate) struct Watched(HashMap<String, Waiting>);
 
 impl Watched {
-    /// Forgets the files that are no longer there.
+    /// Forgets the files that no longer exist.
     pub(crate) fn retain(&mut self, found: &[Found]) {
         self.0.retain(|name, _| {
             let at = found.binary_search_by(|entry| entry.name.as_str().cmp(name));
@@ -47,12 +49,12 @@ impl Watched {
         });
     }
 
-    /// Number of files that wait.
+    /// Returns the number of waiting files.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Decides about an entry that the scan of this moment found.
+    /// Decides about an entry that the current scan found.
     pub(crate) fn step(&mut self, found: &Found, now: Instant) -> Step {
         let stamp = match found.kind {
             Ok(stamp) => stamp,
@@ -85,23 +87,23 @@ impl Watched {
         Step::Take(stamp)
     }
 
-    /// Decides about a file that was to be taken and is not complete. Reports the reason once.
+    /// Decides about an incomplete file. Logs the reason once.
     pub(crate) fn incomplete(&mut self, name: &str, reason: &str, now: Instant) -> Step {
         let Some(waiting) = self.0.get_mut(name) else {
             return Step::Wait;
         };
-        if now.duration_since(waiting.since) >= PATIENCE {
-            let minutes = PATIENCE.as_secs() / 60;
+        if now.duration_since(waiting.since) >= INCOMPLETE_TIMEOUT {
+            let minutes = INCOMPLETE_TIMEOUT.as_secs() / 60;
             return Step::SetAside(format!("{reason}, unchanged for {minutes} minutes"));
         }
         if !waiting.is_reported {
             waiting.is_reported = true;
-            tracing::warn!(file = name, reason, "statistics file waits");
+            tracing::warn!(file = name, reason, "statistics file incomplete");
         }
         Step::Wait
     }
 
-    /// Begins to watch a file anew: it has changed since the scan looked at it.
+    /// Forgets a file that changed during the scan, so that the next scan sees it as new.
     pub(crate) fn changed(&mut self, name: &str) {
         self.0.remove(name);
     }

@@ -1,0 +1,331 @@
+//! Nodes in processes of their own, and the events of a scenario that happen to them.
+//!
+//! Invariants:
+//! - Events happen one after the other: the next one waits until every volume answers again.
+//! - A node that an event took away is there again at the end of the run, so that the audit can
+//!   read every volume.
+//! - Dropping the fleet ends its processes.
+
+use crate::commands::node;
+use crate::error::CliError;
+use crate::http;
+use crate::logging;
+use imt_sim::Telemetry;
+use imt_sim::scenario::{NodeAction, NodeEvent};
+use imt_sim::telemetry::EventKind;
+use rustix::process::{Pid, Signal, kill_process};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// A volume that does not answer again within this time counts as lost.
+const BACK_MAX: Duration = Duration::from_secs(30);
+/// Time between two questions whether every volume answers.
+const PROBE_EVERY: Duration = Duration::from_millis(5);
+/// Time for the processes to end by themselves.
+const END_MAX: Duration = Duration::from_secs(10);
+
+/// A node in a process of its own.
+struct FleetNode {
+    name: String,
+    process: Option<Child>,
+}
+
+impl FleetNode {
+    fn signal(&self, signal: Signal) {
+        let id = self
+            .process
+            .as_ref()
+            .and_then(|process| i32::try_from(process.id()).ok());
+        if let Some(pid) = id.and_then(Pid::from_raw) {
+            // A process that has ended already needs no signal.
+            let _ = kill_process(pid, signal);
+        }
+    }
+}
+
+impl Drop for FleetNode {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// Counts of events, and the times until every volume answered again.
+#[derive(Default)]
+pub(super) struct Tally {
+    events: Vec<(NodeAction, Duration)>,
+}
+
+/// The nodes.
+pub(super) struct Fleet {
+    data: PathBuf,
+    warehouse: SocketAddr,
+    nodes: Vec<FleetNode>,
+    tally: Tally,
+}
+
+impl Fleet {
+    /// Starts nodes `node-1` to `node-N`. The first one is waited for, so that it coordinates.
+    pub(super) async fn start(data: &Path, count: u32, warehouse: SocketAddr) -> Result<Self, CliError> {
+        let mut fleet = Self {
+            data: data.to_owned(),
+            warehouse,
+            nodes: Vec::new(),
+            tally: Tally::default(),
+        };
+        for number in 1..=count {
+            fleet.add(number)?;
+            if number == 1 {
+                fleet.wait_until_running(0).await?;
+            }
+        }
+        Ok(fleet)
+    }
+
+    fn add(&mut self, number: u32) -> Result<(), CliError> {
+        let name = format!("node-{number}");
+        let process = Some(spawn(&self.data, &name, self.warehouse)?);
+        self.nodes.push(FleetNode { name, process });
+        Ok(())
+    }
+
+    /// Lets the events happen, each at its moment since `begun`. Returns after the last one, or
+    /// once the run `is_over`.
+    pub(super) async fn suffer(
+        mut self,
+        events: Vec<NodeEvent>,
+        entry: String,
+        telemetry: Telemetry,
+        mut is_over: watch::Receiver<bool>,
+    ) -> Result<Self, CliError> {
+        let mut state = telemetry.subscribe();
+        tokio::select! {
+            _ = state.wait_for(|state| state.started_at_ms > 0) => {}
+            _ = is_over.wait_for(|over| *over) => return Ok(self),
+        }
+        let begun = Instant::now();
+        for event in events {
+            tokio::select! {
+                () = tokio::time::sleep_until(begun + event.at) => {}
+                _ = is_over.wait_for(|over| *over) => return Ok(self),
+            }
+            self.apply(event, &entry, &telemetry).await?;
+        }
+        Ok(self)
+    }
+
+    async fn apply(&mut self, event: NodeEvent, entry: &str, telemetry: &Telemetry) -> Result<(), CliError> {
+        let place = event.node as usize - 1;
+        while self.nodes.len() <= place {
+            let number = self.nodes.len() as u32 + 1;
+            telemetry.event(
+                EventKind::Join,
+                format!("node-{number}"),
+                format!("node-{number} started"),
+            );
+            self.add(number)?;
+            self.wait_until_running(place).await?;
+        }
+        let name = self.nodes[place].name.clone();
+        let begun = Instant::now();
+        match event.action {
+            NodeAction::Join => {}
+            NodeAction::Pause => return self.pause(place, event.lasts, entry, telemetry).await,
+            NodeAction::Kill => {
+                telemetry.event(EventKind::Kill, &name, format!("{name} killed"));
+                self.nodes[place].signal(Signal::KILL);
+            }
+            NodeAction::Stop => {
+                telemetry.event(EventKind::Stop, &name, format!("{name} asked to stop"));
+                let card = node::running(&self.data, &name)?;
+                node::ask(&self.data, &card, "/peer/stop").await?;
+            }
+            NodeAction::Leave => {
+                telemetry.event(EventKind::Leave, &name, format!("{name} asked to leave for good"));
+                node::tell_to_leave(&self.data, &name).await?;
+            }
+        }
+        if event.action != NodeAction::Join {
+            if let Some(mut process) = self.nodes[place].process.take() {
+                // Its exit code tells nothing that the audit would not find.
+                let _ = tokio::task::spawn_blocking(move || process.wait()).await;
+            }
+            self.recovered(event.action, begun, &name, entry, telemetry)
+                .await?;
+            tokio::time::sleep(event.lasts).await;
+        }
+        if self.nodes[place].process.is_none() {
+            telemetry.event(EventKind::Join, &name, format!("{name} started again"));
+            self.nodes[place].process = Some(spawn(&self.data, &name, self.warehouse)?);
+            self.wait_until_running(place).await?;
+        }
+        Ok(())
+    }
+
+    /// Pauses a process. Its volume does not answer meanwhile, because its lock is held.
+    async fn pause(
+        &mut self,
+        place: usize,
+        lasts: Duration,
+        entry: &str,
+        telemetry: &Telemetry,
+    ) -> Result<(), CliError> {
+        let name = self.nodes[place].name.clone();
+        telemetry.event(EventKind::Pause, &name, format!("{name} paused"));
+        self.nodes[place].signal(Signal::STOP);
+        tokio::time::sleep(lasts).await;
+        self.nodes[place].signal(Signal::CONT);
+        telemetry.event(EventKind::Resume, &name, format!("{name} goes on"));
+        self.recovered(NodeAction::Pause, Instant::now(), &name, entry, telemetry)
+            .await
+    }
+
+    /// Waits until a list that needs every volume is answered.
+    async fn recovered(
+        &mut self,
+        action: NodeAction,
+        begun: Instant,
+        name: &str,
+        entry: &str,
+        telemetry: &Telemetry,
+    ) -> Result<(), CliError> {
+        loop {
+            match http::get(entry, "/reservations?limit=1").await {
+                Ok((status, _)) if status.is_success() => break,
+                _ if begun.elapsed() > BACK_MAX => {
+                    let action = action.name();
+                    return Err(CliError::failed(format!(
+                        "not every volume answers {BACK_MAX:?} after the {action} of {name}"
+                    )));
+                }
+                _ => tokio::time::sleep(PROBE_EVERY).await,
+            }
+        }
+        let took = begun.elapsed();
+        let took_ms = took.as_secs_f64() * 1_000.0;
+        let text = format!(
+            "every volume answers {took_ms:.0} ms after the {} of {name}",
+            action.name()
+        );
+        telemetry.event(EventKind::Recovered, name, text);
+        self.tally.events.push((action, took));
+        Ok(())
+    }
+
+    async fn wait_until_running(&self, place: usize) -> Result<(), CliError> {
+        let Some(node) = self.nodes.get(place) else {
+            return Ok(());
+        };
+        let until = Instant::now() + BACK_MAX;
+        while node::running(&self.data, &node.name).is_err() {
+            if Instant::now() > until {
+                return Err(CliError::failed(format!("node '{}' did not start", node.name)));
+            }
+            tokio::time::sleep(PROBE_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// Returns one line about the events and the times until every volume answered again.
+    pub(super) fn tally(&self) -> Option<String> {
+        self.tally.line()
+    }
+
+    /// Ends the processes gracefully; those that do not end in time are killed.
+    pub(super) async fn stop(mut self) {
+        for node in &self.nodes {
+            node.signal(Signal::TERM);
+        }
+        let processes: Vec<Child> = self
+            .nodes
+            .iter_mut()
+            .filter_map(|node| node.process.take())
+            .collect();
+        let ended = tokio::task::spawn_blocking(move || {
+            let until = std::time::Instant::now() + END_MAX;
+            for mut process in processes {
+                while matches!(process.try_wait(), Ok(None)) && std::time::Instant::now() < until {
+                    std::thread::sleep(PROBE_EVERY);
+                }
+                let _ = process.kill();
+                let _ = process.wait();
+            }
+        });
+        let _ = ended.await;
+    }
+}
+
+impl Tally {
+    fn line(&self) -> Option<String> {
+        let parts = NodeAction::ALL.into_iter().filter_map(|action| {
+            let mut times: Vec<f64> = self
+                .events
+                .iter()
+                .filter(|(happened, _)| *happened == action)
+                .map(|(_, took)| took.as_secs_f64() * 1_000.0)
+                .collect();
+            times.sort_by(f64::total_cmp);
+            let longest = times.last()?;
+            let median = times[times.len() / 2];
+            let (count, name) = (times.len(), action.name());
+            Some(format!(
+                "{count} x {name}, answered again after {median:.0} ms (longest {longest:.0} ms)"
+            ))
+        });
+        let parts: Vec<String> = parts.collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}
+
+fn spawn(data: &Path, name: &str, warehouse: SocketAddr) -> Result<Child, CliError> {
+    let program =
+        std::env::current_exe().map_err(|error| CliError::because("cannot find this program", error))?;
+    let mut process = Command::new(program)
+        .args(["--log-level", "warn", "node", "start"])
+        .args(["--listen", "127.0.0.1:0", "--name", name])
+        .arg("--data")
+        .arg(data)
+        .args(["--warehouse", &format!("http://{warehouse}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;
+    if let Some(log) = process.stderr.take() {
+        // Written directly, the lines would tear the live view.
+        logging::forward(log, name.to_owned())
+            .map_err(|error| CliError::because(format!("cannot read the log of node '{name}'"), error))?;
+    }
+    Ok(process)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tally_gives_median_and_longest_time_of_each_action() {
+        let ms = Duration::from_millis;
+        let tally = Tally {
+            events: vec![
+                (NodeAction::Kill, ms(30)),
+                (NodeAction::Stop, ms(5)),
+                (NodeAction::Kill, ms(10)),
+                (NodeAction::Kill, ms(200)),
+            ],
+        };
+        let line = tally.line().unwrap_or_default();
+        assert_eq!(
+            line,
+            "1 x stop, answered again after 5 ms (longest 5 ms); \
+             3 x kill, answered again after 30 ms (longest 200 ms)"
+        );
+        assert_eq!(Tally::default().line(), None);
+    }
+}

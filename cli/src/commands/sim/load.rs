@@ -1,0 +1,372 @@
+//! Flags of the load, checked before anything starts, and the scenario that they describe.
+
+use crate::error::CliError;
+use imt_sim::scenario::{Scenario, WarehousePlan};
+use imt_sim::thresholds::Threshold;
+use imt_sim::warehouse::Profile;
+use imt_sim::workload::{Arrivals, Customers, Habits, Load, LoadPhase, Popularity, Replay, Zipf};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The seed of a run that names none.
+const USUAL_SEED: u64 = 1;
+/// Longest usual warm-up; shorter runs warm up for a tenth of their time.
+const WARM_UP_MAX: Duration = Duration::from_secs(2);
+
+/// Parses a length of time above 0.
+pub(in crate::commands) fn positive_duration(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    match duration.is_zero() {
+        true => Err("must be above 0, for example 30s, 1m or 500ms".to_owned()),
+        false => Ok(duration),
+    }
+}
+
+/// Parses a length of time.
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; for example 30s, 1m or 500ms"))
+}
+
+/// Parses a rate in requests per second.
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text
+        .parse()
+        .map_err(|_| "not a number of requests per second; for example 100 or 0.5".to_owned())?;
+    match rate > 0.0 && rate <= 1_000_000.0 {
+        true => Ok(rate),
+        false => Err("must be above 0 and at most 1000000 requests per second; for example 100".to_owned()),
+    }
+}
+
+/// Parses a number above 0.
+fn above_zero(text: &str) -> Result<f64, String> {
+    let number: f64 = text
+        .parse()
+        .map_err(|_| "not a number; for example 1.1".to_owned())?;
+    match number > 0.0 && number.is_finite() {
+        true => Ok(number),
+        false => Err("must be above 0; for example 1.1".to_owned()),
+    }
+}
+
+/// Parses a share such as `5%`.
+fn share(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.strip_suffix('%').and_then(|number| number.parse().ok());
+    match number {
+        Some(percent) if (0.0..=100.0).contains(&percent) => Ok(percent / 100.0),
+        _ => Err("must be from 0% to 100%, for example 5%".to_owned()),
+    }
+}
+
+/// Lines of an order, from the smaller number to the larger one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BasketSizes {
+    min: u32,
+    max: u32,
+}
+
+/// Parses sizes such as `2` or `1-4`.
+fn basket(text: &str) -> Result<BasketSizes, String> {
+    let (min, max) = text.split_once('-').unwrap_or((text, text));
+    let sizes = min.parse().ok().zip(max.parse().ok());
+    let largest = imt_sim::workload::BASKET_MAX as u32;
+    match sizes {
+        Some((min, max)) if min >= 1 && min <= max && max <= largest => Ok(BasketSizes { min, max }),
+        _ => Err(format!("must be from 1 to {largest} lines, for example 2 or 1-4")),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ArrivalsArg {
+    /// Equal distances.
+    Fixed,
+    /// Exponential distances, as of independent customers.
+    Poisson,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ShapeArg {
+    /// One rate.
+    Steady,
+    /// From a tenth of the rate up to the rate.
+    Ramp,
+    /// A peak in the middle fifth of the time.
+    Spike,
+}
+
+/// Flags of the load, wherever the front runs.
+#[derive(clap::Args, Clone, Debug)]
+pub(in crate::commands) struct LoadArgs {
+    /// Time during which requests start; requests in flight are finished after it.
+    #[arg(long, env = "IMT_DURATION", default_value = "30s", value_name = "TIME", value_parser = positive_duration, allow_negative_numbers = true)]
+    duration: Duration,
+    /// Requests per second; their moments do not depend on the answers.
+    #[arg(long, env = "IMT_RATE", default_value = "100", value_name = "N", value_parser = rate, allow_negative_numbers = true)]
+    rate: f64,
+    /// Seed of everything random: the same seed gives the same requests [default: 1].
+    #[arg(long, env = "IMT_SEED", value_name = "N")]
+    seed: Option<u64>,
+    /// Distances between requests.
+    #[arg(long, value_enum, default_value_t = ArrivalsArg::Poisson)]
+    arrivals: ArrivalsArg,
+    /// Course of the rate over the run.
+    #[arg(long, value_enum, default_value_t = ShapeArg::Steady)]
+    shape: ShapeArg,
+    /// Rate of the peak of --shape spike, as a multiple of --rate.
+    #[arg(long, default_value = "5", value_name = "N", value_parser = above_zero)]
+    peak: f64,
+    /// Sends the requests of a stats.csv again, at the same distances.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["duration", "rate", "arrivals", "shape", "peak"])]
+    replay: Option<PathBuf>,
+    /// Time from the start that is left out of the latencies [default: a tenth of the run, at most
+    /// 2s].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    warm_up: Option<Duration>,
+    /// Condition under which the run fails, for example 'p99(order) > 5ms'; may be repeated.
+    #[arg(long, value_name = "CONDITION")]
+    fail_if: Vec<Threshold>,
+    #[command(flatten)]
+    customers: CustomerArgs,
+}
+
+/// Flags of the customers.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Customers")]
+struct CustomerArgs {
+    /// Makes product k as popular as 1 / k^S [default: all are alike].
+    #[arg(long, value_name = "S", value_parser = above_zero)]
+    zipf: Option<f64>,
+    /// Lines of an order, for example 2 or 1-4.
+    #[arg(long, default_value = "2", value_name = "N-M", value_parser = basket)]
+    basket: BasketSizes,
+    /// Orders that are never paid.
+    #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
+    never_paid: f64,
+    /// Orders whose payment is sent twice.
+    #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
+    paid_twice: f64,
+    /// Orders whose payment comes 10 s late.
+    #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
+    paid_late: f64,
+    /// Orders with a payment that comes before the order.
+    #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
+    paid_before: f64,
+    /// Orders that are cancelled.
+    #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
+    cancelled: f64,
+}
+
+/// The flags that describe a run, which a scenario replaces.
+const DESCRIBED_BY_SCENARIO: [&str; 14] = [
+    "duration",
+    "rate",
+    "arrivals",
+    "shape",
+    "peak",
+    "replay",
+    "warm_up",
+    "zipf",
+    "basket",
+    "never_paid",
+    "paid_twice",
+    "paid_late",
+    "paid_before",
+    "cancelled",
+];
+
+/// Flag of a scenario beside the flags of a load.
+#[derive(clap::Args, Clone, Debug)]
+pub(in crate::commands) struct ScenarioArgs {
+    /// A built-in scenario (see `imt sim scenarios`) or a file, instead of the flags below.
+    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = DESCRIBED_BY_SCENARIO)]
+    scenario: Option<String>,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+impl CustomerArgs {
+    fn customers(&self) -> Customers {
+        let usual = Customers::default();
+        let zipf = |exponent| Popularity::Zipf(Zipf::new(usual.products, exponent));
+        Customers {
+            popularity: self.zipf.map_or(Popularity::Uniform, zipf),
+            basket_min: self.basket.min,
+            basket_max: self.basket.max,
+            habits: Habits {
+                never_paid: self.never_paid,
+                paid_twice: self.paid_twice,
+                paid_late: self.paid_late,
+                late_by: Duration::from_secs(10),
+                paid_before: self.paid_before,
+                cancelled: self.cancelled,
+            },
+            ..usual
+        }
+    }
+}
+
+impl LoadArgs {
+    fn phases(&self) -> Vec<LoadPhase> {
+        let arrivals = match self.arrivals {
+            ArrivalsArg::Fixed => Arrivals::Fixed,
+            ArrivalsArg::Poisson => Arrivals::Poisson,
+        };
+        let steady = |name, rate, duration| LoadPhase::steady(name, rate, duration, arrivals);
+        match self.shape {
+            ShapeArg::Steady => vec![steady("steady", self.rate, self.duration)],
+            ShapeArg::Ramp => vec![LoadPhase {
+                rate_end: self.rate,
+                ..steady("ramp", self.rate / 10.0, self.duration)
+            }],
+            ShapeArg::Spike => {
+                let side = self.duration * 2 / 5;
+                vec![
+                    steady("before", self.rate, side),
+                    steady("spike", self.rate * self.peak, self.duration - 2 * side),
+                    steady("after", self.rate, side),
+                ]
+            }
+        }
+    }
+
+    /// Returns the scenario that the flags describe.
+    pub(in crate::commands) fn scenario(&self, name: &str) -> Result<Scenario, CliError> {
+        let load = match &self.replay {
+            Some(path) => Load::Replay(
+                Replay::read(path)
+                    .map_err(|error| CliError::Usage(format!("--replay {}: {error}", path.display())))?,
+            ),
+            None => Load::Phases(self.phases()),
+        };
+        let scenario = Scenario {
+            name: name.to_owned(),
+            description: String::new(),
+            seed: self.seed,
+            warm_up: self
+                .warm_up
+                .unwrap_or_else(|| (load.duration() / 10).min(WARM_UP_MAX)),
+            nodes: 0,
+            load,
+            customers: self.customers.customers(),
+            warehouse: WarehousePlan {
+                profile: Profile::Original,
+                ..WarehousePlan::default()
+            },
+            events: Vec::new(),
+            random_events: None,
+            thresholds: self.fail_if.clone(),
+            toml: String::new(),
+        };
+        self.checked(scenario)
+    }
+
+    /// Refuses a scenario whose parts do not fit each other.
+    fn checked(&self, scenario: Scenario) -> Result<Scenario, CliError> {
+        let fault = scenario.load.fault().or_else(|| scenario.customers.fault());
+        if let Some((setting, problem)) = fault {
+            return Err(CliError::Usage(format!("{setting}: {problem}")));
+        }
+        if scenario.warm_up >= scenario.load.duration() {
+            let problem = "--warm-up must be shorter than the run, for example 2s of 30s";
+            return Err(CliError::Usage(problem.to_owned()));
+        }
+        Ok(scenario)
+    }
+
+    /// Returns the seed of a run: the flag's, the scenario's, or the usual one.
+    pub(in crate::commands) fn seed(&self, scenario: &Scenario) -> u64 {
+        self.seed.or(scenario.seed).unwrap_or(USUAL_SEED)
+    }
+}
+
+impl ScenarioArgs {
+    /// Returns the scenario that is named, or that the flags describe.
+    pub(in crate::commands) fn scenario(&self) -> Result<Scenario, CliError> {
+        let Some(name) = &self.scenario else {
+            return self.load.scenario("run");
+        };
+        let mut scenario = Scenario::find(name).map_err(|error| {
+            let mut text = error.to_string();
+            if let Some(cause) = std::error::Error::source(&error) {
+                text = format!("{text}: {cause}");
+            }
+            CliError::Usage(format!("--scenario: {text}"))
+        })?;
+        scenario.thresholds.extend(self.load.fail_if.iter().cloned());
+        Ok(scenario)
+    }
+
+    /// Returns the seed of a run.
+    pub(in crate::commands) fn seed(&self, scenario: &Scenario) -> u64 {
+        self.load.seed(scenario)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Args, FromArgMatches};
+
+    fn parse(args: &[&str]) -> Result<Scenario, String> {
+        let command =
+            ScenarioArgs::augment_args(clap::Command::new("imt")).mut_args(|arg| arg.env(None::<&str>));
+        let matches = command
+            .try_get_matches_from([&["imt"], args].concat())
+            .map_err(|error| error.to_string())?;
+        let args = ScenarioArgs::from_arg_matches(&matches).map_err(|error| error.to_string())?;
+        args.scenario().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn values_that_cannot_be_used_are_refused_with_an_example() {
+        for (args, example) in [
+            (&["--rate", "0"][..], "for example 100"),
+            (&["--rate", "nan"], "for example 100"),
+            (&["--rate", "inf"], "for example 100"),
+            (&["--rate", "-5"], "for example 100"),
+            (&["--rate", "fast"], "for example 100 or 0.5"),
+            (&["--duration", "0s"], "for example 30s"),
+            (&["--duration", "10"], "for example 30s"),
+            (&["--duration", "soon"], "for example 30s"),
+            (&["--basket", "4-2"], "for example 2 or 1-4"),
+            (&["--cancelled", "5"], "for example 5%"),
+            (&["--zipf", "0"], "for example 1.1"),
+            (&["--warm-up", "30s"], "for example 2s of 30s"),
+            (&["--fail-if", "p99(ordr) > 5ms"], "column 5"),
+            (&["--scenario", "calmer"], "built in are calm"),
+            (&["--scenario", "calm", "--rate", "5"], "cannot be used with"),
+            (&["--replay", "/nonexistent"], "/nonexistent"),
+        ] {
+            let error = parse(args).unwrap_err();
+            assert!(error.contains(example), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn shapes_have_the_rates_that_were_asked_for() {
+        let rates = |args: &[&str]| match parse(args).unwrap().load {
+            Load::Phases(phases) => phases
+                .into_iter()
+                .map(|p| (p.rate, p.rate_end))
+                .collect::<Vec<_>>(),
+            Load::Replay(_) => panic!("no replay was asked for"),
+        };
+        assert_eq!(rates(&[]), [(100.0, 100.0)]);
+        assert_eq!(rates(&["--rate", "50", "--shape", "ramp"]), [(5.0, 50.0)]);
+        let spike = ["--rate", "50", "--shape", "spike", "--peak", "4"];
+        assert_eq!(rates(&spike), [(50.0, 50.0), (200.0, 200.0), (50.0, 50.0)]);
+        let whole = parse(&spike).unwrap();
+        assert_eq!(whole.load.duration(), Duration::from_secs(30));
+        assert_eq!(whole.warm_up, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_scenario_keeps_its_thresholds_beside_those_of_flags() {
+        let scenario = parse(&["--scenario", "calm", "--fail-if", "late > 9", "--seed", "4"]).unwrap();
+        assert_eq!(scenario.name, "calm");
+        let thresholds: Vec<String> = scenario.thresholds.iter().map(ToString::to_string).collect();
+        assert!(
+            thresholds.contains(&"findings > 0".to_owned()) && thresholds.contains(&"late > 9".to_owned())
+        );
+    }
+}

@@ -1,0 +1,245 @@
+//! Progress of a run: the live view on a terminal, else one line per second on standard error.
+//!
+//! | standard output | standard error | shown |
+//! | --- | --- | --- |
+//! | terminal, for a table | any | live view |
+//! | other, or JSON | terminal | the line, redrawn in place |
+//! | any | other, or `--plain` | one line per second of at most 80 columns |
+
+use crate::logging;
+use crate::output::OutputFormat;
+use crate::signals;
+use imt_live::state::Outcome;
+use imt_live::theme::TerminalEnv;
+use imt_live::view::ViewConfig;
+use imt_live::{Theme, View};
+use imt_sim::Telemetry;
+use imt_sim::telemetry::{Phase, Route, RunState};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Time between two lines.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+/// Time between two redraws on a terminal.
+const REDRAW_EVERY: Duration = Duration::from_millis(200);
+/// Seconds that the shown rate and latency are of.
+const RECENT: usize = 2;
+/// Name of the file in a run's folder with the log lines of the live view.
+const LOG_FILE: &str = "run.log";
+/// Columns of the smallest terminal.
+const COLUMNS: usize = 80;
+
+/// Choices and sources of a display.
+pub(super) struct DisplayConfig {
+    pub(super) telemetry: Telemetry,
+    pub(super) is_plain: bool,
+    pub(super) output: OutputFormat,
+    /// Address of the web console.
+    pub(super) console: String,
+    /// Becomes `true` when the run is to end.
+    pub(super) stop: watch::Receiver<bool>,
+}
+
+/// A running display; dropping it removes what a terminal shows.
+pub(super) enum Display {
+    Live(View),
+    Line(#[expect(dead_code, reason = "dropping it ends the task")] LineDisplay),
+}
+
+/// A task that prints or redraws the line.
+pub(super) struct LineDisplay(JoinHandle<()>);
+
+impl Drop for LineDisplay {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Display {
+    /// Shows the progress of a run until the display is dropped.
+    pub(super) fn start(config: DisplayConfig) -> Self {
+        let env = TerminalEnv::of_process();
+        let is_live = !config.is_plain
+            && config.output == OutputFormat::Table
+            && std::io::stdout().is_terminal()
+            && env.can_draw();
+        if is_live {
+            match open_view(&config, Theme::of(&env)) {
+                Ok(view) => return Self::Live(view),
+                Err(error) => tracing::warn!("no live view on this terminal: {error}"),
+            }
+        }
+        let is_line = config.is_plain || !std::io::stderr().is_terminal();
+        let telemetry = config.telemetry;
+        Self::Line(LineDisplay(tokio::spawn(async move {
+            match is_line {
+                true => print_lines(&telemetry).await,
+                false => redraw(&telemetry).await,
+            }
+        })))
+    }
+
+    /// Returns `true` for the live view.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self, Self::Live(_))
+    }
+
+    /// Keeps the log lines and the pictures of a live view in the run's folder.
+    pub(super) fn set_folder(&self, folder: &Path) {
+        let Self::Live(view) = self else {
+            return;
+        };
+        view.handle().set_folder(folder.to_owned());
+        let path = folder.join(LOG_FILE);
+        if let Err(error) = logging::keep_view_lines_in(&path) {
+            tracing::warn!("cannot keep the log in {}: {error}", path.display());
+        }
+    }
+
+    /// Shows the result of the run.
+    pub(super) fn set_outcome(&self, outcome: Outcome) {
+        if let Self::Live(view) = self {
+            view.handle().set_outcome(outcome);
+        }
+    }
+
+    /// Removes the display. Warnings that only the live view showed are printed.
+    pub(super) fn close(self) {
+        if let Self::Live(view) = self {
+            if let Err(error) = view.close() {
+                tracing::warn!("the live view ended early: {error}");
+            }
+            logging::repeat_warnings();
+        }
+    }
+}
+
+fn open_view(config: &DisplayConfig, theme: Theme) -> std::io::Result<View> {
+    let view = View::open(ViewConfig {
+        telemetry: config.telemetry.clone(),
+        log: logging::view_lines().clone(),
+        theme,
+        console: Some(config.console.clone()),
+        on_end: Box::new(signals::interrupt_self),
+    })?;
+    let handle = view.handle();
+    let mut stop = config.stop.clone();
+    tokio::spawn(async move {
+        if stop.wait_for(|stop| *stop).await.is_ok() {
+            handle.set_ending();
+        }
+    });
+    Ok(view)
+}
+
+async fn print_lines(telemetry: &Telemetry) {
+    let mut beat = tokio::time::interval(LINE_EVERY);
+    loop {
+        beat.tick().await;
+        let text = line(&telemetry.snapshot(RECENT, 0));
+        // A closed standard error must not end the run.
+        let _ = logging::progress_display().suspend(|| writeln!(std::io::stderr().lock(), "{text}"));
+    }
+}
+
+async fn redraw(telemetry: &Telemetry) {
+    let bar = logging::progress_display().add(ProgressBar::new(1));
+    if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
+        bar.set_style(style);
+    }
+    let bar = Cleared(bar);
+    let mut beat = tokio::time::interval(REDRAW_EVERY);
+    loop {
+        beat.tick().await;
+        bar.0.set_message(line(&telemetry.snapshot(RECENT, 0)));
+    }
+}
+
+struct Cleared(ProgressBar);
+
+impl Drop for Cleared {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Returns the line of a moment.
+fn line(state: &RunState) -> String {
+    let elapsed = state.elapsed.as_secs();
+    let window = state.sending_window.as_secs_f64().round() as u64;
+    let text = match state.phase {
+        Phase::Waiting => "waiting for the order management and its first stock".to_owned(),
+        Phase::Auditing => format!("audit: {}", state.audit),
+        Phase::Done => "done".to_owned(),
+        Phase::Sending | Phase::Draining => {
+            let rate = state.seconds.back().map_or(0, |second| second.sent);
+            let recent = state
+                .seconds
+                .iter()
+                .map(|second| second.routes[Route::Order.index()].p99_us);
+            let p99_ms = recent.max().unwrap_or(0) as f64 / 1_000.0;
+            let orders = state.cluster.orders_of_run();
+            let count = |name: &str| orders.get(name).copied().unwrap_or_default();
+            let clock = match state.phase {
+                Phase::Sending => format!("{elapsed:>3}/{window} s"),
+                _ => format!("{elapsed:>3} s drain"),
+            };
+            let nodes = match state.cluster.nodes.len() {
+                0 | 1 => String::new(),
+                count => format!(" | {count} nodes"),
+            };
+            format!(
+                "{clock} {rate:>5}/s p99 {p99_ms:.1} ms {} failed | {} orders {} delivered | outbox {}{nodes}",
+                state.failed,
+                orders.values().sum::<u64>(),
+                count("delivered"),
+                state.cluster.outbox,
+            )
+        }
+    };
+    text.chars().take(COLUMNS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use imt_sim::telemetry::{NodeState, SecondPoint};
+
+    #[test]
+    fn a_line_fits_80_columns_and_shows_rate_latency_and_orders() {
+        let mut state = RunState {
+            phase: Phase::Sending,
+            elapsed: Duration::from_millis(12_300),
+            sending_window: Duration::from_secs(30),
+            failed: 4,
+            ..RunState::default()
+        };
+        let mut second = SecondPoint {
+            sent: 1_180,
+            ..SecondPoint::default()
+        };
+        second.routes[Route::Order.index()].p99_us = 2_140;
+        state.seconds.push_back(second);
+        state.cluster.orders_total = [("delivered".to_owned(), 201), ("paid".to_owned(), 39)].into();
+        state.cluster.outbox = 12;
+        assert_eq!(
+            line(&state),
+            " 12/30 s  1180/s p99 2.1 ms 4 failed | 240 orders 201 delivered | outbox 12"
+        );
+        let node = |name: &str| NodeState {
+            name: name.to_owned(),
+            slots: 1,
+            is_served: true,
+        };
+        state.cluster.nodes = vec![node("a"), node("b")];
+        state.cluster.outbox = 1_234_567;
+        state.failed = 9_999_999;
+        assert!(line(&state).chars().count() <= COLUMNS, "{}", line(&state));
+        state.phase = Phase::Waiting;
+        assert!(line(&state).contains("waiting"));
+    }
+}

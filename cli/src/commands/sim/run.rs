@@ -1,0 +1,388 @@
+//! One run from its first poll to its exit code.
+//!
+//! Order of a run: wait for the order management, take the baseline, create the run folder, send
+//! requests beside faults and node events, audit, judge, write the results, print the summary.
+
+use super::fleet::Fleet;
+use super::progress::{Display, DisplayConfig};
+use crate::error::CliError;
+use crate::exit::Exit;
+use crate::output::{self, OutputFormat};
+use crate::signals::StopSignals;
+use imt_live::state::Outcome;
+use imt_sim::audit::AuditProgress;
+use imt_sim::monitor::Monitor;
+use imt_sim::run_folder::{RunFacts, RunFolder};
+use imt_sim::scenario::{Scenario, WarehouseFault};
+use imt_sim::summary::{RunIdentity, Verdict};
+use imt_sim::telemetry::{EventKind, Phase};
+use imt_sim::thresholds::Measured;
+use imt_sim::warehouse::{Profile, WarehouseControl};
+use imt_sim::{AuditConfig, AuditReport, Endpoint, Error, FrontConfig, FrontReport, Summary, Telemetry};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// A run to be conducted.
+pub(super) struct Session {
+    pub(super) oms: Endpoint,
+    pub(super) warehouse: Endpoint,
+    pub(super) scenario: Scenario,
+    pub(super) seed: u64,
+    pub(super) data: PathBuf,
+    /// `true` to keep the servers up after the run.
+    pub(super) stays: bool,
+    pub(super) plain: bool,
+    /// The warehouse of this process, for its faults.
+    pub(super) warehouse_control: Option<WarehouseControl>,
+    /// The nodes that events happen to.
+    pub(super) fleet: Option<Fleet>,
+}
+
+/// Results of the front and of the events beside it.
+struct Sent {
+    report: FrontReport,
+    fleet: Option<Fleet>,
+}
+
+impl Session {
+    /// Conducts the run and prints its summary.
+    pub(super) async fn conduct(
+        mut self,
+        signals: StopSignals,
+        output: OutputFormat,
+    ) -> Result<Exit, CliError> {
+        let telemetry = Telemetry::default();
+        telemetry.update(|state| state.scenario.clone_from(&self.scenario.name));
+        let stop = stop_on_signal(signals);
+        let display = Display::start(DisplayConfig {
+            telemetry: telemetry.clone(),
+            is_plain: self.plain,
+            output,
+            console: format!("{}/", self.oms),
+            stop: stop.clone(),
+        });
+        let config = self.front_config();
+        imt_sim::front::wait_until_ready(&config, stop.clone())
+            .await
+            .map_err(front_failure)?;
+        let identity = RunIdentity {
+            scenario: self.scenario.name.clone(),
+            repeat: repeat_command(std::env::args(), self.seed),
+            run_folder: None,
+        };
+        let facts = RunFacts::new(
+            &identity.scenario,
+            &self.scenario.toml,
+            self.seed,
+            &identity.repeat,
+        );
+        let folder = RunFolder::create(&self.data, &facts)
+            .map_err(|error| CliError::because("the run cannot be recorded", error))?;
+        display.set_folder(folder.path());
+        let config = FrontConfig {
+            run_folder: Some(folder.path().to_owned()),
+            ..config
+        };
+        let identity = RunIdentity {
+            run_folder: Some(folder.path().to_owned()),
+            ..identity
+        };
+        let monitor = Monitor::start(self.oms.clone(), self.warehouse.clone(), telemetry.clone()).await;
+        let sent = self.send(config, &telemetry, stop.clone()).await;
+        let Sent { report, fleet } = sent?;
+        let audited = self.audit(&report, &telemetry).await;
+
+        let unreachable = matches!(&audited, Err(Error::Unreachable { .. }));
+        let audited = audited.map_err(|error| described(&error));
+        let thresholds = self.judge(&report, audited.as_ref().ok());
+        let state = telemetry.snapshot(0, usize::MAX);
+        let summary = Summary::new(identity, &report, audited, &state, thresholds);
+        telemetry.update(|state| state.phase = Phase::Done);
+        let events: Vec<_> = state.events.iter().cloned().collect();
+        folder
+            .write_results(&report, &events, &summary)
+            .map_err(|error| CliError::because("the results cannot be written", error))?;
+        display.set_outcome(outcome_of(&summary));
+        if display.is_live() {
+            self.stay(stop.clone()).await;
+        }
+        drop(monitor);
+        display.close();
+        match output {
+            OutputFormat::Json => output::print_json(&summary)?,
+            OutputFormat::Table => output::print_text(&summary.to_string())?,
+        }
+        if let Some(tally) = fleet.as_ref().and_then(Fleet::tally) {
+            tracing::info!("{tally}");
+        }
+        self.stay(stop).await;
+        if let Some(fleet) = fleet {
+            fleet.stop().await;
+        }
+        Ok(exit_of(&summary, unreachable))
+    }
+
+    fn front_config(&self) -> FrontConfig {
+        FrontConfig {
+            oms: self.oms.clone(),
+            warehouse: self.warehouse.clone(),
+            data: self.data.clone(),
+            seed: self.seed,
+            load: self.scenario.load.clone(),
+            customers: self.scenario.customers.clone(),
+            warm_up: self.scenario.warm_up,
+            in_flight_max: crate::descriptors::front_in_flight_max(),
+            ..FrontConfig::default()
+        }
+    }
+
+    /// Sends the requests beside the faults of the warehouse and the events of the nodes.
+    async fn send(
+        &mut self,
+        config: FrontConfig,
+        telemetry: &Telemetry,
+        stop: watch::Receiver<bool>,
+    ) -> Result<Sent, CliError> {
+        let (over, is_over) = watch::channel(false);
+        let faults = self.warehouse_control.clone().map(|control| {
+            let plan = &self.scenario.warehouse;
+            let driver = FaultDriver {
+                control,
+                usual: plan.profile,
+                faults: plan.faults.clone(),
+                telemetry: telemetry.clone(),
+            };
+            tokio::spawn(driver.drive(is_over.clone()))
+        });
+        let events = self.scenario.node_events(self.seed);
+        let suffering: Option<JoinHandle<Result<Fleet, CliError>>> = self.fleet.take().map(|fleet| {
+            let entry = self.oms.to_string();
+            tokio::spawn(fleet.suffer(events, entry, telemetry.clone(), is_over))
+        });
+        let report = imt_sim::run_front(config, telemetry, stop).await;
+        over.send_replace(true);
+        if let Some(faults) = faults {
+            // A driver that panicked leaves the fault in force; the audit waits for its end then.
+            let _ = faults.await;
+        }
+        let fleet = match suffering {
+            None => None,
+            Some(suffering) => Some(
+                suffering
+                    .await
+                    .map_err(|error| CliError::because("the node events ended early", error))??,
+            ),
+        };
+        let report = report.map_err(front_failure)?;
+        Ok(Sent { report, fleet })
+    }
+
+    async fn audit(&self, report: &FrontReport, telemetry: &Telemetry) -> Result<AuditReport, Error> {
+        telemetry.update(|state| state.phase = Phase::Auditing);
+        let config = AuditConfig::new(self.oms.clone(), self.warehouse.clone());
+        let (progress, mut steps) = watch::channel(AuditProgress::default());
+        let shown = telemetry.clone();
+        let showing = tokio::spawn(async move {
+            while steps.changed().await.is_ok() {
+                let text = steps.borrow_and_update().to_string();
+                shown.update(|state| state.audit = text);
+            }
+        });
+        let audited = imt_sim::audit(&config, &report.record, &progress).await;
+        drop(progress);
+        let _ = showing.await;
+        audited
+    }
+
+    fn judge(
+        &self,
+        report: &FrontReport,
+        audit: Option<&AuditReport>,
+    ) -> Vec<imt_sim::thresholds::ThresholdResult> {
+        let measured = Measured { front: report, audit };
+        let thresholds = self.scenario.thresholds.iter();
+        thresholds.map(|threshold| threshold.evaluate(measured)).collect()
+    }
+
+    /// Keeps the servers up if that was asked for, until a signal comes.
+    async fn stay(&self, mut stop: watch::Receiver<bool>) {
+        if self.stays && !*stop.borrow() {
+            tracing::info!(
+                "node {} and warehouse {} stay up; Ctrl-C ends them",
+                self.oms,
+                self.warehouse
+            );
+            // The sender lives in the task that listens for signals.
+            let _ = stop.wait_for(|stop| *stop).await;
+        }
+    }
+}
+
+/// Returns a receiver that becomes true at the first signal. A second one ends the process.
+fn stop_on_signal(mut signals: StopSignals) -> watch::Receiver<bool> {
+    let (stop, stopping) = watch::channel(false);
+    tokio::spawn(async move {
+        let signal = signals.next().await;
+        tracing::info!("{signal}: no new requests; finishing and auditing (once more to leave at once)");
+        stop.send_replace(true);
+        signals.exit_on_next();
+        // Lives on, so that receivers never take its end for a missing signal.
+        std::future::pending::<()>().await;
+    });
+    stopping
+}
+
+/// Returns the failure of a front that sent nothing.
+fn front_failure(error: Error) -> CliError {
+    match error {
+        Error::Interrupted { .. } => CliError::Interrupted(error.to_string()),
+        Error::Unreachable { .. } => CliError::Unreachable {
+            message: "the shop front could not run; is the node up? (imt node start, or imt sim run)"
+                .to_owned(),
+            source: Box::new(error),
+        },
+        error => CliError::because("the shop front could not run", error),
+    }
+}
+
+/// Returns the exit of a run. Findings outweigh everything else, because they mean lost or doubled
+/// orders.
+fn exit_of(summary: &Summary, unreachable: bool) -> Exit {
+    match summary.verdict {
+        Verdict::Findings => Exit::Found,
+        Verdict::Unaudited if unreachable => Exit::Unreachable,
+        Verdict::Unaudited => Exit::Failed,
+        _ if summary.stopped_early => Exit::Interrupted,
+        _ if summary.thresholds.iter().any(|result| result.is_missed) => Exit::ThresholdMissed,
+        Verdict::Clean | Verdict::Invalid | Verdict::ThresholdMissed => Exit::Done,
+    }
+}
+
+/// Returns the result of a run for the live view.
+fn outcome_of(summary: &Summary) -> Outcome {
+    let missed = summary.thresholds.iter().filter(|result| result.is_missed);
+    Outcome {
+        verdict: summary.verdict,
+        findings: summary.audit.as_ref().map_or(0, |audit| audit.findings.len()),
+        thresholds_missed: missed.count(),
+    }
+}
+
+/// Returns an error with its causes on one line.
+fn described(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+/// Returns the command that repeats this run: the arguments, with the seed named.
+fn repeat_command(args: impl Iterator<Item = String>, seed: u64) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,%+@".contains(c);
+    let mut words: Vec<String> = vec!["imt".to_owned()];
+    let mut has_seed = false;
+    for arg in args.skip(1) {
+        has_seed |= arg == "--seed" || arg.starts_with("--seed=");
+        match !arg.is_empty() && arg.chars().all(is_plain) {
+            true => words.push(arg),
+            false => words.push(format!("'{}'", arg.replace('\'', "'\\''"))),
+        }
+    }
+    if !has_seed {
+        words.push(format!("--seed {seed}"));
+    }
+    words.join(" ")
+}
+
+/// Sets the behaviour of the warehouse at the moments of a scenario.
+struct FaultDriver {
+    control: WarehouseControl,
+    usual: Profile,
+    faults: Vec<WarehouseFault>,
+    telemetry: Telemetry,
+}
+
+/// A change of the behaviour at a moment of the run.
+struct Switch {
+    at: Duration,
+    profile: Profile,
+}
+
+impl FaultDriver {
+    /// Returns the changes in the order of their moments. A fault that begins before another one
+    /// ends replaces it.
+    fn switches(&self) -> Vec<Switch> {
+        let mut switches = Vec::new();
+        for (place, fault) in self.faults.iter().enumerate() {
+            switches.push(Switch {
+                at: fault.at,
+                profile: fault.profile,
+            });
+            let ends = fault.at + fault.lasts;
+            let next = self.faults.get(place + 1);
+            if next.is_none_or(|next| next.at > ends) {
+                switches.push(Switch {
+                    at: ends,
+                    profile: self.usual,
+                });
+            }
+        }
+        switches
+    }
+
+    /// Applies the changes; the usual behaviour is in force at the end, whatever ends it.
+    async fn drive(self, mut is_over: watch::Receiver<bool>) {
+        let mut state = self.telemetry.subscribe();
+        tokio::select! {
+            _ = state.wait_for(|state| state.started_at_ms > 0) => {}
+            _ = is_over.wait_for(|over| *over) => return,
+        }
+        let begun = Instant::now();
+        for switch in self.switches() {
+            tokio::select! {
+                () = tokio::time::sleep_until(begun + switch.at) => {}
+                _ = is_over.wait_for(|over| *over) => break,
+            }
+            let name = switch.profile.name();
+            self.telemetry
+                .event(EventKind::Warehouse, name, format!("warehouse behaves as {name}"));
+            self.control.set_behaviour(switch.profile.behaviour());
+        }
+        let usual = self.usual.behaviour();
+        if self.control.behaviour_name() != usual.name {
+            self.control.set_behaviour(usual);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_repeating_command_names_the_seed_and_quotes_its_words() {
+        let args = |text: &[&str]| {
+            text.iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .into_iter()
+        };
+        assert_eq!(
+            repeat_command(
+                args(&["target/imt", "sim", "run", "--fail-if", "p99(order) > 5ms"]),
+                7
+            ),
+            "imt sim run --fail-if 'p99(order) > 5ms' --seed 7"
+        );
+        assert_eq!(
+            repeat_command(args(&["imt", "sim", "run", "--seed", "3", "--data", "it's"]), 3),
+            "imt sim run --seed 3 --data 'it'\\''s'"
+        );
+    }
+}

@@ -1,0 +1,29 @@
+//! Exit codes of all commands, in one place.
+
+use std::process::ExitCode;
+
+/// End of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    /// All went well.
+    Done = 0,
+    /// The command was understood and failed.
+    Failed = 1,
+    /// The arguments cannot be used (clap's own code too).
+    Usage = 2,
+    /// A check (audit, verify, diff, salvage) found something.
+    Found = 3,
+    /// A threshold was missed.
+    ThresholdMissed = 4,
+    /// A server does not answer.
+    Unreachable = 5,
+    /// Ended by Ctrl-C or SIGTERM before its time (the shells' code for Ctrl-C).
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}

@@ -1,0 +1,36 @@
+//! Curves over the seconds of a run, drawn as sparklines.
+
+use ratatui::Frame;
+use ratatui::layout::Rect;
+use ratatui::style::Style;
+use ratatui::widgets::{Sparkline, SparklineBar};
+
+/// One second of a curve.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Point {
+    pub(super) value: u64,
+    pub(super) style: Style,
+}
+
+/// Draws the newest points; the last one is at the right edge. A run that is shorter than the area
+/// is wide gets several columns a second, so that the curve fills the area at the end of the run.
+pub(super) fn draw(frame: &mut Frame, area: Rect, points: &[Point], seconds_planned: u64) {
+    if area.is_empty() {
+        return;
+    }
+    let width = usize::from(area.width);
+    let per_point = width / (seconds_planned as usize).max(points.len()).max(1);
+    let per_point = per_point.clamp(1, 8);
+    let shown = &points[points.len().saturating_sub(width / per_point)..];
+    let blank = width - shown.len() * per_point;
+    let bars = shown.iter().flat_map(|point| {
+        let bar = SparklineBar::from(point.value).style(Some(point.style));
+        std::iter::repeat_n(bar, per_point)
+    });
+    let bars: Vec<SparklineBar> = std::iter::repeat_n(SparklineBar::from(0), blank)
+        .chain(bars)
+        .collect();
+    // The library multiplies by the height: huge values must not overflow.
+    let peak = shown.iter().map(|point| point.value).max().unwrap_or(0);
+    frame.render_widget(Sparkline::default().data(bars).max(peak.max(1)), area);
+}

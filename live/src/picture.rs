@@ -1,0 +1,102 @@
+//! Saves the picture of the moment into the run's folder: as SVG to look at, as JSON to draw again.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use ratatui::buffer::Buffer;
+use ratatui::layout::Size;
+
+use crate::draw;
+use crate::state::{Overlay, Recording, State};
+use crate::svg::{self, Paper};
+use crate::theme::{Palette, Theme};
+
+/// Most pictures of one run.
+const PICTURES_MAX: u32 = 99;
+/// Text for screen readers.
+const TITLE: &str = "Live view of a run: requests, orders, ring, warehouse, events and log";
+
+/// Draws a state into a buffer of its own.
+///
+/// # Errors
+///
+/// None in practice: the buffer is in memory.
+pub fn drawn(state: &State, size: Size) -> io::Result<Buffer> {
+    let backend = TestBackend::new(size.width, size.height);
+    let mut screen = Terminal::new(backend).map_err(io::Error::other)?;
+    screen
+        .draw(|frame| draw(frame, state, Theme::new(Palette::Indexed)))
+        .map_err(io::Error::other)?;
+    Ok(screen.backend().buffer().clone())
+}
+
+/// Returns the picture of a state as an SVG document.
+///
+/// # Errors
+///
+/// As [`drawn`].
+pub fn svg_of(state: &State, size: Size, paper: Paper) -> io::Result<String> {
+    Ok(svg::render(&drawn(state, size)?, paper, TITLE))
+}
+
+/// Writes `view-N.svg` and `view-N.json` into a folder and returns the path of the SVG. `N` is the
+/// first number from 1 that is free.
+///
+/// # Errors
+///
+/// A file cannot be written, or the folder has 99 pictures.
+pub fn save(folder: &Path, state: &State, size: Size) -> io::Result<PathBuf> {
+    // The help would cover the picture.
+    let state = State {
+        overlay: Overlay::None,
+        ..state.clone()
+    };
+    let picture = svg_of(&state, size, Paper::Dark)?;
+    for number in 1..=PICTURES_MAX {
+        let path = folder.join(format!("view-{number}.svg"));
+        let mut file = match File::create_new(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) => return Err(error),
+        };
+        file.write_all(picture.as_bytes())?;
+        let recording = serde_json::to_string(&Recording::from(state))?;
+        std::fs::write(path.with_extension("json"), recording)?;
+        return Ok(path);
+    }
+    let text = format!("{} has {PICTURES_MAX} pictures already", folder.display());
+    Err(io::Error::other(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_are_numbered_and_can_be_drawn_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let size = Size::new(100, 30);
+        let mut state = State::default();
+        state.run.scenario = "calm".to_owned();
+        let first = save(folder.path(), &state, size).unwrap();
+        state.run.seed = 7;
+        state.overlay = Overlay::Help;
+        let second = save(folder.path(), &state, size).unwrap();
+        assert!(first.ends_with("view-1.svg") && second.ends_with("view-2.svg"));
+        let json = std::fs::read_to_string(second.with_extension("json")).unwrap();
+        let again: Recording = serde_json::from_str(&json).unwrap();
+        assert_eq!((again.run.scenario.as_str(), again.run.seed), ("calm", 7));
+        let drawn = svg_of(&State::from(again), size, Paper::Dark).unwrap();
+        assert_eq!(drawn, std::fs::read_to_string(second).unwrap());
+    }
+
+    #[test]
+    fn a_folder_that_is_missing_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = save(&folder.path().join("none"), &State::default(), Size::new(80, 24));
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,313 @@
+//! A picture of the view as SVG, for documents.
+//!
+//! Each word becomes a `text` element with a forced length, so that the columns stay aligned in any
+//! monospace font of the reader. Blocks are drawn as rectangles,
+//! because fonts leave gaps between them.
+
+use std::fmt::Write as _;
+
+use ratatui::buffer::{Buffer, Cell};
+use ratatui::style::{Color, Modifier};
+use unicode_width::UnicodeWidthStr;
+
+/// Width and height of a cell, in units of the picture.
+const CELL: [f64; 2] = [8.4, 17.0];
+/// Space around the cells.
+const MARGIN: f64 = 14.0;
+/// Font size.
+const FONT: f64 = 14.0;
+
+/// Background and foreground of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Paper {
+    /// Light text on a dark ground.
+    #[default]
+    Dark,
+    /// Dark text on a light ground.
+    Light,
+}
+
+impl Paper {
+    fn ground(self) -> [u8; 3] {
+        match self {
+            Self::Dark => [0x12, 0x16, 0x1c],
+            Self::Light => [0xff, 0xff, 0xff],
+        }
+    }
+
+    fn ink(self) -> [u8; 3] {
+        match self {
+            Self::Dark => [0xe4, 0xe8, 0xec],
+            Self::Light => [0x1c, 0x20, 0x26],
+        }
+    }
+}
+
+/// Returns the colour of one of the 256 indexed colours, as xterm defines it.
+pub fn rgb_of_index(index: u8) -> [u8; 3] {
+    const BASIC: [[u8; 3]; 16] = [
+        [0, 0, 0],
+        [205, 0, 0],
+        [0, 205, 0],
+        [205, 205, 0],
+        [0, 0, 238],
+        [205, 0, 205],
+        [0, 205, 205],
+        [229, 229, 229],
+        [127, 127, 127],
+        [255, 0, 0],
+        [0, 255, 0],
+        [255, 255, 0],
+        [92, 92, 255],
+        [255, 0, 255],
+        [0, 255, 255],
+        [255, 255, 255],
+    ];
+    const STEPS: [u8; 6] = [0, 95, 135, 175, 215, 255];
+    match index {
+        0..=15 => BASIC[usize::from(index)],
+        16..=231 => {
+            let place = usize::from(index - 16);
+            [STEPS[place / 36], STEPS[place / 6 % 6], STEPS[place % 6]]
+        }
+        232..=255 => [8 + 10 * (index - 232); 3],
+    }
+}
+
+fn rgb(colour: Color, usual: [u8; 3]) -> [u8; 3] {
+    match colour {
+        Color::Indexed(index) => rgb_of_index(index),
+        Color::Rgb(red, green, blue) => [red, green, blue],
+        Color::Black => rgb_of_index(0),
+        Color::Red => rgb_of_index(1),
+        Color::Green => rgb_of_index(2),
+        Color::Yellow => rgb_of_index(3),
+        Color::Blue => rgb_of_index(4),
+        Color::Magenta => rgb_of_index(5),
+        Color::Cyan => rgb_of_index(6),
+        _ => usual,
+    }
+}
+
+fn hex([red, green, blue]: [u8; 3]) -> String {
+    format!("#{red:02x}{green:02x}{blue:02x}")
+}
+
+/// Colours and weight of a cell.
+#[derive(Clone, PartialEq)]
+struct Look {
+    ink: [u8; 3],
+    ground: Option<[u8; 3]>,
+    is_bold: bool,
+    is_underlined: bool,
+    is_dim: bool,
+}
+
+impl Look {
+    fn of(cell: &Cell, paper: Paper) -> Self {
+        let mut ink = rgb(cell.fg, paper.ink());
+        let mut ground = match cell.bg {
+            Color::Reset => None,
+            colour => Some(rgb(colour, paper.ground())),
+        };
+        if cell.modifier.contains(Modifier::REVERSED) {
+            let front = ground.unwrap_or(paper.ground());
+            (ink, ground) = (front, Some(ink));
+        }
+        Self {
+            ink,
+            ground,
+            is_bold: cell.modifier.contains(Modifier::BOLD),
+            is_underlined: cell.modifier.contains(Modifier::UNDERLINED),
+            is_dim: cell.modifier.contains(Modifier::DIM),
+        }
+    }
+}
+
+/// Returns the buffer as an SVG document. `title` is read by screen readers.
+pub fn render(buffer: &Buffer, paper: Paper, title: &str) -> String {
+    let [width, height] = CELL;
+    let total_width = f64::from(buffer.area.width) * width + 2.0 * MARGIN;
+    let total_height = f64::from(buffer.area.height) * height + 2.0 * MARGIN;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {total_width:.0} {total_height:.0}\" \
+         role=\"img\">\n<title>{}</title>\n\
+         <rect width=\"100%\" height=\"100%\" rx=\"10\" fill=\"{}\"/>\n\
+         <g font-family=\"ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace\" \
+         font-size=\"{FONT}\">\n",
+        escaped(title),
+        hex(paper.ground())
+    );
+    for row in 0..buffer.area.height {
+        render_row(&mut svg, buffer, row, paper);
+    }
+    svg.push_str("</g>\n</svg>\n");
+    svg
+}
+
+fn render_row(svg: &mut String, buffer: &Buffer, row: u16, paper: Paper) {
+    let mut column = 0;
+    while column < buffer.area.width {
+        let first = &buffer[(column, row)];
+        let look = Look::of(first, paper);
+        let is_block = Block::of(first.symbol()).is_some();
+        let mut text = String::new();
+        let begin = column;
+        while column < buffer.area.width {
+            let cell = &buffer[(column, row)];
+            let same_block = !is_block || cell.symbol() == first.symbol();
+            if Look::of(cell, paper) != look || Block::of(cell.symbol()).is_some() != is_block || !same_block
+            {
+                break;
+            }
+            text.push_str(cell.symbol());
+            column += 1;
+        }
+        let run = Run {
+            x: MARGIN + f64::from(begin) * CELL[0],
+            y: MARGIN + f64::from(row) * CELL[1],
+            width: f64::from(column - begin) * CELL[0],
+        };
+        if let Some(ground) = look.ground {
+            rectangle(svg, &run, [0.0, 1.0], &hex(ground), 1.0);
+        }
+        match Block::of(first.symbol()) {
+            Some(block) => rectangle(
+                svg,
+                &run,
+                [block.top, block.height],
+                &hex(look.ink),
+                block.opacity,
+            ),
+            None => render_text(svg, &run, &text, &look),
+        }
+    }
+}
+
+/// Cells of one row with one look.
+struct Run {
+    x: f64,
+    y: f64,
+    width: f64,
+}
+
+/// A block character as a part of its cell.
+struct Block {
+    top: f64,
+    height: f64,
+    opacity: f64,
+}
+
+impl Block {
+    fn of(symbol: &str) -> Option<Self> {
+        let eighths = |count: f64| Self {
+            top: 1.0 - count / 8.0,
+            height: count / 8.0,
+            opacity: 1.0,
+        };
+        Some(match symbol {
+            "▁" => eighths(1.0),
+            "▂" => eighths(2.0),
+            "▃" => eighths(3.0),
+            "▄" => eighths(4.0),
+            "▅" => eighths(5.0),
+            "▆" => eighths(6.0),
+            "▇" => eighths(7.0),
+            "█" => eighths(8.0),
+            "▀" => Self {
+                top: 0.0,
+                ..eighths(4.0)
+            },
+            "░" => Self {
+                opacity: 0.3,
+                ..eighths(8.0)
+            },
+            _ => return None,
+        })
+    }
+}
+
+/// Appends a rectangle over a share of the rows' height, as `[top, height]`.
+fn rectangle(svg: &mut String, run: &Run, [top, share]: [f64; 2], fill: &str, opacity: f64) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        svg,
+        "<rect x=\"{:.1}\" y=\"{:.2}\" width=\"{:.1}\" height=\"{:.2}\" fill=\"{fill}\" \
+         fill-opacity=\"{opacity}\" shape-rendering=\"crispEdges\"/>",
+        run.x,
+        run.y + top * CELL[1],
+        run.width,
+        share * CELL[1],
+    );
+}
+
+/// Appends the words of a run. Each word has its own place, because viewers collapse blanks.
+fn render_text(svg: &mut String, run: &Run, text: &str, look: &Look) {
+    let mut attributes = String::new();
+    if look.is_bold {
+        attributes.push_str(" font-weight=\"bold\"");
+    }
+    if look.is_underlined {
+        attributes.push_str(" text-decoration=\"underline\"");
+    }
+    if look.is_dim {
+        attributes.push_str(" opacity=\"0.65\"");
+    }
+    let mut column = 0;
+    for word in text.split(' ') {
+        let columns = word.width();
+        if columns > 0 {
+            let _ = writeln!(
+                svg,
+                "<text x=\"{:.1}\" y=\"{:.1}\" textLength=\"{:.1}\" \
+                 lengthAdjust=\"spacingAndGlyphs\" fill=\"{}\"{attributes}>{}</text>",
+                run.x + column as f64 * CELL[0],
+                run.y + CELL[1] * 0.74,
+                columns as f64 * CELL[0],
+                hex(look.ink),
+                escaped(word),
+            );
+        }
+        column += columns + 1;
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::style::Style;
+
+    use super::*;
+
+    #[test]
+    fn cells_become_text_and_rectangles_with_their_colours() {
+        let mut buffer = Buffer::empty(ratatui::layout::Rect::new(0, 0, 6, 1));
+        buffer.set_string(0, 0, "a<b", Style::new().fg(Color::Indexed(166)));
+        buffer.set_string(
+            3,
+            0,
+            "▄▄",
+            Style::new().fg(Color::Indexed(31)).bg(Color::Indexed(29)),
+        );
+        let svg = render(&buffer, Paper::Dark, "a & b");
+        assert!(svg.contains("<title>a &amp; b</title>"), "{svg}");
+        assert!(svg.contains("fill=\"#d75f00\">a&lt;b</text>"), "{svg}");
+        let half = "y=\"22.50\" width=\"16.8\" height=\"8.50\" fill=\"#0087af\"";
+        assert!(svg.contains(half), "{svg}");
+        assert!(svg.contains("height=\"17.00\" fill=\"#00875f\""), "{svg}");
+    }
+
+    #[test]
+    fn indexed_colours_are_those_of_xterm() {
+        assert_eq!(rgb_of_index(16), [0, 0, 0]);
+        assert_eq!(rgb_of_index(231), [255, 255, 255]);
+        assert_eq!(rgb_of_index(244), [128, 128, 128]);
+        assert_eq!(rgb_of_index(255), [238, 238, 238]);
+    }
+}

@@ -1,0 +1,219 @@
+//! The runs of one transaction: optimistic ones, turns, and their commits.
+//!
+//! - A run with an outdated read is repeated, up to the number of runs in the options.
+//! - A conflict leads to a turn, at once for a short durable body.
+//! - A panic of the body in a turn is resumed after the group has ended.
+//!
+//! Deliberately absent: reads and writes of a run, which are in `transaction`.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Transaction;
+use crate::db::Db;
+use crate::engine::group::{Committed, Ran, Request, Turn};
+use crate::engine::group_writes::GroupWrites;
+use crate::engine::nesting::{self, InBody};
+use crate::error::{Error, Result};
+use crate::options::Durability;
+use crate::seeded::seeded;
+
+/// A body that took no longer than this gets a turn at its first conflict, since other writers
+/// hardly notice the delay.
+const SHORT_BODY: Duration = Duration::from_millis(1);
+
+/// Number of conflicts after which a longer body, or one without durability, gets a turn.
+const TRIES_BEFORE_TURN: u32 = 8;
+
+/// Time limit of a transaction's first turn. Each further turn has twice the limit. Long for a body
+/// that only reads and computes; short for the writers that wait.
+const TURN_LIMIT: Duration = Duration::from_millis(50);
+
+/// Maximum time limit of a turn.
+const TURN_LIMIT_MAX: Duration = Duration::from_secs(10);
+
+/// Runs `body` until it commits, fails, or has used up its runs.
+pub(super) fn run<T>(db: &Db, body: &mut dyn FnMut(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
+    nesting::check_outside(&db.engine)?;
+    let options = &db.engine.options;
+    let mut attempts = Attempts {
+        db,
+        body,
+        durability: options.durability,
+        turn_limit: TURN_LIMIT,
+    };
+    let mut left = None;
+    for tries in 1..=options.transaction_tries {
+        let run = match left.take() {
+            Some(run) => run,
+            None => attempts.run(None)?,
+        };
+        match attempts.commit(run, tries) {
+            Attempt::Done(result) => return result,
+            Attempt::Again => std::thread::yield_now(),
+            Attempt::TurnLost(run) => left = run,
+        }
+    }
+    Err(Error::Conflict {
+        tries: options.transaction_tries,
+    })
+}
+
+/// One run of a body.
+struct Run<'a, T> {
+    transaction: Transaction<'a>,
+    result: Result<T>,
+    took: Duration,
+}
+
+/// Outcome of an attempt to commit a run.
+enum Attempt<'a, T> {
+    Done(Result<T>),
+    /// The body has to run again.
+    Again,
+    /// The body exceeded the time limit of its turn. Its run may still commit, with the usual
+    /// checks.
+    TurnLost(Option<Run<'a, T>>),
+}
+
+/// All runs of one transaction.
+struct Attempts<'a, 'b, T> {
+    db: &'a Db,
+    body: &'b mut dyn FnMut(&mut Transaction<'_>) -> Result<T>,
+    durability: Durability,
+    turn_limit: Duration,
+}
+
+impl<'a, T> Attempts<'a, '_, T> {
+    /// Runs the body, after the writes of `group` if it has a turn.
+    fn run(&mut self, group: Option<Arc<GroupWrites>>) -> Result<Run<'a, T>> {
+        let mut transaction = Transaction::begin(self.db, group);
+        let started = Instant::now();
+        let in_body = InBody::enter(&self.db.engine)?;
+        let result = (self.body)(&mut transaction);
+        drop(in_body);
+        Ok(Run {
+            transaction,
+            result,
+            took: started.elapsed(),
+        })
+    }
+
+    fn commit(&mut self, run: Run<'a, T>, tries: u32) -> Attempt<'a, T> {
+        let engine = &self.db.engine;
+        let Run {
+            transaction,
+            result,
+            took,
+        } = run;
+        let last = tries == engine.options.transaction_tries;
+        // The model checker has no time.
+        let short = self.durability == Durability::Sync && (cfg!(loom) || took <= SHORT_BODY);
+        let may_turn = !last && (short || tries >= TRIES_BEFORE_TURN);
+        // A run that lost its turn may have read commits that are not visible or not durable yet.
+        let is_early = transaction.group.is_some() && !seeded("lost-turn-answers-early");
+        let is_answer = result.is_err() || transaction.writes.is_empty();
+        if transaction.outdated || is_answer && is_early {
+            return match may_turn {
+                true => {
+                    self.commit_in_group(Request::turn(self.durability, Turn::Now(self.turn_limit)), None)
+                }
+                false => Attempt::Again,
+            };
+        }
+        // All reads of the run were valid at one moment.
+        if is_answer {
+            return Attempt::Done(result);
+        }
+        let checks = transaction.checks();
+        let encoded = transaction.encoded().and_then(|(body, tables)| {
+            engine.prepare(&body, &tables)?;
+            engine.wait_for_space(body.bytes.len())?;
+            Ok((body, tables))
+        });
+        let (mut body, tables) = match encoded {
+            Ok(encoded) => encoded,
+            Err(error) => return Attempt::Done(Err(error)),
+        };
+        if self.durability == Durability::Buffered {
+            match engine.commit_at_once(&mut body, &tables, &checks) {
+                Ok(Some(_)) => return Attempt::Done(result),
+                Ok(None) => {}
+                Err(Error::Conflict { .. }) if may_turn => {
+                    let turn = Turn::Now(self.turn_limit);
+                    return self.commit_in_group(Request::turn(self.durability, turn), None);
+                }
+                Err(Error::Conflict { .. }) => return Attempt::Again,
+                Err(error) => return Attempt::Done(Err(error)),
+            }
+        }
+        let turn = match may_turn {
+            true => Turn::OnConflict(self.turn_limit),
+            false => Turn::Never,
+        };
+        let request = Request {
+            body,
+            tables,
+            checks,
+            ..Request::turn(self.durability, turn)
+        };
+        self.commit_in_group(request, Some(result))
+    }
+
+    /// Commits with a group. `result` is the result of the run that `request` belongs to, if any.
+    fn commit_in_group(&mut self, request: Request, result: Option<Result<T>>) -> Attempt<'a, T> {
+        let engine = &self.db.engine;
+        let turn = request.turn;
+        let mut turned: Option<std::thread::Result<Result<Run<'a, T>>>> = None;
+        let mut runner = |group| -> Ran {
+            // A panic must not end the group. It is resumed later in the thread that owns the body.
+            let run = catch_unwind(AssertUnwindSafe(|| self.run(Some(group))));
+            let (run, encoded) = match run {
+                Ok(Ok(mut run)) => match run.writes() {
+                    Ok(encoded) => (Ok(Ok(run)), encoded),
+                    Err(error) => {
+                        run.result = Err(error);
+                        (Ok(Ok(run)), None)
+                    }
+                },
+                other => (other, None),
+            };
+            turned = Some(run);
+            encoded
+        };
+        let committed = match turn {
+            Turn::Never => engine.commit_without_turn(request),
+            Turn::OnConflict(_) | Turn::Now(_) => engine.commit_transaction(request, &mut runner),
+        };
+        let turned = match turned {
+            Some(Err(panic)) => resume_unwind(panic),
+            Some(Ok(Err(error))) => return Attempt::Done(Err(error)),
+            Some(Ok(Ok(run))) => Some(run),
+            None => None,
+        };
+        match committed {
+            Committed::TurnLost => {
+                self.turn_limit = (self.turn_limit * 2).min(TURN_LIMIT_MAX);
+                Attempt::TurnLost(turned)
+            }
+            Committed::Done(Err(Error::Conflict { .. }), _) => Attempt::Again,
+            Committed::Done(Err(error), _) => Attempt::Done(Err(error)),
+            Committed::Done(Ok(_), _) => match turned {
+                Some(run) if run.transaction.outdated => Attempt::Again,
+                Some(run) => Attempt::Done(run.result),
+                None => result.map_or(Attempt::Again, Attempt::Done),
+            },
+        }
+    }
+}
+
+impl<T> Run<'_, T> {
+    /// Returns the writes to commit, if any.
+    fn writes(&self) -> Result<Ran> {
+        if self.transaction.outdated || self.result.is_err() || self.transaction.writes.is_empty() {
+            return Ok(None);
+        }
+        self.transaction.encoded().map(Some)
+    }
+}

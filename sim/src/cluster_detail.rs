@@ -1,0 +1,141 @@
+//! Ring and nodes in detail, as the web console of a node describes them.
+//!
+//! A node without a console answers 404, and the detail stays empty: the views fall back to
+//! `GET /health`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::client::Client;
+
+/// Path of the console's document.
+const PATH: &str = "/console/state";
+
+/// Ring and nodes in detail.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterDetail {
+    /// Members of the ring, in the order of [`SlotRun::member`].
+    pub members: Vec<String>,
+    /// Owners of the slots, in the order of the slots.
+    pub runs: Vec<SlotRun>,
+    /// All nodes, members or not.
+    pub nodes: Vec<NodeDetail>,
+    /// A move of slots under way.
+    pub moving: Option<MoveDetail>,
+}
+
+/// Neighbouring slots of one member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotRun {
+    /// Index of the member.
+    pub member: usize,
+    /// Number of slots.
+    pub slots: u64,
+}
+
+/// One node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDetail {
+    /// The node's name.
+    pub name: String,
+    /// State in one word: serving, joining, leaving, degraded, silent, stopped or died.
+    pub status: String,
+    /// Slots of its own volume.
+    #[serde(default)]
+    pub slots: u64,
+    /// Volumes that it serves.
+    #[serde(default)]
+    pub serves: Vec<String>,
+    /// Requests of its newest second; `None` if it does not answer.
+    #[serde(default)]
+    pub requests: Option<NodeRequests>,
+}
+
+/// Requests of one second on one node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRequests {
+    /// Number of requests.
+    pub requests: u64,
+    /// 99th percentile of their latency, microseconds.
+    #[serde(default)]
+    pub p99_us: Option<u64>,
+}
+
+/// A move of slots under way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveDetail {
+    /// Rows copied so far.
+    #[serde(default)]
+    pub rows: u64,
+    /// Estimated rows of the whole move.
+    #[serde(default)]
+    pub about: u64,
+}
+
+#[derive(Default, Deserialize)]
+struct Document {
+    #[serde(default)]
+    ring: Ring,
+    #[serde(default)]
+    nodes: Vec<NodeDetail>,
+    #[serde(default)]
+    moving: Option<MoveDetail>,
+}
+
+#[derive(Default, Deserialize)]
+struct Ring {
+    #[serde(default)]
+    members: Vec<String>,
+    #[serde(default)]
+    runs: Vec<(usize, u64)>,
+}
+
+impl From<Document> for ClusterDetail {
+    fn from(document: Document) -> Self {
+        let runs = document.ring.runs.into_iter();
+        Self {
+            members: document.ring.members,
+            runs: runs.map(|(member, slots)| SlotRun { member, slots }).collect(),
+            nodes: document.nodes,
+            moving: document.moving,
+        }
+    }
+}
+
+/// Asks a node for its console's document; `None` if it does not answer or has no console.
+pub(crate) async fn ask(client: &Client) -> Option<ClusterDetail> {
+    let document: Document = client.get_json("the order management", PATH).await.ok()?;
+    Some(document.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_of_the_console_is_read_and_unknown_fields_are_skipped() {
+        let text = r#"{
+            "node": "a", "version": "0.1.0", "now_ms": 5,
+            "ring": {"epoch": 2, "slots": 16384, "members": ["a", "b"], "runs": [[0, 8192], [1, 8192]]},
+            "moving": {"epoch": 3, "steps": [], "rows": 10, "about": 40, "trouble": null},
+            "nodes": [
+                {"name": "a", "status": "serving", "weight": 1, "slots": 8192, "serves": ["a", "b"],
+                 "requests": {"requests": 95, "refused": 0, "failed": 0, "p50_us": 400, "p99_us": 2100}},
+                {"name": "b", "status": "died", "slots": 8192, "serves": [], "requests": null}
+            ],
+            "volumes": [], "samples": [], "events": []
+        }"#;
+        let detail: ClusterDetail = serde_json::from_str::<Document>(text).unwrap().into();
+        assert_eq!(detail.members, ["a", "b"]);
+        assert_eq!(detail.runs.iter().map(|run| run.slots).sum::<u64>(), 16_384);
+        assert_eq!(detail.nodes[0].serves, ["a", "b"]);
+        let requests = detail.nodes[0].requests.unwrap();
+        assert_eq!((requests.requests, requests.p99_us), (95, Some(2_100)));
+        assert_eq!(
+            (detail.nodes[1].status.as_str(), detail.nodes[1].requests),
+            ("died", None)
+        );
+        assert_eq!(detail.moving, Some(MoveDetail { rows: 10, about: 40 }));
+        let empty: ClusterDetail = serde_json::from_str::<Document>("{}").unwrap().into();
+        assert_eq!(empty, ClusterDetail::default());
+    }
+}

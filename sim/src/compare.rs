@@ -1,0 +1,240 @@
+//! Two runs side by side, from their run folders.
+//!
+//! Invariants:
+//! - Each row is a number that both summaries have, with the change from the first to the second.
+//! - Differences of scenario, seed, version or machine stand above the table, because they decide
+//!   if the numbers can be compared.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::run_folder::{RunFacts, RunFolder};
+use crate::summary::{millis, thousands};
+use crate::{Error, Result};
+
+/// Unit of a compared number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Unit {
+    Count,
+    PerSecond,
+    Microseconds,
+}
+
+/// A number of both runs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Row {
+    name: String,
+    unit: Unit,
+    first: f64,
+    second: f64,
+}
+
+impl Row {
+    fn text(&self, value: f64) -> String {
+        match self.unit {
+            Unit::Count => thousands(value as u64),
+            Unit::PerSecond => format!("{value:.1}/s"),
+            Unit::Microseconds => millis(value as u64),
+        }
+    }
+
+    fn change(&self) -> String {
+        match self.first == 0.0 {
+            true if self.second == 0.0 => "=".to_owned(),
+            true => "new".to_owned(),
+            false => format!("{:+.1} %", (self.second / self.first - 1.0) * 100.0),
+        }
+    }
+}
+
+/// Two runs side by side. `Display` is the table.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Facts in which the runs differ, in words.
+    differences: Vec<String>,
+    /// Verdicts of the two runs.
+    verdicts: [String; 2],
+    rows: Vec<Row>,
+}
+
+impl Comparison {
+    /// Reads both runs.
+    ///
+    /// # Errors
+    /// When a folder cannot be read, or one of the runs was killed before its summary.
+    pub fn of(first: &RunFolder, second: &RunFolder) -> Result<Self> {
+        let facts = [first.facts()?, second.facts()?];
+        let summaries = [whole(first)?, whole(second)?];
+        let verdicts = [0, 1].map(|place: usize| {
+            let verdict = summaries[place]["verdict"].as_str().unwrap_or("unknown");
+            verdict.replace('_', " ")
+        });
+        Ok(Self {
+            differences: differences(&facts),
+            verdicts,
+            rows: rows(&summaries),
+        })
+    }
+}
+
+fn whole(folder: &RunFolder) -> Result<Value> {
+    folder.summary()?.ok_or_else(|| Error::Malformed {
+        path: folder.path().to_owned(),
+        line: 0,
+        problem: "the run was killed before its end; there is no summary to compare".to_owned(),
+    })
+}
+
+fn differences([first, second]: &[RunFacts; 2]) -> Vec<String> {
+    let pairs = [
+        ("scenario", first.scenario.clone(), second.scenario.clone()),
+        ("seed", first.seed.to_string(), second.seed.to_string()),
+        ("version", first.version.clone(), second.version.clone()),
+        ("platform", first.platform.clone(), second.platform.clone()),
+        (
+            "processors",
+            first.processors.to_string(),
+            second.processors.to_string(),
+        ),
+    ];
+    pairs
+        .into_iter()
+        .filter(|(_, one, other)| one != other)
+        .map(|(name, one, other)| format!("{name}: {one} and {other}"))
+        .collect()
+}
+
+fn rows([first, second]: &[Value; 2]) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut row = |name: String, unit, one: &Value, other: &Value| {
+        if let Some((first, second)) = one.as_f64().zip(other.as_f64()) {
+            rows.push(Row {
+                name,
+                unit,
+                first,
+                second,
+            });
+        }
+    };
+    for (name, unit) in [
+        ("requests", Unit::Count),
+        ("rate", Unit::PerSecond),
+        ("late", Unit::Count),
+        ("dropped", Unit::Count),
+    ] {
+        row(name.to_owned(), unit, &first[name], &second[name]);
+    }
+    let lag = |summary: &Value| summary["lag"]["p99_us"].clone();
+    row(
+        "lag p99".to_owned(),
+        Unit::Microseconds,
+        &lag(first),
+        &lag(second),
+    );
+    let routes = first["routes"].as_array().into_iter().flatten();
+    for (one, other) in routes.zip(second["routes"].as_array().into_iter().flatten()) {
+        let (Some(name), true) = (one["name"].as_str(), one["name"] == other["name"]) else {
+            continue;
+        };
+        if one["requests"] == 0 && other["requests"] == 0 {
+            continue;
+        }
+        row(
+            format!("{name} requests"),
+            Unit::Count,
+            &one["requests"],
+            &other["requests"],
+        );
+        let failed = |route: &Value| {
+            let count = |field: &str| route[field].as_u64().unwrap_or_default();
+            Value::from(count("requests").saturating_sub(count("ok")))
+        };
+        row(
+            format!("{name} errors"),
+            Unit::Count,
+            &failed(one),
+            &failed(other),
+        );
+        for percentile in ["p50", "p99", "p999", "max"] {
+            let latency = |route: &Value| route["latency"][format!("{percentile}_us")].clone();
+            row(
+                format!("{name} {percentile}"),
+                Unit::Microseconds,
+                &latency(one),
+                &latency(other),
+            );
+        }
+    }
+    let found = |summary: &Value| Value::from(summary["audit"]["findings"].as_array().map_or(0, Vec::len));
+    row("findings".to_owned(), Unit::Count, &found(first), &found(second));
+    rows
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for difference in &self.differences {
+            writeln!(f, "  differs in {difference}")?;
+        }
+        writeln!(f, "  {:<20}{:>16}{:>16}{:>12}", "", "first", "second", "change")?;
+        let [first, second] = &self.verdicts;
+        writeln!(f, "  {:<20}{first:>16}{second:>16}", "verdict")?;
+        for row in &self.rows {
+            writeln!(
+                f,
+                "  {:<20}{:>16}{:>16}{:>12}",
+                row.name,
+                row.text(row.first),
+                row.text(row.second),
+                row.change()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_two_runs_stand_side_by_side_with_their_change() {
+        let data = tempfile::tempdir().unwrap();
+        let run = |seed, p99_us: u64, errors: u64| {
+            let facts = RunFacts::new("calm", "", seed, "");
+            let folder = RunFolder::create(data.path(), &facts).unwrap();
+            let summary = serde_json::json!({
+                "verdict": "clean", "requests": 1_000, "rate": 99.5, "late": 0, "dropped": 0,
+                "lag": {"p99_us": 300},
+                "routes": [
+                    {"name": "order", "requests": 200, "ok": 200 - errors,
+                     "latency": {"p50_us": 500, "p99_us": p99_us, "p999_us": 9_000, "max_us": 9_500}},
+                    {"name": "cancel", "requests": 0, "ok": 0, "latency": {}},
+                ],
+                "audit": {"findings": []},
+            });
+            folder
+                .write("summary.json", summary.to_string().as_bytes())
+                .unwrap();
+            folder
+        };
+        let comparison = Comparison::of(&run(1, 4_000, 0), &run(2, 5_000, 3)).unwrap();
+        let table = comparison.to_string();
+        for expected in [
+            "differs in seed: 1 and 2",
+            "order p99                    4.00 ms         5.00 ms     +25.0 %",
+            "order errors                       0               3         new",
+            "findings                           0               0           =",
+            "rate                          99.5/s          99.5/s      +0.0 %",
+        ] {
+            assert!(table.contains(expected), "{expected:?} is not in\n{table}");
+        }
+        assert!(!table.contains("cancel"), "{table}");
+        assert!(table.lines().all(|line| line.chars().count() <= 80));
+        let killed = RunFolder::create(data.path(), &RunFacts::new("calm", "", 1, "")).unwrap();
+        let error = Comparison::of(&killed, &killed).unwrap_err().to_string();
+        assert!(error.contains("killed before its end"), "{error}");
+    }
+}

@@ -1,0 +1,329 @@
+//! Starts each request of the timeline and waits until all have ended.
+//!
+//! Invariants:
+//! - A permit is taken before an arrival, so that an arrival taken from the queue is always sent or
+//!   dropped, and always recorded.
+//! - Requests about an order wait for its answer; they are dropped with it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+use super::recorder::{Sample, Target};
+use super::{FrontConfig, Outcome, pacer, stopped};
+use crate::Result;
+use crate::client::{Answer, Client, Failure, FailureKind};
+use crate::telemetry::{EventKind, Phase, Telemetry};
+use crate::wire::{Payment, Problem};
+use crate::workload::{Arrival, Load, LoadPhase, Request, Workload};
+
+/// A request that starts later than this after its intended start counts as late: well above the
+/// cost of a timer and a busy scheduler, well below a customer's notice.
+const LATE_AFTER: Duration = Duration::from_millis(10);
+/// Arrivals handed over in advance. The pacer waits when the queue is full and catches up later.
+const ARRIVALS_QUEUED: usize = 1024;
+/// Longest name of a problem that is kept; the contract's longest has 15 characters.
+const PROBLEM_NAME_MAX: usize = 40;
+
+/// State shared by the front's tasks.
+pub(super) struct Shop {
+    pub(super) client: Client,
+    pub(super) samples: Sender<Sample>,
+    pub(super) sent: Arc<AtomicU64>,
+    pub(super) started: Instant,
+    pub(super) started_at_ms: u64,
+}
+
+/// Progress of an order, for the requests that wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OrderProgress {
+    Pending,
+    Answered,
+    Dropped,
+}
+
+/// One request on its way.
+struct Task {
+    arrival: Arrival,
+    /// The order that this request waits for.
+    after: Option<watch::Receiver<OrderProgress>>,
+    /// Wakes the requests that wait for this order.
+    progress: Option<watch::Sender<OrderProgress>>,
+    drop_after: Duration,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// An order that requests will wait for.
+struct Awaited {
+    progress: watch::Receiver<OrderProgress>,
+    follow_ups: u8,
+}
+
+/// Starts every request and waits for all answers. Returns the time of an early end.
+pub(super) async fn dispatch(
+    config: &FrontConfig,
+    workload: &Workload,
+    shop: &Arc<Shop>,
+    telemetry: &Telemetry,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<Option<Duration>> {
+    let (queue, mut arrivals) = mpsc::channel(ARRIVALS_QUEUED);
+    let pacer = pacer::Pacer::start(workload.schedule(), shop.started, queue)?;
+    let in_flight = Arc::new(Semaphore::new(config.in_flight_max));
+    let mut awaited: HashMap<u64, Awaited> = HashMap::new();
+    let mut phases = PhaseEvents::new(&config.load);
+    let mut ended_early = None;
+    loop {
+        let next = async {
+            let permit = Arc::clone(&in_flight).acquire_owned().await;
+            (permit, arrivals.recv().await)
+        };
+        let (permit, arrival) = tokio::select! {
+            next = next => next,
+            () = stopped(stop) => {
+                ended_early = Some(shop.started.elapsed());
+                break;
+            }
+        };
+        let (Ok(permit), Some(arrival)) = (permit, arrival) else {
+            break;
+        };
+        phases.reach(arrival.at, telemetry);
+        let (after, progress) = relate(&mut awaited, arrival.request);
+        tokio::spawn(perform(
+            Arc::clone(shop),
+            Task {
+                arrival,
+                after,
+                progress,
+                drop_after: config.drop_after,
+                _permit: permit,
+            },
+        ));
+    }
+    telemetry.update(|state| state.phase = Phase::Draining);
+    drop(arrivals);
+    pacer.stop().await;
+    // Every request has a deadline, so that all permits come back. The semaphore is never closed.
+    let all = in_flight.acquire_many(config.in_flight_max as u32).await;
+    drop(all);
+    Ok(ended_early)
+}
+
+/// Connects an order with the requests that wait for it.
+fn relate(
+    awaited: &mut HashMap<u64, Awaited>,
+    request: Request,
+) -> (
+    Option<watch::Receiver<OrderProgress>>,
+    Option<watch::Sender<OrderProgress>>,
+) {
+    match request {
+        Request::Order(order) if order.follow_ups > 0 => {
+            let (sender, progress) = watch::channel(OrderProgress::Pending);
+            let follow_ups = order.follow_ups;
+            awaited.insert(order.id, Awaited { progress, follow_ups });
+            (None, Some(sender))
+        }
+        Request::Payment {
+            order,
+            is_early: false,
+            ..
+        }
+        | Request::Cancel { order } => {
+            let Some(known) = awaited.get_mut(&order) else {
+                return (None, None);
+            };
+            known.follow_ups -= 1;
+            let progress = known.progress.clone();
+            if known.follow_ups == 0 {
+                awaited.remove(&order);
+            }
+            (Some(progress), None)
+        }
+        _ => (None, None),
+    }
+}
+
+/// Events for the beginnings of load phases, and for the end of the sending window.
+struct PhaseEvents {
+    upcoming: Vec<(Duration, LoadPhase)>,
+    window: Duration,
+    is_over: bool,
+}
+
+impl PhaseEvents {
+    fn new(load: &Load) -> Self {
+        let mut begins = Duration::ZERO;
+        let mut upcoming = Vec::new();
+        if let Load::Phases(phases) = load {
+            for phase in phases {
+                upcoming.push((begins, phase.clone()));
+                begins += phase.duration;
+            }
+        }
+        upcoming.reverse();
+        Self {
+            upcoming,
+            window: load.duration(),
+            is_over: false,
+        }
+    }
+
+    fn reach(&mut self, at: Duration, telemetry: &Telemetry) {
+        while let Some((begins, phase)) = self.upcoming.pop_if(|(begins, _)| *begins <= at) {
+            let text = match phase.rate == phase.rate_end {
+                true => format!("load phase {}: {} requests/s", phase.name, phase.rate),
+                false => format!(
+                    "load phase {}: {} to {} requests/s",
+                    phase.name, phase.rate, phase.rate_end
+                ),
+            };
+            tracing::debug!(begins_s = begins.as_secs_f64(), "{text}");
+            telemetry.event(EventKind::Load, phase.name, text);
+        }
+        if !self.is_over && at >= self.window {
+            self.is_over = true;
+            telemetry.update(|state| state.phase = Phase::Draining);
+        }
+    }
+}
+
+/// Sends one request and hands its sample on.
+async fn perform(shop: Arc<Shop>, task: Task) {
+    let Task {
+        arrival,
+        after,
+        progress,
+        drop_after,
+        _permit,
+    } = task;
+    let mut at = arrival.at;
+    let mut is_dropped = false;
+    if let Some(mut order) = after {
+        let is_pending = *order.borrow() == OrderProgress::Pending;
+        let reached = order.wait_for(|order| *order != OrderProgress::Pending).await;
+        // A sender that is gone without a word belongs to a task that panicked.
+        is_dropped = reached.map_or(true, |order| *order == OrderProgress::Dropped);
+        if is_pending {
+            // A customer pays an order that was answered: the payment is due from then on.
+            at = at.max(shop.started.elapsed());
+        }
+    }
+    let intended = shop.started + at;
+    let lag = intended.elapsed();
+    is_dropped |= lag > drop_after;
+    let (outcome, problem) = if is_dropped {
+        (Outcome::NotSent, None)
+    } else {
+        shop.sent.fetch_add(1, Ordering::Relaxed);
+        send(&shop.client, arrival.request).await
+    };
+    let sample = Sample {
+        target: Target::of(arrival.request),
+        at,
+        at_ms: shop.started_at_ms + at.as_millis() as u64,
+        took: intended.elapsed(),
+        lag,
+        is_late: lag > LATE_AFTER,
+        outcome,
+        problem,
+    };
+    // The recorder lives as long as the shop.
+    let _ = shop.samples.send(sample);
+    if let Some(progress) = progress {
+        progress.send_replace(match is_dropped {
+            true => OrderProgress::Dropped,
+            false => OrderProgress::Answered,
+        });
+    }
+}
+
+async fn send(client: &Client, request: Request) -> (Outcome, Option<Box<str>>) {
+    let answer = match request {
+        Request::Stats { product, .. } => client.get(&format!("/aggregate-stats/{product}")).await,
+        Request::Order(order) => client.post_json("/order", to_json(&order.to_wire())).await,
+        Request::Payment {
+            order,
+            transaction_id,
+            ..
+        } => {
+            let body = Payment {
+                transaction_id: transaction_id.into(),
+            };
+            let path = format!("/order/{order}/payment-callback");
+            client.post_json(&path, to_json(&body)).await
+        }
+        Request::Cancel { order } => {
+            let path = format!("/order/{order}/cancel");
+            client.post_json(&path, Bytes::new()).await
+        }
+    };
+    outcome_of(answer, request)
+}
+
+fn outcome_of(answer: Result<Answer, Failure>, request: Request) -> (Outcome, Option<Box<str>>) {
+    match answer {
+        Ok(answer) if answer.status < 400 => (Outcome::Status(answer.status), None),
+        Ok(answer) => (Outcome::Status(answer.status), problem_name(&answer.body)),
+        Err(failure) => {
+            tracing::debug!(?request, %failure, "no answer");
+            let outcome = match failure.kind {
+                FailureKind::Refused => Outcome::Refused,
+                FailureKind::Closed => Outcome::Closed,
+                FailureKind::TimedOut => Outcome::TimedOut,
+                FailureKind::Other => Outcome::Failed,
+            };
+            (outcome, None)
+        }
+    }
+}
+
+/// Returns the name of a problem (RFC 9457): the last part of its type.
+fn problem_name(body: &[u8]) -> Option<Box<str>> {
+    let problem: Problem = serde_json::from_slice(body).ok()?;
+    let name = problem.kind.rsplit([':', '/', '#']).next()?;
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    (!name.is_empty() && name.len() <= PROBLEM_NAME_MAX && name.chars().all(is_name)).then(|| name.into())
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> Bytes {
+    // Numbers, text and lists, into memory: this cannot fail.
+    serde_json::to_vec(value).expect("a request is plain data").into()
+}
+
+impl Target {
+    fn of(request: Request) -> Self {
+        match request {
+            Request::Stats { id, product } => Self::Stats { id, product },
+            Request::Order(order) => Self::Order(order),
+            Request::Payment { order, .. } => Self::Payment { order },
+            Request::Cancel { order } => Self::Cancel { order },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_problem_is_the_last_part_of_its_type() {
+        let body = |kind: &str| format!(r#"{{"type":"{kind}","title":"t","status":409}}"#);
+        for (kind, expected) in [
+            ("urn:imt-order:problem:no-store", Some("no-store")),
+            ("https://example.org/problems#busy", Some("busy")),
+            ("urn:x:", None),
+            ("urn:x:a b", None),
+        ] {
+            assert_eq!(problem_name(body(kind).as_bytes()).as_deref(), expected, "{kind}");
+        }
+        assert_eq!(problem_name(b"no store has it"), None);
+        assert_eq!(problem_name(body(&"x".repeat(41)).as_bytes()), None);
+    }
+}

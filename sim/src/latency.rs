@@ -1,0 +1,138 @@
+//! Latency histograms with one set of bounds, and their summaries.
+//!
+//! Invariants:
+//! - Latencies are microseconds from the intended start of a request (no coordinated omission).
+//! - All histograms have three significant digits and the same range, so that they can be added.
+//! - A value above the range counts as the largest value, never as nothing.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// Largest latency that is kept: ten minutes, far above every request timeout.
+const MAX_US: u64 = 600_000_000;
+/// Significant decimal digits of a recorded value.
+const DIGITS: u8 = 3;
+
+/// Percentiles of a set of latencies, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Number of latencies.
+    pub count: u64,
+    /// Median.
+    pub p50_us: u64,
+    /// 90th percentile.
+    pub p90_us: u64,
+    /// 99th percentile.
+    pub p99_us: u64,
+    /// 99.9th percentile.
+    pub p999_us: u64,
+    /// Maximum.
+    pub max_us: u64,
+}
+
+/// A histogram of latencies.
+#[derive(Debug, Clone)]
+pub struct LatencyHistogram(Histogram<u64>);
+
+impl Default for LatencyHistogram {
+    fn default() -> Self {
+        // The bounds are constants that the library accepts.
+        Self(Histogram::new_with_bounds(1, MAX_US, DIGITS).expect("sound bounds"))
+    }
+}
+
+impl LatencyHistogram {
+    /// Adds one latency.
+    pub fn record(&mut self, latency: Duration) {
+        let us = latency.as_micros().min(MAX_US.into()) as u64;
+        self.0.saturating_record(us);
+    }
+
+    /// Adds the latencies of another histogram.
+    pub fn add(&mut self, other: &Self) {
+        // Both have the same bounds, so that nothing is out of range.
+        self.0.add(&other.0).expect("the same bounds");
+    }
+
+    /// Removes all latencies and keeps the memory.
+    pub fn clear(&mut self) {
+        self.0.reset();
+    }
+
+    /// Returns the latency at a quantile from 0 to 1, in microseconds; 0 without latencies.
+    pub fn quantile_us(&self, quantile: f64) -> u64 {
+        self.0.value_at_quantile(quantile)
+    }
+
+    /// Returns the mean in microseconds; 0 without latencies.
+    pub fn mean_us(&self) -> f64 {
+        self.0.mean()
+    }
+
+    /// Returns the percentiles.
+    pub fn summary(&self) -> Latency {
+        Latency {
+            count: self.0.len(),
+            p50_us: self.0.value_at_quantile(0.5),
+            p90_us: self.0.value_at_quantile(0.9),
+            p99_us: self.0.value_at_quantile(0.99),
+            p999_us: self.0.value_at_quantile(0.999),
+            max_us: self.0.max(),
+        }
+    }
+
+    /// Returns the recorded values in ascending order, each with its count.
+    pub fn buckets(&self) -> Vec<Bucket> {
+        let recorded = self.0.iter_recorded();
+        recorded
+            .map(|step| Bucket {
+                upto_us: step.value_iterated_to(),
+                count: step.count_since_last_iteration(),
+            })
+            .collect()
+    }
+}
+
+/// One bucket of a histogram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bucket {
+    /// Upper bound, microseconds.
+    pub upto_us: u64,
+    /// Number of latencies in the bucket.
+    pub count: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_gives_percentiles_within_three_digits() {
+        let mut histogram = LatencyHistogram::default();
+        assert_eq!(histogram.summary(), Latency::default());
+        for us in 1..=1_000 {
+            histogram.record(Duration::from_micros(us));
+        }
+        let summary = histogram.summary();
+        assert_eq!((summary.count, summary.p50_us, summary.p99_us), (1_000, 500, 990));
+        assert_eq!((summary.p999_us, summary.max_us), (999, 1_000));
+        let total: u64 = histogram.buckets().iter().map(|bucket| bucket.count).sum();
+        assert_eq!(total, 1_000);
+    }
+
+    #[test]
+    fn a_latency_above_the_range_counts_as_the_largest_one() {
+        let mut histogram = LatencyHistogram::default();
+        histogram.record(Duration::from_secs(3_600));
+        let summary = histogram.summary();
+        assert_eq!(summary.count, 1);
+        assert!(
+            (599_000_000..=601_000_000).contains(&summary.max_us),
+            "{summary:?}"
+        );
+        histogram.clear();
+        assert_eq!(histogram.summary(), Latency::default());
+    }
+}

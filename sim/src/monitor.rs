@@ -1,0 +1,218 @@
+//! Polls the order management and the warehouse during a run, for the telemetry.
+//!
+//! Invariants:
+//! - The first poll is the baseline: counts of a run are differences to it.
+//! - A server that does not answer keeps its last counts and is marked as unreachable; the monitor
+//!   never ends a run.
+//! - Changes of the ring and of the circuit breaker become events.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use crate::client::{Client, Endpoint};
+use crate::cluster_detail::{self, ClusterDetail};
+use crate::telemetry::{ClusterState, EventKind, NodeState, Telemetry};
+use crate::wire::{Health, WarehouseSummary};
+
+/// Time between two polls: twice a second, so that each second of the series has a fresh one.
+const POLL_EVERY: Duration = Duration::from_millis(500);
+/// Longest time of one poll.
+const POLL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A running monitor; dropping it ends the polls.
+#[derive(Debug)]
+pub struct Monitor(JoinHandle<()>);
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Monitor {
+    /// Polls once for the baseline, then starts to poll. A warehouse that does not answer at all
+    /// has a baseline of zero.
+    pub async fn start(oms: Endpoint, warehouse: Endpoint, telemetry: Telemetry) -> Self {
+        let poller = Poller {
+            oms: Client::new(oms, POLL_TIMEOUT),
+            warehouse: Client::new(warehouse, POLL_TIMEOUT),
+            telemetry,
+        };
+        let answers = poller.ask().await;
+        poller.telemetry.update(|state| {
+            if let Some(health) = &answers.health {
+                state.cluster.orders_before = health.orders.clone();
+            }
+            state.warehouse_before = answers.warehouse.clone().unwrap_or_default();
+        });
+        poller.publish(answers);
+        Self(tokio::spawn(async move {
+            let mut beat = tokio::time::interval(POLL_EVERY);
+            beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                beat.tick().await;
+                let answers = poller.ask().await;
+                poller.publish(answers);
+            }
+        }))
+    }
+}
+
+/// Answers of one poll; `None` or empty for a server that did not answer.
+struct Answers {
+    health: Option<Health>,
+    warehouse: Option<WarehouseSummary>,
+    detail: ClusterDetail,
+}
+
+struct Poller {
+    oms: Client,
+    warehouse: Client,
+    telemetry: Telemetry,
+}
+
+impl Poller {
+    async fn ask(&self) -> Answers {
+        let (health, warehouse, detail) = tokio::join!(
+            self.oms.get_json::<Health>("the order management", "/health"),
+            self.warehouse
+                .get_json::<WarehouseSummary>("the warehouse", "/summary"),
+            cluster_detail::ask(&self.oms),
+        );
+        Answers {
+            health: health.ok(),
+            warehouse: warehouse.ok(),
+            detail: detail.unwrap_or_default(),
+        }
+    }
+
+    fn publish(&self, answers: Answers) {
+        let before = self.telemetry.read(|state| state.cluster.clone());
+        let mut after = match answers.health {
+            Some(health) => cluster_of(health, &before),
+            None => ClusterState {
+                is_reachable: false,
+                ..before.clone()
+            },
+        };
+        after.detail = answers.detail;
+        let events = changes(&before, &after);
+        self.telemetry.update(|state| {
+            state.cluster = after;
+            if answers.warehouse.is_some() {
+                state.warehouse = answers.warehouse;
+            }
+        });
+        for (kind, subject, text) in events {
+            self.telemetry.event(kind, subject, text);
+        }
+    }
+}
+
+fn cluster_of(health: Health, before: &ClusterState) -> ClusterState {
+    let is_served = |name: &String| !health.unreachable.contains(name);
+    let nodes = health.ring.members.iter().map(|(name, slots)| NodeState {
+        name: name.clone(),
+        slots: *slots,
+        is_served: is_served(name),
+    });
+    ClusterState {
+        is_reachable: true,
+        nodes: nodes.collect(),
+        answered_by: health.node,
+        epoch: health.epoch,
+        volumes: health.volumes,
+        detail: ClusterDetail::default(),
+        orders_total: health.orders,
+        orders_before: before.orders_before.clone(),
+        outbox: health.outbox,
+        outbox_dead: health.outbox_dead,
+        outbox_in_flight: health.outbox_in_flight,
+        warehouse_away: health.warehouse == "away",
+        stock_snapshots: health.stock_snapshots,
+        stat_files: health.stat_files,
+    }
+}
+
+type Change = (EventKind, String, String);
+
+/// Returns the events between two polls.
+fn changes(before: &ClusterState, after: &ClusterState) -> Vec<Change> {
+    let mut events = Vec::new();
+    let names = |cluster: &ClusterState| -> BTreeSet<String> {
+        cluster.nodes.iter().map(|node| node.name.clone()).collect()
+    };
+    let (old, new) = (names(before), names(after));
+    // The first poll finds the members; it does not see them join.
+    if before.epoch > 0 {
+        for name in new.difference(&old) {
+            events.push((EventKind::Ring, name.clone(), format!("{name} joined the ring")));
+        }
+        for name in old.difference(&new) {
+            events.push((EventKind::Ring, name.clone(), format!("{name} left the ring")));
+        }
+        if before.is_reachable != after.is_reachable {
+            let text = match after.is_reachable {
+                true => "the order management answers again",
+                false => "the order management does not answer",
+            };
+            events.push((EventKind::Warning, "order management".to_owned(), text.to_owned()));
+        }
+    }
+    if before.warehouse_away != after.warehouse_away {
+        let text = match after.warehouse_away {
+            true => "circuit breaker opened: the warehouse is away",
+            false => "circuit breaker closed: the warehouse answers again",
+        };
+        events.push((EventKind::Breaker, "warehouse".to_owned(), text.to_owned()));
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(names: &[&str], away: bool) -> ClusterState {
+        let nodes = names.iter().map(|name| NodeState {
+            name: (*name).to_owned(),
+            slots: 1,
+            is_served: true,
+        });
+        ClusterState {
+            is_reachable: true,
+            epoch: 1,
+            nodes: nodes.collect(),
+            warehouse_away: away,
+            ..ClusterState::default()
+        }
+    }
+
+    #[test]
+    fn members_and_the_breaker_make_events_and_the_first_poll_makes_none() {
+        let texts = |before: &ClusterState, after: &ClusterState| -> Vec<String> {
+            changes(before, after)
+                .into_iter()
+                .map(|(_, _, text)| text)
+                .collect()
+        };
+        let first = cluster(&["a"], false);
+        assert!(changes(&ClusterState::default(), &first).is_empty());
+        assert_eq!(
+            texts(&first, &cluster(&["b"], true)),
+            [
+                "b joined the ring",
+                "a left the ring",
+                "circuit breaker opened: the warehouse is away",
+            ]
+        );
+        let gone = ClusterState {
+            is_reachable: false,
+            ..first.clone()
+        };
+        assert_eq!(texts(&first, &gone), ["the order management does not answer"]);
+        assert_eq!(texts(&gone, &first), ["the order management answers again"]);
+    }
+}

@@ -1,0 +1,515 @@
+//! The results of a run: as a table of at most 80 columns for people, and as JSON for programs.
+//!
+//! Invariants:
+//! - Counts are of this run. Totals of the data folder stand apart, under their own name.
+//! - Rates are of the sending window; the drain after it stands apart.
+//! - There is one verdict. A run that kept its schedule badly is invalid unless the
+//!   audit found something.
+//!
+//! Nothing is measured here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::audit::{AuditReport, Finding};
+use crate::front::{FrontReport, RouteReport};
+use crate::latency::Latency;
+use crate::telemetry::{NodeState, RunState};
+use crate::thresholds::ThresholdResult;
+use crate::wire::WarehouseSummary;
+
+/// Findings shown in the table; JSON has all of them.
+const FINDINGS_SHOWN: usize = 20;
+
+/// Result of a run as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The audit found nothing and no threshold was missed.
+    Clean,
+    /// The audit found something.
+    Findings,
+    /// A threshold was missed.
+    ThresholdMissed,
+    /// The front did not keep its schedule: the latencies are not those of the server.
+    Invalid,
+    /// One side could not be audited.
+    Unaudited,
+}
+
+impl Verdict {
+    /// Returns the verdict as a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clean => "CLEAN",
+            Self::Findings => "FINDINGS",
+            Self::ThresholdMissed => "THRESHOLD MISSED",
+            Self::Invalid => "INVALID",
+            Self::Unaudited => "NO VERDICT",
+        }
+    }
+}
+
+/// Totals of the data folder, earlier runs included.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct FolderTotals {
+    /// Orders by state.
+    pub orders: BTreeMap<String, u64>,
+    /// Stock snapshots applied.
+    pub stock_snapshots: u64,
+    /// Statistics files applied.
+    pub stat_files: u64,
+    /// The warehouse's counts.
+    pub warehouse: Option<WarehouseSummary>,
+}
+
+/// Identity of a run, as the summary shows it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct RunIdentity {
+    /// Name of the scenario.
+    pub scenario: String,
+    /// Command that repeats the run.
+    pub repeat: String,
+    /// The run folder.
+    pub run_folder: Option<PathBuf>,
+}
+
+/// The results of a run. `Display` is the table.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Scenario, command and folder.
+    #[serde(flatten)]
+    pub identity: RunIdentity,
+    /// Verdict.
+    pub verdict: Verdict,
+    /// Reason for which there is no audit.
+    pub audit_problem: Option<String>,
+    /// Seed.
+    pub seed: u64,
+    /// Length of the sending window, seconds.
+    pub window_s: f64,
+    /// Time from its end to the last answer, seconds.
+    pub drain_s: f64,
+    /// `true` if the run was ended before its time.
+    pub stopped_early: bool,
+    /// Requests sent, payments and cancellations included.
+    pub requests: u64,
+    /// Requests per second of the sending window.
+    pub rate: f64,
+    /// Requests that started late.
+    pub late: u64,
+    /// Requests that were never started because they were too late.
+    pub dropped: u64,
+    /// Schedule lag.
+    pub lag: Latency,
+    /// Payments that an early end kept from being sent.
+    pub payments_not_sent: u64,
+    /// The routes.
+    pub routes: Vec<RouteReport>,
+    /// All errors of all routes, by status and problem or by reason.
+    pub errors: BTreeMap<String, u64>,
+    /// Orders of this run by state at the end; `None` without an audit.
+    pub orders: Option<BTreeMap<String, u64>>,
+    /// The warehouse's counts of this run; `None` if it does not answer.
+    pub warehouse: Option<WarehouseSummary>,
+    /// Members of the ring at the end.
+    pub nodes: Vec<NodeState>,
+    /// Totals of the data folder.
+    pub data_folder: FolderTotals,
+    /// The audit; `None` if one side could not be read.
+    pub audit: Option<AuditReport>,
+    /// Results of the thresholds.
+    pub thresholds: Vec<ThresholdResult>,
+    /// Log of requests.
+    pub stats_csv: Option<PathBuf>,
+    /// Reason for which a log is incomplete.
+    pub log_problem: Option<String>,
+}
+
+impl Summary {
+    /// Puts the parts of a run together. A failed audit is given as the text of its error.
+    pub fn new(
+        identity: RunIdentity,
+        front: &FrontReport,
+        audit: Result<AuditReport, String>,
+        state: &RunState,
+        thresholds: Vec<ThresholdResult>,
+    ) -> Self {
+        let mut errors = BTreeMap::new();
+        for (reason, count) in front.routes.iter().flat_map(|route| &route.errors) {
+            *errors.entry(reason.clone()).or_default() += count;
+        }
+        let verdict = match &audit {
+            Ok(report) if !report.is_clean() => Verdict::Findings,
+            Err(_) => Verdict::Unaudited,
+            Ok(_) if !front.is_valid() => Verdict::Invalid,
+            Ok(_) if thresholds.iter().any(|result| result.is_missed) => Verdict::ThresholdMissed,
+            Ok(_) => Verdict::Clean,
+        };
+        let (audit, audit_problem) = match audit {
+            Ok(report) => (Some(report), None),
+            Err(problem) => (None, Some(problem)),
+        };
+        let cluster = &state.cluster;
+        Self {
+            identity,
+            verdict,
+            audit_problem,
+            seed: front.seed,
+            window_s: front.window.as_secs_f64(),
+            drain_s: front.drain.as_secs_f64(),
+            stopped_early: front.stopped_early,
+            requests: front.requests,
+            rate: front.rate(),
+            late: front.late,
+            dropped: front.dropped,
+            lag: front.lag,
+            payments_not_sent: front.payments_not_sent,
+            routes: front.routes.clone(),
+            errors,
+            orders: audit.as_ref().map(|audit| audit.orders_of_run.clone()),
+            warehouse: state.warehouse_of_run(),
+            nodes: cluster.nodes.clone(),
+            data_folder: FolderTotals {
+                orders: cluster.orders_total.clone(),
+                stock_snapshots: cluster.stock_snapshots,
+                stat_files: cluster.stat_files,
+                warehouse: state.warehouse.clone(),
+            },
+            audit,
+            thresholds,
+            stats_csv: front.stats_csv.clone(),
+            log_problem: front.log_problem.clone(),
+        }
+    }
+
+    /// Returns the findings of the audit.
+    pub fn findings(&self) -> &[Finding] {
+        self.audit
+            .as_ref()
+            .map(|audit| audit.findings.as_slice())
+            .unwrap_or_default()
+    }
+
+    /// Returns commands that show more of this run, each with its purpose.
+    pub fn next_steps(&self) -> Vec<(String, &'static str)> {
+        let mut steps = Vec::new();
+        if let Some(folder) = &self.identity.run_folder {
+            steps.push((
+                format!("imt sim report {}", folder.display()),
+                "draw it as a page",
+            ));
+        }
+        steps.push((self.identity.repeat.clone(), "run it again"));
+        if self.verdict == Verdict::Clean {
+            let other = match self.identity.scenario.as_str() {
+                "node-kill" => "chaos",
+                "black-friday" => "node-kill",
+                _ => "black-friday",
+            };
+            steps.push((format!("imt sim run --scenario {other}"), "a harder run"));
+        }
+        steps
+    }
+
+    fn write_routes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "\n  {:<33}{:>8}{:>7}{:>10}{:>10}{:>10}",
+            "route", "requests", "errors", "p50", "p99", "max"
+        )?;
+        for route in self.routes.iter().filter(|route| route.requests > 0) {
+            let latency = |us| match route.latency.count {
+                0 => "-".to_owned(),
+                _ => millis(us),
+            };
+            writeln!(
+                f,
+                "  {:<33}{:>8}{:>7}{:>10}{:>10}{:>10}",
+                route.route,
+                thousands(route.requests),
+                thousands(route.requests - route.ok),
+                latency(route.latency.p50_us),
+                latency(route.latency.p99_us),
+                latency(route.latency.max_us)
+            )?;
+        }
+        writeln!(f, "  (latency from the intended start, without the warm-up)\n")
+    }
+
+    fn write_errors(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.errors.is_empty() {
+            return line(f, "errors", "none");
+        }
+        for (place, route) in self
+            .routes
+            .iter()
+            .filter(|route| !route.errors.is_empty())
+            .enumerate()
+        {
+            let name = if place == 0 { "errors" } else { "" };
+            let parts = route
+                .errors
+                .iter()
+                .map(|(reason, count)| format!("{} x {reason}", thousands(*count)));
+            wrapped(
+                f,
+                name,
+                &format!("{}: {}", route.name, parts.collect::<Vec<_>>().join(", ")),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn write_orders(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.orders {
+            None => line(f, "orders", "unknown: the order management was not audited")?,
+            Some(orders) => wrapped(f, "orders", &counts(orders))?,
+        }
+        if self.payments_not_sent > 0 {
+            let count = plural(self.payments_not_sent, "order");
+            line(f, "not paid", &format!("{count}, because of the early end"))?;
+        }
+        let totals = &self.data_folder;
+        wrapped(
+            f,
+            "folder",
+            &format!(
+                "{}, {} and {} since it was made",
+                plural(totals.orders.values().sum(), "order"),
+                plural(totals.stock_snapshots, "stock snapshot"),
+                plural(totals.stat_files, "statistics file")
+            ),
+        )
+    }
+
+    fn write_warehouse(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(warehouse) = &self.warehouse else {
+            return line(f, "warehouse", "unknown: it does not answer");
+        };
+        wrapped(
+            f,
+            "warehouse",
+            &format!(
+                "{} announced, {} delivered, {} refused; {} repeated after an answer",
+                thousands(warehouse.announced),
+                thousands(warehouse.delivered),
+                thousands(warehouse.refused),
+                thousands(warehouse.duplicates_after_answer)
+            ),
+        )?;
+        let faults: BTreeMap<String, u64> = warehouse
+            .faults
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(name, count)| (name.clone(), *count))
+            .collect();
+        match faults.is_empty() {
+            true => Ok(()),
+            false => wrapped(f, "faults", &format!("made on purpose: {}", counts(&faults))),
+        }
+    }
+
+    fn write_audit(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(audit) = &self.audit else {
+            let problem = self.audit_problem.as_deref().unwrap_or("not made");
+            return wrapped(f, "audit", &format!("no verdict: {problem}"));
+        };
+        let checked = format!(
+            "{}, {} and {} checked",
+            plural(audit.orders, "order"),
+            plural(audit.deliveries, "delivery"),
+            plural(audit.reservations, "reservation")
+        );
+        let found = audit.findings.len();
+        match found {
+            0 => wrapped(f, "audit", &format!("clean: {checked}"))?,
+            _ => wrapped(
+                f,
+                "audit",
+                &format!("{} WRONG: {checked}", thousands(found as u64)),
+            )?,
+        }
+        if audit.outbox_waiting + audit.outbox_dead > 0 {
+            let why = match audit.warehouse_away {
+                true => " (the warehouse is away)",
+                false => "",
+            };
+            let waiting = plural(audit.outbox_waiting, "message");
+            let dead = plural(audit.outbox_dead, "dead letter");
+            wrapped(f, "outbox", &format!("{waiting} waiting{why}, {dead}"))?;
+        }
+        for finding in audit.findings.iter().take(FINDINGS_SHOWN) {
+            writeln!(f, "    - {finding}")?;
+        }
+        match found.saturating_sub(FINDINGS_SHOWN) {
+            0 => Ok(()),
+            more => writeln!(f, "    - and {} more", thousands(more as u64)),
+        }
+    }
+
+    fn write_schedule(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Latency {
+            p50_us,
+            p99_us,
+            max_us,
+            ..
+        } = self.lag;
+        wrapped(
+            f,
+            "schedule",
+            &format!(
+                "lag p50 {}, p99 {}, max {}; {} late (over 10 ms), {} dropped",
+                millis(p50_us),
+                millis(p99_us),
+                millis(max_us),
+                thousands(self.late),
+                thousands(self.dropped)
+            ),
+        )
+    }
+
+    fn write_verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for result in &self.thresholds {
+            let (mark, name) = match result.is_missed {
+                true => ("MISSED", "threshold"),
+                false => ("kept", "threshold"),
+            };
+            let measured = result.measured.as_deref().unwrap_or("unknown");
+            wrapped(
+                f,
+                name,
+                &format!("{mark}: fail if {}: measured {measured}", result.condition),
+            )?;
+        }
+        let reason = match self.verdict {
+            Verdict::Clean => "nothing lost, nothing twice, nothing oversold".to_owned(),
+            Verdict::Findings => format!("{} of the audit", plural(self.findings().len() as u64, "finding")),
+            Verdict::ThresholdMissed => "see above".to_owned(),
+            Verdict::Invalid => "the front was late (lag p99 over 5 ms); lower the rate".to_owned(),
+            Verdict::Unaudited => "one side could not be audited".to_owned(),
+        };
+        line(f, "verdict", &format!("{}: {reason}", self.verdict.name()))
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let early = if self.stopped_early { ", ended early" } else { "" };
+        wrapped(
+            f,
+            "run",
+            &format!(
+                "{}, seed {}: {:.1} s of requests, {:.1} s of drain{early}",
+                self.identity.scenario, self.seed, self.window_s, self.drain_s
+            ),
+        )?;
+        let requests = thousands(self.requests);
+        line(
+            f,
+            "requests",
+            &format!("{requests} with payments, {:.1}/s", self.rate),
+        )?;
+        self.write_schedule(f)?;
+        self.write_routes(f)?;
+        self.write_errors(f)?;
+        self.write_orders(f)?;
+        self.write_warehouse(f)?;
+        match (&self.log_problem, &self.stats_csv) {
+            (Some(problem), _) => wrapped(f, "log", &format!("incomplete: {problem}"))?,
+            (None, Some(path)) => line(f, "log", &path.display().to_string())?,
+            (None, None) => {}
+        }
+        self.write_audit(f)?;
+        self.write_verdict(f)?;
+        for (place, (command, purpose)) in self.next_steps().into_iter().enumerate() {
+            let name = if place == 0 { "next" } else { "" };
+            let row = format!("{command}   # {purpose}");
+            match INDENT + row.chars().count() <= COLUMNS {
+                true => line(f, name, &row)?,
+                // A command is never broken, so that it can be copied.
+                false => line(f, name, &command)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Width of the table.
+const COLUMNS: usize = 80;
+/// Column at which the text of a line begins.
+const INDENT: usize = 13;
+
+/// Writes a line of the table as it is, for paths and commands.
+fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
+    writeln!(f, "  {name:<11}{text}")
+}
+
+/// Writes a line of the table, broken between words.
+fn wrapped(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
+    let mut name = name;
+    let mut row = String::new();
+    for word in text.split(' ') {
+        if !row.is_empty() && INDENT + row.chars().count() + 1 + word.chars().count() > COLUMNS {
+            line(f, name, &row)?;
+            (name, row) = ("", String::new());
+        }
+        if !row.is_empty() {
+            row.push(' ');
+        }
+        row.push_str(word);
+    }
+    line(f, name, &row)
+}
+
+/// Returns counts above 0 as `3 delivered, 1 paid`.
+fn counts(counts: &BTreeMap<String, u64>) -> String {
+    let parts: Vec<String> = counts
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(name, count)| format!("{} {name}", thousands(*count)))
+        .collect();
+    match parts.is_empty() {
+        true => "none".to_owned(),
+        false => parts.join(", "),
+    }
+}
+
+/// Returns `1 order`, `2 orders`, `2 deliveries`.
+fn plural(count: u64, noun: &str) -> String {
+    let number = thousands(count);
+    match (count, noun.strip_suffix('y')) {
+        (1, _) => format!("{number} {noun}"),
+        (_, Some(stem)) => format!("{number} {stem}ies"),
+        (_, None) => format!("{number} {noun}s"),
+    }
+}
+
+/// Returns microseconds as milliseconds, with digits that fit the size.
+pub(crate) fn millis(us: u64) -> String {
+    match us {
+        0..10_000 => format!("{:.2} ms", us as f64 / 1000.0),
+        10_000..100_000 => format!("{:.1} ms", us as f64 / 1000.0),
+        _ => format!("{} ms", thousands(us / 1000)),
+    }
+}
+
+/// Returns `1234567` as `1,234,567`.
+pub(crate) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "summary_tests.rs"]
+mod tests;

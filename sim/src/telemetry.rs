@@ -1,0 +1,535 @@
+//! Live state of a run, written by its parts and read by every view.
+//!
+//! The front's recorder, the monitor of both servers and the driver of node events write here. A
+//! view (progress line, terminal, web page) reads a copy.
+//!
+//! Invariants:
+//! - A reader holds the lock for one copy of the counts and of the seconds it asked for, never
+//!   while it draws.
+//! - Second `n` is published once, after it has ended; the last published second never changes.
+//! - The newest [`SECONDS_MAX`] seconds and [`EVENTS_MAX`] events stay in memory; the run folder
+//!   has all of them.
+//!
+//! Absent on purpose: percentiles over several seconds. They come from histograms, which the
+//! recorder keeps, because percentiles cannot be added.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::cluster_detail::ClusterDetail;
+use crate::latency::Latency;
+use crate::warehouse::unix_ms;
+use crate::wire::WarehouseSummary;
+
+/// Seconds kept in memory: an hour, more than a view can draw.
+pub const SECONDS_MAX: usize = 3_600;
+/// Events kept in memory: a rolling restart of 16 nodes every second for 10 minutes.
+pub const EVENTS_MAX: usize = 10_000;
+
+/// A route of the order management that the front calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Route {
+    /// `GET /aggregate-stats/{product}`.
+    Stats,
+    /// `POST /order`.
+    Order,
+    /// `POST /order/{id}/payment-callback`.
+    Payment,
+    /// `POST /order/{id}/cancel`.
+    Cancel,
+}
+
+impl Route {
+    /// Number of routes.
+    pub const COUNT: usize = 4;
+    /// All routes, in the order of reports.
+    pub const ALL: [Self; Self::COUNT] = [Self::Stats, Self::Order, Self::Payment, Self::Cancel];
+
+    /// Position in [`Self::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Short name, as in thresholds and in the columns of `series.csv`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stats => "stats",
+            Self::Order => "order",
+            Self::Payment => "payment",
+            Self::Cancel => "cancel",
+        }
+    }
+
+    /// Method and path template.
+    pub fn template(self) -> &'static str {
+        match self {
+            Self::Stats => "GET /aggregate-stats/{product}",
+            Self::Order => "POST /order",
+            Self::Payment => "POST /order/{id}/payment-callback",
+            Self::Cancel => "POST /order/{id}/cancel",
+        }
+    }
+}
+
+/// Stage of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The order management does not answer yet or has no stock.
+    #[default]
+    Waiting,
+    /// Requests are being started.
+    Sending,
+    /// No request is started any more; payments that are due and requests in flight go on.
+    Draining,
+    /// The audit compares both sides.
+    Auditing,
+    /// The run has ended.
+    Done,
+}
+
+impl Phase {
+    /// The stage as one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Sending => "sending",
+            Self::Draining => "draining",
+            Self::Auditing => "auditing",
+            Self::Done => "done",
+        }
+    }
+}
+
+/// Counts of one route since the start of the run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteState {
+    /// Requests that ended.
+    pub requests: u64,
+    /// Requests answered with a status below 400.
+    pub ok: u64,
+    /// Other ends by status and problem, or by reason.
+    pub errors: BTreeMap<String, u64>,
+    /// Latency without the warm-up.
+    pub latency: Latency,
+}
+
+impl RouteState {
+    /// Returns the number of requests that were not answered with a status below 400.
+    pub fn failed(&self) -> u64 {
+        self.requests - self.ok
+    }
+}
+
+/// One route in one second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteSecond {
+    /// Requests that ended in this second.
+    pub requests: u64,
+    /// Those that were not answered with a status below 400.
+    pub failed: u64,
+    /// Median latency, microseconds.
+    pub p50_us: u64,
+    /// 99th percentile, microseconds.
+    pub p99_us: u64,
+    /// Maximum, microseconds.
+    pub max_us: u64,
+}
+
+/// One second of a run. Requests belong to the second of their end.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecondPoint {
+    /// Seconds since the start of the run, from 0.
+    pub second: u64,
+    /// Requests started.
+    pub sent: u64,
+    /// Requests answered with a status below 400.
+    pub ok: u64,
+    /// Other ends.
+    pub failed: u64,
+    /// Requests that started late.
+    pub late: u64,
+    /// Requests that were never started because they were too late.
+    pub dropped: u64,
+    /// Requests in flight at the end of the second.
+    pub in_flight: u64,
+    /// 99th percentile of the schedule lag, microseconds.
+    pub lag_p99_us: u64,
+    /// The routes, as in [`Route::ALL`].
+    pub routes: [RouteSecond; Route::COUNT],
+    /// Orders of this run by state, at the end of the second.
+    pub orders: BTreeMap<String, u64>,
+    /// Messages that the warehouse has not confirmed, dead ones included.
+    pub outbox: u64,
+    /// Dead letters.
+    pub outbox_dead: u64,
+    /// `true` while the circuit breaker is open.
+    pub warehouse_away: bool,
+    /// Orders that the warehouse announced in this run.
+    pub announced: u64,
+    /// Deliveries of the warehouse in this run.
+    pub delivered: u64,
+    /// Members of the ring.
+    pub nodes: u64,
+    /// Epoch of the ring.
+    pub epoch: u64,
+}
+
+/// A node as the order management describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeState {
+    /// The node's name.
+    pub name: String,
+    /// Slots of its volume.
+    pub slots: u64,
+    /// `true` if its volume is served.
+    pub is_served: bool,
+}
+
+/// State of the order management as of the last poll.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterState {
+    /// `true` if the last poll was answered.
+    pub is_reachable: bool,
+    /// The node that answers the polls.
+    pub answered_by: String,
+    /// Epoch of the ring.
+    pub epoch: u64,
+    /// Members of the ring by name.
+    pub nodes: Vec<NodeState>,
+    /// Volumes served by the node that answers.
+    pub volumes: Vec<String>,
+    /// Ring and nodes in detail; empty if the node has no web console.
+    #[serde(default)]
+    pub detail: ClusterDetail,
+    /// Orders of the whole data folder by state.
+    pub orders_total: BTreeMap<String, u64>,
+    /// Orders by state before the first request of this run.
+    pub orders_before: BTreeMap<String, u64>,
+    /// Messages that the warehouse has not confirmed, dead ones included.
+    pub outbox: u64,
+    /// Dead letters.
+    pub outbox_dead: u64,
+    /// Calls to the warehouse in flight.
+    pub outbox_in_flight: u64,
+    /// `true` while the circuit breaker is open.
+    pub warehouse_away: bool,
+    /// Stock snapshots applied since the data folder was made.
+    pub stock_snapshots: u64,
+    /// Statistics files applied since the data folder was made.
+    pub stat_files: u64,
+}
+
+impl ClusterState {
+    /// Returns the orders of this run by state: the difference to the counts before it. An order of
+    /// an earlier run that changes its state during this run moves the difference, never below 0.
+    pub fn orders_of_run(&self) -> BTreeMap<String, u64> {
+        let before = |state: &String| self.orders_before.get(state).copied().unwrap_or_default();
+        let total = self.orders_total.iter();
+        total
+            .map(|(state, count)| (state.clone(), count.saturating_sub(before(state))))
+            .collect()
+    }
+}
+
+/// Kind of an event of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// A phase of the load began.
+    Load,
+    /// A node was started.
+    Join,
+    /// A node was asked to stop.
+    Stop,
+    /// A node was killed.
+    Kill,
+    /// A node's process was paused.
+    Pause,
+    /// A paused process goes on.
+    Resume,
+    /// A node left for good.
+    Leave,
+    /// A member appeared in or disappeared from the ring.
+    Ring,
+    /// All volumes answer again after a node event.
+    Recovered,
+    /// The behaviour of the warehouse changed.
+    Warehouse,
+    /// The circuit breaker opened or closed.
+    Breaker,
+    /// A condition that needs attention.
+    Warning,
+}
+
+impl EventKind {
+    /// The kind as one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Join => "join",
+            Self::Stop => "stop",
+            Self::Kill => "kill",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Leave => "leave",
+            Self::Ring => "ring",
+            Self::Recovered => "recovered",
+            Self::Warehouse => "warehouse",
+            Self::Breaker => "breaker",
+            Self::Warning => "warning",
+        }
+    }
+}
+
+/// An event of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunEvent {
+    /// Unix milliseconds.
+    pub at_ms: u64,
+    /// Milliseconds since the start of the run; 0 for events before it.
+    pub offset_ms: u64,
+    /// Kind.
+    pub kind: EventKind,
+    /// Node, load phase or fault that the event is about.
+    pub subject: String,
+    /// One sentence for people.
+    pub text: String,
+}
+
+/// Live state of a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Stage.
+    pub phase: Phase,
+    /// Name of the scenario.
+    pub scenario: String,
+    /// Seed.
+    pub seed: u64,
+    /// Start of the first request, unix milliseconds; 0 before it.
+    pub started_at_ms: u64,
+    /// Time since the start of the first request.
+    pub elapsed: Duration,
+    /// Length of the sending window.
+    pub sending_window: Duration,
+    /// Requests started.
+    pub sent: u64,
+    /// Requests that ended.
+    pub answered: u64,
+    /// Requests that were not answered with a status below 400.
+    pub failed: u64,
+    /// Requests that started late.
+    pub late: u64,
+    /// Requests that were never started because they were too late.
+    pub dropped: u64,
+    /// Schedule lag since the start: actual start minus intended start.
+    pub lag: Latency,
+    /// The routes, as in [`Route::ALL`].
+    pub routes: [RouteState; Route::COUNT],
+    /// The newest seconds, oldest first.
+    pub seconds: VecDeque<SecondPoint>,
+    /// The newest events, oldest first.
+    pub events: VecDeque<RunEvent>,
+    /// The order management.
+    pub cluster: ClusterState,
+    /// The warehouse; `None` before its first answer.
+    pub warehouse: Option<WarehouseSummary>,
+    /// Counts of the warehouse before the first request of this run.
+    pub warehouse_before: WarehouseSummary,
+    /// Progress of the audit in words.
+    pub audit: String,
+}
+
+impl RunState {
+    /// Returns the state of a route.
+    pub fn route(&self, route: Route) -> &RouteState {
+        &self.routes[route.index()]
+    }
+
+    /// Returns the number of requests in flight.
+    pub fn in_flight(&self) -> u64 {
+        self.sent.saturating_sub(self.answered)
+    }
+
+    /// Returns the warehouse's counts of this run.
+    pub fn warehouse_of_run(&self) -> Option<WarehouseSummary> {
+        self.warehouse
+            .as_ref()
+            .map(|now| now.since(&self.warehouse_before))
+    }
+
+    /// Appends a second that has ended.
+    pub fn push_second(&mut self, mut point: SecondPoint) {
+        point.in_flight = self.in_flight();
+        point.orders = self.cluster.orders_of_run();
+        point.outbox = self.cluster.outbox;
+        point.outbox_dead = self.cluster.outbox_dead;
+        point.warehouse_away = self.cluster.warehouse_away;
+        point.nodes = self.cluster.nodes.len() as u64;
+        point.epoch = self.cluster.epoch;
+        let warehouse = self.warehouse_of_run().unwrap_or_default();
+        (point.announced, point.delivered) = (warehouse.announced, warehouse.delivered);
+        if self.seconds.len() == SECONDS_MAX {
+            self.seconds.pop_front();
+        }
+        self.seconds.push_back(point);
+    }
+
+    /// Returns a copy with the newest `seconds` seconds and `events` events only.
+    fn tail(&self, seconds: usize, events: usize) -> Self {
+        let newest = |len: usize, wanted: usize| len.saturating_sub(wanted);
+        Self {
+            phase: self.phase,
+            scenario: self.scenario.clone(),
+            seed: self.seed,
+            started_at_ms: self.started_at_ms,
+            elapsed: self.elapsed,
+            sending_window: self.sending_window,
+            sent: self.sent,
+            answered: self.answered,
+            failed: self.failed,
+            late: self.late,
+            dropped: self.dropped,
+            lag: self.lag,
+            routes: self.routes.clone(),
+            seconds: self
+                .seconds
+                .range(newest(self.seconds.len(), seconds)..)
+                .cloned()
+                .collect(),
+            events: self
+                .events
+                .range(newest(self.events.len(), events)..)
+                .cloned()
+                .collect(),
+            cluster: self.cluster.clone(),
+            warehouse: self.warehouse.clone(),
+            warehouse_before: self.warehouse_before.clone(),
+            audit: self.audit.clone(),
+        }
+    }
+}
+
+/// Handle of a run's live state; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Telemetry(watch::Sender<RunState>);
+
+impl Telemetry {
+    /// Returns a copy with the newest `seconds` seconds and `events` events.
+    pub fn snapshot(&self, seconds: usize, events: usize) -> RunState {
+        self.0.borrow().tail(seconds, events)
+    }
+
+    /// Calls `read` with the state. `read` must be short, because writers wait for it.
+    pub fn read<T>(&self, read: impl FnOnce(&RunState) -> T) -> T {
+        read(&self.0.borrow())
+    }
+
+    /// Changes the state and wakes every subscriber.
+    pub fn update(&self, change: impl FnOnce(&mut RunState)) {
+        self.0.send_modify(change);
+    }
+
+    /// Returns a receiver that is woken by each change.
+    pub fn subscribe(&self) -> watch::Receiver<RunState> {
+        self.0.subscribe()
+    }
+
+    /// Appends an event of this moment, and logs it.
+    pub fn event(&self, kind: EventKind, subject: impl Into<String>, text: impl Into<String>) {
+        let at_ms = unix_ms();
+        let (subject, text) = (subject.into(), text.into());
+        tracing::info!(kind = kind.name(), subject, "{text}");
+        self.update(|state| {
+            if state.events.len() == EVENTS_MAX {
+                state.events.pop_front();
+            }
+            let offset_ms = match state.started_at_ms {
+                0 => 0,
+                started_at_ms => at_ms.saturating_sub(started_at_ms),
+            };
+            state.events.push_back(RunEvent {
+                at_ms,
+                offset_ms,
+                kind,
+                subject,
+                text,
+            });
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_has_the_newest_seconds_and_events_that_were_asked_for() {
+        let telemetry = Telemetry::default();
+        telemetry.update(|state| {
+            for second in 0..10 {
+                state.push_second(SecondPoint {
+                    second,
+                    ..SecondPoint::default()
+                });
+            }
+        });
+        telemetry.event(EventKind::Kill, "chaos-1", "killed chaos-1");
+        telemetry.event(EventKind::Join, "chaos-1", "started chaos-1");
+        let snapshot = telemetry.snapshot(3, 1);
+        let seconds: Vec<u64> = snapshot.seconds.iter().map(|point| point.second).collect();
+        assert_eq!(seconds, [7, 8, 9]);
+        let kinds: Vec<EventKind> = snapshot.events.iter().map(|event| event.kind).collect();
+        assert_eq!(kinds, [EventKind::Join]);
+        assert_eq!(
+            telemetry.snapshot(usize::MAX, usize::MAX),
+            telemetry.read(Clone::clone)
+        );
+    }
+
+    #[test]
+    fn memory_is_bounded_by_the_number_of_seconds_and_events() {
+        let mut state = RunState::default();
+        for second in 0..SECONDS_MAX as u64 + 5 {
+            state.push_second(SecondPoint {
+                second,
+                ..SecondPoint::default()
+            });
+        }
+        assert_eq!(state.seconds.len(), SECONDS_MAX);
+        assert_eq!(state.seconds.front().map(|point| point.second), Some(5));
+        let telemetry = Telemetry::default();
+        for number in 0..=EVENTS_MAX {
+            telemetry.event(EventKind::Load, number.to_string(), "");
+        }
+        assert_eq!(telemetry.read(|state| state.events.len()), EVENTS_MAX);
+        assert_eq!(telemetry.read(|state| state.events[0].subject.clone()), "1");
+    }
+
+    #[test]
+    fn orders_of_a_run_are_the_difference_to_the_counts_before_it() {
+        let counts = |delivered, paid| {
+            BTreeMap::from([("delivered".to_owned(), delivered), ("paid".to_owned(), paid)])
+        };
+        let cluster = ClusterState {
+            orders_before: counts(160, 3),
+            orders_total: counts(174, 1),
+            ..ClusterState::default()
+        };
+        assert_eq!(cluster.orders_of_run(), counts(14, 0));
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_waits_for_a_state() {
+        let telemetry = Telemetry::default();
+        let mut receiver = telemetry.subscribe();
+        let writer = telemetry.clone();
+        tokio::spawn(async move { writer.update(|state| state.sent = 7) });
+        let sent = receiver.wait_for(|state| state.sent > 0).await.unwrap().sent;
+        assert_eq!(sent, 7);
+    }
+}

@@ -1,0 +1,348 @@
+//! Behaviour of the warehouse: delays, and faults by share, with named profiles.
+//!
+//! Invariants:
+//! - Delay and fault of a call follow from the seed, the order and the attempt, not from the order
+//!   of arrival. The same seed treats an order alike in every run.
+//! - A fault never changes the books: they hold exactly the calls that were carried out.
+//! - Each fault that happens is counted under its name.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::seed::Dice;
+
+/// A delay drawn from equal steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delay {
+    /// Shortest delay.
+    pub min: Duration,
+    /// Distance between two steps.
+    pub step: Duration,
+    /// Number of steps, the shortest delay included; at least 1.
+    pub steps: u32,
+}
+
+impl Delay {
+    /// No delay.
+    pub const NONE: Self = Self::fixed(Duration::ZERO);
+
+    /// Returns a delay that is always the same.
+    pub const fn fixed(delay: Duration) -> Self {
+        Self {
+            min: delay,
+            step: Duration::ZERO,
+            steps: 1,
+        }
+    }
+
+    const fn between_ms(from: u64, to: u64, step: u64) -> Self {
+        Self {
+            min: Duration::from_millis(from),
+            step: Duration::from_millis(step),
+            steps: ((to - from) / step + 1) as u32,
+        }
+    }
+
+    /// Draws a delay.
+    pub(super) fn draw(&self, dice: &mut Dice) -> Duration {
+        self.min + self.step * dice.below(self.steps.max(1))
+    }
+}
+
+/// A fault of one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// The connection is reset, and the call is not carried out.
+    ResetBefore,
+    /// The call is carried out, and the connection is reset instead of an answer.
+    ResetAfterActing,
+    /// 504, and the call is not carried out.
+    TimeoutBefore,
+    /// The call is carried out, and answered 504.
+    TimeoutAfterActing,
+    /// 503 with `Retry-After`, and the call is not carried out.
+    Unavailable,
+    /// The answer is sent twice in a row.
+    DuplicateAnswer,
+    /// The answer is sent byte by byte with pauses.
+    SlowDrip,
+}
+
+impl Fault {
+    /// Name of the fault, as in counts and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ResetBefore => "reset-before",
+            Self::ResetAfterActing => "reset-after-acting",
+            Self::TimeoutBefore => "504-before-acting",
+            Self::TimeoutAfterActing => "504-after-acting",
+            Self::Unavailable => "503",
+            Self::DuplicateAnswer => "duplicate-answer",
+            Self::SlowDrip => "slow-drip",
+        }
+    }
+
+    /// Returns `true` if the call is carried out.
+    pub fn acts(self) -> bool {
+        !matches!(self, Self::ResetBefore | Self::TimeoutBefore | Self::Unavailable)
+    }
+
+    /// Returns `true` if the caller gets the answer of a call that was carried out.
+    pub fn is_answered(self) -> bool {
+        matches!(self, Self::DuplicateAnswer | Self::SlowDrip)
+    }
+}
+
+/// Behaviour towards one kind of call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CallBehaviour {
+    /// Time until the call is carried out.
+    pub delay: Delay,
+    /// Faults, each with its share of the calls; the shares add up to at most 1.
+    pub faults: Vec<(Fault, f64)>,
+}
+
+impl CallBehaviour {
+    /// Returns a behaviour without faults.
+    pub fn after(delay: Delay) -> Self {
+        Self {
+            delay,
+            faults: Vec::new(),
+        }
+    }
+
+    fn with(delay: Delay, faults: &[(Fault, f64)]) -> Self {
+        Self {
+            delay,
+            faults: faults.to_vec(),
+        }
+    }
+
+    /// Draws the fault of a call.
+    pub(super) fn draw_fault(&self, dice: &mut Dice) -> Option<Fault> {
+        let drawn = dice.unit();
+        let mut upto = 0.0;
+        self.faults.iter().find_map(|(fault, share)| {
+            upto += share;
+            (drawn <= upto).then_some(*fault)
+        })
+    }
+}
+
+/// Deviation from the usual sending of stock snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SnapshotFault {
+    /// None.
+    #[default]
+    None,
+    /// Each snapshot is sent once more after the next one: it is out of date by then.
+    Late,
+    /// Each snapshot is sent twice in a row.
+    Twice,
+    /// Of each second snapshot the connection breaks after the first half.
+    Truncated,
+}
+
+/// Behaviour of the warehouse at a moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Behaviour {
+    /// Name, for events and reports.
+    pub name: String,
+    /// `true` if the warehouse is away: connections are reset as soon as they are accepted.
+    pub is_away: bool,
+    /// Announcements.
+    pub announce: CallBehaviour,
+    /// Deliveries.
+    pub deliver: CallBehaviour,
+    /// Stock snapshots.
+    pub snapshots: SnapshotFault,
+}
+
+/// A named behaviour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// The original's: announcements take 2 to 4 s, one delivery in 15 is answered 504.
+    Original,
+    /// No delay and no fault.
+    Fast,
+    /// Slow, with one call in five answered 503.
+    Brownout,
+    /// Away.
+    Blackout,
+    /// Connections are reset before one call in five.
+    ResetBefore,
+    /// Connections are reset after one call in five was carried out.
+    ResetAfterActing,
+    /// One call in five is carried out and answered 504.
+    TimeoutAfterActing,
+    /// One answer in five is sent twice.
+    DuplicateAnswer,
+    /// One answer in five is sent byte by byte.
+    SlowDrip,
+    /// Snapshots come again when they are out of date.
+    SnapshotsLate,
+    /// Snapshots come twice.
+    SnapshotsTwice,
+    /// Every second snapshot breaks off.
+    SnapshotsTruncated,
+}
+
+/// Share of the calls that a profile of one fault disturbs.
+const FAULT_SHARE: f64 = 0.2;
+/// The original's: one delivery in 15 is answered 504, half of them carried out.
+const ORIGINAL_FAULTS: [(Fault, f64); 2] = [
+    (Fault::TimeoutBefore, 1.0 / 30.0),
+    (Fault::TimeoutAfterActing, 1.0 / 30.0),
+];
+const ORIGINAL_ANNOUNCE: Delay = Delay::between_ms(2_000, 4_000, 250);
+const ORIGINAL_DELIVER: Delay = Delay::fixed(Duration::from_millis(200));
+
+impl Profile {
+    /// All profiles.
+    pub const ALL: [Self; 12] = [
+        Self::Original,
+        Self::Fast,
+        Self::Brownout,
+        Self::Blackout,
+        Self::ResetBefore,
+        Self::ResetAfterActing,
+        Self::TimeoutAfterActing,
+        Self::DuplicateAnswer,
+        Self::SlowDrip,
+        Self::SnapshotsLate,
+        Self::SnapshotsTwice,
+        Self::SnapshotsTruncated,
+    ];
+
+    /// Name of the profile, as in scenarios and flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Original => "original",
+            Self::Fast => "fast",
+            Self::Brownout => "brownout",
+            Self::Blackout => "blackout",
+            Self::ResetBefore => "reset-before",
+            Self::ResetAfterActing => "reset-after-acting",
+            Self::TimeoutAfterActing => "504-after-acting",
+            Self::DuplicateAnswer => "duplicate-answer",
+            Self::SlowDrip => "slow-drip",
+            Self::SnapshotsLate => "snapshots-late",
+            Self::SnapshotsTwice => "snapshots-twice",
+            Self::SnapshotsTruncated => "snapshots-truncated",
+        }
+    }
+
+    /// Returns the behaviour.
+    pub fn behaviour(self) -> Behaviour {
+        let quick = Delay::between_ms(20, 100, 20);
+        let usual = Behaviour {
+            name: self.name().to_owned(),
+            is_away: false,
+            announce: CallBehaviour::after(quick),
+            deliver: CallBehaviour::after(quick),
+            snapshots: SnapshotFault::None,
+        };
+        let one_fault = |fault| Behaviour {
+            announce: CallBehaviour::with(quick, &[(fault, FAULT_SHARE)]),
+            deliver: CallBehaviour::with(quick, &[(fault, FAULT_SHARE)]),
+            ..usual.clone()
+        };
+        let snapshots = |snapshots| Behaviour {
+            snapshots,
+            ..usual.clone()
+        };
+        match self {
+            Self::Original => Behaviour {
+                announce: CallBehaviour::after(ORIGINAL_ANNOUNCE),
+                deliver: CallBehaviour::with(ORIGINAL_DELIVER, &ORIGINAL_FAULTS),
+                ..usual
+            },
+            Self::Fast => Behaviour {
+                announce: CallBehaviour::after(Delay::NONE),
+                deliver: CallBehaviour::after(Delay::NONE),
+                ..usual
+            },
+            Self::Brownout => Behaviour {
+                announce: CallBehaviour::with(
+                    Delay::between_ms(3_000, 9_000, 500),
+                    &[(Fault::Unavailable, FAULT_SHARE)],
+                ),
+                deliver: CallBehaviour::with(
+                    Delay::between_ms(500, 3_000, 250),
+                    &[(Fault::Unavailable, FAULT_SHARE)],
+                ),
+                ..usual
+            },
+            Self::Blackout => Behaviour {
+                is_away: true,
+                ..usual
+            },
+            Self::ResetBefore => one_fault(Fault::ResetBefore),
+            Self::ResetAfterActing => one_fault(Fault::ResetAfterActing),
+            Self::TimeoutAfterActing => one_fault(Fault::TimeoutAfterActing),
+            Self::DuplicateAnswer => one_fault(Fault::DuplicateAnswer),
+            Self::SlowDrip => one_fault(Fault::SlowDrip),
+            Self::SnapshotsLate => snapshots(SnapshotFault::Late),
+            Self::SnapshotsTwice => snapshots(SnapshotFault::Twice),
+            Self::SnapshotsTruncated => snapshots(SnapshotFault::Truncated),
+        }
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Profile {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|profile| profile.name() == name);
+        known.ok_or_else(|| {
+            let names = Self::ALL.map(Self::name);
+            format!(
+                "{name:?} is no warehouse profile; the profiles are {}",
+                names.join(", ")
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seed::Purpose;
+
+    #[test]
+    fn every_profile_is_found_by_its_name() {
+        for profile in Profile::ALL {
+            assert_eq!(profile.name().parse(), Ok(profile));
+            assert_eq!(profile.behaviour().name, profile.name());
+        }
+        let error = "broken".parse::<Profile>().unwrap_err();
+        assert!(error.contains("brownout, blackout"), "{error}");
+    }
+
+    #[test]
+    fn the_original_answers_one_delivery_in_fifteen_with_504_and_acts_on_half_of_them() {
+        let behaviour = Profile::Original.behaviour();
+        let mut dice = Dice::new(1, Purpose::Delivery);
+        let drawn: Vec<Option<Fault>> = (0..30_000)
+            .map(|_| behaviour.deliver.draw_fault(&mut dice))
+            .collect();
+        for fault in [Fault::TimeoutBefore, Fault::TimeoutAfterActing] {
+            let count = drawn.iter().filter(|drawn| **drawn == Some(fault)).count();
+            assert!((850..1_150).contains(&count), "{fault:?}: {count}");
+        }
+        let delays: std::collections::BTreeSet<u128> = (0..1_000)
+            .map(|_| behaviour.announce.delay.draw(&mut dice).as_millis())
+            .collect();
+        assert_eq!(
+            delays.into_iter().collect::<Vec<_>>(),
+            (8..=16).map(|n| n * 250).collect::<Vec<_>>()
+        );
+    }
+}
