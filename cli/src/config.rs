@@ -1,10 +1,14 @@
-//! Settings from a file, below the environment and the flags.
+//! Reads settings from a file. The environment and the flags take precedence.
 //!
-//! Every flag that names an environment variable `IMT_X` can be set as `x = VALUE` in `imt.toml`
-//! (or the file of `--config` or `IMT_CONFIG`). The flags themselves are the only list of settings:
-//! the file's values become the flags' defaults, so a flag wins over the environment, and that over
-//! the file, as clap has it. A key that no flag knows, or a value that its flag would refuse, is an
-//! error that names file and line before any command runs.
+//! Each flag with an environment variable `IMT_X` can be set as `x = VALUE` in `imt.toml`, or in
+//! the file that `--config` or `IMT_CONFIG` names.
+//!
+//! Invariants:
+//! - The clap definitions of the flags are the only list of settings.
+//! - Values of the file become the defaults of the flags. Therefore a flag overrides the
+//!   environment, and the environment overrides the file.
+//! - An unknown key, or a value that its flag would reject, is an error that names the file and the
+//!   line. The error comes before any command runs.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,44 +19,44 @@ use toml::de::{DeTable, DeValue};
 
 use crate::error::CliError;
 
-/// The file that is read if it is there and no other was named.
+/// File that is read if it exists and no other file is named.
 pub(crate) const USUAL_FILE: &str = "imt.toml";
-/// The prefix of all environment variables.
+/// Prefix of all environment variables.
 const PREFIX: &str = "IMT_";
-/// What names the file cannot be set in it.
+/// Key of `--config`, which names the file and therefore cannot be set in the file.
 const CONFIG_KEY: &str = "config";
 
-/// A setting of the file.
+/// A setting in the file, with its line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileValue {
     pub(crate) text: String,
     pub(crate) line: usize,
 }
 
-/// What a file sets.
+/// The settings of a file.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ConfigFile {
-    /// The file, if there is one.
+    /// Path of the file, or `None` without a file.
     pub(crate) path: Option<PathBuf>,
     values: BTreeMap<String, FileValue>,
 }
 
-/// One setting: its key, and the flags that it is the default of.
+/// A setting that flags know: its key, and the flags with that key.
 pub(crate) struct Setting {
     pub(crate) key: String,
     pub(crate) variable: String,
     pub(crate) args: Vec<(String, Arg)>,
 }
 
-/// The key of a flag in the file: the environment variable's name without its prefix, in lower
-/// case.
+/// Returns the key of a flag in the file: the name of its environment variable without the prefix,
+/// in lower case.
 fn key_of(arg: &Arg) -> Option<String> {
     let variable = arg.get_env()?.to_str()?;
     let key = variable.strip_prefix(PREFIX)?.to_lowercase();
     (key != CONFIG_KEY).then_some(key)
 }
 
-/// Every setting that any command's flags know.
+/// Returns all settings of all commands.
 pub(crate) fn settings(command: &Command) -> Vec<Setting> {
     fn collect(command: &Command, path: &str, found: &mut BTreeMap<String, Setting>) {
         for arg in command.get_arguments() {
@@ -74,15 +78,16 @@ pub(crate) fn settings(command: &Command) -> Vec<Setting> {
 }
 
 impl ConfigFile {
-    /// Reads the file that the arguments or the environment name, or the usual one if it is there.
+    /// Reads the file that the arguments or the environment name, or `imt.toml` if it exists.
     ///
     /// # Errors
-    /// A named file that cannot be read; anything in it that no flag would take.
+    /// Fails if a named file cannot be read, or if the file has a key or value that no flag
+    /// accepts.
     pub(crate) fn find(args: &[OsString], command: &Command) -> Result<ConfigFile, CliError> {
         let named = named_file(args).or_else(|| std::env::var_os("IMT_CONFIG").map(PathBuf::from));
         let path = named.clone().unwrap_or_else(|| PathBuf::from(USUAL_FILE));
         let text = match &named {
-            // Shells hand over pipes and devices by name, and the user chose this one.
+            // Only `imt.toml` must be a regular file. A shell may pass a pipe as `--config`.
             Some(path) => std::fs::read_to_string(path),
             None => read_usual(&path),
         };
@@ -136,16 +141,16 @@ impl ConfigFile {
         })
     }
 
-    /// What the file says of a setting.
+    /// Returns the file's value of a setting.
     pub(crate) fn value(&self, key: &str) -> Option<&FileValue> {
         self.values.get(key)
     }
 
-    /// The command with the file's values as its flags' defaults.
+    /// Returns the command with the file's values as defaults of its flags.
     pub(crate) fn apply(&self, command: Command) -> Command {
         command
             .mut_args(|arg| match key_of(&arg).and_then(|key| self.values.get(&key)) {
-                // Lives as long as the process, as every other default does.
+                // Leaked: clap keeps defaults for the life of the process.
                 Some(value) => arg.default_value(&*value.text.clone().leak()),
                 None => arg,
             })
@@ -153,8 +158,7 @@ impl ConfigFile {
     }
 }
 
-/// Reads the file that nobody named: only a regular file, so that no command waits for a FIFO of
-/// that name.
+/// Reads `imt.toml`. Only a regular file is read, because opening a FIFO would block every command.
 fn read_usual(path: &Path) -> std::io::Result<String> {
     use std::os::unix::fs::OpenOptionsExt;
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
@@ -167,7 +171,8 @@ fn read_usual(path: &Path) -> std::io::Result<String> {
     }
 }
 
-/// The file that the command line names, before anything else of it is understood.
+/// Returns the file that the command line names. Runs before clap, because the file changes the
+/// defaults that clap parses with.
 fn named_file(args: &[OsString]) -> Option<PathBuf> {
     let mut args = args.iter().skip(1).take_while(|arg| *arg != "--");
     while let Some(arg) = args.next() {
@@ -181,7 +186,7 @@ fn named_file(args: &[OsString]) -> Option<PathBuf> {
     None
 }
 
-/// A value as it would stand behind a flag.
+/// Returns a TOML value in the form of a flag's argument.
 fn text_of(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),
@@ -192,7 +197,7 @@ fn text_of(value: &DeValue<'_>) -> Option<String> {
     }
 }
 
-/// Has the flag itself look at a value.
+/// Checks a value with the parser of its flag.
 fn check(arg: &Arg, text: &str) -> Result<(), String> {
     let alone = arg.clone().env(None::<&str>).long("value").required(true);
     let command = Command::new("imt").no_binary_name(true).disable_help_flag(true);
@@ -200,7 +205,7 @@ fn check(arg: &Arg, text: &str) -> Result<(), String> {
         .arg(alone)
         .try_get_matches_from([format!("--value={text}")]);
     parsed.map(|_| ()).map_err(|error| {
-        // clap's own words, without its advice about a flag that the reader never typed.
+        // Keeps clap's reason but drops its advice, which names a flag that the user did not type.
         let words = error.to_string();
         let first = words.lines().next().unwrap_or_default();
         first

@@ -1,16 +1,16 @@
-//! File descriptors: as many as the system allows, from the start.
+//! Adapts the process to the system's limit of open files.
 //!
-//! A node keeps a connection for each shop and one for each call to the warehouse in flight:
-//! thousands. Shells often give a process 1,024 descriptors and leave it to the process to ask for
-//! what it may have.
+//! A node keeps one connection for each shop and one for each warehouse call in flight, which can
+//! be thousands. Shells often start a process with a soft limit of 1,024 descriptors, and the
+//! process may raise this limit up to the hard limit.
 
 use imt_oms::NodeConfig;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors below which a node at full load would be short of them.
+/// Number of descriptors that a node needs under full load.
 const WANTED: u64 = 32_768;
 
-/// Raises the soft limit of open files to the hard one.
+/// Raises the soft limit of open files to the hard limit.
 pub(crate) fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
@@ -33,13 +33,11 @@ pub(crate) fn raise_limit() {
     }
 }
 
-/// Descriptors that a node needs beside its connections: the database's files, listeners, other
-/// nodes.
+/// Descriptors reserved for database files, listeners and connections to other nodes.
 const FOR_FILES: u64 = 512;
 
-/// Bounds a node's connections by the descriptors that there are for them: a call that finds none
-/// left is a failed call, and a client that finds none waits, so both are better counted
-/// beforehand.
+/// Limits the connections and calls of a node to the available descriptors. Without descriptors, a
+/// call to the warehouse would fail and a client would wait.
 pub(crate) fn fit(config: &mut NodeConfig) {
     let Some(limit) = getrlimit(Resource::Nofile).current else {
         return;
@@ -58,15 +56,16 @@ pub(crate) fn fit(config: &mut NodeConfig) {
     }
 }
 
-/// Returns the number of requests that a shop front may have in flight: a request to a node of the
-/// same process has two descriptors, and most of them are left to that node.
+/// Returns the number of requests that a shop front may have in flight. A request to a node of the
+/// same process takes two descriptors, and the node needs most of the limit for itself.
 pub(crate) fn front_in_flight_max() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit / 8).unwrap_or(usize::MAX).clamp(64, 2_048)
 }
 
-/// Connections, and calls of each of the two kinds, that fit into a limit of open files: all that
-/// were asked for, or half of what is left for clients and a quarter for either kind.
+/// Returns the connections, and the calls of each of the two kinds, that fit into a limit of open
+/// files. Returns the configured numbers if they fit. Otherwise clients get half of the descriptors
+/// and each kind of call a quarter.
 fn fitting(limit: u64, connections: usize, calls: usize) -> (usize, usize) {
     let left = usize::try_from(limit.saturating_sub(FOR_FILES)).unwrap_or(usize::MAX);
     if calls.saturating_mul(2).saturating_add(connections) <= left {

@@ -1,31 +1,31 @@
-//! Failures of a command, and the exit code of each.
+//! Failures of a command, with the exit code of each.
 
 use crate::exit::Exit;
 use std::error::Error;
 use std::fmt;
 
-/// A command's failure: one clear line with the remedy, and the cause below it.
+/// Failure of a command: one line with the remedy, and the cause below that line.
 #[derive(Debug)]
 pub(crate) enum CliError {
-    /// The arguments fit the grammar but not each other, or not the world.
+    /// The arguments are valid one by one, but contradict each other or cannot be used here.
     Usage(String),
-    /// The command was understood and could not be carried out.
+    /// The command was understood and failed.
     Failed {
-        /// The failure, and the remedy.
+        /// The failure and its remedy.
         message: String,
-        /// The cause, if another part of the system gave one.
+        /// Error of the called library or of the system, if there is one.
         source: Option<Box<dyn Error + Send + Sync>>,
     },
     /// A server does not answer.
     Unreachable {
-        /// The failure, and the remedy.
+        /// The failure and its remedy.
         message: String,
-        /// The cause.
+        /// Error of the connection.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// A signal ended the command before it began its work.
+    /// A signal ended the command before its work began.
     Interrupted(String),
-    /// The reader of our output has gone (`imt ... | head`), which is no failure.
+    /// The reader of the output closed it (`imt ... | head`). This is no failure.
     BrokenPipe,
 }
 
@@ -62,7 +62,7 @@ impl fmt::Display for CliError {
             | Self::Failed { message, .. }
             | Self::Unreachable { message, .. }
             | Self::Interrupted(message) => f.write_str(message),
-            Self::BrokenPipe => f.write_str("the reader of the output has gone"),
+            Self::BrokenPipe => f.write_str("the reader of the output closed it"),
         }
     }
 }

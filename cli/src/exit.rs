@@ -1,16 +1,16 @@
-//! Exit codes of all commands, in one place.
+//! Exit codes of all commands.
 
 use std::process::ExitCode;
 
-/// End of a command.
+/// Outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
-    /// All went well.
+    /// The command succeeded.
     Done = 0,
     /// The command was understood and failed.
     Failed = 1,
-    /// The arguments cannot be used (clap's own code too).
+    /// The arguments cannot be used. clap uses the same code.
     Usage = 2,
     /// A check (audit, verify, diff, salvage) found something.
     Found = 3,
@@ -18,7 +18,7 @@ pub(crate) enum Exit {
     ThresholdMissed = 4,
     /// A server does not answer.
     Unreachable = 5,
-    /// Ended by Ctrl-C or SIGTERM before its time (the shells' code for Ctrl-C).
+    /// Ended early by Ctrl-C or SIGTERM. Shells use this code for Ctrl-C.
     Interrupted = 130,
 }
 

@@ -1,4 +1,4 @@
-//! The few HTTP calls that commands make to a running node.
+//! HTTP calls from commands to a running node.
 
 use crate::error::CliError;
 use http_body_util::{BodyExt, Empty, Limited};
@@ -8,22 +8,23 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use std::time::Duration;
 
-/// An answer of a node is at most this long: a page of 10,000 orders is about 2 MB.
+/// Maximum size of a response. A page of 10,000 orders is about 2 MB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// A node that does not answer a small question within this time is not well.
+/// Timeout of a request to a node.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// `GET base + path`: the status and the body.
+/// Sends `GET base + path`. Returns the status and the body.
 pub(crate) async fn get(base: &str, path: &str) -> Result<(StatusCode, Bytes), CliError> {
     exchange(base, Method::GET, path, None, ANSWER_TIMEOUT).await
 }
 
-/// `POST base + path` without a body: the status and the answer's body.
+/// Sends `POST base + path` without a body. Returns the status and the body of the response.
 pub(crate) async fn post(base: &str, path: &str) -> Result<(StatusCode, Bytes), CliError> {
     exchange(base, Method::POST, path, None, ANSWER_TIMEOUT).await
 }
 
-/// `POST base + path`, shown the secret of the node's data folder: the status and the body.
+/// Sends `POST base + path` with the secret of the node's data folder. Returns the status and the
+/// body of the response.
 pub(crate) async fn post_as_node(
     base: &str,
     path: &str,
@@ -67,7 +68,7 @@ async fn exchange(
         let status = answer.status();
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
         let body =
-            body.map_err(|error| CliError::failed(format!("the answer of {url} broke off: {error}")))?;
+            body.map_err(|error| CliError::failed(format!("the response of {url} ended early: {error}")))?;
         Ok((status, body.to_bytes()))
     };
     tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {

@@ -1,10 +1,10 @@
-//! The log goes to standard error, as text or as JSON lines.
+//! Writes the log to standard error, as text or as JSON lines.
 //!
 //! Invariants:
-//! - A line never tears a progress bar: it is printed above the bar.
-//! - While the live view has the terminal, lines go to the view's pane and to the run's log file.
-//!   They go to standard error too if that is no terminal.
-//! - A closed standard error ends nothing.
+//! - A log line is printed above the progress bar and never splits it.
+//! - While the live view uses the terminal, log lines go to the view's pane and to the run's log
+//!   file. They also go to standard error if standard error is not a terminal.
+//! - A closed standard error does not end the process.
 
 use crate::error::CliError;
 use imt_live::{LogLines, terminal};
@@ -16,23 +16,23 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How the log is written.
+/// Format of the log.
 #[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum LogFormat {
-    /// Lines for people.
+    /// Text for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// The progress bars of the process; log lines are printed above them.
+/// Progress bars of the process. Log lines are printed above them.
 pub(crate) fn progress_display() -> &'static MultiProgress {
     static DISPLAY: OnceLock<MultiProgress> = OnceLock::new();
     DISPLAY.get_or_init(MultiProgress::new)
 }
 
-/// Installs the process's log.
+/// Installs the log of the process.
 pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         CliError::Usage(format!(
@@ -52,10 +52,10 @@ pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Most warnings that are repeated after a live view.
+/// Maximum number of warnings that are repeated after a live view.
 const WARNINGS_REPEATED: usize = 20;
 
-/// File for the lines of a live view.
+/// File for the log lines of a live view.
 static VIEW_FILE: Mutex<Option<File>> = Mutex::new(None);
 
 /// Returns the newest lines of the log, for the live view.
@@ -64,14 +64,14 @@ pub(crate) fn view_lines() -> &'static LogLines {
     LINES.get_or_init(LogLines::default)
 }
 
-/// Keeps the lines of a live view in a file as well.
+/// Also writes the log lines of a live view to a file.
 pub(crate) fn keep_view_lines_in(path: &Path) -> std::io::Result<()> {
     let file = File::options().create(true).append(true).open(path)?;
     *VIEW_FILE.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
     Ok(())
 }
 
-/// Prints the newest warnings that the live view showed, once the terminal is free again.
+/// Prints the newest warnings of the live view after the view has left the terminal.
 pub(crate) fn repeat_warnings() {
     let lines = view_lines().newest(usize::MAX);
     let warnings: Vec<&String> = lines
@@ -83,7 +83,7 @@ pub(crate) fn repeat_warnings() {
     }
 }
 
-/// Copies lines of another process to this log, until the other process closes its end.
+/// Copies the lines of another process to this log until the other process closes its end.
 pub(crate) fn forward(source: impl Read + Send + 'static, prefix: String) -> std::io::Result<()> {
     let copy = move || {
         for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
@@ -113,7 +113,7 @@ fn write_line(line: &[u8]) {
     }
 }
 
-/// Writes whole log lines.
+/// Writer of whole log lines.
 #[derive(Clone, Copy)]
 struct AboveProgress;
 

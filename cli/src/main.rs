@@ -1,8 +1,8 @@
-//! `imt`: one binary, many commands.
+//! `imt`: one binary with all commands.
 //!
-//! This file parses the command line, calls the command's own file under `commands/`, and turns the
-//! outcome into an exit code (`exit.rs`). Commands parse, call the libraries and print; decisions
-//! belong to those libraries.
+//! This file parses the command line, calls the command's file under `commands/`, and turns the
+//! outcome into an exit code (`exit.rs`). Commands parse, call the libraries and print. Decisions
+//! belong to the libraries.
 
 mod commands;
 mod config;
@@ -36,8 +36,8 @@ Examples:
   imt sim run                                 a node, a warehouse and a shop for 30 s, then the audit
   imt sim run --scenario black-friday         a rush for a few products
   imt node start --name alpha                 an order management node alone, API on 127.0.0.1:9090
-  imt order show 17                           what the node knows of order 17
-  imt db inspect data/volumes/sim-master      look into a node's database
+  imt order show 17                           state, store and products of order 17
+  imt db inspect data/volumes/sim-master      tables, segments and recovery of a node's database
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check (audit, verify, diff, salvage) found something,
 4 a threshold was missed, 5 a server does not answer, 130 interrupted.
@@ -50,12 +50,11 @@ struct Cli {
     command: Command,
 }
 
-/// Options that every command takes.
+/// Options of every command.
 #[derive(clap::Args)]
 struct Global {
-    /// The file of settings [default: imt.toml, if it is there].
-    // Read before anything else is understood (see `config`); here it is for the help and the
-    // grammar.
+    /// File of settings [default: imt.toml, if it exists]
+    // `config` reads this flag before clap parses. It stands here for the help and the grammar.
     #[arg(
         long,
         global = true,
@@ -64,7 +63,7 @@ struct Global {
         help_heading = "Global options"
     )]
     config: Option<PathBuf>,
-    /// How to print results.
+    /// Format of results
     #[arg(
         long,
         global = true,
@@ -74,7 +73,7 @@ struct Global {
         help_heading = "Global options"
     )]
     output: OutputFormat,
-    /// How to write the log (to standard error).
+    /// Format of the log on standard error
     #[arg(
         long,
         global = true,
@@ -84,7 +83,7 @@ struct Global {
         help_heading = "Global options"
     )]
     log: logging::LogFormat,
-    /// What to log: error, warn, info, debug, trace, or a filter such as `imt_oms=debug,info`.
+    /// Log level (error, warn, info, debug, trace) or a filter such as `imt_oms=debug,info`
     #[arg(
         long,
         global = true,
@@ -104,16 +103,16 @@ enum Command {
     /// Run the simulators: the whole shop, or the front or the warehouse alone.
     #[command(subcommand)]
     Sim(commands::sim::SimCommand),
-    /// Ask a node about orders.
+    /// Show the orders and dead letters of a node.
     #[command(subcommand)]
     Order(commands::order::OrderCommand),
-    /// Show the ring, plan changes to it, ask where keys live.
+    /// Show the ring, plan changes of it, find the owners of keys.
     #[command(subcommand)]
     Ring(commands::ring::RingCommand),
-    /// Show the settings in force and where each comes from.
+    /// Show the settings in force and the source of each.
     #[command(subcommand)]
     Config(commands::config::ConfigCommand),
-    /// Look into a MicroDb database, read and change it, compact it.
+    /// Inspect, read, change, check and repair a MicroDb database.
     #[command(subcommand)]
     Db(commands::db::DbCommand),
     /// Print the completion script of a shell.
@@ -133,7 +132,7 @@ fn main() -> ExitCode {
         Err(CliError::BrokenPipe) => ExitCode::SUCCESS,
         Err(error) => {
             let mut stderr = std::io::stderr().lock();
-            // Nothing can be done where even standard error is closed.
+            // Nothing can be done if even standard error is closed.
             let _ = writeln!(stderr, "imt: {error}");
             let mut source = std::error::Error::source(&error);
             while let Some(cause) = source {
@@ -147,7 +146,7 @@ fn main() -> ExitCode {
 
 fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
     let file = ConfigFile::find(args, &Cli::command())?;
-    // Wrong usage ends the process here, in clap's words.
+    // For wrong usage, clap prints its message and ends the process.
     let matches = file.apply(Cli::command()).get_matches_from(args);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     logging::start(cli.global.log, &cli.global.log_level)?;

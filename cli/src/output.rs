@@ -1,19 +1,19 @@
-//! Printing to standard output: text or JSON, and a reader that goes away is no error.
+//! Prints results to standard output, as text or JSON. A reader that closes the pipe is no failure.
 
 use crate::error::CliError;
 use std::io::{ErrorKind, Write};
 
-/// How results are printed.
+/// Format of results.
 #[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum OutputFormat {
     /// Text for people.
     #[default]
     Table,
-    /// One JSON document (or one a line, for streams) for programs.
+    /// One JSON document for programs. Streams print one document per line.
     Json,
 }
 
-/// Prints bytes as they are.
+/// Prints bytes unchanged.
 pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes)
@@ -24,7 +24,7 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
         })
 }
 
-/// Prints text, ending it with a line break.
+/// Prints text and a line break after it if it has none.
 pub(crate) fn print_text(text: &str) -> Result<(), CliError> {
     let mut text = text.trim_end_matches('\n').to_owned();
     text.push('\n');
@@ -39,7 +39,7 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> 
     print_bytes(&json)
 }
 
-/// Aligns rows in columns: the first row is the heading; columns of numbers are aligned to the
+/// Aligns rows in columns. The first row is the heading. Columns of numbers are aligned to the
 /// right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -75,7 +75,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Bytes for people: `1.5 MiB`.
+/// Returns a number of bytes with its unit, such as `1.5 MiB`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = count as f64;

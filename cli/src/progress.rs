@@ -1,22 +1,22 @@
-//! Live progress: a bar on a terminal, a plain line now and then elsewhere, nothing on standard
-//! output.
+//! Progress displays: a bar on a terminal, otherwise a log line at intervals. Standard output stays
+//! untouched.
 
 use crate::logging;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Elsewhere than on a terminal, a line at most this often.
+/// Minimum time between two lines if there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// One display, for as long as it lives.
+/// A progress display. It ends when it is dropped.
 pub(crate) struct Display {
     bar: Option<ProgressBar>,
     lined: Instant,
 }
 
 impl Display {
-    /// A display of `total` steps; on a terminal it is a bar that shows `unit` steps done.
+    /// Starts a display of `total` steps.
     pub(crate) fn new(total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = logging::progress_display().add(ProgressBar::new(total));
@@ -37,7 +37,7 @@ impl Display {
         }
     }
 
-    /// Shows where it stands.
+    /// Shows the number of finished steps.
     pub(crate) fn show(&mut self, done: u64, total: u64, text: &str) {
         match &self.bar {
             Some(bar) => {

@@ -4,15 +4,14 @@ use crate::error::CliError;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Both signals that ask a process to stop. A second one, while the first is obeyed, ends the
-/// process at once.
+/// Listener for both signals that ask a process to stop.
 pub(crate) struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl StopSignals {
-    /// Starts to listen; from here on the signals no longer kill the process by themselves.
+    /// Starts to listen. From then on, the signals no longer end the process by themselves.
     pub(crate) fn listen() -> Result<Self, CliError> {
         let listen =
             |kind| signal(kind).map_err(|error| CliError::because("cannot listen for signals", error));
@@ -22,7 +21,7 @@ impl StopSignals {
         })
     }
 
-    /// Waits for the next signal and names it.
+    /// Waits for the next signal and returns its name.
     pub(crate) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "Ctrl-C",
@@ -30,30 +29,29 @@ impl StopSignals {
         }
     }
 
-    /// Waits for one more signal, in the background, and ends the process on it: the way out of a
-    /// stop that hangs.
+    /// Ends the process at the next signal, as a way out of a shutdown that hangs. The wait is in
+    /// the background.
     pub(crate) fn exit_on_next(mut self) {
         tokio::spawn(async move {
             let name = self.next().await;
             imt_live::terminal::restore();
-            tracing::warn!("second {name}: leaving at once");
+            tracing::warn!("second {name}: exiting at once");
             std::process::exit(130);
         });
     }
 }
 
-/// Sends this process the signal of Ctrl-C, for a terminal in raw mode, which sends none.
+/// Sends Ctrl-C's signal to this process. A terminal in raw mode sends none.
 pub(crate) fn interrupt_self() {
-    // This process exists and may signal itself.
+    // Cannot fail: this process exists and may signal itself.
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT);
 }
 
-/// Time for threads that still wait for a disk when a command has ended. Everything that must be
-/// durable has been waited for by then; a thread that hangs (a network file system that is away)
-/// must not keep the process.
+/// Time for blocking threads to end after a command. All durable work is finished by then. A thread
+/// that hangs, for example on a lost network file system, must not keep the process.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 
-/// Runs a future on a runtime made for it.
+/// Runs a future on a new runtime.
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

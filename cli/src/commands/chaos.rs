@@ -1,9 +1,11 @@
-//! `imt sim chaos`: nodes are killed, stopped, paused and taken away by chance while a shop runs.
-//! The audit tells if anything was lost.
+//! `imt sim chaos`: runs a shop while random events kill, stop, pause and remove nodes. The audit
+//! shows if anything was lost.
 //!
-//! The nodes that suffer are processes of their own, and the first of them coordinates. The shop
-//! calls a node of this process that stays, so that every failed request is one that the cluster
-//! failed and not one that died with its connection. The events follow from the seed.
+//! Invariants:
+//! - Each node with events has its own process. The first of these nodes coordinates.
+//! - The shop calls a node of this process, which has no events. A failed request is therefore a
+//!   fault of the cluster, and not a connection that ended with a killed node.
+//! - The events follow from the seed.
 
 use super::sim::load::{LoadArgs, positive_duration};
 use super::sim::{self, ShopPlan};
@@ -14,37 +16,37 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// The node of this process.
+/// Name of the node of this process.
 const ENTRY: &str = "chaos-entry";
 
 #[derive(clap::Args)]
 pub(crate) struct ChaosArgs {
     #[command(flatten)]
     load: LoadArgs,
-    /// The data folder, created if necessary.
+    /// Data folder, created if it does not exist
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
-    /// Nodes that suffer, beside the one that the shop calls.
+    /// Number of nodes with events, besides the node that the shop calls
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
     nodes: u32,
-    /// Time from one event to the next.
+    /// Time between two events
     #[arg(long, default_value = "2s", value_name = "TIME", value_parser = positive_duration)]
     every: Duration,
-    /// Kinds of events.
+    /// Kinds of events
     #[arg(long, value_enum, default_value_t = Harm::All)]
     harm: Harm,
-    /// Print one line per second instead of a display.
+    /// Print one line per second instead of a display
     #[arg(long)]
     plain: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Harm {
-    /// Kills, pauses, graceful stops and leaves, drawn by chance.
+    /// Kills, pauses, graceful stops and leaves in random order
     All,
-    /// Kills (kill -9); the node is started again.
+    /// Kills (kill -9), each followed by a start
     Kill,
-    /// Graceful stops and leaves; the node is started again.
+    /// Graceful stops and leaves, each followed by a start
     Graceful,
 }
 
@@ -64,7 +66,7 @@ impl Harm {
     }
 }
 
-/// Runs the shop among nodes that suffer.
+/// Runs the shop and the random events.
 pub(super) async fn run(args: ChaosArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let mut scenario = args.load.scenario("chaos")?;
     scenario.nodes = args.nodes;

@@ -1,4 +1,4 @@
-//! `imt config`: the settings in force, and where each comes from.
+//! `imt config`: shows the settings in force and the source of each.
 
 use std::process::ExitCode;
 
@@ -12,18 +12,18 @@ use crate::output::{self, OutputFormat};
 /// `imt config ...`
 #[derive(clap::Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Show every setting: its value as of now, and where that comes from.
+    /// Show every setting with its value and the source of the value.
     #[command(after_help = "\
 Examples:
   imt config show
   imt config show --config /etc/imt.toml --output json
 
-A flag wins over the environment (IMT_...), that over the file (imt.toml, or the one of --config or IMT_CONFIG), that over the default.
-What stands here is what commands use when none of their flags says otherwise.")]
+A flag overrides the environment (IMT_...), the environment overrides the file (imt.toml, or the file of --config or IMT_CONFIG),
+and the file overrides the default. Commands use the shown values unless one of their flags overrides them.")]
     Show,
 }
 
-/// A setting as it is shown.
+/// A setting with its value and source.
 #[derive(Serialize)]
 struct Shown {
     setting: String,
@@ -79,7 +79,7 @@ fn show(setting: &config::Setting, file: &ConfigFile) -> Shown {
     }
 }
 
-/// The default, or the defaults where commands differ.
+/// Returns the default. If commands have different defaults, all of them are returned.
 fn default(setting: &config::Setting) -> (Option<String>, String) {
     let mut seen: Vec<(String, Vec<&str>)> = Vec::new();
     for (command, arg) in &setting.args {

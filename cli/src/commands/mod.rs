@@ -1,4 +1,4 @@
-//! The commands, a file for each word after `imt`.
+//! The commands. Each word after `imt` has its own file.
 
 mod chaos;
 pub(crate) mod config;

@@ -1,4 +1,4 @@
-//! `imt node`: order management nodes, alone or several on one data folder.
+//! `imt node`: starts, lists, stops and removes the nodes of a data folder.
 
 use super::tuning::Tuning;
 use crate::error::CliError;
@@ -12,18 +12,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Where the first node of a data folder serves; later ones take a free port.
+/// Address of the first node of a data folder. Further nodes take a free port.
 const FIRST_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9090);
-/// A node that does not say how it is within this time is not answering.
+/// Timeout of a request to a node. A node that exceeds it is listed as not answering.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two looks at whether a node that was asked to end has ended.
+/// Interval of polls for the end of a node.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// How long the process of a node that has left may take to end before it is left to itself: more
-/// than the time to drain.
+/// Maximum wait for the process of a node that has left. It is longer than the time to drain.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Between two questions to all nodes how far a leave is.
+/// Interval of questions to all nodes about the progress of a leave.
 const ASK_AGAIN_EVERY: Duration = Duration::from_secs(5);
 
 /// Parses an origin.
@@ -41,33 +40,33 @@ Examples:
   imt node start --name alpha --data /srv/imt --listen 127.0.0.1:9090 --warehouse http://127.0.0.1:9091
   imt node start --name beta --data /srv/imt        joins alpha and takes its share of the orders
 
-The node keeps everything in DATA/volumes/NAME. Ctrl-C stops it gracefully; a second one, at once. While it is away, another node
-of the same data folder serves its volume; started again under the same name, it gets it back.")]
+The node keeps everything in DATA/volumes/NAME. Ctrl-C stops it gracefully, and a second Ctrl-C at once. While it is
+stopped, another node of the data folder serves its volume. A node that is started again under its name takes its volume back.")]
     Start(Box<StartArgs>),
     /// List the nodes of a data folder.
     List {
         #[command(flatten)]
         folder: Folder,
     },
-    /// Stop a node: the others serve its volume until it is started again.
+    /// Stop a node. The other nodes serve its volume until it is started again.
     Stop {
-        /// The node.
+        /// Name of the node
         name: String,
         #[command(flatten)]
         folder: Folder,
     },
-    /// Take a node away for good: its orders and stores move to the others, then its volume is
+    /// Remove a node for good. Its orders and stores move to the other nodes, then its volume is
     /// removed.
     #[command(after_help = "\
 Examples:
   imt node leave beta --data /srv/imt
   imt node leave beta --data /srv/imt --timeout 1h
 
-The node goes on leaving when this command ends early. Run the command again to wait for it once more.")]
+The node continues to leave if this command ends early. Run the command again to wait for it.")]
     Leave {
-        /// The node; it need not be running.
+        /// Name of the node; it need not be running
         name: String,
-        /// Longest time to wait until the node has left.
+        /// Maximum time to wait until the node has left
         #[arg(long, env = "IMT_LEAVE_TIMEOUT", default_value = "10min", value_name = "TIME", value_parser = humantime::parse_duration)]
         timeout: Duration,
         #[command(flatten)]
@@ -77,25 +76,25 @@ The node goes on leaving when this command ends early. Run the command again to 
 
 #[derive(clap::Args)]
 pub(crate) struct Folder {
-    /// The data folder that the nodes share.
+    /// Data folder that the nodes share
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct StartArgs {
-    /// The node's name, and its volume's [default: the host's name].
+    /// Name of the node and of its volume [default: the host's name]
     #[arg(long, env = "IMT_NAME")]
     name: Option<String>,
-    /// The data folder, made if it is not there.
+    /// Data folder, created if it does not exist
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
-    /// Where to serve the API; port 0 takes a free one [default: 127.0.0.1:9090 for the first node,
-    /// a free port for others].
+    /// Address of the API; port 0 takes a free port [default: 127.0.0.1:9090 for the first node, a
+    /// free port for others]
     #[arg(long, env = "IMT_LISTEN", value_name = "ADDR")]
     listen: Option<SocketAddr>,
-    /// The warehouse to announce orders to: http://HOST:PORT, with a path if its routes are below
-    /// one.
+    /// Address of the warehouse: http://HOST:PORT, followed by the path of its routes if they have
+    /// one
     #[arg(
         long,
         env = "IMT_WAREHOUSE",
@@ -103,18 +102,17 @@ pub(crate) struct StartArgs {
         value_name = "URL"
     )]
     warehouse: WarehouseUrl,
-    /// The node's share of the orders, against the weights of the others.
+    /// Weight of the node; its share of the orders is its weight divided by the sum of all weights
     #[arg(long, env = "IMT_WEIGHT", default_value_t = 1, value_name = "N")]
     weight: u32,
-    /// The zone that the node fails with.
+    /// Failure zone of the node
     #[arg(long, env = "IMT_ZONE")]
     zone: Option<String>,
-    /// Origin whose pages may call the API from a browser, such as `https://shop.example`; several
-    /// with commas [default: none].
+    /// Origin of web pages that may call the API, such as `https://shop.example`; several are
+    /// separated by commas [default: none]
     #[arg(long, env = "IMT_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
     cors_origin: Vec<String>,
-    /// Most rows a second that are copied to this node while orders move to it [default: as fast as
-    /// it goes].
+    /// Maximum rows per second copied to this node during a rebalance [default: unlimited]
     #[arg(long, env = "IMT_MOVE_ROWS_PER_SECOND", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     move_rows_per_second: Option<u64>,
     #[command(flatten)]
@@ -162,9 +160,9 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     tracing::info!("node '{name}' serves http://{}", node.address());
     tokio::select! {
         signal = signals.next() => {
-            tracing::info!("{signal}: finishing what is in flight (once more to leave at once)");
+            tracing::info!("{signal}: finishing requests in progress (repeat the signal to exit at once)");
         }
-        () = node.asked_to_stop() => tracing::info!("asked to stop: finishing what is in flight"),
+        () = node.asked_to_stop() => tracing::info!("stop requested: finishing requests in progress"),
     }
     signals.exit_on_next();
     node.stop()
@@ -174,7 +172,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A node as it is listed.
+/// A node in the list.
 #[derive(Serialize)]
 struct Listed {
     name: String,
@@ -372,7 +370,8 @@ async fn stop(name: String, folder: Folder) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits until a node has left for good. The nodes see to it by themselves once one of them knows.
+/// Waits until a node has left for good. The nodes finish the leave without this command once one
+/// of them knows of it.
 async fn leave(name: String, folder: Folder, timeout: Duration) -> Result<ExitCode, CliError> {
     let data = &folder.data;
     let node = imt_ring::NodeName::new(&name).map_err(|error| CliError::because("no such node", error))?;
@@ -385,7 +384,7 @@ async fn leave(name: String, folder: Folder, timeout: Duration) -> Result<ExitCo
             let waited = humantime::format_duration(timeout);
             let reason = why_not_left(data, &name).await;
             return Err(CliError::failed(format!(
-                "node '{name}' has not left within {waited}: {reason}; it goes on leaving, run this again to wait"
+                "node '{name}' has not left within {waited}: {reason}; it continues to leave; run this again to wait"
             )));
         }
         if asked.elapsed() >= ASK_AGAIN_EVERY {
@@ -394,8 +393,7 @@ async fn leave(name: String, folder: Folder, timeout: Duration) -> Result<ExitCo
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    // Its process ends by itself now; one that does not answer (it may be stopped) is not waited
-    // for long.
+    // The process ends by itself now. The wait has a limit, because a paused process does not end.
     let has_ended = async {
         while imt_oms::is_node_running(data, &node) || cards(data)?.iter().any(|card| card.name == node) {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -424,8 +422,8 @@ fn is_member(data: &Path, name: &str) -> Result<bool, CliError> {
     Ok(ring.is_some_and(|ring| ring.members().iter().any(|member| *member.name() == *name)))
 }
 
-/// Refuses a leave that cannot end: of a node that is no member, or that nobody could take the
-/// orders of.
+/// Refuses a leave that cannot end. The node must be a member, and another member must be able to
+/// take its orders.
 fn check_leaving(data: &Path, name: &str) -> Result<(), CliError> {
     if !is_member(data, name)? {
         return Err(CliError::failed(format!(
@@ -449,7 +447,7 @@ fn check_leaving(data: &Path, name: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The reports of all nodes that answer.
+/// Returns the reports of all nodes that answer.
 async fn reports(data: &Path) -> Vec<NodeReport> {
     let mut found = Vec::new();
     for card in cards(data).unwrap_or_default() {
@@ -460,8 +458,8 @@ async fn reports(data: &Path) -> Vec<NodeReport> {
     found
 }
 
-/// Tells the nodes once more if none of them knows that a node is to leave: the one that knew may
-/// have died. Logs how far they are.
+/// Repeats the leave if no node knows of it, because the node that knew may have died. Logs the
+/// progress.
 async fn remind(data: &Path, name: &str) {
     let reports = reports(data).await;
     if !reports.is_empty()
@@ -469,7 +467,7 @@ async fn remind(data: &Path, name: &str) {
             .iter()
             .any(|report| report.leaving.iter().any(|known| known == name))
     {
-        // Nobody answers: said at the end of the time.
+        // An error is not needed here. `why_not_left` reports unreachable nodes at the timeout.
         let _ = tell_to_leave(data, name).await;
     }
     if let Some(reason) = reports.iter().find_map(|report| report.trouble.as_ref()) {
@@ -481,7 +479,7 @@ async fn remind(data: &Path, name: &str) {
     }
 }
 
-/// Says why a node has not left yet.
+/// Returns the reason why a node has not left yet.
 async fn why_not_left(data: &Path, name: &str) -> String {
     let reports = reports(data).await;
     if reports.is_empty() {
@@ -505,8 +503,8 @@ async fn why_not_left(data: &Path, name: &str) -> String {
     format!("its rows are being copied, {rows} of about {about}")
 }
 
-/// Asks all nodes that a node leave for good. Whichever of them coordinates does it; the others
-/// know that they do not.
+/// Asks all running nodes to remove a node from the ring. The coordinator does so, and the other
+/// nodes ignore the request.
 pub(super) async fn tell_to_leave(data: &Path, name: &str) -> Result<(), CliError> {
     let mut told = 0;
     for card in cards(data)? {
@@ -523,7 +521,7 @@ pub(super) async fn tell_to_leave(data: &Path, name: &str) -> Result<(), CliErro
     )))
 }
 
-/// The host's name, cut to what a node's name may hold.
+/// Returns the host's name without the characters that are not allowed in a node's name.
 pub(crate) fn host_name() -> String {
     let host = gethostname::gethostname().to_string_lossy().to_lowercase();
     let name: String = host

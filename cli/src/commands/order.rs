@@ -1,5 +1,4 @@
-//! `imt order`: what a node knows of an order, and the messages about orders that the warehouse
-//! would not take.
+//! `imt order`: shows an order of a node, and lists and retries the dead letters of orders.
 
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
@@ -13,15 +12,15 @@ use std::process::ExitCode;
 /// `imt order ...`
 #[derive(clap::Subcommand)]
 pub(crate) enum OrderCommand {
-    /// Show one order: its state, its store, its products.
+    /// Show the state, the store and the products of an order.
     #[command(after_help = "Examples:\n  imt order show 17\n  imt order show 17 --output json")]
     Show {
-        /// The order's id.
+        /// Id of the order
         id: String,
         #[command(flatten)]
         node: NodeAddress,
     },
-    /// Messages to the warehouse that were given up.
+    /// List and retry dead letters: messages to the warehouse that were given up.
     #[command(subcommand)]
     Dead(DeadCommand),
 }
@@ -29,19 +28,19 @@ pub(crate) enum OrderCommand {
 /// `imt order dead ...`
 #[derive(clap::Subcommand)]
 pub(crate) enum DeadCommand {
-    /// List them: the order, what it was to be told, and why the last try failed.
+    /// List the dead letters with their order, message and last error.
     #[command(after_help = "Examples:\n  imt order dead list\n  imt order dead list --output json")]
     List {
         #[command(flatten)]
         node: NodeAddress,
     },
-    /// Have them tried again, from the first try on: those of the orders given, or all.
+    /// Send dead letters again with a fresh count of tries.
     #[command(after_help = "Examples:\n  imt order dead retry 17 18\n  imt order dead retry --all")]
     Retry {
-        /// Orders whose messages are to be tried again.
+        /// Orders to retry
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         orders: Vec<String>,
-        /// Try all dead messages again.
+        /// Retry all dead letters
         #[arg(long)]
         all: bool,
         #[command(flatten)]
@@ -49,10 +48,10 @@ pub(crate) enum DeadCommand {
     },
 }
 
-/// Where to ask.
+/// Address of the node to ask.
 #[derive(clap::Args)]
 pub(crate) struct NodeAddress {
-    /// A node's address; any node answers for every order.
+    /// Address of a node; any node answers for every order
     #[arg(
         long,
         env = "IMT_OMS",
@@ -76,7 +75,7 @@ impl OrderCommand {
     }
 }
 
-/// An answer's JSON if it was a success, else what the node said is wrong.
+/// Returns the JSON of a response. A response that is no success becomes an error with its detail.
 fn understood(oms: &str, path: &str, (status, body): (StatusCode, Bytes)) -> Result<Value, CliError> {
     let json: Value = serde_json::from_slice(&body).map_err(|error| {
         CliError::because(
@@ -105,7 +104,7 @@ async fn show(id: &str, oms: &str, output: OutputFormat) -> Result<ExitCode, Cli
     Ok(ExitCode::SUCCESS)
 }
 
-/// Every dead message that a node knows, page by page.
+/// Returns all dead letters of a node, read page by page.
 async fn dead_messages(oms: &str) -> Result<Vec<Value>, CliError> {
     let mut found = Vec::new();
     let mut cursor = String::new();
@@ -165,12 +164,12 @@ async fn retry_dead(orders: &[String], oms: &str, output: OutputFormat) -> Resul
     }
     match output {
         OutputFormat::Json => output::print_json(&retried)?,
-        OutputFormat::Table => output::print_text(&format!("{} messages are tried again", retried.len()))?,
+        OutputFormat::Table => output::print_text(&format!("{} messages will be sent again", retried.len()))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A value of a field as text.
+/// Returns the value of a field as text.
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
@@ -179,7 +178,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// The values of a list as text, with commas between them.
+/// Returns the values of a list as text, separated by commas.
 fn list(value: &Value) -> String {
     let values: Vec<String> = value.as_array().into_iter().flatten().map(text).collect();
     if values.is_empty() {
@@ -189,7 +188,7 @@ fn list(value: &Value) -> String {
     }
 }
 
-/// An order as text: a line a field, then its products.
+/// Returns an order as text: one field per line, then its products.
 fn render(order: &Value) -> String {
     let time = |value: &Value| {
         value.as_u64().map_or_else(
@@ -218,7 +217,8 @@ fn render(order: &Value) -> String {
     lines.join("\n")
 }
 
-/// Everything but unreserved characters as `%XX`, so that an id is always one path segment.
+/// Replaces everything but unreserved characters by `%XX`, so that an id is always one path
+/// segment.
 fn percent_encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
@@ -234,7 +234,7 @@ fn percent_encode(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// The simulators know the order management by its routes only; here both are at hand.
+    /// The simulators do not depend on the order management, so only this crate can compare both.
     #[test]
     fn the_audit_knows_every_state_of_an_order() {
         for state in imt_oms::order::State::ALL {

@@ -1,4 +1,4 @@
-//! `imt ring`: show the ring, say what a change would move, ask where keys live.
+//! `imt ring`: shows the ring, plans changes of it, and finds the owners of keys.
 
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
@@ -7,19 +7,20 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Width of a picture if the terminal does not report its own, in columns.
+/// Width of the drawing if the terminal reports no width, in columns.
 const WIDTH: usize = 80;
 
 /// `imt ring ...`
 #[derive(clap::Subcommand)]
 pub(crate) enum RingCommand {
-    /// Draw who owns which share of the ring, by node and zone.
+    /// Draw the shares of the ring by node and zone.
     #[command(after_help = "Examples:\n  imt ring show\n  imt ring show --data /srv/imt --output json")]
     Show {
         #[command(flatten)]
         source: Source,
     },
-    /// Say what would move if members came or went, and the least that had to. Changes nothing.
+    /// Show the moves that a change of members would cause, and the least possible number. Changes
+    /// nothing.
     #[command(after_help = "\
 Examples:
   imt ring plan --add beta
@@ -28,28 +29,28 @@ Examples:
     Plan {
         #[command(flatten)]
         source: Source,
-        /// A member that comes, or changes its weight or zone; may be given several times.
+        /// Member to add, or member with a new weight or zone; may be repeated
         #[arg(long, value_name = "NAME[:WEIGHT[@ZONE]]")]
         add: Vec<Member>,
-        /// A member that goes; may be given several times.
+        /// Member to remove; may be repeated
         #[arg(long, value_name = "NAME")]
         remove: Vec<NodeName>,
     },
-    /// Say where keys (order ids, store ids) live.
+    /// Show the owners of keys (order ids, store ids).
     #[command(after_help = "Example:\n  imt ring check 17 18 19")]
     Check {
         #[command(flatten)]
         source: Source,
-        /// The keys.
+        /// Keys to look up
         #[arg(required = true)]
         keys: Vec<String>,
     },
 }
 
-/// Where the ring is read from.
+/// Source of the ring.
 #[derive(clap::Args)]
 pub(crate) struct Source {
-    /// The data folder; its ring.json is the ring in force, whether a node runs or not.
+    /// Data folder; its ring.json is the ring in force, even if no node runs
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
 }
@@ -61,7 +62,7 @@ impl Source {
             .map_err(|error| CliError::because(format!("the ring in {data} cannot be read"), error))?
             .ok_or_else(|| {
                 CliError::failed(format!(
-                    "there is no ring in {data}; the first node makes it (imt node start, or imt sim run)"
+                    "there is no ring in {data}; start a node first (imt node start, or imt sim run)"
                 ))
             })
     }
@@ -82,7 +83,7 @@ impl RingCommand {
                 let target = target(&ring, add, &remove)?;
                 let plan = ring
                     .plan(&target)
-                    .map_err(|error| CliError::because("there is no such plan", error))?;
+                    .map_err(|error| CliError::because("cannot plan this change", error))?;
                 match output {
                     OutputFormat::Json => output::print_json(&plan)?,
                     OutputFormat::Table => output::print_text(&render::plan(&plan, style()))?,
@@ -102,7 +103,7 @@ impl RingCommand {
     }
 }
 
-/// The members after the change that was asked for.
+/// Returns the members after the planned change.
 fn target(ring: &Ring, add: Vec<Member>, remove: &[NodeName]) -> Result<Vec<Member>, CliError> {
     if add.is_empty() && remove.is_empty() {
         return Err(CliError::Usage(
@@ -122,7 +123,8 @@ fn target(ring: &Ring, add: Vec<Member>, remove: &[NodeName]) -> Result<Vec<Memb
     Ok(target)
 }
 
-/// As wide as the terminal says (`COLUMNS`), in colour on a terminal that wants it.
+/// Returns options with the width of the terminal (`COLUMNS`), and with colour on a terminal unless
+/// `NO_COLOR` is set.
 fn style() -> render::Style {
     let columns = std::env::var("COLUMNS")
         .ok()

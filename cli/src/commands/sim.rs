@@ -1,4 +1,4 @@
-//! `imt sim`: the whole shop in one process, each simulator alone, and the reports of runs.
+//! `imt sim`: runs the whole shop in one process or each simulator alone, and reports on runs.
 
 use super::tuning::Tuning;
 use crate::error::CliError;
@@ -16,8 +16,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Interval of the search for statistics files in a simulated shop, unless another one is set: the
-/// first sales are known within the first second.
+/// Default interval of the search for statistics files in a simulated shop. It is short, so that
+/// the first sales are known within a second.
 const STAT_SCAN_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) mod fleet;
@@ -41,7 +41,7 @@ Exit codes: 0 well, 1 failure, 2 usage, 3 the audit found something,
 4 a threshold was missed, 5 a server does not answer, 130 interrupted.
 Ctrl-C ends the run early, with its summary.")]
     Run(Box<RunArgs>),
-    /// Draw a run as one HTML page, to open in a browser or to send to others.
+    /// Draw a run as one HTML page.
     #[command(after_help = "\
 Examples:
   imt sim report
@@ -61,7 +61,7 @@ Examples:
 
 Exit codes as of `imt sim run`.")]
     Chaos(Box<super::chaos::ChaosArgs>),
-    /// Run the shop front alone, against a node and a warehouse that run already, then audit them.
+    /// Run the shop front alone against a running node and warehouse, then audit them.
     #[command(after_help = "\
 Example:
   imt sim front --oms http://127.0.0.1:9090 --rate 50 --duration 1m
@@ -73,9 +73,9 @@ Exit codes as of `imt sim run`.")]
 Example:
   imt sim warehouse --listen 127.0.0.1:9091 --oms http://127.0.0.1:9090")]
     Warehouse(WarehouseArgs),
-    /// Write the sample files of data/samples again (the same bytes every time).
+    /// Write the sample files of data/samples again. The bytes are always the same.
     Samples {
-        /// The folder to write them to.
+        /// Folder to write to
         #[arg(default_value = "data/samples", value_name = "DIR")]
         folder: PathBuf,
     },
@@ -85,7 +85,7 @@ Example:
 pub(crate) struct RunArgs {
     #[command(flatten)]
     load: ScenarioArgs,
-    /// The data folder, created if necessary.
+    /// Data folder, created if it does not exist
     #[arg(
         long,
         env = "IMT_DATA",
@@ -94,7 +94,7 @@ pub(crate) struct RunArgs {
         help_heading = "Servers"
     )]
     data: PathBuf,
-    /// Port of the node's API on 127.0.0.1; 0 takes a free one.
+    /// Port of the node's API on 127.0.0.1; 0 takes a free port
     #[arg(
         long,
         env = "IMT_PORT",
@@ -103,7 +103,7 @@ pub(crate) struct RunArgs {
         help_heading = "Servers"
     )]
     port: u16,
-    /// Port of the warehouse on 127.0.0.1; 0 takes a free one.
+    /// Port of the warehouse on 127.0.0.1; 0 takes a free port
     #[arg(
         long,
         env = "IMT_WAREHOUSE_PORT",
@@ -124,10 +124,10 @@ pub(crate) struct RunArgs {
     /// Behaviour of the warehouse, such as original, fast or brownout [default: the scenario's].
     #[arg(long, value_name = "PROFILE", help_heading = "Servers")]
     warehouse_profile: Option<Profile>,
-    /// Keep node and warehouse up after the run, until Ctrl-C.
+    /// Keep the node and the warehouse running after the run, until Ctrl-C
     #[arg(long)]
     stay: bool,
-    /// Print one line per second instead of a display.
+    /// Print one line per second instead of a display
     #[arg(long)]
     plain: bool,
     #[command(flatten)]
@@ -138,7 +138,7 @@ pub(crate) struct RunArgs {
 pub(crate) struct FrontArgs {
     #[command(flatten)]
     load: LoadArgs,
-    /// The order management to send requests to.
+    /// Address of the order management
     #[arg(
         long,
         env = "IMT_OMS",
@@ -146,7 +146,7 @@ pub(crate) struct FrontArgs {
         value_name = "URL"
     )]
     oms: Endpoint,
-    /// The warehouse to audit at the end.
+    /// Address of the warehouse to audit at the end
     #[arg(
         long,
         env = "IMT_WAREHOUSE",
@@ -154,17 +154,17 @@ pub(crate) struct FrontArgs {
         value_name = "URL"
     )]
     warehouse: WarehouseUrl,
-    /// Folder of stats.csv, of the front's ids and of the run's records.
+    /// Folder of stats.csv, of the front's ids and of the run folders
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
-    /// Print one line per second instead of a display.
+    /// Print one line per second instead of a display
     #[arg(long)]
     plain: bool,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct WarehouseArgs {
-    /// Address to serve.
+    /// Address to serve
     #[arg(
         long,
         env = "IMT_WAREHOUSE_LISTEN",
@@ -172,7 +172,7 @@ pub(crate) struct WarehouseArgs {
         value_name = "ADDR"
     )]
     listen: SocketAddr,
-    /// The order management to send stock to.
+    /// Address of the order management to send stock to
     #[arg(
         long,
         env = "IMT_OMS",
@@ -180,10 +180,10 @@ pub(crate) struct WarehouseArgs {
         value_name = "URL"
     )]
     oms: Endpoint,
-    /// The data folder: statistics files go there, and the warehouse's ledger.
+    /// Data folder for statistics files and the warehouse's ledger
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
-    /// Seed of everything random.
+    /// Seed of all random choices
     #[arg(long, env = "IMT_SEED", default_value_t = 1, value_name = "N")]
     seed: u64,
     /// Behaviour, such as original, fast or brownout.
@@ -196,10 +196,10 @@ pub(crate) struct ReportArgs {
     /// Name or path of a run folder [default: the newest one].
     #[arg(value_name = "RUN")]
     run: Option<String>,
-    /// The data folder whose runs are meant.
+    /// Data folder with the runs
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
-    /// The file to write [default: RUN/report.html].
+    /// File to write [default: RUN/report.html]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -212,7 +212,7 @@ pub(crate) struct CompareArgs {
     /// Name or path of the second run folder.
     #[arg(value_name = "RUN")]
     second: String,
-    /// The data folder whose runs are meant.
+    /// Data folder with the runs
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
 }
@@ -252,7 +252,7 @@ fn run_folder(data: &std::path::Path, run: Option<&str>) -> Result<RunFolder, Cl
     })
 }
 
-/// Draws the page of a run.
+/// Writes the HTML page of a run.
 fn report(args: &ReportArgs) -> Result<ExitCode, CliError> {
     let folder = run_folder(&args.data, args.run.as_deref())?;
     let failed = |error| CliError::because("cannot draw the report", error);
@@ -315,7 +315,7 @@ fn scenarios(output: OutputFormat) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A node, a warehouse and a front in this process, over loopback.
+/// Runs a node, a warehouse and a front in this process over loopback.
 async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let mut scenario = args.load.scenario()?;
     if let Some(profile) = args.warehouse_profile {
@@ -336,7 +336,7 @@ async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> 
     run_shop(plan, |config| tuning.apply(config), output).await
 }
 
-/// A whole shop to be run in this process.
+/// Settings of a shop in this process.
 pub(super) struct ShopPlan {
     pub(super) scenario: Scenario,
     pub(super) seed: u64,
@@ -355,7 +355,8 @@ pub(super) async fn run_shop(
     output: OutputFormat,
 ) -> Result<ExitCode, CliError> {
     let signals = StopSignals::listen()?;
-    // Each side must know the other's address before it starts, so that a free port is chosen here.
+    // The port is chosen here, because the node and the warehouse need each other's address before
+    // they start.
     let warehouse_listen = chosen_port(plan.warehouse_port)?;
     let fleet = match plan.scenario.nodes {
         0 if plan.scenario.events.is_empty() => None,
@@ -384,7 +385,7 @@ pub(super) async fn run_shop(
     Ok(code)
 }
 
-/// The warehouse and the front beside a node that runs.
+/// Runs the warehouse and the front beside a running node.
 async fn run_beside(
     node: &Node,
     warehouse_listen: SocketAddr,
@@ -423,11 +424,12 @@ async fn run_beside(
     outcome.map(ExitCode::from)
 }
 
-/// The front alone.
+/// Runs the front alone.
 async fn front(args: FrontArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let scenario = args.load.scenario("front")?;
     let seed = args.load.seed(&scenario);
-    // The setting is shared with `imt node start`, where it may have a path.
+    // `imt node start` shares this setting and allows a path in it. The audit needs an address
+    // without a path.
     let warehouse = endpoint(&args.warehouse.to_string())?;
     let signals = StopSignals::listen()?;
     let session = Session {
@@ -444,7 +446,7 @@ async fn front(args: FrontArgs, output: OutputFormat) -> Result<ExitCode, CliErr
     session.conduct(signals, output).await.map(ExitCode::from)
 }
 
-/// The warehouse alone.
+/// Runs the warehouse alone.
 async fn warehouse(args: WarehouseArgs) -> Result<ExitCode, CliError> {
     let mut signals = StopSignals::listen()?;
     let warehouse = start_warehouse(WarehouseConfig {
@@ -457,7 +459,7 @@ async fn warehouse(args: WarehouseArgs) -> Result<ExitCode, CliError> {
     })
     .await?;
     let signal = signals.next().await;
-    tracing::info!("{signal}: finishing calls in flight (once more to leave at once)");
+    tracing::info!("{signal}: finishing calls in flight (repeat the signal to exit at once)");
     signals.exit_on_next();
     let summary = warehouse.stop().await;
     tracing::info!(
@@ -477,7 +479,7 @@ async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse, CliError>
     Ok(warehouse)
 }
 
-/// Returns the port asked for on loopback, or a free one.
+/// Returns the requested port on loopback, or a free port for 0.
 fn chosen_port(port: u16) -> Result<SocketAddr, CliError> {
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     if port != 0 {

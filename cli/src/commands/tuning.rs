@@ -1,48 +1,47 @@
-//! The settings of a node that are the same wherever it runs: how long things may take, and how
-//! many there may be.
+//! Time limits and size limits of a node, shared by `imt node start` and `imt sim run`.
 
 use std::time::Duration;
 
 use imt_oms::NodeConfig;
 
-/// How a node takes its time and keeps its bounds.
+/// Limits of a node.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Limits of the node")]
 pub(crate) struct Tuning {
-    /// How long an order may stay unpaid before it expires.
+    /// Maximum time that an order may stay unpaid before it expires
     #[arg(long, env = "IMT_PAYMENT_TIMEOUT", default_value = "15min", value_name = "TIME", value_parser = humantime::parse_duration)]
     payment_timeout: Duration,
-    /// How long requests in progress may take to finish at a stop.
+    /// Maximum time for requests in progress to finish at a stop
     #[arg(long, env = "IMT_DRAIN_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
     drain_timeout: Duration,
-    /// How long the warehouse may take to answer an announcement.
+    /// Maximum time for the warehouse to answer an announcement
     #[arg(long, env = "IMT_ANNOUNCE_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
     announce_timeout: Duration,
-    /// How long the warehouse may take to answer a delivery.
+    /// Maximum time for the warehouse to answer a delivery
     #[arg(long, env = "IMT_DELIVER_TIMEOUT", default_value = "5s", value_name = "TIME", value_parser = humantime::parse_duration)]
     deliver_timeout: Duration,
-    /// Tries of a message to the warehouse before it is a dead letter.
+    /// Maximum number of tries of a message to the warehouse before it becomes a dead letter
     #[arg(long, env = "IMT_WAREHOUSE_TRIES", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     warehouse_tries: u32,
-    /// Calls of each kind to the warehouse in flight at a time.
+    /// Maximum number of calls of each kind to the warehouse in flight
     #[arg(long, env = "IMT_WAREHOUSE_CALLS", default_value_t = 6_400, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     warehouse_calls: u32,
-    /// Messages to the warehouse that may wait before new orders are turned away.
+    /// Maximum number of waiting messages to the warehouse; beyond it, new orders are rejected
     #[arg(long, env = "IMT_OUTBOX_MESSAGES", default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     outbox_messages: u32,
-    /// Connections open at a time; further ones wait.
+    /// Maximum number of open connections; further ones wait
     #[arg(long, env = "IMT_CONNECTIONS", default_value_t = 8_192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
-    /// Requests in progress at a time; further ones are answered 503.
+    /// Maximum number of requests in progress; further ones are answered with 503
     #[arg(long, env = "IMT_REQUESTS", default_value_t = 8_192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     requests: u32,
-    /// How often the data folder is searched for statistics files.
+    /// Interval of the search for statistics files in the data folder
     #[arg(long, env = "IMT_STAT_SCAN", default_value = "5s", value_name = "TIME", value_parser = humantime::parse_duration)]
     stat_scan: Duration,
 }
 
 impl Tuning {
-    /// Puts these settings into a node's configuration.
+    /// Copies these settings to a node's configuration.
     pub(crate) fn apply(&self, config: &mut NodeConfig) {
         config.payment_timeout = self.payment_timeout;
         config.drain_timeout = self.drain_timeout;

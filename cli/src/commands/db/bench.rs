@@ -1,5 +1,5 @@
-//! `imt db bench`: what this disk gives, in a few seconds: syncs of a growing file and in place,
-//! and the engine's puts and gets on it.
+//! `imt db bench`: measures a disk in a few seconds, with syncs after appends, syncs after writes
+//! in place, and puts and gets of the engine.
 
 use super::open;
 use crate::error::CliError;
@@ -12,17 +12,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Time for each figure: short enough to wait for, long enough for some hundred syncs of a slow
-/// disk.
+/// Duration of each measurement. It covers several hundred syncs of a slow disk.
 const EACH: Duration = Duration::from_millis(700);
-/// What is written before each sync.
+/// Block that is written before each sync.
 const BLOCK: [u8; 4096] = [0x5a; 4096];
-/// Size of the values.
+/// Size of a value.
 const VALUE_BYTES: usize = 100;
-/// Writes between two looks at the clock where a write takes a microsecond.
+/// Operations between two readings of the clock. A write takes about a microsecond, so that reading
+/// the clock each time would distort the rate.
 const STRIDE: u64 = 256;
 
-/// The folder that is made for the measurement; removed when dropped.
+/// Temporary folder of the measurement, removed when dropped.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {
@@ -59,7 +59,7 @@ pub(super) fn run(folder: &Path, output: OutputFormat) -> Result<ExitCode, CliEr
         vec![what.to_owned(), format!("{rate:.0}"), meaning.to_owned()]
     };
     output::print_text(&output::table(&[
-        row("what", 0.0, "what it means")
+        row("measurement", 0.0, "meaning")
             .into_iter()
             .enumerate()
             .map(|(at, cell)| if at == 1 { "per second".to_owned() } else { cell })
@@ -68,7 +68,7 @@ pub(super) fn run(folder: &Path, output: OutputFormat) -> Result<ExitCode, CliEr
         row(
             "fdatasync, in place",
             in_place,
-            "4 KiB over what was there: the most that one writer at a time can have",
+            "4 KiB overwritten before each: the maximum for a single writer",
         ),
         row(
             "durable puts, one thread",
@@ -85,7 +85,7 @@ pub(super) fn run(folder: &Path, output: OutputFormat) -> Result<ExitCode, CliEr
     Ok(ExitCode::SUCCESS)
 }
 
-/// Syncs a second after appends, and after writes in place.
+/// Returns the syncs per second after appends and after writes in place.
 fn syncs(folder: &Path) -> std::io::Result<(f64, f64)> {
     let file = File::create_new(folder.join("disk"))?;
     let mut blocks = 0;
@@ -121,7 +121,8 @@ fn engine(folder: &Path) -> microdb::Result<[f64; 3]> {
     let buffered = f64::from(count) / started.elapsed().as_secs_f64();
     let mut state = 1u64;
     let gets = rate(STRIDE, || {
-        // Any permutation that is not the order of writing will do.
+        // Keys are read in pseudo-random order, so that reads do not follow the order of the
+        // writes.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         table.get(key(1 + (state >> 33) % number)).map(drop)
     })?;
@@ -135,7 +136,8 @@ fn key(number: u64) -> [u8; 16] {
         .to_le_bytes()
 }
 
-/// How often in a second `work` can be done; the clock is read every `stride` times.
+/// Returns the repetitions of `work` per second. The clock is read after every `stride`
+/// repetitions.
 fn rate<E>(stride: u64, mut work: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
     let (started, mut count) = (Instant::now(), 0);
     while started.elapsed() < EACH {

@@ -1,4 +1,4 @@
-//! Whole copies: `backup` and `restore`.
+//! `imt db backup` and `imt db restore`: copies of whole databases.
 
 use super::open;
 use crate::error::CliError;
@@ -12,14 +12,14 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// How the source of a backup was opened.
+/// Mode in which the source of a backup was opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
-    /// For writing, as nobody else has it.
+    /// For writing: no other process has it open.
     Own,
-    /// To look, as a process writes it.
+    /// Read-only: another process has it open.
     InUse,
-    /// To look, as it cannot be written.
+    /// Read-only: its files cannot be written.
     ReadOnly,
 }
 
@@ -31,7 +31,7 @@ pub(super) fn backup(path: &Path, to: &Path, output: OutputFormat) -> Result<Exi
         Ok(report) => (report, db.close()),
         Err(error) => return Err(open::failed(path, &unfinished_state(to), error)),
     };
-    // The backup is whole and durable whether the original closes well or not.
+    // The backup is complete and durable even if closing the source fails.
     match output {
         OutputFormat::Json => output::print_json(&json!({
             "path": path, "to": to, "in_use": source == Source::InUse, "read_only": source == Source::ReadOnly,
@@ -85,7 +85,7 @@ fn backup_text(source: Source, report: &BackupReport, to: &Path) -> String {
     )
 }
 
-/// States what a copy that failed has left in its folder.
+/// Returns the state of the target folder after a failed copy.
 fn unfinished_state(to: &Path) -> String {
     let left = fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some());
     if left {
@@ -103,7 +103,8 @@ pub(super) fn restore(backup: &Path, to: &Path, output: OutputFormat) -> Result<
     check_apart(backup, to)?;
     let db = open::to_look(backup)?;
     verify(&db, "the backup").map_err(|error| error.told(backup, "nothing was restored"))?;
-    // Under another name first: a restore that was stopped is never taken for a database.
+    // The copy gets its final name last, so that an interrupted restore is never taken for a
+    // database.
     let mut unfinished = to.as_os_str().to_owned();
     unfinished.push(".restoring");
     let unfinished = PathBuf::from(unfinished);
@@ -136,7 +137,7 @@ pub(super) fn restore(backup: &Path, to: &Path, output: OutputFormat) -> Result<
     Ok(ExitCode::SUCCESS)
 }
 
-/// Gives a verified copy its name, durably.
+/// Renames a verified copy to its final name, durably.
 fn put_in_place(unfinished: &Path, to: &Path, state: &str) -> Result<(), CliError> {
     fs::rename(unfinished, to).map_err(|error| {
         let (unfinished, to) = (unfinished.display(), to.display());
@@ -153,7 +154,7 @@ fn put_in_place(unfinished: &Path, to: &Path, state: &str) -> Result<(), CliErro
     })
 }
 
-/// Outcome of a verification that found something.
+/// Reason why a verification failed.
 enum Unsound {
     Damage(String),
     Refused(Error),
@@ -183,7 +184,8 @@ fn verify(db: &Db, what: &str) -> Result<(), Unsound> {
     }
 }
 
-/// Refuses a copy into its own source, or around it: it would copy itself.
+/// Refuses a target inside its own source, or around it, because the copy would then include
+/// itself.
 fn check_apart(source: &Path, to: &Path) -> Result<(), CliError> {
     for (inner, outer) in [(to, source), (source, to)] {
         let is_within = OsStorage.is_within(inner, outer);

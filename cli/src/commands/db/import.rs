@@ -1,12 +1,13 @@
-//! `import`: records from JSON lines, as `export` writes them.
+//! `imt db import`: reads records from JSON lines in the format of `imt db export`.
 //!
-//! What a message claims about the database is true on the disk:
+//! Each message about the database holds for the data on disk. Invariants:
 //!
-//! - The lines of a file are all read and checked before the first record is put.
-//! - The lines of a pipe are put in batches. An error says how many records are in the database.
-//! - With `--clear`, records go to new tables, which take the place of the old ones in one commit
-//!   at the end. An import that fails changes nothing; one that was killed leaves tables whose
-//!   names begin with [`NEW_TABLE_PREFIX`], which the next import with `--clear` drops.
+//! - All lines of a file are read and checked before the first record is put.
+//! - The lines of a pipe are put in batches. An error names the number of records in the database.
+//! - With `--clear`, records go to new tables, which replace the old ones in one commit at the end.
+//!   A failed import changes nothing.
+//! - A killed import with `--clear` leaves tables with names that begin with [`NEW_TABLE_PREFIX`].
+//!   The next import with `--clear` drops these tables.
 
 use super::open;
 use super::show::from_hex;
@@ -23,31 +24,31 @@ use std::io::{BufRead, BufReader, Seek};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Bytes of records committed at once.
+/// Bytes of records per commit.
 const BATCH_BYTES: usize = 1 << 20;
-/// Beginning of the names of tables that are being filled.
+/// Prefix of the names of tables that an import fills.
 const NEW_TABLE_PREFIX: &str = "~imt-import-";
 
 /// `imt db import`
 #[derive(clap::Args)]
 pub(crate) struct ImportArgs {
-    /// The database's folder.
+    /// Folder of the database
     path: PathBuf,
-    /// Read this file instead of standard input.
+    /// Read this file instead of standard input
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
-    /// Make the database where there is none.
+    /// Create the database if it does not exist
     #[arg(long)]
     create: bool,
-    /// Replace each table that the lines name, all in one commit at the end.
+    /// Replace each table that the lines name, all in one commit at the end
     #[arg(long)]
     clear: bool,
-    /// Take an export that was cut short.
+    /// Accept an export that was cut short
     #[arg(long)]
     partial: bool,
 }
 
-/// One line, decoded.
+/// A decoded line.
 enum Line {
     Record {
         table: String,
@@ -60,20 +61,20 @@ enum Line {
     },
 }
 
-/// Reason for which an import ends early.
+/// Reason why an import ended early.
 enum Stop {
-    /// A line is wrong.
+    /// A line is invalid.
     Line(u64, String),
-    /// The lines cannot be read on.
+    /// The next line cannot be read.
     Read(u64, std::io::Error),
     /// The last line is missing.
     End(String),
-    /// The database refused.
+    /// The database returned an error.
     Database(Error),
 }
 
 impl Stop {
-    /// The error to print; `state` says what is true on the disk.
+    /// Returns the error to print. `state` describes the data on disk.
     fn told(self, path: &Path, state: &str) -> CliError {
         match self {
             Self::Line(number, reason) => CliError::failed(format!("line {number}: {reason}; {state}")),
@@ -104,7 +105,7 @@ pub(super) fn import(args: &ImportArgs, output: OutputFormat) -> Result<ExitCode
 fn from_file(args: &ImportArgs, path: &Path) -> Result<u64, CliError> {
     let unreadable = |error| CliError::because(format!("cannot read {}", path.display()), error);
     let mut file = File::open(path).map_err(unreadable)?;
-    // A named pipe can be read once only.
+    // Only a regular file can be read twice.
     if file.metadata().map_err(unreadable)?.is_file() {
         let checked = read(args.partial, BufReader::new(&file), |_| Ok(()));
         checked.map_err(|stop| stop.told(&args.path, "nothing was changed"))?;
@@ -113,7 +114,7 @@ fn from_file(args: &ImportArgs, path: &Path) -> Result<u64, CliError> {
     fill(args, BufReader::new(file))
 }
 
-/// Puts all records of `lines`. Returns their number.
+/// Puts all records of `lines`. Returns the number of records.
 fn fill(args: &ImportArgs, lines: impl BufRead) -> Result<u64, CliError> {
     let options = Options::new()
         .create(args.create)
@@ -139,13 +140,13 @@ fn fill(args: &ImportArgs, lines: impl BufRead) -> Result<u64, CliError> {
     }
 }
 
-/// Reads lines, and gives each to `take`. Several exports may follow on one another.
+/// Reads lines and passes each to `take`. The lines may be several exports, one after another.
 fn read(
     partial: bool,
     lines: impl BufRead,
     mut take: impl FnMut(Line) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
-    // Records of the export that is being read; whether its last line has been read.
+    // Both variables belong to the current export. `is_whole` tells if its last line was read.
     let (mut records, mut is_whole) = (0, false);
     for (index, line) in lines.lines().enumerate() {
         let number = index as u64 + 1;
@@ -198,7 +199,7 @@ fn parse(line: &str) -> Result<Line, String> {
     }
 }
 
-/// Refuses a name that the engine would refuse, or that an import uses itself.
+/// Returns an error for a table name that the engine rejects or that an import uses itself.
 fn check_name(table: &str) -> Result<(), String> {
     let bytes = table.len();
     if bytes > TABLE_NAME_BYTES_MAX {
@@ -217,7 +218,7 @@ fn check_name(table: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A key or value of a line: text, or hexadecimal digits.
+/// Returns a key or value of a line, given as text or as hexadecimal digits.
 fn field(object: &Map<String, Json>, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, String> {
     let hex_name = format!("{name}_hex");
     let bytes = match (object.get(name), object.get(&hex_name)) {
@@ -238,18 +239,18 @@ fn field(object: &Map<String, Json>, name: &str, bytes_max: usize) -> Result<Opt
     Ok(Some(bytes))
 }
 
-/// An import under way.
+/// An import in progress.
 struct Import<'a> {
     db: &'a Db,
-    /// Tables are replaced at the end.
+    /// `true` if the new tables replace the old ones at the end.
     clear: bool,
-    /// Tables by the name in the lines.
+    /// Tables by their name in the lines.
     tables: HashMap<String, Table>,
     batch: Batch,
     batch_bytes: usize,
-    /// Records read.
+    /// Number of records read.
     records: u64,
-    /// Records in committed batches.
+    /// Number of records in committed batches.
     committed: u64,
     display: Display,
 }
@@ -268,7 +269,7 @@ impl<'a> Import<'a> {
         }
     }
 
-    /// Drops what a killed import with `--clear` left.
+    /// Drops the tables that a killed import with `--clear` left behind.
     fn drop_leftovers(&self) -> Result<(), Error> {
         let tables = self.db.tables();
         let left = tables
@@ -322,7 +323,7 @@ impl<'a> Import<'a> {
         Ok(())
     }
 
-    /// Commits what is left, makes all durable, and puts new tables in the place of old ones.
+    /// Commits the last batch, makes all records durable, and replaces old tables by new ones.
     fn finish(mut self, path: &Path) -> Result<(), CliError> {
         let done = self
             .commit()
@@ -355,7 +356,7 @@ impl<'a> Import<'a> {
         self.db.replace_tables(&pairs)
     }
 
-    /// Ends an import that failed. Returns what is true on the disk.
+    /// Ends a failed import. Returns a description of the data on disk.
     fn give_up(self) -> String {
         if self.clear {
             let dropped = self.drop_leftovers().and_then(|()| self.db.sync());

@@ -1,4 +1,4 @@
-//! `imt db inspect`: the whole of a database on one page, whatever state it is in.
+//! `imt db inspect`: shows a database on one page, also if the database is damaged or in use.
 
 use super::show::{self, Histogram, bar, time};
 use super::{FOUND, open, pieces, verdict};
@@ -9,29 +9,29 @@ use serde_json::{Map, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Keys up to which sizes are counted without being asked for: a second or so.
+/// Maximum number of keys for which sizes are counted by default. The count takes about a second.
 const SIZES_KEYS_MAX: u64 = 1_000_000;
-/// Rows of the list of segments; the middle of a longer one is left out.
+/// Maximum rows of the list of segments. The middle of a longer list is left out.
 const SEGMENT_ROWS: usize = 40;
 
 /// `imt db inspect`
 #[derive(clap::Args)]
 pub(crate) struct InspectArgs {
-    /// The database's folder.
+    /// Folder of the database
     path: PathBuf,
-    /// Show the frames of this segment.
+    /// Show the frames of this segment
     #[arg(long, value_name = "N", group = "piece")]
     segment: Option<u64>,
-    /// Show the frame at this place, with its bytes.
+    /// Show the frame at this location, with its bytes
     #[arg(long, value_name = "SEGMENT:OFFSET", group = "piece")]
     frame: Option<String>,
-    /// Show where a key's record lies, with its bytes.
+    /// Show the location of a key's record, with its bytes
     #[arg(long, num_args = 2, value_names = ["TABLE", "KEY"], group = "piece")]
     key: Option<Vec<String>>,
-    /// With --key: the key is given as hexadecimal digits.
+    /// Read the key of --key as hexadecimal digits
     #[arg(long)]
     hex: bool,
-    /// Count the sizes of keys and values however many there are: reads all records.
+    /// Count the sizes of all keys and values; reads all records
     #[arg(long)]
     sizes: bool,
 }
@@ -54,7 +54,7 @@ pub(super) fn run(args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
     }
 }
 
-/// A database that opens.
+/// Shows a database that opens.
 fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let path = &args.path;
     let (stats, tables, recovery) = (db.stats(), db.tables(), db.recovery());
@@ -110,15 +110,15 @@ fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
         }
         let place = path.display();
         text.push_str(&format!(
-            "imt db verify {place} looks at every byte, and says what to do."
+            "imt db verify {place} reads every byte, and lists the remedies."
         ));
     }
     output::print_text(&text)?;
     Ok(verdict(damage.is_empty()))
 }
 
-/// The folder's files. Beside a node, a copy of SUPER may just be being rewritten: then it is
-/// looked at again.
+/// Returns the files of the folder. A copy of SUPER looks damaged while a node writes it, so the
+/// files are read again.
 pub(super) fn settled_folder(path: &Path) -> microdb::Result<inspect::FolderView> {
     const LOOKS: u32 = 3;
     let mut folder = inspect::folder(path)?;
@@ -131,7 +131,7 @@ pub(super) fn settled_folder(path: &Path) -> microdb::Result<inspect::FolderView
     Ok(folder)
 }
 
-/// Damage that does not keep the database from opening, as far as this look has met any.
+/// Returns the damage that was found and that does not keep the database from opening.
 fn damage_met(
     path: &Path,
     folder: &inspect::FolderView,
@@ -148,7 +148,7 @@ fn damage_met(
         ))
     });
     let mut found: Vec<String> = states.collect();
-    // A checkpoint that was deleted is no damage.
+    // A deleted checkpoint is no damage.
     if recovery.checkpoint_unusable && !folder.checkpoints.is_empty() {
         let folder = path.join("directory");
         found.push(format!(
@@ -192,7 +192,7 @@ fn head(
         }
     };
     let (segment, offset) = stats.frontier;
-    // The engine counts the names of tables as keys of its catalog.
+    // The engine counts the table names as keys of its catalog.
     let keys = stats.keys.saturating_sub(names as u64);
     format!(
         "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {segment}:{offset})\nkeys       {keys} in {names} tables\nlog        {} in {} segments\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
@@ -213,7 +213,7 @@ fn head(
     )
 }
 
-/// Which share of the directories' slots, of 8 bytes each, leads to a key.
+/// Returns the share of the directories' slots (8 bytes each) that lead to a key.
 fn directory_fill(stats: &Stats) -> f64 {
     (stats.keys * 8) as f64 / stats.directory_bytes.max(1) as f64
 }
@@ -234,7 +234,8 @@ fn segments(stats: &Stats) -> String {
         }
         rows.push(vec![
             segment.id.to_string(),
-            // To a reader all are complete; the log goes on in the last one.
+            // A read-only database reports every segment as sealed. The log continues in the last
+            // one.
             match segment.sealed {
                 true if segment.id != stats.frontier.0 => "sealed",
                 true => "last",
@@ -250,7 +251,7 @@ fn segments(stats: &Stats) -> String {
     output::table(&rows)
 }
 
-/// Sizes of all keys and values; what cannot be read is counted as damaged.
+/// Counts the sizes of all keys and values. Unreadable records are counted as damaged.
 fn sizes(db: &Db) -> Map<String, serde_json::Value> {
     let (mut keys, mut values, mut damaged) = (Histogram::default(), Histogram::default(), 0);
     let snapshot = db.snapshot();
@@ -272,15 +273,15 @@ fn sizes(db: &Db) -> Map<String, serde_json::Value> {
     sizes
 }
 
-/// Seconds since the checkpoint was written, by its file's time.
+/// Returns the seconds since the checkpoint was written, according to the time of its file.
 fn checkpoint_age(path: &Path, generation: u64) -> Option<u64> {
     let file = path.join(format!("directory/{generation:010}.idx"));
     let age = std::fs::metadata(file).ok()?.modified().ok()?.elapsed().ok()?;
     Some(age.as_secs())
 }
 
-/// The process that has the database open, if it can be told: the one that the lock names, as long
-/// as it has the lock's file open.
+/// Returns the process that has the database open. This is the process that LOCK names, provided
+/// that it has LOCK open.
 fn user(path: &Path) -> Option<u32> {
     let lock = path.join("LOCK").canonicalize().ok()?;
     let process: u32 = std::fs::read_to_string(&lock).ok()?.trim().parse().ok()?;
@@ -289,7 +290,7 @@ fn user(path: &Path) -> Option<u32> {
     open.any(|file| file == lock).then_some(process)
 }
 
-/// What opening found, in a line.
+/// Returns the findings of recovery in one line.
 fn recovery_text(path: &Path, recovery: &RecoveryReport) -> String {
     if let Some(process) = user(path) {
         return format!("not now: process {process} has it open; this is what it has written so far");
@@ -310,7 +311,7 @@ fn recovery_text(path: &Path, recovery: &RecoveryReport) -> String {
     )
 }
 
-/// A database that does not open: what its files tell.
+/// Shows the files of a database that does not open.
 fn damaged(path: &Path, error: Error, output: OutputFormat) -> Result<ExitCode, CliError> {
     let folder = inspect::folder(path).map_err(|error| open::refused(path, error))?;
     let mut segments = Vec::new();
@@ -339,7 +340,7 @@ fn damaged(path: &Path, error: Error, output: OutputFormat) -> Result<ExitCode, 
     }
     if let Some((segment, offset)) = folder.frontier {
         text.push_str(&format!(
-            "durable to     {segment}:{offset} (what lies before it was acknowledged)\n"
+            "durable to     {segment}:{offset} (everything before it was acknowledged)\n"
         ));
     }
     text.push_str(&format!("checkpoints    {}\n", folder.checkpoints.len()));
@@ -369,7 +370,7 @@ fn damaged(path: &Path, error: Error, output: OutputFormat) -> Result<ExitCode, 
     }
     let place = path.display();
     text.push_str(&format!(
-        "\n{}\nNothing was changed. imt db verify {place} lists all damage and says what to do; imt db salvage {place} NEW_FOLDER saves all that is readable.",
+        "\n{}\nNothing was changed. imt db verify {place} lists all damage and the remedies; imt db salvage {place} NEW_FOLDER saves all readable records.",
         output::table(&rows)
     ));
     output::print_text(&text)?;

@@ -1,9 +1,11 @@
-//! `imt db`: look into a MicroDb database, read and change it, check it, copy it, repair it.
+//! `imt db`: inspects, reads, changes, checks, copies and repairs a MicroDb database.
 //!
-//! What only looks opens read-only: it takes no lock, so it works while the database's process
-//! runs, and it cannot change a byte. What damage there is, is told with file and byte, and with
-//! what to do about it. A check that finds something ends with exit code 3, so that a script can
-//! tell it from a check that could not be made.
+//! Invariants:
+//! - Commands that change nothing open the database read-only. They take no lock, so they work
+//!   beside the process that has the database open, and they cannot change a byte.
+//! - Damage is reported with its file, its byte offset and a remedy.
+//! - A check with findings ends with exit code 3, which differs from the code of a check that
+//!   failed.
 
 mod bench;
 mod copy;
@@ -27,19 +29,19 @@ use std::process::ExitCode;
 /// `imt db ...`
 #[derive(clap::Subcommand)]
 pub(crate) enum DbCommand {
-    /// Show what a database holds: tables, segments, live and dead bytes, what recovery found.
-    /// Changes nothing.
+    /// Show a database: tables, segments, live and dead bytes, findings of recovery. Changes
+    /// nothing.
     #[command(after_help = "\
-Works on a database in use (its last moment on disk is shown), and on one that does not open (what can be told of it is shown).
+Works on a database in use (its latest state on disk is shown), and on one that does not open (its readable parts are shown).
 
-Exit codes: 0 no damage was met (only verify looks at every byte), 3 some was, 1 nothing could be looked at. A torn tail is no damage.
+Exit codes: 0 no damage found (only verify reads every byte), 3 damage found, 1 nothing could be read. A torn tail is no damage.
 
 Examples:
   imt db inspect data/volumes/sim-master
   imt db inspect data/volumes/sim-master --output json
-  imt db inspect data/shop --segment 3              all frames of a segment, with what is wrong with them
+  imt db inspect data/shop --segment 3              all frames of a segment, with their damage
   imt db inspect data/shop --frame 3:96             one frame, its records, and its bytes field by field
-  imt db inspect data/shop --key orders 17          where a key's record lies, and its bytes")]
+  imt db inspect data/shop --key orders 17          location and bytes of a key's record")]
     Inspect(inspect::InspectArgs),
     /// Check every checksum of every file, and the directory against the log. Changes nothing.
     #[command(after_help = "\
@@ -49,26 +51,26 @@ Examples:
   imt db verify data/volumes/sim-master
   imt db verify /backup/monday --output json")]
     Verify {
-        /// The database's folder.
+        /// Folder of the database
         path: PathBuf,
     },
-    /// Rewrite live records and give back the space of dead ones. The database must not be in use.
+    /// Rewrite live records and free the space of dead ones. The database must not be in use.
     #[command(
         after_help = "Examples:\n  imt db compact data/volumes/sim-master --dry-run\n  imt db compact data/volumes/sim-master"
     )]
     Compact {
-        /// The database's folder.
+        /// Folder of the database
         path: PathBuf,
-        /// Only say what could be given back; works on a database in use.
+        /// Only show the space that can be freed; works on a database in use
         #[arg(long)]
         dry_run: bool,
     },
-    /// Print the database's figures, one a line. Changes nothing.
+    /// Print the database's figures, one per line. Changes nothing.
     #[command(
         after_help = "Examples:\n  imt db stats data/shop\n  imt db stats data/shop --output json | jq .stats.dead_bytes"
     )]
     Stats {
-        /// The database's folder.
+        /// Folder of the database
         path: PathBuf,
     },
     /// Measure the disk under a folder in a few seconds: syncs, puts, gets.
@@ -76,10 +78,10 @@ Examples:
         after_help = "Example:\n  imt db bench data        a folder made there for the purpose, removed afterwards"
     )]
     Bench {
-        /// A folder on the disk to measure; it must exist.
+        /// Existing folder on the disk to measure
         folder: PathBuf,
     },
-    /// Copy a database into a new folder, whole and durable.
+    /// Copy a database, complete and durable, to a new folder.
     #[command(after_help = "\
 On the same disk, complete segments become hard links: no time, no space, and no protection against that disk. Put backups on another one.
 A database in use, or one that cannot be written, is copied as of one moment, with its id and its change history.
@@ -88,45 +90,45 @@ Examples:
   imt db backup data/volumes/sim-master /backup/monday
   imt db verify /backup/monday")]
     Backup {
-        /// The database's folder.
+        /// Folder of the database
         path: PathBuf,
-        /// The new folder; it must not exist, or be empty.
+        /// New folder; it must not exist, or be empty
         to: PathBuf,
     },
-    /// Put a backup back: checks it, copies it, checks the copy.
+    /// Restore a backup: check it, copy it, check the copy.
     #[command(after_help = "Example:\n  imt db restore /backup/monday data/volumes/sim-master")]
     Restore {
-        /// The backup's folder.
+        /// Folder of the backup
         backup: PathBuf,
-        /// Where the database shall be; it must not exist, or be empty.
+        /// New folder of the database; it must not exist, or be empty
         to: PathBuf,
     },
-    /// Copy all that is readable of a damaged database into a new one, and list what was lost.
-    /// Never changes the source.
+    /// Copy all readable records of a damaged database to a new one, and list the losses. Never
+    /// changes the source.
     #[command(after_help = "\
-Exit codes: 0 nothing was lost, 3 something was (it is listed, and stands in SALVAGE.txt of the new folder), 1 it could not be done.
+Exit codes: 0 nothing was lost, 3 something was lost (listed here and in SALVAGE.txt of the new folder), 1 the salvage failed.
 
 Example:
   imt db salvage data/volumes/alpha data/volumes/alpha-salvaged")]
     Salvage {
-        /// The damaged database's folder.
+        /// Folder of the damaged database
         path: PathBuf,
-        /// The new folder; it must not exist, or be empty.
+        /// New folder; it must not exist, or be empty
         to: PathBuf,
     },
-    /// Replace what is damaged in a database by the same bytes of a backup of it. The node must be
+    /// Replace damaged bytes of a database by the same bytes of a backup of it. The node must be
     /// stopped.
     #[command(after_help = "\
-Only bytes go in of which the database itself proves that they are what was there (seals of its segments, the chain of its commits).
+Bytes are replaced only if the database proves that they are the original ones (seals of its segments, chain of its commits).
 
-Exit codes: 0 nothing is damaged any more, 3 some of it could not be healed (it is listed), 1 it could not be done.
+Exit codes: 0 no damage is left, 3 some damage could not be healed (it is listed), 1 the command failed.
 
 Example:
   imt db heal data/volumes/alpha --from /backup/alpha-monday && imt db verify data/volumes/alpha")]
     Heal {
-        /// The damaged database's folder.
+        /// Folder of the damaged database
         path: PathBuf,
-        /// The backup's folder.
+        /// Folder of the backup
         #[arg(long, value_name = "BACKUP")]
         from: PathBuf,
     },
@@ -138,11 +140,11 @@ Examples:
   imt db diff data/volumes/alpha /backup/monday
   imt db diff data/a data/b --limit 1000 --output json")]
     Diff {
-        /// The first database's folder.
+        /// Folder of the first database
         first: PathBuf,
-        /// The second database's folder.
+        /// Folder of the second database
         second: PathBuf,
-        /// List at most so many keys; all are counted.
+        /// Maximum number of listed keys; all are counted
         #[arg(long, default_value_t = 50, value_name = "N")]
         limit: u64,
     },
@@ -153,7 +155,7 @@ Examples:
     Get {
         #[command(flatten)]
         place: records::Place,
-        /// The key.
+        /// Key to read
         key: String,
     },
     /// Set the value of a key. The database must not be in use.
@@ -163,11 +165,11 @@ Examples:
     Put {
         #[command(flatten)]
         place: records::Place,
-        /// The key.
+        /// Key to set
         key: String,
-        /// The value.
+        /// New value
         value: String,
-        /// Make the database where there is none.
+        /// Create the database if it does not exist
         #[arg(long)]
         create: bool,
     },
@@ -176,46 +178,46 @@ Examples:
     Delete {
         #[command(flatten)]
         place: records::Place,
-        /// The key.
+        /// Key to delete
         key: String,
     },
-    /// Print the records of a table, in no order. Changes nothing.
+    /// Print the records of a table in no particular order. Changes nothing.
     #[command(
         after_help = "Examples:\n  imt db scan data/shop events --limit 20\n  imt db scan data/shop events --prefix k --output json"
     )]
     Scan {
         #[command(flatten)]
         place: records::Place,
-        /// Only keys that begin so.
+        /// Only keys that begin with this prefix
         #[arg(long, default_value = "")]
         prefix: String,
-        /// At most so many records.
+        /// Maximum number of records
         #[arg(long, default_value_t = 1000, value_name = "N")]
         limit: usize,
     },
-    /// Print the latest changes, and follow. Changes nothing.
+    /// Print the latest changes, and follow new ones. Changes nothing.
     #[command(after_help = "\
-Each change was held against the chain of the log: none was missed in between. With --output json, one change a line.
+Each change is checked against the hash chain of the log, so that none is missed. With --output json, one change per line.
 
 Examples:
   imt db tail data/volumes/sim-master                 the last 10 commits
   imt db tail data/volumes/sim-master --follow
-  imt db tail data/shop --since 0 --output json       all that the log still has")]
+  imt db tail data/shop --since 0 --output json       all changes that the log still has")]
     Tail(tail::TailArgs),
     /// Write all records as JSON lines. Changes nothing.
     #[command(after_help = "\
-A line is {\"table\":T,\"key\":K,\"value\":V}. What is not UTF-8 text stands as hexadecimal digits under key_hex or value_hex. A table without
+A line is {\"table\":T,\"key\":K,\"value\":V}. Bytes that are not UTF-8 text are hexadecimal digits in key_hex or value_hex. A table without
 records is {\"table\":T}. The last line counts the records, so that an export cut short is noticed.
 
 Examples:
   imt db export data/shop > shop.jsonl
   imt db export data/shop events orders --to shop.jsonl")]
     Export(transfer::ExportArgs),
-    /// Read records from JSON lines, as export writes them. The database must not be in use.
+    /// Read records from JSON lines in the format of export. The database must not be in use.
     #[command(after_help = "\
-Keys that are there already get the new value; other records of the tables stay. Several exports may follow on one another.
-The lines of a file are all checked before anything is put. Those of a pipe are put in batches; one that was stopped can be run again.
-With --clear, the tables that the lines name are replaced, all in one commit at the end: an import that fails changes nothing.
+Existing keys get the new value; other records of the tables stay. The input may be several exports, one after another.
+All lines of a file are checked before the first record is put. The lines of a pipe are put in batches; a stopped import can be repeated.
+With --clear, the tables that the lines name are replaced in one commit at the end, so that a failed import changes nothing.
 
 Examples:
   imt db import data/copy --create < shop.jsonl
@@ -253,10 +255,10 @@ impl DbCommand {
     }
 }
 
-/// Exit code of a check that found something.
+/// Exit code of a check with findings.
 pub(crate) const FOUND: u8 = 3;
 
-/// The exit code of a check.
+/// Returns the exit code of a check.
 fn verdict(sound: bool) -> ExitCode {
     if sound {
         ExitCode::SUCCESS

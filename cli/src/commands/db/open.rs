@@ -1,20 +1,20 @@
-//! Opening a database for a command, and saying what to do where that fails.
+//! Opens databases for commands, and turns errors of the engine into messages with a remedy.
 
 use crate::error::CliError;
 use microdb::{Db, Error, Options, Table};
 use std::path::Path;
 
-/// A database that is only looked at.
+/// Opens a database read-only.
 pub(super) fn to_look(path: &Path) -> Result<Db, CliError> {
     try_to_look(path).map_err(|error| refused(path, error))
 }
 
-/// The same, for who can do something about an error.
+/// Opens a database read-only and returns the engine's error to callers that handle it.
 pub(super) fn try_to_look(path: &Path) -> microdb::Result<Db> {
     Options::new().read_only(true).open(path)
 }
 
-/// A database that is to be changed.
+/// Opens a database for changes.
 pub(super) fn to_change(path: &Path, create: bool) -> Result<Db, CliError> {
     Options::new()
         .create(create)
@@ -22,12 +22,13 @@ pub(super) fn to_change(path: &Path, create: bool) -> Result<Db, CliError> {
         .map_err(|error| refused(path, error))
 }
 
-/// An error of the engine met while a database was only opened or read, with what to do about it.
+/// Returns the message for an error of a database that was only opened or read.
 pub(super) fn refused(path: &Path, error: Error) -> CliError {
     failed(path, "nothing was changed", error)
 }
 
-/// An error of the engine, with what to do about it. `state` says what is true on the disk now.
+/// Returns the message for an error of the engine, with a remedy. `state` describes the data on
+/// disk.
 pub(super) fn failed(path: &Path, state: &str, error: Error) -> CliError {
     let place = path.display();
     let full = error.is_disk_full();
@@ -52,7 +53,7 @@ pub(super) fn failed(path: &Path, state: &str, error: Error) -> CliError {
         }
         Error::Corrupt { .. } => CliError::because(
             format!(
-                "the database {place} is damaged; {state}. `imt db verify {place}` lists the damage; restore a backup (`imt db restore`), or save what is readable (`imt db salvage {place} NEW_FOLDER`)"
+                "the database {place} is damaged; {state}. `imt db verify {place}` lists the damage; restore a backup (`imt db restore`), or save the readable records (`imt db salvage {place} NEW_FOLDER`)"
             ),
             error,
         ),
@@ -81,7 +82,7 @@ pub(super) fn failed(path: &Path, state: &str, error: Error) -> CliError {
     }
 }
 
-/// The file at which the operating system refused.
+/// Returns the file that the operating system could not access.
 fn of_path(error: &Error) -> Option<&Path> {
     match error {
         Error::Io { path, .. } => Some(path),
@@ -90,7 +91,7 @@ fn of_path(error: &Error) -> Option<&Path> {
     }
 }
 
-/// The table called `name`; if there is none, says which there are.
+/// Returns the table called `name`. The error lists the existing tables.
 pub(super) fn table(db: &Db, name: &str) -> Result<Table, CliError> {
     db.get_table(name).ok_or_else(|| {
         let names: Vec<String> = db.tables().into_iter().map(|table| table.name).collect();

@@ -1,5 +1,4 @@
-//! Pieces of a database as they lie on the disk: a segment, a frame, a key's record, field by field
-//! and in hexadecimal digits.
+//! Shows a segment, a frame or a key's record on disk, field by field and in hexadecimal digits.
 
 use super::show::{Form, from_hex, hex};
 use super::{open, verdict};
@@ -10,9 +9,9 @@ use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Bytes on a line of a hex dump.
+/// Bytes per line of a hex dump.
 const LINE_BYTES: usize = 16;
-/// Bytes of one record that are dumped; the value is shown whole above.
+/// Maximum number of dumped bytes of a record. The value is shown in full above the dump.
 const DUMP_BYTES_MAX: usize = 1024;
 
 pub(super) fn segment(path: &Path, id: u64, output: OutputFormat) -> Result<ExitCode, CliError> {
@@ -200,7 +199,7 @@ fn read(path: &Path, id: u64) -> Result<inspect::SegmentView, CliError> {
     })
 }
 
-/// Names of tables by id, if the database opens.
+/// Returns the names of tables by id, or none if the database does not open.
 fn names(path: &Path) -> std::collections::HashMap<u32, String> {
     let tables = open::try_to_look(path).map(|db| db.tables()).unwrap_or_default();
     tables.into_iter().map(|table| (table.id, table.name)).collect()
@@ -243,7 +242,7 @@ fn record_text(record: &RecordView, names: &std::collections::HashMap<u32, Strin
     )
 }
 
-/// Bytes as lines of offset, hexadecimal digits and text.
+/// Returns bytes as lines of offset, hexadecimal digits and text.
 fn dump(offset: u64, bytes: &[u8]) -> String {
     let mut text = String::new();
     for (index, line) in bytes[..bytes.len().min(DUMP_BYTES_MAX)]

@@ -1,4 +1,4 @@
-//! Single records and scans: `get`, `put`, `delete`, `scan`.
+//! `imt db get`, `put`, `delete` and `scan`: single records and scans.
 
 use super::open;
 use super::show::Form;
@@ -9,20 +9,20 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Tables that every node's database has, and hardly another one all of them.
+/// Tables of every node's database. Another database is unlikely to have all of them.
 const NODE_TABLES: [&str; 3] = ["orders", "arrivals", "meta"];
 
-/// A table of a database, and how its keys and values are written here.
+/// A table of a database, and the format of its keys and values on the command line.
 #[derive(clap::Args)]
 pub(crate) struct Place {
-    /// The database's folder.
+    /// Folder of the database
     path: PathBuf,
-    /// The table's name (`imt db inspect` lists them).
+    /// Name of the table (see `imt db inspect`)
     table: String,
-    /// Keys and values are given and printed as hexadecimal digits.
+    /// Read and print keys and values as hexadecimal digits
     #[arg(long)]
     hex: bool,
-    /// Do not decode the rows of a node's tables.
+    /// Do not decode the rows of a node's tables
     #[arg(long)]
     raw: bool,
 }
@@ -72,7 +72,7 @@ pub(super) fn put(place: &Place, key: &str, value: &str, create: bool) -> Result
     Ok(ExitCode::SUCCESS)
 }
 
-/// Refuses a record of a node's database that the node could not read.
+/// Returns an error for a row of a node's database that the node could not decode.
 fn check_row(db: &Db, table: &str, key: &str, bytes: &[u8], value: &[u8]) -> Result<(), CliError> {
     if NODE_TABLES.iter().any(|name| db.get_table(name).is_none()) {
         return Ok(());
@@ -109,7 +109,7 @@ pub(super) fn delete(place: &Place, key: &str) -> Result<ExitCode, CliError> {
     )))
 }
 
-/// States what a write that failed has left. After a failed sync nobody knows.
+/// Returns the state after a failed write. After a failed sync, the state is unknown.
 fn outcome(refused: &'static str, error: &Error) -> &'static str {
     match error {
         Error::Poisoned { .. } => "it is not known whether the change reached the disk: look with imt db get",
@@ -142,7 +142,8 @@ pub(super) fn scan(
         let (key, value) = record.map_err(|error| open::refused(&place.path, error))?;
         let shown = form.key(&place.table, &key);
         match output {
-            // One document a line, as it is read, so that a scan of any length can be piped.
+            // Each document is printed when its record is read, so that a scan of any length can be
+            // piped.
             OutputFormat::Json => {
                 let value = form.value(&place.table, &key, &value);
                 output::print_text(&json!({ "key": shown, "value": value }).to_string())?;

@@ -1,4 +1,4 @@
-//! `salvage`, `heal` and `diff`.
+//! `imt db salvage`, `heal` and `diff`.
 
 use super::show::Form;
 use super::{open, verdict};

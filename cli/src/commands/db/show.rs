@@ -1,13 +1,13 @@
-//! Bytes as people read and write them: keys, values, bars, histograms.
+//! Formats keys, values, bars and histograms for people, and parses keys and values.
 //!
-//! A value of a table that a node's volume has is shown decoded; if it does not decode there, and
-//! in all other tables, bytes are shown as text where they are text, else as hexadecimal digits.
+//! Values of a node's tables are decoded. Other values, and values that do not decode, are shown as
+//! text if they are UTF-8, and as hexadecimal digits otherwise.
 
 use crate::error::CliError;
 use crate::output;
 use serde_json::{Value as Json, json};
 
-/// So many places, in words.
+/// Returns a number of places with its noun.
 pub(super) fn places(count: usize) -> String {
     match count {
         1 => "1 place".to_owned(),
@@ -15,10 +15,10 @@ pub(super) fn places(count: usize) -> String {
     }
 }
 
-/// How keys and values are written.
+/// Format of keys and values.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// Decoded where the type is known, else text or hexadecimal digits.
+    /// Decoded where the type is known, otherwise text or hexadecimal digits.
     Known,
     /// Always hexadecimal digits.
     Hex,
@@ -35,7 +35,7 @@ impl Form {
         }
     }
 
-    /// A key from the command line.
+    /// Parses a key from the command line.
     pub(super) fn parse_key(self, table: &str, text: &str) -> Result<Vec<u8>, CliError> {
         match self {
             Self::Hex => from_hex(text),
@@ -46,7 +46,8 @@ impl Form {
         }
     }
 
-    /// A value from the command line: what is known is only shown decoded, never written so.
+    /// Parses a value from the command line. The decoded form of a known type is for display only
+    /// and is not parsed.
     pub(super) fn parse_value(self, text: &str) -> Result<Vec<u8>, CliError> {
         if self == Self::Hex {
             from_hex(text)
@@ -64,7 +65,7 @@ impl Form {
         known.unwrap_or_else(|| self.bytes(key))
     }
 
-    /// A value as JSON: an object if its type is known, else a string.
+    /// Returns a value as JSON: an object if its type is known, otherwise a string.
     pub(super) fn value(self, table: &str, key: &[u8], value: &[u8]) -> Json {
         let known = if self == Self::Known {
             imt_oms::row_as_json(table, key, value)
@@ -77,7 +78,7 @@ impl Form {
         }
     }
 
-    /// A value in one line.
+    /// Returns a value in one line.
     pub(super) fn value_text(self, table: &str, key: &[u8], value: &[u8]) -> String {
         match self.value(table, key, value) {
             Json::String(text) => text,
@@ -93,12 +94,12 @@ impl Form {
     }
 }
 
-/// Bytes as hexadecimal digits.
+/// Returns bytes as hexadecimal digits.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Hexadecimal digits as bytes.
+/// Parses hexadecimal digits.
 pub(super) fn from_hex(text: &str) -> Result<Vec<u8>, CliError> {
     let wrong = || {
         CliError::Usage(format!(
@@ -116,22 +117,22 @@ pub(super) fn from_hex(text: &str) -> Result<Vec<u8>, CliError> {
     (0..text.len()).step_by(2).map(pair).collect()
 }
 
-/// A share of one as a bar: `#` live, `.` dead.
+/// Returns a share between 0 and 1 as a bar: `#` live, `.` dead.
 pub(super) fn bar(share: f64, width: usize) -> String {
     let full = (share.clamp(0.0, 1.0) * width as f64).round() as usize;
     format!("[{}{}]", "#".repeat(full), ".".repeat(width - full))
 }
 
-/// Milliseconds since 1970 as a date in UTC.
+/// Returns milliseconds since 1970 as a date in UTC.
 pub(super) fn time(ms: u64) -> String {
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms);
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
-/// Counts by powers of two of their size.
+/// Histogram of sizes, with a bucket for each power of two.
 #[derive(Clone, Default, serde::Serialize)]
 pub(super) struct Histogram {
-    /// How many had at least 2^(i-1) bytes and fewer than 2^i; the first is for those of none.
+    /// Bucket i counts sizes from 2^(i-1) up to, but not including, 2^i. Bucket 0 counts size 0.
     counts: Vec<u64>,
 }
 
@@ -148,7 +149,7 @@ impl Histogram {
         self.counts[bucket] += 1;
     }
 
-    /// A line for each bucket that is not empty.
+    /// Returns one line for each bucket that is not empty.
     pub(super) fn lines(&self) -> String {
         let most = self.counts.iter().copied().max().unwrap_or(0).max(1);
         let filled = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);

@@ -1,4 +1,4 @@
-//! Space and figures: `compact`, `stats`.
+//! `imt db compact` and `imt db stats`: space and figures.
 
 use super::open;
 use super::show::bar;
@@ -8,7 +8,8 @@ use serde_json::{Value as Json, json};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Figures that count since a process opened the database: here always those of this command.
+/// Figures that count since the database was opened. This command does not show them, because it
+/// has just opened the database.
 const OF_PROCESS: [&str; 11] = [
     "buffered_bytes",
     "commits",
@@ -46,7 +47,7 @@ pub(super) fn compact(path: &Path, output: OutputFormat) -> Result<ExitCode, Cli
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a compaction would copy and free, by the accounts of each segment.
+/// Estimates the bytes that a compaction would copy and free, from the usage of each segment.
 pub(super) fn compact_dry(path: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     let stats = open::to_look(path)?.stats();
     let dead = |segment: &&microdb::SegmentStats| segment.live_bytes < segment.bytes;
@@ -100,7 +101,7 @@ pub(super) fn stats(path: &Path, output: OutputFormat) -> Result<ExitCode, CliEr
     }
     let mut rows = vec![["figure", "value"].map(str::to_owned).to_vec()];
     let figures = document["stats"].as_object().into_iter().flatten();
-    // Whatever the engine counts, but the lists: those are for inspect.
+    // Lists are left out, because `inspect` shows them.
     for (name, value) in
         figures.filter(|(_, value)| !matches!(value, Json::Array(list) if list.iter().any(Json::is_object)))
     {

@@ -1,10 +1,11 @@
-//! `imt db tail`: the change feed, each change held against the chain of the one before.
+//! `imt db tail`: prints the change feed, and checks each change against the hash chain.
 //!
-//! What another process commits tells nobody, and a reader sees what was there when it opened. So
-//! to follow means to open again, every half second unless asked otherwise; but only if the files'
-//! lengths and times say that something was written, so that following a database at rest costs
-//! next to nothing. A watch on the files (inotify) would say no more than these do, and not on
-//! every file system.
+//! A reader is not notified of commits by another process, and sees only the state at its opening.
+//! To follow a database, this command opens it again after each interval, but only if the lengths
+//! or times of the files have changed. Following an idle database is therefore cheap.
+//!
+//! Deliberately absent: a watch on the files (inotify). It would give no more information, and it
+//! does not work on every file system.
 
 use super::open;
 use super::show::Form;
@@ -21,44 +22,44 @@ use std::time::{Duration, SystemTime};
 /// `imt db tail`
 #[derive(clap::Args)]
 pub(crate) struct TailArgs {
-    /// The database's folder.
+    /// Folder of the database
     path: PathBuf,
-    /// Only changes of this table.
+    /// Only changes of this table
     #[arg(long)]
     table: Option<String>,
-    /// Begin after this commit instead of near the end; 0 is the beginning.
+    /// Begin after this commit instead of near the end; 0 is the beginning
     #[arg(long, value_name = "SEQUENCE")]
     since: Option<u64>,
-    /// Begin this many commits before the end.
+    /// Begin this number of commits before the end
     #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "since")]
     last: u64,
-    /// Go on with what is committed from now on, until stopped.
+    /// Follow new commits until stopped
     #[arg(short, long)]
     follow: bool,
-    /// Time between two looks at a followed database, at least 50ms.
+    /// Time between two polls of a followed database, at least 50ms
     #[arg(long, default_value = "500ms", value_name = "DURATION", value_parser = parse_interval)]
     interval: Duration,
-    /// Print keys and values as hexadecimal digits.
+    /// Print keys and values as hexadecimal digits
     #[arg(long)]
     hex: bool,
-    /// Do not decode the rows of a node's tables.
+    /// Do not decode the rows of a node's tables
     #[arg(long)]
     raw: bool,
 }
 
-/// Where the reader stands.
+/// Position of the reader in the change feed.
 struct Place {
     sequence: u64,
-    /// The link of the chain there, once a change was read.
+    /// Link of the chain at this position, known after the first change.
     chain: Option<u64>,
-    /// Names of tables by id, as of the changes read.
+    /// Names of tables by id, according to the changes read so far.
     names: HashMap<u32, String>,
 }
 
-/// Shortest time between two looks: a look reads the folder, and its times are no finer.
+/// Minimum time between two polls. A poll reads the folder, and file times are no finer.
 const INTERVAL_MIN: Duration = Duration::from_millis(50);
 
-/// Parses the time between two looks.
+/// Parses the time between two polls.
 fn parse_interval(text: &str) -> Result<Duration, String> {
     let interval: humantime::Duration = text.parse().map_err(|error| format!("{error}"))?;
     if *interval < INTERVAL_MIN {
@@ -77,7 +78,7 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
         .into_iter()
         .map(|table| (table.id, table.name))
         .collect();
-    // Nothing was before the first commit, so its link is known.
+    // No commit precedes the first one, so that its link is known.
     let mut place = Place {
         sequence: since,
         chain: (since == 0).then_some(0),
@@ -90,20 +91,20 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
     }
     let (mut seen, mut is_settled) = (traces(&args.path), false);
     loop {
-        // There is nothing to wait on but time.
+        // The engine does not notify readers, so the command polls.
         std::thread::sleep(args.interval);
         let now = traces(&args.path);
         let is_same = now == seen;
         if is_same && is_settled {
             continue;
         }
-        // Looked at once more after the last change: times are coarse, and what was written in the
-        // same moment as our look shows in none.
+        // Reads once more after the last change. File times are coarse, so a write in the same
+        // moment as the last poll may not change them.
         (seen, is_settled) = (now, is_same);
         let db = open::to_look(&args.path)?;
         if db.sequence() < place.sequence {
             return Err(CliError::failed(format!(
-                "the database is at commit {}, and {} was seen: its last commits, not yet durable, were lost in a crash, or it is another database now. Begin anew",
+                "the database is at commit {}, and {} was seen: its last commits, not yet durable, were lost in a crash, or it is another database now; run the command again",
                 db.sequence(),
                 place.sequence
             )));
@@ -112,8 +113,8 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
     }
 }
 
-/// What changes with whatever is written: the files that a commit touches, with their lengths and
-/// times.
+/// Returns the files that a commit touches, with their lengths and times. Each commit changes at
+/// least one of them.
 fn traces(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
     let log = std::fs::read_dir(path.join("log")).into_iter().flatten();
     let files = log.filter_map(|entry| entry.ok().map(|entry| entry.path()));
@@ -126,11 +127,11 @@ fn traces(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
     traces
 }
 
-/// Prints all changes from the place on.
+/// Prints all changes after the position.
 fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Result<(), CliError> {
     let changes = match db.changes_since(place.sequence) {
         Err(Error::FeedGone { oldest, .. }) if args.since.is_none() && place.chain.is_none() => {
-            // Only as far back as there is anything.
+            // Without `--since`, reading begins at the oldest change that the log still has.
             place.sequence = oldest;
             db.changes_since(oldest)
         }
@@ -147,7 +148,7 @@ fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Re
         let change = change.map_err(|error| open::refused(&args.path, error))?;
         if place.chain.is_some_and(|chain| !change.follows(chain)) {
             return Err(CliError::failed(format!(
-                "commit {} does not follow on the commit {} that was read: the history is another one since. Begin anew",
+                "commit {} does not follow on the commit {} that was read: the history has changed; run the command again",
                 change.sequence, place.sequence
             )));
         }
@@ -198,7 +199,7 @@ fn print(args: &TailArgs, change: &Change, place: &mut Place, output: OutputForm
     output::print_text(&text)
 }
 
-/// One operation as JSON; those of the catalog as what they do to tables.
+/// Returns one operation as JSON. Operations on the catalog are shown as changes of tables.
 fn show(form: Form, operation: &Operation, names: &mut HashMap<u32, String>) -> Json {
     let id_of = |value: &[u8]| value.first_chunk().map_or(0, |id| u32::from_le_bytes(*id));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -221,7 +222,7 @@ fn show(form: Form, operation: &Operation, names: &mut HashMap<u32, String>) -> 
     }
 }
 
-/// A table's name; of one that was dropped since, its number.
+/// Returns the name of a table. A table that was dropped since is shown by its number.
 fn name(names: &HashMap<u32, String>, id: u32) -> String {
     names
         .get(&id)

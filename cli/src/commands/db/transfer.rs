@@ -1,8 +1,10 @@
-//! `export`: all records as JSON lines.
+//! `imt db export`: writes all records as JSON lines.
 //!
-//! A line is an object with `table`, and `key` and `value`, or `key_hex` and `value_hex` where the
-//! bytes are not UTF-8 text. A line with a table alone stands for a table without records. The last
-//! line, `{"end":{"records":N}}`, tells a whole export from one that was cut short.
+//! Format:
+//! - A line is an object with `table`, `key` and `value`. Bytes that are not UTF-8 text are in
+//!   `key_hex` or `value_hex`.
+//! - A line with `table` alone stands for a table without records.
+//! - The last line, `{"end":{"records":N}}`, distinguishes a complete export from a truncated one.
 
 use super::{open, show};
 use crate::error::CliError;
@@ -14,17 +16,17 @@ use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Records between two looks at the progress display.
+/// Records between two updates of the progress display.
 const SHOW_EVERY: u64 = 4096;
 
 /// `imt db export`
 #[derive(clap::Args)]
 pub(crate) struct ExportArgs {
-    /// The database's folder.
+    /// Folder of the database
     path: PathBuf,
-    /// Only these tables.
+    /// Only these tables
     tables: Vec<String>,
-    /// Write to this file instead of standard output; it must not exist.
+    /// Write to this file instead of standard output; it must not exist
     #[arg(long, value_name = "FILE")]
     to: Option<PathBuf>,
 }
@@ -49,7 +51,7 @@ pub(super) fn export(args: &ExportArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes an export to a new file, which is removed again if it cannot be finished.
+/// Writes an export to a new file. Removes the file if the export fails.
 fn write_file(args: &ExportArgs, db: &Db, tables: &[Table], path: &Path) -> Result<(), CliError> {
     let file = File::create_new(path);
     let file = file.map_err(|error| CliError::because(format!("cannot make {}", path.display()), error))?;
@@ -59,7 +61,7 @@ fn write_file(args: &ExportArgs, db: &Db, tables: &[Table], path: &Path) -> Resu
         synced.map_err(|error| CliError::because(format!("cannot write {}", path.display()), error))
     });
     if written.is_err() {
-        // An unfinished export would keep the next one from its name.
+        // The next export needs the same name.
         let _ = std::fs::remove_file(path);
     }
     written

@@ -1,5 +1,5 @@
-//! `imt db verify`: every checksum, with progress; and of a database that does not open, all damage
-//! that its files show.
+//! `imt db verify`: checks every checksum, with progress. If a database does not open, all damage
+//! in its files is listed.
 
 use super::{inspect, open, show, verdict};
 use crate::error::CliError;
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Damage in words, and how much was looked at.
+/// Damage as text, and the amount of data that was checked.
 #[derive(Default)]
 struct Findings {
     segments: u64,
@@ -21,10 +21,10 @@ struct Findings {
     bytes: u64,
     slots: u64,
     damage: Vec<String>,
-    /// Damage of files that are derived from the log.
+    /// Damage of files that can be rebuilt from the log.
     derived: Vec<String>,
     checkpoint_missing: bool,
-    /// Why the database does not open, if it does not.
+    /// Reason why the database does not open, if it does not.
     closed: Option<String>,
 }
 
@@ -38,7 +38,7 @@ pub(super) fn run(path: &Path, output: OutputFormat) -> Result<ExitCode, CliErro
         Err(error) => return Err(open::refused(path, error)),
     };
     let seconds = started.elapsed().as_secs_f64();
-    // Dead or alive, a record is met in its frame and once more through the directory.
+    // The same damage may be found twice: in the frame of a record, and through the directory.
     let mut seen = std::collections::HashSet::new();
     findings.damage.retain(|damage| seen.insert(damage.clone()));
     print(path, &findings, seconds, output)?;
@@ -51,7 +51,7 @@ fn of_open(path: &Path, db: &Db) -> microdb::Result<Findings> {
         let text = format!("{} of {} verified", output::bytes(done), output::bytes(total));
         display.show(done, total, &text);
     })?;
-    // The engine uses the whole one of the two, and says nothing.
+    // The engine silently uses the valid copy of the two, so that SUPER is checked here.
     let mut damage = of_super(path, &inspect::settled_folder(path)?);
     damage.extend(report.damage);
     Ok(Findings {
@@ -67,7 +67,7 @@ fn of_open(path: &Path, db: &Db) -> microdb::Result<Findings> {
     })
 }
 
-/// What is wrong with the copies of SUPER's state.
+/// Returns the damage of the two copies of SUPER's state.
 fn of_super(path: &Path, folder: &FolderView) -> Vec<String> {
     let file = path.join("SUPER");
     let states = folder.states.iter().enumerate();
@@ -82,7 +82,7 @@ fn of_super(path: &Path, folder: &FolderView) -> Vec<String> {
     damage.collect()
 }
 
-/// Each file by itself.
+/// Checks each file separately.
 fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
     let folder = microdb::inspect::folder(path)?;
     let mut findings = Findings {
@@ -110,7 +110,7 @@ fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
         findings.bytes += bytes;
         findings.damage.extend(segment.damage());
     }
-    // Met by opening and by the look at its file, it is one damage all the same.
+    // The same damage may be found by opening and by the check of the file. It is listed once.
     let is_met = match why {
         Error::Corrupt { path, offset, .. } => {
             let place = format!("{} at byte {offset}:", path.display());
@@ -168,7 +168,7 @@ fn listed(damage: &[String]) -> String {
         .collect()
 }
 
-/// Damage of the checkpoint alone.
+/// Returns the report for a damaged checkpoint without other damage.
 fn derived_text(path: &Path, derived: &[String]) -> String {
     let (places, place) = (show::places(derived.len()), path.display());
     format!(
@@ -196,9 +196,9 @@ fn damage_text(path: &Path, damage: &[String], derived: &[String], is_closed: bo
     });
     text.push_str(&format!(
         "- Copy the folder elsewhere before anything else, and look at the disk (dmesg, smartctl).\n\
-         - With a backup: imt db heal {place} --from BACKUP puts back the bytes that were there, where that can be proven; then verify again.\n\
-         - If that is not enough: imt db restore BACKUP NEW_FOLDER. What it lacks shows `imt db diff NEW_FOLDER {place}`, as far as {place} opens.\n\
-         - Without: imt db salvage {place} NEW_FOLDER saves all that is readable, and lists what is lost.\n\
+         - With a backup: imt db heal {place} --from BACKUP restores the original bytes where they can be proven; then verify again.\n\
+         - If that is not enough: imt db restore BACKUP NEW_FOLDER. `imt db diff NEW_FOLDER {place}` lists the differences if {place} opens.\n\
+         - Without a backup: imt db salvage {place} NEW_FOLDER saves all readable records, and lists the losses.\n\
          - To see the bytes: imt db inspect {place} --segment N"
     ));
     text

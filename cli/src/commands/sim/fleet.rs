@@ -1,9 +1,9 @@
-//! Nodes in processes of their own, and the events of a scenario that happen to them.
+//! Runs nodes in separate processes and applies the node events of a scenario to them.
 //!
 //! Invariants:
-//! - Events happen one after the other: the next one waits until every volume answers again.
-//! - A node that an event took away is there again at the end of the run, so that the audit can
-//!   read every volume.
+//! - Events happen one after another. The next event waits until every volume answers again.
+//! - Each node that an event has ended is started again before the end of the run, so that the
+//!   audit can read every volume.
 //! - Dropping the fleet ends its processes.
 
 use crate::commands::node;
@@ -21,14 +21,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// A volume that does not answer again within this time counts as lost.
+/// Maximum time without an answer of a volume. After it, the volume counts as lost.
 const BACK_MAX: Duration = Duration::from_secs(30);
-/// Time between two questions whether every volume answers.
+/// Interval of polls until every volume answers.
 const PROBE_EVERY: Duration = Duration::from_millis(5);
-/// Time for the processes to end by themselves.
+/// Maximum time for the processes to end by themselves.
 const END_MAX: Duration = Duration::from_secs(10);
 
-/// A node in a process of its own.
+/// A node in a separate process.
 struct FleetNode {
     name: String,
     process: Option<Child>,
@@ -41,7 +41,7 @@ impl FleetNode {
             .as_ref()
             .and_then(|process| i32::try_from(process.id()).ok());
         if let Some(pid) = id.and_then(Pid::from_raw) {
-            // A process that has ended already needs no signal.
+            // The process may have ended already.
             let _ = kill_process(pid, signal);
         }
     }
@@ -62,7 +62,7 @@ pub(super) struct Tally {
     events: Vec<(NodeAction, Duration)>,
 }
 
-/// The nodes.
+/// The nodes in separate processes.
 pub(super) struct Fleet {
     data: PathBuf,
     warehouse: SocketAddr,
@@ -71,7 +71,8 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts nodes `node-1` to `node-N`. The first one is waited for, so that it coordinates.
+    /// Starts nodes `node-1` to `node-N`. Waits for the first one before the others start, so that
+    /// it coordinates.
     pub(super) async fn start(data: &Path, count: u32, warehouse: SocketAddr) -> Result<Self, CliError> {
         let mut fleet = Self {
             data: data.to_owned(),
@@ -95,8 +96,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Lets the events happen, each at its moment since `begun`. Returns after the last one, or
-    /// once the run `is_over`.
+    /// Applies each event at its time since `begun`. Returns after the last event, or when
+    /// `is_over` becomes `true`.
     pub(super) async fn suffer(
         mut self,
         events: Vec<NodeEvent>,
@@ -153,7 +154,7 @@ impl Fleet {
         }
         if event.action != NodeAction::Join {
             if let Some(mut process) = self.nodes[place].process.take() {
-                // Its exit code tells nothing that the audit would not find.
+                // The exit code is ignored. The audit finds any harm.
                 let _ = tokio::task::spawn_blocking(move || process.wait()).await;
             }
             self.recovered(event.action, begun, &name, entry, telemetry)
@@ -168,7 +169,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Pauses a process. Its volume does not answer meanwhile, because its lock is held.
+    /// Pauses a process. Its volume does not answer during the pause, because the process still
+    /// holds the lock.
     async fn pause(
         &mut self,
         place: usize,
@@ -186,7 +188,7 @@ impl Fleet {
             .await
     }
 
-    /// Waits until a list that needs every volume is answered.
+    /// Waits for the answer of a list that needs every volume.
     async fn recovered(
         &mut self,
         action: NodeAction,
@@ -237,7 +239,7 @@ impl Fleet {
         self.tally.line()
     }
 
-    /// Ends the processes gracefully; those that do not end in time are killed.
+    /// Stops the processes gracefully, and kills those that exceed the time limit.
     pub(super) async fn stop(mut self) {
         for node in &self.nodes {
             node.signal(Signal::TERM);
@@ -298,7 +300,8 @@ fn spawn(data: &Path, name: &str, warehouse: SocketAddr) -> Result<Child, CliErr
         .spawn()
         .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;
     if let Some(log) = process.stderr.take() {
-        // Written directly, the lines would tear the live view.
+        // The lines pass through this process's log, because direct output would damage the live
+        // view.
         logging::forward(log, name.to_owned())
             .map_err(|error| CliError::because(format!("cannot read the log of node '{name}'"), error))?;
     }

@@ -1,4 +1,5 @@
-//! Flags of the load, checked before anything starts, and the scenario that they describe.
+//! Flags of the load, and the scenario that they describe. All flags are checked before anything
+//! starts.
 
 use crate::error::CliError;
 use imt_sim::scenario::{Scenario, WarehousePlan};
@@ -8,12 +9,12 @@ use imt_sim::workload::{Arrivals, Customers, Habits, Load, LoadPhase, Popularity
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The seed of a run that names none.
+/// Default seed of a run.
 const USUAL_SEED: u64 = 1;
-/// Longest usual warm-up; shorter runs warm up for a tenth of their time.
+/// Maximum default warm-up. Shorter runs warm up for a tenth of their time.
 const WARM_UP_MAX: Duration = Duration::from_secs(2);
 
-/// Parses a length of time above 0.
+/// Parses a duration above 0.
 pub(in crate::commands) fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = duration(text)?;
     match duration.is_zero() {
@@ -22,7 +23,7 @@ pub(in crate::commands) fn positive_duration(text: &str) -> Result<Duration, Str
     }
 }
 
-/// Parses a length of time.
+/// Parses a duration.
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; for example 30s, 1m or 500ms"))
 }
@@ -58,7 +59,7 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Lines of an order, from the smaller number to the larger one.
+/// Smallest and largest number of lines of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct BasketSizes {
     min: u32,
@@ -78,51 +79,51 @@ fn basket(text: &str) -> Result<BasketSizes, String> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum ArrivalsArg {
-    /// Equal distances.
+    /// Equal distances
     Fixed,
-    /// Exponential distances, as of independent customers.
+    /// Exponential distances, as of independent customers
     Poisson,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum ShapeArg {
-    /// One rate.
+    /// Constant rate
     Steady,
-    /// From a tenth of the rate up to the rate.
+    /// Rate that grows from a tenth to the full rate
     Ramp,
-    /// A peak in the middle fifth of the time.
+    /// Peak in the middle fifth of the run
     Spike,
 }
 
-/// Flags of the load, wherever the front runs.
+/// Flags of the load, shared by all commands that run a front.
 #[derive(clap::Args, Clone, Debug)]
 pub(in crate::commands) struct LoadArgs {
-    /// Time during which requests start; requests in flight are finished after it.
+    /// Time during which requests start; requests in flight are finished after it
     #[arg(long, env = "IMT_DURATION", default_value = "30s", value_name = "TIME", value_parser = positive_duration, allow_negative_numbers = true)]
     duration: Duration,
-    /// Requests per second; their moments do not depend on the answers.
+    /// Requests per second, independent of the answers
     #[arg(long, env = "IMT_RATE", default_value = "100", value_name = "N", value_parser = rate, allow_negative_numbers = true)]
     rate: f64,
-    /// Seed of everything random: the same seed gives the same requests [default: 1].
+    /// Seed of all random choices; the same seed gives the same requests [default: 1]
     #[arg(long, env = "IMT_SEED", value_name = "N")]
     seed: Option<u64>,
-    /// Distances between requests.
+    /// Distances between requests
     #[arg(long, value_enum, default_value_t = ArrivalsArg::Poisson)]
     arrivals: ArrivalsArg,
-    /// Course of the rate over the run.
+    /// Course of the rate over the run
     #[arg(long, value_enum, default_value_t = ShapeArg::Steady)]
     shape: ShapeArg,
-    /// Rate of the peak of --shape spike, as a multiple of --rate.
+    /// Rate of the peak of --shape spike, as a multiple of --rate
     #[arg(long, default_value = "5", value_name = "N", value_parser = above_zero)]
     peak: f64,
-    /// Sends the requests of a stats.csv again, at the same distances.
+    /// Send the requests of a stats.csv again, at the same distances
     #[arg(long, value_name = "FILE", conflicts_with_all = ["duration", "rate", "arrivals", "shape", "peak"])]
     replay: Option<PathBuf>,
     /// Time from the start that is left out of the latencies [default: a tenth of the run, at most
-    /// 2s].
+    /// 2s]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     warm_up: Option<Duration>,
-    /// Condition under which the run fails, for example 'p99(order) > 5ms'; may be repeated.
+    /// Condition that fails the run, for example 'p99(order) > 5ms'; may be repeated
     #[arg(long, value_name = "CONDITION")]
     fail_if: Vec<Threshold>,
     #[command(flatten)]
@@ -133,30 +134,30 @@ pub(in crate::commands) struct LoadArgs {
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Customers")]
 struct CustomerArgs {
-    /// Makes product k as popular as 1 / k^S [default: all are alike].
+    /// Make product k as popular as 1 / k^S [default: all are alike]
     #[arg(long, value_name = "S", value_parser = above_zero)]
     zipf: Option<f64>,
-    /// Lines of an order, for example 2 or 1-4.
+    /// Lines of an order, for example 2 or 1-4
     #[arg(long, default_value = "2", value_name = "N-M", value_parser = basket)]
     basket: BasketSizes,
-    /// Orders that are never paid.
+    /// Share of orders that are never paid
     #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
     never_paid: f64,
-    /// Orders whose payment is sent twice.
+    /// Share of orders with a payment that is sent twice
     #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
     paid_twice: f64,
-    /// Orders whose payment comes 10 s late.
+    /// Share of orders with a payment that comes 10 s late
     #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
     paid_late: f64,
-    /// Orders with a payment that comes before the order.
+    /// Share of orders with a payment that comes before the order
     #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
     paid_before: f64,
-    /// Orders that are cancelled.
+    /// Share of orders that are cancelled
     #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
     cancelled: f64,
 }
 
-/// The flags that describe a run, which a scenario replaces.
+/// Flags that a scenario replaces.
 const DESCRIBED_BY_SCENARIO: [&str; 14] = [
     "duration",
     "rate",
@@ -174,10 +175,10 @@ const DESCRIBED_BY_SCENARIO: [&str; 14] = [
     "cancelled",
 ];
 
-/// Flag of a scenario beside the flags of a load.
+/// Flag of a scenario, besides the flags of a load.
 #[derive(clap::Args, Clone, Debug)]
 pub(in crate::commands) struct ScenarioArgs {
-    /// A built-in scenario (see `imt sim scenarios`) or a file, instead of the flags below.
+    /// Built-in scenario (see `imt sim scenarios`) or file, instead of the flags below
     #[arg(long, value_name = "NAME|FILE", conflicts_with_all = DESCRIBED_BY_SCENARIO)]
     scenario: Option<String>,
     #[command(flatten)]
@@ -260,7 +261,7 @@ impl LoadArgs {
         self.checked(scenario)
     }
 
-    /// Refuses a scenario whose parts do not fit each other.
+    /// Returns an error if parts of a scenario contradict each other.
     fn checked(&self, scenario: Scenario) -> Result<Scenario, CliError> {
         let fault = scenario.load.fault().or_else(|| scenario.customers.fault());
         if let Some((setting, problem)) = fault {
@@ -273,14 +274,14 @@ impl LoadArgs {
         Ok(scenario)
     }
 
-    /// Returns the seed of a run: the flag's, the scenario's, or the usual one.
+    /// Returns the seed of the flag, else of the scenario, else the default.
     pub(in crate::commands) fn seed(&self, scenario: &Scenario) -> u64 {
         self.seed.or(scenario.seed).unwrap_or(USUAL_SEED)
     }
 }
 
 impl ScenarioArgs {
-    /// Returns the scenario that is named, or that the flags describe.
+    /// Returns the named scenario, or the scenario that the flags describe.
     pub(in crate::commands) fn scenario(&self) -> Result<Scenario, CliError> {
         let Some(name) = &self.scenario else {
             return self.load.scenario("run");

@@ -26,25 +26,25 @@ use tokio::task::JoinHandle;
 const LINE_EVERY: Duration = Duration::from_secs(1);
 /// Time between two redraws on a terminal.
 const REDRAW_EVERY: Duration = Duration::from_millis(200);
-/// Seconds that the shown rate and latency are of.
+/// Number of latest seconds that the shown rate and latency cover.
 const RECENT: usize = 2;
-/// Name of the file in a run's folder with the log lines of the live view.
+/// Name of the file with the log lines of the live view, in the run's folder.
 const LOG_FILE: &str = "run.log";
-/// Columns of the smallest terminal.
+/// Width of the narrowest supported terminal, in columns.
 const COLUMNS: usize = 80;
 
-/// Choices and sources of a display.
+/// Settings and data sources of a display.
 pub(super) struct DisplayConfig {
     pub(super) telemetry: Telemetry,
     pub(super) is_plain: bool,
     pub(super) output: OutputFormat,
     /// Address of the web console.
     pub(super) console: String,
-    /// Becomes `true` when the run is to end.
+    /// Becomes `true` when the run should end.
     pub(super) stop: watch::Receiver<bool>,
 }
 
-/// A running display; dropping it removes what a terminal shows.
+/// A running display. Dropping it removes it from the terminal.
 pub(super) enum Display {
     Live(View),
     Line(#[expect(dead_code, reason = "dropping it ends the task")] LineDisplay),
@@ -88,7 +88,7 @@ impl Display {
         matches!(self, Self::Live(_))
     }
 
-    /// Keeps the log lines and the pictures of a live view in the run's folder.
+    /// Sets the run's folder for the log lines and the drawings of a live view.
     pub(super) fn set_folder(&self, folder: &Path) {
         let Self::Live(view) = self else {
             return;
@@ -107,7 +107,7 @@ impl Display {
         }
     }
 
-    /// Removes the display. Warnings that only the live view showed are printed.
+    /// Removes the display, and prints the warnings that only the live view showed.
     pub(super) fn close(self) {
         if let Self::Live(view) = self {
             if let Err(error) = view.close() {
@@ -167,7 +167,7 @@ impl Drop for Cleared {
     }
 }
 
-/// Returns the line of a moment.
+/// Returns the progress line for a state of the run.
 fn line(state: &RunState) -> String {
     let elapsed = state.elapsed.as_secs();
     let window = state.sending_window.as_secs_f64().round() as u64;

@@ -1,4 +1,4 @@
-//! One run from its first poll to its exit code.
+//! Conducts one run, from its first poll to its exit code.
 //!
 //! Order of a run: wait for the order management, take the baseline, create the run folder, send
 //! requests beside faults and node events, audit, judge, write the results, print the summary.
@@ -25,23 +25,23 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// A run to be conducted.
+/// A run with its servers and settings.
 pub(super) struct Session {
     pub(super) oms: Endpoint,
     pub(super) warehouse: Endpoint,
     pub(super) scenario: Scenario,
     pub(super) seed: u64,
     pub(super) data: PathBuf,
-    /// `true` to keep the servers up after the run.
+    /// `true` if the servers stay up after the run.
     pub(super) stays: bool,
     pub(super) plain: bool,
-    /// The warehouse of this process, for its faults.
+    /// Control of the warehouse's faults, if the warehouse runs in this process.
     pub(super) warehouse_control: Option<WarehouseControl>,
-    /// The nodes that events happen to.
+    /// Nodes that node events apply to.
     pub(super) fleet: Option<Fleet>,
 }
 
-/// Results of the front and of the events beside it.
+/// Results of the front, the faults and the node events.
 struct Sent {
     report: FrontReport,
     fleet: Option<Fleet>,
@@ -144,7 +144,7 @@ impl Session {
         }
     }
 
-    /// Sends the requests beside the faults of the warehouse and the events of the nodes.
+    /// Sends the requests while faults of the warehouse and node events happen.
     async fn send(
         &mut self,
         config: FrontConfig,
@@ -170,7 +170,8 @@ impl Session {
         let report = imt_sim::run_front(config, telemetry, stop).await;
         over.send_replace(true);
         if let Some(faults) = faults {
-            // A driver that panicked leaves the fault in force; the audit waits for its end then.
+            // A panic of this task leaves its last fault in force. The audit then waits for the end
+            // of that fault.
             let _ = faults.await;
         }
         let fleet = match suffering {
@@ -212,7 +213,7 @@ impl Session {
         thresholds.map(|threshold| threshold.evaluate(measured)).collect()
     }
 
-    /// Keeps the servers up if that was asked for, until a signal comes.
+    /// With `--stay`, keeps the servers up until a signal comes.
     async fn stay(&self, mut stop: watch::Receiver<bool>) {
         if self.stays && !*stop.borrow() {
             tracing::info!(
@@ -220,27 +221,29 @@ impl Session {
                 self.oms,
                 self.warehouse
             );
-            // The sender lives in the task that listens for signals.
+            // The sender lives as long as the task that listens for signals.
             let _ = stop.wait_for(|stop| *stop).await;
         }
     }
 }
 
-/// Returns a receiver that becomes true at the first signal. A second one ends the process.
+/// Returns a receiver that becomes `true` at the first signal. The second signal ends the process.
 fn stop_on_signal(mut signals: StopSignals) -> watch::Receiver<bool> {
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(async move {
         let signal = signals.next().await;
-        tracing::info!("{signal}: no new requests; finishing and auditing (once more to leave at once)");
+        tracing::info!(
+            "{signal}: no new requests; finishing and auditing (repeat the signal to exit at once)"
+        );
         stop.send_replace(true);
         signals.exit_on_next();
-        // Lives on, so that receivers never take its end for a missing signal.
+        // Keeps the sender alive. A closed channel would look like a signal to the receivers.
         std::future::pending::<()>().await;
     });
     stopping
 }
 
-/// Returns the failure of a front that sent nothing.
+/// Returns the error for a front that sent no request.
 fn front_failure(error: Error) -> CliError {
     match error {
         Error::Interrupted { .. } => CliError::Interrupted(error.to_string()),
@@ -253,8 +256,8 @@ fn front_failure(error: Error) -> CliError {
     }
 }
 
-/// Returns the exit of a run. Findings outweigh everything else, because they mean lost or doubled
-/// orders.
+/// Returns the exit code of a run. Findings of the audit take precedence, because they mean lost or
+/// doubled orders.
 fn exit_of(summary: &Summary, unreachable: bool) -> Exit {
     match summary.verdict {
         Verdict::Findings => Exit::Found,
@@ -276,7 +279,7 @@ fn outcome_of(summary: &Summary) -> Outcome {
     }
 }
 
-/// Returns an error with its causes on one line.
+/// Returns an error and its causes in one line.
 fn described(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -287,7 +290,7 @@ fn described(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Returns the command that repeats this run: the arguments, with the seed named.
+/// Returns the command that repeats this run: the same arguments with an explicit seed.
 fn repeat_command(args: impl Iterator<Item = String>, seed: u64) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,%+@".contains(c);
     let mut words: Vec<String> = vec!["imt".to_owned()];
@@ -305,7 +308,7 @@ fn repeat_command(args: impl Iterator<Item = String>, seed: u64) -> String {
     words.join(" ")
 }
 
-/// Sets the behaviour of the warehouse at the moments of a scenario.
+/// Sets the behaviour of the warehouse at the times that a scenario gives.
 struct FaultDriver {
     control: WarehouseControl,
     usual: Profile,
@@ -313,15 +316,15 @@ struct FaultDriver {
     telemetry: Telemetry,
 }
 
-/// A change of the behaviour at a moment of the run.
+/// A change of the warehouse's behaviour at a time of the run.
 struct Switch {
     at: Duration,
     profile: Profile,
 }
 
 impl FaultDriver {
-    /// Returns the changes in the order of their moments. A fault that begins before another one
-    /// ends replaces it.
+    /// Returns the changes in order of time. If two faults overlap, the later one replaces the
+    /// earlier one.
     fn switches(&self) -> Vec<Switch> {
         let mut switches = Vec::new();
         for (place, fault) in self.faults.iter().enumerate() {
@@ -341,7 +344,7 @@ impl FaultDriver {
         switches
     }
 
-    /// Applies the changes; the usual behaviour is in force at the end, whatever ends it.
+    /// Applies the changes. Restores the usual behaviour at the end, also if the run ends early.
     async fn drive(self, mut is_over: watch::Receiver<bool>) {
         let mut state = self.telemetry.subscribe();
         tokio::select! {
