@@ -1,5 +1,5 @@
-//! The settings as a person meets them: flag over environment over file, and clear words about what
-//! is wrong.
+//! Settings: a flag overrides the environment, the environment overrides the file, and each mistake
+//! is named.
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot go on should stop where it stands"
@@ -11,7 +11,7 @@ use serde_json::Value;
 use support::{imt, run, stderr, stdout};
 use tempfile::tempdir;
 
-/// `imt config show` with a file of this content and these variables: the settings by name.
+/// Returns the settings of `imt config show` with a file of this content and these variables.
 fn shown(file: &str, variables: &[(&str, &str)]) -> Vec<Value> {
     let folder = tempdir().unwrap();
     let path = folder.path().join("imt.toml");

@@ -1,4 +1,4 @@
-//! The web console in a browser: it loads without a complaint, shows a node that joins, finds an
+//! The web console in a browser: it loads without script errors, shows a joining node, finds an
 //! order, connects again, and shows markup in names as text.
 
 mod support;
@@ -31,7 +31,7 @@ fn node(data: &str, name: &str, listen: &str, warehouse: &str) -> Server {
     ])
 }
 
-/// Searches for an order by the keyboard alone.
+/// Searches for an order by keyboard only.
 fn search(browser: &mut Browser, id: &str) {
     browser.value("document.activeElement.blur()");
     browser.press("/", "/");
@@ -40,12 +40,12 @@ fn search(browser: &mut Browser, id: &str) {
     browser.press("Enter", "\r");
 }
 
-/// The states in the table of nodes.
+/// Returns the states in the table of nodes.
 fn states(browser: &mut Browser) -> Value {
     browser.value("[...document.querySelectorAll('#nodes .badge')].map((one) => one.textContent)")
 }
 
-/// Roles and names of the elements that assistive technology sees.
+/// Returns the roles and names of the elements for assistive technology.
 fn accessible(browser: &mut Browser) -> Vec<(String, String)> {
     let tree = browser.call("Accessibility.getFullAXTree", json!({}));
     let nodes = tree["nodes"].as_array().into_iter().flatten();
@@ -67,7 +67,7 @@ fn the_console_shows_joins_and_orders_without_a_complaint() {
     until("the console is live", || browser.text("#link-text") == "live");
     assert_eq!(browser.text("#me"), "alpha");
 
-    // A node that joins, by the time of the browser and by that of the event.
+    // Measures the time from the join to the new row in the table of nodes, and prints it.
     browser.value(
         "globalThis.shownAt = new Promise((shown) => new MutationObserver(() => {
              if (document.querySelector('#nodes tr[data-key=beta]')) shown(Date.now());
@@ -82,7 +82,7 @@ fn the_console_shows_joins_and_orders_without_a_complaint() {
     });
     assert!(browser.text("#events").contains("beta joined."));
 
-    // An order is found and followed.
+    // The page finds an order and follows its changes.
     http(
         &listen,
         "PUT",
@@ -141,7 +141,7 @@ fn the_console_shows_joins_and_orders_without_a_complaint() {
     let complaints = browser.complaints();
     assert!(complaints.is_empty(), "{complaints:#?}");
 
-    // Markup in an id is text. The browser itself logs the refusal of the id.
+    // Markup in an id is shown as text. The browser itself logs the rejected request.
     let markup = "<img src=x onerror=alert(1)>";
     search(&mut browser, markup);
     until("the id is refused", || {
@@ -150,7 +150,7 @@ fn the_console_shows_joins_and_orders_without_a_complaint() {
     assert_eq!(browser.text("#order-title"), format!("Order {markup}"));
     assert_eq!(browser.value("document.images.length"), 0);
 
-    // The page says that the node is gone, names the other one, and finds the node again.
+    // After a node is killed, the page says so, names the other node, and connects again later.
     first.kill();
     until("the loss is shown", || {
         browser.text("#banner").contains("Consoles of other nodes: beta")

@@ -1,5 +1,5 @@
-//! `imt db` on a healthy, a live, a crashed and a rotten database: what it prints, what it leaves
-//! alone, and its exit codes.
+//! `imt db` on healthy, open, crashed and damaged databases: output, untouched bytes, and exit
+//! codes.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,7 +17,7 @@ use serde_json::Value as Json;
 use support::{imt, run, stderr, stdout};
 use tempfile::{TempDir, tempdir};
 
-/// A database with some tables, some of its records dead, in several segments.
+/// Creates a database with several tables and segments, in which some records are dead.
 fn shop() -> (TempDir, PathBuf) {
     let kept = tempdir().unwrap();
     let path = kept.path().join("shop");
@@ -69,7 +69,7 @@ fn code(args: &[&str]) -> i32 {
     output.status.code().unwrap()
 }
 
-/// All files with their bytes, but the lock.
+/// Returns all files with their bytes, except the lock.
 fn bytes(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(path).unwrap().map(Result::unwrap) {
@@ -83,14 +83,14 @@ fn bytes(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-/// The segments of a database, without their seals.
+/// Returns the segments of a database without their seals.
 fn segments(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = bytes(&path.join("log"));
     found.retain(|(file, _)| file.extension().is_some_and(|extension| extension == "seg"));
     found
 }
 
-/// Everything that only looks.
+/// Returns the arguments of all commands that change nothing.
 fn looks<'a>(db: &'a str, other: &'a str) -> Vec<Vec<&'a str>> {
     vec![
         vec!["db", "inspect", db],
@@ -107,7 +107,7 @@ fn looks<'a>(db: &'a str, other: &'a str) -> Vec<Vec<&'a str>> {
 }
 
 #[test]
-fn what_only_looks_works_on_a_database_in_use_and_changes_no_byte() {
+fn read_only_commands_work_on_a_database_in_use_and_change_no_byte() {
     let (_kept, path) = shop();
     let db = path.to_str().unwrap();
     let open = options().open(&path).unwrap();
@@ -124,12 +124,12 @@ fn what_only_looks_works_on_a_database_in_use_and_changes_no_byte() {
     let place = json(&["db", "inspect", db, "--key", "events", "event-5"]);
     assert_eq!(place["record"]["key"], "event-5");
     assert_eq!(bytes(&path), before, "looking changed something");
-    // A backup of a database in use is a copy of its records.
+    // A backup of a database in use has the same records.
     let copy = path.with_file_name("copy");
     let copy = copy.to_str().unwrap();
     assert_eq!(json(&["db", "backup", db, copy])["in_use"], true);
     assert_eq!(code(&["db", "diff", db, copy]), 0);
-    // What changes is refused, with the holder named.
+    // Commands that change the database are refused. The error names the holder of the lock.
     for args in [&["db", "compact", db][..], &["db", "import", db]] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(1));
@@ -203,7 +203,7 @@ fn an_export_read_back_is_the_same_database_and_one_cut_short_is_noticed() {
         text.contains("\"key_hex\":\"00ff01\"") && text.contains("{\"table\":\"empty\"}"),
         "{text}"
     );
-    // Through a pipe, without its end.
+    // An import through a pipe without the last line.
     let short = &text[..text.rfind("{\"end\"").unwrap()];
     let mut child = imt(&["db", "import", copy])
         .stdin(Stdio::piped())
@@ -214,7 +214,7 @@ fn an_export_read_back_is_the_same_database_and_one_cut_short_is_noticed() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("cut short"), "{}", stderr(&output));
-    // A line that is none is named.
+    // An invalid line is named.
     std::fs::write(
         file,
         "{\"table\":\"t\",\"key\":\"k\",\"value\":\"v\"}\n{\"table\":\"t\",\"key\":7}\n",
@@ -268,10 +268,10 @@ fn the_change_feed_is_followed_beside_the_writer() {
 }
 
 #[test]
-fn a_torn_tail_is_told_from_rot() {
+fn a_torn_tail_is_distinguished_from_damage() {
     let (_kept, path) = shop();
     let db = path.to_str().unwrap();
-    // What a crash leaves: half a frame behind the end.
+    // A crash leaves half a frame after the end.
     let last = segments(&path).pop().unwrap();
     let half = [&last.1[..], &[0xF7, b'm', b'd', 0xB1, 1, 2, 3]].concat();
     std::fs::write(&last.0, &half).unwrap();
@@ -284,7 +284,7 @@ fn a_torn_tail_is_told_from_rot() {
     );
     assert_eq!(code(&["db", "verify", db]), 0);
     assert_eq!(std::fs::read(&last.0).unwrap(), half, "looking repairs nothing");
-    // Rot in the middle of the log: some record no longer is what was written.
+    // A changed byte in the middle of the log is damage.
     std::fs::write(&last.0, &last.1).unwrap();
     let (file, mut rotten) = segments(&path).swap_remove(2);
     let at = rotten.len() / 2;
@@ -304,7 +304,7 @@ fn a_torn_tail_is_told_from_rot() {
     let output = run(&["db", "inspect", db, "--segment", id]);
     assert_eq!(output.status.code(), Some(3));
     assert!(stdout(&output).contains("DAMAGED"), "{}", stdout(&output));
-    // Without a segment's header it does not open any more, and says what to do.
+    // A database without the header of a segment does not open. The error names the remedy.
     rotten[0] ^= 1;
     std::fs::write(&file, &rotten).unwrap();
     let output = run(&["db", "inspect", db]);
@@ -324,16 +324,17 @@ fn a_torn_tail_is_told_from_rot() {
 }
 
 #[test]
-fn damage_that_an_inspection_meets_is_in_its_answer_and_its_exit_code() {
+fn inspect_reports_damage_in_its_output_and_its_exit_code() {
     let (_kept, path) = shop();
     options().open(&path).unwrap().checkpoint().unwrap();
     let db = path.to_str().unwrap();
     assert_eq!(code(&["db", "inspect", db]), 0);
     let checkpoint = std::fs::read_dir(path.join("directory")).unwrap().next();
     let checkpoint = checkpoint.unwrap().unwrap().path();
-    // Of the second half, whose records are alive.
+    // Records of the second half are alive.
     let segment = segments(&path).swap_remove(5).0;
-    // A copy of SUPER, the checkpoint, a live record: none keeps the database from opening.
+    // Damage of a copy of SUPER, of the checkpoint or of a live record does not keep the database
+    // from opening.
     for (file, at, told) in [
         (path.join("SUPER"), 30, "copy 1 of the state"),
         (checkpoint, 20, "the log is read instead"),
@@ -341,7 +342,8 @@ fn damage_that_an_inspection_meets_is_in_its_answer_and_its_exit_code() {
     ] {
         let whole = std::fs::read(&file).unwrap();
         let mut rotten = whole.clone();
-        // In two places, so that one of them is no frame's header: reads do without those.
+        // Two bytes are changed, so that at least one is outside a frame's header. Reads do not
+        // need that header.
         rotten[at] ^= 1;
         rotten[at + 60] ^= 1;
         std::fs::write(&file, rotten).unwrap();
@@ -357,7 +359,7 @@ fn damage_that_an_inspection_meets_is_in_its_answer_and_its_exit_code() {
 }
 
 #[test]
-fn figures_and_the_disk_are_measured_without_a_trace() {
+fn stats_and_bench_leave_no_files() {
     let (kept, path) = shop();
     let db = path.to_str().unwrap();
     assert!(json(&["db", "stats", db])["stats"]["log_bytes"].as_u64().unwrap() > 0);
@@ -384,7 +386,7 @@ fn damage_is_healed_from_a_backup() {
     let (file, mut rotten) = segments(&path).swap_remove(2);
     let at = rotten.len() / 2;
     rotten[at] ^= 0x10;
-    // Under a new file: the backup's may be the same one.
+    // The backup may share the file by a hard link, so the damage goes to a new file.
     std::fs::remove_file(&file).unwrap();
     std::fs::write(&file, &rotten).unwrap();
     assert_eq!(code(&["db", "verify", db]), 3);

@@ -1,4 +1,4 @@
-//! `imt db`: messages that claim something about the disk are held against the disk.
+//! `imt db`: compares messages about the data on disk with the disk.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,7 +16,7 @@ use microdb::{Db, Options};
 use support::{imt, run, stderr, stdout};
 use tempfile::{TempDir, tempdir};
 
-/// A database with two tables of three records each.
+/// Creates a database with two tables of three records each.
 fn shop() -> (TempDir, PathBuf) {
     let kept = tempdir().unwrap();
     let path = kept.path().join("shop");
@@ -33,7 +33,7 @@ fn shop() -> (TempDir, PathBuf) {
     (kept, path)
 }
 
-/// All tables with their records.
+/// Returns all tables with their records.
 fn content(path: &Path) -> BTreeMap<String, BTreeMap<String, String>> {
     let db = Options::new().read_only(true).open(path).unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -72,12 +72,12 @@ fn import(path: &Path, lines: &str, piped: bool, options: &[&str]) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // An import that gives up does not read to the end.
+    // A failed import does not read the rest of the pipe.
     let _ = child.stdin.take().unwrap().write_all(lines.as_bytes());
     child.wait_with_output().unwrap()
 }
 
-/// Asserts that a command failed, saying so.
+/// Asserts that a command failed, with these parts in its error.
 fn fails(output: &Output, parts: &[&str]) {
     let told = stderr(output);
     assert_eq!(output.status.code(), Some(1), "{told}");
@@ -131,7 +131,7 @@ fn an_import_that_fails_changes_no_table_and_says_so() {
 #[test]
 fn an_import_through_a_pipe_counts_the_records_that_are_in_the_database() {
     let (_kept, path) = shop();
-    // Batches are committed by the mebibyte: some are when the bad line comes.
+    // A batch has 1 MiB, so that some batches are committed before the invalid line.
     let value = "v".repeat(100_000);
     let lines: String = (0..25)
         .map(|number| format!("{{\"table\":\"large\",\"key\":\"{number:02}\",\"value\":\"{value}\"}}\n"))
@@ -147,7 +147,7 @@ fn an_import_through_a_pipe_counts_the_records_that_are_in_the_database() {
 fn an_import_with_clear_replaces_the_named_tables_and_no_others() {
     let (_kept, path) = shop();
     let others = content(&path)["others"].clone();
-    // What an import that was killed leaves.
+    // A killed import leaves such tables.
     let db = Db::open(&path).unwrap();
     db.table("~imt-import-0").unwrap().put("left", "over").unwrap();
     db.close().unwrap();
@@ -208,14 +208,14 @@ fn a_copy_into_its_own_source_is_refused_and_copies_nothing() {
     fails(&output, &["nothing was changed"]);
 }
 
-/// Number of files and folders below a folder.
+/// Returns the number of files and folders below a folder.
 fn run_find(folder: &Path) -> usize {
     let output = Command::new("find").arg(folder).output().unwrap();
     output.stdout.iter().filter(|byte| **byte == b'\n').count()
 }
 
 #[test]
-fn a_damaged_checkpoint_is_told_from_damaged_records() {
+fn a_damaged_checkpoint_is_distinguished_from_damaged_records() {
     let (_kept, path) = shop();
     let open = Options::new().background(false).open(&path).unwrap();
     open.checkpoint().unwrap();
@@ -239,7 +239,7 @@ fn a_damaged_checkpoint_is_told_from_damaged_records() {
         "{told}"
     );
     assert!(!told.contains("dmesg") && !told.contains("salvage"), "{told}");
-    // Deleted, as the advice says, it is no damage any more.
+    // A deleted checkpoint, as the advice says, is no damage.
     std::fs::remove_file(&checkpoint).unwrap();
     for command in ["verify", "inspect"] {
         let output = run(&["db", command, db]);
@@ -279,7 +279,7 @@ fn put_refuses_a_row_that_the_node_could_not_read() {
         Some(0)
     );
     assert_eq!(content(&path)["orders"]["99"], "hello");
-    // A table of that name in another database is no node's.
+    // A table with this name in another database is not a node's table.
     let (_kept, path) = shop();
     let text = path.to_str().unwrap();
     assert_eq!(
@@ -331,7 +331,7 @@ fn a_database_on_a_read_only_mount_is_backed_up() {
     mount(&["mount", "-o", "remount,bind,ro", target]);
     let copy = kept.path().join("copy");
     let output = run(&["db", "backup", target, copy.to_str().unwrap()]);
-    // Also a place within the source by another mount is refused.
+    // A target inside the source by way of another mount is refused, too.
     let within = run(&["db", "restore", target, path.join("here").to_str().unwrap()]);
     mount(&["umount", target]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

@@ -1,4 +1,4 @@
-//! Files that others put into the data folder: FIFOs, folders, and requests of pages of another
+//! FIFOs and folders that others put into the data folder, and requests from pages of another
 //! origin.
 #![allow(
     clippy::unwrap_used,
@@ -44,7 +44,7 @@ fn a_fifo_in_the_data_folder_stops_neither_statistics_nor_the_process() {
     let units = || http(&alpha.address, "GET", "/aggregate-stats/5", &[], b"").json()["total_qty"].clone();
     until("the file beside the FIFO counts", || units() == 3);
     assert!(data.path().join("stat_001700000000000.csv.rejected").exists());
-    // The keeper reads all cards every second.
+    // The reconciler reads the information of all nodes every second.
     make_fifo(&data.path().join("nodes/gamma.json"));
     make_fifo(&data.path().join("nodes/delta.json"));
     make_fifo(&data.path().join("nodes/delta.lock"));
@@ -58,7 +58,7 @@ fn a_fifo_in_the_data_folder_stops_neither_statistics_nor_the_process() {
 }
 
 #[test]
-fn an_imt_toml_that_is_no_file_is_named_and_not_waited_for() {
+fn an_imt_toml_that_is_a_fifo_is_refused_without_waiting() {
     let folder = tempdir().unwrap();
     make_fifo(&folder.path().join("imt.toml"));
     let refused = imt(&["config", "show"])
@@ -70,7 +70,7 @@ fn an_imt_toml_that_is_no_file_is_named_and_not_waited_for() {
 }
 
 #[test]
-fn a_page_of_another_origin_is_let_in_only_if_its_origin_is_named() {
+fn a_page_of_another_origin_is_allowed_only_if_its_origin_is_named() {
     let data = tempdir().unwrap();
     let closed = start(data.path(), "alpha", &[]);
     let open = start(

@@ -1,4 +1,4 @@
-//! Nodes that leave for good, and nodes that cannot: each command ends, and says why.
+//! Nodes that leave for good, and leaves that cannot end. Each command ends and gives the reason.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -77,7 +77,7 @@ fn a_first_node_of_weight_zero_is_refused_before_anything_starts() {
 }
 
 #[test]
-fn a_node_of_weight_zero_joins_others_and_they_cannot_all_leave_it_alone() {
+fn the_last_node_with_a_weight_cannot_leave() {
     let data = tempdir().unwrap();
     let alpha = start(&data, "alpha", "1");
     let beta = start(&data, "beta", "0");
@@ -88,7 +88,7 @@ fn a_node_of_weight_zero_joins_others_and_they_cannot_all_leave_it_alone() {
 }
 
 #[test]
-fn a_leave_that_cannot_end_says_why_and_is_waited_for_again() {
+fn a_leave_that_times_out_gives_the_reason_and_can_be_repeated() {
     let data = tempdir().unwrap();
     let alpha = start(&data, "alpha", "1");
     let beta = start(&data, "beta", "1");
@@ -110,7 +110,7 @@ fn a_leave_that_cannot_end_says_why_and_is_waited_for_again() {
 }
 
 #[test]
-fn a_killed_node_that_has_left_is_listed_no_more() {
+fn a_killed_node_is_not_listed_after_it_has_left() {
     let data = tempdir().unwrap();
     let alpha = start(&data, "alpha", "1");
     let beta = start(&data, "beta", "1");

@@ -1,5 +1,5 @@
-//! The live view on a pseudo terminal: it opens, ends by key and by signal, and gives the terminal
-//! back.
+//! The live view on a pseudo terminal: it opens, ends by a key or a signal, and restores the
+//! terminal.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -33,7 +33,7 @@ struct OnTerminal {
     reader: JoinHandle<()>,
 }
 
-/// End of a run on a pseudo terminal.
+/// Outcome of a run on a pseudo terminal.
 struct Ended {
     status: ExitStatus,
     output: String,
@@ -48,7 +48,7 @@ impl OnTerminal {
         let slave = File::options()
             .read(true)
             .write(true)
-            // The test's own terminal stays its controlling one.
+            // The controlling terminal of the test must not change.
             .custom_flags(OpenptFlags::NOCTTY.bits() as i32)
             .open(name.to_str().unwrap())
             .unwrap();
@@ -83,7 +83,7 @@ impl OnTerminal {
         let (mut source, sink) = (master.try_clone().unwrap(), Arc::clone(&output));
         let reader = std::thread::spawn(move || {
             let mut piece = [0; 4_096];
-            // Linux ends the reads with an error once nobody has the other side open.
+            // Linux ends reads with an error after the other side is closed.
             while let Ok(length @ 1..) = source.read(&mut piece) {
                 sink.lock().unwrap().extend_from_slice(&piece[..length]);
             }
@@ -116,7 +116,7 @@ impl OnTerminal {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Waits for the end of the run; the terminal must have the modes of its beginning.
+    /// Waits for the end of the run. The terminal must have its original modes.
     fn end(mut self) -> Ended {
         let status = self.child.wait().unwrap();
         let after = tcgetattr(&self.slave).unwrap();
@@ -133,7 +133,7 @@ impl OnTerminal {
     }
 }
 
-/// Asserts that the view was shown and left, and that the summary was printed after it.
+/// Asserts that the view was shown and closed, and that the summary was printed after it.
 #[track_caller]
 fn check_end(ended: &Ended) {
     let output = &ended.output;

@@ -1,5 +1,5 @@
-//! Several nodes on one data folder, as real processes: they share the orders, and what one had
-//! lives on when it dies.
+//! Several nodes on one data folder, as real processes: they share the orders, and the volume of a
+//! killed node stays available.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,7 +17,7 @@ const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");
 const CSV: &[(&str, &str)] = &[("Content-Type", "text/csv")];
 const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
 
-/// A data folder, and nodes on it that no warehouse answers.
+/// A data folder for nodes, without a warehouse.
 struct World {
     data: TempDir,
 }
@@ -68,7 +68,7 @@ fn post(at: &str, path: &str, body: &Value) -> Answer {
     http(at, "POST", path, JSON, body.to_string().as_bytes())
 }
 
-/// Products of the sample that have much stock.
+/// Returns products of the sample with much stock.
 fn products() -> Vec<u64> {
     let rows = std::str::from_utf8(SAMPLE_STOCKS).unwrap();
     let mut units = std::collections::BTreeMap::<u64, u64>::new();
@@ -84,7 +84,7 @@ fn products() -> Vec<u64> {
     products.into_iter().map(|(_, product)| product).collect()
 }
 
-/// Places orders that must be taken; gives their ids with the answers.
+/// Places orders, which must succeed. Returns their ids with the responses.
 fn place(at: &str, prefix: &str, count: usize) -> Vec<(String, String)> {
     let products = products();
     let order = |number: usize| {
@@ -98,7 +98,7 @@ fn place(at: &str, prefix: &str, count: usize) -> Vec<(String, String)> {
     (0..count).map(order).collect()
 }
 
-/// Every order is there, as it was taken, whomever one asks.
+/// Asserts that a node returns every order unchanged.
 fn assert_there(at: &str, orders: &[(String, String)]) {
     for (id, taken) in orders {
         let answer = http(at, "GET", &format!("/order/{id}"), &[], b"");
@@ -109,7 +109,7 @@ fn assert_there(at: &str, orders: &[(String, String)]) {
     }
 }
 
-/// The ids of all orders, page by page.
+/// Returns the ids of all orders, page by page.
 fn listed(at: &str) -> Vec<String> {
     let mut ids = Vec::new();
     let mut cursor = String::new();
@@ -173,7 +173,7 @@ fn two_nodes_share_the_orders_and_those_of_a_killed_one_live_on() {
     assert_there(&beta.address, &orders);
     assert_lists(&beta.address, &orders);
 
-    // Whoever takes it, an order goes where it belongs; the same order again is the same order.
+    // Any node accepts any order. A repeated order gets the same response.
     orders.extend(place(&beta.address, "between-", 60));
     let (id, taken) = &orders[70];
     let again: Value = serde_json::from_str(taken).unwrap();
@@ -187,7 +187,7 @@ fn two_nodes_share_the_orders_and_those_of_a_killed_one_live_on() {
     };
     assert_eq!((shares(&alpha.address), shares(&beta.address)), (8_192, 8_192));
 
-    // Stock for stores of both, in one body; what is reserved stays reserved.
+    // One body holds stock for stores of both nodes. Reserved units stay reserved.
     let stock = http(&beta.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
     assert_eq!(stock.status, 200, "{}", stock.body);
     assert_lists(&alpha.address, &orders);
@@ -212,21 +212,21 @@ fn two_nodes_share_the_orders_and_those_of_a_killed_one_live_on() {
         assert_eq!(paid.status, 200, "{id}: {}", paid.body);
     }
 
-    // Under its name again, it gets its volume back; nothing is copied.
+    // A node that starts again under its name gets its volume back without a copy.
     let beta = world.start("beta");
     assert_eq!(shares(&beta.address), 8_192);
     assert_there(&beta.address, &orders);
     assert_lists(&beta.address, &orders);
 
-    // The coordinator, too, may die.
+    // The coordinator is killed, too.
     alpha.kill();
     assert_there(&beta.address, &orders);
     assert_lists(&beta.address, &orders);
     assert_eq!(beta.terminate().0, Some(0));
 }
 
-/// A world with a node that has orders, and one to which they move so slowly that something can
-/// happen meanwhile; gives them once the first rows have come.
+/// Starts a node with orders, and a second one to which slots move slowly. Returns after the first
+/// rows were copied.
 fn slowly_moving() -> (World, Server, Server, Vec<(String, String)>) {
     let world = World::new();
     let alpha = world.start("alpha");
@@ -237,9 +237,9 @@ fn slowly_moving() -> (World, Server, Server, Vec<(String, String)>) {
     (world, alpha, beta, orders)
 }
 
-/// What is done while slots move is there when they have moved, wherever it was done.
+/// Changes on either node during a migration are kept.
 #[test]
-fn slots_are_served_while_they_are_copied_and_nothing_that_is_done_meanwhile_is_lost() {
+fn migration_keeps_changes_made_while_slots_are_copied() {
     let (world, alpha, beta, mut orders) = slowly_moving();
     assert_eq!(members(&alpha.address), 1, "the ring is as it was");
     orders.extend(place(&beta.address, "meanwhile-", 40));
@@ -269,8 +269,8 @@ fn slots_are_served_while_they_are_copied_and_nothing_that_is_done_meanwhile_is_
     drop(world);
 }
 
-/// Kills a node in the middle of a move, and has it start again.
-fn killed_in_the_middle(name: &str) {
+/// Kills a node during a migration and starts it again.
+fn kill_during_migration(name: &str) {
     let (world, alpha, beta, mut orders) = slowly_moving();
     let (dead, other) = if name == "alpha" {
         (alpha, beta)
@@ -278,7 +278,7 @@ fn killed_in_the_middle(name: &str) {
         (beta, alpha)
     };
     dead.kill();
-    // The other one has the volume that it died with, or never needed it.
+    // The other node has taken the volume of the killed one, or did not need it.
     orders.extend(place(&other.address, "after-", 20));
     assert_there(&other.address, &orders);
     assert_lists(&other.address, &orders);
@@ -291,17 +291,17 @@ fn killed_in_the_middle(name: &str) {
 }
 
 #[test]
-fn a_source_that_coordinates_and_is_killed_while_its_slots_are_copied_loses_nothing() {
-    killed_in_the_middle("alpha");
+fn migration_survives_a_kill_of_its_source_and_coordinator() {
+    kill_during_migration("alpha");
 }
 
 #[test]
-fn a_target_that_is_killed_while_slots_come_to_it_loses_nothing() {
-    killed_in_the_middle("beta");
+fn migration_survives_a_kill_of_its_target() {
+    kill_during_migration("beta");
 }
 
 #[test]
-fn nodes_that_come_and_go_while_slots_move_find_their_places() {
+fn nodes_join_and_leave_during_a_migration() {
     let (world, alpha, beta, orders) = slowly_moving();
     let gamma = world.start("gamma");
     assert_there(&gamma.address, &orders);
@@ -333,7 +333,7 @@ fn signal(server: &Server, name: &str) {
 }
 
 #[test]
-fn a_node_that_is_stopped_by_a_signal_is_named_and_harms_nobody_else_and_goes_on() {
+fn a_paused_node_is_listed_as_not_answering_and_resumes() {
     let world = World::new();
     let alpha = world.start("alpha");
     http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
@@ -368,9 +368,9 @@ fn a_node_that_is_stopped_by_a_signal_is_named_and_harms_nobody_else_and_goes_on
     assert_lists(&beta.address, &orders);
 }
 
-/// The answer that an idempotency key was given goes where its order goes.
+/// The response for an idempotency key moves together with its order.
 #[test]
-fn a_key_is_answered_again_after_its_order_has_moved() {
+fn an_idempotency_key_moves_with_its_order() {
     let world = World::new();
     let alpha = world.start("alpha");
     http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
@@ -402,9 +402,9 @@ fn a_key_is_answered_again_after_its_order_has_moved() {
     }
 }
 
-/// A reservation whose order was never placed, as a node leaves it that dies between the two.
+/// A node that dies between the reservation and the order leaves such a reservation.
 #[test]
-fn units_that_are_set_aside_for_an_order_that_never_came_are_found_and_free_again() {
+fn a_reservation_without_an_order_is_released() {
     let world = World::new();
     let alpha = world.start("alpha");
     http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
@@ -419,7 +419,7 @@ fn units_that_are_set_aside_for_an_order_that_never_came_are_found_and_free_agai
         let fields: Vec<u64> = line.split(',').map(|field| field.parse().unwrap()).collect();
         (fields[0], fields[1], fields[2])
     });
-    // The first store of alpha's for the first order of beta's, by asking.
+    // Tries orders until alpha accepts a reservation for an order that beta owns.
     let orphan = (0..40).find_map(|number| {
         let order = format!("orphan-{number}");
         let (product, store, _) = cells.find(|(_, _, quantity)| *quantity > 0)?;
@@ -461,7 +461,7 @@ fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
 }
 
 #[test]
-fn a_name_that_is_used_again_with_an_old_disk_brings_nothing_old_back() {
+fn an_old_disk_under_a_reused_name_restores_no_old_state() {
     let world = World::new();
     let alpha = world.start("alpha");
     http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
@@ -471,7 +471,7 @@ fn a_name_that_is_used_again_with_an_old_disk_brings_nothing_old_back() {
     let stopped = world.nodes(&["stop", "beta"]);
     assert_eq!(stopped.status.code(), Some(0), "{}", stderr(&stopped));
     assert_eq!(beta.ended(), Some(0));
-    // The disk as it is now: alpha has taken the volume over and only reads it for a moment.
+    // Copies the volume while alpha has taken it over and only reads it.
     let (volume, old) = (
         world.data.path().join("volumes/beta"),
         world.data.path().join("old"),
@@ -496,7 +496,7 @@ fn a_name_that_is_used_again_with_an_old_disk_brings_nothing_old_back() {
         }
     }
     let held = http(&beta.address, "GET", "/reservations", &[], b"").json();
-    assert_eq!(held["reservations"], json!([]), "what they held is free");
+    assert_eq!(held["reservations"], json!([]), "cancelled orders hold no units");
     assert_eq!(listed(&beta.address).len(), orders.len());
 }
 
@@ -518,7 +518,7 @@ fn a_port_that_is_taken_is_named() {
     assert!(stderr(&taken).contains(&alpha.address), "{}", stderr(&taken));
 }
 
-/// A file system of its own, with little room; none if this process may not make one.
+/// A small file system. `None` without the right to mount one.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
@@ -537,7 +537,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: whoever still has a file there keeps it until it ends.
+        // A lazy unmount succeeds even if a process still has a file open.
         let _ = std::process::Command::new("umount")
             .arg("-l")
             .arg(&self.0)
@@ -546,14 +546,14 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_disk_that_is_full_while_slots_come_leaves_them_where_they_are() {
+fn a_full_disk_of_the_target_leaves_slots_at_their_source() {
     let world = World::new();
     let Some(_disk) = SmallDisk::at(world.data.path().join("volumes/beta")) else {
         eprintln!("skipped: this needs the right to mount a file system");
         return;
     };
     let alpha = world.start("alpha");
-    // A wide stock: what beta would get of it does not fit.
+    // Beta's share of this stock does not fit on its disk.
     let mut wide = String::new();
     for store in 1..=200 {
         (1..=10_000).for_each(|product| wide.push_str(&format!("{product},{store},{}\n", 70_000 + product)));
@@ -622,7 +622,7 @@ fn a_node_that_leaves_for_good_gives_everything_away() {
 }
 
 #[test]
-fn a_shop_among_nodes_that_are_killed_stopped_and_taken_away_loses_nothing() {
+fn a_shop_loses_nothing_while_nodes_are_killed_stopped_and_removed() {
     let world = World::new();
     let output = run(&[
         "sim",

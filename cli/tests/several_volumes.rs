@@ -1,5 +1,5 @@
-//! A node that serves more than one volume, or cannot serve one that it should: probes, metrics and
-//! lists tell of all of them.
+//! A node that serves more than one volume, or cannot serve a volume that it should: probes,
+//! metrics and lists cover all volumes.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -59,7 +59,7 @@ fn members(at: &Server) -> usize {
         .map_or(0, |answer| answer.json()["members"].as_array().unwrap().len())
 }
 
-/// Two nodes with stock and 40 orders, which both have a share of.
+/// Starts two nodes with stock and 40 orders. Each node owns some of the orders.
 fn pair(data: &TempDir) -> (Server, Server) {
     let alpha = start(data, "alpha");
     let beta = start(data, "beta");
@@ -81,7 +81,7 @@ fn pair(data: &TempDir) -> (Server, Server) {
     (alpha, beta)
 }
 
-/// The samples of `/metrics`, by series.
+/// Returns the samples of `/metrics` by series.
 fn series(at: &Server) -> BTreeMap<String, f64> {
     let answer = get(at, "/metrics");
     assert_eq!(answer.status, 200);
@@ -129,7 +129,7 @@ const OF_A_VOLUME: [&str; 10] = [
 ];
 
 #[test]
-fn metrics_of_a_node_tell_of_every_volume_it_serves_and_no_counter_goes_back() {
+fn metrics_cover_every_served_volume_and_counters_never_decrease() {
     let data = tempdir().unwrap();
     let (alpha, beta) = pair(&data);
     let count = |at: &Server| orders(&series(at), "alpha") + orders(&series(at), "beta");
@@ -175,7 +175,8 @@ fn metrics_of_a_node_tell_of_every_volume_it_serves_and_no_counter_goes_back() {
     let taken = series(&alpha)["imt_stock_snapshots_total{volume=\"beta\"}"];
     assert_eq!(taken, 1.0);
 
-    // Beta's volume goes back to beta, and comes again: the counters of alpha's process go on.
+    // Beta takes its volume back, and alpha takes it over again. The counters of alpha's process
+    // continue.
     let beta = start(&data, "beta");
     until("beta serves its own", || orders(&series(&alpha), "beta") == 0.0);
     check(&series(&alpha));
@@ -184,7 +185,7 @@ fn metrics_of_a_node_tell_of_every_volume_it_serves_and_no_counter_goes_back() {
     check(&series(&alpha));
     assert_eq!(series(&alpha)["imt_stock_snapshots_total{volume=\"beta\"}"], 1.0);
 
-    // Lists tell of both volumes, too.
+    // Lists include both volumes, too.
     let listed = get(&alpha, "/orders?limit=10000").json();
     let page = listed["orders"].as_array().unwrap().len() as f64;
     let rest = listed["next"].as_str().map_or(0.0, |next| {
@@ -218,7 +219,7 @@ fn a_volume_whose_folder_is_missing_is_named_and_not_replaced_by_an_empty_one() 
     let (volume, elsewhere) = (data.path().join("volumes/beta"), data.path().join("unmounted"));
     std::fs::rename(&volume, &elsewhere).unwrap();
 
-    // Not even under its own name: the error names the folder.
+    // Beta itself does not start without its volume. The error names the folder.
     let own = run(&[
         "node",
         "start",
@@ -263,7 +264,7 @@ fn a_volume_whose_folder_is_missing_is_named_and_not_replaced_by_an_empty_one() 
         "its orders are not there to be moved"
     );
 
-    // An empty folder is what a disk that is not mounted leaves.
+    // A disk that is not mounted looks like an empty folder.
     std::fs::create_dir_all(&volume).unwrap();
     assert_eq!(get(&alpha, "/health/ready").status, 503);
     std::fs::remove_dir_all(&volume).unwrap();

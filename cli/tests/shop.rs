@@ -1,5 +1,5 @@
-//! The main job from outside: the whole shop in one process, the shop in three with a `kill -9`
-//! among them, and the original's requests as a stranger would send them.
+//! The shop from outside: in one process, in three processes with a `kill -9` of one, and with the
+//! original's requests.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -50,7 +50,7 @@ fn the_shop_runs_and_its_audit_is_clean() {
     }
     assert_stats_csv(&std::fs::read_to_string(data.path().join("stats.csv")).unwrap());
 
-    // The same folder again: the warehouse's stock and the orders of the first run are still there.
+    // The second run uses the same folder, with the stock and the orders of the first run.
     let output = run(&[&args[..], &["--output", "json"]].concat());
     assert_eq!(
         output.status.code(),
@@ -94,7 +94,7 @@ fn the_shop_runs_and_its_audit_is_clean() {
     assert_reports(folder, &runs);
 }
 
-/// The runs can be drawn and compared.
+/// Asserts that runs can be drawn and compared.
 fn assert_reports(folder: &str, runs: &[std::path::PathBuf]) {
     let output = run(&["sim", "report", "--data", folder]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -138,7 +138,7 @@ fn a_missed_threshold_is_exit_code_four_and_a_kept_one_is_not() {
         let told = format!("{}\n{}", stdout(&output), stderr(&output));
         assert_eq!(output.status.code(), Some(code), "{told}");
         assert!(told.contains(condition) && told.contains("--seed 1"), "{told}");
-        // Not a terminal: a line of at most 80 columns for each second.
+        // Without a terminal, each second prints a line of at most 80 columns.
         let lines = stderr(&output);
         let lines: Vec<&str> = lines.lines().filter(|line| line.contains("/s p99")).collect();
         assert!(!lines.is_empty(), "{told}");
@@ -146,8 +146,8 @@ fn a_missed_threshold_is_exit_code_four_and_a_kept_one_is_not() {
     }
 }
 
-/// `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`, a payment's id being its
-/// order's + 900,000,000.
+/// Checks lines of `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`. The id of a
+/// payment is that of its order plus 900,000,000.
 fn assert_stats_csv(text: &str) {
     let mut payments = 0;
     assert!(
@@ -185,8 +185,8 @@ fn killing_the_node_halfway_loses_nothing() {
     let warehouse_data = data.path().join("warehouse-side");
     let front_data = data.path().join("front-side");
 
-    // The node must know the warehouse's address and the warehouse the node's: the node starts
-    // first, with a port that the warehouse takes after it.
+    // The node and the warehouse need each other's address. The node starts first, with a free port
+    // that the warehouse takes later.
     let warehouse_address = support::free_address();
     let node_args = |listen: &str| {
         [
@@ -244,7 +244,7 @@ fn killing_the_node_halfway_loses_nothing() {
     .spawn()
     .unwrap();
 
-    // Halfway: orders are there in several states, some of them paid.
+    // The kill comes when orders are in several states and some are paid.
     until("some orders are paid", || {
         let health = http(&node_address, "GET", "/health", &[], b"").json();
         ["paid", "delivering", "delivered"]
@@ -272,10 +272,10 @@ fn killing_the_node_halfway_loses_nothing() {
 }
 
 #[test]
-fn the_originals_requests_get_the_promised_answers() {
+fn requests_of_the_original_get_the_documented_responses() {
     let data = tempdir().unwrap();
     let folder = data.path().to_str().unwrap();
-    // No warehouse is there: orders are answered all the same.
+    // Orders are answered without a warehouse.
     let node = Server::start(&[
         "node",
         "start",
@@ -302,7 +302,7 @@ fn the_originals_requests_get_the_promised_answers() {
     );
     assert_eq!(answer.status, 200, "{}", answer.body);
 
-    // A row of the sample that has stock.
+    // A row of the sample with stock.
     let rows = std::str::from_utf8(SAMPLE_STOCKS).unwrap();
     let row = rows
         .lines()
@@ -391,7 +391,7 @@ fn the_originals_requests_get_the_promised_answers() {
     assert_eq!(bad.status, 400);
     assert!(bad.body.contains('2'), "the line should be named: {}", bad.body);
 
-    // The same through the binary.
+    // The command shows the same order.
     let output = run(&["order", "show", "17", "--oms", &node.url()]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stdout(&output).contains("4711"), "{}", stdout(&output));

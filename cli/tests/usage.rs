@@ -1,5 +1,5 @@
-//! What a newcomer meets: help, wrong arguments, taken ports, folders in use. One clear line, the
-//! right exit code.
+//! Help, wrong arguments, taken ports and folders in use: each failure prints one clear line and
+//! has its exit code.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -51,10 +51,10 @@ const COMMANDS: [&[&str]; 36] = [
     &["db", "import"],
 ];
 
-/// One line says what is wrong; causes may follow it, indented. Never a panic.
+/// Asserts that one line names the failure. Indented causes may follow, and there is no panic.
 fn assert_clear(error: &str, names: &[&str]) {
     assert!(!error.contains("panicked"), "{error}");
-    // What was logged before may stand above it.
+    // Log lines may precede the error.
     let clear = error.lines().filter(|line| line.starts_with("imt: ")).count();
     assert_eq!(clear, 1, "one line says what is wrong: {error}");
     for name in names {
@@ -63,7 +63,7 @@ fn assert_clear(error: &str, names: &[&str]) {
 }
 
 #[test]
-fn every_command_explains_itself() {
+fn every_command_has_help_with_an_example() {
     for command in COMMANDS {
         let output = run(&[command, &["--help"]].concat());
         assert_eq!(output.status.code(), Some(0), "{command:?}");
@@ -93,7 +93,7 @@ fn wrong_usage_is_exit_code_two() {
 }
 
 #[test]
-fn a_run_that_cannot_be_is_refused_with_an_example_before_anything_starts() {
+fn a_run_with_invalid_flags_is_refused_before_anything_starts() {
     let data = tempdir().unwrap();
     let folder = data.path().join("shop");
     let path = folder.to_str().unwrap();
@@ -147,7 +147,7 @@ fn a_front_without_a_node_ends_at_once_on_ctrl_c_with_130() {
         .spawn()
         .unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(front.stderr.take().unwrap()));
-    // The signals are listened for by the time that the wait is announced.
+    // The command listens for signals before it logs that it waits.
     let said = lines
         .by_ref()
         .map_while(Result::ok)
@@ -262,12 +262,12 @@ fn a_data_folder_in_use_is_refused_and_left_alone() {
     let output = run(&args);
     assert_eq!(output.status.code(), Some(1));
     assert_clear(&stderr(&output), &["alpha"]);
-    // The node that runs does not notice.
+    // The running node is not disturbed.
     assert_eq!(
         support::http(&node.address, "GET", "/health", &[], b"").status,
         200
     );
-    // Its database can be looked at, but not changed.
+    // The database of a running node can be inspected but not changed.
     let volume = data.path().join("volumes/alpha");
     let volume = volume.to_str().unwrap();
     let output = run(&["db", "inspect", volume]);
@@ -321,7 +321,7 @@ fn a_database_is_read_and_changed_from_the_command_line() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("shop");
     let db = path.to_str().unwrap();
-    // A mistyped path makes no database.
+    // A mistyped path does not create a database.
     let output = run(&["db", "inspect", db]);
     assert_eq!(output.status.code(), Some(1));
     assert_clear(&stderr(&output), &[db]);

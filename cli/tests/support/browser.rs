@@ -1,7 +1,7 @@
-//! Chromium without a window, spoken to by the DevTools protocol over a pair of pipes.
+//! Controls a headless Chromium with the DevTools protocol over a pair of pipes.
 //!
-//! The pipes are file descriptors 3 and 4 of the browser, and a zero byte ends each message, so no
-//! WebSocket and no port is needed.
+//! The pipes are file descriptors 3 and 4 of the browser, and a zero byte ends each message.
+//! Neither a WebSocket nor a port is needed.
 
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -18,7 +18,7 @@ pub struct Browser {
     messages: Receiver<Value>,
     session: Option<String>,
     next_id: u64,
-    /// Messages that answered no call, oldest first.
+    /// Messages that are no response to a call, oldest first.
     events: Vec<Value>,
     _profile: tempfile::TempDir,
 }
@@ -105,7 +105,7 @@ impl Browser {
         assert!(opened.get("errorText").is_none(), "{url}: {opened}");
     }
 
-    /// The value of an expression in the page.
+    /// Returns the value of an expression in the page.
     pub fn value(&mut self, expression: &str) -> Value {
         let params = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
         let mut found = self.call("Runtime.evaluate", params);
@@ -113,7 +113,7 @@ impl Browser {
         found["result"]["value"].take()
     }
 
-    /// The text of the first element that a selector finds; empty without one.
+    /// Returns the text of the first element that matches a selector, or an empty text.
     pub fn text(&mut self, selector: &str) -> String {
         let selector = json!(selector);
         let text = self.value(&format!("document.querySelector({selector})?.textContent ?? ''"));
@@ -131,14 +131,14 @@ impl Browser {
         }
     }
 
-    /// Types text where the focus is.
+    /// Types text into the focused element.
     pub fn type_text(&mut self, text: &str) {
         self.call("Input.insertText", json!({ "text": text }));
     }
 
-    /// Errors of scripts, refused resources and messages to the console since the start.
+    /// Returns the script errors, blocked resources and console messages since the start.
     pub fn complaints(&mut self) -> Vec<String> {
-        // Everything that the page did before this call has been told once the call is answered.
+        // The response to this call comes after the events of everything that the page did before.
         self.value("0");
         let is_complaint = |event: &&Value| {
             let level = &event["params"]["entry"]["level"];

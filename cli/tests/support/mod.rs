@@ -1,7 +1,7 @@
-//! The real binary as a child process, and plain HTTP to what it serves.
+//! Runs the real binary as a child process, and sends plain HTTP to its servers.
 //!
-//! Nothing here waits for a time: a server has started when it says so in its log, and a condition
-//! is asked for until it holds.
+//! No helper waits for a fixed time. A server has started when its log says so, and a condition is
+//! polled until it holds.
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(
     clippy::unwrap_used,
@@ -17,11 +17,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// No condition in these tests takes this long on any machine that runs them; past it, something
-/// hangs.
+/// Limit for any wait in these tests. It is far above the slowest expected machine, so a longer
+/// wait is a hang.
 pub const HANG: Duration = Duration::from_secs(120);
 
-/// The binary, with nothing of the caller's environment that could change what it does.
+/// Returns the command of the binary without the caller's environment variables that could change
+/// its behaviour.
 pub fn imt(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imt"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("IMT_")) {
@@ -36,26 +37,26 @@ pub fn run(args: &[&str]) -> Output {
     imt(args).output().expect("the binary starts")
 }
 
-/// Standard output as text.
+/// Returns standard output as text.
 pub fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("output is UTF-8")
 }
 
-/// Standard error as text.
+/// Returns standard error as text.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("output is UTF-8")
 }
 
-/// A server of ours in a process of its own; killed when dropped.
+/// A server in a separate process, killed when dropped.
 pub struct Server {
     child: Child,
-    /// `127.0.0.1:PORT`, as the server said it.
+    /// `127.0.0.1:PORT`, as logged by the server.
     pub address: String,
     log: Receiver<String>,
 }
 
 impl Server {
-    /// Starts the binary and waits until its log names the address that it serves.
+    /// Starts the binary and waits until its log names the served address.
     pub fn start(args: &[&str]) -> Self {
         let mut child = imt(args)
             .stdout(Stdio::null())
@@ -65,8 +66,8 @@ impl Server {
         let lines = BufReader::new(child.stderr.take().expect("standard error is piped")).lines();
         let (send, log) = channel();
         std::thread::spawn(move || {
-            // The pipe is read to its end, whether anybody listens or not, so that the child never
-            // blocks on it.
+            // The pipe is read to its end even without a receiver, so that the child never blocks
+            // on it.
             for line in lines.map_while(Result::ok) {
                 let _ = send.send(line);
             }
@@ -88,34 +89,34 @@ impl Server {
         Self { child, address, log }
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The process.
+    /// Returns the id of the process.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// True if the log said this since it was last asked.
+    /// Returns `true` if the log contains this text since the previous call.
     pub fn said(&self, text: &str) -> bool {
         self.log.try_iter().any(|line| line.contains(text))
     }
 
-    /// Ends the process as `kill -9` does.
+    /// Kills the process with `kill -9`.
     pub fn kill(mut self) {
         self.child.kill().expect("the child can be killed");
         self.child.wait().expect("the child can be waited for");
     }
 
-    /// Waits for the end of a process that ends by itself; gives its exit code.
+    /// Waits for a process that ends by itself. Returns its exit code.
     pub fn ended(mut self) -> Option<i32> {
         self.child.wait().expect("the child can be waited for").code()
     }
 
-    /// Asks the process to stop (SIGTERM) and waits for its end; gives its exit code and the rest
-    /// of its log.
+    /// Sends SIGTERM and waits for the end of the process. Returns its exit code and the rest of
+    /// its log.
     pub fn terminate(mut self) -> (Option<i32>, Vec<String>) {
         let status = Command::new("kill")
             .args(["-TERM", &self.child.id().to_string()])
@@ -134,24 +135,24 @@ impl Drop for Server {
     }
 }
 
-/// An HTTP answer: status, head and body.
+/// An HTTP response: status, head and body.
 pub struct Answer {
-    /// The status code.
+    /// Status code.
     pub status: u16,
     /// Status line and headers, in lower case.
     pub head: String,
-    /// The body.
+    /// Body.
     pub body: String,
 }
 
 impl Answer {
-    /// The body as JSON.
+    /// Parses the body as JSON.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.body))
     }
 }
 
-/// One HTTP/1.1 exchange on a connection of its own; `None` where nobody answers.
+/// Makes one HTTP/1.1 exchange on a new connection. Returns `None` if no server answers.
 pub fn try_http(
     address: &str,
     method: &str,
@@ -183,24 +184,24 @@ pub fn try_http(
     })
 }
 
-/// One HTTP exchange that must be answered.
+/// Makes one HTTP exchange that must be answered.
 pub fn http(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     try_http(address, method, path, headers, body)
         .unwrap_or_else(|| panic!("{method} {path} at {address} was not answered"))
 }
 
-/// Asks until the condition holds.
+/// Polls a condition until it holds.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < HANG, "it never came true that {what}");
-        // Leaves the processor to what is waited for; the condition above decides.
+        // The pause leaves the processor to the awaited process. The condition above decides.
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// An address on loopback that nobody serves now. Another process could take it in between; the
-/// kernel hands out such ports in turn, so it does not.
+/// Returns a free address on loopback. The kernel assigns such ports in turn, so that another
+/// process hardly gets the same one.
 pub fn free_address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
