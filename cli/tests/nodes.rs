@@ -402,51 +402,6 @@ fn an_idempotency_key_moves_with_its_order() {
     }
 }
 
-/// A node that dies between the reservation and the order leaves such a reservation.
-#[test]
-fn a_reservation_without_an_order_is_released() {
-    let world = World::new();
-    let alpha = world.start("alpha");
-    http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
-    let beta = world.start("beta");
-    until("beta has its share", || {
-        members(&alpha.address) == 2 && members(&beta.address) == 2
-    });
-    let secret = std::fs::read_to_string(world.data.path().join("secret")).unwrap();
-    let headers = [JSON[0], ("X-Imt-Secret", secret.as_str())];
-    let rows = std::str::from_utf8(SAMPLE_STOCKS).unwrap();
-    let mut cells = rows.lines().map(|line| {
-        let fields: Vec<u64> = line.split(',').map(|field| field.parse().unwrap()).collect();
-        (fields[0], fields[1], fields[2])
-    });
-    // Tries orders until alpha accepts a reservation for an order that beta owns.
-    let orphan = (0..40).find_map(|number| {
-        let order = format!("orphan-{number}");
-        let (product, store, _) = cells.find(|(_, _, quantity)| *quantity > 0)?;
-        let ask =
-            json!({"order": order, "nonce": 1, "store": store, "lines": [{"id": product, "quantity": 1}]});
-        let path = "/peer/volume/alpha/inner/reserve";
-        let answer = http(&alpha.address, "POST", path, &headers, ask.to_string().as_bytes());
-        (answer.status == 200 && answer.body == "true").then_some(order)
-    });
-    let orphan = orphan.expect("one of them is for alpha");
-    let is_held = || {
-        http(&beta.address, "GET", "/reservations", &[], b"")
-            .body
-            .contains(&orphan)
-    };
-    assert!(is_held(), "{orphan}");
-    until("it is released", || !is_held());
-    let without = http(
-        &alpha.address,
-        "POST",
-        "/peer/volume/alpha/inner/find",
-        &[],
-        b"{}",
-    );
-    assert_eq!(without.status, 403, "nobody else may ask this: {}", without.body);
-}
-
 fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
