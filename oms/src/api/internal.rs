@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `/peer/volume/V/public/...` | a public read with an answer too long for the channel |
 //! | `/peer/volume/V/inner/begin-stock`, `stock` | stock for several volumes (`stock_fan_out`) |
-//! | `/peer/volume/V/inner/orders`, `reservations`, `messages`, `product`, `health` | lists over all volumes (`fan_out`) |
+//! | `/peer/volume/V/inner/orders`, `reservations`, `messages`, `product` | lists (`fan_out`) |
+//! | `/peer/volume/V/inner/health` | health of all volumes |
 //! | `/peer/volume/V/inner/epoch`, `import`, `export`, `progress` | moving slots (`cluster`) |
 //! | `/peer/state` | the cluster's state has changed |
 //! | `/peer/hello`, `/peer/leave/NODE` | to the coordinator |

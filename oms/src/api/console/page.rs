@@ -3,8 +3,8 @@
 //! Invariants:
 //! - The page loads nothing from elsewhere. The Content-Security-Policy allows the one style and
 //!   the one script by their hashes, and calls to the node that sent the page.
-//! - Only a request that names `text/html` in `Accept` gets the page. So API clients get the answers
-//!   that they got before there was a page.
+//! - Only a request that names `text/html` in `Accept` gets the page. The answers to API clients
+//!   are those of a node without a page.
 
 use std::sync::LazyLock;
 

@@ -9,8 +9,8 @@
 //! - The counts of all seconds add up to the counters that they were taken from.
 //! - At most `SECONDS_KEPT` seconds are kept.
 //!
-//! Absent: calls between nodes and probes are recorded (`metrics`' route "other"), and never part of
-//! a total.
+//! Absent: calls between nodes and probes are recorded (`metrics`' route "other"), and never part
+//! of a total.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};

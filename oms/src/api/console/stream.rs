@@ -1,7 +1,7 @@
 //! `GET /console/events`: the state as server-sent events.
 //!
-//! A stream sends the state when it begins, once a second, and at each change of the cluster. A page
-//! that reconnects names the last event that it has, and gets the seconds and events after it.
+//! A stream sends the state when it begins, once a second, and at each change of the cluster. A
+//! page that reconnects names the last event that it has, and gets the seconds and events after it.
 //!
 //! Invariants:
 //! - One message a stream waits in memory. A client that does not read is cut by the connection's
