@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - The run never waits for the view: the thread only reads copies.
-//! - An input or a change of size is drawn at once, everything else [`PICTURES_PER_SECOND`] times a
+//! - An input or a change of size is drawn at once, everything else `PICTURES_PER_SECOND` times a
 //!   second.
 //! - The terminal is given back before [`View::close`] returns, and on every error.
 
