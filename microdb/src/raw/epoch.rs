@@ -155,9 +155,9 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
         // released before the epoch permits it.
         let old = unsafe { Arc::from_raw(old) };
         if cfg!(all(loom, not(crossbeam_loom))) {
-            // Runs of the model must share nothing, but without the model of the collector they
-            // would share its garbage. This model checks the readers only. Another model checks the
-            // collector.
+            // The model checker runs this code many times in one process, and no run may see state
+            // of another. The real collector is one for the process, so the value is leaked here
+            // instead of retired. A second model (`crossbeam_loom`) checks the collector.
             std::mem::forget(old);
         } else if seeded("retired-at-once") {
             drop(old);

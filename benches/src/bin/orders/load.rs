@@ -49,8 +49,8 @@ impl Ask {
     }
 }
 
-/// Orders that a mix is ahead of its payments and reads: more than there are connections, so that
-/// each was answered before.
+/// Distance, in orders, between an order of a mix and its payment and read. It is larger than the
+/// number of connections, so the order was answered before its payment is sent.
 const MIX_AHEAD: u64 = 1_000;
 
 /// The pace of the requests.
