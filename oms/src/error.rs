@@ -252,24 +252,13 @@ impl From<StorageError> for NodeError {
 }
 
 /// Renders an error with all its causes on one line.
-pub(crate) fn with_reasons(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut reason = error.source();
     while let Some(error) = reason {
         text.push_str(": ");
         text.push_str(&error.to_string());
         reason = error.source();
-    }
-    text
-}
-
-/// Renders an error with all its causes on one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
     }
     text
 }

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::domain::csv::CsvError;
-use crate::error::{StorageError, with_reasons};
+use crate::error::{StorageError, with_causes};
 use crate::volume::state::OrderError;
 
 /// An error answer. Boxed to keep the `Result` of handlers small.
@@ -254,7 +254,7 @@ impl From<StorageError> for Problem {
             StorageError::Closed | StorageError::Stale => Problem::moved(),
             error if error.is_full_disk() => Problem::busy("the disk is full; nothing was changed"),
             error => {
-                let reasons = with_reasons(&error);
+                let reasons = with_causes(&error);
                 tracing::error!(error = reasons, "request failed at the volume");
                 Problem::internal(reasons)
             }

@@ -15,30 +15,33 @@
 //!   Before each change it checks the folder and its lock files. A change is rejected if any was
 //!   replaced.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+mod files;
+mod locks;
+
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use imt_ring::{Member, NodeName, Ring};
+use imt_ring::{Member, NodeName};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::cluster::local::files::{
+    COORDINATOR, STATE, failed, holder, lock_path, node_info_path, read_state, replace_file, secret,
+    write_state,
+};
+pub use crate::cluster::local::files::{
+    has_coordinator, is_node_running, node_infos, read_ring, read_secret,
+};
+use crate::cluster::local::locks::{FolderLock, OpenPath, is_held, lock, open_lock};
 use crate::cluster::{Authority, ClusterState, Event, Expected, Membership, NodeInfo, Soon, Volumes};
 use crate::error::NodeError;
 use crate::runtime::{self, regular_file};
 use crate::storage::volume::Volume;
 
-const STATE: &str = "ring.json";
-const COORDINATOR: &str = "coordinator.lock";
-const SECRET: &str = "secret";
-/// Maximum size of a description or secret in bytes. The usual size is some hundred bytes.
-const FILE_BYTES_MAX: u64 = 64 * 1_024;
-/// Maximum size of the state in bytes. A slot takes a few bytes in each of two rings, or 400 KB in
-/// all with 16,384 slots.
-const STATE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
 /// Maximum wait for a name's lock. A thread that waits for the holder's end can hold it for
 /// microseconds.
 const NAME_TIMEOUT: Duration = Duration::from_millis(500);
@@ -64,40 +67,6 @@ pub(crate) struct LocalCluster {
 struct Held {
     name: Option<OpenPath>,
     coordinator: Option<OpenPath>,
-}
-
-/// An open file or folder, and the path that was used to open it.
-struct OpenPath {
-    path: PathBuf,
-    file: File,
-}
-
-impl OpenPath {
-    fn folder(path: &Path) -> Result<OpenPath, NodeError> {
-        Ok(OpenPath {
-            file: File::open(path).map_err(failed("open", path))?,
-            path: path.to_owned(),
-        })
-    }
-
-    /// Fails if the path leads to another file now.
-    fn check(&self) -> Result<(), NodeError> {
-        let identity = |of: std::fs::Metadata| (of.dev(), of.ino());
-        let ours = self.file.metadata().map(identity);
-        let named = std::fs::metadata(&self.path).map(identity);
-        match (ours, named) {
-            (Ok(ours), Ok(named)) if ours == named => Ok(()),
-            (Ok(_), Ok(_)) => Err(self.lost("it was replaced while this node ran")),
-            (Ok(_), Err(error)) if error.kind() == ErrorKind::NotFound => {
-                Err(self.lost("it was removed or renamed while this node ran"))
-            }
-            (Err(error), _) | (_, Err(error)) => Err(failed("check", &self.path)(error)),
-        }
-    }
-
-    fn lost(&self, reason: &'static str) -> NodeError {
-        failed("continue with", &self.path)(std::io::Error::other(reason))
-    }
 }
 
 impl LocalCluster {
@@ -418,211 +387,6 @@ impl Volumes for LocalCluster {
             }
         })
     }
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> NodeError {
-    let path = path.to_owned();
-    move |source| NodeError::Folder { action, path, source }
-}
-
-fn lock_path(data: &Path, node: &NodeName) -> PathBuf {
-    data.join("nodes").join(format!("{node}.lock"))
-}
-
-/// The lock of a folder itself, held until dropped.
-struct FolderLock(File);
-
-impl FolderLock {
-    fn take(folder: &Path) -> Result<FolderLock, NodeError> {
-        let file = File::open(folder).map_err(failed("open", folder))?;
-        // Some file systems cannot lock folders. Then only the version check protects the state.
-        while let Err(error) = file.lock()
-            && error.kind() == ErrorKind::Interrupted
-        {}
-        Ok(FolderLock(file))
-    }
-}
-
-impl Drop for FolderLock {
-    fn drop(&mut self) {
-        // Unlock explicitly. A child process that is being started shares the open file and would
-        // keep the lock.
-        let _ = self.0.unlock();
-    }
-}
-
-fn node_info_path(data: &Path, node: &NodeName) -> PathBuf {
-    data.join("nodes").join(format!("{node}.json"))
-}
-
-/// Opens a lock file; creates it if it does not exist.
-fn open_lock(path: &Path) -> std::io::Result<File> {
-    let mut options = OpenOptions::new();
-    regular_file::open_with(options.write(true).create(true).truncate(false), path)
-}
-
-/// Takes a lock, or `None` if another process has it.
-fn lock(path: &Path) -> Result<Option<OpenPath>, NodeError> {
-    let file = open_lock(path).map_err(failed("open", path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(OpenPath {
-            path: path.to_owned(),
-            file,
-        })),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(source)) => Err(failed("lock", path)(source)),
-    }
-}
-
-/// Returns `true` if a process holds that lock exclusively.
-fn is_held(path: &Path) -> bool {
-    let file = regular_file::open_with(OpenOptions::new().read(true), path);
-    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
-}
-
-fn holder(data: &Path, name: &NodeName) -> Option<String> {
-    let node_infos = node_infos(data).ok()?;
-    let node_info = node_infos.into_iter().find(|node_info| node_info.name == *name)?;
-    Some(format!(
-        "process {}, answering on {}",
-        node_info.process, node_info.address
-    ))
-}
-
-/// Returns the published descriptions of the nodes of a data folder, by name, alive or not.
-///
-/// # Errors
-/// Returns an error if the folder cannot be read. Incomplete descriptions, or those of another
-/// format, are skipped.
-pub fn node_infos(data: &Path) -> Result<Vec<NodeInfo>, NodeError> {
-    let folder = data.join("nodes");
-    let mut node_infos: Vec<NodeInfo> = Vec::new();
-    for entry in std::fs::read_dir(&folder).map_err(failed("read", &folder))? {
-        let path = entry.map_err(failed("read", &folder))?.path();
-        if path.extension().is_some_and(|extension| extension == "json") {
-            let json = regular_file::read(&path, FILE_BYTES_MAX).unwrap_or_default();
-            node_infos.extend(serde_json::from_slice::<NodeInfo>(&json).ok());
-        }
-    }
-    node_infos.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(node_infos)
-}
-
-/// Returns `true` if a process runs the node with this name.
-#[must_use]
-pub fn is_node_running(data: &Path, node: &NodeName) -> bool {
-    is_held(&lock_path(data, node))
-}
-
-/// Returns `true` if a node of this data folder is the coordinator now. Then there is a cluster to
-/// join.
-#[must_use]
-pub fn has_coordinator(data: &Path) -> bool {
-    is_held(&data.join(COORDINATOR))
-}
-
-/// Returns the secret that authenticates nodes of this data folder. Only the folder's owner can
-/// read it.
-///
-/// # Errors
-/// Returns an error if the file does not exist or cannot be read.
-pub fn read_secret(data: &Path) -> Result<String, NodeError> {
-    let path = data.join(SECRET);
-    let text = regular_file::read(&path, FILE_BYTES_MAX).and_then(|bytes| {
-        String::from_utf8(bytes).map_err(|error| std::io::Error::new(ErrorKind::InvalidData, error))
-    });
-    text.map_err(failed("read", &path))
-}
-
-/// Returns the secret. Creates it if it does not exist; the first of several processes wins.
-fn secret(data: &Path) -> Result<String, NodeError> {
-    let path = data.join(SECRET);
-    let fresh = data.join(format!("{SECRET}.{}", std::process::id()));
-    if !path.exists() {
-        let text: String = (0..4)
-            .map(|_| format!("{:016x}", rand::random::<u64>()))
-            .collect();
-        let _ = std::fs::remove_file(&fresh);
-        let mut file = OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .mode(0o600)
-            .open(&fresh)
-            .map_err(failed("create", &fresh))?;
-        file.write_all(text.as_bytes()).map_err(failed("write", &fresh))?;
-        file.sync_all().map_err(failed("sync", &fresh))?;
-        // A hard link, unlike a rename, does not replace a secret that another process has just
-        // created.
-        let linked = std::fs::hard_link(&fresh, &path);
-        let _ = std::fs::remove_file(&fresh);
-        match linked {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(failed("create", &path)(error));
-            }
-            _ => {}
-        }
-    }
-    read_secret(data)
-}
-
-/// Returns the current state of a data folder; `None` if no node has written one.
-fn read_state(data: &Path) -> Result<Option<ClusterState>, NodeError> {
-    let path = &data.join(STATE);
-    let json = match regular_file::read(path, STATE_BYTES_MAX) {
-        Ok(json) => json,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(failed("read", path)(source)),
-    };
-    let wrong = |error: serde_json::Error| NodeError::Ring {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    };
-    let value: serde_json::Value = serde_json::from_slice(&json).map_err(wrong)?;
-    // Data folders of the first layout contain only the ring.
-    let state = if value.get("ring").is_some() {
-        serde_json::from_value(value).map_err(wrong)?
-    } else {
-        ClusterState::of_ring(serde_json::from_value(value).map_err(wrong)?)
-    };
-    if !state.is_known_format() {
-        return Err(NodeError::Ring {
-            path: path.to_owned(),
-            reason: "the layout of the file is not known to this version; upgrade this program".to_owned(),
-        });
-    }
-    Ok(Some(state))
-}
-
-fn write_state(data: &Path, state: &ClusterState) -> Result<(), NodeError> {
-    let path = data.join(STATE);
-    let json = serde_json::to_vec(state).map_err(|error| NodeError::Ring {
-        path: path.clone(),
-        reason: error.to_string(),
-    })?;
-    replace_file(&path, &json)
-}
-
-/// Returns the current ring of a data folder; `None` if no node has written one. Needs no running
-/// node.
-///
-/// # Errors
-/// Returns an error if the file cannot be read or contains no ring.
-pub fn read_ring(data: &Path) -> Result<Option<Ring>, NodeError> {
-    Ok(read_state(data)?.map(|state| state.ring))
-}
-
-/// Replaces a file atomically and durably.
-fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), NodeError> {
-    let temporary = path.with_extension("json.new");
-    let mut file = File::create(&temporary).map_err(failed("create", &temporary))?;
-    file.write_all(bytes).map_err(failed("write", &temporary))?;
-    file.sync_all().map_err(failed("sync", &temporary))?;
-    std::fs::rename(&temporary, path).map_err(failed("replace", path))?;
-    if let Some(folder) = path.parent() {
-        let folder_file = File::open(folder).map_err(failed("open", folder))?;
-        folder_file.sync_all().map_err(failed("sync", folder))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

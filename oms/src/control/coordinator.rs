@@ -30,7 +30,7 @@ use crate::cluster::state::{Handover, Unleavable};
 use crate::cluster::{ClusterState, Event, NodeInfo, ranges};
 use crate::control::handle::ClusterHandle;
 use crate::control::topology::Topology;
-use crate::error::{NodeError, with_reasons};
+use crate::error::{NodeError, with_causes};
 use crate::runtime;
 use crate::volume::migration::target::{ImportRequest, Imported, Progress};
 
@@ -136,7 +136,7 @@ impl Coordinator {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
-                    let reason = with_reasons(&error);
+                    let reason = with_causes(&error);
                     if self.cluster.set_trouble(Some(reason.clone())) {
                         tracing::error!(error = reason, "coordination failed");
                     }
@@ -203,7 +203,7 @@ impl Coordinator {
         let node_infos = membership.node_infos().unwrap_or_default();
         for node_info in node_infos.iter().filter(|node_info| !is_known(&node_info.name)) {
             if let Err(error) = membership.forget(&node_info.name) {
-                tracing::warn!(node = %node_info.name, error = with_reasons(&error), "description of a node not removed");
+                tracing::warn!(node = %node_info.name, error = with_causes(&error), "description of a node not removed");
             }
         }
     }

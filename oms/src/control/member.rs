@@ -24,7 +24,7 @@ use crate::control::coordinator::coordinate;
 use crate::control::handle::ClusterHandle;
 use crate::control::reconciler::Reconciler;
 use crate::control::topology::Topology;
-use crate::error::{NodeError, with_reasons};
+use crate::error::{NodeError, with_causes};
 use crate::runtime;
 use crate::volume::server::NodeContext;
 
@@ -139,7 +139,7 @@ impl Member {
         // Nobody serves the volume in that time.
         for server in cluster.topology().servers.values() {
             if let Err(error) = server.checkpoint().await {
-                tracing::warn!(volume = %server.volume, error = with_reasons(&error), "no checkpoint written before the hand-over");
+                tracing::warn!(volume = %server.volume, error = with_causes(&error), "no checkpoint written before the hand-over");
             }
         }
         cluster.membership.retire();

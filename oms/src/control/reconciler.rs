@@ -23,7 +23,7 @@ use crate::cluster::{ClusterState, Expected, NodeInfo, Volumes};
 use crate::control::handle::ClusterHandle;
 use crate::control::remote_volumes::RemoteVolumeClient;
 use crate::control::topology::Topology;
-use crate::error::{NodeError, StorageError, with_reasons};
+use crate::error::{NodeError, StorageError, with_causes};
 use crate::volume::migration::target::staged_migration;
 use crate::volume::server::{NodeContext, VolumeServer};
 
@@ -109,10 +109,7 @@ impl Reconciler {
                 Ok(true) => {}
                 Ok(false) => again = OPEN_RETRY_PAUSE,
                 Err(error) => {
-                    tracing::error!(
-                        error = with_reasons(&error),
-                        "applying the cluster's state failed"
-                    );
+                    tracing::error!(error = with_causes(&error), "applying the cluster's state failed");
                     trouble.send_replace(Some(Arc::new(error)));
                 }
             }

@@ -239,7 +239,7 @@ impl Committer {
     fn commit_and_answer(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Vec<Waiting>) {
         let outcome = self.volume.commit(group);
         if let Err(error) = &outcome {
-            let error = crate::error::with_reasons(error);
+            let error = crate::error::with_causes(error);
             tracing::error!(error, batches = group.len(), "commit failed");
         }
         self.volume.failed.store(outcome.is_err(), Ordering::Relaxed);

@@ -1,48 +1,14 @@
 //! Delivery numbers that no warehouse can have reached: rejected in a client's request, ignored in
 //! the warehouse's answer. Neither may affect later snapshots.
 
-use std::sync::RwLock;
-
 use axum::http::{Request, Response, StatusCode};
 
+use super::tests::{close, open};
 use super::*;
 use crate::api::request::Operation;
 use crate::api::{AnswerBody, Entrance};
 use crate::domain::order::{Command, Line, OrderId};
-use crate::domain::sales::Statistics;
-use crate::outbox::OutboxLimits;
-use crate::runtime::clock::Clock;
-use crate::runtime::metrics::Metrics;
-use crate::storage::volume::Volume;
-use crate::volume::transactor::{Ask, Transactors};
-
-fn open(folder: &std::path::Path) -> Arc<App> {
-    let storage = Arc::new(Volume::open(folder).unwrap());
-    let slots = Arc::new(Slots::everything());
-    let loaded = storage.load(&slots).unwrap();
-    let state = VolumeState::new(
-        storage,
-        slots,
-        loaded,
-        OutboxLimits::default(),
-        Clock::System,
-        None,
-    );
-    Arc::new(App::new(
-        "a".to_owned(),
-        Transactors::new(Arc::new(state)),
-        Arc::new(RwLock::new(Statistics::new(Default::default()))),
-        &Metrics::default(),
-    ))
-}
-
-async fn close(app: Arc<App>) {
-    let storage = Arc::clone(&app.state().storage);
-    tokio::task::spawn_blocking(move || storage.close())
-        .await
-        .unwrap()
-        .unwrap();
-}
+use crate::volume::transactor::Ask;
 
 async fn answer(app: &Arc<App>, request: Request<Body>) -> Response<AnswerBody> {
     let operation = Operation::parse(request.method(), request.uri()).unwrap();

@@ -21,7 +21,7 @@ const STORES: u32 = 12;
 /// Units in each store before any delivery.
 const UNITS: u32 = 100;
 
-fn open(folder: &Path) -> Arc<App> {
+pub(super) fn open(folder: &Path) -> Arc<App> {
     let storage = Arc::new(Volume::open(folder).unwrap());
     let slots = Arc::new(Slots::everything());
     let loaded = storage.load(&slots).unwrap();
@@ -35,7 +35,7 @@ fn open(folder: &Path) -> Arc<App> {
     ))
 }
 
-async fn close(app: Arc<App>) {
+pub(super) async fn close(app: Arc<App>) {
     let storage = Arc::clone(&app.state().storage);
     tokio::task::spawn_blocking(move || storage.close())
         .await

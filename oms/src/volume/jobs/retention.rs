@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::error::{StorageError, with_reasons};
+use crate::error::{StorageError, with_causes};
 use crate::runtime;
 use crate::runtime::clock::{StepWatch, Watched};
 use crate::storage::write_batch::WriteBatch;
@@ -39,7 +39,7 @@ pub(crate) async fn run(state: Arc<VolumeState>, mut stop: watch::Receiver<bool>
         match remove_expired(&state, &mut steps).await {
             Ok((0, 0)) | Err(StorageError::Closed) => {}
             Ok((answers, names)) => tracing::info!(answers, names, "expired answers and file names removed"),
-            Err(error) => tracing::warn!(error = with_reasons(&error), "removal of expired rows failed"),
+            Err(error) => tracing::warn!(error = with_causes(&error), "removal of expired rows failed"),
         }
         tokio::select! {
             biased;

@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::domain::sales::{self, Statistics};
-use crate::error::{StorageError, with_reasons};
+use crate::error::{StorageError, with_causes};
 use crate::runtime;
 use crate::runtime::metrics::VolumeCounters;
 use crate::storage::write_batch::WriteBatch;
@@ -100,7 +100,7 @@ impl Scanner {
                 Err(error) => {
                     tracing::error!(
                         file = entry.name,
-                        error = with_reasons(&error),
+                        error = with_causes(&error),
                         "statistics file not added"
                     );
                     return;

@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use crate::cluster::SlotSet;
 use crate::control::handle::ClusterHandle;
 use crate::domain::stock::StockHead;
-use crate::error::{StorageError, with_reasons};
+use crate::error::{StorageError, with_causes};
 use crate::runtime;
 use crate::storage::change_feed::RawRow;
 use crate::storage::codec::{self, DecodeError};
@@ -109,7 +109,7 @@ pub(crate) enum ImportError {
 impl fmt::Display for ImportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ImportError::Storage(error) => f.write_str(&with_reasons(error)),
+            ImportError::Storage(error) => f.write_str(&with_causes(error)),
             ImportError::Copy(reason) => write!(f, "the copy of the slots failed: {reason}"),
         }
     }
