@@ -69,7 +69,9 @@ impl Batch {
     /// # }
     /// ```
     pub fn put<T: AnyTable>(&mut self, table: &T, key: impl KeyFor<T>, value: impl ValueFor<T>) {
-        let encoded = key.key_bytes(table).and_then(|key| Ok((key, value.value_bytes(table)?)));
+        let encoded = key
+            .key_bytes(table)
+            .and_then(|key| Ok((key, value.value_bytes(table)?)));
         match encoded {
             Ok((key, value)) => self.push(RecordKind::Put, table.raw(), &key, &value),
             Err(error) => _ = self.error.get_or_insert(error),

@@ -82,10 +82,10 @@ pub mod bench_support {
 pub use engine::histogram::Histogram;
 pub use engine::recovery_report::RecoveryReport;
 pub use error::{Error, Result};
+pub use format::key_codec::KeyCodec;
 pub use format::{
     BATCH_BYTES_MAX, DatabaseId, KEY_BYTES_MAX, LogPosition, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
 };
-pub use format::key_codec::KeyCodec;
 pub use options::{Durability, Options};
 pub use sequence::Sequence;
 pub use snapshot::{Iter, Snapshot};

@@ -2,9 +2,10 @@
 //!
 //! - Parts of the engine that count commits use plain numbers; the interface uses this type.
 //!
-//! Deliberately absent: arithmetic of two numbers, which counts commits and has no use here.
+//! Deliberately absent: the difference of two numbers, which is a count of commits.
 
 use std::fmt;
+use std::ops::Add;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,20 +34,23 @@ impl Sequence {
 
     /// Returns the number of the following commit.
     #[must_use]
-    pub const fn next(self) -> Self {
-        self.plus(1)
+    pub fn next(self) -> Self {
+        self + 1
     }
 
-    /// Returns the number of the commit `commits` later.
+    /// Returns the number of the commit that is `commits` earlier, or zero.
     #[must_use]
-    pub const fn plus(self, commits: u64) -> Self {
-        Self(self.0.saturating_add(commits))
-    }
-
-    /// Returns the number of the commit `commits` earlier, or zero.
-    #[must_use]
-    pub const fn minus(self, commits: u64) -> Self {
+    pub const fn saturating_sub(self, commits: u64) -> Self {
         Self(self.0.saturating_sub(commits))
+    }
+}
+
+/// The number of a commit that is so many commits later.
+impl Add<u64> for Sequence {
+    type Output = Self;
+
+    fn add(self, commits: u64) -> Self {
+        Self(self.0 + commits)
     }
 }
 

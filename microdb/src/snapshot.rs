@@ -273,7 +273,7 @@ impl Iter {
     /// let mut bytes = 0;
     /// words.iter().for_each_record(|_key, value| {
     ///     bytes += value.len();
-    ///     Ok(())
+    ///     Ok::<_, microdb::Error>(()) // or an error of the program, which ends the walk
     /// })?;
     /// assert_eq!(bytes, 4);
     /// # Ok(())
@@ -282,7 +282,10 @@ impl Iter {
     ///
     /// # Errors
     /// The errors of [`Table::get`], and those of `visit`.
-    pub fn for_each_record(&mut self, mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+    pub fn for_each_record<E: From<Error>>(
+        &mut self,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         while let Some(location) = self.next_place() {
             let found = self.record_at(location?)?;
             visit(found.record.key(), found.record.value())?;

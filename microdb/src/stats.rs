@@ -12,8 +12,8 @@ use serde::Serialize;
 use crate::engine::counters::Bytes;
 use crate::engine::histogram::Histogram;
 use crate::engine::{Engine, lock};
-use crate::format::key_codec::KeyCodec;
 use crate::format::LogPosition;
+use crate::format::key_codec::KeyCodec;
 use crate::sequence::Sequence;
 
 /// The state of a database at one moment, returned by [`Db::stats`](crate::Db::stats).

@@ -5,18 +5,16 @@
 //! thread began and another made durable.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use crate::support::cut::Cuts;
+use crate::support::disk::Disk;
+use crate::support::random::Random;
+use crate::support::workload::{ROOT, chain};
 use microdb::storage::{OpenMode, Storage, StorageFile, StorageLock};
 use microdb::{Db, Durability, Options};
-use support::cut::Cuts;
-use support::disk::Disk;
-use support::random::Random;
-use support::workload::{ROOT, chain};
 
 const DISKS: usize = 12;
 

@@ -3,16 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::support::disk::Disk;
+use crate::support::image::{Content, Image};
+use crate::support::random::Random;
+use crate::support::workload::{Change, Model, Op, ROOT, Run, Shape, chain, read, shown};
 use microdb::{Durability, Error, Manifest, Options, salvage};
-use support::disk::Disk;
-use support::image::{Content, Image};
-use support::random::Random;
-use support::workload::{Change, Model, Op, ROOT, Run, Shape, chain, read, shown};
 
 const SAVED: &str = "/data/saved";
 

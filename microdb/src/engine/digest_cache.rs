@@ -13,7 +13,6 @@ use serde::{Serialize, Serializer};
 
 use crate::sequence::Sequence;
 
-
 /// A 256-bit digest, displayed in hexadecimal.
 ///
 /// ```

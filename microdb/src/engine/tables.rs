@@ -61,11 +61,7 @@ impl Engine {
     }
 
     /// Returns the table `name`. Creates it with the record of `key_codec` if it does not exist.
-    pub(crate) fn create_table(
-        &self,
-        name: &str,
-        key_codec: Option<&KeyCodec>,
-    ) -> Result<Arc<TableCore>> {
+    pub(crate) fn create_table(&self, name: &str, key_codec: Option<&KeyCodec>) -> Result<Arc<TableCore>> {
         nesting::check_outside(self)?;
         self.check_process()?;
         let _ddl = lock(&self.ddl);
@@ -151,7 +147,10 @@ impl Engine {
             renamed.push((table, (*to).to_owned()));
         }
         let names = pairs.iter().zip(&renamed).flat_map(|((from, to), (table, _))| {
-            [(RecordKind::Delete, *from, &**table), (RecordKind::Put, *to, &**table)]
+            [
+                (RecordKind::Delete, *from, &**table),
+                (RecordKind::Put, *to, &**table),
+            ]
         });
         let names: Vec<_> = names.collect();
         let cleared = dropped.clone();

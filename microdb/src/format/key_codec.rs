@@ -64,7 +64,13 @@ mod tests {
         assert_eq!(KeyCodec::decode(&value), Some(codec));
         let long = [&[0; 4][..], &[b'a'; 200], b" ", &[b'b'; 55]].concat();
         assert_eq!(KeyCodec::decode(&long), None);
-        for other in [&b""[..], b"\x07\0\0", b"\x07\0\0\0", b"\x07\0\0\0bincode", b"\x07\0\0\0\xFF b"] {
+        for other in [
+            &b""[..],
+            b"\x07\0\0",
+            b"\x07\0\0\0",
+            b"\x07\0\0\0bincode",
+            b"\x07\0\0\0\xFF b",
+        ] {
             assert_eq!(KeyCodec::decode(other), None, "{other:?}");
         }
         assert_eq!(KeyCodec::of::<u8>(&"c".repeat(260)), None);

@@ -31,7 +31,7 @@ use crate::sequence::Sequence;
 /// # let db = microdb::Db::open(folder.path().join("shop"))?;
 /// # let events = db.table("events")?;
 /// events.put("k", "v")?;
-/// let change = db.changes_since(db.sequence().minus(1))?.next().unwrap()?;
+/// let change = db.changes_since(db.sequence().saturating_sub(1))?.next().unwrap()?;
 /// assert_eq!((change.sequence, change.operations.len()), (db.sequence(), 1));
 /// # Ok(())
 /// # }

@@ -104,7 +104,7 @@ impl Transaction<'_> {
     /// db.transaction(|tx| {
     ///     tx.put(&events, "k", "v")?;
     ///     assert!(tx.get(&events, "k")?.is_some(), "it sees its own writes");
-    ///     microdb::Result::Ok(())
+    ///     Ok::<_, microdb::Error>(())
     /// })?;
     /// # Ok(())
     /// # }

@@ -114,7 +114,10 @@ fn shown<'a>(type_name: &str, bytes: &'a [u8], depth: usize) -> Option<(String, 
         let (value, rest) = decode_front::<String>(bytes)?;
         return Some((format!("{value:?}"), rest));
     }
-    if let Some(inner) = type_name.strip_prefix('(').and_then(|name| name.strip_suffix(')')) {
+    if let Some(inner) = type_name
+        .strip_prefix('(')
+        .and_then(|name| name.strip_suffix(')'))
+    {
         let depth = depth.checked_sub(1)?;
         let (mut texts, mut rest) = (Vec::new(), bytes);
         for part in parts(inner) {
@@ -190,7 +193,11 @@ mod tests {
 
     #[test]
     fn hostile_type_names_are_refused() {
-        for name in ["(".repeat(200) + &")".repeat(200), "(u8, , u8".to_owned(), "((,),)".to_owned()] {
+        for name in [
+            "(".repeat(200) + &")".repeat(200),
+            "(u8, , u8".to_owned(),
+            "((,),)".to_owned(),
+        ] {
             let mut codec = KeyCodec::of::<u8>(Bincode::NAME).unwrap();
             codec.type_name = name;
             assert_eq!(codec.text_of(&[1, 2]), None, "{codec:?}");

@@ -21,8 +21,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use self::iter::TypedIter;
 use self::codec::{Bincode, Codec};
+pub use self::iter::TypedIter;
 use self::round_trip::{KnownShapes, Part};
 use crate::any_table::{AnyTable, KeyFor, ValueFor, sealed};
 use crate::error::{Error, Result};
