@@ -333,3 +333,23 @@ fn changed_types_follow_the_documented_rule() {
         Some(3)
     );
 }
+
+#[test]
+fn typed_tables_report_values_that_do_not_decode() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = Db::open(folder.path()).unwrap();
+    let orders = db.typed_table::<String, (u32, Vec<u16>)>("orders").unwrap();
+    let id = "17".to_owned();
+    orders.put(&id, &(3, vec![1, 2])).unwrap();
+    assert_eq!(orders.get(&id).unwrap(), Some((3, vec![1, 2])));
+    assert_eq!(
+        orders.iter().collect::<Result<Vec<_>, _>>().unwrap(),
+        [(id.clone(), (3, vec![1, 2]))]
+    );
+    let wrong = db.typed_table::<String, u64>("orders").unwrap();
+    let Err(Error::Decode { table, .. }) = wrong.get(&id) else {
+        panic!("decoded")
+    };
+    assert_eq!(table, "orders");
+    assert!(orders.delete(&id).unwrap() && orders.is_empty());
+}
