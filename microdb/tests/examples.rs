@@ -19,7 +19,7 @@ use microdb::{Db, Error};
 #[test]
 fn word_count_continues_in_the_next_run() {
     let folder = tempfile::tempdir().unwrap();
-    let mut count = |text: &str| word_count::count(folder.path(), &mut text.as_bytes()).unwrap();
+    let count = |text: &str| word_count::count(folder.path(), &mut text.as_bytes()).unwrap();
     assert_eq!(count("a b a\nb a"), [("a".to_owned(), 3), ("b".to_owned(), 2)]);
     assert_eq!(count("b b\n")[0], ("b".to_owned(), 4));
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::other::{self, Other, say};
 use crate::support::workload::chain;
 use microdb::fuzzing::{fork, wait};
-use microdb::{Db, Durability, Error, Options};
+use microdb::{Db, Durability, Error, Options, Sequence};
 
 /// Name of the test that is the second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
@@ -357,7 +357,7 @@ fn inherit(folder: &Path) {
             db.compact().map(drop),
             db.verify().map(drop),
             db.digest().map(drop),
-            db.changes_since(0).map(drop),
+            db.changes_since(Sequence::ZERO).map(drop),
             db.backup_to(folder.join("copy")).map(drop),
             db.transaction(|tx| tx.get(&table, "k").map(drop)),
             db.clone().close(),

@@ -484,7 +484,7 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
     let image = unsettled(|number| number == 9);
     let (db, _) = found(&image, |_| {}).unwrap();
     let third = db.table("t").unwrap().location(11u32.to_be_bytes());
-    let third = third.unwrap().unwrap().1 as usize - 48;
+    let third = third.unwrap().unwrap().offset as usize - 48;
     drop(db);
     let told = found(&image, |disk| {
         damaged(disk);
@@ -517,11 +517,11 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
 /// End of the frame with the last record, behind which the next one was cut off.
 fn end_of_the_eighth(db: &Db) -> u64 {
     let table = db.table("t").unwrap();
-    let (segment, at) = table.location(7u32.to_be_bytes()).unwrap().unwrap();
-    let (before, first) = table.location(6u32.to_be_bytes()).unwrap().unwrap();
-    assert_eq!((segment, before), (3, 3));
+    let at = table.location(7u32.to_be_bytes()).unwrap().unwrap();
+    let before = table.location(6u32.to_be_bytes()).unwrap().unwrap();
+    assert_eq!((at.segment, before.segment), (3, 3));
     // All these frames have one length.
-    u64::from(at + (at - first)) - 48
+    u64::from(at.offset + (at.offset - before.offset)) - 48
 }
 
 #[test]

@@ -356,7 +356,7 @@ fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
         "{right} right, {unreadable} unreadable"
     );
     assert!(!db.verify().unwrap().is_sound());
-    println!("{what}: {right} records right, {unreadable} named");
+    println!("{right} records right, {unreadable} named");
     drop((table, db));
     // Without proof of durability it is still no torn tail, and nothing is cut off.
     std::fs::write(place.join("young"), young).unwrap();

@@ -336,8 +336,7 @@ fn changed_types_follow_the_documented_rule() {
 
 #[test]
 fn typed_tables_report_values_that_do_not_decode() {
-    let folder = tempfile::tempdir().unwrap();
-    let db = Db::open(folder.path()).unwrap();
+    let (_folder, db) = open();
     let orders = db.typed_table::<String, (u32, Vec<u16>)>("orders").unwrap();
     let id = "17".to_owned();
     orders.put(&id, &(3, vec![1, 2])).unwrap();

@@ -467,7 +467,7 @@ fn replayed_from(
     if !options.read_only {
         settle(&engine, &scan, &cut, &report, found.damaged)?;
     }
-    report.sequence = cut.end.sequence;
+    report.sequence = Sequence(cut.end.sequence);
     // The replayed log counts towards the next checkpoint.
     lock(&engine.core).published_size = LogSize {
         bytes: report.bytes_replayed,

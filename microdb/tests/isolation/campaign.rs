@@ -389,7 +389,10 @@ fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Ra
     let committed = result.is_ok();
     if let Err(error) = result {
         let is_conflict = is_begun && matches!(error, Error::Conflict { .. });
-        assert!(is_conflict || matches!(error, Error::TableDropped { .. }), "{error}");
+        assert!(
+            is_conflict || matches!(error, Error::TableDropped { .. }),
+            "{error}"
+        );
     }
     let last = runs.pop();
     for (at, effects) in runs {

@@ -311,7 +311,7 @@ fn by_log(
 /// One of the two databases: its digests and their moment.
 struct Side {
     snapshot: Snapshot,
-    sequence: u64,
+    sequence: Sequence,
     keys: u64,
     /// Tables by name, with their ids.
     tables: BTreeMap<String, (TableDigest, u32)>,
