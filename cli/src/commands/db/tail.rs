@@ -11,7 +11,7 @@ use super::open;
 use super::show::Form;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
-use microdb::{Change, Db, Error, Operation};
+use microdb::{Change, Db, Error, Operation, Sequence};
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -72,7 +72,7 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
     let db = open::to_look(&args.path)?;
     let since = args
         .since
-        .unwrap_or_else(|| db.sequence().saturating_sub(args.last));
+        .unwrap_or_else(|| db.sequence().saturating_sub(args.last).0);
     let names = db
         .tables()
         .into_iter()
@@ -102,7 +102,7 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
         // moment as the last poll may not change them.
         (seen, is_settled) = (now, is_same);
         let db = open::to_look(&args.path)?;
-        if db.sequence() < place.sequence {
+        if db.sequence().0 < place.sequence {
             return Err(CliError::failed(format!(
                 "the database is at commit {}, and {} was seen: its last commits, not yet durable, were lost in a crash, or it is another database now; run the command again",
                 db.sequence(),
@@ -129,10 +129,10 @@ fn traces(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
 
 /// Prints all changes after the position.
 fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Result<(), CliError> {
-    let changes = match db.changes_since(place.sequence) {
+    let changes = match db.changes_since(Sequence(place.sequence)) {
         Err(Error::FeedGone { oldest, .. }) if args.since.is_none() && place.chain.is_none() => {
             // Without `--since`, reading begins at the oldest change that the log still has.
-            place.sequence = oldest;
+            place.sequence = oldest.0;
             db.changes_since(oldest)
         }
         changes => changes,
@@ -152,7 +152,7 @@ fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Re
                 change.sequence, place.sequence
             )));
         }
-        (place.sequence, place.chain) = (change.sequence, Some(change.chain));
+        (place.sequence, place.chain) = (change.sequence.0, Some(change.chain));
         print(args, &change, place, output)?;
     }
     Ok(())
