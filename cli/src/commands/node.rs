@@ -226,7 +226,7 @@ async fn list(folder: Folder, args: &TableArgs, output: OutputFormat) -> Result<
     let ring = imt_oms::read_ring(data).map_err(|error| {
         CliError::because(format!("the ring in {} cannot be read", data.display()), error)
     })?;
-    let slots = |name: &imt_ring::NodeName| ring.as_ref().map_or(0, |ring| ring.slots_of(name).count());
+    let slots = |name: &NodeName| ring.as_ref().map_or(0, |ring| ring.slots_of(name).count());
     let mut nodes: Vec<Listed> = Vec::new();
     for (card, is_running, report) in &reports {
         let report = report.as_ref();
@@ -384,7 +384,11 @@ pub(super) async fn ask(data: &Path, card: &NodeInfo, path: &str) -> Result<hype
 pub(super) fn running(data: &Path, name: &str) -> Result<NodeInfo, CliError> {
     let cards = cards(data)?;
     let is_running = |card: &&NodeInfo| imt_oms::is_node_running(data, &card.name);
-    let others: Vec<&str> = cards.iter().filter(is_running).map(|card| card.name.as_str()).collect();
+    let others: Vec<&str> = cards
+        .iter()
+        .filter(is_running)
+        .map(|card| card.name.as_str())
+        .collect();
     let card = cards.iter().filter(is_running).find(|card| card.name == *name);
     card.cloned().ok_or_else(|| {
         let there = match others.is_empty() {
@@ -402,7 +406,11 @@ async fn stop(name: &NodeName, folder: Folder, output: OutputFormat) -> Result<E
         tokio::time::sleep(LOOK_EVERY).await;
     }
     let text = format!("node '{name}' has stopped");
-    output::print_either(output, &text, &json!({ "node": name.as_str(), "state": "stopped" }))?;
+    output::print_either(
+        output,
+        &text,
+        &json!({ "node": name.as_str(), "state": "stopped" }),
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
