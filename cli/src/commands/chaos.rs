@@ -7,8 +7,9 @@
 //!   fault of the cluster, and not a connection that ended with a killed node.
 //! - The events follow from the seed.
 
-use super::sim::load::{LoadArgs, positive_duration};
+use super::sim::load::LoadArgs;
 use super::sim::{self, ShopPlan};
+use crate::args;
 use crate::error::CliError;
 use crate::output::OutputFormat;
 use imt_sim::scenario::NodeAction;
@@ -21,16 +22,14 @@ const ENTRY: &str = "chaos-entry";
 
 #[derive(clap::Args)]
 pub(crate) struct ChaosArgs {
-    #[command(flatten)]
-    load: LoadArgs,
     /// Data folder, created if it does not exist
-    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
     /// Number of nodes with events, besides the node that the shop calls
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
     nodes: u32,
-    /// Time between two events
-    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = positive_duration)]
+    /// Time between two events, at least 50ms
+    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = args::interval)]
     every: Duration,
     /// Kinds of events
     #[arg(long, value_enum, default_value_t = Harm::All)]
@@ -38,6 +37,9 @@ pub(crate) struct ChaosArgs {
     /// Print one line per second instead of a display
     #[arg(long)]
     plain: bool,
+    // The last flags of the load have a heading of their own.
+    #[command(flatten)]
+    load: LoadArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

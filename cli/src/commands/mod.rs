@@ -2,7 +2,9 @@
 
 mod chaos;
 pub(crate) mod config;
+pub(crate) mod context;
 pub(crate) mod db;
+pub(crate) mod man;
 pub(crate) mod node;
 pub(crate) mod order;
 pub(crate) mod ring;
