@@ -20,10 +20,12 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Uri};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use utoipa::ToSchema;
 
 use crate::api::content;
 use crate::api::fast_path::Json;
-use crate::api::problem::Problem;
+use crate::api::problem::{Kind, Problem};
+use crate::cluster::peer_call::{VolumeCall, VolumeQuestion};
 use crate::domain::csv::{FieldFault, LineReader};
 use crate::domain::stock::{Arrival, CellStep, StaleSnapshot};
 use crate::domain::stock_matrix::{Layout, StockMatrix};
@@ -50,6 +52,11 @@ const PART_BYTES_MAX: usize = STOCK_BYTES_MAX + 16 * PRODUCT_MAX as usize;
 #[derive(Serialize, Deserialize)]
 pub(crate) struct BeginStock {
     pub(super) as_of: Option<u64>,
+}
+
+impl VolumeQuestion for BeginStock {
+    const CALL: VolumeCall = VolumeCall::BeginStock;
+    type Answer = Begun;
 }
 
 /// The answer of a volume before a snapshot is sent to it.
@@ -152,10 +159,14 @@ pub(super) fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
         .map_err(|_| Problem::busy("too many stock uploads are in progress"))
 }
 
-#[derive(Serialize)]
+/// The answer to a stock upload.
+#[derive(Serialize, ToSchema)]
 pub(super) struct SnapshotTaken {
+    /// Number of lines in the body.
     pub(super) lines: u64,
+    /// Number of stores in the body.
     pub(super) stores: usize,
+    /// Always `true`.
     pub(super) applied: bool,
 }
 
@@ -199,7 +210,7 @@ pub(super) fn stale(as_of: u64, newest: u64) -> Problem {
     let detail = format!(
         "the snapshot is as of delivery {as_of}, but a snapshot as of delivery {newest} was applied before"
     );
-    Problem::conflict("stale-snapshot", detail)
+    Problem::new(Kind::StaleSnapshot, detail)
 }
 
 impl From<StaleSnapshot> for Problem {

@@ -10,12 +10,12 @@
 //!
 //! Deliberately absent: the errands of clients, which `api::forward` defines.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use imt_ring::NodeName;
+use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::cluster::channel::message::{Answer, Question, Reply};
@@ -101,28 +101,18 @@ pub(crate) struct Unanswered {
 }
 
 /// The reason why an errand was given up.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum Undelivered {
     /// The volume has left the ring. The caller must choose again.
+    #[error("the order or store is being moved to another node; retry")]
     Gone,
     /// No node answered for the volume in time.
+    #[error("the node {node}, which serves this order or store, does not answer: {reason}")]
     Unanswered {
         /// The node that should serve the volume.
         node: String,
         reason: String,
     },
-}
-
-impl fmt::Display for Undelivered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Undelivered::Gone => f.write_str("the order or store is being moved to another node; retry"),
-            Undelivered::Unanswered { node, reason } => write!(
-                f,
-                "the node {node}, which serves this order or store, does not answer: {reason}"
-            ),
-        }
-    }
 }
 
 impl From<Undelivered> for OrderError {

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 
 use super::*;
 use crate::api::Entrance;
-use crate::api::request::Operation;
+use crate::api::request::VolumeOperation;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::sales::Statistics;
 use crate::domain::stock::Delivery;
@@ -77,7 +77,7 @@ async fn put(app: &Arc<App>, deliveries: u64, as_of: Option<u64>) -> StatusCode 
         headers.insert("x-stock-as-of", as_of.into());
     }
     let entrance = Entrance::of(app);
-    let answer = entrance.answer(Operation::ReplaceStock, &headers, Body::from(csv));
+    let answer = entrance.answer(VolumeOperation::ReplaceStock, &headers, Body::from(csv));
     answer.await.status()
 }
 

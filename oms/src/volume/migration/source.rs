@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use imt_ring::Ring;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::cluster::{SlotSet, slots_in};
@@ -203,17 +204,13 @@ struct Reading {
 }
 
 /// The reason why a page cannot be sent.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum ExportError {
-    Storage(StorageError),
-    /// The requested page is not the next one. The copy must start again.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The requested page is not the next one.
+    #[error("the copy of these slots was broken off and must start again")]
     OutOfTurn,
-}
-
-impl From<StorageError> for ExportError {
-    fn from(error: StorageError) -> ExportError {
-        ExportError::Storage(error)
-    }
 }
 
 impl Exports {

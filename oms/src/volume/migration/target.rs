@@ -14,17 +14,19 @@
 //! - The staged rows of a migration that is undone are removed by `cleanup`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, Method};
+use imt_ring::NodeName;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::cluster::SlotSet;
+use crate::cluster::peer_call::{PeerCall, VolumeCall, VolumeQuestion};
 use crate::cluster::peer_client::Peers;
 use crate::domain::stock::StockHead;
 use crate::error::{StorageError, with_causes};
@@ -49,7 +51,7 @@ pub(crate) struct ImportRequest {
     /// Address of the source's node.
     pub(crate) address: SocketAddr,
     /// The source volume.
-    pub(crate) volume: String,
+    pub(crate) volume: NodeName,
     /// Number of the source within the migration.
     pub(crate) source: u8,
     /// Id of the migration.
@@ -58,6 +60,20 @@ pub(crate) struct ImportRequest {
     pub(crate) slots: Vec<(u32, u32)>,
     /// `true` if the source must seal the slots, so that the rest can be copied.
     pub(crate) seal: bool,
+}
+
+impl VolumeQuestion for ImportRequest {
+    const CALL: VolumeCall = VolumeCall::Import;
+    type Answer = Imported;
+}
+
+/// The question how far the copy to a volume is.
+#[derive(Clone, Copy, Serialize)]
+pub(crate) struct AskProgress;
+
+impl VolumeQuestion for AskProgress {
+    const CALL: VolumeCall = VolumeCall::Progress;
+    type Answer = Progress;
 }
 
 /// The rows copied and compared so far.
@@ -100,25 +116,12 @@ fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
 }
 
 /// The reason why slots could not be copied.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum ImportError {
-    Storage(StorageError),
+    #[error("{}", with_causes(.0))]
+    Storage(#[from] StorageError),
+    #[error("the copy of the slots failed: {0}")]
     Copy(String),
-}
-
-impl fmt::Display for ImportError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ImportError::Storage(error) => f.write_str(&with_causes(error)),
-            ImportError::Copy(reason) => write!(f, "the copy of the slots failed: {reason}"),
-        }
-    }
-}
-
-impl From<StorageError> for ImportError {
-    fn from(error: StorageError) -> ImportError {
-        ImportError::Storage(error)
-    }
 }
 
 /// The incoming copy of a migration.
@@ -295,7 +298,7 @@ async fn fetch(
     };
     let wrong = |reason: String| ImportError::Copy(format!("{}: {reason}", request.volume));
     let question = serde_json::to_vec(&export).map_err(|error| wrong(error.to_string()))?;
-    let path = format!("/peer/volume/{}/inner/export", request.volume);
+    let path = PeerCall::Volume(request.volume.clone(), VolumeCall::Export).to_string();
     let until = Instant::now() + PAGE_TIMEOUT;
     let answer = peers
         .call(
