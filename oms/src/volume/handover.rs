@@ -17,8 +17,8 @@ use imt_ring::Ring;
 
 use crate::runtime::seeded::seeded;
 use crate::storage::group_commit::{Permit, Ticket};
+use crate::volume::migration::staged_rows::StagedRows;
 use crate::volume::migration::staged_state::StagedState;
-use crate::volume::migration::target::StagedRows;
 use crate::volume::remote_reservations::RemoteReservations;
 use crate::volume::state::VolumeState;
 
