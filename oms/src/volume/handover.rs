@@ -163,7 +163,7 @@ mod tests {
         let lost: Vec<u32> = state.slots.lost(ring).map(|slot| slot.0).collect();
         let mut request = ExportRequest {
             id: 1,
-            to: "b".to_owned(),
+            to: NodeName::new("b").unwrap(),
             slots: cluster::ranges(&lost),
             page: 0,
             seal: true,

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use imt_ring::Ring;
+use imt_ring::{NodeName, Ring};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
@@ -61,7 +61,7 @@ pub(crate) struct ExportRequest {
     /// Id of the migration.
     pub(crate) id: u64,
     /// The target volume.
-    pub(crate) to: String,
+    pub(crate) to: NodeName,
     /// The slots as ranges.
     pub(crate) slots: Vec<(u32, u32)>,
     /// Number of the page.
@@ -179,7 +179,7 @@ impl Page {
 
 /// The outgoing copies of a volume, by the volume that gets the slots.
 #[derive(Default)]
-pub(crate) struct Exports(Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Outgoing>>>>);
+pub(crate) struct Exports(Mutex<BTreeMap<NodeName, Arc<tokio::sync::Mutex<Outgoing>>>>);
 
 /// The outgoing copy to one other volume.
 struct Outgoing {
@@ -214,7 +214,7 @@ pub(crate) enum ExportError {
 }
 
 impl Exports {
-    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<tokio::sync::Mutex<Outgoing>>>> {
+    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, Arc<tokio::sync::Mutex<Outgoing>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -219,7 +219,7 @@ async fn fetch(
 ) -> Result<Page, ImportError> {
     let export = ExportRequest {
         id: request.id,
-        to: server.volume.to_string(),
+        to: server.volume.clone(),
         slots: request.slots.clone(),
         page,
         seal: request.seal,
