@@ -37,5 +37,5 @@ pub(crate) mod stock_query;
 pub(crate) mod stock_upload;
 
 pub(crate) use crate::api::console::Console;
-pub(crate) use crate::api::fast_path::{AnswerBody, Entrance};
+pub(crate) use crate::api::fast_path::AnswerBody;
 pub(crate) use crate::api::problem::Problem;

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::api::fast_path::Entrance;
 use crate::api::idempotency::Commanded;
-use crate::api::problem::{Problem, REPLAYED};
+use crate::api::problem::REPLAYED;
 use crate::cluster::channel::message::{HttpReply, OrderCommand, Question, Reply, Reserve};
 use crate::cluster::channel::{Asked, Caller, Service};
 use crate::control::handle::ClusterHandle;

@@ -12,9 +12,7 @@
 
 mod apply;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::body::Body;
 use axum::extract::Query;
@@ -30,15 +28,10 @@ use crate::api::problem::{Kind, Problem};
 use crate::api::stock_upload::apply::{apply, change};
 use crate::cluster::peer_call::{VolumeCall, VolumeQuestion};
 use crate::domain::csv::{FieldFault, LineReader};
-use crate::domain::stock::{Arrival, CellStep, StaleSnapshot};
-use crate::domain::stock_matrix::{Layout, StockMatrix};
+use crate::domain::stock::{Arrival, StaleSnapshot};
 use crate::domain::stock_snapshot::{PRODUCT_MAX, StockSnapshot};
 use crate::runtime;
-use crate::storage::group_commit::Ticket;
-use crate::storage::owned_slots::Slots;
-use crate::storage::write_batch::WriteBatch;
 use crate::volume::app::App;
-use crate::volume::state::{OrderError, VolumeState};
 
 /// Maximum size of a snapshot in bytes. The usual one has 22 MB.
 pub(super) const STOCK_BYTES_MAX: usize = 100 * 1_000 * 1_000;

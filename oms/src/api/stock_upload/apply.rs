@@ -29,12 +29,13 @@ pub(super) struct Prepared {
     matrix: StockMatrix,
     stores: Vec<u32>,
     /// Batches that may be written before the last one; see `WriteBatch::stock_in_parts`.
-    parts: Vec<WriteBatch>,
+    pub(super) parts: Vec<WriteBatch>,
     last: WriteBatch,
 }
 
 impl Prepared {
-    fn of(snapshot: StockSnapshot, known: &Arc<Layout>) -> Prepared {
+    /// Encodes a stock for a volume whose stock has these products and stores.
+    pub(super) fn of(snapshot: StockSnapshot, known: &Arc<Layout>) -> Prepared {
         let mut last = WriteBatch::default();
         let parts = if snapshot.has_layout(known) {
             WriteBatch::stock_in_parts(&snapshot)

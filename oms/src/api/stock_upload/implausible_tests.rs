@@ -1,12 +1,15 @@
 //! Delivery numbers that no warehouse can have reached: rejected in a client's request, ignored in
 //! the warehouse's answer. Neither may affect later snapshots.
 
+use std::sync::atomic::Ordering;
+
 use axum::http::{Method, Request, Response, StatusCode};
 
 use super::tests::{close, open};
 use super::*;
+use crate::api::AnswerBody;
+use crate::api::fast_path::Entrance;
 use crate::api::request::VolumeOperation;
-use crate::api::{AnswerBody, Entrance};
 use crate::domain::order::{Command, Line, OrderId};
 use crate::volume::transactor::Ask;
 

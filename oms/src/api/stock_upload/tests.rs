@@ -5,8 +5,9 @@ use std::sync::RwLock;
 
 use axum::http::StatusCode;
 
+use super::apply::Prepared;
 use super::*;
-use crate::api::Entrance;
+use crate::api::fast_path::Entrance;
 use crate::api::request::VolumeOperation;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::sales::Statistics;
@@ -14,7 +15,10 @@ use crate::domain::stock::Delivery;
 use crate::outbox::OutboxLimits;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
+use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
+use crate::storage::write_batch::WriteBatch;
+use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
 const STORES: u32 = 12;
