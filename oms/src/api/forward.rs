@@ -191,7 +191,7 @@ async fn answer_among(
     };
     let until = Instant::now() + ROUTING_TIMEOUT;
     let volume = |topology: &Topology| topology.volume_of(&key);
-    let (response, _) = cluster.carry(volume, &errand, until).await?;
+    let (response, _) = cluster.perform(volume, &errand, until).await?;
     Ok(response)
 }
 
@@ -313,7 +313,7 @@ pub(crate) async fn call_volume(
     errand: VolumeErrand,
     until: Instant,
 ) -> Result<Response<Body>, Problem> {
-    let (response, _) = cluster.carry(volume, &errand, until).await?;
+    let (response, _) = cluster.perform(volume, &errand, until).await?;
     Ok(response)
 }
 

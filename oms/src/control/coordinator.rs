@@ -388,7 +388,7 @@ async fn all_cleaned_up(cluster: &Arc<ClusterHandle>, state: &ClusterState) -> R
         loop {
             let name = |_: &Topology| Some(volume.clone());
             let try_until = until.min(Instant::now() + CLEANUP_QUESTION_TIMEOUT);
-            let reason = match cluster.carry(name, &AskEpoch, try_until).await {
+            let reason = match cluster.perform(name, &AskEpoch, try_until).await {
                 Ok((Some(epoch), _)) if epoch == state.ring.epoch().0 => break,
                 Ok(_) => format!("volume {volume} is still removing the rows of an earlier migration"),
                 Err(undelivered) => undelivered.to_string(),
