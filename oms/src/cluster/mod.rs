@@ -25,6 +25,7 @@
 
 pub(crate) mod channel;
 mod local;
+pub(crate) mod peer_call;
 pub(crate) mod peer_client;
 pub(crate) mod state;
 

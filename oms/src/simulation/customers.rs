@@ -123,7 +123,7 @@ async fn place(world: &Arc<World>, records: &CustomerRecords, id: &str, products
     let order = json!({"id": id, "products": products});
     let (status, answer) = send_until_answered(world, "/order", &order).await?;
     let store = match status {
-        StatusCode::CONFLICT if is_about(&answer, "no-store") => None,
+        StatusCode::CONFLICT if is_about(&answer, "insufficient-stock") => None,
         StatusCode::CONFLICT => {
             world.violated(format!("{id} is refused: {answer}"));
             return None;

@@ -13,8 +13,8 @@ use crate::runtime::clock::Clock;
 use crate::storage::fence::SlotOwnership;
 use crate::storage::owned_slots::{Slots, of_order, of_store};
 use crate::storage::volume::Volume;
+use crate::volume::migration::staged_rows::StagedRows;
 use crate::volume::migration::staged_state::StagedState;
-use crate::volume::migration::target::StagedRows;
 
 /// A ring of one volume, and the one after it with another.
 pub(crate) fn rings() -> (Arc<Ring>, Arc<Ring>) {
