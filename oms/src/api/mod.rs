@@ -28,6 +28,7 @@ pub(crate) mod peer_channel;
 pub(crate) mod problem;
 pub(crate) mod reports;
 pub(crate) mod request;
+pub(crate) mod ring_document;
 pub(crate) mod server;
 pub(crate) mod stock_fan_out;
 pub(crate) mod stock_query;

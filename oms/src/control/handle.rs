@@ -32,7 +32,7 @@ use crate::api::idempotency::Commanded;
 use crate::api::problem::{Problem, REPLAYED};
 use crate::api::request::Operation;
 use crate::api::{
-    SNAPSHOTS_ARRIVING_MAX, fan_out, gzip, health, internal, node_status, orders, peer_channel, stock_fan_out,
+    SNAPSHOTS_ARRIVING_MAX, fan_out, gzip, health, internal, node_status, peer_channel, ring_document, stock_fan_out,
 };
 use crate::cluster::channel::message::{Question, Reply};
 use crate::cluster::peer_client::{NoAnswer, Peers};
@@ -52,6 +52,10 @@ const OLD_VIEWS: Duration = Duration::from_secs(2);
 
 /// The epoch of the ring that a call was routed by, or that it was refused by.
 pub(crate) const EPOCH: HeaderName = HeaderName::from_static("x-imt-epoch");
+
+/// The address of the node that owns the order, store or statistics of a request. Clients may send
+/// their next request about it there.
+pub(crate) const OWNER: HeaderName = HeaderName::from_static("x-imt-owner");
 
 /// The way in.
 pub(crate) struct ClusterHandle {
@@ -355,27 +359,44 @@ impl ClusterHandle {
     ) -> Result<Response, Problem> {
         if let Some((key, path)) = operation.forwarded() {
             let until = Instant::now() + ROUTING_TIMEOUT;
-            let volume = |topology: &Topology| topology.volume_of(&key);
-            return self.response_to(volume, &Errand::Read(&path), until).await;
+            return self.response_by_owner(&key, &Errand::Read(&path), until).await;
         }
         match operation {
             Operation::Command(command) => {
                 let commanded = Commanded::read(command, headers, body).await?;
                 let until = Instant::now() + ROUTING_TIMEOUT;
                 let key = RoutingKey::Order(commanded.order().clone());
-                let volume = |topology: &Topology| topology.volume_of(&key);
-                self.response_to(volume, &Errand::Command(&commanded), until)
+                self.response_by_owner(&key, &Errand::Command(&commanded), until)
                     .await
             }
             Operation::ReplaceStock => stock_fan_out::replace(self, headers, body).await,
             Operation::ChangeStock => stock_fan_out::change(self, headers, body).await,
             Operation::List(list) => fan_out::list(self, &list, Instant::now() + ROUTING_TIMEOUT).await,
-            Operation::Ring => Ok(orders::json(&*self.topology().ring)),
+            Operation::Ring => Ok(ring_document::answer(&self.topology(), headers)),
             Operation::Live => Ok(node_status::live()),
             Operation::Ready => node_status::ready(self),
             Operation::Metrics => Ok(node_status::metrics(self)),
             Operation::OpenApi => Ok(health::openapi()),
             _ => Err(Problem::internal("the operation has no place")),
+        }
+    }
+
+    /// Returns the owner's response with the owner's address in the header `OWNER`.
+    async fn response_by_owner(
+        self: &Arc<Self>,
+        key: &RoutingKey,
+        errand: &Errand<'_>,
+        until: Instant,
+    ) -> Result<Response, Problem> {
+        let volume = |topology: &Topology| topology.volume_of(key);
+        match self.forward(volume, errand, until).await? {
+            (Outcome::Response(mut response), volume) => {
+                if let Some(address) = self.topology().owner_header(&volume) {
+                    response.headers_mut().insert(OWNER, address.clone());
+                }
+                Ok(response)
+            }
+            (Outcome::Reply(reply), _) => Err(unexpected(reply)),
         }
     }
 
