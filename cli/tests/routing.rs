@@ -23,8 +23,19 @@ fn a_routed_shop_loses_nothing_while_its_nodes_are_killed_and_removed() {
     let data = tempdir().unwrap();
     let folder = data.path().to_str().unwrap();
     let summary = summary(&[
-        "sim", "chaos", "--route", "--nodes", "2", "--every", "1s", "--rate", "40", "--duration", "10s",
-        "--data", folder,
+        "sim",
+        "chaos",
+        "--route",
+        "--nodes",
+        "2",
+        "--every",
+        "1s",
+        "--rate",
+        "40",
+        "--duration",
+        "10s",
+        "--data",
+        folder,
     ]);
     let routing = &summary["routing"];
     let count = |name: &str| routing[name].as_u64().unwrap();
@@ -42,20 +53,46 @@ fn a_front_alone_calls_the_owners_of_two_nodes() {
     let node = |name: &str| {
         let warehouse = format!("http://{warehouse_address}");
         Server::start(&[
-            "node", "start", "--name", name, "--data", folder, "--listen", "127.0.0.1:0", "--warehouse",
+            "node",
+            "start",
+            "--name",
+            name,
+            "--data",
+            folder,
+            "--listen",
+            "127.0.0.1:0",
+            "--warehouse",
             &warehouse,
         ])
     };
     let nodes = [node("alpha"), node("beta")];
     let warehouse = Server::start(&[
-        "sim", "warehouse", "--listen", &warehouse_address, "--oms", &nodes[0].url(), "--data", folder,
-        "--profile", "fast",
+        "sim",
+        "warehouse",
+        "--listen",
+        &warehouse_address,
+        "--oms",
+        &nodes[0].url(),
+        "--data",
+        folder,
+        "--profile",
+        "fast",
     ]);
     let shop = tempdir().unwrap();
     let front = |more: &[&str]| {
         let usual = [
-            "sim", "front", "--oms", &nodes[0].url(), "--warehouse", &warehouse.url(), "--duration", "2s",
-            "--rate", "50", "--data", shop.path().to_str().unwrap(),
+            "sim",
+            "front",
+            "--oms",
+            &nodes[0].url(),
+            "--warehouse",
+            &warehouse.url(),
+            "--duration",
+            "2s",
+            "--rate",
+            "50",
+            "--data",
+            shop.path().to_str().unwrap(),
         ];
         summary(&[&usual, more].concat())
     };

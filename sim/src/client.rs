@@ -347,11 +347,14 @@ impl Client {
             request = request.header(header::IF_NONE_MATCH, tag);
         }
         let empty = Empty::new().map_err(Into::into).boxed_unsync();
-        let answer = self.call(request, empty).await.map_err(|failure| Error::Unreachable {
-            who: "the order management",
-            address: self.endpoint.to_string(),
-            problem: failure.to_string(),
-        })?;
+        let answer = self
+            .call(request, empty)
+            .await
+            .map_err(|failure| Error::Unreachable {
+                who: "the order management",
+                address: self.endpoint.to_string(),
+                problem: failure.to_string(),
+            })?;
         let wrong = |problem| Error::Answer {
             route: format!("GET {}{path}", self.endpoint),
             problem,

@@ -424,7 +424,8 @@ impl fmt::Display for Summary {
             let (direct, forwarded) = (thousands(routing.direct), thousands(routing.forwarded));
             let resent = thousands(routing.resent);
             let reads = plural(routing.reads, "read");
-            let text = format!("{direct} direct, {forwarded} forwarded, {resent} sent again; {reads} of the ring");
+            let text =
+                format!("{direct} direct, {forwarded} forwarded, {resent} sent again; {reads} of the ring");
             wrapped(f, "routing", &text)?;
         }
         self.write_orders(f)?;

@@ -107,7 +107,10 @@ mod tests {
     fn topology(servers: [&str; 2]) -> Topology {
         let members = ["ada", "bob"].map(|name| Member::new(name).unwrap());
         let mut state = ClusterState::of_ring(Ring::bootstrap(members, Options::new()).unwrap());
-        state.serving = [name("ada"), name("bob")].into_iter().zip(servers.map(name)).collect();
+        state.serving = [name("ada"), name("bob")]
+            .into_iter()
+            .zip(servers.map(name))
+            .collect();
         let node_infos = ["ada", "bob"].into_iter().zip(1u16..);
         let node_infos = node_infos.map(|(node, number)| NodeInfo {
             name: name(node),
@@ -143,7 +146,9 @@ mod tests {
         let topology = topology(["ada", "bob"]);
         let response = answer(&topology, &HeaderMap::new());
         assert_eq!(response.status(), StatusCode::OK);
-        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX)
+            .await
+            .unwrap();
         let known: Known = serde_json::from_slice(&body).unwrap();
         assert_eq!(known.ring, *topology.ring);
         for order in ["1", "17", "shop:5"] {

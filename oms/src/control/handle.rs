@@ -32,7 +32,8 @@ use crate::api::idempotency::Commanded;
 use crate::api::problem::{Problem, REPLAYED};
 use crate::api::request::Operation;
 use crate::api::{
-    SNAPSHOTS_ARRIVING_MAX, fan_out, gzip, health, internal, node_status, peer_channel, ring_document, stock_fan_out,
+    SNAPSHOTS_ARRIVING_MAX, fan_out, gzip, health, internal, node_status, peer_channel, ring_document,
+    stock_fan_out,
 };
 use crate::cluster::channel::message::{Question, Reply};
 use crate::cluster::peer_client::{NoAnswer, Peers};

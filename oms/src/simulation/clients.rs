@@ -68,7 +68,11 @@ impl Histories {
 
     fn invoke(&self, order: u64, client: u64, step: &Step) -> usize {
         let mut inside = self.inside();
-        inside.orders.entry(order).or_default().invoke(client, step.clone())
+        inside
+            .orders
+            .entry(order)
+            .or_default()
+            .invoke(client, step.clone())
     }
 
     fn answer(&self, order: u64, number: usize, answer: Answer) {
@@ -108,7 +112,11 @@ async fn carry_out(world: &Arc<World>, histories: &Histories, client: u64, order
         Step::Cancel => (Method::POST, format!("/order/{id}/cancel"), json!({})),
         Step::Read => (Method::GET, format!("/order/{id}"), Value::Null),
     };
-    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let body = if body.is_null() {
+        String::new()
+    } else {
+        body.to_string()
+    };
     let number = histories.invoke(order, client, &step);
     world.note(|| format!("client {client}: {id} {number} {step:?}"));
     let response = customers::exchange(world, method, &path, body, None).await;
@@ -177,7 +185,10 @@ pub(super) async fn check(world: &Arc<World>, histories: &Histories) {
             world.count("operations with an unknown outcome");
         }
         if let Err(text) = history.check() {
-            world.violated(format!("the history of {} is not linearizable:\n{text}", id_of(order)));
+            world.violated(format!(
+                "the history of {} is not linearizable:\n{text}",
+                id_of(order)
+            ));
         }
     }
 }

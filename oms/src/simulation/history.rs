@@ -183,7 +183,11 @@ impl Order {
     fn placed(content: u8, has_store: bool) -> Order {
         Order {
             content,
-            phase: if has_store { Phase::Reserved } else { Phase::Rejected },
+            phase: if has_store {
+                Phase::Reserved
+            } else {
+                Phase::Rejected
+            },
             store: None,
             has_store,
             created_at_ms: None,
@@ -202,7 +206,10 @@ impl Order {
             Phase::Delivering => Phase::Delivered,
             _ => return None,
         };
-        Some(Order { phase, ..self.clone() })
+        Some(Order {
+            phase,
+            ..self.clone()
+        })
     }
 
     fn unchanged(&self, kind: Kind) -> Effect {
@@ -459,7 +466,11 @@ impl History {
             };
             recorded?;
         }
-        if tester.is_consistent() { Ok(()) } else { Err(self.to_text()) }
+        if tester.is_consistent() {
+            Ok(())
+        } else {
+            Err(self.to_text())
+        }
     }
 
     fn to_text(&self) -> String {
@@ -474,7 +485,10 @@ impl History {
             // Writing to a String cannot fail.
             let _ = match answered {
                 Some((ended, answer)) => {
-                    writeln!(text, "{invoked:>3} to {ended:>3}: client {client} {step:?}: {answer:?}")
+                    writeln!(
+                        text,
+                        "{invoked:>3} to {ended:>3}: client {client} {step:?}: {answer:?}"
+                    )
                 }
                 None => writeln!(text, "{invoked:>3} to    : client {client} {step:?}: unknown"),
             };

@@ -147,7 +147,11 @@ fn operations_that_overlap_may_happen_in_either_order() {
 
 #[test]
 fn responses_outside_of_the_contract_are_refused() {
-    assert!(Answer::read(&Step::Read, 503, false, &json!({})).unwrap().is_none());
+    assert!(
+        Answer::read(&Step::Read, 503, false, &json!({}))
+            .unwrap()
+            .is_none()
+    );
     for (step, status, body) in [
         (Step::Read, 400, problem("malformed")),
         (Step::Place(1), 404, problem("not-found")),

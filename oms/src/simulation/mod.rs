@@ -163,8 +163,15 @@ fn acknowledged_orders_survive_every_fault() {
 fn histories_of_clients_are_linearizable_under_every_fault() {
     let all = run_seeds(run_histories, &[]);
     let happened = |counts: &BTreeMap<&'static str, u64>| {
-        let events = ["deaths", "stops", "moves committed", "operations with an unknown outcome"];
-        events.iter().all(|event| counts.get(event).is_some_and(|count| *count > 0))
+        let events = [
+            "deaths",
+            "stops",
+            "moves committed",
+            "operations with an unknown outcome",
+        ];
+        events
+            .iter()
+            .all(|event| counts.get(event).is_some_and(|count| *count > 0))
     };
     assert!(all.is_none_or(|all| happened(&all.counts)));
 }
@@ -227,16 +234,18 @@ impl Summary {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for (seed, run) in (1..=10).flat_map(|seed| [(seed, run as fn(u64, bool) -> Outcome), (seed, run_histories)]) {
-        let (one, other) = (run(seed, true), run(seed, true));
-        let differs = one
-            .lines
-            .iter()
-            .zip(&other.lines)
-            .position(|(one, other)| one != other);
-        if let Some(at) = differs {
-            panic!("seed {seed}:\n{}\n{}", one.lines[at], other.lines[at]);
+    for run in [run as fn(u64, bool) -> Outcome, run_histories] {
+        for seed in 1..=10 {
+            let (one, other) = (run(seed, true), run(seed, true));
+            let differs = one
+                .lines
+                .iter()
+                .zip(&other.lines)
+                .position(|(one, other)| one != other);
+            if let Some(at) = differs {
+                panic!("seed {seed}:\n{}\n{}", one.lines[at], other.lines[at]);
+            }
+            assert_eq!((one.hash, one.count), (other.hash, other.count), "seed {seed}");
         }
-        assert_eq!((one.hash, one.count), (other.hash, other.count), "seed {seed}");
     }
 }

@@ -77,7 +77,14 @@ async fn every_node_names_the_owner_that_the_ring_gives() {
             let owner = document.owner_of(key);
             assert_eq!(named_owner(&shop.get(path).await), Some(owner), "{path}");
         }
-        for path in ["/orders", "/stocks/1", "/ring", "/health", "/nothing", "/order/%ff"] {
+        for path in [
+            "/orders",
+            "/stocks/1",
+            "/ring",
+            "/health",
+            "/nothing",
+            "/order/%ff",
+        ] {
             assert_eq!(named_owner(&shop.get(path).await), None, "{path}");
         }
     }

@@ -159,9 +159,7 @@ impl Owners {
     fn owner_other_than(&self, key: &[u8], away: &Client) -> Option<Client> {
         let state = self.state();
         let owner = state.routes.owner_of(key).into_iter();
-        let candidates = owner
-            .chain([&self.entry])
-            .chain(state.routes.owners.values());
+        let candidates = owner.chain([&self.entry]).chain(state.routes.owners.values());
         let mut others = candidates.filter(|client| client.endpoint() != away.endpoint());
         others.next().cloned()
     }

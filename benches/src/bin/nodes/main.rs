@@ -192,7 +192,12 @@ fn measure(arguments: &Arguments, count: usize) -> Outcome<Row> {
     };
     let lasting = Duration::from_secs_f64(arguments.seconds);
     // Connections of the channel, copies of the stock and caches are there afterwards.
-    put_all(&targets, ask("w"), Pace::Closed, lasting.min(Duration::from_secs(2)))?;
+    put_all(
+        &targets,
+        ask("w"),
+        Pace::Closed,
+        lasting.min(Duration::from_secs(2)),
+    )?;
     let before: Vec<f64> = nodes.iter().map(Node::processor_seconds).collect();
     let answers = put_all(&targets, ask("c"), Pace::Closed, lasting)?;
     let used: Vec<f64> = nodes

@@ -250,7 +250,10 @@ fn run_thread(shared: &Arc<Shared>, connections: usize) -> Result<Answers, Strin
 /// Makes the connections of one client: to its server, or to each owner.
 async fn connect(load: &Load) -> std::io::Result<Vec<TcpStream>> {
     let alone = [load.address];
-    let addresses = load.owners.as_ref().map_or(&alone[..], |owners| &owners.addresses);
+    let addresses = load
+        .owners
+        .as_ref()
+        .map_or(&alone[..], |owners| &owners.addresses);
     let mut streams = Vec::with_capacity(addresses.len());
     for address in addresses {
         let stream = TcpStream::connect(address).await?;
