@@ -32,7 +32,7 @@ const CLIENTS: u64 = 8;
 /// Number of orders that the clients choose from at a time.
 const ORDERS_AT_ONCE: usize = 4;
 /// Number of operations of an order, without the last read.
-const STEPS_PER_ORDER: usize = 12;
+const STEPS_PER_ORDER: usize = 24;
 /// Number of operations during a pause of a node, and between two faults.
 const OPERATIONS_BETWEEN: u64 = 200;
 /// Time after which a client gives up.

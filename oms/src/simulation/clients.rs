@@ -7,7 +7,7 @@
 //! **Invariants**
 //! - A request is recorded before it is sent, and a response when the client has it.
 //! - Nothing is repeated. A client without a response goes on with its next operation.
-//! - An order gets at most `STEPS_PER_ORDER` operations, because the check takes exponential time.
+//! - An order gets at most `STEPS_PER_ORDER` operations, which bounds the time of the check.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +27,7 @@ const CLIENTS: u64 = 8;
 /// Number of orders that the clients choose from at a time.
 const ORDERS_AT_ONCE: usize = 4;
 /// Number of operations of an order, without the last read.
-const STEPS_PER_ORDER: usize = 12;
+const STEPS_PER_ORDER: usize = 24;
 /// Number of tries of the read at the end.
 const TRIES: u32 = 200;
 

@@ -1,6 +1,7 @@
 //! The check notices each kind of mistake, and allows what unknown outcomes allow.
 
 use serde_json::json;
+use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};
 
 use super::*;
 
@@ -161,4 +162,132 @@ fn responses_outside_of_the_contract_are_refused() {
     ] {
         Answer::read(&step, status, false, &body).unwrap_err();
     }
+}
+
+impl SequentialSpec for Possible {
+    type Op = Step;
+    type Ret = Answer;
+
+    /// Carries out an operation without a response. The returned value has no meaning.
+    fn invoke(&mut self, step: &Step) -> Answer {
+        *self = self.unanswered(step);
+        Answer::of_kind(Kind::Absent, false)
+    }
+
+    fn is_valid_step(&mut self, step: &Step, answer: &Answer) -> bool {
+        *self = self.answered(step, answer);
+        !self.0.is_empty()
+    }
+}
+
+/// The verdict of stateright. Each operation is a thread of its own, because one without a response
+/// must not keep its client from going on.
+fn is_linearizable_by_stateright(history: &History) -> bool {
+    let mut events = Vec::new();
+    for (number, operation) in history.operations.iter().enumerate() {
+        events.push((operation.invoked, number, None));
+        if let Some((ended, answer)) = &operation.answered {
+            events.push((*ended, number, Some(answer)));
+        }
+    }
+    events.sort_by_key(|(at, ..)| *at);
+    let mut tester = LinearizabilityTester::new(Possible::nothing());
+    for (_, number, answer) in events {
+        let recorded = match answer {
+            None => tester.on_invoke(number, history.operations[number].step.clone()),
+            Some(answer) => tester.on_return(number, answer.clone()),
+        };
+        recorded.unwrap();
+    }
+    tester.is_consistent()
+}
+
+/// A linear congruential generator.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: usize) -> usize {
+        let (factor, more) = (6_364_136_223_846_793_005, 1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(factor).wrapping_add(more);
+        (self.0 >> 33) as usize % limit
+    }
+
+    fn one_in(&mut self, count: usize) -> bool {
+        self.below(count) == 0
+    }
+}
+
+fn answer_of(effect: &Effect) -> Answer {
+    let mut answer = Answer::of_kind(effect.kind, !effect.is_first);
+    let Some(order) = &effect.order else { return answer };
+    if matches!(effect.kind, Kind::Placed | Kind::Paid | Kind::Shown) {
+        answer.store = order.has_store.then_some(3);
+        answer.created_at_ms = Some(50);
+        answer.transaction = order.transaction.filter(|_| effect.kind != Kind::Placed);
+    }
+    if effect.kind == Kind::Shown {
+        answer.phase = Some(order.phase);
+        answer.content = Some(order.content);
+        answer.refunds = Some(order.refunds());
+    }
+    answer
+}
+
+/// A history of up to seven operations that overlap. Each happens when it is answered, or never,
+/// and some responses are those of another operation.
+fn random_history(dice: &mut Dice) -> History {
+    let (mut history, mut order) = (History::default(), None::<Order>);
+    let (mut open, mut answers): (Vec<usize>, Vec<Answer>) = (Vec::new(), Vec::new());
+    let mut left = 2 + dice.below(6);
+    while left > 0 || !open.is_empty() {
+        if left > 0 && (open.is_empty() || dice.one_in(2)) {
+            left -= 1;
+            let steps = [
+                Step::Place(1),
+                Step::Place(2),
+                Step::Pay(1),
+                Step::Pay(2),
+                Step::Cancel,
+                Step::Read,
+            ];
+            let step = steps[[0, 0, 0, 1, 2, 2, 3, 4, 5, 5, 5][dice.below(11)]].clone();
+            open.push(history.invoke(1, step));
+            continue;
+        }
+        let number = open.swap_remove(dice.below(open.len()));
+        let mut effects = Order::effects(order.as_ref(), &history.operations[number].step);
+        let effect = effects.swap_remove(dice.below(effects.len()));
+        let mut answer = answer_of(&effect);
+        order = effect.order;
+        if let Some(next) = order
+            .as_ref()
+            .and_then(Order::advanced)
+            .filter(|_| dice.one_in(3))
+        {
+            order = Some(next);
+        }
+        answers.push(answer.clone());
+        match dice.below(8) {
+            0 => continue,
+            1 => answer = answers[dice.below(answers.len())].clone(),
+            2 => answer.is_replayed ^= true,
+            _ => {}
+        }
+        history.answer(number, answer);
+    }
+    history
+}
+
+#[test]
+fn the_search_agrees_with_stateright_on_random_histories() {
+    let mut dice = Dice(1);
+    let mut verdicts = [0; 2];
+    for _ in 0..3_000 {
+        let history = random_history(&mut dice);
+        let is_linearizable = history.check().is_ok();
+        let expected = is_linearizable_by_stateright(&history);
+        assert_eq!(is_linearizable, expected, "{}", history.to_text());
+        verdicts[usize::from(is_linearizable)] += 1;
+    }
+    assert!(verdicts.iter().all(|count| *count > 500), "{verdicts:?}");
 }
