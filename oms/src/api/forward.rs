@@ -30,7 +30,7 @@ use crate::api::problem::{Problem, REPLAYED};
 use crate::api::request::{NodeOperation, Operation, VolumeOperation, routing_key};
 use crate::api::routes::{self, Target};
 use crate::api::{
-    Console, document, fan_out, gzip, internal, node_status, orders, peer_channel, stock_fan_out,
+    Console, document, fan_out, gzip, internal, node_status, peer_channel, ring_document, stock_fan_out,
 };
 use crate::cluster::channel::message::{Question, Read, Reply};
 use crate::cluster::peer_call::{PeerCall, VolumeCall};
@@ -40,6 +40,10 @@ use crate::control::handle::{ClusterHandle, ROUTING_TIMEOUT};
 use crate::control::topology::Topology;
 use crate::domain::routing_key::RoutingKey;
 use crate::volume::server::VolumeServer;
+
+/// The address of the node that owns the order, store or statistics of a request. Clients may send
+/// their next request about it there.
+pub(crate) const OWNER: HeaderName = HeaderName::from_static("x-imt-owner");
 
 /// Headers of an owner's answer that reach the client.
 const ANSWERED: [HeaderName; 4] = [CONTENT_TYPE, RETRY_AFTER, REPLAYED, EPOCH];
@@ -128,7 +132,7 @@ impl Api {
         let cluster = &self.cluster;
         let no_console = || refusal(Problem::not_found("there is no such path"));
         let answer = match (operation, &self.console) {
-            (NodeOperation::Ring, _) => orders::json(&*cluster.topology().ring),
+            (NodeOperation::Ring, _) => ring_document::answer(&cluster.topology(), headers),
             (NodeOperation::Live, _) => node_status::live(),
             (NodeOperation::Ready, _) => {
                 node_status::ready(cluster).unwrap_or_else(IntoResponse::into_response)
@@ -191,7 +195,10 @@ async fn answer_among(
     };
     let until = Instant::now() + ROUTING_TIMEOUT;
     let volume = |topology: &Topology| topology.volume_of(&key);
-    let (response, _) = cluster.perform(volume, &errand, until).await?;
+    let (mut response, volume) = cluster.perform(volume, &errand, until).await?;
+    if let Some(address) = cluster.topology().owner_header(&volume) {
+        response.headers_mut().insert(OWNER, address.clone());
+    }
     Ok(response)
 }
 

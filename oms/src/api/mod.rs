@@ -30,6 +30,7 @@ pub(crate) mod peer_channel;
 pub(crate) mod problem;
 pub(crate) mod reports;
 pub(crate) mod request;
+pub(crate) mod ring_document;
 pub(crate) mod routes;
 pub(crate) mod server;
 pub(crate) mod stock_fan_out;

@@ -113,6 +113,9 @@ pub(in crate::commands) struct LoadArgs {
     /// Condition that fails the run, for example 'p99(order) > 5ms'; may be repeated
     #[arg(long, value_name = "CONDITION")]
     fail_if: Vec<Threshold>,
+    /// Send each request to the node that owns its order, by GET /ring, instead of one node for all
+    #[arg(long)]
+    route: bool,
     #[command(flatten)]
     customers: CustomerArgs,
 }
@@ -234,6 +237,7 @@ impl LoadArgs {
                 .warm_up
                 .unwrap_or_else(|| (load.duration() / 10).min(WARM_UP_MAX)),
             nodes: 0,
+            route: self.route,
             load,
             customers: self.customers.customers(),
             warehouse: WarehousePlan {
@@ -281,6 +285,7 @@ impl ScenarioArgs {
             CliError::Usage(format!("--scenario: {text}"))
         })?;
         scenario.thresholds.extend(self.load.fail_if.iter().cloned());
+        scenario.route |= self.load.route;
         Ok(scenario)
     }
 

@@ -425,12 +425,15 @@ pub(in crate::api) static RING: Description = Description {
     id: "ring",
     tag: Tag::Node,
     summary: "Read the ring",
-    about: "Returns the members of the ring, the owner of each slot, and the epoch.",
+    about: "Returns slots as runs, their owners with addresses, epoch and hash seed, for clients that \
+            send each request to its owner. Responses of other routes name the owner's address in \
+            `X-Imt-Owner`. The page docs/clients.md describes each member.",
     query: &[],
     headers: &[],
     body: None,
     answer: Answer {
-        about: "The ring in force, as this node sees it.",
+        about: "The ring in force, as this node sees it. Its `ETag` changes whenever the document \
+                does; a request with the tag in `If-None-Match` is answered with 304.",
         content: Content::Object,
         is_replayed: false,
     },
