@@ -17,8 +17,8 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::api::fast_path::AnswerBody;
-use crate::api::problem::REPLAYED;
 use crate::api::forward::OWNER;
+use crate::api::problem::REPLAYED;
 use crate::error::NodeError;
 
 /// Time for which a browser may cache the answer to a preflight request.

@@ -197,7 +197,7 @@ fn print(args: &TailArgs, change: &Change, place: &mut Place, output: OutputForm
 }
 
 /// Returns an operation in one line, with dates.
-fn line(sequence: u64, operation: Json) -> String {
+fn line(sequence: Sequence, operation: Json) -> String {
     let operation = show::dated(operation);
     let word = |name: &str| match &operation[name] {
         Json::Null => String::new(),
@@ -287,7 +287,7 @@ mod tests {
         let operation =
             json!({ "do": "put", "table": "outbox", "key": "17/announce", "value": { "next_try_ms": 1000 } });
         assert_eq!(
-            line(7, operation),
+            line(Sequence(7), operation),
             "       7  put    outbox 17/announce {\"next_try_ms\":\"1970-01-01T00:00:01.000Z\"}"
         );
     }
