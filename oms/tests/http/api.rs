@@ -95,6 +95,14 @@ async fn an_order_that_no_store_can_fill_is_rejected_for_good() {
         (first.status, first.headers["content-type"].to_str().unwrap()),
         (409, "application/problem+json")
     );
+    let problem = first.json();
+    assert_eq!(problem["type"], "urn:imt-order:problem:insufficient-stock");
+    assert_eq!(problem["title"], "Insufficient stock");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("1 of product 1 and 1 of product 2 for order a"),
+        "{detail}"
+    );
     world.shop.stocks("1,1,5\n2,1,5\n", None).await;
     let again = world.shop.order("a", &[(1, 1), (2, 1)]).await;
     assert_eq!((again.status, &again.body), (409, &first.body));
