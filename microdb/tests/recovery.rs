@@ -351,7 +351,9 @@ fn damage_in_a_frame_is_named_with_its_position() {
         };
         assert_eq!((named, *offset), (&path, expected), "{error}");
         // A direct inspection of the file names the same position.
-        let seen = microdb::inspect::segment(&image, places[0].segment).unwrap().damage();
+        let seen = microdb::inspect::segment(&image, places[0].segment)
+            .unwrap()
+            .damage();
         let place = format!("{} at byte {expected}:", path.display());
         assert!(
             matches!(seen.as_slice(), [one] if one.starts_with(&place)),
