@@ -388,12 +388,13 @@ fn a_log_of_any_number_of_segments_needs_a_constant_number_of_descriptors() {
 
 /// Records of a large batch. It replaces each chunk of the directory many times.
 const LARGE_BATCH: u32 = 400_000;
-/// Rounds before the memory of the process is compared: until then the allocator still grows.
-const LARGE_ROUNDS_FIRST: u32 = 3;
-const LARGE_ROUNDS: u32 = 15;
-/// Permitted growth in all later rounds together. One directory of the batch has four times as
-/// much, so that a single kept one is noticed.
-const LARGE_GROWTH_MAX: u64 = 12 * LARGE_BATCH as u64 / 4;
+/// Rounds before the memory of the process is compared: until then segments and allocator still
+/// grow.
+const LARGE_ROUNDS_FIRST: u32 = 8;
+const LARGE_ROUNDS: u32 = 24;
+/// Permitted growth in all later rounds together: the active segment, the memory for the next one,
+/// and some for the allocator. The directories of the later rounds have twice as much.
+const LARGE_GROWTH_MAX: u64 = 2 * SEGMENT_BYTES + (4 << 20);
 
 /// A batch of many small records replaces each chunk of the directory many times, and a clear
 /// replaces all of them.
