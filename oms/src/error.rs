@@ -156,6 +156,13 @@ pub enum NodeError {
         /// The fault.
         reason: String,
     },
+    /// The node was given another warehouse than the running nodes call.
+    OtherWarehouse {
+        /// The URL of the node's setting.
+        asked: String,
+        /// The URL that the running nodes call.
+        known: String,
+    },
     /// A background task of the node failed.
     Failed {
         /// The error of the task.
@@ -204,6 +211,11 @@ impl fmt::Display for NodeError {
             NodeError::Ring { path, reason } => {
                 write!(f, "the ring in {} cannot be used: {reason}", path.display())
             }
+            NodeError::OtherWarehouse { asked, known } => write!(
+                f,
+                "the running nodes call the warehouse {known}, and this node was given {asked}; leave out \
+                 --warehouse, or change it for all nodes: imt node warehouse {asked}"
+            ),
             NodeError::Failed { source } => source.fmt(f),
             NodeError::NotAdmitted { name } => {
                 write!(

@@ -8,7 +8,7 @@
 //! | `/peer/volume/V/inner/health` | health of all volumes |
 //! | `/peer/volume/V/inner/epoch`, `import`, `export`, `progress` | moving slots (`cluster`) |
 //! | `/peer/state` | the cluster's state has changed |
-//! | `/peer/hello`, `/peer/leave/NODE` | to the coordinator |
+//! | `/peer/hello`, `/peer/leave/NODE`, `/peer/warehouse?URL` | to the coordinator |
 //! | `/peer/node`, `/peer/stop` | how the node is; that it is to stop |
 //! | `/peer/console` | the figures of the node for the console (`console`) |
 //! | `/peer/ping` | whether the node answers at all |
@@ -41,6 +41,7 @@ use crate::cluster::Event;
 use crate::cluster::peer_client::{EPOCH, SECRET, epoch_of};
 use crate::control::handle::ClusterHandle;
 use crate::control::topology::Topology;
+use crate::domain::warehouse_url::InvalidUrl;
 use crate::volume::migration::source::ExportRequest;
 use crate::volume::migration::target::{self, ImportRequest};
 use crate::volume::server::VolumeServer;
@@ -154,6 +155,14 @@ async fn answer_node(cluster: &Arc<ClusterHandle>, request: Request) -> Result<R
         ("leave", node) => {
             let node = NodeName::new(node).map_err(|error| Problem::field("node", error.to_string()))?;
             let _ = cluster.events.send(Event::Leave(node));
+            done()
+        }
+        ("warehouse", "") => {
+            let named = request.uri().query().unwrap_or_default();
+            let named = named
+                .parse()
+                .map_err(|error: InvalidUrl| Problem::field("warehouse", error.to_string()))?;
+            let _ = cluster.events.send(Event::Warehouse(named));
             done()
         }
         ("stop", "") => {

@@ -16,7 +16,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::{HeaderName, HeaderValue, Request, Response};
 use axum::response::IntoResponse;
@@ -36,6 +36,7 @@ use crate::config::ServerLimits;
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
 use crate::runtime::metrics::RouteIndex;
+use crate::runtime::trace::{self, FinishedSpan, SpanKind, TraceContext};
 
 /// Longest wait for the first byte, for the rest of the headers, and for the next request of a
 /// connection.
@@ -109,12 +110,18 @@ impl ConnectionHandler {
         // Probes and metrics are answered even if too many requests are in progress, because they
         // matter most then.
         let is_probe = Operation::is_probe(request.method(), request.uri().path());
-        let mut response = match self.requests.try_acquire() {
+        let header = request.headers().get(trace::TRACEPARENT);
+        let trace = trace::begin(header.map(HeaderValue::as_bytes)).filter(|_| !is_probe);
+        let mut response = match (self.requests.try_acquire(), trace) {
             // Boxed, so that it does not enlarge the futures of all other requests.
-            Ok(_turn) if Console::takes(&request) => Box::pin(self.console.answer(request)).await,
-            Ok(_turn) => self.answer_api(request, is_between_nodes).await,
-            Err(_) if is_probe => self.answer_api(request, is_between_nodes).await,
-            Err(_) => Problem::busy("too many requests are in progress")
+            (Ok(_turn), _) if Console::takes(&request) => Box::pin(self.console.answer(request)).await,
+            // Boxed for the same reason.
+            (Ok(_turn), Some(trace)) => {
+                Box::pin(self.answer_traced(trace, route, request, is_between_nodes)).await
+            }
+            (Ok(_turn), None) => self.answer_api(request, is_between_nodes).await,
+            (Err(_), _) if is_probe => self.answer_api(request, is_between_nodes).await,
+            (Err(_), _) => Problem::busy("too many requests are in progress")
                 .into_response()
                 .map(AnswerBody::Long),
         };
@@ -125,10 +132,43 @@ impl ConnectionHandler {
         // request logs that request.
         if logs_all || !is_between_nodes {
             let at_debug = logs_all && is_between_nodes;
-            log_access(access.as_deref(), (logs_all, at_debug), route, &id, status, took);
+            let trace_id = trace.map(|(span, _)| span.trace_id());
+            log_access(
+                (access.as_deref(), trace_id.as_deref()),
+                (logs_all, at_debug),
+                route,
+                &id,
+                status,
+                took,
+            );
         }
         response.headers_mut().insert(REQUEST_ID, id);
         Ok(response)
+    }
+
+    /// Answers a request as part of a trace.
+    async fn answer_traced(
+        &self,
+        (span, parent): (TraceContext, Option<u64>),
+        route: RouteIndex,
+        request: Request<Incoming>,
+        is_between_nodes: bool,
+    ) -> Response<AnswerBody> {
+        let (started, begun) = (SystemTime::now(), Instant::now());
+        let response = span.scope(self.answer_api(request, is_between_nodes)).await;
+        let status = response.status().as_u16();
+        let finished = || FinishedSpan {
+            name: route.name(),
+            kind: SpanKind::Server,
+            context: span,
+            parent,
+            started,
+            took: begun.elapsed(),
+            status: Some(status),
+            attributes: Vec::new(),
+        };
+        trace::finish(finished, span);
+        response
     }
 
     /// Answers a request of the API, also from another origin if that origin is allowed.
@@ -145,7 +185,7 @@ impl ConnectionHandler {
 }
 
 fn log_access(
-    request: Option<&str>,
+    (request, trace_id): (Option<&str>, Option<&str>),
     (logs_all, at_debug): (bool, bool),
     route: RouteIndex,
     id: &HeaderValue,
@@ -160,9 +200,9 @@ fn log_access(
     let id = id.to_str().unwrap_or("not ASCII");
     let request = request.unwrap_or(route.name());
     if at_debug || logs_all && !is_notable {
-        tracing::debug!(target: ACCESS, request, id, status, took_us);
+        tracing::debug!(target: ACCESS, request, id, status, took_us, trace_id);
     } else {
-        tracing::info!(target: ACCESS, request, id, status, took_us);
+        tracing::info!(target: ACCESS, request, id, status, took_us, trace_id);
     }
 }
 

@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use crate::cluster::channel::message::{Answer as ChannelAnswer, Question, Request as ChannelRequest};
 use crate::cluster::channel::{Channels, Dialer, Unanswered};
 use crate::error::with_causes;
-use crate::runtime;
+use crate::runtime::{self, trace};
 
 /// What a node shows to be let in.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
@@ -204,6 +204,11 @@ impl Peers {
         *request.headers_mut() = headers.clone();
         let head = request.headers_mut();
         head.insert(SECRET, self.secret.clone());
+        if let Some(trace) = trace::current()
+            && let Ok(value) = HeaderValue::try_from(trace.to_string())
+        {
+            head.insert(trace::TRACEPARENT, value);
+        }
         let sending = self.transport.send(address, request);
         self.answered_by(address, until, sending).await
     }
@@ -245,6 +250,10 @@ impl Peers {
     ) -> Result<ChannelAnswer, NoAnswer> {
         self.check(address).await?;
         let left = until.saturating_duration_since(Instant::now());
+        let question = match trace::current() {
+            Some(trace) => Question::Traced(trace, Box::new(question)),
+            None => question,
+        };
         let request = ChannelRequest {
             id: 0,
             volume: volume.clone(),

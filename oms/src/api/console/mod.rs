@@ -251,7 +251,8 @@ impl Console {
     fn render(&self, cursor: &mut Cursor) -> Result<Vec<u8>, serde_json::Error> {
         let topology = self.cluster.topology();
         let overview = self.overview();
-        let state = overview.state(&topology, self.cluster.trouble(), self.clock.now_ms(), cursor);
+        let mut state = overview.state(&topology, self.cluster.trouble(), self.clock.now_ms(), cursor);
+        state.cursor = stream::cursor_text(cursor, self.incarnation);
         serde_json::to_vec(&state)
     }
 
@@ -276,7 +277,7 @@ impl Console {
             "/" => page::answer(&head.headers),
             PEER_PATH => return self.answer_node(&head.headers, Body::new(body)).await,
             _ => match Operation::parse(&head.method, &head.uri) {
-                Ok(Operation::Console(ConsoleView::State)) => self.answer_state().await,
+                Ok(Operation::Console(ConsoleView::State)) => self.answer_state(&head.headers).await,
                 Ok(Operation::Console(ConsoleView::Events)) => stream::answer(self, &head.headers),
                 Ok(_) => refusal(Problem::not_found("there is no such path")),
                 Err(problem) => refusal(problem),
@@ -290,9 +291,11 @@ impl Console {
         }
     }
 
-    async fn answer_state(&self) -> Response<AnswerBody> {
+    /// Answers with the whole state, or with the changes since the cursor that a client shows.
+    async fn answer_state(&self, headers: &HeaderMap) -> Response<AnswerBody> {
         self.refresh().await;
-        match self.render(&mut Cursor::default()) {
+        let mut cursor = stream::last_event(headers, self.incarnation).unwrap_or_default();
+        match self.render(&mut cursor) {
             Ok(body) => {
                 let mut response = Response::new(AnswerBody::Long(Body::from(body)));
                 let headers = response.headers_mut();

@@ -38,6 +38,10 @@ fn questions() -> Vec<Question> {
         command(OrderWork::Cancel, None),
         command(OrderWork::Retry(Kind::Deliver), None),
         Question::Read("/order/17/history".to_owned()),
+        Question::Traced(
+            TraceContext::of_parts(u128::MAX - 5, 7, 1).unwrap(),
+            Box::new(Question::Read("/order/17".to_owned())),
+        ),
         Question::FindStore([line(7, 1)].into()),
         Question::Reserve(Reserve {
             order: id("a"),
