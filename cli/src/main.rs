@@ -4,6 +4,7 @@
 //! outcome into an exit code (`exit.rs`). Commands parse, call the libraries and print. Decisions
 //! belong to the libraries.
 
+mod colour;
 mod commands;
 mod config;
 mod descriptors;
@@ -11,6 +12,7 @@ mod error;
 mod exit;
 mod http;
 mod logging;
+mod otlp;
 mod output;
 mod progress;
 mod signals;
@@ -103,6 +105,16 @@ enum Command {
     /// Run the simulators: the whole shop, or the front or the warehouse alone.
     #[command(subcommand)]
     Sim(commands::sim::SimCommand),
+    /// Compare an order management with its warehouse; explain each contradiction.
+    #[command(after_help = "\
+Examples:
+  imt audit
+  imt audit --oms http://127.0.0.1:9090 --warehouse http://127.0.0.1:9091
+  imt audit --output json
+
+Messages that wait for an absent warehouse are listed, and are no finding.
+Exit codes: 0 clean, 1 failure, 3 something is wrong, 5 a server does not answer.")]
+    Audit(commands::audit::AuditArgs),
     /// Show the orders and dead letters of a node.
     #[command(subcommand)]
     Order(commands::order::OrderCommand),
@@ -159,6 +171,7 @@ fn run(cli: Cli, file: &ConfigFile) -> Result<ExitCode, CliError> {
     match cli.command {
         Command::Node(command) => command.run(output),
         Command::Sim(command) => command.run(output),
+        Command::Audit(args) => commands::audit::run(args, output),
         Command::Order(command) => command.run(output),
         Command::Config(command) => command.run(&Cli::command(), file, output),
         Command::Ring(command) => command.run(output),
