@@ -47,8 +47,8 @@ pub(crate) fn fit(config: &mut NodeConfig) {
     if (fewer_connections, fewer_calls) == (connections, calls) {
         return;
     }
-    // The defaults are upper bounds, and a lower bound is no fault. A number that somebody asked for
-    // and does not get is one.
+    // The defaults are upper bounds, and a lower bound is no fault. A number that a flag asked for
+    // and that does not fit is one.
     if is_usual(config) {
         tracing::debug!(
             limit,

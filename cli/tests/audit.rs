@@ -18,8 +18,8 @@ fn post(at: &str, path: &str, body: &Value) -> Answer {
     http(at, "POST", path, JSON, body.to_string().as_bytes())
 }
 
-/// A node and a warehouse that sends its stock to the node. The node calls the warehouse, or another
-/// address.
+/// A node and a warehouse that sends its stock to the node. The node calls the warehouse, or the
+/// given address.
 fn shop(data: &Path, called: Option<&str>) -> (Server, Server) {
     let folder = data.to_str().unwrap();
     let (oms, warehouse) = (free_address(), free_address());
@@ -97,7 +97,9 @@ fn an_audit_is_clean_then_finds_and_explains_a_delivery_that_nobody_ordered() {
 
     let store = http(&node.address, "GET", "/stores/1", &[], b"").json();
     let products = store["products"].as_array().unwrap();
-    let there = products.iter().find(|product| product["available"].as_i64() > Some(0));
+    let there = products
+        .iter()
+        .find(|product| product["available"].as_i64() > Some(0));
     let product = there.unwrap()["product"].clone();
     let order = json!({
         "id": "intruder", "products": [{"id": product, "quantity": 1}], "store_id": 1, "transaction_id": 9,

@@ -59,8 +59,8 @@ pub struct AuditConfig {
     pub request_timeout: Duration,
     /// The front's log of requests, to be checked as well.
     pub log: Option<PathBuf>,
-    /// Number of placed orders that are sent again, to compare the answers. 0 leaves the counters of
-    /// the order management as they are.
+    /// Number of placed orders that are sent again, to compare the answers. 0 leaves the counters
+    /// of the order management as they are.
     pub repeats: usize,
 }
 

@@ -4,7 +4,7 @@
 //! **Invariants**
 //! - A request without a `traceparent` costs nothing, unless spans are exported.
 //! - A header that is not exactly of the standard's form is ignored, as the standard requires.
-//! - Context is bound to a task. Work that another task does for a request is not part of its trace,
+//! - Context is bound to a task. Work of another task for a request is not part of its trace,
 //!   unless that task takes the context over.
 //!
 //! Deliberately absent: `tracestate`, which is for vendors' own data, and the export protocol

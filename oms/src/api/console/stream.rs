@@ -59,8 +59,8 @@ pub(super) fn last_event(headers: &HeaderMap, incarnation: u64) -> Option<Cursor
     last.and_then(|id| parse_id(id, incarnation))
 }
 
-/// Returns the text of a cursor for clients that poll: the id of an event, and the epoch of the ring
-/// that they have.
+/// Returns the text of a cursor for clients that poll: the id of an event, and the epoch of their
+/// ring.
 pub(super) fn cursor_text(cursor: &Cursor, incarnation: u64) -> String {
     let epoch = cursor.epoch.unwrap_or_default();
     format!("{}-{epoch}", id_of(cursor, incarnation))
