@@ -44,16 +44,35 @@ pub(crate) fn fit(config: &mut NodeConfig) {
     };
     let (connections, calls) = (config.server.connections_max, config.outbox.in_flight_max);
     let (fewer_connections, fewer_calls) = fitting(limit, connections, calls);
-    if (fewer_connections, fewer_calls) != (connections, calls) {
+    if (fewer_connections, fewer_calls) == (connections, calls) {
+        return;
+    }
+    // The defaults are upper bounds, and a lower bound is no fault. A number that a flag asked for
+    // and that does not fit is one.
+    if is_usual(config) {
+        tracing::debug!(
+            limit,
+            connections = fewer_connections,
+            warehouse_calls = fewer_calls,
+            "connections and calls bounded by the limit of open files"
+        );
+    } else {
         tracing::warn!(
             limit,
             connections = fewer_connections,
             warehouse_calls = fewer_calls,
             "too few open files are allowed for {connections} connections and {calls} calls of each kind to the warehouse"
         );
-        config.server.connections_max = fewer_connections;
-        config.outbox.in_flight_max = fewer_calls;
     }
+    config.server.connections_max = fewer_connections;
+    config.outbox.in_flight_max = fewer_calls;
+}
+
+/// Returns `true` if the bounds are the defaults.
+fn is_usual(config: &NodeConfig) -> bool {
+    let usual = NodeConfig::new("", "");
+    config.server.connections_max == usual.server.connections_max
+        && config.outbox.in_flight_max == usual.outbox.in_flight_max
 }
 
 /// Returns the number of requests that a shop front may have in flight. A request to a node of the
@@ -80,6 +99,14 @@ fn fitting(limit: u64, connections: usize, calls: usize) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_defaults_are_usual() {
+        let mut config = NodeConfig::new("a", "data");
+        assert!(is_usual(&config));
+        config.outbox.in_flight_max += 1;
+        assert!(!is_usual(&config));
+    }
 
     #[test]
     fn connections_and_calls_fit_into_any_limit_and_are_left_alone_where_they_do() {

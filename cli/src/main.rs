@@ -8,6 +8,7 @@
 //! version and wrong usage need neither, and then with their values as defaults.
 
 mod args;
+mod colour;
 mod commands;
 mod completion;
 mod config;
@@ -18,6 +19,7 @@ mod exit;
 mod help;
 mod http;
 mod logging;
+mod otlp;
 mod output;
 mod progress;
 mod signals;
@@ -174,6 +176,16 @@ enum Command {
     /// Run the simulators: the whole shop, or the front or the warehouse alone.
     #[command(subcommand)]
     Sim(commands::sim::SimCommand),
+    /// Compare an order management with its warehouse; explain each contradiction.
+    #[command(after_help = "\
+Examples:
+  imt audit
+  imt audit --oms http://127.0.0.1:9090 --warehouse http://127.0.0.1:9091
+  imt audit --output json
+
+Messages that wait for an absent warehouse are listed, and are no finding.
+Exit codes: 0 clean, 1 failure, 3 something is wrong, 5 a server does not answer.")]
+    Audit(commands::audit::AuditArgs),
     /// List, show, pay, cancel and watch orders.
     #[command(subcommand)]
     Order(commands::order::OrderCommand),
@@ -330,6 +342,7 @@ fn run(cli: Cli, defaults: &Defaults) -> Result<ExitCode, CliError> {
     match cli.command {
         Command::Node(command) => command.run(output),
         Command::Sim(command) => command.run(output),
+        Command::Audit(args) => commands::audit::run(args, output),
         Command::Order(command) => command.run(output),
         Command::Context(command) => command.run(output),
         Command::Config(command) => command.run(&Cli::command(), defaults, output),

@@ -1,6 +1,10 @@
 //! Ctrl-C and SIGTERM as one event that a command waits for.
 
 use crate::error::CliError;
+use rustix::process::{Pid, kill_process};
+use std::collections::BTreeSet;
+use std::process::Child;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -29,22 +33,57 @@ impl StopSignals {
         }
     }
 
-    /// Ends the process at the next signal, as a way out of a shutdown that hangs. The wait is in
-    /// the background.
+    /// Ends the process and its child processes at the next signal, as a way out of a shutdown that
+    /// hangs. The wait is in the background.
     pub(crate) fn exit_on_next(mut self) {
         tokio::spawn(async move {
             let name = self.next().await;
             imt_live::terminal::restore();
             tracing::warn!("second {name}: exiting at once");
+            kill_children();
             std::process::exit(130);
         });
+    }
+}
+
+/// Processes that end with this one, by their ids.
+static CHILDREN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+fn children() -> MutexGuard<'static, BTreeSet<u32>> {
+    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A child process that an exit at once kills as well. The registration ends with this value. It
+/// must end with the process, because the id may belong to another one afterwards.
+pub(crate) struct Registered(u32);
+
+impl Registered {
+    /// Registers a child process.
+    pub(crate) fn new(child: &Child) -> Self {
+        children().insert(child.id());
+        Self(child.id())
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        children().remove(&self.0);
+    }
+}
+
+fn kill_children() {
+    for id in children().iter() {
+        if let Some(pid) = i32::try_from(*id).ok().and_then(Pid::from_raw) {
+            // The process may have ended already.
+            let _ = kill_process(pid, rustix::process::Signal::KILL);
+        }
     }
 }
 
 /// Sends Ctrl-C's signal to this process. A terminal in raw mode sends none.
 pub(crate) fn interrupt_self() {
     // Cannot fail: this process exists and may signal itself.
-    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT);
+    let _ = kill_process(rustix::process::getpid(), rustix::process::Signal::INT);
 }
 
 /// Time for blocking threads to end after a command. All durable work is finished by then. A thread
@@ -65,6 +104,23 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_exit_at_once_kills_the_registered_processes_only() {
+        let sleep = || {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("600").spawn().unwrap()
+        };
+        let (mut registered, mut other) = (sleep(), sleep());
+        let guard = Registered::new(&registered);
+        drop(Registered::new(&other));
+        kill_children();
+        drop(guard);
+        assert!(!registered.wait().unwrap().success());
+        assert!(other.try_wait().unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
 
     #[test]
     fn a_thread_that_hangs_does_not_keep_a_command_that_has_ended() {

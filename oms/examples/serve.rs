@@ -10,7 +10,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         config.listen = listen.parse()?;
     }
     if let Some(warehouse) = arguments.next() {
-        config.warehouse = warehouse;
+        config.warehouse = Some(warehouse);
     }
     let node = Node::start(config).await?;
     println!(

@@ -16,6 +16,9 @@ use crate::outbox::warehouse_client::Warehouse;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 
+/// URL of the warehouse of a cluster whose nodes were never given one.
+pub const DEFAULT_WAREHOUSE: &str = "http://127.0.0.1:9091";
+
 /// Settings of a node.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -26,8 +29,9 @@ pub struct NodeConfig {
     pub data: PathBuf,
     /// Address of the API. Port 0 takes any free port.
     pub listen: SocketAddr,
-    /// URL of the warehouse, `http://HOST:PORT`.
-    pub warehouse: String,
+    /// URL of the warehouse, `http://HOST:PORT`. `None` takes the URL that the cluster has stored,
+    /// or [`DEFAULT_WAREHOUSE`] for the first node.
+    pub warehouse: Option<String>,
     /// Timeout of an announcement. The warehouse usually answers within 2 to 4 s.
     pub announce_timeout: Duration,
     /// Timeout of a delivery. The warehouse usually answers within 0.2 s.
@@ -62,7 +66,7 @@ impl NodeConfig {
             name: name.into(),
             data: data.into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
-            warehouse: "http://127.0.0.1:9091".to_owned(),
+            warehouse: None,
             announce_timeout: Duration::from_secs(10),
             deliver_timeout: Duration::from_secs(5),
             outbox: OutboxLimits::default(),

@@ -144,6 +144,17 @@ pub enum NodeError {
         /// The fault.
         reason: String,
     },
+    /// The node was given another warehouse than the running nodes call.
+    #[error(
+        "the running nodes call the warehouse {known}, and this node was given {asked}; leave out \
+         --warehouse, or change it for all nodes: imt node warehouse {asked}"
+    )]
+    OtherWarehouse {
+        /// The URL of the node's setting.
+        asked: String,
+        /// The URL that the running nodes call.
+        known: String,
+    },
     /// A background task of the node failed.
     #[error(transparent)]
     Failed {

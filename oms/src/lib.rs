@@ -44,14 +44,18 @@ mod volume;
 #[doc(hidden)]
 pub use api::fuzzing;
 pub use api::internal::NodeReport;
-pub use cluster::{NodeInfo, has_coordinator, is_node_running, node_infos, read_ring, read_secret};
-pub use config::{NodeConfig, ServerLimits};
+pub use cluster::{
+    NodeInfo, check_warehouse, has_coordinator, is_node_running, node_infos, read_ring, read_secret,
+    read_warehouse,
+};
+pub use config::{DEFAULT_WAREHOUSE, NodeConfig, ServerLimits};
 pub use domain::csv::CsvError;
 pub use domain::order;
 pub use domain::warehouse_url::{InvalidUrl, WarehouseUrl};
 pub use error::{DecodeError, NodeError, StorageError};
 pub use node::{Node, check_origin, check_weight};
 pub use outbox::OutboxLimits;
+pub use runtime::trace::{FinishedSpan, SpanKind, SpanSink, TraceContext, export_spans};
 pub use storage::inspect::{key_as_text, key_from_text, row_as_json};
 
 /// The examples of the project's README, compiled by the documentation tests.

@@ -22,7 +22,7 @@ use crate::api::{routes, server};
 use crate::cluster::channel::TcpDialer;
 use crate::cluster::peer_client::{Http, Peers};
 use crate::cluster::{LocalCluster, Membership, NodeInfo, read_ring};
-use crate::config::{NodeConfig, NodeContext};
+use crate::config::{DEFAULT_WAREHOUSE, NodeConfig, NodeContext};
 use crate::control::member::Member;
 use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
@@ -46,16 +46,22 @@ impl Node {
     /// A fault that an operator can correct has its own `NodeError`: a port in use, a data folder
     /// that is in use or unreadable, an invalid setting.
     pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
-        let wms = Arc::new(warehouse(&config)?);
+        let asked = asked_warehouse(&config)?;
         check_weight(&config.data, &config.name, config.weight)?;
         let cors = Cors::of(&config.cors_origins)?;
         let (listener, address) = listen(config.listen).await?;
         let (data, name) = (config.data.clone(), config.name.clone());
-        let joined = runtime::blocking(move || LocalCluster::join(&data, &name)).await;
-        let local = Arc::new(joined.map_err(|error| NodeError::Config {
+        let joined = runtime::blocking(move || {
+            let local = LocalCluster::join(&data, &name)?;
+            let warehouse = local.agree_on_warehouse(asked.as_ref(), DEFAULT_WAREHOUSE)?;
+            Ok::<_, NodeError>((local, warehouse))
+        });
+        let (local, warehouse) = joined.await.map_err(|error| NodeError::Config {
             setting: "data",
             reason: format!("could not be opened: {error}"),
-        })??);
+        })??;
+        let local = Arc::new(local);
+        let wms = Arc::new(Wms::new(wms_config(&config, &warehouse)?));
         local.announce(&node_info(&config, &local, address)?)?;
 
         let (limits, drain_timeout) = (config.server, config.drain_timeout);
@@ -202,15 +208,22 @@ fn node_info(config: &NodeConfig, local: &LocalCluster, address: SocketAddr) -> 
     }
 }
 
-fn warehouse(config: &NodeConfig) -> Result<Wms, NodeError> {
-    let base: WarehouseUrl = config.warehouse.parse().map_err(|error| NodeError::Config {
+fn warehouse_url(text: &str) -> Result<WarehouseUrl, NodeError> {
+    text.parse().map_err(|error| NodeError::Config {
         setting: "warehouse",
-        reason: format!("cannot be {:?}: {error}", config.warehouse),
-    })?;
-    Ok(Wms::new(WmsConfig {
-        base,
+        reason: format!("cannot be {text:?}: {error}"),
+    })
+}
+
+fn asked_warehouse(config: &NodeConfig) -> Result<Option<WarehouseUrl>, NodeError> {
+    config.warehouse.as_deref().map(warehouse_url).transpose()
+}
+
+fn wms_config(config: &NodeConfig, warehouse: &str) -> Result<WmsConfig, NodeError> {
+    Ok(WmsConfig {
+        base: warehouse_url(warehouse)?,
         announce_timeout: config.announce_timeout,
         deliver_timeout: config.deliver_timeout,
         connections_max: config.outbox.in_flight_max,
-    }))
+    })
 }

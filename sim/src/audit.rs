@@ -13,32 +13,36 @@
 //!   own bookkeeping is checked as well.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::Result;
 use crate::client::{Client, Endpoint};
 use crate::front::OrderRecord;
-use crate::wire::{
-    Delivery, Health, LedgerPage, Message, MessageKind, MessageState, Order, OrdersPage, OutboxPage, Refusal,
-    RefusalsPage, Reservation, ReservationsPage, Restock, RestocksPage, WarehouseSummary,
-};
+use crate::wire::{MessageKind, MessageState, NewOrder, Order};
 
 mod check;
+mod evidence;
+mod explain;
 mod finding;
+mod history;
+mod render;
+mod request_log;
+mod stock;
 
 pub use check::check;
+pub use evidence::Evidence;
 pub use finding::Finding;
+pub use history::{History, HistoryEvent};
+pub use request_log::RequestLog;
 
 /// Pause between two looks at the outbox, and before findings are looked at again.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 /// Number of looks in which a finding must be seen.
 const LOOKS: u32 = 3;
-/// Entries of a page; the contract's maximum.
-const PAGE: u32 = 10_000;
 
 /// Settings of an audit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +57,11 @@ pub struct AuditConfig {
     pub wait_max: Duration,
     /// Longest time of one page.
     pub request_timeout: Duration,
+    /// The front's log of requests, to be checked as well.
+    pub log: Option<PathBuf>,
+    /// Number of placed orders that are sent again, to compare the answers. 0 leaves the counters
+    /// of the order management as they are.
+    pub repeats: usize,
 }
 
 impl AuditConfig {
@@ -64,6 +73,8 @@ impl AuditConfig {
             stalled_after: Duration::from_secs(30),
             wait_max: Duration::from_secs(300),
             request_timeout: Duration::from_secs(30),
+            log: None,
+            repeats: 0,
         }
     }
 }
@@ -96,26 +107,15 @@ impl std::fmt::Display for AuditProgress {
     }
 }
 
-/// The statements of both sides.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Evidence {
-    /// Orders of the order management.
-    pub orders: Vec<Order>,
-    /// Its reservations.
-    pub reservations: Vec<Reservation>,
-    /// Its messages that the warehouse has not confirmed.
-    pub outbox: Vec<Message>,
-    /// The warehouse's deliveries, by sequence.
-    pub deliveries: Vec<Delivery>,
-    /// Units that came into its stock.
-    pub restocks: Vec<Restock>,
-    /// Deliveries that it refused.
-    pub refusals: Vec<Refusal>,
-    /// Its counts, the seed and the shape of its first stock.
-    pub warehouse: WarehouseSummary,
-    /// `true` while the order management's circuit breaker is open: messages wait for a warehouse
-    /// that is away, which is no fault.
-    pub warehouse_away: bool,
+/// Messages of one kind that wait for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    /// Kind of the messages.
+    pub kind: String,
+    /// Reason of the wait.
+    pub reason: String,
+    /// Number of messages.
+    pub messages: u64,
 }
 
 /// Verdict of an audit, and the numbers of things compared.
@@ -141,6 +141,18 @@ pub struct AuditReport {
     pub outbox_dead: u64,
     /// `true` if the circuit breaker is open.
     pub warehouse_away: bool,
+    /// Messages that wait, by reason. They are no findings.
+    pub waiting: Vec<Waiting>,
+    /// Histories of orders that were checked.
+    pub histories: u64,
+    /// Stores whose stock was compared.
+    pub stores: u64,
+    /// Lines of the log of requests; 0 without a log.
+    pub log_lines: u64,
+    /// Requests that were sent again.
+    pub repeated: u64,
+    /// For each order with a finding, what both sides know of it.
+    pub explained: BTreeMap<String, Vec<String>>,
     /// Time spent waiting for the outbox, milliseconds.
     pub waited_ms: u64,
 }
@@ -164,6 +176,7 @@ pub async fn audit(
 ) -> Result<AuditReport> {
     let oms = Client::new(config.oms.clone(), config.request_timeout);
     let warehouse = Client::new(config.warehouse.clone(), config.request_timeout);
+    let log = config.log.as_deref().map(RequestLog::read).transpose()?;
     let begun = Instant::now();
     drained(config, &oms, progress).await?;
     let waited = begun.elapsed();
@@ -173,8 +186,8 @@ pub async fn audit(
     let evidence = loop {
         look += 1;
         progress.send_replace(AuditProgress::Comparing { look });
-        let evidence = gather(&oms, &warehouse).await?;
-        let found: BTreeSet<Finding> = check(record, &evidence).into_iter().collect();
+        let evidence = evidence::gather(&oms, &warehouse).await?;
+        let found: BTreeSet<Finding> = check(record, log.as_ref(), &evidence).into_iter().collect();
         let still: BTreeSet<Finding> = match persistent {
             Some(before) => before.intersection(&found).cloned().collect(),
             None => found,
@@ -186,11 +199,14 @@ pub async fn audit(
         }
         tokio::time::sleep(LOOK_PAUSE).await;
     };
+    let mut findings: Vec<Finding> = persistent.unwrap_or_default().into_iter().collect();
+    let repeated = repeat(&oms, config.repeats, &evidence.orders, &mut findings).await;
+    let explained = explain::explain(&oms, &findings, record, &evidence).await;
     let count = |acknowledged: usize| acknowledged as u64;
     let of_record = record.orders();
     let in_outbox = |state| count(evidence.outbox.iter().filter(|m| m.state == state).count());
     Ok(AuditReport {
-        findings: persistent.unwrap_or_default().into_iter().collect(),
+        findings,
         orders: count(evidence.orders.len()),
         orders_of_run: orders_of_run(record, &evidence.orders),
         orders_acknowledged: count(of_record.iter().filter(|o| o.order.is_acknowledged()).count()),
@@ -200,8 +216,45 @@ pub async fn audit(
         outbox_waiting: in_outbox(MessageState::Waiting),
         outbox_dead: in_outbox(MessageState::Dead),
         warehouse_away: evidence.warehouse_away,
+        waiting: explain::waiting(&evidence),
+        histories: count(evidence.histories.len()),
+        stores: count(evidence.on_hand.len()),
+        log_lines: log.map_or(0, |log| log.lines),
+        repeated,
+        explained,
         waited_ms: waited.as_millis() as u64,
     })
+}
+
+/// Sends the newest placed orders again, twice each. Both answers must be a success with the same
+/// bytes. Returns the number of orders.
+async fn repeat(oms: &Client, repeats: usize, orders: &[Order], findings: &mut Vec<Finding>) -> u64 {
+    let placed = orders.iter().rev().filter(|order| order.store_id.is_some());
+    let mut repeated = 0;
+    for order in placed.take(repeats) {
+        let request = NewOrder {
+            id: order.id.clone(),
+            products: order.products.clone(),
+        };
+        // Text and numbers: this cannot fail.
+        let body = bytes::Bytes::from(serde_json::to_vec(&request).unwrap_or_default());
+        let answers = [
+            oms.post_json("/order", body.clone()).await,
+            oms.post_json("/order", body).await,
+        ];
+        // A node that is away answers nothing, which is no other answer.
+        let [Ok(first), Ok(second)] = answers else {
+            continue;
+        };
+        repeated += 1;
+        if first.status != 200 || second.status != 200 || first.body != second.body {
+            findings.push(Finding::AnswerDiffers {
+                order: order.id.clone(),
+                status: second.status,
+            });
+        }
+    }
+    repeated
 }
 
 /// Counts the orders of a run by their state.
@@ -224,7 +277,7 @@ async fn drained(config: &AuditConfig, oms: &Client, progress: &watch::Sender<Au
     let mut moved = Instant::now();
     let mut before: Option<BTreeSet<(String, MessageKind)>> = None;
     loop {
-        let looked = fetch_outbox(oms).await;
+        let looked = evidence::fetch_outbox(oms).await;
         if let Ok(outbox) = &looked {
             let waiting: BTreeSet<_> = outbox
                 .iter()
@@ -247,79 +300,4 @@ async fn drained(config: &AuditConfig, oms: &Client, progress: &watch::Sender<Au
         }
         tokio::time::sleep(LOOK_PAUSE).await;
     }
-}
-
-/// Reads both sides whole, the warehouse last: a delivery that an order knows of is in the ledger
-/// by then.
-async fn gather(oms: &Client, warehouse: &Client) -> Result<Evidence> {
-    Ok(Evidence {
-        orders: pages(oms, OMS, "/orders", |page: OrdersPage| (page.orders, page.next)).await?,
-        reservations: pages(oms, OMS, "/reservations", |page: ReservationsPage| {
-            (page.reservations, page.next)
-        })
-        .await?,
-        outbox: fetch_outbox(oms).await?,
-        // The route is not part of the contract: without it the breaker counts as closed.
-        warehouse_away: oms
-            .get_json::<Health>(OMS, "/health")
-            .await
-            .is_ok_and(|health| health.warehouse == "away"),
-        deliveries: pages(warehouse, WAREHOUSE, "/ledger", |page: LedgerPage| {
-            (page.deliveries, page.next)
-        })
-        .await?,
-        restocks: pages(warehouse, WAREHOUSE, "/restocks", |page: RestocksPage| {
-            (page.restocks, page.next)
-        })
-        .await?,
-        refusals: pages(warehouse, WAREHOUSE, "/refusals", |page: RefusalsPage| {
-            (page.refusals, page.next)
-        })
-        .await?,
-        warehouse: warehouse.get_json(WAREHOUSE, "/summary").await?,
-    })
-}
-
-const OMS: &str = "the order management";
-const WAREHOUSE: &str = "the warehouse";
-
-async fn fetch_outbox(oms: &Client) -> Result<Vec<Message>> {
-    pages(oms, OMS, "/outbox", |page: OutboxPage| (page.messages, page.next)).await
-}
-
-/// Reads a list page by page.
-async fn pages<P, T>(
-    client: &Client,
-    who: &'static str,
-    route: &str,
-    open: impl Fn(P) -> (Vec<T>, Option<String>),
-) -> Result<Vec<T>>
-where
-    P: DeserializeOwned,
-{
-    let mut all = Vec::new();
-    let mut path = format!("{route}?limit={PAGE}");
-    loop {
-        let (mut page, next) = open(client.get_json(who, &path).await?);
-        all.append(&mut page);
-        match next {
-            Some(cursor) => path = format!("{route}?limit={PAGE}&cursor={}", escape(&cursor)),
-            None => return Ok(all),
-        }
-    }
-}
-
-/// Escapes a cursor, which is the server's text, for a query.
-fn escape(cursor: &str) -> String {
-    use std::fmt::Write as _;
-    let mut escaped = String::with_capacity(cursor.len());
-    for byte in cursor.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(byte.into());
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(escaped, "%{byte:02X}");
-        }
-    }
-    escaped
 }

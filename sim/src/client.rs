@@ -274,11 +274,24 @@ impl Client {
     /// # Errors
     /// [`Failure`] when there was no whole answer within the deadline.
     pub async fn get(&self, path: &str) -> Result<Answer, Failure> {
-        self.call(
-            self.request(Method::GET, path),
-            Empty::new().map_err(Into::into).boxed_unsync(),
-        )
-        .await
+        self.get_with(path, None).await
+    }
+
+    /// `GET path` with one header more.
+    ///
+    /// # Errors
+    /// [`Failure`] when there was no whole answer within the deadline.
+    pub(crate) async fn get_with(
+        &self,
+        path: &str,
+        extra: Option<(&'static str, &str)>,
+    ) -> Result<Answer, Failure> {
+        let mut request = self.request(Method::GET, path);
+        if let Some((name, value)) = extra {
+            request = request.header(name, value);
+        }
+        self.call(request, Empty::new().map_err(Into::into).boxed_unsync())
+            .await
     }
 
     /// `POST path` with a JSON body.

@@ -71,10 +71,20 @@ pub struct MoveDetail {
     pub about: u64,
 }
 
+/// The detail as it was read last, and the cursor of that reading.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    cursor: String,
+    detail: ClusterDetail,
+}
+
 #[derive(Default, Deserialize)]
 struct Document {
     #[serde(default)]
-    ring: Ring,
+    cursor: String,
+    /// `None` if it is that of the cursor.
+    #[serde(default)]
+    ring: Option<Ring>,
     #[serde(default)]
     nodes: Vec<NodeDetail>,
     #[serde(default)]
@@ -89,22 +99,35 @@ struct Ring {
     runs: Vec<(usize, u64)>,
 }
 
-impl From<Document> for ClusterDetail {
-    fn from(document: Document) -> Self {
-        let runs = document.ring.runs.into_iter();
-        Self {
-            members: document.ring.members,
-            runs: runs.map(|(member, slots)| SlotRun { member, slots }).collect(),
-            nodes: document.nodes,
-            moving: document.moving,
+impl Known {
+    /// Takes a document over. A ring that it leaves out is the known one.
+    fn take(&mut self, document: Document) {
+        if let Some(ring) = document.ring {
+            let runs = ring.runs.into_iter();
+            self.detail.members = ring.members;
+            self.detail.runs = runs.map(|(member, slots)| SlotRun { member, slots }).collect();
         }
+        self.cursor = document.cursor;
+        self.detail.nodes = document.nodes;
+        self.detail.moving = document.moving;
+    }
+
+    /// Returns the detail as it was read last.
+    pub(crate) fn detail(&self) -> ClusterDetail {
+        self.detail.clone()
     }
 }
 
-/// Asks a node for its console's document; `None` if it does not answer or has no console.
-pub(crate) async fn ask(client: &Client) -> Option<ClusterDetail> {
-    let document: Document = client.get_json("the order management", PATH).await.ok()?;
-    Some(document.into())
+/// Asks a node for the changes of its console's document. A node that does not answer or has no
+/// console leaves nothing known.
+pub(crate) async fn ask(client: &Client, known: &mut Known) {
+    let cursor = Some(("last-event-id", known.cursor.as_str())).filter(|(_, cursor)| !cursor.is_empty());
+    let answer = client.get_with(PATH, cursor).await.ok();
+    let answer = answer.filter(|answer| answer.status == 200);
+    match answer.and_then(|answer| serde_json::from_slice::<Document>(&answer.body).ok()) {
+        Some(document) => known.take(document),
+        None => *known = Known::default(),
+    }
 }
 
 #[cfg(test)]
@@ -124,7 +147,9 @@ mod tests {
             ],
             "volumes": [], "samples": [], "events": []
         }"#;
-        let detail: ClusterDetail = serde_json::from_str::<Document>(text).unwrap().into();
+        let mut known = Known::default();
+        known.take(serde_json::from_str(text).unwrap());
+        let detail = known.detail();
         assert_eq!(detail.members, ["a", "b"]);
         assert_eq!(detail.runs.iter().map(|run| run.slots).sum::<u64>(), 16_384);
         assert_eq!(detail.nodes[0].serves, ["a", "b"]);
@@ -135,7 +160,15 @@ mod tests {
             ("died", None)
         );
         assert_eq!(detail.moving, Some(MoveDetail { rows: 10, about: 40 }));
-        let empty: ClusterDetail = serde_json::from_str::<Document>("{}").unwrap().into();
-        assert_eq!(empty, ClusterDetail::default());
+        known.take(serde_json::from_str(r#"{"cursor": "a-1-2-2", "ring": null, "nodes": []}"#).unwrap());
+        assert_eq!(
+            known.detail().members,
+            ["a", "b"],
+            "a ring that is left out is the known one"
+        );
+        assert!(known.detail().nodes.is_empty());
+        let mut empty = Known::default();
+        empty.take(serde_json::from_str("{}").unwrap());
+        assert_eq!(empty.detail(), ClusterDetail::default());
     }
 }

@@ -13,12 +13,14 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use crate::client::{Client, Endpoint};
-use crate::cluster_detail::{self, ClusterDetail};
+use crate::cluster_detail::{self, ClusterDetail, Known};
 use crate::telemetry::{ClusterState, EventKind, NodeState, Telemetry};
 use crate::wire::{Health, WarehouseSummary};
 
 /// Time between two polls: twice a second, so that each second of the series has a fresh one.
 const POLL_EVERY: Duration = Duration::from_millis(500);
+/// Polls for one question about ring and nodes: the node's figures are those of whole seconds.
+const DETAIL_EVERY: u64 = 2;
 /// Longest time of one poll.
 const POLL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -42,8 +44,9 @@ impl Monitor {
             oms: Client::new(oms, POLL_TIMEOUT),
             warehouse: Client::new(warehouse, POLL_TIMEOUT),
             telemetry,
+            detail: tokio::sync::Mutex::default(),
         });
-        let answers = poller.ask().await;
+        let answers = poller.ask(true).await;
         poller.telemetry.update(|state| {
             if let Some(health) = &answers.health {
                 state.cluster.orders_before = health.orders.clone();
@@ -55,9 +58,9 @@ impl Monitor {
         let polls = tokio::spawn(async move {
             let mut beat = tokio::time::interval(POLL_EVERY);
             beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
+            for poll in 0_u64.. {
                 beat.tick().await;
-                let answers = polling.ask().await;
+                let answers = polling.ask(poll % DETAIL_EVERY == 0).await;
                 polling.publish(answers);
             }
         });
@@ -66,7 +69,7 @@ impl Monitor {
 
     /// Polls once now. After the audit this makes the counts those that the audit compared.
     pub async fn poll_once(&self) {
-        let answers = self.poller.ask().await;
+        let answers = self.poller.ask(true).await;
         self.poller.publish(answers);
     }
 }
@@ -82,21 +85,31 @@ struct Poller {
     oms: Client,
     warehouse: Client,
     telemetry: Telemetry,
+    detail: tokio::sync::Mutex<Known>,
 }
 
 impl Poller {
-    async fn ask(&self) -> Answers {
+    async fn ask(&self, with_detail: bool) -> Answers {
         let (health, warehouse, detail) = tokio::join!(
             self.oms.get_json::<Health>("the order management", "/health"),
             self.warehouse
                 .get_json::<WarehouseSummary>("the warehouse", "/summary"),
-            cluster_detail::ask(&self.oms),
+            self.ask_detail(with_detail),
         );
         Answers {
             health: health.ok(),
             warehouse: warehouse.ok(),
-            detail: detail.unwrap_or_default(),
+            detail,
         }
+    }
+
+    /// Returns the detail of the cluster, as it is now or as it was read last.
+    async fn ask_detail(&self, is_due: bool) -> ClusterDetail {
+        let mut known = self.detail.lock().await;
+        if is_due {
+            cluster_detail::ask(&self.oms, &mut known).await;
+        }
+        known.detail()
     }
 
     fn publish(&self, answers: Answers) {

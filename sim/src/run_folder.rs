@@ -240,6 +240,24 @@ impl RunFolder {
     }
 }
 
+/// Returns the names of the runs of a data folder, the oldest first. A folder that cannot be read
+/// has none.
+pub fn names(data: &Path) -> Vec<String> {
+    let entries = fs::read_dir(data.join(RUNS)).into_iter().flatten().flatten();
+    let mut runs: Vec<(u64, String)> = entries
+        .filter_map(|entry| {
+            let folder = RunFolder { path: entry.path() };
+            let facts = folder.facts().ok()?;
+            Some((
+                facts.begun_at_ms,
+                entry.file_name().to_string_lossy().into_owned(),
+            ))
+        })
+        .collect();
+    runs.sort();
+    runs.into_iter().map(|(_, name)| name).collect()
+}
+
 fn newest(runs: &Path) -> Result<PathBuf> {
     let entries = fs::read_dir(runs).map_err(Error::io("read", runs))?;
     let mut paths: Vec<(u64, PathBuf)> = Vec::new();
@@ -339,7 +357,9 @@ mod tests {
         let two = RunFolder::create(data.path(), &facts(5_400)).unwrap();
         assert_ne!(one.path(), two.path());
         assert_eq!(RunFolder::open(data.path(), None).unwrap(), two);
+        assert_eq!(names(data.path()).len(), 2);
         let name = one.path().file_name().unwrap().to_str().unwrap();
+        assert_eq!(names(data.path())[0], name);
         assert_eq!(RunFolder::open(data.path(), Some(name)).unwrap(), one);
         let path = two.path().to_str().unwrap();
         assert_eq!(RunFolder::open(data.path(), Some(path)).unwrap(), two);

@@ -21,9 +21,6 @@ use crate::telemetry::{NodeState, RunState};
 use crate::thresholds::ThresholdResult;
 use crate::wire::WarehouseSummary;
 
-/// Findings shown in the table; JSON has all of them.
-const FINDINGS_SHOWN: usize = 20;
-
 /// Result of a run as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -207,6 +204,9 @@ impl Summary {
                 "draw it as a page",
             ));
         }
+        if let Some(order) = self.findings().iter().find_map(Finding::order) {
+            steps.push((format!("imt order show {order}"), "the first order found"));
+        }
         steps.push((self.identity.repeat.clone(), "run it again"));
         if self.verdict == Verdict::Clean {
             let other = match self.identity.scenario.as_str() {
@@ -322,37 +322,7 @@ impl Summary {
             let problem = self.audit_problem.as_deref().unwrap_or("not made");
             return wrapped(f, "audit", &format!("no verdict: {problem}"));
         };
-        let checked = format!(
-            "{}, {} and {} checked",
-            plural(audit.orders, "order"),
-            plural(audit.deliveries, "delivery"),
-            plural(audit.reservations, "reservation")
-        );
-        let found = audit.findings.len();
-        match found {
-            0 => wrapped(f, "audit", &format!("clean: {checked}"))?,
-            _ => wrapped(
-                f,
-                "audit",
-                &format!("{} WRONG: {checked}", thousands(found as u64)),
-            )?,
-        }
-        if audit.outbox_waiting + audit.outbox_dead > 0 {
-            let why = match audit.warehouse_away {
-                true => " (the warehouse is away)",
-                false => "",
-            };
-            let waiting = plural(audit.outbox_waiting, "message");
-            let dead = plural(audit.outbox_dead, "dead letter");
-            wrapped(f, "outbox", &format!("{waiting} waiting{why}, {dead}"))?;
-        }
-        for finding in audit.findings.iter().take(FINDINGS_SHOWN) {
-            writeln!(f, "    - {finding}")?;
-        }
-        match found.saturating_sub(FINDINGS_SHOWN) {
-            0 => Ok(()),
-            more => writeln!(f, "    - and {} more", thousands(more as u64)),
-        }
+        audit.write(f)
     }
 
     fn write_schedule(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -437,17 +407,22 @@ impl fmt::Display for Summary {
         }
         self.write_audit(f)?;
         self.write_verdict(f)?;
-        for (place, (command, purpose)) in self.next_steps().into_iter().enumerate() {
-            let name = if place == 0 { "next" } else { "" };
-            let row = format!("{command}   # {purpose}");
-            match INDENT + row.chars().count() <= COLUMNS {
-                true => line(f, name, &row)?,
-                // A command is never broken, so that it can be copied.
-                false => line(f, name, &command)?,
-            }
-        }
-        Ok(())
+        write_steps(f, self.next_steps())
     }
+}
+
+/// Writes commands to try next, each with its purpose.
+pub(crate) fn write_steps(f: &mut fmt::Formatter<'_>, steps: Vec<(String, &'static str)>) -> fmt::Result {
+    for (place, (command, purpose)) in steps.into_iter().enumerate() {
+        let name = if place == 0 { "next" } else { "" };
+        let row = format!("{command}   # {purpose}");
+        match INDENT + row.chars().count() <= COLUMNS {
+            true => line(f, name, &row)?,
+            // A command is never broken, so that it can be copied.
+            false => line(f, name, &command)?,
+        }
+    }
+    Ok(())
 }
 
 /// Width of the table.
@@ -456,12 +431,12 @@ const COLUMNS: usize = 80;
 const INDENT: usize = 13;
 
 /// Writes a line of the table as it is, for paths and commands.
-fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
+pub(crate) fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
     writeln!(f, "  {name:<11}{text}")
 }
 
 /// Writes a line of the table, broken between words.
-fn wrapped(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
+pub(crate) fn wrapped(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
     let mut name = name;
     let mut row = String::new();
     for word in text.split(' ') {
@@ -491,7 +466,7 @@ fn counts(counts: &BTreeMap<String, u64>) -> String {
 }
 
 /// Returns `1 order`, `2 orders`, `2 deliveries`.
-fn plural(count: u64, noun: &str) -> String {
+pub(crate) fn plural(count: u64, noun: &str) -> String {
     let number = thousands(count);
     match (count, noun.strip_suffix('y')) {
         (1, _) => format!("{number} {noun}"),

@@ -284,6 +284,9 @@ pub struct Health {
     /// The ring.
     #[serde(default)]
     pub ring: RingHealth,
+    /// Start of the node that answered, unix milliseconds.
+    #[serde(default)]
+    pub up_since_ms: u64,
     /// Volumes served by the node that answered.
     #[serde(default)]
     pub volumes: Vec<String>,

@@ -1,5 +1,6 @@
 //! The commands. Each word after `imt` has its own file.
 
+pub(crate) mod audit;
 mod chaos;
 pub(crate) mod config;
 pub(crate) mod context;

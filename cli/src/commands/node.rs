@@ -3,6 +3,7 @@
 use super::tuning::Tuning;
 use crate::error::CliError;
 use crate::http;
+use crate::otlp::{self, OtlpArgs};
 use crate::output::{self, OutputFormat, TableArgs};
 use crate::signals::{self, StopSignals};
 use crate::{args, completion};
@@ -24,6 +25,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Maximum wait for the process of a node that has left. It is longer than the time to drain.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Maximum wait until the coordinator has changed the warehouse.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Interval of questions to all nodes about the progress of a leave.
 const ASK_AGAIN_EVERY: Duration = Duration::from_secs(5);
@@ -86,6 +90,20 @@ The node continues to leave if this command ends early. Run the command again to
         #[command(flatten)]
         folder: Folder,
     },
+    /// Show the warehouse of a cluster, or change it for all nodes.
+    #[command(after_help = "\
+Examples:
+  imt node warehouse
+  imt node warehouse http://10.0.0.5:9091 --data /srv/imt
+
+A change needs a running node. Messages that wait go to the new address.")]
+    Warehouse {
+        /// Address of the new warehouse
+        #[arg(value_name = "URL")]
+        url: Option<WarehouseUrl>,
+        #[command(flatten)]
+        folder: Folder,
+    },
 }
 
 #[derive(clap::Args)]
@@ -108,14 +126,10 @@ pub(crate) struct StartArgs {
     #[arg(short, long, env = "IMT_LISTEN", value_name = "ADDR", value_parser = args::listen)]
     listen: Option<SocketAddr>,
     /// Address of the warehouse: http://HOST:PORT, followed by the path of its routes if they have
-    /// one
-    #[arg(
-        long,
-        env = "IMT_WAREHOUSE",
-        default_value = "http://127.0.0.1:9091",
-        value_name = "URL"
-    )]
-    warehouse: WarehouseUrl,
+    /// one. All nodes of a data folder call the same one [default: that of the running nodes, else
+    /// the last one, else http://127.0.0.1:9091]
+    #[arg(long, env = "IMT_WAREHOUSE", value_name = "URL")]
+    warehouse: Option<WarehouseUrl>,
     /// Weight of the node; its share of the orders is its weight divided by the sum of all weights
     #[arg(long, env = "IMT_WEIGHT", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(imt_ring::WEIGHT_MAX)))]
     weight: u32,
@@ -129,6 +143,8 @@ pub(crate) struct StartArgs {
     /// Maximum rows per second copied to this node during a rebalance [default: unlimited]
     #[arg(long, env = "IMT_MOVE_ROWS_PER_SECOND", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     move_rows_per_second: Option<u64>,
+    #[command(flatten)]
+    otlp: OtlpArgs,
     #[command(flatten)]
     tuning: Tuning,
 }
@@ -144,6 +160,7 @@ impl NodeCommand {
                 timeout,
                 folder,
             } => signals::block_on(leave(&name, folder, timeout, output)),
+            Self::Warehouse { url, folder } => signals::block_on(warehouse(url, folder, output)),
         }
     }
 }
@@ -151,7 +168,9 @@ impl NodeCommand {
 async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     let name = args.name.map_or_else(host_name, |name| name.to_string());
     imt_oms::check_weight(&args.data, &name, args.weight)
-        .map_err(|error| CliError::Usage(format!("cannot start node '{name}': {error}")))?;
+        .and_then(|()| imt_oms::check_warehouse(&args.data, args.warehouse.as_ref()))
+        .map_err(|error| cannot_start(&name, error, "--listen"))?;
+    otlp::start(&args.otlp, &name)?;
     let mut signals = StopSignals::listen()?;
     let others_port = SocketAddr::new(FIRST_LISTEN.ip(), 0);
     let is_first = !imt_oms::has_coordinator(&args.data);
@@ -159,7 +178,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         listen: args
             .listen
             .unwrap_or(if is_first { FIRST_LISTEN } else { others_port }),
-        warehouse: args.warehouse.to_string(),
+        warehouse: args.warehouse.as_ref().map(ToString::to_string),
         weight: args.weight,
         zone: args.zone.map(|zone| zone.to_string()),
         cors_origins: args.cors_origin,
@@ -189,6 +208,13 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
 /// Returns the error of a node that does not start. A taken port names the flag that changes it.
 pub(super) fn cannot_start(name: &str, error: NodeError, flag: &str) -> CliError {
     let advice = match error {
+        // A setting that contradicts the running nodes is wrong usage.
+        NodeError::Config {
+            setting: "weight", ..
+        }
+        | NodeError::OtherWarehouse { .. } => {
+            return CliError::Usage(format!("cannot start node '{name}': {error}"));
+        }
         NodeError::Listen { .. } => format!(" ({flag} sets its address)"),
         _ => String::new(),
     };
@@ -573,6 +599,66 @@ pub(super) async fn tell_to_leave(data: &Path, name: &str) -> Result<(), CliErro
     }
     Err(CliError::failed(format!(
         "no node answers on {}; another one must be there to take the orders of '{name}'",
+        data.display()
+    )))
+}
+
+#[derive(Serialize)]
+struct WarehouseShown {
+    warehouse: String,
+}
+
+/// Shows the warehouse of a cluster. With a URL, changes it first.
+async fn warehouse(
+    url: Option<WarehouseUrl>,
+    folder: Folder,
+    output: OutputFormat,
+) -> Result<ExitCode, CliError> {
+    let data = &folder.data;
+    let stored = || {
+        imt_oms::read_warehouse(data)
+            .map_err(|error| CliError::because("the cluster's state cannot be read", error))
+    };
+    if let Some(url) = url {
+        let url = url.to_string();
+        tell_all(data, &format!("/peer/warehouse?{url}")).await?;
+        let until = Instant::now() + CHANGE_TIMEOUT;
+        while stored()?.as_ref() != Some(&url) {
+            if Instant::now() >= until {
+                return Err(CliError::failed(format!(
+                    "no node has made {url} the warehouse within {CHANGE_TIMEOUT:?}; see the nodes' logs, then \
+                     run this again"
+                )));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+    let warehouse = stored()?.ok_or_else(|| {
+        CliError::failed(format!(
+            "no node has run on {}; imt node start --warehouse URL names the warehouse",
+            data.display()
+        ))
+    })?;
+    match output {
+        OutputFormat::Json => output::print_json(&WarehouseShown { warehouse })?,
+        OutputFormat::Table => output::print_text(&warehouse)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Sends a request of an operator to all running nodes. The coordinator acts on it.
+async fn tell_all(data: &Path, path: &str) -> Result<(), CliError> {
+    let mut told = 0;
+    for card in cards(data)? {
+        if imt_oms::is_node_running(data, &card.name) {
+            told += usize::from(ask(data, &card, path).await.is_ok());
+        }
+    }
+    if told > 0 {
+        return Ok(());
+    }
+    Err(CliError::failed(format!(
+        "no node answers on {}; a node that starts alone takes --warehouse URL",
         data.display()
     )))
 }

@@ -257,11 +257,22 @@ fn write_samples(folder: &std::path::Path, output: OutputFormat) -> Result<ExitC
 fn run_folder(data: &std::path::Path, run: Option<&str>) -> Result<RunFolder, CliError> {
     RunFolder::open(data, run).map_err(|error| {
         let runs = data.join(imt_sim::run_folder::RUNS);
-        let name = run.unwrap_or("any run");
-        CliError::because(
-            format!("there is no {name} in {}; imt sim run makes one", runs.display()),
-            error,
-        )
+        let known = imt_sim::run_folder::names(data);
+        let remedy = match known.last() {
+            Some(newest) => format!("the newest one is {newest}"),
+            None => "imt sim run makes one, or name another data folder by --data".to_owned(),
+        };
+        let place = runs.display();
+        let message = match run {
+            Some(run) => format!("there is no run '{run}' in {place}; {remedy}"),
+            None => format!("there is no run in {place} yet; {remedy}"),
+        };
+        let folder = run.map_or(runs.clone(), |run| runs.join(run));
+        match folder.exists() {
+            true => CliError::because(message, error),
+            // The cause would only repeat that the folder does not exist.
+            false => CliError::failed(message),
+        }
     })
 }
 
@@ -381,7 +392,7 @@ pub(super) async fn run_shop(
     };
     let mut config = NodeConfig {
         listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), plan.port),
-        warehouse: format!("http://{warehouse_listen}"),
+        warehouse: Some(format!("http://{warehouse_listen}")),
         ..NodeConfig::new(&plan.name, &plan.data)
     };
     tune(&mut config);
@@ -510,7 +521,7 @@ fn chosen_port(port: u16) -> Result<SocketAddr, CliError> {
         .map_err(|error| CliError::because("there is no free port on 127.0.0.1", error))
 }
 
-fn endpoint(url: &str) -> Result<Endpoint, CliError> {
+pub(super) fn endpoint(url: &str) -> Result<Endpoint, CliError> {
     url.parse().map_err(|error| {
         CliError::Usage(format!(
             "'{url}' is not the URL of a server, as in http://127.0.0.1:9090: {error}"

@@ -139,7 +139,7 @@ impl Api {
             }
             (NodeOperation::Metrics, _) => node_status::metrics(cluster),
             (NodeOperation::OpenApi, _) => document::answer(),
-            (NodeOperation::ConsoleState, Some(console)) => return Box::pin(console.state()).await,
+            (NodeOperation::ConsoleState, Some(console)) => return Box::pin(console.state(headers)).await,
             (NodeOperation::ConsoleEvents, Some(console)) => return console.events(headers),
             (NodeOperation::ConsoleState | NodeOperation::ConsoleEvents, None) => return no_console(),
         };

@@ -100,6 +100,7 @@ impl Commanded {
 
     /// Executes the command, or returns the stored answer of its key.
     pub(crate) async fn answer(&self, app: &App) -> Result<Response<AnswerBody>, Problem> {
+        app.state().traced_orders.note(&self.0.order);
         let Some(Keyed { key, path, body }) = &self.0.keyed else {
             return Ok(self.execute(app).await?.into_short());
         };

@@ -34,6 +34,7 @@ use crate::cluster::peer_client::{EPOCH, SECRET, epoch_of};
 use crate::control::coordinator::AskEpoch;
 use crate::control::handle::ClusterHandle;
 use crate::control::topology::Topology;
+use crate::domain::warehouse_url::InvalidUrl;
 use crate::volume::migration::source::{ExportError, ExportRequest};
 use crate::volume::migration::target::{self, AskProgress, ImportRequest};
 use crate::volume::server::VolumeServer;
@@ -108,6 +109,13 @@ async fn answer_node(api: &Api, head: &Parts, body: Body) -> Result<Response<Bod
         }
         PeerCall::Leave(node) => {
             let _ = cluster.events.send(Event::Leave(node));
+        }
+        PeerCall::Warehouse => {
+            let named = head.uri.query().unwrap_or_default();
+            let named = named
+                .parse()
+                .map_err(|error: InvalidUrl| Problem::field("warehouse", error.to_string()))?;
+            let _ = cluster.events.send(Event::Warehouse(named));
         }
         PeerCall::Stop => {
             cluster.asked_to_stop.send_replace(true);

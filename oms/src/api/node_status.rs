@@ -22,7 +22,9 @@ use crate::api::problem::Problem;
 use crate::control::handle::ClusterHandle;
 use crate::control::topology::Topology;
 use crate::domain::order::State as OrderState;
-use crate::runtime::metrics::{VolumeCounters, header, line};
+use crate::runtime::exposition::{self, Family, Value};
+use crate::runtime::metrics::VolumeCounters;
+use crate::runtime::process_metrics;
 use crate::volume::server::VolumeServer;
 
 /// The answer to a probe.
@@ -124,10 +126,17 @@ impl Sample {
     }
 }
 
+/// Type of a series of a volume.
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+}
+
 /// A family of series with one sample a volume.
-struct Family {
+struct VolumeFamily {
     name: &'static str,
-    kind: &'static str,
+    kind: Kind,
     help: &'static str,
     value: fn(&Sample) -> Option<u64>,
 }
@@ -136,91 +145,91 @@ fn load(counter: &AtomicU64) -> Option<u64> {
     Some(counter.load(Ordering::Relaxed))
 }
 
-const FAMILIES: [Family; 14] = [
-    Family {
+const FAMILIES: [VolumeFamily; 14] = [
+    VolumeFamily {
         name: "imt_volume_slots",
-        kind: "gauge",
+        kind: Kind::Gauge,
         help: "Slots of the volume.",
         value: |sample| Some(sample.slots),
     },
-    Family {
+    VolumeFamily {
         name: "imt_refunds_wanted",
-        kind: "gauge",
+        kind: Kind::Gauge,
         help: "Payments to be refunded.",
         value: |sample| Some(sample.refunds_wanted),
     },
-    Family {
+    VolumeFamily {
         name: "imt_outbox_messages",
-        kind: "gauge",
+        kind: Kind::Gauge,
         help: "Messages that the warehouse has not answered.",
         value: |sample| Some(sample.outbox_messages),
     },
-    Family {
+    VolumeFamily {
         name: "imt_outbox_dead",
-        kind: "gauge",
+        kind: Kind::Gauge,
         help: "Dead letters.",
         value: |sample| Some(sample.outbox_dead),
     },
-    Family {
+    VolumeFamily {
         name: "imt_outbox_in_flight",
-        kind: "gauge",
+        kind: Kind::Gauge,
         help: "Calls to the warehouse in flight.",
         value: |sample| Some(sample.outbox_in_flight),
     },
-    Family {
+    VolumeFamily {
         name: "imt_warehouse_away",
-        kind: "gauge",
+        kind: Kind::Gauge,
         help: "1 while the circuit breaker to the warehouse is open.",
         value: |sample| Some(u64::from(sample.is_warehouse_away)),
     },
-    Family {
+    VolumeFamily {
         name: "imt_commit_queue",
-        kind: "gauge",
+        kind: Kind::Gauge,
         help: "Write batches that wait for their commit.",
         value: |sample| Some(sample.commit_queue),
     },
-    Family {
+    VolumeFamily {
         name: "imt_transactors",
-        kind: "gauge",
+        kind: Kind::Gauge,
         help: "Transactors that are running now.",
         value: |sample| Some(sample.transactors),
     },
-    Family {
+    VolumeFamily {
         name: "imt_stat_files_waiting",
-        kind: "gauge",
+        kind: Kind::Gauge,
         help: "Statistics files that the last scan left to wait: new, being written, or incomplete.",
         value: |sample| load(&sample.counters.stat_files_waiting).filter(|_| sample.has_statistics),
     },
-    Family {
+    VolumeFamily {
         name: "imt_stat_scan_timestamp_seconds",
-        kind: "gauge",
+        kind: Kind::Gauge,
         help: "Unix time at which the last scan for statistics files ended.",
         value: |sample| {
             let ended_ms = load(&sample.counters.stat_scan_ended_ms)?;
             (sample.has_statistics && ended_ms > 0).then_some(ended_ms / 1_000)
         },
     },
-    Family {
+    VolumeFamily {
         name: "imt_transactor_panics_total",
-        kind: "counter",
+        kind: Kind::Counter,
         help: "Transactors that ended in a panic.",
         value: |sample| load(&sample.counters.transactor_panics),
     },
-    Family {
+    VolumeFamily {
         name: "imt_stock_snapshots_total",
-        kind: "counter",
+        kind: Kind::Counter,
         help: "Stock snapshots applied.",
         value: |sample| load(&sample.counters.stock_snapshots),
     },
-    Family {
+    VolumeFamily {
         name: "imt_stat_files_total",
-        kind: "counter",
+        kind: Kind::Counter,
         help: "Statistics files added.",
         value: |sample| load(&sample.counters.stat_files),
     },
-    Family {
+    VolumeFamily {
         name: "imt_stat_files_set_aside_total",
-        kind: "counter",
+        kind: Kind::Counter,
         help: "Statistics files renamed to NAME.rejected.",
         value: |sample| load(&sample.counters.stat_files_set_aside),
     },
@@ -234,45 +243,69 @@ pub(crate) fn metrics(cluster: &ClusterHandle) -> Response {
         .values()
         .map(|server| Sample::of(server))
         .collect();
-    let mut text = String::with_capacity(16 * 1_024);
-    cluster.metrics.render(&mut text);
-    render_node(&mut text, &topology, &samples);
-    render_volumes(&mut text, &samples);
-    let content_type = "text/plain; version=0.0.4; charset=utf-8";
-    ([(CONTENT_TYPE, content_type)], Body::from(text)).into_response()
+    let mut families = cluster.metrics.families();
+    families.extend(of_node(&topology, &samples));
+    families.extend(of_volumes(&samples));
+    families.extend(process_metrics::families());
+    let text = exposition::render(families);
+    ([(CONTENT_TYPE, exposition::TEXT_TYPE)], Body::from(text)).into_response()
 }
 
-/// Writes the series that belong to the node, and the readiness of every volume assigned to the
+fn volume_label(volume: &str) -> (&'static str, String) {
+    ("volume", volume.to_owned())
+}
+
+/// Returns the families that belong to the node, and the readiness of every volume assigned to the
 /// node.
-fn render_node(text: &mut String, topology: &Topology, samples: &[Sample]) {
-    let name = "imt_ring_epoch";
-    header(text, name, "gauge", "Epoch of the current ring.");
-    line(text, name, &[], topology.ring.epoch().0);
-    let name = "imt_volume_ready";
-    let help = "1 while the volume takes orders, 0 while it is assigned to this node and takes none.";
-    header(text, name, "gauge", help);
-    for volume in topology.to_serve() {
+fn of_node(topology: &Topology, samples: &[Sample]) -> [Family; 2] {
+    let ready = topology.to_serve().map(|volume| {
         let sample = samples.iter().find(|sample| sample.volume == volume.as_str());
         let is_ready = sample.is_some_and(|sample| sample.is_ready);
-        line(text, name, &[("volume", volume.as_str())], u64::from(is_ready));
-    }
+        let value = Value::Gauge(f64::from(u8::from(is_ready)));
+        (vec![volume_label(volume.as_str())], value)
+    });
+    [
+        Family::single(
+            "imt_ring_epoch",
+            "Epoch of the current ring.",
+            Value::Gauge(topology.ring.epoch().0 as f64),
+        ),
+        Family {
+            name: "imt_volume_ready",
+            help: "1 while the volume takes orders, 0 while it is assigned to this node and takes none.",
+            samples: ready.collect(),
+        },
+    ]
 }
 
-/// Writes the series that belong to one volume each.
-fn render_volumes(text: &mut String, samples: &[Sample]) {
-    header(text, "imt_orders", "gauge", "Orders in each state.");
+/// Returns the families that belong to one volume each.
+fn of_volumes(samples: &[Sample]) -> Vec<Family> {
+    let mut orders = Vec::new();
     for sample in samples {
         for state in OrderState::ALL {
-            let labels = [("volume", sample.volume.as_str()), ("state", state.name())];
-            line(text, "imt_orders", &labels, sample.orders[state as usize]);
+            let labels = vec![volume_label(&sample.volume), ("state", state.name().to_owned())];
+            orders.push((labels, Value::Gauge(sample.orders[state as usize] as f64)));
         }
     }
+    let mut families = vec![Family {
+        name: "imt_orders",
+        help: "Orders in each state.",
+        samples: orders,
+    }];
     for family in &FAMILIES {
-        header(text, family.name, family.kind, family.help);
-        for sample in samples {
-            if let Some(value) = (family.value)(sample) {
-                line(text, family.name, &[("volume", &sample.volume)], value);
-            }
-        }
+        let value = |value: u64| match family.kind {
+            Kind::Counter => Value::Counter(value as f64),
+            Kind::Gauge => Value::Gauge(value as f64),
+        };
+        let samples = samples.iter().filter_map(|sample| {
+            let labels = vec![volume_label(&sample.volume)];
+            Some((labels, value((family.value)(sample)?)))
+        });
+        families.push(Family {
+            name: family.name,
+            help: family.help,
+            samples: samples.collect(),
+        });
     }
+    families
 }

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -23,6 +24,7 @@ use crate::cluster::channel::message::{HttpReply, OrderCommand, Question, Reply,
 use crate::cluster::channel::{Asked, Caller, Service};
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
+use crate::runtime::trace::{self, FinishedSpan, SpanKind, TraceContext};
 use crate::volume::questions;
 use crate::volume::server::VolumeServer;
 
@@ -51,7 +53,8 @@ impl Service for ClusterHandle {
                 asked.caller.answer(epoch, Reply::Moved);
                 continue;
             };
-            match asked.question {
+            let (trace, question) = asked.question.untraced();
+            match question {
                 Question::Confirm(confirm) => {
                     server.app.state().confirm(&confirm);
                     asked.caller.forget();
@@ -72,7 +75,10 @@ impl Service for ClusterHandle {
                             // Its sender has stopped waiting.
                             return caller.answer(epoch, Reply::Moved);
                         }
-                        let (as_of, reply) = answer(&server, question).await;
+                        let (as_of, reply) = match trace {
+                            Some(trace) => answer_traced(trace, &server, question).await,
+                            None => answer(&server, question).await,
+                        };
                         caller.answer(as_of.unwrap_or(epoch), reply);
                     });
                 }
@@ -94,6 +100,38 @@ impl Service for ClusterHandle {
             });
         }
     }
+}
+
+/// Answers a request as part of the trace of the client's request.
+async fn answer_traced(
+    parent: TraceContext,
+    server: &Arc<VolumeServer>,
+    question: Question,
+) -> (Option<u64>, Reply) {
+    let span = parent.child();
+    let (started, begun) = (SystemTime::now(), Instant::now());
+    let name = match &question {
+        Question::Command(_) => "node command",
+        Question::Read(_) => "node read",
+        Question::Settle { .. } => "node settle",
+        _ => "node stock",
+    };
+    let (as_of, reply) = Box::pin(span.scope(answer(server, question))).await;
+    let finished = || FinishedSpan {
+        name,
+        kind: SpanKind::Server,
+        context: span,
+        parent: Some(parent.span),
+        started,
+        took: begun.elapsed(),
+        status: match &reply {
+            Reply::Http(http) => Some(http.status),
+            _ => None,
+        },
+        attributes: vec![("imt.volume", server.volume.to_string())],
+    };
+    trace::finish(finished, span);
+    (as_of, reply)
 }
 
 /// Answers a request about a volume that is served here. Says by which epoch, if that is not the

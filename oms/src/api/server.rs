@@ -16,7 +16,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::{HeaderName, HeaderValue, Request, Response};
 use axum::response::IntoResponse;
@@ -34,6 +34,7 @@ use crate::api::{AnswerBody, Problem};
 use crate::cluster::channel::{self, PREFACE, PeerKey, Service};
 use crate::config::ServerLimits;
 use crate::runtime;
+use crate::runtime::trace::{self, FinishedSpan, SpanKind, TraceContext};
 
 /// Longest wait for the first byte, for the rest of the headers, and for the next request of a
 /// connection.
@@ -95,12 +96,20 @@ impl ConnectionHandler {
             .then(|| format!("{} {}", request.method(), request.uri()));
         let given = request.headers().get(REQUEST_ID).cloned();
         let id = given.unwrap_or_else(|| self.request_id(number));
+        // Probes and metrics are answered even if too many requests are in progress, because they
+        // matter most then.
+        let is_probe = target.is_probe();
         let turn = self.requests.try_acquire().ok();
-        let mut response = if turn.is_some() || target.is_probe() {
-            self.api.answer(target, request).await
-        } else {
-            let busy = Problem::busy("too many requests are in progress");
-            busy.into_response().map(AnswerBody::Long)
+        let header = request.headers().get(trace::TRACEPARENT);
+        let trace = trace::begin(header.map(HeaderValue::as_bytes)).filter(|_| !is_probe);
+        let mut response = match trace {
+            _ if turn.is_none() && !is_probe => {
+                let busy = Problem::busy("too many requests are in progress");
+                busy.into_response().map(AnswerBody::Long)
+            }
+            // Boxed, so that it does not enlarge the futures of all other requests.
+            Some(trace) => Box::pin(self.answer_traced(trace, name, target, request)).await,
+            None => self.api.answer(target, request).await,
         };
         let took = begun.elapsed();
         let status = response.status().as_u16();
@@ -108,18 +117,45 @@ impl ConnectionHandler {
         // Calls between nodes are logged at debug level only: the node that received the client's
         // request logs that request.
         if logs_all || !is_between_nodes {
+            let trace_id = trace.map(|(span, _)| span.trace_id());
             log_access(&Answered {
                 request: access.as_deref(),
                 route: name,
                 logs_all,
                 is_between_nodes,
                 id: &id,
+                trace_id: trace_id.as_deref(),
                 status,
                 took,
             });
         }
         response.headers_mut().insert(REQUEST_ID, id);
         Ok(response)
+    }
+
+    /// Answers a request as part of a trace.
+    async fn answer_traced(
+        &self,
+        (span, parent): (TraceContext, Option<u64>),
+        name: &'static str,
+        target: Target,
+        request: Request<Incoming>,
+    ) -> Response<AnswerBody> {
+        let (started, begun) = (SystemTime::now(), Instant::now());
+        let response = span.scope(self.api.answer(target, request)).await;
+        let status = response.status().as_u16();
+        let finished = || FinishedSpan {
+            name,
+            kind: SpanKind::Server,
+            context: span,
+            parent,
+            started,
+            took: begun.elapsed(),
+            status: Some(status),
+            attributes: Vec::new(),
+        };
+        trace::finish(finished, span);
+        response
     }
 }
 
@@ -133,6 +169,8 @@ struct Answered<'a> {
     logs_all: bool,
     is_between_nodes: bool,
     id: &'a HeaderValue,
+    /// The trace of which the request is a part.
+    trace_id: Option<&'a str>,
     status: u16,
     took: Duration,
 }
@@ -144,12 +182,12 @@ fn log_access(answered: &Answered<'_>) {
         return;
     }
     let took_us = took.as_micros() as u64;
-    let id = answered.id.to_str().unwrap_or("not ASCII");
+    let (id, trace_id) = (answered.id.to_str().unwrap_or("not ASCII"), answered.trace_id);
     let request = answered.request.unwrap_or(answered.route);
     if answered.logs_all && (answered.is_between_nodes || !is_notable) {
-        tracing::debug!(target: ACCESS, request, id, status, took_us);
+        tracing::debug!(target: ACCESS, request, id, status, took_us, trace_id);
     } else {
-        tracing::info!(target: ACCESS, request, id, status, took_us);
+        tracing::info!(target: ACCESS, request, id, status, took_us, trace_id);
     }
 }
 

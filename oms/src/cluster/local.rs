@@ -17,6 +17,7 @@
 
 mod files;
 mod locks;
+mod warehouse;
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -34,9 +35,10 @@ use crate::cluster::local::files::{
     write_state,
 };
 pub use crate::cluster::local::files::{
-    has_coordinator, is_node_running, node_infos, read_ring, read_secret,
+    has_coordinator, is_node_running, node_infos, read_ring, read_secret, read_warehouse,
 };
 use crate::cluster::local::locks::{FolderLock, OpenPath, is_held, lock, open_lock};
+pub use crate::cluster::local::warehouse::check_warehouse;
 use crate::cluster::{Authority, ClusterState, Event, Expected, Membership, NodeInfo, Soon, Volumes};
 use crate::error::NodeError;
 use crate::runtime::{self, regular_file};

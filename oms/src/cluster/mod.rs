@@ -36,11 +36,14 @@ use std::sync::Arc;
 use imt_ring::{Member, NodeName};
 use serde::{Deserialize, Serialize};
 
+use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
 use crate::storage::volume::Volume;
 
 pub(crate) use crate::cluster::local::LocalCluster;
-pub use crate::cluster::local::{has_coordinator, is_node_running, node_infos, read_ring, read_secret};
+pub use crate::cluster::local::{
+    check_warehouse, has_coordinator, is_node_running, node_infos, read_ring, read_secret, read_warehouse,
+};
 pub(crate) use crate::cluster::state::{ClusterState, SlotSet, ranges, slots_in};
 
 /// The description that a node's process publishes.
@@ -91,6 +94,8 @@ pub(crate) enum Event {
     Hello,
     /// A node asks to leave the cluster permanently.
     Leave(NodeName),
+    /// An operator names another warehouse for the cluster.
+    Warehouse(WarehouseUrl),
 }
 
 /// Membership of this node in the cluster.

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `/peer/ping` | does the node answer at all? |
 //! | `/peer/state` | the cluster's state has changed |
-//! | `/peer/hello`, `/peer/leave/NODE` | to the coordinator |
+//! | `/peer/hello`, `/peer/leave/NODE`, `/peer/warehouse?URL` | to the coordinator |
 //! | `/peer/node`, `/peer/stop` | the node's report, the order to stop |
 //! | `/peer/console` | the node's figures for the console |
 //! | `/peer/volume/V/OPERATION` | an operation at a volume (`VolumeCall`) |
@@ -39,6 +39,8 @@ pub(crate) enum PeerCall {
     Hello,
     /// A node leaves the cluster permanently. To the coordinator.
     Leave(NodeName),
+    /// The cluster's warehouse is at the URL of the query. To the coordinator.
+    Warehouse,
     /// Stop.
     Stop,
     /// Report on the node.
@@ -138,6 +140,7 @@ impl PeerCall {
             ("ping", "") => PeerCall::Ping,
             ("state", "") => PeerCall::State,
             ("hello", "") => PeerCall::Hello,
+            ("warehouse", "") => PeerCall::Warehouse,
             ("stop", "") => PeerCall::Stop,
             ("node", "") => PeerCall::Node,
             ("console", "") => PeerCall::Console,
@@ -161,6 +164,7 @@ impl fmt::Display for PeerCall {
             PeerCall::State => f.write_str("state"),
             PeerCall::Hello => f.write_str("hello"),
             PeerCall::Leave(node) => write!(f, "leave/{node}"),
+            PeerCall::Warehouse => f.write_str("warehouse"),
             PeerCall::Stop => f.write_str("stop"),
             PeerCall::Node => f.write_str("node"),
             PeerCall::Console => f.write_str("console"),

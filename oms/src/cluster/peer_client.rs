@@ -35,7 +35,7 @@ use crate::cluster::channel::message::{Answer as ChannelAnswer, Question, Reques
 use crate::cluster::channel::{Channels, Dialer, Unanswered};
 use crate::cluster::peer_call::{PING, PeerCall, VolumeQuestion};
 use crate::error::with_causes;
-use crate::runtime;
+use crate::runtime::{self, trace};
 
 /// What a node shows to be let in.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
@@ -205,6 +205,11 @@ impl Peers {
         *request.headers_mut() = headers.clone();
         let head = request.headers_mut();
         head.insert(SECRET, self.secret.clone());
+        if let Some(trace) = trace::current()
+            && let Ok(value) = HeaderValue::try_from(trace.to_string())
+        {
+            head.insert(trace::TRACEPARENT, value);
+        }
         let sending = self.transport.send(address, request);
         self.answered_by(address, until, sending).await
     }
@@ -246,6 +251,10 @@ impl Peers {
     ) -> Result<ChannelAnswer, NoAnswer> {
         self.check(address).await?;
         let left = until.saturating_duration_since(Instant::now());
+        let question = match trace::current() {
+            Some(trace) => Question::Traced(trace, Box::new(question)),
+            None => question,
+        };
         let request = ChannelRequest {
             id: 0,
             volume: volume.clone(),

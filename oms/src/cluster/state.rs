@@ -33,6 +33,9 @@ pub(crate) struct ClusterState {
     pub(crate) moving: Option<Moving>,
     /// The id of the move that led to the current ring.
     pub(crate) committed: u64,
+    /// URL of the warehouse that every node calls. `None` until a node has named one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) warehouse: Option<String>,
 }
 
 /// A move of slots between volumes.
@@ -91,6 +94,7 @@ impl ClusterState {
             leaving: BTreeSet::new(),
             moving: None,
             committed: 0,
+            warehouse: None,
         }
     }
 
@@ -202,6 +206,17 @@ impl ClusterState {
         let mut state = self.clone();
         state.leaving.insert(node.clone());
         Ok(state.changed())
+    }
+
+    /// Returns the state with another warehouse, or `None` if the cluster has that one already. A
+    /// move continues.
+    pub(crate) fn with_warehouse(&self, warehouse: &str) -> Option<ClusterState> {
+        if self.warehouse.as_deref() == Some(warehouse) {
+            return None;
+        }
+        let mut state = self.clone().changed();
+        state.warehouse = Some(warehouse.to_owned());
+        Some(state)
     }
 
     /// Returns the transfers of the move in progress.
@@ -321,6 +336,30 @@ mod tests {
         assert_eq!(after.with_nodes(&names(&["a"])), None);
         let back = after.with_nodes(&names(&["a", "b"])).unwrap();
         assert_eq!(back.serving[&name("b")], name("b"));
+    }
+
+    #[test]
+    fn another_warehouse_keeps_ring_and_move_and_the_same_one_changes_nothing() {
+        let first = ClusterState::first(Member::new("a").unwrap()).unwrap();
+        let joined = first.with_nodes(&names(&["a", "b"])).unwrap();
+        let moving = joined.begin_move(&members(&["a", "b"])).unwrap().unwrap();
+        let named = moving.with_warehouse("http://wms:1").unwrap();
+        assert_eq!(named.version, moving.version + 1);
+        assert_eq!(
+            (&named.moving, &named.ring, &named.serving),
+            (&moving.moving, &moving.ring, &moving.serving)
+        );
+        assert_eq!(named.with_warehouse("http://wms:1"), None);
+        let done = named.commit_move().unwrap();
+        assert_eq!(done.warehouse.as_deref(), Some("http://wms:1"));
+        let text = serde_json::to_string(&done).unwrap();
+        assert_eq!(serde_json::from_str::<ClusterState>(&text).unwrap(), done);
+        let older = serde_json::to_value(&moving).unwrap();
+        assert!(
+            older.get("warehouse").is_none(),
+            "a state without one has no such key"
+        );
+        assert_eq!(serde_json::from_value::<ClusterState>(older).unwrap(), moving);
     }
 
     #[test]

@@ -32,6 +32,7 @@ use crate::cluster::{ClusterState, Event, NodeInfo, ranges};
 use crate::control::errand::{Attempt, Destination, Errand};
 use crate::control::handle::ClusterHandle;
 use crate::control::topology::Topology;
+use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::{NodeError, with_causes};
 use crate::runtime;
 use crate::volume::migration::target::{AskProgress, ImportRequest, Imported, Progress};
@@ -75,6 +76,8 @@ struct Coordinator {
     /// withdrawn its description, but must be notified at once when others have taken its volumes.
     watched: BTreeMap<NodeName, NodeInfo>,
     leaving: Vec<NodeName>,
+    /// The warehouse that an operator has named, until it is in the state.
+    warehouse: Option<WarehouseUrl>,
     is_elected: bool,
 }
 
@@ -87,6 +90,7 @@ pub(crate) async fn coordinate(
     let mut coordinator = Coordinator {
         watched: BTreeMap::new(),
         leaving: Vec::new(),
+        warehouse: None,
         is_elected: false,
         cluster: Arc::clone(&cluster),
     };
@@ -128,6 +132,8 @@ impl Coordinator {
             // The request goes to all nodes. Only the coordinator acts on it.
             Event::Leave(node) if self.is_elected => self.leaving.push(node),
             Event::Leave(_) => {}
+            // The same holds for this request.
+            Event::Warehouse(warehouse) => self.warehouse = Some(warehouse).filter(|_| self.is_elected),
             Event::Hello => {}
         }
     }
@@ -150,6 +156,15 @@ impl Coordinator {
         }
     }
 
+    /// Returns the state with the warehouse that an operator has named, if that is another one.
+    fn named_warehouse(&mut self, state: &ClusterState) -> Option<ClusterState> {
+        let named = self.warehouse.take()?.to_string();
+        let next = state.with_warehouse(&named)?;
+        let before = state.warehouse.as_deref().unwrap_or("none");
+        tracing::info!(from = before, to = named, "warehouse of the cluster changed");
+        Some(next)
+    }
+
     fn retry_later(&self) {
         let events = self.cluster.events.clone();
         runtime::spawn(async move {
@@ -165,6 +180,10 @@ impl Coordinator {
         let state = self.cluster.authority.read().await?;
         if let Some(next) = state.with_nodes(&names) {
             announce_serving(&state, &next);
+            self.replace(&next).await?;
+            return Ok(true);
+        }
+        if let Some(next) = self.named_warehouse(&state) {
             self.replace(&next).await?;
             return Ok(true);
         }
@@ -303,6 +322,10 @@ impl Coordinator {
             let node_infos = self.alive()?;
             if let Some(next) = now.with_nodes(&node_infos.keys().cloned().collect()) {
                 announce_serving(&now, &next);
+                self.replace(&next).await?;
+                now = next;
+            }
+            if let Some(next) = self.named_warehouse(&now) {
                 self.replace(&next).await?;
                 now = next;
             }

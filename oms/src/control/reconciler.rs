@@ -139,6 +139,9 @@ impl Reconciler {
     /// Reads the state and applies it. Returns `false` if a volume could not be opened yet.
     async fn pass(&mut self, stop: &watch::Receiver<bool>) -> Result<bool, NodeError> {
         let state = self.cluster.authority.read().await?;
+        if let Some(warehouse) = &state.warehouse {
+            self.context.wms.follow(warehouse);
+        }
         let me = self.cluster.me.clone();
         let wanted: Vec<NodeName> = state
             .serving

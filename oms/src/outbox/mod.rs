@@ -280,7 +280,7 @@ impl Outbox {
     pub(crate) fn answered(&mut self, job: &Job) {
         let queue = &mut self.queues[job.kind as usize];
         queue.land(job);
-        queue.answered(job.kind, &self.limits);
+        queue.answered(&self.limits);
     }
 
     /// Ends a failed call. Returns the changed message, to be written, or `None` if the message was
@@ -344,6 +344,16 @@ impl Outbox {
     /// Returns the number of calls in flight.
     pub(crate) fn in_flight(&self) -> usize {
         self.queues.iter().map(|queue| queue.in_flight).sum()
+    }
+
+    /// Returns `true` if the breaker of this kind is open.
+    pub(crate) fn is_open(&self, kind: Kind) -> bool {
+        self.queues[kind as usize].breaker.is_open()
+    }
+
+    /// Returns the number of failures in a row that opens a breaker.
+    pub(crate) fn breaker_failures(&self) -> u32 {
+        self.limits.breaker_failures
     }
 
     /// Returns `true` if the breaker of either kind is open.

@@ -277,13 +277,7 @@ impl MessageQueue {
     }
 
     /// Counts a final answer: the warehouse is reachable.
-    pub(super) fn answered(&mut self, kind: Kind, limits: &OutboxLimits) {
-        if self.breaker.is_open() {
-            tracing::info!(
-                kind = kind.name(),
-                "circuit breaker closed: the warehouse answers again"
-            );
-        }
+    pub(super) fn answered(&mut self, limits: &OutboxLimits) {
         self.breaker = CircuitBreaker::default();
         self.cause = None;
         self.slow_start.answered(limits.in_flight_max);
@@ -306,7 +300,7 @@ impl MessageQueue {
             .is_some_and(|slot| slot.attempts > 0 && slot.answers_before != answers);
         match failure.kind {
             // The warehouse is reachable: it judged the message.
-            FailureKind::InProgress | FailureKind::Malformed => self.answered(job.kind, limits),
+            FailureKind::InProgress | FailureKind::Malformed => self.answered(limits),
             FailureKind::Unreachable | FailureKind::Error => {
                 if job.probe || !is_own {
                     self.count_failure(job, failure, limits, now_ms);
@@ -336,18 +330,9 @@ impl MessageQueue {
     }
 
     fn count_failure(&mut self, job: &Job, failure: &Failure, limits: &OutboxLimits, now_ms: u64) {
-        let was_open = self.breaker.is_open();
         self.breaker.failed(limits, failure, job.probe, now_ms);
         if !self.breaker.is_open() {
             return;
-        }
-        if !was_open {
-            tracing::warn!(
-                kind = job.kind.name(),
-                failures = limits.breaker_failures,
-                cause = failure.reason,
-                "circuit breaker opened: calls to the warehouse fail"
-            );
         }
         self.cause = Some(failure.reason.as_str().into());
         self.slow_start.reset();

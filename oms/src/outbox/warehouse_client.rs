@@ -10,6 +10,7 @@
 //! Deliberately absent: retries and their times (see the parent module).
 
 use std::pin::Pin;
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +26,7 @@ use crate::domain::order::{Line, Order, OrderId};
 use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::with_causes;
 use crate::outbox::{Failure, FailureKind, Kind};
+use crate::runtime::trace;
 
 /// Header of the answer with the number of the delivery in the warehouse's ledger.
 const STOCK_SEQUENCE: &str = "x-stock-sequence";
@@ -67,14 +69,37 @@ pub(crate) type SendFuture<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a
 pub(crate) trait Warehouse: Send + Sync {
     /// Sends a message about an order, once.
     fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a>;
+
+    /// Returns the URL of the warehouse, for the log.
+    fn address(&self) -> String;
+
+    /// Sends all further messages to the warehouse at this URL. Calls in flight end as they began.
+    fn follow(&self, warehouse: &str);
 }
 
 /// A client of the warehouse, with a pool of connections.
 pub(crate) struct Wms {
     client: Client<HttpConnector, Full<Bytes>>,
+    routes: RwLock<Routes>,
+    config: WmsConfig,
+}
+
+/// The URLs that are called.
+#[derive(Clone)]
+struct Routes {
+    base: WarehouseUrl,
     announce: Uri,
     deliver: Uri,
-    config: WmsConfig,
+}
+
+impl Routes {
+    fn of(base: WarehouseUrl) -> Routes {
+        Routes {
+            announce: base.with_path("/order/new"),
+            deliver: base.with_path("/order/process_delivery"),
+            base,
+        }
+    }
 }
 
 /// The body of a request.
@@ -90,8 +115,6 @@ struct WmsOrder<'a> {
 impl Wms {
     /// Returns a client of the warehouse at `config.base`.
     pub(crate) fn new(config: WmsConfig) -> Wms {
-        let announce = config.base.with_path("/order/new");
-        let deliver = config.base.with_path("/order/process_delivery");
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -102,16 +125,20 @@ impl Wms {
             .build(connector);
         Wms {
             client,
-            announce,
-            deliver,
+            routes: RwLock::new(Routes::of(config.base.clone())),
             config,
         }
     }
 
+    fn routes(&self) -> Routes {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     async fn send_with_timeout(&self, kind: Kind, order: &Order) -> Answer {
+        let routes = self.routes();
         let (uri, limit) = match kind {
-            Kind::Announce => (&self.announce, self.config.announce_timeout),
-            Kind::Deliver => (&self.deliver, self.config.deliver_timeout),
+            Kind::Announce => (routes.announce, self.config.announce_timeout),
+            Kind::Deliver => (routes.deliver, self.config.deliver_timeout),
         };
         match tokio::time::timeout(limit, self.call(kind, uri, order)).await {
             Ok(answer) => answer,
@@ -119,7 +146,7 @@ impl Wms {
         }
     }
 
-    async fn call(&self, kind: Kind, uri: &Uri, order: &Order) -> Answer {
+    async fn call(&self, kind: Kind, uri: Uri, order: &Order) -> Answer {
         let request = match request(kind, uri, order) {
             Ok(request) => request,
             Err(reason) => return failed(FailureKind::Malformed, reason),
@@ -208,9 +235,27 @@ impl Warehouse for Wms {
     fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a> {
         Box::pin(self.send_with_timeout(kind, order))
     }
+
+    fn address(&self) -> String {
+        self.routes().base.to_string()
+    }
+
+    fn follow(&self, warehouse: &str) {
+        if self.routes().base.to_string() == warehouse {
+            return;
+        }
+        match warehouse.parse::<WarehouseUrl>() {
+            Ok(base) => {
+                tracing::info!(from = %self.address(), to = %base, "warehouse changed");
+                *self.routes.write().unwrap_or_else(PoisonError::into_inner) = Routes::of(base);
+            }
+            // Only a state that was edited by hand can have such a URL.
+            Err(error) => tracing::error!(warehouse, %error, "the cluster's warehouse is not a URL"),
+        }
+    }
 }
 
-fn request(kind: Kind, uri: &Uri, order: &Order) -> Result<Request<Full<Bytes>>, String> {
+fn request(kind: Kind, uri: Uri, order: &Order) -> Result<Request<Full<Bytes>>, String> {
     let transaction_id = if kind == Kind::Deliver {
         order.transaction
     } else {
@@ -223,9 +268,11 @@ fn request(kind: Kind, uri: &Uri, order: &Order) -> Result<Request<Full<Bytes>>,
         transaction_id,
     };
     let body = serde_json::to_vec(&body).map_err(|error| error.to_string())?;
-    Request::builder()
-        .method(Method::POST)
-        .uri(uri.clone())
+    let mut request = Request::builder().method(Method::POST).uri(uri);
+    if let Some(trace) = trace::current() {
+        request = request.header(trace::TRACEPARENT, trace.to_string());
+    }
+    request
         .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
         .header("idempotency-key", format!("{}/{}", order.id, kind.name()))
         .body(Full::new(Bytes::from(body)))

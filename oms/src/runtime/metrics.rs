@@ -1,4 +1,4 @@
-//! Counters of a node in the Prometheus text format.
+//! Counters of a node.
 //!
 //! **Invariants**
 //! - A request updates three atomics. It takes no lock and allocates no memory.
@@ -6,10 +6,11 @@
 //! - Counters of a volume outlive its server, so they never decrease.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use crate::runtime::exposition::{Family, Value};
 
 /// The name of the series of all other requests: probes, and calls between nodes.
 pub(crate) const OTHER_ROUTE: &str = "other";
@@ -37,6 +38,8 @@ pub(crate) struct RouteCounts {
     pub(crate) answers: [u64; 5],
     /// Requests by latency bucket; the last one has no bound.
     pub(crate) buckets: [u64; BUCKETS_US.len() + 1],
+    /// Sum of all durations in microseconds.
+    pub(crate) sum_us: u64,
 }
 
 /// The counters of a node's requests, and of the volumes that it serves.
@@ -130,6 +133,7 @@ impl Metrics {
             route: name,
             answers: route.answers.each_ref().map(load),
             buckets: route.buckets.each_ref().map(load),
+            sum_us: load(&route.sum_us),
         };
         self.routes.iter().map(counts).collect()
     }
@@ -181,93 +185,46 @@ impl Metrics {
         route.sum_us.fetch_add(took_us, Ordering::Relaxed);
     }
 
-    /// Writes the series of requests.
-    pub(crate) fn render(&self, text: &mut String) {
-        header(
-            text,
-            "imt_requests_total",
-            "counter",
-            "Requests answered, by route and class of status.",
-        );
-        for (name, route) in &self.routes {
-            for (class, count) in route.answers.iter().enumerate() {
-                let count = count.load(Ordering::Relaxed);
-                if count > 0 {
-                    line(
-                        text,
-                        "imt_requests_total",
-                        &[("route", name), ("status", STATUS[class])],
-                        count,
-                    );
-                }
+    /// Returns the families of requests.
+    pub(crate) fn families(&self) -> Vec<Family> {
+        let mut answers = Vec::new();
+        let mut durations = Vec::new();
+        for counts in self.counts() {
+            let route = || ("route", counts.route.to_owned());
+            for (class, count) in counts.answers.iter().enumerate().filter(|(_, count)| **count > 0) {
+                let labels = vec![route(), ("status", STATUS[class].to_owned())];
+                answers.push((labels, Value::Counter(*count as f64)));
             }
-        }
-        let name = "imt_request_duration_seconds";
-        header(
-            text,
-            name,
-            "histogram",
-            "Time from the head of a request to its response.",
-        );
-        for (route_name, route) in &self.routes {
-            let mut below = 0;
-            if route
-                .buckets
-                .iter()
-                .all(|count| count.load(Ordering::Relaxed) == 0)
-            {
+            if counts.buckets.iter().all(|count| *count == 0) {
                 continue;
             }
-            for (at, count) in route.buckets.iter().enumerate() {
-                below += count.load(Ordering::Relaxed);
-                let bound = BUCKETS_US
-                    .get(at)
-                    .map_or("+Inf".to_owned(), |bound| (*bound as f64 / 1e6).to_string());
-                let labels = [("route", *route_name), ("le", bound.as_str())];
-                line(text, "imt_request_duration_seconds_bucket", &labels, below);
-            }
-            let sum = route.sum_us.load(Ordering::Relaxed) as f64 / 1e6;
-            line(
-                text,
-                "imt_request_duration_seconds_sum",
-                &[("route", route_name)],
-                sum,
-            );
-            line(
-                text,
-                "imt_request_duration_seconds_count",
-                &[("route", route_name)],
-                below,
-            );
+            let bound = |at: usize| BUCKETS_US.get(at).map_or(f64::INFINITY, |us| *us as f64 / 1e6);
+            let buckets = counts.buckets.iter().enumerate();
+            let buckets = buckets.map(|(at, count)| (bound(at), *count)).collect();
+            let sum = counts.sum_us as f64 / 1e6;
+            durations.push((vec![route()], Value::Histogram(sum, buckets)));
         }
+        vec![
+            Family {
+                name: "imt_requests_total",
+                help: "Requests answered, by route and class of status.",
+                samples: answers,
+            },
+            Family {
+                name: "imt_request_duration_seconds",
+                help: "Time from the head of a request to its response.",
+                samples: durations,
+            },
+        ]
     }
 }
 
 const STATUS: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// Writes the `HELP` and `TYPE` lines of a metric.
-pub(crate) fn header(text: &mut String, name: &str, kind: &str, help: &str) {
-    // Writing to a String cannot fail.
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
-/// Writes one sample.
-pub(crate) fn line(text: &mut String, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
-    let labels: Vec<String> = labels
-        .iter()
-        .map(|(name, value)| format!("{name}=\"{value}\""))
-        .collect();
-    let labels = if labels.is_empty() {
-        String::new()
-    } else {
-        format!("{{{}}}", labels.join(","))
-    };
-    let _ = writeln!(text, "{name}{labels} {value}");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::exposition;
 
     #[test]
     fn the_rate_covers_the_last_samples() {
@@ -299,8 +256,7 @@ mod tests {
             metrics.count(route, 200, Duration::from_micros(took_us));
         }
         metrics.count(route, 409, Duration::from_micros(1));
-        let mut text = String::new();
-        metrics.render(&mut text);
+        let text = exposition::render(metrics.families());
         for expected in [
             "imt_requests_total{route=\"POST /order\",status=\"2xx\"} 4",
             "imt_requests_total{route=\"POST /order\",status=\"4xx\"} 1",

@@ -10,11 +10,14 @@
 //! - Work passed to `blocking` waits for a disk only, never for another task.
 
 pub(crate) mod clock;
+pub(crate) mod exposition;
 pub(crate) mod metrics;
+pub(crate) mod process_metrics;
 pub(crate) mod regular_file;
 pub(crate) mod seeded;
 #[cfg(test)]
 pub(crate) mod simulated;
+pub(crate) mod trace;
 
 use tokio::task::JoinHandle;
 

@@ -20,7 +20,7 @@ use crate::control::member::Member;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::simulated::{Dice, Process};
-use crate::simulation::warehouse::WarehouseModel;
+use crate::simulation::warehouse::{Caller, WarehouseModel};
 use crate::simulation::world::{SECRET, VirtualClock, World};
 use crate::simulation::{NAMES, net};
 
@@ -60,7 +60,7 @@ pub(super) fn start(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: 
         config.outbox.probe_max_ms = 10_000;
         let context = NodeContext {
             config,
-            wms: warehouse,
+            wms: Arc::new(Caller::new(&warehouse, name)),
             metrics: Arc::new(Metrics::default()),
             clock: Clock::Virtual(VirtualClock {
                 world: Arc::downgrade(&world),
@@ -121,8 +121,8 @@ async fn stopped(world: Arc<World>, name: &str, id: usize, process: Arc<Process>
     }
 }
 
-/// Asks all nodes to remove a node permanently.
-async fn leave(world: &Arc<World>, name: &str) {
+/// Sends a request of an operator to all nodes.
+async fn ask_all(world: &Arc<World>, path: &str) {
     let addresses: Vec<_> = {
         let inside = world.inside();
         inside
@@ -135,7 +135,7 @@ async fn leave(world: &Arc<World>, name: &str) {
     for address in addresses {
         let request = Request::builder()
             .method(Method::POST)
-            .uri(format!("/peer/leave/{name}"))
+            .uri(path)
             .header(SECRET_HEADER, SECRET)
             .body(Body::empty());
         if let Ok(request) = request {
@@ -194,7 +194,7 @@ pub(super) async fn cause_faults(
             (11, Some(_)) => {
                 world.note(|| format!("{name} is asked to leave"));
                 world.count("leaves");
-                leave(world, name).await;
+                ask_all(world, &format!("/peer/leave/{name}")).await;
             }
             (12, _) => {
                 let skew_ms = skew_ms(dice);
@@ -207,6 +207,11 @@ pub(super) async fn cause_faults(
                 world.disk.set_full(true);
                 tokio::time::sleep(Duration::from_millis(dice.between(10, 500))).await;
                 world.disk.set_full(false);
+            }
+            (15, Some(_)) => {
+                let warehouse = format!("http://warehouse:{}", dice.between(1, 3));
+                world.note(|| format!("the warehouse moves to {warehouse}"));
+                ask_all(world, &format!("/peer/warehouse?{warehouse}")).await;
             }
             (14, _) => world.loss.store(dice.between(0, 150), Ordering::Relaxed),
             (_, None) => start(world, warehouse, stops, name),

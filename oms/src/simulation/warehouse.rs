@@ -7,6 +7,7 @@
 //! - a delivery without units on hand
 //! - a delivery of an order that was not announced, or was announced with other content
 //! - a second delivery for another transaction
+//! - a call to an address that the cluster replaced long ago
 //!
 //! In some runs it answers messages about some orders with an error until it is cured. In other
 //! runs it permanently refuses the deliveries of some orders.
@@ -27,6 +28,9 @@ use crate::simulation::world::World;
 pub(super) const STORES: u32 = 6;
 /// Number of products in the simulation.
 pub(super) const PRODUCTS: u32 = 4;
+/// Longest time in which a process follows a change of the warehouse's address. A process may be
+/// stopped for 4 s of it.
+const FOLLOW_TIME_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Announced {
@@ -230,8 +234,48 @@ fn number_of(order: &str) -> u64 {
     order.trim_start_matches('o').parse().unwrap_or(0)
 }
 
-impl Warehouse for WarehouseModel {
+/// The way of one process to the warehouse.
+pub(super) struct Caller {
+    model: Arc<WarehouseModel>,
+    name: &'static str,
+    address: Mutex<String>,
+}
+
+impl Caller {
+    /// Returns a caller that calls no address yet.
+    pub(super) fn new(model: &Arc<WarehouseModel>, name: &'static str) -> Caller {
+        Caller {
+            model: Arc::clone(model),
+            name,
+            address: Mutex::default(),
+        }
+    }
+
+    /// Records a call to an address that the cluster replaced long ago.
+    fn check_address(&self) {
+        let world = &self.model.world;
+        let (known, since) = world.warehouse();
+        let called = self.address();
+        if known.is_some_and(|known| known != called) && since.elapsed() > FOLLOW_TIME_MAX {
+            world.violated(format!("{} still calls the warehouse at {called:?}", self.name));
+        }
+    }
+}
+
+impl Warehouse for Caller {
     fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a> {
-        Box::pin(self.answer(kind, order))
+        self.check_address();
+        Box::pin(self.model.answer(kind, order))
+    }
+
+    fn address(&self) -> String {
+        self.address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn follow(&self, warehouse: &str) {
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = warehouse.to_owned();
     }
 }

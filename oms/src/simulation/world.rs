@@ -53,6 +53,8 @@ struct Watch {
 #[derive(Default)]
 pub(super) struct Inside {
     state: Option<ClusterState>,
+    /// The moment of the last change of the warehouse's address.
+    warehouse_since: Option<Instant>,
     pub(super) incarnations: Vec<Incarnation>,
     /// Published descriptions. They remain when a node dies.
     node_infos: BTreeMap<NodeName, NodeInfo>,
@@ -172,6 +174,13 @@ impl World {
     /// Returns the current state of the cluster.
     pub(super) fn state(&self) -> Option<ClusterState> {
         self.inside().state.clone()
+    }
+
+    /// Returns the address of the warehouse, and the moment since when it counts.
+    pub(super) fn warehouse(&self) -> (Option<String>, Instant) {
+        let inside = self.inside();
+        let known = inside.state.as_ref().and_then(|state| state.warehouse.clone());
+        (known, inside.warehouse_since.unwrap_or(self.began))
     }
 
     /// Returns the running process with that name, if any.
@@ -454,6 +463,10 @@ impl Authority for Node {
                     *inside.counts.entry(change).or_default() += 1;
                     if before.serving != state.serving {
                         *inside.counts.entry("volumes that changed hands").or_default() += 1;
+                    }
+                    if before.warehouse != state.warehouse {
+                        *inside.counts.entry("changes of the warehouse").or_default() += 1;
+                        inside.warehouse_since = Some(Instant::now());
                     }
                     inside.state = Some(state);
                 }

@@ -19,4 +19,5 @@ pub(crate) mod remote_reservations;
 pub(crate) mod remote_stock;
 pub(crate) mod server;
 pub(crate) mod state;
+pub(crate) mod traced_orders;
 pub(crate) mod transactor;

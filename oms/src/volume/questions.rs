@@ -48,6 +48,8 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, question: Question) -> (O
             reply
         }
         Question::ReadStock(read) => state.read_stock(read),
+        // The trace was taken off, and a message has one at most.
+        Question::Traced(..) => Reply::Failed("a trace within a trace".to_owned()),
     };
     if state.storage.is_ours() {
         (epoch, reply)

@@ -35,6 +35,7 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::followers::Followers;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
 use crate::volume::remote_stock::{self, RemoteVolumes};
+use crate::volume::traced_orders::TracedOrders;
 
 /// The reason why a step was not taken.
 #[derive(Clone, Debug, Error)]
@@ -121,6 +122,8 @@ pub(crate) struct VolumeState {
     pub(crate) clock: Clock,
     /// Copies of the stock that other nodes keep.
     pub(crate) followers: Followers,
+    /// Traces of orders in progress.
+    pub(crate) traced_orders: TracedOrders,
     /// Origin of this volume's monotonic milliseconds.
     began: Instant,
 }
@@ -168,6 +171,7 @@ impl VolumeState {
             message_due: Notify::new(),
             clock,
             followers: Followers::new(),
+            traced_orders: TracedOrders::default(),
             began,
         }
     }

@@ -78,6 +78,8 @@ pub(crate) struct Seen {
     /// Number of calls, content and delivery number of each delivered order.
     pub delivered: HashMap<String, (usize, Value, u64)>,
     pub keys: Vec<String>,
+    /// The `traceparent` of each call by its idempotency key.
+    pub traces: HashMap<String, Option<String>>,
     pub calls: usize,
 }
 
@@ -128,8 +130,10 @@ async fn deliver((seen, mood): Shared, headers: HeaderMap, order: Value) -> Resp
 
 fn note(seen: &mut Seen, headers: &HeaderMap) {
     seen.calls += 1;
-    seen.keys
-        .push(headers["idempotency-key"].to_str().unwrap().to_owned());
+    let text = |name: &str| Some(headers.get(name)?.to_str().unwrap().to_owned());
+    let key = text("idempotency-key").unwrap();
+    seen.traces.insert(key.clone(), text("traceparent"));
+    seen.keys.push(key);
 }
 
 impl Warehouse {
@@ -381,7 +385,7 @@ pub(crate) async fn until(condition: &str, mut holds: impl AsyncFnMut() -> bool)
 pub(crate) fn config(data: &Path, warehouse: &str) -> NodeConfig {
     NodeConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
-        warehouse: warehouse.to_owned(),
+        warehouse: Some(warehouse.to_owned()),
         outbox: OutboxLimits {
             backoff_first_ms: 10,
             backoff_max_ms: 50,

@@ -237,7 +237,7 @@ async fn overload_is_answered_with_200_or_503_and_the_outbox_stays_bounded() {
     let world = World::start_with(|config| {
         config.server.requests_max = 16;
         config.outbox.waiting_max = 200;
-        config.warehouse = "http://127.0.0.1:9".to_owned();
+        config.warehouse = Some("http://127.0.0.1:9".to_owned());
     })
     .await;
     world.shop.stocks("1,1,1000000\n", None).await;

@@ -141,7 +141,7 @@ async fn start_errors_name_the_port_the_folder_and_the_setting() {
     let name = start(&|config| config.name = "a/b".to_owned()).await;
     assert!(name.contains("name"), "{name}");
     for warehouse in ["", "ftp://x", "nonsense", "https://127.0.0.1:1"] {
-        let wrong = start(&|config| config.warehouse = warehouse.to_owned()).await;
+        let wrong = start(&|config| config.warehouse = Some(warehouse.to_owned())).await;
         assert!(wrong.contains("warehouse"), "{warehouse}: {wrong}");
     }
     let file = world.data.path().join("file");

@@ -1,18 +1,19 @@
 //! The comparison, pure: statements of both sides and the front's record in, findings out.
 //!
-//! It looks from four sides: stock (a store delivers only units that it has), customers (each
-//! acknowledged request is kept), orders (messages and deliveries fit the state) and reservations
-//! (each belongs to an open order, and each open order has one).
+//! It looks from six sides: stock (a store delivers only units that it has, and both sides have the
+//! same units), customers (each acknowledged request is kept), orders (messages and deliveries fit
+//! the state, and each event was legal), reservations (each belongs to an open order, and each open
+//! order has one), the choice of stores, and counters.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use super::{Evidence, Finding};
+use super::{Evidence, Finding, RequestLog, history, stock};
 use crate::front::{OrderRecord, Outcome, RecordedOrder};
-use crate::warehouse::{Stock, StockShape};
+use crate::warehouse::Stock;
 use crate::wire::{Delivery, Message, MessageState, Order, OrderState, Product, Reservation};
 
-/// Compares the statements of both sides with each other and with the front's record.
-pub fn check(record: &OrderRecord, evidence: &Evidence) -> Vec<Finding> {
+/// Compares the statements of both sides with each other, with the front's record and with its log.
+pub fn check(record: &OrderRecord, log: Option<&RequestLog>, evidence: &Evidence) -> Vec<Finding> {
     let view = View::new(record, evidence);
     let mut findings = view.duplicates.clone();
     findings.extend(evidence.refusals.iter().map(|refusal| Finding::DeliveryRefused {
@@ -22,8 +23,11 @@ pub fn check(record: &OrderRecord, evidence: &Evidence) -> Vec<Finding> {
         asked: refusal.asked,
         there: refusal.there,
     }));
-    let shelves = replay(evidence, &mut findings);
+    let shelves = stock::replay(evidence, &mut findings);
     check_reserved(&view, &shelves, &mut findings);
+    stock::check_conserved(evidence, &shelves, &mut findings);
+    stock::check_choice(evidence, record, &mut findings);
+    check_counts(evidence, &mut findings);
     for sent in record.orders() {
         check_customer(&view, sent, &mut findings);
     }
@@ -43,6 +47,16 @@ pub fn check(record: &OrderRecord, evidence: &Evidence) -> Vec<Finding> {
     }
     for reservation in &evidence.reservations {
         check_reservation(&view, reservation, &mut findings);
+    }
+    for history in &evidence.histories {
+        // A state that is not known has its own finding.
+        let state = view.orders.get(history.order.as_str()).map(|order| order.state);
+        if let Some(state) = state.filter(|state| *state != OrderState::Unknown) {
+            history::check(history, state, &mut findings);
+        }
+    }
+    if let Some(log) = log {
+        log.check(record, evidence, &mut findings);
     }
     findings.sort_unstable();
     findings.dedup();
@@ -104,34 +118,34 @@ impl<'a> View<'a> {
     }
 }
 
-/// Applies the ledger to the stock of the first day. Returns the stock at the end.
-fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock {
-    let shape = StockShape {
-        products: evidence.warehouse.products,
-        stores: evidence.warehouse.stores,
+/// Checks that each counter agrees with the list of what it counts.
+fn check_counts(evidence: &Evidence, findings: &mut Vec<Finding>) {
+    let mut compare = |what: String, counted: u64, listed: u64| {
+        if counted != listed {
+            findings.push(Finding::CountDiffers {
+                what,
+                counted,
+                listed,
+            });
+        }
     };
-    let mut stock = Stock::first_day(evidence.warehouse.seed, shape);
-    let mut restocks = evidence.restocks.iter().peekable();
-    for delivery in &evidence.deliveries {
-        while let Some(came) = restocks.next_if(|came| came.after < delivery.sequence) {
-            stock.put(came.product, came.store, came.units);
-        }
-        for product in &delivery.products {
-            if !stock.take(product.id, delivery.store, product.quantity) {
-                findings.push(Finding::Oversold {
-                    order: delivery.order.clone(),
-                    store: delivery.store,
-                    product: product.id,
-                    delivered: product.quantity,
-                    there: stock.get(product.id, delivery.store).unwrap_or_default(),
-                });
-            }
-        }
+    let mut listed: BTreeMap<&str, u64> = BTreeMap::new();
+    for order in &evidence.orders {
+        *listed.entry(order.state.name()).or_default() += 1;
     }
-    for came in restocks {
-        stock.put(came.product, came.store, came.units);
+    for (state, counted) in &evidence.counted_orders {
+        let listed = listed.get(state.as_str()).copied().unwrap_or_default();
+        compare(format!("orders that are {state}"), *counted, listed);
     }
-    stock
+    let warehouse = &evidence.warehouse;
+    let deliveries = evidence.deliveries.len() as u64;
+    compare(
+        "the warehouse's deliveries".to_owned(),
+        warehouse.delivered,
+        deliveries,
+    );
+    let refusals = evidence.refusals.len() as u64;
+    compare("the warehouse's refusals".to_owned(), warehouse.refused, refusals);
 }
 
 /// Checks that units reserved and not yet delivered are in stock.

@@ -181,6 +181,124 @@ pub enum Finding {
         /// The store that should have the reservation.
         store: u32,
     },
+    /// The order management has other units on hand than the warehouse.
+    StockDiffers {
+        /// The store.
+        store: u32,
+        /// The product.
+        product: u32,
+        /// Units on hand by the order management.
+        kept: i64,
+        /// Units in the warehouse.
+        there: u32,
+    },
+    /// An order did not get the first store that had its units.
+    StoreSkipped {
+        /// The order.
+        order: String,
+        /// The store that it got; `None` if it was rejected.
+        chosen: Option<u32>,
+        /// A store before that one, which had the units all the time.
+        earlier: u32,
+    },
+    /// An event of an order is not legal in the state before it.
+    TransitionIllegal {
+        /// The order.
+        order: String,
+        /// The event.
+        event: String,
+        /// The state before the event.
+        state: OrderState,
+    },
+    /// The state of an order is not the one that its history leads to.
+    StateDiffers {
+        /// The order.
+        order: String,
+        /// Its state.
+        state: OrderState,
+        /// The state that its history leads to.
+        expected: OrderState,
+    },
+    /// A payment that the log acknowledges is not with its order.
+    PaymentUnkept {
+        /// The order.
+        order: String,
+    },
+    /// The same request again was answered otherwise.
+    AnswerDiffers {
+        /// The order.
+        order: String,
+        /// Status of the answer to the repetition.
+        status: u16,
+    },
+    /// The log of requests and the front's record disagree.
+    LogDiffers {
+        /// The acknowledged requests: `orders`, `payments` or `cancellations`.
+        what: &'static str,
+        /// Number by the log.
+        logged: u64,
+        /// Number by the record.
+        recorded: u64,
+    },
+    /// A node has counted fewer answers than the log has.
+    CounterShort {
+        /// The route.
+        route: &'static str,
+        /// Answers by the node's counter.
+        counted: u64,
+        /// Answers by the log.
+        logged: u64,
+    },
+    /// A counter disagrees with the list of what it counts.
+    CountDiffers {
+        /// The counter.
+        what: String,
+        /// Its value.
+        counted: u64,
+        /// Length of the list.
+        listed: u64,
+    },
+}
+
+impl Finding {
+    /// Returns the order that the finding is about; `None` if it is about a store or a counter.
+    pub fn order(&self) -> Option<&str> {
+        match self {
+            Self::DeliveryRefused { order, .. }
+            | Self::Oversold { order, .. }
+            | Self::OrderMissing { order }
+            | Self::OrderTwice { order }
+            | Self::OrderDiffers { order }
+            | Self::AcknowledgedRejected { order }
+            | Self::RejectedKept { order, .. }
+            | Self::CancelLost { order, .. }
+            | Self::StateUnknown { order }
+            | Self::StoreMissing { order, .. }
+            | Self::PaymentLost { order, .. }
+            | Self::PaidNotDelivered { order, .. }
+            | Self::WaitsWithoutReason { order, .. }
+            | Self::DeliveredTwice { order, .. }
+            | Self::DeliveredOtherwise { order, .. }
+            | Self::DeliveredUnpaid { order }
+            | Self::DeliveredUnknown { order }
+            | Self::DeliveredOnPaper { order }
+            | Self::DeliveryForgotten { order, .. }
+            | Self::ReservationOrphaned { order, .. }
+            | Self::ReservationTwice { order }
+            | Self::ReservationDiffers { order, .. }
+            | Self::ReservationMissing { order, .. }
+            | Self::StoreSkipped { order, .. }
+            | Self::TransitionIllegal { order, .. }
+            | Self::StateDiffers { order, .. }
+            | Self::PaymentUnkept { order }
+            | Self::AnswerDiffers { order, .. } => Some(order),
+            Self::Overreserved { .. }
+            | Self::StockDiffers { .. }
+            | Self::LogDiffers { .. }
+            | Self::CounterShort { .. }
+            | Self::CountDiffers { .. } => None,
+        }
+    }
 }
 
 impl fmt::Display for Finding {
@@ -312,6 +430,68 @@ impl fmt::Display for Finding {
                     "order {order}: open, but store {store} reserves nothing for it"
                 )
             }
+            Self::StockDiffers {
+                store,
+                product,
+                kept,
+                there,
+            } => write!(
+                f,
+                "store {store}: {kept} of product {product} are on hand by the order management, {there} by the \
+                 warehouse"
+            ),
+            Self::StoreSkipped {
+                order,
+                chosen: Some(chosen),
+                earlier,
+            } => write!(
+                f,
+                "order {order}: it got store {chosen}, but store {earlier} had its units all the time"
+            ),
+            Self::StoreSkipped { order, earlier, .. } => write!(
+                f,
+                "order {order}: rejected, but store {earlier} had its units all the time"
+            ),
+            Self::TransitionIllegal { order, event, state } => write!(
+                f,
+                "order {order}: the event {event} is not legal in the state {state}"
+            ),
+            Self::StateDiffers {
+                order,
+                state,
+                expected,
+            } => write!(
+                f,
+                "order {order}: its state is {state}, but its history leads to {expected}"
+            ),
+            Self::PaymentUnkept { order } => {
+                write!(f, "order {order}: its payment was acknowledged, and none is kept")
+            }
+            Self::AnswerDiffers { order, status } => write!(
+                f,
+                "order {order}: the same request again was answered otherwise (status {status})"
+            ),
+            Self::LogDiffers {
+                what,
+                logged,
+                recorded,
+            } => write!(
+                f,
+                "log: {logged} acknowledged {what} by the log, {recorded} by the front's record"
+            ),
+            Self::CounterShort {
+                route,
+                counted,
+                logged,
+            } => write!(
+                f,
+                "counter of {route}: the node has counted {counted} successes, the log has {logged}"
+            ),
+            Self::CountDiffers {
+                what,
+                counted,
+                listed,
+            } => write!(f, "counter of {what}: {counted} counted, {listed} listed"),
         }
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn serve(serve: &Serve) -> Outcome<()> {
     let mut config = NodeConfig::new(&serve.name, &serve.data);
     config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     // Nobody listens there.
-    config.warehouse = "http://127.0.0.1:1".to_owned();
+    config.warehouse = Some("http://127.0.0.1:1".to_owned());
     config.stat_scan_every = std::time::Duration::ZERO;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -4,12 +4,13 @@
 //! - Events happen one after another. The next event waits until every volume answers again.
 //! - Each node that an event has ended is started again before the end of the run, so that the
 //!   audit can read every volume.
-//! - Dropping the fleet ends its processes.
+//! - Dropping the fleet ends its processes, and so does a second Ctrl-C.
 
 use crate::commands::node;
 use crate::error::CliError;
 use crate::http;
 use crate::logging;
+use crate::signals::Registered;
 use imt_sim::Telemetry;
 use imt_sim::scenario::{NodeAction, NodeEvent};
 use imt_sim::telemetry::EventKind;
@@ -25,13 +26,47 @@ use tokio::time::Instant;
 const BACK_MAX: Duration = Duration::from_secs(30);
 /// Interval of polls until every volume answers.
 const PROBE_EVERY: Duration = Duration::from_millis(5);
+/// Interval of polls for the end of a process.
+const END_POLL: Duration = Duration::from_millis(5);
 /// Maximum time for the processes to end by themselves.
 const END_MAX: Duration = Duration::from_secs(10);
+
+/// The process of a node. A second Ctrl-C ends it, too.
+struct NodeProcess {
+    child: Child,
+    registered: Registered,
+}
+
+impl NodeProcess {
+    /// Waits for the end of the process.
+    fn wait(self) {
+        let Self {
+            mut child,
+            registered,
+        } = self;
+        // The exit code is ignored. The audit finds any harm.
+        while matches!(child.try_wait(), Ok(None)) {
+            std::thread::sleep(END_POLL);
+        }
+        drop(registered);
+    }
+
+    /// Kills the process, and waits for its end.
+    fn kill(self) {
+        let Self {
+            mut child,
+            registered,
+        } = self;
+        let _ = child.kill();
+        drop(registered);
+        let _ = child.wait();
+    }
+}
 
 /// A node in a separate process.
 struct FleetNode {
     name: String,
-    process: Option<Child>,
+    process: Option<NodeProcess>,
 }
 
 impl FleetNode {
@@ -39,7 +74,7 @@ impl FleetNode {
         let id = self
             .process
             .as_ref()
-            .and_then(|process| i32::try_from(process.id()).ok());
+            .and_then(|process| i32::try_from(process.child.id()).ok());
         if let Some(pid) = id.and_then(Pid::from_raw) {
             // The process may have ended already.
             let _ = kill_process(pid, signal);
@@ -49,9 +84,8 @@ impl FleetNode {
 
 impl Drop for FleetNode {
     fn drop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
+        if let Some(process) = self.process.take() {
+            process.kill();
         }
     }
 }
@@ -153,8 +187,7 @@ impl Fleet {
             }
         }
         if event.action != NodeAction::Join {
-            if let Some(mut process) = self.nodes[place].process.take() {
-                // The exit code is ignored. The audit finds any harm.
+            if let Some(process) = self.nodes[place].process.take() {
                 let _ = tokio::task::spawn_blocking(move || process.wait()).await;
             }
             self.recovered(event.action, begun, &name, entry, telemetry)
@@ -244,7 +277,7 @@ impl Fleet {
         for node in &self.nodes {
             node.signal(Signal::TERM);
         }
-        let processes: Vec<Child> = self
+        let processes: Vec<NodeProcess> = self
             .nodes
             .iter_mut()
             .filter_map(|node| node.process.take())
@@ -252,11 +285,10 @@ impl Fleet {
         let ended = tokio::task::spawn_blocking(move || {
             let until = std::time::Instant::now() + END_MAX;
             for mut process in processes {
-                while matches!(process.try_wait(), Ok(None)) && std::time::Instant::now() < until {
-                    std::thread::sleep(PROBE_EVERY);
+                while matches!(process.child.try_wait(), Ok(None)) && std::time::Instant::now() < until {
+                    std::thread::sleep(END_POLL);
                 }
-                let _ = process.kill();
-                let _ = process.wait();
+                process.kill();
             }
         });
         let _ = ended.await;
@@ -285,7 +317,7 @@ impl Tally {
     }
 }
 
-fn spawn(data: &Path, name: &str, warehouse: SocketAddr) -> Result<Child, CliError> {
+fn spawn(data: &Path, name: &str, warehouse: SocketAddr) -> Result<NodeProcess, CliError> {
     let program =
         std::env::current_exe().map_err(|error| CliError::because("cannot find this program", error))?;
     let mut process = Command::new(program)
@@ -305,7 +337,10 @@ fn spawn(data: &Path, name: &str, warehouse: SocketAddr) -> Result<Child, CliErr
         logging::forward(log, name.to_owned())
             .map_err(|error| CliError::because(format!("cannot read the log of node '{name}'"), error))?;
     }
-    Ok(process)
+    Ok(NodeProcess {
+        registered: Registered::new(&process),
+        child: process,
+    })
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use super::fleet::Fleet;
 use super::progress::{Display, DisplayConfig};
+use crate::colour::Paint;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::output::{self, OutputFormat};
@@ -108,7 +109,10 @@ impl Session {
         display.close();
         match output {
             OutputFormat::Json => output::print_json(&summary)?,
-            OutputFormat::Table => output::print_text(&summary.to_string())?,
+            OutputFormat::Table => {
+                let paint = Paint::of_stdout(self.plain);
+                output::print_text(&paint.verdict(&summary.to_string()))?;
+            }
         }
         if let Some(tally) = fleet.as_ref().and_then(Fleet::tally) {
             tracing::info!("{tally}");
@@ -189,7 +193,11 @@ impl Session {
 
     async fn audit(&self, report: &FrontReport, telemetry: &Telemetry) -> Result<AuditReport, Error> {
         telemetry.update(|state| state.phase = Phase::Auditing);
-        let config = AuditConfig::new(self.oms.clone(), self.warehouse.clone());
+        let config = AuditConfig {
+            // An incomplete log has a line of its own in the summary.
+            log: report.stats_csv.clone().filter(|_| report.log_problem.is_none()),
+            ..AuditConfig::new(self.oms.clone(), self.warehouse.clone())
+        };
         let (progress, mut steps) = watch::channel(AuditProgress::default());
         let shown = telemetry.clone();
         let showing = tokio::spawn(async move {

@@ -247,7 +247,8 @@ impl Console {
     fn render(&self, cursor: &mut Cursor) -> Result<Vec<u8>, serde_json::Error> {
         let topology = self.cluster.topology();
         let overview = self.overview();
-        let state = overview.state(&topology, self.cluster.trouble(), self.clock.now_ms(), cursor);
+        let mut state = overview.state(&topology, self.cluster.trouble(), self.clock.now_ms(), cursor);
+        state.cursor = stream::cursor_text(cursor, self.incarnation);
         serde_json::to_vec(&state)
     }
 
@@ -261,10 +262,12 @@ impl Console {
         stream::answer(self, headers)
     }
 
-    /// Answers `GET /console/state`.
-    pub(crate) async fn state(&self) -> Response<AnswerBody> {
+    /// Answers `GET /console/state` with the whole state, or with the changes since the cursor that a
+    /// client shows.
+    pub(crate) async fn state(&self, headers: &HeaderMap) -> Response<AnswerBody> {
         self.refresh().await;
-        match self.render(&mut Cursor::default()) {
+        let mut cursor = stream::last_event(headers, self.incarnation).unwrap_or_default();
+        match self.render(&mut cursor) {
             Ok(body) => {
                 let mut response = Response::new(AnswerBody::Long(Body::from(body)));
                 let headers = response.headers_mut();

@@ -261,6 +261,7 @@ mod tests {
             route,
             answers: [0; 5],
             buckets: [0; BUCKETS_US.len() + 1],
+            sum_us: 0,
         };
         counts.answers[1] = answered;
         counts.buckets[2] = answered;

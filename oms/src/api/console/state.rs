@@ -119,6 +119,7 @@ impl Overview {
         State {
             node: topology.me.as_str(),
             version: env!("CARGO_PKG_VERSION"),
+            cursor: String::new(),
             now_ms,
             ring,
             moving: self.moving(topology, trouble),
@@ -223,6 +224,8 @@ pub(super) struct State<'a> {
     /// The node that answers.
     node: &'a str,
     version: &'static str,
+    /// For clients that poll. As `Last-Event-ID` it asks for the changes since this document.
+    pub(super) cursor: String,
     now_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     ring: Option<RingShown>,

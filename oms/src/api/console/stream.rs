@@ -37,8 +37,7 @@ pub(super) fn answer(console: &Arc<Console>, headers: &HeaderMap) -> Response<An
     let Ok(permit) = Arc::clone(&console.streams).try_acquire_owned() else {
         return refusal(Problem::busy("too many consoles are open on this node"));
     };
-    let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok());
-    let cursor = last.and_then(|id| parse_id(id, console.incarnation));
+    let cursor = last_event(headers, console.incarnation);
     // Room for one message beside the one that is being written.
     let (sender, channel) = Channel::<Bytes, axum::Error>::new(1);
     runtime::spawn(feed(
@@ -53,6 +52,19 @@ pub(super) fn answer(console: &Arc<Console>, headers: &HeaderMap) -> Response<An
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
     response
+}
+
+/// Returns the cursor that a client shows, if this process sent it.
+pub(super) fn last_event(headers: &HeaderMap, incarnation: u64) -> Option<Cursor> {
+    let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok());
+    last.and_then(|id| parse_id(id, incarnation))
+}
+
+/// Returns the text of a cursor for clients that poll: the id of an event, and the epoch of their
+/// ring.
+pub(super) fn cursor_text(cursor: &Cursor, incarnation: u64) -> String {
+    let epoch = cursor.epoch.unwrap_or_default();
+    format!("{}-{epoch}", id_of(cursor, incarnation))
 }
 
 /// Sends states until the client or the node goes.
@@ -110,17 +122,15 @@ fn id_of(cursor: &Cursor, incarnation: u64) -> String {
     format!("{incarnation:x}-{}-{}", cursor.second, cursor.event)
 }
 
-/// The cursor of an event id; `None` if another process sent it. The ring is sent again.
+/// The cursor of an event id; `None` if another process sent it. The ring is sent again, unless the
+/// id names its epoch.
 fn parse_id(id: &str, incarnation: u64) -> Option<Cursor> {
     let mut parts = id.split('-');
     let process = u64::from_str_radix(parts.next()?, 16).ok()?;
     let second = parts.next()?.parse().ok()?;
     let event = parts.next()?.parse().ok()?;
-    (process == incarnation && parts.next().is_none()).then_some(Cursor {
-        epoch: None,
-        second,
-        event,
-    })
+    let epoch = parts.next().map(str::parse).transpose().ok()?;
+    (process == incarnation && parts.next().is_none()).then_some(Cursor { epoch, second, event })
 }
 
 #[cfg(test)]
@@ -142,11 +152,15 @@ mod tests {
         };
         assert_eq!(parse_id(&id, 0xABC), Some(again));
         assert_eq!(parse_id(&id, 0xABD), None);
+        let text = cursor_text(&cursor, 0xABC);
+        assert_eq!(text, "abc-1700000000-12-3");
+        assert_eq!(parse_id(&text, 0xABC), Some(cursor));
         for text in [
             "",
             "abc",
             "abc-1",
-            "abc-1-2-3",
+            "abc-1-2-3-4",
+            "abc-1-2-x",
             "abc--1-2",
             "abc-x-2",
             "\u{fc}-1-2",

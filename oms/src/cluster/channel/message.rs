@@ -13,6 +13,10 @@ use crate::cluster::channel::wire::{Decoder, Encoder, WireError};
 use crate::domain::order::{Line, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::outbox::Kind;
+use crate::runtime::trace::TraceContext;
+
+/// Code of a request that is part of a trace.
+const TRACED: u8 = 32;
 
 /// A request about one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +52,8 @@ pub(crate) enum Question {
     FollowStock(FollowStock),
     /// Available quantities, row by row.
     ReadStock(ReadStock),
+    /// A request that is part of a trace.
+    Traced(TraceContext, Box<Question>),
 }
 
 /// A client's read that one volume answers.
@@ -294,11 +300,49 @@ impl Question {
                 to.number(read.generation);
                 to.number(u64::from(read.first_row));
             }
+            Question::Traced(trace, question) => {
+                to.byte(TRACED);
+                to.fixed_u64((trace.trace >> 64) as u64);
+                to.fixed_u64(trace.trace as u64);
+                to.fixed_u64(trace.span);
+                to.byte(trace.flags);
+                question.encode(to);
+            }
         }
     }
 
     fn decode(from: &mut Decoder<'_>) -> Result<Question, WireError> {
-        Ok(match from.byte("a kind of request")? {
+        match from.byte("a kind of request")? {
+            TRACED => {
+                let high = from.fixed_u64("a trace")?;
+                let low = from.fixed_u64("a trace")?;
+                let trace = (u128::from(high) << 64) | u128::from(low);
+                let span = from.fixed_u64("a span")?;
+                let flags = from.byte("flags of a trace")?;
+                let Some(trace) = TraceContext::of_parts(trace, span, flags) else {
+                    return from.fault("a trace");
+                };
+                // A trace within a trace is no known kind, so the depth is bounded.
+                let kind = from.byte("a kind of request")?;
+                Ok(Question::Traced(
+                    trace,
+                    Box::new(Question::decode_plain(kind, from)?),
+                ))
+            }
+            kind => Question::decode_plain(kind, from),
+        }
+    }
+
+    /// Returns the trace of the request, and the request without it.
+    pub(crate) fn untraced(self) -> (Option<TraceContext>, Question) {
+        match self {
+            Question::Traced(trace, question) => (Some(trace), *question),
+            question => (None, question),
+        }
+    }
+
+    fn decode_plain(kind: u8, from: &mut Decoder<'_>) -> Result<Question, WireError> {
+        Ok(match kind {
             1 => Question::Command(OrderCommand::decode(from)?),
             2 => Question::Read(Read::decode(from)?),
             3 => Question::FindStore(from.lines()?),

@@ -173,6 +173,15 @@ pub fn read_ring(data: &Path) -> Result<Option<Ring>, NodeError> {
     Ok(read_state(data)?.map(|state| state.ring))
 }
 
+/// Returns the URL of the warehouse that the nodes of a data folder call; `None` if no node has
+/// named one. Needs no running node.
+///
+/// # Errors
+/// Returns an error if the file of the state cannot be read.
+pub fn read_warehouse(data: &Path) -> Result<Option<String>, NodeError> {
+    Ok(read_state(data)?.and_then(|state| state.warehouse))
+}
+
 /// Replaces a file atomically and durably.
 pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), NodeError> {
     let temporary = path.with_extension("json.new");

@@ -11,16 +11,18 @@
 //! belong to `outbox`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-use crate::domain::order::Command;
+use crate::domain::order::{Command, Order};
 use crate::outbox::warehouse_client::{Answer, Warehouse};
-use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState};
+use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, Outbox};
 use crate::runtime;
-use crate::volume::state::OrderError;
+use crate::runtime::trace::{self, FinishedSpan, SpanKind, TraceContext};
+use crate::volume::state::{OrderError, VolumeState};
 use crate::volume::transactor::{Ask, Transactors};
 
 /// Pause before a message is sent again after its answer could not be stored, because the volume is
@@ -99,16 +101,30 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
             // must not be retried for ever.
             tracing::error!(order = %job.order, "message without an order failed for good");
             let failure = Failure::new(FailureKind::Malformed, "the order does not exist");
-            state.outbox().failed(&job, &failure, state.now(), 0.0);
+            count(state, &*wms, job.kind, |outbox| {
+                outbox.failed(&job, &failure, state.now(), 0.0);
+                Some(failure.reason.clone())
+            });
         }
         Ok(Some(order)) => {
-            let answer = wms.send(job.kind, &order).await;
+            let answer = match state.traced_orders.of(&job.order) {
+                Some(trace) => send_traced(trace, &*wms, job.kind, &order).await,
+                None => wms.send(job.kind, &order).await,
+            };
+            if job.kind == Kind::Deliver && !matches!(answer, Answer::Failed(_)) {
+                state.traced_orders.forget(&job.order);
+            }
             let taken = match command(job.kind, &answer) {
                 Ok(command) => {
                     let taken = transactors.ask(&job.order, Ask::Command(command)).await;
-                    taken.map(|_| state.outbox().answered(&job))
+                    taken.map(|_| {
+                        count(state, &*wms, job.kind, |outbox| {
+                            outbox.answered(&job);
+                            None
+                        });
+                    })
                 }
-                Err(failure) => failed(&transactors, &job, &failure).await,
+                Err(failure) => failed(&transactors, &*wms, &job, &failure).await,
             };
             if let Err(fault) = taken {
                 put_back(&fault);
@@ -116,6 +132,36 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
         }
     }
     state.message_due.notify_one();
+}
+
+/// Sends a message as part of the trace of the request that caused it.
+async fn send_traced(trace: TraceContext, wms: &dyn Warehouse, kind: Kind, order: &Order) -> Answer {
+    let span = trace.child();
+    let started = SystemTime::now();
+    let begun = Instant::now();
+    let answer = span.scope(wms.send(kind, order)).await;
+    let finished = || FinishedSpan {
+        name: match kind {
+            Kind::Announce => "POST warehouse /order/new",
+            Kind::Deliver => "POST warehouse /order/process_delivery",
+        },
+        kind: SpanKind::Client,
+        context: span,
+        parent: Some(trace.span),
+        started,
+        took: begun.elapsed(),
+        status: match &answer {
+            Answer::Done { .. } => Some(200),
+            Answer::Refused { .. } => Some(409),
+            Answer::Failed(_) => None,
+        },
+        attributes: vec![
+            ("order.id", order.id.to_string()),
+            ("server.address", wms.address()),
+        ],
+    };
+    trace::finish(finished, span);
+    answer
 }
 
 /// Returns the command that follows from an answer, or the reason why the call failed.
@@ -129,10 +175,52 @@ fn command(kind: Kind, answer: &Answer) -> Result<Command, Failure> {
     }
 }
 
-async fn failed(transactors: &Arc<Transactors>, job: &Job, failure: &Failure) -> Result<(), OrderError> {
+/// Ends a call in the outbox, and logs the circuit breaker that opened or closed by it. `end`
+/// returns the cause of a failure.
+fn count(
+    state: &VolumeState,
+    wms: &dyn Warehouse,
+    kind: Kind,
+    end: impl FnOnce(&mut Outbox) -> Option<String>,
+) {
+    let mut outbox = state.outbox();
+    let was_open = outbox.is_open(kind);
+    let cause = end(&mut *outbox);
+    let (is_open, failures) = (outbox.is_open(kind), outbox.breaker_failures());
+    drop(outbox);
+    let volume = state.slots.volume();
+    match (was_open, is_open) {
+        (false, true) => tracing::warn!(
+            %volume,
+            kind = kind.name(),
+            warehouse = wms.address(),
+            failures,
+            cause,
+            "circuit breaker opened: calls to the warehouse fail"
+        ),
+        (true, false) => tracing::info!(
+            %volume,
+            kind = kind.name(),
+            warehouse = wms.address(),
+            "circuit breaker closed: the warehouse answers again"
+        ),
+        _ => {}
+    }
+}
+
+async fn failed(
+    transactors: &Arc<Transactors>,
+    wms: &dyn Warehouse,
+    job: &Job,
+    failure: &Failure,
+) -> Result<(), OrderError> {
     let state = transactors.state();
     let jitter = runtime::random_share();
-    let message = state.outbox().failed(job, failure, state.now(), jitter);
+    let mut message = None;
+    count(state, wms, job.kind, |outbox| {
+        message = outbox.failed(job, failure, state.now(), jitter);
+        Some(failure.reason.clone())
+    });
     let Some(message) = message else { return Ok(()) };
     if message.state == MessageState::Dead {
         tracing::warn!(
@@ -140,6 +228,7 @@ async fn failed(transactors: &Arc<Transactors>, job: &Job, failure: &Failure) ->
             kind = job.kind.name(),
             attempts = message.attempts,
             reason = failure.reason,
+            trace_id = state.traced_orders.of(&job.order).map(TraceContext::trace_id),
             "message to the warehouse given up"
         );
     }

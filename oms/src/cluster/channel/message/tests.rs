@@ -42,6 +42,10 @@ fn questions() -> Vec<Question> {
         Question::Read(Read::StoreStock(10_000)),
         Question::Read(Read::ProductSales(1_000_000)),
         Question::Read(Read::TopSales(1_000)),
+        Question::Traced(
+            TraceContext::of_parts(u128::MAX - 5, 7, 1).unwrap(),
+            Box::new(Question::Read(Read::Order(id("17")))),
+        ),
         Question::FindStore([line(7, 1)].into()),
         Question::Reserve(Reserve {
             order: id("a"),

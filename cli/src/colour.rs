@@ -1,0 +1,62 @@
+//! Colours of results on a terminal.
+
+use std::io::IsTerminal;
+
+const GREEN: &str = "\x1b[1;32m";
+const RED: &str = "\x1b[1;31m";
+const YELLOW: &str = "\x1b[1;33m";
+const USUAL: &str = "\x1b[0m";
+
+/// Decides if results are coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Paint(bool);
+
+impl Paint {
+    /// Colours for a terminal that shows them, unless `NO_COLOR` or `--plain` is set.
+    pub(crate) fn of_stdout(is_plain: bool) -> Self {
+        let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Self(!is_plain && !is_set("NO_COLOR") && !is_dumb && std::io::stdout().is_terminal())
+    }
+
+    /// Colours the word of the line that begins with `verdict`.
+    pub(crate) fn verdict(self, text: &str) -> String {
+        if !self.0 {
+            return text.to_owned();
+        }
+        let lines = text.lines().map(|line| {
+            let Some((word, rest)) = line
+                .strip_prefix("  verdict    ")
+                .and_then(|row| row.split_once(':'))
+            else {
+                return line.to_owned();
+            };
+            let colour = match word {
+                "CLEAN" => GREEN,
+                "WRONG" | "FINDINGS" => RED,
+                _ => YELLOW,
+            };
+            format!("  verdict    {colour}{word}{USUAL}:{rest}")
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_word_of_the_verdict_is_coloured() {
+        let text = "  audit      2 WRONG: x\n  verdict    CLEAN: nothing: lost\n  next       imt";
+        assert_eq!(
+            Paint(true).verdict(text),
+            "  audit      2 WRONG: x\n  verdict    \x1b[1;32mCLEAN\x1b[0m: nothing: lost\n  next       imt"
+        );
+        assert_eq!(Paint(false).verdict(text), text);
+        for (word, colour) in [("FINDINGS", RED), ("WRONG", RED), ("THRESHOLD MISSED", YELLOW)] {
+            let painted = Paint(true).verdict(&format!("  verdict    {word}: y"));
+            assert_eq!(painted, format!("  verdict    {colour}{word}{USUAL}: y"));
+        }
+    }
+}

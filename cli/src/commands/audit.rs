@@ -1,0 +1,132 @@
+//! `imt audit`: compares an order management with its warehouse, as every run does at its end.
+
+use crate::colour::Paint;
+use crate::error::CliError;
+use crate::exit::Exit;
+use crate::output::{self, OutputFormat};
+use crate::signals;
+use imt_oms::{DEFAULT_WAREHOUSE, WarehouseUrl};
+use imt_sim::audit::AuditProgress;
+use imt_sim::front::OrderRecord;
+use imt_sim::{AuditConfig, AuditReport, Endpoint, Error};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// The log of requests in a data folder.
+const LOG: &str = "stats.csv";
+/// Longest time without a change of the outbox.
+const STALLED_AFTER: Duration = Duration::from_secs(10);
+
+#[derive(clap::Args)]
+pub(crate) struct AuditArgs {
+    /// Address of the order management
+    #[arg(
+        long,
+        env = "IMT_OMS",
+        default_value = "http://127.0.0.1:9090",
+        value_name = "URL"
+    )]
+    oms: Endpoint,
+    /// Address of the warehouse [default: the one that the nodes of the data folder call, else
+    /// http://127.0.0.1:9091]
+    #[arg(long, env = "IMT_WAREHOUSE", value_name = "URL")]
+    warehouse: Option<WarehouseUrl>,
+    /// Data folder of the nodes
+    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    data: PathBuf,
+    /// Log of requests to check as well [default: DATA/stats.csv, if the address is that of a node
+    /// of the data folder]
+    #[arg(long, value_name = "FILE")]
+    requests: Option<PathBuf>,
+    /// Maximum time to wait until the outbox is empty
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    wait: Duration,
+    /// Number of placed orders to send again; the answers must be the same
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(..=1_000))]
+    repeat: u16,
+    /// Print without colours
+    #[arg(long)]
+    plain: bool,
+}
+
+/// The document of `--output json`.
+#[derive(Serialize)]
+struct Document<'a> {
+    verdict: &'static str,
+    #[serde(flatten)]
+    report: &'a AuditReport,
+    /// The findings as sentences, in the order of `findings`.
+    sentences: Vec<String>,
+}
+
+pub(crate) fn run(args: AuditArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
+    signals::block_on(audit(args, output)).map(ExitCode::from)
+}
+
+async fn audit(args: AuditArgs, output: OutputFormat) -> Result<Exit, CliError> {
+    let is_own = is_node_of(&args.data, &args.oms);
+    let config = AuditConfig {
+        stalled_after: args.wait.min(STALLED_AFTER),
+        wait_max: args.wait,
+        log: args.requests.or_else(|| own_log(&args.data, is_own)),
+        repeats: args.repeat.into(),
+        ..AuditConfig::new(args.oms, warehouse(args.warehouse, &args.data, is_own)?)
+    };
+    let progress = watch::Sender::new(AuditProgress::default());
+    let report = imt_sim::audit(&config, &OrderRecord::default(), &progress)
+        .await
+        .map_err(failure)?;
+    match output {
+        OutputFormat::Json => output::print_json(&Document {
+            verdict: if report.is_clean() { "clean" } else { "wrong" },
+            sentences: report.findings.iter().map(ToString::to_string).collect(),
+            report: &report,
+        })?,
+        OutputFormat::Table => {
+            let paint = Paint::of_stdout(args.plain);
+            output::print_text(&paint.verdict(&report.to_string()))?;
+        }
+    }
+    Ok(if report.is_clean() {
+        Exit::Done
+    } else {
+        Exit::Found
+    })
+}
+
+/// Returns `true` if a node of the data folder has this address.
+fn is_node_of(data: &Path, oms: &Endpoint) -> bool {
+    let infos = imt_oms::node_infos(data).unwrap_or_default();
+    infos
+        .iter()
+        .any(|info| Endpoint::from(info.address) == *oms && imt_oms::is_node_running(data, &info.name))
+}
+
+fn own_log(data: &Path, is_own: bool) -> Option<PathBuf> {
+    Some(data.join(LOG)).filter(|log| is_own && log.is_file())
+}
+
+/// Returns the warehouse to read.
+fn warehouse(asked: Option<WarehouseUrl>, data: &Path, is_own: bool) -> Result<Endpoint, CliError> {
+    let stored = || match is_own {
+        true => imt_oms::read_warehouse(data).ok().flatten(),
+        false => None,
+    };
+    let url = asked.map(|url| url.to_string()).or_else(stored);
+    let url = url.unwrap_or_else(|| DEFAULT_WAREHOUSE.to_owned());
+    super::sim::endpoint(&url)
+}
+
+fn failure(error: Error) -> CliError {
+    match error {
+        Error::Unreachable { .. } => CliError::Unreachable {
+            message: "no verdict: one side does not answer; start it, or name it by --oms or --warehouse"
+                .to_owned(),
+            source: Box::new(error),
+        },
+        error => CliError::because("no verdict: one side cannot be read", error),
+    }
+}

@@ -1,0 +1,186 @@
+//! The agreement of all nodes of a data folder on one warehouse.
+//!
+//! **Invariants**
+//! - The warehouse is part of the cluster's state, and every node calls that one.
+//! - A node that runs alone decides: its setting replaces the stored URL. A node that joins others
+//!   takes the stored URL over, and is refused with another setting.
+//!
+//! Deliberately absent: a change while nodes run, which the coordinator makes
+//! (`control::coordinator`).
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::cluster::local::files::{COORDINATOR, node_infos, read_state};
+use crate::cluster::local::locks::{is_held, lock};
+use crate::cluster::local::{LocalCluster, RETRY_INTERVAL, STATE_TIMEOUT, lock_path};
+use crate::domain::warehouse_url::WarehouseUrl;
+use crate::error::NodeError;
+
+/// Checks that a node with this setting may join the running nodes of a data folder. Changes
+/// nothing.
+///
+/// # Errors
+/// `NodeError::OtherWarehouse` if the running nodes call another warehouse, or the error of a state
+/// that cannot be read.
+pub fn check_warehouse(data: &Path, asked: Option<&WarehouseUrl>) -> Result<(), NodeError> {
+    if !is_held(&data.join(COORDINATOR)) {
+        return Ok(());
+    }
+    match read_state(data)?.and_then(|state| state.warehouse) {
+        Some(known) => agreed(asked, known).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// Returns the warehouse of the cluster, or the refusal of a node that asks for another one.
+fn agreed(asked: Option<&WarehouseUrl>, known: String) -> Result<String, NodeError> {
+    match asked {
+        Some(asked) if asked.to_string() != known => Err(NodeError::OtherWarehouse {
+            asked: asked.to_string(),
+            known,
+        }),
+        _ => Ok(known),
+    }
+}
+
+impl LocalCluster {
+    /// Returns the URL of the cluster's warehouse. Writes it into the state if this node runs
+    /// alone. `usual` counts if neither the node nor the cluster has named one.
+    pub(crate) fn agree_on_warehouse(
+        &self,
+        asked: Option<&WarehouseUrl>,
+        usual: &str,
+    ) -> Result<String, NodeError> {
+        let begun = Instant::now();
+        loop {
+            let coordinates = self.coordinates()?;
+            let state = self.state()?;
+            if coordinates && self.is_alone()? {
+                let stored = || state.warehouse.clone().unwrap_or_else(|| usual.to_owned());
+                let wanted = asked.map_or_else(stored, ToString::to_string);
+                if let Some(next) = state.with_warehouse(&wanted) {
+                    self.replace_state(&next)?;
+                }
+                return Ok(wanted);
+            }
+            if let Some(known) = state.warehouse {
+                return agreed(asked, known);
+            }
+            // The first node writes the URL right after the state.
+            if begun.elapsed() > STATE_TIMEOUT {
+                return Err(NodeError::Config {
+                    setting: "warehouse",
+                    reason: "is not named by the running nodes; restart one of them with --warehouse"
+                        .to_owned(),
+                });
+            }
+            std::thread::sleep(RETRY_INTERVAL);
+        }
+    }
+
+    /// Returns `true` if this node holds the coordinator's lock. Takes the lock if it is free.
+    fn coordinates(&self) -> Result<bool, NodeError> {
+        let is_needed = self.held().coordinator.is_none();
+        if is_needed && let Some(free) = lock(&self.data.join(COORDINATOR))? {
+            self.held().coordinator = Some(free);
+        }
+        Ok(self.held().coordinator.is_some())
+    }
+
+    /// Returns `true` if no other node of the data folder runs.
+    fn is_alone(&self) -> Result<bool, NodeError> {
+        let node_infos = node_infos(&self.data)?;
+        let mut others = node_infos.iter().filter(|node_info| node_info.name != self.name);
+        Ok(!others.any(|node_info| is_held(&lock_path(&self.data, &node_info.name))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::local::files::read_warehouse;
+    use crate::cluster::{Membership, NodeInfo};
+    use imt_ring::NodeName;
+
+    const USUAL: &str = "http://127.0.0.1:9091";
+
+    fn url(text: &str) -> WarehouseUrl {
+        text.parse().unwrap()
+    }
+
+    /// A node that has joined and published its description.
+    fn joined(data: &Path, name: &str) -> LocalCluster {
+        let cluster = LocalCluster::join(data, name).unwrap();
+        let node_info = NodeInfo {
+            name: NodeName::new(name).unwrap(),
+            address: "127.0.0.1:4711".parse().unwrap(),
+            process: 1,
+            started_at_ms: 5,
+            weight: 1,
+            zone: None,
+        };
+        cluster.announce(&node_info).unwrap();
+        cluster
+    }
+
+    #[test]
+    fn a_node_that_joins_takes_the_warehouse_of_the_first_one_and_another_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path();
+        let (one, other) = (url("http://wms:1/api/"), url("http://wms:2"));
+        check_warehouse(data, Some(&other)).unwrap();
+        let paris = joined(data, "paris");
+        assert_eq!(
+            paris.agree_on_warehouse(Some(&one), USUAL).unwrap(),
+            "http://wms:1/api"
+        );
+        let lyon = joined(data, "lyon");
+        assert_eq!(lyon.agree_on_warehouse(None, USUAL).unwrap(), "http://wms:1/api");
+        lyon.agree_on_warehouse(Some(&one), USUAL).unwrap();
+        for refused in [
+            lyon.agree_on_warehouse(Some(&other), USUAL).map(drop),
+            check_warehouse(data, Some(&other)),
+        ] {
+            let error = refused.unwrap_err().to_string();
+            assert!(
+                ["http://wms:1/api", "http://wms:2", "imt node warehouse"]
+                    .iter()
+                    .all(|part| error.contains(part)),
+                "{error}"
+            );
+        }
+        check_warehouse(data, None).unwrap();
+        assert_eq!(read_warehouse(data).unwrap().as_deref(), Some("http://wms:1/api"));
+    }
+
+    #[test]
+    fn a_node_that_runs_alone_decides_and_keeps_the_stored_one_without_a_setting() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path();
+        for (asked, expected) in [
+            (None, USUAL),
+            (Some("http://wms:1"), "http://wms:1"),
+            (None, "http://wms:1"),
+            (Some("http://wms:2"), "http://wms:2"),
+        ] {
+            let asked = asked.map(url);
+            let paris = joined(data, "paris");
+            assert_eq!(paris.agree_on_warehouse(asked.as_ref(), USUAL).unwrap(), expected);
+            assert_eq!(read_warehouse(data).unwrap().as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_node_with_the_free_lock_beside_a_running_node_does_not_decide() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path();
+        let paris = joined(data, "paris");
+        paris.agree_on_warehouse(None, USUAL).unwrap();
+        // Its coordination ended, and its process has not.
+        paris.held().coordinator = None;
+        let lyon = joined(data, "lyon");
+        let error = lyon.agree_on_warehouse(Some(&url("http://wms:2")), USUAL);
+        assert!(matches!(error, Err(NodeError::OtherWarehouse { .. })));
+    }
+}

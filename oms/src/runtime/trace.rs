@@ -1,0 +1,232 @@
+//! Trace context by W3C Trace Context: the identity of a request on its way through several
+//! services.
+//!
+//! **Invariants**
+//! - A request without a `traceparent` costs nothing, unless spans are exported.
+//! - A header that is not exactly of the standard's form is ignored, as the standard requires.
+//! - Context is bound to a task. Work of another task for a request is not part of its trace,
+//!   unless that task takes the context over.
+//!
+//! Deliberately absent: `tracestate`, which is for vendors' own data, and the export protocol
+//! (`SpanSink`).
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use crate::runtime;
+
+/// Name of the header.
+pub(crate) const TRACEPARENT: &str = "traceparent";
+/// Flag of a request whose spans are recorded.
+const SAMPLED: u8 = 1;
+
+/// Identity of one span of a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceContext {
+    /// Identity of the trace. Never 0.
+    pub trace: u128,
+    /// Identity of the span. Never 0.
+    pub span: u64,
+    /// Flags of the trace.
+    pub flags: u8,
+}
+
+impl TraceContext {
+    /// Parses the value of a `traceparent` header.
+    pub(crate) fn parse(text: &str) -> Option<TraceContext> {
+        let mut parts = text.splitn(5, '-');
+        let version = hex(parts.next()?, 2)?;
+        let trace = hex(parts.next()?, 32)?;
+        let span = hex(parts.next()?, 16)?;
+        let flags = hex(parts.next()?, 2)?;
+        // A later version may append parts. Version 255 is forbidden.
+        let has_more = parts.next().is_some();
+        let is_known = version < 0xff && (version > 0 || !has_more);
+        (is_known && trace != 0 && span != 0).then_some(TraceContext {
+            trace,
+            span: span as u64,
+            flags: flags as u8,
+        })
+    }
+
+    /// Returns a context of these parts, or `None` if one of them is not valid.
+    pub(crate) fn of_parts(trace: u128, span: u64, flags: u8) -> Option<TraceContext> {
+        (trace != 0 && span != 0).then_some(TraceContext { trace, span, flags })
+    }
+
+    /// Returns the first span of a new trace.
+    pub(crate) fn root() -> TraceContext {
+        let half = || u128::from(runtime::random_u64());
+        TraceContext {
+            trace: ((half() << 64) | half()).max(1),
+            span: runtime::random_u64().max(1),
+            flags: SAMPLED,
+        }
+    }
+
+    /// Returns a new span of the same trace.
+    pub(crate) fn child(self) -> TraceContext {
+        TraceContext {
+            span: runtime::random_u64().max(1),
+            ..self
+        }
+    }
+
+    /// Returns `true` if the spans of the trace are recorded.
+    pub(crate) fn is_sampled(self) -> bool {
+        self.flags & SAMPLED != 0
+    }
+
+    /// Returns the id of the trace as text, for the log.
+    pub(crate) fn trace_id(self) -> String {
+        format!("{:032x}", self.trace)
+    }
+
+    /// Runs a future as part of this span.
+    pub(crate) async fn scope<F: Future>(self, future: F) -> F::Output {
+        CURRENT.scope(self, future).await
+    }
+}
+
+/// Parses a fixed number of lower-case hexadecimal digits.
+fn hex(text: &str, digits: usize) -> Option<u128> {
+    let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if text.len() != digits || !text.bytes().all(is_hex) {
+        return None;
+    }
+    u128::from_str_radix(text, 16).ok()
+}
+
+impl fmt::Display for TraceContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace, self.span, self.flags)
+    }
+}
+
+tokio::task_local! {
+    static CURRENT: TraceContext;
+}
+
+/// Returns the context of the running task.
+pub(crate) fn current() -> Option<TraceContext> {
+    CURRENT.try_with(|context| *context).ok()
+}
+
+/// The role of a span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanKind {
+    /// A request that was answered.
+    Server,
+    /// A call to another service.
+    Client,
+}
+
+/// A span that has ended.
+#[derive(Clone, Debug)]
+pub struct FinishedSpan {
+    /// Name of the operation, without ids in it.
+    pub name: &'static str,
+    /// Role.
+    pub kind: SpanKind,
+    /// Identity.
+    pub context: TraceContext,
+    /// Identity of the span that caused it.
+    pub parent: Option<u64>,
+    /// Start.
+    pub started: SystemTime,
+    /// Duration.
+    pub took: Duration,
+    /// HTTP status; `None` without an answer.
+    pub status: Option<u16>,
+    /// Further facts.
+    pub attributes: Vec<(&'static str, String)>,
+}
+
+/// Receives spans that have ended. It must not block.
+pub trait SpanSink: Send + Sync {
+    /// Takes one span.
+    fn finished(&self, span: FinishedSpan);
+}
+
+struct Export {
+    sink: Box<dyn SpanSink>,
+    share: f64,
+}
+
+static EXPORT: OnceLock<Export> = OnceLock::new();
+
+/// Exports the spans of this process. `share` is the share of requests without a trace of their own
+/// that begin one. Returns `false` if spans are exported already.
+pub fn export_spans(sink: Box<dyn SpanSink>, share: f64) -> bool {
+    EXPORT.set(Export { sink, share }).is_ok()
+}
+
+/// Returns the context of a request and its parent: that of its header, or a new one for a share of
+/// the requests while spans are exported.
+pub(crate) fn begin(header: Option<&[u8]>) -> Option<(TraceContext, Option<u64>)> {
+    let given = header.and_then(|header| TraceContext::parse(std::str::from_utf8(header).ok()?));
+    if let Some(parent) = given {
+        return Some((parent.child(), Some(parent.span)));
+    }
+    let export = EXPORT.get()?;
+    (runtime::random_share() < export.share).then(|| (TraceContext::root(), None))
+}
+
+/// Exports a span, if spans are exported and its trace is recorded.
+pub(crate) fn finish(span: impl FnOnce() -> FinishedSpan, context: TraceContext) {
+    if let Some(export) = EXPORT.get().filter(|_| context.is_sampled()) {
+        export.sink.finished(span());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn a_header_of_the_standard_is_read_and_written() {
+        let context = TraceContext::parse(HEADER).unwrap();
+        assert_eq!(context.trace, 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736);
+        assert_eq!((context.span, context.flags), (0x00f0_67aa_0ba9_02b7, 1));
+        assert_eq!(context.to_string(), HEADER);
+        let later = format!("cc{}-what-comes", &HEADER[2..]);
+        assert_eq!(TraceContext::parse(&later), Some(context), "a later version");
+        let child = context.child();
+        assert_eq!((child.trace, child.flags), (context.trace, context.flags));
+        assert_ne!(child.span, context.span);
+    }
+
+    #[test]
+    fn a_header_of_another_form_is_ignored() {
+        for wrong in [
+            "",
+            "00",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-1",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-+1",
+        ] {
+            assert_eq!(TraceContext::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_context_is_bound_to_its_task() {
+        assert_eq!(current(), None);
+        let (context, parent) = begin(Some(HEADER.as_bytes())).unwrap();
+        assert_eq!(parent, Some(0x00f0_67aa_0ba9_02b7));
+        context
+            .scope(async { assert_eq!(current(), Some(context)) })
+            .await;
+        assert_eq!(current(), None);
+        assert_eq!(begin(Some(b"\xff\xfe")), None);
+        assert_eq!(begin(None), None);
+    }
+}

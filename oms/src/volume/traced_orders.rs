@@ -1,0 +1,109 @@
+//! The traces of orders in progress, so that a call to the warehouse belongs to the trace of the
+//! request that caused it.
+//!
+//! **Invariants**
+//! - At most `ORDERS_MAX` orders are kept. A newer order displaces the oldest one.
+//! - An order without a trace costs one look at an atomic.
+//!
+//! Deliberately absent: durability. After a restart or a move of the order its calls are no part of
+//! the trace.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::domain::order::OrderId;
+use crate::runtime::trace::{self, TraceContext};
+
+/// Maximum number of orders that are kept: some megabytes.
+const ORDERS_MAX: usize = 16_384;
+
+/// Traces by order.
+#[derive(Default)]
+pub(crate) struct TracedOrders {
+    count: AtomicUsize,
+    inside: Mutex<Inside>,
+}
+
+#[derive(Default)]
+struct Inside {
+    traces: HashMap<OrderId, TraceContext>,
+    /// Orders from the oldest to the newest. Some may have ended.
+    arrivals: VecDeque<OrderId>,
+}
+
+impl TracedOrders {
+    /// Notes the trace of the running task, if it has one. A later request about the order replaces
+    /// an earlier one.
+    pub(crate) fn note(&self, order: &OrderId) {
+        let Some(context) = trace::current() else {
+            return;
+        };
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        if inside.traces.insert(order.clone(), context).is_none() {
+            inside.arrivals.push_back(order.clone());
+        }
+        while inside.arrivals.len() > ORDERS_MAX
+            && let Some(oldest) = inside.arrivals.pop_front()
+        {
+            inside.traces.remove(&oldest);
+        }
+        self.count.store(inside.traces.len(), Ordering::Relaxed);
+    }
+
+    /// Returns the trace of an order.
+    pub(crate) fn of(&self, order: &OrderId) -> Option<TraceContext> {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.traces.get(order).copied()
+    }
+
+    /// Forgets an order whose last call was made.
+    pub(crate) fn forget(&self, order: &OrderId) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        // Its place among the arrivals stays until it is the oldest one.
+        inside.traces.remove(order);
+        self.count.store(inside.traces.len(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(number: usize) -> OrderId {
+        OrderId::parse(&number.to_string()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_order_has_the_trace_of_its_request_until_it_is_forgotten() {
+        let traced = TracedOrders::default();
+        traced.note(&order(1));
+        assert_eq!(traced.of(&order(1)), None, "a request without a trace");
+        let context = TraceContext::root();
+        context.scope(async { traced.note(&order(1)) }).await;
+        assert_eq!(traced.of(&order(1)), Some(context));
+        assert_eq!(traced.of(&order(2)), None);
+        traced.forget(&order(1));
+        assert_eq!(traced.of(&order(1)), None);
+    }
+
+    #[tokio::test]
+    async fn the_oldest_order_is_displaced() {
+        let traced = TracedOrders::default();
+        TraceContext::root()
+            .scope(async {
+                for number in 0..=ORDERS_MAX {
+                    traced.note(&order(number));
+                }
+            })
+            .await;
+        assert_eq!(traced.of(&order(0)), None);
+        assert!(traced.of(&order(1)).is_some() && traced.of(&order(ORDERS_MAX)).is_some());
+    }
+}

@@ -1,0 +1,135 @@
+//! Findings about stock on both sides, the choice of stores, histories and counters.
+
+use super::*;
+use crate::audit::{History, HistoryEvent};
+
+#[test]
+fn a_counter_that_disagrees_with_its_list_is_found() {
+    let differs = |what: &str, counted, listed| Finding::CountDiffers {
+        what: what.to_owned(),
+        counted,
+        listed,
+    };
+    found(
+        |_, e| e.counted_orders = [("delivered".to_owned(), 3), ("paid".to_owned(), 1)].into(),
+        &[differs("orders that are delivered", 3, 2)],
+    );
+    found(
+        |_, e| e.warehouse.delivered = 9,
+        &[differs("the warehouse's deliveries", 9, 2)],
+    );
+}
+
+/// Returns the units of the first day.
+fn there(product: u32, store: u32) -> u32 {
+    let shape = StockShape {
+        products: 50,
+        stores: 5,
+    };
+    Stock::first_day(SEED, shape).get(product, store).unwrap()
+}
+
+#[test]
+fn units_that_only_one_side_has_are_found_and_late_arrivals_are_none() {
+    let [first, second] = products().map(|product| product.id);
+    // Orders 1 and 5 took two units of each product.
+    let left = |product| i64::from(there(product, STORE)) - 4;
+    let on_hand = move |e: &mut Evidence, more: i64| {
+        let products = [(first, left(first) + more), (second, left(second))];
+        e.on_hand = [(STORE, products.into())].into();
+    };
+    let came = |units| Restock {
+        store: STORE,
+        product: first,
+        units,
+        after: 1_002,
+    };
+    found(|_, e| on_hand(e, 0), &[]);
+    found(
+        |_, e| on_hand(e, 1),
+        &[Finding::StockDiffers {
+            store: STORE,
+            product: first,
+            kept: left(first) + 1,
+            there: (left(first)) as u32,
+        }],
+    );
+    for (known, is_sound) in [(0, true), (3, true), (5, true), (2, false)] {
+        let expected = Finding::StockDiffers {
+            store: STORE,
+            product: first,
+            kept: left(first) + known,
+            there: (left(first) + 5) as u32,
+        };
+        found(
+            |_, e| {
+                on_hand(e, known);
+                e.restocks.extend([came(3), came(2)]);
+            },
+            if is_sound {
+                &[]
+            } else {
+                std::slice::from_ref(&expected)
+            },
+        );
+    }
+}
+
+#[test]
+fn a_store_that_was_skipped_is_found() {
+    let [first, second] = products().map(|product| product.id);
+    // Store 1 or 2 with the units of order 3, whoever else took some.
+    let earlier = (1..STORE).find(|store| there(first, *store) >= 2 && there(second, *store) >= 2);
+    let products: Vec<Product> = match earlier {
+        Some(_) => products().to_vec(),
+        None => {
+            let product = (1..=50).find(|product| there(*product, 1) >= 2).unwrap();
+            vec![Product {
+                id: product,
+                quantity: 1,
+            }]
+        }
+    };
+    let earlier = earlier.unwrap_or(1);
+    let mut expected = Vec::new();
+    let (mut record, mut evidence) = sound();
+    // Only this order is of the run, so only its store is judged.
+    record.truncate(3);
+    record.drain(..2);
+    record[0].products = Basket::new(&products);
+    evidence.orders[2].products.clone_from(&products);
+    evidence.reservations[1].products = products;
+    evidence.warehouse.delivered = 2;
+    expected.push(Finding::StoreSkipped {
+        order: "3".into(),
+        chosen: Some(STORE),
+        earlier,
+    });
+    let all = check(&OrderRecord::new(record), None, &evidence);
+    let skipped: Vec<Finding> = all
+        .into_iter()
+        .filter(|finding| matches!(finding, Finding::StoreSkipped { .. }))
+        .collect();
+    assert_eq!(skipped, expected);
+}
+
+#[test]
+fn an_illegal_event_in_a_history_is_found() {
+    let event = |name: &str| HistoryEvent {
+        event: name.to_owned(),
+        ..HistoryEvent::default()
+    };
+    found(
+        |_, e| {
+            e.histories = vec![History {
+                order: "3".into(),
+                events: vec![event("received"), event("announced")],
+            }];
+        },
+        &[Finding::TransitionIllegal {
+            order: "3".into(),
+            event: "announced".into(),
+            state: OrderState::Received,
+        }],
+    );
+}

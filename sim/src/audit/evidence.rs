@@ -1,0 +1,240 @@
+//! The statements of both sides, and the requests that read them.
+//!
+//! Invariants:
+//! - Both sides are read whole. The warehouse is read last: a delivery that an order knows of is in
+//!   the ledger by then.
+//! - A route that is not part of the contract may be absent. Its check is left out then.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::history::{History, HistoryEvent};
+use crate::Result;
+use crate::client::Client;
+use crate::wire::{
+    Delivery, Health, LedgerPage, Message, Order, OrdersPage, OutboxPage, Refusal, RefusalsPage, Reservation,
+    ReservationsPage, Restock, RestocksPage, WarehouseSummary,
+};
+
+/// Entries of a page; the contract's maximum.
+const PAGE: u32 = 10_000;
+/// Most stores whose stock is compared. Each is an answer of some hundred kilobytes.
+const STORES_MAX: usize = 64;
+/// Most orders whose history is read, spread evenly over all orders.
+const HISTORIES_MAX: usize = 500;
+
+const OMS: &str = "the order management";
+const WAREHOUSE: &str = "the warehouse";
+
+/// The statements of both sides.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Evidence {
+    /// Orders of the order management.
+    pub orders: Vec<Order>,
+    /// Its reservations.
+    pub reservations: Vec<Reservation>,
+    /// Its messages that the warehouse has not confirmed.
+    pub outbox: Vec<Message>,
+    /// Histories of some of its orders.
+    pub histories: Vec<History>,
+    /// Units on hand by store and product, of stores that delivered.
+    pub on_hand: BTreeMap<u32, BTreeMap<u32, i64>>,
+    /// Its counters of orders by state; empty if it has none.
+    pub counted_orders: BTreeMap<String, u64>,
+    /// Requests that the asked node has answered with 2xx since its start, by route; empty if the
+    /// node has no metrics.
+    pub answered: BTreeMap<String, u64>,
+    /// Start of the asked node, unix milliseconds; 0 if unknown.
+    pub node_started_at_ms: u64,
+    /// Deliveries of the warehouse, by sequence.
+    pub deliveries: Vec<Delivery>,
+    /// Units that came into its stock.
+    pub restocks: Vec<Restock>,
+    /// Deliveries that it refused.
+    pub refusals: Vec<Refusal>,
+    /// Its counts, the seed and the shape of its first stock.
+    pub warehouse: WarehouseSummary,
+    /// `true` while the order management's circuit breaker is open: messages wait for a warehouse
+    /// that is away, which is no fault.
+    pub warehouse_away: bool,
+}
+
+/// Reads both sides.
+pub(super) async fn gather(oms: &Client, warehouse: &Client) -> Result<Evidence> {
+    let orders = pages(oms, OMS, "/orders", |page: OrdersPage| (page.orders, page.next)).await?;
+    let histories = histories(oms, &orders).await;
+    let reservations = pages(oms, OMS, "/reservations", |page: ReservationsPage| {
+        (page.reservations, page.next)
+    })
+    .await?;
+    let outbox = fetch_outbox(oms).await?;
+    let health = oms.get_json::<Health>(OMS, "/health").await.unwrap_or_default();
+    let answered = oms.get("/metrics").await.ok();
+    let answered = answered.filter(|answer| answer.status == 200);
+    let answered = answered.map(|answer| answered_by_route(&String::from_utf8_lossy(&answer.body)));
+    let on_hand = on_hand(oms, &orders).await;
+    Ok(Evidence {
+        orders,
+        reservations,
+        outbox,
+        histories,
+        on_hand,
+        counted_orders: health.orders,
+        answered: answered.unwrap_or_default(),
+        node_started_at_ms: health.up_since_ms,
+        warehouse_away: health.warehouse == "away",
+        deliveries: pages(warehouse, WAREHOUSE, "/ledger", |page: LedgerPage| {
+            (page.deliveries, page.next)
+        })
+        .await?,
+        restocks: pages(warehouse, WAREHOUSE, "/restocks", |page: RestocksPage| {
+            (page.restocks, page.next)
+        })
+        .await?,
+        refusals: pages(warehouse, WAREHOUSE, "/refusals", |page: RefusalsPage| {
+            (page.refusals, page.next)
+        })
+        .await?,
+        warehouse: warehouse.get_json(WAREHOUSE, "/summary").await?,
+    })
+}
+
+/// Reads the messages that the warehouse has not confirmed.
+pub(super) async fn fetch_outbox(oms: &Client) -> Result<Vec<Message>> {
+    pages(oms, OMS, "/outbox", |page: OutboxPage| (page.messages, page.next)).await
+}
+
+#[derive(Deserialize)]
+struct HistoryPage {
+    events: Vec<HistoryEvent>,
+}
+
+/// Reads the history of an order; `None` if the order management has none.
+pub(super) async fn history(oms: &Client, order: &str) -> Option<History> {
+    let path = format!("/order/{}/history", escape(order));
+    let page: HistoryPage = oms.get_json(OMS, &path).await.ok()?;
+    Some(History {
+        order: order.to_owned(),
+        events: page.events,
+    })
+}
+
+async fn histories(oms: &Client, orders: &[Order]) -> Vec<History> {
+    let step = orders.len().div_ceil(HISTORIES_MAX).max(1);
+    let mut histories = Vec::new();
+    for order in orders.iter().step_by(step) {
+        match history(oms, &order.id).await {
+            Some(history) => histories.push(history),
+            // Without such a route, further questions are in vain.
+            None if histories.is_empty() => break,
+            None => {}
+        }
+    }
+    histories
+}
+
+#[derive(Deserialize)]
+struct StorePage {
+    products: Vec<ProductOnHand>,
+}
+
+#[derive(Deserialize)]
+struct ProductOnHand {
+    product: u32,
+    on_hand: i64,
+}
+
+/// Reads the units on hand of the stores that orders were assigned to.
+async fn on_hand(oms: &Client, orders: &[Order]) -> BTreeMap<u32, BTreeMap<u32, i64>> {
+    let stores: std::collections::BTreeSet<u32> = orders.iter().filter_map(|order| order.store_id).collect();
+    let mut on_hand = BTreeMap::new();
+    for store in stores.into_iter().take(STORES_MAX) {
+        let Ok(page) = oms.get_json::<StorePage>(OMS, &format!("/stores/{store}")).await else {
+            continue;
+        };
+        let products = page.products.into_iter();
+        on_hand.insert(store, products.map(|p| (p.product, p.on_hand)).collect());
+    }
+    on_hand
+}
+
+/// Returns the 2xx counts of `imt_requests_total` by route.
+fn answered_by_route(metrics: &str) -> BTreeMap<String, u64> {
+    let mut answered = BTreeMap::new();
+    for line in metrics.lines() {
+        let Some(rest) = line.strip_prefix("imt_requests_total{") else {
+            continue;
+        };
+        let Some((labels, value)) = rest.rsplit_once("} ") else {
+            continue;
+        };
+        let route = label(labels, "route");
+        if let (Some(route), Some("2xx"), Ok(count)) =
+            (route, label(labels, "status"), value.trim().parse::<f64>())
+        {
+            answered.insert(route.to_owned(), count as u64);
+        }
+    }
+    answered
+}
+
+/// Returns the value of a label. Values of ours have no quotes in them.
+fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = labels.split_once(&format!("{name}=\""))?;
+    rest.split('"').next()
+}
+
+/// Reads a list page by page.
+async fn pages<P, T>(
+    client: &Client,
+    who: &'static str,
+    route: &str,
+    open: impl Fn(P) -> (Vec<T>, Option<String>),
+) -> Result<Vec<T>>
+where
+    P: DeserializeOwned,
+{
+    let mut all = Vec::new();
+    let mut path = format!("{route}?limit={PAGE}");
+    loop {
+        let (mut page, next) = open(client.get_json(who, &path).await?);
+        all.append(&mut page);
+        match next {
+            Some(cursor) => path = format!("{route}?limit={PAGE}&cursor={}", escape(&cursor)),
+            None => return Ok(all),
+        }
+    }
+}
+
+/// Escapes a cursor or an id, which is the server's text, for a URL.
+fn escape(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(byte.into());
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_of_success_are_read_by_route_in_either_order_of_labels() {
+        let text = "# TYPE imt_requests counter\n\
+                    imt_requests_total{route=\"POST /order\",status=\"2xx\"} 17\n\
+                    imt_requests_total{status=\"2xx\",route=\"GET /order/{id}\"} 3\n\
+                    imt_requests_total{route=\"POST /order\",status=\"4xx\"} 9\n\
+                    imt_ring_epoch 4\n";
+        let expected = [("GET /order/{id}".to_owned(), 3), ("POST /order".to_owned(), 17)];
+        assert_eq!(answered_by_route(text), expected.into());
+    }
+}

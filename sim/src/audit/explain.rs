@@ -1,0 +1,235 @@
+//! Explains findings by the history of their orders: what each side knows of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::evidence::{self, Evidence};
+use super::history::{History, HistoryEvent};
+use super::{Finding, Waiting};
+use crate::client::Client;
+use crate::front::OrderRecord;
+use crate::wire::{Message, MessageState};
+
+/// Most orders that are explained.
+const ORDERS_MAX: usize = 50;
+
+/// Returns the lines that explain each order with a finding.
+pub(super) async fn explain(
+    oms: &Client,
+    findings: &[Finding],
+    record: &OrderRecord,
+    evidence: &Evidence,
+) -> BTreeMap<String, Vec<String>> {
+    let orders: BTreeSet<&str> = findings.iter().filter_map(Finding::order).collect();
+    let mut explained = BTreeMap::new();
+    for order in orders.into_iter().take(ORDERS_MAX) {
+        let history = evidence::history(oms, order).await;
+        explained.insert(order.to_owned(), lines(order, history.as_ref(), record, evidence));
+    }
+    explained
+}
+
+/// Returns the lines about one order.
+fn lines(order: &str, history: Option<&History>, record: &OrderRecord, evidence: &Evidence) -> Vec<String> {
+    let mut lines = Vec::new();
+    let sent = order.parse().ok().and_then(|id: u64| record.get(id));
+    if let Some(sent) = sent {
+        let payment = sent.payment.text();
+        let transaction = sent.transaction_id;
+        lines.push(format!(
+            "customer: order answered {}, payment {transaction} answered {payment}, cancellation answered {}",
+            sent.order.text(),
+            sent.cancel.text()
+        ));
+    }
+    match history {
+        Some(history) => lines.extend(history.events.iter().map(event_line)),
+        None => lines.push("order management: it has no history of this order".to_owned()),
+    }
+    if let Some(reservation) = evidence.reservations.iter().find(|r| r.order == order) {
+        lines.push(format!(
+            "reservation: {} in store {}",
+            units(&reservation.products),
+            reservation.store
+        ));
+    }
+    lines.extend(
+        evidence
+            .outbox
+            .iter()
+            .filter(|m| m.order == order)
+            .map(message_line),
+    );
+    let deliveries = evidence.deliveries.iter().filter(|d| d.order == order);
+    lines.extend(deliveries.map(|delivery| {
+        format!(
+            "warehouse: delivery {} of {} from store {} for payment {}",
+            delivery.sequence,
+            units(&delivery.products),
+            delivery.store,
+            delivery.transaction_id
+        )
+    }));
+    if !evidence.deliveries.iter().any(|d| d.order == order) {
+        lines.push("warehouse: no delivery".to_owned());
+    }
+    lines
+}
+
+fn units(products: &[crate::wire::Product]) -> String {
+    let parts = products
+        .iter()
+        .map(|product| format!("{} x product {}", product.quantity, product.id));
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+fn event_line(event: &HistoryEvent) -> String {
+    let at = UNIX_EPOCH + Duration::from_millis(event.at_ms);
+    let at = humantime::format_rfc3339_millis(at).to_string();
+    let mut line = format!("{} {}", at.replace('T', " ").trim_end_matches('Z'), event.event);
+    if let Some(store) = event.store_id {
+        line.push_str(&format!(" in store {store}"));
+    }
+    if let Some(transaction) = event.transaction_id {
+        line.push_str(&format!(", payment {transaction}"));
+    }
+    if let Some(sequence) = event.stock_sequence {
+        line.push_str(&format!(", delivery {sequence}"));
+    }
+    if let Some(reason) = &event.reason {
+        line.push_str(&format!(": {reason}"));
+    }
+    line
+}
+
+fn message_line(message: &Message) -> String {
+    let state = match message.state {
+        MessageState::Waiting => "waits",
+        MessageState::Dead => "is dead",
+    };
+    let reason = message.last_error.as_deref().unwrap_or("not tried yet");
+    let tries = message.attempts;
+    format!(
+        "outbox: the message {} {state} after {tries} tries: {reason}",
+        message.kind
+    )
+}
+
+/// Groups the messages that wait by kind and reason, the largest group first.
+pub(super) fn waiting(evidence: &Evidence) -> Vec<Waiting> {
+    let mut groups: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for message in evidence
+        .outbox
+        .iter()
+        .filter(|m| m.state == MessageState::Waiting)
+    {
+        let usual = match evidence.warehouse_away {
+            true => "the warehouse is away",
+            false => "not tried yet",
+        };
+        let reason = message.last_error.clone().unwrap_or_else(|| usual.to_owned());
+        *groups.entry((message.kind.to_string(), reason)).or_default() += 1;
+    }
+    let mut waiting: Vec<Waiting> = groups
+        .into_iter()
+        .map(|((kind, reason), messages)| Waiting {
+            kind,
+            reason,
+            messages,
+        })
+        .collect();
+    waiting.sort_by_key(|group| std::cmp::Reverse(group.messages));
+    waiting
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Delivery, MessageKind, Product};
+
+    #[test]
+    fn an_order_is_explained_by_its_events_its_message_and_its_delivery() {
+        let history = History {
+            order: "17".to_owned(),
+            events: vec![
+                HistoryEvent {
+                    at_ms: 1_795_893_049_896,
+                    event: "reserved".to_owned(),
+                    store_id: Some(3),
+                    ..HistoryEvent::default()
+                },
+                HistoryEvent {
+                    at_ms: 1_795_893_050_001,
+                    event: "failed".to_owned(),
+                    reason: Some("out of stock".to_owned()),
+                    ..HistoryEvent::default()
+                },
+            ],
+        };
+        let evidence = Evidence {
+            outbox: vec![Message {
+                order: "17".to_owned(),
+                kind: MessageKind::Deliver,
+                state: MessageState::Dead,
+                attempts: 8,
+                last_error: Some("504".to_owned()),
+            }],
+            deliveries: vec![Delivery {
+                order: "17".to_owned(),
+                store: 3,
+                products: vec![Product { id: 5, quantity: 2 }],
+                transaction_id: 9,
+                count: 1,
+                sequence: 44,
+            }],
+            ..Evidence::default()
+        };
+        assert_eq!(
+            lines("17", Some(&history), &OrderRecord::default(), &evidence),
+            [
+                "2026-11-28 19:10:49.896 reserved in store 3",
+                "2026-11-28 19:10:50.001 failed: out of stock",
+                "outbox: the message deliver is dead after 8 tries: 504",
+                "warehouse: delivery 44 of 2 x product 5 from store 3 for payment 9",
+            ]
+        );
+        let unknown = lines("18", None, &OrderRecord::default(), &evidence);
+        assert_eq!(
+            unknown,
+            [
+                "order management: it has no history of this order",
+                "warehouse: no delivery"
+            ]
+        );
+    }
+
+    #[test]
+    fn messages_that_wait_are_grouped_by_kind_and_reason() {
+        let message = |state, reason: Option<&str>| Message {
+            order: "1".to_owned(),
+            kind: MessageKind::Announce,
+            state,
+            attempts: 0,
+            last_error: reason.map(str::to_owned),
+        };
+        let evidence = Evidence {
+            outbox: vec![
+                message(MessageState::Waiting, Some("refused")),
+                message(MessageState::Waiting, None),
+                message(MessageState::Waiting, None),
+                message(MessageState::Dead, Some("504")),
+            ],
+            warehouse_away: true,
+            ..Evidence::default()
+        };
+        let group = |reason: &str, messages| Waiting {
+            kind: "announce".to_owned(),
+            reason: reason.to_owned(),
+            messages,
+        };
+        assert_eq!(
+            waiting(&evidence),
+            [group("the warehouse is away", 2), group("refused", 1)]
+        );
+    }
+}

@@ -1,0 +1,299 @@
+//! The front's log of requests, `stats.csv`, as evidence: what customers were told, also after the
+//! front has ended.
+//!
+//! The log has no products, so contents are compared only by the front's own record.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use super::{Evidence, Finding};
+use crate::front::OrderRecord;
+use crate::wire::{Order, OrderState};
+use crate::{Error, Result};
+
+/// Longest line that is read. A line of the front has under 100 bytes.
+const LINE_BYTES_MAX: usize = 4_096;
+
+/// Routes of the log with the names of the order management's counters.
+const ROUTES: [(&str, &str); 3] = [
+    ("order", "POST /order"),
+    ("payment", "POST /order/{id}/payment-callback"),
+    ("cancel", "POST /order/{id}/cancel"),
+];
+
+/// Requests that a log says were answered with success.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RequestLog {
+    /// Orders that were acknowledged.
+    pub orders: BTreeSet<u64>,
+    /// Orders with an acknowledged payment.
+    pub payments: BTreeSet<u64>,
+    /// Orders with an acknowledged cancellation.
+    pub cancels: BTreeSet<u64>,
+    /// Answers of 2xx by route: `order`, `payment`, `cancel`.
+    pub answered: BTreeMap<&'static str, u64>,
+    /// Number of lines.
+    pub lines: u64,
+    /// Time of the first request, unix milliseconds.
+    pub begun_at_ms: u64,
+}
+
+impl RequestLog {
+    /// Reads a log.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a line is not of the log's form.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("read", path))?;
+        let mut reader = BufReader::new(file);
+        let mut log = Self::default();
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let mut bounded = std::io::Read::take(&mut reader, LINE_BYTES_MAX as u64);
+            let read = bounded.read_until(b'\n', &mut line);
+            if read.map_err(Error::io("read", path))? == 0 {
+                return Ok(log);
+            }
+            log.lines += 1;
+            let text = String::from_utf8_lossy(&line);
+            log.add(text.trim_end()).ok_or_else(|| Error::Malformed {
+                path: path.to_owned(),
+                line: log.lines,
+                problem: "expected REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON"
+                    .to_owned(),
+            })?;
+        }
+    }
+
+    /// Adds a line; `None` if it is not of the log's form.
+    fn add(&mut self, line: &str) -> Option<()> {
+        let mut fields = line.splitn(6, ',');
+        let request: u64 = fields.next()?.parse().ok()?;
+        let at_ms: u64 = fields.next()?.parse().ok()?;
+        let path = fields.next()?;
+        let _took_ms: u64 = fields.next()?.parse().ok()?;
+        let is_ok = match fields.next()? {
+            "ok" => true,
+            "ko" => false,
+            _ => return None,
+        };
+        let status = fields.next()?;
+        if self.begun_at_ms == 0 || at_ms < self.begun_at_ms {
+            self.begun_at_ms = at_ms;
+        }
+        let is_success = is_ok && status.starts_with('2');
+        let mut parts = path.trim_start_matches('/').split('/');
+        let (route, order) = match (parts.next(), parts.next(), parts.next()) {
+            (Some("order"), None, None) => ("order", request),
+            (Some("order"), Some(order), Some("payment-callback")) => ("payment", order.parse().ok()?),
+            (Some("order"), Some(order), Some("cancel")) => ("cancel", order.parse().ok()?),
+            _ => return Some(()),
+        };
+        if is_success {
+            *self.answered.entry(route).or_default() += 1;
+            match route {
+                "order" => self.orders.insert(order),
+                "payment" => self.payments.insert(order),
+                _ => self.cancels.insert(order),
+            };
+        }
+        Some(())
+    }
+
+    /// Checks that the order management has kept what the log says was acknowledged, and that its
+    /// counters count as many answers.
+    pub(super) fn check(&self, record: &OrderRecord, evidence: &Evidence, findings: &mut Vec<Finding>) {
+        self.check_record(record, findings);
+        let orders: HashMap<&str, &Order> = evidence.orders.iter().map(|o| (o.id.as_str(), o)).collect();
+        // The front's record knows more of its own orders, and is checked apart.
+        let is_recorded = |id: &&u64| record.get(**id).is_none();
+        for id in self.orders.iter().filter(is_recorded) {
+            let order = id.to_string();
+            match orders.get(order.as_str()) {
+                None => findings.push(Finding::OrderMissing { order }),
+                Some(kept) if kept.state == OrderState::Rejected => {
+                    findings.push(Finding::AcknowledgedRejected { order });
+                }
+                Some(_) => {}
+            }
+        }
+        for id in self.payments.iter().filter(is_recorded) {
+            let order = id.to_string();
+            let kept = orders.get(order.as_str());
+            if kept.is_none_or(|kept| kept.transaction_id.is_none()) {
+                findings.push(Finding::PaymentUnkept { order });
+            }
+        }
+        for id in self.cancels.iter().filter(is_recorded) {
+            let order = id.to_string();
+            let state = orders.get(order.as_str()).map(|kept| kept.state);
+            let is_kept = matches!(state, Some(OrderState::Cancelled | OrderState::RefundWanted));
+            if let Some(state) = state.filter(|_| !is_kept) {
+                findings.push(Finding::CancelLost { order, state });
+            }
+        }
+        self.check_counters(evidence, findings);
+    }
+
+    /// Compares the log with the front's own record.
+    fn check_record(&self, record: &OrderRecord, findings: &mut Vec<Finding>) {
+        if record.orders().is_empty() {
+            return;
+        }
+        let recorded = |is_acknowledged: fn(&crate::front::RecordedOrder) -> bool| -> BTreeSet<u64> {
+            let orders = record.orders().iter().filter(|order| is_acknowledged(order));
+            orders.map(|order| order.id).collect()
+        };
+        for (what, logged, recorded) in [
+            ("orders", &self.orders, recorded(|o| o.order.is_acknowledged())),
+            (
+                "payments",
+                &self.payments,
+                recorded(|o| o.payment.is_acknowledged()),
+            ),
+            (
+                "cancellations",
+                &self.cancels,
+                recorded(|o| o.cancel.is_acknowledged()),
+            ),
+        ] {
+            if *logged != recorded {
+                findings.push(Finding::LogDiffers {
+                    what,
+                    logged: logged.len() as u64,
+                    recorded: recorded.len() as u64,
+                });
+            }
+        }
+    }
+
+    /// Compares the log with the counters of the asked node, if that node has run since before the
+    /// first request. It may have answered other clients as well.
+    fn check_counters(&self, evidence: &Evidence, findings: &mut Vec<Finding>) {
+        let started_at_ms = evidence.node_started_at_ms;
+        if evidence.answered.is_empty() || started_at_ms == 0 || started_at_ms > self.begun_at_ms {
+            return;
+        }
+        for (name, route) in ROUTES {
+            let logged = self.answered.get(name).copied().unwrap_or_default();
+            let counted = evidence.answered.get(route).copied().unwrap_or_default();
+            if counted < logged {
+                findings.push(Finding::CounterShort {
+                    route,
+                    counted,
+                    logged,
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "1,1000,/aggregate-stats/7,3,ok,200\n\
+                       17,1010,/order,4,ok,200\n\
+                       18,1020,/order,4,ko,409\n\
+                       19,1030,/order,4,ko,timed out\n\
+                       900000017,1040,/order/17/payment-callback,2,ok,200\n\
+                       1800000021,1050,/order/21/cancel,2,ok,200\n";
+
+    fn read(text: &str) -> Result<RequestLog> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stats.csv");
+        std::fs::write(&path, text).unwrap();
+        RequestLog::read(&path)
+    }
+
+    fn kept(id: &str, state: OrderState, transaction_id: Option<u64>) -> Order {
+        Order {
+            id: id.to_owned(),
+            products: Vec::new(),
+            store_id: Some(1),
+            state,
+            transaction_id,
+            refund_transaction_ids: Vec::new(),
+            created_at_ms: 1,
+            updated_at_ms: 1,
+        }
+    }
+
+    fn found(evidence: &Evidence) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let log = read(LOG).unwrap();
+        log.check(&OrderRecord::default(), evidence, &mut findings);
+        findings
+    }
+
+    #[test]
+    fn a_log_is_read_by_order_and_a_line_of_another_form_is_named() {
+        let log = read(LOG).unwrap();
+        assert_eq!((log.lines, log.begun_at_ms), (6, 1_000));
+        assert_eq!(log.orders, [17].into());
+        assert_eq!((log.payments, log.cancels), ([17].into(), [21].into()));
+        for wrong in [
+            "1,2,3\n",
+            "1,1000,/order,4,maybe,200\n",
+            "x,1000,/order,4,ok,200\n",
+        ] {
+            let error = read(&format!("{LOG}{wrong}")).unwrap_err().to_string();
+            assert!(error.contains("stats.csv, line 7"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_the_log_acknowledges_must_be_kept() {
+        let order = || "17".to_owned();
+        let sound = Evidence {
+            orders: vec![
+                kept("17", OrderState::Delivered, Some(3)),
+                kept("21", OrderState::Cancelled, None),
+            ],
+            ..Evidence::default()
+        };
+        assert_eq!(found(&sound), []);
+        let mut lost = sound.clone();
+        lost.orders.remove(0);
+        assert_eq!(
+            found(&lost),
+            [
+                Finding::OrderMissing { order: order() },
+                Finding::PaymentUnkept { order: order() }
+            ]
+        );
+        let mut unpaid = sound.clone();
+        unpaid.orders[0].transaction_id = None;
+        assert_eq!(found(&unpaid), [Finding::PaymentUnkept { order: order() }]);
+        let mut uncancelled = sound.clone();
+        uncancelled.orders[1].state = OrderState::Announced;
+        assert_eq!(
+            found(&uncancelled),
+            [Finding::CancelLost {
+                order: "21".to_owned(),
+                state: OrderState::Announced
+            }]
+        );
+        let mut short = sound;
+        short.node_started_at_ms = 999;
+        short.answered = [
+            ("POST /order".to_owned(), 1),
+            ("POST /order/{id}/cancel".to_owned(), 1),
+        ]
+        .into();
+        assert_eq!(
+            found(&short),
+            [Finding::CounterShort {
+                route: "POST /order/{id}/payment-callback",
+                counted: 0,
+                logged: 1
+            }]
+        );
+        // A node that was started later has not counted the requests.
+        short.node_started_at_ms = 1_001;
+        assert_eq!(found(&short), []);
+    }
+}

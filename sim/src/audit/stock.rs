@@ -1,0 +1,153 @@
+//! The stock of both sides, pure: no unit is sold twice, lost or made, and each order got the first
+//! store that had its units.
+//!
+//! The warehouse's stock is computed from the seed of its first day, its deliveries and its
+//! arrivals. Its own sums are not used.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Evidence, Finding};
+use crate::front::OrderRecord;
+use crate::warehouse::{Stock, StockShape};
+use crate::wire::{MessageKind, Order, OrderState, Product};
+
+/// Returns the stock of the warehouse's first day.
+pub(super) fn first_day(evidence: &Evidence) -> Stock {
+    let shape = StockShape {
+        products: evidence.warehouse.products,
+        stores: evidence.warehouse.stores,
+    };
+    Stock::first_day(evidence.warehouse.seed, shape)
+}
+
+/// Applies the ledger to the stock of the first day. Returns the stock at the end.
+pub(super) fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock {
+    let mut stock = first_day(evidence);
+    let mut restocks = evidence.restocks.iter().peekable();
+    for delivery in &evidence.deliveries {
+        while let Some(came) = restocks.next_if(|came| came.after < delivery.sequence) {
+            stock.put(came.product, came.store, came.units);
+        }
+        for product in &delivery.products {
+            if !stock.take(product.id, delivery.store, product.quantity) {
+                findings.push(Finding::Oversold {
+                    order: delivery.order.clone(),
+                    store: delivery.store,
+                    product: product.id,
+                    delivered: product.quantity,
+                    there: stock.get(product.id, delivery.store).unwrap_or_default(),
+                });
+            }
+        }
+    }
+    for came in restocks {
+        stock.put(came.product, came.store, came.units);
+    }
+    stock
+}
+
+/// Checks that the order management has the units that the warehouse has. Arrivals may be missing:
+/// the latest ones of a product, until the next snapshot tells of them.
+pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &mut Vec<Finding>) {
+    let mut arrivals: HashMap<(u32, u32), Vec<u32>> = HashMap::new();
+    for came in &evidence.restocks {
+        arrivals
+            .entry((came.store, came.product))
+            .or_default()
+            .push(came.units);
+    }
+    // The warehouse may have carried out a delivery that is not confirmed yet.
+    let open: std::collections::HashSet<&str> = evidence
+        .outbox
+        .iter()
+        .filter(|message| message.kind == MessageKind::Deliver)
+        .map(|message| message.order.as_str())
+        .collect();
+    let mut unconfirmed: HashMap<(u32, u32), u32> = HashMap::new();
+    let mut touched: BTreeMap<(u32, u32), ()> = BTreeMap::new();
+    for delivery in &evidence.deliveries {
+        for product in &delivery.products {
+            let cell = (delivery.store, product.id);
+            touched.insert(cell, ());
+            if open.contains(delivery.order.as_str()) {
+                *unconfirmed.entry(cell).or_default() += product.quantity;
+            }
+        }
+    }
+    for ((store, product), ()) in touched {
+        let Some(products) = evidence.on_hand.get(&store) else {
+            continue;
+        };
+        if unconfirmed.contains_key(&(store, product)) {
+            continue;
+        }
+        let kept = products.get(&product).copied().unwrap_or_default();
+        let there = shelves.get(product, store).unwrap_or_default();
+        let mut missing = i64::from(there) - kept;
+        let latest = arrivals
+            .get(&(store, product))
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        for units in latest.iter().rev() {
+            if missing == 0 {
+                break;
+            }
+            missing -= i64::from(*units);
+        }
+        if missing != 0 {
+            findings.push(Finding::StockDiffers {
+                store,
+                product,
+                kept,
+                there,
+            });
+        }
+    }
+}
+
+/// Checks the choice of the store for the orders of a run, as far as it can be known afterwards. A
+/// store that had the units of an order even if all orders of its life had taken theirs before had
+/// them when the order came.
+pub(super) fn check_choice(evidence: &Evidence, record: &OrderRecord, findings: &mut Vec<Finding>) {
+    if record.orders().is_empty() {
+        return;
+    }
+    let first_day = first_day(evidence);
+    let mut assigned: HashMap<(u32, u32), u32> = HashMap::new();
+    for order in &evidence.orders {
+        for product in &order.products {
+            if let Some(store) = order.store_id {
+                let sum = assigned.entry((store, product.id)).or_default();
+                *sum = sum.saturating_add(product.quantity);
+            }
+        }
+    }
+    let always_had = |store: u32, products: &[Product]| {
+        let mut asked: BTreeMap<u32, u32> = BTreeMap::new();
+        for product in products {
+            let sum = asked.entry(product.id).or_default();
+            *sum = sum.saturating_add(product.quantity);
+        }
+        asked.into_iter().all(|(product, quantity)| {
+            let taken = assigned.get(&(store, product)).copied().unwrap_or_default();
+            let had = first_day.get(product, store).unwrap_or_default();
+            had.saturating_sub(taken) >= quantity
+        })
+    };
+    let is_of_run = |order: &&Order| order.id.parse().is_ok_and(|id: u64| record.get(id).is_some());
+    for order in evidence.orders.iter().filter(is_of_run) {
+        let is_rejected = matches!(order.state, OrderState::Rejected | OrderState::RefundWanted);
+        let before = match order.store_id {
+            Some(chosen) => chosen,
+            None if is_rejected => evidence.warehouse.stores.saturating_add(1),
+            None => continue,
+        };
+        if let Some(earlier) = (1..before).find(|store| always_had(*store, &order.products)) {
+            findings.push(Finding::StoreSkipped {
+                order: order.id.clone(),
+                chosen: order.store_id,
+                earlier,
+            });
+        }
+    }
+}
