@@ -16,7 +16,7 @@ use crate::outbox::warehouse_client::Warehouse;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 
-/// URL of the warehouse of a cluster whose nodes were never given one.
+/// URL of the warehouse of a cluster without a setting for it.
 pub const DEFAULT_WAREHOUSE: &str = "http://127.0.0.1:9091";
 
 /// Settings of a node.

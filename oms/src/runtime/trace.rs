@@ -18,7 +18,7 @@ use crate::runtime;
 
 /// Name of the header.
 pub(crate) const TRACEPARENT: &str = "traceparent";
-/// Flag of a request whose spans are recorded.
+/// Flag of a request with recorded spans.
 const SAMPLED: u8 = 1;
 
 /// Identity of one span of a trace.

@@ -118,7 +118,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// Checks that each counter agrees with the list of what it counts.
+/// Checks that each counter agrees with the list of the things that it counts.
 fn check_counts(evidence: &Evidence, findings: &mut Vec<Finding>) {
     let mut compare = |what: String, counted: u64, listed: u64| {
         if counted != listed {

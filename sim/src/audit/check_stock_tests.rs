@@ -78,7 +78,7 @@ fn units_that_only_one_side_has_are_found_and_late_arrivals_are_none() {
 #[test]
 fn a_store_that_was_skipped_is_found() {
     let [first, second] = products().map(|product| product.id);
-    // Store 1 or 2 with the units of order 3, whoever else took some.
+    // Store 1 or 2 with the units of order 3, also after all other orders.
     let earlier = (1..STORE).find(|store| there(first, *store) >= 2 && there(second, *store) >= 2);
     let products: Vec<Product> = match earlier {
         Some(_) => products().to_vec(),

@@ -121,7 +121,7 @@ fn sound() -> (Vec<RecordedOrder>, Evidence) {
 fn found(doctor: impl FnOnce(&mut Vec<RecordedOrder>, &mut Evidence), expected: &[Finding]) {
     let (mut record, mut evidence) = sound();
     doctor(&mut record, &mut evidence);
-    // The counters of the warehouse follow, unless they are what was doctored.
+    // The counters of the warehouse follow, unless a test has changed them.
     if evidence.warehouse.delivered == 2 {
         evidence.warehouse.delivered = evidence.deliveries.len() as u64;
         evidence.warehouse.refused = evidence.refusals.len() as u64;

@@ -20,7 +20,7 @@ use crate::wire::{
 
 /// Entries of a page; the contract's maximum.
 const PAGE: u32 = 10_000;
-/// Most stores whose stock is compared. Each is an answer of some hundred kilobytes.
+/// Most stores in the comparison of stock. Each is an answer of some hundred kilobytes.
 const STORES_MAX: usize = 64;
 /// Most orders whose history is read, spread evenly over all orders.
 const HISTORIES_MAX: usize = 500;
