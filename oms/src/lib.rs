@@ -10,6 +10,7 @@
 //!   storage     rows and commits: the only folder that names microdb
 //!   outbox      messages to the warehouse and their schedule
 //!   domain      orders, stock, sales: pure
+//!   postgres    connections to a PostgreSQL server: the only folder that names its client
 //!   runtime     tasks, clocks, metrics
 //! ```
 //!
@@ -32,6 +33,7 @@ mod domain;
 mod error;
 mod node;
 mod outbox;
+mod postgres;
 mod runtime;
 #[cfg(test)]
 mod simulation;
@@ -50,6 +52,7 @@ pub use domain::warehouse_url::{InvalidUrl, WarehouseUrl};
 pub use error::{NodeError, StorageError};
 pub use node::{Node, NodeConfig, check_origin, check_weight};
 pub use outbox::OutboxLimits;
+pub use postgres::{EngineUrl, InvalidEngineUrl, SessionError};
 pub use storage::codec::DecodeError;
 pub use storage::inspect::{key_as_text, key_from_text, row_as_json};
 
