@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::postgres::SessionError;
 use crate::storage::codec::DecodeError;
 
 /// A failed operation on a volume. Cheap to clone, because one failed commit answers many callers.
@@ -141,6 +142,38 @@ pub enum NodeError {
         /// The fault.
         reason: String,
     },
+    /// A statement about the cluster failed in its engine.
+    Engine {
+        /// The failed action: "read the state" and the like.
+        action: &'static str,
+        /// The URL of the engine.
+        url: String,
+        /// The cause.
+        source: SessionError,
+    },
+    /// The engine's tables or settings cannot hold a cluster.
+    EngineUnfit {
+        /// The URL of the engine.
+        url: String,
+        /// The fault and its remedy.
+        reason: String,
+    },
+    /// Another process runs a node of this name in this engine's cluster.
+    NameInEngine {
+        /// The name.
+        name: String,
+        /// The URL of the engine.
+        url: String,
+        /// The description that the other process published, if it could be read.
+        holder: Option<String>,
+    },
+    /// The ring names a volume, and the engine has no log of it.
+    VolumeNotInEngine {
+        /// The volume.
+        volume: String,
+        /// The URL of the engine.
+        url: String,
+    },
     /// A background task of the node failed.
     Failed {
         /// The error of the task.
@@ -189,6 +222,21 @@ impl fmt::Display for NodeError {
             NodeError::Ring { path, reason } => {
                 write!(f, "the ring in {} cannot be used: {reason}", path.display())
             }
+            NodeError::Engine { action, url, .. } => write!(f, "cannot {action} in the engine {url}"),
+            NodeError::EngineUnfit { url, reason } => {
+                write!(f, "the engine {url} cannot hold a cluster: {reason}")
+            }
+            NodeError::NameInEngine { name, url, holder } => {
+                write!(f, "a node named {name} already runs on the engine {url}")?;
+                if let Some(holder) = holder {
+                    write!(f, " ({holder})")?;
+                }
+                write!(f, "; stop it, or choose another name")
+            }
+            NodeError::VolumeNotInEngine { volume, url } => write!(
+                f,
+                "the engine {url} has no log of volume {volume}, and the volume has orders; restore the engine from its newest backup"
+            ),
             NodeError::Failed { source } => source.fmt(f),
             NodeError::NotAdmitted { name } => {
                 write!(
@@ -219,6 +267,7 @@ impl std::error::Error for NodeError {
             // `source`.
             NodeError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => None,
             NodeError::Listen { source, .. } | NodeError::Folder { source, .. } => Some(source),
+            NodeError::Engine { source, .. } => Some(source),
             NodeError::Failed { source } => source.source(),
             NodeError::Storage(error) => error.source(),
             _ => None,
@@ -242,6 +291,26 @@ impl StorageError {
             reason = error.source();
         }
         false
+    }
+}
+
+impl NodeError {
+    /// Returns `true` if the engine does not answer now. The action can be repeated later.
+    pub(crate) fn is_engine_away(&self) -> bool {
+        match self {
+            NodeError::Engine { source, .. } => {
+                matches!(source, SessionError::Away { .. } | SessionError::Unknown { .. })
+            }
+            _ => false,
+        }
+    }
+
+    /// Returns `true` if a volume is missing that the ring names.
+    pub(crate) fn is_missing_volume(&self) -> bool {
+        matches!(
+            self,
+            NodeError::VolumeMissing { .. } | NodeError::VolumeNotInEngine { .. }
+        )
     }
 }
 

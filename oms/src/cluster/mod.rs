@@ -24,6 +24,7 @@
 //! about a shared disk or file locks.
 
 pub(crate) mod channel;
+pub(crate) mod engine;
 mod local;
 pub(crate) mod peer_client;
 pub(crate) mod state;
@@ -38,6 +39,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::NodeError;
 use crate::storage::volume::Volume;
 
+pub use crate::cluster::engine::{
+    EngineCheck, EngineView, Verdict, check_engine, init_engine, view_engine,
+};
 pub(crate) use crate::cluster::local::LocalCluster;
 pub use crate::cluster::local::{has_coordinator, is_node_running, node_infos, read_ring, read_secret};
 pub(crate) use crate::cluster::state::{ClusterState, SlotSet, ranges, slots_in};
@@ -90,6 +94,12 @@ pub(crate) enum Event {
     Hello,
     /// A node asks to leave the cluster permanently.
     Leave(NodeName),
+    /// Another process has become the coordinator in place of this one.
+    Deposed,
+    /// Another process has the name of this node. This one must end.
+    Replaced,
+    /// The state has changed.
+    Changed,
 }
 
 /// Membership of this node in the cluster.
@@ -125,6 +135,11 @@ pub(crate) trait Membership: Send + Sync {
 
     /// Returns the secret that authenticates nodes to each other.
     fn secret(&self) -> &str;
+
+    /// Returns `true` if each volume has a log that a second node can follow.
+    fn has_followers(&self) -> bool {
+        false
+    }
 }
 
 /// A result that may need a wait for a disk or a network.

@@ -126,6 +126,16 @@ impl Coordinator {
             Event::Leave(node) if self.is_elected => self.leaving.push(node),
             Event::Leave(_) => {}
             Event::Hello => {}
+            Event::Changed => self.cluster.look.notify_one(),
+            Event::Deposed => {
+                self.is_elected = false;
+                tracing::warn!(node = %self.cluster.me, "another node became the coordinator");
+            }
+            Event::Replaced => {
+                self.is_elected = false;
+                tracing::error!(node = %self.cluster.me, "another process has this node's name; stopping");
+                self.cluster.asked_to_stop.send_replace(true);
+            }
         }
     }
 
@@ -162,6 +172,12 @@ impl Coordinator {
         let state = self.cluster.authority.read().await?;
         if let Some(next) = state.with_nodes(&names) {
             announce_serving(&state, &next);
+            self.replace(&next).await?;
+            return Ok(true);
+        }
+        if self.cluster.membership.has_followers()
+            && let Some(next) = state.with_followers(&names)
+        {
             self.replace(&next).await?;
             return Ok(true);
         }

@@ -31,6 +31,8 @@ use crate::volume::server::{NodeContext, VolumeServer};
 const PASS_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Pause between two attempts to open a volume that its last process has not closed yet.
 const OPEN_RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// Pause before the state is read again from an engine that does not answer.
+const ENGINE_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The state of the reconciler task.
 pub(crate) struct Reconciler {
@@ -108,6 +110,10 @@ impl Reconciler {
             match self.pass(&stop).await {
                 Ok(true) => {}
                 Ok(false) => again = OPEN_RETRY_PAUSE,
+                Err(error) if error.is_engine_away() => {
+                    tracing::debug!(error = with_causes(&error), "the cluster's state cannot be read now");
+                    again = ENGINE_RETRY_PAUSE;
+                }
                 Err(error) => {
                     tracing::error!(error = with_causes(&error), "applying the cluster's state failed");
                     trouble.send_replace(Some(Arc::new(error)));
@@ -179,7 +185,7 @@ impl Reconciler {
                 }
                 // The other volumes are still served, and this one is opened once its database is
                 // there.
-                Err(error @ NodeError::VolumeMissing { .. }) => {
+                Err(error) if error.is_missing_volume() => {
                     self.note_missing(volume, &error);
                     lost = lost.or((*volume == me).then_some(error));
                 }

@@ -31,6 +31,7 @@ use tokio_postgres::error::Severity;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
 
+use crate::error::with_causes;
 use crate::postgres::tls;
 use crate::postgres::url::{EngineUrl, Encryption, Host};
 use crate::runtime;
@@ -95,6 +96,7 @@ impl std::error::Error for SessionError {}
 pub(crate) enum Param<'a> {
     Bool(bool),
     Text(&'a str),
+    OptText(Option<&'a str>),
     Int2(i16),
     Int4(i32),
     Int8(i64),
@@ -113,6 +115,7 @@ impl Param<'_> {
         match self {
             Param::Bool(value) => (value, Type::BOOL),
             Param::Text(value) => (value, Type::TEXT),
+            Param::OptText(value) => (value, Type::TEXT),
             Param::Int2(value) => (value, Type::INT2),
             Param::Int4(value) => (value, Type::INT4),
             Param::Int8(value) => (value, Type::INT8),
@@ -131,6 +134,7 @@ impl Param<'_> {
         match self {
             Param::Bool(_) | Param::Int2(_) | Param::Int4(_) | Param::Int8(_) => 8,
             Param::Text(value) => value.len(),
+            Param::OptText(value) => value.map_or(0, str::len),
             Param::Bytes(value) => value.len(),
             Param::Texts(values) => values.iter().map(|value| value.len() + 4).sum(),
             Param::OptTexts(values) => values.iter().map(|value| value.map_or(4, |value| value.len() + 4)).sum(),
@@ -162,7 +166,7 @@ pub(crate) struct Row(tokio_postgres::Row);
 impl Row {
     fn get<'a, T: FromSql<'a>>(&'a self, column: usize) -> Result<T, SessionError> {
         self.0.try_get(column).map_err(|error| SessionError::Invalid {
-            reason: format!("column {column} of a result: {}", causes(&error)),
+            reason: format!("column {column} of a result: {}", with_causes(&error)),
         })
     }
 
@@ -573,7 +577,7 @@ impl SessionError {
 fn judged(error: &tokio_postgres::Error, host: &str) -> SessionError {
     let Some(answer) = error.as_db_error() else {
         return SessionError::Unknown {
-            reason: format!("{host}: {}", causes(error)),
+            reason: format!("{host}: {}", with_causes(error)),
         };
     };
     let code = answer.code().code();
@@ -602,18 +606,6 @@ fn judged(error: &tokio_postgres::Error, host: &str) -> SessionError {
     }
 }
 
-/// Renders an error with all its causes on one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut reason = error.source();
-    while let Some(error) = reason {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        reason = error.source();
-    }
-    text
-}
-
 async fn connect(url: &EngineUrl, host: &Host, purpose: &str) -> Result<Open, String> {
     let mut config = Config::new();
     config
@@ -634,7 +626,7 @@ async fn connect(url: &EngineUrl, host: &Host, purpose: &str) -> Result<Open, St
         Encryption::Off => {
             config.ssl_mode(SslMode::Disable);
             let connected = config.connect(NoTls).await;
-            let (client, connection) = connected.map_err(|error| causes(&error))?;
+            let (client, connection) = connected.map_err(|error| with_causes(&error))?;
             return Ok(opened(client, connection));
         }
         Encryption::Unchecked => tls::unchecked()?,
@@ -642,7 +634,7 @@ async fn connect(url: &EngineUrl, host: &Host, purpose: &str) -> Result<Open, St
     };
     config.ssl_mode(SslMode::Require);
     let connected = config.connect(connector).await;
-    let (client, connection) = connected.map_err(|error| causes(&error))?;
+    let (client, connection) = connected.map_err(|error| with_causes(&error))?;
     Ok(opened(client, connection))
 }
 
@@ -680,7 +672,7 @@ where
             }
             Some(Ok(_)) => {}
             Some(Err(error)) => {
-                tracing::debug!(error = causes(&error), "connection to the engine ended");
+                tracing::debug!(error = with_causes(&error), "connection to the engine ended");
                 return;
             }
             None => return,
