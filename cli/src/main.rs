@@ -112,6 +112,9 @@ enum Command {
     /// Show the settings in force and the source of each.
     #[command(subcommand)]
     Config(commands::config::ConfigCommand),
+    /// Prepare, check or try out the engine of a cluster on many machines.
+    #[command(subcommand)]
+    Engine(commands::engine::EngineCommand),
     /// Inspect, read, change, check and repair a MicroDb database.
     #[command(subcommand)]
     Db(commands::db::DbCommand),
@@ -162,6 +165,7 @@ fn run(cli: Cli, file: &ConfigFile) -> Result<ExitCode, CliError> {
         Command::Order(command) => command.run(output),
         Command::Config(command) => command.run(&Cli::command(), file, output),
         Command::Ring(command) => command.run(output),
+        Command::Engine(command) => command.run(output),
         Command::Db(command) => command.run(output),
         Command::Completions { shell } => {
             let mut script = Vec::new();

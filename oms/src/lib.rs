@@ -45,7 +45,8 @@ mod volume;
 pub use api::fuzzing;
 pub use api::internal::NodeReport;
 pub use api::server::ServerLimits;
-pub use cluster::{EngineCheck, EngineView, Verdict, check_engine, init_engine, view_engine};
+pub use cluster::{EngineCheck, EngineView, Verdict, check_engine, init_engine, promote_standby, reload_standby,
+    standby_position, view_engine};
 pub use cluster::{NodeInfo, has_coordinator, is_node_running, node_infos, read_ring, read_secret};
 pub use domain::csv::CsvError;
 pub use domain::order;

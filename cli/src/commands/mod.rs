@@ -3,6 +3,7 @@
 mod chaos;
 pub(crate) mod config;
 pub(crate) mod db;
+pub(crate) mod engine;
 pub(crate) mod node;
 pub(crate) mod order;
 pub(crate) mod ring;

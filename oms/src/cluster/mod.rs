@@ -40,7 +40,8 @@ use crate::error::NodeError;
 use crate::storage::volume::Volume;
 
 pub use crate::cluster::engine::{
-    EngineCheck, EngineView, Verdict, check_engine, init_engine, view_engine,
+    EngineCheck, EngineView, Verdict, check_engine, init_engine, promote_standby, reload_standby,
+    standby_position, view_engine,
 };
 pub(crate) use crate::cluster::local::LocalCluster;
 pub use crate::cluster::local::{has_coordinator, is_node_running, node_infos, read_ring, read_secret};

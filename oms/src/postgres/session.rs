@@ -3,7 +3,7 @@
 //! **Invariants**
 //! - A session has at most one connection, and one statement or transaction in flight. A call that
 //!   its caller drops takes the connection with it, so that no answer is taken for another one's.
-//! - A connection belongs to a server that accepts writes. After a fault, the next connection
+//! - A connection belongs to a server that accepts writes, unless a tool asks for any. After a fault, the next connection
 //!   begins with the next host.
 //! - The timeout of a call covers connecting, sending and the answer. PostgreSQL's own timeouts do
 //!   not end a wait for standbys.
@@ -209,6 +209,7 @@ impl Row {
 pub(crate) struct Session {
     url: Arc<EngineUrl>,
     purpose: &'static str,
+    servers: TargetSessionAttrs,
     /// Index of the host of the present or next connection.
     host: usize,
     open: Option<Open>,
@@ -267,9 +268,18 @@ impl Session {
         Session {
             url,
             purpose,
+            servers: TargetSessionAttrs::ReadWrite,
             host: 0,
             open: None,
             connections: 0,
+        }
+    }
+
+    /// Creates a session to any server, also a standby.
+    pub(crate) fn to_any(url: Arc<EngineUrl>, purpose: &'static str) -> Session {
+        Session {
+            servers: TargetSessionAttrs::Any,
+            ..Session::new(url, purpose)
         }
     }
 
@@ -516,7 +526,7 @@ impl Session {
                 1 => deadline,
                 _ => deadline.min(Instant::now() + CONNECT_TIMEOUT),
             };
-            let reason = match timeout_at(until, connect(&url, host, self.purpose)).await {
+            let reason = match timeout_at(until, connect(&url, host, self.purpose, self.servers)).await {
                 Ok(Ok(open)) => {
                     self.connections += 1;
                     return Ok(open);
@@ -606,7 +616,12 @@ fn judged(error: &tokio_postgres::Error, host: &str) -> SessionError {
     }
 }
 
-async fn connect(url: &EngineUrl, host: &Host, purpose: &str) -> Result<Open, String> {
+async fn connect(
+    url: &EngineUrl,
+    host: &Host,
+    purpose: &str,
+    servers: TargetSessionAttrs,
+) -> Result<Open, String> {
     let mut config = Config::new();
     config
         .host(&host.name)
@@ -617,7 +632,7 @@ async fn connect(url: &EngineUrl, host: &Host, purpose: &str) -> Result<Open, St
         .connect_timeout(CONNECT_TIMEOUT)
         .keepalives(true)
         .keepalives_idle(KEEPALIVE_IDLE)
-        .target_session_attrs(TargetSessionAttrs::ReadWrite)
+        .target_session_attrs(servers)
         .channel_binding(ChannelBinding::Prefer);
     if let Some(password) = &host.password {
         config.password(password);

@@ -42,7 +42,8 @@ use crate::cluster::engine::authority::StateTable;
 pub(crate) use crate::cluster::engine::joining::Joining;
 use crate::cluster::engine::shared::{Shared, Watcher};
 pub use crate::cluster::engine::tools::{
-    EngineCheck, EngineView, Verdict, check_engine, init_engine, view_engine,
+    EngineCheck, EngineView, Verdict, check_engine, init_engine, promote_standby, reload_standby,
+    standby_position, view_engine,
 };
 use crate::cluster::{Authority, ClusterState, Event, Membership, NodeInfo, Soon};
 use crate::error::NodeError;

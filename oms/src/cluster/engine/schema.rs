@@ -113,7 +113,7 @@ INSERT INTO imt_cluster (one, version, state, coordinator, secret) VALUES (1, $1
     ON CONFLICT (one) DO NOTHING";
 /// Writes the log's row of the first volume.
 pub(super) const FIRST_VOLUME: &str = "
-INSERT INTO imt_volume (volume, epoch, owner, kept_from) VALUES ($1, 0, '', 0)
+INSERT INTO imt_volume (volume, epoch, owner, kept_from) VALUES ($1, 0, '', 1)
     ON CONFLICT (volume) DO NOTHING";
 /// Replaces the state and its coordinator. No row means that another process was faster.
 pub(super) const NEXT_STATE: &str = "

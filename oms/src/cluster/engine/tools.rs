@@ -80,6 +80,42 @@ pub async fn init_engine(url: &EngineUrl) -> Result<(), NodeError> {
     Ok(())
 }
 
+/// Returns the position up to which a standby has received the primary's log, in bytes.
+///
+/// # Errors
+/// `NodeError::Engine` if the standby cannot be reached.
+pub async fn standby_position(url: &EngineUrl) -> Result<u64, NodeError> {
+    let failed = failed(url, "read a standby's position");
+    let mut session = Session::to_any(Arc::new(url.clone()), "standby");
+    let sql = "SELECT coalesce(pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0'), 0)::bigint";
+    let rows = session.query(sql, &[], STATEMENT_TIMEOUT).await;
+    let rows = rows.map_err(&failed)?;
+    let position = rows.first().map_or(Ok(0), |row| row.int8(0));
+    Ok(u64::try_from(position.map_err(&failed)?).unwrap_or(0))
+}
+
+/// Makes a standby the primary. Returns before it accepts writes.
+///
+/// # Errors
+/// `NodeError::Engine` if the standby cannot be reached.
+pub async fn promote_standby(url: &EngineUrl) -> Result<(), NodeError> {
+    run_on_standby(url, "SELECT pg_promote(false)").await
+}
+
+/// Lets a standby read its settings again.
+///
+/// # Errors
+/// `NodeError::Engine` if the standby cannot be reached.
+pub async fn reload_standby(url: &EngineUrl) -> Result<(), NodeError> {
+    run_on_standby(url, "SELECT pg_reload_conf()").await
+}
+
+async fn run_on_standby(url: &EngineUrl, sql: &str) -> Result<(), NodeError> {
+    let mut session = Session::to_any(Arc::new(url.clone()), "standby");
+    let done = session.query(sql, &[], STATEMENT_TIMEOUT).await;
+    done.map(drop).map_err(failed(url, "change a standby"))
+}
+
 /// The verdict of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -281,7 +317,7 @@ async fn test_entries(
     let name = Param::Text(volume);
     session
         .execute(
-            "INSERT INTO imt_volume (volume, epoch, owner, kept_from) VALUES ($1, 1, 'check', 0)",
+            "INSERT INTO imt_volume (volume, epoch, owner, kept_from) VALUES ($1, 1, 'check', 1)",
             &[name],
             STATEMENT_TIMEOUT,
         )
