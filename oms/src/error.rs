@@ -12,7 +12,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::postgres::SessionError;
-use crate::storage::codec::DecodeError;
+
+/// A row with bytes that this version does not write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodeError {
+    /// Byte offset in the value.
+    pub offset: usize,
+    /// The content expected there.
+    pub expected: &'static str,
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "expected {} at byte {}", self.expected, self.offset)
+    }
+}
+
+impl std::error::Error for DecodeError {}
 
 /// A failed operation on a volume. Cheap to clone, because one failed commit answers many callers.
 #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@
 //!   volume      one volume being served: state, transactors (actors), jobs, migration
 //!   cluster     membership and the cluster's state: traits, and locks and files behind them
 //!   storage     rows and commits: the only folder that names microdb
+//!   config      settings
 //!   outbox      messages to the warehouse and their schedule
 //!   domain      orders, stock, sales: pure
 //!   postgres    connections to a PostgreSQL server: the only folder that names its client
@@ -28,6 +29,7 @@
 
 mod api;
 mod cluster;
+mod config;
 mod control;
 mod domain;
 mod error;
@@ -44,18 +46,17 @@ mod volume;
 #[doc(hidden)]
 pub use api::fuzzing;
 pub use api::internal::NodeReport;
-pub use api::server::ServerLimits;
 pub use cluster::{EngineCheck, EngineView, Verdict, check_engine, init_engine, promote_standby, reload_standby,
     standby_position, view_engine};
 pub use cluster::{NodeInfo, has_coordinator, is_node_running, node_infos, read_ring, read_secret};
+pub use config::{NodeConfig, ServerLimits};
 pub use domain::csv::CsvError;
 pub use domain::order;
 pub use domain::warehouse_url::{InvalidUrl, WarehouseUrl};
-pub use error::{NodeError, StorageError};
-pub use node::{Node, NodeConfig, check_origin, check_weight};
+pub use error::{DecodeError, NodeError, StorageError};
+pub use node::{Node, check_origin, check_weight};
 pub use outbox::OutboxLimits;
 pub use postgres::{EngineUrl, InvalidEngineUrl, SessionError};
-pub use storage::codec::DecodeError;
 pub use storage::inspect::{key_as_text, key_from_text, row_as_json};
 
 /// The examples of the project's README, compiled by the documentation tests.

@@ -8,97 +8,38 @@
 //! Deliberately absent: membership, coordination and the choice of volumes, which belong to
 //! `control::member`.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+mod on_engine;
 
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use imt_ring::NodeName;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::api::Console;
 use crate::api::cors::{Cors, parse_origin};
-use crate::api::server::{self, ServerLimits};
+use crate::api::server::{self, Answering};
 use crate::cluster::channel::TcpDialer;
 use crate::cluster::peer_client::{Http, Peers};
-use crate::cluster::{LocalCluster, Membership, NodeInfo, read_ring};
+use crate::cluster::engine::EngineCluster;
+use crate::cluster::{Authority, LocalCluster, Membership, NodeInfo, Volumes, read_ring};
+use crate::config::{NodeConfig, NodeContext};
 use crate::control::member::Member;
 use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
-use crate::outbox::OutboxLimits;
 use crate::outbox::warehouse_client::{Wms, WmsConfig};
 use crate::runtime;
 use crate::runtime::clock::Clock;
-use crate::runtime::metrics::Metrics;
-use crate::volume::server::NodeContext;
-
-/// Settings of a node.
-#[derive(Clone, Debug)]
-pub struct NodeConfig {
-    /// Name of the node and of its volume.
-    pub name: String,
-    /// The data folder, shared with all other nodes of the cluster and with the simulators. It is
-    /// created if it is missing.
-    pub data: PathBuf,
-    /// Address of the API. Port 0 takes any free port.
-    pub listen: SocketAddr,
-    /// URL of the warehouse, `http://HOST:PORT`.
-    pub warehouse: String,
-    /// Timeout of an announcement. The warehouse usually answers within 2 to 4 s.
-    pub announce_timeout: Duration,
-    /// Timeout of a delivery. The warehouse usually answers within 0.2 s.
-    pub deliver_timeout: Duration,
-    /// Limits and retries of messages to the warehouse.
-    pub outbox: OutboxLimits,
-    /// Limits of connections and requests.
-    pub server: ServerLimits,
-    /// Time after which an unpaid order expires.
-    pub payment_timeout: Duration,
-    /// Interval between two scans of the data folder for statistics files. Zero turns the scans
-    /// off.
-    pub stat_scan_every: Duration,
-    /// Longest time for which a stop waits for requests in progress.
-    pub drain_timeout: Duration,
-    /// The node's share of the slots relative to the weights of the other nodes.
-    pub weight: u32,
-    /// The zone (rack, room or site) of the node, if zones are used. Nodes of one zone may fail
-    /// together.
-    pub zone: Option<String>,
-    /// Origins from which web pages may call the API, such as `https://shop.example`. None by
-    /// default.
-    pub cors_origins: Vec<String>,
-    /// Maximum rows per second copied to this node while slots migrate. `None` is unlimited.
-    pub move_rows_per_second: Option<u64>,
-}
-
-impl NodeConfig {
-    /// Returns the default settings of a node with this name on this data folder.
-    pub fn new(name: impl Into<String>, data: impl Into<PathBuf>) -> NodeConfig {
-        NodeConfig {
-            name: name.into(),
-            data: data.into(),
-            listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
-            warehouse: "http://127.0.0.1:9091".to_owned(),
-            announce_timeout: Duration::from_secs(10),
-            deliver_timeout: Duration::from_secs(5),
-            outbox: OutboxLimits::default(),
-            server: ServerLimits::default(),
-            payment_timeout: Duration::from_secs(15 * 60),
-            stat_scan_every: Duration::from_secs(5),
-            drain_timeout: Duration::from_secs(10),
-            weight: 1,
-            zone: None,
-            cors_origins: Vec::new(),
-            move_rows_per_second: None,
-        }
-    }
-}
 
 /// A running node.
 pub struct Node {
     address: SocketAddr,
     serving: JoinHandle<usize>,
     member: Member,
+    /// The cluster's engine, if it has one.
+    engine: Option<Arc<EngineCluster>>,
 }
 
 impl Node {
@@ -110,8 +51,10 @@ impl Node {
     /// that is in use or unreadable, an invalid setting.
     pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
         let wms = Arc::new(warehouse(&config)?);
-        check_weight(&config.data, &config.name, config.weight)?;
-        Cors::of(&config.cors_origins)?;
+        let cors = Cors::of(&config.cors_origins)?;
+        if config.engine.is_none() {
+            check_weight(&config.data, &config.name, config.weight)?;
+        }
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(|source| NodeError::Listen {
@@ -122,40 +65,66 @@ impl Node {
             address: config.listen,
             source,
         })?;
-        let (data, name) = (config.data.clone(), config.name.clone());
-        let joined = runtime::blocking(move || LocalCluster::join(&data, &name)).await;
-        let local = Arc::new(joined.map_err(|error| NodeError::Config {
-            setting: "data",
-            reason: format!("could not be opened: {error}"),
-        })??);
-        local.announce(&node_info(&config, &local, address)?)?;
+        let Some(url) = config.engine.clone() else {
+            let (data, name) = (config.data.clone(), config.name.clone());
+            let joined = runtime::blocking(move || LocalCluster::join(&data, &name)).await;
+            let local = joined.map_err(|error| NodeError::Config {
+                setting: "data",
+                reason: format!("could not be opened: {error}"),
+            })??;
+            return Node::begin(config, Arc::new(local), None, (listener, address), cors, wms).await;
+        };
+        let advertised = on_engine::address(&config, &url, address).await?;
+        let cluster = Arc::new(on_engine::join(&config, &url).await?);
+        let engine = Some(Arc::clone(&cluster));
+        let node = Node::begin(config, cluster, engine, (listener, advertised), cors, wms).await?;
+        Ok(Node { address, ..node })
+    }
 
-        let metrics = Arc::new(Metrics::default());
-        let limits = (config.server, config.drain_timeout);
+    /// Starts to serve as a member of the cluster behind `backend`. The address is the one that
+    /// other nodes use.
+    async fn begin<C>(
+        config: NodeConfig,
+        backend: Arc<C>,
+        engine: Option<Arc<EngineCluster>>,
+        (listener, address): (TcpListener, SocketAddr),
+        cors: Cors,
+        wms: Arc<Wms>,
+    ) -> Result<Node, NodeError>
+    where
+        C: Membership + Authority + Volumes + 'static,
+    {
+        backend.announce(&node_info(&config, backend.name(), address)?)?;
+        let (limits, drain_timeout) = (config.server, config.drain_timeout);
         let context = NodeContext {
             config,
             wms,
-            metrics: Arc::clone(&metrics),
+            metrics: Arc::default(),
             clock: Clock::System,
         };
-        let dialer = TcpDialer::new(local.secret());
-        let peers = Peers::new(Http::new(), dialer, local.secret());
-        let member = Member::begin(local, peers, context).await?;
+        let dialer = TcpDialer::new(backend.secret());
+        let peers = Peers::new(Http::new(), dialer, backend.secret());
+        let member = Member::begin(backend, peers, context).await?;
         let console = Console::new(Arc::clone(member.cluster()), Clock::System);
         runtime::spawn(Arc::clone(&console).run(member.stopping()));
+        let answering = Answering {
+            cluster: Arc::clone(member.cluster()),
+            console,
+            cors,
+        };
+        let stopping = member.stopping();
         let serving = runtime::spawn(server::serve(
             listener,
-            Arc::clone(member.cluster()),
-            console,
-            metrics,
-            limits.0,
-            member.stopping(),
-            limits.1,
+            answering,
+            limits,
+            stopping,
+            drain_timeout,
         ));
         let node = Node {
             address,
             serving,
             member,
+            engine,
         };
         match node.member.admitted().await {
             Ok(()) => Ok(node),
@@ -210,7 +179,11 @@ impl Node {
         self.member.hand_over().await;
         self.member.begin_to_stop();
         let requests = self.serving.await.unwrap_or(0);
-        self.member.end().await?;
+        let ended = self.member.end().await;
+        if let Some(engine) = &self.engine {
+            engine.farewell().await;
+        }
+        ended?;
         if requests > 0 {
             return Err(NodeError::Drain { requests });
         }
@@ -247,9 +220,9 @@ pub fn check_origin(text: &str) -> Result<(), String> {
     parse_origin(text).map(drop)
 }
 
-fn node_info(config: &NodeConfig, local: &LocalCluster, address: SocketAddr) -> Result<NodeInfo, NodeError> {
+fn node_info(config: &NodeConfig, name: &NodeName, address: SocketAddr) -> Result<NodeInfo, NodeError> {
     let node_info = NodeInfo {
-        name: local.name().clone(),
+        name: name.clone(),
         address,
         process: std::process::id(),
         started_at_ms: Clock::System.now_ms(),

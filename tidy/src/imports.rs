@@ -116,6 +116,12 @@ impl<'ast> Visit<'ast> for Names {
         }
     }
 
+    fn visit_variant(&mut self, variant: &'ast syn::Variant) {
+        if !is_test(&variant.attrs) {
+            visit::visit_variant(self, variant);
+        }
+    }
+
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
 }
 
@@ -142,6 +148,7 @@ mod tests {
         let source = r#"
             use crate::alpha::{self, Deep};
             use crate::{beta, gamma::Type as Other};
+            enum Clock { System, #[cfg(test)] Virtual(crate::zeta::Clock) }
             pub(crate) fn f() { crate::delta::call("crate::string"); }
             #[cfg(test)]
             mod tests { use crate::epsilon; }

@@ -57,6 +57,23 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
         ],
     ),
     (
+        "oms",
+        &[
+            &["lib"],
+            &["node", "simulation"],
+            &["api"],
+            &["control"],
+            &["volume"],
+            &["cluster"],
+            &["storage"],
+            &["config"],
+            &["outbox"],
+            &["domain"],
+            &["error", "postgres"],
+            &["runtime"],
+        ],
+    ),
+    (
         "live",
         &[
             &["lib"],

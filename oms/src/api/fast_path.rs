@@ -7,8 +7,7 @@
 //! - An answer is sent only while the process still holds the volume. Otherwise the caller gets
 //!   "moved".
 //!
-//! Deliberately absent: operations that concern all volumes or none, which `control::handle`
-//! answers.
+//! Deliberately absent: operations that concern all volumes or none, which `forward` answers.
 
 use std::fmt::Display;
 use std::pin::Pin;
@@ -26,12 +25,13 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use crate::api::idempotency::Commanded;
 use crate::api::problem::{Problem, REPLAYED};
 use crate::api::request::Operation;
-use crate::api::{App, orders, reports, stock_query, stock_upload};
+use crate::api::{orders, reports, stock_query, stock_upload};
+use crate::volume::app::App;
 
-/// The entry point of one volume's operations. Cheap to clone.
-#[derive(Clone)]
-pub(crate) struct Entrance {
-    app: Arc<App>,
+/// The entry point of one volume's operations.
+#[derive(Clone, Copy)]
+pub(crate) struct Entrance<'a> {
+    app: &'a Arc<App>,
 }
 
 /// The body of an answer.
@@ -119,9 +119,9 @@ impl IntoResponse for Json {
     }
 }
 
-impl Entrance {
+impl<'a> Entrance<'a> {
     /// Returns the entry point of a volume.
-    pub(crate) fn new(app: Arc<App>) -> Entrance {
+    pub(crate) fn of(app: &'a Arc<App>) -> Entrance<'a> {
         Entrance { app }
     }
 
@@ -143,7 +143,7 @@ impl Entrance {
 
     /// Executes a command that another node has parsed. Refuses as `answer` does.
     pub(crate) async fn carry_out_command(&self, commanded: &Commanded) -> Response<AnswerBody> {
-        let answered = commanded.answer(&self.app).await;
+        let answered = commanded.answer(self.app).await;
         self.unless_moved(answered)
     }
 
@@ -166,7 +166,7 @@ impl Entrance {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Display + Into<axum::BoxError>,
     {
-        let app = &self.app;
+        let app = self.app;
         let json = match operation {
             Operation::Command(command) => {
                 let commanded = Commanded::read(command, headers, body).await?;
@@ -179,7 +179,7 @@ impl Entrance {
             Operation::StoreStock(store) => stock_query::store(app, store)?,
             Operation::ReplaceStock => stock_upload::put(app, headers, Body::new(body)).await?,
             Operation::ChangeStock => stock_upload::patch(app, headers, Body::new(body)).await?,
-            // `control::handle` answers these: they concern every volume, or none.
+            // `forward` answers these: they concern every volume, or none.
             Operation::List(_)
             | Operation::Ring
             | Operation::Live
@@ -223,7 +223,8 @@ mod tests {
         let statistics = Arc::new(RwLock::new(Statistics::new(Default::default())));
         let transactors = Transactors::new(Arc::new(state));
         let app = App::new("a".to_owned(), transactors, statistics, &Metrics::default());
-        let entrance = Entrance::new(Arc::new(app));
+        let app = Arc::new(app);
+        let entrance = Entrance::of(&app);
         for is_ours in [true, false] {
             is_held.store(is_ours, Ordering::Relaxed);
             for path in [

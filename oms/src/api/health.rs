@@ -15,9 +15,9 @@ use axum::response::{IntoResponse, Response};
 use imt_ring::{Member, NodeName, Ring};
 use serde::{Deserialize, Serialize};
 
-use crate::api::App;
 use crate::control::topology::Topology;
 use crate::domain::order::State as OrderState;
+use crate::volume::app::App;
 
 /// The ring as shown in the health report.
 #[derive(Serialize)]

@@ -11,9 +11,7 @@
 //!   the repeated request finds its effects done and gets the same answer.
 //! - Two requests with one key are never in progress at one volume at the same time.
 
-use std::collections::HashSet;
 use std::fmt::Display;
-use std::sync::{Mutex, PoisonError};
 
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
@@ -25,41 +23,18 @@ use hyper::body::Body as HttpBody;
 use crate::api::fast_path::{AnswerBody, Json};
 use crate::api::problem::{Problem, REPLAYED};
 use crate::api::request::Command;
-use crate::api::{App, order_body, orders, reports};
+use crate::api::{order_body, orders, reports};
 use crate::cluster::channel::message::{Keyed, OrderCommand, OrderWork};
 use crate::domain::order::OrderId;
 use crate::storage::codec::KeptAnswer;
 use crate::storage::write_batch::WriteBatch;
+use crate::volume::app::App;
 use crate::volume::state::OrderError;
 
 /// Header with the client's key.
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Maximum length of a key in bytes. A UUID has 36.
 pub(crate) const KEY_BYTES_MAX: usize = 255;
-
-/// Keys of the requests in progress.
-#[derive(Default)]
-pub(crate) struct InProgress(Mutex<HashSet<String>>);
-
-/// Reserves a key while its request is in progress. Dropping the claim frees the key.
-struct Claim<'a> {
-    of: &'a InProgress,
-    key: &'a str,
-}
-
-impl InProgress {
-    fn claim<'a>(&'a self, key: &'a str) -> Option<Claim<'a>> {
-        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.insert(key.to_owned()).then_some(Claim { of: self, key })
-    }
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        let mut keys = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.remove(self.key);
-    }
-}
 
 /// A command with its parsed body. It may be executed more than once.
 pub(crate) struct Commanded(OrderCommand);

@@ -30,14 +30,16 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::api::fast_path::Entrance;
+use crate::api::forward::{Call, Side, call_volume};
 use crate::api::health::VolumeHealth;
 use crate::api::orders::{self, json};
 use crate::api::problem::Problem;
 use crate::api::request::Operation;
 use crate::api::{order_body, reports, stock_query, stock_upload};
 use crate::cluster::Event;
-use crate::cluster::peer_client::SECRET;
-use crate::control::handle::{Call, ClusterHandle, EPOCH, Side, epoch_of};
+use crate::cluster::peer_client::{EPOCH, SECRET, epoch_of};
+use crate::control::handle::ClusterHandle;
 use crate::control::topology::Topology;
 use crate::volume::migration::source::ExportRequest;
 use crate::volume::migration::target::{self, ImportRequest};
@@ -131,7 +133,8 @@ async fn answer_node(cluster: &Arc<ClusterHandle>, request: Request) -> Result<R
                 let uri = Uri::try_from(path).map_err(|_| Problem::field("path", "is none"))?;
                 let operation = Operation::parse(request.method(), &uri)?;
                 let (head, body) = request.into_parts();
-                let answer = server.entrance.answer(operation, &head.headers, body).await;
+                let entrance = Entrance::of(&server.app);
+                let answer = entrance.answer(operation, &head.headers, body).await;
                 return Ok(with_epoch(answer.map(Body::new), epoch));
             }
             Ok(with_epoch(
@@ -266,7 +269,7 @@ async fn copy(
     if operation == "import" {
         let request: ImportRequest = parse(body)?;
         server.expect(&cluster.authority, request.id).await?;
-        let copied = target::import(cluster, server, &request).await;
+        let copied = target::import(&cluster.peers, server, &request).await;
         return match copied {
             Ok(imported) => Ok(json(&imported)),
             Err(error) => Err(Problem::internal(error.to_string())),
@@ -299,7 +302,7 @@ pub(crate) async fn ask_volume<T: DeserializeOwned>(
 ) -> Result<T, Problem> {
     let body = serde_json::to_vec(question).map_err(|error| Problem::internal(error.to_string()))?;
     let call = Call::post(format!("/{operation}"), body.into());
-    let response = cluster.forward_to(volume, Side::Inner, &call, until).await?;
+    let response = call_volume(cluster, volume, Side::Inner, call, until).await?;
     let status = response.status();
     let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
     let body = body.map_err(|error| Problem::internal(error.to_string()))?;

@@ -13,13 +13,13 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::api::App;
 use crate::api::fan_out::{self, AskOrders};
 use crate::api::fast_path::Json;
 use crate::api::params::Position;
 use crate::api::problem::Problem;
 use crate::domain::order::{Command, Entry, Event, Line, Order, OrderId, State as OrderState};
 use crate::runtime;
+use crate::volume::app::App;
 use crate::volume::state::Outcome;
 use crate::volume::transactor::Ask;
 

@@ -16,6 +16,7 @@ use axum::response::IntoResponse;
 use imt_ring::NodeName;
 use tokio::time::Instant;
 
+use crate::api::fast_path::Entrance;
 use crate::api::idempotency::Commanded;
 use crate::api::problem::{Problem, REPLAYED};
 use crate::api::request::Operation;
@@ -23,9 +24,8 @@ use crate::cluster::channel::message::{HttpReply, OrderCommand, Question, Reply}
 use crate::cluster::channel::{Asked, Caller, Service};
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
+use crate::volume::questions;
 use crate::volume::server::VolumeServer;
-use crate::volume::state::OrderError;
-use crate::volume::transactor::Ask;
 
 /// Largest body of an answer on the channel. Longer ones are asked for over HTTP/2, where they do
 /// not stand in the way of others.
@@ -95,61 +95,20 @@ impl Service for ClusterHandle {
 
 /// Answers a request about a volume that is served here. Says by which epoch, if that is not the
 /// one of this node's view.
-pub(crate) async fn answer(server: &Arc<VolumeServer>, question: Question) -> (Option<u64>, Reply) {
-    let state = server.app.state();
-    let mut epoch = None;
-    let reply = match question {
-        Question::Command(command) => command_here(server, command).await,
-        Question::Read(path) => read_here(server, &path).await,
-        Question::FindStore(lines) => state
-            .find_store(&lines)
-            .map_or_else(Reply::from, Reply::FoundStore),
-        Question::Reserve(reserve) => {
-            let mut answers = state.reserve_all(vec![reserve]).await;
-            let answered = answers.pop().unwrap_or(Err(OrderError::Interrupted));
-            answered.unwrap_or_else(Reply::from)
-        }
-        Question::Confirm(confirm) => {
-            state.confirm(&confirm);
-            Reply::Kept(true)
-        }
-        Question::Settle { order, settlement } => {
-            let settled = state.settle(&order, &settlement).await;
-            settled.map_or_else(Reply::from, |()| Reply::Settled)
-        }
-        Question::Keeps { order, store } => match server.app.transactors.ask(&order, Ask::Look).await {
-            Ok(outcome) => Reply::Kept(state.is_kept(&outcome.order, store)),
-            Err(OrderError::Unknown) => Reply::Kept(false),
-            Err(fault) => fault.into(),
-        },
-        Question::FollowStock(follow) => {
-            let (as_of, reply) = state.follow_stock(follow).await;
-            epoch = Some(as_of);
-            reply
-        }
-        Question::ReadStock(read) => state.read_stock(read),
-    };
-    if state.storage.is_ours() {
-        (epoch, reply)
-    } else {
-        (None, Reply::Moved)
-    }
-}
-
-impl From<OrderError> for Reply {
-    fn from(fault: OrderError) -> Reply {
-        match fault {
-            OrderError::Moved => Reply::Moved,
-            OrderError::Busy(reason) => Reply::Busy(reason.to_owned()),
-            OrderError::Away(reason) => Reply::Busy(reason),
-            fault => Reply::Failed(Problem::from(fault).detail().to_owned()),
-        }
+async fn answer(server: &Arc<VolumeServer>, question: Question) -> (Option<u64>, Reply) {
+    match question {
+        Question::Command(command) => (None, command_here(server, command).await),
+        Question::Read(path) => (None, read_here(server, &path).await),
+        question => questions::answer(server, question).await,
     }
 }
 
 async fn command_here(server: &VolumeServer, command: OrderCommand) -> Reply {
     let response = match Commanded::from_message(command) {
-        Ok(commanded) => server.entrance.carry_out_command(&commanded).await.map(Body::new),
+        Ok(commanded) => Entrance::of(&server.app)
+            .carry_out_command(&commanded)
+            .await
+            .map(Body::new),
         Err(problem) => problem.into_response(),
     };
     into_reply(response).await
@@ -159,8 +118,7 @@ async fn read_here(server: &VolumeServer, path: &str) -> Reply {
     let parsed = path.parse().map_err(|_| Problem::field("path", "is not a path"));
     let response = match parsed.and_then(|uri| Operation::parse(&Method::GET, &uri)) {
         Ok(operation) => {
-            let answer = server
-                .entrance
+            let answer = Entrance::of(&server.app)
                 .answer(operation, &HeaderMap::new(), Body::empty())
                 .await;
             answer.map(Body::new)

@@ -10,8 +10,10 @@ use axum::http::{HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::control::errand::Undelivered;
 use crate::domain::csv::CsvError;
 use crate::error::{StorageError, with_causes};
+use crate::volume::server::MigrationError;
 use crate::volume::state::OrderError;
 
 /// An error answer. Boxed to keep the `Result` of handlers small.
@@ -262,16 +264,38 @@ impl From<StorageError> for Problem {
     }
 }
 
+impl From<Undelivered> for Problem {
+    fn from(undelivered: Undelivered) -> Problem {
+        match undelivered {
+            Undelivered::Gone => Problem::moved(),
+            Undelivered::Unanswered { node, reason } => Problem::not_here(&node, &reason),
+        }
+    }
+}
+
+impl From<MigrationError> for Problem {
+    fn from(error: MigrationError) -> Problem {
+        match error {
+            MigrationError::CleaningUp => {
+                Problem::busy("the rows of an earlier migration are still being removed")
+            }
+            MigrationError::Over => Problem::conflict("no-such-move", "the migration has ended"),
+            MigrationError::Cluster(error) => Problem::internal(error.to_string()),
+            MigrationError::Storage(error) => error.into(),
+        }
+    }
+}
+
 impl From<OrderError> for Problem {
     fn from(fault: OrderError) -> Problem {
         match fault {
-            OrderError::Unknown => Problem::not_found("there is no such order"),
-            OrderError::Refused(refusal) => Problem::conflict("refused", refusal.to_string()),
+            OrderError::Unknown => Problem::not_found(fault.to_string()),
+            OrderError::Refused(_) => Problem::conflict("refused", fault.to_string()),
             OrderError::Moved => Problem::moved(),
             OrderError::Away(detail) => Problem::busy(detail),
             OrderError::Busy(detail) => Problem::busy(detail),
             OrderError::Storage(error) => error.into(),
-            OrderError::Interrupted => Problem::internal("the order could not be processed; it is unchanged"),
+            OrderError::Interrupted => Problem::internal(fault.to_string()),
         }
     }
 }

@@ -9,7 +9,6 @@ use std::sync::{Arc, PoisonError};
 
 use serde::Serialize;
 
-use crate::api::App;
 use crate::api::fan_out::{AskEntries, Entry};
 use crate::api::fast_path::Json;
 use crate::api::params::parse_message_key;
@@ -18,6 +17,7 @@ use crate::domain::order::{Line, OrderId};
 use crate::domain::sales::ProductStats;
 use crate::outbox::{Kind, smallest};
 use crate::runtime;
+use crate::volume::app::App;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::Ask;
 

@@ -27,13 +27,15 @@ use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::api::cors::Cors;
 use crate::api::request::Operation;
 use crate::api::server::stream::WriteTimeout;
-use crate::api::{AnswerBody, Console, Problem};
+use crate::api::{AnswerBody, Console, Problem, forward};
 use crate::cluster::channel::{self, PREFACE, PeerKey, Service};
+use crate::config::ServerLimits;
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
-use crate::runtime::metrics::{Metrics, RouteIndex};
+use crate::runtime::metrics::RouteIndex;
 
 /// Longest wait for the first byte, for the rest of the headers, and for the next request of a
 /// connection.
@@ -67,24 +69,12 @@ const ACCESS_SAMPLE: u64 = 1_000;
 /// sends its body.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// Limits of the HTTP server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ServerLimits {
-    /// Maximum number of open connections. Further ones wait in the kernel's queue.
-    pub connections_max: usize,
-    /// Maximum number of requests in progress. Further ones are answered with 503.
-    pub requests_max: usize,
-}
-
-impl Default for ServerLimits {
-    fn default() -> ServerLimits {
-        // A connection costs about 20 KB and a request a few KB, so the worst case is some hundred
-        // megabytes.
-        ServerLimits {
-            connections_max: 8_192,
-            requests_max: 8_192,
-        }
-    }
+/// The parts of a node that answer requests.
+pub(crate) struct Answering {
+    pub(crate) cluster: Arc<ClusterHandle>,
+    pub(crate) console: Arc<Console>,
+    /// The rules for requests from web pages of other origins; `None` if there are no origins.
+    pub(crate) cors: Option<Cors>,
 }
 
 /// The state that all connections share.
@@ -92,8 +82,8 @@ impl Default for ServerLimits {
 struct ConnectionHandler {
     cluster: Arc<ClusterHandle>,
     console: Arc<Console>,
+    cors: Option<Arc<Cors>>,
     requests: Arc<Semaphore>,
-    metrics: Arc<Metrics>,
     seen: Arc<AtomicU64>,
     /// First part of the request ids made here, random for each process.
     process: u64,
@@ -122,15 +112,15 @@ impl ConnectionHandler {
         let mut response = match self.requests.try_acquire() {
             // Boxed, so that it does not enlarge the futures of all other requests.
             Ok(_turn) if Console::takes(&request) => Box::pin(self.console.answer(request)).await,
-            Ok(_turn) => self.cluster.answer(request).await,
-            Err(_) if is_probe => self.cluster.answer(request).await,
+            Ok(_turn) => self.answer_api(request, is_between_nodes).await,
+            Err(_) if is_probe => self.answer_api(request, is_between_nodes).await,
             Err(_) => Problem::busy("too many requests are in progress")
                 .into_response()
                 .map(AnswerBody::Long),
         };
         let took = begun.elapsed();
         let status = response.status().as_u16();
-        self.metrics.count(route, status, took);
+        self.cluster.metrics.count(route, status, took);
         // Calls between nodes are logged at debug level only: the node that received the client's
         // request logs that request.
         if logs_all || !is_between_nodes {
@@ -139,6 +129,18 @@ impl ConnectionHandler {
         }
         response.headers_mut().insert(REQUEST_ID, id);
         Ok(response)
+    }
+
+    /// Answers a request of the API, also from another origin if that origin is allowed.
+    async fn answer_api(&self, request: Request<Incoming>, is_between_nodes: bool) -> Response<AnswerBody> {
+        match &self.cors {
+            Some(cors) if !is_between_nodes => {
+                let answer = |request| async { Ok(forward::answer(&self.cluster, request).await) };
+                // On the heap, so that nodes without these rules have no larger futures.
+                Box::pin(cors.answer(request, answer)).await
+            }
+            _ => forward::answer(&self.cluster, request).await,
+        }
     }
 }
 
@@ -168,18 +170,16 @@ fn log_access(
 /// drain timeout and were cut off.
 pub(crate) async fn serve(
     listener: TcpListener,
-    cluster: Arc<ClusterHandle>,
-    console: Arc<Console>,
-    metrics: Arc<Metrics>,
+    answering: Answering,
     limits: ServerLimits,
     mut stop: watch::Receiver<bool>,
     drain_timeout: Duration,
 ) -> usize {
     let handler = ConnectionHandler {
-        cluster,
-        console,
+        cluster: answering.cluster,
+        console: answering.console,
+        cors: answering.cors.map(Arc::new),
         requests: Arc::new(Semaphore::new(limits.requests_max)),
-        metrics,
         seen: Arc::default(),
         process: runtime::random_u64(),
     };

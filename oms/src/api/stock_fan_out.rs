@@ -23,13 +23,15 @@ use imt_ring::NodeName;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::api::forward::{Call, Side, VolumeCall};
 use crate::api::problem::Problem;
 use crate::api::stock_upload::{
     self, BeginStock, Begun, Part, STOCK_BYTES_MAX, SnapshotTaken, as_of, check_content_type, implausible,
     no_lines, read_cells, read_lines, stale,
 };
 use crate::api::{content, internal};
-use crate::control::handle::{Call, ClusterHandle, ROUTING_TIMEOUT, Side};
+use crate::control::errand::Attempt;
+use crate::control::handle::{ClusterHandle, ROUTING_TIMEOUT};
 use crate::control::topology::Topology;
 use crate::domain::routing_key::RoutingKey;
 use crate::domain::stock_snapshot::StockSnapshot;
@@ -257,26 +259,24 @@ impl StockFanOut {
             let call = self.call(topology, &volume, csv);
             let (cluster, topology, until) = (Arc::clone(&self.cluster), Arc::clone(topology), self.until);
             asked.spawn(runtime::within(async move {
-                let answer = cluster
-                    .attempt(&topology, &volume, Side::Inner, &call, until)
-                    .await;
+                let answer = cluster.try_errand(&topology, &volume, &call, until).await;
                 (volume, stores, answer)
             }));
         }
         let mut failures = Failures::default();
         for (volume, stores, answer) in asked.join_all().await {
             match answer {
-                Ok(response) if response.status().is_success() => {
+                Ok(Attempt::Done(response)) if response.status().is_success() => {
                     confirmed.volumes.insert(volume);
                     confirmed.stores.extend(stores);
                 }
-                Ok(response) if response.status() == StatusCode::MISDIRECTED_REQUEST => {
+                Ok(Attempt::Moved { .. }) => {
                     failures.reason = Some("some stores are being moved to another node; retry".to_owned());
                 }
-                Ok(response) if response.status().is_server_error() => {
+                Ok(Attempt::Done(response)) if response.status().is_server_error() => {
                     failures.reason = Some(format!("{volume} answered {}", response.status()));
                 }
-                Ok(response) => failures.refusal = Some(response),
+                Ok(Attempt::Done(response)) => failures.refusal = Some(response),
                 Err(unanswered) => {
                     failures.is_silent |= unanswered.is_silent;
                     failures.is_unknown |= unanswered.was_sent;
@@ -287,14 +287,17 @@ impl StockFanOut {
         failures
     }
 
-    fn call(&self, topology: &Topology, volume: &NodeName, csv: Bytes) -> Call {
+    fn call(&self, topology: &Topology, volume: &NodeName, csv: Bytes) -> VolumeCall {
         let part = Part {
             is_whole: matches!(*self.stock, Stock::Whole(_)),
             epoch: topology.ring.epoch().0,
             as_of: self.as_of,
             arrival: self.arrivals.get(volume).cloned(),
         };
-        Call::post(format!("/stock?{}", part.to_query()), csv)
+        VolumeCall {
+            side: Side::Inner,
+            call: Call::post(format!("/stock?{}", part.to_query()), csv),
+        }
     }
 
     /// Returns the parts of the volumes that have not confirmed theirs.

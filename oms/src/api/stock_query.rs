@@ -8,12 +8,12 @@ use axum::response::Response;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::api::App;
 use crate::api::fan_out::Entry;
 use crate::api::fast_path::Json;
 use crate::api::orders::json;
 use crate::api::problem::Problem;
 use crate::domain::stock::Level;
+use crate::volume::app::App;
 
 /// The quantities of one product in one store.
 #[derive(Serialize)]

@@ -21,9 +21,9 @@ use axum::http::{HeaderMap, Uri};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::api::content;
 use crate::api::fast_path::Json;
 use crate::api::problem::Problem;
-use crate::api::{App, content};
 use crate::domain::csv::{FieldFault, LineReader};
 use crate::domain::stock::{Arrival, CellStep, StaleSnapshot};
 use crate::domain::stock_matrix::{Layout, StockMatrix};
@@ -32,6 +32,7 @@ use crate::runtime;
 use crate::storage::group_commit::Ticket;
 use crate::storage::owned_slots::Slots;
 use crate::storage::write_batch::WriteBatch;
+use crate::volume::app::App;
 use crate::volume::state::{OrderError, VolumeState};
 
 /// Maximum size of a snapshot in bytes. The usual one has 22 MB.

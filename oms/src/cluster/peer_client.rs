@@ -38,6 +38,8 @@ use crate::runtime;
 
 /// What a node shows to be let in.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
+/// The epoch of the ring by which a call was routed, or by which it was refused.
+pub(crate) const EPOCH: HeaderName = HeaderName::from_static("x-imt-epoch");
 /// How long a silent node is not asked again.
 const SILENCE_REMEMBERED: Duration = Duration::from_secs(1);
 /// How long a call waits for the answer to a ping.
@@ -51,6 +53,11 @@ const TELLING_PATIENCE: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Largest answer: a page of 10,000 orders is some megabytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Returns the epoch in the headers of a call or an answer.
+pub(crate) fn epoch_of(headers: &HeaderMap) -> Option<u64> {
+    headers.get(EPOCH)?.to_str().ok()?.parse().ok()
+}
 
 /// Why a call came to nothing.
 #[derive(Clone, Debug)]

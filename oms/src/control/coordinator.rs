@@ -24,15 +24,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::api::internal::ask_volume;
 use crate::cluster::peer_client::NoAnswer;
 use crate::cluster::state::{Handover, Unleavable};
 use crate::cluster::{ClusterState, Event, NodeInfo, ranges};
+use crate::control::errand::{Attempt, Destination, Errand};
 use crate::control::handle::ClusterHandle;
 use crate::control::topology::Topology;
 use crate::error::{NodeError, with_causes};
 use crate::runtime;
 use crate::volume::migration::target::{ImportRequest, Imported, Progress};
+use crate::volume::server::VolumeServer;
 
 /// Timeout of a notification that the state has changed. A node that misses it reads the state soon
 /// after by itself.
@@ -361,6 +362,32 @@ impl Coordinator {
     }
 }
 
+/// The question which ring a volume follows. `None` while the volume removes rows of an earlier
+/// migration.
+struct AskEpoch;
+
+impl Errand for AskEpoch {
+    type Outcome = Option<u64>;
+
+    async fn here(&self, to: &Destination<'_>, server: &Arc<VolumeServer>) -> Attempt<Option<u64>> {
+        if !server.app.state().storage.is_ours() {
+            return Attempt::Moved { epoch: to.epoch() };
+        }
+        Attempt::Done(server.settled_epoch().map(|epoch| epoch.0))
+    }
+
+    async fn there(
+        &self,
+        to: &Destination<'_>,
+        address: SocketAddr,
+    ) -> Result<Attempt<Option<u64>>, NoAnswer> {
+        let path = format!("/peer/volume/{}/inner/epoch", to.volume);
+        let patience = to.until.saturating_duration_since(Instant::now());
+        let asked = to.cluster.peers.ask(address, &path, &(), patience).await;
+        asked.map(Attempt::Done)
+    }
+}
+
 /// Waits until every volume follows the ring and has removed the rows of earlier migrations. The
 /// reason for the wait is published with `set_trouble`.
 async fn all_cleaned_up(cluster: &Arc<ClusterHandle>, state: &ClusterState) -> Result<(), String> {
@@ -369,11 +396,10 @@ async fn all_cleaned_up(cluster: &Arc<ClusterHandle>, state: &ClusterState) -> R
         loop {
             let name = |_: &Topology| Some(volume.clone());
             let try_until = until.min(Instant::now() + CLEANUP_QUESTION_TIMEOUT);
-            let epoch = ask_volume::<Option<u64>>(cluster, name, "epoch", &(), try_until).await;
-            let reason = match epoch {
-                Ok(Some(epoch)) if epoch == state.ring.epoch().0 => break,
+            let reason = match cluster.carry(name, &AskEpoch, try_until).await {
+                Ok((Some(epoch), _)) if epoch == state.ring.epoch().0 => break,
                 Ok(_) => format!("volume {volume} is still removing the rows of an earlier migration"),
-                Err(problem) => problem.detail().to_owned(),
+                Err(undelivered) => undelivered.to_string(),
             };
             if Instant::now() >= until {
                 return Err(reason);

@@ -17,16 +17,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::api::cors::Cors;
 use crate::cluster::peer_client::Peers;
 use crate::cluster::{Authority, Event, Membership, NodeInfo, Volumes};
+use crate::config::NodeContext;
 use crate::control::coordinator::coordinate;
 use crate::control::handle::ClusterHandle;
 use crate::control::reconciler::Reconciler;
 use crate::control::topology::Topology;
 use crate::error::{NodeError, with_causes};
 use crate::runtime;
-use crate::volume::server::NodeContext;
 
 /// Longest time for a node to be admitted by the others.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -62,14 +61,12 @@ impl Member {
         let ring = Arc::new(state.ring.clone());
         let name = backend.name().clone();
         let topology = Topology::new(name, state, ring, BTreeMap::new(), backend.node_infos()?);
-        let cors = Cors::of(&context.config.cors_origins)?;
         let cluster = ClusterHandle::new(
             topology,
             Arc::new(peers),
             Arc::clone(&backend) as Arc<dyn Membership>,
             Arc::clone(&backend) as Arc<dyn Authority>,
             Arc::clone(&context.metrics),
-            cors,
             events,
         );
         let (stop, stopped) = watch::channel(false);

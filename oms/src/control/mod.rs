@@ -9,6 +9,7 @@
 //! Deliberately absent: locks and files, which stand behind the traits of `cluster`.
 
 pub(crate) mod coordinator;
+pub(crate) mod errand;
 pub(crate) mod handle;
 pub(crate) mod member;
 pub(crate) mod reconciler;

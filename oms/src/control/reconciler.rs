@@ -20,12 +20,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::cluster::{ClusterState, Expected, NodeInfo, Volumes};
+use crate::config::NodeContext;
 use crate::control::handle::ClusterHandle;
 use crate::control::remote_volumes::RemoteVolumeClient;
 use crate::control::topology::Topology;
 use crate::error::{NodeError, StorageError, with_causes};
 use crate::volume::migration::target::staged_migration;
-use crate::volume::server::{NodeContext, VolumeServer};
+use crate::volume::server::VolumeServer;
 
 /// Longest time until the state is read again without a notification. A notification may be lost.
 const PASS_INTERVAL_MAX: Duration = Duration::from_secs(1);

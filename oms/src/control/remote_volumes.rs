@@ -8,7 +8,6 @@ use imt_ring::NodeName;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::api::Problem;
 use crate::cluster::channel::message::{Confirm, Question, Reply, Reserve};
 use crate::control::handle::ClusterHandle;
 use crate::control::stock_copies::{Found, StockCopies};
@@ -51,11 +50,11 @@ impl RemoteVolumeClient {
         volume: NodeName,
         lines: Box<[Line]>,
         until: Instant,
-    ) -> Result<Option<u32>, Problem> {
+    ) -> Result<Option<u32>, OrderError> {
         let known = |topology: &Topology| topology.known(&volume);
         match cluster.ask(known, &Question::FindStore(lines), until).await? {
             (Reply::FoundStore(store), _) => Ok(store),
-            _ => Err(no_such_answer()),
+            _ => Err(unexpected_answer()),
         }
     }
 
@@ -73,21 +72,14 @@ impl RemoteVolumeClient {
         }
         let mut first = None;
         for found in asked.join_all().await {
-            first = earlier(first, found.map_err(away)?);
+            first = earlier(first, found?);
         }
         Ok(first)
     }
 }
 
-fn away(problem: Problem) -> OrderError {
-    if problem.is_moved() {
-        return OrderError::Moved;
-    }
-    OrderError::Away(problem.detail().to_owned())
-}
-
-fn no_such_answer() -> Problem {
-    Problem::internal("another node gave an answer of another kind")
+fn unexpected_answer() -> OrderError {
+    OrderError::Away("another node gave an answer of another kind".to_owned())
 }
 
 fn earlier(one: Option<u32>, other: Option<u32>) -> Option<u32> {
@@ -151,13 +143,13 @@ impl RemoteVolumes for RemoteVolumeClient {
             }
             let volume = |topology: &Topology| topology.volume_of(&RoutingKey::Store(store));
             let until = Instant::now() + REMOTE_CALL_TIMEOUT;
-            match cluster.ask(volume, &question, until).await.map_err(away)? {
+            match cluster.ask(volume, &question, until).await? {
                 (Reply::Reserved, _) => Ok(true),
                 (Reply::Short(cells), volume) => {
                     cluster.stock_copies.correct(&volume, store, &cells);
                     Ok(false)
                 }
-                _ => Err(away(no_such_answer())),
+                _ => Err(unexpected_answer()),
             }
         })
     }
@@ -194,9 +186,9 @@ impl RemoteVolumes for RemoteVolumeClient {
             };
             let volume = |topology: &Topology| topology.volume_of(&RoutingKey::Store(settlement.store));
             let until = Instant::now() + REMOTE_CALL_TIMEOUT;
-            match cluster.ask(volume, &question, until).await.map_err(away)? {
+            match cluster.ask(volume, &question, until).await? {
                 (Reply::Settled, _) => Ok(()),
-                _ => Err(away(no_such_answer())),
+                _ => Err(unexpected_answer()),
             }
         })
     }
@@ -210,9 +202,9 @@ impl RemoteVolumes for RemoteVolumeClient {
             };
             let volume = |topology: &Topology| topology.volume_of(&RoutingKey::Order(order.clone()));
             let until = Instant::now() + REMOTE_CALL_TIMEOUT;
-            match cluster.ask(volume, &question, until).await.map_err(away)? {
+            match cluster.ask(volume, &question, until).await? {
                 (Reply::Kept(is_kept), _) => Ok(is_kept),
-                _ => Err(away(no_such_answer())),
+                _ => Err(unexpected_answer()),
             }
         })
     }

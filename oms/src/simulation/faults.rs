@@ -15,15 +15,14 @@ use tokio::sync::watch;
 
 use crate::cluster::peer_client::{Peers, SECRET as SECRET_HEADER};
 use crate::cluster::{Membership, NodeInfo};
+use crate::config::{NodeConfig, NodeContext};
 use crate::control::member::Member;
-use crate::node::NodeConfig;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::simulated::{Dice, Process};
 use crate::simulation::warehouse::WarehouseModel;
 use crate::simulation::world::{SECRET, VirtualClock, World};
 use crate::simulation::{NAMES, net};
-use crate::volume::server::NodeContext;
 
 /// Time without activity after which a process loses its lease, in runs with leases.
 const LEASE: Duration = Duration::from_millis(1_200);

@@ -18,12 +18,12 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use crate::api::forward;
 use crate::cluster::channel::{
     Dialer, Dialing, Frame, FrameSink, FrameSource, HEADER_BYTES, Link, LinkError, Transfer, open_header,
     serve,
 };
-use crate::cluster::peer_client::{NoAnswer, Sending, Transport};
-use crate::control::handle::epoch_of;
+use crate::cluster::peer_client::{NoAnswer, Sending, Transport, epoch_of};
 use crate::simulation::world::World;
 
 /// Frames that a connection holds in each direction, as a socket's buffer does.
@@ -168,7 +168,7 @@ pub(super) async fn carry(
             return Err(NoAnswer("connection refused".to_owned()));
         };
         let task = process.spawn(async move {
-            let response = cluster.answer(request).await.map(Body::new);
+            let response = forward::answer(&cluster, request).await.map(Body::new);
             // Whoever called may not wait any more.
             let _ = answer.send(response);
         });

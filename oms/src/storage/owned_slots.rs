@@ -15,11 +15,11 @@ use imt_ring::{NodeName, Ring, Slot};
 
 use crate::domain::order::OrderId;
 use crate::domain::routing_key;
+use crate::error::StorageError;
 use crate::storage::codec::{self, DecodeError};
 use crate::storage::fence::{Fence, SlotOwnership};
 use crate::storage::volume::u32_key;
 use crate::storage::write_batch::{CATALOGUE, STATS_FORGOTTEN, STOCK_HEAD, Table};
-use crate::volume::state::OrderError;
 
 const ELSEWHERE: u8 = 0;
 const HERE: u8 = 1;
@@ -273,32 +273,32 @@ impl Slots {
     }
 
     /// Rejects a command of an order if its slot is not here or is sealed.
-    pub(crate) fn check_order(&self, order: &OrderId) -> Result<(), OrderError> {
+    pub(crate) fn check_order(&self, order: &OrderId) -> Result<(), StorageError> {
         if self.all_here.load(Ordering::Acquire) || self.state(of_order(&self.hashing, order)) == HERE {
             Ok(())
         } else {
-            Err(OrderError::Moved)
+            Err(StorageError::Stale)
         }
     }
 
     /// Returns `true` if a store is here. Rejects the call while the store's slot is sealed.
-    pub(crate) fn check_store(&self, store: u32) -> Result<bool, OrderError> {
+    pub(crate) fn check_store(&self, store: u32) -> Result<bool, StorageError> {
         if self.all_here.load(Ordering::Acquire) {
             return Ok(true);
         }
         match self.state(of_store(&self.hashing, store)) {
             HERE => Ok(true),
             ELSEWHERE => Ok(false),
-            _ => Err(OrderError::Moved),
+            _ => Err(StorageError::Stale),
         }
     }
 
     /// Rejects a change of the statistics if their slot is not here or is sealed.
-    pub(crate) fn check_statistics(&self) -> Result<(), OrderError> {
+    pub(crate) fn check_statistics(&self) -> Result<(), StorageError> {
         if self.all_here.load(Ordering::Acquire) || self.state(of_statistics(&self.hashing)) == HERE {
             Ok(())
         } else {
-            Err(OrderError::Moved)
+            Err(StorageError::Stale)
         }
     }
 
@@ -368,13 +368,13 @@ mod tests {
         let order = OrderId::parse("17").unwrap();
         slots.check_order(&order).unwrap();
         slots.seal(std::iter::once(of_order(&slots.ring(), &order).0), 3);
-        assert!(matches!(slots.check_order(&order), Err(OrderError::Moved)));
+        assert!(matches!(slots.check_order(&order), Err(StorageError::Stale)));
         assert!(slots.has_order(&order) && slots.is_order_sealed(&order));
         assert_eq!(slots.sealed_for(), Some(3));
         slots.unseal();
         slots.check_order(&order).unwrap();
         assert!(!slots.some_sealed());
         slots.seal_all();
-        assert!(matches!(slots.check_store(5), Err(OrderError::Moved)));
+        assert!(matches!(slots.check_store(5), Err(StorageError::Stale)));
     }
 }

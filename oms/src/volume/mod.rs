@@ -9,10 +9,12 @@
 //! Deliberately absent: routing and the choice of the node that serves a volume, which belong to
 //! `control`. Another volume is reached only through a trait.
 
+pub(crate) mod app;
 pub(crate) mod followers;
 pub(crate) mod handover;
 pub(crate) mod jobs;
 pub(crate) mod migration;
+pub(crate) mod questions;
 pub(crate) mod remote_reservations;
 pub(crate) mod remote_stock;
 pub(crate) mod server;

@@ -1,5 +1,4 @@
-//! A volume server: one volume that this process serves, with its state, its jobs and its entry
-//! point for requests.
+//! A volume server: one volume that this process serves, with its state and its jobs.
 //!
 //! **Invariants**
 //! - The state in memory is loaded when the volume is opened. When the ring changes, the server
@@ -19,18 +18,15 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::api::{App, Entrance, Problem};
 use crate::cluster::{Authority, ClusterState};
+use crate::config::NodeContext;
 use crate::domain::sales::Statistics;
 use crate::error::{NodeError, StorageError};
-use crate::node::NodeConfig;
-use crate::outbox::warehouse_client::Warehouse;
 use crate::runtime;
-use crate::runtime::clock::Clock;
-use crate::runtime::metrics::Metrics;
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
 use crate::storage::write_batch::{PURGE, Table, WriteBatch};
+use crate::volume::app::App;
 use crate::volume::jobs::stat_import::Scanner;
 use crate::volume::jobs::{dispatcher, expiry, retention};
 use crate::volume::migration::cleanup::{self, StaleRows};
@@ -40,19 +36,27 @@ use crate::volume::remote_stock::{self, RemoteVolumes};
 use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
-/// The state that all volume servers of a node share.
-pub(crate) struct NodeContext {
-    pub(crate) config: NodeConfig,
-    pub(crate) wms: Arc<dyn Warehouse>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) clock: Clock,
+/// The reason why a volume takes no part in a migration now.
+#[derive(Debug)]
+pub(crate) enum MigrationError {
+    /// The rows of an earlier migration are still being removed.
+    CleaningUp,
+    /// The migration has ended.
+    Over,
+    /// The cluster's state could not be read.
+    Cluster(NodeError),
+    /// The volume could not be read or written.
+    Storage(StorageError),
 }
 
-async fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, Problem> {
-    let cluster_state = authority
-        .read()
-        .await
-        .map_err(|error| Problem::internal(error.to_string()))?;
+impl From<StorageError> for MigrationError {
+    fn from(error: StorageError) -> MigrationError {
+        MigrationError::Storage(error)
+    }
+}
+
+async fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, MigrationError> {
+    let cluster_state = authority.read().await.map_err(MigrationError::Cluster)?;
     Ok(cluster_state.moving.is_some_and(|moving| moving.id == id))
 }
 
@@ -60,8 +64,6 @@ async fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, P
 pub(crate) struct VolumeServer {
     pub(crate) volume: NodeName,
     pub(crate) app: Arc<App>,
-    /// The entry point of the operations on this volume.
-    pub(crate) entrance: Entrance,
     /// Slots that are being copied to other volumes.
     pub(crate) exports: Exports,
     /// Slots that are being copied to this volume.
@@ -143,7 +145,6 @@ impl VolumeServer {
         let (stop, stopped) = watch::channel(false);
         let server = VolumeServer {
             volume: volume.clone(),
-            entrance: Entrance::new(Arc::clone(&app)),
             app,
             exports: Exports::default(),
             incoming: tokio::sync::Mutex::default(),
@@ -253,15 +254,13 @@ impl VolumeServer {
     }
 
     /// Prepares for the slots of a migration, if that migration is under way.
-    pub(crate) async fn expect(&self, authority: &Arc<dyn Authority>, id: u64) -> Result<(), Problem> {
+    pub(crate) async fn expect(&self, authority: &Arc<dyn Authority>, id: u64) -> Result<(), MigrationError> {
         let mut incoming = self.incoming.lock().await;
         if incoming.as_ref().is_some_and(|incoming| incoming.id == id) {
             return Ok(());
         }
         if !self.is_clean.load(Ordering::Acquire) {
-            return Err(Problem::busy(
-                "the rows of an earlier migration are still being removed",
-            ));
+            return Err(MigrationError::CleaningUp);
         }
         *incoming = Some(Incoming::new(id));
         self.reset_progress();
@@ -273,7 +272,7 @@ impl VolumeServer {
             return Ok(());
         }
         *incoming = None;
-        Err(Problem::conflict("no-such-move", "the migration has ended"))
+        Err(MigrationError::Over)
     }
 
     /// Seals slots that migrate to another volume.
@@ -281,7 +280,7 @@ impl VolumeServer {
         &self,
         authority: &Arc<dyn Authority>,
         request: &ExportRequest,
-    ) -> Result<(), Problem> {
+    ) -> Result<(), MigrationError> {
         let state = self.app.state();
         self.is_clean.store(false, Ordering::Release);
         source::seal(state, request).await?;
@@ -290,7 +289,7 @@ impl VolumeServer {
             return Ok(());
         }
         self.unseal().await?;
-        Err(Problem::conflict("no-such-move", "the migration has ended"))
+        Err(MigrationError::Over)
     }
 
     /// Removes all seals: the slots stay here.

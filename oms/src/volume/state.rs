@@ -14,6 +14,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -52,6 +53,20 @@ pub(crate) enum OrderError {
     Storage(StorageError),
     /// The transactor ended without an answer. The order is in its last durable state.
     Interrupted,
+}
+
+impl fmt::Display for OrderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OrderError::Unknown => f.write_str("there is no such order"),
+            OrderError::Refused(refusal) => refusal.fmt(f),
+            OrderError::Moved => f.write_str("the order or store is being moved to another node; retry"),
+            OrderError::Away(detail) => f.write_str(detail),
+            OrderError::Busy(detail) => f.write_str(detail),
+            OrderError::Storage(error) => error.fmt(f),
+            OrderError::Interrupted => f.write_str("the order could not be processed; it is unchanged"),
+        }
+    }
 }
 
 impl From<StorageError> for OrderError {

@@ -34,10 +34,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::fast_path::AnswerBody;
+use super::forward::without_body;
 use super::problem::Problem;
 use super::request::{ConsoleView, Operation};
 use super::{gzip, internal, order_body, orders};
-use crate::control::handle::{ClusterHandle, without_body};
+use crate::control::handle::ClusterHandle;
 use crate::runtime;
 use crate::runtime::clock::Clock;
 use events::{Log, Scene, VolumeScene};

@@ -13,7 +13,7 @@ use crate::volume::transactor::Ask;
 async fn answer(app: &Arc<App>, request: Request<Body>) -> Response<AnswerBody> {
     let operation = Operation::parse(request.method(), request.uri()).unwrap();
     let (head, body) = request.into_parts();
-    let entrance = Entrance::new(Arc::clone(app));
+    let entrance = Entrance::of(app);
     entrance.answer(operation, &head.headers, body).await
 }
 

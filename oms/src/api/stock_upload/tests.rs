@@ -76,7 +76,7 @@ async fn put(app: &Arc<App>, deliveries: u64, as_of: Option<u64>) -> StatusCode 
     if let Some(as_of) = as_of {
         headers.insert("x-stock-as-of", as_of.into());
     }
-    let entrance = Entrance::new(Arc::clone(app));
+    let entrance = Entrance::of(app);
     let answer = entrance.answer(Operation::ReplaceStock, &headers, Body::from(csv));
     answer.await.status()
 }

@@ -3,29 +3,11 @@
 //! **Invariant**: the reader trusts no byte. A wrong length causes an error, never a large
 //! allocation.
 
-use std::fmt;
-
 use crate::domain::order::Line;
+use crate::error::DecodeError;
 
 /// Layout version of all rows.
 const VERSION: u8 = 1;
-
-/// A row with bytes that this version does not write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DecodeError {
-    /// Byte offset in the value.
-    pub offset: usize,
-    /// The content expected there.
-    pub expected: &'static str,
-}
-
-impl fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "expected {} at byte {}", self.expected, self.offset)
-    }
-}
-
-impl std::error::Error for DecodeError {}
 
 /// Appends one value to a buffer. The rows of one batch share the buffer.
 pub(crate) struct Writer<'a>(&'a mut Vec<u8>);

@@ -16,7 +16,7 @@ use crate::domain::order::{OrderId, State};
 use crate::domain::sales::Sums;
 use crate::outbox::{Kind, Message, MessageState};
 
-pub use crate::storage::codec::bytes::DecodeError;
+pub(crate) use crate::error::DecodeError;
 use crate::storage::codec::bytes::{Reader, Writer};
 pub(crate) use crate::storage::codec::order::{decode_order, encode_order};
 pub(crate) use crate::storage::codec::stock::{

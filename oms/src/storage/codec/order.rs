@@ -7,7 +7,8 @@
 //! **Invariant**: a code keeps its meaning, because rows of earlier versions must stay readable.
 
 use crate::domain::order::{Entry, Event, Order, OrderId};
-use crate::storage::codec::bytes::{DecodeError, Reader, Writer};
+use crate::error::DecodeError;
+use crate::storage::codec::bytes::{Reader, Writer};
 
 /// Encodes an order: its lines, then its events with the milliseconds since the previous event.
 pub(crate) fn encode_order(order: &Order, bytes: &mut Vec<u8>) {

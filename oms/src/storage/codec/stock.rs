@@ -6,7 +6,8 @@
 use crate::domain::order::{Line, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::domain::stock::{CountedTo, Delivery, Reservation, StockHead};
-use crate::storage::codec::bytes::{DecodeError, Reader, Writer};
+use crate::error::DecodeError;
+use crate::storage::codec::bytes::{Reader, Writer};
 
 /// Encodes a reservation: store, lines, and the nonce of another volume's request. A row without
 /// nonce ends after the lines, as in versions that had no nonces.

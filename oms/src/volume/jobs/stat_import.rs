@@ -184,7 +184,7 @@ impl Scanner {
         let ticket = {
             let _stock = state.stock();
             // Statistics that are being migrated accept no file. Their next volume adds it.
-            state.slots.check_statistics().map_err(|_| StorageError::Closed)?;
+            state.slots.check_statistics()?;
             if state.slots.version() != version {
                 return Err(StorageError::Closed);
             }

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::cluster::SlotSet;
-use crate::control::handle::ClusterHandle;
+use crate::cluster::peer_client::Peers;
 use crate::domain::stock::StockHead;
 use crate::error::{StorageError, with_causes};
 use crate::runtime;
@@ -234,13 +234,13 @@ impl Incoming {
 /// Copies until nothing is left for now. A later call continues from there. With `seal`, it
 /// completes the copy.
 pub(crate) async fn import(
-    cluster: &Arc<ClusterHandle>,
+    peers: &Peers,
     server: &Arc<VolumeServer>,
     request: &ImportRequest,
 ) -> Result<Imported, ImportError> {
     let _importing = Importing::begin(&server.progress, request.source);
     let first = next_page(server, request).await?;
-    let mut page = fetch(cluster, server, request, first).await?;
+    let mut page = fetch(peers, server, request, first).await?;
     for number in first.. {
         if page.at_end {
             let copied = store_page(server, request, number, page).await?;
@@ -252,7 +252,7 @@ pub(crate) async fn import(
         // The next page is requested while this one is being committed.
         let (copied, next) = tokio::join!(
             store_page(server, request, number, page),
-            fetch(cluster, server, request, number + 1)
+            fetch(peers, server, request, number + 1)
         );
         keep_pace(server, request.source, copied?).await;
         page = next?;
@@ -281,7 +281,7 @@ async fn next_page(server: &VolumeServer, request: &ImportRequest) -> Result<u64
 }
 
 async fn fetch(
-    cluster: &ClusterHandle,
+    peers: &Peers,
     server: &VolumeServer,
     request: &ImportRequest,
     page: u64,
@@ -297,8 +297,7 @@ async fn fetch(
     let question = serde_json::to_vec(&export).map_err(|error| wrong(error.to_string()))?;
     let path = format!("/peer/volume/{}/inner/export", request.volume);
     let until = Instant::now() + PAGE_TIMEOUT;
-    let answer = cluster
-        .peers
+    let answer = peers
         .call(
             request.address,
             Method::POST,

@@ -1,0 +1,120 @@
+//! The settings of a node, and the parts that all volume servers of a node share.
+//!
+//! **Invariants**
+//! - Settings are plain values. Starting a node checks them (`node`).
+//!
+//! Deliberately absent: files, arguments and environment variables, from which the command line
+//! reads settings.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::outbox::OutboxLimits;
+use crate::outbox::warehouse_client::Warehouse;
+use crate::postgres::EngineUrl;
+use crate::runtime::clock::Clock;
+use crate::runtime::metrics::Metrics;
+
+/// Settings of a node.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Name of the node and of its volume.
+    pub name: String,
+    /// The data folder, shared with all other nodes of the cluster and with the simulators. It is
+    /// created if it is missing.
+    pub data: PathBuf,
+    /// The engine that holds the cluster's state and the logs of its volumes. `None` keeps both in
+    /// the data folder. With an engine, the data folder is this node's alone and holds caches.
+    pub engine: Option<EngineUrl>,
+    /// With an engine: `HOST:PORT` at which the other nodes reach this one, if it is not the
+    /// address of the API.
+    pub advertise: Option<String>,
+    /// With an engine: a file with the secret that authenticates the nodes to each other. Without
+    /// it, the secret is kept in the engine.
+    pub secret_file: Option<PathBuf>,
+    /// Address of the API. Port 0 takes any free port.
+    pub listen: SocketAddr,
+    /// URL of the warehouse, `http://HOST:PORT`.
+    pub warehouse: String,
+    /// Timeout of an announcement. The warehouse usually answers within 2 to 4 s.
+    pub announce_timeout: Duration,
+    /// Timeout of a delivery. The warehouse usually answers within 0.2 s.
+    pub deliver_timeout: Duration,
+    /// Limits and retries of messages to the warehouse.
+    pub outbox: OutboxLimits,
+    /// Limits of connections and requests.
+    pub server: ServerLimits,
+    /// Time after which an unpaid order expires.
+    pub payment_timeout: Duration,
+    /// Interval between two scans of the data folder for statistics files. Zero turns the scans
+    /// off.
+    pub stat_scan_every: Duration,
+    /// Longest time for which a stop waits for requests in progress.
+    pub drain_timeout: Duration,
+    /// The node's share of the slots relative to the weights of the other nodes.
+    pub weight: u32,
+    /// The zone (rack, room or site) of the node, if zones are used. Nodes of one zone may fail
+    /// together.
+    pub zone: Option<String>,
+    /// Origins from which web pages may call the API, such as `https://shop.example`. None by
+    /// default.
+    pub cors_origins: Vec<String>,
+    /// Maximum rows per second copied to this node while slots migrate. `None` is unlimited.
+    pub move_rows_per_second: Option<u64>,
+}
+
+impl NodeConfig {
+    /// Returns the default settings of a node with this name on this data folder.
+    pub fn new(name: impl Into<String>, data: impl Into<PathBuf>) -> NodeConfig {
+        NodeConfig {
+            name: name.into(),
+            data: data.into(),
+            engine: None,
+            advertise: None,
+            secret_file: None,
+            listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            warehouse: "http://127.0.0.1:9091".to_owned(),
+            announce_timeout: Duration::from_secs(10),
+            deliver_timeout: Duration::from_secs(5),
+            outbox: OutboxLimits::default(),
+            server: ServerLimits::default(),
+            payment_timeout: Duration::from_secs(15 * 60),
+            stat_scan_every: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(10),
+            weight: 1,
+            zone: None,
+            cors_origins: Vec::new(),
+            move_rows_per_second: None,
+        }
+    }
+}
+
+/// Limits of the HTTP server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerLimits {
+    /// Maximum number of open connections. Further ones wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Maximum number of requests in progress. Further ones are answered with 503.
+    pub requests_max: usize,
+}
+
+impl Default for ServerLimits {
+    fn default() -> ServerLimits {
+        // A connection costs about 20 KB and a request a few KB, so the worst case is some hundred
+        // megabytes.
+        ServerLimits {
+            connections_max: 8_192,
+            requests_max: 8_192,
+        }
+    }
+}
+
+/// The state that all volume servers of a node share.
+pub(crate) struct NodeContext {
+    pub(crate) config: NodeConfig,
+    pub(crate) wms: Arc<dyn Warehouse>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Clock,
+}

@@ -1,0 +1,248 @@
+//! Errands: questions and commands to a volume, wherever the volume is.
+//!
+//! An errand is carried out here if this process serves the volume, and at another node otherwise.
+//! A volume that changes its place in the meantime is waited for, and the errand is repeated where
+//! the volume is then.
+//!
+//! **Invariants**
+//! - Errands are idempotent, so an errand without an answer may be repeated.
+//! - An errand for a silent node, or for a missing volume, fails at once.
+//!
+//! Deliberately absent: the errands of clients, which `api::forward` defines.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imt_ring::NodeName;
+use tokio::time::Instant;
+
+use crate::cluster::channel::message::{Answer, Question, Reply};
+use crate::cluster::peer_client::NoAnswer;
+use crate::control::handle::ClusterHandle;
+use crate::control::topology::{Topology, VolumeLocation};
+use crate::volume::questions;
+use crate::volume::server::VolumeServer;
+use crate::volume::state::OrderError;
+
+/// Longest wait before a refused errand is tried again although nothing is known to have changed.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
+
+/// A question or command to one volume.
+pub(crate) trait Errand: Sync {
+    /// The answer of the volume.
+    type Outcome: Send;
+
+    /// Carries the errand out at a volume that this process serves.
+    fn here(
+        &self,
+        to: &Destination<'_>,
+        server: &Arc<VolumeServer>,
+    ) -> impl Future<Output = Attempt<Self::Outcome>> + Send;
+
+    /// Lets the node at this address carry the errand out.
+    fn there(
+        &self,
+        to: &Destination<'_>,
+        address: SocketAddr,
+    ) -> impl Future<Output = Result<Attempt<Self::Outcome>, NoAnswer>> + Send;
+}
+
+/// The volume of an errand, by one view of the cluster.
+pub(crate) struct Destination<'a> {
+    pub(crate) cluster: &'a Arc<ClusterHandle>,
+    pub(crate) topology: &'a Topology,
+    pub(crate) volume: &'a NodeName,
+    pub(crate) until: Instant,
+}
+
+impl Destination<'_> {
+    /// Returns the epoch of the ring by which the volume was chosen.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.topology.ring.epoch().0
+    }
+
+    /// Sends a request to another node on the channel.
+    pub(crate) async fn request(&self, address: SocketAddr, question: Question) -> Result<Answer, NoAnswer> {
+        let peers = &self.cluster.peers;
+        peers
+            .request(address, self.volume, self.epoch(), question, self.until)
+            .await
+    }
+}
+
+/// The result of one try.
+pub(crate) enum Attempt<T> {
+    Done(T),
+    /// The volume, or the slot in question, is not there by the ring of this epoch.
+    Moved {
+        epoch: u64,
+    },
+}
+
+impl Attempt<Reply> {
+    fn of(reply: Reply, epoch: u64) -> Attempt<Reply> {
+        match reply {
+            Reply::Moved => Attempt::Moved { epoch },
+            reply => Attempt::Done(reply),
+        }
+    }
+}
+
+/// The reason why one try had no result.
+pub(crate) struct Unanswered {
+    pub(crate) reason: String,
+    /// `true` if the node does not answer at all, or the volume is missing, so that a wait is of no
+    /// use.
+    pub(crate) is_silent: bool,
+    /// `true` if the errand may have been carried out.
+    pub(crate) was_sent: bool,
+}
+
+/// The reason why an errand was given up.
+#[derive(Debug)]
+pub(crate) enum Undelivered {
+    /// The volume has left the ring. The caller must choose again.
+    Gone,
+    /// No node answered for the volume in time.
+    Unanswered {
+        /// The node that should serve the volume.
+        node: String,
+        reason: String,
+    },
+}
+
+impl fmt::Display for Undelivered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Undelivered::Gone => f.write_str("the order or store is being moved to another node; retry"),
+            Undelivered::Unanswered { node, reason } => write!(
+                f,
+                "the node {node}, which serves this order or store, does not answer: {reason}"
+            ),
+        }
+    }
+}
+
+impl From<Undelivered> for OrderError {
+    fn from(undelivered: Undelivered) -> OrderError {
+        match undelivered {
+            Undelivered::Gone => OrderError::Moved,
+            unanswered => OrderError::Away(unanswered.to_string()),
+        }
+    }
+}
+
+impl Errand for Question {
+    type Outcome = Reply;
+
+    async fn here(&self, to: &Destination<'_>, server: &Arc<VolumeServer>) -> Attempt<Reply> {
+        let (_, reply) = questions::answer(server, self.clone()).await;
+        Attempt::of(reply, to.epoch())
+    }
+
+    async fn there(&self, to: &Destination<'_>, address: SocketAddr) -> Result<Attempt<Reply>, NoAnswer> {
+        let answer = to.request(address, self.clone()).await?;
+        Ok(Attempt::of(answer.reply, answer.epoch))
+    }
+}
+
+impl ClusterHandle {
+    /// Asks a volume, wherever it is. Also returns the volume that answered.
+    pub(crate) async fn ask(
+        self: &Arc<Self>,
+        volume: impl Fn(&Topology) -> Option<NodeName>,
+        question: &Question,
+        until: Instant,
+    ) -> Result<(Reply, NodeName), OrderError> {
+        match self.carry(volume, question, until).await? {
+            (Reply::Busy(reason) | Reply::Failed(reason), _) => Err(OrderError::Away(reason)),
+            answered => Ok(answered),
+        }
+    }
+
+    /// Carries an errand to a volume. If the volume changes its place in the meantime, carries it to
+    /// where the volume is then. Also returns the volume that answered.
+    pub(crate) async fn carry<E: Errand>(
+        self: &Arc<Self>,
+        volume: impl Fn(&Topology) -> Option<NodeName>,
+        errand: &E,
+        until: Instant,
+    ) -> Result<(E::Outcome, NodeName), Undelivered> {
+        loop {
+            let changed = self.batch();
+            let topology = self.topology();
+            let chosen = volume(&topology).ok_or(Undelivered::Gone)?;
+            let mut is_silent = false;
+            let reason = match self.try_errand(&topology, &chosen, errand, until).await {
+                Ok(Attempt::Done(outcome)) => return Ok((outcome, chosen)),
+                Ok(Attempt::Moved { epoch }) if epoch > topology.ring.epoch().0 => {
+                    "it has another place by a newer ring".to_owned()
+                }
+                Ok(Attempt::Moved { .. }) => "it is changing its place".to_owned(),
+                Err(unanswered) => {
+                    is_silent = unanswered.is_silent;
+                    unanswered.reason
+                }
+            };
+            if is_silent || Instant::now() >= until {
+                let node = topology.state.serving.get(&chosen);
+                let node = node.map_or_else(|| "(none)".to_owned(), ToString::to_string);
+                return Err(Undelivered::Unanswered { node, reason });
+            }
+            drop(topology);
+            self.look.notify_one();
+            tokio::select! {
+                biased;
+                () = changed => {}
+                () = tokio::time::sleep(TRY_AGAIN) => {}
+            }
+        }
+    }
+
+    /// Tries an errand once, by this view.
+    pub(crate) async fn try_errand<E: Errand>(
+        self: &Arc<Self>,
+        topology: &Topology,
+        volume: &NodeName,
+        errand: &E,
+        until: Instant,
+    ) -> Result<Attempt<E::Outcome>, Unanswered> {
+        let to = Destination {
+            cluster: self,
+            topology,
+            volume,
+            until,
+        };
+        match topology.locate(volume) {
+            VolumeLocation::Here(server) => Ok(errand.here(&to, server).await),
+            VolumeLocation::There { node, address } => {
+                let answered = errand.there(&to, address).await;
+                answered.map_err(|NoAnswer(reason)| Unanswered {
+                    reason: format!("{node}: {reason}"),
+                    is_silent: self.peers.is_silent(address),
+                    was_sent: true,
+                })
+            }
+            VolumeLocation::Nowhere(node) => Err(self.nowhere(volume, node)),
+        }
+    }
+
+    fn nowhere(&self, volume: &NodeName, node: Option<&NodeName>) -> Unanswered {
+        let missing = self.missing().get(volume).cloned();
+        let is_silent = missing.is_some();
+        let reason = match missing {
+            Some(reason) => format!("volume {volume}: {reason}"),
+            None => {
+                let node = node.map_or("nobody yet", NodeName::as_str);
+                format!("{volume} is to be served by {node}")
+            }
+        };
+        Unanswered {
+            reason,
+            is_silent,
+            was_sent: false,
+        }
+    }
+}

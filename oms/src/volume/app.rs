@@ -1,0 +1,94 @@
+//! The part of a volume server that the operations of the API use.
+//!
+//! **Invariants**
+//! - At most `SNAPSHOTS_ARRIVING_MAX` stock snapshots arrive at a time, and one is applied at a
+//!   time.
+//! - Two requests with one idempotency key are never in progress at the same time.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use tokio::sync::Semaphore;
+
+use crate::domain::sales::Statistics;
+use crate::runtime;
+use crate::runtime::metrics::{Metrics, VolumeCounters};
+use crate::volume::state::VolumeState;
+use crate::volume::transactor::Transactors;
+
+/// Maximum number of stock snapshots being received at a time. Each takes some megabytes. The
+/// second one is for a sender that tries again while its first upload is still being read.
+pub(crate) const SNAPSHOTS_ARRIVING_MAX: usize = 2;
+
+/// The state that all operations on one volume share.
+pub(crate) struct App {
+    /// Name of the volume.
+    pub(crate) volume: String,
+    pub(crate) up_since_ms: u64,
+    /// Random number that distinguishes this instance from earlier ones over the same volume.
+    pub(crate) incarnation: u64,
+    pub(crate) transactors: Arc<Transactors>,
+    pub(crate) statistics: Arc<RwLock<Statistics>>,
+    pub(crate) counters: Arc<VolumeCounters>,
+    pub(crate) snapshot_turns: Semaphore,
+    /// Locked while a stock upload is being applied.
+    pub(crate) applying: tokio::sync::Mutex<()>,
+    pub(crate) in_progress: InProgress,
+}
+
+impl App {
+    /// Returns the shared state over the transactors of a volume.
+    pub(crate) fn new(
+        volume: String,
+        transactors: Arc<Transactors>,
+        statistics: Arc<RwLock<Statistics>>,
+        metrics: &Metrics,
+    ) -> App {
+        App {
+            counters: metrics.of_volume(&volume),
+            volume,
+            up_since_ms: transactors.state().clock.now_ms(),
+            transactors,
+            statistics,
+            incarnation: runtime::random_u64(),
+            snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
+            applying: tokio::sync::Mutex::new(()),
+            in_progress: InProgress::default(),
+        }
+    }
+
+    pub(crate) fn state(&self) -> &Arc<VolumeState> {
+        self.transactors.state()
+    }
+
+    /// Locks out stock uploads: no snapshot and no change of the stock is applied while the guard
+    /// exists.
+    pub(crate) async fn lock_stock_uploads(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.applying.lock().await
+    }
+}
+
+/// Idempotency keys of the requests in progress.
+#[derive(Default)]
+pub(crate) struct InProgress(Mutex<HashSet<String>>);
+
+/// Reserves a key while its request is in progress. Dropping the claim frees the key.
+pub(crate) struct Claim<'a> {
+    of: &'a InProgress,
+    key: &'a str,
+}
+
+impl InProgress {
+    /// Reserves a key. Returns `None` if a request with it is in progress.
+    pub(crate) fn claim<'a>(&'a self, key: &'a str) -> Option<Claim<'a>> {
+        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.insert(key.to_owned()).then_some(Claim { of: self, key })
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut keys = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.remove(self.key);
+    }
+}
