@@ -54,7 +54,7 @@ pub use domain::csv::CsvError;
 pub use domain::order;
 pub use domain::warehouse_url::{InvalidUrl, WarehouseUrl};
 pub use error::{DecodeError, NodeError, StorageError};
-pub use node::{Node, check_origin, check_weight};
+pub use node::{Node, check_origin, check_weight, read_secret_file};
 pub use outbox::OutboxLimits;
 pub use postgres::{EngineUrl, InvalidEngineUrl, SessionError};
 pub use storage::inspect::{key_as_text, key_from_text, row_as_json};

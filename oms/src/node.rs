@@ -33,6 +33,8 @@ use crate::outbox::warehouse_client::{Wms, WmsConfig};
 use crate::runtime;
 use crate::runtime::clock::Clock;
 
+pub use crate::node::on_engine::read_secret_file;
+
 /// A running node.
 pub struct Node {
     address: SocketAddr,

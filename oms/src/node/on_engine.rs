@@ -40,7 +40,7 @@ pub(super) async fn join(config: &NodeConfig, url: &EngineUrl) -> Result<EngineC
             None => Ok(member),
         })
         .map_err(|error| invalid("weight or zone", format!("cannot be used: {error}")))?;
-    let secret = config.secret_file.as_deref().map(read_secret).transpose()?;
+    let secret = config.secret_file.as_deref().map(read_secret_file).transpose()?;
     let data = std::path::absolute(&config.data).map_err(|source| NodeError::Folder {
         action: "find",
         path: config.data.clone(),
@@ -55,7 +55,11 @@ pub(super) async fn join(config: &NodeConfig, url: &EngineUrl) -> Result<EngineC
     joining.join().await
 }
 
-fn read_secret(path: &Path) -> Result<String, NodeError> {
+/// Reads the file with the secret of the nodes.
+///
+/// # Errors
+/// Returns an error if the file cannot be read, or its secret is short.
+pub fn read_secret_file(path: &Path) -> Result<String, NodeError> {
     let bytes = regular_file::read(path, SECRET_BYTES_MAX).map_err(|source| NodeError::Folder {
         action: "read the secret file",
         path: path.to_owned(),
@@ -144,10 +148,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         std::fs::write(&path, "0123456789abcdef\n").unwrap();
-        assert_eq!(read_secret(&path).unwrap(), "0123456789abcdef");
+        assert_eq!(read_secret_file(&path).unwrap(), "0123456789abcdef");
         for wrong in ["short\n", "has a space inside it\n", ""] {
             std::fs::write(&path, wrong).unwrap();
-            let error = read_secret(&path).unwrap_err().to_string();
+            let error = read_secret_file(&path).unwrap_err().to_string();
             assert!(error.contains("at least 16"), "{error}");
         }
     }
