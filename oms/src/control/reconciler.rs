@@ -41,6 +41,9 @@ pub(crate) struct Reconciler {
     context: NodeContext,
     volumes: Arc<dyn Volumes>,
     servers: BTreeMap<NodeName, Arc<VolumeServer>>,
+    /// The version since which this node served each volume when it was opened. A later one means
+    /// that another node had the volume in between.
+    opened: BTreeMap<NodeName, u64>,
     ring: Arc<Ring>,
     version: u64,
     /// `true` once this node has served its own volume.
@@ -86,6 +89,7 @@ impl Reconciler {
             context,
             volumes,
             servers: BTreeMap::new(),
+            opened: BTreeMap::new(),
             ring: Arc::clone(&topology.ring),
             version: 0,
             has_served: false,
@@ -152,7 +156,9 @@ impl Reconciler {
             .filter(|(_, node)| **node == me)
             .map(|(volume, _)| volume.clone())
             .collect();
-        let has_all = wanted.iter().all(|volume| self.servers.contains_key(volume));
+        let is_current = |volume: &&NodeName| self.opened.get(*volume) == Some(&state.since(volume));
+        let kept: Vec<NodeName> = wanted.iter().filter(is_current).cloned().collect();
+        let has_all = kept.len() == wanted.len();
         let has_more = self.servers.len() > wanted.len();
         if state.version == self.version && has_all && !has_more {
             // A node that restarted quickly has a new address, and that may be the only change.
@@ -169,9 +175,9 @@ impl Reconciler {
             announce(&self.ring);
         }
         // Activation comes first, because requests wait for it and closing a volume takes longer.
-        self.follow_ring(&state, &wanted).await?;
-        if has_more || self.servers.keys().any(|volume| !wanted.contains(volume)) {
-            self.hand_over(&state, &wanted).await?;
+        self.follow_ring(&state, &kept).await?;
+        if has_more || self.servers.keys().any(|volume| !kept.contains(volume)) {
+            self.hand_over(&state, &kept).await?;
         }
         let (mut has_opened_all, mut lost) = (true, None);
         self.cluster.missing().retain(|volume, _| wanted.contains(volume));
@@ -212,6 +218,7 @@ impl Reconciler {
             .extract_if(.., |volume, _| !wanted.contains(volume))
             .map(|(_, server)| server)
             .collect();
+        self.opened.retain(|volume, _| self.servers.contains_key(volume));
         self.publish(state)?;
         for server in gone {
             server.close().await?;
@@ -293,6 +300,7 @@ impl Reconciler {
             tracing::info!(%volume, "volume taken over");
         }
         self.servers.insert(volume.clone(), server);
+        self.opened.insert(volume.clone(), state.since(volume));
         Ok(true)
     }
 

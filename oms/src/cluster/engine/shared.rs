@@ -77,6 +77,17 @@ struct Inside {
     cached: Option<Confirmed>,
 }
 
+impl Inside {
+    /// Returns the other nodes that are alive and take requests.
+    fn others_alive<'a>(&'a self, me: &'a NodeName) -> impl Iterator<Item = &'a NodeInfo> {
+        self.look.cards.values().filter(move |card| {
+            let beat = self.look.beats.get(card.name.as_str());
+            card.name != *me
+                && beat.is_some_and(|beat| !self.judge.is_gone(card.name.as_str(), beat.incarnation))
+        })
+    }
+}
+
 /// Work of one beat.
 pub(super) struct Due {
     pub(super) card: Option<NodeInfo>,
@@ -171,12 +182,7 @@ impl Shared {
     /// Returns the nodes that are alive and take requests.
     pub(super) fn alive(&self) -> Vec<NodeInfo> {
         let inside = self.inside();
-        let is_alive = |card: &&NodeInfo| {
-            let beat = inside.look.beats.get(card.name.as_str());
-            card.name != self.name
-                && beat.is_some_and(|beat| !inside.judge.is_gone(card.name.as_str(), beat.incarnation))
-        };
-        let others = inside.look.cards.values().filter(is_alive).cloned();
+        let others = inside.others_alive(&self.name).cloned();
         sorted(others.chain(inside.card.clone()).collect())
     }
 
@@ -299,12 +305,17 @@ impl Shared {
         let has_lease = self.has_lease();
         let mut inside = self.inside();
         let inside = &mut *inside;
+        let names = |inside: &Inside| -> Vec<NodeName> {
+            inside.others_alive(&self.name).map(|card| card.name.clone()).collect()
+        };
+        let before = names(inside);
         let looked = inside.judge.look(sent, now, own, &look.beats);
         if looked == Looked::OldWorld {
             return (looked, None);
         }
         let is_changed = inside.look.version != 0 && inside.look.version != look.version;
         inside.look = look;
+        let is_other = before != names(inside);
         let judge = &inside.judge;
         inside.watchers.retain(|(watcher, incarnation)| {
             let is_gone = judge.is_gone(watcher.node.as_str(), *incarnation);
@@ -323,6 +334,10 @@ impl Shared {
         }
         if is_changed {
             let _ = events.send(Event::Changed);
+        }
+        if is_other && inside.is_elected {
+            // A node that was paused goes on without a start of its own.
+            let _ = events.send(Event::Hello);
         }
         let is_vacant = match of_label(&inside.look.coordinator) {
             Some((name, incarnation)) => judge.is_gone(name, incarnation),
