@@ -5,10 +5,12 @@
 //!
 //! Invariants:
 //! - The clap definitions of the flags are the only list of settings.
-//! - Values of the file become the defaults of the flags. Therefore a flag overrides the
-//!   environment, and the environment overrides the file.
+//! - Values of the file and of the context become the defaults of the flags. Therefore a flag
+//!   overrides the environment, the environment overrides the context, and the context overrides
+//!   the file.
 //! - An unknown key, or a value that its flag would reject, is an error that names the file and the
 //!   line. The error comes before any command runs.
+//! - Help, version and completions work without the file, so a broken file never hides them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -17,14 +19,22 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, Command};
 use toml::de::{DeTable, DeValue};
 
+use crate::contexts::Context;
 use crate::error::CliError;
+use crate::suggest;
 
 /// File that is read if it exists and no other file is named.
 pub(crate) const USUAL_FILE: &str = "imt.toml";
 /// Prefix of all environment variables.
 const PREFIX: &str = "IMT_";
-/// Key of `--config`, which names the file and therefore cannot be set in the file.
-const CONFIG_KEY: &str = "config";
+/// Keys of flags that decide which file and which context are read. The file cannot set them.
+const CHOICE_KEYS: [&str; 2] = ["config", "context"];
+/// Commands that no context applies to. They start servers or send orders, and a context may name a
+/// real shop.
+const WITHOUT_CONTEXT: [&str; 2] = ["sim", "node start"];
+
+/// Maximum number of characters of a line that an error repeats.
+const LINE_SHOWN_MAX: usize = 70;
 
 /// A setting in the file, with its line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +51,44 @@ pub(crate) struct ConfigFile {
     values: BTreeMap<String, FileValue>,
 }
 
+/// The values that become defaults of flags.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Defaults {
+    pub(crate) file: ConfigFile,
+    pub(crate) context: Option<Context>,
+}
+
+impl Defaults {
+    /// Returns the command with these values as defaults of its flags.
+    pub(crate) fn apply(&self, command: Command) -> Command {
+        self.apply_below("", command)
+    }
+
+    fn apply_below(&self, path: &str, command: Command) -> Command {
+        command
+            .mut_args(|arg| match key_of(&arg).and_then(|key| self.value(path, &key)) {
+                Some(value) => arg.default_value(value.to_owned()),
+                None => arg,
+            })
+            .mut_subcommands(|inner| {
+                let path = format!("{path} {}", inner.get_name());
+                self.apply_below(path.trim_start(), inner)
+            })
+    }
+
+    fn value(&self, path: &str, key: &str) -> Option<&str> {
+        let context = self.context.as_ref().filter(|_| follows_context(path));
+        let of_context = context.and_then(|context| context.value(key));
+        of_context.or_else(|| self.file.value(key).map(|value| value.text.as_str()))
+    }
+}
+
+/// Returns `true` if a context applies to a command.
+pub(crate) fn follows_context(path: &str) -> bool {
+    let is_at_or_below = |known: &&str| path.strip_prefix(*known).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
+    !WITHOUT_CONTEXT.iter().any(|known| is_at_or_below(&known))
+}
+
 /// A setting that flags know: its key, and the flags with that key.
 pub(crate) struct Setting {
     pub(crate) key: String,
@@ -53,7 +101,7 @@ pub(crate) struct Setting {
 fn key_of(arg: &Arg) -> Option<String> {
     let variable = arg.get_env()?.to_str()?;
     let key = variable.strip_prefix(PREFIX)?.to_lowercase();
-    (key != CONFIG_KEY).then_some(key)
+    (!CHOICE_KEYS.contains(&key.as_str())).then_some(key)
 }
 
 /// Returns all settings of all commands.
@@ -84,7 +132,8 @@ impl ConfigFile {
     /// Fails if a named file cannot be read, or if the file has a key or value that no flag
     /// accepts.
     pub(crate) fn find(args: &[OsString], command: &Command) -> Result<ConfigFile, CliError> {
-        let named = named_file(args).or_else(|| std::env::var_os("IMT_CONFIG").map(PathBuf::from));
+        let named = flag_value(args, "config", None).or_else(|| std::env::var_os("IMT_CONFIG"));
+        let named = named.map(PathBuf::from);
         let path = named.clone().unwrap_or_else(|| PathBuf::from(USUAL_FILE));
         let text = match &named {
             // Only `imt.toml` must be a regular file. A shell may pass a pipe as `--config`.
@@ -106,7 +155,10 @@ impl ConfigFile {
     fn parse(path: &Path, text: &str, command: &Command) -> Result<ConfigFile, CliError> {
         let line_of = |at: usize| text.get(..at).unwrap_or(text).matches('\n').count() + 1;
         let wrong = |at: usize, reason: String| {
-            CliError::Usage(format!("{}, line {}: {reason}", path.display(), line_of(at)))
+            let number = line_of(at);
+            let line = text.lines().nth(number - 1).unwrap_or_default().trim_end();
+            let shown: String = line.chars().take(LINE_SHOWN_MAX).collect();
+            CliError::Usage(format!("{}, line {number}: {reason}\n    {shown}", path.display()))
         };
         let table = DeTable::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
@@ -145,17 +197,6 @@ impl ConfigFile {
     pub(crate) fn value(&self, key: &str) -> Option<&FileValue> {
         self.values.get(key)
     }
-
-    /// Returns the command with the file's values as defaults of its flags.
-    pub(crate) fn apply(&self, command: Command) -> Command {
-        command
-            .mut_args(|arg| match key_of(&arg).and_then(|key| self.values.get(&key)) {
-                // Leaked: clap keeps defaults for the life of the process.
-                Some(value) => arg.default_value(&*value.text.clone().leak()),
-                None => arg,
-            })
-            .mut_subcommands(|inner| self.apply(inner))
-    }
 }
 
 /// Reads `imt.toml`. Only a regular file is read, because opening a FIFO would block every command.
@@ -171,19 +212,44 @@ fn read_usual(path: &Path) -> std::io::Result<String> {
     }
 }
 
-/// Returns the file that the command line names. Runs before clap, because the file changes the
-/// defaults that clap parses with.
-fn named_file(args: &[OsString]) -> Option<PathBuf> {
+/// Returns the value of a flag on the command line. Runs before clap, because some flags decide how
+/// clap parses the others.
+pub(crate) fn flag_value(args: &[OsString], long: &str, short: Option<char>) -> Option<OsString> {
+    let long = format!("--{long}");
+    let short = short.map(|short| format!("-{short}"));
     let mut args = args.iter().skip(1).take_while(|arg| *arg != "--");
     while let Some(arg) = args.next() {
-        if arg == "--config" {
-            return args.next().map(PathBuf::from);
+        if *arg == *long || short.as_ref().is_some_and(|short| *arg == **short) {
+            return args.next().cloned();
         }
-        if let Some(path) = arg.to_str().and_then(|arg| arg.strip_prefix("--config=")) {
-            return Some(PathBuf::from(path));
+        let text = arg.to_string_lossy();
+        let joined = text.strip_prefix(&long).and_then(|rest| rest.strip_prefix('='));
+        let glued = || text.strip_prefix(short.as_deref()?).filter(|_| !text.starts_with("--"));
+        if let Some(value) = joined.or_else(glued) {
+            return Some(value.trim_start_matches('=').into());
         }
     }
     None
+}
+
+/// Warns of variables that look like settings and are none.
+pub(crate) fn warn_of_unknown_variables(command: &Command) {
+    let known: Vec<String> = settings(command).into_iter().map(|setting| setting.variable).collect();
+    for (name, _) in std::env::vars_os() {
+        let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else {
+            continue;
+        };
+        let is_choice = CHOICE_KEYS.iter().any(|key| name == format!("{PREFIX}{}", key.to_uppercase()));
+        if is_choice || known.iter().any(|known| known == name) {
+            continue;
+        }
+        let nearest = suggest::nearest(name, known.iter().map(String::as_str));
+        let advice = nearest.map_or_else(
+            || "imt config show lists all settings".to_owned(),
+            |nearest| format!("did you mean {nearest}?"),
+        );
+        tracing::warn!("the environment variable {name} is no setting; {advice}");
+    }
 }
 
 /// Returns a TOML value in the form of a flag's argument.
@@ -216,7 +282,10 @@ fn check(arg: &Arg, text: &str) -> Result<(), String> {
 
 fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> String {
     let known: Vec<&str> = known.map(String::as_str).collect();
-    format!("there is no setting {name}; there are {}", known.join(", "))
+    match suggest::nearest(name, known.iter().copied()) {
+        Some(nearest) => format!("there is no setting {name}; did you mean {nearest}? (imt config show lists all)"),
+        None => format!("there is no setting {name}; there are {}", known.join(", ")),
+    }
 }
 
 #[cfg(test)]
@@ -242,7 +311,8 @@ mod tests {
         let file = parse("# how fast\nrate = 2.5\n").unwrap();
         assert_eq!(file.value("rate").unwrap().line, 2);
         for (args, expected) in [(&["imt", "run"][..], 2.5), (&["imt", "run", "--rate", "7"], 7.0)] {
-            let matches = file.apply(command()).try_get_matches_from(args).unwrap();
+            let defaults = Defaults { file: file.clone(), context: None };
+            let matches = defaults.apply(command()).try_get_matches_from(args).unwrap();
             let run = matches.subcommand_matches("run").unwrap();
             assert_eq!(run.get_one::<f64>("rate"), Some(&expected));
         }
@@ -253,7 +323,7 @@ mod tests {
         for (text, expected) in [
             (
                 "rate = 1\n\nspeed = 4\n",
-                "x.toml, line 3: there is no setting speed; there are rate",
+                "x.toml, line 3: there is no setting speed; there are rate\n    speed = 4",
             ),
             ("plain = 1\n", "line 1: there is no setting plain"),
             (
@@ -270,16 +340,26 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_named_by_its_flag_in_either_form() {
+    fn a_flag_is_found_in_each_form_and_not_behind_two_dashes() {
         let args = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
-        assert_eq!(
-            named_file(&args("imt --config a.toml run")),
-            Some("a.toml".into())
-        );
-        assert_eq!(
-            named_file(&args("imt run --config=b.toml")),
-            Some("b.toml".into())
-        );
-        assert_eq!(named_file(&args("imt run -- --config c.toml")), None);
+        let find = |text: &str| flag_value(&args(text), "output", Some('o'));
+        for text in ["imt --output json run", "imt run --output=json", "imt -o json", "imt run -ojson", "imt -o=json"] {
+            assert_eq!(find(text), Some("json".into()), "{text}");
+        }
+        for text in ["imt run -- --output json", "imt --outputs json", "imt run --o json"] {
+            assert_eq!(find(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_context_overrides_the_file_but_not_for_simulations() {
+        let file = parse("rate = 2\n").unwrap();
+        let context = Context::new("prod", [("rate".to_owned(), "3".to_owned())].into());
+        let defaults = Defaults { file, context: Some(context) };
+        assert_eq!(defaults.value("order list", "rate"), Some("3"));
+        assert_eq!(defaults.value("sim run", "rate"), Some("2"));
+        assert_eq!(defaults.value("node start", "rate"), Some("2"));
+        assert_eq!(defaults.value("node list", "rate"), Some("3"));
+        assert_eq!(defaults.value("simulate", "rate"), Some("3"));
     }
 }

@@ -1,6 +1,7 @@
 //! Failures of a command, with the exit code of each.
 
 use crate::exit::Exit;
+use serde_json::json;
 use std::error::Error;
 use std::fmt;
 
@@ -15,6 +16,13 @@ pub(crate) enum CliError {
         message: String,
         /// Error of the called library or of the system, if there is one.
         source: Option<Box<dyn Error + Send + Sync>>,
+    },
+    /// A node answered with a problem document (RFC 9457).
+    Refused {
+        /// The failure and its remedy.
+        message: String,
+        /// The document.
+        problem: Box<serde_json::Value>,
     },
     /// A server does not answer.
     Unreachable {
@@ -44,10 +52,26 @@ impl CliError {
         }
     }
 
+    /// Returns the error as a document for programs.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let mut causes = Vec::new();
+        let mut source = self.source();
+        while let Some(cause) = source {
+            causes.push(cause.to_string());
+            source = cause.source();
+        }
+        let exit_code = self.exit() as u8;
+        let mut error = json!({ "message": self.to_string(), "causes": causes, "exit_code": exit_code });
+        if let Self::Refused { problem, .. } = self {
+            error["problem"] = (**problem).clone();
+        }
+        json!({ "error": error })
+    }
+
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) => Exit::Usage,
-            Self::Failed { .. } => Exit::Failed,
+            Self::Failed { .. } | Self::Refused { .. } => Exit::Failed,
             Self::Unreachable { .. } => Exit::Unreachable,
             Self::Interrupted(_) => Exit::Interrupted,
             Self::BrokenPipe => Exit::Done,
@@ -60,6 +84,7 @@ impl fmt::Display for CliError {
         match self {
             Self::Usage(message)
             | Self::Failed { message, .. }
+            | Self::Refused { message, .. }
             | Self::Unreachable { message, .. }
             | Self::Interrupted(message) => f.write_str(message),
             Self::BrokenPipe => f.write_str("the reader of the output closed it"),
@@ -76,5 +101,27 @@ impl Error for CliError {
             | Self::Unreachable { source, .. } => Some(source.as_ref()),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_for_programs_has_its_causes_and_its_exit_code() {
+        let cause = std::io::Error::other("no route");
+        let error = CliError::Unreachable {
+            message: "no node answers".to_owned(),
+            source: Box::new(cause),
+        };
+        let expected =
+            json!({ "error": { "message": "no node answers", "causes": ["no route"], "exit_code": 5 } });
+        assert_eq!(error.to_json(), expected);
+        let error = CliError::Refused {
+            message: "there is no order".to_owned(),
+            problem: Box::new(json!({ "status": 404 })),
+        };
+        assert_eq!(error.to_json()["error"]["problem"]["status"], 404);
     }
 }

@@ -7,6 +7,7 @@
 //! - A closed standard error does not end the process.
 
 use crate::error::CliError;
+use crate::output;
 use imt_live::{LogLines, terminal};
 use indicatif::MultiProgress;
 use std::fs::File;
@@ -39,8 +40,7 @@ pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
             "--log-level '{filter}' is not a level or a filter: {error}"
         ))
     })?;
-    let colour =
-        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour = output::is_coloured(&std::io::stderr());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(colour)

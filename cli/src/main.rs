@@ -3,22 +3,33 @@
 //! This file parses the command line, calls the command's file under `commands/`, and turns the
 //! outcome into an exit code (`exit.rs`). Commands parse, call the libraries and print. Decisions
 //! belong to the libraries.
+//!
+//! The line is parsed twice: first without the files of settings and contexts, so that help, the
+//! version and wrong usage need neither, and then with their values as defaults.
 
+mod args;
 mod commands;
+mod completion;
 mod config;
+mod contexts;
 mod descriptors;
 mod error;
 mod exit;
+mod help;
 mod http;
 mod logging;
 mod output;
 mod progress;
 mod signals;
+mod suggest;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use config::ConfigFile;
+use config::{ConfigFile, Defaults, flag_value};
+use contexts::Contexts;
 use error::CliError;
-use output::OutputFormat;
+use output::{ColorChoice, OutputFormat};
+use serde_json::json;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
@@ -33,15 +44,18 @@ use std::process::ExitCode;
     arg_required_else_help = true,
     after_help = "\
 Examples:
-  imt sim run                                 a node, a warehouse and a shop for 30 s, then the audit
-  imt sim run --scenario black-friday         a rush for a few products
-  imt node start --name alpha                 an order management node alone, API on 127.0.0.1:9090
-  imt order show 17                           state, store and products of order 17
-  imt db inspect data/volumes/sim-master      tables, segments and recovery of a node's database
+  imt sim run                            a node, a warehouse and a shop for 30 s
+  imt sim run --scenario black-friday    a rush for a few products
+  imt node start --name alpha            a node alone, API on 127.0.0.1:9090
+  imt order show 17                      state, store and products of order 17
+  imt db inspect data/volumes/alpha      tables and segments of a database
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check (audit, verify, diff, salvage) found something,
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check found something,
 4 a threshold was missed, 5 a server does not answer, 130 interrupted.
-Every flag that names IMT_X in its help can be set by that environment variable too, and as x = VALUE in imt.toml."
+
+-h is short, --help has everything. A flag with [env: IMT_X] in its --help can
+be set by that variable, by a context, and as x = VALUE in imt.toml.
+imt config show lists all settings with their sources."
 )]
 struct Cli {
     #[command(flatten)]
@@ -63,16 +77,42 @@ struct Global {
         help_heading = "Global options"
     )]
     config: Option<PathBuf>,
-    /// Format of results
+    /// Context to use, see `imt context` [default: the one in use]
+    // `Contexts` reads this flag before clap parses, like `config`.
     #[arg(
+        long,
+        global = true,
+        env = "IMT_CONTEXT",
+        value_name = "NAME",
+        help_heading = "Global options",
+        add = completion::contexts()
+    )]
+    context: Option<String>,
+    /// Format of results and errors
+    #[arg(
+        short,
         long,
         global = true,
         value_enum,
         default_value_t,
         env = "IMT_OUTPUT",
+        hide_possible_values = true,
+        value_name = "table|json",
         help_heading = "Global options"
     )]
     output: OutputFormat,
+    /// Use of colour
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "IMT_COLOR",
+        hide_possible_values = true,
+        value_name = "auto|always|never",
+        help_heading = "Global options"
+    )]
+    color: ColorChoice,
     /// Format of the log on standard error
     #[arg(
         long,
@@ -80,10 +120,12 @@ struct Global {
         value_enum,
         default_value_t,
         env = "IMT_LOG",
+        hide_possible_values = true,
+        value_name = "text|json",
         help_heading = "Global options"
     )]
     log: logging::LogFormat,
-    /// Log level (error, warn, info, debug, trace) or a filter such as `imt_oms=debug,info`
+    /// Least log level, or a filter such as imt_oms=debug,info
     #[arg(
         long,
         global = true,
@@ -93,6 +135,24 @@ struct Global {
         help_heading = "Global options"
     )]
     log_level: String,
+    /// Log errors only, and show no progress
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Global options")]
+    quiet: bool,
+    /// Log more: -v for debug, -vv for trace
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
+    verbose: u8,
+}
+
+impl Global {
+    /// Returns the filter of the log.
+    fn filter(&self) -> &str {
+        match (self.quiet, self.verbose) {
+            (true, _) => "error",
+            (false, 0) => &self.log_level,
+            (false, 1) => "debug",
+            (false, _) => "trace",
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -103,12 +163,15 @@ enum Command {
     /// Run the simulators: the whole shop, or the front or the warehouse alone.
     #[command(subcommand)]
     Sim(commands::sim::SimCommand),
-    /// Show the orders and dead letters of a node.
+    /// List, show, pay, cancel and watch orders.
     #[command(subcommand)]
     Order(commands::order::OrderCommand),
     /// Show the ring, plan changes of it, find the owners of keys.
     #[command(subcommand)]
     Ring(commands::ring::RingCommand),
+    /// Keep addresses under names.
+    #[command(subcommand)]
+    Context(commands::context::ContextCommand),
     /// Show the settings in force and the source of each.
     #[command(subcommand)]
     Config(commands::config::ConfigCommand),
@@ -119,57 +182,156 @@ enum Command {
     #[command(subcommand)]
     Db(commands::db::DbCommand),
     /// Print the completion script of a shell.
-    #[command(
-        after_help = "Example:\n  imt completions bash > ~/.local/share/bash-completion/completions/imt"
-    )]
+    #[command(after_help = "\
+Examples:
+  imt completions bash > ~/.local/share/bash-completion/completions/imt
+  imt completions fish > ~/.config/fish/completions/imt.fish
+
+The script asks imt for each completion, so that it knows the nodes, runs,
+scenarios and contexts of this machine. Renew it after an update of imt.")]
     Completions {
-        /// The shell to complete for.
-        shell: clap_complete::Shell,
+        /// Shell to complete for
+        shell: completion::Shell,
     },
+    /// Print a manual page, or write all of them to a folder.
+    #[command(after_help = "\
+Examples:
+  imt man | man -l -
+  imt man sim run | man -l -
+  imt man --to ~/.local/share/man/man1")]
+    Man(commands::man::ManArgs),
+}
+
+impl Command {
+    /// Returns `true` if the command works without the files of settings and contexts.
+    fn needs_no_files(&self) -> bool {
+        matches!(self, Self::Completions { .. } | Self::Man(_))
+    }
 }
 
 fn main() -> ExitCode {
+    completion::answer_shell();
     let args: Vec<OsString> = std::env::args_os().collect();
     match start(&args) {
         Ok(code) => code,
         Err(CliError::BrokenPipe) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut stderr = std::io::stderr().lock();
-            // Nothing can be done if even standard error is closed.
-            let _ = writeln!(stderr, "imt: {error}");
-            let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source {
-                let _ = writeln!(stderr, "  because: {cause}");
-                source = cause.source();
-            }
+            report(&error, &args);
             error.exit().into()
         }
     }
 }
 
-fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
-    let file = ConfigFile::find(args, &Cli::command())?;
-    // For wrong usage, clap prints its message and ends the process.
-    let matches = file.apply(Cli::command()).get_matches_from(args);
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    logging::start(cli.global.log, &cli.global.log_level)?;
-    descriptors::raise_limit();
-    run(cli, &file)
+/// Prints an error, as text or as a document for programs.
+fn report(error: &CliError, args: &[OsString]) {
+    let mut text = String::new();
+    if wants_json(args) {
+        text = error.to_json().to_string() + "\n";
+    } else {
+        text.push_str(&format!("imt: {error}\n"));
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            text.push_str(&format!("  because: {cause}\n"));
+            source = cause.source();
+        }
+    }
+    // Nothing can be done if even standard error is closed.
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-fn run(cli: Cli, file: &ConfigFile) -> Result<ExitCode, CliError> {
+/// Returns `true` if errors are wanted as JSON. Errors of the line itself come before it is parsed.
+fn wants_json(args: &[OsString]) -> bool {
+    let named = flag_value(args, "output", Some('o')).or_else(|| std::env::var_os("IMT_OUTPUT"));
+    named.is_some_and(|format| format == "json")
+}
+
+/// Ends the command after an error of clap, which may also be a help text or the version.
+fn refuse(error: clap::Error, args: &[OsString]) -> ExitCode {
+    let code = u8::try_from(error.exit_code()).unwrap_or(exit::Exit::Usage as u8);
+    let error = suggest::improve(error, &Cli::command(), args);
+    if error.use_stderr() && wants_json(args) {
+        let text = error.to_string();
+        let mut parts = text.trim_start_matches("error: ").split("\n\n");
+        let message = parts.next().unwrap_or_default().trim();
+        let tip = parts.find_map(|part| part.trim().strip_prefix("tip: "));
+        let mut object = json!({ "message": message, "causes": [], "exit_code": code });
+        if let Some(tip) = tip {
+            object["tip"] = json!(tip);
+        }
+        let _ = writeln!(std::io::stderr().lock(), "{}", json!({ "error": object }));
+    } else {
+        // A reader that closes the pipe of a help text is no failure.
+        let _ = error.print();
+    }
+    ExitCode::from(code)
+}
+
+/// Returns the definition of the command line, with colour as the line asks for it.
+fn definition(args: &[OsString]) -> clap::Command {
+    let color = flag_value(args, "color", None).or_else(|| std::env::var_os("IMT_COLOR"));
+    let color = match color.as_ref().and_then(|color| color.to_str()) {
+        Some("always") => clap::ColorChoice::Always,
+        Some("never") => clap::ColorChoice::Never,
+        _ => clap::ColorChoice::Auto,
+    };
+    help::shaped(Cli::command(), args).color(color)
+}
+
+fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
+    let first = definition(args).try_get_matches_from(args);
+    let first = first.and_then(|matches| Cli::from_arg_matches(&matches));
+    let (mut defaults, mut broken) = (Defaults::default(), None);
+    match &first {
+        // A setting of a file may be the one that is missing.
+        Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => {}
+        Ok(cli) if cli.command.needs_no_files() => {}
+        _ => {
+            let file = ConfigFile::find(args, &Cli::command());
+            match (file, &first) {
+                (Ok(file), _) => defaults.file = file,
+                // The settings are shown without the file, and the error comes last.
+                (Err(error), Ok(cli)) if matches!(cli.command, Command::Config(_)) => broken = Some(error),
+                (Err(error), _) => return Err(error),
+            }
+            if !matches!(&first, Ok(cli) if matches!(cli.command, Command::Context(_))) {
+                defaults.context = Contexts::chosen(args)?;
+            }
+        }
+    }
+    let cli = match first {
+        Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => Err(error),
+        _ => {
+            let matches = defaults.apply(definition(args)).try_get_matches_from(args);
+            matches.and_then(|matches| Cli::from_arg_matches(&matches))
+        }
+    };
+    let cli = match cli {
+        Ok(cli) => cli,
+        Err(error) => return Ok(refuse(error, args)),
+    };
+    output::set_up(cli.global.color, cli.global.quiet);
+    logging::start(cli.global.log, cli.global.filter())?;
+    config::warn_of_unknown_variables(&Cli::command());
+    descriptors::raise_limit();
+    let code = run(cli, &defaults)?;
+    broken.map_or(Ok(code), Err)
+}
+
+fn run(cli: Cli, defaults: &Defaults) -> Result<ExitCode, CliError> {
     let output = cli.global.output;
     match cli.command {
         Command::Node(command) => command.run(output),
         Command::Sim(command) => command.run(output),
         Command::Order(command) => command.run(output),
-        Command::Config(command) => command.run(&Cli::command(), file, output),
+        Command::Context(command) => command.run(output),
+        Command::Config(command) => command.run(&Cli::command(), defaults, output),
         Command::Ring(command) => command.run(output),
         Command::Engine(command) => command.run(output),
         Command::Db(command) => command.run(output),
+        Command::Man(args) => args.run(help::shaped(Cli::command(), &[]), output),
         Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "imt", &mut script);
+            let script = completion::script(shell)
+                .map_err(|error| CliError::because("cannot write the script", error))?;
             output::print_bytes(&script)?;
             Ok(ExitCode::SUCCESS)
         }

@@ -1,7 +1,7 @@
 //! Progress displays: a bar on a terminal, otherwise a log line at intervals. Standard output stays
 //! untouched.
 
-use crate::logging;
+use crate::{logging, output};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -18,13 +18,12 @@ pub(crate) struct Display {
 impl Display {
     /// Starts a display of `total` steps.
     pub(crate) fn new(total: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let is_shown = std::io::stderr().is_terminal() && !output::is_quiet();
+        let bar = is_shown.then(|| {
             let bar = logging::progress_display().add(ProgressBar::new(total));
-            let colourless = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            let template = if colourless {
-                "[{bar:30}] {wide_msg}"
-            } else {
-                "[{bar:30.cyan/dim}] {wide_msg}"
+            let template = match output::is_coloured(&std::io::stderr()) {
+                true => "[{bar:30.cyan/dim}] {wide_msg}",
+                false => "[{bar:30}] {wide_msg}",
             };
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));

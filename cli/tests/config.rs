@@ -1,14 +1,8 @@
 //! Settings: a flag overrides the environment, the environment overrides the file, and each mistake
 //! is named.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test that cannot go on should stop where it stands"
-)]
-
-mod support;
 
 use serde_json::Value;
-use support::{imt, run, stderr, stdout};
+use crate::support::{imt, run, stderr, stdout};
 use tempfile::tempdir;
 
 /// Returns the settings of `imt config show` with a file of this content and these variables.
@@ -62,7 +56,7 @@ fn the_usual_file_is_found_where_the_command_runs() {
         .current_dir(folder.path())
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(5));
     assert!(
         stderr(&output).contains("http://127.0.0.1:1"),
         "{}",
@@ -85,7 +79,7 @@ fn a_file_that_is_wrong_is_named_with_the_line() {
     let path = folder.path().join("shop.toml");
     let path_text = path.to_str().unwrap();
     for (text, names) in [
-        ("rate = 1\nsped = 2\n", ["line 2", "no setting sped"]),
+        ("rate = 1\nsped = 2\n", ["line 2", "no setting sped; did you mean seed?"]),
         ("listen = \"here\"\n", ["line 1", "listen"]),
         ("rate = \n", ["line 1", "shop.toml"]),
     ] {

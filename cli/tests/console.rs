@@ -1,20 +1,9 @@
 //! The web console in a browser: it loads without script errors, shows a joining node, finds an
 //! order, connects again, and shows markup in names as text.
 
-mod support;
-
-#[path = "support/browser.rs"]
-#[allow(
-    clippy::expect_used,
-    clippy::panic,
-    unreachable_pub,
-    reason = "a test that cannot go on should stop where it stands"
-)]
-mod browser;
-
-use browser::Browser;
+use crate::support::browser::Browser;
+use crate::support::{Server, free_address, http, until};
 use serde_json::{Value, json};
-use support::{Server, free_address, http, until};
 
 fn node(data: &str, name: &str, listen: &str, warehouse: &str) -> Server {
     Server::start(&[

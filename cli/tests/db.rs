@@ -1,12 +1,5 @@
 //! `imt db` on healthy, open, crashed and damaged databases: output, untouched bytes, and exit
 //! codes.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on should stop where it stands"
-)]
-
-mod support;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,7 +7,7 @@ use std::process::Stdio;
 
 use microdb::{Db, Durability, Options};
 use serde_json::Value as Json;
-use support::{imt, run, stderr, stdout};
+use crate::support::{imt, run, stderr, stdout};
 use tempfile::{TempDir, tempdir};
 
 /// Creates a database with several tables and segments, in which some records are dead.

@@ -1,11 +1,4 @@
 //! `imt db`: compares messages about the data on disk with the disk.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on should stop where it stands"
-)]
-
-mod support;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -13,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use microdb::{Db, Options};
-use support::{imt, run, stderr, stdout};
+use crate::support::{imt, run, stderr, stdout};
 use tempfile::{TempDir, tempdir};
 
 /// Creates a database with two tables of three records each.

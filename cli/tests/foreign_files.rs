@@ -1,16 +1,9 @@
 //! FIFOs and folders that others put into the data folder, and requests from pages of another
 //! origin.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on should stop where it stands"
-)]
-
-mod support;
 
 use std::path::Path;
 
-use support::{Server, http, imt, run, stderr, try_http, until};
+use crate::support::{Server, http, imt, run, stderr, try_http, until};
 use tempfile::tempdir;
 
 fn make_fifo(path: &Path) {

@@ -1,15 +1,8 @@
 //! Nodes that leave for good, and leaves that cannot end. Each command ends and gives the reason.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on should stop where it stands"
-)]
-
-mod support;
 
 use std::process::Output;
 
-use support::{Server, run, stderr, stdout, try_http, until};
+use crate::support::{Server, run, stderr, stdout, try_http, until};
 use tempfile::{TempDir, tempdir};
 
 fn folder(data: &TempDir) -> &str {

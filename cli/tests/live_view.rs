@@ -1,12 +1,5 @@
 //! The live view on a pseudo terminal: it opens, ends by a key or a signal, and restores the
 //! terminal.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on should stop where it stands"
-)]
-
-mod support;
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -18,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use support::{imt, until};
+use crate::support::{imt, until};
 
 const ENTER: &str = "\u{1b}[?1049h";
 const LEAVE: &str = "\u{1b}[?1049l";

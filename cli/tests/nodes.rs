@@ -1,16 +1,9 @@
 //! Several nodes on one data folder, as real processes: they share the orders, and the volume of a
 //! killed node stays available.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on should stop where it stands"
-)]
-
-mod support;
 
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use support::{Answer, Server, http, run, stderr, stdout, try_http, until};
+use crate::support::{Answer, Server, http, run, stderr, stdout, try_http, until};
 use tempfile::{TempDir, tempdir};
 
 const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");

@@ -1,17 +1,10 @@
 //! A node that serves more than one volume, or cannot serve a volume that it should: probes,
 //! metrics and lists cover all volumes.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on should stop where it stands"
-)]
-
-mod support;
 
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use support::{Answer, Server, http, run, stderr, stdout, try_http, until};
+use crate::support::{Answer, Server, http, run, stderr, stdout, try_http, until};
 use tempfile::{TempDir, tempdir};
 
 const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");

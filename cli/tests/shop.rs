@@ -1,16 +1,9 @@
 //! The shop from outside: in one process, in three processes with a `kill -9` of one, and with the
 //! original's requests.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on should stop where it stands"
-)]
-
-mod support;
 
 use serde_json::json;
 use std::process::Stdio;
-use support::{Server, http, imt, run, stderr, stdout, try_http, until};
+use crate::support::{Server, http, imt, run, stderr, stdout, try_http, until};
 use tempfile::tempdir;
 
 const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");
@@ -187,7 +180,7 @@ fn killing_the_node_halfway_loses_nothing() {
 
     // The node and the warehouse need each other's address. The node starts first, with a free port
     // that the warehouse takes later.
-    let warehouse_address = support::free_address();
+    let warehouse_address = crate::support::free_address();
     let node_args = |listen: &str| {
         [
             "node",

@@ -7,8 +7,9 @@
 //!   fault of the cluster, and not a connection that ended with a killed node.
 //! - The events follow from the seed.
 
-use super::sim::load::{LoadArgs, positive_duration};
+use super::sim::load::LoadArgs;
 use super::sim::{self, ShopPlan};
+use crate::args;
 use crate::error::CliError;
 use crate::output::OutputFormat;
 use imt_sim::scenario::NodeAction;
@@ -24,13 +25,13 @@ pub(crate) struct ChaosArgs {
     #[command(flatten)]
     load: LoadArgs,
     /// Data folder, created if it does not exist
-    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
     /// Number of nodes with events, besides the node that the shop calls
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
     nodes: u32,
     /// Time between two events
-    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = positive_duration)]
+    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = args::positive_duration)]
     every: Duration,
     /// Kinds of events
     #[arg(long, value_enum, default_value_t = Harm::All)]

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use clap::Command;
 use serde::Serialize;
 
-use crate::config::{self, ConfigFile};
+use crate::config::{self, Defaults};
 use crate::error::CliError;
-use crate::output::{self, OutputFormat};
+use crate::output::{self, OutputFormat, TableArgs};
 
 /// `imt config ...`
 #[derive(clap::Subcommand)]
@@ -18,9 +18,13 @@ Examples:
   imt config show
   imt config show --config /etc/imt.toml --output json
 
-A flag overrides the environment (IMT_...), the environment overrides the file (imt.toml, or the file of --config or IMT_CONFIG),
-and the file overrides the default. Commands use the shown values unless one of their flags overrides them.")]
-    Show,
+A flag overrides the environment (IMT_...), the environment overrides the
+context (imt context), the context overrides the file (imt.toml, or the file
+of --config or IMT_CONFIG), and the file overrides the default.")]
+    Show {
+        #[command(flatten)]
+        table: TableArgs,
+    },
 }
 
 /// A setting with its value and source.
@@ -35,13 +39,13 @@ impl ConfigCommand {
     pub(crate) fn run(
         self,
         command: &Command,
-        file: &ConfigFile,
+        defaults: &Defaults,
         output: OutputFormat,
     ) -> Result<ExitCode, CliError> {
-        let Self::Show = self;
+        let Self::Show { table } = self;
         let shown: Vec<Shown> = config::settings(command)
             .iter()
-            .map(|setting| show(setting, file))
+            .map(|setting| show(setting, defaults))
             .collect();
         match output {
             OutputFormat::Json => output::print_json(&shown)?,
@@ -51,19 +55,24 @@ impl ConfigCommand {
                     let value = shown.value.unwrap_or_else(|| "-".to_owned());
                     vec![shown.setting, value, shown.source]
                 }));
-                output::print_text(&output::table(&rows))?;
+                output::print_text(&table.render(rows)?)?;
             }
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn show(setting: &config::Setting, file: &ConfigFile) -> Shown {
+fn show(setting: &config::Setting, defaults: &Defaults) -> Shown {
+    let file = &defaults.file;
+    let is_followed = setting.args.iter().any(|(command, _)| config::follows_context(command));
+    let context = defaults.context.as_ref().filter(|_| is_followed);
     let (value, source) = if let Some(value) = std::env::var_os(&setting.variable) {
         (
             Some(value.to_string_lossy().into_owned()),
             format!("environment {}", setting.variable),
         )
+    } else if let Some((context, value)) = context.and_then(|context| Some((context, context.value(&setting.key)?))) {
+        (Some(value.to_owned()), format!("context {}", context.name))
     } else if let (Some(value), Some(path)) = (file.value(&setting.key), &file.path) {
         (
             Some(value.text.clone()),

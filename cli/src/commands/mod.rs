@@ -2,8 +2,10 @@
 
 mod chaos;
 pub(crate) mod config;
+pub(crate) mod context;
 pub(crate) mod db;
 pub(crate) mod engine;
+pub(crate) mod man;
 pub(crate) mod node;
 pub(crate) mod order;
 pub(crate) mod ring;

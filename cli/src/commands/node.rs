@@ -3,10 +3,13 @@
 use super::tuning::Tuning;
 use crate::error::CliError;
 use crate::http;
-use crate::output::{self, OutputFormat};
+use crate::output::{self, OutputFormat, TableArgs};
 use crate::signals::{self, StopSignals};
-use imt_oms::{Node, NodeConfig, NodeInfo, NodeReport, WarehouseUrl};
+use crate::{args, completion};
+use imt_oms::{Node, NodeConfig, NodeError, NodeInfo, NodeReport, WarehouseUrl};
+use imt_ring::{NodeName, ZoneName};
 use serde::Serialize;
+use serde_json::json;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -37,21 +40,31 @@ pub(crate) enum NodeCommand {
     #[command(after_help = "\
 Examples:
   imt node start
-  imt node start --name alpha --data /srv/imt --listen 127.0.0.1:9090 --warehouse http://127.0.0.1:9091
-  imt node start --name beta --data /srv/imt        joins alpha and takes its share of the orders
+  imt node start --name alpha --data /srv/imt --listen 0.0.0.0:9090
+  imt node start --name beta --data /srv/imt     joins alpha, takes its share
 
-The node keeps everything in DATA/volumes/NAME. Ctrl-C stops it gracefully, and a second Ctrl-C at once. While it is
-stopped, another node of the data folder serves its volume. A node that is started again under its name takes its volume back.")]
+The node keeps everything in DATA/volumes/NAME. Ctrl-C stops it gracefully,
+and a second Ctrl-C at once. While it is stopped, another node of the data
+folder serves its volume. A node that is started again under its name takes
+its volume back.")]
     Start(Box<StartArgs>),
     /// List the nodes of a data folder.
+    #[command(after_help = "\
+Examples:
+  imt node list
+  imt node list --data /srv/imt --fields node,state,orders")]
     List {
         #[command(flatten)]
         folder: Folder,
+        #[command(flatten)]
+        table: TableArgs,
     },
     /// Stop a node. The other nodes serve its volume until it is started again.
+    #[command(after_help = "Example:\n  imt node stop beta --data /srv/imt")]
     Stop {
         /// Name of the node
-        name: String,
+        #[arg(value_parser = args::node_name, add = completion::nodes())]
+        name: NodeName,
         #[command(flatten)]
         folder: Folder,
     },
@@ -65,9 +78,10 @@ Examples:
 The node continues to leave if this command ends early. Run the command again to wait for it.")]
     Leave {
         /// Name of the node; it need not be running
-        name: String,
+        #[arg(value_parser = args::node_name, add = completion::nodes())]
+        name: NodeName,
         /// Maximum time to wait until the node has left
-        #[arg(long, env = "IMT_LEAVE_TIMEOUT", default_value = "10min", value_name = "TIME", value_parser = humantime::parse_duration)]
+        #[arg(long, env = "IMT_LEAVE_TIMEOUT", default_value = "10min", value_name = "TIME", value_parser = args::positive_duration)]
         timeout: Duration,
         #[command(flatten)]
         folder: Folder,
@@ -77,21 +91,21 @@ The node continues to leave if this command ends early. Run the command again to
 #[derive(clap::Args)]
 pub(crate) struct Folder {
     /// Data folder that the nodes share
-    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct StartArgs {
     /// Name of the node and of its volume [default: the host's name]
-    #[arg(long, env = "IMT_NAME")]
-    name: Option<String>,
+    #[arg(short, long, env = "IMT_NAME", value_parser = args::node_name)]
+    name: Option<NodeName>,
     /// Data folder, created if it does not exist
-    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
     /// Address of the API; port 0 takes a free port [default: 127.0.0.1:9090 for the first node, a
     /// free port for others]
-    #[arg(long, env = "IMT_LISTEN", value_name = "ADDR")]
+    #[arg(short, long, env = "IMT_LISTEN", value_name = "ADDR", value_parser = args::listen)]
     listen: Option<SocketAddr>,
     /// Address of the warehouse: http://HOST:PORT, followed by the path of its routes if they have
     /// one
@@ -103,11 +117,11 @@ pub(crate) struct StartArgs {
     )]
     warehouse: WarehouseUrl,
     /// Weight of the node; its share of the orders is its weight divided by the sum of all weights
-    #[arg(long, env = "IMT_WEIGHT", default_value_t = 1, value_name = "N")]
+    #[arg(long, env = "IMT_WEIGHT", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(imt_ring::WEIGHT_MAX)))]
     weight: u32,
     /// Failure zone of the node
-    #[arg(long, env = "IMT_ZONE")]
-    zone: Option<String>,
+    #[arg(long, env = "IMT_ZONE", value_parser = args::zone_name)]
+    zone: Option<ZoneName>,
     /// Origin of web pages that may call the API, such as `https://shop.example`; several are
     /// separated by commas [default: none]
     #[arg(long, env = "IMT_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
@@ -123,19 +137,19 @@ impl NodeCommand {
     pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
         match self {
             Self::Start(args) => signals::block_on(start(*args)),
-            Self::List { folder } => signals::block_on(list(folder, output)),
-            Self::Stop { name, folder } => signals::block_on(stop(name, folder)),
+            Self::List { folder, table } => signals::block_on(list(folder, &table, output)),
+            Self::Stop { name, folder } => signals::block_on(stop(&name, folder, output)),
             Self::Leave {
                 name,
                 timeout,
                 folder,
-            } => signals::block_on(leave(name, folder, timeout)),
+            } => signals::block_on(leave(&name, folder, timeout, output)),
         }
     }
 }
 
 async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
-    let name = args.name.unwrap_or_else(host_name);
+    let name = args.name.map_or_else(host_name, |name| name.to_string());
     imt_oms::check_weight(&args.data, &name, args.weight)
         .map_err(|error| CliError::Usage(format!("cannot start node '{name}': {error}")))?;
     let mut signals = StopSignals::listen()?;
@@ -147,7 +161,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
             .unwrap_or(if is_first { FIRST_LISTEN } else { others_port }),
         warehouse: args.warehouse.to_string(),
         weight: args.weight,
-        zone: args.zone,
+        zone: args.zone.map(|zone| zone.to_string()),
         cors_origins: args.cors_origin,
         move_rows_per_second: args.move_rows_per_second,
         ..NodeConfig::new(&name, args.data)
@@ -156,7 +170,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     crate::descriptors::fit(&mut config);
     let node = Node::start(config)
         .await
-        .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;
+        .map_err(|error| cannot_start(&name, error, "--listen"))?;
     tracing::info!("node '{name}' serves http://{}", node.address());
     tokio::select! {
         signal = signals.next() => {
@@ -170,6 +184,15 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         .map_err(|error| CliError::because(format!("node '{name}' did not stop cleanly"), error))?;
     tracing::info!("node '{name}' has stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the error of a node that does not start. A taken port names the flag that changes it.
+pub(super) fn cannot_start(name: &str, error: NodeError, flag: &str) -> CliError {
+    let advice = match error {
+        NodeError::Listen { .. } => format!(" ({flag} sets its address)"),
+        _ => String::new(),
+    };
+    CliError::because(format!("cannot start node '{name}'{advice}"), error)
 }
 
 /// A node in the list.
@@ -187,7 +210,7 @@ struct Listed {
     up_since_ms: Option<u64>,
 }
 
-async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError> {
+async fn list(folder: Folder, args: &TableArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let data = &folder.data;
     let cards = cards(data)?;
     let mut reports = Vec::new();
@@ -253,15 +276,15 @@ async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError
     match output {
         OutputFormat::Json => output::print_json(&nodes)?,
         OutputFormat::Table => {
-            let mut text = table(&nodes);
+            let mut text = args.render(table(&nodes))?;
             if is_moving {
                 text.push_str(&format!(
-                    "\nslots are moving: {rows} of about {about} rows copied"
+                    "\nslots are moving: {rows} of about {about} rows copied\n"
                 ));
             }
             let reports = reports.iter().filter_map(|(_, _, report)| report.as_ref());
             for reason in reports.flat_map(|report| report.missing.values()) {
-                text.push_str(&format!("\n{reason}"));
+                text.push_str(&format!("\n{reason}\n"));
             }
             output::print_text(&text)?;
         }
@@ -276,28 +299,26 @@ fn seconds_since(at_ms: u64) -> f64 {
     now_ms.saturating_sub(at_ms) as f64 / 1_000.0
 }
 
-fn table(nodes: &[Listed]) -> String {
+fn table(nodes: &[Listed]) -> Vec<Vec<String>> {
     let dash = || "-".to_owned();
-    let mut rows = vec![
-        [
-            "node",
-            "state",
-            "address",
-            "zone",
-            "weight",
-            "slots",
-            "serves",
-            "orders",
-            "requests/s",
-            "up",
-        ]
-        .map(str::to_owned),
+    let columns = [
+        "node",
+        "state",
+        "address",
+        "zone",
+        "weight",
+        "slots",
+        "serves",
+        "orders",
+        "requests/s",
+        "up",
     ];
-    for node in nodes {
+    let mut rows = vec![columns.map(str::to_owned).to_vec()];
+    rows.extend(nodes.iter().map(|node| {
         let up = node.up_since_ms.map(|at_ms| {
             humantime::format_duration(Duration::from_secs(seconds_since(at_ms) as u64)).to_string()
         });
-        rows.push([
+        vec![
             node.name.clone(),
             node.state.to_owned(),
             node.address.map_or_else(dash, |address| address.to_string()),
@@ -313,22 +334,18 @@ fn table(nodes: &[Listed]) -> String {
             node.requests_per_second
                 .map_or_else(dash, |rate| format!("{rate:.1}")),
             up.unwrap_or_else(dash),
-        ]);
-    }
-    let widths: Vec<usize> = (0..rows[0].len())
-        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
-        .collect();
-    let line = |row: &[String; 10]| {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+        ]
+    }));
+    rows
 }
 
 fn cards(data: &Path) -> Result<Vec<NodeInfo>, CliError> {
+    if !data.exists() {
+        let data = data.display();
+        return Err(CliError::failed(format!(
+            "there is no folder {data}; name the data folder of the nodes with --data"
+        )));
+    }
     imt_oms::node_infos(data)
         .map_err(|error| CliError::because(format!("no nodes are known in {}", data.display()), error))
 }
@@ -343,7 +360,17 @@ pub(super) async fn ask(data: &Path, card: &NodeInfo, path: &str) -> Result<hype
     let secret = imt_oms::read_secret(data)
         .map_err(|error| CliError::because("the nodes' secret cannot be read", error))?;
     let base = format!("http://{}", card.address);
-    let (status, body) = http::post_as_node(&base, path, &secret, ANSWER_TIMEOUT).await?;
+    let answer = http::post_as_node(&base, path, &secret, ANSWER_TIMEOUT).await;
+    let (status, body) = answer.map_err(|error| match error {
+        CliError::Unreachable { source, .. } => CliError::Unreachable {
+            message: format!(
+                "node '{}' (process {}) does not answer at {base}, although its process is there; is it paused?",
+                card.name, card.process
+            ),
+            source,
+        },
+        error => error,
+    })?;
     if status.is_success() {
         return Ok(body);
     }
@@ -355,61 +382,80 @@ pub(super) async fn ask(data: &Path, card: &NodeInfo, path: &str) -> Result<hype
 }
 
 pub(super) fn running(data: &Path, name: &str) -> Result<NodeInfo, CliError> {
-    let card = cards(data)?.into_iter().find(|card| card.name == *name);
-    card.filter(|card| imt_oms::is_node_running(data, &card.name))
-        .ok_or_else(|| CliError::failed(format!("no node '{name}' runs on {}", data.display())))
+    let cards = cards(data)?;
+    let is_running = |card: &&NodeInfo| imt_oms::is_node_running(data, &card.name);
+    let others: Vec<&str> = cards.iter().filter(is_running).map(|card| card.name.as_str()).collect();
+    let card = cards.iter().filter(is_running).find(|card| card.name == *name);
+    card.cloned().ok_or_else(|| {
+        let there = match others.is_empty() {
+            true => "no node runs there".to_owned(),
+            false => format!("running are {}", others.join(", ")),
+        };
+        CliError::failed(format!("no node '{name}' runs on {}; {there}", data.display()))
+    })
 }
 
-async fn stop(name: String, folder: Folder) -> Result<ExitCode, CliError> {
-    let card = running(&folder.data, &name)?;
+async fn stop(name: &NodeName, folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let card = running(&folder.data, name.as_str())?;
     ask(&folder.data, &card, "/peer/stop").await?;
     while imt_oms::is_node_running(&folder.data, &card.name) {
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    output::print_text(&format!("node '{name}' has stopped"))?;
+    let text = format!("node '{name}' has stopped");
+    output::print_either(output, &text, &json!({ "node": name.as_str(), "state": "stopped" }))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Waits until a node has left for good. The nodes finish the leave without this command once one
 /// of them knows of it.
-async fn leave(name: String, folder: Folder, timeout: Duration) -> Result<ExitCode, CliError> {
-    let data = &folder.data;
-    let node = imt_ring::NodeName::new(&name).map_err(|error| CliError::because("no such node", error))?;
-    check_leaving(data, &name)?;
-    tell_to_leave(data, &name).await?;
+async fn leave(
+    node: &NodeName,
+    folder: Folder,
+    timeout: Duration,
+    output: OutputFormat,
+) -> Result<ExitCode, CliError> {
+    let (data, name) = (&folder.data, node.as_str());
+    check_leaving(data, name)?;
+    tell_to_leave(data, name).await?;
     let begun = Instant::now();
     let mut asked = begun;
-    while is_member(data, &name)? {
+    while is_member(data, name)? {
         if begun.elapsed() >= timeout {
             let waited = humantime::format_duration(timeout);
-            let reason = why_not_left(data, &name).await;
+            let reason = why_not_left(data, name).await;
             return Err(CliError::failed(format!(
                 "node '{name}' has not left within {waited}: {reason}; it continues to leave; run this again to wait"
             )));
         }
         if asked.elapsed() >= ASK_AGAIN_EVERY {
             asked = Instant::now();
-            remind(data, &name).await;
+            remind(data, name).await;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
     // The process ends by itself now. The wait has a limit, because a paused process does not end.
     let has_ended = async {
-        while imt_oms::is_node_running(data, &node) || cards(data)?.iter().any(|card| card.name == node) {
+        while imt_oms::is_node_running(data, node) || cards(data)?.iter().any(|card| card.name == *node) {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         Ok::<_, CliError>(())
     };
-    let rest = match tokio::time::timeout(END_TIMEOUT, has_ended).await {
+    let has_process = match tokio::time::timeout(END_TIMEOUT, has_ended).await {
         Ok(ended) => {
             ended?;
-            ""
+            false
         }
-        Err(_) => "; its process has not ended yet",
+        Err(_) => true,
     };
-    output::print_text(&format!(
-        "node '{name}' has left; its orders and stores are with the others{rest}"
-    ))?;
+    let rest = match has_process {
+        true => "; its process has not ended yet",
+        false => "",
+    };
+    output::print_either(
+        output,
+        &format!("node '{name}' has left; its orders and stores are with the others{rest}"),
+        &json!({ "node": name, "state": "left", "process_ended": !has_process }),
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -425,6 +471,8 @@ fn is_member(data: &Path, name: &str) -> Result<bool, CliError> {
 /// Refuses a leave that cannot end. The node must be a member, and another member must be able to
 /// take its orders.
 fn check_leaving(data: &Path, name: &str) -> Result<(), CliError> {
+    // A missing folder is named as such.
+    cards(data)?;
     if !is_member(data, name)? {
         return Err(CliError::failed(format!(
             "'{name}' is no node of the ring in {}",

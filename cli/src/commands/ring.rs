@@ -2,8 +2,8 @@
 
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
+use crate::{args, completion};
 use imt_ring::{Member, NodeName, Ring, render};
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,15 +25,15 @@ pub(crate) enum RingCommand {
 Examples:
   imt ring plan --add beta
   imt ring plan --add beta:2@north --add gamma --remove alpha
-  imt ring plan --add sim-master:3        a member again with another weight is a reweight")]
+  imt ring plan --add sim-master:3      a member gets another weight")]
     Plan {
         #[command(flatten)]
         source: Source,
         /// Member to add, or member with a new weight or zone; may be repeated
-        #[arg(long, value_name = "NAME[:WEIGHT[@ZONE]]")]
+        #[arg(long, value_name = "NAME[:WEIGHT[@ZONE]]", value_parser = member)]
         add: Vec<Member>,
         /// Member to remove; may be repeated
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", value_parser = args::node_name, add = completion::nodes())]
         remove: Vec<NodeName>,
     },
     /// Show the owners of keys (order ids, store ids).
@@ -47,11 +47,17 @@ Examples:
     },
 }
 
+/// Parses a member.
+fn member(text: &str) -> Result<Member, String> {
+    let parsed = text.parse();
+    parsed.map_err(|error: imt_ring::Error| format!("{error}; for example beta, beta:2 or beta:2@north"))
+}
+
 /// Source of the ring.
 #[derive(clap::Args)]
 pub(crate) struct Source {
     /// Data folder; its ring.json is the ring in force, even if no node runs
-    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
 }
 
@@ -123,16 +129,10 @@ fn target(ring: &Ring, add: Vec<Member>, remove: &[NodeName]) -> Result<Vec<Memb
     Ok(target)
 }
 
-/// Returns options with the width of the terminal (`COLUMNS`), and with colour on a terminal unless
-/// `NO_COLOR` is set.
+/// Returns options with the width of the terminal, and with colour where it is wanted.
 fn style() -> render::Style {
-    let columns = std::env::var("COLUMNS")
-        .ok()
-        .and_then(|columns| columns.parse().ok());
-    let colour =
-        std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     render::Style {
-        width: columns.unwrap_or(WIDTH),
-        colour,
+        width: output::width().unwrap_or(WIDTH),
+        colour: output::is_coloured(&std::io::stdout()),
     }
 }

@@ -1,16 +1,20 @@
 //! `imt sim`: runs the whole shop in one process or each simulator alone, and reports on runs.
 
+use super::node;
 use super::tuning::Tuning;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::signals::{self, StopSignals};
+use crate::{args, completion};
 use imt_oms::{Node, NodeConfig, WarehouseUrl};
+use imt_ring::NodeName;
 use imt_sim::compare::Comparison;
 use imt_sim::scenario::{NodeAction, RandomEvents, Scenario};
 use imt_sim::warehouse::{Profile, WarehouseControl};
 use imt_sim::{Endpoint, RunFolder, Warehouse, WarehouseConfig, samples};
 use load::{LoadArgs, ScenarioArgs};
 use run::Session;
+use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -74,6 +78,7 @@ Example:
   imt sim warehouse --listen 127.0.0.1:9091 --oms http://127.0.0.1:9090")]
     Warehouse(WarehouseArgs),
     /// Write the sample files of data/samples again. The bytes are always the same.
+    #[command(after_help = "Example:\n  imt sim samples /tmp/samples")]
     Samples {
         /// Folder to write to
         #[arg(default_value = "data/samples", value_name = "DIR")]
@@ -87,10 +92,12 @@ pub(crate) struct RunArgs {
     load: ScenarioArgs,
     /// Data folder, created if it does not exist
     #[arg(
+        short,
         long,
         env = "IMT_DATA",
         default_value = "data",
         value_name = "DIR",
+        value_parser = args::folder(),
         help_heading = "Servers"
     )]
     data: PathBuf,
@@ -114,13 +121,15 @@ pub(crate) struct RunArgs {
     warehouse_port: u16,
     /// Name of the node and of its volume.
     #[arg(
+        short,
         long,
         env = "IMT_NAME",
         default_value = "sim-master",
         value_name = "NAME",
+        value_parser = args::node_name,
         help_heading = "Servers"
     )]
-    name: String,
+    name: NodeName,
     /// Behaviour of the warehouse, such as original, fast or brownout [default: the scenario's].
     #[arg(long, value_name = "PROFILE", help_heading = "Servers")]
     warehouse_profile: Option<Profile>,
@@ -155,7 +164,7 @@ pub(crate) struct FrontArgs {
     )]
     warehouse: WarehouseUrl,
     /// Folder of stats.csv, of the front's ids and of the run folders
-    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
     /// Print one line per second instead of a display
     #[arg(long)]
@@ -166,10 +175,12 @@ pub(crate) struct FrontArgs {
 pub(crate) struct WarehouseArgs {
     /// Address to serve
     #[arg(
+        short,
         long,
         env = "IMT_WAREHOUSE_LISTEN",
         default_value = "127.0.0.1:9091",
-        value_name = "ADDR"
+        value_name = "ADDR",
+        value_parser = args::listen
     )]
     listen: SocketAddr,
     /// Address of the order management to send stock to
@@ -181,10 +192,10 @@ pub(crate) struct WarehouseArgs {
     )]
     oms: Endpoint,
     /// Data folder for statistics files and the warehouse's ledger
-    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
     /// Seed of all random choices
-    #[arg(long, env = "IMT_SEED", default_value_t = 1, value_name = "N")]
+    #[arg(long, env = "IMT_SEED", default_value_t = 1, value_name = "N", value_parser = args::seed, allow_negative_numbers = true)]
     seed: u64,
     /// Behaviour, such as original, fast or brownout.
     #[arg(long, default_value = "original", value_name = "PROFILE")]
@@ -194,10 +205,10 @@ pub(crate) struct WarehouseArgs {
 #[derive(clap::Args)]
 pub(crate) struct ReportArgs {
     /// Name or path of a run folder [default: the newest one].
-    #[arg(value_name = "RUN")]
+    #[arg(value_name = "RUN", add = completion::runs())]
     run: Option<String>,
     /// Data folder with the runs
-    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
     /// File to write [default: RUN/report.html]
     #[arg(long, value_name = "FILE")]
@@ -207,13 +218,13 @@ pub(crate) struct ReportArgs {
 #[derive(clap::Args)]
 pub(crate) struct CompareArgs {
     /// Name or path of the first run folder.
-    #[arg(value_name = "RUN")]
+    #[arg(value_name = "RUN", add = completion::runs())]
     first: String,
     /// Name or path of the second run folder.
-    #[arg(value_name = "RUN")]
+    #[arg(value_name = "RUN", add = completion::runs())]
     second: String,
     /// Data folder with the runs
-    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
 }
 
@@ -222,22 +233,22 @@ impl SimCommand {
         match self {
             Self::Run(args) => signals::block_on(run(*args, output)),
             Self::Scenarios => scenarios(output),
-            Self::Report(args) => report(&args),
+            Self::Report(args) => report(&args, output),
             Self::Compare(args) => compare(&args, output),
             Self::Chaos(args) => signals::block_on(super::chaos::run(*args, output)),
             Self::Front(args) => signals::block_on(front(*args, output)),
             Self::Warehouse(args) => signals::block_on(warehouse(args)),
-            Self::Samples { folder } => write_samples(&folder),
+            Self::Samples { folder } => write_samples(&folder, output),
         }
     }
 }
 
-fn write_samples(folder: &std::path::Path) -> Result<ExitCode, CliError> {
+fn write_samples(folder: &std::path::Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     samples::write_samples(folder)
         .map_err(|error| CliError::because(format!("cannot write samples to {}", folder.display()), error))?;
     let names = [samples::STOCKS, samples::STAT_FILE, samples::ORDERS];
     let paths = names.map(|name| folder.join(name).display().to_string());
-    output::print_text(&paths.join("\n"))?;
+    output::print_either(output, &paths.join("\n"), &json!({ "files": paths }))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -253,7 +264,7 @@ fn run_folder(data: &std::path::Path, run: Option<&str>) -> Result<RunFolder, Cl
 }
 
 /// Writes the HTML page of a run.
-fn report(args: &ReportArgs) -> Result<ExitCode, CliError> {
+fn report(args: &ReportArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let folder = run_folder(&args.data, args.run.as_deref())?;
     let failed = |error| CliError::because("cannot draw the report", error);
     let page = imt_sim::report::render(&folder).map_err(failed)?;
@@ -261,7 +272,8 @@ fn report(args: &ReportArgs) -> Result<ExitCode, CliError> {
     let path = args.out.clone().unwrap_or(usual);
     std::fs::write(&path, page)
         .map_err(|error| CliError::because(format!("cannot write {}", path.display()), error))?;
-    output::print_text(&path.display().to_string())?;
+    let path = path.display().to_string();
+    output::print_either(output, &path, &json!({ "report": path }))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -304,8 +316,11 @@ fn scenarios(output: OutputFormat) -> Result<ExitCode, CliError> {
                 .iter()
                 .map(|s| {
                     format!(
-                        "{:<16} {:>3.0} s, {} node(s)\n    {}",
-                        s.name, s.duration_s, s.nodes, s.description
+                        "{:<16} {:>3.0} s, {}\n    {}",
+                        s.name,
+                        s.duration_s,
+                        output::count(s.nodes, "node"),
+                        s.description
                     )
                 })
                 .collect();
@@ -328,7 +343,7 @@ async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> 
         data: args.data,
         port: args.port,
         warehouse_port: args.warehouse_port,
-        name: args.name,
+        name: args.name.to_string(),
         stays: args.stay,
         plain: args.plain,
     };
@@ -373,7 +388,7 @@ pub(super) async fn run_shop(
     }
     let node = Node::start(config)
         .await
-        .map_err(|error| CliError::because(format!("cannot start node '{}'", plan.name), error))?;
+        .map_err(|error| node::cannot_start(&plan.name, error, "--port"))?;
     tracing::info!("node '{}' serves http://{}", plan.name, node.address());
     let outcome = run_beside(&node, warehouse_listen, plan, fleet, signals, output).await;
     let stopped = node
@@ -474,7 +489,7 @@ async fn warehouse(args: WarehouseArgs) -> Result<ExitCode, CliError> {
 async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse, CliError> {
     let warehouse = Warehouse::start(config)
         .await
-        .map_err(|error| CliError::because("cannot start the warehouse", error))?;
+        .map_err(|error| CliError::because("cannot start the warehouse (--listen or --warehouse-port sets its address)", error))?;
     tracing::info!("warehouse serves http://{}", warehouse.address());
     Ok(warehouse)
 }

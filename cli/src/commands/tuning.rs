@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::args;
 use imt_oms::NodeConfig;
 
 /// Limits of a node.
@@ -9,34 +10,34 @@ use imt_oms::NodeConfig;
 #[command(next_help_heading = "Limits of the node")]
 pub(crate) struct Tuning {
     /// Maximum time that an order may stay unpaid before it expires
-    #[arg(long, env = "IMT_PAYMENT_TIMEOUT", default_value = "15min", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, hide_short_help = true, env = "IMT_PAYMENT_TIMEOUT", default_value = "15min", value_name = "TIME", value_parser = args::duration)]
     payment_timeout: Duration,
     /// Maximum time for requests in progress to finish at a stop
-    #[arg(long, env = "IMT_DRAIN_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, hide_short_help = true, env = "IMT_DRAIN_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = args::duration)]
     drain_timeout: Duration,
     /// Maximum time for the warehouse to answer an announcement
-    #[arg(long, env = "IMT_ANNOUNCE_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, hide_short_help = true, env = "IMT_ANNOUNCE_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = args::duration)]
     announce_timeout: Duration,
     /// Maximum time for the warehouse to answer a delivery
-    #[arg(long, env = "IMT_DELIVER_TIMEOUT", default_value = "5s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, hide_short_help = true, env = "IMT_DELIVER_TIMEOUT", default_value = "5s", value_name = "TIME", value_parser = args::duration)]
     deliver_timeout: Duration,
     /// Maximum number of tries of a message to the warehouse before it becomes a dead letter
-    #[arg(long, env = "IMT_WAREHOUSE_TRIES", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, hide_short_help = true, env = "IMT_WAREHOUSE_TRIES", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     warehouse_tries: u32,
     /// Maximum number of calls of each kind to the warehouse in flight
-    #[arg(long, env = "IMT_WAREHOUSE_CALLS", default_value_t = 6_400, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, hide_short_help = true, env = "IMT_WAREHOUSE_CALLS", default_value_t = 6_400, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     warehouse_calls: u32,
     /// Maximum number of waiting messages to the warehouse; beyond it, new orders are rejected
-    #[arg(long, env = "IMT_OUTBOX_MESSAGES", default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, hide_short_help = true, env = "IMT_OUTBOX_MESSAGES", default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     outbox_messages: u32,
     /// Maximum number of open connections; further ones wait
-    #[arg(long, env = "IMT_CONNECTIONS", default_value_t = 8_192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, hide_short_help = true, env = "IMT_CONNECTIONS", default_value_t = 8_192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
     /// Maximum number of requests in progress; further ones are answered with 503
-    #[arg(long, env = "IMT_REQUESTS", default_value_t = 8_192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, hide_short_help = true, env = "IMT_REQUESTS", default_value_t = 8_192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     requests: u32,
-    /// Interval of the search for statistics files in the data folder
-    #[arg(long, env = "IMT_STAT_SCAN", default_value = "5s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    /// Interval of the search for statistics files in the data folder, at least 50ms
+    #[arg(long, hide_short_help = true, env = "IMT_STAT_SCAN", default_value = "5s", value_name = "TIME", value_parser = args::interval)]
     stat_scan: Duration,
 }
 

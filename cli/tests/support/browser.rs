@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::{Value, json};
 
-use super::support::HANG;
+use super::HANG;
 
 /// A browser with one page.
 pub struct Browser {

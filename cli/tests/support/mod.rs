@@ -2,14 +2,7 @@
 //!
 //! No helper waits for a fixed time. A server has started when its log says so, and a condition is
 //! polled until it holds.
-#![allow(dead_code, reason = "each test file uses its part")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test that cannot go on should stop where it stands"
-)]
-#![allow(unreachable_pub, reason = "shared by test files, each a crate of its own")]
+pub mod browser;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -28,6 +21,8 @@ pub fn imt(args: &[&str]) -> Command {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("IMT_")) {
         command.env_remove(name);
     }
+    // Contexts of the caller must not decide either.
+    command.env("XDG_CONFIG_HOME", "/nonexistent");
     command.args(args).stdin(Stdio::null());
     command
 }

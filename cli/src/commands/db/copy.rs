@@ -75,10 +75,10 @@ fn backup_text(source: Source, report: &BackupReport, to: &Path) -> String {
         ""
     };
     format!(
-        "backed up to {} as of commit {}{how}: {} segments linked, {} copied ({}). Check it: imt db verify {}{links}",
+        "backed up to {} as of commit {}{how}: {} linked, {} copied ({}). Check it: imt db verify {}{links}",
         to.display(),
         report.sequence,
-        report.segments_linked,
+        output::count(report.segments_linked, "segment"),
         report.segments_copied,
         output::bytes(report.bytes_copied),
         to.display(),

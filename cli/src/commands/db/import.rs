@@ -10,7 +10,7 @@
 //!   The next import with `--clear` drops these tables.
 
 use super::open;
-use super::show::from_hex;
+use super::show::digits;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::progress::Display;
@@ -95,7 +95,8 @@ pub(super) fn import(args: &ImportArgs, output: OutputFormat) -> Result<ExitCode
     match output {
         OutputFormat::Json => output::print_json(&json!({ "path": args.path, "records": records }))?,
         OutputFormat::Table => output::print_text(&format!(
-            "{records} records put, durable in {}",
+            "{} put, durable in {}",
+            output::count(records, "record"),
             args.path.display()
         ))?,
     }
@@ -224,8 +225,8 @@ fn field(object: &Map<String, Json>, name: &str, bytes_max: usize) -> Result<Opt
     let bytes = match (object.get(name), object.get(&hex_name)) {
         (None, None) => return Ok(None),
         (Some(Json::String(text)), None) => text.as_bytes().to_vec(),
-        (None, Some(Json::String(digits))) => {
-            from_hex(digits).map_err(|_| format!("{hex_name} is not hexadecimal"))?
+        (None, Some(Json::String(text))) => {
+            digits(text).ok_or_else(|| format!("{hex_name} is not hexadecimal"))?
         }
         (Some(_), Some(_)) => return Err(format!("{name} and {hex_name} exclude each other")),
         _ => return Err(format!("{name} is not a string")),
@@ -295,7 +296,7 @@ impl<'a> Import<'a> {
                 }
                 self.commit()?;
                 self.display
-                    .show(0, 0, &format!("{} records written", self.committed));
+                    .show(0, 0, &format!("{} written", output::count(self.committed, "record")));
                 Ok(())
             }
         }

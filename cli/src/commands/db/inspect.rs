@@ -1,7 +1,8 @@
 //! `imt db inspect`: shows a database on one page, also if the database is damaged or in use.
 
-use super::show::{self, Histogram, bar, time};
+use super::show::{FormArgs, Histogram, bar};
 use super::{FOUND, open, pieces, verdict};
+use crate::args;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use microdb::{Db, Error, RecoveryReport, Stats, inspect};
@@ -23,14 +24,13 @@ pub(crate) struct InspectArgs {
     #[arg(long, value_name = "N", group = "piece")]
     segment: Option<u64>,
     /// Show the frame at this location, with its bytes
-    #[arg(long, value_name = "SEGMENT:OFFSET", group = "piece")]
-    frame: Option<String>,
+    #[arg(long, value_name = "SEGMENT:OFFSET", group = "piece", value_parser = args::frame)]
+    frame: Option<(u64, u64)>,
     /// Show the location of a key's record, with its bytes
     #[arg(long, num_args = 2, value_names = ["TABLE", "KEY"], group = "piece")]
     key: Option<Vec<String>>,
-    /// Read the key of --key as hexadecimal digits
-    #[arg(long)]
-    hex: bool,
+    #[command(flatten)]
+    form: FormArgs,
     /// Count the sizes of all keys and values; reads all records
     #[arg(long)]
     sizes: bool,
@@ -41,11 +41,11 @@ pub(super) fn run(args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
     if let Some(id) = args.segment {
         return pieces::segment(path, id, output);
     }
-    if let Some(place) = &args.frame {
+    if let Some(place) = args.frame {
         return pieces::frame(path, place, output);
     }
     if let Some([table, key]) = args.key.as_deref() {
-        return pieces::key(path, table, key, args.hex, output);
+        return pieces::key(path, table, key, args.form, output);
     }
     match open::try_to_look(path) {
         Ok(db) => whole(&db, args, output),
@@ -103,7 +103,7 @@ fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
     if !damage.is_empty() {
         text.push_str(&format!(
             "\n\nDAMAGED in {}, met on the way:\n",
-            show::places(damage.len())
+            output::count(damage.len(), "place")
         ));
         for damage in &damage {
             text.push_str(&format!("- {damage}\n"));
@@ -159,7 +159,8 @@ fn damage_met(
     match sizes.get("damaged").and_then(serde_json::Value::as_u64) {
         None | Some(0) => {}
         Some(records) => found.push(format!(
-            "{records} records, or parts of the directory, give an error when they are read"
+            "{}, or parts of the directory, give an error when they are read",
+            output::count(records, "record")
         )),
     }
     found
@@ -195,14 +196,15 @@ fn head(
     // The engine counts the table names as keys of its catalog.
     let keys = stats.keys.saturating_sub(names as u64);
     format!(
-        "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {segment}:{offset})\nkeys       {keys} in {names} tables\nlog        {} in {} segments\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
+        "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {segment}:{offset})\nkeys       {keys} in {}\nlog        {} in {}\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
         path.display(),
         stats.database,
-        folder.created_ms.map_or_else(|| "unknown".to_owned(), time),
+        folder.created_ms.map_or_else(|| "unknown".to_owned(), output::date),
         stats.sequence,
         stats.durable_sequence,
+        output::count(names, "table"),
         output::bytes(stats.log_bytes),
-        stats.segments.len(),
+        output::count(stats.segments.len(), "segment"),
         output::bytes(stats.live_bytes),
         bar(stats.live_bytes as f64 / stats.log_bytes.max(1) as f64, 30),
         output::bytes(stats.dead_bytes),
@@ -306,8 +308,8 @@ fn recovery_text(path: &Path, recovery: &RecoveryReport) -> String {
         ),
     };
     format!(
-        "needed on the next open, unless a process has it open now: {} frames are replayed, {dropped}",
-        recovery.frames_replayed
+        "needed on the next open, unless a process has it open now: {} to replay, {dropped}",
+        output::count(recovery.frames_replayed, "frame")
     )
 }
 
@@ -357,7 +359,7 @@ fn damaged(path: &Path, error: Error, output: OutputFormat) -> Result<ExitCode, 
         let state = if damage == 0 {
             "whole".to_owned()
         } else {
-            format!("DAMAGED in {}", show::places(damage))
+            format!("DAMAGED in {}", output::count(damage, "place"))
         };
         let bytes = output::bytes(segment["bytes"].as_u64().unwrap_or(0));
         rows.push(vec![

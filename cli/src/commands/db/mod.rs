@@ -11,12 +11,15 @@ mod bench;
 mod copy;
 mod import;
 mod inspect;
+mod key_types;
 mod open;
 mod pieces;
 mod records;
 mod repair;
 mod show;
 mod space;
+mod space_report;
+mod tables;
 mod tail;
 mod transfer;
 mod verify;
@@ -32,20 +35,23 @@ pub(crate) enum DbCommand {
     /// Show a database: tables, segments, live and dead bytes, findings of recovery. Changes
     /// nothing.
     #[command(after_help = "\
-Works on a database in use (its latest state on disk is shown), and on one that does not open (its readable parts are shown).
+Works on a database in use (its latest state on disk is shown), and on one
+that does not open (its readable parts are shown).
 
-Exit codes: 0 no damage found (only verify reads every byte), 3 damage found, 1 nothing could be read. A torn tail is no damage.
+Exit codes: 0 no damage found (only verify reads every byte), 3 damage found,
+1 nothing could be read. A torn tail is no damage.
 
 Examples:
   imt db inspect data/volumes/sim-master
   imt db inspect data/volumes/sim-master --output json
-  imt db inspect data/shop --segment 3              all frames of a segment, with their damage
-  imt db inspect data/shop --frame 3:96             one frame, its records, and its bytes field by field
-  imt db inspect data/shop --key orders 17          location and bytes of a key's record")]
+  imt db inspect data/shop --segment 3         the frames of a segment
+  imt db inspect data/shop --frame 3:96        a frame, field by field
+  imt db inspect data/shop --key orders 17     place and bytes of a record")]
     Inspect(inspect::InspectArgs),
     /// Check every checksum of every file, and the directory against the log. Changes nothing.
     #[command(after_help = "\
-Exit codes: 0 sound, 3 damage was found (all of it is listed), 1 it could not be checked.
+Exit codes: 0 sound, 3 damage was found (all of it is listed), 1 it could not
+be checked.
 
 Examples:
   imt db verify data/volumes/sim-master
@@ -54,10 +60,18 @@ Examples:
         /// Folder of the database
         path: PathBuf,
     },
+    /// Show the use of space on one page: dead bytes by table, largest keys and values, time of the
+    /// next open. Reads all records; changes nothing.
+    #[command(after_help = "\
+Examples:
+  imt db space data/volumes/sim-master
+  imt db space data/shop --largest 20 --key-type u64")]
+    Space(space_report::SpaceArgs),
     /// Rewrite live records and free the space of dead ones. The database must not be in use.
-    #[command(
-        after_help = "Examples:\n  imt db compact data/volumes/sim-master --dry-run\n  imt db compact data/volumes/sim-master"
-    )]
+    #[command(after_help = "\
+Examples:
+  imt db compact data/volumes/sim-master --dry-run
+  imt db compact data/volumes/sim-master")]
     Compact {
         /// Folder of the database
         path: PathBuf,
@@ -66,25 +80,28 @@ Examples:
         dry_run: bool,
     },
     /// Print the database's figures, one per line. Changes nothing.
-    #[command(
-        after_help = "Examples:\n  imt db stats data/shop\n  imt db stats data/shop --output json | jq .stats.dead_bytes"
-    )]
+    #[command(after_help = "\
+Examples:
+  imt db stats data/shop
+  imt db stats data/shop --output json | jq .stats.dead_bytes")]
     Stats {
         /// Folder of the database
         path: PathBuf,
     },
     /// Measure the disk under a folder in a few seconds: syncs, puts, gets.
-    #[command(
-        after_help = "Example:\n  imt db bench data        a folder made there for the purpose, removed afterwards"
-    )]
+    #[command(after_help = "\
+Example:
+  imt db bench data       in a folder of its own there, removed afterwards")]
     Bench {
         /// Existing folder on the disk to measure
         folder: PathBuf,
     },
     /// Copy a database, complete and durable, to a new folder.
     #[command(after_help = "\
-On the same disk, complete segments become hard links: no time, no space, and no protection against that disk. Put backups on another one.
-A database in use, or one that cannot be written, is copied as of one moment, with its id and its change history.
+On the same disk, complete segments become hard links: no time, no space, and
+no protection against that disk. Put backups on another one. A database in
+use, or one that cannot be written, is copied as of one moment, with its id
+and its change history.
 
 Examples:
   imt db backup data/volumes/sim-master /backup/monday
@@ -96,7 +113,9 @@ Examples:
         to: PathBuf,
     },
     /// Restore a backup: check it, copy it, check the copy.
-    #[command(after_help = "Example:\n  imt db restore /backup/monday data/volumes/sim-master")]
+    #[command(after_help = "\
+Example:
+  imt db restore /backup/monday data/volumes/sim-master")]
     Restore {
         /// Folder of the backup
         backup: PathBuf,
@@ -106,7 +125,8 @@ Examples:
     /// Copy all readable records of a damaged database to a new one, and list the losses. Never
     /// changes the source.
     #[command(after_help = "\
-Exit codes: 0 nothing was lost, 3 something was lost (listed here and in SALVAGE.txt of the new folder), 1 the salvage failed.
+Exit codes: 0 nothing was lost, 3 something was lost (listed here and in
+SALVAGE.txt of the new folder), 1 the salvage failed.
 
 Example:
   imt db salvage data/volumes/alpha data/volumes/alpha-salvaged")]
@@ -119,12 +139,14 @@ Example:
     /// Replace damaged bytes of a database by the same bytes of a backup of it. The node must be
     /// stopped.
     #[command(after_help = "\
-Bytes are replaced only if the database proves that they are the original ones (seals of its segments, chain of its commits).
+Bytes are replaced only if the database proves that they are the original ones
+(seals of its segments, chain of its commits).
 
-Exit codes: 0 no damage is left, 3 some damage could not be healed (it is listed), 1 the command failed.
+Exit codes: 0 no damage is left, 3 some damage could not be healed (it is
+listed), 1 the command failed.
 
 Example:
-  imt db heal data/volumes/alpha --from /backup/alpha-monday && imt db verify data/volumes/alpha")]
+  imt db heal data/volumes/alpha --from /backup/alpha-monday")]
     Heal {
         /// Folder of the damaged database
         path: PathBuf,
@@ -134,7 +156,7 @@ Example:
     },
     /// Compare two databases by digests, and list the keys that differ. Changes nothing.
     #[command(after_help = "\
-Exit codes: 0 equal, 3 they differ, 1 it could not be told.
+Exit codes: 0 equal, 3 they differ, 1 they could not be compared.
 
 Examples:
   imt db diff data/volumes/alpha /backup/monday
@@ -145,29 +167,43 @@ Examples:
         /// Folder of the second database
         second: PathBuf,
         /// Maximum number of listed keys; all are counted
-        #[arg(long, default_value_t = 50, value_name = "N")]
+        #[arg(short = 'n', long, default_value_t = 50, value_name = "N")]
         limit: u64,
     },
     /// Print the value of a key. Changes nothing.
-    #[command(
-        after_help = "Examples:\n  imt db get data/volumes/sim-master orders 17        a node's row, decoded\n  imt db get data/shop events k1\n  imt db get data/shop events 6b31 --hex"
-    )]
+    #[command(after_help = "\
+Rows of a node's tables are decoded. Other bytes are shown as text, or as
+hexadecimal digits behind 0x. A key is accepted in the form in which a scan
+shows it.
+
+Examples:
+  imt db get data/volumes/sim-master orders 17      a node's row
+  imt db get data/shop events k1
+  imt db get data/shop users ann --key-type string  a key of a typed table
+  imt db get data/shop events 0x6b31")]
     Get {
         #[command(flatten)]
         place: records::Place,
         /// Key to read
+        #[arg(allow_negative_numbers = true)]
         key: String,
     },
     /// Set the value of a key. The database must not be in use.
-    #[command(
-        after_help = "In a node's database, a value that the node could not read is refused, unless --raw is given.\n\nExample:\n  imt db put data/shop events k1 'some value'"
-    )]
+    #[command(after_help = "\
+In a node's database, a value that the node could not read is refused, unless
+--raw is given.
+
+Examples:
+  imt db put data/shop events k1 'some value'
+  imt db put data/shop users 7 0x2a --key-type u64 --create")]
     Put {
         #[command(flatten)]
         place: records::Place,
         /// Key to set
+        #[arg(allow_negative_numbers = true)]
         key: String,
         /// New value
+        #[arg(allow_negative_numbers = true)]
         value: String,
         /// Create the database if it does not exist
         #[arg(long)]
@@ -179,35 +215,39 @@ Examples:
         #[command(flatten)]
         place: records::Place,
         /// Key to delete
+        #[arg(allow_negative_numbers = true)]
         key: String,
     },
     /// Print the records of a table in no particular order. Changes nothing.
-    #[command(
-        after_help = "Examples:\n  imt db scan data/shop events --limit 20\n  imt db scan data/shop events --prefix k --output json"
-    )]
-    Scan {
-        #[command(flatten)]
-        place: records::Place,
-        /// Only keys that begin with this prefix
-        #[arg(long, default_value = "")]
-        prefix: String,
-        /// Maximum number of records
-        #[arg(long, default_value_t = 1000, value_name = "N")]
-        limit: usize,
-    },
-    /// Print the latest changes, and follow new ones. Changes nothing.
     #[command(after_help = "\
-Each change is checked against the hash chain of the log, so that none is missed. With --output json, one change per line.
+On a terminal, long cells are cut to its width (--full prints them whole).
 
 Examples:
-  imt db tail data/volumes/sim-master                 the last 10 commits
+  imt db scan data/shop events --limit 20
+  imt db scan data/shop events --prefix k --output json
+  imt db scan data/shop events --count
+  imt db scan data/shop users --key-type string --keys-only")]
+    Scan(records::ScanArgs),
+    /// List, rename, clear and drop tables.
+    #[command(subcommand)]
+    Table(tables::TableCommand),
+    /// Print the latest changes, and follow new ones. Changes nothing.
+    #[command(after_help = "\
+Each change is checked against the hash chain of the log, so that none is
+missed. With --output json, one change per line.
+
+Examples:
+  imt db tail data/volumes/sim-master             the last 10 commits
   imt db tail data/volumes/sim-master --follow
-  imt db tail data/shop --since 0 --output json       all changes that the log still has")]
+  imt db tail data/volumes/sim-master --key 17    the changes of order 17
+  imt db tail data/shop --since 0 --output json   all changes in the log")]
     Tail(tail::TailArgs),
     /// Write all records as JSON lines. Changes nothing.
     #[command(after_help = "\
-A line is {\"table\":T,\"key\":K,\"value\":V}. Bytes that are not UTF-8 text are hexadecimal digits in key_hex or value_hex. A table without
-records is {\"table\":T}. The last line counts the records, so that an export cut short is noticed.
+A line is {\"table\":T,\"key\":K,\"value\":V}. Bytes that are not UTF-8 text are
+hexadecimal digits in key_hex or value_hex. A table without records is
+{\"table\":T}. The last line counts the records, so that an export cut short is
+noticed.
 
 Examples:
   imt db export data/shop > shop.jsonl
@@ -215,13 +255,15 @@ Examples:
     Export(transfer::ExportArgs),
     /// Read records from JSON lines in the format of export. The database must not be in use.
     #[command(after_help = "\
-Existing keys get the new value; other records of the tables stay. The input may be several exports, one after another.
-All lines of a file are checked before the first record is put. The lines of a pipe are put in batches; a stopped import can be repeated.
-With --clear, the tables that the lines name are replaced in one commit at the end, so that a failed import changes nothing.
+Existing keys get the new value; other records of the tables stay. The input
+may be several exports, one after another. All lines of a file are checked
+before the first record is put. The lines of a pipe are put in batches; a
+stopped import can be repeated. With --clear, the tables that the lines name
+are replaced in one commit at the end, so that a failed import changes nothing.
 
 Examples:
   imt db import data/copy --create < shop.jsonl
-  imt db import data/copy --from shop.jsonl --clear     replaces the tables")]
+  imt db import data/copy --from shop.jsonl --clear")]
     Import(import::ImportArgs),
 }
 
@@ -230,6 +272,7 @@ impl DbCommand {
         match self {
             Self::Inspect(args) => inspect::run(&args, output),
             Self::Verify { path } => verify::run(&path, output),
+            Self::Space(args) => space_report::run(&args, output),
             Self::Compact { path, dry_run: true } => space::compact_dry(&path, output),
             Self::Compact { path, dry_run: false } => space::compact(&path, output),
             Self::Stats { path } => space::stats(&path, output),
@@ -245,11 +288,12 @@ impl DbCommand {
                 key,
                 value,
                 create,
-            } => records::put(&place, &key, &value, create),
-            Self::Delete { place, key } => records::delete(&place, &key),
-            Self::Scan { place, prefix, limit } => records::scan(&place, &prefix, limit, output),
+            } => records::put(&place, &key, &value, create, output),
+            Self::Delete { place, key } => records::delete(&place, &key, output),
+            Self::Scan(args) => records::scan(&args, output),
+            Self::Table(command) => command.run(output),
             Self::Tail(args) => tail::run(&args, output),
-            Self::Export(args) => transfer::export(&args),
+            Self::Export(args) => transfer::export(&args, output),
             Self::Import(args) => import::import(&args, output),
         }
     }

@@ -4,6 +4,14 @@ use crate::error::CliError;
 use microdb::{Db, Error, Options, Table};
 use std::path::Path;
 
+/// Tables of every node's database. Another database is unlikely to have all of them.
+const NODE_TABLES: [&str; 3] = ["orders", "arrivals", "meta"];
+
+/// Returns `true` for the database of a node.
+pub(super) fn is_of_node(db: &Db) -> bool {
+    NODE_TABLES.iter().all(|name| db.get_table(name).is_some())
+}
+
 /// Opens a database read-only.
 pub(super) fn to_look(path: &Path) -> Result<Db, CliError> {
     try_to_look(path).map_err(|error| refused(path, error))

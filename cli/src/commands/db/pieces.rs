@@ -1,6 +1,6 @@
 //! Shows a segment, a frame or a key's record on disk, field by field and in hexadecimal digits.
 
-use super::show::{Form, from_hex, hex};
+use super::show::{Form, FormArgs, hex, plain_hex};
 use super::{open, verdict};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
@@ -73,7 +73,7 @@ pub(super) fn segment(path: &Path, id: u64, output: OutputFormat) -> Result<Exit
         ));
     }
     if damage.is_empty() && !view.gaps.is_empty() {
-        text.push_str("that is behind the last frame: in the log's last segment a commit that a crash cut off, else a footer\n");
+        text.push_str("these bytes follow the last frame: a footer, or in the last segment a commit that a crash cut off\n");
     }
     text.push_str(&format!(
         "\none frame with its bytes: imt db inspect {} --frame {id}:OFFSET",
@@ -83,12 +83,11 @@ pub(super) fn segment(path: &Path, id: u64, output: OutputFormat) -> Result<Exit
     Ok(verdict(damage.is_empty()))
 }
 
-pub(super) fn frame(path: &Path, place: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
-    let parsed = place
-        .split_once(':')
-        .and_then(|(id, offset)| Some((id.parse::<u64>().ok()?, offset.parse::<u64>().ok()?)));
-    let (id, offset) =
-        parsed.ok_or_else(|| CliError::Usage(format!("'{place}' is not SEGMENT:OFFSET, such as 3:96")))?;
+pub(super) fn frame(
+    path: &Path,
+    (id, offset): (u64, u64),
+    output: OutputFormat,
+) -> Result<ExitCode, CliError> {
     let view = read(path, id)?;
     let Some(frame) = view
         .frames
@@ -133,16 +132,12 @@ pub(super) fn key(
     path: &Path,
     table: &str,
     key: &str,
-    as_hex: bool,
+    form: FormArgs,
     output: OutputFormat,
 ) -> Result<ExitCode, CliError> {
+    let bytes = form.form().parse_key(table, key)?;
     let db = open::to_look(path)?;
     let handle = open::table(&db, table)?;
-    let bytes = if as_hex {
-        from_hex(key)?
-    } else {
-        Form::Known.parse_key(table, key)?
-    };
     let located = handle
         .location(&bytes)
         .map_err(|error| open::refused(path, error))?;
@@ -162,7 +157,7 @@ pub(super) fn key(
     });
     let (Some(frame), Some(record)) = (frame, record) else {
         return Err(CliError::failed(format!(
-            "the record lies at {id}:{offset}, and has moved since (a compaction); try again"
+            "the record was at {id}:{offset}, and a compaction has moved it; try again"
         )));
     };
     if output == OutputFormat::Json {
@@ -172,7 +167,7 @@ pub(super) fn key(
     } else {
         let names = [(record.table, table.to_owned())].into();
         output::print_text(&format!(
-            "the live record of '{key}' in '{table}' lies in segment {id} at {offset}, in the frame at {} ({} {})\n{}",
+            "the live record of '{key}' in '{table}': segment {id}, offset {offset}, frame at {} ({} {})\n{}",
             frame.offset,
             frame.kind,
             frame.sequence,
@@ -227,17 +222,17 @@ fn record_text(record: &RecordView, names: &std::collections::HashMap<u32, Strin
         0 => "the catalog".to_owned(),
         id => names.get(&id).cloned().unwrap_or_else(|| format!("table {id}")),
     };
-    let value = Form::Known.value_text(&name, &record.key, &record.value);
+    let value = Form::KNOWN.value_text(&name, &record.key, &record.value);
     let state = record.damage.as_ref().map_or_else(
         || "checksum right".to_owned(),
         |damage| format!("DAMAGED: {damage}"),
     );
     format!(
-        "\nrecord at {}: {} in {name}, {} bytes, {state}\n  key    {}\n  value  {value}\n{}",
+        "\nrecord at {}: {} in {name}, {}, {state}\n  key    {}\n  value  {value}\n{}",
         record.offset,
         record.kind,
-        record.bytes.len(),
-        Form::Known.key(&name, &record.key),
+        output::count(record.bytes.len(), "byte"),
+        Form::KNOWN.key(&name, &record.key),
         dump(record.offset, &record.bytes)
     )
 }
@@ -269,8 +264,8 @@ fn dump(offset: u64, bytes: &[u8]) -> String {
     }
     if bytes.len() > DUMP_BYTES_MAX {
         text.push_str(&format!(
-            "  ... and {} bytes more\n",
-            bytes.len() - DUMP_BYTES_MAX
+            "  ... and {} more\n",
+            output::count(bytes.len() - DUMP_BYTES_MAX, "byte")
         ));
     }
     text
@@ -279,7 +274,7 @@ fn dump(offset: u64, bytes: &[u8]) -> String {
 fn fields_json(fields: &[Field]) -> serde_json::Value {
     fields
         .iter()
-        .map(|field| json!({ "offset": field.offset, "field": field.name, "bytes": hex(&field.bytes), "meaning": field.meaning }))
+        .map(|field| json!({ "offset": field.offset, "field": field.name, "bytes": plain_hex(&field.bytes), "meaning": field.meaning }))
         .collect()
 }
 
@@ -297,7 +292,7 @@ fn frame_json(frame: &FrameView, with_records: bool) -> serde_json::Value {
 
 fn record_json(record: &RecordView) -> serde_json::Value {
     json!({
-        "offset": record.offset, "kind": record.kind, "table": record.table, "key": Form::Raw.key("", &record.key),
-        "value": Form::Raw.value("", &[], &record.value), "bytes": hex(&record.bytes), "damage": record.damage,
+        "offset": record.offset, "kind": record.kind, "table": record.table, "key": Form::RAW.key("", &record.key),
+        "value": Form::RAW.value("", &[], &record.value), "bytes": plain_hex(&record.bytes), "damage": record.damage,
     })
 }

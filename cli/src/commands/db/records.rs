@@ -1,16 +1,13 @@
 //! `imt db get`, `put`, `delete` and `scan`: single records and scans.
 
 use super::open;
-use super::show::Form;
+use super::show::{self, Form, FormArgs};
 use crate::error::CliError;
-use crate::output::{self, OutputFormat};
-use microdb::{Db, Error};
+use crate::output::{self, OutputFormat, TableArgs};
+use microdb::{Db, Error, Table, Value};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-
-/// Tables of every node's database. Another database is unlikely to have all of them.
-const NODE_TABLES: [&str; 3] = ["orders", "arrivals", "meta"];
 
 /// A table of a database, and the format of its keys and values on the command line.
 #[derive(clap::Args)]
@@ -19,62 +16,72 @@ pub(crate) struct Place {
     path: PathBuf,
     /// Name of the table (see `imt db inspect`)
     table: String,
-    /// Read and print keys and values as hexadecimal digits
-    #[arg(long)]
-    hex: bool,
-    /// Do not decode the rows of a node's tables
-    #[arg(long)]
-    raw: bool,
-}
-
-impl Place {
-    fn form(&self) -> Form {
-        Form::new(self.hex, self.raw)
-    }
+    #[command(flatten)]
+    form: FormArgs,
 }
 
 pub(super) fn get(place: &Place, key: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
-    let db = open::to_look(&place.path)?;
-    let (table, form) = (open::table(&db, &place.table)?, place.form());
+    let form = place.form.form();
     let bytes = form.parse_key(&place.table, key)?;
+    let db = open::to_look(&place.path)?;
+    let table = open::table(&db, &place.table)?;
     let value = table
         .get(&bytes)
         .map_err(|error| open::refused(&place.path, error))?;
     let Some(value) = value else {
-        return Err(CliError::failed(format!(
-            "the table '{}' has no key '{key}'",
-            place.table
-        )));
+        return Err(no_such_key(&table, &place.table, key));
     };
     let shown = form.value(&place.table, &bytes, &value);
-    match output {
-        OutputFormat::Json => {
-            output::print_json(&json!({ "key": key, "value": shown, "bytes": value.len() }))?;
-        }
-        OutputFormat::Table => match &shown {
-            serde_json::Value::String(text) => output::print_text(text)?,
-            row => output::print_json(row)?,
-        },
-    }
+    output::print_either(
+        output,
+        &show::row_lines(&show::dated(shown.clone())),
+        &json!({ "key": key, "value": shown, "bytes": value.len() }),
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn put(place: &Place, key: &str, value: &str, create: bool) -> Result<ExitCode, CliError> {
-    let form = place.form();
+/// Returns the error for a key that is not there. A table with typed keys has keys of other bytes.
+fn no_such_key(table: &Table, name: &str, key: &str) -> CliError {
+    let is_text = |key: Value| std::str::from_utf8(&key).is_ok_and(|key| !key.contains(char::is_control));
+    let first = table.keys().next().and_then(Result::ok);
+    let advice = match first {
+        Some(first) if !is_text(first) => {
+            "; its keys are no plain text (imt db scan shows some): --key-type names their type, such as string or u64"
+        }
+        _ => "",
+    };
+    CliError::failed(format!("the table '{name}' has no key '{key}'{advice}"))
+}
+
+pub(super) fn put(
+    place: &Place,
+    key: &str,
+    value: &str,
+    create: bool,
+    output: OutputFormat,
+) -> Result<ExitCode, CliError> {
+    let form = place.form.form();
     let (bytes, value) = (form.parse_key(&place.table, key)?, form.parse_value(value)?);
     let db = open::to_change(&place.path, create)?;
-    if !place.raw {
+    if !place.form.is_raw() {
         check_row(&db, &place.table, key, &bytes, &value)?;
     }
+    let length = value.len();
     let write = || db.table(&place.table)?.put(bytes, value);
     write().map_err(|error| open::failed(&place.path, outcome("the record was not put", &error), error))?;
     close(db, &place.path, "the record was put, and is durable")?;
+    if output == OutputFormat::Json {
+        let table = &place.table;
+        output::print_json(
+            &json!({ "path": place.path, "table": table, "key": key, "bytes": length, "durable": true }),
+        )?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Returns an error for a row of a node's database that the node could not decode.
 fn check_row(db: &Db, table: &str, key: &str, bytes: &[u8], value: &[u8]) -> Result<(), CliError> {
-    if NODE_TABLES.iter().any(|name| db.get_table(name).is_none()) {
+    if !open::is_of_node(db) {
         return Ok(());
     }
     let reason = match imt_oms::row_as_json(table, bytes, value) {
@@ -87,26 +94,29 @@ fn check_row(db: &Db, table: &str, key: &str, bytes: &[u8], value: &[u8]) -> Res
     )))
 }
 
-pub(super) fn delete(place: &Place, key: &str) -> Result<ExitCode, CliError> {
-    let bytes = place.form().parse_key(&place.table, key)?;
+pub(super) fn delete(place: &Place, key: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let bytes = place.form.form().parse_key(&place.table, key)?;
     let db = open::to_change(&place.path, false)?;
     let table = open::table(&db, &place.table)?;
     let was_there = table
         .delete(bytes)
         .map_err(|error| open::failed(&place.path, outcome("nothing was deleted", &error), error))?;
+    let missing = (!was_there).then(|| no_such_key(&table, &place.table, key));
+    drop(table);
     let state = if was_there {
         "the record was deleted durably"
     } else {
         "nothing was deleted"
     };
     close(db, &place.path, state)?;
-    if was_there {
-        return Ok(ExitCode::SUCCESS);
+    if let Some(missing) = missing {
+        return Err(missing);
     }
-    Err(CliError::failed(format!(
-        "the table '{}' has no key '{key}'; nothing was deleted",
-        place.table
-    )))
+    if output == OutputFormat::Json {
+        let table = &place.table;
+        output::print_json(&json!({ "path": place.path, "table": table, "key": key, "deleted": true }))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Returns the state after a failed write. After a failed sync, the state is unknown.
@@ -122,40 +132,107 @@ fn close(db: Db, path: &Path, state: &str) -> Result<(), CliError> {
     db.close().map_err(|error| open::failed(path, &state, error))
 }
 
-pub(super) fn scan(
-    place: &Place,
-    prefix: &str,
+/// `imt db scan`
+#[derive(clap::Args)]
+pub(crate) struct ScanArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Only keys that begin with this prefix
+    #[arg(long, default_value = "", hide_default_value = true)]
+    prefix: String,
+    /// Maximum number of records
+    #[arg(short = 'n', long, default_value_t = 1000, value_name = "N")]
     limit: usize,
-    output: OutputFormat,
-) -> Result<ExitCode, CliError> {
-    let form = place.form();
-    let prefix = if prefix.is_empty() {
-        Vec::new()
-    } else {
-        form.parse_key(&place.table, prefix)?
+    /// Print the keys alone
+    #[arg(long)]
+    keys_only: bool,
+    /// Print the number of records alone
+    #[arg(long, conflicts_with_all = ["keys_only", "limit", "fields", "csv"])]
+    count: bool,
+    #[command(flatten)]
+    table: TableArgs,
+}
+
+pub(super) fn scan(args: &ScanArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let place = &args.place;
+    let form = place.form.form();
+    let prefix = match args.prefix.as_str() {
+        "" => Vec::new(),
+        prefix => form.parse_key(&place.table, prefix)?,
     };
     let db = open::to_look(&place.path)?;
     let table = open::table(&db, &place.table)?;
+    if args.count {
+        let count = match prefix.is_empty() {
+            true => table.len(),
+            false => count(&table, prefix).map_err(|error| open::refused(&place.path, error))?,
+        };
+        output::print_either(output, &count.to_string(), &json!({ "table": place.table, "records": count }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut records = table.scan_prefix(prefix);
-    let mut rows = vec![vec!["key".to_owned(), "value".to_owned()]];
-    for record in records.by_ref().take(limit) {
+    let columns = if args.keys_only { &["key"][..] } else { &["key", "value"] };
+    let mut rows = vec![columns.iter().map(ToString::to_string).collect::<Vec<_>>()];
+    for record in records.by_ref().take(args.limit) {
         let (key, value) = record.map_err(|error| open::refused(&place.path, error))?;
-        let shown = form.key(&place.table, &key);
+        let line = Line {
+            form,
+            table: &place.table,
+            key: &key,
+            value: &value,
+        };
         match output {
             // Each document is printed when its record is read, so that a scan of any length can be
             // piped.
-            OutputFormat::Json => {
-                let value = form.value(&place.table, &key, &value);
-                output::print_text(&json!({ "key": shown, "value": value }).to_string())?;
-            }
-            OutputFormat::Table => rows.push(vec![shown, form.value_text(&place.table, &key, &value)]),
+            OutputFormat::Json => output::print_json_line(&line.json(args.keys_only))?,
+            OutputFormat::Table => rows.push(line.cells(args)),
         }
     }
     if output == OutputFormat::Table {
-        output::print_text(&output::table(&rows))?;
+        output::print_text(&args.table.render(rows)?)?;
     }
     if records.next().is_some() {
-        tracing::warn!("there are more than {limit} records; --limit N shows more");
+        output::remark(&format!(
+            "there are more than {}; --limit N shows more",
+            output::count(args.limit, "record")
+        ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn count(table: &Table, prefix: Vec<u8>) -> microdb::Result<u64> {
+    let mut count = 0;
+    for record in table.scan_prefix(prefix) {
+        record?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// A record of a scan.
+struct Line<'a> {
+    form: Form,
+    table: &'a str,
+    key: &'a [u8],
+    value: &'a [u8],
+}
+
+impl Line<'_> {
+    fn json(&self, keys_only: bool) -> serde_json::Value {
+        let key = self.form.key(self.table, self.key);
+        match keys_only {
+            true => json!({ "key": key }),
+            false => json!({ "key": key, "value": self.form.value(self.table, self.key, self.value) }),
+        }
+    }
+
+    fn cells(&self, args: &ScanArgs) -> Vec<String> {
+        let mut cells = vec![self.form.key(self.table, self.key)];
+        if !args.keys_only {
+            let value = self.form.value_text(self.table, self.key, self.value);
+            let width = output::width().filter(|_| !args.table.is_full());
+            cells.push(width.map_or_else(|| value.clone(), |width| output::cut(&value, width)));
+        }
+        cells
+    }
 }

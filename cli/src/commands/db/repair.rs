@@ -4,7 +4,7 @@ use super::show::Form;
 use super::{open, verdict};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
-use microdb::{DifferenceKind, Error};
+use microdb::{DifferenceKind, Error, KeyName, Manifest};
 use serde_json::json;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -40,10 +40,31 @@ pub(super) fn salvage(path: &Path, to: &Path, output: OutputFormat) -> Result<Ex
                     to.display()
                 )
             };
-            output::print_text(&format!("{manifest}\nThe source was not changed. {advice}"))?;
+            let keys = lost_keys(&manifest);
+            output::print_text(&format!("{manifest}{keys}\nThe source was not changed. {advice}"))?;
         }
     }
     Ok(verdict(manifest.is_complete()))
+}
+
+/// Returns the known keys of lost and of stale records, in the form of `imt db get`.
+fn lost_keys(manifest: &Manifest) -> String {
+    let key = |name: &KeyName| format!("{} {}", name.table, Form::KNOWN.key(&name.table, &name.key));
+    let listed = |names: Vec<&KeyName>| {
+        let mut keys: Vec<String> = names.into_iter().map(key).collect();
+        keys.sort();
+        keys.dedup();
+        keys.iter().map(|key| format!("    {key}\n")).collect::<String>()
+    };
+    let lost = listed(manifest.losses.iter().flat_map(|loss| &loss.keys).collect());
+    let stale = listed(manifest.stale.iter().collect());
+    let mut text = String::new();
+    for (title, keys) in [("lost keys", lost), ("keys with an old value", stale)] {
+        if !keys.is_empty() {
+            text.push_str(&format!("\n{title}, as far as they are known:\n{keys}"));
+        }
+    }
+    text
 }
 
 pub(super) fn heal(path: &Path, backup: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
@@ -94,7 +115,7 @@ pub(super) fn diff(
         ControlFlow::Continue(())
     });
     let report = compared.map_err(|error| open::refused(first, error))?;
-    let key = |difference: &microdb::Difference| Form::Known.key(&difference.table, &difference.key);
+    let key = |difference: &microdb::Difference| Form::KNOWN.key(&difference.table, &difference.key);
     if output == OutputFormat::Json {
         let keys: Vec<_> = listed
             .iter()
@@ -119,11 +140,11 @@ pub(super) fn diff(
         ));
     }
     text.push_str(&if report.is_equal() {
-        format!("equal: {} keys in both", report.keys.0)
+        format!("equal: {} in both", output::count(report.keys.0, "key"))
     } else {
         format!(
-            "{} keys only in {} (-), {} only in {} (+), {} with different values (~); of {} and {} keys",
-            report.only_in_first,
+            "{} only in {} (-), {} only in {} (+), {} with different values (~); of {} and {} keys",
+            output::count(report.only_in_first, "key"),
             first.display(),
             report.only_in_second,
             second.display(),

@@ -1,119 +1,230 @@
 //! Formats keys, values, bars and histograms for people, and parses keys and values.
 //!
 //! Values of a node's tables are decoded. Other values, and values that do not decode, are shown as
-//! text if they are UTF-8, and as hexadecimal digits otherwise.
+//! text if they are UTF-8, and as hexadecimal digits with the mark `0x` otherwise.
 
+use super::key_types::DataType;
 use crate::error::CliError;
 use crate::output;
 use serde_json::{Value as Json, json};
 
-/// Returns a number of places with its noun.
-pub(super) fn places(count: usize) -> String {
-    match count {
-        1 => "1 place".to_owned(),
-        count => format!("{count} places"),
-    }
+/// Format of keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Form {
+    /// Decodes the rows of a node's tables.
+    known: bool,
+    key_type: Option<DataType>,
+    value_type: Option<DataType>,
 }
 
-/// Format of keys and values.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
-    /// Decoded where the type is known, otherwise text or hexadecimal digits.
-    Known,
-    /// Always hexadecimal digits.
-    Hex,
-    /// Text or hexadecimal digits, never decoded.
-    Raw,
+/// Flags that choose the format of keys and values.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(crate) struct FormArgs {
+    /// Type of the keys, such as string or u64 of a typed table
+    #[arg(short, long, value_name = "TYPE", conflicts_with = "hex")]
+    key_type: Option<DataType>,
+    /// Type of the values
+    #[arg(long, value_name = "TYPE", conflicts_with = "hex")]
+    value_type: Option<DataType>,
+    /// Read and print keys and values as hexadecimal digits
+    #[arg(long)]
+    hex: bool,
+    /// Do not decode the rows of a node's tables
+    #[arg(long)]
+    raw: bool,
+}
+
+impl FormArgs {
+    pub(super) fn is_raw(&self) -> bool {
+        self.raw
+    }
+
+    pub(super) fn form(&self) -> Form {
+        let hex = self.hex.then_some(DataType::Hex);
+        Form {
+            known: !self.raw,
+            key_type: hex.or(self.key_type),
+            value_type: hex.or(self.value_type),
+        }
+    }
 }
 
 impl Form {
-    pub(super) fn new(hex: bool, raw: bool) -> Self {
-        match (hex, raw) {
-            (true, _) => Self::Hex,
-            (false, true) => Self::Raw,
-            (false, false) => Self::Known,
-        }
-    }
+    /// Decodes the rows of a node's tables.
+    pub(super) const KNOWN: Self = Self {
+        known: true,
+        key_type: None,
+        value_type: None,
+    };
+    /// Shows text or hexadecimal digits.
+    pub(super) const RAW: Self = Self {
+        known: false,
+        key_type: None,
+        value_type: None,
+    };
 
-    /// Parses a key from the command line.
+    /// Parses a key from the command line. A key is accepted in the form in which it is shown.
     pub(super) fn parse_key(self, table: &str, text: &str) -> Result<Vec<u8>, CliError> {
-        match self {
-            Self::Hex => from_hex(text),
-            Self::Known => {
-                Ok(imt_oms::key_from_text(table, text).unwrap_or_else(|| text.as_bytes().to_vec()))
-            }
-            Self::Raw => Ok(text.as_bytes().to_vec()),
+        if let Some(key_type) = self.key_type {
+            return key_type.encode(text).map_err(|error| CliError::Usage(format!("key: {error}")));
         }
+        let known = if self.known {
+            imt_oms::key_from_text(table, text)
+        } else {
+            None
+        };
+        Ok(known.unwrap_or_else(|| of_text(text)))
     }
 
-    /// Parses a value from the command line. The decoded form of a known type is for display only
+    /// Parses a value from the command line. The decoded form of a known row is for display only
     /// and is not parsed.
     pub(super) fn parse_value(self, text: &str) -> Result<Vec<u8>, CliError> {
-        if self == Self::Hex {
-            from_hex(text)
-        } else {
-            Ok(text.as_bytes().to_vec())
+        match self.value_type {
+            Some(value_type) => {
+                let encoded = value_type.encode(text);
+                encoded.map_err(|error| CliError::Usage(format!("value: {error}")))
+            }
+            None => Ok(of_text(text)),
         }
     }
 
     pub(super) fn key(self, table: &str, key: &[u8]) -> String {
-        let known = if self == Self::Known {
-            imt_oms::key_as_text(table, key)
-        } else {
-            None
+        let known = match self.key_type {
+            Some(key_type) => key_type.decode(key),
+            None if self.known => imt_oms::key_as_text(table, key),
+            None => None,
         };
-        known.unwrap_or_else(|| self.bytes(key))
+        known.unwrap_or_else(|| bytes_text(key))
     }
 
     /// Returns a value as JSON: an object if its type is known, otherwise a string.
     pub(super) fn value(self, table: &str, key: &[u8], value: &[u8]) -> Json {
-        let known = if self == Self::Known {
+        if let Some(value_type) = self.value_type {
+            return json!(value_type.decode(value).unwrap_or_else(|| bytes_text(value)));
+        }
+        let known = if self.known && self.key_type.is_none() {
             imt_oms::row_as_json(table, key, value)
         } else {
             None
         };
         match known {
             Some(Ok(row)) => row,
-            _ => json!(self.bytes(value)),
+            _ => json!(bytes_text(value)),
         }
     }
 
-    /// Returns a value in one line.
+    /// Returns a value in one line, with dates.
     pub(super) fn value_text(self, table: &str, key: &[u8], value: &[u8]) -> String {
-        match self.value(table, key, value) {
+        match dated(self.value(table, key, value)) {
             Json::String(text) => text,
             row => row.to_string(),
         }
     }
+}
 
-    fn bytes(self, bytes: &[u8]) -> String {
-        match std::str::from_utf8(bytes) {
-            Ok(text) if self != Self::Hex && !text.chars().any(char::is_control) => text.to_owned(),
-            _ => hex(bytes),
+/// Returns bytes as text, or as marked hexadecimal digits if they are no text. A text that looks
+/// like marked digits is shown as digits too, so that the two never look alike.
+fn bytes_text(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.starts_with(HEX_MARK) && !text.chars().any(char::is_control) => text.to_owned(),
+        _ => hex(bytes),
+    }
+}
+
+/// Returns the bytes of a text in the form of [`bytes_text`].
+fn of_text(text: &str) -> Vec<u8> {
+    let marked = text.strip_prefix(HEX_MARK).and_then(digits);
+    marked.unwrap_or_else(|| text.as_bytes().to_vec())
+}
+
+/// Replaces times in milliseconds by dates. Their fields end in `_ms`.
+pub(super) fn dated(value: Json) -> Json {
+    match value {
+        Json::Object(fields) => {
+            let fields = fields.into_iter().map(|(name, value)| match value.as_u64() {
+                Some(ms) if name.ends_with("_ms") && ms > 0 => (name, json!(output::date(ms))),
+                _ => (name, dated(value)),
+            });
+            Json::Object(fields.collect())
+        }
+        Json::Array(values) => values.into_iter().map(dated).collect(),
+        value => value,
+    }
+}
+
+/// Returns a decoded row as lines of names and values. Lists of objects follow as tables.
+pub(super) fn row_lines(row: &Json) -> String {
+    let Json::Object(fields) = row else {
+        return word(row);
+    };
+    let is_table = |value: &&Json| {
+        let list = value.as_array();
+        list.is_some_and(|list| !list.is_empty() && list.iter().all(Json::is_object))
+    };
+    let (tables, plain): (Vec<_>, Vec<_>) = fields.iter().partition(|(_, value)| is_table(value));
+    let width = plain.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let mut text: String = plain
+        .iter()
+        .map(|(name, value)| format!("{name:width$}  {}\n", word(value)))
+        .collect();
+    for (name, list) in tables {
+        text.push_str(&format!("\n{name}\n{}", indented(&list_table(list))));
+    }
+    text
+}
+
+fn list_table(list: &Json) -> String {
+    let objects: Vec<_> = list.as_array().into_iter().flatten().filter_map(Json::as_object).collect();
+    let mut columns: Vec<&String> = Vec::new();
+    for name in objects.iter().flat_map(|object| object.keys()) {
+        if !columns.contains(&name) {
+            columns.push(name);
         }
     }
+    let mut rows = vec![columns.iter().map(ToString::to_string).collect()];
+    rows.extend(objects.iter().map(|object| {
+        let cells = columns.iter().map(|name| object.get(*name).map_or_else(String::new, word));
+        cells.collect()
+    }));
+    output::table(&rows)
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
+}
+
+/// Returns a value in one line, and a list with commas.
+fn word(value: &Json) -> String {
+    match value {
+        Json::Null => "-".to_owned(),
+        Json::String(text) => text.clone(),
+        Json::Array(list) if list.iter().all(|value| !value.is_array() && !value.is_object()) => {
+            list.iter().map(word).collect::<Vec<_>>().join(", ")
+        }
+        value => value.to_string(),
+    }
+}
+
+/// Mark of hexadecimal digits.
+const HEX_MARK: &str = "0x";
+
+/// Returns bytes as marked hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    format!("{HEX_MARK}{}", plain_hex(bytes))
 }
 
 /// Returns bytes as hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(super) fn plain_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Parses hexadecimal digits.
-pub(super) fn from_hex(text: &str) -> Result<Vec<u8>, CliError> {
-    let wrong = || {
-        CliError::Usage(format!(
-            "'{text}' is not an even number of hexadecimal digits (as --hex asks)"
-        ))
-    };
-    if !text.len().is_multiple_of(2) {
-        return Err(wrong());
+/// Parses hexadecimal digits, with or without their mark.
+pub(super) fn digits(text: &str) -> Option<Vec<u8>> {
+    let text = text.strip_prefix(HEX_MARK).unwrap_or(text);
+    if !text.len().is_multiple_of(2) || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
     }
-    let pair = |at: usize| {
-        text.get(at..at + 2)
-            .and_then(|pair| u8::from_str_radix(pair, 16).ok())
-            .ok_or_else(wrong)
-    };
+    let pair = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
     (0..text.len()).step_by(2).map(pair).collect()
 }
 
@@ -121,12 +232,6 @@ pub(super) fn from_hex(text: &str) -> Result<Vec<u8>, CliError> {
 pub(super) fn bar(share: f64, width: usize) -> String {
     let full = (share.clamp(0.0, 1.0) * width as f64).round() as usize;
     format!("[{}{}]", "#".repeat(full), ".".repeat(width - full))
-}
-
-/// Returns milliseconds since 1970 as a date in UTC.
-pub(super) fn time(ms: u64) -> String {
-    let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms);
-    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 /// Histogram of sizes, with a bucket for each power of two.
@@ -169,13 +274,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hexadecimal_goes_both_ways_and_wrong_digits_are_usage_errors() {
-        assert_eq!(from_hex("00ffA0").unwrap(), [0, 255, 160]);
-        assert_eq!(Form::Raw.key("t", &[0, 255, 160]), "00ffa0");
-        for wrong in ["0", "0g", "é"] {
-            assert!(matches!(from_hex(wrong), Err(CliError::Usage(_))), "{wrong}");
+    fn bytes_are_marked_and_read_back_in_the_form_in_which_they_are_shown() {
+        assert_eq!(digits("0x00ffA0"), Some(vec![0, 255, 160]));
+        for wrong in ["0", "0g", "é", "0x0", "+1"] {
+            assert_eq!(digits(wrong), None, "{wrong}");
         }
-        assert_eq!(Form::Known.key("t", "käse".as_bytes()), "käse");
+        let cases: [&[u8]; 5] = [&[0, 255, 160], b"k1", "käse".as_bytes(), b"0x6b", b""];
+        for bytes in cases {
+            let shown = Form::RAW.key("t", bytes);
+            assert_eq!(Form::RAW.parse_key("t", &shown).unwrap(), bytes, "{shown}");
+        }
+        assert_eq!(Form::RAW.key("t", &[0, 255, 160]), "0x00ffa0");
+        assert_eq!(Form::RAW.key("t", b"0x6b"), "0x30783662");
+        assert_eq!(Form::KNOWN.key("t", "käse".as_bytes()), "käse");
+        let digits = Form { key_type: Some(DataType::Hex), ..Form::KNOWN };
+        assert!(matches!(digits.parse_key("t", "0g"), Err(CliError::Usage(_))));
+    }
+
+    #[test]
+    fn a_row_is_shown_as_lines_with_dates_and_its_lists_as_tables() {
+        let row = json!({ "state": "paid", "store": null, "ids": [1, 2], "at_ms": 0,
+            "history": [{ "event": "reserved", "at_ms": 1000, "store": 3 }, { "event": "paid", "at_ms": 2000 }] });
+        let expected = "\
+at_ms  0
+ids    1, 2
+state  paid
+store  -
+
+history
+  at_ms                     event     store
+  1970-01-01T00:00:01.000Z  reserved      3
+  1970-01-01T00:00:02.000Z  paid
+";
+        assert_eq!(row_lines(&dated(row)), expected);
+        assert_eq!(row_lines(&json!("text")), "text");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 /// Figures that count since the database was opened. This command does not show them, because it
 /// has just opened the database.
-const OF_PROCESS: [&str; 11] = [
+const OF_PROCESS: [&str; 13] = [
     "buffered_bytes",
     "commits",
     "records",
@@ -19,6 +19,8 @@ const OF_PROCESS: [&str; 11] = [
     "checkpoints",
     "segments_removed",
     "relocated_bytes",
+    "write_stalls",
+    "write_stall_ns",
     "group_commits",
     "sync_ns",
     "durable_commit_ns",
@@ -36,12 +38,12 @@ pub(super) fn compact(path: &Path, output: OutputFormat) -> Result<ExitCode, Cli
     match output {
         OutputFormat::Json => output::print_json(&report)?,
         OutputFormat::Table => output::print_text(&format!(
-            "log {} -> {}: {} records ({}) copied, {} segments removed",
+            "log {} -> {}: {} ({}) copied, {} removed",
             output::bytes(report.bytes_before),
             output::bytes(report.bytes_after),
-            report.records_copied,
+            output::count(report.records_copied, "record"),
             output::bytes(report.bytes_copied),
-            report.segments_removed,
+            output::count(report.segments_removed, "segment"),
         ))?,
     }
     Ok(ExitCode::SUCCESS)
@@ -78,9 +80,9 @@ pub(super) fn compact_dry(path: &Path, output: OutputFormat) -> Result<ExitCode,
         ]
     }));
     output::print_text(&format!(
-        "{}\nnothing was changed. A compaction would rewrite {} segments: copy {}, and give back up to {} of the log's {} (frame headers and tombstones that are still needed stay)",
+        "{}\nnothing was changed. A compaction would rewrite {}: copy {}, and give back up to {} of the log's {} (frame headers and tombstones that are still needed stay)",
         output::table(&rows),
-        victims.len(),
+        output::count(victims.len(), "segment"),
         output::bytes(copied),
         output::bytes(freed),
         output::bytes(stats.log_bytes),

@@ -8,7 +8,8 @@
 //! does not work on every file system.
 
 use super::open;
-use super::show::Form;
+use super::show::{self, Form, FormArgs};
+use crate::args;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use microdb::{Change, Db, Error, Operation};
@@ -31,20 +32,36 @@ pub(crate) struct TailArgs {
     #[arg(long, value_name = "SEQUENCE")]
     since: Option<u64>,
     /// Begin this number of commits before the end
-    #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "since")]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10, conflicts_with = "since")]
     last: u64,
+    /// Only changes of this key, and of the keys below it (KEY/...)
+    #[arg(long)]
+    key: Option<String>,
     /// Follow new commits until stopped
     #[arg(short, long)]
     follow: bool,
     /// Time between two polls of a followed database, at least 50ms
-    #[arg(long, default_value = "500ms", value_name = "DURATION", value_parser = parse_interval)]
+    #[arg(long, default_value = "500ms", value_name = "TIME", value_parser = args::interval)]
     interval: Duration,
-    /// Print keys and values as hexadecimal digits
+    /// Print whole lines, even if they are wider than the terminal
     #[arg(long)]
-    hex: bool,
-    /// Do not decode the rows of a node's tables
-    #[arg(long)]
-    raw: bool,
+    full: bool,
+    #[command(flatten)]
+    form: FormArgs,
+}
+
+impl TailArgs {
+    /// Returns `true` for an operation that is wanted.
+    fn wants(&self, shown: &Json) -> bool {
+        let is = |field: &str, wanted: &str| shown[field] == wanted;
+        let table = self.table.as_ref().is_none_or(|table| is("table", table));
+        let key = self.key.as_ref().is_none_or(|wanted| {
+            let found = shown["key"].as_str().unwrap_or_default();
+            let below = found.strip_prefix(wanted.as_str());
+            below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        });
+        table && key
+    }
 }
 
 /// Position of the reader in the change feed.
@@ -54,18 +71,6 @@ struct Place {
     chain: Option<u64>,
     /// Names of tables by id, according to the changes read so far.
     names: HashMap<u32, String>,
-}
-
-/// Minimum time between two polls. A poll reads the folder, and file times are no finer.
-const INTERVAL_MIN: Duration = Duration::from_millis(50);
-
-/// Parses the time between two polls.
-fn parse_interval(text: &str) -> Result<Duration, String> {
-    let interval: humantime::Duration = text.parse().map_err(|error| format!("{error}"))?;
-    if *interval < INTERVAL_MIN {
-        return Err("must be at least 50ms".to_owned());
-    }
-    Ok(*interval)
 }
 
 pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
@@ -159,15 +164,11 @@ fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Re
 }
 
 fn print(args: &TailArgs, change: &Change, place: &mut Place, output: OutputFormat) -> Result<(), CliError> {
-    let form = Form::new(args.hex, args.raw);
+    let form = args.form.form();
     let mut operations = Vec::new();
     for operation in &change.operations {
-        let shown = show(form, operation, &mut place.names);
-        let wanted = args
-            .table
-            .as_ref()
-            .is_none_or(|table| shown["table"] == json!(table));
-        if wanted {
+        let shown = operation_json(form, operation, &mut place.names);
+        if args.wants(&shown) {
             operations.push(shown);
         }
     }
@@ -178,29 +179,47 @@ fn print(args: &TailArgs, change: &Change, place: &mut Place, output: OutputForm
         let line = json!({ "sequence": change.sequence, "chain": format!("{:016x}", change.chain), "operations": operations });
         return output::print_text(&line.to_string());
     }
+    let width = output::width().filter(|_| !args.full);
     let mut text = String::new();
-    for operation in &operations {
-        let word = |name: &str| match &operation[name] {
-            Json::Null => String::new(),
-            Json::String(text) => text.clone(),
-            value => value.to_string(),
-        };
-        let line = format!(
-            "{:>8}  {:<6} {} {} {}",
-            change.sequence,
-            word("do"),
-            word("table"),
-            word("key"),
-            word("value")
-        );
-        text.push_str(line.trim_end());
+    for operation in operations {
+        let line = line(change.sequence, operation);
+        let line = width.map_or_else(|| line.clone(), |width| output::cut(&line, width));
+        text.push_str(&coloured(&line));
         text.push('\n');
     }
     output::print_text(&text)
 }
 
+/// Returns an operation in one line, with dates.
+fn line(sequence: u64, operation: Json) -> String {
+    let operation = show::dated(operation);
+    let word = |name: &str| match &operation[name] {
+        Json::Null => String::new(),
+        Json::String(text) => text.clone(),
+        value => value.to_string(),
+    };
+    let (done, table, key, value) = (word("do"), word("table"), word("key"), word("value"));
+    let line = format!("{sequence:>8}  {done:<6} {table} {key} {value}");
+    line.trim_end().to_owned()
+}
+
+/// Colours the word of a line that names the operation: green for a new value, red for a removal.
+fn coloured(line: &str) -> String {
+    let removes = ["delete", "drop  ", "clear "];
+    if !output::is_coloured(&std::io::stdout()) {
+        return line.to_owned();
+    }
+    let begin = line.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(line.len());
+    let end = (begin + 6).min(line.len());
+    let (Some(before), Some(word), Some(after)) = (line.get(..begin), line.get(begin..end), line.get(end..)) else {
+        return line.to_owned();
+    };
+    let code = if removes.contains(&word) { 31 } else { 32 };
+    format!("{before}\u{1b}[{code}m{word}\u{1b}[0m{after}")
+}
+
 /// Returns one operation as JSON. Operations on the catalog are shown as changes of tables.
-fn show(form: Form, operation: &Operation, names: &mut HashMap<u32, String>) -> Json {
+fn operation_json(form: Form, operation: &Operation, names: &mut HashMap<u32, String>) -> Json {
     let id_of = |value: &[u8]| value.first_chunk().map_or(0, |id| u32::from_le_bytes(*id));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     match operation {
@@ -228,4 +247,40 @@ fn name(names: &HashMap<u32, String>, id: u32) -> String {
         .get(&id)
         .cloned()
         .unwrap_or_else(|| format!("(table {id}, dropped)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        tail: TailArgs,
+    }
+
+    fn args(flags: &[&str]) -> TailArgs {
+        Cli::parse_from([&["tail", "db"], flags].concat()).tail
+    }
+
+    #[test]
+    fn changes_are_chosen_by_table_and_by_key_with_the_keys_below() {
+        let of = |table: &str, key: &str| json!({ "table": table, "key": key });
+        let by_key = args(&["--key", "17"]);
+        assert!(by_key.wants(&of("orders", "17")) && by_key.wants(&of("reservations", "17/4")));
+        assert!(!by_key.wants(&of("orders", "171")) && !by_key.wants(&json!({ "do": "clear" })));
+        let both = args(&["--key", "17", "--table", "orders"]);
+        assert!(both.wants(&of("orders", "17")) && !both.wants(&of("outbox", "17/announce")));
+        assert!(args(&[]).wants(&json!({ "do": "clear", "table": "x" })));
+    }
+
+    #[test]
+    fn a_line_shows_times_as_dates() {
+        let operation = json!({ "do": "put", "table": "outbox", "key": "17/announce", "value": { "next_try_ms": 1000 } });
+        assert_eq!(
+            line(7, operation),
+            "       7  put    outbox 17/announce {\"next_try_ms\":\"1970-01-01T00:00:01.000Z\"}"
+        );
+    }
 }

@@ -8,6 +8,7 @@
 
 use super::{open, show};
 use crate::error::CliError;
+use crate::output::{self, OutputFormat};
 use crate::progress::Display;
 use microdb::{Db, Table};
 use serde_json::{Map, Value as Json, json};
@@ -31,7 +32,7 @@ pub(crate) struct ExportArgs {
     to: Option<PathBuf>,
 }
 
-pub(super) fn export(args: &ExportArgs) -> Result<ExitCode, CliError> {
+pub(super) fn export(args: &ExportArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let db = open::to_look(&args.path)?;
     let tables = if args.tables.is_empty() {
         db.tables()
@@ -45,20 +46,26 @@ pub(super) fn export(args: &ExportArgs) -> Result<ExitCode, CliError> {
             .collect::<Result<Vec<_>, _>>()?
     };
     match &args.to {
-        None => write_records(args, &db, &tables, &mut BufWriter::new(std::io::stdout().lock()))?,
-        Some(path) => write_file(args, &db, &tables, path)?,
+        None => _ = write_records(args, &db, &tables, &mut BufWriter::new(std::io::stdout().lock()))?,
+        Some(path) => {
+            let records = write_file(args, &db, &tables, path)?;
+            let text = format!("{} written to {}", output::count(records, "record"), path.display());
+            let json = json!({ "path": args.path, "to": path, "records": records });
+            output::print_either(output, &text, &json)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes an export to a new file. Removes the file if the export fails.
-fn write_file(args: &ExportArgs, db: &Db, tables: &[Table], path: &Path) -> Result<(), CliError> {
+/// Writes an export to a new file. Removes the file if the export fails. Returns the number of
+/// records.
+fn write_file(args: &ExportArgs, db: &Db, tables: &[Table], path: &Path) -> Result<u64, CliError> {
     let file = File::create_new(path);
     let file = file.map_err(|error| CliError::because(format!("cannot make {}", path.display()), error))?;
     let mut out = BufWriter::new(file);
-    let written = write_records(args, db, tables, &mut out).and_then(|()| {
+    let written = write_records(args, db, tables, &mut out).and_then(|records| {
         let synced = out.get_ref().sync_all();
-        synced.map_err(|error| CliError::because(format!("cannot write {}", path.display()), error))
+        synced.map(|()| records).map_err(|error| CliError::because(format!("cannot write {}", path.display()), error))
     });
     if written.is_err() {
         // The next export needs the same name.
@@ -67,7 +74,7 @@ fn write_file(args: &ExportArgs, db: &Db, tables: &[Table], path: &Path) -> Resu
     written
 }
 
-fn write_records(args: &ExportArgs, db: &Db, tables: &[Table], out: &mut impl Write) -> Result<(), CliError> {
+fn write_records(args: &ExportArgs, db: &Db, tables: &[Table], out: &mut impl Write) -> Result<u64, CliError> {
     let told = |error: std::io::Error| match error.kind() {
         ErrorKind::BrokenPipe => CliError::BrokenPipe,
         _ => CliError::because("cannot write the export", error),
@@ -97,12 +104,13 @@ fn write_records(args: &ExportArgs, db: &Db, tables: &[Table], out: &mut impl Wr
     }
     writeln!(out, "{}", json!({ "end": { "records": done } }))
         .and_then(|()| out.flush())
-        .map_err(told)
+        .map_err(told)?;
+    Ok(done)
 }
 
 fn insert(line: &mut Map<String, Json>, name: &str, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(text) => line.insert(name.to_owned(), json!(text)),
-        Err(_) => line.insert(format!("{name}_hex"), json!(show::hex(bytes))),
+        Err(_) => line.insert(format!("{name}_hex"), json!(show::plain_hex(bytes))),
     };
 }

@@ -1,7 +1,7 @@
 //! `imt db verify`: checks every checksum, with progress. If a database does not open, all damage
 //! in its files is listed.
 
-use super::{inspect, open, show, verdict};
+use super::{inspect, open, verdict};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::progress::Display;
@@ -145,8 +145,12 @@ fn print(path: &Path, findings: &Findings, seconds: f64, output: OutputFormat) -
     }
     let speed = output::bytes((*bytes as f64 / seconds.max(1e-9)) as u64);
     let mut text = format!(
-        "{segments} segments, {frames} frames, {records} records, {} verified in {seconds:.2} s ({speed}/s); {slots} keys of the directory followed to their records\n",
-        output::bytes(*bytes)
+        "{}, {}, {}, {} verified in {seconds:.2} s ({speed}/s); {} of the directory followed to the record\n",
+        output::count(*segments, "segment"),
+        output::count(*frames, "frame"),
+        output::count(*records, "record"),
+        output::bytes(*bytes),
+        output::count(*slots, "key")
     );
     if *checkpoint_missing {
         text.push_str(
@@ -170,7 +174,7 @@ fn listed(damage: &[String]) -> String {
 
 /// Returns the report for a damaged checkpoint without other damage.
 fn derived_text(path: &Path, derived: &[String]) -> String {
-    let (places, place) = (show::places(derived.len()), path.display());
+    let (places, place) = (output::count(derived.len(), "place"), path.display());
     format!(
         "DAMAGED in {places}, all of it in the checkpoint:\n{}\nNo record is damaged. The checkpoint is derived from the log:\n\
          - Stop the node, delete the file that is named above, and start the node: opening replays the log and makes another one.\n\
@@ -181,7 +185,7 @@ fn derived_text(path: &Path, derived: &[String]) -> String {
 
 fn damage_text(path: &Path, damage: &[String], derived: &[String], is_closed: bool) -> String {
     let place = path.display();
-    let mut text = format!("DAMAGED in {}:\n{}", show::places(damage.len()), listed(damage));
+    let mut text = format!("DAMAGED in {}:\n{}", output::count(damage.len(), "place"), listed(damage));
     if !derived.is_empty() {
         text.push_str(&format!(
             "and in the checkpoint, which is derived from the log and may be deleted while the node is stopped:\n{}",

@@ -2,6 +2,7 @@
 //! starts.
 
 use crate::error::CliError;
+use crate::{args, completion};
 use imt_sim::scenario::{Scenario, WarehousePlan};
 use imt_sim::thresholds::Threshold;
 use imt_sim::warehouse::Profile;
@@ -13,20 +14,6 @@ use std::time::Duration;
 const USUAL_SEED: u64 = 1;
 /// Maximum default warm-up. Shorter runs warm up for a tenth of their time.
 const WARM_UP_MAX: Duration = Duration::from_secs(2);
-
-/// Parses a duration above 0.
-pub(in crate::commands) fn positive_duration(text: &str) -> Result<Duration, String> {
-    let duration = duration(text)?;
-    match duration.is_zero() {
-        true => Err("must be above 0, for example 30s, 1m or 500ms".to_owned()),
-        false => Ok(duration),
-    }
-}
-
-/// Parses a duration.
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; for example 30s, 1m or 500ms"))
-}
 
 /// Parses a rate in requests per second.
 fn rate(text: &str) -> Result<f64, String> {
@@ -99,13 +86,13 @@ enum ShapeArg {
 #[derive(clap::Args, Clone, Debug)]
 pub(in crate::commands) struct LoadArgs {
     /// Time during which requests start; requests in flight are finished after it
-    #[arg(long, env = "IMT_DURATION", default_value = "30s", value_name = "TIME", value_parser = positive_duration, allow_negative_numbers = true)]
+    #[arg(long, env = "IMT_DURATION", default_value = "30s", value_name = "TIME", value_parser = args::positive_duration, allow_negative_numbers = true)]
     duration: Duration,
     /// Requests per second, independent of the answers
-    #[arg(long, env = "IMT_RATE", default_value = "100", value_name = "N", value_parser = rate, allow_negative_numbers = true)]
+    #[arg(short, long, env = "IMT_RATE", default_value = "100", value_name = "N", value_parser = rate, allow_negative_numbers = true)]
     rate: f64,
     /// Seed of all random choices; the same seed gives the same requests [default: 1]
-    #[arg(long, env = "IMT_SEED", value_name = "N")]
+    #[arg(long, env = "IMT_SEED", value_name = "N", value_parser = args::seed, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// Distances between requests
     #[arg(long, value_enum, default_value_t = ArrivalsArg::Poisson)]
@@ -121,7 +108,7 @@ pub(in crate::commands) struct LoadArgs {
     replay: Option<PathBuf>,
     /// Time from the start that is left out of the latencies [default: a tenth of the run, at most
     /// 2s]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
     warm_up: Option<Duration>,
     /// Condition that fails the run, for example 'p99(order) > 5ms'; may be repeated
     #[arg(long, value_name = "CONDITION")]
@@ -179,7 +166,7 @@ const DESCRIBED_BY_SCENARIO: [&str; 14] = [
 #[derive(clap::Args, Clone, Debug)]
 pub(in crate::commands) struct ScenarioArgs {
     /// Built-in scenario (see `imt sim scenarios`) or file, instead of the flags below
-    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = DESCRIBED_BY_SCENARIO)]
+    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = DESCRIBED_BY_SCENARIO, add = completion::scenarios())]
     scenario: Option<String>,
     #[command(flatten)]
     load: LoadArgs,

@@ -7,7 +7,7 @@
 //! | any | other, or `--plain` | one line per second of at most 80 columns |
 
 use crate::logging;
-use crate::output::OutputFormat;
+use crate::output::{self, OutputFormat};
 use crate::signals;
 use imt_live::state::Outcome;
 use imt_live::theme::TerminalEnv;
@@ -62,8 +62,12 @@ impl Drop for LineDisplay {
 impl Display {
     /// Shows the progress of a run until the display is dropped.
     pub(super) fn start(config: DisplayConfig) -> Self {
-        let env = TerminalEnv::of_process();
+        let mut env = TerminalEnv::of_process();
+        if !output::is_coloured(&std::io::stdout()) {
+            env.no_color = Some("1".to_owned());
+        }
         let is_live = !config.is_plain
+            && !output::is_quiet()
             && config.output == OutputFormat::Table
             && std::io::stdout().is_terminal()
             && env.can_draw();
@@ -77,6 +81,7 @@ impl Display {
         let telemetry = config.telemetry;
         Self::Line(LineDisplay(tokio::spawn(async move {
             match is_line {
+                _ if output::is_quiet() => {}
                 true => print_lines(&telemetry).await,
                 false => redraw(&telemetry).await,
             }

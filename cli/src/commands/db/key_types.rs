@@ -1,0 +1,180 @@
+//! Keys and values of typed tables as text.
+//!
+//! A database does not record the types of a table, so the command line names them. Numbers and
+//! strings of a typed table have the standard encoding of bincode 2: variable-length numbers, least
+//! significant byte first, and strings behind their length.
+//!
+//! Deliberately absent: structs and tuples, which have no form in one word.
+
+use super::show::{digits, hex};
+
+/// Largest number that is its own one-byte encoding.
+const ONE_BYTE_MAX: u64 = 250;
+/// First byte of a number of two, four and eight bytes.
+const TWO: u8 = 251;
+const FOUR: u8 = 252;
+const EIGHT: u8 = 253;
+
+/// Type of a key or value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DataType {
+    /// Bytes of a text as they are
+    Text,
+    /// Digits of any bytes
+    Hex,
+    /// String of a typed table
+    String,
+    /// u8 of a typed table
+    U8,
+    /// u16, u32, u64 or usize of a typed table
+    U64,
+    /// i16, i32, i64 or isize of a typed table
+    I64,
+    /// Four bytes, most significant first
+    U32be,
+    /// Eight bytes, most significant first
+    U64be,
+}
+
+impl DataType {
+    /// Returns the bytes of a text.
+    pub(super) fn encode(self, text: &str) -> Result<Vec<u8>, String> {
+        let wrong = |example: &str| format!("'{text}' is not of this type; for example {example}");
+        let number = || text.parse::<u64>().map_err(|_| wrong("17"));
+        Ok(match self {
+            Self::Text => text.as_bytes().to_vec(),
+            Self::Hex => digits(text).ok_or_else(|| wrong("0x00ff"))?,
+            Self::String => {
+                let mut bytes = varint(text.len() as u64);
+                bytes.extend_from_slice(text.as_bytes());
+                bytes
+            }
+            Self::U8 => vec![text.parse().map_err(|_| wrong("17, at most 255"))?],
+            Self::U64 => varint(number()?),
+            Self::I64 => {
+                let number: i64 = text.parse().map_err(|_| wrong("-17"))?;
+                varint(((number << 1) ^ (number >> 63)).cast_unsigned())
+            }
+            Self::U32be => {
+                let number = u32::try_from(number()?).map_err(|_| wrong("17, at most 4294967295"))?;
+                number.to_be_bytes().to_vec()
+            }
+            Self::U64be => number()?.to_be_bytes().to_vec(),
+        })
+    }
+
+    /// Returns bytes as text, or `None` if they are not of this type.
+    pub(super) fn decode(self, bytes: &[u8]) -> Option<String> {
+        match self {
+            Self::Text => String::from_utf8(bytes.to_vec()).ok(),
+            Self::Hex => Some(hex(bytes)),
+            Self::String => {
+                let (length, text) = split_varint(bytes)?;
+                let is_whole = usize::try_from(length).is_ok_and(|length| length == text.len());
+                String::from_utf8(text.to_vec()).ok().filter(|_| is_whole)
+            }
+            Self::U8 => match bytes {
+                [number] => Some(number.to_string()),
+                _ => None,
+            },
+            Self::U64 => whole_varint(bytes).map(|number| number.to_string()),
+            Self::I64 => {
+                let number = whole_varint(bytes)?;
+                let magnitude = (number >> 1).cast_signed();
+                Some((magnitude ^ -((number & 1).cast_signed())).to_string())
+            }
+            Self::U32be => Some(u32::from_be_bytes(bytes.try_into().ok()?).to_string()),
+            Self::U64be => Some(u64::from_be_bytes(bytes.try_into().ok()?).to_string()),
+        }
+    }
+}
+
+fn varint(number: u64) -> Vec<u8> {
+    if number <= ONE_BYTE_MAX {
+        return vec![number as u8];
+    }
+    let (first, length) = match number {
+        0..=0xFFFF => (TWO, 2),
+        0x1_0000..=0xFFFF_FFFF => (FOUR, 4),
+        _ => (EIGHT, 8),
+    };
+    let mut bytes = vec![first];
+    bytes.extend_from_slice(&number.to_le_bytes()[..length]);
+    bytes
+}
+
+/// Returns the number at the start of bytes, and the bytes behind it.
+fn split_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (first, rest) = bytes.split_first()?;
+    let length = match *first {
+        TWO => 2,
+        FOUR => 4,
+        EIGHT => 8,
+        small if u64::from(small) <= ONE_BYTE_MAX => return Some((u64::from(small), rest)),
+        _ => return None,
+    };
+    let (number, rest) = rest.split_at_checked(length)?;
+    let mut whole = [0; 8];
+    whole[..length].copy_from_slice(number);
+    Some((u64::from_le_bytes(whole), rest))
+}
+
+fn whole_varint(bytes: &[u8]) -> Option<u64> {
+    let (number, rest) = split_varint(bytes)?;
+    rest.is_empty().then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+
+    /// Compares the bytes with those of the engine's typed table.
+    fn check<K: Serialize + DeserializeOwned>(kind: DataType, keys: &[(K, &str)]) {
+        let folder = tempfile::tempdir().unwrap();
+        let db = microdb::Db::open(folder.path().join("db")).unwrap();
+        let table = db.typed_table::<K, u8>("typed").unwrap();
+        for (key, text) in keys {
+            table.put(key, &0).unwrap();
+            let bytes = kind.encode(text).unwrap();
+            assert!(table.raw().get(&bytes).unwrap().is_some(), "{kind:?} {text}: {bytes:?}");
+            assert_eq!(kind.decode(&bytes).as_deref(), Some(*text), "{kind:?}");
+            assert_eq!(kind.decode(&[&bytes[..], b"x"].concat()), None, "{kind:?} {text}");
+        }
+    }
+
+    #[test]
+    fn keys_have_the_bytes_of_typed_tables() {
+        check(DataType::String, &[("ann".to_owned(), "ann"), (String::new(), ""), ("é".repeat(200), &"é".repeat(200))]);
+        check(DataType::U8, &[(0_u8, "0"), (255, "255")]);
+        check(DataType::U64, &[(250_u16, "250"), (251, "251"), (65_535, "65535")]);
+        check(DataType::U64, &[(65_536_u32, "65536"), (u32::MAX, "4294967295")]);
+        check(DataType::U64, &[(7_u64, "7"), (1 << 32, "4294967296"), (u64::MAX, "18446744073709551615")]);
+        check(DataType::I64, &[(-1_i32, "-1"), (125, "125"), (-126, "-126"), (i32::MIN, "-2147483648")]);
+        check(DataType::I64, &[(i64::MIN, "-9223372036854775808"), (i64::MAX, "9223372036854775807")]);
+    }
+
+    #[test]
+    fn a_text_of_another_type_is_refused_with_an_example() {
+        for (kind, text) in [
+            (DataType::Hex, "0g"),
+            (DataType::Hex, "0x0"),
+            (DataType::U8, "256"),
+            (DataType::U64, "-1"),
+            (DataType::I64, "1.5"),
+            (DataType::U32be, "4294967296"),
+            (DataType::U64be, ""),
+        ] {
+            let error = kind.encode(text).unwrap_err();
+            assert!(error.contains("for example"), "{kind:?}: {error}");
+        }
+        assert_eq!(DataType::U64.decode(&[]), None);
+        assert_eq!(DataType::U64.decode(&[251, 1]), None);
+        assert_eq!(DataType::U64.decode(&[255]), None);
+        assert_eq!(DataType::String.decode(&[5, b'a']), None);
+        assert_eq!(DataType::U32be.encode("17").unwrap(), [0, 0, 0, 17]);
+        assert_eq!(DataType::U64be.decode(&[0, 0, 0, 0, 0, 0, 1, 0]).as_deref(), Some("256"));
+        assert_eq!(DataType::Hex.encode("0x00FF").unwrap(), [0, 255]);
+    }
+}

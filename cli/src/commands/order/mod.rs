@@ -1,0 +1,209 @@
+//! `imt order`: lists, shows, pays, cancels and watches orders, and retries dead letters.
+//!
+//! Every command asks the public API of one node, which answers for the orders of all nodes.
+
+mod change;
+mod dead;
+mod list;
+mod show;
+mod watch;
+
+use crate::error::CliError;
+use crate::http::Api;
+use crate::output::{OutputFormat, TableArgs};
+use crate::{args, output, signals};
+use imt_sim::Endpoint;
+use serde_json::Value;
+use std::process::ExitCode;
+
+/// Largest transaction id. Every JSON reader keeps numbers up to it exact.
+const TRANSACTION_MAX: u64 = (1 << 53) - 1;
+
+/// `imt order ...`
+#[derive(clap::Subcommand)]
+pub(crate) enum OrderCommand {
+    /// List orders, the oldest first.
+    #[command(after_help = "\
+Examples:
+  imt order list
+  imt order list --state refund_wanted --since 1h
+  imt order list --follow                     new orders, until Ctrl-C
+  imt order list --fields order,state --csv > orders.csv
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 5 no node answers.")]
+    List(list::ListArgs),
+    /// Show the state, the store and the products of an order.
+    #[command(after_help = "\
+Examples:
+  imt order show 17
+  imt order show 17 --output json
+
+Exit codes: 0 done, 1 there is no such order, 2 wrong usage, 5 no node answers.")]
+    Show {
+        /// Id of the order
+        id: String,
+        #[command(flatten)]
+        node: NodeAddress,
+    },
+    /// Show the events of an order, the oldest first.
+    #[command(after_help = "\
+Examples:
+  imt order history 17
+  imt order history 17 --output json
+
+Exit codes: 0 done, 1 there is no such order, 2 wrong usage, 5 no node answers.")]
+    History {
+        /// Id of the order
+        id: String,
+        #[command(flatten)]
+        node: NodeAddress,
+        #[command(flatten)]
+        table: TableArgs,
+    },
+    /// Cancel orders as a customer does. An order in delivery stays.
+    #[command(after_help = "\
+Examples:
+  imt order cancel 17
+  imt order cancel 17 18 19
+
+Every order is tried. Exit codes: 0 all are cancelled, 1 some could not be,
+2 wrong usage, 5 no node answers.")]
+    Cancel {
+        /// Ids of the orders
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
+        #[command(flatten)]
+        node: NodeAddress,
+    },
+    /// Record the payment of an order, as the payment service does.
+    #[command(after_help = "\
+Example:
+  imt order pay 17 4711
+
+The same payment may be repeated. Exit codes: 0 the order is paid, 1 refused (a
+payment of an order that has ended is recorded for a refund), 2 wrong usage,
+5 no node answers.")]
+    Pay {
+        /// Id of the order
+        id: String,
+        /// Id of the transaction at the payment service
+        #[arg(value_name = "TRANSACTION", value_parser = clap::value_parser!(u64).range(..=TRANSACTION_MAX))]
+        transaction: u64,
+        #[command(flatten)]
+        node: NodeAddress,
+    },
+    /// Print the events of an order as they happen, until it has ended.
+    #[command(after_help = "\
+Examples:
+  imt order watch 17
+  imt order watch 17 --until paid --timeout 1m && echo paid
+
+A node that does not answer is asked again, once the order was found.
+Exit codes: 0 the order reached the state, 1 there is no such order or the
+time is over, 2 wrong usage, 3 the order ended in another state, 5 no node
+answers, 130 interrupted.")]
+    Watch(watch::WatchArgs),
+    /// List and retry dead letters: messages to the warehouse that were given up.
+    #[command(subcommand)]
+    Dead(dead::DeadCommand),
+}
+
+/// Address of the node to ask.
+#[derive(clap::Args)]
+pub(crate) struct NodeAddress {
+    /// Address of a node; any node answers for every order
+    #[arg(long, env = "IMT_OMS", default_value = "http://127.0.0.1:9090", value_name = "URL")]
+    oms: Endpoint,
+}
+
+impl NodeAddress {
+    fn api(&self) -> Api {
+        Api::new(&self.oms)
+    }
+}
+
+impl OrderCommand {
+    pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
+        signals::block_on(async move {
+            match self {
+                Self::List(args) => list::run(&args, output).await?,
+                Self::Show { id, node } => show::order(&node.api(), &id, output).await?,
+                Self::History { id, node, table } => show::history(&node.api(), &id, &table, output).await?,
+                Self::Cancel { ids, node } => change::cancel(&node.api(), &ids, output).await?,
+                Self::Pay {
+                    id,
+                    transaction,
+                    node,
+                } => change::pay(&node.api(), &id, transaction, output).await?,
+                Self::Watch(args) => return watch::run(&args, output).await,
+                Self::Dead(command) => dead::run(command, output).await?,
+            }
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+}
+
+/// Returns the value of a field as text.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Returns the values of a list as text, separated by commas.
+fn list_text(value: &Value) -> String {
+    let values: Vec<String> = value.as_array().into_iter().flatten().map(text).collect();
+    if values.is_empty() {
+        text(&Value::Null)
+    } else {
+        values.join(", ")
+    }
+}
+
+/// Returns a time of the API as a date.
+fn time(value: &Value) -> String {
+    value.as_u64().map_or_else(|| text(&Value::Null), output::date)
+}
+
+/// Returns the path of an order.
+fn path(id: &str) -> String {
+    format!("/order/{}", percent_encode(id))
+}
+
+/// Replaces everything but unreserved characters by `%XX`, so that an id is always one path
+/// segment.
+fn percent_encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The simulators do not depend on the order management, so only this crate can compare both.
+    #[test]
+    fn the_audit_knows_every_state_of_an_order() {
+        for state in imt_oms::order::State::ALL {
+            let text = format!("\"{}\"", state.name());
+            let read: imt_sim::wire::OrderState = serde_json::from_str(&text).unwrap();
+            assert_eq!(read.name(), state.name());
+            if state != imt_oms::order::State::Received {
+                assert_eq!(read.is_open(), state.holds_reservation(), "{state}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_id_stays_one_path_segment() {
+        assert_eq!(percent_encode("a/../b c"), "a%2F..%2Fb%20c");
+    }
+}

@@ -1,0 +1,100 @@
+//! Properties of the terminal: colour, width, and the wish for silence.
+//!
+//! Invariant: `--color` overrides `NO_COLOR`, and `NO_COLOR` overrides the terminal.
+
+use std::io::IsTerminal;
+use std::sync::OnceLock;
+
+/// Use of colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ColorChoice {
+    /// On a terminal, unless NO_COLOR is set
+    #[default]
+    Auto,
+    /// Also into pipes and files
+    Always,
+    /// Nowhere
+    Never,
+}
+
+impl ColorChoice {
+    /// Returns `true` if a stream gets colour.
+    pub(crate) fn applies_to(self, stream: &impl IsTerminal) -> bool {
+        let variable = |name| std::env::var_os(name).unwrap_or_default();
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => stream.is_terminal() && variable("NO_COLOR").is_empty() && variable("TERM") != "dumb",
+        }
+    }
+}
+
+/// The choices of the command line.
+#[derive(Clone, Copy, Default)]
+struct Choices {
+    color: ColorChoice,
+    quiet: bool,
+}
+
+static CHOICES: OnceLock<Choices> = OnceLock::new();
+
+/// Keeps the choices of the command line for the rest of the process. Only the first call counts.
+pub(crate) fn set_up(color: ColorChoice, quiet: bool) {
+    let _ = CHOICES.set(Choices { color, quiet });
+}
+
+fn choices() -> Choices {
+    CHOICES.get().copied().unwrap_or_default()
+}
+
+/// Returns `true` if progress and remarks are not wanted.
+pub(crate) fn is_quiet() -> bool {
+    choices().quiet
+}
+
+/// Returns `true` if a stream gets colour.
+pub(crate) fn is_coloured(stream: &impl IsTerminal) -> bool {
+    choices().color.applies_to(stream)
+}
+
+/// Returns the columns of the terminal at standard output, or `None` if it is no terminal.
+pub(crate) fn width() -> Option<usize> {
+    let stdout = std::io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
+    let window = rustix::termios::tcgetwinsize(&stdout).ok();
+    let columns = window
+        .map(|window| usize::from(window.ws_col))
+        .filter(|columns| *columns > 0);
+    columns.or_else(|| std::env::var("COLUMNS").ok()?.parse().ok())
+}
+
+/// Cuts a line to a number of columns. An ellipsis marks the cut.
+pub(crate) fn cut(line: &str, columns: usize) -> String {
+    if line.chars().count() <= columns {
+        return line.to_owned();
+    }
+    let kept: String = line.chars().take(columns.saturating_sub(1)).collect();
+    format!("{kept}…")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_cut_only_if_it_is_too_long() {
+        assert_eq!(cut("käse", 4), "käse");
+        assert_eq!(cut("käsebrot", 4), "käs…");
+        assert_eq!(cut("ab", 0), "…");
+    }
+
+    #[test]
+    fn a_choice_of_colour_needs_no_terminal() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(ColorChoice::Always.applies_to(&file));
+        assert!(!ColorChoice::Never.applies_to(&file));
+        assert!(!ColorChoice::Auto.applies_to(&file));
+    }
+}
