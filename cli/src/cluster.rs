@@ -4,20 +4,22 @@
 //! - A look is of one moment. Commands that wait look again.
 //! - The secret of the nodes is read only by commands that send it.
 
+use crate::args;
 use crate::error::CliError;
 use imt_oms::{EngineUrl, NodeInfo};
 use imt_ring::{NodeName, Ring};
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments that name the nodes.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct ClusterArgs {
     /// Data folder that the nodes share
-    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
-    /// Engine that the nodes share in place of a data folder: postgres://USER@HOST,HOST/DATABASE
+    /// Engine that the nodes share in place of a data folder, such as
+    /// postgres://imt@db1,db2/shop
     #[arg(long, env = "IMT_ENGINE", value_name = "URL")]
     engine: Option<EngineUrl>,
     /// File with the nodes' secret, if it is not kept in the engine
@@ -67,6 +69,17 @@ impl fmt::Display for Cluster {
 }
 
 impl Cluster {
+    /// Returns the nodes of an engine, or of a data folder without one.
+    pub(crate) fn new(data: &Path, engine: Option<&EngineUrl>) -> Self {
+        match engine {
+            Some(url) => Self::Engine {
+                url: url.clone(),
+                secret_file: None,
+            },
+            None => Self::Folder(data.to_owned()),
+        }
+    }
+
     /// Reads the nodes and the ring.
     pub(crate) async fn look(&self) -> Result<Look, CliError> {
         match self {

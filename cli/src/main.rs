@@ -8,6 +8,7 @@
 //! version and wrong usage need neither, and then with their values as defaults.
 
 mod args;
+mod cluster;
 mod commands;
 mod completion;
 mod config;

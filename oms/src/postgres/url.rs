@@ -286,6 +286,21 @@ impl EngineUrl {
         url
     }
 
+    /// Returns the URL with its password, if all hosts have the same one. For the environment of a
+    /// child process; it must not be shown.
+    #[must_use]
+    pub fn with_password(&self) -> String {
+        let text = self.to_string();
+        let first = self.hosts.first().and_then(|host| host.password.as_ref());
+        let is_common = self.hosts.iter().all(|host| host.password.as_ref() == first);
+        match (first, text.split_once('@')) {
+            (Some(password), Some((user, rest))) if is_common => {
+                format!("{user}:{}@{rest}", utf8_percent_encode(password, ESCAPED))
+            }
+            _ => text,
+        }
+    }
+
     /// Returns the name of the database.
     #[must_use]
     pub fn database(&self) -> &str {
@@ -338,6 +353,8 @@ mod tests {
         assert_eq!(url.to_string(), shown);
         assert!(!format!("{url:?}").contains("s@crt"));
         assert_eq!(parsed(shown).unwrap().to_string(), shown);
+        assert_eq!(parsed(&url.with_password()).unwrap(), url);
+        assert!(url.with_password().contains("ann:s%40crt@db1"));
         assert_eq!(parsed("postgres://ann@db1").unwrap().database, "ann");
     }
 
