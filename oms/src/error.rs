@@ -70,6 +70,15 @@ pub enum StorageError {
     Busy,
     /// The volume no longer owns the slots of the write batch. None of its rows was written.
     Stale,
+    /// The engine of the volume does not answer. It is not known whether the rows were written.
+    EngineAway,
+    /// An entry of the volume's log cannot be used.
+    Log {
+        /// The number of the entry.
+        entry: u64,
+        /// The fault.
+        reason: String,
+    },
     /// The volume is being closed.
     Closed,
 }
@@ -98,6 +107,18 @@ impl fmt::Display for StorageError {
             StorageError::Commit { .. } => write!(f, "cannot make a write durable"),
             StorageError::Busy => write!(f, "the commit queue is full; retry"),
             StorageError::Stale => write!(f, "the volume no longer owns the slots of this write"),
+            StorageError::EngineAway => {
+                write!(
+                    f,
+                    "the engine of the volume does not answer, so the change may or may not have been made; retry"
+                )
+            }
+            StorageError::Log { entry, reason } => {
+                write!(
+                    f,
+                    "entry {entry} of the volume's log cannot be used: {reason}; restore the engine from a backup"
+                )
+            }
             StorageError::Closed => write!(f, "the volume is being closed"),
         }
     }
@@ -111,7 +132,11 @@ impl std::error::Error for StorageError {
             | StorageError::Commit { source } => Some(source.as_ref()),
             StorageError::Thread { source } => Some(source.as_ref()),
             StorageError::Row { fault, .. } => Some(fault),
-            StorageError::Busy | StorageError::Stale | StorageError::Closed => None,
+            StorageError::Busy
+            | StorageError::Stale
+            | StorageError::EngineAway
+            | StorageError::Log { .. }
+            | StorageError::Closed => None,
         }
     }
 }
