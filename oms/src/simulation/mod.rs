@@ -3,8 +3,8 @@
 //!
 //! - **Real**: routing, API handlers, transactors, stock, outbox, dispatcher, storage over microdb,
 //!   reconciler, coordinator, migrations, settlements.
-//! - **Simulated**: membership and the cluster's state (`world`), the disk below microdb (`disk`),
-//!   calls between nodes (`net`), the warehouse, the clocks. Threads are replaced by tasks
+//! - **Simulated**: membership and the cluster's state (`world`), the disk below microdb (`disk`), the
+//!   engine that holds the logs of the volumes in some runs (`engine`), calls between nodes (`net`), the warehouse, the clocks. Threads are replaced by tasks
 //!   (`runtime`).
 //! - **Deliberately absent**: HTTP, sockets and real files, power cuts (tested by microdb),
 //!   statistics files.
@@ -15,6 +15,9 @@
 mod audit;
 mod customers;
 mod disk;
+mod engine;
+mod engine_log;
+mod engine_tests;
 mod faults;
 mod first_store;
 mod net;
@@ -54,15 +57,15 @@ struct Outcome {
     lines: Vec<String>,
 }
 
-/// Runs one seed.
-fn run(seed: u64, keeps_lines: bool) -> Outcome {
+/// Runs one seed. With an engine, the volumes are behind it, and it has faults too.
+fn run(seed: u64, keeps_lines: bool, has_engine: bool) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
     runtime.block_on(async {
-        let world = World::new(seed, &NAMES, keeps_lines);
+        let world = World::new(seed, &NAMES, keeps_lines, has_engine);
         let warehouse = WarehouseModel::new(&world);
         let records = Arc::new(CustomerRecords::default());
         let stops: faults::Stops = Arc::new(watch::Sender::new(None));
@@ -83,6 +86,8 @@ fn run(seed: u64, keeps_lines: bool) -> Outcome {
             });
         }
         let until = Instant::now() + Duration::from_secs(10);
+        let engine = world.engine.as_ref().map(Arc::clone);
+        let engine_faults = engine.map(|engine| tokio::spawn(faults::cause_engine_faults(engine, until)));
         let snapshots = async {
             while Instant::now() < until {
                 tokio::time::sleep(Duration::from_millis(world.dice.between(500, 4_000))).await;
@@ -90,6 +95,9 @@ fn run(seed: u64, keeps_lines: bool) -> Outcome {
             }
         };
         tokio::join!(faults::cause_faults(&world, &warehouse, &stops, until), snapshots);
+        if let Some(engine_faults) = engine_faults {
+            engine_faults.await.unwrap();
+        }
         faults::heal(&world, &warehouse, &stops).await;
         while customers.join_next().await.is_some() {}
         audit::healthy_orders_are_delivered(&world, &records, &warehouse).await;
@@ -116,8 +124,17 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn acknowledged_orders_survive_every_fault() {
+    run_seeds(false, 100, &SEEDS_WITH_PAST_DEFECTS);
+}
+
+#[test]
+fn acknowledged_orders_survive_every_fault_of_an_engine() {
+    run_seeds(true, 40, &[]);
+}
+
+fn run_seeds(has_engine: bool, count: u64, more: &[u64]) {
     if let Some(seed) = number("IMT_SIM_SEED") {
-        let outcome = run(seed, true);
+        let outcome = run(seed, true, has_engine);
         outcome.lines.iter().for_each(|line| println!("{line}"));
         assert!(outcome.violations.is_empty(), "{:#?}", outcome.violations);
         return;
@@ -125,7 +142,7 @@ fn acknowledged_orders_survive_every_fault() {
     let first = number("IMT_SIM_FIRST").unwrap_or(1);
     let seeds: Vec<u64> = match number("IMT_SIM_SEEDS") {
         Some(count) => (first..first + count).collect(),
-        None => (first..first + 100).chain(SEEDS_WITH_PAST_DEFECTS).collect(),
+        None => (first..first + count).chain(more.iter().copied()).collect(),
     };
     let (next, all) = (AtomicUsize::new(0), Mutex::new(Summary::default()));
     // Runs share no state, so each can have its own thread.
@@ -133,7 +150,7 @@ fn acknowledged_orders_survive_every_fault() {
         for _ in 0..std::thread::available_parallelism().map_or(1, NonZero::get) {
             scope.spawn(|| {
                 while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = run(*seed, false);
+                    let outcome = run(*seed, false, has_engine);
                     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
                     all.add(*seed, outcome);
                     if all.broken.len() >= 10 {
@@ -171,8 +188,11 @@ impl Summary {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for seed in 1..=10 {
-        let (one, other) = (run(seed, true), run(seed, true));
+    for (seed, has_engine) in (1..=10)
+        .map(|seed| (seed, false))
+        .chain((1..=5).map(|seed| (seed, true)))
+    {
+        let (one, other) = (run(seed, true, has_engine), run(seed, true, has_engine));
         let differs = one
             .lines
             .iter()
