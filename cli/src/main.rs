@@ -179,6 +179,9 @@ enum Command {
     /// Prepare, check or try out the engine of a cluster on many machines.
     #[command(subcommand)]
     Engine(commands::engine::EngineCommand),
+    /// Copy a volume out of the engine of a cluster.
+    #[command(subcommand)]
+    Volume(commands::volume::VolumeCommand),
     /// Inspect, read, change, check and repair a MicroDb database.
     #[command(subcommand)]
     Db(commands::db::DbCommand),
@@ -328,6 +331,7 @@ fn run(cli: Cli, defaults: &Defaults) -> Result<ExitCode, CliError> {
         Command::Config(command) => command.run(&Cli::command(), defaults, output),
         Command::Ring(command) => command.run(output),
         Command::Engine(command) => command.run(output),
+        Command::Volume(command) => command.run(output),
         Command::Db(command) => command.run(output),
         Command::Man(args) => args.run(help::shaped(Cli::command(), &[]), output),
         Command::Completions { shell } => {

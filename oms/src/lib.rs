@@ -46,8 +46,10 @@ mod volume;
 #[doc(hidden)]
 pub use api::fuzzing;
 pub use api::internal::NodeReport;
-pub use cluster::{EngineCheck, EngineView, Verdict, check_engine, init_engine, promote_standby, reload_standby,
-    standby_position, view_engine};
+pub use cluster::{
+    EngineCheck, EngineView, Verdict, VolumeCopy, check_engine, export_volume, init_engine, promote_standby,
+    rebuild_volume, reload_standby, standby_position, view_engine,
+};
 pub use cluster::{NodeInfo, has_coordinator, is_node_running, node_infos, read_ring, read_secret};
 pub use config::{NodeConfig, ServerLimits};
 pub use domain::csv::CsvError;

@@ -11,3 +11,4 @@ pub(crate) mod order;
 pub(crate) mod ring;
 pub(crate) mod sim;
 pub(crate) mod tuning;
+pub(crate) mod volume;

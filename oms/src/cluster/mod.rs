@@ -29,6 +29,7 @@ mod local;
 pub(crate) mod peer_client;
 pub(crate) mod state;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -40,8 +41,8 @@ use crate::error::NodeError;
 use crate::storage::volume::Volume;
 
 pub use crate::cluster::engine::{
-    EngineCheck, EngineView, Verdict, check_engine, init_engine, promote_standby, reload_standby,
-    standby_position, view_engine,
+    EngineCheck, EngineView, Verdict, VolumeCopy, check_engine, export_volume, init_engine, promote_standby,
+    rebuild_volume, reload_standby, standby_position, view_engine,
 };
 pub(crate) use crate::cluster::local::LocalCluster;
 pub use crate::cluster::local::{has_coordinator, is_node_running, node_infos, read_ring, read_secret};
@@ -176,4 +177,9 @@ pub(crate) trait Volumes: Send + Sync {
 
     /// Removes a volume that has no slots any more.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
+
+    /// Keeps local copies of exactly these volumes, which other nodes serve, close to their logs.
+    fn follow(self: Arc<Self>, _volumes: BTreeSet<NodeName>) -> Soon<'static, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }

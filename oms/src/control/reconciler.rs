@@ -116,7 +116,10 @@ impl Reconciler {
                 Ok(true) => {}
                 Ok(false) => again = OPEN_RETRY_PAUSE,
                 Err(error) if error.is_engine_away() => {
-                    tracing::debug!(error = with_causes(&error), "the cluster's state cannot be read now");
+                    tracing::debug!(
+                        error = with_causes(&error),
+                        "the cluster's state cannot be read now"
+                    );
                     again = ENGINE_RETRY_PAUSE;
                 }
                 Err(error) => {
@@ -156,7 +159,11 @@ impl Reconciler {
             .filter(|(_, node)| **node == me)
             .map(|(volume, _)| volume.clone())
             .collect();
-        let is_current = |volume: &&NodeName| self.opened.get(*volume) == Some(&state.since(volume));
+let has_ended = |server: &Arc<VolumeServer>| server.app.state().storage.has_ended();
+        let is_current = |volume: &&NodeName| {
+            self.opened.get(*volume) == Some(&state.since(volume))
+                && !self.servers.get(*volume).is_some_and(has_ended)
+        };
         let kept: Vec<NodeName> = wanted.iter().filter(is_current).cloned().collect();
         let has_all = kept.len() == wanted.len();
         let has_more = self.servers.len() > wanted.len();
@@ -199,6 +206,10 @@ impl Reconciler {
                 Err(error) => return Err(error),
             }
         }
+        let is_followed = |(_, node): &(&NodeName, &NodeName)| **node == me;
+        let followed = state.following.iter().filter(is_followed);
+        let followed = followed.map(|(volume, _)| volume.clone()).collect();
+        Arc::clone(&self.volumes).follow(followed).await?;
         self.version = state.version;
         self.publish(&state)?;
         self.has_served |= self.servers.contains_key(&me);
@@ -221,7 +232,13 @@ impl Reconciler {
         self.opened.retain(|volume, _| self.servers.contains_key(volume));
         self.publish(state)?;
         for server in gone {
-            server.close().await?;
+            let has_ended = server.app.state().storage.has_ended();
+            match server.close().await {
+                Err(error) if has_ended => {
+                    tracing::warn!(volume = %server.volume, error = with_causes(&error), "lost volume not closed cleanly");
+                }
+                closed => closed?,
+            }
             tracing::info!(volume = %server.volume, "volume handed over");
             // A volume without a slot in the ring has no data that anybody needs.
             if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {

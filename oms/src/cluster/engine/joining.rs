@@ -25,6 +25,7 @@ use crate::cluster::engine::tasks;
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, Param, Session, SessionError};
 use crate::runtime;
+use crate::storage::follow::Followers;
 
 /// Longest time for one statement of the start.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,6 +95,7 @@ impl Joining {
             shared,
             table,
             beating: Mutex::new(Some(beating)),
+            followers: Followers::default(),
         })
     }
 

@@ -8,6 +8,8 @@
 //! | `shared` | the knowledge of this process: nodes, leases, the coordinator, waiting readers |
 //! | `tasks` | the task that beats and the task that looks, a connection each |
 //! | `authority` | the state, replaced by compare-and-swap; the first state and the secret |
+//! | `volumes` | the opening of volumes, and the followers of others |
+//! | `copies` | for the command line: export and rebuild of a volume |
 //! | `joining` | the way into the cluster: checks of the engine, the name |
 //! | `tools` | for the command line: creation of the tables, checks, a view from outside |
 //!
@@ -24,11 +26,15 @@
 
 mod authority;
 mod beat;
+mod copies;
 mod joining;
+#[cfg(test)]
+mod log_tests;
 pub(crate) mod schema;
 mod shared;
 mod tasks;
 mod tools;
+pub(crate) mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,6 +47,7 @@ use tokio::task::JoinHandle;
 use crate::cluster::engine::authority::StateTable;
 pub(crate) use crate::cluster::engine::joining::Joining;
 use crate::cluster::engine::shared::{Shared, Watcher};
+pub use crate::cluster::engine::copies::{VolumeCopy, export_volume, rebuild_volume};
 pub use crate::cluster::engine::tools::{
     EngineCheck, EngineView, Verdict, check_engine, init_engine, promote_standby, reload_standby,
     standby_position, view_engine,
@@ -49,6 +56,7 @@ use crate::cluster::{Authority, ClusterState, Event, Membership, NodeInfo, Soon}
 use crate::error::NodeError;
 use crate::postgres::EngineUrl;
 use crate::runtime;
+use crate::storage::follow::Followers;
 
 /// Longest time for the last beat, which tells the others that this process has ended.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -64,6 +72,7 @@ pub(crate) struct EngineCluster {
     shared: Arc<Shared>,
     table: Arc<StateTable>,
     beating: std::sync::Mutex<Option<JoinHandle<()>>>,
+    followers: Followers,
 }
 
 impl EngineCluster {

@@ -7,13 +7,15 @@
 //! | `imt_node` | a node | its incarnation, its beat, its description while it takes requests |
 //! | `imt_volume` | a volume | the epoch of its log, the owner, the first entry that is kept |
 //! | `imt_log` | a group commit | the rows of the commit |
-//! | `imt_row` | a row of a volume | its last value in the log up to `kept_from` |
+//! | `imt_row` | a row of a volume | its last value in the log before `kept_from` |
 //!
 //! **Invariants**
 //! - A database holds one cluster.
 //! - `volume` leads every key of a volume's tables, nothing is numbered by the engine, and there are
 //!   no foreign keys. So an engine that spreads rows by `volume` can hold these tables.
 //! - No statement has a CTE that writes or `FOR SHARE`, because Citus routes neither.
+//!
+//! `VIEWS` shows rows of `imt_row` with decoded columns. Nodes read none of these views.
 //!
 //! Deliberately absent: statements about rows, and those that read a log. They belong to
 //! `storage::log`.
@@ -51,12 +53,14 @@ CREATE TABLE IF NOT EXISTS imt_log (
 ALTER TABLE imt_log ALTER COLUMN body SET STORAGE EXTERNAL;
 CREATE TABLE IF NOT EXISTS imt_row (
     volume text,
-    slot int,
     tab smallint,
     key bytea,
     value bytea NOT NULL,
-    PRIMARY KEY (volume, slot, tab, key));
+    PRIMARY KEY (volume, tab, key));
 INSERT INTO imt_schema (one, version) VALUES (1, 1) ON CONFLICT (one) DO NOTHING";
+
+/// Creates views of the rows with decoded columns, for people with `psql`. It can be repeated.
+pub(crate) const VIEWS: &str = include_str!("views.sql");
 
 /// Settings of the role, which hold in every connection, also behind a pooler. A commit waits for
 /// standbys. A statement that waits for a lock, or runs, ends long before its log entry is trimmed.

@@ -69,6 +69,10 @@ pub async fn init_engine(url: &EngineUrl) -> Result<(), NodeError> {
         .batch(schema::CREATE, STATEMENT_TIMEOUT)
         .await
         .map_err(&failed)?;
+    session
+        .batch(schema::VIEWS, STATEMENT_TIMEOUT)
+        .await
+        .map_err(&failed)?;
     for (name, value) in schema::ROLE_SETTINGS {
         // A role that waits for the standbys to replay is stricter, and stays so.
         let is_stricter = name == "synchronous_commit" && row.text(1).map_err(&failed)? == "remote_apply";
