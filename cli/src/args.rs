@@ -31,7 +31,9 @@ pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
 pub(crate) fn interval(text: &str) -> Result<Duration, String> {
     let interval = duration(text)?;
     match interval < INTERVAL_MIN {
-        true => Err(format!("must be at least {INTERVAL_MIN:?}, for example 500ms or 2s")),
+        true => Err(format!(
+            "must be at least {INTERVAL_MIN:?}, for example 500ms or 2s"
+        )),
         false => Ok(interval),
     }
 }
@@ -65,7 +67,9 @@ pub(crate) fn listen(text: &str) -> Result<SocketAddr, String> {
         ));
     }
     let found = (host, number).to_socket_addrs().map_err(|error| {
-        format!("the host {host:?} is not known ({error}); for example 127.0.0.1:{number} or localhost:{number}")
+        format!(
+            "the host {host:?} is not known ({error}); for example 127.0.0.1:{number} or localhost:{number}"
+        )
     })?;
     let mut found: Vec<SocketAddr> = found.collect();
     // `localhost` often has both kinds, and the addresses of other settings are of the older kind.
@@ -145,18 +149,30 @@ mod tests {
         check(&["0s", "0ms"], &["30s", "1m", "500ms"], &|t| {
             positive_duration(t).map(drop)
         });
-        check(&["0s", "49ms", "x"], &["500ms", "2s", "50ms"], &|t| interval(t).map(drop));
+        check(&["0s", "49ms", "x"], &["500ms", "2s", "50ms"], &|t| {
+            interval(t).map(drop)
+        });
         check(
             &["", "soon", "2026-13-01"],
             &["10m", "2026-01-31T17:45:00Z", "2026-01-31 17:45:00", "2026-01-31"],
             &|t| moment(t).map(drop),
         );
         check(
-            &["", ":9090", "9090", "localhost", "localhost:x", "a b:9090", "localhost:70000"],
+            &[
+                "",
+                ":9090",
+                "9090",
+                "localhost",
+                "localhost:x",
+                "a b:9090",
+                "localhost:70000",
+            ],
             &["127.0.0.1:9090", "localhost:9090", "0.0.0.0:9090", "[::1]:0"],
             &|t| listen(t).map(drop),
         );
-        check(&["", "a/b", "-a", "ä"], &["alpha", "node-1"], &|t| node_name(t).map(drop));
+        check(&["", "a/b", "-a", "ä"], &["alpha", "node-1"], &|t| {
+            node_name(t).map(drop)
+        });
         check(&["", "a b"], &["north", "rack-3"], &|t| zone_name(t).map(drop));
         check(&["/dev/null"], &["data", "/", "/nonexistent/x"], &|t| {
             check_folder(t.into()).map(drop)

@@ -85,7 +85,10 @@ impl Defaults {
 
 /// Returns `true` if a context applies to a command.
 pub(crate) fn follows_context(path: &str) -> bool {
-    let is_at_or_below = |known: &&str| path.strip_prefix(*known).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
+    let is_at_or_below = |known: &&str| {
+        path.strip_prefix(*known)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+    };
     !WITHOUT_CONTEXT.iter().any(|known| is_at_or_below(&known))
 }
 
@@ -158,7 +161,10 @@ impl ConfigFile {
             let number = line_of(at);
             let line = text.lines().nth(number - 1).unwrap_or_default().trim_end();
             let shown: String = line.chars().take(LINE_SHOWN_MAX).collect();
-            CliError::Usage(format!("{}, line {number}: {reason}\n    {shown}", path.display()))
+            CliError::Usage(format!(
+                "{}, line {number}: {reason}\n    {shown}",
+                path.display()
+            ))
         };
         let table = DeTable::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
@@ -224,7 +230,10 @@ pub(crate) fn flag_value(args: &[OsString], long: &str, short: Option<char>) -> 
         }
         let text = arg.to_string_lossy();
         let joined = text.strip_prefix(&long).and_then(|rest| rest.strip_prefix('='));
-        let glued = || text.strip_prefix(short.as_deref()?).filter(|_| !text.starts_with("--"));
+        let glued = || {
+            text.strip_prefix(short.as_deref()?)
+                .filter(|_| !text.starts_with("--"))
+        };
         if let Some(value) = joined.or_else(glued) {
             return Some(value.trim_start_matches('=').into());
         }
@@ -234,12 +243,17 @@ pub(crate) fn flag_value(args: &[OsString], long: &str, short: Option<char>) -> 
 
 /// Warns of variables that look like settings and are none.
 pub(crate) fn warn_of_unknown_variables(command: &Command) {
-    let known: Vec<String> = settings(command).into_iter().map(|setting| setting.variable).collect();
+    let known: Vec<String> = settings(command)
+        .into_iter()
+        .map(|setting| setting.variable)
+        .collect();
     for (name, _) in std::env::vars_os() {
         let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else {
             continue;
         };
-        let is_choice = CHOICE_KEYS.iter().any(|key| name == format!("{PREFIX}{}", key.to_uppercase()));
+        let is_choice = CHOICE_KEYS
+            .iter()
+            .any(|key| name == format!("{PREFIX}{}", key.to_uppercase()));
         if is_choice || known.iter().any(|known| known == name) {
             continue;
         }
@@ -283,7 +297,9 @@ fn check(arg: &Arg, text: &str) -> Result<(), String> {
 fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> String {
     let known: Vec<&str> = known.map(String::as_str).collect();
     match suggest::nearest(name, known.iter().copied()) {
-        Some(nearest) => format!("there is no setting {name}; did you mean {nearest}? (imt config show lists all)"),
+        Some(nearest) => {
+            format!("there is no setting {name}; did you mean {nearest}? (imt config show lists all)")
+        }
         None => format!("there is no setting {name}; there are {}", known.join(", ")),
     }
 }
@@ -311,7 +327,10 @@ mod tests {
         let file = parse("# how fast\nrate = 2.5\n").unwrap();
         assert_eq!(file.value("rate").unwrap().line, 2);
         for (args, expected) in [(&["imt", "run"][..], 2.5), (&["imt", "run", "--rate", "7"], 7.0)] {
-            let defaults = Defaults { file: file.clone(), context: None };
+            let defaults = Defaults {
+                file: file.clone(),
+                context: None,
+            };
             let matches = defaults.apply(command()).try_get_matches_from(args).unwrap();
             let run = matches.subcommand_matches("run").unwrap();
             assert_eq!(run.get_one::<f64>("rate"), Some(&expected));
@@ -343,10 +362,20 @@ mod tests {
     fn a_flag_is_found_in_each_form_and_not_behind_two_dashes() {
         let args = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
         let find = |text: &str| flag_value(&args(text), "output", Some('o'));
-        for text in ["imt --output json run", "imt run --output=json", "imt -o json", "imt run -ojson", "imt -o=json"] {
+        for text in [
+            "imt --output json run",
+            "imt run --output=json",
+            "imt -o json",
+            "imt run -ojson",
+            "imt -o=json",
+        ] {
             assert_eq!(find(text), Some("json".into()), "{text}");
         }
-        for text in ["imt run -- --output json", "imt --outputs json", "imt run --o json"] {
+        for text in [
+            "imt run -- --output json",
+            "imt --outputs json",
+            "imt run --o json",
+        ] {
             assert_eq!(find(text), None, "{text}");
         }
     }
@@ -355,7 +384,10 @@ mod tests {
     fn a_context_overrides_the_file_but_not_for_simulations() {
         let file = parse("rate = 2\n").unwrap();
         let context = Context::new("prod", [("rate".to_owned(), "3".to_owned())].into());
-        let defaults = Defaults { file, context: Some(context) };
+        let defaults = Defaults {
+            file,
+            context: Some(context),
+        };
         assert_eq!(defaults.value("order list", "rate"), Some("3"));
         assert_eq!(defaults.value("sim run", "rate"), Some("2"));
         assert_eq!(defaults.value("node start", "rate"), Some("2"));

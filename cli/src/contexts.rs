@@ -86,7 +86,10 @@ impl Contexts {
         }
         let mode = metadata.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
-            let advice = format!("others may read or write it (mode {mode:o}); run: chmod 600 {}", path.display());
+            let advice = format!(
+                "others may read or write it (mode {mode:o}); run: chmod 600 {}",
+                path.display()
+            );
             return Err(wrong(advice));
         }
         let mut text = String::new();
@@ -113,7 +116,11 @@ impl Contexts {
         json.push(b'\n');
         if let Some(folder) = path.parent() {
             let mut builder = fs::DirBuilder::new();
-            builder.recursive(true).mode(0o700).create(folder).map_err(failed)?;
+            builder
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)
+                .map_err(failed)?;
         }
         let unfinished = path.with_extension(format!("{}.new", std::process::id()));
         let mut options = fs::OpenOptions::new();
@@ -148,7 +155,11 @@ impl Contexts {
         match named {
             Some(name) if name.is_empty() => Ok(None),
             Some(name) => contexts.get(&name.to_string_lossy()).map(Some),
-            None => contexts.current.as_deref().map(|name| contexts.get(name)).transpose(),
+            None => contexts
+                .current
+                .as_deref()
+                .map(|name| contexts.get(name))
+                .transpose(),
         }
     }
 }
@@ -178,7 +189,10 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         let read = Contexts::read_from(&path).unwrap();
-        assert_eq!(read.get("prod").unwrap().value("oms"), Some("http://10.0.0.7:9090"));
+        assert_eq!(
+            read.get("prod").unwrap().value("oms"),
+            Some("http://10.0.0.7:9090")
+        );
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 
@@ -198,8 +212,20 @@ mod tests {
     #[test]
     fn an_unknown_context_is_refused_with_the_known_ones() {
         let mut contexts = Contexts::default();
-        assert!(contexts.get("x").unwrap_err().to_string().contains("imt context add"));
+        assert!(
+            contexts
+                .get("x")
+                .unwrap_err()
+                .to_string()
+                .contains("imt context add")
+        );
         contexts.contexts.insert("prod".to_owned(), BTreeMap::new());
-        assert!(contexts.get("x").unwrap_err().to_string().contains("there are prod"));
+        assert!(
+            contexts
+                .get("x")
+                .unwrap_err()
+                .to_string()
+                .contains("there are prod")
+        );
     }
 }

@@ -54,7 +54,10 @@ mod tests {
                     }
                 }
                 // Wider lines would be wrapped in the middle of an example.
-                let written = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                let written = command
+                    .get_after_help()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
                 for line in written.lines() {
                     assert!(line.chars().count() <= WIDTH, "{path}: {line}");
                 }
@@ -68,11 +71,22 @@ mod tests {
         let sim = command.find_subcommand_mut("sim").unwrap();
         let help = sim.find_subcommand_mut("run").unwrap().render_help().to_string();
         assert!(!help.contains("IMT_"), "{help}");
-        assert!(help.lines().count() <= 70, "{} lines: {help}", help.lines().count());
+        assert!(
+            help.lines().count() <= 70,
+            "{} lines: {help}",
+            help.lines().count()
+        );
         let mut command = whole(&["imt", "--help"]);
         let sim = command.find_subcommand_mut("sim").unwrap();
-        let help = sim.find_subcommand_mut("run").unwrap().render_long_help().to_string();
-        assert!(help.contains("[env: IMT_RATE]") && help.contains("--payment-timeout"), "{help}");
+        let help = sim
+            .find_subcommand_mut("run")
+            .unwrap()
+            .render_long_help()
+            .to_string();
+        assert!(
+            help.contains("[env: IMT_RATE]") && help.contains("--payment-timeout"),
+            "{help}"
+        );
     }
 
     /// Splits an example into words as a shell does, without the explanation behind it.
@@ -100,7 +114,10 @@ mod tests {
         let root = whole(&["imt", "--help"]);
         let mut count = 0;
         for_each(&root, "imt", &mut |command, path| {
-            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let text = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
             for line in text.lines().filter_map(|line| line.strip_prefix("  imt ")) {
                 let line = line.split(" | ").next().unwrap_or(line);
                 for part in line.split(" && ") {
@@ -121,6 +138,8 @@ mod tests {
     }
 
     fn plain(command: Command) -> Command {
-        command.mut_args(|arg| arg.env(None::<&str>)).mut_subcommands(plain)
+        command
+            .mut_args(|arg| arg.env(None::<&str>))
+            .mut_subcommands(plain)
     }
 }

@@ -119,7 +119,9 @@ impl Api {
         if status.is_success() {
             return Ok(json);
         }
-        let detail = json["detail"].as_str().filter(|_| answer.content_type.starts_with(PROBLEM));
+        let detail = json["detail"]
+            .as_str()
+            .filter(|_| answer.content_type.starts_with(PROBLEM));
         let Some(detail) = detail else {
             return Err(stranger());
         };
@@ -160,7 +162,10 @@ async fn exchange_by(
     if extra.json.is_some() {
         request = request.header(CONTENT_TYPE, "application/json");
     }
-    let body = extra.json.map(|json| Bytes::from(json.to_string())).unwrap_or_default();
+    let body = extra
+        .json
+        .map(|json| Bytes::from(json.to_string()))
+        .unwrap_or_default();
     let request = request
         .body(Full::new(body))
         .map_err(|error| CliError::because(format!("cannot ask {url}"), error))?;
@@ -175,7 +180,9 @@ async fn exchange_by(
         })?;
         let status = answer.status();
         let content_type = answer.headers().get(CONTENT_TYPE);
-        let content_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let content_type = content_type
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
         let content_type = content_type.to_owned();
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
         let body =
@@ -186,12 +193,14 @@ async fn exchange_by(
             body: body.to_bytes(),
         })
     };
-    tokio::time::timeout(extra.timeout, exchange).await.unwrap_or_else(|late| {
-        Err(CliError::Unreachable {
-            message: format!("{url} did not answer within {:?}", extra.timeout),
-            source: Box::new(late),
+    tokio::time::timeout(extra.timeout, exchange)
+        .await
+        .unwrap_or_else(|late| {
+            Err(CliError::Unreachable {
+                message: format!("{url} did not answer within {:?}", extra.timeout),
+                source: Box::new(late),
+            })
         })
-    })
 }
 
 #[cfg(test)]
@@ -219,6 +228,9 @@ mod tests {
             assert!(error.contains("as no node does"), "{error}");
         }
         assert!(understood(200, "text/html", "<h1>Hello</h1>").is_err());
-        assert_eq!(understood(200, "application/json", "{}").unwrap(), serde_json::json!({}));
+        assert_eq!(
+            understood(200, "application/json", "{}").unwrap(),
+            serde_json::json!({})
+        );
     }
 }

@@ -137,7 +137,13 @@ struct Global {
     )]
     log_level: String,
     /// Log errors only, and show no progress
-    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Global options")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        conflicts_with = "verbose",
+        help_heading = "Global options"
+    )]
     quiet: bool,
     /// Log more: -v for debug, -vv for trace
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]

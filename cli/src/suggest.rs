@@ -43,10 +43,7 @@ pub(crate) fn improve(mut error: Error, root: &Command, args: &[std::ffi::OsStri
         Some(nearest) => vec![nearest.to_owned()],
         None => names.iter().map(ToString::to_string).collect(),
     };
-    error.insert(
-        ContextKind::SuggestedSubcommand,
-        ContextValue::Strings(suggested),
-    );
+    error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(suggested));
     error
 }
 
@@ -70,10 +67,7 @@ mod tests {
         let root = Command::new("imt")
             .subcommand(Command::new("sim").subcommand(Command::new("run")))
             .subcommand(Command::new("db").subcommand(Command::new("verify")));
-        for (args, expected) in [
-            (["imt", "sim", "rnu"], "run"),
-            (["imt", "db", "frob"], "verify"),
-        ] {
+        for (args, expected) in [(["imt", "sim", "rnu"], "run"), (["imt", "db", "frob"], "verify")] {
             let error = root.clone().try_get_matches_from(args).unwrap_err();
             let args = args.map(std::ffi::OsString::from);
             let text = improve(error, &root, &args).to_string();

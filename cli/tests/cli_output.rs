@@ -17,21 +17,46 @@ fn error_of(output: &Output) -> Value {
 fn errors_are_json_wherever_results_are() {
     let missing = "/nonexistent/db";
     let cases: [(&[&str], i32, &str); 5] = [
-        (&["sim", "rnu", "--output", "json"], 2, "unrecognized subcommand 'rnu'"),
-        (&["-o", "json", "sim", "run", "--rate", "fast"], 2, "for example 100"),
+        (
+            &["sim", "rnu", "--output", "json"],
+            2,
+            "unrecognized subcommand 'rnu'",
+        ),
+        (
+            &["-o", "json", "sim", "run", "--rate", "fast"],
+            2,
+            "for example 100",
+        ),
         (&["db", "inspect", missing, "-ojson"], 1, "there is no database"),
-        (&["ring", "show", "--data", "/nonexistent", "--output=json"], 1, "there is no ring"),
-        (&["order", "show", "17", "--oms", "http://127.0.0.1:1", "-o", "json"], 5, "no node answers"),
+        (
+            &["ring", "show", "--data", "/nonexistent", "--output=json"],
+            1,
+            "there is no ring",
+        ),
+        (
+            &["order", "show", "17", "--oms", "http://127.0.0.1:1", "-o", "json"],
+            5,
+            "no node answers",
+        ),
     ];
     for (args, code, message) in cases {
         let output = run(args);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
         let error = error_of(&output);
         assert_eq!(error["exit_code"], code, "{args:?}");
-        assert!(error["message"].as_str().unwrap().contains(message), "{args:?}: {error}");
-        assert!(error["causes"].is_array() && stdout(&output).is_empty(), "{args:?}");
+        assert!(
+            error["message"].as_str().unwrap().contains(message),
+            "{args:?}: {error}"
+        );
+        assert!(
+            error["causes"].is_array() && stdout(&output).is_empty(),
+            "{args:?}"
+        );
     }
-    let output = imt(&["db", "inspect", missing]).env("IMT_OUTPUT", "json").output().unwrap();
+    let output = imt(&["db", "inspect", missing])
+        .env("IMT_OUTPUT", "json")
+        .output()
+        .unwrap();
     assert_eq!(error_of(&output)["exit_code"], 1);
     let tip = error_of(&run(&["sim", "rnu", "-o", "json"]))["tip"].clone();
     assert!(tip.as_str().unwrap().contains("'run'"), "{tip}");
@@ -60,7 +85,11 @@ fn help_version_and_scripts_work_beside_a_broken_file_of_settings() {
     assert!(stderr(&here(&["sim", "rnu"])).contains("'run'"));
     let output = here(&["ring", "show"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("imt.toml, line 2"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("imt.toml, line 2"),
+        "{}",
+        stderr(&output)
+    );
     let output = here(&["config", "show"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stdout(&output).contains("payment_timeout"), "{}", stdout(&output));
@@ -72,8 +101,14 @@ fn unknown_variables_of_the_environment_are_named() {
     let output = imt(&["config", "show"]).env("IMT_RATES", "5").output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let log = stderr(&output);
-    assert!(log.contains("IMT_RATES is no setting; did you mean IMT_RATE?"), "{log}");
-    let output = imt(&["config", "show", "-q"]).env("IMT_RATES", "5").output().unwrap();
+    assert!(
+        log.contains("IMT_RATES is no setting; did you mean IMT_RATE?"),
+        "{log}"
+    );
+    let output = imt(&["config", "show", "-q"])
+        .env("IMT_RATES", "5")
+        .output()
+        .unwrap();
     assert_eq!(stderr(&output), "");
     assert_eq!(stderr(&run(&["config", "show"])), "");
 }
@@ -93,15 +128,28 @@ fn colour_follows_the_flag_and_else_the_terminal() {
         assert_eq!(has_colour(&output), is_wanted, "{choice}: {}", stdout(&output));
         assert!(stdout(&output).contains("serving"));
     }
-    let output = imt(&["node", "list", "-d", folder, "--color", "always"]).env("NO_COLOR", "1").output();
+    let output = imt(&["node", "list", "-d", folder, "--color", "always"])
+        .env("NO_COLOR", "1")
+        .output();
     assert!(has_colour(&output.unwrap()), "a flag overrides the environment");
-    let fields = run(&["node", "list", "-d", folder, "--fields", "state,node", "--no-header"]);
+    let fields = run(&[
+        "node",
+        "list",
+        "-d",
+        folder,
+        "--fields",
+        "state,node",
+        "--no-header",
+    ]);
     assert_eq!(stdout(&fields), "serving  alpha\n");
     let csv = run(&["node", "list", "-d", folder, "--fields", "node,weight", "--csv"]);
     assert_eq!(stdout(&csv), "node,weight\nalpha,1\n");
     let stopped = run(&["node", "stop", "alpha", "-d", folder, "-o", "json"]);
     let stopped: Value = serde_json::from_str(&stdout(&stopped)).unwrap();
-    assert_eq!((&stopped["node"], &stopped["state"]), (&"alpha".into(), &"stopped".into()));
+    assert_eq!(
+        (&stopped["node"], &stopped["state"]),
+        (&"alpha".into(), &"stopped".into())
+    );
     assert_eq!(node.ended(), Some(0));
 }
 
@@ -115,7 +163,10 @@ fn manual_pages_exist_for_every_command() {
     assert!(files["files"].as_array().unwrap().len() > 40, "{files}");
     for name in ["imt.1", "imt-sim-run.1", "imt-order-dead-retry.1"] {
         let page = std::fs::read_to_string(to.join(name)).unwrap();
-        assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{name}");
+        assert!(
+            page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"),
+            "{name}"
+        );
     }
     let output = run(&["man", "sim", "rnu"]);
     assert_eq!(output.status.code(), Some(2));
@@ -132,14 +183,21 @@ fn the_binary_completes_nodes_runs_scenarios_and_contexts() {
         command.env("XDG_CONFIG_HOME", config.path());
         command
     };
-    let add = with_contexts(imt(&["context", "add", "prod", "--data", folder])).output().unwrap();
+    let add = with_contexts(imt(&["context", "add", "prod", "--data", folder]))
+        .output()
+        .unwrap();
     assert_eq!(add.status.code(), Some(0), "{}", stderr(&add));
     let complete = |line: &[&str]| {
         let index = line.len().to_string();
         let args = [&["--", "imt"][..], line].concat();
         let mut command = with_contexts(imt(&args));
-        command.env("IMT_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", index);
-        command.env("_CLAP_COMPLETE_COMP_TYPE", "9").env("_CLAP_COMPLETE_SPACE", "true").env("_CLAP_IFS", "\n");
+        command
+            .env("IMT_COMPLETE", "bash")
+            .env("_CLAP_COMPLETE_INDEX", index);
+        command
+            .env("_CLAP_COMPLETE_COMP_TYPE", "9")
+            .env("_CLAP_COMPLETE_SPACE", "true")
+            .env("_CLAP_IFS", "\n");
         stdout(&command.output().unwrap())
     };
     for (line, expected) in [
@@ -152,13 +210,20 @@ fn the_binary_completes_nodes_runs_scenarios_and_contexts() {
         (&["order", "--outp"], "--output"),
     ] {
         let words = complete(line);
-        assert!(words.lines().any(|word| word.trim() == expected), "{line:?}: {words:?}");
+        assert!(
+            words.lines().any(|word| word.trim() == expected),
+            "{line:?}: {words:?}"
+        );
     }
     assert!(!complete(&["node", "stop", "-d", "/nonexistent", ""]).contains("alpha"));
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = run(&["completions", shell]);
         assert_eq!(output.status.code(), Some(0));
-        assert!(stdout(&output).contains("IMT_COMPLETE"), "{shell}: {}", stdout(&output));
+        assert!(
+            stdout(&output).contains("IMT_COMPLETE"),
+            "{shell}: {}",
+            stdout(&output)
+        );
     }
     drop(node);
 }

@@ -1,8 +1,8 @@
 //! Settings: a flag overrides the environment, the environment overrides the file, and each mistake
 //! is named.
 
-use serde_json::Value;
 use crate::support::{imt, run, stderr, stdout};
+use serde_json::Value;
 use tempfile::tempdir;
 
 /// Returns the settings of `imt config show` with a file of this content and these variables.
@@ -79,7 +79,10 @@ fn a_file_that_is_wrong_is_named_with_the_line() {
     let path = folder.path().join("shop.toml");
     let path_text = path.to_str().unwrap();
     for (text, names) in [
-        ("rate = 1\nsped = 2\n", ["line 2", "no setting sped; did you mean seed?"]),
+        (
+            "rate = 1\nsped = 2\n",
+            ["line 2", "no setting sped; did you mean seed?"],
+        ),
         ("listen = \"here\"\n", ["line 1", "listen"]),
         ("rate = \n", ["line 1", "shop.toml"]),
     ] {

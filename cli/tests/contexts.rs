@@ -21,8 +21,12 @@ impl User {
 
     fn run_with(&self, variables: &[(&str, &str)], args: &[&str]) -> Output {
         let mut command = imt(args);
-        command.env_remove("XDG_CONFIG_HOME").env("HOME", self.home.path());
-        command.current_dir(self.home.path()).envs(variables.iter().copied());
+        command
+            .env_remove("XDG_CONFIG_HOME")
+            .env("HOME", self.home.path());
+        command
+            .current_dir(self.home.path())
+            .envs(variables.iter().copied());
         command.output().unwrap()
     }
 
@@ -68,21 +72,36 @@ fn mode(path: &Path) -> u32 {
 #[test]
 fn a_flag_beats_the_environment_the_environment_a_context_and_a_context_the_file() {
     let user = User::new();
-    std::fs::write(user.home.path().join("imt.toml"), "oms = \"http://127.0.0.1:1\"\n").unwrap();
+    std::fs::write(
+        user.home.path().join("imt.toml"),
+        "oms = \"http://127.0.0.1:1\"\n",
+    )
+    .unwrap();
     assert_eq!(user.asked(&[], &[]), "http://127.0.0.1:1");
     user.done(&["context", "add", "prod", "--oms", "http://127.0.0.1:2"]);
-    assert_eq!(user.asked(&[], &[]), "http://127.0.0.1:1", "a context must be chosen");
+    assert_eq!(
+        user.asked(&[], &[]),
+        "http://127.0.0.1:1",
+        "a context must be chosen"
+    );
     assert_eq!(user.asked(&[], &["--context", "prod"]), "http://127.0.0.1:2");
     user.done(&["context", "use", "prod"]);
     assert_eq!(user.asked(&[], &[]), "http://127.0.0.1:2");
     let variable = [("IMT_OMS", "http://127.0.0.1:3")];
     assert_eq!(user.asked(&variable, &[]), "http://127.0.0.1:3");
-    assert_eq!(user.asked(&variable, &["--oms", "http://127.0.0.1:4"]), "http://127.0.0.1:4");
+    assert_eq!(
+        user.asked(&variable, &["--oms", "http://127.0.0.1:4"]),
+        "http://127.0.0.1:4"
+    );
     assert_eq!(user.asked(&[("IMT_CONTEXT", "")], &[]), "http://127.0.0.1:1");
     let of_context = ("http://127.0.0.1:2".to_owned(), "context prod".to_owned());
     assert_eq!(user.oms(&[], &[]), of_context);
     assert_eq!(user.oms(&variable, &[]).1, "environment IMT_OMS");
-    assert!(user.oms(&[("IMT_CONTEXT", "")], &[]).1.ends_with("imt.toml line 1"));
+    assert!(
+        user.oms(&[("IMT_CONTEXT", "")], &[])
+            .1
+            .ends_with("imt.toml line 1")
+    );
 }
 
 #[test]
@@ -90,22 +109,42 @@ fn contexts_are_kept_for_the_owner_alone_and_listed() {
     let user = User::new();
     let added = user.done(&["context", "add", "prod", "--oms", "http://10.0.0.7:9090", "--use"]);
     assert!(added.contains("used from now on"), "{added}");
-    user.done(&["context", "add", "local", "--data", "shop", "--warehouse", "http://127.0.0.1:9091"]);
+    user.done(&[
+        "context",
+        "add",
+        "local",
+        "--data",
+        "shop",
+        "--warehouse",
+        "http://127.0.0.1:9091",
+    ]);
     assert_eq!(mode(&user.file()), 0o600);
     let table = user.done(&["context", "list"]);
     assert_eq!(table.lines().count(), 3, "{table}");
     let prod = table.lines().find(|line| line.contains("prod")).unwrap();
-    assert!(prod.starts_with('*') && prod.contains("http://10.0.0.7:9090"), "{table}");
+    assert!(
+        prod.starts_with('*') && prod.contains("http://10.0.0.7:9090"),
+        "{table}"
+    );
     let listed: Vec<Value> = serde_json::from_str(&user.done(&["context", "list", "-o", "json"])).unwrap();
     let data = listed[0]["values"]["data"].as_str().unwrap();
     assert!(Path::new(data).is_absolute() && data.ends_with("shop"), "{data}");
     for (args, names) in [
-        (&["context", "add", "prod", "--oms", "http://10.0.0.8:9090"][..], "--replace"),
-        (&["context", "add", "a b", "--oms", "http://10.0.0.8:9090"], "for example prod"),
+        (
+            &["context", "add", "prod", "--oms", "http://10.0.0.8:9090"][..],
+            "--replace",
+        ),
+        (
+            &["context", "add", "a b", "--oms", "http://10.0.0.8:9090"],
+            "for example prod",
+        ),
         (&["context", "add", "empty"], "--oms"),
         (&["context", "use", "prd"], "there are local, prod"),
         (&["context", "remove", "prd"], "there are local, prod"),
-        (&["order", "show", "17", "--context", "prd"], "there are local, prod"),
+        (
+            &["order", "show", "17", "--context", "prd"],
+            "there are local, prod",
+        ),
     ] {
         let output = user.run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
@@ -128,9 +167,28 @@ fn contexts_are_kept_for_the_owner_alone_and_listed() {
 fn a_simulation_sends_no_orders_to_the_shop_of_a_context() {
     let user = User::new();
     let free = crate::support::free_address();
-    user.done(&["context", "add", "prod", "--data", "prod-data", "--oms", &format!("http://{free}"), "--use"]);
+    user.done(&[
+        "context",
+        "add",
+        "prod",
+        "--data",
+        "prod-data",
+        "--oms",
+        &format!("http://{free}"),
+        "--use",
+    ]);
     let output = user.run(&[
-        "sim", "run", "--duration", "200ms", "--rate", "20", "--port", "0", "--warehouse-port", "0", "--plain",
+        "sim",
+        "run",
+        "--duration",
+        "200ms",
+        "--rate",
+        "20",
+        "--port",
+        "0",
+        "--warehouse-port",
+        "0",
+        "--plain",
     ]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(user.home.path().join("data/runs").exists());

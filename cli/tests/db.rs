@@ -5,9 +5,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use crate::support::{imt, run, stderr, stdout};
 use microdb::{Db, Durability, Options};
 use serde_json::Value as Json;
-use crate::support::{imt, run, stderr, stdout};
 use tempfile::{TempDir, tempdir};
 
 /// Creates a database with several tables and segments, in which some records are dead.

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use microdb::{Db, Options};
 use crate::support::{imt, run, stderr, stdout};
+use microdb::{Db, Options};
 use tempfile::{TempDir, tempdir};
 
 /// Creates a database with two tables of three records each.

@@ -38,7 +38,10 @@ fn every_file_of_this_folder_is_a_module() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         if name != "main" {
-            assert!(listed.contains(&format!("mod {name};\n")), "{name} is not listed in main.rs");
+            assert!(
+                listed.contains(&format!("mod {name};\n")),
+                "{name} is not listed in main.rs"
+            );
             count += 1;
         }
     }

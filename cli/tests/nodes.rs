@@ -1,9 +1,9 @@
 //! Several nodes on one data folder, as real processes: they share the orders, and the volume of a
 //! killed node stays available.
 
+use crate::support::{Answer, Server, http, run, stderr, stdout, try_http, until};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use crate::support::{Answer, Server, http, run, stderr, stdout, try_http, until};
 use tempfile::{TempDir, tempdir};
 
 const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");
@@ -323,6 +323,24 @@ fn signal(server: &Server, name: &str) {
         .status()
         .unwrap();
     assert!(status.success());
+}
+
+#[test]
+fn a_stop_of_a_paused_node_names_the_node_and_its_process() {
+    let world = World::new();
+    let alpha = world.start("alpha");
+    signal(&alpha, "STOP");
+    let stop = world.nodes(&["stop", "alpha"]);
+    assert_eq!(stop.status.code(), Some(5), "{}", stderr(&stop));
+    let process = format!("node 'alpha' (process {}) does not answer", alpha.id());
+    assert!(stderr(&stop).contains(&process), "{}", stderr(&stop));
+    let stranger = world.nodes(&["stop", "gamma"]);
+    assert_eq!(stranger.status.code(), Some(1));
+    assert!(
+        stderr(&stranger).contains("running are alpha"),
+        "{}",
+        stderr(&stranger)
+    );
 }
 
 #[test]

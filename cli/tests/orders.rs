@@ -18,7 +18,16 @@ impl Shop {
         let warehouse = format!("http://{}", free_address());
         let folder = data.path().to_str().unwrap();
         let node = Server::start(&[
-            "node", "start", "-n", "alpha", "-d", folder, "-l", "127.0.0.1:0", "--warehouse", &warehouse,
+            "node",
+            "start",
+            "-n",
+            "alpha",
+            "-d",
+            folder,
+            "-l",
+            "127.0.0.1:0",
+            "--warehouse",
+            &warehouse,
         ]);
         let csv = [("Content-Type", "text/csv")];
         let stocks = include_bytes!("../../data/samples/stocks.csv");
@@ -28,14 +37,24 @@ impl Shop {
     }
 
     fn place(&self, id: &str) {
-        let order = json!({ "id": id, "products": [{ "id": 16, "quantity": 3 }, { "id": 18, "quantity": 1 }] });
+        let order =
+            json!({ "id": id, "products": [{ "id": 16, "quantity": 3 }, { "id": 18, "quantity": 1 }] });
         let headers = [("Content-Type", "application/json")];
-        let answer = http(&self.node.address, "POST", "/order", &headers, order.to_string().as_bytes());
+        let answer = http(
+            &self.node.address,
+            "POST",
+            "/order",
+            &headers,
+            order.to_string().as_bytes(),
+        );
         assert_eq!(answer.status, 200, "{}", answer.body);
     }
 
     fn run(&self, args: &[&str]) -> Output {
-        imt(&[&["order"], args].concat()).env("IMT_OMS", self.node.url()).output().unwrap()
+        imt(&[&["order"], args].concat())
+            .env("IMT_OMS", self.node.url())
+            .output()
+            .unwrap()
     }
 
     fn done(&self, args: &[&str]) -> String {
@@ -50,7 +69,10 @@ impl Shop {
 
     fn spawn(&self, args: &[&str]) -> Child {
         let mut command = imt(&[&["order"], args].concat());
-        command.env("IMT_OMS", self.node.url()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .env("IMT_OMS", self.node.url())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command.spawn().unwrap()
     }
 }
@@ -63,36 +85,73 @@ fn an_order_is_listed_shown_paid_cancelled_and_its_history_told() {
     }
     let table = shop.done(&["list", "--fields", "order,state,store,products", "--no-header"]);
     assert_eq!(table.lines().count(), 3, "{table}");
-    assert!(table.lines().next().unwrap().starts_with("k1  ") && table.contains("3x16 1x18"), "{table}");
+    assert!(
+        table.lines().next().unwrap().starts_with("k1  ") && table.contains("3x16 1x18"),
+        "{table}"
+    );
     let first = shop.run(&["list", "--limit", "2"]);
     assert_eq!(stdout(&first).lines().count(), 3);
-    assert!(stderr(&first).contains("more than 2 orders"), "{}", stderr(&first));
+    assert!(
+        stderr(&first).contains("more than 2 orders"),
+        "{}",
+        stderr(&first)
+    );
     assert_eq!(shop.json(&["list"]).as_array().unwrap().len(), 3);
     assert_eq!(shop.json(&["list", "--since", "1h", "--store", "999"]), json!([]));
 
     assert_eq!(shop.done(&["pay", "k1", "4711"]), "order k1 is paid\n");
-    assert_eq!(shop.done(&["pay", "k1", "4711"]), "order k1 is paid\n", "a payment may be repeated");
+    assert_eq!(
+        shop.done(&["pay", "k1", "4711"]),
+        "order k1 is paid\n",
+        "a payment may be repeated"
+    );
     let refused = shop.run(&["pay", "k1", "4712"]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(stderr(&refused).contains("already paid by transaction 4711"), "{}", stderr(&refused));
+    assert!(
+        stderr(&refused).contains("already paid by transaction 4711"),
+        "{}",
+        stderr(&refused)
+    );
     assert_eq!(shop.done(&["cancel", "k2"]), "order k2 is cancelled\n");
     let some = shop.run(&["cancel", "k3", "nope", "k2"]);
     assert_eq!(some.status.code(), Some(1));
     assert_eq!(stdout(&some), "order k3 is cancelled\norder k2 is cancelled\n");
-    assert!(stderr(&some).contains("1 order could not be cancelled"), "{}", stderr(&some));
-    assert_eq!(shop.json(&["list", "--state", "cancelled"]).as_array().unwrap().len(), 2);
+    assert!(
+        stderr(&some).contains("1 order could not be cancelled"),
+        "{}",
+        stderr(&some)
+    );
+    assert_eq!(
+        shop.json(&["list", "--state", "cancelled"])
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
 
     let shown = shop.done(&["show", "k1"]);
-    assert!(shown.contains("state        paid") && shown.contains("transaction  4711"), "{shown}");
+    assert!(
+        shown.contains("state        paid") && shown.contains("transaction  4711"),
+        "{shown}"
+    );
     let history = shop.done(&["history", "k1", "--fields", "event,detail", "--csv"]);
     assert_eq!(
         history,
         "event,detail\nreceived,\nreserved,store 1\npaid,transaction 4711\nrefund_wanted,transaction 4712\n"
     );
-    for args in [&["show", "nope"][..], &["history", "nope"], &["watch", "nope"], &["cancel", "nope"]] {
+    for args in [
+        &["show", "nope"][..],
+        &["history", "nope"],
+        &["watch", "nope"],
+        &["cancel", "nope"],
+    ] {
         let output = shop.run(args);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
-        assert!(stderr(&output).contains("there is no order nope"), "{args:?}: {}", stderr(&output));
+        assert!(
+            stderr(&output).contains("there is no order nope"),
+            "{args:?}: {}",
+            stderr(&output)
+        );
     }
     let error: Value = serde_json::from_str(&stderr(&shop.run(&["show", "nope", "-o", "json"]))).unwrap();
     assert_eq!(error["error"]["problem"]["status"], 404, "{error}");
@@ -103,21 +162,40 @@ fn an_order_is_watched_until_it_has_ended() {
     let shop = Shop::start();
     shop.place("k1");
     let mut watch = shop.spawn(&["watch", "k1", "--until", "paid", "--interval", "50ms"]);
-    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = BufReader::new(watch.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
     assert!(lines.next().unwrap().contains("received"));
     assert!(lines.next().unwrap().ends_with("reserved          store 1"));
     shop.done(&["pay", "k1", "4711"]);
-    assert!(lines.next().unwrap().contains("paid              transaction 4711"));
+    assert!(
+        lines
+            .next()
+            .unwrap()
+            .contains("paid              transaction 4711")
+    );
     assert_eq!(watch.wait().unwrap().code(), Some(0));
 
     shop.place("k2");
     let late = shop.run(&["watch", "k2", "--timeout", "200ms", "--interval", "50ms"]);
     assert_eq!(late.status.code(), Some(1));
-    assert!(stderr(&late).contains("is reserved after 200ms, not delivered"), "{}", stderr(&late));
+    assert!(
+        stderr(&late).contains("is reserved after 200ms, not delivered"),
+        "{}",
+        stderr(&late)
+    );
     shop.done(&["cancel", "k2"]);
     let ended = shop.run(&["watch", "k2", "-o", "json"]);
-    assert_eq!(ended.status.code(), Some(3), "it ended in another state: {}", stderr(&ended));
-    let events: Vec<Value> = stdout(&ended).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(
+        ended.status.code(),
+        Some(3),
+        "it ended in another state: {}",
+        stderr(&ended)
+    );
+    let events: Vec<Value> = stdout(&ended)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(events.last().unwrap()["event"], "cancelled");
     assert!(events.iter().all(|event| event["order"] == "k2"));
 }
@@ -127,7 +205,9 @@ fn new_orders_are_followed() {
     let shop = Shop::start();
     shop.place("old");
     let mut list = shop.spawn(&["list", "--follow", "--interval", "50ms", "--since", "1h"]);
-    let mut lines = BufReader::new(list.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = BufReader::new(list.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
     assert!(lines.next().unwrap().starts_with("order "));
     assert!(lines.next().unwrap().starts_with("old "));
     shop.place("new");
@@ -141,16 +221,25 @@ fn a_watched_order_outlives_a_restart_of_its_node() {
     let shop = Shop::start();
     shop.place("k1");
     let mut watch = shop.spawn(&["watch", "k1", "--until", "paid", "--interval", "50ms"]);
-    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = BufReader::new(watch.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
     assert!(lines.next().unwrap().contains("received"));
-    let mut remarks = BufReader::new(watch.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut remarks = BufReader::new(watch.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
     let Shop { node, _data } = shop;
     let address = node.address.clone();
     node.kill();
     assert!(remarks.next().unwrap().contains("asking again"));
     let folder = _data.path().to_str().unwrap();
     let node = Server::start(&["node", "start", "-n", "alpha", "-d", folder, "-l", &address]);
-    let paid = || run(&["order", "pay", "k1", "7", "--oms", &node.url()]).status.code() == Some(0);
+    let paid = || {
+        run(&["order", "pay", "k1", "7", "--oms", &node.url()])
+            .status
+            .code()
+            == Some(0)
+    };
     until("the order is paid", paid);
     assert_eq!(watch.wait().unwrap().code(), Some(0));
 }
@@ -166,14 +255,25 @@ fn a_server_that_is_no_node_is_recognized() {
             let mut request = [0; 1024];
             let _ = stream.read(&mut request);
             let page = "<h1>Not found</h1>";
-            let head = format!("HTTP/1.1 404 Not Found\r\ncontent-type: text/html\r\ncontent-length: {}\r\n", page.len());
+            let head = format!(
+                "HTTP/1.1 404 Not Found\r\ncontent-type: text/html\r\ncontent-length: {}\r\n",
+                page.len()
+            );
             let _ = stream.write_all(format!("{head}connection: close\r\n\r\n{page}").as_bytes());
         }
     });
-    for command in [&["show", "17"][..], &["history", "17"], &["list"], &["cancel", "17"]] {
+    for command in [
+        &["show", "17"][..],
+        &["history", "17"],
+        &["list"],
+        &["cancel", "17"],
+    ] {
         let output = run(&[&["order"], command, &["--oms", &url]].concat());
         assert_eq!(output.status.code(), Some(1), "{command:?}");
         let error = stderr(&output);
-        assert!(error.contains("as no node does") && error.contains(&url), "{command:?}: {error}");
+        assert!(
+            error.contains("as no node does") && error.contains(&url),
+            "{command:?}: {error}"
+        );
     }
 }

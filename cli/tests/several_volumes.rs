@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
 use crate::support::{Answer, Server, http, run, stderr, stdout, try_http, until};
+use serde_json::json;
 use tempfile::{TempDir, tempdir};
 
 const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");

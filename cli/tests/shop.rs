@@ -1,9 +1,9 @@
 //! The shop from outside: in one process, in three processes with a `kill -9` of one, and with the
 //! original's requests.
 
+use crate::support::{Server, http, imt, run, stderr, stdout, try_http, until};
 use serde_json::json;
 use std::process::Stdio;
-use crate::support::{Server, http, imt, run, stderr, stdout, try_http, until};
 use tempfile::tempdir;
 
 const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");

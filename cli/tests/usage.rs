@@ -1,8 +1,8 @@
 //! Help, wrong arguments, taken ports and folders in use: each failure prints one clear line and
 //! has its exit code.
 
-use std::net::TcpListener;
 use crate::support::{Server, run, stderr, stdout};
+use std::net::TcpListener;
 use tempfile::tempdir;
 
 /// Asserts that one line names the failure. Indented causes may follow, and there is no panic.
@@ -22,7 +22,9 @@ fn subcommands(help: &str) -> Vec<String> {
     let lines = lines.take_while(|line| !line.is_empty());
     // Names are indented by two columns, and the rest of a wrapped description by more.
     let names = lines.filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')));
-    let names = names.filter_map(|line| line.split(' ').next()).filter(|name| *name != "help");
+    let names = names
+        .filter_map(|line| line.split(' ').next())
+        .filter(|name| *name != "help");
     names.map(str::to_owned).collect()
 }
 
@@ -60,7 +62,10 @@ fn wrong_usage_is_exit_code_two() {
         (&["node", "start", "--listen", "nonsense"], "127.0.0.1:9090"),
         (&["node", "start", "--listen", ":9090"], "0.0.0.0:9090"),
         (&["node", "start", "--listen", "9090"], "127.0.0.1:9090"),
-        (&["node", "start", "--listen", "nowhere.invalid:9090"], "localhost:9090"),
+        (
+            &["node", "start", "--listen", "nowhere.invalid:9090"],
+            "localhost:9090",
+        ),
         (&["node", "start", "--name", "a/b"], "for example alpha"),
         (&["node", "start", "--zone", ""], "--zone"),
         (&["node", "start", "--weight", "-1"], "--weight"),
@@ -279,11 +284,18 @@ fn a_data_folder_that_is_a_file_is_named() {
     let file = data.path().join("file");
     std::fs::write(&file, "not a folder").unwrap();
     let path = file.to_str().unwrap();
-    for command in [&["node", "start", "--data", path][..], &["sim", "run", "-d", path], &["node", "list", "-d", path]] {
+    for command in [
+        &["node", "start", "--data", path][..],
+        &["sim", "run", "-d", path],
+        &["node", "list", "-d", path],
+    ] {
         let output = run(command);
         assert_eq!(output.status.code(), Some(2), "{command:?}");
         let error = stderr(&output);
-        assert!(error.contains(path) && error.contains("name a folder"), "{command:?}: {error}");
+        assert!(
+            error.contains(path) && error.contains("name a folder"),
+            "{command:?}: {error}"
+        );
     }
 }
 

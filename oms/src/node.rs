@@ -90,7 +90,7 @@ impl Node {
         backend: Arc<C>,
         engine: Option<Arc<EngineCluster>>,
         (listener, address): (TcpListener, SocketAddr),
-        cors: Cors,
+        cors: Option<Cors>,
         wms: Arc<Wms>,
     ) -> Result<Node, NodeError>
     where

@@ -34,8 +34,8 @@ pub(crate) struct ChaosArgs {
     /// Number of nodes with events, besides the node that the shop calls
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
     nodes: u32,
-    /// Time between two events
-    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = args::positive_duration)]
+    /// Time between two events, at least 50ms
+    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = args::interval)]
     every: Duration,
     /// Kinds of events
     #[arg(long, value_enum, default_value_t = Harm::All)]

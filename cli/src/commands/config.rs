@@ -64,14 +64,19 @@ impl ConfigCommand {
 
 fn show(setting: &config::Setting, defaults: &Defaults) -> Shown {
     let file = &defaults.file;
-    let is_followed = setting.args.iter().any(|(command, _)| config::follows_context(command));
+    let is_followed = setting
+        .args
+        .iter()
+        .any(|(command, _)| config::follows_context(command));
     let context = defaults.context.as_ref().filter(|_| is_followed);
     let (value, source) = if let Some(value) = std::env::var_os(&setting.variable) {
         (
             Some(value.to_string_lossy().into_owned()),
             format!("environment {}", setting.variable),
         )
-    } else if let Some((context, value)) = context.and_then(|context| Some((context, context.value(&setting.key)?))) {
+    } else if let Some((context, value)) =
+        context.and_then(|context| Some((context, context.value(&setting.key)?)))
+    {
         (Some(value.to_owned()), format!("context {}", context.name))
     } else if let (Some(value), Some(path)) = (file.value(&setting.key), &file.path) {
         (

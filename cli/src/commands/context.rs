@@ -141,7 +141,11 @@ fn list(table: &TableArgs, output: OutputFormat) -> Result<(), CliError> {
     if contexts.contexts.is_empty() {
         output::remark("there are no contexts; imt context add makes one");
     }
-    let mut rows = vec![["use", "context", "oms", "warehouse", "data"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["use", "context", "oms", "warehouse", "data"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for (name, values) in &contexts.contexts {
         let value = |key: &str| values.get(key).map_or("-", String::as_str).to_owned();
         let star = if is_used(name) { "*" } else { "" };

@@ -59,7 +59,12 @@ fn write_all(root: Command, folder: &Path, output: OutputFormat) -> Result<(), C
     let mut files = Vec::new();
     let mut open = vec![root];
     while let Some(command) = open.pop() {
-        open.extend(command.get_subcommands().filter(|inner| !inner.is_hide_set()).cloned());
+        open.extend(
+            command
+                .get_subcommands()
+                .filter(|inner| !inner.is_hide_set())
+                .cloned(),
+        );
         files.push(Man::new(command).generate_to(folder).map_err(failed)?);
     }
     files.sort();

@@ -245,7 +245,7 @@ async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Resul
         reports.push((card, is_running, report));
     }
     let ring = &look.ring;
-    let slots = |name: &imt_ring::NodeName| ring.as_ref().map_or(0, |ring| ring.slots_of(name).count());
+    let slots = |name: &NodeName| ring.as_ref().map_or(0, |ring| ring.slots_of(name).count());
     let mut nodes: Vec<Listed> = Vec::new();
     for (card, is_running, report) in &reports {
         let report = report.as_ref();
@@ -415,7 +415,11 @@ async fn stop(name: &NodeName, cluster: Cluster, output: OutputFormat) -> Result
         tokio::time::sleep(LOOK_EVERY).await;
     }
     let text = format!("node '{name}' has stopped");
-    output::print_either(output, &text, &json!({ "node": name.as_str(), "state": "stopped" }))?;
+    output::print_either(
+        output,
+        &text,
+        &json!({ "node": name.as_str(), "state": "stopped" }),
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 

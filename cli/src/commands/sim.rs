@@ -491,9 +491,12 @@ async fn warehouse(args: WarehouseArgs) -> Result<ExitCode, CliError> {
 }
 
 async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse, CliError> {
-    let warehouse = Warehouse::start(config)
-        .await
-        .map_err(|error| CliError::because("cannot start the warehouse (--listen or --warehouse-port sets its address)", error))?;
+    let warehouse = Warehouse::start(config).await.map_err(|error| {
+        CliError::because(
+            "cannot start the warehouse (--listen or --warehouse-port sets its address)",
+            error,
+        )
+    })?;
     tracing::info!("warehouse serves http://{}", warehouse.address());
     Ok(warehouse)
 }

@@ -60,7 +60,12 @@ impl TableArgs {
 
     /// Returns the columns that `--fields` names.
     fn selected(&self, rows: &[Vec<String>]) -> Result<Vec<Vec<String>>, CliError> {
-        let names: Vec<String> = rows.first().into_iter().flatten().map(|name| field(name)).collect();
+        let names: Vec<String> = rows
+            .first()
+            .into_iter()
+            .flatten()
+            .map(|name| field(name))
+            .collect();
         let place = |wanted: &String| {
             let found = names.iter().position(|name| *name == field(wanted));
             found.ok_or_else(|| {
@@ -113,7 +118,9 @@ fn laid_out(rows: &[Vec<String>], width: Option<usize>, has_heading: bool) -> St
         true => table.enforce_styling(),
         false => table.force_no_tty(),
     };
-    let state = rows.first().and_then(|row| row.iter().position(|name| name == STATE));
+    let state = rows
+        .first()
+        .and_then(|row| row.iter().position(|name| name == STATE));
     for (number, row) in rows.iter().enumerate().skip(usize::from(!has_heading)) {
         let cells = row.iter().enumerate().map(|(column, cell)| {
             // A cell of a megabyte would be measured letter by letter.
@@ -164,8 +171,8 @@ fn is_number(cell: &str) -> bool {
 fn hue(state: &str) -> Option<Color> {
     match state.split(' ').next().unwrap_or(state) {
         "serving" | "delivered" | "whole" | "ok" => Some(Color::Green),
-        "degraded" | "leaving" | "not" | "stopped" | "expired" | "cancelled" | "rejected" | "refund_wanted"
-        | "waiting" => Some(Color::Yellow),
+        "degraded" | "leaving" | "not" | "stopped" | "expired" | "cancelled" | "rejected"
+        | "refund_wanted" | "waiting" => Some(Color::Yellow),
         "gone" | "failed" | "dead" | "DAMAGED" => Some(Color::Red),
         _ => None,
     }
@@ -206,7 +213,10 @@ mod tests {
 
     #[test]
     fn columns_are_chosen_by_name_and_written_as_csv() {
-        let rows = rows(&[&["order", "last error", "tries"], &["17", "no \"route\", none", "3"]]);
+        let rows = rows(&[
+            &["order", "last error", "tries"],
+            &["17", "no \"route\", none", "3"],
+        ]);
         let args = TableArgs {
             fields: vec!["tries".to_owned(), "last_error".to_owned()],
             csv: true,

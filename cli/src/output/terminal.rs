@@ -24,7 +24,9 @@ impl ColorChoice {
         match self {
             Self::Always => true,
             Self::Never => false,
-            Self::Auto => stream.is_terminal() && variable("NO_COLOR").is_empty() && variable("TERM") != "dumb",
+            Self::Auto => {
+                stream.is_terminal() && variable("NO_COLOR").is_empty() && variable("TERM") != "dumb"
+            }
         }
     }
 }

@@ -295,8 +295,11 @@ impl<'a> Import<'a> {
                     return Ok(());
                 }
                 self.commit()?;
-                self.display
-                    .show(0, 0, &format!("{} written", output::count(self.committed, "record")));
+                self.display.show(
+                    0,
+                    0,
+                    &format!("{} written", output::count(self.committed, "record")),
+                );
                 Ok(())
             }
         }

@@ -199,7 +199,9 @@ fn head(
         "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {segment}:{offset})\nkeys       {keys} in {}\nlog        {} in {}\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
         path.display(),
         stats.database,
-        folder.created_ms.map_or_else(|| "unknown".to_owned(), output::date),
+        folder
+            .created_ms
+            .map_or_else(|| "unknown".to_owned(), output::date),
         stats.sequence,
         stats.durable_sequence,
         output::count(names, "table"),

@@ -138,7 +138,10 @@ mod tests {
         for (key, text) in keys {
             table.put(key, &0).unwrap();
             let bytes = kind.encode(text).unwrap();
-            assert!(table.raw().get(&bytes).unwrap().is_some(), "{kind:?} {text}: {bytes:?}");
+            assert!(
+                table.raw().get(&bytes).unwrap().is_some(),
+                "{kind:?} {text}: {bytes:?}"
+            );
             assert_eq!(kind.decode(&bytes).as_deref(), Some(*text), "{kind:?}");
             assert_eq!(kind.decode(&[&bytes[..], b"x"].concat()), None, "{kind:?} {text}");
         }
@@ -146,13 +149,44 @@ mod tests {
 
     #[test]
     fn keys_have_the_bytes_of_typed_tables() {
-        check(DataType::String, &[("ann".to_owned(), "ann"), (String::new(), ""), ("é".repeat(200), &"é".repeat(200))]);
+        check(
+            DataType::String,
+            &[
+                ("ann".to_owned(), "ann"),
+                (String::new(), ""),
+                ("é".repeat(200), &"é".repeat(200)),
+            ],
+        );
         check(DataType::U8, &[(0_u8, "0"), (255, "255")]);
-        check(DataType::U64, &[(250_u16, "250"), (251, "251"), (65_535, "65535")]);
+        check(
+            DataType::U64,
+            &[(250_u16, "250"), (251, "251"), (65_535, "65535")],
+        );
         check(DataType::U64, &[(65_536_u32, "65536"), (u32::MAX, "4294967295")]);
-        check(DataType::U64, &[(7_u64, "7"), (1 << 32, "4294967296"), (u64::MAX, "18446744073709551615")]);
-        check(DataType::I64, &[(-1_i32, "-1"), (125, "125"), (-126, "-126"), (i32::MIN, "-2147483648")]);
-        check(DataType::I64, &[(i64::MIN, "-9223372036854775808"), (i64::MAX, "9223372036854775807")]);
+        check(
+            DataType::U64,
+            &[
+                (7_u64, "7"),
+                (1 << 32, "4294967296"),
+                (u64::MAX, "18446744073709551615"),
+            ],
+        );
+        check(
+            DataType::I64,
+            &[
+                (-1_i32, "-1"),
+                (125, "125"),
+                (-126, "-126"),
+                (i32::MIN, "-2147483648"),
+            ],
+        );
+        check(
+            DataType::I64,
+            &[
+                (i64::MIN, "-9223372036854775808"),
+                (i64::MAX, "9223372036854775807"),
+            ],
+        );
     }
 
     #[test]
@@ -174,7 +208,10 @@ mod tests {
         assert_eq!(DataType::U64.decode(&[255]), None);
         assert_eq!(DataType::String.decode(&[5, b'a']), None);
         assert_eq!(DataType::U32be.encode("17").unwrap(), [0, 0, 0, 17]);
-        assert_eq!(DataType::U64be.decode(&[0, 0, 0, 0, 0, 0, 1, 0]).as_deref(), Some("256"));
+        assert_eq!(
+            DataType::U64be.decode(&[0, 0, 0, 0, 0, 0, 1, 0]).as_deref(),
+            Some("256")
+        );
         assert_eq!(DataType::Hex.encode("0x00FF").unwrap(), [0, 255]);
     }
 }

@@ -179,7 +179,7 @@ shows it.
 Examples:
   imt db get data/volumes/sim-master orders 17      a node's row
   imt db get data/shop events k1
-  imt db get data/shop users ann --key-type string  a key of a typed table
+  imt db get data/shop users ann --key-type string   key of a typed table
   imt db get data/shop events 0x6b31")]
     Get {
         #[command(flatten)]

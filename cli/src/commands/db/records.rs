@@ -42,10 +42,10 @@ pub(super) fn get(place: &Place, key: &str, output: OutputFormat) -> Result<Exit
 
 /// Returns the error for a key that is not there. A table with typed keys has keys of other bytes.
 fn no_such_key(table: &Table, name: &str, key: &str) -> CliError {
-    let is_text = |key: Value| std::str::from_utf8(&key).is_ok_and(|key| !key.contains(char::is_control));
+    let is_text = |key: &Value| std::str::from_utf8(key).is_ok_and(|key| !key.contains(char::is_control));
     let first = table.keys().next().and_then(Result::ok);
     let advice = match first {
-        Some(first) if !is_text(first) => {
+        Some(first) if !is_text(&first) => {
             "; its keys are no plain text (imt db scan shows some): --key-type names their type, such as string or u64"
         }
         _ => "",
@@ -167,11 +167,19 @@ pub(super) fn scan(args: &ScanArgs, output: OutputFormat) -> Result<ExitCode, Cl
             true => table.len(),
             false => count(&table, prefix).map_err(|error| open::refused(&place.path, error))?,
         };
-        output::print_either(output, &count.to_string(), &json!({ "table": place.table, "records": count }))?;
+        output::print_either(
+            output,
+            &count.to_string(),
+            &json!({ "table": place.table, "records": count }),
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut records = table.scan_prefix(prefix);
-    let columns = if args.keys_only { &["key"][..] } else { &["key", "value"] };
+    let columns = if args.keys_only {
+        &["key"][..]
+    } else {
+        &["key", "value"]
+    };
     let mut rows = vec![columns.iter().map(ToString::to_string).collect::<Vec<_>>()];
     for record in records.by_ref().take(args.limit) {
         let (key, value) = record.map_err(|error| open::refused(&place.path, error))?;

@@ -66,7 +66,9 @@ impl Form {
     /// Parses a key from the command line. A key is accepted in the form in which it is shown.
     pub(super) fn parse_key(self, table: &str, text: &str) -> Result<Vec<u8>, CliError> {
         if let Some(key_type) = self.key_type {
-            return key_type.encode(text).map_err(|error| CliError::Usage(format!("key: {error}")));
+            return key_type
+                .encode(text)
+                .map_err(|error| CliError::Usage(format!("key: {error}")));
         }
         let known = if self.known {
             imt_oms::key_from_text(table, text)
@@ -162,7 +164,11 @@ pub(super) fn row_lines(row: &Json) -> String {
         list.is_some_and(|list| !list.is_empty() && list.iter().all(Json::is_object))
     };
     let (tables, plain): (Vec<_>, Vec<_>) = fields.iter().partition(|(_, value)| is_table(value));
-    let width = plain.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let width = plain
+        .iter()
+        .map(|(name, _)| name.chars().count())
+        .max()
+        .unwrap_or(0);
     let mut text: String = plain
         .iter()
         .map(|(name, value)| format!("{name:width$}  {}\n", word(value)))
@@ -174,7 +180,12 @@ pub(super) fn row_lines(row: &Json) -> String {
 }
 
 fn list_table(list: &Json) -> String {
-    let objects: Vec<_> = list.as_array().into_iter().flatten().filter_map(Json::as_object).collect();
+    let objects: Vec<_> = list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Json::as_object)
+        .collect();
     let mut columns: Vec<&String> = Vec::new();
     for name in objects.iter().flat_map(|object| object.keys()) {
         if !columns.contains(&name) {
@@ -183,7 +194,9 @@ fn list_table(list: &Json) -> String {
     }
     let mut rows = vec![columns.iter().map(ToString::to_string).collect()];
     rows.extend(objects.iter().map(|object| {
-        let cells = columns.iter().map(|name| object.get(*name).map_or_else(String::new, word));
+        let cells = columns
+            .iter()
+            .map(|name| object.get(*name).map_or_else(String::new, word));
         cells.collect()
     }));
     output::table(&rows)
@@ -287,7 +300,10 @@ mod tests {
         assert_eq!(Form::RAW.key("t", &[0, 255, 160]), "0x00ffa0");
         assert_eq!(Form::RAW.key("t", b"0x6b"), "0x30783662");
         assert_eq!(Form::KNOWN.key("t", "käse".as_bytes()), "käse");
-        let digits = Form { key_type: Some(DataType::Hex), ..Form::KNOWN };
+        let digits = Form {
+            key_type: Some(DataType::Hex),
+            ..Form::KNOWN
+        };
         assert!(matches!(digits.parse_key("t", "0g"), Err(CliError::Usage(_))));
     }
 

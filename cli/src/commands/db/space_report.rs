@@ -121,7 +121,10 @@ fn report(args: &SpaceArgs, db: &Db, next_open_ms: f64) -> microdb::Result<Repor
 
 /// Returns the bytes that a compaction would free at most.
 fn freed(stats: &Stats) -> u64 {
-    let dead = stats.segments.iter().map(|segment| segment.bytes - segment.live_bytes.min(segment.bytes));
+    let dead = stats
+        .segments
+        .iter()
+        .map(|segment| segment.bytes - segment.live_bytes.min(segment.bytes));
     dead.sum()
 }
 
@@ -137,7 +140,11 @@ impl Logged {
         let mut logged = Self::default();
         let (mut display, mut done) = (Display::new(stats.log_bytes), 0);
         for segment in &stats.segments {
-            let text = format!("{} of {} read", output::bytes(done), output::bytes(stats.log_bytes));
+            let text = format!(
+                "{} of {} read",
+                output::bytes(done),
+                output::bytes(stats.log_bytes)
+            );
             display.show(done, stats.log_bytes, &text);
             done += segment.bytes;
             match inspect::segment(path, segment.id) {
@@ -178,7 +185,9 @@ impl Largest {
         let mut unreadable = 0;
         let snapshot = db.snapshot();
         for (at, info) in tables.iter().enumerate() {
-            let Some(table) = db.get_table(&info.name) else { continue };
+            let Some(table) = db.get_table(&info.name) else {
+                continue;
+            };
             for record in snapshot.iter(&table).into_iter().flatten() {
                 let Ok((key, value)) = record else {
                     unreadable += 1;
@@ -209,7 +218,13 @@ impl Largest {
 }
 
 /// Adds a candidate to the largest ones.
-fn keep(heap: &mut BinaryHeap<Candidate>, limit: usize, (size, other): (usize, usize), at: usize, key: &[u8]) {
+fn keep(
+    heap: &mut BinaryHeap<Candidate>,
+    limit: usize,
+    (size, other): (usize, usize),
+    at: usize,
+    key: &[u8],
+) {
     let is_larger = || heap.peek().is_none_or(|Reverse((smallest, ..))| size > *smallest);
     if heap.len() < limit || (limit > 0 && is_larger()) {
         heap.push(Reverse((size, other, at, key.to_vec())));
@@ -278,7 +293,11 @@ fn text(report: &Report) -> String {
         if list.is_empty() {
             continue;
         }
-        let mut rows = vec![["table", "key bytes", "value bytes", "key"].map(str::to_owned).to_vec()];
+        let mut rows = vec![
+            ["table", "key bytes", "value bytes", "key"]
+                .map(str::to_owned)
+                .to_vec(),
+        ];
         rows.extend(list.iter().map(|large| {
             vec![
                 large.table.clone(),
@@ -298,7 +317,9 @@ fn text(report: &Report) -> String {
     if report.unreadable_records > 0 {
         let records = output::count(report.unreadable_records, "record");
         let path = report.path.display();
-        text.push_str(&format!("\nDAMAGED: {records} cannot be read; imt db verify {path} lists the damage\n"));
+        text.push_str(&format!(
+            "\nDAMAGED: {records} cannot be read; imt db verify {path} lists the damage\n"
+        ));
     }
     text
 }
@@ -313,7 +334,11 @@ mod tests {
         for (at, size) in [3, 9, 1, 7, 9, 2].into_iter().enumerate() {
             keep(&mut heap, 3, (size, 0), at, b"k");
         }
-        let sizes: Vec<usize> = heap.into_sorted_vec().into_iter().map(|Reverse((size, ..))| size).collect();
+        let sizes: Vec<usize> = heap
+            .into_sorted_vec()
+            .into_iter()
+            .map(|Reverse((size, ..))| size)
+            .collect();
         assert_eq!(sizes, [9, 9, 7]);
         let mut none = BinaryHeap::new();
         keep(&mut none, 0, (5, 0), 0, b"k");

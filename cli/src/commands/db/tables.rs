@@ -133,9 +133,17 @@ impl Change {
         let path = &self.path;
         changed.map_err(|error| open::failed(path, "the table was not changed", error))?;
         db.close().map_err(|error| {
-            open::failed(path, "the table was changed durably, but closing the database failed", error)
+            open::failed(
+                path,
+                "the table was changed durably, but closing the database failed",
+                error,
+            )
         })?;
-        output::print_either(output, text, &json!({ "path": path, "table": self.name, "change": done }))
+        output::print_either(
+            output,
+            text,
+            &json!({ "path": path, "table": self.name, "change": done }),
+        )
     }
 }
 

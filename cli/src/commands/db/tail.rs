@@ -32,7 +32,13 @@ pub(crate) struct TailArgs {
     #[arg(long, value_name = "SEQUENCE")]
     since: Option<u64>,
     /// Begin this number of commits before the end
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 10, conflicts_with = "since")]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value_t = 10,
+        conflicts_with = "since"
+    )]
     last: u64,
     /// Only changes of this key, and of the keys below it (KEY/...)
     #[arg(long)]
@@ -211,7 +217,8 @@ fn coloured(line: &str) -> String {
     }
     let begin = line.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(line.len());
     let end = (begin + 6).min(line.len());
-    let (Some(before), Some(word), Some(after)) = (line.get(..begin), line.get(begin..end), line.get(end..)) else {
+    let (Some(before), Some(word), Some(after)) = (line.get(..begin), line.get(begin..end), line.get(end..))
+    else {
         return line.to_owned();
     };
     let code = if removes.contains(&word) { 31 } else { 32 };
@@ -277,7 +284,8 @@ mod tests {
 
     #[test]
     fn a_line_shows_times_as_dates() {
-        let operation = json!({ "do": "put", "table": "outbox", "key": "17/announce", "value": { "next_try_ms": 1000 } });
+        let operation =
+            json!({ "do": "put", "table": "outbox", "key": "17/announce", "value": { "next_try_ms": 1000 } });
         assert_eq!(
             line(7, operation),
             "       7  put    outbox 17/announce {\"next_try_ms\":\"1970-01-01T00:00:01.000Z\"}"

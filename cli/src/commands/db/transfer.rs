@@ -49,7 +49,11 @@ pub(super) fn export(args: &ExportArgs, output: OutputFormat) -> Result<ExitCode
         None => _ = write_records(args, &db, &tables, &mut BufWriter::new(std::io::stdout().lock()))?,
         Some(path) => {
             let records = write_file(args, &db, &tables, path)?;
-            let text = format!("{} written to {}", output::count(records, "record"), path.display());
+            let text = format!(
+                "{} written to {}",
+                output::count(records, "record"),
+                path.display()
+            );
             let json = json!({ "path": args.path, "to": path, "records": records });
             output::print_either(output, &text, &json)?;
         }
@@ -65,7 +69,9 @@ fn write_file(args: &ExportArgs, db: &Db, tables: &[Table], path: &Path) -> Resu
     let mut out = BufWriter::new(file);
     let written = write_records(args, db, tables, &mut out).and_then(|records| {
         let synced = out.get_ref().sync_all();
-        synced.map(|()| records).map_err(|error| CliError::because(format!("cannot write {}", path.display()), error))
+        synced
+            .map(|()| records)
+            .map_err(|error| CliError::because(format!("cannot write {}", path.display()), error))
     });
     if written.is_err() {
         // The next export needs the same name.
@@ -74,7 +80,12 @@ fn write_file(args: &ExportArgs, db: &Db, tables: &[Table], path: &Path) -> Resu
     written
 }
 
-fn write_records(args: &ExportArgs, db: &Db, tables: &[Table], out: &mut impl Write) -> Result<u64, CliError> {
+fn write_records(
+    args: &ExportArgs,
+    db: &Db,
+    tables: &[Table],
+    out: &mut impl Write,
+) -> Result<u64, CliError> {
     let told = |error: std::io::Error| match error.kind() {
         ErrorKind::BrokenPipe => CliError::BrokenPipe,
         _ => CliError::because("cannot write the export", error),

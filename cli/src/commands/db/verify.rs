@@ -185,7 +185,11 @@ fn derived_text(path: &Path, derived: &[String]) -> String {
 
 fn damage_text(path: &Path, damage: &[String], derived: &[String], is_closed: bool) -> String {
     let place = path.display();
-    let mut text = format!("DAMAGED in {}:\n{}", output::count(damage.len(), "place"), listed(damage));
+    let mut text = format!(
+        "DAMAGED in {}:\n{}",
+        output::count(damage.len(), "place"),
+        listed(damage)
+    );
     if !derived.is_empty() {
         text.push_str(&format!(
             "and in the checkpoint, which is derived from the log and may be deleted while the node is stopped:\n{}",

@@ -39,14 +39,11 @@ pub(super) async fn cancel(api: &Api, ids: &[String], output: OutputFormat) -> R
     }
 }
 
-pub(super) async fn pay(
-    api: &Api,
-    id: &str,
-    transaction: u64,
-    output: OutputFormat,
-) -> Result<(), CliError> {
+pub(super) async fn pay(api: &Api, id: &str, transaction: u64, output: OutputFormat) -> Result<(), CliError> {
     let payment = json!({ "transaction_id": transaction });
-    let order = api.post(&format!("{}/payment-callback", path(id)), Some(&payment)).await?;
+    let order = api
+        .post(&format!("{}/payment-callback", path(id)), Some(&payment))
+        .await?;
     output::print_either(output, &state_line(&order), &order)
 }
 

@@ -65,7 +65,11 @@ async fn list(api: &Api, table: &TableArgs, output: OutputFormat) -> Result<(), 
     let columns = ["order", "message", "tries", "last error"];
     let mut rows = vec![columns.map(str::to_owned).to_vec()];
     let fields = ["order", "kind", "attempts", "last_error"];
-    rows.extend(messages.iter().map(|message| fields.map(|field| text(&message[field])).to_vec()));
+    rows.extend(
+        messages
+            .iter()
+            .map(|message| fields.map(|field| text(&message[field])).to_vec()),
+    );
     output::print_text(&table.render(rows)?)
 }
 

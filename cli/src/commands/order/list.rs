@@ -117,7 +117,9 @@ async fn read(
 }
 
 async fn follow(args: &ListArgs, api: &Api, output: OutputFormat) -> Result<(), CliError> {
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
+    let now_ms = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| now.as_millis() as u64);
     let mut followed = Followed::since(args.since.unwrap_or(now_ms));
     if output == OutputFormat::Table && !args.table.has_no_header() {
         output::print_text(&followed_line(&COLUMNS.map(str::to_owned)))?;
@@ -214,7 +216,10 @@ mod tests {
         // An order of another volume becomes visible later than a younger one.
         let new = followed.new_of(vec![order("c", 19_000), order("b", 20_000), order("d", 20_001)]);
         assert_eq!(ids(new), ["c", "d"]);
-        assert_eq!(ids(followed.new_of(vec![order("c", 19_000), order("d", 20_001)])), [""; 0]);
+        assert_eq!(
+            ids(followed.new_of(vec![order("c", 19_000), order("d", 20_001)])),
+            [""; 0]
+        );
         let new = followed.new_of(vec![order("e", 60_000)]);
         assert_eq!(ids(new), ["e"]);
         assert_eq!(followed.printed.len(), 1, "older orders are forgotten");

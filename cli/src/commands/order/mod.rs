@@ -11,7 +11,7 @@ mod watch;
 use crate::error::CliError;
 use crate::http::Api;
 use crate::output::{OutputFormat, TableArgs};
-use crate::{args, output, signals};
+use crate::{output, signals};
 use imt_sim::Endpoint;
 use serde_json::Value;
 use std::process::ExitCode;
@@ -96,7 +96,7 @@ payment of an order that has ended is recorded for a refund), 2 wrong usage,
     #[command(after_help = "\
 Examples:
   imt order watch 17
-  imt order watch 17 --until paid --timeout 1m && echo paid
+  imt order watch 17 --until paid --timeout 1m && imt order show 17
 
 A node that does not answer is asked again, once the order was found.
 Exit codes: 0 the order reached the state, 1 there is no such order or the
@@ -112,7 +112,12 @@ answers, 130 interrupted.")]
 #[derive(clap::Args)]
 pub(crate) struct NodeAddress {
     /// Address of a node; any node answers for every order
-    #[arg(long, env = "IMT_OMS", default_value = "http://127.0.0.1:9090", value_name = "URL")]
+    #[arg(
+        long,
+        env = "IMT_OMS",
+        default_value = "http://127.0.0.1:9090",
+        value_name = "URL"
+    )]
     oms: Endpoint,
 }
 

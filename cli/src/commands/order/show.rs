@@ -67,7 +67,10 @@ mod tests {
 
     #[test]
     fn an_event_is_shown_with_the_fields_that_it_has() {
-        assert_eq!(detail(&json!({ "event": "paid", "transaction_id": 4711 })), "transaction 4711");
+        assert_eq!(
+            detail(&json!({ "event": "paid", "transaction_id": 4711 })),
+            "transaction 4711"
+        );
         assert_eq!(
             detail(&json!({ "event": "failed", "store_id": 3, "reason": "unknown product" })),
             "store 3, reason unknown product"

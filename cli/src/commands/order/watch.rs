@@ -108,7 +108,9 @@ impl Watch<'_> {
             self.print(event)?;
         }
         self.printed = self.printed.max(events.len());
-        let has_passed = events.iter().any(|event| event["event"] == self.args.until.as_str());
+        let has_passed = events
+            .iter()
+            .any(|event| event["event"] == self.args.until.as_str());
         Ok(match State::from_name(&self.state) {
             _ if self.state == self.args.until || has_passed => Some(Exit::Done),
             Some(state) if state == State::Received || state.holds_reservation() => None,

@@ -217,7 +217,7 @@ pub(super) fn decoded_look(rows: &[Row]) -> Result<Look, SessionError> {
         // A description of another version, or of another node, is treated like none.
         let card = row.opt_text(3)?.filter(|card| card.len() <= CARD_BYTES_MAX);
         let card = card.and_then(|card| serde_json::from_str::<NodeInfo>(card).ok());
-        if let Some(card) = card.filter(|card| *card.name == *name) {
+        if let Some(card) = card.filter(|card| card.name.as_str() == name) {
             look.cards.insert(name.clone(), card);
         }
         beats.insert(name, beat);
