@@ -15,6 +15,6 @@ mod session;
 mod tls;
 mod url;
 
-pub(crate) use crate::postgres::session::{OnNone, Param, Row, Session};
 pub use crate::postgres::session::SessionError;
+pub(crate) use crate::postgres::session::{OnNone, Param, Row, Session};
 pub use crate::postgres::url::{EngineUrl, InvalidEngineUrl};
