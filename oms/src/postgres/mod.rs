@@ -12,6 +12,8 @@
 
 mod password_file;
 mod session;
+#[cfg(test)]
+mod session_tests;
 mod tls;
 mod url;
 
