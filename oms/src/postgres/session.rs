@@ -96,7 +96,6 @@ impl std::error::Error for SessionError {}
 pub(crate) enum Param<'a> {
     Text(&'a str),
     OptText(Option<&'a str>),
-    Int2(i16),
     Int4(i32),
     Int8(i64),
     Bytes(&'a [u8]),
@@ -109,7 +108,6 @@ impl Param<'_> {
         match self {
             Param::Text(value) => (value, Type::TEXT),
             Param::OptText(value) => (value, Type::TEXT),
-            Param::Int2(value) => (value, Type::INT2),
             Param::Int4(value) => (value, Type::INT4),
             Param::Int8(value) => (value, Type::INT8),
             Param::Bytes(value) => (value, Type::BYTEA),
@@ -120,7 +118,7 @@ impl Param<'_> {
 
     fn size(&self) -> usize {
         match self {
-            Param::Int2(_) | Param::Int4(_) | Param::Int8(_) => 8,
+            Param::Int4(_) | Param::Int8(_) => 8,
             Param::Text(value) => value.len(),
             Param::OptText(value) => value.map_or(0, str::len),
             Param::Bytes(value) => value.len(),
