@@ -45,11 +45,11 @@ use std::process::ExitCode;
     arg_required_else_help = true,
     after_help = "\
 Examples:
-  imt sim run                            a node, a warehouse and a shop for 30 s
-  imt sim run --scenario black-friday    a rush for a few products
-  imt node start --name alpha            a node alone, API on 127.0.0.1:9090
-  imt order show 17                      state, store and products of order 17
-  imt db inspect data/volumes/alpha      tables and segments of a database
+  imt sim run                           a node, a warehouse and a shop for 30 s
+  imt sim run --scenario black-friday   a rush for a few products
+  imt node start --name alpha           a node alone, API on 127.0.0.1:9090
+  imt order show 17                     state, store and products of order 17
+  imt db inspect data/volumes/alpha     tables and segments of a database
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check found something,
 4 a threshold was missed, 5 a server does not answer, 130 interrupted.
@@ -74,6 +74,7 @@ struct Global {
         long,
         global = true,
         env = "IMT_CONFIG",
+        hide_short_help = true,
         value_name = "FILE",
         help_heading = "Global options"
     )]
@@ -84,6 +85,7 @@ struct Global {
         long,
         global = true,
         env = "IMT_CONTEXT",
+        hide_short_help = true,
         value_name = "NAME",
         help_heading = "Global options",
         add = completion::contexts()
@@ -109,6 +111,7 @@ struct Global {
         value_enum,
         default_value_t,
         env = "IMT_COLOR",
+        hide_short_help = true,
         hide_possible_values = true,
         value_name = "auto|always|never",
         help_heading = "Global options"
@@ -121,6 +124,7 @@ struct Global {
         value_enum,
         default_value_t,
         env = "IMT_LOG",
+        hide_short_help = true,
         hide_possible_values = true,
         value_name = "text|json",
         help_heading = "Global options"
@@ -132,6 +136,7 @@ struct Global {
         global = true,
         default_value = "info",
         env = "IMT_LOG_LEVEL",
+        hide_short_help = true,
         value_name = "FILTER",
         help_heading = "Global options"
     )]

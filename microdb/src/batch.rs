@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use crate::any_table::{AnyTable, KeyFor, ValueFor};
 use crate::engine::Handle;
 use crate::engine::body::Body;
 use crate::engine::catalog::TableCore;
@@ -14,6 +15,7 @@ use crate::engine::commit::Checks;
 use crate::error::{Error, Result};
 use crate::format::record::RecordKind;
 use crate::options::Durability;
+use crate::sequence::Sequence;
 use crate::table::Table;
 
 /// A set of changes to any tables of one database, committed atomically.
@@ -56,122 +58,41 @@ impl Batch {
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
+    /// let (stock, events) = (db.typed_table::<u32, u16>("stock")?, db.table("events")?);
     /// let mut batch = db.batch();
-    /// batch.put(&events, "a", "1");
-    /// batch.put(&events, "a", "2"); // the last put of a key wins
+    /// batch.put(&stock, &812, &3); // typed tables take references
+    /// batch.put(&events, "812", "two came");
+    /// batch.put(&events, "812", "three came"); // the last put of a key wins
     /// batch.commit()?;
-    /// assert_eq!(events.get("a")?.as_deref(), Some(&b"2"[..]));
+    /// assert_eq!(events.get("812")?.unwrap(), "three came");
     /// # Ok(())
     /// # }
     /// ```
-    pub fn put(&mut self, table: &Table, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
-        self.push(RecordKind::Put, table, key.as_ref(), value.as_ref());
-    }
-
-    /// Adds the deletion of a key. Deleting an absent key has no effect.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("a", "1")?;
-    /// let mut batch = db.batch();
-    /// batch.delete(&events, "a");
-    /// batch.commit()?;
-    /// assert!(!events.contains_key("a")?);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn delete(&mut self, table: &Table, key: impl AsRef<[u8]>) {
-        self.push(RecordKind::Delete, table, key.as_ref(), &[]);
-    }
-
-    /// Adds a put to a typed table.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// let stock = db.typed_table::<u32, u16>("stock")?;
-    /// let mut batch = db.batch();
-    /// batch.put_typed(&stock, &812, &3);
-    /// batch.put(&events, "812", "three came");
-    /// batch.commit()?;
-    /// assert_eq!(stock.get(&812)?, Some(3));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn put_typed<K, V>(&mut self, table: &crate::TypedTable<K, V>, key: &K, value: &V)
-    where
-        K: serde::Serialize + serde::de::DeserializeOwned,
-        V: serde::Serialize + serde::de::DeserializeOwned,
-    {
-        match table.encode_both(key, value) {
-            Ok((key, value)) => self.put(table.raw(), key, value),
+    pub fn put<T: AnyTable>(&mut self, table: &T, key: impl KeyFor<T>, value: impl ValueFor<T>) {
+        let encoded = key
+            .key_bytes(table)
+            .and_then(|key| Ok((key, value.value_bytes(table)?)));
+        match encoded {
+            Ok((key, value)) => self.push(RecordKind::Put, table.raw(), &key, &value),
             Err(error) => _ = self.error.get_or_insert(error),
         }
     }
 
-    /// Adds the deletion of a key of a typed table. Deleting an absent key has no effect.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// let stock = db.typed_table::<u32, u16>("stock")?;
-    /// stock.put(&812, &3)?;
-    /// let mut batch = db.batch();
-    /// batch.delete_typed(&stock, &812);
-    /// batch.commit()?;
-    /// assert_eq!(stock.get(&812)?, None);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn delete_typed<K, V>(&mut self, table: &crate::TypedTable<K, V>, key: &K)
-    where
-        K: serde::Serialize + serde::de::DeserializeOwned,
-        V: serde::Serialize + serde::de::DeserializeOwned,
-    {
-        match table.encode_key(key) {
-            Ok(key) => self.delete(table.raw(), key),
+    /// Adds the deletion of a key. Deleting an absent key has no effect.
+    pub fn delete<T: AnyTable>(&mut self, table: &T, key: impl KeyFor<T>) {
+        match key.key_bytes(table) {
+            Ok(key) => self.push(RecordKind::Delete, table.raw(), &key, &[]),
             Err(error) => _ = self.error.get_or_insert(error),
         }
     }
 
     /// Returns the number of changes.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// let mut batch = db.batch();
-    /// batch.put(&events, "a", "1");
-    /// batch.delete(&events, "b");
-    /// assert_eq!(batch.len(), 2);
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.body.ops.len()
     }
 
     /// Returns `true` if the batch has no changes.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// assert!(db.batch().is_empty());
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.body.ops.is_empty()
@@ -220,7 +141,7 @@ impl Batch {
     /// Nothing of the batch is visible after an error, now or after a reopen. There is one
     /// exception: after [`Error::Poisoned`] or a failed sync, a reopen may find the whole batch or
     /// nothing of it.
-    pub fn commit(self) -> Result<u64> {
+    pub fn commit(self) -> Result<Sequence> {
         let durability = self.engine.options.durability;
         self.commit_with(durability)
     }
@@ -242,19 +163,20 @@ impl Batch {
     ///
     /// # Errors
     /// The errors of [`Batch::commit`].
-    pub fn commit_with(mut self, durability: Durability) -> Result<u64> {
+    pub fn commit_with(mut self, durability: Durability) -> Result<Sequence> {
         if let Some(error) = self.error.take() {
             return Err(error);
         }
         if self.body.ops.is_empty() {
-            return self.engine.check_writable().map(|()| self.engine.sequence());
+            self.engine.check_writable()?;
+            return Ok(Sequence(self.engine.sequence()));
         }
         self.engine.wait_for_space(self.body.bytes.len())?;
         self.body.mark_superseded();
         let outcome = self
             .engine
             .commit(&mut self.body, &self.tables, durability, Checks::none())?;
-        Ok(outcome.sequence)
+        Ok(Sequence(outcome.sequence))
     }
 
     /// Returns the encoded records, and the tables to which they refer by index.

@@ -10,6 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::sequence::Sequence;
+
 /// The result type of the engine.
 ///
 /// ```
@@ -159,21 +161,16 @@ pub enum Error {
     /// The requested sequence of a change feed is higher than that of the last commit.
     FeedAhead {
         /// The requested sequence.
-        asked: u64,
+        asked: Sequence,
         /// The last sequence.
-        last: u64,
+        last: Sequence,
     },
     /// The log no longer holds the commits that a change feed asked for.
     FeedGone {
         /// The requested sequence.
-        asked: u64,
+        asked: Sequence,
         /// The oldest sequence from which a feed can start.
-        oldest: u64,
-    },
-    /// The body of a transaction refused to commit.
-    Refused {
-        /// Reason given by the caller.
-        reason: String,
+        oldest: Sequence,
     },
 }
 
@@ -348,7 +345,6 @@ impl fmt::Display for Error {
                     "changes since sequence {asked} were removed by compaction; the oldest available start is {oldest}"
                 )
             }
-            Self::Refused { reason } => f.write_str(reason),
         }
     }
 }

@@ -18,8 +18,9 @@
 //! ```
 //!
 //! - [`Db`] is an open database, [`Table`] and [`TypedTable`] are its tables. [`Batch`] and
-//!   [`Db::transaction`] change several records at once. [`Snapshot`] is a view of one moment. All
-//!   of them are cheap to clone and usable from any thread.
+//!   [`Db::transaction`] change several records at once. [`Snapshot`] is a view of one moment.
+//!   They accept both kinds of tables.
+//! - Handles are cheap to clone and usable from any thread.
 //! - Every read verifies a checksum. A read returns the right value, absence, or an error that
 //!   names the damage.
 //! - One process writes, protected by a file lock. Other processes may open the same folder
@@ -28,9 +29,12 @@
 //!   [`Db::digest`] and [`diff`] find the differences between two databases.
 //! - The first mapped file installs a handler for SIGBUS, so that a file truncated by another
 //!   program reads as damage. Signals from other memory go to the handler that was installed
-//!   before.
+//!   before. [`Options::sigbus_handler`] refuses it.
+//! - The feature `bincode`, on by default, is the default encoding of typed tables. Without it,
+//!   the program brings a [`Codec`] of its own.
 //! - Deliberately absent: key order, networking, asynchrony, and threads for an idle database.
 
+mod any_table;
 mod batch;
 mod db;
 #[allow(
@@ -49,6 +53,7 @@ mod options;
 mod raw;
 mod recover;
 mod seeded;
+mod sequence;
 mod snapshot;
 mod stats;
 pub mod storage;
@@ -59,6 +64,7 @@ mod transaction;
 mod typed;
 mod value;
 
+pub use any_table::{AnyTable, KeyFor, ValueFor};
 pub use batch::Batch;
 pub use db::{Db, diff};
 pub use engine::compact::CompactReport;
@@ -76,10 +82,12 @@ pub mod bench_support {
 pub use engine::histogram::Histogram;
 pub use engine::recovery_report::RecoveryReport;
 pub use error::{Error, Result};
+pub use format::key_codec::KeyCodec;
 pub use format::{
     BATCH_BYTES_MAX, DatabaseId, KEY_BYTES_MAX, LogPosition, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
 };
 pub use options::{Durability, Options};
+pub use sequence::Sequence;
 pub use snapshot::{Iter, Snapshot};
 pub use stats::{SegmentStats, Stats, TableInfo};
 pub use table::Table;
@@ -92,7 +100,8 @@ pub use tools::inspect;
 pub use tools::salvage::{KeyName, Loss, Manifest, SalvagedTable, salvage};
 pub use tools::verify::VerifyReport;
 pub use transaction::Transaction;
-pub use typed::TypedTable;
+pub use typed::codec::{Bincode, Codec, CodecError};
+pub use typed::{TypedIter, TypedTable};
 pub use value::Value;
 
 #[cfg(doctest)]

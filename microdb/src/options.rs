@@ -5,11 +5,14 @@
 //!
 //! Deliberately absent: tuning of the hash directory, which adapts to the number of keys.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format::SEGMENT_BYTES_LIMIT;
-use crate::storage::{OsStorage, Storage};
+use crate::raw::map::Map;
+use crate::raw::sigbus;
+use crate::storage::{OsStorage, Storage, StorageFile, map_or_read};
 
 /// The moment at which a commit is acknowledged.
 ///
@@ -65,6 +68,7 @@ pub struct Options {
     pub(crate) compaction_bytes_per_second: Option<u64>,
     pub(crate) transaction_tries: u32,
     pub(crate) memory_bytes: Option<u64>,
+    pub(crate) sigbus_handler: bool,
     pub(crate) storage: Arc<dyn Storage>,
 }
 
@@ -92,6 +96,7 @@ impl Default for Options {
             // is an error of the caller.
             transaction_tries: 64,
             memory_bytes: None,
+            sigbus_handler: true,
             storage: Arc::new(OsStorage),
         }
     }
@@ -100,16 +105,6 @@ impl Default for Options {
 impl Options {
     /// Returns the default options: durable commits, created if missing, compacted in the
     /// background.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().open(path)?;
-    /// # drop(db);
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -173,16 +168,6 @@ impl Options {
 
     /// Size of the first segment, in bytes. Each later segment is twice as large, up to the
     /// maximum. Default: 256 KiB.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().segment_bytes_first(64 * 1_024).open(path)?;
-    /// # drop(db);
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn segment_bytes_first(mut self, bytes: u32) -> Self {
         self.segment_bytes_first = bytes;
@@ -193,16 +178,6 @@ impl Options {
     ///
     /// The active segment is in memory. A larger frame gets a segment of its own size. Segments of
     /// a log with more than 16,384 segments may have up to 64 MiB.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().segment_bytes_max(16 * 1_024 * 1_024).open(path)?;
-    /// # drop(db);
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn segment_bytes_max(mut self, bytes: u32) -> Self {
         self.segment_bytes_max = bytes;
@@ -211,16 +186,6 @@ impl Options {
 
     /// Maximum number of bytes of buffered commits in memory before they are handed to the
     /// operating system. Default: 256 KiB.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().buffer_bytes(1_024 * 1_024).open(path)?;
-    /// # drop(db);
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn buffer_bytes(mut self, bytes: u64) -> Self {
         self.buffer_bytes = bytes;
@@ -272,16 +237,6 @@ impl Options {
     /// A higher value makes updates cheaper, since segments have fewer live records when they are
     /// compacted, but uses more disk. Commits are slowed and finally wait before the log exceeds
     /// the size at this percentage plus 15 % of the live bytes and two segments.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().compaction_dead_percent(30).open(path)?;
-    /// # drop(db);
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn compaction_dead_percent(mut self, percent: u32) -> Self {
         self.compaction_dead_percent = percent;
@@ -291,16 +246,6 @@ impl Options {
     /// Maximum number of bytes per second copied by background compaction. `None` (the default)
     /// means no limit. [`Options::open`] refuses 0, because compaction would never end.
     /// [`crate::Db::compact`] and [`crate::Db::wait_idle`] are not limited.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().compaction_bytes_per_second(Some(20_000_000)).open(path)?;
-    /// # drop(db);
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn compaction_bytes_per_second(mut self, bytes: Option<u64>) -> Self {
         self.compaction_bytes_per_second = bytes;
@@ -312,16 +257,6 @@ impl Options {
     ///
     /// Two runs are enough for a body that takes less than a millisecond, because its second run
     /// cannot meet a conflict. With one run, every conflict is reported.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().transaction_tries(100).open(path)?;
-    /// # drop(db);
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn transaction_tries(mut self, tries: u32) -> Self {
         self.transaction_tries = tries;
@@ -347,6 +282,42 @@ impl Options {
     pub fn memory_bytes(mut self, bytes: Option<u64>) -> Self {
         self.memory_bytes = bytes;
         self
+    }
+
+    /// Installs the handler for SIGBUS when a file is mapped, if `true`. Default: `true`.
+    ///
+    /// The handler is one for the whole process. With it, a mapped file that another program cuts
+    /// short, or that the disk cannot read, is reported as [`Error::Corrupt`]. It passes all other
+    /// signals on to the handler that was installed before.
+    ///
+    /// If `false`, this database installs nothing, and such a read ends the process by SIGBUS
+    /// unless the program handles the signal itself. Choose it where another library needs the
+    /// signal for itself, or where the policy of the process forbids handlers. A handler stays
+    /// installed once any other database of the process has installed it.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().sigbus_handler(false).open(path)?;
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn sigbus_handler(mut self, install: bool) -> Self {
+        self.sigbus_handler = install;
+        self
+    }
+
+    /// Maps a file for reading, or reads it if the storage has no maps. All maps of a database are
+    /// made here, so that none is read without the handler that the options ask for.
+    pub(crate) fn map(&self, file: &dyn StorageFile, len: u64) -> io::Result<Arc<Map>> {
+        let map = map_or_read(file, len)?;
+        if self.sigbus_handler && map.is_mapped() {
+            sigbus::install();
+        }
+        Ok(map)
     }
 
     /// Replaces the disk, for example by a test fixture that injects faults. Default:

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
+use crate::any_table::{AnyTable, KeyFor};
 use crate::directory::{Location, View};
 use crate::engine::catalog::TableCore;
 use crate::engine::log_order::Walk;
@@ -18,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::raw::epoch::pin;
 use crate::raw::sigbus::any_cut;
 use crate::seeded::seeded;
+use crate::sequence::Sequence;
 use crate::table::Table;
 use crate::value::Value;
 
@@ -46,20 +48,9 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Returns the sequence of the last commit that the snapshot sees.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// let snapshot = db.snapshot();
-    /// assert_eq!(snapshot.sequence(), db.sequence());
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
-    pub fn sequence(&self) -> u64 {
-        self.sequence
+    pub fn sequence(&self) -> Sequence {
+        Sequence(self.sequence)
     }
 
     /// Returns the value of `key` at the moment of the snapshot.
@@ -78,10 +69,23 @@ impl Snapshot {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`Table::get`], and [`Error::ForeignTable`].
-    pub fn get(&self, table: &Table, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
-        self.view(table)?;
-        self.get_in(table.core.id, key.as_ref())
+    /// The errors of [`Table::get`], and [`Error::ForeignTable`]. For a typed table also
+    /// [`Error::Decode`].
+    pub fn get<T: AnyTable>(&self, table: &T, key: impl KeyFor<T>) -> Result<Option<T::Value>> {
+        self.view(table.raw())?;
+        let key = key.key_bytes(table)?;
+        let value = self.get_in(table.raw().core.id, &key)?;
+        value.map(|value| table.value_of(&key, value)).transpose()
+    }
+
+    /// Returns `true` if the table had a value for `key` at the moment of the snapshot.
+    ///
+    /// # Errors
+    /// The errors of [`Snapshot::get`].
+    pub fn contains_key<T: AnyTable>(&self, table: &T, key: impl KeyFor<T>) -> Result<bool> {
+        self.view(table.raw())?;
+        let key = key.key_bytes(table)?;
+        Ok(self.find_in(table.raw().core.id, &key)?.is_some())
     }
 
     /// Returns the value of `key` in the table with the id `table`.
@@ -143,35 +147,19 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`Error::ForeignTable`].
-    pub fn iter(&self, table: &Table) -> Result<Iter> {
-        let view = self.view(table)?;
-        Ok(Iter::new(
-            self.engine.clone(),
-            self.segments.clone(),
-            table.core.id,
-            view,
-        ))
+    pub fn iter<T: AnyTable>(&self, table: &T) -> Result<T::Iter> {
+        let raw = table.raw();
+        let view = self.view(raw)?;
+        let (engine, segments) = (self.engine.clone(), self.segments.clone());
+        Ok(table.records_of(Iter::new(engine, segments, raw.core.id, view)))
     }
 
     /// Returns the number of keys of the table.
     ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("a", "1")?;
-    /// let snapshot = db.snapshot();
-    /// events.clear()?;
-    /// assert_eq!(snapshot.len(&events)?, 1);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
     /// # Errors
     /// [`Error::ForeignTable`].
-    pub fn len(&self, table: &Table) -> Result<u64> {
-        Ok(self.view(table)?.map_or(0, View::len))
+    pub fn len<T: AnyTable>(&self, table: &T) -> Result<u64> {
+        Ok(self.view(table.raw())?.map_or(0, View::len))
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -285,7 +273,7 @@ impl Iter {
     /// let mut bytes = 0;
     /// words.iter().for_each_record(|_key, value| {
     ///     bytes += value.len();
-    ///     Ok(())
+    ///     Ok::<_, microdb::Error>(()) // or an error of the program, which ends the walk
     /// })?;
     /// assert_eq!(bytes, 4);
     /// # Ok(())
@@ -294,7 +282,10 @@ impl Iter {
     ///
     /// # Errors
     /// The errors of [`Table::get`], and those of `visit`.
-    pub fn for_each_record(&mut self, mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+    pub fn for_each_record<E: From<Error>>(
+        &mut self,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         while let Some(location) = self.next_place() {
             let found = self.record_at(location?)?;
             visit(found.record.key(), found.record.value())?;

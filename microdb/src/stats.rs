@@ -13,6 +13,8 @@ use crate::engine::counters::Bytes;
 use crate::engine::histogram::Histogram;
 use crate::engine::{Engine, lock};
 use crate::format::LogPosition;
+use crate::format::key_codec::KeyCodec;
+use crate::sequence::Sequence;
 
 /// The state of a database at one moment, returned by [`Db::stats`](crate::Db::stats).
 ///
@@ -34,11 +36,11 @@ pub struct Stats {
     /// Identity of the database, in hexadecimal.
     pub database: String,
     /// Sequence of the last visible commit.
-    pub sequence: u64,
+    pub sequence: Sequence,
     /// Sequence of the last durable commit. It and all earlier commits survive power loss.
-    pub durable_sequence: u64,
-    /// Durable frontier, as segment and offset.
-    pub frontier: (u64, u32),
+    pub durable_sequence: Sequence,
+    /// Durable frontier: everything before it survives power loss.
+    pub frontier: LogPosition,
     /// Number of keys in all tables, including the names of tables, which are keys of the catalog.
     pub keys: u64,
     /// Bytes of live records.
@@ -133,6 +135,8 @@ pub struct TableInfo {
     pub id: u32,
     /// Number of keys.
     pub keys: u64,
+    /// Encoding and type of the keys, if the table was created as a typed table.
+    pub keys_as: Option<KeyCodec>,
     /// Bytes of live records.
     pub live_bytes: u64,
 }
@@ -166,12 +170,11 @@ impl Stats {
             .collect();
         let log_bytes = segments.iter().map(|segment| segment.bytes).sum();
         let live_bytes = segments.iter().map(|segment| segment.live_bytes).sum();
-        let LogPosition { segment, offset } = durable.position;
         Stats {
             database: engine.database.to_string(),
-            sequence: core.published.sequence,
-            durable_sequence: durable.sequence,
-            frontier: (segment, offset),
+            sequence: Sequence(core.published.sequence),
+            durable_sequence: Sequence(durable.sequence),
+            frontier: durable.position,
             keys,
             live_bytes,
             dead_bytes: u64::saturating_sub(log_bytes, live_bytes),
@@ -199,12 +202,11 @@ impl Stats {
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let share = |part: u64, whole: u64| part * 100 / whole.max(1);
-        let (segment, offset) = self.frontier;
         writeln!(f, "database   {}", self.database)?;
         writeln!(
             f,
-            "commits    {} visible, {} durable (up to {segment}:{offset})",
-            self.sequence, self.durable_sequence
+            "commits    {} visible, {} durable (up to {})",
+            self.sequence, self.durable_sequence, self.frontier
         )?;
         let (keys, live, dead) = (self.keys, Bytes(self.live_bytes), Bytes(self.dead_bytes));
         writeln!(f, "live       {keys} keys, {live}")?;

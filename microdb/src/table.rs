@@ -14,6 +14,7 @@ use crate::engine::body::Body;
 use crate::engine::catalog::TableCore;
 use crate::engine::commit::{Check, Checks, Outcome};
 use crate::error::{Error, Result};
+use crate::format::LogPosition;
 use crate::format::record::RecordKind;
 use crate::options::Durability;
 use crate::raw::epoch::pin;
@@ -52,16 +53,6 @@ const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 impl Table {
     /// Returns the name of the table.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// assert_eq!(events.name(), "events");
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn name(&self) -> String {
         self.core.name()
@@ -110,8 +101,7 @@ impl Table {
         self.engine.multi_get(&self.core, keys)
     }
 
-    /// Returns the current location of the record of `key`, as segment and offset, for use with
-    /// [`crate::inspect`].
+    /// Returns the current location of the record of `key`, for use with [`crate::inspect`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -119,8 +109,8 @@ impl Table {
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
     /// # let events = db.table("events")?;
     /// events.put("k", "v")?;
-    /// if let Some((segment, offset)) = events.location("k")? {
-    ///     println!("in segment {segment} at byte {offset}");
+    /// if let Some(at) = events.location("k")? {
+    ///     println!("in segment {} at byte {}", at.segment, at.offset);
     /// }
     /// # Ok(())
     /// # }
@@ -128,29 +118,21 @@ impl Table {
     ///
     /// # Errors
     /// The errors of [`Table::get`].
-    pub fn location(&self, key: impl AsRef<[u8]>) -> Result<Option<(u64, u32)>> {
+    pub fn location(&self, key: impl AsRef<[u8]>) -> Result<Option<LogPosition>> {
         let (key, guard) = (key.as_ref(), pin());
         let found = self
             .engine
             .lookup(&guard, &self.core, self.engine.hash(key), key)?;
-        Ok(found.map(|found| (found.segment.id, found.location.offset())))
+        Ok(found.map(|found| LogPosition {
+            segment: found.segment.id,
+            offset: found.location.offset(),
+        }))
     }
 
     /// Returns `true` if the table has a value for `key`.
     ///
     /// Reads the whole record, because the one checksum that proves the key also covers the value.
     /// For large values the cost is that of [`Table::get`].
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("k", "v")?;
-    /// assert!(events.contains_key("k")?);
-    /// # Ok(())
-    /// # }
-    /// ```
     ///
     /// # Errors
     /// The errors of [`Table::get`].
@@ -239,17 +221,6 @@ impl Table {
     }
 
     /// Deletes a key with the given durability. Returns `true` if the key existed.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("k", "v")?;
-    /// assert!(events.delete_with("k", microdb::Durability::Buffered)?);
-    /// # Ok(())
-    /// # }
-    /// ```
     ///
     /// # Errors
     /// The errors of [`Table::delete`].
@@ -379,19 +350,6 @@ impl Table {
     }
 
     /// Returns an iterator over all values, like [`Table::iter`].
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("a", "1")?;
-    /// for value in events.values() {
-    ///     assert_eq!(&value?[..], b"1");
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
     pub fn values(&self) -> impl Iterator<Item = Result<Value>> + use<> {
         self.iter().map(|record| record.map(|(_, value)| value))
     }
@@ -422,33 +380,12 @@ impl Table {
     }
 
     /// Returns the number of keys.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("a", "1")?;
-    /// assert_eq!(events.len(), 1);
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn len(&self) -> u64 {
         self.core.directory.load(&pin()).len()
     }
 
     /// Returns `true` if the table has no keys.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// assert!(events.is_empty());
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -5,6 +5,8 @@
 //!
 //! Deliberately absent: mutation.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -37,6 +39,9 @@ const INLINE_BYTES_MAX: usize = 112;
 /// assert_eq!(value, "v"); // comparable with all types of bytes
 /// let bytes: &[u8] = &value; // nothing is copied
 /// assert_eq!(bytes.len(), 1);
+/// // Ordered like bytes, and found in maps by bytes.
+/// let sorted: std::collections::BTreeMap<_, _> = events.iter().collect::<Result<_, _>>()?;
+/// assert!(sorted.contains_key(&b"k"[..]));
 /// # Ok(())
 /// # }
 /// ```
@@ -147,6 +152,26 @@ impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for Value {
 }
 
 impl Eq for Value {}
+
+impl<T: AsRef<[u8]> + ?Sized> PartialOrd<T> for Value {
+    fn partial_cmp(&self, other: &T) -> Option<Ordering> {
+        Some((**self).cmp(other.as_ref()))
+    }
+}
+
+impl Ord for Value {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (**self).cmp(other)
+    }
+}
+
+/// Hash and order are those of the bytes, so a map with keys of this type can be searched by
+/// `&[u8]`.
+impl Borrow<[u8]> for Value {
+    fn borrow(&self) -> &[u8] {
+        self
+    }
+}
 
 impl std::hash::Hash for Value {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {

@@ -5,18 +5,17 @@
 //! thread began and another made durable.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use crate::support::cut::Cuts;
+use crate::support::disk::Disk;
+use crate::support::image::Image;
+use crate::support::random::Random;
+use crate::support::workload::{ROOT, chain};
 use microdb::storage::{OpenMode, Storage, StorageFile, StorageLock};
-use microdb::{Db, Durability, Options};
-use support::cut::Cuts;
-use support::disk::Disk;
-use support::random::Random;
-use support::workload::{ROOT, chain};
+use microdb::{Db, Durability, Options, Sequence};
 
 const DISKS: usize = 12;
 
@@ -33,9 +32,9 @@ struct Beside {
 fn fill_a_segment(db: &Db) {
     let table = db.table("beside").unwrap();
     for _ in 0..4 {
-        let number = db.sequence() + 1;
+        let number = db.sequence().next();
         let mut batch = db.batch();
-        batch.put(&table, number.to_string(), vec![number as u8; 1500]);
+        batch.put(&table, number.to_string(), vec![number.0 as u8; 1500]);
         batch.commit_with(Durability::Buffered).unwrap();
     }
 }
@@ -102,8 +101,8 @@ fn commits_beside_a_checkpoint_are_a_prefix_after_any_cut() {
     };
     let db = options(Arc::new(beside.clone())).open(ROOT).unwrap();
     let table = db.table("beside").unwrap();
-    let first = db.sequence() + 1;
-    table.put(first.to_string(), vec![first as u8; 1500]).unwrap();
+    let first = db.sequence().next();
+    table.put(first.to_string(), vec![first.0 as u8; 1500]).unwrap();
     // Acknowledged commits, with the event from which they must be durable.
     let mut durable = vec![(disk.position(), first)];
     for _ in 0..3 {
@@ -126,7 +125,7 @@ fn commits_beside_a_checkpoint_are_a_prefix_after_any_cut() {
         for image in cuts.disks(&mut random, DISKS) {
             disks += 1;
             let promised = promised.map(|(_, sequence)| *sequence);
-            check(image, promised.unwrap_or(0), first)
+            check(image, promised.unwrap_or(Sequence::ZERO), first)
                 .unwrap_or_else(|error| panic!("cut {at} of {}: {error}", record.events.len()));
         }
         if !cuts.step() {
@@ -138,7 +137,7 @@ fn commits_beside_a_checkpoint_are_a_prefix_after_any_cut() {
 
 /// Checks that the database on the disk holds its commits up to some sequence, and at least up to
 /// the promised one.
-fn check(image: support::image::Image, promised: u64, first: u64) -> Result<(), String> {
+fn check(image: Image, promised: Sequence, first: Sequence) -> Result<(), String> {
     let storage = Arc::new(Disk::unrecorded(image));
     let told = |error: microdb::Error| chain(&error);
     let db = options(storage.clone()).open(ROOT).map_err(told)?;
@@ -147,7 +146,7 @@ fn check(image: support::image::Image, promised: u64, first: u64) -> Result<(), 
         return Err(format!("{last} commits, {promised} were promised"));
     }
     if let Some(table) = db.get_table("beside") {
-        for number in first..=last {
+        for number in first.0..=last.0 {
             let value = table.get(number.to_string()).map_err(told)?;
             if value.as_deref() != Some(&vec![number as u8; 1500][..]) {
                 return Err(format!("commit {number} of {last} is not there"));

@@ -5,14 +5,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::disk::Disk;
+use crate::support::gate::Gate;
+use crate::support::image::Image;
 use microdb::{Db, Durability, Options};
-use support::disk::Disk;
-use support::gate::Gate;
-use support::image::Image;
 
 /// Largest log replayed by an open after a clean close, the bound of the engine.
 const REPLAYED_BYTES_MAX: u64 = 256 * 1024;

@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 
-use support::targets::TARGETS;
+use crate::support::targets::TARGETS;
 
 #[test]
 fn every_kept_input_of_every_fuzz_target_passes() {

@@ -1,18 +1,19 @@
 //! A system call that could not begin is an error of the call that needed it, and never poisons.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::support::other::{self, Other, say};
+use crate::support::workload::chain;
 use microdb::storage::{Mapping, OpenMode, OsStorage, Storage, StorageFile, StorageLock};
 use microdb::{Db, Durability, Error, Options};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::other::{self, Other, say};
-use support::workload::chain;
+
+/// Name of the test that is the second process.
+const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 const ENOMEM: i32 = 12;
 const EMFILE: i32 = 24;
@@ -195,6 +196,7 @@ fn segments_that_cannot_be_mapped_refuse_new_ones_before_they_fill_the_memory() 
 
 /// Not a test by itself: the process at its limit.
 #[test]
+#[ignore = "the second process of other tests"]
 fn the_other_process() {
     let Some((_, folder)) = other::part() else {
         return;
@@ -207,48 +209,69 @@ fn the_other_process() {
         };
         setrlimit(Resource::Nofile, limit).unwrap();
     };
-    /// Number of puts that fill some dozens of segments.
-    const PUTS_MAX: u32 = 400;
-    let mut refused = 0;
-    // No descriptor left at the next segment, at the one after it, and so on. A complete segment
-    // releases its descriptor, so with some to spare the log continues without end.
-    for spare in 0..6_usize {
-        let db = options().open(folder.join(spare.to_string())).unwrap();
-        put(&db, 0..1, 900).unwrap();
-        limit(Some(256));
-        let mut taken = Vec::new();
-        while let Ok(file) = std::fs::File::open("/dev/null") {
-            taken.push(file);
-        }
-        taken.truncate(taken.len() - spare);
-        let mut end = 1;
-        let error = loop {
-            match put(&db, end..end + 1, 900) {
-                Ok(()) if end == PUTS_MAX => break None,
-                Ok(()) => end += 1,
-                Err(error) => break Some(error),
+    for durability in [Durability::Sync, Durability::Buffered] {
+        // No descriptor left at the next segment, one left, and so on. A complete segment releases
+        // its descriptor, so with some to spare the log continues without end.
+        for spare in 0..=SPARE_MAX {
+            let path = folder.join(format!("{durability:?}-{spare}"));
+            let options = || options().durability(durability);
+            let db = options().open(&path).unwrap();
+            put(&db, 0..1, 900).unwrap();
+            limit(Some(256));
+            let mut taken = Vec::new();
+            while let Ok(file) = std::fs::File::open("/dev/null") {
+                taken.push(file);
             }
-        };
-        drop(taken);
-        limit(hard);
-        if let Some(error) = error {
-            assert_eq!(number(&error), Some(EMFILE), "{}", chain(&error));
-            refused += 1;
+            taken.truncate(taken.len() - spare);
+            let (mut end, mut refusals) = (1, 0);
+            // The first refusal, then twice more: the handle stays as it is.
+            while end < PUTS_MAX && refusals < 3 {
+                let before = db.sequence();
+                match put(&db, end..end + 1, 900) {
+                    Ok(()) => end += 1,
+                    Err(error) => {
+                        assert_eq!(number(&error), Some(EMFILE), "{}", chain(&error));
+                        assert_eq!(db.sequence(), before, "a refused put is no commit");
+                        refusals += 1;
+                    }
+                }
+            }
+            check(&db, 0..end, 900);
+            assert_eq!(db.get_table("t").unwrap().len(), u64::from(end), "nothing else");
+            drop(taken);
+            limit(hard);
+            put(&db, end..end + 10, 900).unwrap();
+            check(&db, 0..end + 10, 900);
+            db.close().unwrap();
+            let db = options().open(&path).unwrap();
+            check(&db, 0..end + 10, 900);
+            assert_eq!(db.get_table("t").unwrap().len(), u64::from(end) + 10);
+            say(&format!("{durability:?} {spare} {refusals}"));
         }
-        put(&db, end..end + 10, 900).unwrap();
-        check(&db, 0..end + 10, 900);
-        db.close().unwrap();
-        let db = options().open(folder.join(spare.to_string())).unwrap();
-        check(&db, 0..end + 10, 900);
     }
-    say(&format!("{refused}"));
 }
+
+/// Number of puts that fill some dozens of segments.
+const PUTS_MAX: u32 = 400;
+/// Number of spare descriptors with which the log continues.
+const SPARE_MAX: usize = 6;
 
 #[test]
 fn process_at_its_limit_of_descriptors_goes_on_with_the_same_handle() {
     let folder = tempfile::tempdir().unwrap();
-    let mut other = Other::start("descriptors", folder.path());
-    let refused: u32 = other.said().unwrap().parse().unwrap();
-    assert!(refused > 0, "no limit was reached");
+    let mut other = Other::start(ENTRY, "descriptors", folder.path());
+    for durability in [Durability::Sync, Durability::Buffered] {
+        for spare in 0..=SPARE_MAX {
+            let said = other
+                .said()
+                .unwrap_or_else(|| panic!("nothing for {spare} spare ones"));
+            let refusals = said.strip_prefix(&format!("{durability:?} {spare} ")).unwrap();
+            match spare {
+                0 => assert_eq!(refusals, "3", "{said}: a segment needs a descriptor"),
+                SPARE_MAX => assert_eq!(refusals, "0", "{said}: enough for all segments"),
+                _ => {}
+            }
+        }
+    }
     other.ended_well();
 }

@@ -2,15 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-#[allow(dead_code, reason = "shared with other tests")]
-#[path = "support/random.rs"]
-mod random;
-
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use crate::support::random::Random;
 use microdb::{Db, Difference, DifferenceKind, Durability, Options, diff};
-use random::Random;
 
 type Contents = BTreeMap<(String, Vec<u8>), Vec<u8>>;
 type Keys = Vec<(String, Vec<u8>, DifferenceKind)>;

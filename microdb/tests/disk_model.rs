@@ -1,15 +1,13 @@
 //! Tests of the test disk: synced content is on every disk after a cut, unsynced content on some
 //! and not on others.
 
-mod support;
-
 use std::path::Path;
 
+use crate::support::cut::Cuts;
+use crate::support::disk::{Disk, Fault, FaultKind};
+use crate::support::image::Image;
+use crate::support::random::Random;
 use microdb::storage::{OpenMode, Storage};
-use support::cut::Cuts;
-use support::disk::{Disk, Fault, FaultKind};
-use support::image::Image;
-use support::random::Random;
 
 /// Returns many disks after a cut at the last event of `disk`.
 fn disks_at_the_end(disk: &Disk) -> Vec<Image> {

@@ -14,17 +14,15 @@
 //!
 //! All N and all kinds of calls are tried.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 
+use crate::support::cut::Cuts;
+use crate::support::disk::{Call, Disk, Fault, FaultKind};
+use crate::support::random::Random;
+use crate::support::workload::{Change, Failure, Op, ROOT, Run, Shape, chain, key, read, shown};
 use microdb::storage::{OpenMode, Storage};
 use microdb::{Durability, Error};
-use support::cut::Cuts;
-use support::disk::{Call, Disk, Fault, FaultKind};
-use support::random::Random;
-use support::workload::{Change, Failure, Op, ROOT, Run, Shape, chain, key, read, shown};
 
 /// Number of disks checked after a power cut right after the fault, and at the end.
 const DISKS: usize = 2;

@@ -3,16 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::cut::Cuts;
+use crate::support::disk::Disk;
+use crate::support::image::Image;
+use crate::support::random::Random;
+use crate::support::workload::{Change, Failure, Op, Run, Shape, key};
 use microdb::{Db, Durability, Options, Table};
-use support::cut::Cuts;
-use support::disk::Disk;
-use support::image::Image;
-use support::random::Random;
-use support::workload::{Change, Failure, Op, Run, Shape, key};
 
 const ROOT: &str = "/db";
 const VALUE_BYTES: usize = 1_000;

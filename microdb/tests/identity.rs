@@ -1,16 +1,17 @@
 //! Identity: the opened database is the one that is written to, by one process.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::support::other::{self, Other, say};
+use crate::support::workload::chain;
 use microdb::fuzzing::{fork, wait};
-use microdb::{Db, Durability, Error, Options};
-use support::other::{self, Other, say};
-use support::workload::chain;
+use microdb::{Db, Durability, Error, Options, Sequence};
+
+/// Name of the test that is the second process.
+const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 /// Longer than any awaited event takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -68,6 +69,7 @@ fn until(mut done: impl FnMut() -> bool) -> bool {
 
 /// Not a test by itself: processes that fork have few threads.
 #[test]
+#[ignore = "the second process of other tests"]
 fn the_other_process() {
     let Some((part, folder)) = other::part() else {
         return;
@@ -83,7 +85,7 @@ fn the_other_process() {
 
 fn play(part: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let mut other = Other::start(part, folder.path());
+    let mut other = Other::start(ENTRY, part, folder.path());
     assert_eq!(other.said().as_deref(), Some("done"), "{part}");
     other.ended_well();
 }
@@ -355,7 +357,7 @@ fn inherit(folder: &Path) {
             db.compact().map(drop),
             db.verify().map(drop),
             db.digest().map(drop),
-            db.changes_since(0).map(drop),
+            db.changes_since(Sequence::ZERO).map(drop),
             db.backup_to(folder.join("copy")).map(drop),
             db.transaction(|tx| tx.get(&table, "k").map(drop)),
             db.clone().close(),

@@ -13,18 +13,19 @@
 //! Each test tries every [`STRIDE`]th N. `MICRODB_IDENTITY_STRIDE=1` tries all.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use crate::support::mount::command;
+use crate::support::other::{self, Other, say};
+use crate::support::struck::{Struck, Trigger};
+use crate::support::workload::chain;
 use microdb::{Db, Error, Options};
-use support::mount::command;
-use support::other::{self, Other, say};
-use support::struck::{Struck, Trigger};
-use support::workload::chain;
+
+/// Name of the test that is the second process.
+const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 /// Calls between two strikes in the short form. Not a divisor of the number of calls of a repeated
 /// step.
@@ -203,6 +204,7 @@ fn options() -> Options {
 
 /// Not a test by itself: the victim, and the second process.
 #[test]
+#[ignore = "the second process of other tests"]
 fn the_other_process() {
     let Some((part, folder)) = other::part() else {
         return;
@@ -330,7 +332,7 @@ fn victim(strike: &str, folder: &Path) {
     loop {
         let sandbox = Arc::new(Sandbox {
             root: folder.join(at.to_string()),
-            other: Mutex::new(Other::start("second", folder)),
+            other: Mutex::new(Other::start(ENTRY, "second", folder)),
             answer: Mutex::default(),
         });
         std::fs::create_dir_all(sandbox.path("elsewhere")).unwrap();
@@ -434,7 +436,7 @@ fn check(sandbox: &Sandbox, after: After, existed: bool, promised: &Promised, at
 
 fn campaign(strike: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let mut victim = Other::start(&format!("victim of {strike}"), folder.path());
+    let mut victim = Other::start(ENTRY, &format!("victim of {strike}"), folder.path());
     let said = victim
         .said()
         .unwrap_or_else(|| panic!("the victim of {strike} failed"));
@@ -469,7 +471,7 @@ fn changing_a_symbolic_link_harms_no_database() {
     campaign("symlink");
 }
 
-/// `cargo test -p imt-microdb --test identity_campaign -- --ignored`, as root.
+/// `cargo test -p imt-microdb --test main identity_campaign:: -- --ignored`, as root.
 #[test]
 #[ignore = "needs root"]
 fn mounting_over_an_open_database_harms_no_database() {

@@ -8,15 +8,16 @@
 //!   state of the process, and nothing about syncs (see `power_cut.rs`).
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::support::other::{self, Other, say};
+use crate::support::random::Random;
+use crate::support::witness::{self, WRITERS, number};
 use microdb::{Error, Options};
-use support::other::{self, Other, say};
-use support::random::Random;
-use support::witness::{self, WRITERS, number};
+
+/// Name of the test that is the second process.
+const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 /// Number of kills per test, each of some tens of milliseconds. `MICRODB_KILL_ROUNDS` overrides it.
 const ROUNDS: u64 = 20;
@@ -25,6 +26,7 @@ const ALIKE: u64 = 100;
 
 /// Not a test by itself: the part of the other process.
 #[test]
+#[ignore = "the second process of other tests"]
 fn the_other_process() {
     let Some((part, folder)) = other::part() else {
         return;
@@ -69,7 +71,7 @@ fn kill_9_at_any_moment_keeps_every_acknowledged_commit_whole() {
     let mut acknowledged = BTreeMap::<u64, u64>::new();
     let (mut replayed, mut dropped) = (0, 0);
     for round in 0..rounds {
-        let mut other = Other::start("write", folder.path());
+        let mut other = Other::start(ENTRY, "write", folder.path());
         let mut note = |line: String| {
             let (writer, number) = line.split_once(' ').unwrap();
             acknowledged.insert(writer.parse().unwrap(), number.parse().unwrap());
@@ -120,13 +122,13 @@ fn two_processes_never_write_at_the_same_time_and_death_frees_the_lock() {
     let folder = tempfile::tempdir().unwrap();
     let db = options().open(folder.path()).unwrap();
     let ours = format!("locked by {}", std::process::id());
-    assert_eq!(Other::start("open", folder.path()).said(), Some(ours));
+    assert_eq!(Other::start(ENTRY, "open", folder.path()).said(), Some(ours));
     db.close().unwrap();
     assert_eq!(
-        Other::start("open", folder.path()).said().as_deref(),
+        Other::start(ENTRY, "open", folder.path()).said().as_deref(),
         Some("opened")
     );
-    let mut holder = Other::start("hold", folder.path());
+    let mut holder = Other::start(ENTRY, "hold", folder.path());
     assert_eq!(holder.said().as_deref(), Some("open"));
     match options().open(folder.path()) {
         Err(Error::Locked {
@@ -176,7 +178,9 @@ fn readers_in_other_processes_see_whole_commits_while_the_writer_compacts() {
         batch.commit().unwrap();
     };
     write(1);
-    let mut readers: Vec<Other> = (0..2).map(|_| Other::start("read", folder.path())).collect();
+    let mut readers: Vec<Other> = (0..2)
+        .map(|_| Other::start(ENTRY, "read", folder.path()))
+        .collect();
     let mut round = 1;
     // Until each reader has run several times, each time beside new commits, compactions and
     // checkpoints.

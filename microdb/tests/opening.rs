@@ -5,20 +5,18 @@
 //! `kill.rs` meets by chance is met for certain.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use crate::support::cut::Cuts;
+use crate::support::disk::Disk;
+use crate::support::image::Image;
+use crate::support::random::Random;
+use crate::support::workload::ROOT;
 use microdb::storage::{OpenMode, Storage, StorageFile, StorageLock};
 use microdb::{Db, Durability, Error, Options};
-use support::cut::Cuts;
-use support::disk::Disk;
-use support::image::Image;
-use support::random::Random;
-use support::workload::ROOT;
 
 type Hook = dyn FnMut(&Disk) -> io::Result<()> + Send;
 
@@ -486,7 +484,7 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
     let image = unsettled(|number| number == 9);
     let (db, _) = found(&image, |_| {}).unwrap();
     let third = db.table("t").unwrap().location(11u32.to_be_bytes());
-    let third = third.unwrap().unwrap().1 as usize - 48;
+    let third = third.unwrap().unwrap().offset as usize - 48;
     drop(db);
     let told = found(&image, |disk| {
         damaged(disk);
@@ -519,11 +517,11 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
 /// End of the frame with the last record, behind which the next one was cut off.
 fn end_of_the_eighth(db: &Db) -> u64 {
     let table = db.table("t").unwrap();
-    let (segment, at) = table.location(7u32.to_be_bytes()).unwrap().unwrap();
-    let (before, first) = table.location(6u32.to_be_bytes()).unwrap().unwrap();
-    assert_eq!((segment, before), (3, 3));
+    let at = table.location(7u32.to_be_bytes()).unwrap().unwrap();
+    let before = table.location(6u32.to_be_bytes()).unwrap().unwrap();
+    assert_eq!((at.segment, before.segment), (3, 3));
     // All these frames have one length.
-    u64::from(at + (at - first)) - 48
+    u64::from(at.offset + (at.offset - before.offset)) - 48
 }
 
 #[test]
@@ -589,4 +587,49 @@ fn the_first_durable_commit_makes_the_database_itself_durable() {
         }
     }
     assert!(disks > 20, "{disks}");
+}
+
+/// A later format may compute its checksums in any way, so the version is read before them.
+#[test]
+fn newer_format_is_named_as_such_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    Db::open(&path).unwrap().close().unwrap();
+    let super_file = path.join("SUPER");
+    let mut bytes = std::fs::read(&super_file).unwrap();
+    let copies = [0, 16 * 1024];
+    for at in copies {
+        bytes[at + 8..at + 12].copy_from_slice(&2_u32.to_le_bytes());
+        bytes[at + 12..at + 200].fill(0xEE);
+    }
+    std::fs::write(&super_file, &bytes).unwrap();
+    let before = std::fs::read(&super_file).unwrap();
+    for read_only in [false, true] {
+        let error = Options::new().read_only(read_only).open(&path).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Version {
+                    found: 2,
+                    supported: 1,
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains("format version 2"), "{error}");
+    }
+    assert_eq!(std::fs::read(&super_file).unwrap(), before);
+    // Also if one of the copies is damaged.
+    bytes[..8].fill(0);
+    std::fs::write(&super_file, &bytes).unwrap();
+    assert!(matches!(Db::open(&path), Err(Error::Version { found: 2, .. })));
+    // A database of this version with a damaged version in one copy is no newer one.
+    let other = folder.path().join("other");
+    Db::open(&other).unwrap().close().unwrap();
+    let super_file = other.join("SUPER");
+    let mut bytes = std::fs::read(&super_file).unwrap();
+    bytes[9] ^= 1;
+    std::fs::write(&super_file, &bytes).unwrap();
+    Db::open(&other).unwrap();
 }

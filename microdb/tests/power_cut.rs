@@ -12,17 +12,15 @@
 //! single one, for example a failed one; with `MICRODB_CUT_TRACE` it prints the calls that led
 //! there.
 
-mod support;
-
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use support::cut::Cuts;
-use support::disk::{Disk, Lie, Record};
-use support::random::{Random, mix};
-use support::workload::{Op, ROOT, Run, Shape};
+use crate::support::cut::Cuts;
+use crate::support::disk::{Disk, Lie, Record};
+use crate::support::random::{Random, mix};
+use crate::support::workload::{Op, ROOT, Run, Shape};
 
 /// Number of workloads by default, for a minute of one core at opt-level 1.
 const WORKLOADS: u64 = 14;

@@ -6,21 +6,22 @@
 //! the disk received. So this test shows that syncs are requested where needed, and the disk in
 //! memory covers the rest.
 //!
-//! Needs root, loop devices, mount, mkfs and `xfs_io`; without them it says so and passes.
+//! Needs root, loop devices, mount, mkfs and `xfs_io`, which belongs to xfsprogs.
 //! `MICRODB_REAL_CUTS=2000,500` sets the number of cuts for ext4 and xfs.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
-
-mod support;
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::other::{self, Other, say};
+use crate::support::random::Random;
+use crate::support::witness::{self, WRITERS};
 use microdb::{Error, Options};
-use support::other::{self, Other, say};
-use support::random::Random;
-use support::witness::{self, WRITERS};
+
+/// Name of the test that is the second process.
+const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 /// Numbers of cuts by default, for a few seconds.
 const CUTS: &str = "20,5";
@@ -110,31 +111,31 @@ impl Drop for Mounted {
 }
 
 #[test]
-fn a_file_system_shut_down_at_any_moment_keeps_every_acknowledged_commit() {
+#[ignore = "needs root and xfsprogs"]
+fn ext4_shut_down_at_any_moment_keeps_every_acknowledged_commit() {
+    let (ext4, _xfs) = cuts();
+    campaign("ext4", ext4);
+}
+
+#[test]
+#[ignore = "needs root and xfsprogs"]
+fn xfs_shut_down_at_any_moment_keeps_every_acknowledged_commit() {
+    let (_ext4, xfs) = cuts();
+    campaign("xfs", xfs);
+}
+
+/// Returns the numbers of cuts for ext4 and for xfs.
+fn cuts() -> (u64, u64) {
     let cuts = std::env::var("MICRODB_REAL_CUTS").unwrap_or_else(|_| CUTS.to_owned());
-    let cuts = cuts.split_once(',').expect("MICRODB_REAL_CUTS=EXT4,XFS");
-    for (kind, cuts) in [("ext4", cuts.0), ("xfs", cuts.1)] {
-        let kept = tempfile::tempdir().unwrap();
-        // Skipped only if such a file system cannot be created or shut down at all. Any later
-        // failure is a finding.
-        let ready = Mounted::make(kept.path(), kind).and_then(|mounted| {
-            mounted.shut_down()?;
-            mounted.unmount()?;
-            mounted.mount()?;
-            Ok(mounted)
-        });
-        match ready {
-            Ok(mounted) => campaign(&mounted, kind, cuts.parse().unwrap()),
-            Err(reason) => {
-                println!("power cuts on {kind}: SKIPPED, this machine does not permit it: {reason}");
-            }
-        }
-    }
+    let (ext4, xfs) = cuts.split_once(',').expect("MICRODB_REAL_CUTS=EXT4,XFS");
+    (ext4.parse().unwrap(), xfs.parse().unwrap())
 }
 
 /// Each round is another process, so that no file is open when the file system is mounted again. It
 /// checks the result of the previous cut, then works until the next one.
-fn campaign(mounted: &Mounted, kind: &str, cuts: u64) {
+fn campaign(kind: &str, cuts: u64) {
+    let kept = tempfile::tempdir().unwrap();
+    let mounted = &Mounted::make(kept.path(), kind).unwrap();
     let mut random = Random::new(cuts);
     let (mut promised, mut torn, mut sigbus) = (0, 0, 0);
     let mut numbers = BTreeMap::<u64, u64>::new();
@@ -144,7 +145,7 @@ fn campaign(mounted: &Mounted, kind: &str, cuts: u64) {
         if cut % CUTS_EACH == 0 {
             numbers.clear();
         }
-        let mut other = Other::start(&told(&numbers), &folder);
+        let mut other = Other::start(ENTRY, &told(&numbers), &folder);
         // In some cases before any promise, while the database is created or opened.
         let mut wanted = random.below(PROMISES_MAX);
         let mut is_cut = false;
@@ -175,7 +176,7 @@ fn campaign(mounted: &Mounted, kind: &str, cuts: u64) {
         mounted.mount().unwrap_or_else(|error| fail(error));
         if cut % CUTS_EACH == CUTS_EACH - 1 {
             // Checked once more and removed, to free space for the next one.
-            let mut other = Other::start(&format!("{ONLY_LOOK},{}", told(&numbers)), &folder);
+            let mut other = Other::start(ENTRY, &format!("{ONLY_LOOK},{}", told(&numbers)), &folder);
             while let Some(line) = other.said() {
                 assert_eq!(line, "torn", "{kind}, cut {cut}");
             }
@@ -216,6 +217,7 @@ fn is_gone(folder: &Path) -> bool {
 /// Not a test by itself: the part of the other process. It gets the promises before the last cut,
 /// checks them, and commits until the file system is shut down.
 #[test]
+#[ignore = "the second process of other tests"]
 fn the_other_process() {
     let Some((told, folder)) = other::part() else {
         return;
@@ -230,7 +232,7 @@ fn the_other_process() {
         Ok(db) => db,
         // The file system was shut down in the meantime.
         Err(error) if refused(&error) => return,
-        Err(error) => return say(&format!("WRONG {}", support::workload::chain(&error))),
+        Err(error) => return say(&format!("WRONG {}", crate::support::workload::chain(&error))),
     };
     if db.recovery().dropped_bytes > 0 {
         say("torn");

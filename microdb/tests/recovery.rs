@@ -9,7 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use microdb::{Db, Durability, Error, Options};
+use microdb::{Db, Durability, Error, LogPosition, Options};
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -240,7 +240,7 @@ fn frames_of_two_histories_are_refused_behind_the_frontier() {
         }
         // A frame header has 48 bytes, and the record follows directly.
         starts = KEYS
-            .map(|key| table.location(key).unwrap().unwrap().1 as usize - 48)
+            .map(|key| table.location(key).unwrap().unwrap().offset as usize - 48)
             .to_vec();
         drop((db, table));
         fs::read(files(&path.join("log")).pop().unwrap()).unwrap()
@@ -274,8 +274,8 @@ fn a_torn_tail_is_cut_off_and_the_log_continues() {
     let bytes = fs::read(&last).unwrap();
     let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
     let mut outcomes = std::collections::BTreeSet::new();
-    assert!(last.ends_with(format!("{:010}.seg", frontier.0)));
-    for cut in (frontier.1 as usize..=used).rev() {
+    assert!(last.ends_with(format!("{:010}.seg", frontier.segment)));
+    for cut in (frontier.offset as usize..=used).rev() {
         let again = folder.path().join("again");
         let _ = fs::remove_dir_all(&again);
         copy(&before_close, &again);
@@ -322,21 +322,21 @@ fn damage_in_a_frame_is_named_with_its_position() {
         batch.put(&table, key, [7; 50]);
     }
     batch.commit().unwrap();
-    let places: Vec<(u64, u32)> = ["first", "second", "third"]
+    let places: Vec<LogPosition> = ["first", "second", "third"]
         .map(|key| table.location(key).unwrap().unwrap())
         .to_vec();
     let image = folder.path().join("image");
     copy(&live, &image);
     // A byte of a value, and the length of the last record, which then extends beyond the frame.
     // The latter is damage of the frame, 48 bytes before its first record.
-    let first = u64::from(places[0].1);
-    let damaged = |place: (u64, u32)| (u64::from(place.1) + 20, u64::from(place.1));
+    let first = u64::from(places[0].offset);
+    let damaged = |place: LogPosition| (u64::from(place.offset) + 20, u64::from(place.offset));
     let damaged = [
         damaged(places[0]),
         damaged(places[1]),
-        (u64::from(places[2].1) + 6, first - 48),
+        (u64::from(places[2].offset) + 6, first - 48),
     ];
-    let path = image.join(format!("log/{:010}.seg", places[0].0));
+    let path = image.join(format!("log/{:010}.seg", places[0].segment));
     let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
     for (at, expected) in damaged {
         let mut byte = [0];
@@ -351,7 +351,9 @@ fn damage_in_a_frame_is_named_with_its_position() {
         };
         assert_eq!((named, *offset), (&path, expected), "{error}");
         // A direct inspection of the file names the same position.
-        let seen = microdb::inspect::segment(&image, places[0].0).unwrap().damage();
+        let seen = microdb::inspect::segment(&image, places[0].segment)
+            .unwrap()
+            .damage();
         let place = format!("{} at byte {expected}:", path.display());
         assert!(
             matches!(seen.as_slice(), [one] if one.starts_with(&place)),
@@ -519,7 +521,7 @@ fn a_long_torn_tail_is_replayed_up_to_the_tear_and_a_damaged_one_is_refused() {
     let segment = files(&image.join("log")).pop().unwrap();
     let bytes = fs::read(&segment).unwrap();
     let end = bytes.iter().rposition(|byte| *byte != 0).unwrap();
-    let torn = (durable.1 as usize + end) / 2;
+    let torn = (durable.offset as usize + end) / 2;
     fs::write(&segment, &bytes[..torn]).unwrap();
     let db = read_only().unwrap();
     let batches = db.recovery().frames_replayed as u32 - 1;
@@ -532,7 +534,7 @@ fn a_long_torn_tail_is_replayed_up_to_the_tear_and_a_damaged_one_is_refused() {
     drop(db);
 
     let mut rotten = bytes;
-    rotten[durable.1 as usize / 2] ^= 1;
+    rotten[durable.offset as usize / 2] ^= 1;
     fs::write(&segment, &rotten).unwrap();
     let error = read_only().unwrap_err();
     assert!(error.is_corrupt(), "{error}");

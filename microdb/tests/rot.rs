@@ -21,12 +21,12 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use crate::support::cut::Cuts;
+use crate::support::disk::Disk;
+use crate::support::image::{Content, Image};
+use crate::support::random::{Random, mix};
+use crate::support::workload::{KEYS, Op, Point, ROOT, Run, Shape, chain, key};
 use microdb::{Db, Error};
-use support::cut::Cuts;
-use support::disk::Disk;
-use support::image::{Content, Image};
-use support::random::{Random, mix};
-use support::workload::{KEYS, Op, Point, ROOT, Run, Shape, chain, key};
 
 /// Address space that is sufficient for all these tests. A hostile length asks for more.
 const MEMORY_BYTES_MAX: u64 = 4 << 30;

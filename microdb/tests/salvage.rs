@@ -3,16 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use microdb::{Durability, Error, Manifest, Options, salvage};
-use support::disk::Disk;
-use support::image::{Content, Image};
-use support::random::Random;
-use support::workload::{Change, Model, Op, ROOT, Run, Shape, chain, read, shown};
+use crate::support::disk::Disk;
+use crate::support::image::{Content, Image};
+use crate::support::random::Random;
+use crate::support::workload::{Change, Model, Op, ROOT, Run, Shape, chain, read, shown};
+use microdb::{Durability, Error, Manifest, Options, Sequence, salvage};
 
 const SAVED: &str = "/data/saved";
 
@@ -256,7 +254,7 @@ fn a_lost_record_and_its_stale_value_are_named() {
         (loss.records_lost, loss.live_records_lost, &loss.tables[..]),
         (Some(1), Some(1), &["stock".to_owned()][..])
     );
-    assert_eq!(loss.sequences, Some((102, 102)));
+    assert_eq!(loss.sequences, Some((Sequence(102), Sequence(102))));
     assert_eq!(loss.keys[0].key, b"key 7");
     assert_eq!(
         (manifest.stale_keys, &manifest.stale[0].key[..]),
@@ -316,7 +314,7 @@ fn records_behind_a_damaged_frame_header_are_found() {
     let loss = &manifest.losses[0];
     assert_eq!(
         (loss.records_recovered, loss.sequences),
-        (1, Some((52, 52))),
+        (1, Some((Sequence(52), Sequence(52)))),
         "{manifest}"
     );
     assert_eq!(manifest.losses[1].keys[0].key, b"key 9");

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::checkpoint_gate::{Gate, GatedStorage};
 use microdb::{Db, Durability, Error, Options};
-use support::checkpoint_gate::{Gate, GatedStorage};
 
 const SEGMENT_BYTES: u32 = 64 << 10;
 const KEYS: u32 = 500;

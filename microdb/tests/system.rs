@@ -6,15 +6,16 @@
 //! without them.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
-mod support;
-
 use std::path::{Path, PathBuf};
 
+use crate::support::mount::{Mounted, command};
+use crate::support::other::{self, Other, say};
+use crate::support::workload::chain;
 use microdb::{Db, Durability, Error, Options};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::mount::{Mounted, command};
-use support::other::{self, Other, say};
-use support::workload::chain;
+
+/// Name of the test that is the second process.
+const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 /// Error numbers: no descriptor left, unreadable disk, read-only file system.
 const EMFILE: i32 = 24;
@@ -88,12 +89,6 @@ fn reason(error: &Error) -> Option<i32> {
     }
 }
 
-/// Returns the means of a test on a file system of its own, or says that they are not permitted.
-fn permitted<T>(what: &str, made: Result<T, String>) -> Option<T> {
-    made.inspect_err(|told| println!("{what}: SKIPPED, this machine does not permit it: {told}"))
-        .ok()
-}
-
 /// A file as a disk with an ext4 on it, until dropped.
 struct DiskFile {
     image: PathBuf,
@@ -126,6 +121,7 @@ impl Drop for DiskFile {
 
 /// Not a test by itself: the process without descriptors.
 #[test]
+#[ignore = "the second process of other tests"]
 fn the_other_process() {
     let Some((part, folder)) = other::part() else {
         return;
@@ -173,7 +169,7 @@ fn the_other_process() {
 #[test]
 fn a_process_without_descriptors_gets_an_error_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let mut other = Other::start("descriptors", folder.path());
+    let mut other = Other::start(ENTRY, "descriptors", folder.path());
     let said = other
         .said()
         .unwrap_or_else(|| panic!("the other process said nothing"));
@@ -184,14 +180,14 @@ fn a_process_without_descriptors_gets_an_error_and_loses_nothing() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_full_file_system_refuses_commits_until_there_is_space() {
-    let what = "a full file system";
     let folder = tempfile::tempdir().unwrap();
     let tmpfs = ["-t", "tmpfs", "-o", "size=512k", "tmpfs"];
-    let tmpfs = permitted(what, Mounted::new(&tmpfs, &folder.path().join("tmpfs")));
-    let disk = permitted(what, DiskFile::new(folder.path().join("image"), 4));
-    let ext4 = disk.as_ref().and_then(|disk| permitted(what, disk.mount()));
-    for mounted in [tmpfs, ext4].into_iter().flatten() {
+    let tmpfs = Mounted::new(&tmpfs, &folder.path().join("tmpfs")).unwrap();
+    let disk = DiskFile::new(folder.path().join("image"), 4).unwrap();
+    let ext4 = disk.mount().unwrap();
+    for mounted in [tmpfs, ext4] {
         let ballast = mounted.0.join("ballast");
         let room = 200_000;
         std::fs::write(&ballast, vec![1; room]).unwrap();
@@ -232,6 +228,7 @@ fn check_reads(db: &Db, end: u64) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_read_only_file_system_is_readable_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("db");
@@ -239,10 +236,7 @@ fn a_read_only_file_system_is_readable_and_reported() {
     let (end, _) = fill(&db, 0, 200);
     db.close().unwrap();
     let there = path.to_str().unwrap();
-    let mounted = Mounted::new(&["--bind", there], &folder.path().join("ro"));
-    let Some(mounted) = permitted("a read-only file system", mounted) else {
-        return;
-    };
+    let mounted = Mounted::new(&["--bind", there], &folder.path().join("ro")).unwrap();
     let place = mounted.0.to_str().unwrap();
     command("mount", &["-o", "remount,ro,bind", place]).unwrap();
     let error = options().open(&mounted.0).unwrap_err();
@@ -299,13 +293,11 @@ fn a_renamed_database_stays_usable() {
 /// A loop device returns an IO error behind the end of its file, like a disk with an unreadable
 /// rear part.
 #[test]
+#[ignore = "needs root"]
 fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
     let folder = tempfile::tempdir().unwrap();
-    let what = "a disk that cannot be read";
-    let disk = permitted(what, DiskFile::new(folder.path().join("image"), 16));
-    let Some((mounted, disk)) = disk.and_then(|disk| Some((permitted(what, disk.mount())?, disk))) else {
-        return;
-    };
+    let disk = DiskFile::new(folder.path().join("image"), 16).unwrap();
+    let mounted = disk.mount().unwrap();
     let place = mounted.0.clone();
     // All records in one segment, so that its front is readable and its rear is not.
     let options = || options().segment_bytes_first(2 << 20).segment_bytes_max(2 << 20);
@@ -364,7 +356,7 @@ fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
         "{right} right, {unreadable} unreadable"
     );
     assert!(!db.verify().unwrap().is_sound());
-    println!("{what}: {right} records right, {unreadable} named");
+    println!("{right} records right, {unreadable} named");
     drop((table, db));
     // Without proof of durability it is still no torn tail, and nothing is cut off.
     std::fs::write(place.join("young"), young).unwrap();

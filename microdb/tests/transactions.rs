@@ -138,7 +138,7 @@ fn a_body_may_read_through_the_database_and_write_to_another_one() {
         other.transaction(|inner| {
             inner.put(&other_table, "inner", "value")?;
             assert!(matches!(table.put("k", "w"), Err(Error::InTransaction)));
-            Ok(())
+            Ok::<_, Error>(())
         })?;
         assert!(matches!(table.put("k", "w"), Err(Error::InTransaction)));
         tx.put(&table, "k", "by the transaction")
@@ -197,7 +197,7 @@ fn a_read_after_a_commit_of_other_keys_succeeds() {
         let a = number(&tx.get(&table, "a")?.unwrap());
         beside(|| table.put("another", "key").unwrap());
         let b = number(&tx.get(&table, "b")?.unwrap());
-        Ok(a + b)
+        Ok::<_, Error>(a + b)
     });
     assert_eq!((sum.unwrap(), runs), (10, 1));
 }
@@ -220,7 +220,7 @@ fn a_run_with_many_reads_beside_many_commits_sees_one_moment() {
         let a = number(&tx.get(&table, "a")?.unwrap());
         beside(|| shift(&db, &table, a + 1));
         let b = number(&tx.get(&table, "b")?.unwrap());
-        Ok(a + b)
+        Ok::<_, Error>(a + b)
     });
     assert_eq!((sums.unwrap(), runs), (10, 1));
     // With a write the same run is outdated, and is repeated.
@@ -269,6 +269,135 @@ fn reads_and_writes_of_a_transaction_are_bounded() {
     // A key that is written again counts once.
     db.transaction(|tx| (0..8).try_for_each(|_| tx.put(&table, "k", &value)))
         .unwrap();
+}
+
+/// An error of the program, not of the engine.
+#[derive(PartialEq, Debug)]
+enum Refused {
+    TooFew { left: u64 },
+    Database(String),
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Database(error.to_string())
+    }
+}
+
+#[test]
+fn error_of_the_body_comes_out_as_it_is_and_that_of_the_engine_is_converted() {
+    let (_folder, db, table) = open(Durability::Sync);
+    table.put("k", 3_u64.to_le_bytes()).unwrap();
+    let take = |units: u64| {
+        db.transaction(|tx| {
+            let left = number(&tx.get(&table, "k")?.unwrap());
+            // Written before the refusal, and discarded with it.
+            tx.put(&table, "k", left.saturating_sub(units).to_le_bytes())?;
+            if units > left {
+                return Err(Refused::TooFew { left });
+            }
+            Ok(left - units)
+        })
+    };
+    assert_eq!(take(2), Ok(1));
+    assert_eq!(take(2), Err(Refused::TooFew { left: 1 }));
+    assert_eq!(number(&table.get("k").unwrap().unwrap()), 1);
+    // A conflict in every run, reported at the commit.
+    let folder = tempfile::tempdir().unwrap();
+    let db = Options::new().transaction_tries(2).open(folder.path()).unwrap();
+    let table = db.table("t").unwrap();
+    let mut runs = 0;
+    let result: Result<(), Refused> = db.transaction(|tx| {
+        runs += 1;
+        tx.get(&table, "k")?;
+        if runs == 1 {
+            beside(|| table.put("k", "changed").unwrap());
+        }
+        Err(Refused::TooFew { left: runs })
+    });
+    // The first run read an outdated value, and its error is an answer about that moment.
+    assert_eq!((result, runs), (Err(Refused::TooFew { left: 1 }), 1));
+    let value = vec![0; VALUE_BYTES_MAX + 1];
+    let result: Result<(), Refused> = db.transaction(|tx| Ok(tx.put(&table, "k", &value)?));
+    assert!(matches!(result, Err(Refused::Database(reason)) if reason.contains("exceeds the limit")));
+}
+
+#[test]
+fn begun_transaction_commits_once_or_reports_the_conflict() {
+    for durability in [Durability::Sync, Durability::Buffered] {
+        let (_folder, db, table) = open(durability);
+        shift(&db, &table, 3);
+        let before = db.sequence();
+        let mut tx = db.begin();
+        let a = number(&tx.get(&table, "a").unwrap().unwrap());
+        tx.put(&table, "sum", (a + 1).to_le_bytes()).unwrap();
+        assert!(table.get("sum").unwrap().is_none(), "invisible before the commit");
+        // Other commits of the same thread are permitted, as long as they change other keys.
+        table.put("another", "key").unwrap();
+        assert_eq!(tx.commit().unwrap(), before + 2);
+        assert_eq!(number(&table.get("sum").unwrap().unwrap()), 4);
+        // A changed key, and a key that appeared.
+        for key in ["a", "new"] {
+            let mut tx = db.begin();
+            let _ = tx.get(&table, key).unwrap();
+            tx.put(&table, "sum", "never").unwrap();
+            table.put(key, 9_u64.to_le_bytes()).unwrap();
+            let result = tx.commit();
+            assert!(
+                matches!(result, Err(Error::Conflict { tries: 1 })),
+                "{key}: {result:?}"
+            );
+        }
+        // A later read notices the conflict, and the transaction is lost.
+        let mut tx = db.begin();
+        let _ = tx.get(&table, "a").unwrap();
+        shift(&db, &table, 4);
+        assert!(matches!(tx.get(&table, "b"), Err(Error::Conflict { .. })));
+        tx.put(&table, "sum", "never").unwrap();
+        assert!(matches!(tx.commit(), Err(Error::Conflict { .. })));
+        assert_eq!(number(&table.get("sum").unwrap().unwrap()), 4);
+    }
+}
+
+#[test]
+fn begun_transaction_without_writes_needs_no_commit_and_a_dropped_one_writes_nothing() {
+    let (folder, db, table) = open(Durability::Sync);
+    shift(&db, &table, 3);
+    let sequence = db.sequence();
+    let mut tx = db.begin();
+    let a = number(&tx.get(&table, "a").unwrap().unwrap());
+    // The moment of the reads has passed, which a transaction without writes may ignore.
+    shift(&db, &table, 7);
+    assert_eq!((a, tx.commit().unwrap()), (3, sequence.next()));
+    let mut tx = db.begin();
+    tx.put(&table, "k", "v").unwrap();
+    drop(tx);
+    assert!(table.get("k").unwrap().is_none());
+    assert_eq!(db.sequence(), sequence.next());
+    // Also on a database that accepts no writes.
+    let path = db.path().to_owned();
+    db.close().unwrap();
+    let db = Options::new().read_only(true).open(&path).unwrap();
+    let table = db.table("t").unwrap();
+    let mut tx = db.begin();
+    assert!(tx.get(&table, "a").unwrap().is_some());
+    tx.commit().unwrap();
+    let mut tx = db.begin();
+    tx.put(&table, "k", "v").unwrap();
+    assert!(matches!(tx.commit(), Err(Error::ReadOnly)));
+    drop(folder);
+}
+
+#[test]
+fn begun_transaction_cannot_commit_inside_the_body_of_another_one() {
+    let (_folder, db, table) = open(Durability::Sync);
+    let result = db.transaction(|_| {
+        let mut inner = db.begin();
+        inner.put(&table, "k", "v")?;
+        inner.commit()
+    });
+    assert!(matches!(result, Err(Error::InTransaction)), "{result:?}");
+    assert!(table.is_empty());
 }
 
 struct AtExit(Db, Table);

@@ -1,5 +1,6 @@
 //! Typed tables: every value that a put accepts is read back as the same value.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+#![cfg(feature = "bincode")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
@@ -24,7 +25,7 @@ fn refused<V: Serialize + DeserializeOwned>(db: &Db, value: &V) -> String {
             panic!("a {} was taken", std::any::type_name::<V>());
         };
         let mut batch = db.batch();
-        batch.put_typed(&table, &1, value);
+        batch.put(&table, &1, value);
         assert!(matches!(batch.commit(), Err(Error::Encode { .. })), "{reason}");
         assert!(table.is_empty());
     }
@@ -331,4 +332,23 @@ fn changed_types_follow_the_documented_rule() {
         db.typed_table::<u16, i32>("signs").unwrap().get(&1).unwrap(),
         Some(3)
     );
+}
+
+#[test]
+fn typed_tables_report_values_that_do_not_decode() {
+    let (_folder, db) = open();
+    let orders = db.typed_table::<String, (u32, Vec<u16>)>("orders").unwrap();
+    let id = "17".to_owned();
+    orders.put(&id, &(3, vec![1, 2])).unwrap();
+    assert_eq!(orders.get(&id).unwrap(), Some((3, vec![1, 2])));
+    assert_eq!(
+        orders.iter().collect::<Result<Vec<_>, _>>().unwrap(),
+        [(id.clone(), (3, vec![1, 2]))]
+    );
+    let wrong = db.typed_table::<String, u64>("orders").unwrap();
+    let Err(Error::Decode { table, .. }) = wrong.get(&id) else {
+        panic!("decoded")
+    };
+    assert_eq!(table, "orders");
+    assert!(orders.delete(&id).unwrap() && orders.is_empty());
 }

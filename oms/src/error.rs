@@ -6,15 +6,17 @@
 //!
 //! Deliberately absent: HTTP statuses and problem types, which belong to `api::problem`.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use thiserror::Error;
+
 use crate::postgres::SessionError;
 
 /// A row with bytes that this version does not write.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("expected {expected} at byte {offset}")]
 pub struct DecodeError {
     /// Byte offset in the value.
     pub offset: usize,
@@ -22,18 +24,11 @@ pub struct DecodeError {
     pub expected: &'static str,
 }
 
-impl fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "expected {} at byte {}", self.expected, self.offset)
-    }
-}
-
-impl std::error::Error for DecodeError {}
-
 /// A failed operation on a volume. Cheap to clone, because one failed commit answers many callers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Error)]
 pub enum StorageError {
     /// The volume could not be opened.
+    #[error("cannot open the volume {}", folder.display())]
     Open {
         /// The folder of the volume.
         folder: PathBuf,
@@ -41,11 +36,13 @@ pub enum StorageError {
         source: Arc<microdb::Error>,
     },
     /// The commit thread could not be started.
+    #[error("cannot start the commit thread")]
     Thread {
         /// The cause.
         source: Arc<std::io::Error>,
     },
     /// A row could not be read.
+    #[error("cannot read the table {table}")]
     Read {
         /// The table.
         table: &'static str,
@@ -53,26 +50,36 @@ pub enum StorageError {
         source: Arc<microdb::Error>,
     },
     /// A row was read but could not be decoded.
+    #[error("cannot decode the row {key} of the table {table}")]
     Row {
         /// The table.
         table: &'static str,
         /// The row's key, as text.
         key: String,
         /// The fault.
+        #[source]
         fault: DecodeError,
     },
     /// A write batch could not be made durable. None of its rows was written.
+    #[error("cannot make a write durable")]
     Commit {
         /// The cause.
         source: Arc<microdb::Error>,
     },
     /// The commit queue is full. The caller may try again.
+    #[error("the commit queue is full; retry")]
     Busy,
-    /// The volume no longer owns the slots of the write batch. None of its rows was written.
+    /// The volume does not own the slots of a command or write batch, or they are sealed for a
+    /// migration. Nothing was written.
+    #[error("the volume no longer owns the slots of this write")]
     Stale,
     /// The engine of the volume does not answer. It is not known whether the rows were written.
+    #[error(
+        "the engine of the volume does not answer, so the change may or may not have been made; retry"
+    )]
     EngineAway,
     /// An entry of the volume's log cannot be used.
+    #[error("entry {entry} of the volume's log cannot be used: {reason}; restore the engine from a backup")]
     Log {
         /// The number of the entry.
         entry: u64,
@@ -80,6 +87,7 @@ pub enum StorageError {
         reason: String,
     },
     /// The volume is being closed.
+    #[error("the volume is being closed")]
     Closed,
 }
 
@@ -95,63 +103,25 @@ impl StorageError {
     }
 }
 
-impl fmt::Display for StorageError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            StorageError::Open { folder, .. } => write!(f, "cannot open the volume {}", folder.display()),
-            StorageError::Thread { .. } => write!(f, "cannot start the commit thread"),
-            StorageError::Read { table, .. } => write!(f, "cannot read the table {table}"),
-            StorageError::Row { table, key, .. } => {
-                write!(f, "cannot decode the row {key} of the table {table}")
-            }
-            StorageError::Commit { .. } => write!(f, "cannot make a write durable"),
-            StorageError::Busy => write!(f, "the commit queue is full; retry"),
-            StorageError::Stale => write!(f, "the volume no longer owns the slots of this write"),
-            StorageError::EngineAway => {
-                write!(
-                    f,
-                    "the engine of the volume does not answer, so the change may or may not have been made; retry"
-                )
-            }
-            StorageError::Log { entry, reason } => {
-                write!(
-                    f,
-                    "entry {entry} of the volume's log cannot be used: {reason}; restore the engine from a backup"
-                )
-            }
-            StorageError::Closed => write!(f, "the volume is being closed"),
-        }
-    }
-}
-
-impl std::error::Error for StorageError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            StorageError::Open { source, .. }
-            | StorageError::Read { source, .. }
-            | StorageError::Commit { source } => Some(source.as_ref()),
-            StorageError::Thread { source } => Some(source.as_ref()),
-            StorageError::Row { fault, .. } => Some(fault),
-            StorageError::Busy
-            | StorageError::Stale
-            | StorageError::EngineAway
-            | StorageError::Log { .. }
-            | StorageError::Closed => None,
-        }
-    }
-}
-
 /// A fault that prevents the start of a node or a clean stop.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum NodeError {
     /// A setting is invalid.
+    #[error("the setting {setting} {reason}")]
     Config {
         /// The setting.
         setting: &'static str,
         /// The fault.
         reason: String,
     },
-    /// The address is in use or cannot be bound.
+    /// Another program listens on the address.
+    #[error("cannot listen on {address}: another program listens there; stop it or choose another address")]
+    AddressInUse {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The address cannot be bound.
+    #[error("cannot listen on {address}")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -159,6 +129,7 @@ pub enum NodeError {
         source: std::io::Error,
     },
     /// A file or folder of the data folder cannot be used.
+    #[error("cannot {action} {}", path.display())]
     Folder {
         /// The failed action: "create", "read" and the like.
         action: &'static str,
@@ -168,6 +139,10 @@ pub enum NodeError {
         source: std::io::Error,
     },
     /// Another process runs a node of this name on this data folder.
+    #[error(
+        "a node named {name} already runs on {}{}; stop it, or choose another data folder",
+        data.display(), in_brackets(holder)
+    )]
     NameInUse {
         /// The name.
         name: String,
@@ -177,6 +152,7 @@ pub enum NodeError {
         holder: Option<String>,
     },
     /// The ring file is damaged or of another format.
+    #[error("the ring in {} cannot be used: {reason}", path.display())]
     Ring {
         /// The file.
         path: PathBuf,
@@ -184,6 +160,7 @@ pub enum NodeError {
         reason: String,
     },
     /// A statement about the cluster failed in its engine.
+    #[error("cannot {action} in the engine {url}")]
     Engine {
         /// The failed action: "read the state" and the like.
         action: &'static str,
@@ -193,6 +170,7 @@ pub enum NodeError {
         source: SessionError,
     },
     /// The engine's tables or settings cannot hold a cluster.
+    #[error("the engine {url} cannot hold a cluster: {reason}")]
     EngineUnfit {
         /// The URL of the engine.
         url: String,
@@ -200,6 +178,10 @@ pub enum NodeError {
         reason: String,
     },
     /// Another process runs a node of this name in this engine's cluster.
+    #[error(
+        "a node named {name} already runs on the engine {url}{}; stop it, or choose another name",
+        in_brackets(holder)
+    )]
     NameInEngine {
         /// The name.
         name: String,
@@ -209,6 +191,9 @@ pub enum NodeError {
         holder: Option<String>,
     },
     /// The ring names a volume, and the engine has no log of it.
+    #[error(
+        "the engine {url} has no log of volume {volume}, and the volume has orders; restore the engine from its newest backup"
+    )]
     VolumeNotInEngine {
         /// The volume.
         volume: String,
@@ -216,16 +201,22 @@ pub enum NodeError {
         url: String,
     },
     /// A background task of the node failed.
+    #[error(transparent)]
     Failed {
         /// The error of the task.
         source: Arc<NodeError>,
     },
     /// The node was not admitted: no coordinator assigned its volume to it in time.
+    #[error("the node {name} was not admitted by the nodes that run on this data folder; see their logs")]
     NotAdmitted {
         /// The node's name.
         name: String,
     },
     /// The ring names a volume, and there is no database in its folder.
+    #[error(
+        "the database of volume {volume} is missing, and the volume has orders; mount or restore {}",
+        folder.display()
+    )]
     VolumeMissing {
         /// The volume.
         volume: String,
@@ -233,87 +224,14 @@ pub enum NodeError {
         folder: PathBuf,
     },
     /// The volume could not be opened, read or closed.
-    Storage(StorageError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// The node still had requests in flight when its drain timeout ended.
+    #[error("{requests} requests were cut because they outlasted the drain timeout")]
     Drain {
         /// Number of those requests.
         requests: usize,
     },
-}
-
-impl fmt::Display for NodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            NodeError::Config { setting, reason } => write!(f, "the setting {setting} {reason}"),
-            NodeError::Listen { address, source } if source.kind() == std::io::ErrorKind::AddrInUse => {
-                write!(
-                    f,
-                    "cannot listen on {address}: another program listens there; stop it or choose another address"
-                )
-            }
-            NodeError::Listen { address, .. } => write!(f, "cannot listen on {address}"),
-            NodeError::Folder { action, path, .. } => write!(f, "cannot {action} {}", path.display()),
-            NodeError::NameInUse { name, data, holder } => {
-                write!(f, "a node named {name} already runs on {}", data.display())?;
-                if let Some(holder) = holder {
-                    write!(f, " ({holder})")?;
-                }
-                write!(f, "; stop it, or choose another data folder")
-            }
-            NodeError::Ring { path, reason } => {
-                write!(f, "the ring in {} cannot be used: {reason}", path.display())
-            }
-            NodeError::Engine { action, url, .. } => write!(f, "cannot {action} in the engine {url}"),
-            NodeError::EngineUnfit { url, reason } => {
-                write!(f, "the engine {url} cannot hold a cluster: {reason}")
-            }
-            NodeError::NameInEngine { name, url, holder } => {
-                write!(f, "a node named {name} already runs on the engine {url}")?;
-                if let Some(holder) = holder {
-                    write!(f, " ({holder})")?;
-                }
-                write!(f, "; stop it, or choose another name")
-            }
-            NodeError::VolumeNotInEngine { volume, url } => write!(
-                f,
-                "the engine {url} has no log of volume {volume}, and the volume has orders; restore the engine from its newest backup"
-            ),
-            NodeError::Failed { source } => source.fmt(f),
-            NodeError::NotAdmitted { name } => {
-                write!(
-                    f,
-                    "the node {name} was not admitted by the nodes that run on this data folder; see their logs"
-                )
-            }
-            NodeError::VolumeMissing { volume, folder } => write!(
-                f,
-                "the database of volume {volume} is missing, and the volume has orders; mount or restore {}",
-                folder.display()
-            ),
-            NodeError::Storage(error) => error.fmt(f),
-            NodeError::Drain { requests } => {
-                write!(
-                    f,
-                    "{requests} requests were cut because they outlasted the drain timeout"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for NodeError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            // `Display` names this cause already. For all other causes it leaves the text to
-            // `source`.
-            NodeError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => None,
-            NodeError::Listen { source, .. } | NodeError::Folder { source, .. } => Some(source),
-            NodeError::Engine { source, .. } => Some(source),
-            NodeError::Failed { source } => source.source(),
-            NodeError::Storage(error) => error.source(),
-            _ => None,
-        }
-    }
 }
 
 impl StorageError {
@@ -355,10 +273,11 @@ impl NodeError {
     }
 }
 
-impl From<StorageError> for NodeError {
-    fn from(error: StorageError) -> NodeError {
-        NodeError::Storage(error)
-    }
+/// Renders the description of another process, if there is one.
+fn in_brackets(holder: &Option<String>) -> String {
+    holder
+        .as_ref()
+        .map_or_else(String::new, |holder| format!(" ({holder})"))
 }
 
 /// Renders an error with all its causes on one line.

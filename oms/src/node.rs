@@ -20,7 +20,8 @@ use tokio::task::JoinHandle;
 
 use crate::api::Console;
 use crate::api::cors::{Cors, parse_origin};
-use crate::api::server::{self, Answering};
+use crate::api::forward::Api;
+use crate::api::{routes, server};
 use crate::cluster::channel::TcpDialer;
 use crate::cluster::engine::EngineCluster;
 use crate::cluster::peer_client::{Http, Peers};
@@ -32,6 +33,7 @@ use crate::error::NodeError;
 use crate::outbox::warehouse_client::{Wms, WmsConfig};
 use crate::runtime;
 use crate::runtime::clock::Clock;
+use crate::runtime::metrics::Metrics;
 
 pub use crate::node::on_engine::read_secret_file;
 
@@ -57,16 +59,7 @@ impl Node {
         if config.engine.is_none() {
             check_weight(&config.data, &config.name, config.weight)?;
         }
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(|source| NodeError::Listen {
-                address: config.listen,
-                source,
-            })?;
-        let address = listener.local_addr().map_err(|source| NodeError::Listen {
-            address: config.listen,
-            source,
-        })?;
+        let (listener, address) = listen(config.listen).await?;
         let Some(url) = config.engine.clone() else {
             let (data, name) = (config.data.clone(), config.name.clone());
             let joined = runtime::blocking(move || LocalCluster::join(&data, &name)).await;
@@ -101,7 +94,7 @@ impl Node {
         let context = NodeContext {
             config,
             wms,
-            metrics: Arc::default(),
+            metrics: Arc::new(Metrics::of_routes(routes::names())),
             clock: Clock::System,
         };
         let dialer = TcpDialer::new(backend.secret());
@@ -109,19 +102,13 @@ impl Node {
         let member = Member::begin(backend, peers, context).await?;
         let console = Console::new(Arc::clone(member.cluster()), Clock::System);
         runtime::spawn(Arc::clone(&console).run(member.stopping()));
-        let answering = Answering {
+        let api = Api {
             cluster: Arc::clone(member.cluster()),
-            console,
+            console: Some(console),
             cors,
         };
         let stopping = member.stopping();
-        let serving = runtime::spawn(server::serve(
-            listener,
-            answering,
-            limits,
-            stopping,
-            drain_timeout,
-        ));
+        let serving = runtime::spawn(server::serve(listener, api, limits, stopping, drain_timeout));
         let node = Node {
             address,
             serving,
@@ -191,6 +178,18 @@ impl Node {
         }
         Ok(())
     }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
+    let bound = async {
+        let listener = TcpListener::bind(address).await?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    bound.await.map_err(|source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::AddrInUse => NodeError::AddressInUse { address },
+        _ => NodeError::Listen { address, source },
+    })
 }
 
 /// Checks that at least one node of a data folder can own slots if this node joins with this

@@ -15,12 +15,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use hyper::body::Body;
-use hyper::{Method, Request, Uri, header};
+use hyper::{HeaderMap, Method, Request, Uri, header};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
+
+/// Header of an answer that names the node that owns the request's order.
+const OWNER: &str = "x-imt-owner";
 
 /// Address of a server: `http://HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -188,9 +191,18 @@ pub struct Answer {
     pub status: u16,
     /// The body.
     pub body: Bytes,
+    /// The headers.
+    pub headers: HeaderMap,
 }
 
 impl Answer {
+    /// Returns the address of the node that owns the request's order; `None` if the answer names
+    /// none.
+    pub fn owner(&self) -> Option<Endpoint> {
+        let address = self.headers.get(OWNER)?.to_str().ok()?;
+        format!("http://{address}").parse().ok()
+    }
+
     /// Returns the first line of the body, shortened, for an error message.
     pub fn excerpt(&self) -> String {
         let text = String::from_utf8_lossy(&self.body);
@@ -236,6 +248,25 @@ impl Client {
     /// Returns the server's address.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// Returns a client of another server with the same deadline. Both share their connections.
+    pub(crate) fn at(&self, endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            ..self.clone()
+        }
+    }
+
+    /// `POST path` with a JSON body, or `GET path` without one.
+    ///
+    /// # Errors
+    /// [`Failure`] when there was no whole answer within the deadline.
+    pub(crate) async fn exchange(&self, path: &str, body: Option<Bytes>) -> Result<Answer, Failure> {
+        match body {
+            Some(body) => self.post_json(path, body).await,
+            None => self.get(path).await,
+        }
     }
 
     /// `GET path`.
@@ -301,6 +332,44 @@ impl Client {
         serde_json::from_slice(&answer.body).map_err(|e| wrong(e.to_string()))
     }
 
+    /// `GET path` unless the answer is still the one of a tag. Returns it, read as JSON, with its
+    /// own tag.
+    ///
+    /// # Errors
+    /// As [`Client::get_json`].
+    pub(crate) async fn get_unless<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        tag: Option<&str>,
+    ) -> Result<Option<(T, Option<String>)>> {
+        let mut request = self.request(Method::GET, path);
+        if let Some(tag) = tag {
+            request = request.header(header::IF_NONE_MATCH, tag);
+        }
+        let empty = Empty::new().map_err(Into::into).boxed_unsync();
+        let answer = self
+            .call(request, empty)
+            .await
+            .map_err(|failure| Error::Unreachable {
+                who: "the order management",
+                address: self.endpoint.to_string(),
+                problem: failure.to_string(),
+            })?;
+        let wrong = |problem| Error::Answer {
+            route: format!("GET {}{path}", self.endpoint),
+            problem,
+        };
+        let tag = answer.headers.get(header::ETAG).and_then(|tag| tag.to_str().ok());
+        match answer.status {
+            200 => match serde_json::from_slice(&answer.body) {
+                Ok(value) => Ok(Some((value, tag.map(str::to_owned)))),
+                Err(error) => Err(wrong(error.to_string())),
+            },
+            304 => Ok(None),
+            status => Err(wrong(format!("{status} {}", answer.excerpt()))),
+        }
+    }
+
     fn request(&self, method: Method, path: &str) -> hyper::http::request::Builder {
         let request = Request::builder().method(method);
         match self.endpoint.uri(path) {
@@ -314,11 +383,12 @@ impl Client {
         let request = request.body(body).map_err(|e| Failure::new(&e))?;
         let exchange = async {
             let answer = self.http.request(request).await.map_err(|e| Failure::new(&e))?;
-            let status = answer.status().as_u16();
-            let body = answer.into_body().collect().await.map_err(|e| Failure::new(&e))?;
+            let (head, body) = answer.into_parts();
+            let body = body.collect().await.map_err(|e| Failure::new(&e))?;
             Ok(Answer {
-                status,
+                status: head.status.as_u16(),
                 body: body.to_bytes(),
+                headers: head.headers,
             })
         };
         tokio::time::timeout(self.timeout, exchange)

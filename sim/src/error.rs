@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Reason for which a simulation could not start or go on.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A setting that cannot be used.
+    #[error("{setting}: {problem}")]
     Config {
         /// The setting's name, as in the configuration.
         setting: &'static str,
@@ -20,6 +21,7 @@ pub enum Error {
         problem: String,
     },
     /// An address that is not of the form `http://HOST:PORT`.
+    #[error("{given:?} is not an address: {problem}; expected http://HOST:PORT")]
     Address {
         /// The address as given.
         given: String,
@@ -27,6 +29,7 @@ pub enum Error {
         problem: &'static str,
     },
     /// A file or folder could not be read or written.
+    #[error("cannot {action} {}", path.display())]
     Io {
         /// The action ("read", "create", ...).
         action: &'static str,
@@ -36,6 +39,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The port is taken, or the address is not one of this machine.
+    #[error("cannot listen on {address}; if another process does, choose another port, or 0 for a free one")]
     Listen {
         /// The address to listen on.
         address: std::net::SocketAddr,
@@ -43,6 +47,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file with a content that cannot be understood.
+    #[error("{}, line {line}: {problem}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -52,11 +57,13 @@ pub enum Error {
         problem: String,
     },
     /// Another process uses the file.
+    #[error("{} is in use by another process; stop it or choose another data folder", path.display())]
     InUse {
         /// The file.
         path: PathBuf,
     },
     /// A server does not answer.
+    #[error("{who} does not answer at {address}: {problem}")]
     Unreachable {
         /// The server.
         who: &'static str,
@@ -66,6 +73,7 @@ pub enum Error {
         problem: String,
     },
     /// An answer that is not in the contract.
+    #[error("{route}: unexpected answer: {problem}")]
     Answer {
         /// The route.
         route: String,
@@ -73,16 +81,19 @@ pub enum Error {
         problem: String,
     },
     /// The ledger could not be written; nothing was confirmed since.
+    #[error("the warehouse's ledger cannot be written: {problem}")]
     LedgerFailed {
         /// The first failure.
         problem: String,
     },
     /// A report could not be drawn.
+    #[error("the report cannot be drawn: {problem}")]
     Report {
         /// The failure.
         problem: String,
     },
     /// The run was ended before its first request.
+    #[error("interrupted before the first request to {address}; nothing was sent")]
     Interrupted {
         /// The order management that was waited for.
         address: String,
@@ -94,59 +105,5 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
-    }
-}
-
-impl std::fmt::Display for Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Config { setting, problem } => write!(f, "{setting}: {problem}"),
-            Self::Address { given, problem } => {
-                write!(
-                    f,
-                    "{given:?} is not an address: {problem}; expected http://HOST:PORT"
-                )
-            }
-            Self::Io { action, path, .. } => write!(f, "cannot {action} {}", path.display()),
-            Self::Listen { address, .. } => write!(
-                f,
-                "cannot listen on {address}; if another process does, choose another port, or 0 for a free one"
-            ),
-            Self::Malformed { path, line, problem } => {
-                write!(f, "{}, line {line}: {problem}", path.display())
-            }
-            Self::InUse { path } => write!(
-                f,
-                "{} is in use by another process; stop it or choose another data folder",
-                path.display()
-            ),
-            Self::Unreachable {
-                who,
-                address,
-                problem,
-            } => {
-                write!(f, "{who} does not answer at {address}: {problem}")
-            }
-            Self::Answer { route, problem } => write!(f, "{route}: unexpected answer: {problem}"),
-            Self::Interrupted { address } => {
-                write!(
-                    f,
-                    "interrupted before the first request to {address}; nothing was sent"
-                )
-            }
-            Self::Report { problem } => write!(f, "the report cannot be drawn: {problem}"),
-            Self::LedgerFailed { problem } => {
-                write!(f, "the warehouse's ledger cannot be written: {problem}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Io { source, .. } | Self::Listen { source, .. } => Some(source),
-            _ => None,
-        }
     }
 }

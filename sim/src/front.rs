@@ -8,7 +8,8 @@
 //!   up without bound.
 //! - A payment or cancellation never overtakes its order, except for payments planned ahead of it.
 //! - Ids are never used twice on one data folder.
-//! - The record of orders (content, acknowledged or not) is the audit's truth. Nothing is retried.
+//! - The record of orders (content, acknowledged or not) is the audit's truth. Nothing is retried,
+//!   except that a routed request goes to another node if its owner is away (`owners`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,12 +28,15 @@ use crate::{Error, Result};
 
 mod dispatch;
 mod ids;
+mod owners;
 mod pacer;
 mod record;
 mod recorder;
 mod stats_csv;
 
-use dispatch::{Shop, dispatch};
+use dispatch::{Shop, Way, dispatch};
+use owners::Owners;
+pub use owners::RoutingCounts;
 pub use record::{OrderRecord, Outcome, RecordedOrder};
 use recorder::Recorder;
 pub use recorder::RouteReport;
@@ -74,6 +78,9 @@ pub struct FrontConfig {
     pub stock_timeout: Duration,
     /// `true` to write `stats.csv`.
     pub stats_csv: bool,
+    /// `true` to send each request to the node that owns its order, instead of sending all requests
+    /// to `oms`.
+    pub route: bool,
 }
 
 impl Default for FrontConfig {
@@ -93,6 +100,7 @@ impl Default for FrontConfig {
             ready_timeout: Duration::from_secs(30),
             stock_timeout: Duration::from_secs(20),
             stats_csv: true,
+            route: false,
         }
     }
 }
@@ -155,6 +163,8 @@ pub struct FrontReport {
     pub log_problem: Option<String>,
     /// Every order sent, with its outcome.
     pub record: OrderRecord,
+    /// Counts of a run that sent requests to the owners of their orders; `None` otherwise.
+    pub routing: Option<RoutingCounts>,
 }
 
 impl FrontReport {
@@ -195,6 +205,10 @@ pub async fn run_front(
         state.seed = config.seed;
     });
     wait_until_ready(&config, stop.clone()).await?;
+    let way = match config.route {
+        true => Way::Owners(Owners::read(client).await?),
+        false => Way::Entry(client),
+    };
     let mut workload = Workload {
         seed: config.seed,
         first_id: 0,
@@ -208,8 +222,12 @@ pub async fn run_front(
     let sent = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
     let recorder = Recorder::start(&config, started, Arc::clone(&sent), telemetry.clone())?;
+    let owners = match &way {
+        Way::Entry(_) => None,
+        Way::Owners(owners) => Some(Arc::clone(owners)),
+    };
     let shop = Arc::new(Shop {
-        client,
+        way,
         samples: recorder.samples(),
         sent: Arc::clone(&sent),
         started,
@@ -243,6 +261,7 @@ pub async fn run_front(
         stats_csv: recorded.stats_csv,
         log_problem: recorded.log_problem,
         record: recorded.record,
+        routing: owners.map(|owners| owners.counts()),
     })
 }
 

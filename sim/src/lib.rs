@@ -43,6 +43,11 @@ pub mod warehouse;
 pub mod wire;
 pub mod workload;
 
+/// The example of the guide for clients, compiled by the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/clients.md")]
+struct ClientExamples;
+
 pub use audit::{AuditConfig, AuditReport, Finding, audit};
 pub use client::Endpoint;
 pub use error::{Error, Result};

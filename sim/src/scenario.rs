@@ -192,6 +192,8 @@ pub struct Scenario {
     pub warm_up: Duration,
     /// Nodes beside the one that the shop calls, each a process of its own.
     pub nodes: u32,
+    /// `true` if the shop sends each request to the node that owns its order.
+    pub route: bool,
     /// Moments of the requests.
     pub load: Load,
     /// Behaviour of the customers.

@@ -60,7 +60,7 @@ fn absent_values_are_the_originals() {
 #[test]
 fn all_values_are_read() {
     let scenario = parse(
-        "description = 'd'\nseed = 9\nwarm_up = '1s'\nnodes = 2\nthresholds = ['late > 5']\n\
+        "description = 'd'\nseed = 9\nwarm_up = '1s'\nnodes = 2\nroute = true\nthresholds = ['late > 5']\n\
          [[load]]\nname = 'a'\nduration = '10s'\nrate = 1\nrate_end = 50\narrivals = 'fixed'\n\
          [customers]\nstats_parts = 3\norder_parts = 4\nproducts = 50\nzipf = 1.5\nbasket = [1, 5]\n\
          units = 7\nnever_paid = 0.1\npaid_twice = 0.2\npaid_late = 0.3\nlate_by = '40s'\n\
@@ -77,6 +77,7 @@ fn all_values_are_read() {
         (Some(9), Duration::from_secs(1))
     );
     assert_eq!(scenario.thresholds.len(), 1);
+    assert!(scenario.route);
     let customers = &scenario.customers;
     assert_eq!(
         (customers.stats_parts, customers.order_parts, customers.products),

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::audit::{AuditReport, Finding};
-use crate::front::{FrontReport, RouteReport};
+use crate::front::{FrontReport, RouteReport, RoutingCounts};
 use crate::latency::Latency;
 use crate::telemetry::{NodeState, RunState};
 use crate::thresholds::ThresholdResult;
@@ -127,6 +127,9 @@ pub struct Summary {
     pub stats_csv: Option<PathBuf>,
     /// Reason for which a log is incomplete.
     pub log_problem: Option<String>,
+    /// Counts of a run that sent requests to the owners of their orders.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routing: Option<RoutingCounts>,
 }
 
 impl Summary {
@@ -183,6 +186,7 @@ impl Summary {
             thresholds,
             stats_csv: front.stats_csv.clone(),
             log_problem: front.log_problem.clone(),
+            routing: front.routing,
         }
     }
 
@@ -416,6 +420,14 @@ impl fmt::Display for Summary {
         self.write_schedule(f)?;
         self.write_routes(f)?;
         self.write_errors(f)?;
+        if let Some(routing) = &self.routing {
+            let (direct, forwarded) = (thousands(routing.direct), thousands(routing.forwarded));
+            let resent = thousands(routing.resent);
+            let reads = plural(routing.reads, "read");
+            let text =
+                format!("{direct} direct, {forwarded} forwarded, {resent} sent again; {reads} of the ring");
+            wrapped(f, "routing", &text)?;
+        }
         self.write_orders(f)?;
         self.write_warehouse(f)?;
         match (&self.log_problem, &self.stats_csv) {

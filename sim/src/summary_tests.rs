@@ -46,6 +46,7 @@ fn front() -> FrontReport {
         stats_csv: Some("data/stats.csv".into()),
         log_problem: None,
         record: OrderRecord::default(),
+        routing: None,
     }
 }
 

@@ -120,21 +120,14 @@ enum Unit {
 }
 
 /// A condition that cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?}, column {column}: {problem}")]
 pub struct ThresholdError {
     text: String,
     /// Column of the fault, from 1.
     column: usize,
     problem: String,
 }
-
-impl fmt::Display for ThresholdError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}, column {}: {}", self.text, self.column, self.problem)
-    }
-}
-
-impl std::error::Error for ThresholdError {}
 
 /// Result of a condition.
 #[derive(Debug, Clone, PartialEq, Serialize)]

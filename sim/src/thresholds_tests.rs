@@ -73,6 +73,7 @@ fn front() -> FrontReport {
         stats_csv: None,
         log_problem: None,
         record: OrderRecord::default(),
+        routing: None,
     }
 }
 

@@ -224,6 +224,25 @@ pub struct OutboxPage {
     pub next: Option<String>,
 }
 
+/// The server of a volume, as in `GET /ring`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Owner {
+    /// The node's name.
+    pub node: String,
+    /// The node's address, `HOST:PORT`.
+    pub address: String,
+}
+
+/// `GET /ring`: the ring, and where the server of each volume answers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RingDocument {
+    /// The ring.
+    #[serde(flatten)]
+    pub ring: imt_ring::Ring,
+    /// The server of each volume.
+    pub owners: BTreeMap<String, Owner>,
+}
+
 /// Members of the ring and their slots, as in `GET /health`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingHealth {

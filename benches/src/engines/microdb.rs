@@ -108,7 +108,7 @@ impl Session for MicrodbSession<'_> {
     fn scan(&mut self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Outcome<()> {
         self.table.iter().for_each_record(|key, value| {
             visit(key, value);
-            Ok(())
+            Ok::<_, microdb::Error>(())
         })?;
         Ok(())
     }

@@ -23,8 +23,6 @@ const ENTRY: &str = "chaos-entry";
 
 #[derive(clap::Args)]
 pub(crate) struct ChaosArgs {
-    #[command(flatten)]
-    load: LoadArgs,
     /// Data folder, created if it does not exist
     #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
@@ -43,6 +41,9 @@ pub(crate) struct ChaosArgs {
     /// Print one line per second instead of a display
     #[arg(long)]
     plain: bool,
+    // The last flags of the load have a heading of their own.
+    #[command(flatten)]
+    load: LoadArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -88,6 +88,13 @@ Example:
 
 #[derive(clap::Args)]
 pub(crate) struct RunArgs {
+    // These two come before the load, whose last flags have a heading of their own.
+    /// Keep the node and the warehouse running after the run, until Ctrl-C
+    #[arg(long)]
+    stay: bool,
+    /// Print one line per second instead of a display
+    #[arg(long)]
+    plain: bool,
     #[command(flatten)]
     load: ScenarioArgs,
     /// Data folder, created if it does not exist
@@ -133,20 +140,12 @@ pub(crate) struct RunArgs {
     /// Behaviour of the warehouse, such as original, fast or brownout [default: the scenario's].
     #[arg(long, value_name = "PROFILE", help_heading = "Servers")]
     warehouse_profile: Option<Profile>,
-    /// Keep the node and the warehouse running after the run, until Ctrl-C
-    #[arg(long)]
-    stay: bool,
-    /// Print one line per second instead of a display
-    #[arg(long)]
-    plain: bool,
     #[command(flatten)]
     tuning: Tuning,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct FrontArgs {
-    #[command(flatten)]
-    load: LoadArgs,
     /// Address of the order management
     #[arg(
         long,
@@ -169,6 +168,9 @@ pub(crate) struct FrontArgs {
     /// Print one line per second instead of a display
     #[arg(long)]
     plain: bool,
+    // The last flags of the load have a heading of their own.
+    #[command(flatten)]
+    load: LoadArgs,
 }
 
 #[derive(clap::Args)]

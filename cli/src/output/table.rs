@@ -3,15 +3,20 @@
 //! Invariants:
 //! - The first row is the heading. A column of numbers is aligned to the right.
 //! - Only a table on a terminal is cut to a width, so that a pipe loses nothing.
+//!
+//! Deliberately absent: a library for tables. comfy-table breaks cells of more than 65,535 columns
+//! into lines, and a value of a database may be longer.
 
 use super::terminal;
 use crate::error::CliError;
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Row, Table, TableStyle};
+use unicode_width::UnicodeWidthStr;
 
 /// Name of the column with coloured cells.
 const STATE: &str = "state";
 /// Columns between two columns of a table.
-const GAP: u16 = 2;
+const GAP: usize = 2;
+/// Width below which no column is cut.
+const COLUMN_MIN: usize = 4;
 
 /// Flags of a command that prints a table.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -105,48 +110,53 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     laid_out(rows, terminal::width(), true)
 }
 
-fn laid_out(rows: &[Vec<String>], width: Option<usize>, has_heading: bool) -> String {
-    let mut table = Table::new();
-    table.load_style(TableStyle::new());
-    if let Some(width) = width {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
-    } else {
-        table.set_content_arrangement(ContentArrangement::Disabled);
-    }
-    match terminal::is_coloured(&std::io::stdout()) {
-        true => table.enforce_styling(),
-        false => table.force_no_tty(),
+fn laid_out(rows: &[Vec<String>], columns: Option<usize>, has_heading: bool) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widest = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.width()).max().unwrap_or(0)
     };
-    let state = rows
-        .first()
-        .and_then(|row| row.iter().position(|name| name == STATE));
+    let mut widths: Vec<usize> = (0..count).map(widest).collect();
+    if let Some(columns) = columns {
+        shrink(&mut widths, columns);
+    }
+    let is_right: Vec<bool> = (0..count).map(|column| is_numeric(rows, column)).collect();
+    let heading = rows.first();
+    let state = heading.and_then(|row| row.iter().position(|name| name == STATE));
+    let has_colour = terminal::is_coloured(&std::io::stdout());
+    let mut text = String::new();
     for (number, row) in rows.iter().enumerate().skip(usize::from(!has_heading)) {
-        let cells = row.iter().enumerate().map(|(column, cell)| {
-            // A cell of a megabyte would be measured letter by letter.
-            let shown = match width {
-                Some(width) => terminal::cut(cell, width),
-                None => cell.clone(),
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let shown = terminal::cut(cell, widths[column]);
+            let pad = " ".repeat(widths[column].saturating_sub(shown.width()));
+            let (before, after) = if is_right[column] {
+                (pad, String::new())
+            } else {
+                (String::new(), pad)
             };
-            match hue(cell).filter(|_| number > 0 && state == Some(column)) {
-                Some(color) => Cell::new(shown).fg(color),
-                None => Cell::new(shown),
-            }
-        });
-        let mut row: Row = cells.collect::<Vec<_>>().into();
-        if width.is_some() {
-            row.max_height(1);
+            let hue = hue(cell).filter(|_| has_colour && number > 0 && state == Some(column));
+            let shown = hue.map_or_else(|| shown.clone(), |code| format!("\u{1b}[{code}m{shown}\u{1b}[0m"));
+            line.push_str(&format!("{before}{shown}{after}{}", " ".repeat(GAP)));
         }
-        table.add_row(row);
+        text.push_str(line.trim_end());
+        text.push('\n');
     }
-    for (number, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, GAP));
-        if is_numeric(rows, number) {
-            column.set_cell_alignment(CellAlignment::Right);
+    text
+}
+
+/// Narrows the widest columns until a row fits.
+fn shrink(widths: &mut [usize], columns: usize) {
+    let gaps = GAP * widths.len().saturating_sub(1);
+    for width in widths.iter_mut() {
+        *width = (*width).min(columns);
+    }
+    while widths.iter().sum::<usize>() + gaps > columns {
+        match widths.iter_mut().max() {
+            Some(widest) if *widest > COLUMN_MIN => *widest -= 1,
+            _ => return,
         }
     }
-    let lines = table.lines().map(|line| line.trim_end().to_owned() + "\n");
-    lines.collect()
 }
 
 /// Returns `true` for a column with a number in it and nothing else but numbers and gaps.
@@ -167,13 +177,13 @@ fn is_number(cell: &str) -> bool {
     digits.len() < cell.len() && UNITS.contains(&digits.trim_start())
 }
 
-/// Returns the colour of a state.
-fn hue(state: &str) -> Option<Color> {
+/// Returns the colour of a state, as the code of a terminal.
+fn hue(state: &str) -> Option<u8> {
     match state.split(' ').next().unwrap_or(state) {
-        "serving" | "delivered" | "whole" | "ok" => Some(Color::Green),
+        "serving" | "delivered" | "whole" | "ok" => Some(32),
         "degraded" | "leaving" | "not" | "stopped" | "expired" | "cancelled" | "rejected"
-        | "refund_wanted" | "waiting" => Some(Color::Yellow),
-        "gone" | "failed" | "dead" | "DAMAGED" => Some(Color::Red),
+        | "refund_wanted" | "waiting" => Some(33),
+        "gone" | "failed" | "dead" | "DAMAGED" => Some(31),
         _ => None,
     }
 }

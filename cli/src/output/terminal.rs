@@ -4,6 +4,7 @@
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Use of colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -74,10 +75,17 @@ pub(crate) fn width() -> Option<usize> {
 
 /// Cuts a line to a number of columns. An ellipsis marks the cut.
 pub(crate) fn cut(line: &str, columns: usize) -> String {
-    if line.chars().count() <= columns {
+    if line.width() <= columns {
         return line.to_owned();
     }
-    let kept: String = line.chars().take(columns.saturating_sub(1)).collect();
+    let mut left = columns.saturating_sub(1);
+    let fits = |c: &char| {
+        let width = c.width().unwrap_or(0);
+        let fits = width <= left;
+        left = left.saturating_sub(width);
+        fits
+    };
+    let kept: String = line.chars().take_while(fits).collect();
     format!("{kept}…")
 }
 
@@ -90,6 +98,8 @@ mod tests {
         assert_eq!(cut("käse", 4), "käse");
         assert_eq!(cut("käsebrot", 4), "käs…");
         assert_eq!(cut("ab", 0), "…");
+        assert_eq!(cut("日本語", 5), "日本…", "such a letter takes two columns");
+        assert_eq!(cut("日本語", 4), "日…");
     }
 
     #[test]

@@ -16,11 +16,14 @@ use crate::engine::recovery_report::RecoveryReport;
 use crate::engine::{Closing, Handle, lock};
 use crate::error::Result;
 use crate::format::DatabaseId;
+use crate::format::key_codec::KeyCodec;
 use crate::options::Options;
 use crate::recover;
+use crate::sequence::Sequence;
 use crate::stats::TableInfo;
 use crate::table::Table;
 use crate::typed::TypedTable;
+use crate::typed::codec::Codec;
 
 pub use self::operations::diff;
 
@@ -99,7 +102,7 @@ impl Db {
     pub fn table(&self, name: &str) -> Result<Table> {
         let core = match self.engine.table_named(name) {
             Some(core) => core,
-            None => self.engine.create_table(name)?,
+            None => self.engine.create_table(name, None)?,
         };
         Ok(Table {
             engine: self.engine.clone(),
@@ -127,27 +130,55 @@ impl Db {
         })
     }
 
-    /// Returns the table `name` with typed keys and values, and creates it if it does not exist.
+    /// Returns the table `name` with typed keys and values in the default encoding, and creates it
+    /// if it does not exist.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
     /// let stock = db.typed_table::<(u32, u16), u16>("stock")?;
     /// stock.put(&(812, 5), &3)?;
+    /// assert_eq!(stock.get(&(812, 5))?, Some(3));
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// As [`Db::table`].
+    /// The errors of [`Db::table`].
+    #[cfg(feature = "bincode")]
     pub fn typed_table<K, V>(&self, name: &str) -> Result<TypedTable<K, V>>
     where
         K: serde::Serialize + serde::de::DeserializeOwned,
         V: serde::Serialize + serde::de::DeserializeOwned,
     {
-        self.table(name).map(TypedTable::new)
+        self.typed_table_with(name)
+    }
+
+    /// Returns the table `name` with typed keys and values in the encoding `C`, and creates it if
+    /// it does not exist. [`Codec`] has an example.
+    ///
+    /// A new table records its encoding and the name of its type of keys, so that tools can show
+    /// keys (see [`TableInfo::keys_as`]). They are not checked when the table is opened again.
+    ///
+    /// # Errors
+    /// The errors of [`Db::table`].
+    pub fn typed_table_with<K, V, C>(&self, name: &str) -> Result<TypedTable<K, V, C>>
+    where
+        K: serde::Serialize + serde::de::DeserializeOwned,
+        V: serde::Serialize + serde::de::DeserializeOwned,
+        C: Codec,
+    {
+        let core = match self.engine.table_named(name) {
+            Some(core) => core,
+            None => self
+                .engine
+                .create_table(name, KeyCodec::of::<K>(C::NAME).as_ref())?,
+        };
+        Ok(TypedTable::new(Table {
+            engine: self.engine.clone(),
+            core,
+        }))
     }
 
     /// Returns all tables, sorted by name.
@@ -173,6 +204,7 @@ impl Db {
             name: table.name(),
             id: table.id,
             keys: table.directory.load(&guard).len(),
+            keys_as: table.key_codec.get().cloned(),
             live_bytes: live_bytes.get(&table.id).copied().unwrap_or(0),
         };
         tables.into_iter().map(info).collect()
@@ -330,16 +362,6 @@ impl Db {
 
     /// Returns the path given to `open`. A database that was renamed while open stays usable, but
     /// this path no longer names its folder.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// assert!(db.path().ends_with("shop"));
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn path(&self) -> &Path {
         self.engine.paths.root()
@@ -354,13 +376,13 @@ impl Db {
     /// # let events = db.table("events")?;
     /// let before = db.sequence();
     /// events.put("k", "v")?;
-    /// assert_eq!(db.sequence(), before + 1);
+    /// assert_eq!(db.sequence(), before.next());
     /// # Ok(())
     /// # }
     /// ```
     #[must_use]
-    pub fn sequence(&self) -> u64 {
-        self.engine.sequence()
+    pub fn sequence(&self) -> Sequence {
+        Sequence(self.engine.sequence())
     }
 
     /// Makes all commits durable and releases the folder. Other handles return

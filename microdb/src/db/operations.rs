@@ -11,6 +11,7 @@ use super::Db;
 use crate::batch::Batch;
 use crate::engine::compact::CompactReport;
 use crate::error::Result;
+use crate::sequence::Sequence;
 use crate::snapshot::Snapshot;
 use crate::stats::Stats;
 use crate::tools;
@@ -148,20 +149,20 @@ impl Db {
     }
 
     /// Returns the visible commits after `sequence`, in order. Call it again with the last sequence
-    /// to continue. 0 begins at the first commit.
+    /// to continue. [`Sequence::ZERO`] begins at the first commit.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let db = microdb::Db::open(folder.path())?;
     /// db.table("t")?.put("k", "v")?;
-    /// let (mut sequence, mut chain) = (0, 0);
+    /// let (mut sequence, mut chain) = (microdb::Sequence::ZERO, 0);
     /// for change in db.changes_since(sequence)? {
     ///     let change = change?;
     ///     assert!(change.follows(chain));
     ///     (sequence, chain) = (change.sequence, change.chain);
     /// }
-    /// # assert_eq!(sequence, 2);
+    /// # assert_eq!(sequence, microdb::Sequence(2));
     /// # Ok(())
     /// # }
     /// ```
@@ -170,7 +171,7 @@ impl Db {
     /// [`Error::FeedGone`](crate::Error::FeedGone) if compaction has removed commits after
     /// `sequence`. [`Error::FeedAhead`](crate::Error::FeedAhead), with the last sequence, if no
     /// commit has `sequence` yet.
-    pub fn changes_since(&self, sequence: u64) -> Result<Changes> {
+    pub fn changes_since(&self, sequence: Sequence) -> Result<Changes> {
         Changes::since(&self.engine, sequence)
     }
 

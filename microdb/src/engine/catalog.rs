@@ -1,6 +1,7 @@
 //! Tables in memory: their directories, and the catalog of their names.
 //!
-//! - The catalog is table 0 of the log: the key is a name, the value a table id (4 bytes).
+//! - The catalog is table 0 of the log: the key is a name, the value a table id (4 bytes) and, for
+//!   typed tables, the codec of the keys.
 //! - Records carry ids, so renaming a table writes one record.
 //! - A cleared table gets a new directory behind the same handle.
 //!
@@ -8,10 +9,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::directory::Directory;
 use crate::error::{Error, Result};
+use crate::format::key_codec::KeyCodec;
 use crate::raw::epoch::ArcCell;
 
 /// Id of the catalog.
@@ -22,6 +24,8 @@ pub(crate) struct TableCore {
     pub(crate) id: u32,
     pub(crate) name: RwLock<String>,
     pub(crate) dropped: AtomicBool,
+    /// Codec of the keys, recorded when a typed table is created.
+    pub(crate) key_codec: OnceLock<KeyCodec>,
     pub(crate) directory: ArcCell<Directory>,
 }
 
@@ -31,6 +35,7 @@ impl TableCore {
             id,
             name: RwLock::new(name.to_owned()),
             dropped: AtomicBool::new(false),
+            key_codec: OnceLock::new(),
             directory: ArcCell::new(Arc::new(Directory::new())),
         }
     }
@@ -48,6 +53,15 @@ impl TableCore {
 
     pub(crate) fn set_name(&self, name: &str) {
         name.clone_into(&mut self.name.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Returns the value of the table's catalog record.
+    pub(crate) fn catalog_value(&self) -> Vec<u8> {
+        let mut value = self.id.to_le_bytes().to_vec();
+        if let Some(codec) = self.key_codec.get() {
+            value.extend_from_slice(codec.text().as_bytes());
+        }
+        value
     }
 
     pub(crate) fn is_dropped(&self) -> bool {

@@ -40,7 +40,7 @@ use crate::format::usage::SegmentUsage;
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 use crate::seeded::seeded;
-use crate::storage::{OpenMode, StorageFile, map_or_read};
+use crate::storage::{OpenMode, StorageFile};
 
 /// The log and the directories of one moment.
 struct Moment {
@@ -347,7 +347,8 @@ impl Engine {
             .open(&path, OpenMode::Read)
             .map_err(Error::io("cannot open", &path))?;
         let len = file.len().map_err(Error::io("cannot read", &path))?;
-        let map = map_or_read(file.as_ref(), len).map_err(Error::io("cannot map", &path))?;
+        let map = self.options.map(file.as_ref(), len);
+        let map = map.map_err(Error::io("cannot map", &path))?;
         let block = self.read_block(&map, generation)?;
         let seed = Head::image_seed(self.database, generation);
         let open = |table: &TableEntry| {

@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use crate::sequence::Sequence;
+
 /// A 256-bit digest, displayed in hexadecimal.
 ///
 /// ```
@@ -48,6 +50,6 @@ pub(crate) type Prefixes = Arc<BTreeMap<u16, (DigestHash, u64)>>;
 
 /// The digests computed last, kept by the engine.
 pub(crate) struct DigestCache {
-    pub(crate) sequence: u64,
+    pub(crate) sequence: Sequence,
     pub(crate) tables: HashMap<u32, Prefixes>,
 }

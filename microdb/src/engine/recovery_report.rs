@@ -10,6 +10,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::engine::counters::Bytes;
+use crate::sequence::Sequence;
 
 /// Findings of an open.
 ///
@@ -31,9 +32,9 @@ pub struct RecoveryReport {
     /// `true` if the database had been closed properly.
     pub clean: bool,
     /// Sequence of the last commit found.
-    pub sequence: u64,
+    pub sequence: Sequence,
     /// Sequence of the last commit known to be durable.
-    pub durable_sequence: u64,
+    pub durable_sequence: Sequence,
     /// Generation of the checkpoint in use, or 0 if the whole log was replayed.
     pub checkpoint: u64,
     /// `true` if the checkpoint was missing or damaged.
@@ -68,7 +69,7 @@ impl fmt::Display for RecoveryReport {
             )?;
         }
         if sequence > durable {
-            let more = sequence - durable;
+            let more = sequence.0 - durable.0;
             write!(
                 f,
                 "\n{more} later commits are complete and were kept; the database continues from commit {sequence}"
@@ -116,8 +117,8 @@ mod tests {
         assert_eq!(shown(created), "created a new database");
         let clean = RecoveryReport {
             clean: true,
-            sequence: 7,
-            durable_sequence: 7,
+            sequence: Sequence(7),
+            durable_sequence: Sequence(7),
             checkpoint: 3,
             ..RecoveryReport::default()
         };
@@ -126,8 +127,8 @@ mod tests {
             "closed properly before, at commit 7\ncheckpoint 3 was used"
         );
         let ended = RecoveryReport {
-            sequence: 7,
-            durable_sequence: 7,
+            sequence: Sequence(7),
+            durable_sequence: Sequence(7),
             ..RecoveryReport::default()
         };
         assert_eq!(
@@ -145,7 +146,10 @@ mod tests {
              100 bytes of a torn tail were cut off: incomplete commits that were never acknowledged as durable\n\
              there was no checkpoint yet"
         );
-        let more = RecoveryReport { sequence: 8, ..ended };
+        let more = RecoveryReport {
+            sequence: Sequence(8),
+            ..ended
+        };
         assert_eq!(
             shown(more),
             "not closed properly before; all durable commits are present, up to commit 7\n\
@@ -153,8 +157,8 @@ mod tests {
              there was no checkpoint yet"
         );
         let crashed = RecoveryReport {
-            sequence: 12,
-            durable_sequence: 9,
+            sequence: Sequence(12),
+            durable_sequence: Sequence(9),
             checkpoint_unusable: true,
             frames_replayed: 4,
             records_replayed: 5,

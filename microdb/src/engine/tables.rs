@@ -13,6 +13,7 @@ use crate::engine::nesting;
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::TABLE_NAME_BYTES_MAX;
+use crate::format::key_codec::KeyCodec;
 use crate::format::record::RecordKind;
 use crate::raw::epoch::pin;
 
@@ -59,7 +60,8 @@ impl Engine {
         tables
     }
 
-    pub(crate) fn create_table(&self, name: &str) -> Result<Arc<TableCore>> {
+    /// Returns the table `name`. Creates it with the record of `key_codec` if it does not exist.
+    pub(crate) fn create_table(&self, name: &str, key_codec: Option<&KeyCodec>) -> Result<Arc<TableCore>> {
         nesting::check_outside(self)?;
         self.check_process()?;
         let _ddl = lock(&self.ddl);
@@ -78,8 +80,11 @@ impl Engine {
             .unwrap_or_else(PoisonError::into_inner)
             .next_id;
         let table = Arc::new(TableCore::new(id, name));
+        if let Some(codec) = key_codec {
+            let _ = table.key_codec.set(codec.clone());
+        }
         let change = CatalogChange::Create(table.clone());
-        self.change_catalog(&[(RecordKind::Put, name, id)], &[], Some(change))?;
+        self.change_catalog(&[(RecordKind::Put, name, &table)], &[], Some(change))?;
         Ok(table)
     }
 
@@ -91,7 +96,11 @@ impl Engine {
             name: name.to_owned(),
         })?;
         let change = CatalogChange::Drop(table.clone());
-        self.change_catalog(&[(RecordKind::Delete, name, table.id)], &[table], Some(change))
+        self.change_catalog(
+            &[(RecordKind::Delete, name, &table)],
+            std::slice::from_ref(&table),
+            Some(change),
+        )
     }
 
     pub(crate) fn rename_table(&self, from: &str, to: &str) -> Result<()> {
@@ -106,11 +115,14 @@ impl Engine {
         }
         check_name(to)?;
         let names = [
-            (RecordKind::Delete, from, table.id),
-            (RecordKind::Put, to, table.id),
+            (RecordKind::Delete, from, &*table),
+            (RecordKind::Put, to, &*table),
         ];
-        let to = to.to_owned();
-        self.change_catalog(&names, &[], Some(CatalogChange::Rename { table, to }))
+        let change = CatalogChange::Rename {
+            table: table.clone(),
+            to: to.to_owned(),
+        };
+        self.change_catalog(&names, &[], Some(change))
     }
 
     pub(crate) fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
@@ -118,7 +130,7 @@ impl Engine {
         self.check_process()?;
         let _ddl = lock(&self.ddl);
         let mut seen = std::collections::HashSet::new();
-        let (mut names, mut renamed, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut renamed, mut dropped) = (Vec::new(), Vec::new());
         for (from, to) in pairs {
             check_name(to)?;
             if !seen.insert(*from) || !seen.insert(*to) {
@@ -131,13 +143,21 @@ impl Engine {
             let table = self.table_named(from).ok_or_else(|| Error::NoSuchTable {
                 name: (*from).to_owned(),
             })?;
-            names.push((RecordKind::Delete, *from, table.id));
-            names.push((RecordKind::Put, *to, table.id));
             dropped.extend(self.table_named(to));
             renamed.push((table, (*to).to_owned()));
         }
+        let names = pairs.iter().zip(&renamed).flat_map(|((from, to), (table, _))| {
+            [
+                (RecordKind::Delete, *from, &**table),
+                (RecordKind::Put, *to, &**table),
+            ]
+        });
+        let names: Vec<_> = names.collect();
         let cleared = dropped.clone();
-        let change = CatalogChange::Replace { dropped, renamed };
+        let change = CatalogChange::Replace {
+            dropped,
+            renamed: renamed.clone(),
+        };
         self.change_catalog(&names, &cleared, Some(change))
     }
 
@@ -152,7 +172,7 @@ impl Engine {
     /// Commits changes of catalog records, and markers that clear tables, as one durable batch.
     fn change_catalog(
         &self,
-        names: &[(RecordKind, &str, u32)],
+        names: &[(RecordKind, &str, &TableCore)],
         cleared: &[Arc<TableCore>],
         change: Option<CatalogChange>,
     ) -> Result<()> {
@@ -160,18 +180,18 @@ impl Engine {
         let mut tables = vec![catalog.by_id[&CATALOG_TABLE].clone()];
         drop(catalog);
         let mut body = Body::default();
-        for (kind, name, id) in names {
+        for (kind, name, table) in names {
             let value = if *kind == RecordKind::Put {
-                &id.to_le_bytes()[..]
+                table.catalog_value()
             } else {
-                &[]
+                Vec::new()
             };
             body.push(
                 *kind,
                 (0, CATALOG_TABLE),
                 self.hash(name.as_bytes()),
                 name.as_bytes(),
-                value,
+                &value,
             )?;
         }
         for table in cleared {

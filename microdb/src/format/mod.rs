@@ -11,17 +11,18 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod checksum;
-pub(crate) mod codec;
 pub(crate) mod frame;
+pub(crate) mod key_codec;
 pub(crate) mod names;
 pub(crate) mod record;
-pub(crate) mod round_trip;
 pub(crate) mod seal;
 pub(crate) mod segment;
 pub(crate) mod super_block;
 pub(crate) mod usage;
 
 use std::fmt;
+
+use serde::Serialize;
 
 /// Format version written by this build, and the newest that it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -85,7 +86,8 @@ impl fmt::Debug for DatabaseId {
 /// let position = microdb::LogPosition { segment: 3, offset: 128 };
 /// println!("{position}");
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize)]
+#[serde(into = "(u64, u32)")]
 pub struct LogPosition {
     /// Id of the segment. The first segment has id 1.
     pub segment: u64,
@@ -105,6 +107,13 @@ impl LogPosition {
             segment: packed >> OFFSET_BITS,
             offset: (packed as u32) & (SEGMENT_BYTES_LIMIT - 1),
         }
+    }
+}
+
+/// The serialized form: segment and offset.
+impl From<LogPosition> for (u64, u32) {
+    fn from(position: LogPosition) -> Self {
+        (position.segment, position.offset)
     }
 }
 

@@ -82,6 +82,11 @@ impl SegmentHeader {
             return Err(Flaw::new(0, "segment magic", expected, found));
         }
         let version = reader.array::<4>().ok_or_else(short)?;
+        // A newer version may compute its checksum otherwise.
+        if u32::from_le_bytes(version) > FORMAT_VERSION {
+            let found = u32::from_le_bytes(version);
+            return Err(Flaw::new(8, "segment version", FORMAT_VERSION, found));
+        }
         let stored = reader.u32().ok_or_else(short)?;
         let crc =
             checksum::crc_append(checksum::crc(reader.0), &version) ^ SegmentMask::new(database, id).at(0);

@@ -19,6 +19,7 @@
 
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, SEGMENT_ID_LIMIT};
 use crate::format::checksum;
+use crate::seeded::seeded;
 
 /// Size of a state block: the fixed fields and a bitmap for 65,536 live segments.
 pub(crate) const STATE_BLOCK_BYTES: usize = 16 * 1024;
@@ -144,7 +145,8 @@ impl State {
         bytes
     }
 
-    /// Decodes a state block. A valid block of a newer version is a flaw in the field "version".
+    /// Decodes a state block. A block of a newer version is a flaw in the field "version", however
+    /// that version computes its checksum.
     pub(crate) fn decode(block: &[u8]) -> Result<Self, Flaw> {
         let short = || Flaw::short("state block", STATE_FIXED_BYTES, block.len());
         let mut reader = Reader(block);
@@ -158,6 +160,10 @@ impl State {
             ));
         }
         let version = reader.array::<4>().ok_or_else(short)?;
+        if u32::from_le_bytes(version) > FORMAT_VERSION && !seeded("newer-version-after-checksum") {
+            let found = u32::from_le_bytes(version);
+            return Err(Flaw::new(8, "version", FORMAT_VERSION, found));
+        }
         let stored = reader.u32().ok_or_else(short)?;
         let used = Reader(reader.0).u32().ok_or_else(short)? as usize;
         let covered = block
@@ -235,6 +241,18 @@ impl State {
             live,
         })
     }
+}
+
+/// Returns the version of a newer format: no copy of the state is valid, and one names it. One
+/// damaged copy of this version is not enough, because the other one is valid then.
+pub(crate) fn newer_version(states: &[Result<State, Flaw>; 2]) -> Option<u32> {
+    if states.iter().any(Result::is_ok) {
+        return None;
+    }
+    let flaws = states.iter().filter_map(|state| state.as_ref().err());
+    let versions = flaws.filter(|flaw| flaw.field == "version");
+    let versions = versions.filter_map(|flaw| flaw.found.parse().ok());
+    versions.filter(|version| *version > FORMAT_VERSION).max()
 }
 
 /// Encodes `frontier` as the hint with number `counter`.
@@ -319,6 +337,22 @@ mod tests {
         assert_eq!(HINT_OFFSETS, [32_768, 36_864]);
         assert_eq!(SUPER_BYTES, 40_960);
         assert_eq!(SEGMENT_SPAN_MAX, 65_536);
+    }
+
+    #[test]
+    fn newer_version_is_named_whatever_its_layout_and_one_damaged_copy_is_not_taken_for_it() {
+        let mut newer = [0xEE; STATE_BLOCK_BYTES];
+        newer[..8].copy_from_slice(&STATE_MAGIC);
+        newer[8..12].copy_from_slice(&7_u32.to_le_bytes());
+        let (newer, ours) = (State::decode(&newer), State::decode(&state().encode()));
+        assert_eq!(newer.as_ref().unwrap_err().field, "version");
+        assert_eq!(newer_version(&[newer.clone(), newer.clone()]), Some(7));
+        assert_eq!(newer_version(&[State::decode(&[0; 500]), newer.clone()]), Some(7));
+        assert_eq!(newer_version(&[newer, ours]), None);
+        assert_eq!(
+            newer_version(&[State::decode(&[0; 500]), State::decode(&[])]),
+            None
+        );
     }
 
     #[test]

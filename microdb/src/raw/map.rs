@@ -92,6 +92,11 @@ impl Map {
         }
     }
 
+    /// Returns `true` for a map of a file, `false` for a copy.
+    pub(crate) fn is_mapped(&self) -> bool {
+        matches!(self.memory, Memory::Mapped(..))
+    }
+
     /// Returns the number of bytes.
     pub(crate) fn len(&self) -> usize {
         self.len

@@ -2,7 +2,8 @@
 //!
 //! - A read of a mapped page behind the end of its file raises SIGBUS, and so does a page that the
 //!   disk cannot read. Only a signal handler can respond.
-//! - The handler is installed with the first map of a file. For an address in one of our maps, it
+//! - The handler is installed by the first database that maps a file, unless its options refuse
+//!   that. For an address in one of our maps, it
 //!   maps a page of zeros there and marks the map as cut. The read continues, and fails its
 //!   checksum because zeros have no valid one. So it ends as damage with a file and an offset.
 //! - Every other SIGBUS goes to the handler that was installed before, or ends the process as
@@ -97,7 +98,6 @@ pub(super) struct Watch(&'static Slot);
 impl Watch {
     /// Watches `len` bytes at `start`. Must be dropped before they are unmapped.
     pub(super) fn new(start: *const u8, len: usize) -> Self {
-        install();
         let mut block = &BLOCKS;
         loop {
             for slot in &block.slots {
@@ -142,7 +142,8 @@ fn find(address: usize) -> Option<&'static Slot> {
     None
 }
 
-fn install() {
+/// Installs the handler, once per process.
+pub(crate) fn install() {
     BEFORE.get_or_init(|| {
         // SAFETY: plain calls of the C library. A zeroed `sigaction` is valid and its mask is
         // emptied. The handler has the signature required by SA_SIGINFO and does only things
@@ -252,6 +253,7 @@ mod tests {
 
     #[test]
     fn a_file_cut_short_reads_as_zeros_and_is_marked() {
+        super::install();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 100_000]).unwrap();
         let (map, other) = (
@@ -269,6 +271,7 @@ mod tests {
 
     #[test]
     fn more_maps_than_a_block_has_slots_are_watched() {
+        super::install();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 8192]).unwrap();
         let maps: Vec<Map> = (0..300).map(|_| Map::of_file(&file, 8192).unwrap()).collect();
@@ -322,6 +325,7 @@ mod tests {
             );
             memmap2::MmapOptions::new().len(8192).map(&file).unwrap()
         };
+        super::install();
         let ours = Map::of_file(&file, 8192).unwrap();
         file.set_len(0).unwrap();
         // Our own map is repaired with every earlier handler, and the process continues.

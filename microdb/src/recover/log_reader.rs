@@ -22,7 +22,7 @@ use crate::format::super_block::{Frontier, SEGMENT_SPAN_MAX, State};
 use crate::format::{Flaw, LogPosition, SEGMENT_BYTES_LIMIT};
 use crate::raw::tail::TailBuffer;
 use crate::seeded::seeded;
-use crate::storage::{OpenMode, map_or_read, read_up_to};
+use crate::storage::{OpenMode, read_up_to};
 
 /// The file of a segment and its header.
 pub(crate) struct SegmentFile {
@@ -189,7 +189,8 @@ impl Scan {
         } else {
             len
         };
-        let map = map_or_read(file.as_ref(), map_bytes).map_err(Error::io("cannot map", &path))?;
+        let map = engine.options.map(file.as_ref(), map_bytes);
+        let map = map.map_err(Error::io("cannot map", &path))?;
         let rest = read_up_to(file.as_ref(), map_bytes, len - map_bytes);
         let rest = rest.map_err(Error::io("cannot read", &path))?;
         let bytes = match map.get(0, map.len()) {

@@ -43,6 +43,7 @@ use crate::raw::fork::Birth;
 use crate::raw::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering};
 use crate::recover::log_reader::scan_segments;
 use crate::seeded::seeded;
+use crate::sequence::Sequence;
 use crate::storage::{OpenMode, Storage, StorageFile, read_exact};
 
 use finish::{adopt, settle};
@@ -321,10 +322,11 @@ pub(crate) fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
         .max_by_key(|state| state.generation)
         .cloned();
     let Some(state) = newest else {
+        let newer = super_block::newer_version(&states);
         let [Err(flaw), _] = states else {
             unreachable!("no state is whole")
         };
-        if let ("version", Ok(found)) = (flaw.field, flaw.found.parse()) {
+        if let Some(found) = newer {
             return Err(Error::Version {
                 path: path.to_path_buf(),
                 found,
@@ -439,7 +441,7 @@ fn replayed_from(
     };
     let mut scan = scan_segments(&engine, &found.state, found.frontier)?;
     let mut report = RecoveryReport {
-        durable_sequence: found.frontier.sequence,
+        durable_sequence: Sequence(found.frontier.sequence),
         checkpoint,
         checkpoint_unusable: checkpoint != found.state.checkpoint,
         ..RecoveryReport::default()
@@ -465,7 +467,7 @@ fn replayed_from(
     if !options.read_only {
         settle(&engine, &scan, &cut, &report, found.damaged)?;
     }
-    report.sequence = cut.end.sequence;
+    report.sequence = Sequence(cut.end.sequence);
     // The replayed log counts towards the next checkpoint.
     lock(&engine.core).published_size = LogSize {
         bytes: report.bytes_replayed,

@@ -21,6 +21,7 @@ use crate::engine::recovery_report::RecoveryReport;
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameKind};
+use crate::format::key_codec::KeyCodec;
 use crate::format::record::{Record, RecordKind};
 use crate::format::super_block::Frontier;
 use crate::format::usage::SegmentUsage;
@@ -472,6 +473,9 @@ pub(super) fn name_tables(engine: &Engine) -> Result<()> {
         };
         let table = catalog.table_or_new(id).clone();
         table.set_name(name);
+        if let Some(codec) = KeyCodec::decode(record.value()) {
+            let _ = table.key_codec.set(codec);
+        }
         named.insert(name.to_owned(), table);
     }
     let kept: std::collections::HashSet<u32> = named

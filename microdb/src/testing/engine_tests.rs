@@ -333,7 +333,7 @@ fn replay_of_a_copied_clear_marker_keeps_later_records_of_its_segment() {
     // More records than one step collects.
     (0..400).for_each(|_| table("overwritten").put("key", "value").unwrap());
     table("cleared").put("new", "value").unwrap();
-    assert_eq!(table("cleared").location("new").unwrap().unwrap().0, 2);
+    assert_eq!(table("cleared").location("new").unwrap().unwrap().segment, 2);
     while db.stats().segments.len() < 5 {
         table("overwritten").put("key", [3; 1000]).unwrap();
     }

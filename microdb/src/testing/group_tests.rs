@@ -169,7 +169,7 @@ fn conflicting_transactions_commit_in_order_with_one_sync() {
             runs.fetch_add(1, Ordering::Relaxed);
             let count = tx.get(&table, "count")?.map_or(0, |count| count[0]);
             tx.put(&table, "count", [count + 1])?;
-            Ok(count + 1)
+            Ok::<_, Error>(count + 1)
         };
         db.transaction(add).unwrap()
     };
@@ -379,7 +379,7 @@ fn a_run_in_a_lost_turn_is_acknowledged_after_the_commits_that_it_read() {
                     }
                     _ => {}
                 }
-                Ok(value)
+                Ok::<_, Error>(value)
             });
             let visible = table.get("k").unwrap().map(|value| value.to_vec());
             assert_eq!(

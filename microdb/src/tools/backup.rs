@@ -26,6 +26,7 @@ use crate::format::super_block::{Frontier, SUPER_BYTES, State};
 use crate::raw::epoch::pin;
 use crate::recover;
 use crate::seeded::seeded;
+use crate::sequence::Sequence;
 use crate::storage::{OpenMode, Storage};
 
 /// Number of bytes copied at a time.
@@ -47,7 +48,7 @@ const COPY_BYTES: usize = 1 << 20;
 #[non_exhaustive]
 pub struct BackupReport {
     /// Sequence of the last commit in the backup.
-    pub sequence: u64,
+    pub sequence: Sequence,
     /// Number of segments that are hard links to those of the original.
     pub segments_linked: u64,
     /// Number of segments that were copied.
@@ -139,7 +140,7 @@ impl Engine {
             (segments, core.next_segment)
         };
         let mut report = BackupReport {
-            sequence: frontier.sequence,
+            sequence: Sequence(frontier.sequence),
             ..BackupReport::default()
         };
         let _ = self.seal_segments();
@@ -182,7 +183,7 @@ impl Engine {
             (core.published, core.next_segment)
         };
         let mut report = BackupReport {
-            sequence: end.sequence,
+            sequence: Sequence(end.sequence),
             ..BackupReport::default()
         };
         let table = self.segments.load_arc(&pin());

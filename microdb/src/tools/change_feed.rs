@@ -21,6 +21,7 @@ use crate::format::segment::SegmentHeader;
 use crate::format::super_block::Frontier;
 use crate::raw::epoch::pin;
 use crate::recover::log_reader::{SegmentFile, next_frame};
+use crate::sequence::Sequence;
 
 /// One committed batch.
 ///
@@ -30,7 +31,7 @@ use crate::recover::log_reader::{SegmentFile, next_frame};
 /// # let db = microdb::Db::open(folder.path().join("shop"))?;
 /// # let events = db.table("events")?;
 /// events.put("k", "v")?;
-/// let change = db.changes_since(db.sequence() - 1)?.next().unwrap()?;
+/// let change = db.changes_since(db.sequence().saturating_sub(1))?.next().unwrap()?;
 /// assert_eq!((change.sequence, change.operations.len()), (db.sequence(), 1));
 /// # Ok(())
 /// # }
@@ -39,7 +40,7 @@ use crate::recover::log_reader::{SegmentFile, next_frame};
 #[non_exhaustive]
 pub struct Change {
     /// Sequence of the commit.
-    pub sequence: u64,
+    pub sequence: Sequence,
     /// Link of the chain after the commit.
     pub chain: u64,
     /// Changes of the commit, in order.
@@ -47,7 +48,7 @@ pub struct Change {
 }
 
 /// One change of a key or of a whole table. Table 0 is the catalog: its key is the name of a table,
-/// its value the id (4 bytes, little-endian).
+/// its value the id (4 bytes, little-endian), for typed tables followed by text about the keys.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -55,7 +56,7 @@ pub struct Change {
 /// # let db = microdb::Db::open(folder.path().join("shop"))?;
 /// # let events = db.table("events")?;
 /// events.put("k", "v")?;
-/// for change in db.changes_since(0)? {
+/// for change in db.changes_since(microdb::Sequence::ZERO)? {
 ///     for operation in change?.operations {
 ///         if let microdb::Operation::Put { key, value, .. } = operation {
 ///             println!("{key:?} became {value:?}");
@@ -101,7 +102,7 @@ impl Change {
     /// # let events = db.table("events")?;
     /// events.put("k", "v")?;
     /// let mut chain = 0;
-    /// for change in db.changes_since(0)? {
+    /// for change in db.changes_since(microdb::Sequence::ZERO)? {
     ///     let change = change?;
     ///     assert!(change.follows(chain), "nothing was missed in between");
     ///     chain = change.chain;
@@ -118,7 +119,7 @@ impl Change {
             let content = record::encode(kind, table, key, value, &mut bytes);
             crc = checksum::crc_append(crc, &content.to_le_bytes());
         }
-        checksum::chain(chain, self.sequence, crc, self.operations.len() as u32) == self.chain
+        checksum::chain(chain, self.sequence.0, crc, self.operations.len() as u32) == self.chain
     }
 }
 
@@ -172,15 +173,15 @@ impl std::fmt::Debug for Changes {
 
 impl Changes {
     /// Returns the visible commits after `sequence`.
-    pub(crate) fn since(engine: &Arc<Handle>, sequence: u64) -> Result<Self> {
+    pub(crate) fn since(engine: &Arc<Handle>, sequence: Sequence) -> Result<Self> {
         engine.check_process()?;
-        let (left, known) = segments_since(engine, sequence)?;
+        let (left, known) = segments_since(engine, sequence.0)?;
         Ok(Self {
             engine: engine.clone(),
             left,
             at: None,
             stopped: None,
-            after: sequence,
+            after: sequence.0,
             known,
         })
     }
@@ -196,8 +197,8 @@ fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
     };
     if sequence > end.sequence {
         return Err(Error::FeedAhead {
-            asked: sequence,
-            last: end.sequence,
+            asked: Sequence(sequence),
+            last: Sequence(end.sequence),
         });
     }
     let mut left = Segments::new();
@@ -239,8 +240,8 @@ fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
                 .is_some_and(|(first, _)| first.header.sequence > sequence) =>
         {
             Err(Error::FeedGone {
-                asked: sequence,
-                oldest,
+                asked: Sequence(sequence),
+                oldest: Sequence(oldest),
             })
         }
         _ => Ok((left, end.sequence)),
@@ -323,7 +324,7 @@ impl Changes {
                 }
             });
             return Ok(Some(Change {
-                sequence: frame.header.sequence,
+                sequence: Sequence(frame.header.sequence),
                 chain: frame.header.chain,
                 operations: operations.collect(),
             }));

@@ -27,6 +27,7 @@ use crate::engine::log_order::Walk;
 use crate::engine::{Handle, lock};
 use crate::error::{Error, Result};
 use crate::format::record::{Record, RecordKind};
+use crate::sequence::Sequence;
 use crate::snapshot::Snapshot;
 use crate::tools::change_feed::{Changes, Operation};
 
@@ -60,7 +61,7 @@ const DATABASE: u8 = 3;
 #[non_exhaustive]
 pub struct Digest {
     /// Sequence of the last commit that is covered.
-    pub sequence: u64,
+    pub sequence: Sequence,
     /// Number of keys in all tables.
     pub keys: u64,
     /// Digest over names and digests of all tables. Equal in two databases if and only if they have
@@ -225,7 +226,7 @@ impl Handle {
     /// removed the commits, or if there are so many that starting over is as cheap.
     fn written_since(
         self: &Arc<Self>,
-        sequence: u64,
+        sequence: Sequence,
         snapshot: &Snapshot,
     ) -> Option<HashMap<u32, PrefixSet>> {
         let mut written: HashMap<u32, PrefixSet> = HashMap::new();
@@ -308,7 +309,7 @@ fn leaf(record: &Record<'_>, scratch: &mut Vec<u8>) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-fn compose(sequence: u64, names: &[(String, u32)], tables: &HashMap<u32, Prefixes>) -> Digest {
+fn compose(sequence: Sequence, names: &[(String, u32)], tables: &HashMap<u32, Prefixes>) -> Digest {
     let mut database = blake3::Hasher::new();
     database.update(&[DATABASE]);
     let mut digests = Vec::with_capacity(names.len());

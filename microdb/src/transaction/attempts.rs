@@ -34,7 +34,10 @@ const TURN_LIMIT: Duration = Duration::from_millis(50);
 const TURN_LIMIT_MAX: Duration = Duration::from_secs(10);
 
 /// Runs `body` until it commits, fails, or has used up its runs.
-pub(super) fn run<T>(db: &Db, body: &mut dyn FnMut(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
+pub(super) fn run<T, E: From<Error>>(
+    db: &Db,
+    body: &mut dyn FnMut(&mut Transaction<'_>) -> Result<T, E>,
+) -> Result<T, E> {
     nesting::check_outside(&db.engine)?;
     let options = &db.engine.options;
     let mut attempts = Attempts {
@@ -55,39 +58,39 @@ pub(super) fn run<T>(db: &Db, body: &mut dyn FnMut(&mut Transaction<'_>) -> Resu
             Attempt::TurnLost(run) => left = run,
         }
     }
-    Err(Error::Conflict {
+    Err(E::from(Error::Conflict {
         tries: options.transaction_tries,
-    })
+    }))
 }
 
 /// One run of a body.
-struct Run<'a, T> {
+struct Run<'a, T, E> {
     transaction: Transaction<'a>,
-    result: Result<T>,
+    result: Result<T, E>,
     took: Duration,
 }
 
 /// Outcome of an attempt to commit a run.
-enum Attempt<'a, T> {
-    Done(Result<T>),
+enum Attempt<'a, T, E> {
+    Done(Result<T, E>),
     /// The body has to run again.
     Again,
     /// The body exceeded the time limit of its turn. Its run may still commit, with the usual
     /// checks.
-    TurnLost(Option<Run<'a, T>>),
+    TurnLost(Option<Run<'a, T, E>>),
 }
 
 /// All runs of one transaction.
-struct Attempts<'a, 'b, T> {
+struct Attempts<'a, 'b, T, E> {
     db: &'a Db,
-    body: &'b mut dyn FnMut(&mut Transaction<'_>) -> Result<T>,
+    body: &'b mut dyn FnMut(&mut Transaction<'_>) -> Result<T, E>,
     durability: Durability,
     turn_limit: Duration,
 }
 
-impl<'a, T> Attempts<'a, '_, T> {
+impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
     /// Runs the body, after the writes of `group` if it has a turn.
-    fn run(&mut self, group: Option<Arc<GroupWrites>>) -> Result<Run<'a, T>> {
+    fn run(&mut self, group: Option<Arc<GroupWrites>>) -> Result<Run<'a, T, E>> {
         let mut transaction = Transaction::begin(self.db, group);
         let started = Instant::now();
         let in_body = InBody::enter(&self.db.engine)?;
@@ -100,7 +103,7 @@ impl<'a, T> Attempts<'a, '_, T> {
         })
     }
 
-    fn commit(&mut self, run: Run<'a, T>, tries: u32) -> Attempt<'a, T> {
+    fn commit(&mut self, run: Run<'a, T, E>, tries: u32) -> Attempt<'a, T, E> {
         let engine = &self.db.engine;
         let Run {
             transaction,
@@ -134,7 +137,7 @@ impl<'a, T> Attempts<'a, '_, T> {
         });
         let (mut body, tables) = match encoded {
             Ok(encoded) => encoded,
-            Err(error) => return Attempt::Done(Err(error)),
+            Err(error) => return Attempt::Done(Err(error.into())),
         };
         if self.durability == Durability::Buffered {
             match engine.commit_at_once(&mut body, &tables, &checks) {
@@ -145,7 +148,7 @@ impl<'a, T> Attempts<'a, '_, T> {
                     return self.commit_in_group(Request::turn(self.durability, turn), None);
                 }
                 Err(Error::Conflict { .. }) => return Attempt::Again,
-                Err(error) => return Attempt::Done(Err(error)),
+                Err(error) => return Attempt::Done(Err(error.into())),
             }
         }
         let turn = match may_turn {
@@ -162,10 +165,10 @@ impl<'a, T> Attempts<'a, '_, T> {
     }
 
     /// Commits with a group. `result` is the result of the run that `request` belongs to, if any.
-    fn commit_in_group(&mut self, request: Request, result: Option<Result<T>>) -> Attempt<'a, T> {
+    fn commit_in_group(&mut self, request: Request, result: Option<Result<T, E>>) -> Attempt<'a, T, E> {
         let engine = &self.db.engine;
         let turn = request.turn;
-        let mut turned: Option<std::thread::Result<Result<Run<'a, T>>>> = None;
+        let mut turned: Option<std::thread::Result<Result<Run<'a, T, E>>>> = None;
         let mut runner = |group| -> Ran {
             // A panic must not end the group. It is resumed later in the thread that owns the body.
             let run = catch_unwind(AssertUnwindSafe(|| self.run(Some(group))));
@@ -173,7 +176,7 @@ impl<'a, T> Attempts<'a, '_, T> {
                 Ok(Ok(mut run)) => match run.writes() {
                     Ok(encoded) => (Ok(Ok(run)), encoded),
                     Err(error) => {
-                        run.result = Err(error);
+                        run.result = Err(error.into());
                         (Ok(Ok(run)), None)
                     }
                 },
@@ -188,7 +191,7 @@ impl<'a, T> Attempts<'a, '_, T> {
         };
         let turned = match turned {
             Some(Err(panic)) => resume_unwind(panic),
-            Some(Ok(Err(error))) => return Attempt::Done(Err(error)),
+            Some(Ok(Err(error))) => return Attempt::Done(Err(error.into())),
             Some(Ok(Ok(run))) => Some(run),
             None => None,
         };
@@ -198,7 +201,7 @@ impl<'a, T> Attempts<'a, '_, T> {
                 Attempt::TurnLost(turned)
             }
             Committed::Done(Err(Error::Conflict { .. }), _) => Attempt::Again,
-            Committed::Done(Err(error), _) => Attempt::Done(Err(error)),
+            Committed::Done(Err(error), _) => Attempt::Done(Err(error.into())),
             Committed::Done(Ok(_), _) => match turned {
                 Some(run) if run.transaction.outdated => Attempt::Again,
                 Some(run) => Attempt::Done(run.result),
@@ -208,7 +211,7 @@ impl<'a, T> Attempts<'a, '_, T> {
     }
 }
 
-impl<T> Run<'_, T> {
+impl<T, E> Run<'_, T, E> {
     /// Returns the writes to commit, if any.
     fn writes(&self) -> Result<Ran> {
         if self.transaction.outdated || self.result.is_err() || self.transaction.writes.is_empty() {

@@ -10,13 +10,17 @@
 //! - A body that conflicts gets a turn in the commit group (see [`crate::engine::group`]), in which
 //!   no other commit can interfere. Short durable bodies get it at the first conflict.
 //! - The body must not write through the database itself (see [`crate::engine::nesting`]).
+//! - A transaction that the caller commits has one run and no turn. It may write beside other
+//!   commits of its own thread.
 //! - Memory is bounded: writes by the size of a batch, reads by [`READ_BYTES_MAX`].
 
 mod attempts;
+mod one_key;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::any_table::{AnyTable, KeyFor, ValueFor};
 use crate::batch::Batch;
 use crate::db::Db;
 use crate::directory::KeyHash;
@@ -27,8 +31,10 @@ use crate::engine::group_writes::{GroupWrites, Pending};
 use crate::engine::{Found, is_key_of};
 use crate::error::{Error, Result};
 use crate::format::BATCH_BYTES_MAX;
+use crate::options::Durability;
 use crate::raw::epoch::pin;
 use crate::seeded::seeded;
+use crate::sequence::Sequence;
 use crate::snapshot::Snapshot;
 use crate::table::Table;
 use crate::value::Value;
@@ -50,7 +56,9 @@ const READ_TRIES: u32 = 16;
 /// Table id and key.
 type KeyName = (u32, Vec<u8>);
 
-/// A running transaction, passed to the body by [`Db::transaction`].
+/// A running transaction, passed to the body by [`Db::transaction`], or begun by [`Db::begin`].
+///
+/// Dropping a transaction discards its writes.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -96,23 +104,41 @@ impl Transaction<'_> {
     /// db.transaction(|tx| {
     ///     tx.put(&events, "k", "v")?;
     ///     assert!(tx.get(&events, "k")?.is_some(), "it sees its own writes");
-    ///     Ok(())
+    ///     Ok::<_, microdb::Error>(())
     /// })?;
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// - The errors of [`Table::get`], and [`Error::ForeignTable`].
+    /// - The errors of [`Table::get`], [`Error::ForeignTable`], and [`Error::Decode`] for a typed
+    ///   table.
     /// - [`Error::Conflict`] if another commit changed a key that this run has read. Return it with
-    ///   `?`. The transaction is repeated in any case.
+    ///   `?`. [`Db::transaction`] repeats the body in any case.
     /// - [`Error::TooLarge`] if the reads take more than 64 MiB.
-    pub fn get(&mut self, table: &Table, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
+    pub fn get<T: AnyTable>(&mut self, table: &T, key: impl KeyFor<T>) -> Result<Option<T::Value>> {
+        let key = key.key_bytes(table)?.into_owned();
+        match self.get_bytes(table.raw(), key.clone())? {
+            Some(value) => table.value_of(&key, value).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns `true` if the table has a value for `key`, as seen by this transaction.
+    ///
+    /// # Errors
+    /// The errors of [`Transaction::get`].
+    pub fn contains_key<T: AnyTable>(&mut self, table: &T, key: impl KeyFor<T>) -> Result<bool> {
+        let key = key.key_bytes(table)?.into_owned();
+        Ok(self.get_bytes(table.raw(), key)?.is_some())
+    }
+
+    fn get_bytes(&mut self, table: &Table, key: Vec<u8>) -> Result<Option<Value>> {
         self.own(table)?;
         if self.outdated {
             return Err(self.conflict());
         }
-        let name = (table.core.id, key.as_ref().to_vec());
+        let name = (table.core.id, key);
         if let Some((_, value)) = self.writes.get(&name) {
             return Ok(value.as_deref().map(Value::copied));
         }
@@ -276,8 +302,14 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// [`Error::ForeignTable`], and [`Error::TooLarge`] if the writes exceed the size of a batch.
-    pub fn put(&mut self, table: &Table, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
-        self.write(table, key.as_ref(), Some(value.as_ref().to_vec()))
+    pub fn put<T: AnyTable>(
+        &mut self,
+        table: &T,
+        key: impl KeyFor<T>,
+        value: impl ValueFor<T>,
+    ) -> Result<()> {
+        let value = value.value_bytes(table)?.into_owned();
+        self.write(table.raw(), &key.key_bytes(table)?, Some(value))
     }
 
     /// Deletes a key when the transaction commits.
@@ -300,8 +332,8 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// [`Error::ForeignTable`], and [`Error::TooLarge`] if the writes exceed the size of a batch.
-    pub fn delete(&mut self, table: &Table, key: impl AsRef<[u8]>) -> Result<()> {
-        self.write(table, key.as_ref(), None)
+    pub fn delete<T: AnyTable>(&mut self, table: &T, key: impl KeyFor<T>) -> Result<()> {
+        self.write(table.raw(), &key.key_bytes(table)?, None)
     }
 
     fn write(&mut self, table: &Table, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {
@@ -373,25 +405,117 @@ impl std::fmt::Debug for Transaction<'_> {
     }
 }
 
+impl Transaction<'_> {
+    /// Commits a transaction that was begun with [`Db::begin`], with the durability of the
+    /// database's options. Returns the sequence of the commit, or of the last commit if there was
+    /// nothing to write.
+    ///
+    /// # Errors
+    /// - [`Error::Conflict`] if another commit changed a key that the transaction has read. Nothing
+    ///   was written. Begin again, or use [`Db::transaction`], which repeats its body.
+    /// - The errors of [`Batch::commit`].
+    pub fn commit(self) -> Result<Sequence> {
+        let durability = self.db.engine.options.durability;
+        self.commit_with(durability)
+    }
+
+    /// Commits with the given durability, like [`Transaction::commit`].
+    ///
+    /// # Errors
+    /// The errors of [`Transaction::commit`].
+    pub fn commit_with(mut self, durability: Durability) -> Result<Sequence> {
+        if self.outdated {
+            return Err(self.conflict());
+        }
+        let engine = &self.db.engine;
+        if self.writes.is_empty() {
+            // All reads were valid at one moment.
+            return Ok(Sequence(engine.sequence()));
+        }
+        let (mut body, tables) = self.encoded()?;
+        engine.wait_for_space(body.bytes.len())?;
+        let checks = if seeded("begun-transaction-unchecked") {
+            Checks::none()
+        } else {
+            self.checks()
+        };
+        let outcome = engine.commit(&mut body, &tables, durability, checks)?;
+        Ok(Sequence(outcome.sequence))
+    }
+}
+
 impl Db {
-    /// Runs `body` as a transaction: its reads and writes through [`Transaction`] are strictly
-    /// serializable. The body may run several times if other writers interfere. An error of the
-    /// body ends the transaction without a write.
+    /// Begins a transaction that the caller commits. Its reads and writes are strictly
+    /// serializable, like those of [`Db::transaction`].
+    ///
+    /// Nothing is locked and nothing is repeated: [`Transaction::commit`] fails with
+    /// [`Error::Conflict`] if another commit changed a key that was read. Under contention
+    /// [`Db::transaction`] is the better choice, because it guarantees progress.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let db = microdb::Db::open(folder.path())?;
-    /// # let visits = db.table("visits")?;
-    /// let count = db.transaction(|tx| {
-    ///     let count = tx.get(&visits, "home")?.map_or(0, |count| count[0]) + 1;
-    ///     tx.put(&visits, "home", [count])?;
-    ///     Ok(count)
-    /// })?;
-    /// # assert_eq!(count, 1);
+    /// # let stock = db.typed_table::<String, u32>("stock")?;
+    /// # stock.put("lamp", &1)?;
+    /// let mut tx = db.begin();
+    /// if let Some(units @ 1..) = tx.get(&stock, "lamp")? {
+    ///     tx.put(&stock, "lamp", &(units - 1))?;
+    ///     tx.commit()?;
+    /// } // otherwise dropped: nothing is written
+    /// assert_eq!(stock.get("lamp")?, Some(0));
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// A transaction that stays open while others commit may continue in a snapshot, which keeps
+    /// disk space that compaction would otherwise free.
+    #[must_use]
+    pub fn begin(&self) -> Transaction<'_> {
+        Transaction::begin(self, None)
+    }
+
+    /// Runs `body` as a transaction: its reads and writes through [`Transaction`] are strictly
+    /// serializable. The body may run several times if other writers interfere. An error of the
+    /// body ends the transaction without a write, and is returned as it is.
+    ///
+    /// ```
+    /// use microdb::{Db, Error, TypedTable};
+    ///
+    /// #[derive(Debug, PartialEq)]
+    /// enum Refused {
+    ///     TooFew { left: u32 },
+    ///     Database(String),
+    /// }
+    ///
+    /// impl From<Error> for Refused {
+    ///     fn from(error: Error) -> Self {
+    ///         Self::Database(error.to_string())
+    ///     }
+    /// }
+    ///
+    /// fn take(db: &Db, stock: &TypedTable<String, u32>, units: u32) -> Result<u32, Refused> {
+    ///     db.transaction(|tx| {
+    ///         let left = tx.get(stock, "lamp")?.unwrap_or(0);
+    ///         let rest = left.checked_sub(units).ok_or(Refused::TooFew { left })?;
+    ///         tx.put(stock, "lamp", &rest)?;
+    ///         Ok(rest)
+    ///     })
+    /// }
+    ///
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = Db::open(folder.path())?;
+    /// let stock = db.typed_table::<String, u32>("stock")?;
+    /// stock.put("lamp", &3)?;
+    /// assert_eq!(take(&db, &stock, 2), Ok(1));
+    /// assert_eq!(take(&db, &stock, 2), Err(Refused::TooFew { left: 1 }));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// The type of the error is known from the function that returns the result, as above. Where
+    /// the result is used at once, the body names it: `Ok::<_, microdb::Error>(rest)`.
     ///
     /// All reads of a run belong to one moment. A run with reads that others have changed gets
     /// [`Error::Conflict`] from its next read or at its end, and is repeated.
@@ -408,7 +532,10 @@ impl Db {
     /// - The errors of `body`, and those of [`Batch::commit`].
     /// - [`Error::InTransaction`] inside the body of a transaction on the same database.
     /// - [`Error::Conflict`] after the maximum number of runs of the options.
-    pub fn transaction<T>(&self, mut body: impl FnMut(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
+    pub fn transaction<T, E: From<Error>>(
+        &self,
+        mut body: impl FnMut(&mut Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
         attempts::run(self, &mut body)
     }
 }

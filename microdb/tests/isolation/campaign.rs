@@ -7,7 +7,7 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 
-use microdb::{Changes, Db, Durability, Operation, Options};
+use microdb::{Changes, Db, Durability, Error, Operation, Options, Transaction};
 
 use super::checker::{History, Op, Seen, Summary, check};
 use super::recorder::{
@@ -349,11 +349,11 @@ fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Ra
     let reads = picks(random, count);
     let count = random.below(3);
     let writes = picks(random, count);
-    let pause = random.chance(1, 8);
+    let (pause, is_begun) = (random.chance(1, 8), random.chance(1, 3));
     let mut runs: Vec<(u64, Effects)> = Vec::new();
     let mut gate = None;
     let begin = shared.clock.now();
-    let result = shared.db.transaction(|tx| {
+    let mut body = |tx: &mut Transaction<'_>| {
         runs.push((shared.clock.now(), Effects::default()));
         let effects = &mut runs.last_mut().unwrap().1;
         for (handle, number) in &reads {
@@ -377,11 +377,22 @@ fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Ra
         // For the following commit, and for a run in a turn.
         gate.get_or_insert_with(|| shared.gate.read().unwrap());
         Ok(())
-    });
+    };
+    // Repeated by the engine, or with one run and a commit of the caller.
+    let result = if is_begun {
+        let mut tx = shared.db.begin();
+        body(&mut tx).and_then(|()| tx.commit().map(drop))
+    } else {
+        shared.db.transaction(body)
+    };
     let end = shared.clock.now();
     let committed = result.is_ok();
     if let Err(error) = result {
-        assert!(matches!(error, microdb::Error::TableDropped { .. }), "{error}");
+        let is_conflict = is_begun && matches!(error, Error::Conflict { .. });
+        assert!(
+            is_conflict || matches!(error, Error::TableDropped { .. }),
+            "{error}"
+        );
     }
     let last = runs.pop();
     for (at, effects) in runs {

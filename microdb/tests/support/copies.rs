@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use microdb::{Db, Error, Operation};
+use microdb::{Db, Error, Operation, Sequence};
 
 use super::disk::Disk;
 use super::workload::{Failure, Model, Point, Shape, chain, read, shown};
@@ -66,7 +66,7 @@ impl Backup {
 /// A copy of the database maintained only from its change feed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Follower {
-    pub(crate) sequence: u64,
+    pub(crate) sequence: Sequence,
     chain: u64,
     tables: BTreeMap<u32, BTreeMap<Vec<u8>, Vec<u8>>>,
 }

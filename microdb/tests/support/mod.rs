@@ -7,7 +7,10 @@
 //!
 //! Deliberately absent: knowledge of the format.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+#![allow(
+    dead_code,
+    reason = "each test binary, and each fuzz target, uses its own part of this module"
+)]
 #![allow(
     clippy::unwrap_used,
     reason = "these are tests; a failure here must stop them"

@@ -22,9 +22,11 @@ pub(crate) struct Other {
 }
 
 impl Other {
-    pub(crate) fn start(part: &str, folder: &Path) -> Self {
+    /// Starts the test with the path `entry` as a second process.
+    pub(crate) fn start(entry: &str, part: &str, folder: &Path) -> Self {
+        let (_crate, test) = entry.split_once("::").unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "the_other_process", "--nocapture"])
+            .args(["--exact", test, "--include-ignored", "--nocapture"])
             .env(PART, part)
             .env(FOLDER, folder)
             .stdin(Stdio::piped())

@@ -126,7 +126,7 @@ pub(crate) fn salvage(data: &[u8]) {
     };
     let manifest = match options().salvage(ROOT, SAVED) {
         Ok(manifest) => manifest,
-        Err(Error::NotADatabase { .. }) => return,
+        Err(Error::NotADatabase { .. } | Error::Version { .. }) => return,
         // A forged table may have an impossible name.
         Err(_) if forged => return,
         Err(error) => panic!("{}", chain(&error)),

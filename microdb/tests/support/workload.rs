@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use microdb::{Db, Durability, Options};
+use microdb::{Db, Durability, Options, Sequence};
 
 use super::copies::{Backup, Follower};
 use super::disk::Disk;
@@ -30,7 +30,7 @@ pub(crate) type Model = BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>;
 /// Content of the database after one commit, with the sequence of the commit.
 #[derive(Clone, Debug)]
 pub(crate) struct Point {
-    pub(crate) sequence: u64,
+    pub(crate) sequence: Sequence,
     pub(crate) model: Arc<Model>,
 }
 
@@ -278,7 +278,7 @@ impl Run {
     /// Returns the state of a database before its creation.
     pub(crate) fn nothing() -> Vec<Point> {
         vec![Point {
-            sequence: 0,
+            sequence: Sequence::ZERO,
             model: Arc::default(),
         }]
     }

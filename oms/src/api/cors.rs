@@ -10,13 +10,14 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, ETAG, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::Full;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::api::fast_path::AnswerBody;
+use crate::api::forward::OWNER;
 use crate::api::problem::REPLAYED;
 use crate::error::NodeError;
 
@@ -60,7 +61,7 @@ impl Cors {
                 REQUEST_ID,
                 STOCK_AS_OF,
             ])
-            .expose_headers([ALLOW, RETRY_AFTER, REPLAYED, REQUEST_ID])
+            .expose_headers([ALLOW, ETAG, OWNER, RETRY_AFTER, REPLAYED, REQUEST_ID])
             .max_age(PREFLIGHT_KEPT);
         Ok(Some(Cors(layer)))
     }

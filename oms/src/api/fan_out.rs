@@ -8,26 +8,30 @@
 //! Deliberately absent: a consistent view over volumes. While slots migrate, a list may miss or
 //! repeat entries of these slots; it is complete again afterwards.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::response::Response;
 use imt_ring::NodeName;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 use crate::api::health::{Health, VolumeHealth};
 use crate::api::internal::ask_volume;
-use crate::api::orders::{self, OrderEntry, OrdersPage};
+use crate::api::orders::{self, Current, OrderEntry, OrdersPage};
 use crate::api::params::{Cursor, Filter, ListQuery, OrdersQuery, Position};
 use crate::api::problem::Problem;
+use crate::api::reports::ListedReservation;
 use crate::api::request::List;
 use crate::api::stock_query;
+use crate::cluster::peer_call::{VolumeCall, VolumeQuestion};
 use crate::control::handle::ClusterHandle;
+use crate::control::topology::Topology;
 use crate::domain::order::OrderId;
+use crate::outbox::ListedMessage;
 use crate::runtime;
 
 /// An entry of a volume's list: its sort key and its JSON.
@@ -51,20 +55,64 @@ pub(super) fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Problem> {
     serde_json::value::to_raw_value(value).map_err(|error| Problem::internal(error.to_string()))
 }
 
-/// The request to a volume for its first entries after a key.
-#[derive(Serialize, Deserialize)]
+/// The first entries after a key.
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct AskEntries {
     pub(crate) limit: usize,
     /// The key as text: an order id, or `ORDER/KIND`.
     pub(crate) after: Option<String>,
 }
 
+/// The request to a volume for its first reservations after an order.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct AskReservations(pub(crate) AskEntries);
+
+impl VolumeQuestion for AskReservations {
+    const CALL: VolumeCall = VolumeCall::Reservations;
+    type Answer = Vec<Entry<OrderId>>;
+}
+
+/// The request to a volume for its first messages after a message.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct AskMessages(pub(crate) AskEntries);
+
+impl VolumeQuestion for AskMessages {
+    const CALL: VolumeCall = VolumeCall::Messages;
+    type Answer = Vec<Entry<(OrderId, String)>>;
+}
+
+/// The request to a volume for its stores with a product.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct AskProduct(pub(crate) u32);
+
+impl VolumeQuestion for AskProduct {
+    const CALL: VolumeCall = VolumeCall::Product;
+    type Answer = Vec<Entry<u32>>;
+}
+
+/// The request to a volume for its counts and states.
+#[derive(Clone, Copy, Serialize)]
+pub(crate) struct AskHealth;
+
+impl VolumeQuestion for AskHealth {
+    const CALL: VolumeCall = VolumeCall::Health;
+    type Answer = VolumeHealth;
+}
+
 /// The request to a volume for its first orders after a position.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct AskOrders {
     pub(crate) filter: Filter,
     pub(crate) limit: usize,
     pub(crate) from: Position,
+}
+
+impl VolumeQuestion for AskOrders {
+    const CALL: VolumeCall = VolumeCall::Orders;
+    type Answer = OrdersPage;
 }
 
 /// Answers a list. Starts again if a volume leaves the ring in the meantime.
@@ -90,17 +138,17 @@ async fn list_once(cluster: &Arc<ClusterHandle>, list: &List, until: Instant) ->
                 .after
                 .as_ref()
                 .map(|(order, kind)| format!("{order}/{}", kind.name()));
-            let ask = AskEntries {
+            let ask = AskMessages(AskEntries {
                 limit: query.limit + 1,
                 after,
-            };
-            let pages = ask_all::<Vec<Entry<(OrderId, String)>>>(cluster, "messages", &ask, until).await?;
+            });
+            let pages = ask_all(cluster, &ask, until).await?;
             let (messages, next) = merge(pages, query.limit);
             let next = next.map(|(order, kind)| format!("{order}/{kind}"));
             Ok(orders::json(&MessagePage { messages, next }))
         }
         List::Product(product) => {
-            let pages = ask_all::<Vec<Entry<u32>>>(cluster, "product", product, until).await?;
+            let pages = ask_all(cluster, &AskProduct(*product), until).await?;
             let (stores, _) = merge(pages, usize::MAX);
             stock_query::render_product(*product, stores)
         }
@@ -108,21 +156,36 @@ async fn list_once(cluster: &Arc<ClusterHandle>, list: &List, until: Instant) ->
     }
 }
 
-#[derive(Serialize)]
-struct MessagePage {
+/// A page of messages to the warehouse.
+#[derive(Serialize, ToSchema)]
+pub(super) struct MessagePage {
+    /// The messages, by order id and kind.
+    #[schema(value_type = Vec<ListedMessage>)]
     messages: Vec<Box<RawValue>>,
+    /// The cursor of the next page; null if there is none.
+    #[schema(required = true)]
     next: Option<String>,
 }
 
-#[derive(Serialize)]
-struct ReservationPage {
+/// A page of reservations.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ReservationPage {
+    /// The reservations, by order id.
+    #[schema(value_type = Vec<ListedReservation>)]
     reservations: Vec<Box<RawValue>>,
+    /// The cursor of the next page; null if there is none.
+    #[schema(required = true)]
     next: Option<String>,
 }
 
-#[derive(Serialize)]
-struct OrderPage {
+/// A page of orders.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OrderPage {
+    /// The orders, by time of arrival.
+    #[schema(value_type = Vec<Current<'static>>)]
     orders: Vec<Box<RawValue>>,
+    /// The cursor of the next page; null if there is none.
+    #[schema(required = true)]
     next: Option<String>,
 }
 
@@ -131,11 +194,11 @@ async fn list_reservations(
     query: &ListQuery<OrderId>,
     until: Instant,
 ) -> Result<Response, Problem> {
-    let ask = AskEntries {
+    let ask = AskReservations(AskEntries {
         limit: query.limit + 1,
         after: query.after.as_ref().map(ToString::to_string),
-    };
-    let pages = ask_all::<Vec<Entry<OrderId>>>(cluster, "reservations", &ask, until).await?;
+    });
+    let pages = ask_all(cluster, &ask, until).await?;
     let (reservations, next) = merge(pages, query.limit);
     let next = next.map(|order| order.to_string());
     Ok(orders::json(&ReservationPage { reservations, next }))
@@ -157,59 +220,42 @@ fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> (Vec<Bo
     (values, last.filter(|_| has_next))
 }
 
-/// Sends one request to all volumes in parallel. Returns the answers by name of the volume, or the
-/// first error.
-async fn ask_all<T: DeserializeOwned + Send + 'static>(
+/// Asks all volumes in parallel. Returns the answers by name of the volume, or the first error.
+async fn ask_all<Q>(
     cluster: &Arc<ClusterHandle>,
-    operation: &'static str,
-    request: &impl Serialize,
+    question: &Q,
     until: Instant,
-) -> Result<Vec<(NodeName, T)>, Problem> {
-    let request = raw(request)?;
-    let mut pages = Vec::new();
-    for (volume, page) in ask_each(cluster, operation, |_| request.clone(), until).await {
-        pages.push((volume, page?));
-    }
-    Ok(pages)
+) -> Result<Vec<(NodeName, Q::Answer)>, Problem>
+where
+    Q: VolumeQuestion<Answer: 'static> + Clone + 'static,
+{
+    let volumes: Vec<NodeName> = cluster.topology().volumes().cloned().collect();
+    let questions = volumes.into_iter().map(|volume| (volume, question.clone()));
+    let answers = ask_these(cluster, questions, until).await.into_iter();
+    answers.map(|(volume, answer)| Ok((volume, answer?))).collect()
 }
 
-/// Sends each volume its own request, all in parallel.
-async fn ask_each<T: DeserializeOwned + Send + 'static>(
+/// Asks each volume its own question, all in parallel. Returns the answers by name of the volume.
+async fn ask_these<Q>(
     cluster: &Arc<ClusterHandle>,
-    operation: &'static str,
-    request: impl Fn(&NodeName) -> Box<RawValue>,
+    questions: impl IntoIterator<Item = (NodeName, Q)>,
     until: Instant,
-) -> Vec<(NodeName, Result<T, Problem>)> {
-    let volumes = cluster.topology().volumes().cloned().collect();
-    ask_these(cluster, volumes, operation, request, until).await
-}
-
-/// Sends each of these volumes its own request, all in parallel.
-async fn ask_these<T: DeserializeOwned + Send + 'static>(
-    cluster: &Arc<ClusterHandle>,
-    volumes: BTreeSet<NodeName>,
-    operation: &'static str,
-    request: impl Fn(&NodeName) -> Box<RawValue>,
-    until: Instant,
-) -> Vec<(NodeName, Result<T, Problem>)> {
+) -> Vec<(NodeName, Result<Q::Answer, Problem>)>
+where
+    Q: VolumeQuestion<Answer: 'static> + 'static,
+{
     let mut asked = JoinSet::new();
-    for volume in volumes {
-        let (cluster, request) = (Arc::clone(cluster), request(&volume));
+    for (volume, question) in questions {
+        let cluster = Arc::clone(cluster);
         asked.spawn(runtime::within(async move {
-            let page = ask_volume(
-                &cluster,
-                |topology| topology.known(&volume),
-                operation,
-                &request,
-                until,
-            )
-            .await;
-            (volume, page)
+            let known = |topology: &Topology| topology.known(&volume);
+            let answer = ask_volume(&cluster, known, &question, until).await;
+            (volume, answer)
         }));
     }
-    let mut pages = asked.join_all().await;
-    pages.sort_by(|one, other| one.0.cmp(&other.0));
-    pages
+    let mut answers = asked.join_all().await;
+    answers.sort_by(|one, other| one.0.cmp(&other.0));
+    answers
 }
 
 async fn list_orders(
@@ -217,23 +263,17 @@ async fn list_orders(
     query: &OrdersQuery,
     until: Instant,
 ) -> Result<Response, Problem> {
-    let mut requests = BTreeMap::new();
-    for volume in cluster.topology().volumes() {
+    let volumes: Vec<NodeName> = cluster.topology().volumes().cloned().collect();
+    let questions = volumes.into_iter().map(|volume| {
         let ask = AskOrders {
             filter: query.filter.clone(),
             limit: query.limit + 1,
-            from: query.cursor.of(volume),
+            from: query.cursor.of(&volume),
         };
-        requests.insert(volume.clone(), raw(&ask)?);
-    }
-    let nothing = raw(&())?;
-    let request = |volume: &NodeName| requests.get(volume).unwrap_or(&nothing).clone();
+        (volume, ask)
+    });
     let mut pages = Vec::new();
-    for (volume, page) in ask_each(cluster, "orders", request, until).await {
-        if !requests.contains_key(&volume) {
-            // The volume joined after the requests were built.
-            return Err(Problem::moved());
-        }
+    for (volume, page) in ask_these(cluster, questions, until).await {
         let from = query.cursor.of(&volume);
         pages.push((volume, from, page?));
     }
@@ -309,8 +349,8 @@ pub(crate) async fn health(cluster: &Arc<ClusterHandle>, until: Instant) -> Heal
     let (absent, volumes): (BTreeSet<NodeName>, BTreeSet<NodeName>) = volumes
         .into_iter()
         .partition(|volume| missing.contains_key(volume));
-    let nothing = raw(&()).unwrap_or_default();
-    let found = ask_these::<VolumeHealth>(cluster, volumes, "health", |_| nothing.clone(), until);
+    let questions = volumes.into_iter().map(|volume| (volume, AskHealth));
+    let found = ask_these(cluster, questions, until);
     for (volume, found) in found.await {
         match (found, &mut whole) {
             (Err(_), _) => unreachable.push(volume.to_string()),

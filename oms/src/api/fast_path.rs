@@ -24,8 +24,9 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::api::idempotency::Commanded;
 use crate::api::problem::{Problem, REPLAYED};
-use crate::api::request::Operation;
+use crate::api::request::VolumeOperation;
 use crate::api::{orders, reports, stock_query, stock_upload};
+use crate::cluster::channel::message::Read;
 use crate::volume::app::App;
 
 /// The entry point of one volume's operations.
@@ -129,7 +130,7 @@ impl<'a> Entrance<'a> {
     /// answer, because data that was read may be outdated then.
     pub(crate) async fn answer<B>(
         &self,
-        operation: Operation,
+        operation: VolumeOperation,
         headers: &HeaderMap,
         body: B,
     ) -> Response<AnswerBody>
@@ -147,6 +148,11 @@ impl<'a> Entrance<'a> {
         self.unless_moved(answered)
     }
 
+    /// Executes a read that another node has parsed. Refuses as `answer` does.
+    pub(crate) fn carry_out_read(&self, read: &Read) -> Response<AnswerBody> {
+        self.unless_moved(self.execute_read(read).map(Json::into_short))
+    }
+
     fn unless_moved(&self, answered: Result<Response<AnswerBody>, Problem>) -> Response<AnswerBody> {
         let answered = if self.app.state().storage.is_ours() {
             answered
@@ -158,7 +164,7 @@ impl<'a> Entrance<'a> {
 
     async fn execute<B>(
         &self,
-        operation: Operation,
+        operation: VolumeOperation,
         headers: &HeaderMap,
         body: B,
     ) -> Result<Response<AnswerBody>, Problem>
@@ -168,27 +174,26 @@ impl<'a> Entrance<'a> {
     {
         let app = self.app;
         let json = match operation {
-            Operation::Command(command) => {
+            VolumeOperation::Command(command) => {
                 let commanded = Commanded::read(command, headers, body).await?;
                 return commanded.answer(app).await;
             }
-            Operation::ProductSales(product) => reports::product_sales(app, product)?,
-            Operation::TopSales(count) => reports::top_sales(app, count)?,
-            Operation::ShowOrder(id) => orders::show(app, &id)?,
-            Operation::OrderHistory(id) => orders::history(app, &id)?,
-            Operation::StoreStock(store) => stock_query::store(app, store)?,
-            Operation::ReplaceStock => stock_upload::put(app, headers, Body::new(body)).await?,
-            Operation::ChangeStock => stock_upload::patch(app, headers, Body::new(body)).await?,
-            // `forward` answers these: they concern every volume, or none.
-            Operation::List(_)
-            | Operation::Ring
-            | Operation::Live
-            | Operation::Ready
-            | Operation::Metrics
-            | Operation::OpenApi
-            | Operation::Console(_) => return Err(Problem::not_found("no single volume answers this")),
+            VolumeOperation::Read(read) => self.execute_read(&read)?,
+            VolumeOperation::ReplaceStock => stock_upload::put(app, headers, Body::new(body)).await?,
+            VolumeOperation::ChangeStock => stock_upload::patch(app, headers, Body::new(body)).await?,
         };
         Ok(json.into_short())
+    }
+
+    fn execute_read(&self, read: &Read) -> Result<Json, Problem> {
+        let app = self.app;
+        match read {
+            Read::Order(id) => orders::show(app, id),
+            Read::OrderHistory(id) => orders::history(app, id),
+            Read::StoreStock(store) => stock_query::store(app, *store),
+            Read::ProductSales(product) => reports::product_sales(app, *product),
+            Read::TopSales(count) => reports::top_sales(app, *count as usize),
+        }
     }
 }
 
@@ -197,9 +202,10 @@ mod tests {
     use std::sync::RwLock;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use axum::http::{Method, StatusCode};
+    use axum::http::StatusCode;
 
     use super::*;
+    use crate::domain::order::OrderId;
     use crate::domain::sales::Statistics;
     use crate::outbox::OutboxLimits;
     use crate::runtime::clock::Clock;
@@ -227,16 +233,16 @@ mod tests {
         let entrance = Entrance::of(&app);
         for is_ours in [true, false] {
             is_held.store(is_ours, Ordering::Relaxed);
-            for path in [
-                "/order/17",
-                "/order/17/history",
-                "/stores/1",
-                "/aggregate-stats/5",
+            let order = || OrderId::parse("17").unwrap();
+            for read in [
+                Read::Order(order()),
+                Read::OrderHistory(order()),
+                Read::StoreStock(1),
+                Read::ProductSales(5),
             ] {
-                let operation = Operation::parse(&Method::GET, &path.parse().unwrap()).unwrap();
-                let answer = entrance.answer(operation, &HeaderMap::new(), Body::empty()).await;
+                let answer = entrance.carry_out_read(&read);
                 let is_told = answer.status() != StatusCode::MISDIRECTED_REQUEST;
-                assert_eq!(is_told, is_ours, "{path}: {}", answer.status());
+                assert_eq!(is_told, is_ours, "{read:?}: {}", answer.status());
             }
         }
         let closing = tokio::task::spawn_blocking(move || storage.close());

@@ -1,4 +1,4 @@
-//! The answer of `GET /health` and the OpenAPI document.
+//! The answer of `GET /health`.
 //!
 //! **Invariants**
 //! - The health of a cluster is the sum of the health of its volumes. Each volume reports only
@@ -10,19 +10,20 @@
 
 use std::collections::BTreeMap;
 
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
 use imt_ring::{Member, NodeName, Ring};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::control::topology::Topology;
 use crate::domain::order::State as OrderState;
 use crate::volume::app::App;
 
 /// The ring as shown in the health report.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct RingHealth {
+    /// Epoch of the ring.
     epoch: u64,
+    /// Number of slots by member.
     members: BTreeMap<String, usize>,
 }
 
@@ -113,33 +114,54 @@ impl VolumeHealth {
     }
 }
 
-/// The answer of `GET /health`.
-#[derive(Serialize)]
+/// The health of the cluster, as one node sees it.
+#[derive(Serialize, ToSchema)]
 pub(crate) struct Health {
+    /// `ok` or `degraded`.
+    #[schema(example = "ok")]
     status: &'static str,
+    /// Name of the node that answers.
     node: String,
+    /// Epoch of the ring.
     epoch: u64,
+    /// Number of orders by state.
     orders: BTreeMap<String, u64>,
+    /// Number of payments to be refunded.
     refunds_wanted: u64,
+    /// Number of messages that the warehouse has not answered yet.
     outbox: usize,
+    /// Number of dead letters among them.
     outbox_dead: usize,
+    /// Number of calls to the warehouse in flight.
     outbox_in_flight: usize,
+    /// `ok`, or `away` while the circuit breaker to the warehouse is open.
+    #[schema(example = "ok")]
     warehouse: &'static str,
+    /// Number of stock snapshots applied.
     stock_snapshots: u64,
+    /// Number of statistics files added.
     stat_files: u64,
+    /// Number of stores.
     stores: usize,
+    /// Number of slots of the volumes that this node serves.
     slots: usize,
+    /// Number of transactors that are running now.
     transactors: usize,
+    /// Number of transactors that ended in a panic.
     transactor_panics: u64,
+    /// Start of this node's process in UTC milliseconds.
     up_since_ms: u64,
+    /// The ring.
     ring: RingHealth,
     /// Volumes that this node serves.
     volumes: Vec<String>,
     /// Volumes that are assigned to this node and cannot be served, with the reason.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(required = false)]
     missing_volumes: BTreeMap<String, String>,
     /// Volumes that are missing or did not answer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     unreachable: Vec<String>,
 }
 
@@ -185,9 +207,4 @@ impl Health {
             unreachable,
         }
     }
-}
-
-/// `GET /openapi.json`
-pub(crate) fn openapi() -> Response {
-    ([(CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
 }

@@ -21,7 +21,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Body as HttpBody;
 
 use crate::api::fast_path::{AnswerBody, Json};
-use crate::api::problem::{Problem, REPLAYED};
+use crate::api::problem::{Kind, Problem, REPLAYED};
 use crate::api::request::Command;
 use crate::api::{order_body, orders, reports};
 use crate::cluster::channel::message::{Keyed, OrderCommand, OrderWork};
@@ -107,14 +107,14 @@ impl Commanded {
         request.extend_from_slice(body);
         let Some(_claim) = app.in_progress.claim(key) else {
             let detail = "a request with this idempotency key is in progress; retry later for its answer";
-            return Err(Problem::conflict("key-in-progress", detail));
+            return Err(Problem::new(Kind::KeyInProgress, detail));
         };
         let order = &self.0.order;
         let is_here = app.state().slots.has_order(order);
         if let Some(kept) = app.state().storage.kept_answer(key)?.filter(|_| is_here) {
             if kept.request != request {
                 let detail = "this idempotency key was used for another request; use a new key";
-                return Err(Problem::conflict("key-reused", detail));
+                return Err(Problem::new(Kind::KeyReused, detail));
             }
             return Ok(replay(kept));
         }

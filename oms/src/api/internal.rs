@@ -1,51 +1,47 @@
-//! What nodes ask of each other, under `/peer/`, with the cluster's secret.
+//! Answers the calls of other nodes over HTTP/2 (`cluster::peer_call`).
 //!
-//! | path | meaning |
-//! | --- | --- |
-//! | `/peer/volume/V/public/...` | a public read with an answer too long for the channel |
-//! | `/peer/volume/V/inner/begin-stock`, `stock` | stock for several volumes (`stock_fan_out`) |
-//! | `/peer/volume/V/inner/orders`, `reservations`, `messages`, `product` | lists (`fan_out`) |
-//! | `/peer/volume/V/inner/health` | health of all volumes |
-//! | `/peer/volume/V/inner/epoch`, `import`, `export`, `progress` | moving slots (`cluster`) |
-//! | `/peer/state` | the cluster's state has changed |
-//! | `/peer/hello`, `/peer/leave/NODE` | to the coordinator |
-//! | `/peer/node`, `/peer/stop` | how the node is; that it is to stop |
-//! | `/peer/console` | the figures of the node for the console (`console`) |
-//! | `/peer/ping` | whether the node answers at all |
-//!
-//! Calls about a volume carry the epoch of the ring that they were routed by. 421 says that the
-//! volume, or what of it is asked for, is not here, and by which epoch: whoever is behind reads the
-//! state anew, and the caller asks again.
+//! **Invariants**
+//! - A call that does not show the cluster's secret is refused before anything of it is read.
+//! - A call about a volume that is not served here is answered with 421 and the epoch of this
+//!   node's ring. The node that is behind reads the state again, and the caller asks again.
+//! - Nothing is told from a volume that was lost in the meantime.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
+use axum::response::IntoResponse;
 use imt_ring::NodeName;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 
+use crate::api::fan_out::{AskHealth, AskMessages, AskOrders, AskProduct, AskReservations};
 use crate::api::fast_path::Entrance;
-use crate::api::forward::{Call, Side, call_volume};
+use crate::api::forward::{Api, VolumeErrand, call_volume};
 use crate::api::health::VolumeHealth;
 use crate::api::orders::{self, json};
-use crate::api::problem::Problem;
-use crate::api::request::Operation;
+use crate::api::problem::{Kind, Problem};
+use crate::api::stock_upload::BeginStock;
 use crate::api::{order_body, reports, stock_query, stock_upload};
 use crate::cluster::Event;
+use crate::cluster::channel::message::Read;
+use crate::cluster::peer_call::{PeerCall, VolumeCall, VolumeQuestion};
 use crate::cluster::peer_client::{EPOCH, SECRET, epoch_of};
+use crate::control::coordinator::AskEpoch;
 use crate::control::handle::ClusterHandle;
 use crate::control::topology::Topology;
-use crate::volume::migration::source::ExportRequest;
-use crate::volume::migration::target::{self, ImportRequest};
+use crate::volume::migration::source::{ExportError, ExportRequest};
+use crate::volume::migration::target::{self, AskProgress, ImportRequest};
 use crate::volume::server::VolumeServer;
 
-/// What a node says of itself to an operator.
+/// Maximum number of characters of another node's refusal in an error.
+const REFUSAL_CHARS_MAX: usize = 300;
+
+/// The report of a node to an operator.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NodeReport {
     /// The volumes that it serves, with the slots of each.
@@ -77,96 +73,73 @@ pub struct NodeReport {
     pub epoch: u64,
 }
 
-/// Answers a node.
-pub(crate) async fn answer(cluster: &Arc<ClusterHandle>, request: Request) -> Response {
-    if let Some(refused) = refuse_strangers(cluster, request.headers()) {
-        return refused;
-    }
-    let answered = answer_node(cluster, request).await;
+/// Answers a call of another node.
+pub(crate) async fn answer(api: &Api, head: &Parts, body: Body) -> Response<Body> {
+    let answered = match check_secret(&api.cluster, &head.headers) {
+        Ok(()) => answer_node(api, head, body).await,
+        Err(problem) => Err(problem),
+    };
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// Returns the answer to a request that does not show the cluster's secret; `None` if it does.
-pub(crate) fn refuse_strangers(cluster: &ClusterHandle, headers: &HeaderMap) -> Option<Response> {
-    let shown = headers.get(SECRET).map(HeaderValue::as_bytes);
-    if is_same(shown.unwrap_or_default(), cluster.membership.secret().as_bytes()) {
-        return None;
+/// Refuses a request that does not show the cluster's secret.
+fn check_secret(cluster: &ClusterHandle, headers: &HeaderMap) -> Result<(), Problem> {
+    let shown = headers.get(SECRET).map(HeaderValue::as_bytes).unwrap_or_default();
+    if bool::from(shown.ct_eq(cluster.membership.secret().as_bytes())) {
+        return Ok(());
     }
-    let problem = Problem::not_found("this is for nodes only");
-    Some((StatusCode::FORBIDDEN, problem).into_response())
+    Err(Problem::new(Kind::NodesOnly, "this is for nodes only"))
 }
 
-/// Compares in a time that does not depend on where the difference is.
-fn is_same(shown: &[u8], secret: &[u8]) -> bool {
-    let differences = shown
-        .iter()
-        .zip(secret)
-        .fold(0, |all, (one, other)| all | (one ^ other));
-    shown.len() == secret.len() && differences == 0
-}
-
-async fn answer_node(cluster: &Arc<ClusterHandle>, request: Request) -> Result<Response, Problem> {
-    let path = request.uri().path().trim_start_matches("/peer/").to_owned();
-    let done = || Ok(json(&true));
-    match path.split_once('/').unwrap_or((&path, "")) {
-        ("volume", rest) => {
-            let (volume, rest) = rest.split_once('/').unwrap_or((rest, ""));
-            let (side, operation) = rest.split_once('/').unwrap_or((rest, ""));
-            let topology = cluster.topology();
-            let epoch = topology.ring.epoch().0;
-            let server = NodeName::new(volume)
-                .ok()
-                .and_then(|volume| topology.servers.get(&volume).cloned());
-            drop(topology);
-            if server.is_none() || epoch_of(request.headers()) > Some(epoch) {
-                cluster.look.notify_one();
-            }
-            let Some(server) = server else {
-                return Ok(with_epoch(Problem::moved().into_response(), epoch));
-            };
-            let query = request
-                .uri()
-                .query()
-                .map_or(String::new(), |query| format!("?{query}"));
-            let path = format!("/{operation}{query}");
-            if side == "public" {
-                let uri = Uri::try_from(path).map_err(|_| Problem::field("path", "is none"))?;
-                let operation = Operation::parse(request.method(), &uri)?;
-                let (head, body) = request.into_parts();
-                let entrance = Entrance::of(&server.app);
-                let answer = entrance.answer(operation, &head.headers, body).await;
-                return Ok(with_epoch(answer.map(Body::new), epoch));
-            }
-            Ok(with_epoch(
-                inner(cluster, &server, &path, request.into_body()).await,
-                epoch,
-            ))
+async fn answer_node(api: &Api, head: &Parts, body: Body) -> Result<Response<Body>, Problem> {
+    let cluster = &api.cluster;
+    let no_such_path = || Problem::not_found("there is no such path between nodes");
+    match PeerCall::parse(head.uri.path()).ok_or_else(no_such_path)? {
+        PeerCall::Volume(volume, call) => return answer_volume(cluster, &volume, call, head, body).await,
+        PeerCall::Node => return Ok(json(&report(cluster))),
+        PeerCall::Console => {
+            let console = api.console.as_ref().ok_or_else(no_such_path)?;
+            return Ok(json(&console.figures(&question(body).await?)));
         }
-        ("ping", "") => done(),
-        ("state", "") => {
-            cluster.look.notify_one();
-            done()
-        }
-        ("hello", "") => {
+        PeerCall::Ping => {}
+        PeerCall::State => cluster.look.notify_one(),
+        PeerCall::Hello => {
             let _ = cluster.events.send(Event::Hello);
-            done()
         }
-        ("leave", node) => {
-            let node = NodeName::new(node).map_err(|error| Problem::field("node", error.to_string()))?;
+        PeerCall::Leave(node) => {
             let _ = cluster.events.send(Event::Leave(node));
-            done()
         }
-        ("stop", "") => {
+        PeerCall::Stop => {
             cluster.asked_to_stop.send_replace(true);
-            done()
         }
-        ("node", "") => Ok(json(&report(cluster))),
-        _ => Err(Problem::not_found("there is no such path between nodes")),
     }
+    Ok(json(&true))
 }
 
-/// A refusal says by which ring it is one.
-fn with_epoch(mut answer: Response, epoch: u64) -> Response {
+async fn answer_volume(
+    cluster: &Arc<ClusterHandle>,
+    volume: &NodeName,
+    call: VolumeCall,
+    head: &Parts,
+    body: Body,
+) -> Result<Response<Body>, Problem> {
+    let (epoch, server) = {
+        let topology = cluster.topology();
+        (topology.ring.epoch().0, topology.servers.get(volume).cloned())
+    };
+    if server.is_none() || epoch_of(&head.headers) > Some(epoch) {
+        cluster.look.notify_one();
+    }
+    let Some(server) = server else {
+        return Ok(with_epoch(Problem::moved().into_response(), epoch));
+    };
+    let query = head.uri.query().unwrap_or_default();
+    let answer = inner(cluster, &server, call, query, body).await;
+    Ok(with_epoch(answer, epoch))
+}
+
+/// Adds the epoch of the ring to a refusal.
+fn with_epoch(mut answer: Response<Body>, epoch: u64) -> Response<Body> {
     if answer.status() == StatusCode::MISDIRECTED_REQUEST {
         answer.headers_mut().insert(EPOCH, HeaderValue::from(epoch));
     }
@@ -215,26 +188,15 @@ fn report(cluster: &Arc<ClusterHandle>) -> NodeReport {
     }
 }
 
-/// Carries out an operation between nodes at a volume that is served here.
+/// Carries out a call at a volume that is served here.
 pub(crate) async fn inner(
     cluster: &Arc<ClusterHandle>,
     server: &Arc<VolumeServer>,
-    path: &str,
+    call: VolumeCall,
+    query: &str,
     body: Body,
-) -> Response {
-    let (operation, query) = path.split_once('?').unwrap_or((path, ""));
-    let answered = match operation.trim_start_matches('/') {
-        "stock" => stock_upload::take_part(&server.app, query, body)
-            .await
-            .map(IntoResponse::into_response),
-        operation => match order_body::read_small(&HeaderMap::new(), body).await {
-            Ok(body) if matches!(operation, "export" | "import") => {
-                copy(cluster, server, operation, &body).await
-            }
-            Ok(body) => operate(server, operation, &body).await,
-            Err(problem) => Err(problem),
-        },
-    };
+) -> Response<Body> {
+    let answered = operate(cluster, server, call, query, body).await;
     if !server.app.state().storage.is_ours() {
         // A read may be old.
         return Problem::moved().into_response();
@@ -242,76 +204,98 @@ pub(crate) async fn inner(
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
-fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| Problem::body(error.to_string()))
+/// Reads a question in JSON.
+async fn question<Q: DeserializeOwned>(body: Body) -> Result<Q, Problem> {
+    let body = order_body::read_small(&HeaderMap::new(), body).await?;
+    serde_json::from_slice(&body).map_err(|error| Problem::body(error.to_string()))
 }
 
-async fn operate(server: &Arc<VolumeServer>, operation: &str, body: &Bytes) -> Result<Response, Problem> {
-    match operation {
-        "begin-stock" => Ok(json(&stock_upload::begin(&server.app, &parse(body)?)?)),
-        "orders" => Ok(json(&orders::page(&server.app, parse(body)?).await?)),
-        "reservations" => Ok(json(&reports::reservations(&server.app, &parse(body)?).await?)),
-        "messages" => Ok(json(&reports::messages(&server.app, &parse(body)?)?)),
-        "product" => Ok(json(&stock_query::product(&server.app, parse(body)?)?)),
-        "health" => Ok(json(&VolumeHealth::of(&server.app))),
-        "epoch" => Ok(json(&server.settled_epoch().map(|epoch| epoch.0))),
-        "progress" => Ok(json(&server.progress())),
-        _ => Err(Problem::not_found("there is no such operation")),
-    }
+/// Renders the answer to a question.
+fn reply<Q>(answer: &Q::Answer) -> Response<Body>
+where
+    Q: VolumeQuestion,
+    Q::Answer: Serialize,
+{
+    json(answer)
 }
 
-async fn copy(
+async fn operate(
     cluster: &Arc<ClusterHandle>,
     server: &Arc<VolumeServer>,
-    operation: &str,
-    body: &Bytes,
-) -> Result<Response, Problem> {
-    if operation == "import" {
-        let request: ImportRequest = parse(body)?;
-        server.expect(&cluster.authority, request.id).await?;
-        let copied = target::import(&cluster.peers, server, &request).await;
-        return match copied {
-            Ok(imported) => Ok(json(&imported)),
-            Err(error) => Err(Problem::internal(error.to_string())),
-        };
-    }
-    let request: ExportRequest = parse(body)?;
+    call: VolumeCall,
+    query: &str,
+    body: Body,
+) -> Result<Response<Body>, Problem> {
+    let app = &server.app;
+    Ok(match call {
+        VolumeCall::Stock => stock_upload::take_part(app, query, body).await?.into_response(),
+        VolumeCall::Read => {
+            let read: Read = question(body).await?;
+            Entrance::of(app).carry_out_read(&read).map(Body::new)
+        }
+        VolumeCall::BeginStock => reply::<BeginStock>(&stock_upload::begin(app, &question(body).await?)?),
+        VolumeCall::Orders => reply::<AskOrders>(&orders::page(app, question(body).await?).await?),
+        VolumeCall::Reservations => {
+            let AskReservations(ask) = question(body).await?;
+            reply::<AskReservations>(&reports::reservations(app, &ask).await?)
+        }
+        VolumeCall::Messages => {
+            let AskMessages(ask) = question(body).await?;
+            reply::<AskMessages>(&reports::messages(app, &ask)?)
+        }
+        VolumeCall::Product => {
+            let AskProduct(product) = question(body).await?;
+            reply::<AskProduct>(&stock_query::product(app, product)?)
+        }
+        VolumeCall::Health => reply::<AskHealth>(&VolumeHealth::of(app)),
+        VolumeCall::Epoch => reply::<AskEpoch>(&server.settled_epoch().map(|epoch| epoch.0)),
+        VolumeCall::Progress => reply::<AskProgress>(&server.progress()),
+        VolumeCall::Import => {
+            let request: ImportRequest = question(body).await?;
+            server.expect(&cluster.authority, request.id).await?;
+            let copied = target::import(&cluster.peers, server, &request).await;
+            let copied = copied.map_err(|error| Problem::internal(error.to_string()))?;
+            reply::<ImportRequest>(&copied)
+        }
+        VolumeCall::Export => export(cluster, server, &question(body).await?).await?,
+    })
+}
+
+async fn export(
+    cluster: &Arc<ClusterHandle>,
+    server: &Arc<VolumeServer>,
+    request: &ExportRequest,
+) -> Result<Response<Body>, Problem> {
     if request.seal {
         // Requests that came when this was the only volume cannot be asked again elsewhere: they
         // finish first.
         cluster.earlier_requests().await;
-        server.seal(&cluster.authority, &request).await?;
+        server.seal(&cluster.authority, request).await?;
     }
-    match server.exports.page(server.app.state(), &request).await {
-        Ok(page) => Ok(Body::from(page).into_response()),
-        Err(crate::volume::migration::source::ExportError::Storage(error)) => Err(error.into()),
-        Err(crate::volume::migration::source::ExportError::OutOfTurn) => {
-            let detail = "the copy of these slots was broken off and must begin anew";
-            Err(Problem::conflict("no-such-copy", detail))
-        }
+    match server.exports.page(server.app.state(), request).await {
+        Ok(page) => Ok(Response::new(Body::from(page))),
+        Err(ExportError::Storage(error)) => Err(error.into()),
+        Err(error @ ExportError::OutOfTurn) => Err(Problem::new(Kind::NoSuchCopy, error.to_string())),
     }
 }
 
-/// Asks something of a volume, wherever it is, until it answers or the time is over.
-pub(crate) async fn ask_volume<T: DeserializeOwned>(
+/// Asks a volume, wherever it is, until it answers or the time is over.
+pub(crate) async fn ask_volume<Q: VolumeQuestion>(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,
-    operation: &str,
-    question: &impl Serialize,
+    question: &Q,
     until: Instant,
-) -> Result<T, Problem> {
+) -> Result<Q::Answer, Problem> {
     let body = serde_json::to_vec(question).map_err(|error| Problem::internal(error.to_string()))?;
-    let call = Call::post(format!("/{operation}"), body.into());
-    let response = call_volume(cluster, volume, Side::Inner, call, until).await?;
+    let errand = VolumeErrand::new(Q::CALL, body.into());
+    let response = call_volume(cluster, volume, errand, until).await?;
     let status = response.status();
     let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
     let body = body.map_err(|error| Problem::internal(error.to_string()))?;
     if !status.is_success() {
-        let text = String::from_utf8_lossy(&body)
-            .chars()
-            .take(300)
-            .collect::<String>();
-        return Err(Problem::busy(format!("{operation}: {status}: {text}")));
+        let text = String::from_utf8_lossy(&body);
+        let text: String = text.chars().take(REFUSAL_CHARS_MAX).collect();
+        return Err(Problem::busy(format!("{}: {status}: {text}", Q::CALL.name())));
     }
     serde_json::from_slice(&body).map_err(|error| Problem::internal(error.to_string()))
 }

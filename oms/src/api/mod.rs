@@ -1,6 +1,6 @@
 //! The HTTP API of a node.
 //!
-//! `request` parses a request, `forward` takes it to the volume that answers it, `fast_path` calls
+//! `routes` finds and parses the operation of a request, `forward` takes it to the volume that answers it, `fast_path` calls
 //! the operation at that volume, and the other modules render the answer.
 //!
 //! **Invariants**
@@ -12,6 +12,7 @@
 pub(crate) mod console;
 pub(crate) mod content;
 pub(crate) mod cors;
+pub(crate) mod document;
 pub(crate) mod fan_out;
 pub(crate) mod fast_path;
 pub(crate) mod forward;
@@ -29,25 +30,13 @@ pub(crate) mod peer_channel;
 pub(crate) mod problem;
 pub(crate) mod reports;
 pub(crate) mod request;
+pub(crate) mod ring_document;
+pub(crate) mod routes;
 pub(crate) mod server;
 pub(crate) mod stock_fan_out;
 pub(crate) mod stock_query;
 pub(crate) mod stock_upload;
 
 pub(crate) use crate::api::console::Console;
-pub(crate) use crate::api::fast_path::{AnswerBody, Entrance};
+pub(crate) use crate::api::fast_path::AnswerBody;
 pub(crate) use crate::api::problem::Problem;
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_openapi_document_lists_every_order_state() {
-        let document: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
-        let states = &document["components"]["schemas"]["Order"]["properties"]["state"]["enum"];
-        let names: Vec<&str> = crate::domain::order::State::ALL
-            .iter()
-            .map(|state| state.name())
-            .collect();
-        assert_eq!(*states, serde_json::json!(names));
-    }
-}

@@ -15,6 +15,7 @@ use axum::body::Body;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::api::orders::json;
 use crate::api::problem::Problem;
@@ -24,8 +25,11 @@ use crate::domain::order::State as OrderState;
 use crate::runtime::metrics::{VolumeCounters, header, line};
 use crate::volume::server::VolumeServer;
 
-#[derive(Serialize)]
-struct Alive {
+/// The answer to a probe.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Probe)]
+pub(super) struct Alive {
+    /// Always `ok`.
     status: &'static str,
 }
 

@@ -1,7 +1,7 @@
 //! The JSON bodies of orders and payments.
 //!
-//! A valid body is parsed in one typed pass. Only a rejected body is parsed a second time, slowly,
-//! to name the wrong field: `products[1].quantity`, not "invalid type at column 40".
+//! A valid body is parsed in one typed pass. Only a rejected body is parsed a second time, with the
+//! path of each value, to name the wrong field: `products[1].quantity`.
 //!
 //! **Invariants**
 //! - Every rejected body gets a 400 that names the field, or says why the body is not JSON.
@@ -19,7 +19,7 @@ use bytes::{Bytes, BytesMut};
 use hyper::body::Body;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::api::content::{self, Pieces};
 use crate::api::params::EXACT_MAX;
@@ -69,10 +69,16 @@ where
     Ok(whole.freeze())
 }
 
-#[derive(Deserialize)]
-struct WireOrder<'a> {
+/// A new order.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = NewOrder)]
+pub(super) struct WireOrder<'a> {
+    /// The id of the order.
     #[serde(borrow)]
+    #[schema(value_type = OrderId)]
     id: Cow<'a, str>,
+    /// The products.
+    #[schema(value_type = Vec<Line>, min_items = 1, max_items = 100)]
     products: Vec<WireLine>,
 }
 
@@ -128,8 +134,12 @@ impl<'de> Deserialize<'de> for WireLine {
     }
 }
 
-#[derive(Deserialize)]
-struct WirePayment {
+/// A payment.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = Payment)]
+pub(super) struct WirePayment {
+    /// The transaction, for a refund. Every JSON reader keeps numbers up to the maximum exact.
+    #[schema(value_type = u64, maximum = 9_007_199_254_740_991_u64, example = 4_711)]
     transaction_id: Whole,
 }
 
@@ -165,10 +175,6 @@ impl<'de> Deserialize<'de> for Whole {
     }
 }
 
-fn is_whole(value: &Value) -> bool {
-    serde_json::from_value::<Whole>(value.clone()).is_ok()
-}
-
 /// A parsed order request.
 #[derive(Debug)]
 pub(super) struct NewOrder {
@@ -178,7 +184,7 @@ pub(super) struct NewOrder {
 
 /// Parses `{"id":"17","products":[{"id":812,"quantity":3}]}`.
 pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
-    let wire: WireOrder<'_> = object(body).map_err(|error| diagnose_order(body, &error))?;
+    let wire: WireOrder<'_> = object(body)?;
     let id = parse_id(&wire.id)?;
     if wire.products.is_empty() {
         return Err(Problem::field(
@@ -215,85 +221,69 @@ pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
 
 /// Parses `{"transaction_id":4711}`.
 pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
-    let wire: WirePayment = object(body).map_err(|error| {
-        let value = match any_json(body) {
-            Ok(value) => value,
-            Err(problem) => return problem,
-        };
-        match field_of(&value, "transaction_id") {
-            Err(problem) => problem,
-            Ok(None) => Problem::field("transaction_id", "the field is missing"),
-            Ok(Some(found)) if !is_whole(found) => wrong_transaction(),
-            Ok(Some(_)) => Problem::body(error.to_string()),
-        }
-    })?;
-    let transaction = wire.transaction_id.0;
+    let WirePayment { transaction_id } = object(body)?;
     // A client that reads numbers as doubles would refund another transaction.
-    let is_exact = transaction <= EXACT_MAX;
-    is_exact.then_some(transaction).ok_or_else(wrong_transaction)
-}
-
-fn wrong_transaction() -> Problem {
-    let detail = format!("must be a whole number, 0 to {EXACT_MAX}");
-    Problem::field("transaction_id", detail)
+    if transaction_id.0 > EXACT_MAX {
+        let detail = format!("must be a whole number, 0 to {EXACT_MAX}");
+        return Err(Problem::field("transaction_id", detail));
+    }
+    Ok(transaction_id.0)
 }
 
 /// Parses a JSON object. Two checks precede serde: a derived struct would also accept an array of
 /// its fields, and serde_json would not validate UTF-8 inside ignored fields.
-fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> serde_json::Result<T> {
-    if body.trim_ascii_start().first() == Some(&b'[') {
-        return Err(serde_json::Error::custom("the body must be a JSON object"));
-    }
-    serde_json::from_str(std::str::from_utf8(body).map_err(serde_json::Error::custom)?)
-}
-
-fn any_json(body: &[u8]) -> Result<Value, Problem> {
+fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     if body.is_empty() {
         return Err(Problem::body("the body is empty; it must be a JSON object"));
     }
-    serde_json::from_slice(body).map_err(|error| Problem::body(format!("the body is not JSON: {error}")))
-}
-
-fn field_of<'a>(value: &'a Value, name: &str) -> Result<Option<&'a Value>, Problem> {
-    match value {
-        Value::Object(fields) => Ok(fields.get(name)),
-        _ => Err(Problem::body("the body must be a JSON object")),
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(not_an_object());
+    }
+    match std::str::from_utf8(body) {
+        Ok(text) => serde_json::from_str(text).map_err(|_| diagnose::<T>(text)),
+        Err(error) => Err(Problem::body(format!(
+            "the body is not JSON: it is not UTF-8 after column {}",
+            error.valid_up_to()
+        ))),
     }
 }
 
-/// Returns a problem that names the wrong field of a rejected order.
-fn diagnose_order(body: &[u8], error: &serde_json::Error) -> Problem {
-    let find = || -> Result<(), Problem> {
-        let value = any_json(body)?;
-        match field_of(&value, "id")? {
-            None | Some(Value::Null) => return Err(Problem::field("id", "Missing order ID")),
-            Some(Value::String(_)) => {}
-            Some(_) => return Err(Problem::field("id", "must be a string")),
-        }
-        let products = match field_of(&value, "products")? {
-            None => return Err(Problem::field("products", "the field is missing")),
-            Some(Value::Array(products)) => products,
-            Some(_) => return Err(Problem::field("products", "must be an array")),
-        };
-        for (at, line) in products.iter().enumerate() {
-            let Value::Object(line) = line else {
-                return Err(Problem::field(format!("products[{at}]"), "must be an object"));
-            };
-            for name in ["id", "quantity"] {
-                let field = format!("products[{at}].{name}");
-                match line.get(name) {
-                    None => return Err(Problem::field(field, "the field is missing")),
-                    Some(number) if !is_whole(number) => {
-                        return Err(Problem::field(field, "must be a whole positive number"));
-                    }
-                    Some(_) => {}
-                }
-            }
-        }
-        Ok(())
+fn not_an_object() -> Problem {
+    Problem::body("the body must be a JSON object")
+}
+
+/// Returns a problem that names the wrong field of a rejected body.
+fn diagnose<'a, T: Deserialize<'a>>(text: &'a str) -> Problem {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let error = match serde_path_to_error::deserialize::<_, T>(&mut json) {
+        Err(error) => error,
+        // Only text after the object was wrong.
+        Ok(_) => return Problem::body("the body is not JSON: there is more after the object"),
     };
-    // The second pass finds no fault in some rejected bodies, such as one with a duplicate field.
-    find().err().unwrap_or_else(|| Problem::body(error.to_string()))
+    let path = error.path().to_string();
+    let error = error.into_inner();
+    let reason = error.to_string();
+    if !error.is_data() {
+        return Problem::body(format!("the body is not JSON: {reason}"));
+    }
+    // The place in the text says less than the field.
+    let reason = reason.split(" at line ").next().unwrap_or_default();
+    let missing = reason.strip_prefix("missing field `");
+    let missing = missing.and_then(|name| name.strip_suffix('`'));
+    let field = match (missing, path.as_str()) {
+        (Some(name), ".") => name.to_owned(),
+        (Some(name), path) => format!("{path}.{name}"),
+        (None, ".") if reason.starts_with("invalid type") => return not_an_object(),
+        (None, ".") => return Problem::body(reason),
+        (None, path) => path.to_owned(),
+    };
+    let is_null = reason.starts_with("invalid type: null");
+    match missing {
+        // The words of the original system.
+        _ if field == "id" && (missing.is_some() || is_null) => Problem::field(field, "Missing order ID"),
+        Some(_) => Problem::field(field, "the field is missing"),
+        None => Problem::field(field, reason),
+    }
 }
 
 #[cfg(test)]
@@ -315,12 +305,14 @@ mod tests {
             vec![r#"{"id":1,"quantity":1}"#; 101].join(",")
         );
         let deep = "[".repeat(10_000);
+        let deep_field = format!("{{\"note\":{deep}");
         for (body, expected) in [
             ("", "the body is empty"),
             ("{", "not JSON"),
             ("[]", "must be a JSON object"),
             ("17", "must be a JSON object"),
-            (deep.as_str(), "not JSON"),
+            (deep.as_str(), "must be a JSON object"),
+            (deep_field.as_str(), "not JSON"),
             (r#"{"products":[]}"#, "Missing order ID"),
             (r#"{"id":null,"products":[]}"#, "Missing order ID"),
             (
@@ -386,6 +378,7 @@ mod tests {
                 r#"{"id":"1","id":"2","products":[{"id":1,"quantity":1}]}"#,
                 "duplicate field",
             ),
+            (r#"{"id":"1","products":[{"id":1,"quantity":1}]} x"#, "not JSON"),
         ] {
             let found = fault(body);
             assert!(found.contains(expected), "{body:.60}: {found}");

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::api::fan_out::{self, AskOrders};
 use crate::api::fast_path::Json;
 use crate::api::params::Position;
-use crate::api::problem::Problem;
+use crate::api::problem::{Kind, Problem};
 use crate::domain::order::{Command, Entry, Event, Line, Order, OrderId, State as OrderState};
 use crate::runtime;
 use crate::volume::app::App;
@@ -28,30 +29,53 @@ use crate::volume::transactor::Ask;
 const ORDERS_PER_PAGE_READ_MAX: usize = 50_000;
 
 /// The answer to a placed order or a payment. It does not depend on later events of the order.
-#[derive(Serialize)]
-struct Accepted<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = AcceptedOrder)]
+pub(super) struct Accepted<'a> {
+    /// The order.
     id: &'a OrderId,
+    /// The products, as they were ordered.
     products: &'a [Line],
+    /// The store that has the units.
+    #[schema(required = true, nullable = false, example = 5)]
     store_id: Option<u32>,
-    state: &'static str,
+    /// `reserved` for an order, `paid` for a payment.
+    state: OrderState,
+    /// The payment.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = 4_711)]
     transaction_id: Option<u64>,
+    /// Time of arrival in UTC milliseconds.
+    #[schema(example = 1_795_893_049_896_u64)]
     created_at_ms: u64,
 }
 
 /// The current state of an order.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Order)]
 pub(super) struct Current<'a> {
+    /// The order.
     id: &'a OrderId,
+    /// The products, as they were ordered.
     products: &'a [Line],
+    /// The store that has the units; null if no store has all products.
+    #[schema(required = true, example = 5)]
     store_id: Option<u32>,
+    /// The state of the order.
     state: OrderState,
+    /// The payment, if the order is paid.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = 4_711)]
     transaction_id: Option<u64>,
     /// Ids of the payments to be refunded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     refund_transaction_ids: Vec<u64>,
+    /// Time of arrival in UTC milliseconds.
+    #[schema(example = 1_795_893_049_896_u64)]
     created_at_ms: u64,
+    /// Time of the last event in UTC milliseconds.
+    #[schema(example = 1_795_893_050_112_u64)]
     updated_at_ms: u64,
 }
 
@@ -75,7 +99,7 @@ pub(crate) fn json(value: &impl Serialize) -> Response {
     Json::of(value).into_response()
 }
 
-fn accepted(order: &Order, state: &'static str, transaction_id: Option<u64>) -> Result<Json, Problem> {
+fn accepted(order: &Order, state: OrderState, transaction_id: Option<u64>) -> Result<Json, Problem> {
     Json::of(&Accepted {
         id: &order.id,
         products: &order.lines,
@@ -95,10 +119,29 @@ async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
 pub(super) async fn place(app: &App, id: &OrderId, lines: Box<[Line]>) -> Result<Json, Problem> {
     let Outcome { order, repeated } = ask(app, id, Ask::Place(lines)).await?;
     if order.store.is_none() {
-        let detail = format!("no store has all products of order {} in stock", order.id);
-        return Err(Problem::conflict("no-store", detail).replayed(repeated));
+        return Err(insufficient_stock(&order).replayed(repeated));
     }
-    Ok(accepted(&order, OrderState::Reserved.name(), None)?.replayed(repeated))
+    Ok(accepted(&order, OrderState::Reserved, None)?.replayed(repeated))
+}
+
+/// Maximum number of order lines that a sentence names.
+const LINES_NAMED_MAX: usize = 10;
+
+/// 409: no store has the products of an order.
+fn insufficient_stock(order: &Order) -> Problem {
+    let named = order.lines.iter().take(LINES_NAMED_MAX);
+    let mut lines: Vec<String> = named
+        .map(|line| format!("{} of product {}", line.quantity, line.id))
+        .collect();
+    if order.lines.len() > LINES_NAMED_MAX {
+        lines.push(format!("{} other products", order.lines.len() - LINES_NAMED_MAX));
+    }
+    let detail = format!(
+        "no single store has {} for order {}",
+        lines.join(" and "),
+        order.id
+    );
+    Problem::new(Kind::InsufficientStock, detail)
 }
 
 /// Records the payment of an order.
@@ -114,9 +157,9 @@ pub(super) async fn pay(app: &App, id: &OrderId, transaction: u64) -> Result<Jso
                 format!("order {id} had ended before it was paid; the payment was recorded for a refund")
             }
         };
-        return Err(Problem::conflict("refund-wanted", detail).replayed(repeated));
+        return Err(Problem::new(Kind::RefundWanted, detail).replayed(repeated));
     }
-    Ok(accepted(&order, OrderState::Paid.name(), order.transaction)?.replayed(repeated))
+    Ok(accepted(&order, OrderState::Paid, order.transaction)?.replayed(repeated))
 }
 
 /// Cancels an order.
@@ -136,23 +179,39 @@ pub(super) fn show(app: &App, id: &OrderId) -> Result<Json, Problem> {
     Json::of(&Current::of(&find(app, id)?))
 }
 
-#[derive(Serialize)]
+/// An event of an order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OrderEvent)]
 struct HistoryEntry<'a> {
+    /// Time of the event in UTC milliseconds.
     at_ms: u64,
+    /// The event: the name of a state, or of what happened.
+    #[schema(example = "reserved")]
     event: &'static str,
+    /// The store of a reservation.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     store_id: Option<u32>,
+    /// The payment of a payment or of a wanted refund.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     transaction_id: Option<u64>,
+    /// Number of a delivery in the ledger of the warehouse. May exceed 2^53.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     stock_sequence: Option<u64>,
+    /// The reason why the warehouse refused the order.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reason: Option<&'a str>,
 }
 
-#[derive(Serialize)]
-struct History<'a> {
+/// The events of an order.
+#[derive(Serialize, ToSchema)]
+pub(super) struct History<'a> {
+    /// The order.
     id: &'a OrderId,
+    /// The events, oldest first.
     events: Vec<HistoryEntry<'a>>,
 }
 

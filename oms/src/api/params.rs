@@ -6,7 +6,7 @@
 //!   functions.
 //! - Each number has a minimum and a maximum.
 //!
-//! Deliberately absent: the names of the parameters of each path, which stand in `request::ROUTES`.
+//! Deliberately absent: the names of the parameters of each path, which stand in `routes`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,13 +20,13 @@ use crate::domain::order::{Order, OrderId, State};
 use crate::outbox::Kind;
 
 /// Maximum number of entries of a page.
-const PAGE_MAX: usize = 10_000;
+pub(super) const PAGE_MAX: usize = 10_000;
 /// Number of entries of a page without the parameter `limit`.
-const PAGE_DEFAULT: usize = 1_000;
+pub(super) const PAGE_DEFAULT: usize = 1_000;
 /// Maximum number of products of a ranking.
-const TOP_MAX: usize = 1_000;
+pub(super) const TOP_MAX: u32 = 1_000;
 /// Number of products of a ranking without the parameter `top`.
-const TOP_DEFAULT: usize = 10;
+pub(super) const TOP_DEFAULT: u32 = 10;
 /// Largest whole number that every JSON reader keeps exact (RFC 8259, section 6).
 pub(super) const EXACT_MAX: u64 = (1 << 53) - 1;
 
@@ -60,9 +60,9 @@ impl Values {
     }
 
     /// Returns the number of products of a ranking.
-    pub(super) fn top(&self) -> Result<usize, Problem> {
-        let top = self.number("top", 1, TOP_MAX as u64)?;
-        Ok(top.map_or(TOP_DEFAULT, |top| top as usize))
+    pub(super) fn top(&self) -> Result<u32, Problem> {
+        let top = self.number("top", 1, TOP_MAX.into())?;
+        Ok(top.map_or(TOP_DEFAULT, |top| top as u32))
     }
 }
 

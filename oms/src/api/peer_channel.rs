@@ -11,16 +11,15 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use imt_ring::NodeName;
 use tokio::time::Instant;
 
 use crate::api::fast_path::Entrance;
 use crate::api::idempotency::Commanded;
-use crate::api::problem::{Problem, REPLAYED};
-use crate::api::request::Operation;
-use crate::cluster::channel::message::{HttpReply, OrderCommand, Question, Reply};
+use crate::api::problem::REPLAYED;
+use crate::cluster::channel::message::{HttpReply, OrderCommand, Question, Reply, Reserve};
 use crate::cluster::channel::{Asked, Caller, Service};
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
@@ -31,21 +30,18 @@ use crate::volume::server::VolumeServer;
 /// not stand in the way of others.
 const BODY_BYTES_MAX: usize = 256 << 10;
 
-/// The reservations of one frame at one volume.
-type Reserves = BTreeMap<
-    NodeName,
-    (
-        Arc<VolumeServer>,
-        Vec<crate::cluster::channel::message::Reserve>,
-        Vec<Caller>,
-    ),
->;
+/// The reservations of one frame at one volume, with those who asked for them.
+struct Reserves {
+    server: Arc<VolumeServer>,
+    asked: Vec<Reserve>,
+    callers: Vec<Caller>,
+}
 
 impl Service for ClusterHandle {
     fn take(self: Arc<Self>, requests: Vec<Asked>) {
         let topology = self.topology();
         let epoch = topology.ring.epoch().0;
-        let mut reserves = Reserves::new();
+        let mut reserves: BTreeMap<NodeName, Reserves> = BTreeMap::new();
         for asked in requests {
             let server = topology.servers.get(&asked.volume);
             if server.is_none() || asked.epoch > epoch {
@@ -61,11 +57,13 @@ impl Service for ClusterHandle {
                     asked.caller.forget();
                 }
                 Question::Reserve(reserve) => {
-                    let (_, all, callers) = reserves
-                        .entry(asked.volume)
-                        .or_insert_with(|| (Arc::clone(server), Vec::new(), Vec::new()));
-                    all.push(reserve);
-                    callers.push(asked.caller);
+                    let of_volume = reserves.entry(asked.volume).or_insert_with(|| Reserves {
+                        server: Arc::clone(server),
+                        asked: Vec::new(),
+                        callers: Vec::new(),
+                    });
+                    of_volume.asked.push(reserve);
+                    of_volume.callers.push(asked.caller);
                 }
                 question => {
                     let (server, caller, until) = (Arc::clone(server), asked.caller, asked.until);
@@ -80,9 +78,14 @@ impl Service for ClusterHandle {
                 }
             }
         }
-        for (server, all, callers) in reserves.into_values() {
+        for of_volume in reserves.into_values() {
             runtime::spawn(async move {
-                let answers = server.app.state().reserve_all(all).await;
+                let Reserves {
+                    server,
+                    asked,
+                    callers,
+                } = of_volume;
+                let answers = server.app.state().reserve_all(asked).await;
                 let is_ours = server.app.state().storage.is_ours();
                 for (caller, answered) in callers.into_iter().zip(answers) {
                     let reply = answered.unwrap_or_else(Reply::from);
@@ -98,7 +101,10 @@ impl Service for ClusterHandle {
 async fn answer(server: &Arc<VolumeServer>, question: Question) -> (Option<u64>, Reply) {
     match question {
         Question::Command(command) => (None, command_here(server, command).await),
-        Question::Read(path) => (None, read_here(server, &path).await),
+        Question::Read(read) => {
+            let answered = Entrance::of(&server.app).carry_out_read(&read);
+            (None, into_reply(answered.map(Body::new)).await)
+        }
         question => questions::answer(server, question).await,
     }
 }
@@ -109,20 +115,6 @@ async fn command_here(server: &VolumeServer, command: OrderCommand) -> Reply {
             .carry_out_command(&commanded)
             .await
             .map(Body::new),
-        Err(problem) => problem.into_response(),
-    };
-    into_reply(response).await
-}
-
-async fn read_here(server: &VolumeServer, path: &str) -> Reply {
-    let parsed = path.parse().map_err(|_| Problem::field("path", "is not a path"));
-    let response = match parsed.and_then(|uri| Operation::parse(&Method::GET, &uri)) {
-        Ok(operation) => {
-            let answer = Entrance::of(&server.app)
-                .answer(operation, &HeaderMap::new(), Body::empty())
-                .await;
-            answer.map(Body::new)
-        }
         Err(problem) => problem.into_response(),
     };
     into_reply(response).await

@@ -5,11 +5,15 @@
 //! - Every 503 has a `Retry-After` header.
 //! - A fault of this node (500) is logged where it becomes a problem.
 
+mod kind;
+
 use axum::http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
+pub(crate) use crate::api::problem::kind::Kind;
 use crate::control::errand::Undelivered;
 use crate::domain::csv::CsvError;
 use crate::error::{StorageError, with_causes};
@@ -21,24 +25,35 @@ use crate::volume::state::OrderError;
 #[serde(transparent)]
 pub(crate) struct Problem(Box<Report>);
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Report {
-    /// URN of the kind of problem, for programs.
+/// An error answer (RFC 9457).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(crate) struct Report {
+    /// The kind of problem, for programs: `urn:imt-order:problem:NAME`. `docs/errors.md` explains
+    /// each name.
     #[serde(rename = "type")]
-    kind: String,
+    kind: Kind,
+    /// The kind of problem, for people.
+    #[schema(example = "Insufficient stock")]
     title: &'static str,
+    /// The status of the answer.
+    #[schema(example = 409)]
     status: u16,
+    /// A sentence about this request, for people.
     detail: String,
+    /// The invalid value, such as `products[0].quantity`, a query parameter or a header.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
+    /// Number of the invalid line of a CSV body, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<u64>,
+    /// Column of the fault in that line, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     column: Option<usize>,
-    /// The changed stores of a stock that was applied in part.
+    /// Stores of a stock that was applied in part, by the volumes that confirmed.
     #[serde(skip_serializing_if = "Option::is_none")]
     applied: Option<Vec<u32>>,
-    /// The stores of a stock that was applied in part, without those that a volume confirmed.
+    /// Stores of a stock that was applied in part that no volume confirmed. They may have changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<Vec<u32>>,
     #[serde(skip)]
@@ -49,11 +64,12 @@ struct Report {
 }
 
 impl Problem {
-    fn new(status: StatusCode, slug: &str, title: &'static str, detail: impl Into<String>) -> Problem {
+    /// Returns a problem of a kind with its usual status.
+    pub(crate) fn new(kind: Kind, detail: impl Into<String>) -> Problem {
         Problem(Box::new(Report {
-            kind: format!("urn:imt-order:problem:{slug}"),
-            title,
-            status: status.as_u16(),
+            kind,
+            title: kind.texts().title,
+            status: kind.status().as_u16(),
             detail: detail.into(),
             field: None,
             line: None,
@@ -74,23 +90,13 @@ impl Problem {
 
     /// 400: the body as a whole is invalid.
     pub(crate) fn body(detail: impl Into<String>) -> Problem {
-        Problem::new(
-            StatusCode::BAD_REQUEST,
-            "malformed",
-            "The request is malformed",
-            detail,
-        )
+        Problem::new(Kind::Malformed, detail)
     }
 
     /// 400: a line of a CSV body is invalid.
     pub(crate) fn csv(fault: CsvError) -> Problem {
         let detail = format!("{fault}; nothing of the body was applied");
-        let mut problem = Problem::new(
-            StatusCode::BAD_REQUEST,
-            "malformed-line",
-            "A line is malformed",
-            detail,
-        );
+        let mut problem = Problem::new(Kind::MalformedLine, detail);
         problem.0.line = Some(fault.line);
         problem.0.column = Some(fault.column);
         problem
@@ -98,18 +104,12 @@ impl Problem {
 
     /// 404: the path, order or entry does not exist.
     pub(crate) fn not_found(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail)
+        Problem::new(Kind::NotFound, detail)
     }
 
     /// 405: the path exists for other methods, which the header `Allow` lists.
     pub(crate) fn method(allowed: &[&Method]) -> Problem {
-        let detail = "the path exists, but not for this method";
-        let mut problem = Problem::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method",
-            "Method not allowed",
-            detail,
-        );
+        let mut problem = Problem::new(Kind::Method, "the path exists, but not for this method");
         let mut names: Vec<&str> = allowed.iter().map(|method| method.as_str()).collect();
         if allowed.contains(&&Method::GET) {
             names.push("HEAD");
@@ -122,44 +122,18 @@ impl Problem {
     /// 408: the body did not arrive in time.
     pub(crate) fn slow_body() -> Problem {
         let detail = "the body stopped arriving, or arrives too slowly; nothing of it was applied";
-        Problem::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "slow-body",
-            "The request is too slow",
-            detail,
-        )
-    }
-
-    /// 409: the request conflicts with the current state.
-    pub(crate) fn conflict(slug: &str, detail: impl Into<String>) -> Problem {
-        Problem::new(
-            StatusCode::CONFLICT,
-            slug,
-            "The request conflicts with what is known",
-            detail,
-        )
+        Problem::new(Kind::SlowBody, detail)
     }
 
     /// 413: the body is larger than the route allows.
     pub(crate) fn too_large(limit: usize) -> Problem {
-        let detail = format!("the body is larger than {limit} bytes");
-        Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "too-large",
-            "The body is too large",
-            detail,
-        )
+        Problem::new(Kind::TooLarge, format!("the body is larger than {limit} bytes"))
     }
 
     /// 415: the content coding is unknown.
     pub(crate) fn encoding() -> Problem {
         let detail = "a body may be sent without a coding or as gzip";
-        let mut problem = Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "encoding",
-            "Unknown content encoding",
-            detail,
-        );
+        let mut problem = Problem::new(Kind::Encoding, detail);
         problem.0.header = Some((ACCEPT_ENCODING, HeaderValue::from_static("gzip, identity")));
         problem
     }
@@ -177,7 +151,8 @@ impl Problem {
             applied.len(),
             failed.len()
         );
-        let mut problem = Problem::new(status, "partly-applied", "Applied in part", detail);
+        let mut problem = Problem::new(Kind::PartlyApplied, detail);
+        problem.0.status = status.as_u16();
         problem.0.applied = Some(applied);
         problem.0.failed = Some(failed);
         problem
@@ -187,59 +162,34 @@ impl Problem {
     pub(crate) fn content_type(found: &str) -> Problem {
         let detail =
             format!("stock is sent as text/csv, not as {found}; with curl, add -H 'Content-Type: text/csv'");
-        Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "content-type",
-            "Unknown content type",
-            detail,
-        )
+        Problem::new(Kind::ContentType, detail)
     }
 
     /// 503: the client may retry later.
     pub(crate) fn busy(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too busy", detail)
+        Problem::new(Kind::Busy, detail)
     }
 
     /// 421: the order or store belongs to another node now. The routing code retries there.
     pub(crate) fn moved() -> Problem {
         let detail = "the order or store is being moved to another node; retry";
-        Problem::new(
-            StatusCode::MISDIRECTED_REQUEST,
-            "moved",
-            "Not here any more",
-            detail,
-        )
+        Problem::new(Kind::Moved, detail)
     }
 
     /// 503: the node that serves the order or store does not answer.
     pub(crate) fn not_here(node: &str, reason: &str) -> Problem {
         let detail = format!("the node {node}, which serves this order or store, does not answer: {reason}");
-        Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not-served-here",
-            "Not served here",
-            detail,
-        )
+        Problem::new(Kind::NotServedHere, detail)
     }
 
     /// 500: a fault of this node.
     pub(crate) fn internal(detail: impl Into<String>) -> Problem {
-        Problem::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "Internal error",
-            detail,
-        )
+        Problem::new(Kind::Internal, detail)
     }
 
     /// Returns `true` for `moved`: the request must be routed again.
     pub(crate) fn is_moved(&self) -> bool {
-        self.0.status == StatusCode::MISDIRECTED_REQUEST.as_u16()
-    }
-
-    /// Returns the sentence for people.
-    pub(crate) fn detail(&self) -> &str {
-        &self.0.detail
+        self.0.kind == Kind::Moved
     }
 
     /// Sets the mark that this answer repeats an earlier one.
@@ -276,10 +226,8 @@ impl From<Undelivered> for Problem {
 impl From<MigrationError> for Problem {
     fn from(error: MigrationError) -> Problem {
         match error {
-            MigrationError::CleaningUp => {
-                Problem::busy("the rows of an earlier migration are still being removed")
-            }
-            MigrationError::Over => Problem::conflict("no-such-move", "the migration has ended"),
+            MigrationError::CleaningUp => Problem::busy(error.to_string()),
+            MigrationError::Over => Problem::new(Kind::NoSuchMove, error.to_string()),
             MigrationError::Cluster(error) => Problem::internal(error.to_string()),
             MigrationError::Storage(error) => error.into(),
         }
@@ -290,7 +238,7 @@ impl From<OrderError> for Problem {
     fn from(fault: OrderError) -> Problem {
         match fault {
             OrderError::Unknown => Problem::not_found(fault.to_string()),
-            OrderError::Refused(_) => Problem::conflict("refused", fault.to_string()),
+            OrderError::Refused(_) => Problem::new(Kind::Refused, fault.to_string()),
             OrderError::Moved => Problem::moved(),
             OrderError::Away(detail) => Problem::busy(detail),
             OrderError::Busy(detail) => Problem::busy(detail),

@@ -8,6 +8,7 @@
 use std::sync::{Arc, PoisonError};
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::api::fan_out::{AskEntries, Entry};
 use crate::api::fast_path::Json;
@@ -15,7 +16,7 @@ use crate::api::params::parse_message_key;
 use crate::api::problem::Problem;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::sales::ProductStats;
-use crate::outbox::{Kind, smallest};
+use crate::outbox::{Kind, MessageState, smallest};
 use crate::runtime;
 use crate::volume::app::App;
 use crate::volume::state::OrderError;
@@ -36,15 +37,19 @@ pub(super) fn product_sales(app: &App, product: u32) -> Result<Json, Problem> {
     Json::of(&sums)
 }
 
-#[derive(Serialize)]
+/// The sales of one product of a ranking.
+#[derive(Serialize, ToSchema)]
 struct Ranked {
+    /// The product.
     product: u32,
     #[serde(flatten)]
     stats: ProductStats,
 }
 
-#[derive(Serialize)]
-struct Ranking {
+/// The products that sold best.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Ranking {
+    /// The products, most revenue first.
     products: Vec<Ranked>,
 }
 
@@ -68,10 +73,16 @@ pub(super) fn top_sales(app: &App, count: usize) -> Result<Json, Problem> {
     })
 }
 
-#[derive(Serialize)]
-struct ListedReservation {
+/// The units of a store that are reserved for an order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Reservation)]
+pub(super) struct ListedReservation {
+    /// The order.
     order: OrderId,
+    /// The store.
     store: u32,
+    /// The units of each product.
+    #[schema(value_type = Vec<Line>)]
     products: Box<[Line]>,
 }
 
@@ -117,11 +128,16 @@ pub(super) fn messages(app: &App, ask: &AskEntries) -> Result<Vec<Entry<(OrderId
     messages.iter().map(entry).collect()
 }
 
-#[derive(Serialize)]
-struct Retried<'a> {
+/// A message that is retried.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RetriedMessage)]
+pub(super) struct Retried<'a> {
+    /// The order.
     order: &'a OrderId,
+    /// The kind of the message.
     kind: Kind,
-    state: &'static str,
+    /// The state of the message: `waiting`.
+    state: MessageState,
 }
 
 /// Puts a dead letter back into the outbox.
@@ -136,6 +152,6 @@ pub(super) async fn retry(app: &App, order: &OrderId, kind: Kind) -> Result<Json
     Json::of(&Retried {
         order,
         kind,
-        state: "waiting",
+        state: MessageState::Waiting,
     })
 }

@@ -27,15 +27,13 @@ use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::api::cors::Cors;
-use crate::api::request::Operation;
+use crate::api::forward::Api;
+use crate::api::routes::Target;
 use crate::api::server::stream::WriteTimeout;
-use crate::api::{AnswerBody, Console, Problem, forward};
+use crate::api::{AnswerBody, Problem};
 use crate::cluster::channel::{self, PREFACE, PeerKey, Service};
 use crate::config::ServerLimits;
-use crate::control::handle::ClusterHandle;
 use crate::runtime;
-use crate::runtime::metrics::RouteIndex;
 
 /// Longest wait for the first byte, for the rest of the headers, and for the next request of a
 /// connection.
@@ -69,20 +67,10 @@ const ACCESS_SAMPLE: u64 = 1_000;
 /// sends its body.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// The parts of a node that answer requests.
-pub(crate) struct Answering {
-    pub(crate) cluster: Arc<ClusterHandle>,
-    pub(crate) console: Arc<Console>,
-    /// The rules for requests from web pages of other origins; `None` if there are no origins.
-    pub(crate) cors: Option<Cors>,
-}
-
 /// The state that all connections share.
 #[derive(Clone)]
 struct ConnectionHandler {
-    cluster: Arc<ClusterHandle>,
-    console: Arc<Console>,
-    cors: Option<Arc<Cors>>,
+    api: Arc<Api>,
     requests: Arc<Semaphore>,
     seen: Arc<AtomicU64>,
     /// First part of the request ids made here, random for each process.
@@ -98,68 +86,67 @@ impl ConnectionHandler {
 
     async fn answer(self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
         let begun = Instant::now();
-        let route = RouteIndex::of(request.method().as_str(), request.uri().path());
-        let is_between_nodes = request.uri().path().starts_with("/peer/");
+        let target = Target::of(&request);
+        let (metric, name) = (target.metric(), target.name());
+        let is_between_nodes = matches!(target, Target::Peer);
         let number = self.seen.fetch_add(1, Ordering::Relaxed);
         let logs_all = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
         let access = (logs_all || !is_between_nodes && number.is_multiple_of(ACCESS_SAMPLE))
             .then(|| format!("{} {}", request.method(), request.uri()));
         let given = request.headers().get(REQUEST_ID).cloned();
         let id = given.unwrap_or_else(|| self.request_id(number));
-        // Probes and metrics are answered even if too many requests are in progress, because they
-        // matter most then.
-        let is_probe = Operation::is_probe(request.method(), request.uri().path());
-        let mut response = match self.requests.try_acquire() {
-            // Boxed, so that it does not enlarge the futures of all other requests.
-            Ok(_turn) if Console::takes(&request) => Box::pin(self.console.answer(request)).await,
-            Ok(_turn) => self.answer_api(request, is_between_nodes).await,
-            Err(_) if is_probe => self.answer_api(request, is_between_nodes).await,
-            Err(_) => Problem::busy("too many requests are in progress")
-                .into_response()
-                .map(AnswerBody::Long),
+        let turn = self.requests.try_acquire().ok();
+        let mut response = if turn.is_some() || target.is_probe() {
+            self.api.answer(target, request).await
+        } else {
+            let busy = Problem::busy("too many requests are in progress");
+            busy.into_response().map(AnswerBody::Long)
         };
         let took = begun.elapsed();
         let status = response.status().as_u16();
-        self.cluster.metrics.count(route, status, took);
+        self.api.cluster.metrics.count(metric, status, took);
         // Calls between nodes are logged at debug level only: the node that received the client's
         // request logs that request.
         if logs_all || !is_between_nodes {
-            let at_debug = logs_all && is_between_nodes;
-            log_access(access.as_deref(), (logs_all, at_debug), route, &id, status, took);
+            log_access(&Answered {
+                request: access.as_deref(),
+                route: name,
+                logs_all,
+                is_between_nodes,
+                id: &id,
+                status,
+                took,
+            });
         }
         response.headers_mut().insert(REQUEST_ID, id);
         Ok(response)
     }
-
-    /// Answers a request of the API, also from another origin if that origin is allowed.
-    async fn answer_api(&self, request: Request<Incoming>, is_between_nodes: bool) -> Response<AnswerBody> {
-        match &self.cors {
-            Some(cors) if !is_between_nodes => {
-                let answer = |request| async { Ok(forward::answer(&self.cluster, request).await) };
-                // On the heap, so that nodes without these rules have no larger futures.
-                Box::pin(cors.answer(request, answer)).await
-            }
-            _ => forward::answer(&self.cluster, request).await,
-        }
-    }
 }
 
-fn log_access(
-    request: Option<&str>,
-    (logs_all, at_debug): (bool, bool),
-    route: RouteIndex,
-    id: &HeaderValue,
+/// An answered request, for the access log.
+struct Answered<'a> {
+    /// Method and path, if the request is part of the sample.
+    request: Option<&'a str>,
+    /// Name of the route.
+    route: &'static str,
+    /// `true` at debug level.
+    logs_all: bool,
+    is_between_nodes: bool,
+    id: &'a HeaderValue,
     status: u16,
     took: Duration,
-) {
+}
+
+fn log_access(answered: &Answered<'_>) {
+    let Answered { status, took, .. } = *answered;
     let is_notable = status >= 500 && status != 503 || took >= SLOW;
-    if request.is_none() && !is_notable {
+    if answered.request.is_none() && !is_notable {
         return;
     }
     let took_us = took.as_micros() as u64;
-    let id = id.to_str().unwrap_or("not ASCII");
-    let request = request.unwrap_or(route.name());
-    if at_debug || logs_all && !is_notable {
+    let id = answered.id.to_str().unwrap_or("not ASCII");
+    let request = answered.request.unwrap_or(answered.route);
+    if answered.logs_all && (answered.is_between_nodes || !is_notable) {
         tracing::debug!(target: ACCESS, request, id, status, took_us);
     } else {
         tracing::info!(target: ACCESS, request, id, status, took_us);
@@ -170,15 +157,13 @@ fn log_access(
 /// drain timeout and were cut off.
 pub(crate) async fn serve(
     listener: TcpListener,
-    answering: Answering,
+    api: Api,
     limits: ServerLimits,
     mut stop: watch::Receiver<bool>,
     drain_timeout: Duration,
 ) -> usize {
     let handler = ConnectionHandler {
-        cluster: answering.cluster,
-        console: answering.console,
-        cors: answering.cors.map(Arc::new),
+        api: Arc::new(api),
         requests: Arc::new(Semaphore::new(limits.requests_max)),
         seen: Arc::default(),
         process: runtime::random_u64(),
@@ -314,8 +299,8 @@ async fn run<C: GracefulConnection>(
 /// Serves another node on the channel until that node disconnects, or until this node has answered
 /// its last requests.
 async fn serve_peer(stream: TcpStream, peer: SocketAddr, handler: &ConnectionHandler, mut stops: Stops) {
-    let key = PeerKey::derive(handler.cluster.membership.secret());
-    let service = Arc::clone(&handler.cluster) as Arc<dyn Service>;
+    let key = PeerKey::derive(handler.api.cluster.membership.secret());
+    let service = Arc::clone(&handler.api.cluster) as Arc<dyn Service>;
     let ended = tokio::select! {
         ended = channel::serve_stream(stream, &key, service) => ended,
         _ = stops.cut.wait_for(|cut| *cut) => Ok(()),

@@ -23,13 +23,14 @@ use imt_ring::NodeName;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::api::forward::{Call, Side, VolumeCall};
+use crate::api::forward::VolumeErrand;
 use crate::api::problem::Problem;
 use crate::api::stock_upload::{
     self, BeginStock, Begun, Part, STOCK_BYTES_MAX, SnapshotTaken, as_of, check_content_type, implausible,
     no_lines, read_cells, read_lines, stale,
 };
 use crate::api::{content, internal};
+use crate::cluster::peer_call::VolumeCall;
 use crate::control::errand::Attempt;
 use crate::control::handle::{ClusterHandle, ROUTING_TIMEOUT};
 use crate::control::topology::Topology;
@@ -109,7 +110,7 @@ async fn begin(
         asked.spawn(runtime::within(async move {
             let ask = BeginStock { as_of };
             let known = |topology: &Topology| topology.known(&volume);
-            let begun = internal::ask_volume::<Begun>(&cluster, known, "begin-stock", &ask, until).await;
+            let begun = internal::ask_volume(&cluster, known, &ask, until).await;
             (volume, begun)
         }));
     }
@@ -287,17 +288,14 @@ impl StockFanOut {
         failures
     }
 
-    fn call(&self, topology: &Topology, volume: &NodeName, csv: Bytes) -> VolumeCall {
+    fn call(&self, topology: &Topology, volume: &NodeName, csv: Bytes) -> VolumeErrand {
         let part = Part {
             is_whole: matches!(*self.stock, Stock::Whole(_)),
             epoch: topology.ring.epoch().0,
             as_of: self.as_of,
             arrival: self.arrivals.get(volume).cloned(),
         };
-        VolumeCall {
-            side: Side::Inner,
-            call: Call::post(format!("/stock?{}", part.to_query()), csv),
-        }
+        VolumeErrand::new(VolumeCall::Stock, csv).with_query(part.to_query())
     }
 
     /// Returns the parts of the volumes that have not confirmed theirs.

@@ -7,6 +7,7 @@
 use axum::response::Response;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::api::fan_out::Entry;
 use crate::api::fast_path::Json;
@@ -16,10 +17,13 @@ use crate::domain::stock::Level;
 use crate::volume::app::App;
 
 /// The quantities of one product in one store.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Quantities {
+    /// Units in the store: available and reserved ones.
     on_hand: i64,
+    /// Units reserved for orders.
     reserved: u32,
+    /// Units that an order can still get. Negative if a new stock has fewer units than are reserved.
     available: i32,
 }
 
@@ -33,29 +37,42 @@ impl Quantities {
     }
 }
 
-#[derive(Serialize)]
+/// The quantities of a product in a store.
+#[derive(Serialize, ToSchema)]
 struct InStore {
+    /// The store.
     store_id: u32,
     #[serde(flatten)]
     quantities: Quantities,
 }
 
-#[derive(Serialize)]
+/// The quantities of a product.
+#[derive(Serialize, ToSchema)]
 struct OfProduct {
+    /// The product.
     product: u32,
     #[serde(flatten)]
     quantities: Quantities,
 }
 
-#[derive(Serialize)]
-struct ProductPage {
+/// A product in all stores.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ProductStock)]
+pub(super) struct ProductPage {
+    /// The product.
     product: u32,
+    /// The stores that have, or had, the product, by ascending id.
+    #[schema(value_type = Vec<InStore>)]
     stores: Vec<Box<RawValue>>,
 }
 
-#[derive(Serialize)]
-struct StorePage {
+/// A store with all its products.
+#[derive(Serialize, ToSchema)]
+#[schema(as = StoreStock)]
+pub(super) struct StorePage {
+    /// The store.
     store: u32,
+    /// The products, by ascending id.
     products: Vec<OfProduct>,
 }
 

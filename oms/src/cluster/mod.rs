@@ -26,6 +26,7 @@
 pub(crate) mod channel;
 pub(crate) mod engine;
 mod local;
+pub(crate) mod peer_call;
 pub(crate) mod peer_client;
 pub(crate) mod state;
 

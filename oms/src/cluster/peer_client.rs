@@ -33,6 +33,7 @@ use tokio::time::Instant;
 
 use crate::cluster::channel::message::{Answer as ChannelAnswer, Question, Request as ChannelRequest};
 use crate::cluster::channel::{Channels, Dialer, Unanswered};
+use crate::cluster::peer_call::{PING, PeerCall, VolumeQuestion};
 use crate::error::with_causes;
 use crate::runtime;
 
@@ -157,7 +158,7 @@ impl Peers {
     async fn ping(&self, address: SocketAddr) -> bool {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = Uri::from_static("/peer/ping");
+        *request.uri_mut() = Uri::from_static(PING);
         request.headers_mut().insert(SECRET, self.secret.clone());
         let (transport, silent) = (Arc::clone(&self.transport), Arc::clone(&self.silent));
         let asking = runtime::spawn(async move {
@@ -303,19 +304,32 @@ impl Peers {
         })
     }
 
+    /// Asks a volume at the node with this address.
+    pub(crate) async fn ask_volume<Q: VolumeQuestion>(
+        &self,
+        address: SocketAddr,
+        volume: &NodeName,
+        question: &Q,
+        patience: Duration,
+    ) -> Result<Q::Answer, NoAnswer> {
+        let call = PeerCall::Volume(volume.clone(), Q::CALL);
+        self.ask(address, &call, question, patience).await
+    }
+
     /// One question in JSON with its answer in JSON.
     pub(crate) async fn ask<T: DeserializeOwned>(
         &self,
         address: SocketAddr,
-        path: &str,
+        call: &PeerCall,
         question: &impl Serialize,
         patience: Duration,
     ) -> Result<T, NoAnswer> {
         let body = serde_json::to_vec(question).map_err(|error| NoAnswer(error.to_string()))?;
         let json = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
         let until = Instant::now() + patience;
+        let path = call.to_string();
         let answer = self
-            .call(address, Method::POST, path, &json, body.into(), until)
+            .call(address, Method::POST, &path, &json, body.into(), until)
             .await?;
         if !answer.status.is_success() {
             let text: String = String::from_utf8_lossy(&answer.body).chars().take(300).collect();

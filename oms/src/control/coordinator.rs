@@ -20,10 +20,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imt_ring::{Member, NodeName};
+use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::cluster::peer_call::{PeerCall, VolumeCall, VolumeQuestion};
 use crate::cluster::peer_client::NoAnswer;
 use crate::cluster::state::{Handover, Unleavable};
 use crate::cluster::{ClusterState, Event, NodeInfo, ranges};
@@ -32,7 +34,7 @@ use crate::control::handle::ClusterHandle;
 use crate::control::topology::Topology;
 use crate::error::{NodeError, with_causes};
 use crate::runtime;
-use crate::volume::migration::target::{ImportRequest, Imported, Progress};
+use crate::volume::migration::target::{AskProgress, ImportRequest, Imported, Progress};
 use crate::volume::server::VolumeServer;
 
 /// Timeout of a notification that the state has changed. A node that misses it reads the state soon
@@ -263,7 +265,7 @@ impl Coordinator {
             runtime::spawn(async move {
                 let answer = cluster
                     .peers
-                    .ask::<bool>(address, "/peer/state", &(), NOTIFY_TIMEOUT);
+                    .ask::<bool>(address, &PeerCall::State, &(), NOTIFY_TIMEOUT);
                 if let Err(NoAnswer(reason)) = answer.await {
                     tracing::debug!(%address, reason, "node not notified of the new state");
                 }
@@ -364,7 +366,13 @@ impl Coordinator {
 
 /// The question which ring a volume follows. `None` while the volume removes rows of an earlier
 /// migration.
-struct AskEpoch;
+#[derive(Clone, Copy, Serialize)]
+pub(crate) struct AskEpoch;
+
+impl VolumeQuestion for AskEpoch {
+    const CALL: VolumeCall = VolumeCall::Epoch;
+    type Answer = Option<u64>;
+}
 
 impl Errand for AskEpoch {
     type Outcome = Option<u64>;
@@ -381,9 +389,9 @@ impl Errand for AskEpoch {
         to: &Destination<'_>,
         address: SocketAddr,
     ) -> Result<Attempt<Option<u64>>, NoAnswer> {
-        let path = format!("/peer/volume/{}/inner/epoch", to.volume);
         let patience = to.until.saturating_duration_since(Instant::now());
-        let asked = to.cluster.peers.ask(address, &path, &(), patience).await;
+        let peers = &to.cluster.peers;
+        let asked = peers.ask_volume(address, to.volume, self, patience).await;
         asked.map(Attempt::Done)
     }
 }
@@ -396,7 +404,7 @@ async fn all_cleaned_up(cluster: &Arc<ClusterHandle>, state: &ClusterState) -> R
         loop {
             let name = |_: &Topology| Some(volume.clone());
             let try_until = until.min(Instant::now() + CLEANUP_QUESTION_TIMEOUT);
-            let reason = match cluster.carry(name, &AskEpoch, try_until).await {
+            let reason = match cluster.perform(name, &AskEpoch, try_until).await {
                 Ok((Some(epoch), _)) if epoch == state.ring.epoch().0 => break,
                 Ok(_) => format!("volume {volume} is still removing the rows of an earlier migration"),
                 Err(undelivered) => undelivered.to_string(),
@@ -444,7 +452,7 @@ async fn copy_all(
     for (source, handover) in state.handovers().into_iter().enumerate() {
         let request = ImportRequest {
             address: address(&handover.from)?,
-            volume: handover.from.to_string(),
+            volume: handover.from.clone(),
             source: u8::try_from(source)
                 .map_err(|_| "a migration has at most 255 pairs of source and target".to_owned())?,
             id,
@@ -499,8 +507,7 @@ async fn round(cluster: &Arc<ClusterHandle>, copying: &[Copying], timeout: Durat
         let cluster = Arc::clone(cluster);
         copies.spawn(runtime::within(async move {
             let Handover { from, to, slots } = &copy.handover;
-            let path = format!("/peer/volume/{to}/inner/import");
-            let asked = cluster.peers.ask::<Imported>(copy.target, &path, &copy.request, timeout);
+            let asked = cluster.peers.ask_volume(copy.target, to, &copy.request, timeout);
             let answer = tokio::select! {
                 biased;
                 answer = asked => answer,
@@ -525,18 +532,22 @@ async fn round(cluster: &Arc<ClusterHandle>, copying: &[Copying], timeout: Durat
 
 /// Returns once a target answers, but is not copying the requested slots.
 async fn until_target_is_idle(cluster: &ClusterHandle, copy: &Copying) {
-    let path = format!("/peer/volume/{}/inner/progress", copy.handover.to);
     let mut idle = 0;
     while idle < IDLE_READS_MAX {
         tokio::time::sleep(PROGRESS_INTERVAL).await;
-        let answer = cluster
-            .peers
-            .ask::<Progress>(copy.target, &path, &(), NOTIFY_TIMEOUT)
-            .await;
+        let answer = ask_progress(cluster, copy).await;
         // A target that does not answer is detected by `SILENT_READS_MAX`.
         let is_idle = answer.is_ok_and(|progress| !progress.importing.contains(&copy.request.source));
         idle = if is_idle { idle + 1 } else { 0 };
     }
+}
+
+/// Asks a target how far its copy is.
+async fn ask_progress(cluster: &ClusterHandle, copy: &Copying) -> Result<Progress, NoAnswer> {
+    let (peers, target) = (&cluster.peers, &copy.handover.to);
+    peers
+        .ask_volume(copy.target, target, &AskProgress, NOTIFY_TIMEOUT)
+        .await
 }
 
 /// Publishes the progress of a migration. Returns `false` if a target does not answer.
@@ -548,11 +559,7 @@ async fn show_progress(cluster: &Arc<ClusterHandle>, copying: &[Copying], log: b
         .iter()
         .filter(|copy| asked.insert(copy.handover.to.clone()))
     {
-        let path = format!("/peer/volume/{}/inner/progress", copy.handover.to);
-        let answer = cluster
-            .peers
-            .ask::<Progress>(copy.target, &path, &(), NOTIFY_TIMEOUT);
-        match answer.await {
+        match ask_progress(cluster, copy).await {
             Ok(Progress { copied, .. }) => {
                 rows += copied.rows;
                 about += copied.about;

@@ -1,6 +1,6 @@
 //! Errands: questions and commands to a volume, wherever the volume is.
 //!
-//! An errand is carried out here if this process serves the volume, and at another node otherwise.
+//! An errand is performed here if this process serves the volume, and at another node otherwise.
 //! A volume that changes its place in the meantime is waited for, and the errand is repeated where
 //! the volume is then.
 //!
@@ -10,12 +10,12 @@
 //!
 //! Deliberately absent: the errands of clients, which `api::forward` defines.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use imt_ring::NodeName;
+use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::cluster::channel::message::{Answer, Question, Reply};
@@ -34,14 +34,14 @@ pub(crate) trait Errand: Sync {
     /// The answer of the volume.
     type Outcome: Send;
 
-    /// Carries the errand out at a volume that this process serves.
+    /// Performs the errand at a volume that this process serves.
     fn here(
         &self,
         to: &Destination<'_>,
         server: &Arc<VolumeServer>,
     ) -> impl Future<Output = Attempt<Self::Outcome>> + Send;
 
-    /// Lets the node at this address carry the errand out.
+    /// Lets the node at this address perform the errand.
     fn there(
         &self,
         to: &Destination<'_>,
@@ -96,33 +96,23 @@ pub(crate) struct Unanswered {
     /// `true` if the node does not answer at all, or the volume is missing, so that a wait is of no
     /// use.
     pub(crate) is_silent: bool,
-    /// `true` if the errand may have been carried out.
+    /// `true` if the errand may have been performed.
     pub(crate) was_sent: bool,
 }
 
 /// The reason why an errand was given up.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum Undelivered {
     /// The volume has left the ring. The caller must choose again.
+    #[error("the order or store is being moved to another node; retry")]
     Gone,
     /// No node answered for the volume in time.
+    #[error("the node {node}, which serves this order or store, does not answer: {reason}")]
     Unanswered {
         /// The node that should serve the volume.
         node: String,
         reason: String,
     },
-}
-
-impl fmt::Display for Undelivered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Undelivered::Gone => f.write_str("the order or store is being moved to another node; retry"),
-            Undelivered::Unanswered { node, reason } => write!(
-                f,
-                "the node {node}, which serves this order or store, does not answer: {reason}"
-            ),
-        }
-    }
 }
 
 impl From<Undelivered> for OrderError {
@@ -156,15 +146,15 @@ impl ClusterHandle {
         question: &Question,
         until: Instant,
     ) -> Result<(Reply, NodeName), OrderError> {
-        match self.carry(volume, question, until).await? {
+        match self.perform(volume, question, until).await? {
             (Reply::Busy(reason) | Reply::Failed(reason), _) => Err(OrderError::Away(reason)),
             answered => Ok(answered),
         }
     }
 
-    /// Carries an errand to a volume. If the volume changes its place in the meantime, carries it to
+    /// Performs an errand at a volume. If the volume changes its place in the meantime, performs it
     /// where the volume is then. Also returns the volume that answered.
-    pub(crate) async fn carry<E: Errand>(
+    pub(crate) async fn perform<E: Errand>(
         self: &Arc<Self>,
         volume: impl Fn(&Topology) -> Option<NodeName>,
         errand: &E,

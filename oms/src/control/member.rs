@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::cluster::peer_call::PeerCall;
 use crate::cluster::peer_client::Peers;
 use crate::cluster::{Authority, Event, Membership, NodeInfo, Volumes};
 use crate::config::NodeContext;
@@ -166,7 +167,7 @@ impl Member {
                 // A node that does not answer is not the coordinator. The message is repeated
                 // anyway.
                 let _ = peers
-                    .ask::<bool>(address, "/peer/hello", &(), HELLO_INTERVAL)
+                    .ask::<bool>(address, &PeerCall::Hello, &(), HELLO_INTERVAL)
                     .await;
             });
         }

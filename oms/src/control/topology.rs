@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::http::HeaderValue;
 use imt_ring::{NodeName, Ring};
 
 use crate::cluster::{ClusterState, NodeInfo};
@@ -36,6 +37,9 @@ pub(crate) struct Topology {
     pub(crate) node_infos: BTreeMap<NodeName, NodeInfo>,
     /// The one post there is, if there is no other volume in the cluster.
     pub(crate) alone: Option<Arc<VolumeServer>>,
+    /// Address of the server of each volume as a header's value, so that answers need not render
+    /// it.
+    addresses: BTreeMap<NodeName, HeaderValue>,
 }
 
 impl Topology {
@@ -50,7 +54,7 @@ impl Topology {
         let is_alone = state.serving.len() == 1 && ring.members().len() == 1 && state.moving.is_none();
         let only = ring.members().first().filter(|_| is_alone);
         let alone = only.and_then(|member| servers.get(member.name())).cloned();
-        Topology {
+        let mut topology = Topology {
             me,
             ring,
             alone,
@@ -60,7 +64,27 @@ impl Topology {
                 .map(|node_info| (node_info.name.clone(), node_info))
                 .collect(),
             state,
-        }
+            addresses: BTreeMap::new(),
+        };
+        let rendered = |volume: &NodeName| {
+            let (_, address) = topology.server_of(volume)?;
+            Some((volume.clone(), HeaderValue::try_from(address.to_string()).ok()?))
+        };
+        topology.addresses = topology.volumes().filter_map(rendered).collect();
+        topology
+    }
+
+    /// Returns the node that serves a volume, and its address. `None` if nobody serves the volume
+    /// at the moment.
+    pub(crate) fn server_of(&self, volume: &NodeName) -> Option<(&NodeName, SocketAddr)> {
+        let node = self.state.serving.get(volume)?;
+        let node_info = self.node_infos.get(node)?;
+        Some((node, node_info.address))
+    }
+
+    /// Returns the address of a volume's server for the header `OWNER`.
+    pub(crate) fn owner_header(&self, volume: &NodeName) -> Option<&HeaderValue> {
+        self.addresses.get(volume)
     }
 
     /// The volume of a subject.

@@ -10,13 +10,14 @@
 //! - Accepted deviations: an empty line, a last line without newline, a carriage return before a
 //!   newline, and a byte order mark at the beginning. Everything else is a fault.
 
-use std::fmt;
+use thiserror::Error;
 
 /// Maximum length of a line in bytes. Three ten-digit numbers take 34.
 const LINE_BYTES_MAX: usize = 64;
 
 /// A fault in a body and its place.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("line {line}, column {column}: {reason}")]
 pub struct CsvError {
     /// Line, counted from one.
     pub line: u64,
@@ -25,14 +26,6 @@ pub struct CsvError {
     /// The fault, as a sentence for the client.
     pub reason: String,
 }
-
-impl fmt::Display for CsvError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}, column {}: {}", self.line, self.column, self.reason)
-    }
-}
-
-impl std::error::Error for CsvError {}
 
 /// A field, counted from zero, that the consumer of the lines does not accept, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::domain::csv::{CsvError, FieldFault, LineReader};
 use crate::domain::stock_snapshot::PRODUCT_MAX;
@@ -32,11 +33,13 @@ impl Sums {
 }
 
 /// The statistics of one product in an API response.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub(crate) struct ProductStats {
-    /// Revenue.
+    /// Revenue (chiffre d'affaires): units times price. May exceed 2^53.
+    #[schema(value_type = u64, example = 5_600)]
     pub ca: u128,
-    /// Units sold.
+    /// Units sold. May exceed 2^53.
+    #[schema(value_type = u64, example = 14)]
     pub total_qty: u128,
     /// Revenue per unit; 0 if no unit was sold.
     pub mean_price: f64,

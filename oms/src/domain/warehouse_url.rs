@@ -10,6 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use hyper::Uri;
+use thiserror::Error;
 
 /// The base URL of the warehouse's routes: `http://HOST[:PORT][/PATH]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,16 +22,9 @@ pub struct WarehouseUrl {
 }
 
 /// A URL that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}; write http://HOST:PORT")]
 pub struct InvalidUrl(&'static str);
-
-impl fmt::Display for InvalidUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; write http://HOST:PORT", self.0)
-    }
-}
-
-impl std::error::Error for InvalidUrl {}
 
 impl FromStr for WarehouseUrl {
     type Err = InvalidUrl;

@@ -25,6 +25,7 @@ mod slow_start;
 pub(crate) mod warehouse_client;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::domain::order::OrderId;
 pub use crate::outbox::limits::OutboxLimits;
@@ -33,8 +34,9 @@ use crate::outbox::queue::MessageQueue;
 use crate::runtime::clock::Moment;
 
 /// The request that a message makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = MessageKind)]
 pub(crate) enum Kind {
     /// Prepare this order.
     Announce,
@@ -61,7 +63,7 @@ impl Kind {
 }
 
 /// The state of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum MessageState {
     /// Sent again until the warehouse answers.
@@ -142,7 +144,8 @@ pub(crate) struct Job {
 }
 
 /// A message in a list for operators.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Message)]
 pub(crate) struct ListedMessage {
     /// The order.
     pub order: OrderId,
@@ -153,6 +156,7 @@ pub(crate) struct ListedMessage {
     /// Number of failed tries.
     pub attempts: u32,
     /// Reason of the last failure.
+    #[schema(value_type = Option<String>, required = true)]
     pub last_error: Option<Box<str>>,
     /// UTC milliseconds of the next try.
     pub next_try_ms: u64,

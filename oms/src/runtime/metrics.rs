@@ -2,7 +2,7 @@
 //!
 //! **Invariants**
 //! - A request updates three atomics. It takes no lock and allocates no memory.
-//! - Requests are counted by route template, so that ids in paths create no new series.
+//! - Requests are counted by the routes that the API names, so that ids in paths create no new series.
 //! - Counters of a volume outlive its server, so they never decrease.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -11,25 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// The route of all other requests: probes, and calls between nodes.
+/// The name of the series of all other requests: probes, and calls between nodes.
 pub(crate) const OTHER_ROUTE: &str = "other";
-
-/// Route templates with their own series.
-const ROUTES: [&str; 13] = [
-    "POST /order",
-    "POST /order/{id}/payment-callback",
-    "POST /order/{id}/cancel",
-    "GET /order/{id}",
-    "GET /order/{id}/history",
-    "GET /orders",
-    "PUT /stocks",
-    "PATCH /stocks",
-    "GET /stocks",
-    "GET /aggregate-stats",
-    "GET /reservations",
-    "GET /outbox",
-    OTHER_ROUTE,
-];
 
 /// Upper bounds of the latency buckets in microseconds: fine around a millisecond, the usual time
 /// of an order, and coarse above.
@@ -57,9 +40,9 @@ pub(crate) struct RouteCounts {
 }
 
 /// The counters of a node's requests, and of the volumes that it serves.
-#[derive(Default)]
 pub(crate) struct Metrics {
-    routes: [Route; ROUTES.len()],
+    /// The counters of each route by its name; the last one is `OTHER_ROUTE`.
+    routes: Vec<(&'static str, Route)>,
     recent: Mutex<Recent>,
     volumes: Mutex<BTreeMap<String, Arc<VolumeCounters>>>,
 }
@@ -112,7 +95,28 @@ impl Recent {
     }
 }
 
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::of_routes([])
+    }
+}
+
 impl Metrics {
+    /// Returns counters for routes with these names.
+    pub(crate) fn of_routes(names: impl IntoIterator<Item = &'static str>) -> Metrics {
+        let names = names.into_iter().chain([OTHER_ROUTE]);
+        Metrics {
+            routes: names.map(|name| (name, Route::default())).collect(),
+            recent: Mutex::default(),
+            volumes: Mutex::default(),
+        }
+    }
+
+    fn route(&self, index: RouteIndex) -> &Route {
+        // There is always the route of all other requests.
+        &self.routes[index.0.min(self.routes.len() - 1)].1
+    }
+
     /// Returns the counters of a volume. All calls for one volume return the same counters.
     pub(crate) fn of_volume(&self, volume: &str) -> Arc<VolumeCounters> {
         let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,17 +126,17 @@ impl Metrics {
     /// The counters of all routes.
     pub(crate) fn counts(&self) -> Vec<RouteCounts> {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counts = |(name, route): (&&'static str, &Route)| RouteCounts {
+        let counts = |(name, route): &(&'static str, Route)| RouteCounts {
             route: name,
             answers: route.answers.each_ref().map(load),
             buckets: route.buckets.each_ref().map(load),
         };
-        ROUTES.iter().zip(&self.routes).map(counts).collect()
+        self.routes.iter().map(counts).collect()
     }
 
     /// Returns the number of answered requests.
     pub(crate) fn requests(&self) -> u64 {
-        let answers = self.routes.iter().flat_map(|route| &route.answers);
+        let answers = self.routes.iter().flat_map(|(_, route)| &route.answers);
         answers.map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
@@ -151,42 +155,24 @@ impl Metrics {
     }
 }
 
-/// The index of a request's route.
+/// The series that counts a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RouteIndex(usize);
 
 impl RouteIndex {
-    /// Returns the template of the route.
-    pub(crate) fn name(self) -> &'static str {
-        ROUTES[self.0]
-    }
+    /// The series of all other requests: probes, and calls between nodes.
+    pub(crate) const OTHER: RouteIndex = RouteIndex(usize::MAX);
 
-    /// Returns the route of a method and path.
-    pub(crate) fn of(method: &str, path: &str) -> RouteIndex {
-        let mut parts = path.trim_start_matches('/').split('/');
-        let shape = (method, parts.next().unwrap_or(""), parts.next(), parts.next());
-        RouteIndex(match shape {
-            ("POST", "order", None, _) => 0,
-            ("POST", "order", Some(_), Some("payment-callback")) => 1,
-            ("POST", "order", Some(_), Some("cancel")) => 2,
-            ("GET", "order", Some(_), None) => 3,
-            ("GET", "order", Some(_), Some("history")) => 4,
-            ("GET", "orders", ..) => 5,
-            ("PUT", "stocks", ..) => 6,
-            ("PATCH", "stocks", ..) => 7,
-            ("GET", "stocks" | "stores", ..) => 8,
-            ("GET", "aggregate-stats", ..) => 9,
-            ("GET", "reservations", ..) => 10,
-            ("GET", "outbox", ..) => 11,
-            _ => 12,
-        })
+    /// Returns the series of the route at this place among those of `Metrics::of_routes`.
+    pub(crate) fn nth(at: usize) -> RouteIndex {
+        RouteIndex(at)
     }
 }
 
 impl Metrics {
     /// Counts one answered request.
     pub(crate) fn count(&self, route: RouteIndex, status: u16, took: Duration) {
-        let route = &self.routes[route.0];
+        let route = self.route(route);
         let class = usize::from(status / 100).clamp(1, 5) - 1;
         let took_us = took.as_micros() as u64;
         let bucket = BUCKETS_US.partition_point(|bound| *bound < took_us);
@@ -203,7 +189,7 @@ impl Metrics {
             "counter",
             "Requests answered, by route and class of status.",
         );
-        for (name, route) in ROUTES.iter().zip(&self.routes) {
+        for (name, route) in &self.routes {
             for (class, count) in route.answers.iter().enumerate() {
                 let count = count.load(Ordering::Relaxed);
                 if count > 0 {
@@ -223,7 +209,7 @@ impl Metrics {
             "histogram",
             "Time from the head of a request to its response.",
         );
-        for (route_name, route) in ROUTES.iter().zip(&self.routes) {
+        for (route_name, route) in &self.routes {
             let mut below = 0;
             if route
                 .buckets
@@ -306,28 +292,9 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_counted_by_route_for_every_id() {
-        for (method, path, route) in [
-            ("POST", "/order", "POST /order"),
-            (
-                "POST",
-                "/order/17/payment-callback",
-                "POST /order/{id}/payment-callback",
-            ),
-            ("GET", "/order/18", "GET /order/{id}"),
-            ("GET", "/order/18/history", "GET /order/{id}/history"),
-            ("GET", "/aggregate-stats/5", "GET /aggregate-stats"),
-            ("GET", "/etc/passwd", "other"),
-            ("BREW", "/order", "other"),
-        ] {
-            assert_eq!(ROUTES[RouteIndex::of(method, path).0], route);
-        }
-    }
-
-    #[test]
     fn buckets_are_cumulative_and_the_last_one_counts_all() {
-        let metrics = Metrics::default();
-        let route = RouteIndex::of("POST", "/order");
+        let metrics = Metrics::of_routes(["GET /orders", "POST /order"]);
+        let route = RouteIndex::nth(1);
         for took_us in [100, 250, 251, 9_000_000] {
             metrics.count(route, 200, Duration::from_micros(took_us));
         }

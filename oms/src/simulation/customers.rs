@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Method, Request, StatusCode};
+use axum::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -50,7 +50,7 @@ impl CustomerRecords {
     }
 }
 
-/// Sends one request to a random node that listens.
+/// Sends one request to a random node that listens. Returns status and body of the response.
 pub(super) async fn ask(
     world: &Arc<World>,
     method: Method,
@@ -58,6 +58,18 @@ pub(super) async fn ask(
     body: String,
     as_of: Option<u64>,
 ) -> Result<(StatusCode, Bytes), NoAnswer> {
+    let response = exchange(world, method, path, body, as_of).await?;
+    Ok((response.status(), response.into_body()))
+}
+
+/// Sends one request to a random node that listens.
+pub(super) async fn exchange(
+    world: &Arc<World>,
+    method: Method,
+    path: &str,
+    body: String,
+    as_of: Option<u64>,
+) -> Result<Response<Bytes>, NoAnswer> {
     let addresses: Vec<_> = {
         let inside = world.inside();
         let listening = inside.incarnations.iter().filter(|one| one.cluster.is_some());
@@ -80,9 +92,10 @@ pub(super) async fn ask(
         .map_err(|error| NoAnswer(error.to_string()))?;
     let call = async {
         let response = net::carry(world, "customer", address, request).await?;
-        let status = response.status();
-        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
-        Ok((status, body.map_err(|error| NoAnswer(error.to_string()))?))
+        let (head, body) = response.into_parts();
+        let body = axum::body::to_bytes(body, usize::MAX).await;
+        let body = body.map_err(|error| NoAnswer(error.to_string()))?;
+        Ok(Response::from_parts(head, body))
     };
     match tokio::time::timeout(ANSWER_TIMEOUT, call).await {
         Ok(answer) => answer,
@@ -123,7 +136,7 @@ async fn place(world: &Arc<World>, records: &CustomerRecords, id: &str, products
     let order = json!({"id": id, "products": products});
     let (status, answer) = send_until_answered(world, "/order", &order).await?;
     let store = match status {
-        StatusCode::CONFLICT if is_about(&answer, "no-store") => None,
+        StatusCode::CONFLICT if is_about(&answer, "insufficient-stock") => None,
         StatusCode::CONFLICT => {
             world.violated(format!("{id} is refused: {answer}"));
             return None;

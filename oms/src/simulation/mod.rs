@@ -9,10 +9,14 @@
 //! - **Deliberately absent**: HTTP, sockets and real files, power cuts (tested by microdb),
 //!   statistics files.
 //!
+//! There are two kinds of runs: customers whose answers the audit compares with the final state, and
+//! clients whose histories are checked for linearizability.
+//!
 //! **Invariant**: the same seed gives the same trace. `IMT_SIM_SEED=N` runs one seed and prints its
 //! trace, `IMT_SIM_SEEDS=N` sets the number of seeds, and `IMT_SIM_FIRST=N` sets the first one.
 
 mod audit;
+mod clients;
 mod customers;
 mod disk;
 mod engine;
@@ -20,6 +24,7 @@ mod engine_log;
 mod engine_tests;
 mod faults;
 mod first_store;
+mod history;
 mod net;
 mod warehouse;
 pub(crate) mod world;
@@ -57,14 +62,43 @@ struct Outcome {
     lines: Vec<String>,
 }
 
-/// Runs one seed. With an engine, the volumes are behind it, and it has faults too.
-fn run(seed: u64, keeps_lines: bool, has_engine: bool) -> Outcome {
+impl Outcome {
+    fn of(world: &World, warehouse: &WarehouseModel) -> Outcome {
+        let (hash, count, violations, lines) = world.trace();
+        let mut counts = world.counts();
+        counts.insert("deliveries", warehouse.deliveries() as u64);
+        counts.insert("events", count);
+        Outcome {
+            hash,
+            count,
+            counts,
+            violations,
+            lines,
+        }
+    }
+}
+
+fn in_virtual_time(work: impl Future<Output = Outcome>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
-    runtime.block_on(async {
+    runtime.block_on(work)
+}
+
+/// Runs one seed with volumes on simulated disks.
+fn run(seed: u64, keeps_lines: bool) -> Outcome {
+    run_on(seed, keeps_lines, false)
+}
+
+/// Runs one seed with volumes behind an engine, which has faults too.
+fn run_behind_engine(seed: u64, keeps_lines: bool) -> Outcome {
+    run_on(seed, keeps_lines, true)
+}
+
+fn run_on(seed: u64, keeps_lines: bool, has_engine: bool) -> Outcome {
+    in_virtual_time(async {
         let world = World::new(seed, &NAMES, keeps_lines, has_engine);
         let warehouse = WarehouseModel::new(&world);
         let records = Arc::new(CustomerRecords::default());
@@ -104,17 +138,7 @@ fn run(seed: u64, keeps_lines: bool, has_engine: bool) -> Outcome {
         audit::cure(&world, &warehouse).await;
         audit::audit(&world, &records, &warehouse).await;
         first_store::first_stores_are_taken(&world).await;
-        let (hash, count, violations, lines) = world.trace();
-        let mut counts = world.counts();
-        counts.insert("deliveries", warehouse.deliveries() as u64);
-        counts.insert("events", count);
-        Outcome {
-            hash,
-            count,
-            counts,
-            violations,
-            lines,
-        }
+        Outcome::of(&world, &warehouse)
     })
 }
 
@@ -122,27 +146,72 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+/// Runs one seed with clients that record histories of their orders.
+fn run_histories(seed: u64, keeps_lines: bool) -> Outcome {
+    in_virtual_time(async {
+        let world = World::new(seed, &NAMES, keeps_lines, false);
+        let warehouse = WarehouseModel::without_faults(&world);
+        let stops: faults::Stops = Arc::new(watch::Sender::new(None));
+        for name in NAMES {
+            faults::start(&world, &warehouse, &stops, name);
+        }
+        while !customers::send_stock(&world, &warehouse).await {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let histories = Arc::new(clients::Histories::default());
+        let until = Instant::now() + Duration::from_secs(10);
+        tokio::join!(
+            faults::cause_faults(&world, &warehouse, &stops, until),
+            clients::work(&world, &histories, until),
+        );
+        faults::heal(&world, &warehouse, &stops).await;
+        clients::check(&world, &histories).await;
+        Outcome::of(&world, &warehouse)
+    })
+}
+
 #[test]
 fn acknowledged_orders_survive_every_fault() {
-    run_seeds(false, 100, &SEEDS_WITH_PAST_DEFECTS);
+    let all = run_seeds(run, 100, &SEEDS_WITH_PAST_DEFECTS);
+    assert!(all.is_none_or(|all| all.counts["deliveries"] > 0));
 }
 
 #[test]
 fn acknowledged_orders_survive_every_fault_of_an_engine() {
-    run_seeds(true, 40, &[]);
+    let all = run_seeds(run_behind_engine, 40, &[]);
+    assert!(all.is_none_or(|all| all.counts["deliveries"] > 0));
 }
 
-fn run_seeds(has_engine: bool, count: u64, more: &[u64]) {
+#[test]
+fn histories_of_clients_are_linearizable_under_every_fault() {
+    let all = run_seeds(run_histories, 100, &[]);
+    let happened = |counts: &BTreeMap<&'static str, u64>| {
+        let events = [
+            "deaths",
+            "stops",
+            "moves committed",
+            "operations with an unknown outcome",
+        ];
+        events
+            .iter()
+            .all(|event| counts.get(event).is_some_and(|count| *count > 0))
+    };
+    assert!(all.is_none_or(|all| happened(&all.counts)));
+}
+
+/// Runs the seeds that the environment names, or the first `count` and those given. Returns the
+/// results of more than one seed.
+fn run_seeds(run: fn(u64, bool) -> Outcome, count: u64, further: &[u64]) -> Option<Summary> {
     if let Some(seed) = number("IMT_SIM_SEED") {
-        let outcome = run(seed, true, has_engine);
+        let outcome = run(seed, true);
         outcome.lines.iter().for_each(|line| println!("{line}"));
         assert!(outcome.violations.is_empty(), "{:#?}", outcome.violations);
-        return;
+        return None;
     }
     let first = number("IMT_SIM_FIRST").unwrap_or(1);
     let seeds: Vec<u64> = match number("IMT_SIM_SEEDS") {
         Some(count) => (first..first + count).collect(),
-        None => (first..first + count).chain(more.iter().copied()).collect(),
+        None => (first..first + count).chain(further.iter().copied()).collect(),
     };
     let (next, all) = (AtomicUsize::new(0), Mutex::new(Summary::default()));
     // Runs share no state, so each can have its own thread.
@@ -150,7 +219,7 @@ fn run_seeds(has_engine: bool, count: u64, more: &[u64]) {
         for _ in 0..std::thread::available_parallelism().map_or(1, NonZero::get) {
             scope.spawn(|| {
                 while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = run(*seed, false, has_engine);
+                    let outcome = run(*seed, false);
                     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
                     all.add(*seed, outcome);
                     if all.broken.len() >= 10 {
@@ -161,10 +230,10 @@ fn run_seeds(has_engine: bool, count: u64, more: &[u64]) {
             });
         }
     });
-    let all = all.into_inner().unwrap();
+    let all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!("{} seeds: {:?}", seeds.len(), all.counts);
-    assert!(all.counts["deliveries"] > 0);
     assert!(all.broken.is_empty(), "seeds {:?}", all.broken);
+    Some(all)
 }
 
 /// The results of many runs.
@@ -188,19 +257,18 @@ impl Summary {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for (seed, has_engine) in (1..=10)
-        .map(|seed| (seed, false))
-        .chain((1..=5).map(|seed| (seed, true)))
-    {
-        let (one, other) = (run(seed, true, has_engine), run(seed, true, has_engine));
-        let differs = one
-            .lines
-            .iter()
-            .zip(&other.lines)
-            .position(|(one, other)| one != other);
-        if let Some(at) = differs {
-            panic!("seed {seed}:\n{}\n{}", one.lines[at], other.lines[at]);
+    for run in [run as fn(u64, bool) -> Outcome, run_behind_engine, run_histories] {
+        for seed in 1..=10 {
+            let (one, other) = (run(seed, true), run(seed, true));
+            let differs = one
+                .lines
+                .iter()
+                .zip(&other.lines)
+                .position(|(one, other)| one != other);
+            if let Some(at) = differs {
+                panic!("seed {seed}:\n{}\n{}", one.lines[at], other.lines[at]);
+            }
+            assert_eq!((one.hash, one.count), (other.hash, other.count), "seed {seed}");
         }
-        assert_eq!((one.hash, one.count), (other.hash, other.count), "seed {seed}");
     }
 }

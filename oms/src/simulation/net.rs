@@ -18,7 +18,8 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use crate::api::forward;
+use crate::api::forward::Api;
+use crate::api::routes::Target;
 use crate::cluster::channel::{
     Dialer, Dialing, Frame, FrameSink, FrameSource, HEADER_BYTES, Link, LinkError, Transfer, open_header,
     serve,
@@ -168,7 +169,12 @@ pub(super) async fn carry(
             return Err(NoAnswer("connection refused".to_owned()));
         };
         let task = process.spawn(async move {
-            let response = forward::answer(&cluster, request).await.map(Body::new);
+            let api = Api {
+                cluster,
+                console: None,
+                cors: None,
+            };
+            let response = api.answer(Target::of(&request), request).await.map(Body::new);
             // Whoever called may not wait any more.
             let _ = answer.send(response);
         });

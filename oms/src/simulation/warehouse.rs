@@ -20,6 +20,7 @@ use std::time::Duration;
 use crate::domain::order::{Line, Order};
 use crate::outbox::warehouse_client::{Answer, SendFuture, Warehouse};
 use crate::outbox::{Failure, FailureKind, Kind};
+use crate::runtime::simulated::Dice;
 use crate::simulation::world::World;
 
 /// Number of stores in the simulation.
@@ -63,6 +64,19 @@ pub(super) struct WarehouseModel {
 
 impl WarehouseModel {
     pub(super) fn new(world: &Arc<World>) -> Arc<WarehouseModel> {
+        WarehouseModel::with(world, |dice| match dice.between(0, 3) {
+            0 => Behaviour::Fails,
+            1 => Behaviour::Refuses,
+            _ => Behaviour::None,
+        })
+    }
+
+    /// Creates a warehouse that neither refuses orders nor fails for some of them for good.
+    pub(super) fn without_faults(world: &Arc<World>) -> Arc<WarehouseModel> {
+        WarehouseModel::with(world, |_| Behaviour::None)
+    }
+
+    fn with(world: &Arc<World>, draw: impl FnOnce(&Dice) -> Behaviour) -> Arc<WarehouseModel> {
         let mut inside = Inside::default();
         for store in 1..=STORES {
             for product in 1..=PRODUCTS {
@@ -70,11 +84,7 @@ impl WarehouseModel {
                 inside.on_hand.insert((store, product), units);
             }
         }
-        let behaviour = match world.dice.between(0, 3) {
-            0 => Behaviour::Fails,
-            1 => Behaviour::Refuses,
-            _ => Behaviour::None,
-        };
+        let behaviour = draw(&world.dice);
         world.note(|| format!("the warehouse behaves: {behaviour:?}"));
         Arc::new(WarehouseModel {
             world: Arc::clone(world),

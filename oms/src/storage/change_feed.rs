@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::error::StorageError;
 use crate::storage::volume::{Volume, reading};
 use crate::storage::write_batch::{TABLES, Table};
-use microdb::Operation;
+use microdb::{Operation, Sequence};
 
 /// A row as stored; without a value it was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Volume {
     }
 
     /// Starts a feed of the commits after a sequence number.
-    pub(crate) fn feed(&self, after: u64) -> Result<Feed, StorageError> {
+    pub(crate) fn feed(&self, after: Sequence) -> Result<Feed, StorageError> {
         let known: HashMap<&str, Table> = TABLES.iter().map(|(table, name)| (*name, *table)).collect();
         let tables = self.volume.db.tables().into_iter();
         Ok(Feed {
@@ -94,7 +94,7 @@ impl Volume {
 
 impl Walk {
     /// Returns the sequence number of the last commit that the walk sees.
-    pub(crate) fn sequence(&self) -> u64 {
+    pub(crate) fn sequence(&self) -> Sequence {
         self.snapshot.sequence()
     }
 

@@ -17,8 +17,8 @@ use imt_ring::Ring;
 
 use crate::runtime::seeded::seeded;
 use crate::storage::group_commit::{Permit, Ticket};
+use crate::volume::migration::staged_rows::StagedRows;
 use crate::volume::migration::staged_state::StagedState;
-use crate::volume::migration::target::StagedRows;
 use crate::volume::remote_reservations::RemoteReservations;
 use crate::volume::state::VolumeState;
 
@@ -163,7 +163,7 @@ mod tests {
         let lost: Vec<u32> = state.slots.lost(ring).map(|slot| slot.0).collect();
         let mut request = ExportRequest {
             id: 1,
-            to: "b".to_owned(),
+            to: NodeName::new("b").unwrap(),
             slots: cluster::ranges(&lost),
             page: 0,
             seal: true,

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use imt_ring::{Epoch, NodeName, Ring, Slot};
+use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -31,28 +32,25 @@ use crate::volume::jobs::stat_import::Scanner;
 use crate::volume::jobs::{dispatcher, expiry, retention};
 use crate::volume::migration::cleanup::{self, StaleRows};
 use crate::volume::migration::source::{self, ExportRequest, Exports};
-use crate::volume::migration::target::{self, Imported, Incoming, Progress, StagedRows};
+use crate::volume::migration::staged_rows::StagedRows;
+use crate::volume::migration::target::{self, Imported, Incoming, Progress};
 use crate::volume::remote_stock::{self, RemoteVolumes};
 use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
 /// The reason why a volume takes no part in a migration now.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum MigrationError {
-    /// The rows of an earlier migration are still being removed.
+    #[error("the rows of an earlier migration are still being removed")]
     CleaningUp,
-    /// The migration has ended.
+    #[error("the migration has ended")]
     Over,
     /// The cluster's state could not be read.
+    #[error(transparent)]
     Cluster(NodeError),
     /// The volume could not be read or written.
-    Storage(StorageError),
-}
-
-impl From<StorageError> for MigrationError {
-    fn from(error: StorageError) -> MigrationError {
-        MigrationError::Storage(error)
-    }
+    #[error(transparent)]
+    Storage(#[from] StorageError),
 }
 
 async fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, MigrationError> {

@@ -14,9 +14,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -37,36 +37,29 @@ use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
 use crate::volume::remote_stock::{self, RemoteVolumes};
 
 /// The reason why a step was not taken.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Error)]
 pub(crate) enum OrderError {
     /// The order does not exist.
+    #[error("there is no such order")]
     Unknown,
     /// The order's state forbids it.
+    #[error(transparent)]
     Refused(Refusal),
     /// This volume does not own the order, store or statistics. The caller must route again.
+    #[error("the order or store is being moved to another node; retry")]
     Moved,
     /// The node that owns the order or store does not answer.
+    #[error("{0}")]
     Away(String),
     /// A queue is full. The caller may retry later.
+    #[error("{0}")]
     Busy(&'static str),
     /// Reading or writing the volume failed.
+    #[error(transparent)]
     Storage(StorageError),
     /// The transactor ended without an answer. The order is in its last durable state.
+    #[error("the order could not be processed; it is unchanged")]
     Interrupted,
-}
-
-impl fmt::Display for OrderError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            OrderError::Unknown => f.write_str("there is no such order"),
-            OrderError::Refused(refusal) => refusal.fmt(f),
-            OrderError::Moved => f.write_str("the order or store is being moved to another node; retry"),
-            OrderError::Away(detail) => f.write_str(detail),
-            OrderError::Busy(detail) => f.write_str(detail),
-            OrderError::Storage(error) => error.fmt(f),
-            OrderError::Interrupted => f.write_str("the order could not be processed; it is unchanged"),
-        }
-    }
 }
 
 impl From<StorageError> for OrderError {

@@ -7,6 +7,7 @@ mod api;
 mod codings;
 mod common;
 mod console;
+mod direct;
 mod faults;
 mod hostile;
 mod idempotency;

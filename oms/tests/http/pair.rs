@@ -285,8 +285,8 @@ async fn internal_headers_in_client_requests_are_ignored() {
         }
         for path in [
             "/peer/stop",
-            "/peer/volume/alpha/inner/stock?is_whole=true&epoch=2",
-            "/peer/volume/alpha/public/orders",
+            "/peer/volume/alpha/stock?is_whole=true&epoch=2",
+            "/peer/volume/alpha/read",
         ] {
             let reply = shop.send("POST", path, &[("x-imt-secret", "guessed")], "").await;
             assert_eq!(reply.status, 403, "{path}");
@@ -490,7 +490,7 @@ async fn a_connection_that_cannot_prove_the_secret_is_closed_without_an_answer()
     let mut stream = tokio::net::TcpStream::connect(pair.beta_node.address)
         .await
         .unwrap();
-    stream.write_all(b"IMT-PEER/1\n").await.unwrap();
+    stream.write_all(b"IMT-PEER/2\n").await.unwrap();
     stream.write_all(&[7; 32]).await.unwrap();
     let mut answer = [0; 64];
     stream.read_exact(&mut answer).await.unwrap();

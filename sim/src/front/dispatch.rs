@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
+use super::owners::Owners;
 use super::recorder::{Sample, Target};
 use super::{FrontConfig, Outcome, pacer, stopped};
 use crate::Result;
@@ -30,9 +31,17 @@ const ARRIVALS_QUEUED: usize = 1024;
 /// Longest name of a problem that is kept; the contract's longest has 15 characters.
 const PROBLEM_NAME_MAX: usize = 40;
 
+/// The way of the requests.
+pub(super) enum Way {
+    /// All to one node.
+    Entry(Client),
+    /// Each to the owner of its order.
+    Owners(Arc<Owners>),
+}
+
 /// State shared by the front's tasks.
 pub(super) struct Shop {
-    pub(super) client: Client,
+    pub(super) way: Way,
     pub(super) samples: Sender<Sample>,
     pub(super) sent: Arc<AtomicU64>,
     pub(super) started: Instant,
@@ -222,7 +231,7 @@ async fn perform(shop: Arc<Shop>, task: Task) {
         (Outcome::NotSent, None)
     } else {
         shop.sent.fetch_add(1, Ordering::Relaxed);
-        send(&shop.client, arrival.request).await
+        send(&shop.way, arrival.request).await
     };
     let sample = Sample {
         target: Target::of(arrival.request),
@@ -244,10 +253,10 @@ async fn perform(shop: Arc<Shop>, task: Task) {
     }
 }
 
-async fn send(client: &Client, request: Request) -> (Outcome, Option<Box<str>>) {
-    let answer = match request {
-        Request::Stats { product, .. } => client.get(&format!("/aggregate-stats/{product}")).await,
-        Request::Order(order) => client.post_json("/order", to_json(&order.to_wire())).await,
+async fn send(way: &Way, request: Request) -> (Outcome, Option<Box<str>>) {
+    let (path, body) = match request {
+        Request::Stats { product, .. } => (format!("/aggregate-stats/{product}"), None),
+        Request::Order(order) => ("/order".to_owned(), Some(to_json(&order.to_wire()))),
         Request::Payment {
             order,
             transaction_id,
@@ -256,13 +265,13 @@ async fn send(client: &Client, request: Request) -> (Outcome, Option<Box<str>>) 
             let body = Payment {
                 transaction_id: transaction_id.into(),
             };
-            let path = format!("/order/{order}/payment-callback");
-            client.post_json(&path, to_json(&body)).await
+            (format!("/order/{order}/payment-callback"), Some(to_json(&body)))
         }
-        Request::Cancel { order } => {
-            let path = format!("/order/{order}/cancel");
-            client.post_json(&path, Bytes::new()).await
-        }
+        Request::Cancel { order } => (format!("/order/{order}/cancel"), Some(Bytes::new())),
+    };
+    let answer = match way {
+        Way::Entry(client) => client.exchange(&path, body).await,
+        Way::Owners(owners) => owners.exchange(&request, &path, body).await,
     };
     outcome_of(answer, request)
 }

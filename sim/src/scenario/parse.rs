@@ -23,6 +23,8 @@ struct File {
     warm_up: Option<Spanned<String>>,
     nodes: Option<Spanned<u32>>,
     #[serde(default)]
+    route: bool,
+    #[serde(default)]
     thresholds: Vec<Spanned<String>>,
     load: Spanned<Vec<LoadTable>>,
     customers: Option<Spanned<CustomersTable>>,
@@ -330,6 +332,7 @@ impl Scenario {
             seed: file.seed,
             warm_up,
             nodes,
+            route: file.route,
             customers: match &file.customers {
                 None => Customers::default(),
                 Some(table) => reader.customers(table)?,

@@ -3,9 +3,11 @@
 //! ```text
 //! cargo run --release -p imt-benches --bin nodes
 //! cargo run --release -p imt-benches --bin nodes -- --nodes 1,2,4,8 --share 0.1 --mix
+//! cargo run --release -p imt-benches --bin nodes -- --route
 //! ```
 //!
-//! Each node is a process in a cpu group of its own. Clients are spread evenly over the nodes. All
+//! Each node is a process in a cpu group of its own. Clients are spread evenly over the nodes, or
+//! send each request to its owner (`--route`). All
 //! rows of a table are measured in one run: compare rows, not days. Where groups are not permitted
 //! the program says so, and the nodes share the processors with each other and with the clients.
 //!
@@ -17,18 +19,20 @@ mod group;
 #[allow(dead_code, reason = "shared with the program `orders`, which uses all of it")]
 mod load;
 mod node;
+mod routes;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use imt_benches::{Outcome, machine};
 
 use group::Group;
-use load::{Answers, Ask, Load, Pace, Stop};
+use load::{Answers, Ask, Load, Owners, Pace, Stop};
 use node::Node;
 
 /// Time for a new node to get its share of the slots.
@@ -62,6 +66,10 @@ struct Arguments {
     /// Orders, payments, reads and statistics instead of orders alone.
     #[arg(long)]
     mix: bool,
+
+    /// Direct clients: each request goes to the node that owns its order, by GET /ring.
+    #[arg(long)]
+    route: bool,
 
     /// Folder for the volumes, on the disk to be measured; emptied before.
     #[arg(long, default_value = "target/benchmarks/nodes")]
@@ -104,7 +112,7 @@ fn run(arguments: &Arguments) -> Outcome<()> {
     std::fs::create_dir_all(&arguments.dir)?;
     let machine = machine::describe(&arguments.dir);
     println!(
-        "{} processors, {}, {}; {} of a processor a node, {} connections, {}",
+        "{} processors, {}, {}; {} of a processor a node, {} connections, {}, {}",
         machine.processors,
         machine.processor,
         machine.file_system,
@@ -114,6 +122,11 @@ fn run(arguments: &Arguments) -> Outcome<()> {
             "the full mix"
         } else {
             "orders alone"
+        },
+        if arguments.route {
+            "sent to their owners"
+        } else {
+            "sent to any node"
         }
     );
     println!(
@@ -160,6 +173,15 @@ fn measure(arguments: &Arguments, count: usize) -> Outcome<Row> {
     wait_for_shares(&data, count)?;
     put_stock(nodes[0].address)?;
     let addresses: Vec<SocketAddr> = nodes.iter().map(|node| node.address).collect();
+    let owners = match arguments.route {
+        true => Some(Arc::new(routes::read(nodes[0].address)?)),
+        false => None,
+    };
+    let targets = Targets {
+        addresses,
+        owners,
+        connections: arguments.connections,
+    };
     let ask = |round: &str| {
         let prefix = format!("{round}{}-", std::process::id());
         if arguments.mix {
@@ -171,14 +193,13 @@ fn measure(arguments: &Arguments, count: usize) -> Outcome<Row> {
     let lasting = Duration::from_secs_f64(arguments.seconds);
     // Connections of the channel, copies of the stock and caches are there afterwards.
     put_all(
-        &addresses,
-        arguments,
+        &targets,
         ask("w"),
         Pace::Closed,
         lasting.min(Duration::from_secs(2)),
     )?;
     let before: Vec<f64> = nodes.iter().map(Node::processor_seconds).collect();
-    let answers = put_all(&addresses, arguments, ask("c"), Pace::Closed, lasting)?;
+    let answers = put_all(&targets, ask("c"), Pace::Closed, lasting)?;
     let used: Vec<f64> = nodes
         .iter()
         .zip(&before)
@@ -188,7 +209,7 @@ fn measure(arguments: &Arguments, count: usize) -> Outcome<Row> {
     let per_second: f64 = answers.iter().map(Answers::per_second).sum();
     let failed = answers.iter().map(|answers| answers.other).sum();
     let rate = per_second * STEADY / count as f64;
-    let steady = put_all(&addresses, arguments, ask("o"), Pace::Open(rate), lasting)?;
+    let steady = put_all(&targets, ask("o"), Pace::Open(rate), lasting)?;
     for node in nodes {
         node.stop()?;
     }
@@ -203,23 +224,28 @@ fn measure(arguments: &Arguments, count: usize) -> Outcome<Row> {
     })
 }
 
+/// The nodes, and the clients that call them.
+struct Targets {
+    addresses: Vec<SocketAddr>,
+    /// The owners of keys, if clients call them directly.
+    owners: Option<Arc<Owners>>,
+    /// Connections of the closed loop, all nodes together.
+    connections: usize,
+}
+
 /// Puts a load on each node, at once.
-fn put_all(
-    addresses: &[SocketAddr],
-    arguments: &Arguments,
-    ask: Ask,
-    pace: Pace,
-    lasting: Duration,
-) -> Outcome<Vec<Answers>> {
+fn put_all(targets: &Targets, ask: Ask, pace: Pace, lasting: Duration) -> Outcome<Vec<Answers>> {
+    let addresses = &targets.addresses;
     let threads: Vec<_> = addresses
         .iter()
         .enumerate()
         .map(|(number, address)| {
             let load = Load {
                 address: *address,
+                owners: targets.owners.clone(),
                 ask: ask.of_client(number),
                 pace,
-                connections: (arguments.connections / addresses.len()).max(1),
+                connections: (targets.connections / addresses.len()).max(1),
                 lasting,
             };
             std::thread::spawn(move || load::put(&load, &Stop::default()).map_err(|error| error.to_string()))

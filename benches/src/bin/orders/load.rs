@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use imt_benches::Outcome;
+use imt_ring::Ring;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
@@ -53,6 +54,9 @@ impl Ask {
 /// number of connections, so the order was answered before its payment is sent.
 const MIX_AHEAD: u64 = 1_000;
 
+/// Key of the statistics in the ring.
+const STATISTICS: &str = "statistics/";
+
 /// The pace of the requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
@@ -62,10 +66,28 @@ pub(crate) enum Pace {
     Open(f64),
 }
 
-/// A load for a server.
+/// The owners of orders and statistics, for clients that call them directly.
+#[derive(Debug)]
+pub(crate) struct Owners {
+    pub(crate) ring: Ring,
+    /// The address of each member of the ring.
+    pub(crate) addresses: Vec<SocketAddr>,
+}
+
+impl Owners {
+    fn index_of(&self, key: &[u8]) -> Option<usize> {
+        let owner = self.ring.locate(key).ok()?.owner;
+        let members = self.ring.members();
+        members.binary_search_by(|member| member.name().cmp(owner)).ok()
+    }
+}
+
+/// A load for a server, or for the owners of its keys.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     pub(crate) address: SocketAddr,
+    /// Where each request goes instead of to `address`.
+    pub(crate) owners: Option<Arc<Owners>>,
     pub(crate) ask: Ask,
     pub(crate) pace: Pace,
     pub(crate) connections: usize,
@@ -225,18 +247,33 @@ fn run_thread(shared: &Arc<Shared>, connections: usize) -> Result<Answers, Strin
     })
 }
 
-/// Runs one connection. Returns for each request: the status, the latency in microseconds, and the
+/// Makes the connections of one client: to its server, or to each owner.
+async fn connect(load: &Load) -> std::io::Result<Vec<TcpStream>> {
+    let alone = [load.address];
+    let addresses = load
+        .owners
+        .as_ref()
+        .map_or(&alone[..], |owners| &owners.addresses);
+    let mut streams = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let stream = TcpStream::connect(address).await?;
+        let _ = stream.set_nodelay(true);
+        streams.push(stream);
+    }
+    Ok(streams)
+}
+
+/// Runs one client with one request in flight. Returns for each request: the status, the latency in microseconds, and the
 /// intended start in milliseconds since the start of the load.
 async fn run_client(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
     let mut seen = Vec::with_capacity(1 << 14);
-    let connected = TcpStream::connect(shared.load.address).await;
+    let connected = connect(&shared.load).await;
     shared.connected.wait().await;
-    let Ok(mut stream) = connected else {
+    let Ok(mut streams) = connected else {
         seen.push((0, 0, 0));
         return seen;
     };
-    let _ = stream.set_nodelay(true);
-    let (mut request, mut answer) = (Vec::new(), vec![0u8; 8 * 1_024]);
+    let (mut request, mut answer) = (Request::default(), vec![0u8; 8 * 1_024]);
     loop {
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
         let started = match shared.load.pace {
@@ -253,7 +290,10 @@ async fn run_client(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
             return seen;
         }
         write_request(&shared.load.ask, number, &mut request);
-        let Some(status) = exchange(&mut stream, &request, &mut answer).await else {
+        let owners = shared.load.owners.as_ref();
+        let owner = owners.and_then(|owners| owners.index_of(request.key.as_bytes()));
+        let stream = &mut streams[owner.unwrap_or(0)];
+        let Some(status) = exchange(stream, &request.bytes, &mut answer).await else {
             seen.push((0, 0, 0));
             return seen;
         };
@@ -278,34 +318,54 @@ pub(crate) fn order_body(prefix: &str, number: u64) -> String {
     )
 }
 
-fn write_request(ask: &Ask, number: u64, request: &mut Vec<u8>) {
+/// A request, and the key that decides its owner.
+#[derive(Default)]
+struct Request {
+    bytes: Vec<u8>,
+    key: String,
+}
+
+fn write_request(ask: &Ask, number: u64, request: &mut Request) {
     use std::io::Write;
-    request.clear();
+    let Request { bytes, key } = request;
+    bytes.clear();
     let mut post = |path: &str, body: &str| {
         // Writing to a Vec cannot fail.
         let _ = write!(
-            request,
+            bytes,
             "POST {path} HTTP/1.1\r\nhost: imt\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
     };
     let read = match ask {
-        Ask::Order(prefix) => return post("/order", &order_body(prefix, number)),
-        Ask::Statistics => format!("/aggregate-stats/{}", product_of(number)),
+        Ask::Order(prefix) => {
+            *key = format!("{prefix}{number}");
+            return post("/order", &order_body(prefix, number));
+        }
+        Ask::Statistics => {
+            STATISTICS.clone_into(key);
+            format!("/aggregate-stats/{}", product_of(number))
+        }
         Ask::Mix(prefix) => {
             let (order, kind) = (number / 4, number % 4);
-            match (order.checked_sub(MIX_AHEAD), kind) {
+            let before = order.checked_sub(MIX_AHEAD);
+            *key = match (before, kind) {
+                (_, 0) => format!("{prefix}{order}"),
+                (Some(before), 1 | 2) => format!("{prefix}{before}"),
+                _ => STATISTICS.to_owned(),
+            };
+            match (before, kind) {
                 (_, 0) => return post("/order", &order_body(prefix, order)),
                 (Some(before), 1) => {
-                    let path = format!("/order/{prefix}{before}/payment-callback");
+                    let path = format!("/order/{key}/payment-callback");
                     return post(&path, &format!(r#"{{"transaction_id":{before}}}"#));
                 }
-                (Some(before), 2) => format!("/order/{prefix}{before}"),
+                (Some(_), 2) => format!("/order/{key}"),
                 _ => format!("/aggregate-stats/{}", product_of(number)),
             }
         }
     };
-    let _ = write!(request, "GET {read} HTTP/1.1\r\nhost: imt\r\n\r\n");
+    let _ = write!(bytes, "GET {read} HTTP/1.1\r\nhost: imt\r\n\r\n");
 }
 
 /// Sends a request and reads the whole response. Returns the status, or `None` if the connection

@@ -120,6 +120,7 @@ impl Arguments {
     fn load(&self, address: SocketAddr, ask: Ask, pace: Pace) -> Load {
         Load {
             address,
+            owners: None,
             ask,
             pace,
             connections: match pace {

@@ -192,11 +192,10 @@ fn head(
             )
         }
     };
-    let (segment, offset) = stats.frontier;
     // The engine counts the table names as keys of its catalog.
     let keys = stats.keys.saturating_sub(names as u64);
     format!(
-        "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {segment}:{offset})\nkeys       {keys} in {}\nlog        {} in {}\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
+        "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {})\nkeys       {keys} in {}\nlog        {} in {}\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
         path.display(),
         stats.database,
         folder
@@ -204,6 +203,7 @@ fn head(
             .map_or_else(|| "unknown".to_owned(), output::date),
         stats.sequence,
         stats.durable_sequence,
+        stats.frontier,
         output::count(names, "table"),
         output::bytes(stats.log_bytes),
         output::count(stats.segments.len(), "segment"),
@@ -241,7 +241,7 @@ fn segments(stats: &Stats) -> String {
             // A read-only database reports every segment as sealed. The log continues in the last
             // one.
             match segment.sealed {
-                true if segment.id != stats.frontier.0 => "sealed",
+                true if segment.id != stats.frontier.segment => "sealed",
                 true => "last",
                 false => "active",
             }
@@ -342,9 +342,9 @@ fn damaged(path: &Path, error: Error, output: OutputFormat) -> Result<ExitCode, 
         );
         text.push_str(&format!("SUPER, copy {}  {state}\n", copy + 1));
     }
-    if let Some((segment, offset)) = folder.frontier {
+    if let Some(frontier) = folder.frontier {
         text.push_str(&format!(
-            "durable to     {segment}:{offset} (everything before it was acknowledged)\n"
+            "durable to     {frontier} (everything before it was acknowledged)\n"
         ));
     }
     text.push_str(&format!("checkpoints    {}\n", folder.checkpoints.len()));

@@ -141,7 +141,7 @@ pub(super) fn key(
     let located = handle
         .location(&bytes)
         .map_err(|error| open::refused(path, error))?;
-    let Some((id, offset)) = located else {
+    let Some(microdb::LogPosition { segment: id, offset }) = located else {
         return Err(CliError::failed(format!(
             "the table '{table}' has no key '{key}'"
         )));

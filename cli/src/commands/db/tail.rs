@@ -12,7 +12,7 @@ use super::show::{self, Form, FormArgs};
 use crate::args;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
-use microdb::{Change, Db, Error, Operation};
+use microdb::{Change, Db, Error, Operation, Sequence};
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -83,7 +83,7 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
     let db = open::to_look(&args.path)?;
     let since = args
         .since
-        .unwrap_or_else(|| db.sequence().saturating_sub(args.last));
+        .unwrap_or_else(|| db.sequence().saturating_sub(args.last).0);
     let names = db
         .tables()
         .into_iter()
@@ -113,7 +113,7 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
         // moment as the last poll may not change them.
         (seen, is_settled) = (now, is_same);
         let db = open::to_look(&args.path)?;
-        if db.sequence() < place.sequence {
+        if db.sequence().0 < place.sequence {
             return Err(CliError::failed(format!(
                 "the database is at commit {}, and {} was seen: its last commits, not yet durable, were lost in a crash, or it is another database now; run the command again",
                 db.sequence(),
@@ -140,10 +140,10 @@ fn traces(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
 
 /// Prints all changes after the position.
 fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Result<(), CliError> {
-    let changes = match db.changes_since(place.sequence) {
+    let changes = match db.changes_since(Sequence(place.sequence)) {
         Err(Error::FeedGone { oldest, .. }) if args.since.is_none() && place.chain.is_none() => {
             // Without `--since`, reading begins at the oldest change that the log still has.
-            place.sequence = oldest;
+            place.sequence = oldest.0;
             db.changes_since(oldest)
         }
         changes => changes,
@@ -163,7 +163,7 @@ fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Re
                 change.sequence, place.sequence
             )));
         }
-        (place.sequence, place.chain) = (change.sequence, Some(change.chain));
+        (place.sequence, place.chain) = (change.sequence.0, Some(change.chain));
         print(args, &change, place, output)?;
     }
     Ok(())
@@ -197,7 +197,7 @@ fn print(args: &TailArgs, change: &Change, place: &mut Place, output: OutputForm
 }
 
 /// Returns an operation in one line, with dates.
-fn line(sequence: u64, operation: Json) -> String {
+fn line(sequence: Sequence, operation: Json) -> String {
     let operation = show::dated(operation);
     let word = |name: &str| match &operation[name] {
         Json::Null => String::new(),
@@ -287,7 +287,7 @@ mod tests {
         let operation =
             json!({ "do": "put", "table": "outbox", "key": "17/announce", "value": { "next_try_ms": 1000 } });
         assert_eq!(
-            line(7, operation),
+            line(Sequence(7), operation),
             "       7  put    outbox 17/announce {\"next_try_ms\":\"1970-01-01T00:00:01.000Z\"}"
         );
     }

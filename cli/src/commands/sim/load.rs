@@ -113,6 +113,9 @@ pub(in crate::commands) struct LoadArgs {
     /// Condition that fails the run, for example 'p99(order) > 5ms'; may be repeated
     #[arg(long, value_name = "CONDITION")]
     fail_if: Vec<Threshold>,
+    /// Send each request to the node that owns its order, by GET /ring, instead of one node for all
+    #[arg(long)]
+    route: bool,
     #[command(flatten)]
     customers: CustomerArgs,
 }
@@ -122,25 +125,25 @@ pub(in crate::commands) struct LoadArgs {
 #[command(next_help_heading = "Customers")]
 struct CustomerArgs {
     /// Make product k as popular as 1 / k^S [default: all are alike]
-    #[arg(long, value_name = "S", value_parser = above_zero)]
+    #[arg(long, hide_short_help = true, value_name = "S", value_parser = above_zero)]
     zipf: Option<f64>,
     /// Lines of an order, for example 2 or 1-4
-    #[arg(long, default_value = "2", value_name = "N-M", value_parser = basket)]
+    #[arg(long, hide_short_help = true, default_value = "2", value_name = "N-M", value_parser = basket)]
     basket: BasketSizes,
     /// Share of orders that are never paid
-    #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
+    #[arg(long, hide_short_help = true, default_value = "0%", value_name = "SHARE", value_parser = share)]
     never_paid: f64,
     /// Share of orders with a payment that is sent twice
-    #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
+    #[arg(long, hide_short_help = true, default_value = "0%", value_name = "SHARE", value_parser = share)]
     paid_twice: f64,
     /// Share of orders with a payment that comes 10 s late
-    #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
+    #[arg(long, hide_short_help = true, default_value = "0%", value_name = "SHARE", value_parser = share)]
     paid_late: f64,
     /// Share of orders with a payment that comes before the order
-    #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
+    #[arg(long, hide_short_help = true, default_value = "0%", value_name = "SHARE", value_parser = share)]
     paid_before: f64,
     /// Share of orders that are cancelled
-    #[arg(long, default_value = "0%", value_name = "SHARE", value_parser = share)]
+    #[arg(long, hide_short_help = true, default_value = "0%", value_name = "SHARE", value_parser = share)]
     cancelled: f64,
 }
 
@@ -234,6 +237,7 @@ impl LoadArgs {
                 .warm_up
                 .unwrap_or_else(|| (load.duration() / 10).min(WARM_UP_MAX)),
             nodes: 0,
+            route: self.route,
             load,
             customers: self.customers.customers(),
             warehouse: WarehousePlan {
@@ -281,6 +285,7 @@ impl ScenarioArgs {
             CliError::Usage(format!("--scenario: {text}"))
         })?;
         scenario.thresholds.extend(self.load.fail_if.iter().cloned());
+        scenario.route |= self.load.route;
         Ok(scenario)
     }
 

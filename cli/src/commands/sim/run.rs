@@ -140,6 +140,7 @@ impl Session {
             customers: self.scenario.customers.clone(),
             warm_up: self.scenario.warm_up,
             in_flight_max: crate::descriptors::front_in_flight_max(),
+            route: self.scenario.route,
             ..FrontConfig::default()
         }
     }

@@ -21,7 +21,7 @@ use crate::format::super_block::Frontier;
 use crate::raw::epoch::pin;
 use crate::raw::reclaim;
 use crate::seeded::seeded;
-use crate::storage::{StorageFile, map_or_read};
+use crate::storage::StorageFile;
 
 /// Backlog of unwritten bytes at which committers wait for the disk instead of filling the memory.
 /// With the written part of the oldest segment this makes 40 MiB, two thirds of the permitted
@@ -246,7 +246,7 @@ impl Engine {
             pending.cut = true;
             self.rolled_segments.fetch_sub(1, Ordering::Relaxed);
         }
-        let map = match map_or_read(pending.file.as_ref(), sealed_end.into()) {
+        let map = match self.options.map(pending.file.as_ref(), sealed_end.into()) {
             Ok(map) => map,
             // All bytes are written, and readers use the memory. The map is tried again with the
             // next write.

@@ -20,6 +20,7 @@ use serde::Serialize;
 use crate::directory::View;
 use crate::engine::Handle;
 use crate::error::Result;
+use crate::sequence::Sequence;
 use crate::snapshot::Snapshot;
 use crate::tools::digest::{DIGEST_PREFIXES, Digest, PrefixSet, TableDigest, scan};
 use crate::value::Value;
@@ -103,9 +104,9 @@ pub struct Difference {
 #[non_exhaustive]
 pub struct DiffReport {
     /// Sequence of the compared state of the first database.
-    pub first_sequence: u64,
+    pub first_sequence: Sequence,
     /// Sequence of the compared state of the second database.
-    pub second_sequence: u64,
+    pub second_sequence: Sequence,
     /// Numbers of keys in the tables of the first and the second database.
     pub keys: (u64, u64),
     /// Tables that only the first database has. Their keys are counted and reported too.
@@ -310,7 +311,7 @@ fn by_log(
 /// One of the two databases: its digests and their moment.
 struct Side {
     snapshot: Snapshot,
-    sequence: u64,
+    sequence: Sequence,
     keys: u64,
     /// Tables by name, with their ids.
     tables: BTreeMap<String, (TableDigest, u32)>,

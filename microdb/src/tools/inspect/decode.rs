@@ -10,6 +10,7 @@ use crate::format::checksum::SegmentMask;
 use crate::format::frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, FrameKind};
 use crate::format::record::{Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
+use crate::sequence::Sequence;
 
 /// Finds the frames. Continues behind damage with the next valid header.
 pub(super) fn walk(bytes: &[u8], mask: SegmentMask, view: &mut SegmentView) {
@@ -51,7 +52,7 @@ fn frame_view(bytes: &[u8], header: &FrameHeader, mask: SegmentMask, at: u32) ->
             FrameKind::Commit => "commit",
             FrameKind::Relocation => "relocation",
         },
-        sequence: header.sequence,
+        sequence: Sequence(header.sequence),
         header: fields(bytes, at as usize, &FRAME_FIELDS),
         records: Vec::new(),
         damage: None,

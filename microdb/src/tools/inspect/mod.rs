@@ -22,7 +22,8 @@ use crate::format::segment::SegmentHeader;
 use crate::format::super_block::{
     HINT_BLOCK_BYTES, HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS, State, decode_hint,
 };
-use crate::format::{DatabaseId, SEGMENT_BYTES_LIMIT, names};
+use crate::format::{DatabaseId, LogPosition, SEGMENT_BYTES_LIMIT, names};
+use crate::sequence::Sequence;
 
 /// One field of the format, as stored in a file.
 ///
@@ -32,8 +33,8 @@ use crate::format::{DatabaseId, SEGMENT_BYTES_LIMIT, names};
 /// # let db = microdb::Db::open(folder.path().join("shop"))?;
 /// # let events = db.table("events")?;
 /// events.put("k", "v")?;
-/// let (segment, _) = events.location("k")?.unwrap();
-/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// let at = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), at.segment)?;
 /// for field in view.header {
 ///     println!("{:>6} {}: {}", field.offset, field.name, field.meaning);
 /// }
@@ -61,8 +62,8 @@ pub struct Field {
 /// # let db = microdb::Db::open(folder.path().join("shop"))?;
 /// # let events = db.table("events")?;
 /// events.put("k", "v")?;
-/// let (segment, _) = events.location("k")?.unwrap();
-/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// let at = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), at.segment)?;
 /// let records = view.frames.iter().flat_map(|frame| &frame.records);
 /// assert!(records.into_iter().any(|record| record.key == b"k" && record.value == b"v"));
 /// # Ok(())
@@ -96,8 +97,8 @@ pub struct RecordView {
 /// # let db = microdb::Db::open(folder.path().join("shop"))?;
 /// # let events = db.table("events")?;
 /// events.put("k", "v")?;
-/// let (segment, _) = events.location("k")?.unwrap();
-/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// let at = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), at.segment)?;
 /// for frame in view.frames {
 ///     println!("{} to {}: {}", frame.offset, frame.end, frame.kind);
 /// }
@@ -114,7 +115,7 @@ pub struct FrameView {
     /// "commit" or "relocation".
     pub kind: &'static str,
     /// Sequence of the commit. For a relocation, that of the last commit before it.
-    pub sequence: u64,
+    pub sequence: Sequence,
     /// Header, field by field.
     pub header: Vec<Field>,
     /// Records of the frame.
@@ -131,8 +132,8 @@ pub struct FrameView {
 /// # let db = microdb::Db::open(folder.path().join("shop"))?;
 /// # let events = db.table("events")?;
 /// events.put("k", "v")?;
-/// let (segment, _) = events.location("k")?.unwrap();
-/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// let at = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), at.segment)?;
 /// for gap in view.gaps {
 ///     println!("{} to {}: {}", gap.offset, gap.end, gap.reason);
 /// }
@@ -158,8 +159,8 @@ pub struct Gap {
 /// # let db = microdb::Db::open(folder.path().join("shop"))?;
 /// # let events = db.table("events")?;
 /// events.put("k", "v")?;
-/// let (segment, _) = events.location("k")?.unwrap();
-/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// let at = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), at.segment)?;
 /// assert_eq!((view.id, view.header_damage), (segment, None));
 /// # Ok(())
 /// # }
@@ -194,7 +195,7 @@ impl SegmentView {
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
     /// # let events = db.table("events")?;
     /// events.put("k", "v")?;
-    /// let (segment, _) = events.location("k")?.unwrap();
+    /// let segment = events.location("k")?.unwrap().segment;
     /// let view = microdb::inspect::segment(db.path(), segment)?;
     /// assert!(view.damage().is_empty());
     /// # Ok(())
@@ -248,8 +249,8 @@ pub struct FolderView {
     pub created_ms: Option<u64>,
     /// The two copies of the state in SUPER: their generation, or a description of the damage.
     pub states: Vec<std::result::Result<u64, String>>,
-    /// Durable frontier, as segment and offset.
-    pub frontier: Option<(u64, u32)>,
+    /// Durable frontier.
+    pub frontier: Option<LogPosition>,
     /// Generation of the checkpoint named by SUPER, or 0.
     pub checkpoint: Option<u64>,
     /// Existing segments with the length of their files, oldest first.
@@ -310,7 +311,7 @@ pub fn folder(path: impl AsRef<Path>) -> Result<FolderView> {
     Ok(FolderView {
         database: newest.map(|state| state.database.to_string()),
         created_ms: newest.map(|state| state.created_ms),
-        frontier: frontier.map(|position| (position.segment, position.offset)),
+        frontier,
         checkpoint: newest.map(|state| state.checkpoint),
         missing: newest.map(missing).unwrap_or_default(),
         states: states
@@ -351,8 +352,8 @@ fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64
 /// # let db = microdb::Db::open(folder.path().join("shop"))?;
 /// # let events = db.table("events")?;
 /// events.put("k", "v")?;
-/// let (segment, _) = events.location("k")?.unwrap();
-/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// let at = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), at.segment)?;
 /// println!("{} frames", view.frames.len());
 /// # Ok(())
 /// # }
@@ -417,7 +418,8 @@ mod tests {
             table.put(format!("key {number}"), "value").unwrap();
         }
         table.delete("key 1").unwrap();
-        let (segment_id, offset) = table.location("key 3").unwrap().unwrap();
+        let at = table.location("key 3").unwrap().unwrap();
+        let (segment_id, offset) = (at.segment, at.offset);
         assert_eq!(table.location("key 1").unwrap(), None);
         db.close().unwrap();
         let seen = folder(path).unwrap();

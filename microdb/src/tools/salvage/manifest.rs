@@ -12,6 +12,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::sequence::Sequence;
+
 /// Maximum number of listed keys per list; more are only counted, so that a manifest stays
 /// readable.
 pub(crate) const KEYS_LISTED_MAX: usize = 1000;
@@ -51,9 +53,9 @@ pub struct Manifest {
     /// Number of complete frames in these segments.
     pub frames: u64,
     /// Sequence of the last commit of which anything was read.
-    pub sequence: u64,
+    pub sequence: Sequence,
     /// Sequence of the last commit known to have been durable, if known.
-    pub durable_sequence: Option<u64>,
+    pub durable_sequence: Option<Sequence>,
     /// Bytes behind the durable end of the log that were omitted: torn commits that were never
     /// acknowledged as durable.
     pub torn_bytes: u64,
@@ -130,7 +132,7 @@ pub struct Loss {
     /// Description of the damage.
     pub what: String,
     /// First and last commit that is damaged or missing, as far as known from the neighbours.
-    pub sequences: Option<(u64, u64)>,
+    pub sequences: Option<(Sequence, Sequence)>,
     /// Tables of the lost records, if known.
     pub tables: Vec<String>,
     /// Keys of the lost records, if known. They are listed as stored, and the damage may be in the

@@ -29,11 +29,13 @@ use crate::engine::identity::{check_path, hold};
 use crate::engine::log_order::LogOrder;
 use crate::engine::{Closing, Engine, Handle};
 use crate::error::{Error, Result};
+use crate::format::key_codec::KeyCodec;
 use crate::format::names::Paths;
 use crate::format::super_block::{Frontier, State};
 use crate::options::{Durability, Options};
 use crate::raw::epoch::pin;
 use crate::recover::{self, engine_of};
+use crate::sequence::Sequence;
 use crate::table::Table;
 use crate::tools::backup::check_apart;
 use manifest::KEYS_LISTED_MAX;
@@ -59,6 +61,7 @@ const COPY_BATCH_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// - [`Error::NotADatabase`] if no file of a database is in the folder.
+/// - [`Error::Version`] for a newer format.
 /// - [`Error::Invalid`] if the destination is not empty, or is inside or around the source.
 /// - Errors of writing to the destination.
 ///
@@ -126,9 +129,9 @@ struct Salvage {
 impl Salvage {
     fn read(from: &Path, options: &Options, manifest: &mut Manifest) -> Result<Self> {
         let paths = Paths::new(from);
-        let mut source = Source::find(&paths, options.storage.as_ref(), manifest)?;
+        let mut source = Source::find(&paths, options, manifest)?;
         manifest.database = source.database.to_string();
-        manifest.durable_sequence = source.frontier.map(|frontier| frontier.sequence);
+        manifest.durable_sequence = source.frontier.map(|frontier| Sequence(frontier.sequence));
         let state = source.state.clone().unwrap_or_else(|| State {
             database: source.database,
             hash_seed: [0; 16],
@@ -221,7 +224,10 @@ impl Salvage {
                     .write()
                     .unwrap_or_else(std::sync::PoisonError::into_inner);
                 // The table may have no record.
-                catalog.table_or_new(id);
+                let table = catalog.table_or_new(id);
+                if let Some(codec) = KeyCodec::decode(record.value()) {
+                    let _ = table.key_codec.set(codec);
+                }
             }
         }
         known
@@ -251,7 +257,7 @@ impl Salvage {
                 records: 0,
                 bytes: 0,
             };
-            self.copy_table(db, LogOrder::new(locations), &mut salvaged, manifest)?;
+            self.copy_table(db, table, LogOrder::new(locations), &mut salvaged, manifest)?;
             manifest.records += salvaged.records;
             manifest.bytes += salvaged.bytes;
             manifest.tables.push(salvaged);
@@ -262,13 +268,14 @@ impl Salvage {
     fn copy_table(
         &self,
         db: &Arc<Handle>,
+        source: &TableCore,
         mut order: LogOrder,
         salvaged: &mut SalvagedTable,
         manifest: &mut Manifest,
     ) -> Result<()> {
         let target = Table {
             engine: db.clone(),
-            core: db.create_table(&salvaged.name)?,
+            core: db.create_table(&salvaged.name, source.key_codec.get())?,
         };
         let guard = pin();
         let segments = self.engine.segments.load(&guard);

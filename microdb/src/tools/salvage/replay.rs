@@ -30,6 +30,7 @@ use crate::format::usage::SegmentUsage;
 use crate::raw::epoch::pin;
 use crate::recover::log_reader::highest_frontier;
 use crate::recover::{Replayed, Rules};
+use crate::sequence::Sequence;
 
 /// Replays the log and lists the losses.
 pub(super) struct Replay<'a> {
@@ -190,7 +191,7 @@ impl<'a> Replay<'a> {
             self.follow(header);
             if let (Some(loss), FrameKind::Commit) = (loss, header.kind) {
                 let loss = &mut self.manifest.losses[loss];
-                loss.sequences = Some((header.sequence, header.sequence));
+                loss.sequences = Some((Sequence(header.sequence), Sequence(header.sequence)));
             }
             match loss {
                 None => self.manifest.frames += 1,
@@ -276,7 +277,7 @@ impl<'a> Replay<'a> {
         if header.sequence >= self.sequence {
             (self.sequence, self.chain) = (header.sequence, header.chain);
         }
-        self.manifest.sequence = self.sequence;
+        self.manifest.sequence = Sequence(self.sequence);
     }
 
     /// Lists commits that are missing.
@@ -287,7 +288,7 @@ impl<'a> Replay<'a> {
             .take()
             .or_else(|| self.manifest.losses.iter().position(missing));
         match loss {
-            Some(loss) => self.manifest.losses[loss].sequences = Some((first, last)),
+            Some(loss) => self.manifest.losses[loss].sequences = Some((Sequence(first), Sequence(last))),
             None => self
                 .manifest
                 .warnings

@@ -20,11 +20,12 @@ use crate::format::names::{self, Paths};
 use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::format::super_block::{
     Frontier, HINT_BLOCK_BYTES, HINT_OFFSETS, SEGMENT_SPAN_MAX, STATE_BLOCK_BYTES, STATE_OFFSETS, State,
-    decode_hint,
+    decode_hint, newer_version,
 };
-use crate::format::{DatabaseId, Flaw, LogPosition, SEGMENT_BYTES_LIMIT};
+use crate::format::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, SEGMENT_BYTES_LIMIT};
+use crate::options::Options;
 use crate::raw::map::Map;
-use crate::storage::{OpenMode, Storage, map_or_read};
+use crate::storage::{OpenMode, Storage};
 
 /// Number of bytes read at a time, and the smallest unreadable piece: a sector, as file systems
 /// read them.
@@ -64,7 +65,8 @@ impl Source {
     ///
     /// # Errors
     /// [`Error::NotADatabase`] if it has no file of a database.
-    pub(super) fn find(paths: &Paths, storage: &dyn Storage, manifest: &mut Manifest) -> Result<Self> {
+    pub(super) fn find(paths: &Paths, options: &Options, manifest: &mut Manifest) -> Result<Self> {
+        let storage = options.storage.as_ref();
         let names = storage.list(&paths.log()).unwrap_or_default();
         let mut ids: Vec<u64> = names
             .iter()
@@ -74,7 +76,7 @@ impl Source {
         let mut files = Vec::new();
         for id in ids {
             let path = paths.segment(id);
-            match read_file(&path, storage, manifest) {
+            match read_file(&path, options, manifest) {
                 Ok(map) => files.push((id, path, map)),
                 Err(error) => manifest.losses.push(Loss {
                     what: format!("cannot be read at all: {}", chain(&error)),
@@ -83,7 +85,7 @@ impl Source {
                 }),
             }
         }
-        let super_bytes = read_file(&paths.super_file(), storage, manifest).ok();
+        let super_bytes = read_file(&paths.super_file(), options, manifest).ok();
         let names = storage.list(&paths.directory()).unwrap_or_default();
         let mut checkpoints: Vec<u64> = names
             .iter()
@@ -100,6 +102,14 @@ impl Source {
             files,
         };
         let Some(database) = source.identify(&states, paths, storage) else {
+            // Only now, because a damaged SUPER may name any version.
+            if let Some(found) = newer_version(&states) {
+                return Err(Error::Version {
+                    path: paths.super_file(),
+                    found,
+                    supported: FORMAT_VERSION,
+                });
+            }
             let path = paths.root().to_path_buf();
             return Err(Error::NotADatabase { path });
         };
@@ -334,8 +344,9 @@ fn states(bytes: &[u8]) -> [Result<State, Flaw>; 2] {
 
 /// Returns the bytes of a file: mapped if all of it is readable, otherwise the readable part with
 /// zeros for the rest, which is noted.
-fn read_file(path: &std::path::Path, storage: &dyn Storage, manifest: &mut Manifest) -> Result<Arc<Map>> {
-    let file = storage
+fn read_file(path: &std::path::Path, options: &Options, manifest: &mut Manifest) -> Result<Arc<Map>> {
+    let file = options
+        .storage
         .open(path, OpenMode::Read)
         .map_err(Error::io("cannot open", path))?;
     let len = file
@@ -351,7 +362,9 @@ fn read_file(path: &std::path::Path, storage: &dyn Storage, manifest: &mut Manif
         at += piece as u64;
     }
     if !bad {
-        let map = map_or_read(file.as_ref(), len).map_err(Error::io("cannot read", path))?;
+        let map = options
+            .map(file.as_ref(), len)
+            .map_err(Error::io("cannot read", path))?;
         // Read from beginning to end.
         map.advise(false);
         return Ok(map);

@@ -17,7 +17,7 @@ use crate::volume::server::VolumeServer;
 
 /// The question to a node.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub(super) struct AskFigures {
+pub(crate) struct AskFigures {
     /// The process that the last answer came from, 0 before the first one.
     pub(super) incarnation: u64,
     /// The newest second that was heard of.
@@ -28,7 +28,7 @@ pub(super) struct AskFigures {
 
 /// The answer of a node.
 #[derive(Serialize, Deserialize)]
-pub(super) struct NodeFigures {
+pub(crate) struct NodeFigures {
     pub(super) incarnation: u64,
     pub(super) volumes: Vec<VolumeFigures>,
     /// Volumes that the node is to serve and cannot, with the reason in words.

@@ -16,28 +16,25 @@ mod samples;
 mod state;
 mod stream;
 
+pub(super) use page::is_wanted as is_page_wanted;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderValue, Method, Request, Response};
-use axum::response::IntoResponse;
-use bytes::Bytes;
-use hyper::body::Body as HttpBody;
+use axum::http::{HeaderMap, HeaderValue, Response};
 use imt_ring::NodeName;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::fast_path::AnswerBody;
-use super::forward::without_body;
-use super::problem::Problem;
-use super::request::{ConsoleView, Operation};
-use super::{gzip, internal, order_body, orders};
+use crate::api::fast_path::AnswerBody;
+use crate::api::forward::refusal;
+use crate::api::problem::Problem;
+use crate::cluster::peer_call::PeerCall;
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
 use crate::runtime::clock::Clock;
@@ -52,8 +49,6 @@ const STREAMS_MAX: usize = 32;
 const FIGURES_TIMEOUT: Duration = Duration::from_millis(700);
 /// Age at which figures are asked for again by a page that opens.
 const FIGURES_FRESH: Duration = Duration::from_millis(500);
-/// The path at which nodes ask each other for figures.
-const PEER_PATH: &str = "/peer/console";
 
 /// Tells the streams that there is something to send.
 #[derive(Clone, Copy, Debug, Default)]
@@ -179,7 +174,7 @@ impl Console {
     }
 
     /// This node's answer to another one, or to itself.
-    fn figures(&self, ask: &AskFigures) -> NodeFigures {
+    pub(super) fn figures(&self, ask: &AskFigures) -> NodeFigures {
         let since = if ask.incarnation == self.incarnation {
             ask.event
         } else {
@@ -207,7 +202,8 @@ impl Console {
             let question = self.overview().question(&node);
             let peers = Arc::clone(&self.cluster.peers);
             asked.spawn(async move {
-                let answer = peers.ask::<NodeFigures>(address, PEER_PATH, &question, FIGURES_TIMEOUT);
+                let answer =
+                    peers.ask::<NodeFigures>(address, &PeerCall::Console, &question, FIGURES_TIMEOUT);
                 (node, answer.await.map_err(|reason| reason.0))
             });
         }
@@ -255,42 +251,18 @@ impl Console {
         serde_json::to_vec(&state)
     }
 
-    /// Returns `true` for the requests that the console answers.
-    pub(crate) fn takes<B>(request: &Request<B>) -> bool {
-        let path = request.uri().path();
-        let is_page = || {
-            let is_read = request.method() == Method::GET || request.method() == Method::HEAD;
-            is_read && page::is_wanted(request.headers())
-        };
-        path.starts_with("/console/") || path == PEER_PATH || path == "/" && is_page()
+    /// Returns the page itself, or 304 to a client that has it.
+    pub(crate) fn page(headers: &HeaderMap) -> Response<AnswerBody> {
+        page::answer(headers)
     }
 
-    /// Answers a request that the console takes.
-    pub(crate) async fn answer<B>(self: &Arc<Self>, request: Request<B>) -> Response<AnswerBody>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Display + Into<axum::BoxError>,
-    {
-        let (head, body) = request.into_parts();
-        let answer = match head.uri.path() {
-            "/" => page::answer(&head.headers),
-            PEER_PATH => return self.answer_node(&head.headers, Body::new(body)).await,
-            _ => match Operation::parse(&head.method, &head.uri) {
-                Ok(Operation::Console(ConsoleView::State)) => self.answer_state().await,
-                Ok(Operation::Console(ConsoleView::Events)) => stream::answer(self, &head.headers),
-                Ok(_) => refusal(Problem::not_found("there is no such path")),
-                Err(problem) => refusal(problem),
-            },
-        };
-        let answer = gzip::pack(answer, &head.headers).await;
-        if head.method == Method::HEAD {
-            without_body(answer)
-        } else {
-            answer
-        }
+    /// Answers `GET /console/events`.
+    pub(crate) fn events(self: &Arc<Self>, headers: &HeaderMap) -> Response<AnswerBody> {
+        stream::answer(self, headers)
     }
 
-    async fn answer_state(&self) -> Response<AnswerBody> {
+    /// Answers `GET /console/state`.
+    pub(crate) async fn state(&self) -> Response<AnswerBody> {
         self.refresh().await;
         match self.render(&mut Cursor::default()) {
             Ok(body) => {
@@ -303,22 +275,4 @@ impl Console {
             Err(error) => refusal(Problem::internal(error.to_string())),
         }
     }
-
-    async fn answer_node(&self, headers: &HeaderMap, body: Body) -> Response<AnswerBody> {
-        if let Some(refused) = internal::refuse_strangers(&self.cluster, headers) {
-            return refused.map(AnswerBody::Long);
-        }
-        let answered = match order_body::read_small(&HeaderMap::new(), body).await {
-            Ok(body) => serde_json::from_slice::<AskFigures>(&body)
-                .map(|ask| orders::json(&self.figures(&ask)))
-                .map_err(|error| Problem::body(error.to_string())),
-            Err(problem) => Err(problem),
-        };
-        let answer = answered.unwrap_or_else(IntoResponse::into_response);
-        answer.map(AnswerBody::Long)
-    }
-}
-
-fn refusal(problem: Problem) -> Response<AnswerBody> {
-    problem.into_response().map(AnswerBody::Long)
 }

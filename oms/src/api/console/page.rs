@@ -62,7 +62,7 @@ fn hash(text: &str) -> String {
 }
 
 /// Returns `true` if a client names HTML among the types that it takes, and not with a weight of 0.
-pub(super) fn is_wanted(headers: &HeaderMap) -> bool {
+pub(crate) fn is_wanted(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(ACCEPT).iter();
     let texts = accepted.filter_map(|value| value.to_str().ok());
     texts.flat_map(|text| text.split(',')).any(|range| {

@@ -18,7 +18,8 @@ use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{AnswerBody, Console, Cursor, refusal};
+use super::{AnswerBody, Console, Cursor};
+use crate::api::forward::refusal;
 use crate::api::problem::Problem;
 use crate::runtime;
 

@@ -1,17 +1,23 @@
 //! Delivery numbers that no warehouse can have reached: rejected in a client's request, ignored in
 //! the warehouse's answer. Neither may affect later snapshots.
 
-use axum::http::{Request, Response, StatusCode};
+use std::sync::atomic::Ordering;
+
+use axum::http::{Method, Request, Response, StatusCode};
 
 use super::tests::{close, open};
 use super::*;
-use crate::api::request::Operation;
-use crate::api::{AnswerBody, Entrance};
+use crate::api::AnswerBody;
+use crate::api::fast_path::Entrance;
+use crate::api::request::VolumeOperation;
 use crate::domain::order::{Command, Line, OrderId};
 use crate::volume::transactor::Ask;
 
 async fn answer(app: &Arc<App>, request: Request<Body>) -> Response<AnswerBody> {
-    let operation = Operation::parse(request.method(), request.uri()).unwrap();
+    let operation = match *request.method() {
+        Method::PUT => VolumeOperation::ReplaceStock,
+        _ => VolumeOperation::ChangeStock,
+    };
     let (head, body) = request.into_parts();
     let entrance = Entrance::of(app);
     entrance.answer(operation, &head.headers, body).await

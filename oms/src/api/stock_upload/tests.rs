@@ -5,16 +5,20 @@ use std::sync::RwLock;
 
 use axum::http::StatusCode;
 
+use super::apply::Prepared;
 use super::*;
-use crate::api::Entrance;
-use crate::api::request::Operation;
+use crate::api::fast_path::Entrance;
+use crate::api::request::VolumeOperation;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::sales::Statistics;
 use crate::domain::stock::Delivery;
 use crate::outbox::OutboxLimits;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
+use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
+use crate::storage::write_batch::WriteBatch;
+use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
 const STORES: u32 = 12;
@@ -77,7 +81,7 @@ async fn put(app: &Arc<App>, deliveries: u64, as_of: Option<u64>) -> StatusCode 
         headers.insert("x-stock-as-of", as_of.into());
     }
     let entrance = Entrance::of(app);
-    let answer = entrance.answer(Operation::ReplaceStock, &headers, Body::from(csv));
+    let answer = entrance.answer(VolumeOperation::ReplaceStock, &headers, Body::from(csv));
     answer.await.status()
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | sender | bytes | content |
 //! | --- | ---: | --- |
-//! | initiator | 11 | `IMT-PEER/1` and a line end |
+//! | initiator | 11 | `IMT-PEER/2` and a line end |
 //! | initiator | 32 | its nonce |
 //! | acceptor | 64 | its nonce, its proof |
 //! | initiator | 32 | its proof |
@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::cluster::channel::LinkError;
 
 /// First bytes of a connection between nodes. No method of HTTP begins like this.
-pub(crate) const PREFACE: &[u8; 11] = b"IMT-PEER/1\n";
+pub(crate) const PREFACE: &[u8; 11] = b"IMT-PEER/2\n";
 /// Longest time for the whole handshake: a few round trips on one machine.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 

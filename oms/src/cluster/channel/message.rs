@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 use imt_ring::NodeName;
+use serde::{Deserialize, Serialize};
 
 use crate::cluster::channel::wire::{Decoder, Encoder, WireError};
 use crate::domain::order::{Line, OrderId};
@@ -31,8 +32,8 @@ pub(crate) struct Request {
 pub(crate) enum Question {
     /// A client's command to one order.
     Command(OrderCommand),
-    /// A client's read, by its path.
-    Read(String),
+    /// A client's read.
+    Read(Read),
     /// The first store of the volume that has these units.
     FindStore(Box<[Line]>),
     /// Reserve units for an order of another volume.
@@ -47,6 +48,21 @@ pub(crate) enum Question {
     FollowStock(FollowStock),
     /// Available quantities, row by row.
     ReadStock(ReadStock),
+}
+
+/// A client's read that one volume answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Read {
+    /// The current state of an order.
+    Order(OrderId),
+    /// The events of an order.
+    OrderHistory(OrderId),
+    /// The stock of one store.
+    StoreStock(u32),
+    /// The sales of one product.
+    ProductSales(u32),
+    /// This number of the products that sold best.
+    TopSales(u32),
 }
 
 /// A client's command to one order.
@@ -223,9 +239,9 @@ impl Question {
                 to.byte(1);
                 command.encode(to);
             }
-            Question::Read(path) => {
+            Question::Read(read) => {
                 to.byte(2);
-                to.text(path);
+                read.encode(to);
             }
             Question::FindStore(lines) => {
                 to.byte(3);
@@ -284,7 +300,7 @@ impl Question {
     fn decode(from: &mut Decoder<'_>) -> Result<Question, WireError> {
         Ok(match from.byte("a kind of request")? {
             1 => Question::Command(OrderCommand::decode(from)?),
-            2 => Question::Read(from.text("a path")?.to_owned()),
+            2 => Question::Read(Read::decode(from)?),
             3 => Question::FindStore(from.lines()?),
             4 => Question::Reserve(Reserve {
                 order: from.order()?,
@@ -325,6 +341,37 @@ impl Question {
                 first_row: from.number_u32("a row")?,
             }),
             _ => return from.fault("a known kind of request"),
+        })
+    }
+}
+
+impl Read {
+    fn encode(&self, to: &mut Encoder<'_>) {
+        let (code, number) = match self {
+            Read::Order(order) => {
+                to.byte(1);
+                return to.text(order.as_str());
+            }
+            Read::OrderHistory(order) => {
+                to.byte(2);
+                return to.text(order.as_str());
+            }
+            Read::StoreStock(store) => (3, *store),
+            Read::ProductSales(product) => (4, *product),
+            Read::TopSales(count) => (5, *count),
+        };
+        to.byte(code);
+        to.number(u64::from(number));
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<Read, WireError> {
+        Ok(match from.byte("a kind of read")? {
+            1 => Read::Order(from.order()?),
+            2 => Read::OrderHistory(from.order()?),
+            3 => Read::StoreStock(from.number_u32("a store")?),
+            4 => Read::ProductSales(from.number_u32("a product")?),
+            5 => Read::TopSales(from.number_u32("a number of products")?),
+            _ => return from.fault("a known kind of read"),
         })
     }
 }

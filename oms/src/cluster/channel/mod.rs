@@ -24,12 +24,12 @@ mod serving;
 mod wire;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use thiserror::Error;
 use tokio::net::TcpStream;
 
 pub(crate) use crate::cluster::channel::connection::{Connection, Unanswered};
@@ -46,16 +46,9 @@ use crate::runtime;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The reason why a connection ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
 pub(crate) struct LinkError(pub(crate) String);
-
-impl fmt::Display for LinkError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for LinkError {}
 
 impl From<std::io::Error> for LinkError {
     fn from(error: std::io::Error) -> LinkError {

@@ -5,10 +5,12 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::cluster::channel::message::{Confirm, Question, Reply, Request};
+use crate::cluster::channel::message::{
+    Confirm, Keyed, OrderCommand, OrderWork, Question, Read, Reply, Request,
+};
 use crate::domain::order::OrderId;
 
-/// Answers reads with their path, keeps the rest of the requests, and counts frames.
+/// Answers reads with their order, keeps the rest of the requests, and counts frames.
 #[derive(Default)]
 struct Echo {
     frames: AtomicUsize,
@@ -22,12 +24,14 @@ impl Service for Echo {
         self.requests.fetch_add(requests.len(), Ordering::Relaxed);
         for asked in requests {
             match asked.question.clone() {
-                Question::Read(path) if path == "/large" => {
+                Question::Read(Read::Order(order)) if order.as_str() == "large" => {
                     let reply = Reply::Failed("x".repeat(frame::PAYLOAD_BYTES_MAX));
                     asked.caller.answer(asked.epoch, reply);
                 }
-                Question::Read(path) if path == "/dropped" => drop(asked),
-                Question::Read(path) => asked.caller.answer(asked.epoch, Reply::Busy(path)),
+                Question::Read(Read::Order(order)) if order.as_str() == "dropped" => drop(asked),
+                Question::Read(Read::Order(order)) => {
+                    asked.caller.answer(asked.epoch, Reply::Busy(order.to_string()));
+                }
                 Question::Confirm(_) => asked.caller.forget(),
                 _ => self.kept.lock().unwrap().push(asked),
             }
@@ -45,8 +49,8 @@ fn request(question: Question) -> Request {
     }
 }
 
-fn read(path: &str) -> Request {
-    request(Question::Read(path.to_owned()))
+fn read(order: &str) -> Request {
+    request(Question::Read(Read::Order(OrderId::parse(order).unwrap())))
 }
 
 /// A listener that serves connections, and what it serves them with.
@@ -75,9 +79,9 @@ async fn many_requests_share_frames_and_each_gets_its_answer() {
     for number in 0..1_000 {
         let connection = Arc::clone(&connection);
         asked.spawn(async move {
-            let path = format!("/order/{number}");
-            let answer = connection.ask(read(&path)).await.unwrap();
-            assert_eq!((answer.epoch, answer.reply), (3, Reply::Busy(path)));
+            let order = number.to_string();
+            let answer = connection.ask(read(&order)).await.unwrap();
+            assert_eq!((answer.epoch, answer.reply), (3, Reply::Busy(order)));
         });
     }
     asked.join_all().await;
@@ -90,7 +94,7 @@ async fn many_requests_share_frames_and_each_gets_its_answer() {
 async fn a_dropped_request_is_answered_with_a_failure() {
     let (address, _, _serving) = listen("open").await;
     let channels = Channels::new(TcpDialer::new("open"));
-    let answer = channels.connection(address).ask(read("/dropped")).await.unwrap();
+    let answer = channels.connection(address).ask(read("dropped")).await.unwrap();
     assert!(matches!(answer.reply, Reply::Failed(_)), "{answer:?}");
 }
 
@@ -99,18 +103,27 @@ async fn messages_that_fit_no_frame_are_refused_and_the_connection_stays() {
     let (address, _, _serving) = listen("open").await;
     let channels = Channels::new(TcpDialer::new("open"));
     let connection = channels.connection(address);
-    let answer = connection.ask(read("/large")).await.unwrap();
+    let answer = connection.ask(read("large")).await.unwrap();
     assert_eq!(answer.reply, Reply::TooLarge);
-    let large = read(&"x".repeat(frame::PAYLOAD_BYTES_MAX));
+    let keyed = Keyed {
+        key: "key".to_owned(),
+        path: "/order/17/cancel".to_owned(),
+        body: vec![0; frame::PAYLOAD_BYTES_MAX].into(),
+    };
+    let large = request(Question::Command(OrderCommand {
+        order: OrderId::parse("17").unwrap(),
+        work: OrderWork::Cancel,
+        keyed: Some(keyed),
+    }));
     assert_eq!(connection.ask(large).await, Err(Unanswered::TooLarge));
-    assert!(connection.ask(read("/small")).await.is_ok());
+    assert!(connection.ask(read("small")).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_node_with_another_secret_is_not_answered() {
     let (address, echo, _serving) = listen("open").await;
     let channels = Channels::new(TcpDialer::new("shut"));
-    let answer = channels.connection(address).ask(read("/order/1")).await;
+    let answer = channels.connection(address).ask(read("1")).await;
     assert!(matches!(answer, Err(Unanswered::Broken(_))), "{answer:?}");
     assert_eq!(echo.requests.load(Ordering::Relaxed), 0);
 }
@@ -140,7 +153,7 @@ async fn waiting_requests_fail_when_the_connection_ends_and_the_next_one_opens_a
     assert!(connection.has_ended());
     let other = channels.connection(address);
     assert!(!Arc::ptr_eq(&connection, &other));
-    let refused = other.ask(read("/order/1")).await;
+    let refused = other.ask(read("1")).await;
     assert!(
         matches!(refused, Err(Unanswered::Broken(_))),
         "nobody listens: {refused:?}"
@@ -167,7 +180,7 @@ async fn a_caller_that_stops_waiting_leaves_nothing_behind() {
     }
     let late = echo.kept.lock().unwrap().pop().unwrap();
     late.caller.answer(3, Reply::Kept(true));
-    assert!(connection.ask(read("/order/1")).await.is_ok());
+    assert!(connection.ask(read("1")).await.is_ok());
 }
 
 /// Frames in memory.

@@ -4,28 +4,20 @@
 //! never panics and never reads outside of its frame. Texts and blobs of a decoded message share
 //! the memory of their frame.
 
-use std::fmt;
-
 use bytes::Bytes;
+use thiserror::Error;
 
 use crate::domain::order::{Line, OrderId};
 
 /// Bytes that are not a message of this version.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("expected {expected} at byte {offset} of a frame")]
 pub(crate) struct WireError {
     /// Byte offset in the frame's payload.
     pub(crate) offset: usize,
     /// The field that the bytes do not hold.
     pub(crate) expected: &'static str,
 }
-
-impl fmt::Display for WireError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "expected {} at byte {} of a frame", self.expected, self.offset)
-    }
-}
-
-impl std::error::Error for WireError {}
 
 /// Appends fields to a buffer.
 pub(crate) struct Encoder<'a>(pub(crate) &'a mut Vec<u8>);

@@ -81,7 +81,7 @@ fn page(walk: &mut Walk, slots: &Slots, stale_rows: StaleRows) -> Result<(WriteB
             break;
         }
         let is_row =
-            walk.step(|table, key, value| row(&mut batch, slots, stale_rows, (table, key, value)))?;
+            walk.step(|table, key, value| remove_if_stale(&mut batch, slots, stale_rows, table, key, value))?;
         if !is_row {
             return Ok((batch, true));
         }
@@ -89,11 +89,13 @@ fn page(walk: &mut Walk, slots: &Slots, stale_rows: StaleRows) -> Result<(WriteB
     Ok((batch, false))
 }
 
-fn row(
+fn remove_if_stale(
     batch: &mut WriteBatch,
     slots: &Slots,
     stale_rows: StaleRows,
-    (table, key, value): (Table, &[u8], &[u8]),
+    table: Table,
+    key: &[u8],
+    value: &[u8],
 ) -> Result<(), StorageError> {
     let fault = |fault| broken(table, key, fault);
     match table {

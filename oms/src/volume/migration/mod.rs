@@ -9,6 +9,7 @@
 
 pub(crate) mod cleanup;
 pub(crate) mod source;
+pub(crate) mod staged_rows;
 pub(crate) mod staged_state;
 pub(crate) mod staged_stock;
 pub(crate) mod target;

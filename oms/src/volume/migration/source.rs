@@ -21,8 +21,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use imt_ring::Ring;
+use imt_ring::{NodeName, Ring};
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::cluster::{SlotSet, slots_in};
@@ -60,7 +61,7 @@ pub(crate) struct ExportRequest {
     /// Id of the migration.
     pub(crate) id: u64,
     /// The target volume.
-    pub(crate) to: String,
+    pub(crate) to: NodeName,
     /// The slots as ranges.
     pub(crate) slots: Vec<(u32, u32)>,
     /// Number of the page.
@@ -178,7 +179,7 @@ impl Page {
 
 /// The outgoing copies of a volume, by the volume that gets the slots.
 #[derive(Default)]
-pub(crate) struct Exports(Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Outgoing>>>>);
+pub(crate) struct Exports(Mutex<BTreeMap<NodeName, Arc<tokio::sync::Mutex<Outgoing>>>>);
 
 /// The outgoing copy to one other volume.
 struct Outgoing {
@@ -203,21 +204,17 @@ struct Reading {
 }
 
 /// The reason why a page cannot be sent.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum ExportError {
-    Storage(StorageError),
-    /// The requested page is not the next one. The copy must start again.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The requested page is not the next one.
+    #[error("the copy of these slots was broken off and must start again")]
     OutOfTurn,
 }
 
-impl From<StorageError> for ExportError {
-    fn from(error: StorageError) -> ExportError {
-        ExportError::Storage(error)
-    }
-}
-
 impl Exports {
-    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<tokio::sync::Mutex<Outgoing>>>> {
+    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, Arc<tokio::sync::Mutex<Outgoing>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -13,8 +13,8 @@ use crate::runtime::clock::Clock;
 use crate::storage::fence::SlotOwnership;
 use crate::storage::owned_slots::{Slots, of_order, of_store};
 use crate::storage::volume::Volume;
+use crate::volume::migration::staged_rows::StagedRows;
 use crate::volume::migration::staged_state::StagedState;
-use crate::volume::migration::target::StagedRows;
 
 /// A ring of one volume, and the one after it with another.
 pub(crate) fn rings() -> (Arc<Ring>, Arc<Ring>) {
@@ -206,6 +206,52 @@ async fn a_volume_that_is_opened_again_knows_what_was_asked_for_from_elsewhere()
         assert_eq!(level(&again, store), left);
     }
     close(&again).await;
+}
+
+/// Other volumes with no store, and with no order that keeps its units.
+struct NothingKept;
+
+impl RemoteVolumes for NothingKept {
+    fn find<'a>(&'a self, _: &'a [Line], _: Option<u32>) -> Answer<'a, Option<u32>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn reserve<'a>(&'a self, _: &'a OrderId, _: u64, _: u32, _: &'a [Line]) -> Answer<'a, bool> {
+        Box::pin(async { Ok(false) })
+    }
+
+    fn confirm(&self, _: &OrderId, _: u64, _: u32) {}
+
+    fn settle<'a>(&'a self, _: &'a OrderId, _: &'a Settlement) -> Answer<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn keeps<'a>(&'a self, _: &'a OrderId, _: u32) -> Answer<'a, bool> {
+        Box::pin(async { Ok(false) })
+    }
+}
+
+/// The node of the order dies after the reservation and before the order is durable. Then the
+/// store's volume is opened again under a ring that also gives it the order's slot. Only the nonce
+/// in the row says that the units were requested from elsewhere.
+#[tokio::test(start_paused = true)]
+async fn units_of_an_order_that_never_came_are_released_by_the_volume_that_has_its_slot_now() {
+    let (alone, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let store = store_where(&shared, true);
+    let never_placed = orders_where(&shared, false).next().unwrap();
+    assert!(reserve(&state, &never_placed, 77, store, 2).await.unwrap());
+    close(&state).await;
+    let again = open(folder.path(), &alone);
+    assert_eq!(level(&again, store), (3, 2));
+    tokio::time::advance(ASK_AFTER * 2).await;
+    ask_after_reservations(&again, &NothingKept).await;
+    assert_eq!(level(&again, store), (5, 0));
+    close(&again).await;
+    let opened = open(folder.path(), &alone);
+    assert_eq!(level(&opened, store), (5, 0), "the release is durable");
+    close(&opened).await;
 }
 
 #[tokio::test]

@@ -4,9 +4,9 @@ const GROUPS = [
   ["place order", "c1", ["POST /order"]],
   ["pay", "c3", ["POST /order/{id}/payment-callback"]],
   ["read orders", "c5", ["GET /order/{id}", "GET /order/{id}/history", "GET /orders"]],
-  ["statistics", "c2", ["GET /aggregate-stats"]],
-  ["stock", "c4", ["PUT /stocks", "PATCH /stocks", "GET /stocks"]],
-  ["cancel and lists", "c8", ["POST /order/{id}/cancel", "GET /reservations", "GET /outbox"]],
+  ["statistics", "c2", ["GET /aggregate-stats/{product}", "GET /aggregate-stats"]],
+  ["stock", "c4", ["PUT /stocks", "PATCH /stocks", "GET /stocks/{product}", "GET /stores/{store}"]],
+  ["cancel and lists", "c8", ["POST /order/{id}/cancel", "GET /reservations", "GET /outbox", "POST /outbox/{order}/{kind}/retry"]],
 ];
 const ALL_ROUTES = "all routes";
 const STATUS = {

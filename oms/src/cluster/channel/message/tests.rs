@@ -37,7 +37,11 @@ fn questions() -> Vec<Question> {
         command(OrderWork::Pay(u64::MAX), None),
         command(OrderWork::Cancel, None),
         command(OrderWork::Retry(Kind::Deliver), None),
-        Question::Read("/order/17/history".to_owned()),
+        Question::Read(Read::Order(id("17"))),
+        Question::Read(Read::OrderHistory(id("17"))),
+        Question::Read(Read::StoreStock(10_000)),
+        Question::Read(Read::ProductSales(1_000_000)),
+        Question::Read(Read::TopSales(1_000)),
         Question::FindStore([line(7, 1)].into()),
         Question::Reserve(Reserve {
             order: id("a"),

@@ -15,8 +15,6 @@ mod anomalies;
 mod campaign;
 mod checker;
 mod recorder;
-#[path = "../support/mod.rs"]
-mod support;
 
 use campaign::Size;
 

@@ -1,18 +1,17 @@
-//! Encoding of typed values; the only module that names the encoding.
+//! The default encoding of typed tables; the only module that names the crate.
 //!
-//! bincode 2 with its standard configuration: compact, stable across builds, without field names.
-//!
-//! - Every value that [`encode`] accepts and that fits a record can be decoded. No decoded number
-//!   takes more than 16 bytes per encoded byte, so the limit of [`decode`] follows from the limit
+//! - Every value that `encode` accepts and that fits a record can be decoded. No decoded number
+//!   takes more than 16 bytes per encoded byte, so the limit of `decode` follows from the limit
 //!   of a value.
 //! - A hostile length never allocates without bound. Small records have a small limit.
 //! - Decoding must consume all bytes, because a value of another type often decodes as a prefix.
 //!
-//! Deliberately absent: a choice of encodings.
+//! Deliberately absent: a choice of configurations.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::codec::{Bincode, Codec, CodecError};
 use crate::format::VALUE_BYTES_MAX;
 
 /// Maximum number of decoded bytes per encoded byte (a `u128` below 251).
@@ -24,10 +23,22 @@ const SMALL_BYTES: usize = 64 * 1024;
 /// Limit of decoding for the largest encoded value.
 const DECODE_BYTES_MAX: usize = GROWTH_MAX * VALUE_BYTES_MAX;
 
-/// Appends the encoding of `value` to `to`.
-pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, to: &mut Vec<u8>) -> Result<(), String> {
-    bincode::serde::encode_into_writer(value, Appender(to), bincode::config::standard())
-        .map_err(|error| encode_reason(&error))
+impl Codec for Bincode {
+    const NAME: &'static str = "bincode";
+
+    fn encode<T: Serialize + ?Sized>(value: &T, to: &mut Vec<u8>) -> Result<(), CodecError> {
+        bincode::serde::encode_into_writer(value, Appender(to), bincode::config::standard())
+            .map_err(|error| encode_reason(&error).into())
+    }
+
+    fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+        let value = if bytes.len() <= SMALL_BYTES {
+            decode_within::<SMALL_DECODE_BYTES_MAX, T>(bytes)
+        } else {
+            decode_within::<DECODE_BYTES_MAX, T>(bytes)
+        };
+        Ok(value?)
+    }
 }
 
 /// Appends to a vector without the counting of `bincode::serde::encode_into_std_write`.
@@ -41,15 +52,6 @@ impl bincode::enc::write::Writer for Appender<'_> {
     }
 }
 
-/// Decodes a value that consumes all of `bytes`.
-pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    if bytes.len() <= SMALL_BYTES {
-        decode_within::<SMALL_DECODE_BYTES_MAX, T>(bytes)
-    } else {
-        decode_within::<DECODE_BYTES_MAX, T>(bytes)
-    }
-}
-
 fn decode_within<const BYTES_MAX: usize, T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let config = bincode::config::standard().with_limit::<BYTES_MAX>();
     let (value, used) =
@@ -58,6 +60,13 @@ fn decode_within<const BYTES_MAX: usize, T: DeserializeOwned>(bytes: &[u8]) -> R
         return Err(format!("the value ends after {used} of {} bytes", bytes.len()));
     }
     Ok(value)
+}
+
+/// Decodes a value at the front of `bytes`, and returns it with the bytes behind it.
+pub(super) fn decode_front<T: DeserializeOwned>(bytes: &[u8]) -> Option<(T, &[u8])> {
+    let config = bincode::config::standard().with_limit::<SMALL_DECODE_BYTES_MAX>();
+    let (value, used) = bincode::serde::decode_from_slice(bytes, config).ok()?;
+    Some((value, bytes.get(used..)?))
 }
 
 /// Returns the reason of a refused encoding.
@@ -92,6 +101,14 @@ fn decode_reason(error: &bincode::error::DecodeError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn encode<T: Serialize>(value: &T, to: &mut Vec<u8>) -> Result<(), CodecError> {
+        Bincode::encode(value, to)
+    }
+
+    fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+        Bincode::decode(bytes).map_err(|error| error.to_string())
+    }
 
     #[test]
     fn values_round_trip_and_leftovers_are_refused() {

@@ -21,9 +21,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::format::codec;
+use self::watch::Trace;
+use super::codec::Codec;
 use crate::seeded::seeded;
-use watch::Trace;
 
 /// Number of buckets of shapes per table handle, enough for types with hundreds of fields and
 /// variants.
@@ -33,7 +33,7 @@ const BUCKET_SLOTS: usize = 4;
 
 /// Paths of typed values that were read back successfully.
 #[derive(Default)]
-pub(crate) struct KnownShapes {
+pub(super) struct KnownShapes {
     slots: OnceLock<Box<[[AtomicU64; BUCKET_SLOTS]; BUCKETS]>>,
 }
 
@@ -61,28 +61,28 @@ impl KnownShapes {
 
 /// Part of a record; keys and values of a table have separate paths.
 #[derive(Clone, Copy)]
-pub(crate) enum Part {
+pub(super) enum Part {
     Key = 1,
     Value = 2,
 }
 
 /// Appends the encoding of `value` to `to`, or returns the reason why the value could not be read
-/// back.
-pub(crate) fn encode<T: Serialize + DeserializeOwned>(
-    value: &T,
+/// back. `T` is the type as which the value will be read, and `Q` may be a borrowed form of it.
+pub(super) fn encode<C: Codec, T: Serialize + DeserializeOwned, Q: Serialize + ?Sized>(
+    value: &Q,
     part: Part,
     known: &KnownShapes,
     to: &mut Vec<u8>,
 ) -> Result<(), String> {
     let start = to.len();
     let trace = Trace::new(known);
-    codec::encode(&trace.watch(value, part), to)?;
+    C::encode(&trace.watch(value, part), to).map_err(|error| error.to_string())?;
     let unknown = trace.unknown.take();
     if unknown.is_empty() {
         return Ok(());
     }
     if !seeded("typed-not-read-back") {
-        read_back::<T>(&to[start..], trace.fields.get(), part)?;
+        read_back::<C, T>(&to[start..], trace.fields.get(), part)?;
     }
     unknown.into_iter().for_each(|path| known.insert(path));
     Ok(())
@@ -94,13 +94,17 @@ pub(crate) fn encode<T: Serialize + DeserializeOwned>(
 /// the same bytes, so the number of fields is compared too. Different bytes prove nothing either: a
 /// `Deserialize` may normalise, for example to lower case. A normalised value must stay the same
 /// the second time.
-fn read_back<T: Serialize + DeserializeOwned>(bytes: &[u8], fields: u64, part: Part) -> Result<(), String> {
+fn read_back<C: Codec, T: Serialize + DeserializeOwned>(
+    bytes: &[u8],
+    fields: u64,
+    part: Part,
+) -> Result<(), String> {
     let reason = |reason: String| format!("it could not be read back: {reason}");
-    let (again, fields_again) = encoded_again::<T>(bytes, part).map_err(reason)?;
+    let (again, fields_again) = encoded_again::<C, T>(bytes, part).map_err(reason)?;
     let is_same = if is_permutation(bytes, &again) {
         fields == fields_again
     } else {
-        let (third, fields_third) = encoded_again::<T>(&again, part).map_err(reason)?;
+        let (third, fields_third) = encoded_again::<C, T>(&again, part).map_err(reason)?;
         is_permutation(&again, &third) && fields_again == fields_third
     };
     if is_same {
@@ -114,14 +118,14 @@ fn read_back<T: Serialize + DeserializeOwned>(bytes: &[u8], fields: u64, part: P
 }
 
 /// Decodes a value and encodes it again. Returns the bytes and their number of fields.
-fn encoded_again<T: Serialize + DeserializeOwned>(
+fn encoded_again<C: Codec, T: Serialize + DeserializeOwned>(
     bytes: &[u8],
     part: Part,
 ) -> Result<(Vec<u8>, u64), String> {
-    let value: T = codec::decode(bytes)?;
+    let value: T = C::decode(bytes).map_err(|error| error.to_string())?;
     let (known, mut again) = (KnownShapes::default(), Vec::with_capacity(bytes.len()));
     let trace = Trace::new(&known);
-    codec::encode(&trace.watch(&value, part), &mut again)?;
+    C::encode(&trace.watch(&value, part), &mut again).map_err(|error| error.to_string())?;
     Ok((again, trace.fields.get()))
 }
 

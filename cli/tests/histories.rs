@@ -1,0 +1,299 @@
+//! Histories of clients of four real nodes are linearizable while nodes are killed, paused and
+//! removed.
+//!
+//! The judge is the one of the simulation (`oms/src/simulation/history.rs`). Whatever the processes
+//! do and whenever they do it, every history must be linearizable: the test depends on no duration.
+//! A client that waits too long gives up, and the outcome of its operation is unknown.
+//!
+//! `IMT_HISTORY_ROUNDS=N` repeats the faults N times.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should stop where it stands"
+)]
+
+#[path = "../../oms/src/simulation/history.rs"]
+mod history;
+mod support;
+
+use history::{Answer, History, Step, lines_of};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use support::{Server, http, run, stderr, try_http, until};
+use tempfile::{TempDir, tempdir};
+
+const NODES: [&str; 4] = ["alpha", "beta", "gamma", "delta"];
+const CLIENTS: u64 = 8;
+/// Number of orders that the clients choose from at a time.
+const ORDERS_AT_ONCE: usize = 4;
+/// Number of operations of an order, without the last read.
+const STEPS_PER_ORDER: usize = 24;
+/// Number of operations during a pause of a node, and between two faults.
+const OPERATIONS_BETWEEN: u64 = 200;
+/// Time after which a client gives up.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Random numbers of a client: a linear congruential generator.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+
+    fn step(&mut self) -> Step {
+        match self.below(100) {
+            0..=29 => Step::Place(if self.below(10) == 0 { 2 } else { 1 }),
+            30..=54 => Step::Pay(1 + u64::from(self.below(5) == 0)),
+            55..=62 => Step::Cancel,
+            _ => Step::Read,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Orders {
+    histories: BTreeMap<u64, History>,
+    /// Orders that get further operations, with the number of these.
+    open: Vec<(u64, usize)>,
+    next: u64,
+}
+
+/// What clients and faults share.
+#[derive(Default)]
+struct Shared {
+    addresses: Mutex<BTreeMap<&'static str, String>>,
+    orders: Mutex<Orders>,
+    operations: AtomicU64,
+    is_over: AtomicBool,
+}
+
+impl Shared {
+    fn choose(&self, dice: &mut Dice) -> u64 {
+        let mut orders = self.orders.lock().unwrap();
+        while orders.open.len() < ORDERS_AT_ONCE {
+            orders.next += 1;
+            let order = orders.next;
+            orders.open.push((order, STEPS_PER_ORDER));
+        }
+        let at = dice.below(ORDERS_AT_ONCE as u64) as usize;
+        let (order, left) = &mut orders.open[at];
+        let order = *order;
+        *left -= 1;
+        if *left == 0 {
+            orders.open.swap_remove(at);
+        }
+        order
+    }
+
+    fn any_address(&self, dice: &mut Dice) -> String {
+        let addresses = self.addresses.lock().unwrap();
+        let at = dice.below(addresses.len() as u64) as usize;
+        addresses.values().nth(at).unwrap().clone()
+    }
+
+    /// Carries out one operation. Returns `true` if it has an outcome.
+    fn carry_out(&self, client: u64, dice: &mut Dice, order: u64, step: Step) -> bool {
+        let address = self.any_address(dice);
+        let number = {
+            let mut orders = self.orders.lock().unwrap();
+            let history = orders.histories.entry(order).or_default();
+            history.invoke(client, step.clone())
+        };
+        self.operations.fetch_add(1, Ordering::Relaxed);
+        let answer = exchange(&address, order, &step).and_then(|(status, is_replayed, body)| {
+            let answer = Answer::read(&step, status, is_replayed, &body);
+            answer.unwrap_or_else(|wrong| panic!("o{order}: {wrong}"))
+        });
+        let Some(answer) = answer else { return false };
+        let mut orders = self.orders.lock().unwrap();
+        orders.histories.entry(order).or_default().answer(number, answer);
+        true
+    }
+
+    fn work(&self, client: u64) {
+        let mut dice = Dice(client);
+        while !self.is_over.load(Ordering::Relaxed) {
+            let order = self.choose(&mut dice);
+            let step = dice.step();
+            self.carry_out(client, &mut dice, order, step);
+        }
+    }
+
+    /// Waits until the clients have begun some further operations.
+    fn let_clients_work(&self) {
+        let wanted = self.operations.load(Ordering::Relaxed) + OPERATIONS_BETWEEN;
+        until("the clients work", || {
+            self.operations.load(Ordering::Relaxed) >= wanted
+        });
+    }
+}
+
+/// Sends an operation. `None` without a whole response in time.
+fn exchange(address: &str, order: u64, step: &Step) -> Option<(u16, bool, Value)> {
+    let (method, path, body) = match step {
+        Step::Place(content) => {
+            let order = json!({"id": format!("o{order}"), "products": lines_of(*content)});
+            ("POST", "/order".to_owned(), order.to_string())
+        }
+        Step::Pay(transaction) => {
+            let payment = json!({"transaction_id": transaction}).to_string();
+            ("POST", format!("/order/o{order}/payment-callback"), payment)
+        }
+        Step::Cancel => ("POST", format!("/order/o{order}/cancel"), String::new()),
+        Step::Read => ("GET", format!("/order/o{order}"), String::new()),
+    };
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    // A body that was cut off is no response.
+    let body = serde_json::from_str(body).ok()?;
+    Some((
+        status,
+        head.to_lowercase().contains("idempotent-replayed: true"),
+        body,
+    ))
+}
+
+struct Cluster<'a> {
+    data: TempDir,
+    servers: BTreeMap<&'static str, Server>,
+    shared: &'a Shared,
+}
+
+impl Cluster<'_> {
+    fn start(&mut self, name: &'static str) {
+        let folder = self.data.path().to_str().unwrap();
+        let server = Server::start(&[
+            "node",
+            "start",
+            "--name",
+            name,
+            "--data",
+            folder,
+            "--listen",
+            "127.0.0.1:0",
+            "--warehouse",
+            "http://127.0.0.1:9",
+        ]);
+        let address = server.address.clone();
+        self.servers.insert(name, server);
+        self.shared.addresses.lock().unwrap().insert(name, address);
+    }
+
+    fn kill(&mut self, name: &'static str) {
+        // Clients keep its address and are refused.
+        self.servers.remove(name).unwrap().kill();
+    }
+
+    fn signal(&self, name: &str, signal: &str) {
+        let id = self.servers[name].id().to_string();
+        let status = std::process::Command::new("kill").args([signal, &id]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Removes a node for good, and waits until its orders have moved.
+    fn leave(&mut self, name: &'static str) {
+        let folder = self.data.path().to_str().unwrap();
+        let left = run(&["node", "leave", name, "--data", folder]);
+        assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+        assert_eq!(self.servers.remove(name).unwrap().ended(), Some(0));
+    }
+
+    fn wait_for_all(&self) {
+        until("every node has its share", || {
+            self.servers.values().all(|server| {
+                let ring = try_http(&server.address, "GET", "/ring", &[], b"");
+                ring.is_some_and(|ring| ring.json()["members"].as_array().unwrap().len() == NODES.len())
+            })
+        });
+    }
+
+    /// Kills, pauses and removes nodes while the clients work. The first node coordinates.
+    fn suffer(&mut self) {
+        self.kill("beta");
+        self.shared.let_clients_work();
+        self.start("beta");
+        self.signal("gamma", "-STOP");
+        self.shared.let_clients_work();
+        self.signal("gamma", "-CONT");
+        self.leave("delta");
+        self.shared.let_clients_work();
+        self.start("delta");
+        self.kill("alpha");
+        self.shared.let_clients_work();
+        self.start("alpha");
+        self.wait_for_all();
+        self.shared.let_clients_work();
+    }
+}
+
+#[test]
+fn histories_of_clients_are_linearizable_while_nodes_are_killed_paused_and_removed() {
+    let rounds = std::env::var("IMT_HISTORY_ROUNDS").map_or(1, |rounds| rounds.parse().unwrap());
+    let shared = Shared::default();
+    let mut cluster = Cluster {
+        data: tempdir().unwrap(),
+        servers: BTreeMap::new(),
+        shared: &shared,
+    };
+    NODES.into_iter().for_each(|name| cluster.start(name));
+    cluster.wait_for_all();
+    let stock: String = (1..=20).map(|store| format!("1,{store},1000\n")).collect();
+    let address = cluster.servers["alpha"].address.clone();
+    let csv = [("Content-Type", "text/csv")];
+    let sent = http(&address, "PUT", "/stocks", &csv, stock.as_bytes());
+    assert_eq!(sent.status, 200, "{}", sent.body);
+    std::thread::scope(|scope| {
+        for client in 1..=CLIENTS {
+            let shared = &shared;
+            scope.spawn(move || shared.work(client));
+        }
+        // Also after a failure, or the clients would go on for ever.
+        let suffered = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            (0..rounds).for_each(|_| cluster.suffer());
+        }));
+        shared.is_over.store(true, Ordering::Relaxed);
+        if let Err(panic) = suffered {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    let orders: Vec<u64> = shared.orders.lock().unwrap().histories.keys().copied().collect();
+    let mut dice = Dice(0);
+    for order in &orders {
+        until("the order can be read", || {
+            shared.carry_out(0, &mut dice, *order, Step::Read)
+        });
+    }
+    let histories = std::mem::take(&mut shared.orders.lock().unwrap().histories);
+    for (order, history) in &histories {
+        if let Err(text) = history.check() {
+            panic!("the history of o{order} is not linearizable:\n{text}");
+        }
+    }
+    let unknown: usize = histories.values().map(History::unknown).sum();
+    println!(
+        "{} histories, {} operations, {unknown} of them with an unknown outcome",
+        histories.len(),
+        shared.operations.load(Ordering::Relaxed)
+    );
+    assert!(unknown > 0, "the faults reach the clients");
+}

@@ -1,0 +1,61 @@
+//! The number of a commit, as a type of its own.
+//!
+//! - Parts of the engine that count commits use plain numbers; the interface uses this type.
+//!
+//! Deliberately absent: the difference of two numbers, which is a count of commits.
+
+use std::fmt;
+use std::ops::Add;
+
+use serde::{Deserialize, Serialize};
+
+/// The number of a commit: 1 for the first commit of a database, and one more for each next one.
+///
+/// ```
+/// use microdb::Sequence;
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path())?;
+/// assert_eq!(db.sequence(), Sequence::ZERO); // no commit yet
+/// let events = db.table("events")?;
+/// let before = db.sequence();
+/// events.put("k", "v")?;
+/// assert_eq!(db.sequence(), before.next());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Sequence(pub u64);
+
+impl Sequence {
+    /// The moment before the first commit.
+    pub const ZERO: Self = Self(0);
+
+    /// Returns the number of the following commit.
+    #[must_use]
+    pub fn next(self) -> Self {
+        self + 1
+    }
+
+    /// Returns the number of the commit that is `commits` earlier, or zero.
+    #[must_use]
+    pub const fn saturating_sub(self, commits: u64) -> Self {
+        Self(self.0.saturating_sub(commits))
+    }
+}
+
+/// The number of a commit that is so many commits later.
+impl Add<u64> for Sequence {
+    type Output = Self;
+
+    fn add(self, commits: u64) -> Self {
+        Self(self.0 + commits)
+    }
+}
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}

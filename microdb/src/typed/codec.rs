@@ -1,0 +1,79 @@
+//! The encoding of typed tables, as a trait.
+//!
+//! - A codec turns serde types into bytes and back. It has no state.
+//! - The table checks that encoded values can be read back, so a codec need not.
+//!
+//! Deliberately absent: encodings that hold references into the stored bytes.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The reason why a codec refused a value or bytes.
+pub type CodecError = Box<dyn std::error::Error + Send + Sync>;
+
+/// An encoding of the keys and values of a [`TypedTable`](crate::TypedTable).
+///
+/// Equal keys must have equal bytes, because a table finds a key by its bytes. An encoding whose
+/// bytes change from one build to the next makes the records of earlier builds unreadable.
+///
+/// ```
+/// use microdb::{Codec, CodecError};
+/// use serde::{Serialize, de::DeserializeOwned};
+///
+/// /// Values that other programs and people can read.
+/// struct Json;
+///
+/// impl Codec for Json {
+///     const NAME: &'static str = "json";
+///     const SELF_DESCRIBING: bool = true;
+///
+///     fn encode<T: Serialize + ?Sized>(value: &T, to: &mut Vec<u8>) -> Result<(), CodecError> {
+///         Ok(serde_json::to_writer(to, value)?)
+///     }
+///
+///     fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+///         Ok(serde_json::from_slice(bytes)?)
+///     }
+/// }
+///
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path())?;
+/// let users = db.typed_table_with::<String, Vec<u32>, Json>("users")?;
+/// users.put("ann", &vec![3, 4])?;
+/// assert_eq!(users.raw().get(r#""ann""#)?.unwrap(), "[3,4]");
+/// # Ok(())
+/// # }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an encoding of typed tables",
+    note = "`microdb::Bincode` is one only with the feature `bincode`, which is on by default"
+)]
+pub trait Codec: 'static {
+    /// Name of the encoding, recorded beside the table for tools.
+    const NAME: &'static str;
+
+    /// `true` if the bytes hold the names of fields, so that omitted fields are read as absent.
+    ///
+    /// For other encodings a put refuses values with omitted fields, and reads back each new shape
+    /// of a value before it is stored.
+    const SELF_DESCRIBING: bool = false;
+
+    /// Appends the encoding of `value` to `to`.
+    ///
+    /// # Errors
+    /// The reason why the value has no encoding.
+    fn encode<T: Serialize + ?Sized>(value: &T, to: &mut Vec<u8>) -> Result<(), CodecError>;
+
+    /// Decodes a value that takes all of `bytes`. The bytes may be damaged or hostile: a length in
+    /// them must not cause an allocation of that size.
+    ///
+    /// # Errors
+    /// The reason why the bytes are not a `T`.
+    fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError>;
+}
+
+/// bincode 2 with its standard configuration: compact, stable across builds, without field names.
+/// Implements [`Codec`] only with the feature `bincode`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bincode;

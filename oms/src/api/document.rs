@@ -1,0 +1,531 @@
+//! The API document (`GET /openapi.json`, OpenAPI 3.1): built from the table of routes, the kinds of
+//! problems and the schemas of the types.
+//!
+//! **Invariants**
+//! - Each row of `routes` has one description, and no description stands for itself.
+//! - Schemas are derived from the types that are sent and received.
+//! - The answers that any route may give (unknown query parameters, faults, overload) are added
+//!   here, and not listed by each description.
+//!
+//! Deliberately absent: the texts of the descriptions, which are in `operations`.
+
+mod operations;
+mod schemas;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use axum::body::Body;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, Method, Response, StatusCode};
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+use utoipa::openapi::schema::Schema;
+use utoipa::openapi::{Ref, RefOr};
+
+pub(super) use crate::api::document::operations::*;
+use crate::api::params::{EXACT_MAX, PAGE_DEFAULT, PAGE_MAX, TOP_DEFAULT, TOP_MAX};
+use crate::api::problem::{Kind, Report};
+use crate::api::routes::{self, Route};
+use crate::domain::order::{OrderId, State};
+use crate::domain::stock_snapshot::{PRODUCT_MAX, STORE_MAX};
+use crate::outbox::Kind as MessageKind;
+
+/// The description of a route.
+pub(crate) struct Description {
+    id: &'static str,
+    tag: Tag,
+    summary: &'static str,
+    about: &'static str,
+    pub(super) query: &'static [Parameter],
+    headers: &'static [Parameter],
+    body: Option<Content>,
+    /// The answer of status 200.
+    answer: Answer,
+    /// Kinds of problems, beside those that any route may answer with.
+    problems: &'static [Kind],
+    /// The answers that are added.
+    scope: Scope,
+}
+
+/// The nodes that take part in an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// The node that receives the request, even if too many requests are in progress.
+    Probe,
+    /// The node that receives the request.
+    Node,
+    /// The nodes of one volume or of all.
+    Volumes,
+}
+
+/// A group of routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tag {
+    Orders,
+    Stock,
+    Statistics,
+    Warehouse,
+    Node,
+}
+
+impl Tag {
+    const ALL: [Tag; 5] = [
+        Tag::Orders,
+        Tag::Stock,
+        Tag::Statistics,
+        Tag::Warehouse,
+        Tag::Node,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Tag::Orders => "orders",
+            Tag::Stock => "stock",
+            Tag::Statistics => "statistics",
+            Tag::Warehouse => "warehouse",
+            Tag::Node => "node",
+        }
+    }
+
+    fn about(self) -> &'static str {
+        match self {
+            Tag::Orders => "Place, pay, cancel and read orders.",
+            Tag::Stock => "The quantities of the stores, and the units that orders have reserved.",
+            Tag::Statistics => "Sales by product, from the statistics files of the warehouse.",
+            Tag::Warehouse => "Messages to the warehouse that it has not answered yet.",
+            Tag::Node => "Health, metrics and the cluster as this node sees it.",
+        }
+    }
+}
+
+/// A parameter of the query, or a header.
+pub(super) struct Parameter {
+    pub(super) name: &'static str,
+    about: &'static str,
+    schema: fn() -> Value,
+    example: &'static str,
+}
+
+/// The answer of status 200.
+struct Answer {
+    about: &'static str,
+    content: Content,
+    /// `true` if the header `Idempotent-Replayed` marks a repeated answer.
+    is_replayed: bool,
+}
+
+/// The content of a body.
+#[derive(Clone, Copy)]
+enum Content {
+    Json(TypeOf),
+    /// A JSON object whose members may change.
+    Object,
+    /// Text of another media type.
+    Text(&'static str),
+    /// Lines of stock.
+    Csv,
+}
+
+/// The schema of a type.
+#[derive(Clone, Copy)]
+struct TypeOf {
+    name: fn() -> Cow<'static, str>,
+    schema: fn() -> RefOr<Schema>,
+    nested: fn(&mut Vec<(String, RefOr<Schema>)>),
+}
+
+impl TypeOf {
+    const fn of<T: ToSchema>() -> TypeOf {
+        TypeOf {
+            name: T::name,
+            schema: T::schema,
+            nested: T::schemas,
+        }
+    }
+
+    fn reference(self) -> Value {
+        reference(&(self.name)())
+    }
+}
+
+fn reference(name: &str) -> Value {
+    value(&Ref::from_schema_name(name))
+}
+
+fn value(of: &impl serde::Serialize) -> Value {
+    serde_json::to_value(of).unwrap_or_default()
+}
+
+static DOCUMENT: LazyLock<Bytes> =
+    LazyLock::new(|| serde_json::to_vec_pretty(&document()).unwrap_or_default().into());
+
+/// Answers `GET /openapi.json`.
+pub(crate) fn answer() -> Response<Body> {
+    let mut response = Response::new(Body::from(DOCUMENT.clone()));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
+fn document() -> Value {
+    let mut paths: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
+    let mut schemas = BTreeMap::new();
+    let mut add = |of: TypeOf| {
+        let mut all = Vec::new();
+        (of.nested)(&mut all);
+        all.push(((of.name)().into_owned(), (of.schema)()));
+        schemas.extend(all.into_iter().map(|(name, schema)| (name, value(&schema))));
+    };
+    for of in [
+        TypeOf::of::<Report>(),
+        TypeOf::of::<OrderId>(),
+        TypeOf::of::<State>(),
+    ] {
+        add(of);
+    }
+    for route in routes::all() {
+        for content in [Some(route.about.answer.content), route.about.body] {
+            if let Some(Content::Json(of)) = content {
+                add(of);
+            }
+        }
+        let method = route.method().as_str().to_lowercase();
+        let operations = paths.entry(route.template()).or_default();
+        operations.insert(method, operation(route));
+    }
+    let tags = Tag::ALL.map(|tag| json!({"name": tag.name(), "description": tag.about()}));
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "IMT Order: order management",
+            "version": env!("CARGO_PKG_VERSION"),
+            "license": {"name": "MIT OR Apache-2.0"},
+            "description": INTRODUCTION,
+        },
+        "servers": [{"url": "/", "description": "Any node of the cluster. All nodes answer alike."}],
+        "tags": tags,
+        "paths": paths,
+        "components": {"schemas": schemas},
+        // The API has no authentication: see the introduction.
+        "security": [],
+    })
+}
+
+fn operation(route: &Route) -> Value {
+    let about = route.about;
+    let mut operation = json!({
+        "operationId": about.id,
+        "tags": [about.tag.name()],
+        "summary": about.summary,
+        "description": about.about,
+        "responses": responses(route),
+    });
+    let path = route.path_parameters().map(path_parameter);
+    let query = about.query.iter().map(|parameter| parameter.document("query"));
+    let headers = about.headers.iter().map(|parameter| parameter.document("header"));
+    let parameters: Vec<Value> = path.chain(query).chain(headers).collect();
+    if !parameters.is_empty() {
+        operation["parameters"] = parameters.into();
+    }
+    if let Some(content) = about.body {
+        operation["requestBody"] = json!({"required": true, "content": content.document()});
+    }
+    operation
+}
+
+/// Describes a parameter of a path.
+fn path_parameter(name: &str) -> Value {
+    let (schema, about, example) = match name {
+        "product" => (number(1, PRODUCT_MAX.into()), "The product.", json!(812)),
+        "store" => (number(1, STORE_MAX.into()), "The store.", json!(5)),
+        "kind" => (message_kind(), "The kind of the message.", json!("deliver")),
+        _ => (reference("OrderId"), "The order.", json!("shop:17")),
+    };
+    json!({
+        "name": name,
+        "in": "path",
+        "required": true,
+        "schema": schema,
+        "description": about,
+        "example": example,
+    })
+}
+
+impl Parameter {
+    fn document(&self, place: &str) -> Value {
+        json!({
+            "name": self.name,
+            "in": place,
+            "required": false,
+            "schema": (self.schema)(),
+            "description": self.about,
+            "example": serde_json::from_str(self.example).unwrap_or_else(|_| json!(self.example)),
+        })
+    }
+}
+
+impl Content {
+    fn document(self) -> Value {
+        match self {
+            Content::Json(of) => json!({"application/json": {"schema": of.reference()}}),
+            Content::Object => json!({"application/json": {"schema": {"type": "object"}}}),
+            Content::Text(media_type) => json!({media_type: {"schema": {"type": "string"}}}),
+            Content::Csv => json!({"text/csv": {
+                "schema": {
+                    "type": "string",
+                    "description": "Lines PRODUCT,STORE,QUANTITY",
+                    "pattern": "^([1-9][0-9]{0,5},[1-9][0-9]{0,3},[0-9]{1,9}\\r?\\n)+$",
+                },
+                "example": "812,5,13\n44,5,2\n",
+            }}),
+        }
+    }
+}
+
+/// Describes all answers of a route, problems by status.
+fn responses(route: &Route) -> Value {
+    let about = route.about;
+    let mut responses = Map::new();
+    let mut answer = json!({
+        "description": about.answer.about,
+        "content": about.answer.content.document(),
+    });
+    if about.answer.is_replayed {
+        answer["headers"] = json!({"Idempotent-Replayed": header(
+            "`true` if this repeats the answer to an earlier request",
+            &json!({"type": "string", "enum": ["true"]}),
+        )});
+    }
+    responses.insert("200".to_owned(), answer);
+    let mut by_status: BTreeMap<StatusCode, Vec<Kind>> = BTreeMap::new();
+    for kind in kinds(route) {
+        by_status.entry(kind.status()).or_default().push(kind);
+    }
+    for (status, kinds) in by_status {
+        responses.insert(status.as_str().to_owned(), problem(status, &kinds));
+    }
+    responses.into()
+}
+
+/// Returns all kinds of problems that a route may answer with, sorted.
+fn kinds(route: &Route) -> Vec<Kind> {
+    let about = route.about;
+    let mut kinds = vec![Kind::Malformed, Kind::Internal];
+    match about.scope {
+        Scope::Probe => {}
+        Scope::Node => kinds.push(Kind::Busy),
+        Scope::Volumes => kinds.extend([Kind::Busy, Kind::NotServedHere]),
+    }
+    if about.body.is_some() || *route.method() == Method::POST {
+        // The body of any command is read if the command has an idempotency key.
+        kinds.extend([Kind::SlowBody, Kind::TooLarge, Kind::Encoding]);
+    }
+    if *route.method() == Method::POST {
+        kinds.extend([Kind::KeyInProgress, Kind::KeyReused]);
+    }
+    kinds.extend_from_slice(about.problems);
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}
+
+fn problem(status: StatusCode, kinds: &[Kind]) -> Value {
+    let meanings: Vec<String> = kinds
+        .iter()
+        .map(|kind| {
+            let texts = kind.texts();
+            format!("- `{}`: {} {}", texts.slug, texts.meaning, texts.next)
+        })
+        .collect();
+    let mut examples = Map::new();
+    for kind in kinds {
+        let example = json!({
+            "type": kind.urn(),
+            "title": kind.texts().title,
+            "status": status.as_u16(),
+            "detail": kind.texts().meaning,
+        });
+        examples.insert(kind.texts().slug.to_owned(), json!({"value": example}));
+    }
+    let mut answer = json!({
+        "description": meanings.join("\n"),
+        "content": {"application/problem+json": {
+            "schema": reference("Problem"),
+            "examples": examples,
+        }},
+    });
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        let seconds = header("Seconds to wait", &json!({"type": "integer", "minimum": 1}));
+        answer["headers"] = json!({"Retry-After": seconds});
+    }
+    if kinds.contains(&Kind::Encoding) {
+        let encodings = header("The known content codings", &json!({"type": "string"}));
+        answer["headers"] = json!({"Accept-Encoding": encodings});
+    }
+    answer
+}
+
+fn header(about: &str, schema: &Value) -> Value {
+    json!({"description": about, "schema": schema})
+}
+
+fn number(minimum: u64, maximum: u64) -> Value {
+    json!({"type": "integer", "minimum": minimum, "maximum": maximum})
+}
+
+fn message_kind() -> Value {
+    value(&<MessageKind as utoipa::PartialSchema>::schema())
+}
+
+fn limit() -> Value {
+    let mut schema = number(1, PAGE_MAX as u64);
+    schema["default"] = json!(PAGE_DEFAULT);
+    schema
+}
+
+fn top() -> Value {
+    let mut schema = number(1, TOP_MAX.into());
+    schema["default"] = json!(TOP_DEFAULT);
+    schema
+}
+
+fn state() -> Value {
+    reference("OrderState")
+}
+
+fn store() -> Value {
+    number(0, u32::MAX.into())
+}
+
+fn moment() -> Value {
+    number(0, EXACT_MAX)
+}
+
+fn any_number() -> Value {
+    number(0, u64::MAX)
+}
+
+fn any_text() -> Value {
+    json!({"type": "string"})
+}
+
+fn key() -> Value {
+    json!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": crate::api::idempotency::KEY_BYTES_MAX,
+        "pattern": "^[\\x20-\\x7e]+$",
+    })
+}
+
+fn text_like(pattern: &str) -> Value {
+    json!({"type": "string", "pattern": pattern})
+}
+
+fn orders_cursor() -> Value {
+    const POSITION: &str = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}~[0-9]{1,15}\\.[0-9]{1,9}";
+    text_like(&format!("^({POSITION}(,{POSITION})*)?$"))
+}
+
+fn reservations_cursor() -> Value {
+    text_like("^([A-Za-z0-9_:~-][A-Za-z0-9._:~-]{0,63})?$")
+}
+
+fn messages_cursor() -> Value {
+    text_like("^([A-Za-z0-9_:~-][A-Za-z0-9._:~-]{0,63}/(announce|deliver))?$")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Calls `visit` with each value of a document and its path.
+    fn visit(of: &Value, path: &str, visitor: &mut impl FnMut(&str, &Value)) {
+        visitor(path, of);
+        match of {
+            Value::Object(members) => {
+                for (name, member) in members {
+                    visit(member, &format!("{path}/{name}"), visitor);
+                }
+            }
+            Value::Array(entries) => {
+                for (at, entry) in entries.iter().enumerate() {
+                    visit(entry, &format!("{path}/{at}"), visitor);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_reference_of_the_document_leads_to_a_schema() {
+        let document = document();
+        let mut references = 0;
+        visit(&document, "", &mut |path, found| {
+            if let Some(reference) = found["$ref"].as_str() {
+                let target = document.pointer(reference.trim_start_matches('#'));
+                assert!(target.is_some(), "{path}: {reference}");
+                references += 1;
+            }
+        });
+        assert!(references > 50);
+    }
+
+    #[test]
+    fn every_schema_member_and_parameter_has_a_description() {
+        let document = document();
+        let mut members = 0;
+        for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+            assert!(schema["description"].is_string(), "{name}");
+            for (member, schema) in schema["properties"].as_object().into_iter().flatten() {
+                let is_described = schema["description"].is_string() || schema["$ref"].is_string();
+                assert!(is_described, "{name}.{member}: {schema}");
+                members += 1;
+            }
+        }
+        assert!(members > 50);
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for (method, operation) in operations.as_object().unwrap() {
+                assert!(
+                    operation["description"].as_str().unwrap().len() > 20,
+                    "{method} {path}"
+                );
+                for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                    assert!(
+                        parameter["description"].is_string(),
+                        "{method} {path}: {parameter}"
+                    );
+                    assert!(!parameter["example"].is_null(), "{method} {path}: {parameter}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_operation_and_kind_of_problem_is_in_the_document_once() {
+        let ids: BTreeSet<&str> = routes::all().iter().map(|route| route.about.id).collect();
+        assert_eq!(ids.len(), routes::all().len());
+        let documented: BTreeSet<Kind> = routes::all().iter().flat_map(kinds).collect();
+        let expected = Kind::ALL
+            .into_iter()
+            // 405 belongs to the methods that a path does not have.
+            .filter(|kind| !kind.is_between_nodes() && *kind != Kind::Method);
+        assert_eq!(documented, expected.collect());
+    }
+
+    #[test]
+    fn a_route_that_may_be_busy_documents_it() {
+        for (at, route) in routes::all().iter().enumerate() {
+            let is_probe = routes::Target::Route(at).is_probe();
+            let may_be_busy = kinds(route).contains(&Kind::Busy);
+            // The readiness probe answers with 503 too, but not because of overload.
+            let is_ready = route.about.id == "ready";
+            assert_eq!(may_be_busy, !is_probe || is_ready, "{}", route.about.id);
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Applies a stock that was read to the memory and the rows of a volume.
+//!
+//! **Invariants**
+//! - One upload is applied at a time. Memory and rows change under the lock of the stock, in one
+//!   order.
+//! - If a commit fails, the stock in memory is set back to the stock of the volume.
+//! - A stock that was split or read under another set of slots is answered "moved".
+//!
+//! Deliberately absent: HTTP and CSV.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::api::problem::Problem;
+use crate::domain::csv::FieldFault;
+use crate::domain::stock::{Arrival, CellStep};
+use crate::domain::stock_matrix::{Layout, StockMatrix};
+use crate::domain::stock_snapshot::StockSnapshot;
+use crate::runtime;
+use crate::storage::group_commit::Ticket;
+use crate::storage::owned_slots::Slots;
+use crate::storage::write_batch::WriteBatch;
+use crate::volume::app::App;
+use crate::volume::state::{OrderError, VolumeState};
+
+/// A whole stock, encoded and ready to be applied.
+pub(super) struct Prepared {
+    matrix: StockMatrix,
+    stores: Vec<u32>,
+    /// Batches that may be written before the last one; see `WriteBatch::stock_in_parts`.
+    pub(super) parts: Vec<WriteBatch>,
+    last: WriteBatch,
+}
+
+impl Prepared {
+    /// Encodes a stock for a volume whose stock has these products and stores.
+    pub(super) fn of(snapshot: StockSnapshot, known: &Arc<Layout>) -> Prepared {
+        let mut last = WriteBatch::default();
+        let parts = if snapshot.has_layout(known) {
+            WriteBatch::stock_in_parts(&snapshot)
+        } else {
+            last.stock(&snapshot, &known.stores);
+            Vec::new()
+        };
+        Prepared {
+            stores: snapshot.stores().to_vec(),
+            matrix: snapshot.into_matrix(known),
+            parts,
+            last,
+        }
+    }
+}
+
+/// Applies a whole stock: encodes it on a blocking thread, writes its parts between the commits of
+/// orders, and swaps the stock in memory under its lock.
+///
+/// A stock with the products and stores of the one before is written store by store. If the process
+/// dies in between, some stores have their new quantities. Their rows record the last delivery that
+/// they count, so no delivery is subtracted twice. If neither snapshots nor deliveries are
+/// numbered, too few units may be sold until the next snapshot, never too many.
+pub(super) async fn apply(
+    app: Arc<App>,
+    snapshot: StockSnapshot,
+    as_of: Option<u64>,
+    arrival: Arrival,
+    slots: u64,
+) -> Result<(), Problem> {
+    // Only one upload at a time: a snapshot replaces the stores of the snapshot before it.
+    let _applying = app.applying.lock().await;
+    let state = app.state();
+    let known = {
+        let stock = state.stock();
+        stock.accepts(as_of)?;
+        stock.layout()
+    };
+    let prepared = runtime::blocking(move || Prepared::of(snapshot, &known)).await;
+    let Prepared {
+        matrix,
+        stores,
+        parts,
+        mut last,
+    } = prepared.map_err(|error| Problem::internal(error.to_string()))?;
+    if let Err(problem) = write(state, parts, &stores, slots).await {
+        // Some stores may have been written, so memory is read again from the volume.
+        restore(state).await?;
+        return Err(problem);
+    }
+    let permit = state.storage.permit().await?;
+    let (applied, ticket) = {
+        let mut stock = state.stock();
+        check_stores(&state.slots, &stores, slots)?;
+        stores
+            .iter()
+            .for_each(|store| last.fence(state.slots.fence_of_store(*store)));
+        let applied = stock.apply(matrix, as_of, arrival)?;
+        last.stock_head(&applied.head);
+        applied
+            .counted
+            .iter()
+            .for_each(|(order, delivery)| last.forget_delivery(order, delivery.store));
+        (applied, permit.send(last))
+    };
+    if let Err(error) = ticket.durable().await {
+        let (matrix, counted_to_overrides) = read_matrix(state).await?;
+        state.stock().undo(applied, matrix, counted_to_overrides);
+        return Err(error.into());
+    }
+    app.counters.stock_snapshots.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Writes the parts of a stock. The next part is queued while the one before is being synced.
+async fn write(
+    state: &VolumeState,
+    parts: Vec<WriteBatch>,
+    stores: &[u32],
+    slots: u64,
+) -> Result<(), Problem> {
+    let mut before: Option<Ticket> = None;
+    for part in parts {
+        let permit = state.storage.permit().await?;
+        let ticket = {
+            let _stock = state.stock();
+            check_stores(&state.slots, stores, slots)?;
+            permit.send(part)
+        };
+        if let Some(before) = before.replace(ticket) {
+            before.durable().await?;
+        }
+    }
+    match before {
+        Some(ticket) => Ok(ticket.durable().await?),
+        None => Ok(()),
+    }
+}
+
+/// Reads the stock of the volume, and the stores that count up to another delivery than the stock
+/// as a whole.
+async fn read_matrix(state: &Arc<VolumeState>) -> Result<(StockMatrix, BTreeMap<u32, Option<u64>>), Problem> {
+    let state = Arc::clone(state);
+    let read = runtime::blocking(move || {
+        let known = state.stock().layout();
+        let snapshot = state.storage.snapshot(&state.slots)?;
+        let counted_to_overrides = snapshot.counted_to_overrides(&state.storage.stock_head()?);
+        Ok::<_, Problem>((snapshot.into_matrix(&known), counted_to_overrides))
+    });
+    read.await.map_err(|error| Problem::internal(error.to_string()))?
+}
+
+/// Replaces the stock in memory by the stock of the volume.
+async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
+    loop {
+        let version = state.slots.version();
+        // After this empty commit, every write queued before has been written or has failed.
+        let _ = state
+            .storage
+            .permit()
+            .await?
+            .send(WriteBatch::default())
+            .durable()
+            .await;
+        let (matrix, counted_to_overrides) = read_matrix(state).await?;
+        let mut stock = state.stock();
+        if state.slots.version() == version {
+            let before = stock.replace_quantities(matrix, counted_to_overrides);
+            drop(stock);
+            drop(before);
+            return Ok(());
+        }
+    }
+}
+
+/// Rejects stock of stores that this volume does not own or that are sealed for a migration, and
+/// stock that was read under another set of slots.
+fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Problem> {
+    if slots.version() != version {
+        return Err(OrderError::Moved.into());
+    }
+    if slots.is_alone() && !slots.some_sealed() {
+        return Ok(());
+    }
+    for store in stores {
+        if !slots.check_store(*store)? {
+            return Err(OrderError::Moved.into());
+        }
+    }
+    // A snapshot empties the stores that it omits. It must not do so after a store has been copied
+    // to another volume.
+    if slots.some_sealed() {
+        Err(OrderError::Moved.into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Applies some cells, and returns the number of changed stores. Only these stores are read,
+/// changed and written. A product in `products` gets a cell in each store.
+pub(super) async fn change(
+    app: Arc<App>,
+    cells: Vec<[u32; 3]>,
+    products: Vec<u32>,
+    slots: u64,
+) -> Result<usize, Problem> {
+    let _applying = app.applying.lock().await;
+    let state = Arc::clone(app.state());
+    let prepared = runtime::blocking(move || {
+        let stores: BTreeSet<u32> = cells.iter().map(|[_, store, _]| *store).collect();
+        let known = cells.iter().map(|[product, store, _]| (*product, *store));
+        let has_products = {
+            let stock = state.stock();
+            products.iter().all(|product| stock.has_product(*product))
+        };
+        let mut snapshot = if state.stock().has_all(known) && has_products {
+            state.storage.snapshot_of(&stores)?
+        } else {
+            // New products or stores enlarge the stock, and its size limit is checked on the whole.
+            state.storage.snapshot(&state.slots)?
+        };
+        let too_large = |fault: FieldFault| Problem::body(fault.reason);
+        for product in products {
+            snapshot.name_product(product).map_err(too_large)?;
+        }
+        // Deliveries since the last snapshot are still subtracted from the row. The new quantity
+        // excludes them already, so they are added here.
+        let left = state.stock().uncounted();
+        let mut steps = Vec::with_capacity(cells.len());
+        for [product, store, quantity] in cells {
+            let left = left.get(&(store, product)).copied().unwrap_or(0);
+            let before = snapshot.quantity(product, store);
+            let after = quantity.saturating_add(left);
+            snapshot.set([product, store, after]).map_err(too_large)?;
+            steps.push(CellStep {
+                product,
+                store,
+                by: after as i32 - before,
+            });
+        }
+        let mut batch = WriteBatch::default();
+        batch.stores(&snapshot, &stores);
+        let stores: Vec<u32> = stores.into_iter().collect();
+        Ok::<_, Problem>((batch, steps, stores, has_products))
+    });
+    let (mut batch, mut steps, stores, has_products) = prepared
+        .await
+        .map_err(|error| Problem::internal(error.to_string()))??;
+    let state = app.state();
+    let permit = state.storage.permit().await?;
+    let (has_room, ticket) = {
+        let mut stock = state.stock();
+        check_stores(&state.slots, &stores, slots)?;
+        stores
+            .iter()
+            .for_each(|store| batch.fence(state.slots.fence_of_store(*store)));
+        (has_products && stock.step(&steps), permit.send(batch))
+    };
+    let durable = ticket.durable().await;
+    if has_room && durable.is_err() {
+        steps.iter_mut().for_each(|step| step.by = -step.by);
+        state.stock().step(&steps);
+    } else if !has_room && durable.is_ok() {
+        // The matrix in memory has no cell for a new product or store, so it is built again.
+        restore(state).await?;
+    }
+    durable?;
+    Ok(stores.len())
+}

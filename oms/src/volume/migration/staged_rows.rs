@@ -1,0 +1,254 @@
+//! Rows of incoming slots as they are stored before their activation.
+//!
+//! Most rows are written to their own tables at once, because no request reads rows of slots that
+//! another volume owns. Rows of stock are written to the table `Arriving` until they are fitted to
+//! the products of this volume (`StagedStock`).
+//!
+//! **Invariants**
+//! - Each page is one commit, with a note of its migration and of the later change to the volume's
+//!   counts.
+//! - Nothing is active before the batch of `StagedRows` is committed.
+
+use crate::domain::stock::StockHead;
+use crate::error::{DecodeError, StorageError};
+use crate::storage::change_feed::RawRow;
+use crate::storage::codec;
+use crate::storage::owned_slots::Home;
+use crate::storage::volume::{Volume, order_id};
+use crate::storage::write_batch::{ARRIVING, OrderCounts, STATS_FORGOTTEN, Table, WriteBatch};
+use crate::volume::migration::source::{Page, broken};
+use crate::volume::migration::staged_stock::StagedStock;
+use crate::volume::state::VolumeState;
+
+/// The note about staged rows: their migration, and the change to the volume's counts at
+/// activation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StagingNote {
+    pub(crate) id: u64,
+    pub(crate) orders: OrderCounts,
+    pub(crate) stat_files: i64,
+}
+
+/// Size of a note in bytes before it included payments to be refunded: the migration, a count for
+/// each of 11 states, and the statistics files.
+const NOTE_BYTES_V1: usize = 13 * 8;
+
+impl StagingNote {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.id.to_be_bytes().to_vec();
+        let others = [self.stat_files, self.orders.extra_payments];
+        for count in self.orders.by_state.iter().chain(&others) {
+            bytes.extend_from_slice(&count.to_be_bytes());
+        }
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<StagingNote, DecodeError> {
+        let mut numbers = bytes
+            .chunks(8)
+            .map(|number| Some(u64::from_be_bytes(number.try_into().ok()?)));
+        let mut next = || {
+            numbers.next().flatten().ok_or(DecodeError {
+                offset: 0,
+                expected: "the id of a migration and its counts",
+            })
+        };
+        let mut note = StagingNote {
+            id: next()?,
+            ..StagingNote::default()
+        };
+        for count in &mut note.orders.by_state {
+            *count = next()?.cast_signed();
+        }
+        note.stat_files = next()?.cast_signed();
+        // A note of an earlier version has no further field.
+        if bytes.len() > NOTE_BYTES_V1 {
+            note.orders.extra_payments = next()?.cast_signed();
+        }
+        Ok(note)
+    }
+
+    /// Returns the note of a volume, or `None` if the volume has no staged rows.
+    pub(crate) fn of(storage: &Volume) -> Result<Option<StagingNote>, StorageError> {
+        let note = storage.note(ARRIVING)?;
+        note.map(|note| StagingNote::decode(&note))
+            .transpose()
+            .map_err(|fault| broken(Table::Meta, ARRIVING, fault))
+    }
+
+    /// Adds the counts of the staged rows to a batch, and the removal of the note.
+    pub(crate) fn activate(&self, batch: &mut WriteBatch) {
+        batch.add_counts(&self.orders);
+        batch.stat_files_moved(self.stat_files);
+        batch.remove(Table::Meta, ARRIVING);
+    }
+}
+
+/// The place of a stored row: its table, and its key if that is not the row's own. `None` if the
+/// row was not stored.
+pub(super) type Written = Option<(Table, Option<Vec<u8>>)>;
+
+/// A page prepared for its commit.
+pub(super) struct StagedPage {
+    pub(super) batch: WriteBatch,
+    pub(super) note: StagingNote,
+    /// The place of each row, in the order of the page.
+    pub(super) written: Vec<Written>,
+}
+
+impl StagedPage {
+    /// Prepares a page from a source of this number.
+    pub(super) fn of(
+        state: &VolumeState,
+        page: &Page,
+        source: u8,
+        note: StagingNote,
+    ) -> Result<StagedPage, StorageError> {
+        let mut staged = StagedPage {
+            batch: WriteBatch::default(),
+            note,
+            written: Vec::with_capacity(page.rows.len()),
+        };
+        for row in &page.rows {
+            let written = staged.row(state, row, source)?;
+            staged.written.push(written);
+        }
+        if !staged.batch.is_empty() {
+            staged.batch.put_raw(Table::Meta, ARRIVING, &staged.note.encode());
+        }
+        Ok(staged)
+    }
+
+    fn row(&mut self, state: &VolumeState, row: &RawRow, source: u8) -> Result<Written, StorageError> {
+        let (table, key, value) = (row.table, row.key.as_slice(), row.value.as_deref());
+        match table {
+            Table::Stock | Table::Meta => {
+                let mut name = vec![source, table as u8];
+                name.extend_from_slice(key);
+                self.put(Table::Arriving, &name, value);
+                return Ok(Some((Table::Arriving, Some(name))));
+            }
+            Table::Orders => self.order(state, key, value)?,
+            Table::StatFiles => {
+                let is_known = state.storage.raw(table, key)?.is_some();
+                self.note.stat_files += i64::from(value.is_some()) - i64::from(is_known);
+            }
+            Table::Answers => {
+                // An answer that this volume stored under the same key, for an order of its own, is
+                // not replaced.
+                let known = state.storage.raw(table, key)?;
+                let home = state.slots.home_of(table, key, known.as_deref());
+                let home = home.map_err(|fault| broken(table, key, fault))?;
+                let is_ours = match home {
+                    Home::Slot(slot) => state.slots.has(slot),
+                    Home::Unknown => value.is_none(),
+                    _ => true,
+                };
+                if is_ours {
+                    return Ok(None);
+                }
+            }
+            _ => {}
+        }
+        self.put(table, key, value);
+        Ok(Some((table, None)))
+    }
+
+    fn order(&mut self, state: &VolumeState, key: &[u8], value: Option<&[u8]>) -> Result<(), StorageError> {
+        let decode = |value: &[u8]| {
+            let id = order_id(key)?;
+            codec::decode_order(id, value)
+        };
+        let decode = |value: &[u8]| decode(value).map_err(|fault| broken(Table::Orders, key, fault));
+        let known = state.storage.raw(Table::Orders, key)?;
+        if let Some(known) = &known {
+            self.note.orders.count(&decode(known)?, -1);
+        }
+        if let Some(value) = value {
+            let order = decode(value)?;
+            self.note.orders.count(&order, 1);
+            if known.is_none() {
+                self.batch.add_arrival(order.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, table: Table, key: &[u8], value: Option<&[u8]>) {
+        match value {
+            Some(value) => self.batch.put_raw(table, key, value),
+            None => self.batch.remove(table, key),
+        }
+    }
+}
+
+/// The staged rows of stock, ready for activation.
+#[derive(Default)]
+pub(crate) struct StagedRows {
+    pub(crate) stock: StagedStock,
+    pub(crate) batch: WriteBatch,
+    /// The volume's products and stock head at the time of the fitting.
+    fitted_to: (Vec<u32>, StockHead),
+}
+
+impl StagedRows {
+    /// Reads the staged rows of a volume and fits them to its stock. Nothing is active before the
+    /// batch is committed.
+    pub(crate) fn read(storage: &Volume, note: &StagingNote) -> Result<StagedRows, StorageError> {
+        let mut batch = WriteBatch::default();
+        let mut stock = StagedStock::default();
+        let fitted_to = (storage.catalogue()?, storage.stock_head()?);
+        storage.each_row(Table::Arriving, |name, value| {
+            batch.remove(Table::Arriving, name);
+            let Some(([source, code], key)) = name.split_first_chunk::<2>() else {
+                return Ok(());
+            };
+            match Table::of_code(*code) {
+                Some(Table::Meta) if key == STATS_FORGOTTEN => batch.put_raw(Table::Meta, key, value),
+                Some(table) => {
+                    let taken = stock.take(*source, table, key, value);
+                    taken.map_err(|fault| broken(Table::Arriving, key, fault))?;
+                }
+                None => {}
+            }
+            Ok::<(), StorageError>(())
+        })?;
+        stock.fit(storage, &mut batch)?;
+        note.activate(&mut batch);
+        Ok(StagedRows {
+            stock,
+            batch,
+            fitted_to,
+        })
+    }
+
+    /// Returns `true` if the volume's products and stock head are unchanged since the fitting.
+    pub(crate) fn fits(&self, storage: &Volume) -> Result<bool, StorageError> {
+        Ok(self.fitted_to == (storage.catalogue()?, storage.stock_head()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_survives_encoding_and_a_truncated_one_is_rejected() {
+        let mut note = StagingNote {
+            id: 7,
+            stat_files: 3,
+            ..StagingNote::default()
+        };
+        note.orders.by_state[4] = -5;
+        note.orders.by_state[10] = 1 << 40;
+        note.orders.extra_payments = -2;
+        let bytes = note.encode();
+        assert_eq!(StagingNote::decode(&bytes).unwrap(), note);
+        let mut earlier = note;
+        earlier.orders.extra_payments = 0;
+        assert_eq!(StagingNote::decode(&bytes[..NOTE_BYTES_V1]).unwrap(), earlier);
+        for cut in (0..bytes.len()).filter(|cut| *cut != NOTE_BYTES_V1) {
+            assert!(StagingNote::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+}

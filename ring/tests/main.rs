@@ -1,0 +1,29 @@
+//! All integration tests of the ring, in one binary, so that the crate is linked once.
+//!
+//! Each file beside this one is a module: `cargo test -p imt-ring --test main golden::`.
+
+#![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
+
+mod decode;
+mod golden;
+mod properties;
+mod replicas;
+mod single;
+mod surface;
+
+/// Every file is a module of this binary, since a forgotten one would never run.
+#[test]
+fn every_test_file_is_part_of_this_binary() {
+    let main = include_str!("main.rs");
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        assert!(
+            main.contains(&format!("\nmod {name};\n"))
+                || name == "main"
+                || path.extension() != Some("rs".as_ref()),
+            "{}",
+            path.display()
+        );
+    }
+}

@@ -1,0 +1,246 @@
+//! Sends each request to the node that owns its order, as a client of several nodes would.
+//!
+//! `GET /ring` gives the ring and the addresses of the owners. `imt-ring` finds the owner of a key.
+//!
+//! Invariants:
+//! - The routes are read again when an answer names another owner than the node that was called,
+//!   and when a node does not answer. At most one such read is under way.
+//! - A request that was refused or cut off is sent once more, to another node. Orders, payments and
+//!   cancellations have one effect however often they arrive. A request that timed out is not
+//!   repeated, because its customer has waited long enough.
+//! - Without routes every request goes to the entry, which forwards it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use imt_ring::Ring;
+use serde::Serialize;
+use tokio::sync::Mutex;
+
+use crate::client::{Answer, Client, Endpoint, Failure, FailureKind};
+use crate::wire::RingDocument;
+use crate::workload::Request;
+use crate::{Error, Result};
+
+/// Longest time to read the routes from one node. A slower node counts as away.
+const READ_TIMEOUT: Duration = Duration::from_secs(1);
+/// Key of the statistics in the ring, as docs/clients.md names it.
+const STATISTICS: &[u8] = b"statistics/";
+
+/// Counts of requests that were sent to owners.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct RoutingCounts {
+    /// Requests that were answered by the node they were sent to.
+    pub direct: u64,
+    /// Requests that the called node forwarded, because the owner had changed.
+    pub forwarded: u64,
+    /// Requests that were sent once more, because the owner was away.
+    pub resent: u64,
+    /// Times that the routes were read.
+    pub reads: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    direct: AtomicU64,
+    forwarded: AtomicU64,
+    resent: AtomicU64,
+    reads: AtomicU64,
+}
+
+/// The routes of one moment.
+struct Routes {
+    ring: Ring,
+    /// Client of the server of each volume.
+    owners: BTreeMap<String, Client>,
+    tag: Option<String>,
+}
+
+impl Routes {
+    fn owner_of(&self, key: &[u8]) -> Option<&Client> {
+        let location = self.ring.locate(key).ok()?;
+        self.owners.get(location.owner.as_str())
+    }
+}
+
+struct State {
+    routes: Routes,
+    /// Number of reads that have ended.
+    generation: u64,
+}
+
+/// The way to the owners.
+pub(super) struct Owners {
+    entry: Client,
+    state: RwLock<State>,
+    reading: Mutex<()>,
+    counters: Counters,
+}
+
+impl Owners {
+    /// Reads the routes from the entry.
+    ///
+    /// # Errors
+    /// When the entry does not answer, or has no `GET /ring` of this form.
+    pub(super) async fn read(entry: Client) -> Result<Arc<Owners>> {
+        let Some(routes) = read_routes(&entry, None).await? else {
+            return Err(Error::Answer {
+                route: format!("GET {}/ring", entry.endpoint()),
+                problem: "304 to a request without a tag".to_owned(),
+            });
+        };
+        let owners = Owners {
+            entry,
+            state: RwLock::new(State {
+                routes,
+                generation: 0,
+            }),
+            reading: Mutex::default(),
+            counters: Counters::default(),
+        };
+        owners.counters.reads.store(1, Ordering::Relaxed);
+        Ok(Arc::new(owners))
+    }
+
+    /// Returns the counts until now.
+    pub(super) fn counts(&self) -> RoutingCounts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RoutingCounts {
+            direct: load(&self.counters.direct),
+            forwarded: load(&self.counters.forwarded),
+            resent: load(&self.counters.resent),
+            reads: load(&self.counters.reads),
+        }
+    }
+
+    /// Sends a request to its owner.
+    pub(super) async fn exchange(
+        self: &Arc<Self>,
+        request: &Request,
+        path: &str,
+        body: Option<Bytes>,
+    ) -> Result<Answer, Failure> {
+        let key = key_of(request);
+        let (owner, generation) = self.owner_of(&key);
+        let failure = match owner.exchange(path, body.clone()).await {
+            Ok(answer) => {
+                self.note_owner(&owner, &answer, generation);
+                return Ok(answer);
+            }
+            Err(failure) => failure,
+        };
+        if !matches!(failure.kind, FailureKind::Refused | FailureKind::Closed) {
+            return Err(failure);
+        }
+        self.read_again(self.others(&owner), generation).await;
+        let Some(other) = self.owner_other_than(&key, &owner) else {
+            return Err(failure);
+        };
+        self.counters.resent.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(from = %owner.endpoint(), to = %other.endpoint(), %failure, "request sent again");
+        other.exchange(path, body).await
+    }
+
+    fn state(&self) -> std::sync::RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the owner of a key, or the entry, with the generation of the routes.
+    fn owner_of(&self, key: &[u8]) -> (Client, u64) {
+        let state = self.state();
+        let owner = state.routes.owner_of(key).unwrap_or(&self.entry);
+        (owner.clone(), state.generation)
+    }
+
+    /// Returns the owner of a key, else the entry, else any node, but never the node given.
+    fn owner_other_than(&self, key: &[u8], away: &Client) -> Option<Client> {
+        let state = self.state();
+        let owner = state.routes.owner_of(key).into_iter();
+        let candidates = owner.chain([&self.entry]).chain(state.routes.owners.values());
+        let mut others = candidates.filter(|client| client.endpoint() != away.endpoint());
+        others.next().cloned()
+    }
+
+    /// Returns every known node but one, each once, the entry first.
+    fn others(&self, away: &Client) -> Vec<Client> {
+        let state = self.state();
+        let mut others: Vec<Client> = Vec::new();
+        for client in [&self.entry].into_iter().chain(state.routes.owners.values()) {
+            let is_known = |known: &Client| known.endpoint() == client.endpoint();
+            if !is_known(away) && !others.iter().any(is_known) {
+                others.push(client.clone());
+            }
+        }
+        others
+    }
+
+    /// Compares the owner that an answer names with the node that was called.
+    fn note_owner(self: &Arc<Self>, called: &Client, answer: &Answer, generation: u64) {
+        let Some(owner) = answer.owner().filter(|owner| owner != called.endpoint()) else {
+            self.counters.direct.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        self.counters.forwarded.fetch_add(1, Ordering::Relaxed);
+        let (owners, named) = (Arc::clone(self), self.entry.at(owner));
+        tokio::spawn(async move { owners.read_again(vec![named], generation).await });
+    }
+
+    /// Reads the routes from the first of these nodes that answers, unless that has happened since
+    /// `generation`.
+    async fn read_again(&self, nodes: Vec<Client>, generation: u64) {
+        let _turn = self.reading.lock().await;
+        if self.state().generation != generation {
+            return;
+        }
+        let tag = self.state().routes.tag.clone();
+        for node in nodes {
+            let reading = tokio::time::timeout(READ_TIMEOUT, read_routes(&node, tag.as_deref()));
+            match reading.await {
+                Ok(Ok(routes)) => {
+                    self.counters.reads.fetch_add(1, Ordering::Relaxed);
+                    let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+                    state.generation += 1;
+                    if let Some(routes) = routes {
+                        state.routes = routes;
+                    }
+                    return;
+                }
+                Ok(Err(error)) => tracing::debug!(node = %node.endpoint(), %error, "routes cannot be read"),
+                Err(_) => tracing::debug!(node = %node.endpoint(), "routes not read in time"),
+            }
+        }
+    }
+}
+
+/// Reads the routes; `None` if they are those of the tag.
+async fn read_routes(node: &Client, tag: Option<&str>) -> Result<Option<Routes>> {
+    let Some((document, tag)) = node.get_unless::<RingDocument>("/ring", tag).await? else {
+        return Ok(None);
+    };
+    let mut owners = BTreeMap::new();
+    for (volume, owner) in document.owners {
+        let endpoint: Endpoint = format!("http://{}", owner.address).parse()?;
+        owners.insert(volume, node.at(endpoint));
+    }
+    Ok(Some(Routes {
+        ring: document.ring,
+        owners,
+        tag,
+    }))
+}
+
+/// Returns the key that decides the owner of a request.
+fn key_of(request: &Request) -> Vec<u8> {
+    match request {
+        Request::Stats { .. } => STATISTICS.to_vec(),
+        Request::Order(order) => order.id.to_string().into_bytes(),
+        Request::Payment { order, .. } | Request::Cancel { order } => order.to_string().into_bytes(),
+    }
+}
+
+#[cfg(test)]
+#[path = "owners_tests.rs"]
+mod tests;
