@@ -137,7 +137,8 @@ impl Cluster {
             } => imt_oms::read_secret_file(path).map_err(unread),
             Self::Engine { .. } => look.secret.clone().ok_or_else(|| {
                 CliError::Usage(
-                    "the nodes' secret is not kept in the engine; name its file with --secret-file".to_owned(),
+                    "the nodes' secret is not kept in the engine; name its file with --secret-file"
+                        .to_owned(),
                 )
             }),
         }

@@ -55,7 +55,12 @@ impl Engine {
         Engine {
             child,
             url: described["url"].as_str().unwrap().to_owned(),
-            servers: described["servers"].as_array().unwrap().iter().map(server).collect(),
+            servers: described["servers"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(server)
+                .collect(),
             log,
         }
     }
@@ -185,7 +190,11 @@ fn assert_there(at: &str, orders: &[(String, String)]) {
         .collect();
     let once: BTreeSet<&str> = ids.iter().copied().collect();
     assert_eq!(once.len(), ids.len(), "an order is listed once");
-    assert_eq!(once, orders.iter().map(|(id, _)| id.as_str()).collect(), "every order is listed");
+    assert_eq!(
+        once,
+        orders.iter().map(|(id, _)| id.as_str()).collect(),
+        "every order is listed"
+    );
 }
 
 #[test]
@@ -241,7 +250,10 @@ fn orders_survive_the_end_of_the_primary_and_no_node_is_taken_for_gone() {
     for node in [alpha, beta, gamma] {
         let (code, log) = node.terminate();
         assert_eq!(code, Some(0));
-        let gone: Vec<&String> = log.iter().filter(|line| line.contains("node went down")).collect();
+        let gone: Vec<&String> = log
+            .iter()
+            .filter(|line| line.contains("node went down"))
+            .collect();
         // A node that stops in good order is reported as well, but after this one began to stop.
         let stop = log.iter().position(|line| line.contains("finishing requests"));
         let before = log.iter().position(|line| line.contains("node went down"));
@@ -262,7 +274,12 @@ fn a_paused_node_loses_its_volume_and_gets_it_back_without_a_lost_order() {
     orders.extend(place(&gamma.address, "after-", 40));
     until("it serves its volume again", || {
         let listed = world.listed();
-        let node = listed.as_array().unwrap().iter().find(|node| node["name"] == "gamma").unwrap();
+        let node = listed
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|node| node["name"] == "gamma")
+            .unwrap();
         node["state"] == "serving" && node["volumes"] == json!(["gamma"])
     });
     for node in [&alpha, &beta, &gamma] {
@@ -290,7 +307,11 @@ fn a_name_is_taken_once_and_a_node_leaves_for_good() {
         &world.engine.url,
     ]);
     assert_eq!(second.status.code(), Some(1));
-    assert!(stderr(&second).contains("a node named beta already runs"), "{}", stderr(&second));
+    assert!(
+        stderr(&second).contains("a node named beta already runs"),
+        "{}",
+        stderr(&second)
+    );
     let left = run(&["node", "leave", "gamma", "--engine", &world.engine.url]);
     assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
     assert_eq!(gamma.ended(), Some(0));
@@ -306,10 +327,22 @@ fn a_name_is_taken_once_and_a_node_leaves_for_good() {
 fn a_check_of_the_engine_finds_it_sound_and_faults_by_name() {
     let engine = Engine::start();
     let checked = run(&["engine", "check", &engine.url, "--output", "json"]);
-    assert_eq!(checked.status.code(), Some(0), "{}{}", stdout(&checked), stderr(&checked));
+    assert_eq!(
+        checked.status.code(),
+        Some(0),
+        "{}{}",
+        stdout(&checked),
+        stderr(&checked)
+    );
     let checks: Value = serde_json::from_str(&stdout(&checked)).unwrap();
-    for subject in ["version", "primary", "standbys", "fsync", "role", "tables", "fence", "latency"] {
-        let check = checks.as_array().unwrap().iter().find(|check| check["subject"] == subject);
+    for subject in [
+        "version", "primary", "standbys", "fsync", "role", "tables", "fence", "latency",
+    ] {
+        let check = checks
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|check| check["subject"] == subject);
         let check = check.unwrap_or_else(|| panic!("{subject} is missing: {checks}"));
         assert_ne!(check["verdict"], "BAD", "{check}");
     }
@@ -317,10 +350,27 @@ fn a_check_of_the_engine_finds_it_sound_and_faults_by_name() {
     let other = engine.url.replace("/postgres", "/template1");
     let checked = run(&["engine", "check", &other]);
     assert_eq!(checked.status.code(), Some(3), "{}", stdout(&checked));
-    assert!(stdout(&checked).contains("run imt engine init"), "{}", stdout(&checked));
-    let started = run(&["node", "start", "--name", "a", "--listen", "127.0.0.1:0", "--engine", &other]);
+    assert!(
+        stdout(&checked).contains("run imt engine init"),
+        "{}",
+        stdout(&checked)
+    );
+    let started = run(&[
+        "node",
+        "start",
+        "--name",
+        "a",
+        "--listen",
+        "127.0.0.1:0",
+        "--engine",
+        &other,
+    ]);
     assert_eq!(started.status.code(), Some(1));
-    assert!(stderr(&started).contains("run imt engine init"), "{}", stderr(&started));
+    assert!(
+        stderr(&started).contains("run imt engine init"),
+        "{}",
+        stderr(&started)
+    );
 }
 
 /// A shop with a warehouse runs while nodes are killed, stopped, paused and taken away.
@@ -329,7 +379,17 @@ fn a_check_of_the_engine_finds_it_sound_and_faults_by_name() {
 fn an_audit_after_random_events_finds_nothing() {
     let engine = Engine::start();
     let folder = tempdir().unwrap();
-    let args = ["sim", "chaos", "--plain", "--rate", "40", "--duration", "25s", "--every", "4s"];
+    let args = [
+        "sim",
+        "chaos",
+        "--plain",
+        "--rate",
+        "40",
+        "--duration",
+        "25s",
+        "--every",
+        "4s",
+    ];
     let mut command: Command = imt(&[&args[..], &["--data", folder.path().to_str().unwrap()]].concat());
     let run = command.env("IMT_ENGINE", &engine.url).output().unwrap();
     assert_eq!(run.status.code(), Some(0), "{}{}", stdout(&run), stderr(&run));

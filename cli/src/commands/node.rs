@@ -405,7 +405,9 @@ pub(super) async fn running(cluster: &Cluster, name: &str) -> Result<(Look, Node
         true => "no node runs there".to_owned(),
         false => format!("running are {}", others.join(", ")),
     };
-    Err(CliError::failed(format!("no node '{name}' runs on {cluster}; {there}")))
+    Err(CliError::failed(format!(
+        "no node '{name}' runs on {cluster}; {there}"
+    )))
 }
 
 async fn stop(name: &NodeName, cluster: Cluster, output: OutputFormat) -> Result<ExitCode, CliError> {
@@ -491,7 +493,9 @@ async fn check_leaving(cluster: &Cluster, name: &NodeName) -> Result<(), CliErro
     // A missing folder is named as such.
     let ring = cluster.look().await?.ring;
     if ring.as_ref().is_none_or(|ring| ring.member(name).is_none()) {
-        return Err(CliError::failed(format!("'{name}' is no node of the ring in {cluster}")));
+        return Err(CliError::failed(format!(
+            "'{name}' is no node of the ring in {cluster}"
+        )));
     }
     let members = ring.iter().flat_map(imt_ring::Ring::members);
     let others: Vec<_> = members.filter(|member| member.name() != name).collect();

@@ -417,13 +417,7 @@ mod tests {
         assert_eq!(back.serving[&name("a")], name("a"));
         assert_ne!(back.following[&name("a")], name("a"));
         let alone = after.with_nodes(&names(&["c"])).unwrap();
-        assert!(
-            alone
-                .with_followers(&names(&["c"]))
-                .unwrap()
-                .following
-                .is_empty()
-        );
+        assert!(alone.with_followers(&names(&["c"])).unwrap().following.is_empty());
     }
 
     #[test]

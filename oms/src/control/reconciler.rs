@@ -159,7 +159,7 @@ impl Reconciler {
             .filter(|(_, node)| **node == me)
             .map(|(volume, _)| volume.clone())
             .collect();
-let has_ended = |server: &Arc<VolumeServer>| server.app.state().storage.has_ended();
+        let has_ended = |server: &Arc<VolumeServer>| server.app.state().storage.has_ended();
         let is_current = |volume: &&NodeName| {
             self.opened.get(*volume) == Some(&state.since(volume))
                 && !self.servers.get(*volume).is_some_and(has_ended)

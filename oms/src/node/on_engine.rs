@@ -32,7 +32,8 @@ fn invalid(setting: &'static str, reason: impl Into<String>) -> NodeError {
 
 /// Joins the cluster of an engine.
 pub(super) async fn join(config: &NodeConfig, url: &EngineUrl) -> Result<EngineCluster, NodeError> {
-    let named = Member::new(&config.name).map_err(|error| invalid("name", format!("cannot be used: {error}")))?;
+    let named =
+        Member::new(&config.name).map_err(|error| invalid("name", format!("cannot be used: {error}")))?;
     let member = named
         .with_weight(config.weight)
         .and_then(|member| match &config.zone {
@@ -111,13 +112,17 @@ fn check_address(address: SocketAddr, is_local: bool) -> Result<(), NodeError> {
     if address.ip().is_unspecified() {
         return Err(invalid(
             "advertise",
-            format!("is missing: {address} is every interface; give the address at which the other nodes reach this one"),
+            format!(
+                "is missing: {address} is every interface; give the address at which the other nodes reach this one"
+            ),
         ));
     }
     if address.ip().is_loopback() && !is_local {
         return Err(invalid(
             "advertise",
-            format!("cannot be {address}: the engine is on another machine, so other nodes may be, and they cannot reach a loopback address; give --listen and --advertise an address of this machine"),
+            format!(
+                "cannot be {address}: the engine is on another machine, so other nodes may be, and they cannot reach a loopback address; give --listen and --advertise an address of this machine"
+            ),
         ));
     }
     Ok(())

@@ -12,9 +12,11 @@
 
 mod password_file;
 mod session;
+#[cfg(test)]
+mod session_tests;
 mod tls;
 mod url;
 
-pub(crate) use crate::postgres::session::{OnNone, Param, Row, Session};
 pub use crate::postgres::session::SessionError;
+pub(crate) use crate::postgres::session::{OnNone, Param, Row, Session};
 pub use crate::postgres::url::{EngineUrl, InvalidEngineUrl};

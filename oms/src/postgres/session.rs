@@ -33,7 +33,7 @@ use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
 
 use crate::error::with_causes;
 use crate::postgres::tls;
-use crate::postgres::url::{EngineUrl, Encryption, Host};
+use crate::postgres::url::{Encryption, EngineUrl, Host};
 use crate::runtime;
 
 /// Maximum time to connect to one host, if there are others.
@@ -94,54 +94,37 @@ impl std::error::Error for SessionError {}
 /// A parameter of a statement, with its SQL type.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Param<'a> {
-    Bool(bool),
     Text(&'a str),
     OptText(Option<&'a str>),
     Int2(i16),
     Int4(i32),
     Int8(i64),
     Bytes(&'a [u8]),
-    Texts(&'a [&'a str]),
-    OptTexts(&'a [Option<&'a str>]),
     Int2s(&'a [i16]),
-    Int4s(&'a [i32]),
-    Int8s(&'a [i64]),
-    OptInt8s(&'a [Option<i64>]),
     ByteArrays(&'a [&'a [u8]]),
 }
 
 impl Param<'_> {
     fn typed(&self) -> (&(dyn ToSql + Sync), Type) {
         match self {
-            Param::Bool(value) => (value, Type::BOOL),
             Param::Text(value) => (value, Type::TEXT),
             Param::OptText(value) => (value, Type::TEXT),
             Param::Int2(value) => (value, Type::INT2),
             Param::Int4(value) => (value, Type::INT4),
             Param::Int8(value) => (value, Type::INT8),
             Param::Bytes(value) => (value, Type::BYTEA),
-            Param::Texts(values) => (values, Type::TEXT_ARRAY),
-            Param::OptTexts(values) => (values, Type::TEXT_ARRAY),
             Param::Int2s(values) => (values, Type::INT2_ARRAY),
-            Param::Int4s(values) => (values, Type::INT4_ARRAY),
-            Param::Int8s(values) => (values, Type::INT8_ARRAY),
-            Param::OptInt8s(values) => (values, Type::INT8_ARRAY),
             Param::ByteArrays(values) => (values, Type::BYTEA_ARRAY),
         }
     }
 
     fn size(&self) -> usize {
         match self {
-            Param::Bool(_) | Param::Int2(_) | Param::Int4(_) | Param::Int8(_) => 8,
+            Param::Int2(_) | Param::Int4(_) | Param::Int8(_) => 8,
             Param::Text(value) => value.len(),
             Param::OptText(value) => value.map_or(0, str::len),
             Param::Bytes(value) => value.len(),
-            Param::Texts(values) => values.iter().map(|value| value.len() + 4).sum(),
-            Param::OptTexts(values) => values.iter().map(|value| value.map_or(4, |value| value.len() + 4)).sum(),
             Param::Int2s(values) => values.len() * 6,
-            Param::Int4s(values) => values.len() * 8,
-            Param::Int8s(values) => values.len() * 12,
-            Param::OptInt8s(values) => values.len() * 12,
             Param::ByteArrays(values) => values.iter().map(|value| value.len() + 4).sum(),
         }
     }
@@ -192,11 +175,6 @@ impl Row {
     }
 
     pub(crate) fn int8(&self, column: usize) -> Result<i64, SessionError> {
-        self.get(column)
-    }
-
-    /// Returns a number that may be NULL.
-    pub(crate) fn opt_int8(&self, column: usize) -> Result<Option<i64>, SessionError> {
         self.get(column)
     }
 
@@ -291,7 +269,10 @@ impl Session {
 
     /// Returns the host of the present or next connection.
     pub(crate) fn host(&self) -> String {
-        self.url.hosts.get(self.host).map_or_else(String::new, Host::to_string)
+        self.url
+            .hosts
+            .get(self.host)
+            .map_or_else(String::new, Host::to_string)
     }
 
     /// Drops the connection. The next call makes another one, beginning with the next host.

@@ -265,7 +265,12 @@ fn parse(text: &str, outside: &Outside<'_>) -> Result<EngineUrl, InvalidEngineUr
     };
     for host in &mut parsed.hosts {
         let port = host.port.to_string();
-        let wanted = [host.name.as_str(), port.as_str(), parsed.database.as_str(), parsed.user.as_str()];
+        let wanted = [
+            host.name.as_str(),
+            port.as_str(),
+            parsed.database.as_str(),
+            parsed.user.as_str(),
+        ];
         host.password = password.clone().or_else(|| password_file::find(&lines, wanted));
     }
     Ok(parsed)
@@ -341,7 +346,8 @@ mod tests {
 
     #[test]
     fn a_url_names_hosts_user_and_database_and_hides_its_password() {
-        let url = parsed("postgresql://ann:s%40crt@db1,[::1]:6432,%2Ftmp%2Fpg:7/shop?sslmode=require").unwrap();
+        let url =
+            parsed("postgresql://ann:s%40crt@db1,[::1]:6432,%2Ftmp%2Fpg:7/shop?sslmode=require").unwrap();
         let hosts: Vec<(&str, u16)> = url
             .hosts
             .iter()

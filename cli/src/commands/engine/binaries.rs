@@ -111,7 +111,9 @@ impl User {
     fn unprivileged() -> Result<Self, CliError> {
         let users = std::fs::read_to_string("/etc/passwd")
             .map_err(|error| CliError::because("cannot read /etc/passwd", error))?;
-        let found = ["postgres", "nobody"].into_iter().find_map(|name| user_in(&users, name));
+        let found = ["postgres", "nobody"]
+            .into_iter()
+            .find_map(|name| user_in(&users, name));
         found.ok_or_else(|| {
             CliError::failed("PostgreSQL does not run as root, and there is no user postgres or nobody; run this as another user")
         })

@@ -130,7 +130,12 @@ impl Demo {
     }
 
     async fn start(&mut self) -> Result<(), CliError> {
-        let standbys: Vec<String> = self.servers.iter().skip(1).map(|server| server.name.clone()).collect();
+        let standbys: Vec<String> = self
+            .servers
+            .iter()
+            .skip(1)
+            .map(|server| server.name.clone())
+            .collect();
         let Some((primary, others)) = self.servers.split_first_mut() else {
             return Ok(());
         };
@@ -191,7 +196,11 @@ impl Demo {
             let process = process.map_or_else(|| "ended".to_owned(), |process| format!("process {process}"));
             text.push_str(&format!("{name:<9} 127.0.0.1:{port:<5}  {process}\n"));
         }
-        let remains = if self.base.is_temporary { ", and removes their data" } else { "" };
+        let remains = if self.base.is_temporary {
+            ", and removes their data"
+        } else {
+            ""
+        };
         text.push_str(&format!(
             "\nThe engine is ready: {url}\n\nIn other terminals:\n  export IMT_ENGINE='{url}'\n  imt node start --name alpha --data alpha\n  imt node start --name beta --data beta\n\nCtrl-C stops the servers{remains}."
         ));
@@ -229,7 +238,9 @@ impl Demo {
             }
         }
         let Some((position, next)) = newest else {
-            return Err(CliError::failed("the primary ended, and no standby runs; start the demonstration again"));
+            return Err(CliError::failed(
+                "the primary ended, and no standby runs; start the demonstration again",
+            ));
         };
         self.primary = next;
         let Some(primary) = self.servers.get_mut(next) else {
@@ -269,7 +280,11 @@ fn check_reach(binaries: &Binaries, path: &Path) -> Result<(), CliError> {
     let Some(user) = binaries.user() else {
         return Ok(());
     };
-    let reached = binaries.command("postgres", false).arg("--version").current_dir(path).output();
+    let reached = binaries
+        .command("postgres", false)
+        .arg("--version")
+        .current_dir(path)
+        .output();
     let is_open = path.ancestors().skip(1).all(|folder| {
         use std::os::unix::fs::PermissionsExt;
         std::fs::metadata(folder).is_ok_and(|about| about.permissions().mode() & 0o001 != 0)
@@ -302,7 +317,10 @@ where
             )));
         }
         if Instant::now() >= until {
-            return Err(CliError::because(format!("{} does not answer", server.name), error));
+            return Err(CliError::because(
+                format!("{} does not answer", server.name),
+                error,
+            ));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -105,7 +105,12 @@ fn word(verdict: Verdict) -> &'static str {
 
 fn text(checks: &[EngineCheck]) -> String {
     let line = |check: &EngineCheck| {
-        format!("{:<8} {:<11} {}", word(check.verdict), check.subject, check.finding)
+        format!(
+            "{:<8} {:<11} {}",
+            word(check.verdict),
+            check.subject,
+            check.finding
+        )
     };
     checks.iter().map(line).collect::<Vec<_>>().join("\n")
 }

@@ -102,10 +102,19 @@ impl Server {
             .open(&passwords)
             .map_err(failed("create", &passwords))?;
         writeln!(file, "{}", self.password).map_err(failed("write", &passwords))?;
-        binaries.give(&passwords).map_err(failed("give away", &passwords))?;
+        binaries
+            .give(&passwords)
+            .map_err(failed("give away", &passwords))?;
         let mut initdb = binaries.command("initdb", false);
         initdb
-            .args(["--username", ROLE, "--auth", "scram-sha-256", "--encoding", "UTF8"])
+            .args([
+                "--username",
+                ROLE,
+                "--auth",
+                "scram-sha-256",
+                "--encoding",
+                "UTF8",
+            ])
             .args(["--locale", "C", "--pwfile"])
             .arg(&passwords)
             .arg("--pgdata")
@@ -208,7 +217,10 @@ impl Server {
         let Some(mut child) = self.child.take() else {
             return;
         };
-        if let Some(process) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+        if let Some(process) = i32::try_from(child.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        {
             // PostgreSQL takes an interrupt as "end all sessions and stop".
             let _ = rustix::process::kill_process(process, rustix::process::Signal::INT);
         }

@@ -57,7 +57,8 @@ pub(super) fn decoded_state(
             return Err(invalid(format!("it has more than {STATE_BYTES_MAX} bytes")));
         }
         (Some(text), _) => {
-            let state: ClusterState = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
+            let state: ClusterState =
+                serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
             if !state.is_known_format() {
                 return Err(invalid(
                     "its layout is not known to this version; upgrade this program".to_owned(),
@@ -122,7 +123,10 @@ impl StateTable {
         ];
         // The ring names only volumes that exist. So a log that is missing later was lost.
         let volume = [Param::Text(volume.as_str())];
-        let statements = [(schema::FIRST_STATE, &params[..]), (schema::FIRST_VOLUME, &volume[..])];
+        let statements = [
+            (schema::FIRST_STATE, &params[..]),
+            (schema::FIRST_VOLUME, &volume[..]),
+        ];
         let mut session = self.session.lock().await;
         let affected = session
             .transaction(&statements, OnNone::RollBack, STATEMENT_TIMEOUT * 5)
@@ -161,12 +165,7 @@ impl StateTable {
 
     /// Replaces the state of the version before `next` if `coordinator` is its coordinator. This
     /// process is the coordinator afterwards.
-    async fn swap(
-        &self,
-        shared: &Shared,
-        next: &ClusterState,
-        coordinator: &str,
-    ) -> Result<bool, NodeError> {
+    async fn swap(&self, shared: &Shared, next: &ClusterState, coordinator: &str) -> Result<bool, NodeError> {
         let failed = self.failed("replace the cluster's state");
         let until = Instant::now() + REPLACE_TIMEOUT;
         let me = shared.label();
@@ -182,7 +181,10 @@ impl StateTable {
         let mut is_repetition = false;
         let mut session = self.session.lock().await;
         loop {
-            match session.execute(schema::NEXT_STATE, &params, STATEMENT_TIMEOUT).await {
+            match session
+                .execute(schema::NEXT_STATE, &params, STATEMENT_TIMEOUT)
+                .await
+            {
                 Ok(0) if is_repetition => {
                     let now = shared.read_state().await?;
                     return Ok(now.coordinator == me && now.state == *next);

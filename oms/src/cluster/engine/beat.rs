@@ -171,7 +171,9 @@ impl Judge {
         }
         self.pace = Pace::of(rows.len());
         let beat = self.pace.beat;
-        let gap = self.last_look.map_or(Duration::ZERO, |last| answered.saturating_sub(last));
+        let gap = self
+            .last_look
+            .map_or(Duration::ZERO, |last| answered.saturating_sub(last));
         self.last_look = Some(answered);
         let is_late = answered.saturating_sub(sent) > beat * LATE_BEATS || gap > beat * OWN_BEATS_MAX;
         let is_stalled = self
@@ -430,7 +432,11 @@ mod tests {
         assert_eq!(judge.lease_end(), Some(ms(2_000)));
         judge.replace();
         judge.acknowledge(ms(1_200), 4);
-        assert_eq!(judge.lease_end(), None, "a replaced process never has a lease again");
+        assert_eq!(
+            judge.lease_end(),
+            None,
+            "a replaced process never has a lease again"
+        );
     }
 
     /// The latest lease against the earliest judgement: a beat is sent at 0, committed at any time
@@ -451,7 +457,11 @@ mod tests {
             while earliest.is_none() {
                 own += 1;
                 observer.acknowledge(ms(now), own);
-                let rows = [("observer".to_owned(), row(1, own)), ("node".to_owned(), row(2, 5))].into();
+                let rows = [
+                    ("observer".to_owned(), row(1, own)),
+                    ("node".to_owned(), row(2, 5)),
+                ]
+                .into();
                 observer.look(ms(now), ms(now), Some(own), &rows);
                 if observer.is_gone("node", 2) {
                     earliest = Some(now);

@@ -90,7 +90,6 @@ impl Joining {
             url: self.url,
             data: self.data,
             name,
-            incarnation,
             secret,
             shared,
             table,
@@ -101,7 +100,12 @@ impl Joining {
 
     async fn check_engine(&self, session: &mut Session) -> Result<(), NodeError> {
         let failed = self.failed("read the layout of the tables");
-        let no_tables = || self.unfit(format!("it has no tables of ours; run imt engine init {}", self.url));
+        let no_tables = || {
+            self.unfit(format!(
+                "it has no tables of ours; run imt engine init {}",
+                self.url
+            ))
+        };
         let rows = match session.query(schema::VERSION, &[], STATEMENT_TIMEOUT).await {
             Ok(rows) => rows,
             Err(SessionError::Refused { code, .. }) if code == schema::UNDEFINED_TABLE => {
@@ -135,7 +139,9 @@ impl Joining {
             return Ok(());
         }
         let failed = self.failed("read the cluster's state");
-        let rows = session.query(schema::STATE, &[Param::Int8(-1)], STATEMENT_TIMEOUT).await;
+        let rows = session
+            .query(schema::STATE, &[Param::Int8(-1)], STATEMENT_TIMEOUT)
+            .await;
         let state = decoded_state(&rows.map_err(&failed)?, None).map_err(&failed)?;
         let members = state.iter().flat_map(|confirmed| confirmed.state.ring.members());
         let mut others = members.filter(|member| member.name() != self.member.name());
@@ -144,8 +150,9 @@ impl Joining {
         }
         Err(NodeError::Config {
             setting: "weight",
-            reason: "cannot be 0: no other node could own the orders; give the first node a weight of 1 or more"
-                .to_owned(),
+            reason:
+                "cannot be 0: no other node could own the orders; give the first node a weight of 1 or more"
+                    .to_owned(),
         })
     }
 
@@ -186,7 +193,9 @@ impl Joining {
         let mine = [Param::Text(name), Param::Int8(incarnation)];
         let rows = session.query(schema::NODE, &mine[..1], STATEMENT_TIMEOUT).await?;
         let Some(row) = rows.first() else {
-            let added = session.execute(schema::ADD_NODE, &mine, STATEMENT_TIMEOUT).await?;
+            let added = session
+                .execute(schema::ADD_NODE, &mine, STATEMENT_TIMEOUT)
+                .await?;
             return Ok(added == 1);
         };
         let (old, beat) = (row.int8(0)?, row.int8(1)?);
@@ -249,7 +258,9 @@ impl Joining {
                     }),
                 };
             }
-            let fresh: String = (0..4).map(|_| format!("{:016x}", runtime::random_u64())).collect();
+            let fresh: String = (0..4)
+                .map(|_| format!("{:016x}", runtime::random_u64()))
+                .collect();
             let kept = if self.secret.is_some() { "" } else { fresh.as_str() };
             table.write_first(self.member.clone(), label, kept).await?;
         }
@@ -310,7 +321,9 @@ pub(super) fn unfit_setting(commit: &str, lock: &str, statement: &str, isolation
         }
     }
     if isolation != "read committed" {
-        return Some(format!("the default isolation is {isolation}, not read committed"));
+        return Some(format!(
+            "the default isolation is {isolation}, not read committed"
+        ));
     }
     None
 }

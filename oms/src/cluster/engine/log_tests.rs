@@ -78,7 +78,11 @@ struct Fencing {
 
 impl Fencing {
     fn log(&self) -> EngineLog {
-        if self.is_fenced { log(&self.url) } else { log(&self.url).without_fence() }
+        if self.is_fenced {
+            log(&self.url)
+        } else {
+            log(&self.url).without_fence()
+        }
     }
 
     /// Takes the volume, and appends until it is refused. It obeys no lease.
@@ -136,7 +140,10 @@ impl Fencing {
                     faults.push(format!("entry {} does not follow {at:?}", entry.seq));
                 }
                 if entry.epoch < at.epoch {
-                    faults.push(format!("stale: entry {} of epoch {} after {at:?}", entry.seq, entry.epoch));
+                    faults.push(format!(
+                        "stale: entry {} of epoch {} after {at:?}",
+                        entry.seq, entry.epoch
+                    ));
                 }
                 at = Position {
                     seq: entry.seq,
@@ -286,7 +293,10 @@ async fn no_former_owner_commits_and_nothing_is_lost() {
 #[ignore = "needs an engine"]
 async fn the_fence_test_notices_a_missing_fence() {
     let faults = fencing(false).await.run(20).await;
-    assert!(faults.iter().any(|fault| fault.starts_with("stale")), "{faults:#?}");
+    assert!(
+        faults.iter().any(|fault| fault.starts_with("stale")),
+        "{faults:#?}"
+    );
 }
 
 async fn owner(url: &Arc<EngineUrl>, since: u64) -> LogWriter {
@@ -323,12 +333,19 @@ async fn rows_and_log_together_fill_a_copy_and_old_entries_are_trimmed() {
     }
     let (acknowledged, mut reader) = (writer.status().acknowledged(), log(&url));
     let kept_from = reader.head().await.unwrap().unwrap().kept_from;
-    assert!(!reader.checkpoint(kept_from - 1, kept_from, &LastWords::default()).await.unwrap());
+    assert!(
+        !reader
+            .checkpoint(kept_from - 1, kept_from, &LastWords::default())
+            .await
+            .unwrap()
+    );
     let trimmed = reader.trim(acknowledged).await.unwrap();
     assert_eq!(trimmed, kept_from - 2, "the entry before the kept ones stays");
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::open_in(folder.path()).unwrap();
-    catch_up(&cache, &mut reader, "ada", acknowledged, true).await.unwrap();
+    catch_up(&cache, &mut reader, "ada", acknowledged, true)
+        .await
+        .unwrap();
     let keys: BTreeSet<Vec<u8>> = cache.keys(Table::Orders).unwrap().into_iter().collect();
     let expected: BTreeSet<Vec<u8>> = (1..=50)
         .filter(|id| *id != 7)
@@ -350,8 +367,19 @@ async fn an_engine_that_is_away_has_no_effect() {
 
 /// Returns an order with every event that the views decode.
 fn order(id: &str, events: Vec<Event>) -> (Vec<u8>, Vec<u8>) {
-    let lines = [Line { id: 812, quantity: 3 }, Line { id: 70_000, quantity: 1 }];
-    let mut order = Order::place(OrderId::parse(id).unwrap(), Box::new(lines), Some(4), 1_700_000_000_123);
+    let lines = [
+        Line { id: 812, quantity: 3 },
+        Line {
+            id: 70_000,
+            quantity: 1,
+        },
+    ];
+    let mut order = Order::place(
+        OrderId::parse(id).unwrap(),
+        Box::new(lines),
+        Some(4),
+        1_700_000_000_123,
+    );
     order.apply(events, 1_700_000_001_000);
     let mut row = Vec::new();
     codec::encode_order(&order, &mut row);
@@ -366,15 +394,25 @@ async fn views_show_the_columns_of_rows() {
     let refund = |transaction| Event::RefundWanted { transaction };
     let orders = [
         order("plain", Vec::new()),
-        order("delivered", vec![
-            Event::Announced,
-            Event::Paid { transaction },
-            Event::DeliveryStarted,
-            Event::Delivered { sequence: Some(1_000_000) },
-            refund(other),
-        ]),
+        order(
+            "delivered",
+            vec![
+                Event::Announced,
+                Event::Paid { transaction },
+                Event::DeliveryStarted,
+                Event::Delivered {
+                    sequence: Some(1_000_000),
+                },
+                refund(other),
+            ],
+        ),
         order("early", vec![Event::Paid { transaction }, Event::Announced]),
-        order("failed", vec![Event::Failed { reason: "no paper, 'ça'".into() }]),
+        order(
+            "failed",
+            vec![Event::Failed {
+                reason: "no paper, 'ça'".into(),
+            }],
+        ),
         order("refund", vec![Event::Cancelled, refund(other)]),
         order("expired", vec![Event::Expired]),
     ];
@@ -437,7 +475,10 @@ async fn views_show_the_columns_of_rows() {
     let sql = "SELECT jsonb_build_array(order_id, store, products, nonce)::text FROM imt_reservations \
         WHERE order_id = $1 ORDER BY store";
     let products = json!([{ "id": 812, "quantity": 3 }]);
-    let expected = json!([["plain", 4, products, null], ["plain", 70_000, products, u64::MAX]]);
+    let expected = json!([
+        ["plain", 4, products, null],
+        ["plain", 70_000, products, u64::MAX]
+    ]);
     assert_eq!(json_of(sql, "plain").await, expected);
     let sql = "SELECT jsonb_build_array(kind, state, attempts, extract(epoch FROM next_try_at)::bigint, \
         last_error)::text FROM imt_outbox WHERE order_id = $1 ORDER BY kind";

@@ -45,9 +45,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 
 use crate::cluster::engine::authority::StateTable;
+pub use crate::cluster::engine::copies::{VolumeCopy, export_volume, rebuild_volume};
 pub(crate) use crate::cluster::engine::joining::Joining;
 use crate::cluster::engine::shared::{Shared, Watcher};
-pub use crate::cluster::engine::copies::{VolumeCopy, export_volume, rebuild_volume};
 pub use crate::cluster::engine::tools::{
     EngineCheck, EngineView, Verdict, check_engine, init_engine, promote_standby, reload_standby,
     standby_position, view_engine,
@@ -67,7 +67,6 @@ pub(crate) struct EngineCluster {
     /// The folder of this node's caches.
     data: PathBuf,
     name: NodeName,
-    incarnation: i64,
     secret: String,
     shared: Arc<Shared>,
     table: Arc<StateTable>,
@@ -76,21 +75,6 @@ pub(crate) struct EngineCluster {
 }
 
 impl EngineCluster {
-    /// Returns the engine's URL.
-    pub(crate) fn url(&self) -> &Arc<EngineUrl> {
-        &self.url
-    }
-
-    /// Returns the folder of this node's caches.
-    pub(crate) fn data(&self) -> &PathBuf {
-        &self.data
-    }
-
-    /// Returns the number that tells this process from others of the same name.
-    pub(crate) fn incarnation(&self) -> i64 {
-        self.incarnation
-    }
-
     /// Returns a function that returns `true` while this process may answer reads. It costs a
     /// reading of the clock.
     pub(crate) fn lease(&self) -> impl Fn() -> bool + Send + Sync + use<> {

@@ -203,7 +203,11 @@ impl Shared {
 
     pub(super) fn watch(&self, watcher: Watcher) {
         let mut inside = self.inside();
-        let incarnation = inside.look.beats.get(watcher.node.as_str()).map(|beat| beat.incarnation);
+        let incarnation = inside
+            .look
+            .beats
+            .get(watcher.node.as_str())
+            .map(|beat| beat.incarnation);
         match incarnation {
             Some(incarnation) if !inside.judge.is_gone(watcher.node.as_str(), incarnation) => {
                 inside.watchers.push((watcher, incarnation));
@@ -306,7 +310,10 @@ impl Shared {
         let mut inside = self.inside();
         let inside = &mut *inside;
         let names = |inside: &Inside| -> Vec<NodeName> {
-            inside.others_alive(&self.name).map(|card| card.name.clone()).collect()
+            inside
+                .others_alive(&self.name)
+                .map(|card| card.name.clone())
+                .collect()
         };
         let before = names(inside);
         let looked = inside.judge.look(sent, now, own, &look.beats);

@@ -130,14 +130,20 @@ async fn beat_once(
 ) -> Result<Beaten, SessionError> {
     let mut read = None;
     if due.readers.iter().any(|reader| !reader.is_closed()) {
-        let known = due.cached.as_ref().map_or(-1, |cached| cached.state.version as i64);
+        let known = due
+            .cached
+            .as_ref()
+            .map_or(-1, |cached| cached.state.version as i64);
         let rows = session
             .query(schema::STATE, &[Param::Int8(known)], STATEMENT_TIMEOUT)
             .await?;
         read = decoded_state(&rows, due.cached.as_ref())?;
     }
     let connections = session.connections();
-    let card = due.card.as_ref().and_then(|card| serde_json::to_string(card).ok());
+    let card = due
+        .card
+        .as_ref()
+        .and_then(|card| serde_json::to_string(card).ok());
     let name = shared.name.as_str();
     let params = [
         Param::Text(name),

@@ -252,7 +252,9 @@ async fn settings(session: &mut Session, checks: &mut Checks) -> Result<(), Sess
             None => checks.add(
                 "role",
                 Verdict::Good,
-                format!("synchronous_commit {commit}, lock_timeout {lock} ms, statement_timeout {statement} ms"),
+                format!(
+                    "synchronous_commit {commit}, lock_timeout {lock} ms, statement_timeout {statement} ms"
+                ),
             ),
         }
     }
@@ -267,7 +269,10 @@ async fn tables(session: &mut Session, checks: &mut Checks) -> Result<bool, Sess
             if is_known {
                 checks.add("tables", Verdict::Good, format!("layout {version}"));
             } else {
-                let finding = format!("layout {version}, and this program knows {}", schema::SCHEMA_VERSION);
+                let finding = format!(
+                    "layout {version}, and this program knows {}",
+                    schema::SCHEMA_VERSION
+                );
                 checks.add("tables", Verdict::Bad, finding);
             }
             Ok(is_known)
@@ -296,7 +301,8 @@ async fn fence(session: &mut Session, checks: &mut Checks) -> Result<(), Session
     if affected == [1, 1, 0, 0, 1] {
         checks.add("fence", Verdict::Good, "entries of a former owner are refused");
     } else {
-        let finding = format!("five test entries affected {affected:?} rows, and must affect [1, 1, 0, 0, 1]");
+        let finding =
+            format!("five test entries affected {affected:?} rows, and must affect [1, 1, 0, 0, 1]");
         checks.add("fence", Verdict::Bad, finding);
     }
     times.sort_unstable();
@@ -343,13 +349,13 @@ async fn test_entries(
     Ok((affected, times))
 }
 
-async fn append(
-    session: &mut Session,
-    volume: Param<'_>,
-    seq: i64,
-    epoch: i64,
-) -> Result<u64, SessionError> {
-    let params = [volume, Param::Int8(seq), Param::Int8(epoch), Param::Bytes(&TEST_BODY)];
+async fn append(session: &mut Session, volume: Param<'_>, seq: i64, epoch: i64) -> Result<u64, SessionError> {
+    let params = [
+        volume,
+        Param::Int8(seq),
+        Param::Int8(epoch),
+        Param::Bytes(&TEST_BODY),
+    ];
     session.execute(schema::APPEND, &params, STATEMENT_TIMEOUT).await
 }
 
@@ -372,7 +378,9 @@ pub struct EngineView {
 pub async fn view_engine(url: &EngineUrl) -> Result<EngineView, NodeError> {
     let failed = failed(url, "read the nodes");
     let mut session = Session::new(Arc::new(url.clone()), "view");
-    let rows = session.query(schema::STATE, &[Param::Int8(-1)], STATEMENT_TIMEOUT).await;
+    let rows = session
+        .query(schema::STATE, &[Param::Int8(-1)], STATEMENT_TIMEOUT)
+        .await;
     let rows = rows.map_err(&failed)?;
     let ring = decoded_state(&rows, None)
         .map_err(&failed)?

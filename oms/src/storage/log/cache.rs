@@ -238,10 +238,7 @@ async fn resume(
         None => "the engine does not have it",
     };
     if !drops {
-        return Err(CatchUpError::Differs(format!(
-            "entry {}: {fault}",
-            position.seq
-        )));
+        return Err(CatchUpError::Differs(format!("entry {}: {fault}", position.seq)));
     }
     tracing::error!(
         volume,

@@ -125,7 +125,11 @@ impl Log for EngineLog {
             let session = &mut self.session;
             let appended = match behind {
                 #[cfg(test)]
-                _ if !self.is_fenced => session.execute(APPEND_WITHOUT_FENCE, &first, COMMIT_TIMEOUT).await,
+                _ if !self.is_fenced => {
+                    session
+                        .execute(APPEND_WITHOUT_FENCE, &first, COMMIT_TIMEOUT)
+                        .await
+                }
                 None => session.execute(APPEND_FIRST, &first, COMMIT_TIMEOUT).await,
                 Some((seq, epoch)) => {
                     let [volume, at, owner, body] = first;
