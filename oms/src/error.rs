@@ -260,6 +260,8 @@ impl NodeError {
             NodeError::Engine { source, .. } => {
                 matches!(source, SessionError::Away { .. } | SessionError::Unknown { .. })
             }
+            // A volume that was opened a moment ago lost its engine, or a newer owner took it.
+            NodeError::Storage(error) => matches!(error, StorageError::EngineAway | StorageError::Stale),
             _ => false,
         }
     }

@@ -133,7 +133,8 @@ impl Volume {
         self.log_status.as_ref().is_some_and(|status| status.has_ended())
     }
 
-    fn check_engine(&self) -> Result<(), StorageError> {
+    /// Fails while the engine does not answer.
+    pub(crate) fn check_engine(&self) -> Result<(), StorageError> {
         match &self.log_status {
             Some(status) if status.is_away() => Err(StorageError::EngineAway),
             _ => Ok(()),
@@ -147,9 +148,8 @@ impl Volume {
         self.queue.try_permit()
     }
 
-    /// Waits for a permit to submit a batch. Fails while the engine does not answer.
+    /// Waits for a permit to submit a batch, also while the engine does not answer.
     pub(crate) async fn permit(&self) -> Result<Permit<'_>, StorageError> {
-        self.check_engine()?;
         self.queue.permit().await
     }
 

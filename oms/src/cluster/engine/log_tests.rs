@@ -498,4 +498,8 @@ async fn views_show_the_columns_of_rows() {
         [3_000_000_000_u32, 3_000_000_000_u32, 70_000],
     ]);
     assert_eq!(json_of(sql, "ada").await, expected);
+    let sql = "SELECT jsonb_build_array(store, quantity)::text FROM imt_stock_of($1::bigint) ORDER BY store";
+    let expected = json!([[4, 255], [70_000, 0], [3_000_000_000_u32, 70_000]]);
+    assert_eq!(json_of(sql, "3000000000").await, expected);
+    assert_eq!(json_of(sql, "5").await, json!([]));
 }

@@ -167,28 +167,72 @@ BEGIN
     SELECT nullif(t.txt, '') INTO last_error FROM imt_text(bytes, pos) t;
 END $$;
 
-CREATE OR REPLACE FUNCTION imt_quantities(bytes bytea) RETURNS TABLE (place int, quantity bigint)
+-- The width of the quantities of a store, and the position of the first one.
+CREATE OR REPLACE FUNCTION imt_width(bytes bytea, OUT width int, OUT pos int)
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 DECLARE
-    pos int := imt_layout(bytes);
-    width int := get_byte(bytes, pos) & 15;
-    num numeric;
+    flags int;
 BEGIN
-    pos := pos + 1;
-    IF get_byte(bytes, pos - 1) & 16 > 0 THEN
-        SELECT n.pos, n.num INTO pos, num FROM imt_optional(bytes, pos) n;
+    pos := imt_layout(bytes) + 1;
+    flags := get_byte(bytes, pos - 1);
+    width := flags & 15;
+    IF flags & 16 > 0 THEN
+        SELECT n.pos INTO pos FROM imt_optional(bytes, pos) n;
     END IF;
-    FOR at IN 0 .. (length(bytes) - pos) / width - 1 LOOP
-        place := at;
-        quantity := 0;
-        FOR part IN 0 .. width - 1 LOOP
-            quantity := quantity + (get_byte(bytes, pos + at * width + part)::bigint << (8 * part));
-        END LOOP;
-        -- Only the widest numbers have a sign.
-        IF width = 4 AND quantity >= 2147483648 THEN quantity := quantity - 4294967296; END IF;
+END $$;
+
+-- A quantity of 1, 2 or 4 bytes. Only the widest ones have a sign.
+CREATE OR REPLACE FUNCTION imt_quantity(bytes bytea, pos int, width int) RETURNS bigint
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT CASE width
+        WHEN 1 THEN get_byte(bytes, pos)
+        WHEN 2 THEN get_byte(bytes, pos) | get_byte(bytes, pos + 1) << 8
+        ELSE get_byte(bytes, pos) | get_byte(bytes, pos + 1) << 8 | get_byte(bytes, pos + 2) << 16
+            | get_byte(bytes, pos + 3) << 24
+    END::bigint
+$$;
+
+-- The products and quantities of one store.
+CREATE OR REPLACE FUNCTION imt_column(stored bytea, catalogue bytea)
+RETURNS TABLE (product bigint, quantity bigint)
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+DECLARE
+    -- Joined to nothing, so that each is decompressed once.
+    bytes bytea := stored || ''::bytea;
+    products bytea := catalogue || ''::bytea;
+    begun record;
+BEGIN
+    begun := imt_width(bytes);
+    FOR place IN 0 .. least((length(bytes) - begun.pos) / begun.width, (length(products) - 1) / 4) - 1 LOOP
+        product := imt_quantity(products, 1 + place * 4, 4) & 4294967295;
+        quantity := imt_quantity(bytes, begun.pos + place * begun.width, begun.width);
         RETURN NEXT;
     END LOOP;
 END $$;
+
+-- The position of a product in the catalogue, from 0; NULL if it is not there.
+CREATE OR REPLACE FUNCTION imt_place(catalogue bytea, product bigint) RETURNS int
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+DECLARE
+    products bytea := substr(catalogue, 2);
+    wanted bytea := set_byte(set_byte(set_byte(set_byte('\x00000000'::bytea, 0, (product & 255)::int),
+        1, (product >> 8 & 255)::int), 2, (product >> 16 & 255)::int), 3, (product >> 24 & 255)::int);
+    skipped int := 0;
+    found int;
+BEGIN
+    LOOP
+        found := position(wanted IN substr(products, skipped + 1));
+        IF found = 0 THEN RETURN NULL; END IF;
+        IF (skipped + found - 1) % 4 = 0 THEN RETURN (skipped + found - 1) / 4; END IF;
+        skipped := skipped + found;
+    END LOOP;
+END $$;
+
+CREATE OR REPLACE FUNCTION imt_store(key bytea) RETURNS bigint
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT (get_byte(key, 0)::bigint << 24) + (get_byte(key, 1) << 16) + (get_byte(key, 2) << 8)
+        + get_byte(key, 3)
+$$;
 
 CREATE OR REPLACE VIEW imt_orders AS
     SELECT r.volume, convert_from(r.key, 'UTF8') AS id, o.state, o.store, o.transaction, o.created_at,
@@ -208,14 +252,20 @@ CREATE OR REPLACE VIEW imt_outbox AS
 
 -- The quantities of the newest snapshot. Deliveries since then, and reservations, are not subtracted.
 CREATE OR REPLACE VIEW imt_stock AS
-    SELECT r.volume,
-        (get_byte(r.key, 0)::bigint << 24) + (get_byte(r.key, 1) << 16) + (get_byte(r.key, 2) << 8)
-            + get_byte(r.key, 3) AS store,
-        get_byte(c.value, 1 + q.place * 4) + (get_byte(c.value, 2 + q.place * 4) << 8)
-            + (get_byte(c.value, 3 + q.place * 4) << 16)
-            + (get_byte(c.value, 4 + q.place * 4)::bigint << 24) AS product,
-        q.quantity
+    SELECT r.volume, imt_store(r.key) AS store, q.product, q.quantity
     FROM imt_row r
     JOIN imt_row c ON c.volume = r.volume AND c.tab = 5 AND c.key = 'catalogue'::bytea,
-    LATERAL imt_quantities(r.value) q
+    LATERAL imt_column(r.value, c.value) q
     WHERE r.tab = 5 AND length(r.key) = 4;
+
+-- The same for one product, without decoding the others.
+CREATE OR REPLACE FUNCTION imt_stock_of(product bigint)
+RETURNS TABLE (volume text, store bigint, quantity bigint)
+LANGUAGE sql STABLE STRICT AS $$
+    SELECT r.volume, imt_store(r.key), imt_quantity(r.value, w.pos + c.place * w.width, w.width)
+    FROM (SELECT k.volume, imt_place(k.value, product) AS place FROM imt_row k
+        WHERE k.tab = 5 AND k.key = 'catalogue'::bytea) c
+    JOIN imt_row r ON r.volume = c.volume AND r.tab = 5 AND length(r.key) = 4,
+    LATERAL imt_width(r.value) w
+    WHERE c.place IS NOT NULL AND w.pos + (c.place + 1) * w.width <= length(r.value)
+$$;
