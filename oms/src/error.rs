@@ -74,9 +74,7 @@ pub enum StorageError {
     #[error("the volume no longer owns the slots of this write")]
     Stale,
     /// The engine of the volume does not answer. It is not known whether the rows were written.
-    #[error(
-        "the engine of the volume does not answer, so the change may or may not have been made; retry"
-    )]
+    #[error("the engine of the volume does not answer, so the change may or may not have been made; retry")]
     EngineAway,
     /// An entry of the volume's log cannot be used.
     #[error("entry {entry} of the volume's log cannot be used: {reason}; restore the engine from a backup")]

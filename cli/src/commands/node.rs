@@ -211,7 +211,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
 /// Returns the error of a node that does not start. A taken port names the flag that changes it.
 pub(super) fn cannot_start(name: &str, error: NodeError, flag: &str) -> CliError {
     let advice = match error {
-        NodeError::Listen { .. } => format!(" ({flag} sets its address)"),
+        NodeError::Listen { .. } | NodeError::AddressInUse { .. } => format!(" ({flag} sets its address)"),
         _ => String::new(),
     };
     CliError::because(format!("cannot start node '{name}'{advice}"), error)
