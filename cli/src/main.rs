@@ -8,6 +8,7 @@
 //! version and wrong usage need neither, and then with their values as defaults.
 
 mod args;
+mod cluster;
 mod colour;
 mod commands;
 mod completion;
@@ -198,6 +199,12 @@ Exit codes: 0 clean, 1 failure, 3 something is wrong, 5 a server does not answer
     /// Show the settings in force and the source of each.
     #[command(subcommand)]
     Config(commands::config::ConfigCommand),
+    /// Prepare, check or try out the engine of a cluster on many machines.
+    #[command(subcommand)]
+    Engine(commands::engine::EngineCommand),
+    /// Copy a volume out of the engine of a cluster.
+    #[command(subcommand)]
+    Volume(commands::volume::VolumeCommand),
     /// Inspect, read, change, check and repair a MicroDb database.
     #[command(subcommand)]
     Db(commands::db::DbCommand),
@@ -347,6 +354,8 @@ fn run(cli: Cli, defaults: &Defaults) -> Result<ExitCode, CliError> {
         Command::Context(command) => command.run(output),
         Command::Config(command) => command.run(&Cli::command(), defaults, output),
         Command::Ring(command) => command.run(output),
+        Command::Engine(command) => command.run(output),
+        Command::Volume(command) => command.run(output),
         Command::Db(command) => command.run(output),
         Command::Man(args) => args.run(help::shaped(Cli::command(), &[]), output),
         Command::Completions { shell } => {

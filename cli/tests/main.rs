@@ -18,6 +18,7 @@ mod contexts;
 mod db;
 mod db_shell;
 mod db_truth;
+mod engine;
 mod foreign_files;
 mod leaving;
 mod live_view;

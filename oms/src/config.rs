@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::outbox::OutboxLimits;
 use crate::outbox::warehouse_client::Warehouse;
+use crate::postgres::EngineUrl;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 
@@ -27,6 +28,15 @@ pub struct NodeConfig {
     /// The data folder, shared with all other nodes of the cluster and with the simulators. It is
     /// created if it is missing.
     pub data: PathBuf,
+    /// The engine that holds the cluster's state and the logs of its volumes. `None` keeps both in
+    /// the data folder. With an engine, the data folder is this node's alone and holds caches.
+    pub engine: Option<EngineUrl>,
+    /// With an engine: `HOST:PORT` at which the other nodes reach this one, if it is not the
+    /// address of the API.
+    pub advertise: Option<String>,
+    /// With an engine: a file with the secret that authenticates the nodes to each other. Without
+    /// it, the secret is kept in the engine.
+    pub secret_file: Option<PathBuf>,
     /// Address of the API. Port 0 takes any free port.
     pub listen: SocketAddr,
     /// URL of the warehouse, `http://HOST:PORT`. `None` takes the URL that the cluster has stored,
@@ -65,6 +75,9 @@ impl NodeConfig {
         NodeConfig {
             name: name.into(),
             data: data.into(),
+            engine: None,
+            advertise: None,
+            secret_file: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
             warehouse: None,
             announce_timeout: Duration::from_secs(10),

@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::postgres::SessionError;
+
 /// A row with bytes that this version does not write.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected {expected} at byte {offset}")]
@@ -71,6 +73,17 @@ pub enum StorageError {
     /// migration. Nothing was written.
     #[error("the volume no longer owns the slots of this write")]
     Stale,
+    /// The engine of the volume does not answer. It is not known whether the rows were written.
+    #[error("the engine of the volume does not answer, so the change may or may not have been made; retry")]
+    EngineAway,
+    /// An entry of the volume's log cannot be used.
+    #[error("entry {entry} of the volume's log cannot be used: {reason}; restore the engine from a backup")]
+    Log {
+        /// The number of the entry.
+        entry: u64,
+        /// The fault.
+        reason: String,
+    },
     /// The volume is being closed.
     #[error("the volume is being closed")]
     Closed,
@@ -155,6 +168,47 @@ pub enum NodeError {
         /// The URL that the running nodes call.
         known: String,
     },
+    /// A statement about the cluster failed in its engine.
+    #[error("cannot {action} in the engine {url}")]
+    Engine {
+        /// The failed action: "read the state" and the like.
+        action: &'static str,
+        /// The URL of the engine.
+        url: String,
+        /// The cause.
+        source: SessionError,
+    },
+    /// The engine's tables or settings cannot hold a cluster.
+    #[error("the engine {url} cannot hold a cluster: {reason}")]
+    EngineUnfit {
+        /// The URL of the engine.
+        url: String,
+        /// The fault and its remedy.
+        reason: String,
+    },
+    /// Another process runs a node of this name in this engine's cluster.
+    #[error(
+        "a node named {name} already runs on the engine {url}{}; stop it, or choose another name",
+        in_brackets(holder)
+    )]
+    NameInEngine {
+        /// The name.
+        name: String,
+        /// The URL of the engine.
+        url: String,
+        /// The description that the other process published, if it could be read.
+        holder: Option<String>,
+    },
+    /// The ring names a volume, and the engine has no log of it.
+    #[error(
+        "the engine {url} has no log of volume {volume}, and the volume has orders; restore the engine from its newest backup"
+    )]
+    VolumeNotInEngine {
+        /// The volume.
+        volume: String,
+        /// The URL of the engine.
+        url: String,
+    },
     /// A background task of the node failed.
     #[error(transparent)]
     Failed {
@@ -205,6 +259,28 @@ impl StorageError {
             reason = error.source();
         }
         false
+    }
+}
+
+impl NodeError {
+    /// Returns `true` if the engine does not answer now. The action can be repeated later.
+    pub(crate) fn is_engine_away(&self) -> bool {
+        match self {
+            NodeError::Engine { source, .. } => {
+                matches!(source, SessionError::Away { .. } | SessionError::Unknown { .. })
+            }
+            // A volume that was opened a moment ago lost its engine, or a newer owner took it.
+            NodeError::Storage(error) => matches!(error, StorageError::EngineAway | StorageError::Stale),
+            _ => false,
+        }
+    }
+
+    /// Returns `true` if a volume is missing that the ring names.
+    pub(crate) fn is_missing_volume(&self) -> bool {
+        matches!(
+            self,
+            NodeError::VolumeMissing { .. } | NodeError::VolumeNotInEngine { .. }
+        )
     }
 }
 

@@ -11,6 +11,7 @@
 //!   config      settings
 //!   outbox      messages to the warehouse and their schedule
 //!   domain      orders, stock, sales: pure
+//!   postgres    connections to a PostgreSQL server: the only folder that names its client
 //!   runtime     tasks, clocks, metrics
 //! ```
 //!
@@ -34,6 +35,7 @@ mod domain;
 mod error;
 mod node;
 mod outbox;
+mod postgres;
 mod runtime;
 #[cfg(test)]
 mod simulation;
@@ -45,16 +47,18 @@ mod volume;
 pub use api::fuzzing;
 pub use api::internal::NodeReport;
 pub use cluster::{
-    NodeInfo, check_warehouse, has_coordinator, is_node_running, node_infos, read_ring, read_secret,
-    read_warehouse,
+    EngineCheck, EngineView, NodeInfo, Verdict, VolumeCopy, check_engine, check_warehouse, export_volume,
+    has_coordinator, init_engine, is_node_running, node_infos, promote_standby, read_ring, read_secret,
+    read_warehouse, rebuild_volume, reload_standby, standby_position, view_engine,
 };
 pub use config::{DEFAULT_WAREHOUSE, NodeConfig, ServerLimits};
 pub use domain::csv::CsvError;
 pub use domain::order;
 pub use domain::warehouse_url::{InvalidUrl, WarehouseUrl};
 pub use error::{DecodeError, NodeError, StorageError};
-pub use node::{Node, check_origin, check_weight};
+pub use node::{Node, check_origin, check_weight, read_secret_file};
 pub use outbox::OutboxLimits;
+pub use postgres::{EngineUrl, InvalidEngineUrl, SessionError};
 pub use runtime::trace::{FinishedSpan, SpanKind, SpanSink, TraceContext, export_spans};
 pub use storage::inspect::{key_as_text, key_from_text, row_as_json};
 

@@ -8,10 +8,13 @@
 //! Deliberately absent: membership, coordination and the choice of volumes, which belong to
 //! `control::member`.
 
+mod on_engine;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use imt_ring::NodeName;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -20,8 +23,9 @@ use crate::api::cors::{Cors, parse_origin};
 use crate::api::forward::Api;
 use crate::api::{routes, server};
 use crate::cluster::channel::TcpDialer;
+use crate::cluster::engine::EngineCluster;
 use crate::cluster::peer_client::{Http, Peers};
-use crate::cluster::{LocalCluster, Membership, NodeInfo, read_ring};
+use crate::cluster::{Authority, LocalCluster, Membership, NodeInfo, Volumes, read_ring};
 use crate::config::{DEFAULT_WAREHOUSE, NodeConfig, NodeContext};
 use crate::control::member::Member;
 use crate::domain::warehouse_url::WarehouseUrl;
@@ -31,11 +35,15 @@ use crate::runtime;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 
+pub use crate::node::on_engine::read_secret_file;
+
 /// A running node.
 pub struct Node {
     address: SocketAddr,
     serving: JoinHandle<usize>,
     member: Member,
+    /// The cluster's engine, if it has one.
+    engine: Option<Arc<EngineCluster>>,
 }
 
 impl Node {
@@ -47,23 +55,50 @@ impl Node {
     /// that is in use or unreadable, an invalid setting.
     pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
         let asked = asked_warehouse(&config)?;
-        check_weight(&config.data, &config.name, config.weight)?;
         let cors = Cors::of(&config.cors_origins)?;
+        if config.engine.is_none() {
+            check_weight(&config.data, &config.name, config.weight)?;
+        }
         let (listener, address) = listen(config.listen).await?;
-        let (data, name) = (config.data.clone(), config.name.clone());
-        let joined = runtime::blocking(move || {
-            let local = LocalCluster::join(&data, &name)?;
-            let warehouse = local.agree_on_warehouse(asked.as_ref(), DEFAULT_WAREHOUSE)?;
-            Ok::<_, NodeError>((local, warehouse))
-        });
-        let (local, warehouse) = joined.await.map_err(|error| NodeError::Config {
-            setting: "data",
-            reason: format!("could not be opened: {error}"),
-        })??;
-        let local = Arc::new(local);
+        let Some(url) = config.engine.clone() else {
+            let (data, name) = (config.data.clone(), config.name.clone());
+            let joined = runtime::blocking(move || {
+                let local = LocalCluster::join(&data, &name)?;
+                let warehouse = local.agree_on_warehouse(asked.as_ref(), DEFAULT_WAREHOUSE)?;
+                Ok::<_, NodeError>((local, warehouse))
+            });
+            let (local, warehouse) = joined.await.map_err(|error| NodeError::Config {
+                setting: "data",
+                reason: format!("could not be opened: {error}"),
+            })??;
+            let wms = Arc::new(Wms::new(wms_config(&config, &warehouse)?));
+            return Node::begin(config, Arc::new(local), None, (listener, address), cors, wms).await;
+        };
+        let advertised = on_engine::address(&config, &url, address).await?;
+        let cluster = Arc::new(on_engine::join(&config, &url).await?);
+        let warehouse = cluster
+            .agree_on_warehouse(asked.as_ref(), DEFAULT_WAREHOUSE)
+            .await?;
         let wms = Arc::new(Wms::new(wms_config(&config, &warehouse)?));
-        local.announce(&node_info(&config, &local, address)?)?;
+        let engine = Some(Arc::clone(&cluster));
+        let node = Node::begin(config, cluster, engine, (listener, advertised), cors, wms).await?;
+        Ok(Node { address, ..node })
+    }
 
+    /// Starts to serve as a member of the cluster behind `backend`. The address is the one that
+    /// other nodes use.
+    async fn begin<C>(
+        config: NodeConfig,
+        backend: Arc<C>,
+        engine: Option<Arc<EngineCluster>>,
+        (listener, address): (TcpListener, SocketAddr),
+        cors: Option<Cors>,
+        wms: Arc<Wms>,
+    ) -> Result<Node, NodeError>
+    where
+        C: Membership + Authority + Volumes + 'static,
+    {
+        backend.announce(&node_info(&config, backend.name(), address)?)?;
         let (limits, drain_timeout) = (config.server, config.drain_timeout);
         let context = NodeContext {
             config,
@@ -71,9 +106,9 @@ impl Node {
             metrics: Arc::new(Metrics::of_routes(routes::names())),
             clock: Clock::System,
         };
-        let dialer = TcpDialer::new(local.secret());
-        let peers = Peers::new(Http::new(), dialer, local.secret());
-        let member = Member::begin(local, peers, context).await?;
+        let dialer = TcpDialer::new(backend.secret());
+        let peers = Peers::new(Http::new(), dialer, backend.secret());
+        let member = Member::begin(backend, peers, context).await?;
         let console = Console::new(Arc::clone(member.cluster()), Clock::System);
         runtime::spawn(Arc::clone(&console).run(member.stopping()));
         let api = Api {
@@ -87,6 +122,7 @@ impl Node {
             address,
             serving,
             member,
+            engine,
         };
         match node.member.admitted().await {
             Ok(()) => Ok(node),
@@ -141,7 +177,11 @@ impl Node {
         self.member.hand_over().await;
         self.member.begin_to_stop();
         let requests = self.serving.await.unwrap_or(0);
-        self.member.end().await?;
+        let ended = self.member.end().await;
+        if let Some(engine) = &self.engine {
+            engine.farewell().await;
+        }
+        ended?;
         if requests > 0 {
             return Err(NodeError::Drain { requests });
         }
@@ -190,9 +230,9 @@ pub fn check_origin(text: &str) -> Result<(), String> {
     parse_origin(text).map(drop)
 }
 
-fn node_info(config: &NodeConfig, local: &LocalCluster, address: SocketAddr) -> Result<NodeInfo, NodeError> {
+fn node_info(config: &NodeConfig, name: &NodeName, address: SocketAddr) -> Result<NodeInfo, NodeError> {
     let node_info = NodeInfo {
-        name: local.name().clone(),
+        name: name.clone(),
         address,
         process: std::process::id(),
         started_at_ms: Clock::System.now_ms(),

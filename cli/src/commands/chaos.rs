@@ -12,6 +12,7 @@ use super::sim::{self, ShopPlan};
 use crate::args;
 use crate::error::CliError;
 use crate::output::OutputFormat;
+use imt_oms::EngineUrl;
 use imt_sim::scenario::NodeAction;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,6 +26,9 @@ pub(crate) struct ChaosArgs {
     /// Data folder, created if it does not exist
     #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
+    /// Engine of the nodes, in place of the data folder
+    #[arg(long, env = "IMT_ENGINE", value_name = "URL")]
+    engine: Option<EngineUrl>,
     /// Number of nodes with events, besides the node that the shop calls
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
     nodes: u32,
@@ -77,6 +81,7 @@ pub(super) async fn run(args: ChaosArgs, output: OutputFormat) -> Result<ExitCod
         seed: args.load.seed(&scenario),
         scenario,
         data: args.data,
+        engine: args.engine,
         port: 0,
         warehouse_port: 0,
         name: ENTRY.to_owned(),

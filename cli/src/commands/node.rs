@@ -1,18 +1,19 @@
-//! `imt node`: starts, lists, stops and removes the nodes of a data folder.
+//! `imt node`: starts, lists, stops and removes the nodes of a data folder or of an engine.
 
 use super::tuning::Tuning;
+use crate::cluster::{Cluster, ClusterArgs, Look};
 use crate::error::CliError;
 use crate::http;
 use crate::otlp::{self, OtlpArgs};
 use crate::output::{self, OutputFormat, TableArgs};
 use crate::signals::{self, StopSignals};
 use crate::{args, completion};
-use imt_oms::{Node, NodeConfig, NodeError, NodeInfo, NodeReport, WarehouseUrl};
+use imt_oms::{EngineUrl, Node, NodeConfig, NodeError, NodeInfo, NodeReport, WarehouseUrl};
 use imt_ring::{NodeName, ZoneName};
 use serde::Serialize;
 use serde_json::json;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -46,6 +47,8 @@ Examples:
   imt node start
   imt node start --name alpha --data /srv/imt --listen 0.0.0.0:9090
   imt node start --name beta --data /srv/imt     joins alpha, takes its share
+  imt node start --name alpha --engine postgres://imt@db1,db2/shop \\
+    --listen 10.0.0.1:9090                       one of several machines
 
 The node keeps everything in DATA/volumes/NAME. Ctrl-C stops it gracefully,
 and a second Ctrl-C at once. While it is stopped, another node of the data
@@ -59,7 +62,7 @@ Examples:
   imt node list --data /srv/imt --fields node,state,orders")]
     List {
         #[command(flatten)]
-        folder: Folder,
+        cluster: ClusterArgs,
         #[command(flatten)]
         table: TableArgs,
     },
@@ -70,7 +73,7 @@ Examples:
         #[arg(value_parser = args::node_name, add = completion::nodes())]
         name: NodeName,
         #[command(flatten)]
-        folder: Folder,
+        cluster: ClusterArgs,
     },
     /// Remove a node for good. Its orders and stores move to the other nodes, then its volume is
     /// removed.
@@ -88,7 +91,7 @@ The node continues to leave if this command ends early. Run the command again to
         #[arg(long, env = "IMT_LEAVE_TIMEOUT", default_value = "10min", value_name = "TIME", value_parser = args::positive_duration)]
         timeout: Duration,
         #[command(flatten)]
-        folder: Folder,
+        cluster: ClusterArgs,
     },
     /// Show the warehouse of a cluster, or change it for all nodes.
     #[command(after_help = "\
@@ -102,15 +105,8 @@ A change needs a running node. Messages that wait go to the new address.")]
         #[arg(value_name = "URL")]
         url: Option<WarehouseUrl>,
         #[command(flatten)]
-        folder: Folder,
+        cluster: ClusterArgs,
     },
-}
-
-#[derive(clap::Args)]
-pub(crate) struct Folder {
-    /// Data folder that the nodes share
-    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
-    data: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -118,9 +114,20 @@ pub(crate) struct StartArgs {
     /// Name of the node and of its volume [default: the host's name]
     #[arg(short, long, env = "IMT_NAME", value_parser = args::node_name)]
     name: Option<NodeName>,
-    /// Data folder, created if it does not exist
+    /// Data folder, created if it does not exist. With an engine it is this node's alone and holds
+    /// caches
     #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
+    /// Engine that holds the orders of nodes on several machines, such as
+    /// postgres://imt@db1,db2/shop
+    #[arg(long, env = "IMT_ENGINE", value_name = "URL")]
+    engine: Option<EngineUrl>,
+    /// Address at which the other nodes reach this one, if it is not that of --listen
+    #[arg(long, env = "IMT_ADVERTISE", value_name = "HOST:PORT", requires = "engine")]
+    advertise: Option<String>,
+    /// File with the nodes' secret, if it is not to be kept in the engine
+    #[arg(long, env = "IMT_SECRET_FILE", value_name = "FILE", requires = "engine")]
+    secret_file: Option<PathBuf>,
     /// Address of the API; port 0 takes a free port [default: 127.0.0.1:9090 for the first node, a
     /// free port for others]
     #[arg(short, long, env = "IMT_LISTEN", value_name = "ADDR", value_parser = args::listen)]
@@ -153,27 +160,39 @@ impl NodeCommand {
     pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
         match self {
             Self::Start(args) => signals::block_on(start(*args)),
-            Self::List { folder, table } => signals::block_on(list(folder, &table, output)),
-            Self::Stop { name, folder } => signals::block_on(stop(&name, folder, output)),
+            Self::List { cluster, table } => signals::block_on(list(cluster.into(), &table, output)),
+            Self::Stop { name, cluster } => signals::block_on(stop(&name, cluster.into(), output)),
             Self::Leave {
                 name,
                 timeout,
-                folder,
-            } => signals::block_on(leave(&name, folder, timeout, output)),
-            Self::Warehouse { url, folder } => signals::block_on(warehouse(url, folder, output)),
+                cluster,
+            } => signals::block_on(leave(&name, cluster.into(), timeout, output)),
+            Self::Warehouse { url, cluster } => signals::block_on(warehouse(url, cluster.into(), output)),
         }
     }
 }
 
 async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     let name = args.name.map_or_else(host_name, |name| name.to_string());
-    imt_oms::check_weight(&args.data, &name, args.weight)
-        .and_then(|()| imt_oms::check_warehouse(&args.data, args.warehouse.as_ref()))
-        .map_err(|error| cannot_start(&name, error, "--listen"))?;
+    if args.engine.is_none() {
+        imt_oms::check_weight(&args.data, &name, args.weight)
+            .and_then(|()| imt_oms::check_warehouse(&args.data, args.warehouse.as_ref()))
+            .map_err(|error| cannot_start(&name, error, "--listen"))?;
+    }
     otlp::start(&args.otlp, &name)?;
     let mut signals = StopSignals::listen()?;
     let others_port = SocketAddr::new(FIRST_LISTEN.ip(), 0);
-    let is_first = !imt_oms::has_coordinator(&args.data);
+    let is_first = match (&args.engine, args.listen) {
+        (_, Some(_)) => false,
+        (Some(url), None) => {
+            let cluster = Cluster::Engine {
+                url: url.clone(),
+                secret_file: None,
+            };
+            cluster.look().await?.running().next().is_none()
+        }
+        (None, None) => !imt_oms::has_coordinator(&args.data),
+    };
     let mut config = NodeConfig {
         listen: args
             .listen
@@ -183,6 +202,9 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         zone: args.zone.map(|zone| zone.to_string()),
         cors_origins: args.cors_origin,
         move_rows_per_second: args.move_rows_per_second,
+        engine: args.engine,
+        advertise: args.advertise,
+        secret_file: args.secret_file,
         ..NodeConfig::new(&name, args.data)
     };
     args.tuning.apply(&mut config);
@@ -215,7 +237,7 @@ pub(super) fn cannot_start(name: &str, error: NodeError, flag: &str) -> CliError
         | NodeError::OtherWarehouse { .. } => {
             return CliError::Usage(format!("cannot start node '{name}': {error}"));
         }
-        NodeError::Listen { .. } => format!(" ({flag} sets its address)"),
+        NodeError::Listen { .. } | NodeError::AddressInUse { .. } => format!(" ({flag} sets its address)"),
         _ => String::new(),
     };
     CliError::because(format!("cannot start node '{name}'{advice}"), error)
@@ -236,22 +258,19 @@ struct Listed {
     up_since_ms: Option<u64>,
 }
 
-async fn list(folder: Folder, args: &TableArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
-    let data = &folder.data;
-    let cards = cards(data)?;
+async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let look = cluster.look().await?;
     let mut reports = Vec::new();
-    for card in &cards {
-        let is_running = imt_oms::is_node_running(data, &card.name);
+    for card in &look.cards {
+        let is_running = look.runs(&card.name);
         let report = if is_running {
-            report(data, card).await.ok()
+            report(&cluster, &look, card).await.ok()
         } else {
             None
         };
         reports.push((card, is_running, report));
     }
-    let ring = imt_oms::read_ring(data).map_err(|error| {
-        CliError::because(format!("the ring in {} cannot be read", data.display()), error)
-    })?;
+    let ring = &look.ring;
     let slots = |name: &NodeName| ring.as_ref().map_or(0, |ring| ring.slots_of(name).count());
     let mut nodes: Vec<Listed> = Vec::new();
     for (card, is_running, report) in &reports {
@@ -278,7 +297,7 @@ async fn list(folder: Folder, args: &TableArgs, output: OutputFormat) -> Result<
         });
     }
     for member in ring.iter().flat_map(imt_ring::Ring::members) {
-        if !cards.iter().any(|card| card.name == *member.name()) {
+        if !look.cards.iter().any(|card| card.name == *member.name()) {
             nodes.push(Listed {
                 name: member.name().to_string(),
                 state: "stopped",
@@ -365,26 +384,19 @@ fn table(nodes: &[Listed]) -> Vec<Vec<String>> {
     rows
 }
 
-fn cards(data: &Path) -> Result<Vec<NodeInfo>, CliError> {
-    if !data.exists() {
-        let data = data.display();
-        return Err(CliError::failed(format!(
-            "there is no folder {data}; name the data folder of the nodes with --data"
-        )));
-    }
-    imt_oms::node_infos(data)
-        .map_err(|error| CliError::because(format!("no nodes are known in {}", data.display()), error))
-}
-
-async fn report(data: &Path, card: &NodeInfo) -> Result<NodeReport, CliError> {
-    let body = ask(data, card, "/peer/node").await?;
+async fn report(cluster: &Cluster, look: &Look, card: &NodeInfo) -> Result<NodeReport, CliError> {
+    let body = ask(cluster, look, card, "/peer/node").await?;
     serde_json::from_slice(&body)
         .map_err(|error| CliError::because(format!("node '{}' is of another version", card.name), error))
 }
 
-pub(super) async fn ask(data: &Path, card: &NodeInfo, path: &str) -> Result<hyper::body::Bytes, CliError> {
-    let secret = imt_oms::read_secret(data)
-        .map_err(|error| CliError::because("the nodes' secret cannot be read", error))?;
+pub(super) async fn ask(
+    cluster: &Cluster,
+    look: &Look,
+    card: &NodeInfo,
+    path: &str,
+) -> Result<hyper::body::Bytes, CliError> {
+    let secret = cluster.secret(look)?;
     let base = format!("http://{}", card.address);
     let answer = http::post_as_node(&base, path, &secret, ANSWER_TIMEOUT).await;
     let (status, body) = answer.map_err(|error| match error {
@@ -407,28 +419,27 @@ pub(super) async fn ask(data: &Path, card: &NodeInfo, path: &str) -> Result<hype
     )))
 }
 
-pub(super) fn running(data: &Path, name: &str) -> Result<NodeInfo, CliError> {
-    let cards = cards(data)?;
-    let is_running = |card: &&NodeInfo| imt_oms::is_node_running(data, &card.name);
-    let others: Vec<&str> = cards
-        .iter()
-        .filter(is_running)
-        .map(|card| card.name.as_str())
-        .collect();
-    let card = cards.iter().filter(is_running).find(|card| card.name == *name);
-    card.cloned().ok_or_else(|| {
-        let there = match others.is_empty() {
-            true => "no node runs there".to_owned(),
-            false => format!("running are {}", others.join(", ")),
-        };
-        CliError::failed(format!("no node '{name}' runs on {}; {there}", data.display()))
-    })
+/// Looks at the nodes, and returns the description of one that runs.
+pub(super) async fn running(cluster: &Cluster, name: &str) -> Result<(Look, NodeInfo), CliError> {
+    let look = cluster.look().await?;
+    let card = look.running().find(|card| card.name == *name).cloned();
+    if let Some(card) = card {
+        return Ok((look, card));
+    }
+    let others: Vec<&str> = look.running().map(|card| card.name.as_str()).collect();
+    let there = match others.is_empty() {
+        true => "no node runs there".to_owned(),
+        false => format!("running are {}", others.join(", ")),
+    };
+    Err(CliError::failed(format!(
+        "no node '{name}' runs on {cluster}; {there}"
+    )))
 }
 
-async fn stop(name: &NodeName, folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError> {
-    let card = running(&folder.data, name.as_str())?;
-    ask(&folder.data, &card, "/peer/stop").await?;
-    while imt_oms::is_node_running(&folder.data, &card.name) {
+async fn stop(name: &NodeName, cluster: Cluster, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let (look, card) = running(&cluster, name.as_str()).await?;
+    ask(&cluster, &look, &card, "/peer/stop").await?;
+    while cluster.look().await?.runs(&card.name) {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     let text = format!("node '{name}' has stopped");
@@ -444,32 +455,36 @@ async fn stop(name: &NodeName, folder: Folder, output: OutputFormat) -> Result<E
 /// of them knows of it.
 async fn leave(
     node: &NodeName,
-    folder: Folder,
+    cluster: Cluster,
     timeout: Duration,
     output: OutputFormat,
 ) -> Result<ExitCode, CliError> {
-    let (data, name) = (&folder.data, node.as_str());
-    check_leaving(data, name)?;
-    tell_to_leave(data, name).await?;
+    let (cluster, name) = (&cluster, node.as_str());
+    check_leaving(cluster, node).await?;
+    tell_to_leave(cluster, name).await?;
     let begun = Instant::now();
     let mut asked = begun;
-    while is_member(data, name)? {
+    while is_member(cluster, node).await? {
         if begun.elapsed() >= timeout {
             let waited = humantime::format_duration(timeout);
-            let reason = why_not_left(data, name).await;
+            let reason = why_not_left(cluster, name).await;
             return Err(CliError::failed(format!(
                 "node '{name}' has not left within {waited}: {reason}; it continues to leave; run this again to wait"
             )));
         }
         if asked.elapsed() >= ASK_AGAIN_EVERY {
             asked = Instant::now();
-            remind(data, name).await;
+            remind(cluster, name).await;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
     // The process ends by itself now. The wait has a limit, because a paused process does not end.
     let has_ended = async {
-        while imt_oms::is_node_running(data, node) || cards(data)?.iter().any(|card| card.name == *node) {
+        loop {
+            let look = cluster.look().await?;
+            if !look.runs(node) && !look.cards.iter().any(|card| card.name == *node) {
+                break;
+            }
             tokio::time::sleep(LOOK_EVERY).await;
         }
         Ok::<_, CliError>(())
@@ -493,29 +508,23 @@ async fn leave(
     Ok(ExitCode::SUCCESS)
 }
 
-fn read_ring(data: &Path) -> Result<Option<imt_ring::Ring>, CliError> {
-    imt_oms::read_ring(data).map_err(|error| CliError::because("the ring cannot be read", error))
-}
-
-fn is_member(data: &Path, name: &str) -> Result<bool, CliError> {
-    let ring = read_ring(data)?;
-    Ok(ring.is_some_and(|ring| ring.members().iter().any(|member| *member.name() == *name)))
+async fn is_member(cluster: &Cluster, node: &NodeName) -> Result<bool, CliError> {
+    let ring = cluster.ring().await?;
+    Ok(ring.is_some_and(|ring| ring.member(node).is_some()))
 }
 
 /// Refuses a leave that cannot end. The node must be a member, and another member must be able to
 /// take its orders.
-fn check_leaving(data: &Path, name: &str) -> Result<(), CliError> {
+async fn check_leaving(cluster: &Cluster, name: &NodeName) -> Result<(), CliError> {
     // A missing folder is named as such.
-    cards(data)?;
-    if !is_member(data, name)? {
+    let ring = cluster.look().await?.ring;
+    if ring.as_ref().is_none_or(|ring| ring.member(name).is_none()) {
         return Err(CliError::failed(format!(
-            "'{name}' is no node of the ring in {}",
-            data.display()
+            "'{name}' is no node of the ring in {cluster}"
         )));
     }
-    let ring = read_ring(data)?;
     let members = ring.iter().flat_map(imt_ring::Ring::members);
-    let others: Vec<_> = members.filter(|member| *member.name() != *name).collect();
+    let others: Vec<_> = members.filter(|member| member.name() != name).collect();
     if others.is_empty() {
         return Err(CliError::failed(format!(
             "'{name}' is the only node; another one must be there to take its orders"
@@ -530,27 +539,28 @@ fn check_leaving(data: &Path, name: &str) -> Result<(), CliError> {
 }
 
 /// Returns the reports of all nodes that answer.
-async fn reports(data: &Path) -> Vec<NodeReport> {
+async fn reports(cluster: &Cluster) -> Vec<NodeReport> {
     let mut found = Vec::new();
-    for card in cards(data).unwrap_or_default() {
-        if imt_oms::is_node_running(data, &card.name) {
-            found.extend(report(data, &card).await.ok());
-        }
+    let Ok(look) = cluster.look().await else {
+        return found;
+    };
+    for card in look.running() {
+        found.extend(report(cluster, &look, card).await.ok());
     }
     found
 }
 
 /// Repeats the leave if no node knows of it, because the node that knew may have died. Logs the
 /// progress.
-async fn remind(data: &Path, name: &str) {
-    let reports = reports(data).await;
+async fn remind(cluster: &Cluster, name: &str) {
+    let reports = reports(cluster).await;
     if !reports.is_empty()
         && !reports
             .iter()
             .any(|report| report.leaving.iter().any(|known| known == name))
     {
         // An error is not needed here. `why_not_left` reports unreachable nodes at the timeout.
-        let _ = tell_to_leave(data, name).await;
+        let _ = tell_to_leave(cluster, name).await;
     }
     if let Some(reason) = reports.iter().find_map(|report| report.trouble.as_ref()) {
         tracing::warn!(node = name, reason, "node still leaving");
@@ -562,8 +572,8 @@ async fn remind(data: &Path, name: &str) {
 }
 
 /// Returns the reason why a node has not left yet.
-async fn why_not_left(data: &Path, name: &str) -> String {
-    let reports = reports(data).await;
+async fn why_not_left(cluster: &Cluster, name: &str) -> String {
+    let reports = reports(cluster).await;
     if reports.is_empty() {
         return "no node answers".to_owned();
     }
@@ -587,20 +597,9 @@ async fn why_not_left(data: &Path, name: &str) -> String {
 
 /// Asks all running nodes to remove a node from the ring. The coordinator does so, and the other
 /// nodes ignore the request.
-pub(super) async fn tell_to_leave(data: &Path, name: &str) -> Result<(), CliError> {
-    let mut told = 0;
-    for card in cards(data)? {
-        if imt_oms::is_node_running(data, &card.name) {
-            told += usize::from(ask(data, &card, &format!("/peer/leave/{name}")).await.is_ok());
-        }
-    }
-    if told > 0 {
-        return Ok(());
-    }
-    Err(CliError::failed(format!(
-        "no node answers on {}; another one must be there to take the orders of '{name}'",
-        data.display()
-    )))
+pub(super) async fn tell_to_leave(cluster: &Cluster, name: &str) -> Result<(), CliError> {
+    let advice = format!("another one must be there to take the orders of '{name}'");
+    tell_all(cluster, &format!("/peer/leave/{name}"), &advice).await
 }
 
 #[derive(Serialize)]
@@ -611,19 +610,16 @@ struct WarehouseShown {
 /// Shows the warehouse of a cluster. With a URL, changes it first.
 async fn warehouse(
     url: Option<WarehouseUrl>,
-    folder: Folder,
+    cluster: Cluster,
     output: OutputFormat,
 ) -> Result<ExitCode, CliError> {
-    let data = &folder.data;
-    let stored = || {
-        imt_oms::read_warehouse(data)
-            .map_err(|error| CliError::because("the cluster's state cannot be read", error))
-    };
+    let cluster = &cluster;
     if let Some(url) = url {
         let url = url.to_string();
-        tell_all(data, &format!("/peer/warehouse?{url}")).await?;
+        let advice = "a node that starts alone takes --warehouse URL";
+        tell_all(cluster, &format!("/peer/warehouse?{url}"), advice).await?;
         let until = Instant::now() + CHANGE_TIMEOUT;
-        while stored()?.as_ref() != Some(&url) {
+        while cluster.look().await?.warehouse.as_ref() != Some(&url) {
             if Instant::now() >= until {
                 return Err(CliError::failed(format!(
                     "no node has made {url} the warehouse within {CHANGE_TIMEOUT:?}; see the nodes' logs, then \
@@ -633,10 +629,9 @@ async fn warehouse(
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
-    let warehouse = stored()?.ok_or_else(|| {
+    let warehouse = cluster.look().await?.warehouse.ok_or_else(|| {
         CliError::failed(format!(
-            "no node has run on {}; imt node start --warehouse URL names the warehouse",
-            data.display()
+            "no node has run on {cluster}; imt node start --warehouse URL names the warehouse"
         ))
     })?;
     match output {
@@ -647,19 +642,17 @@ async fn warehouse(
 }
 
 /// Sends a request of an operator to all running nodes. The coordinator acts on it.
-async fn tell_all(data: &Path, path: &str) -> Result<(), CliError> {
+async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Result<(), CliError> {
     let mut told = 0;
-    for card in cards(data)? {
-        if imt_oms::is_node_running(data, &card.name) {
-            told += usize::from(ask(data, &card, path).await.is_ok());
-        }
+    let look = cluster.look().await?;
+    for card in look.running() {
+        told += usize::from(ask(cluster, &look, card, path).await.is_ok());
     }
     if told > 0 {
         return Ok(());
     }
     Err(CliError::failed(format!(
-        "no node answers on {}; a node that starts alone takes --warehouse URL",
-        data.display()
+        "no node answers on {cluster}; {advice}"
     )))
 }
 

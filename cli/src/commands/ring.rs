@@ -1,10 +1,10 @@
 //! `imt ring`: shows the ring, plans changes of it, and finds the owners of keys.
 
+use crate::cluster::{Cluster, ClusterArgs};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
-use crate::{args, completion};
+use crate::{args, completion, signals};
 use imt_ring::{Member, NodeName, Ring, render};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Width of the drawing if the terminal reports no width, in columns.
@@ -17,7 +17,7 @@ pub(crate) enum RingCommand {
     #[command(after_help = "Examples:\n  imt ring show\n  imt ring show --data /srv/imt --output json")]
     Show {
         #[command(flatten)]
-        source: Source,
+        cluster: ClusterArgs,
     },
     /// Show the moves that a change of members would cause, and the least possible number. Changes
     /// nothing.
@@ -28,7 +28,7 @@ Examples:
   imt ring plan --add sim-master:3      a member gets another weight")]
     Plan {
         #[command(flatten)]
-        source: Source,
+        cluster: ClusterArgs,
         /// Member to add, or member with a new weight or zone; may be repeated
         #[arg(long, value_name = "NAME[:WEIGHT[@ZONE]]", value_parser = member)]
         add: Vec<Member>,
@@ -40,7 +40,7 @@ Examples:
     #[command(after_help = "Example:\n  imt ring check 17 18 19")]
     Check {
         #[command(flatten)]
-        source: Source,
+        cluster: ClusterArgs,
         /// Keys to look up
         #[arg(required = true)]
         keys: Vec<String>,
@@ -53,39 +53,28 @@ fn member(text: &str) -> Result<Member, String> {
     parsed.map_err(|error: imt_ring::Error| format!("{error}; for example beta, beta:2 or beta:2@north"))
 }
 
-/// Source of the ring.
-#[derive(clap::Args)]
-pub(crate) struct Source {
-    /// Data folder; its ring.json is the ring in force, even if no node runs
-    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
-    data: PathBuf,
-}
-
-impl Source {
-    fn ring(&self) -> Result<Ring, CliError> {
-        let data = self.data.display();
-        imt_oms::read_ring(&self.data)
-            .map_err(|error| CliError::because(format!("the ring in {data} cannot be read"), error))?
-            .ok_or_else(|| {
-                CliError::failed(format!(
-                    "there is no ring in {data}; start a node first (imt node start, or imt sim run)"
-                ))
-            })
-    }
+/// Returns the ring in force, even if no node runs.
+async fn ring_of(cluster: ClusterArgs) -> Result<Ring, CliError> {
+    let cluster = Cluster::from(cluster);
+    cluster.ring().await?.ok_or_else(|| {
+        CliError::failed(format!(
+            "there is no ring in {cluster}; start a node first (imt node start, or imt sim run)"
+        ))
+    })
 }
 
 impl RingCommand {
     pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
         match self {
-            Self::Show { source } => {
-                let ring = source.ring()?;
+            Self::Show { cluster } => {
+                let ring = signals::block_on(ring_of(cluster))?;
                 match output {
                     OutputFormat::Json => output::print_json(&ring)?,
                     OutputFormat::Table => output::print_text(&render::show(&ring, style()))?,
                 }
             }
-            Self::Plan { source, add, remove } => {
-                let ring = source.ring()?;
+            Self::Plan { cluster, add, remove } => {
+                let ring = signals::block_on(ring_of(cluster))?;
                 let target = target(&ring, add, &remove)?;
                 let plan = ring
                     .plan(&target)
@@ -95,8 +84,8 @@ impl RingCommand {
                     OutputFormat::Table => output::print_text(&render::plan(&plan, style()))?,
                 }
             }
-            Self::Check { source, keys } => {
-                let ring = source.ring()?;
+            Self::Check { cluster, keys } => {
+                let ring = signals::block_on(ring_of(cluster))?;
                 let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
                 let places = ring.places(&keys);
                 match output {

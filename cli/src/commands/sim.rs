@@ -6,7 +6,7 @@ use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::signals::{self, StopSignals};
 use crate::{args, completion};
-use imt_oms::{Node, NodeConfig, WarehouseUrl};
+use imt_oms::{EngineUrl, Node, NodeConfig, WarehouseUrl};
 use imt_ring::NodeName;
 use imt_sim::compare::Comparison;
 use imt_sim::scenario::{NodeAction, RandomEvents, Scenario};
@@ -354,6 +354,7 @@ async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> 
         scenario,
         seed,
         data: args.data,
+        engine: None,
         port: args.port,
         warehouse_port: args.warehouse_port,
         name: args.name.to_string(),
@@ -369,6 +370,8 @@ pub(super) struct ShopPlan {
     pub(super) scenario: Scenario,
     pub(super) seed: u64,
     pub(super) data: PathBuf,
+    /// The engine of the nodes, in place of the data folder.
+    pub(super) engine: Option<EngineUrl>,
     pub(super) port: u16,
     pub(super) warehouse_port: u16,
     pub(super) name: String,
@@ -388,11 +391,12 @@ pub(super) async fn run_shop(
     let warehouse_listen = chosen_port(plan.warehouse_port)?;
     let fleet = match plan.scenario.nodes {
         0 if plan.scenario.events.is_empty() => None,
-        count => Some(fleet::Fleet::start(&plan.data, count, warehouse_listen).await?),
+        count => Some(fleet::Fleet::start(&plan.data, plan.engine.as_ref(), count, warehouse_listen).await?),
     };
     let mut config = NodeConfig {
         listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), plan.port),
         warehouse: Some(format!("http://{warehouse_listen}")),
+        engine: plan.engine.clone(),
         ..NodeConfig::new(&plan.name, &plan.data)
     };
     tune(&mut config);

@@ -130,6 +130,14 @@ impl Drop for Server {
     }
 }
 
+/// Sends a signal to a process, which may have ended.
+pub fn signal(process: u32, name: &str) {
+    let sent = Command::new("kill")
+        .args([&format!("-{name}"), &process.to_string()])
+        .output();
+    sent.expect("kill runs");
+}
+
 /// An HTTP response: status, head and body.
 pub struct Answer {
     /// Status code.

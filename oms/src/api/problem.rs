@@ -202,7 +202,7 @@ impl Problem {
 impl From<StorageError> for Problem {
     fn from(error: StorageError) -> Problem {
         match error {
-            StorageError::Busy => Problem::busy(error.to_string()),
+            StorageError::Busy | StorageError::EngineAway => Problem::busy(error.to_string()),
             StorageError::Closed | StorageError::Stale => Problem::moved(),
             error if error.is_full_disk() => Problem::busy("the disk is full; nothing was changed"),
             error => {

@@ -138,6 +138,7 @@ pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
             "the volume takes no more writes because a commit failed",
         ));
     }
+    app.state().storage.check_engine()?;
     if let Err(largest) = app.check_as_of(ask.as_of) {
         return Ok(Begun::Implausible { largest });
     }

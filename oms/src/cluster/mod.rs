@@ -24,11 +24,13 @@
 //! about a shared disk or file locks.
 
 pub(crate) mod channel;
+pub(crate) mod engine;
 mod local;
 pub(crate) mod peer_call;
 pub(crate) mod peer_client;
 pub(crate) mod state;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -40,6 +42,10 @@ use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
 use crate::storage::volume::Volume;
 
+pub use crate::cluster::engine::{
+    EngineCheck, EngineView, Verdict, VolumeCopy, check_engine, export_volume, init_engine, promote_standby,
+    rebuild_volume, reload_standby, standby_position, view_engine,
+};
 pub(crate) use crate::cluster::local::LocalCluster;
 pub use crate::cluster::local::{
     check_warehouse, has_coordinator, is_node_running, node_infos, read_ring, read_secret, read_warehouse,
@@ -96,6 +102,23 @@ pub(crate) enum Event {
     Leave(NodeName),
     /// An operator names another warehouse for the cluster.
     Warehouse(WarehouseUrl),
+    /// Another process has become the coordinator in place of this one.
+    Deposed,
+    /// Another process has the name of this node. This one must end.
+    Replaced,
+    /// The state has changed.
+    Changed,
+}
+
+/// Returns the warehouse of the cluster, or the refusal of a node that asks for another one.
+fn agreed_warehouse(asked: Option<&WarehouseUrl>, known: String) -> Result<String, NodeError> {
+    match asked {
+        Some(asked) if asked.to_string() != known => Err(NodeError::OtherWarehouse {
+            asked: asked.to_string(),
+            known,
+        }),
+        _ => Ok(known),
+    }
 }
 
 /// Membership of this node in the cluster.
@@ -131,6 +154,11 @@ pub(crate) trait Membership: Send + Sync {
 
     /// Returns the secret that authenticates nodes to each other.
     fn secret(&self) -> &str;
+
+    /// Returns `true` if each volume has a log that a second node can follow.
+    fn has_followers(&self) -> bool {
+        false
+    }
 }
 
 /// A result that may need a wait for a disk or a network.
@@ -166,4 +194,9 @@ pub(crate) trait Volumes: Send + Sync {
 
     /// Removes a volume that has no slots any more.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
+
+    /// Keeps local copies of exactly these volumes, which other nodes serve, close to their logs.
+    fn follow(self: Arc<Self>, _volumes: BTreeSet<NodeName>) -> Soon<'static, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }

@@ -13,8 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use imt_ring::{Member, NodeName, Options, Ring, Slot};
 use serde::{Deserialize, Serialize};
 
-/// Version of the layout of the state's file.
-const FORMAT: u32 = 2;
+/// Version of the layout of the state.
+const FORMAT: u32 = 3;
+/// Oldest layout that is still read. It has neither `since` nor `following`.
+const OLDEST_FORMAT: u32 = 2;
 
 /// The state that all nodes share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +29,14 @@ pub(crate) struct ClusterState {
     pub(crate) ring: Ring,
     /// The node that serves each volume.
     pub(crate) serving: BTreeMap<NodeName, NodeName>,
+    /// The version at which each volume was assigned to its present server. A log fenced by it
+    /// admits no earlier server.
+    #[serde(default)]
+    pub(crate) since: BTreeMap<NodeName, u64>,
+    /// The node that applies the log of each volume, so that it can take the volume over at once.
+    /// Empty unless volumes have a log that other nodes can read.
+    #[serde(default)]
+    pub(crate) following: BTreeMap<NodeName, NodeName>,
     /// Nodes that are leaving: they give all their slots away and then stop.
     pub(crate) leaving: BTreeSet<NodeName>,
     /// The move in progress.
@@ -80,6 +90,7 @@ impl ClusterState {
     pub(crate) fn first(member: Member) -> Result<ClusterState, imt_ring::Error> {
         let name = member.name().clone();
         let mut state = ClusterState::of_ring(Ring::bootstrap([member], Options::new())?);
+        state.since = BTreeMap::from([(name.clone(), state.version)]);
         state.serving = BTreeMap::from([(name.clone(), name)]);
         Ok(state)
     }
@@ -91,6 +102,8 @@ impl ClusterState {
             version: 1,
             ring,
             serving: BTreeMap::new(),
+            since: BTreeMap::new(),
+            following: BTreeMap::new(),
             leaving: BTreeSet::new(),
             moving: None,
             committed: 0,
@@ -100,16 +113,23 @@ impl ClusterState {
 
     /// Returns `true` if this program knows the layout.
     pub(crate) fn is_known_format(&self) -> bool {
-        self.format == FORMAT
+        (OLDEST_FORMAT..=FORMAT).contains(&self.format)
     }
 
     fn changed(mut self) -> ClusterState {
+        self.format = FORMAT;
         self.version += 1;
         self
     }
 
+    /// Returns the version at which a volume was assigned to its present server. It is 0 if the
+    /// assignment is older than format 3.
+    pub(crate) fn since(&self, volume: &NodeName) -> u64 {
+        self.since.get(volume).copied().unwrap_or(0)
+    }
+
     /// Assigns every volume to a node that is alive: its own node first, then its present server,
-    /// then the node with the fewest volumes. A move continues unless one of its volumes changes
+    /// then its follower, then the node with the fewest volumes. A move continues unless one of its volumes changes
     /// its server. In that case it is undone.
     pub(crate) fn with_nodes(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
@@ -137,8 +157,10 @@ impl ClusterState {
                 continue;
             }
             let load = |node: &NodeName| next.serving.values().filter(|server| *server == node).count();
+            let follower = self.following.get(volume);
             let candidates = alive.iter().filter(|node| !self.leaving.contains(*node));
-            let survivor = candidates.min_by_key(|node| (load(node), (*node).clone()));
+            let survivor =
+                candidates.min_by_key(|node| (Some(*node) != follower, load(node), (*node).clone()));
             if let Some(node) = survivor.or_else(|| alive.first()) {
                 next.serving.insert(volume.clone(), node.clone());
             }
@@ -150,7 +172,46 @@ impl ClusterState {
         if parts.any(|volume| next.serving.get(volume) != self.serving.get(volume)) {
             next.moving = None;
         }
+        let is_same = |volume: &NodeName| next.serving.get(volume) == self.serving.get(volume);
+        next.since.retain(|volume, _| next.serving.contains_key(volume));
+        for volume in next.serving.keys().filter(|volume| !is_same(volume)) {
+            next.since.insert(volume.clone(), self.version + 1);
+        }
         (next != *self).then(|| next.changed())
+    }
+
+    /// Assigns every volume a follower that is alive and not its server: the present one first,
+    /// then the volume's own node, then the node that follows the fewest volumes.
+    pub(crate) fn with_followers(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
+        let mut next = self.clone();
+        next.following.clear();
+        let can_follow = |volume: &NodeName, node: &NodeName| {
+            alive.contains(node) && !self.leaving.contains(node) && self.serving.get(volume) != Some(node)
+        };
+        for volume in self.serving.keys() {
+            let present = self.following.get(volume);
+            let preferred = [present, Some(volume)].into_iter().flatten();
+            let mut preferred = preferred.filter(|node| can_follow(volume, node));
+            if let Some(node) = preferred.next() {
+                next.following.insert(volume.clone(), node.clone());
+            }
+        }
+        for volume in self.serving.keys() {
+            if next.following.contains_key(volume) {
+                continue;
+            }
+            let load = |node: &NodeName| next.following.values().filter(|known| *known == node).count();
+            let candidates = alive.iter().filter(|node| can_follow(volume, node));
+            if let Some(node) = candidates.min_by_key(|node| (load(node), (*node).clone())) {
+                next.following.insert(volume.clone(), node.clone());
+            }
+        }
+        (next != *self).then(|| next.changed())
+    }
+
+    /// Returns the same state with the next version. A new coordinator begins with it.
+    pub(crate) fn renewed(&self) -> ClusterState {
+        self.clone().changed()
     }
 
     /// Begins a move if the ring must get other members. Returns `None` if it need not.
@@ -360,6 +421,56 @@ mod tests {
             "a state without one has no such key"
         );
         assert_eq!(serde_json::from_value::<ClusterState>(older).unwrap(), moving);
+    }
+
+    #[test]
+    fn an_assignment_names_the_version_since_which_it_holds() {
+        let state = two();
+        let (a, b) = (name("a"), name("b"));
+        assert_eq!((state.since(&a), state.since(&b)), (1, 2));
+        let after = state.with_nodes(&names(&["a"])).unwrap();
+        assert_eq!((after.since(&a), after.since(&b)), (1, after.version));
+        let back = after.with_nodes(&names(&["a", "b"])).unwrap();
+        assert_eq!((back.since(&a), back.since(&b)), (1, back.version));
+    }
+
+    #[test]
+    fn a_follower_is_never_the_server_and_is_preferred_as_the_next_server() {
+        let all = names(&["a", "b", "c"]);
+        let joined = two().with_nodes(&all).unwrap();
+        let moving = joined.begin_move(&members(&["a", "b", "c"])).unwrap().unwrap();
+        let state = moving.commit_move().unwrap().with_followers(&all).unwrap();
+        for (volume, server) in &state.serving {
+            assert_ne!(Some(server), state.following.get(volume), "{volume}");
+        }
+        assert_eq!(state.with_followers(&all), None);
+        let mut state = state;
+        state.following.insert(name("a"), name("c"));
+        let survivors = names(&["b", "c"]);
+        let after = state.with_nodes(&survivors).unwrap();
+        assert_eq!(after.serving[&name("a")], name("c"));
+        let after = after.with_followers(&survivors).unwrap();
+        assert_eq!(after.following[&name("a")], name("b"));
+        let back = after.with_nodes(&all).unwrap();
+        let back = back.with_followers(&all).unwrap_or(back);
+        assert_eq!(back.serving[&name("a")], name("a"));
+        assert_ne!(back.following[&name("a")], name("a"));
+        let alone = after.with_nodes(&names(&["c"])).unwrap();
+        assert!(alone.with_followers(&names(&["c"])).unwrap().following.is_empty());
+    }
+
+    #[test]
+    fn a_state_of_format_2_is_read_and_becomes_format_3_with_its_next_change() {
+        let mut json = serde_json::to_value(two()).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        fields.remove("since");
+        fields.remove("following");
+        fields.insert("format".to_owned(), 2.into());
+        let old: ClusterState = serde_json::from_value(json).unwrap();
+        assert!(old.is_known_format());
+        assert_eq!(old.since(&name("b")), 0);
+        let next = old.with_nodes(&names(&["a"])).unwrap();
+        assert_eq!((next.format, next.since(&name("b"))), (3, next.version));
     }
 
     #[test]

@@ -135,6 +135,16 @@ impl Coordinator {
             // The same holds for this request.
             Event::Warehouse(warehouse) => self.warehouse = Some(warehouse).filter(|_| self.is_elected),
             Event::Hello => {}
+            Event::Changed => self.cluster.look.notify_one(),
+            Event::Deposed => {
+                self.is_elected = false;
+                tracing::warn!(node = %self.cluster.me, "another node became the coordinator");
+            }
+            Event::Replaced => {
+                self.is_elected = false;
+                tracing::error!(node = %self.cluster.me, "another process has this node's name; stopping");
+                self.cluster.asked_to_stop.send_replace(true);
+            }
         }
     }
 
@@ -184,6 +194,12 @@ impl Coordinator {
             return Ok(true);
         }
         if let Some(next) = self.named_warehouse(&state) {
+            self.replace(&next).await?;
+            return Ok(true);
+        }
+        if self.cluster.membership.has_followers()
+            && let Some(next) = state.with_followers(&names)
+        {
             self.replace(&next).await?;
             return Ok(true);
         }

@@ -208,7 +208,19 @@ impl ClusterHandle {
         match topology.locate(volume) {
             VolumeLocation::Here(server) => Ok(errand.here(&to, server).await),
             VolumeLocation::There { node, address } => {
-                let answered = errand.there(&to, address).await;
+                let answered = tokio::select! {
+                    biased;
+                    answered = errand.there(&to, address) => answered,
+                    // A paused node answers only when it goes on, and its volume is served
+                    // elsewhere long before.
+                    () = self.served_elsewhere(volume, node) => {
+                        return Err(Unanswered {
+                            reason: format!("{node} does not serve {volume} any more"),
+                            is_silent: false,
+                            was_sent: true,
+                        });
+                    }
+                };
                 answered.map_err(|NoAnswer(reason)| Unanswered {
                     reason: format!("{node}: {reason}"),
                     is_silent: self.peers.is_silent(address),
@@ -216,6 +228,17 @@ impl ClusterHandle {
                 })
             }
             VolumeLocation::Nowhere(node) => Err(self.nowhere(volume, node)),
+        }
+    }
+
+    /// Waits until the published state assigns a volume to another node than this one.
+    async fn served_elsewhere(&self, volume: &NodeName, node: &NodeName) {
+        loop {
+            let changed = self.batch();
+            if self.topology().state.serving.get(volume) != Some(node) {
+                return;
+            }
+            changed.await;
         }
     }
 

@@ -32,6 +32,8 @@ use crate::volume::server::VolumeServer;
 const PASS_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Pause between two attempts to open a volume that its last process has not closed yet.
 const OPEN_RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// Pause before the state is read again from an engine that does not answer.
+const ENGINE_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The state of the reconciler task.
 pub(crate) struct Reconciler {
@@ -39,6 +41,9 @@ pub(crate) struct Reconciler {
     context: NodeContext,
     volumes: Arc<dyn Volumes>,
     servers: BTreeMap<NodeName, Arc<VolumeServer>>,
+    /// The version since which this node served each volume when it was opened. A later one means
+    /// that another node had the volume in between.
+    opened: BTreeMap<NodeName, u64>,
     ring: Arc<Ring>,
     version: u64,
     /// `true` once this node has served its own volume.
@@ -84,6 +89,7 @@ impl Reconciler {
             context,
             volumes,
             servers: BTreeMap::new(),
+            opened: BTreeMap::new(),
             ring: Arc::clone(&topology.ring),
             version: 0,
             has_served: false,
@@ -109,6 +115,13 @@ impl Reconciler {
             match self.pass(&stop).await {
                 Ok(true) => {}
                 Ok(false) => again = OPEN_RETRY_PAUSE,
+                Err(error) if error.is_engine_away() => {
+                    tracing::debug!(
+                        error = with_causes(&error),
+                        "the cluster's state cannot be read now"
+                    );
+                    again = ENGINE_RETRY_PAUSE;
+                }
                 Err(error) => {
                     tracing::error!(error = with_causes(&error), "applying the cluster's state failed");
                     trouble.send_replace(Some(Arc::new(error)));
@@ -149,7 +162,13 @@ impl Reconciler {
             .filter(|(_, node)| **node == me)
             .map(|(volume, _)| volume.clone())
             .collect();
-        let has_all = wanted.iter().all(|volume| self.servers.contains_key(volume));
+        let has_ended = |server: &Arc<VolumeServer>| server.app.state().storage.has_ended();
+        let is_current = |volume: &&NodeName| {
+            self.opened.get(*volume) == Some(&state.since(volume))
+                && !self.servers.get(*volume).is_some_and(has_ended)
+        };
+        let kept: Vec<NodeName> = wanted.iter().filter(is_current).cloned().collect();
+        let has_all = kept.len() == wanted.len();
         let has_more = self.servers.len() > wanted.len();
         if state.version == self.version && has_all && !has_more {
             // A node that restarted quickly has a new address, and that may be the only change.
@@ -166,9 +185,9 @@ impl Reconciler {
             announce(&self.ring);
         }
         // Activation comes first, because requests wait for it and closing a volume takes longer.
-        self.follow_ring(&state, &wanted).await?;
-        if has_more || self.servers.keys().any(|volume| !wanted.contains(volume)) {
-            self.hand_over(&state, &wanted).await?;
+        self.follow_ring(&state, &kept).await?;
+        if has_more || self.servers.keys().any(|volume| !kept.contains(volume)) {
+            self.hand_over(&state, &kept).await?;
         }
         let (mut has_opened_all, mut lost) = (true, None);
         self.cluster.missing().retain(|volume, _| wanted.contains(volume));
@@ -183,13 +202,17 @@ impl Reconciler {
                 }
                 // The other volumes are still served, and this one is opened once its database is
                 // there.
-                Err(error @ NodeError::VolumeMissing { .. }) => {
+                Err(error) if error.is_missing_volume() => {
                     self.note_missing(volume, &error);
                     lost = lost.or((*volume == me).then_some(error));
                 }
                 Err(error) => return Err(error),
             }
         }
+        let is_followed = |(_, node): &(&NodeName, &NodeName)| **node == me;
+        let followed = state.following.iter().filter(is_followed);
+        let followed = followed.map(|(volume, _)| volume.clone()).collect();
+        Arc::clone(&self.volumes).follow(followed).await?;
         self.version = state.version;
         self.publish(&state)?;
         self.has_served |= self.servers.contains_key(&me);
@@ -209,9 +232,16 @@ impl Reconciler {
             .extract_if(.., |volume, _| !wanted.contains(volume))
             .map(|(_, server)| server)
             .collect();
+        self.opened.retain(|volume, _| self.servers.contains_key(volume));
         self.publish(state)?;
         for server in gone {
-            server.close().await?;
+            let has_ended = server.app.state().storage.has_ended();
+            match server.close().await {
+                Err(error) if has_ended => {
+                    tracing::warn!(volume = %server.volume, error = with_causes(&error), "lost volume not closed cleanly");
+                }
+                closed => closed?,
+            }
             tracing::info!(volume = %server.volume, "volume handed over");
             // A volume without a slot in the ring has no data that anybody needs.
             if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {
@@ -290,6 +320,7 @@ impl Reconciler {
             tracing::info!(%volume, "volume taken over");
         }
         self.servers.insert(volume.clone(), server);
+        self.opened.insert(volume.clone(), state.since(volume));
         Ok(true)
     }
 

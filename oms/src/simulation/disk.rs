@@ -35,16 +35,20 @@ struct Owner {
 }
 
 impl Owner {
-    fn is_gone(&self) -> bool {
-        self.process.as_ref().is_some_and(|process| process.is_fenced())
+    fn is_gone(&self, disk: &Disk) -> bool {
+        self.process
+            .as_ref()
+            .is_some_and(|process| disk.has_lost(process))
     }
 }
 
 /// All files of all nodes.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Disk {
     inside: Arc<Mutex<Inside>>,
     full: Arc<AtomicBool>,
+    /// `true` if each node has folders of its own. Then a process that lost its lease still writes.
+    is_private: bool,
 }
 
 impl fmt::Debug for Disk {
@@ -56,6 +60,27 @@ impl fmt::Debug for Disk {
 impl Disk {
     fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn new(is_private: bool) -> Disk {
+        Disk {
+            inside: Arc::default(),
+            full: Arc::default(),
+            is_private,
+        }
+    }
+
+    fn has_lost(&self, process: &Process) -> bool {
+        process.is_dead() || (process.is_fenced() && !self.is_private)
+    }
+
+    fn check_life(&self, process: Option<&Arc<Process>>) -> io::Result<()> {
+        match process {
+            Some(process) if self.has_lost(process) => {
+                Err(io::Error::other("the process has lost its volume"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes the disk full, so that no file can grow, or ends this.
@@ -77,21 +102,14 @@ impl Disk {
     }
 }
 
-fn check_life(process: Option<&Arc<Process>>) -> io::Result<()> {
-    match process {
-        Some(process) if process.is_fenced() => Err(io::Error::other("the process has lost its volume")),
-        _ => Ok(()),
-    }
-}
-
 impl Storage for Disk {
     fn create_folder(&self, _: &Path) -> io::Result<()> {
-        check_life(Process::current().as_ref())
+        self.check_life(Process::current().as_ref())
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
         let process = Process::current();
-        check_life(process.as_ref())?;
+        self.check_life(process.as_ref())?;
         let mut inside = self.inside();
         let known = inside.files.get(path).map(Arc::clone);
         let bytes = match (known, mode) {
@@ -120,7 +138,7 @@ impl Storage for Disk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        check_life(Process::current().as_ref())?;
+        self.check_life(Process::current().as_ref())?;
         let mut inside = self.inside();
         let bytes = inside.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
         inside.files.insert(to.to_owned(), bytes);
@@ -128,7 +146,7 @@ impl Storage for Disk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        check_life(Process::current().as_ref())?;
+        self.check_life(Process::current().as_ref())?;
         let removed = self.inside().files.remove(path);
         removed.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -138,13 +156,13 @@ impl Storage for Disk {
     }
 
     fn sync_folder(&self, _: &Path) -> io::Result<()> {
-        check_life(Process::current().as_ref())
+        self.check_life(Process::current().as_ref())
     }
 
     fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>> {
-        check_life(Process::current().as_ref())?;
+        self.check_life(Process::current().as_ref())?;
         let mut inside = self.inside();
-        if inside.locks.get(path).is_some_and(|owner| !owner.is_gone()) {
+        if inside.locks.get(path).is_some_and(|owner| !owner.is_gone(self)) {
             return Ok(Err(None));
         }
         inside.locks_taken += 1;
@@ -223,7 +241,7 @@ impl StorageFile for Opened {
     }
 
     fn write_at(&self, new: &[u8], offset: u64) -> io::Result<()> {
-        check_life(self.process.as_ref())?;
+        self.disk.check_life(self.process.as_ref())?;
         let mut bytes = self.bytes();
         let end = offset as usize + new.len();
         self.grow(&mut bytes, end)?;
@@ -232,17 +250,17 @@ impl StorageFile for Opened {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        check_life(self.process.as_ref())
+        self.disk.check_life(self.process.as_ref())
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        check_life(self.process.as_ref())?;
+        self.disk.check_life(self.process.as_ref())?;
         let mut bytes = self.bytes();
         self.grow(&mut bytes, (offset + len) as usize)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        check_life(self.process.as_ref())?;
+        self.disk.check_life(self.process.as_ref())?;
         let mut bytes = self.bytes();
         self.grow(&mut bytes, len as usize)?;
         bytes.truncate(len as usize);

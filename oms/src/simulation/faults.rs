@@ -20,6 +20,7 @@ use crate::control::member::Member;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::simulated::{Dice, Process};
+use crate::simulation::engine::SimEngine;
 use crate::simulation::warehouse::{Caller, WarehouseModel};
 use crate::simulation::world::{SECRET, VirtualClock, World};
 use crate::simulation::{NAMES, net};
@@ -218,6 +219,25 @@ pub(super) async fn cause_faults(
             _ => {}
         }
     }
+}
+
+/// Causes random faults of the engine until a time, and ends them.
+pub(super) async fn cause_engine_faults(engine: Arc<SimEngine>, until: tokio::time::Instant) {
+    let dice = engine.dice().clone();
+    while tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(dice.between(50, 1_500))).await;
+        match dice.between(0, 9) {
+            0 => engine.fail_over(false).await,
+            1 => engine.fail_over(true).await,
+            2 => engine.restart_primary(),
+            3 => engine.pause_standbys(true),
+            4 => engine.cancel_waits(),
+            5 => engine.set_faults(dice.between(0, 100), dice.between(0, 20)),
+            _ => engine.pause_standbys(false),
+        }
+    }
+    engine.set_faults(0, 0);
+    engine.pause_standbys(false);
 }
 
 /// Ends all faults and restarts the nodes.

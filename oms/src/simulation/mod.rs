@@ -3,8 +3,8 @@
 //!
 //! - **Real**: routing, API handlers, transactors, stock, outbox, dispatcher, storage over microdb,
 //!   reconciler, coordinator, migrations, settlements.
-//! - **Simulated**: membership and the cluster's state (`world`), the disk below microdb (`disk`),
-//!   calls between nodes (`net`), the warehouse, the clocks. Threads are replaced by tasks
+//! - **Simulated**: membership and the cluster's state (`world`), the disk below microdb (`disk`), the
+//!   engine that holds the logs of the volumes in some runs (`engine`), calls between nodes (`net`), the warehouse, the clocks. Threads are replaced by tasks
 //!   (`runtime`).
 //! - **Deliberately absent**: HTTP, sockets and real files, power cuts (tested by microdb),
 //!   statistics files.
@@ -19,6 +19,9 @@ mod audit;
 mod clients;
 mod customers;
 mod disk;
+mod engine;
+mod engine_log;
+mod engine_tests;
 mod faults;
 mod first_store;
 mod history;
@@ -84,10 +87,19 @@ fn in_virtual_time(work: impl Future<Output = Outcome>) -> Outcome {
     runtime.block_on(work)
 }
 
-/// Runs one seed.
+/// Runs one seed with volumes on simulated disks.
 fn run(seed: u64, keeps_lines: bool) -> Outcome {
+    run_on(seed, keeps_lines, false)
+}
+
+/// Runs one seed with volumes behind an engine, which has faults too.
+fn run_behind_engine(seed: u64, keeps_lines: bool) -> Outcome {
+    run_on(seed, keeps_lines, true)
+}
+
+fn run_on(seed: u64, keeps_lines: bool, has_engine: bool) -> Outcome {
     in_virtual_time(async {
-        let world = World::new(seed, &NAMES, keeps_lines);
+        let world = World::new(seed, &NAMES, keeps_lines, has_engine);
         let warehouse = WarehouseModel::new(&world);
         let records = Arc::new(CustomerRecords::default());
         let stops: faults::Stops = Arc::new(watch::Sender::new(None));
@@ -108,6 +120,8 @@ fn run(seed: u64, keeps_lines: bool) -> Outcome {
             });
         }
         let until = Instant::now() + Duration::from_secs(10);
+        let engine = world.engine.as_ref().map(Arc::clone);
+        let engine_faults = engine.map(|engine| tokio::spawn(faults::cause_engine_faults(engine, until)));
         let snapshots = async {
             while Instant::now() < until {
                 tokio::time::sleep(Duration::from_millis(world.dice.between(500, 4_000))).await;
@@ -115,6 +129,9 @@ fn run(seed: u64, keeps_lines: bool) -> Outcome {
             }
         };
         tokio::join!(faults::cause_faults(&world, &warehouse, &stops, until), snapshots);
+        if let Some(engine_faults) = engine_faults {
+            engine_faults.await.unwrap();
+        }
         faults::heal(&world, &warehouse, &stops).await;
         while customers.join_next().await.is_some() {}
         audit::healthy_orders_are_delivered(&world, &records, &warehouse).await;
@@ -132,7 +149,7 @@ fn number(name: &str) -> Option<u64> {
 /// Runs one seed with clients that record histories of their orders.
 fn run_histories(seed: u64, keeps_lines: bool) -> Outcome {
     in_virtual_time(async {
-        let world = World::new(seed, &NAMES, keeps_lines);
+        let world = World::new(seed, &NAMES, keeps_lines, false);
         let warehouse = WarehouseModel::without_faults(&world);
         let stops: faults::Stops = Arc::new(watch::Sender::new(None));
         for name in NAMES {
@@ -155,15 +172,21 @@ fn run_histories(seed: u64, keeps_lines: bool) -> Outcome {
 
 #[test]
 fn acknowledged_orders_survive_every_fault() {
-    let all = run_seeds(run, &SEEDS_WITH_PAST_DEFECTS);
+    let all = run_seeds(run, 100, &SEEDS_WITH_PAST_DEFECTS);
     assert!(all.is_none_or(|all| {
         all.counts["deliveries"] > 0 && all.counts.contains_key("changes of the warehouse")
     }));
 }
 
 #[test]
+fn acknowledged_orders_survive_every_fault_of_an_engine() {
+    let all = run_seeds(run_behind_engine, 40, &[]);
+    assert!(all.is_none_or(|all| all.counts["deliveries"] > 0));
+}
+
+#[test]
 fn histories_of_clients_are_linearizable_under_every_fault() {
-    let all = run_seeds(run_histories, &[]);
+    let all = run_seeds(run_histories, 100, &[]);
     let happened = |counts: &BTreeMap<&'static str, u64>| {
         let events = [
             "deaths",
@@ -178,9 +201,9 @@ fn histories_of_clients_are_linearizable_under_every_fault() {
     assert!(all.is_none_or(|all| happened(&all.counts)));
 }
 
-/// Runs the seeds that the environment names, or 100 and those given. Returns the results of more
-/// than one seed.
-fn run_seeds(run: fn(u64, bool) -> Outcome, further: &[u64]) -> Option<Summary> {
+/// Runs the seeds that the environment names, or the first `count` and those given. Returns the
+/// results of more than one seed.
+fn run_seeds(run: fn(u64, bool) -> Outcome, count: u64, further: &[u64]) -> Option<Summary> {
     if let Some(seed) = number("IMT_SIM_SEED") {
         let outcome = run(seed, true);
         outcome.lines.iter().for_each(|line| println!("{line}"));
@@ -190,7 +213,7 @@ fn run_seeds(run: fn(u64, bool) -> Outcome, further: &[u64]) -> Option<Summary> 
     let first = number("IMT_SIM_FIRST").unwrap_or(1);
     let seeds: Vec<u64> = match number("IMT_SIM_SEEDS") {
         Some(count) => (first..first + count).collect(),
-        None => (first..first + 100).chain(further.iter().copied()).collect(),
+        None => (first..first + count).chain(further.iter().copied()).collect(),
     };
     let (next, all) = (AtomicUsize::new(0), Mutex::new(Summary::default()));
     // Runs share no state, so each can have its own thread.
@@ -236,7 +259,7 @@ impl Summary {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for run in [run as fn(u64, bool) -> Outcome, run_histories] {
+    for run in [run as fn(u64, bool) -> Outcome, run_behind_engine, run_histories] {
         for seed in 1..=10 {
             let (one, other) = (run(seed, true), run(seed, true));
             let differs = one

@@ -9,7 +9,7 @@
 //!   moment later, unless another process has the name by then.
 //! - Every event is added to the trace, so that two runs of a seed can be compared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -21,12 +21,17 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::cluster::engine::volumes::{self, Opening};
 use crate::cluster::{Authority, ClusterState, Event, Expected, Membership, NodeInfo, Soon, Volumes};
 use crate::control::handle::ClusterHandle;
 use crate::error::{NodeError, StorageError};
 use crate::runtime;
 use crate::runtime::simulated::{Dice, Process};
 use crate::simulation::disk::Disk;
+use crate::simulation::engine::SimEngine;
+use crate::storage::follow::{Follower, Followers};
+use crate::storage::log::Log;
+use crate::storage::log::cache::Cache;
 use crate::storage::volume::Volume;
 
 /// Start of every simulation in UTC milliseconds.
@@ -80,6 +85,8 @@ pub(crate) struct World {
     inside: Mutex<Inside>,
     pub(super) dice: Dice,
     pub(super) disk: Disk,
+    /// The engine of all volumes, in runs with one.
+    pub(super) engine: Option<Arc<SimEngine>>,
     began: Instant,
     skew_ms: BTreeMap<&'static str, AtomicI64>,
     /// `true` if a process that is stopped for too long loses its name and volumes, as with leases.
@@ -90,7 +97,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, names: &[&'static str], keeps_lines: bool) -> Arc<World> {
+    /// Creates a world without nodes. With an engine, volumes are copies in a folder of each node.
+    pub(super) fn new(seed: u64, names: &[&'static str], keeps_lines: bool, has_engine: bool) -> Arc<World> {
         let inside = Inside {
             trace: Trace {
                 lines: keeps_lines.then(Vec::new),
@@ -101,9 +109,10 @@ impl World {
         let dice = Dice::of(seed);
         Arc::new(World {
             inside: Mutex::new(inside),
-            has_leases: dice.between(0, 1) == 1,
+            has_leases: dice.between(0, 1) == 1 || has_engine,
+            engine: has_engine.then(|| SimEngine::new(dice.clone())),
+            disk: Disk::new(has_engine),
             dice,
-            disk: Disk::default(),
             began: Instant::now(),
             skew_ms: names.iter().map(|name| (*name, AtomicI64::new(0))).collect(),
             loss: 0.into(),
@@ -227,6 +236,7 @@ impl World {
             world: Arc::clone(self),
             id,
             name: node,
+            followers: Followers::default(),
         }))
     }
 
@@ -337,6 +347,7 @@ pub(super) struct Node {
     pub(super) world: Arc<World>,
     pub(super) id: usize,
     pub(super) name: NodeName,
+    followers: Followers,
 }
 
 impl Node {
@@ -352,6 +363,54 @@ impl Node {
     pub(super) fn listen(&self, cluster: &Arc<ClusterHandle>) {
         let incarnation = &mut self.world.inside().incarnations[self.id];
         incarnation.cluster = incarnation.is_member.then(|| Arc::clone(cluster));
+    }
+}
+
+impl Node {
+    fn cache_folder(&self, volume: &str) -> PathBuf {
+        PathBuf::from(format!("/caches/{}/{volume}", self.name))
+    }
+
+    fn options(&self) -> microdb::Options {
+        microdb::Options::new()
+            .storage(Arc::new(self.world.disk.clone()))
+            .background(false)
+            .segment_bytes_first(16 * 1_024)
+            .segment_bytes_max(256 * 1_024)
+    }
+
+    /// Opens a volume behind the engine, with a copy in a folder of this node.
+    async fn open_behind(
+        &self,
+        engine: &Arc<SimEngine>,
+        volume: &NodeName,
+        options: microdb::Options,
+    ) -> Result<Option<Volume>, NodeError> {
+        let state = self.world.state();
+        let Some(state) = state.filter(|state| state.serving.get(volume) == Some(&self.name)) else {
+            return Ok(None);
+        };
+        let folder = self.cache_folder(volume.as_str());
+        let opening = Opening {
+            volume: volume.as_str(),
+            owner: self.name.as_str(),
+            since: state.since(volume),
+            // The simulated engine loses no volume.
+            expected: Expected::MaybeNew,
+            place: "the simulated engine".to_owned(),
+            logs: [
+                Box::new(engine.log(volume.as_str())),
+                Box::new(engine.log(volume.as_str())),
+            ],
+        };
+        let holder = self.process();
+        let followed = self.followers.take(volume.as_str()).await;
+        let cache = move || followed.map_or_else(|| Cache::open(options, &folder), Ok);
+        let opened = volumes::open(opening, cache, move || !holder.is_fenced()).await?;
+        if opened.is_some() {
+            self.world.note(|| format!("{} opens {volume}", self.name));
+        }
+        Ok(opened)
     }
 }
 
@@ -428,6 +487,10 @@ impl Membership for Node {
     fn secret(&self) -> &str {
         SECRET
     }
+
+    fn has_followers(&self) -> bool {
+        self.world.engine.is_some()
+    }
 }
 
 impl Authority for Node {
@@ -495,14 +558,12 @@ impl Volumes for Node {
     // expectation needs no check.
     fn open(self: Arc<Self>, volume: NodeName, _expected: Expected) -> Soon<'static, Option<Volume>> {
         Box::pin(async move {
+            let (options, holder) = (self.options(), self.process());
+            if let Some(engine) = &self.world.engine {
+                return self.open_behind(engine, &volume, options).await;
+            }
             let folder = PathBuf::from("/volumes").join(volume.as_str());
-            let (disk, holder) = (self.world.disk.clone(), self.process());
             let opened = runtime::blocking(move || {
-                let options = microdb::Options::new()
-                    .storage(Arc::new(disk))
-                    .background(false)
-                    .segment_bytes_first(16 * 1_024)
-                    .segment_bytes_max(256 * 1_024);
                 let storage = Volume::open_by(options, &folder)?;
                 Ok::<_, StorageError>(storage.leased_while(move || !holder.is_fenced()))
             });
@@ -520,10 +581,33 @@ impl Volumes for Node {
 
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         self.world.note(|| format!("{} removes {volume}", self.name));
+        if let Some(engine) = &self.world.engine {
+            let mut log = engine.log(volume.as_str());
+            return Box::pin(async move {
+                // A volume that stays has no slots, and nobody reads it.
+                let _ = log.remove().await;
+                Ok(())
+            });
+        }
         self.world
             .disk
             .remove_folder(&PathBuf::from("/volumes").join(volume.as_str()));
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn follow(self: Arc<Self>, volumes: BTreeSet<NodeName>) -> Soon<'static, ()> {
+        Box::pin(async move {
+            let Some(engine) = &self.world.engine else {
+                return Ok(());
+            };
+            let start = |volume: &str| {
+                let (folder, options) = (self.cache_folder(volume), self.options());
+                let open = move || Cache::open(options.clone(), &folder);
+                Follower::start(open, Box::new(engine.log(volume)), volume)
+            };
+            self.followers.set(&volumes, start).await;
+            Ok(())
+        })
     }
 }
 

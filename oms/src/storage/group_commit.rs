@@ -15,7 +15,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::StorageError;
-use crate::storage::volume::VolumeTables;
+use crate::storage::log::writer::LogWriter;
+use crate::storage::tables::VolumeTables;
 use crate::storage::write_batch::WriteBatch;
 
 /// Maximum number of waiting batches. At a few hundred bytes each these are a few megabytes.
@@ -136,10 +137,11 @@ impl Worker {
 }
 
 /// Starts the committer of a volume.
-pub(super) fn start(volume: Arc<VolumeTables>) -> std::io::Result<(Queue, Worker)> {
+pub(super) fn start(volume: Arc<VolumeTables>, log: Option<LogWriter>) -> std::io::Result<(Queue, Worker)> {
     let (queue, waiting) = mpsc::channel(QUEUE_CHANGES_MAX);
     let committer = Committer {
         volume,
+        log,
         waiting,
         too_large: None,
         runtime: Handle::try_current().ok(),
@@ -157,6 +159,8 @@ pub(super) fn start(volume: Arc<VolumeTables>) -> std::io::Result<(Queue, Worker
 
 struct Committer {
     volume: Arc<VolumeTables>,
+    /// The log of a volume behind an engine.
+    log: Option<LogWriter>,
     waiting: mpsc::Receiver<Submission>,
     /// A large batch found while a group was gathered. It is committed alone.
     too_large: Option<(WriteBatch, Waiting)>,
@@ -205,8 +209,11 @@ impl Committer {
             let alone = self.too_large.take();
             let alone = alone.map(|(batch, answer)| (vec![batch], vec![answer]));
             for (group, answers) in std::iter::once((group, answers)).chain(alone) {
-                let outcome = self.volume.commit(&group);
-                self.volume.failed.store(outcome.is_err(), Ordering::Relaxed);
+                let outcome = match &mut self.log {
+                    Some(log) => self.volume.commit_logged(log, &group).await,
+                    None => self.volume.commit(&group),
+                };
+                self.note(&outcome, group.len());
                 pause(&dice).await;
                 answer_each(answers, &outcome);
             }
@@ -236,13 +243,27 @@ impl Committer {
         false
     }
 
+    /// Records whether the local database has failed. An engine that is away, and a volume that
+    /// another process has taken over, are no failures of this node.
+    fn note(&self, outcome: &Result<Committed, StorageError>, batches: usize) {
+        let failed = match outcome {
+            Ok(_) | Err(StorageError::EngineAway | StorageError::Stale) => false,
+            Err(error) => {
+                let error = crate::error::with_causes(error);
+                tracing::error!(error, batches, "commit failed");
+                true
+            }
+        };
+        self.volume.failed.store(failed, Ordering::Relaxed);
+    }
+
     fn commit_and_answer(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Vec<Waiting>) {
-        let outcome = self.volume.commit(group);
-        if let Err(error) = &outcome {
-            let error = crate::error::with_causes(error);
-            tracing::error!(error, batches = group.len(), "commit failed");
-        }
-        self.volume.failed.store(outcome.is_err(), Ordering::Relaxed);
+        let outcome = match (&mut self.log, &self.runtime) {
+            (None, _) => self.volume.commit(group),
+            (Some(log), Some(runtime)) => runtime.block_on(self.volume.commit_logged(log, group)),
+            (Some(_), None) => Err(StorageError::EngineAway),
+        };
+        self.note(&outcome, group.len());
         let (group, answers) = (std::mem::take(group), std::mem::take(answers));
         let answer_all = move || {
             answer_each(answers, &outcome);

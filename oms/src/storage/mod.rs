@@ -9,11 +9,15 @@
 //! names microdb.
 
 pub(crate) mod change_feed;
+pub(crate) mod checkpoint;
 pub(crate) mod codec;
 pub(crate) mod fence;
+pub(crate) mod follow;
 pub(crate) mod group_commit;
 pub(crate) mod inspect;
+pub(crate) mod log;
 pub(crate) mod owned_slots;
 pub(crate) mod reservations;
+mod tables;
 pub(crate) mod volume;
 pub(crate) mod write_batch;

@@ -27,7 +27,7 @@
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::domain::order::{Order, OrderId};
@@ -39,16 +39,13 @@ use crate::error::StorageError;
 use crate::outbox::{Kind, Message};
 use crate::runtime::seeded::seeded;
 use crate::storage::codec::{self, Counters, DecodeError, KeptAnswer};
-use crate::storage::group_commit;
-use crate::storage::owned_slots::Slots;
-use crate::storage::write_batch::{
-    CATALOGUE, COUNTERS, SLOTS, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table, WriteBatch,
-};
-use microdb::Db;
-
 use crate::storage::fence::SlotOwnership;
-use crate::storage::group_commit::{Committed, Permit, Queue};
-use crate::storage::reservations::Reservations;
+use crate::storage::group_commit::{self, Permit, Queue};
+use crate::storage::log::cache::Cache;
+use crate::storage::log::writer::{LogStatus, LogWriter};
+use crate::storage::owned_slots::Slots;
+use crate::storage::tables::VolumeTables;
+use crate::storage::write_batch::{CATALOGUE, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
 
 /// The part of a volume's state that is kept in memory.
 pub(crate) struct Loaded {
@@ -70,91 +67,12 @@ pub(crate) struct Volume {
     pub(crate) first_inactive_page: AtomicU64,
     /// The right to serve the volume. Without a lease, the open database is the right.
     lease: Option<Lease>,
+    /// The state of the log's writer, if the volume is behind an engine.
+    log_status: Option<Arc<LogStatus>>,
 }
 
 /// Returns `true` while this process has the right to serve the volume.
 type Lease = Box<dyn Fn() -> bool + Send + Sync>;
-
-/// The state that readers and the committer share.
-pub(super) struct VolumeTables {
-    pub(super) db: Db,
-    handles: Vec<microdb::Table>,
-    counters: Mutex<Counters>,
-    /// The slot ownership of the last commit that changed it. While there is none, every fence is
-    /// admitted.
-    record: Mutex<Option<SlotOwnership>>,
-    pub(super) failed: AtomicBool,
-}
-
-impl VolumeTables {
-    pub(super) fn table(&self, table: Table) -> &microdb::Table {
-        &self.handles[table as usize]
-    }
-
-    fn counters(&self) -> std::sync::MutexGuard<'_, Counters> {
-        // The counters are replaced as a whole, so a panic elsewhere cannot leave them half
-        // changed.
-        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn record(&self) -> std::sync::MutexGuard<'_, Option<SlotOwnership>> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl VolumeTables {
-    /// Commits batches as one database batch, without those that the fence rejects.
-    pub(super) fn commit(&self, group: &[WriteBatch]) -> Result<Committed, StorageError> {
-        let mut counters = *self.counters();
-        let (mut arrived, mut committed) = (Vec::new(), Committed::default());
-        let mut reservations = Reservations::over(self.table(Table::Reservations));
-        let mut record = self.record();
-        let mut newest: Option<&SlotOwnership> = None;
-        let mut rows = self.db.batch();
-        for (at, batch) in group.iter().enumerate() {
-            let current = newest.or(record.as_ref());
-            if current.is_some_and(|slots| !batch.fences().all(|fence| slots.admits(fence))) {
-                committed.rejected.push(at);
-                continue;
-            }
-            newest = batch.record().or(newest);
-            for row in batch.rows() {
-                if row.table == Table::Reservations && !reservations.follow(row.key, row.value.is_some()) {
-                    committed.without_reservation.push(at);
-                }
-                let table = self.table(row.table);
-                match row.value {
-                    Some(value) => rows.put(table, row.key, value),
-                    None => rows.delete(table, row.key),
-                }
-            }
-            arrived.extend(batch.arrived());
-            batch.count(&mut counters);
-        }
-        if committed.rejected.len() == group.len() {
-            return Ok(committed);
-        }
-        if !arrived.is_empty() {
-            let page = counters.next_page.to_be_bytes();
-            let mut ids = Vec::new();
-            codec::encode_arrivals(arrived.into_iter(), &mut ids);
-            rows.put(self.table(Table::Arrivals), page, ids);
-            counters.next_page += 1;
-        }
-        let mut row = Vec::new();
-        codec::encode_counters(&counters, &mut row);
-        rows.put(self.table(Table::Meta), COUNTERS, row);
-        // Durable and visible from here: microdb publishes a durable commit after its sync.
-        rows.commit().map_err(|source| StorageError::Commit {
-            source: Arc::new(source),
-        })?;
-        *self.counters() = counters;
-        if let Some(newest) = newest {
-            *record = Some(newest.clone());
-        }
-        Ok(committed)
-    }
-}
 
 impl Volume {
     /// Opens or creates the volume in `folder` and starts its committer.
@@ -169,47 +87,32 @@ impl Volume {
 
     /// Opens or creates the volume with other database options, such as a simulated disk.
     pub(crate) fn open_by(options: microdb::Options, folder: &Path) -> Result<Volume, StorageError> {
-        let opening = |source: microdb::Error| StorageError::Open {
-            folder: folder.to_owned(),
-            source: Arc::new(source),
-        };
-        let db = options.open(folder).map_err(opening)?;
-        let mut handles = Vec::with_capacity(TABLES.len());
-        for (at, (table, name)) in TABLES.into_iter().enumerate() {
-            debug_assert_eq!(at, table as usize);
-            handles.push(db.table(name).map_err(opening)?);
-        }
-        let volume = VolumeTables {
-            db,
-            handles,
-            counters: Mutex::new(Counters::default()),
-            record: Mutex::default(),
-            failed: AtomicBool::new(false),
-        };
-        if let Some(row) = volume.table(Table::Meta).get(COUNTERS).map_err(reading("meta"))? {
-            *volume.counters() =
-                codec::decode_counters(&row).map_err(|fault| broken("meta", COUNTERS, fault))?;
-        }
-        if let Some(row) = volume.table(Table::Meta).get(SLOTS).map_err(reading("meta"))? {
-            let record = SlotOwnership::decode(&row).map_err(|fault| broken("meta", SLOTS, fault))?;
-            *volume.record() = Some(record);
-        }
-        let volume = Arc::new(volume);
-        let started = group_commit::start(Arc::clone(&volume));
+        let tables = Arc::new(VolumeTables::open(options, folder)?);
+        Volume::start(tables, None)
+    }
+
+    /// Serves a cache that is up to date, with the right to append to its log.
+    pub(crate) fn behind_log(cache: Cache, log: LogWriter) -> Result<Volume, StorageError> {
+        Volume::start(cache.0, Some(log))
+    }
+
+    fn start(tables: Arc<VolumeTables>, log: Option<LogWriter>) -> Result<Volume, StorageError> {
+        let log_status = log.as_ref().map(|log| Arc::clone(log.status()));
+        let started = group_commit::start(Arc::clone(&tables), log);
         let (queue, thread) = started.map_err(|source| StorageError::Thread {
             source: Arc::new(source),
         })?;
         Ok(Volume {
-            volume,
+            volume: tables,
             queue,
             committer: Mutex::new(Some(thread)),
             first_inactive_page: AtomicU64::new(u64::MAX),
             lease: None,
+            log_status,
         })
     }
 
     /// Returns the volume with a lease that is valid while `lease` returns `true`.
-    #[cfg(test)]
     pub(crate) fn leased_while(self, lease: impl Fn() -> bool + Send + Sync + 'static) -> Volume {
         Volume {
             lease: Some(Box::new(lease)),
@@ -221,15 +124,31 @@ impl Volume {
     /// before responding: the lease may have been lost in between. Commits need no such call,
     /// because they are fenced.
     pub(crate) fn is_ours(&self) -> bool {
-        seeded("reads-not-fenced") || self.lease.as_ref().is_none_or(|lease| lease())
+        seeded("reads-not-fenced") || (self.lease.as_ref().is_none_or(|lease| lease()) && !self.has_ended())
     }
 
-    /// Returns a permit to submit a batch, or `Busy` if the queue is full.
+    /// Returns `true` once another process has taken the volume, or its local database has failed
+    /// behind a log. It can only be closed, and opened again where it belongs.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.log_status.as_ref().is_some_and(|status| status.has_ended())
+    }
+
+    /// Fails while the engine does not answer.
+    pub(crate) fn check_engine(&self) -> Result<(), StorageError> {
+        match &self.log_status {
+            Some(status) if status.is_away() => Err(StorageError::EngineAway),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns a permit to submit a batch, or `Busy` if the queue is full. While the engine does not
+    /// answer, no batch is taken.
     pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StorageError> {
+        self.check_engine()?;
         self.queue.try_permit()
     }
 
-    /// Waits for a permit to submit a batch.
+    /// Waits for a permit to submit a batch, also while the engine does not answer.
     pub(crate) async fn permit(&self) -> Result<Permit<'_>, StorageError> {
         self.queue.permit().await
     }
@@ -242,6 +161,9 @@ impl Volume {
     /// Commits the queued batches, closes the volume and releases its lock, even if other
     /// references to the volume exist. Blocks.
     pub(crate) fn close(&self) -> Result<(), StorageError> {
+        if let Some(status) = &self.log_status {
+            status.stop_waiting();
+        }
         self.queue.stop();
         let thread = self
             .committer
@@ -251,25 +173,12 @@ impl Volume {
         if let Some(thread) = thread {
             thread.join();
         }
-        self.volume
-            .db
-            .clone()
-            // A stop has already written a checkpoint, and a handover waits for this call and the
-            // next open.
-            .close_quickly()
-            .map_err(|source| StorageError::Commit {
-                source: Arc::new(source),
-            })
+        self.volume.close()
     }
 
     /// Writes a checkpoint, so that the next open has little log to replay. Blocks.
     pub(crate) fn checkpoint(&self) -> Result<(), StorageError> {
-        self.volume
-            .db
-            .checkpoint()
-            .map_err(|source| StorageError::Commit {
-                source: Arc::new(source),
-            })
+        self.volume.checkpoint()
     }
 
     /// Returns the durable state of an order.
@@ -476,8 +385,7 @@ impl Volume {
 
     /// Returns a row of the table `meta`.
     pub(crate) fn note(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        let row = self.volume.table(Table::Meta).get(key).map_err(reading("meta"))?;
-        Ok(row.map(|row| row.to_vec()))
+        self.volume.meta(key)
     }
 
     /// Passes every row of a table to `take`, unordered, as of one moment, rows of other slots

@@ -67,6 +67,9 @@ impl From<StorageError> for OrderError {
     fn from(error: StorageError) -> OrderError {
         match error {
             StorageError::Busy => OrderError::Busy("the commit queue is full; retry"),
+            StorageError::EngineAway => OrderError::Busy(
+                "the engine of the volume does not answer, so the change may or may not have been made; retry",
+            ),
             // The volume is being handed over, or the node is stopping.
             StorageError::Closed | StorageError::Stale => OrderError::Moved,
             error => OrderError::Storage(error),

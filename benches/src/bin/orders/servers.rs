@@ -61,7 +61,7 @@ pub(crate) fn serve(role: Role) -> Outcome<()> {
             Role::Node { folder, warehouse } => {
                 let mut config = imt_oms::NodeConfig::new("bench", folder);
                 config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-                config.warehouse = warehouse;
+                config.warehouse = Some(warehouse);
                 let node = imt_oms::Node::start(config).await?;
                 announce(node.address())?;
                 tokio::task::spawn_blocking(wait_for_end).await?;

@@ -6,11 +6,13 @@
 //!   audit can read every volume.
 //! - Dropping the fleet ends its processes, and so does a second Ctrl-C.
 
+use crate::cluster::Cluster;
 use crate::commands::node;
 use crate::error::CliError;
 use crate::http;
 use crate::logging;
 use crate::signals::Registered;
+use imt_oms::EngineUrl;
 use imt_sim::Telemetry;
 use imt_sim::scenario::{NodeAction, NodeEvent};
 use imt_sim::telemetry::EventKind;
@@ -99,6 +101,7 @@ pub(super) struct Tally {
 /// The nodes in separate processes.
 pub(super) struct Fleet {
     data: PathBuf,
+    cluster: Cluster,
     warehouse: SocketAddr,
     nodes: Vec<FleetNode>,
     tally: Tally,
@@ -107,8 +110,14 @@ pub(super) struct Fleet {
 impl Fleet {
     /// Starts nodes `node-1` to `node-N`. Waits for the first one before the others start, so that
     /// it coordinates.
-    pub(super) async fn start(data: &Path, count: u32, warehouse: SocketAddr) -> Result<Self, CliError> {
+    pub(super) async fn start(
+        data: &Path,
+        engine: Option<&EngineUrl>,
+        count: u32,
+        warehouse: SocketAddr,
+    ) -> Result<Self, CliError> {
         let mut fleet = Self {
+            cluster: Cluster::new(data, engine),
             data: data.to_owned(),
             warehouse,
             nodes: Vec::new(),
@@ -123,9 +132,41 @@ impl Fleet {
         Ok(fleet)
     }
 
+    /// Starts the process of a node.
+    fn spawn(&self, name: &str) -> Result<NodeProcess, CliError> {
+        let program =
+            std::env::current_exe().map_err(|error| CliError::because("cannot find this program", error))?;
+        let mut command = Command::new(program);
+        if let Cluster::Engine { url, .. } = &self.cluster {
+            // Arguments are visible to every user of the machine, and the URL may have a password.
+            command.env("IMT_ENGINE", url.with_password());
+        }
+        let mut process = command
+            .args(["--log-level", "warn", "node", "start"])
+            .args(["--listen", "127.0.0.1:0", "--name", name])
+            .arg("--data")
+            .arg(&self.data)
+            .args(["--warehouse", &format!("http://{}", self.warehouse)])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;
+        if let Some(log) = process.stderr.take() {
+            // The lines pass through this process's log, because direct output would damage the live
+            // view.
+            logging::forward(log, name.to_owned())
+                .map_err(|error| CliError::because(format!("cannot read the log of node '{name}'"), error))?;
+        }
+        Ok(NodeProcess {
+            registered: Registered::new(&process),
+            child: process,
+        })
+    }
+
     fn add(&mut self, number: u32) -> Result<(), CliError> {
         let name = format!("node-{number}");
-        let process = Some(spawn(&self.data, &name, self.warehouse)?);
+        let process = Some(self.spawn(&name)?);
         self.nodes.push(FleetNode { name, process });
         Ok(())
     }
@@ -178,12 +219,12 @@ impl Fleet {
             }
             NodeAction::Stop => {
                 telemetry.event(EventKind::Stop, &name, format!("{name} asked to stop"));
-                let card = node::running(&self.data, &name)?;
-                node::ask(&self.data, &card, "/peer/stop").await?;
+                let (look, card) = node::running(&self.cluster, &name).await?;
+                node::ask(&self.cluster, &look, &card, "/peer/stop").await?;
             }
             NodeAction::Leave => {
                 telemetry.event(EventKind::Leave, &name, format!("{name} asked to leave for good"));
-                node::tell_to_leave(&self.data, &name).await?;
+                node::tell_to_leave(&self.cluster, &name).await?;
             }
         }
         if event.action != NodeAction::Join {
@@ -196,14 +237,14 @@ impl Fleet {
         }
         if self.nodes[place].process.is_none() {
             telemetry.event(EventKind::Join, &name, format!("{name} started again"));
-            self.nodes[place].process = Some(spawn(&self.data, &name, self.warehouse)?);
+            self.nodes[place].process = Some(self.spawn(&name)?);
             self.wait_until_running(place).await?;
         }
         Ok(())
     }
 
-    /// Pauses a process. Its volume does not answer during the pause, because the process still
-    /// holds the lock.
+    /// Pauses a process. On a data folder its volume does not answer during the pause, because the
+    /// process still holds the lock.
     async fn pause(
         &mut self,
         place: usize,
@@ -258,7 +299,7 @@ impl Fleet {
             return Ok(());
         };
         let until = Instant::now() + BACK_MAX;
-        while node::running(&self.data, &node.name).is_err() {
+        while node::running(&self.cluster, &node.name).await.is_err() {
             if Instant::now() > until {
                 return Err(CliError::failed(format!("node '{}' did not start", node.name)));
             }
@@ -315,32 +356,6 @@ impl Tally {
         let parts: Vec<String> = parts.collect();
         (!parts.is_empty()).then(|| parts.join("; "))
     }
-}
-
-fn spawn(data: &Path, name: &str, warehouse: SocketAddr) -> Result<NodeProcess, CliError> {
-    let program =
-        std::env::current_exe().map_err(|error| CliError::because("cannot find this program", error))?;
-    let mut process = Command::new(program)
-        .args(["--log-level", "warn", "node", "start"])
-        .args(["--listen", "127.0.0.1:0", "--name", name])
-        .arg("--data")
-        .arg(data)
-        .args(["--warehouse", &format!("http://{warehouse}")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;
-    if let Some(log) = process.stderr.take() {
-        // The lines pass through this process's log, because direct output would damage the live
-        // view.
-        logging::forward(log, name.to_owned())
-            .map_err(|error| CliError::because(format!("cannot read the log of node '{name}'"), error))?;
-    }
-    Ok(NodeProcess {
-        registered: Registered::new(&process),
-        child: process,
-    })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use crate::cluster::agreed_warehouse;
 use crate::cluster::local::files::{COORDINATOR, node_infos, read_state};
 use crate::cluster::local::locks::{is_held, lock};
 use crate::cluster::local::{LocalCluster, RETRY_INTERVAL, STATE_TIMEOUT, lock_path};
@@ -28,19 +29,8 @@ pub fn check_warehouse(data: &Path, asked: Option<&WarehouseUrl>) -> Result<(), 
         return Ok(());
     }
     match read_state(data)?.and_then(|state| state.warehouse) {
-        Some(known) => agreed(asked, known).map(drop),
+        Some(known) => agreed_warehouse(asked, known).map(drop),
         None => Ok(()),
-    }
-}
-
-/// Returns the warehouse of the cluster, or the refusal of a node that asks for another one.
-fn agreed(asked: Option<&WarehouseUrl>, known: String) -> Result<String, NodeError> {
-    match asked {
-        Some(asked) if asked.to_string() != known => Err(NodeError::OtherWarehouse {
-            asked: asked.to_string(),
-            known,
-        }),
-        _ => Ok(known),
     }
 }
 
@@ -65,7 +55,7 @@ impl LocalCluster {
                 return Ok(wanted);
             }
             if let Some(known) = state.warehouse {
-                return agreed(asked, known);
+                return agreed_warehouse(asked, known);
             }
             // The first node writes the URL right after the state.
             if begun.elapsed() > STATE_TIMEOUT {

@@ -8,7 +8,7 @@
 //!
 //! Deliberately absent: the tables and keys in which rows are stored (see `volume`).
 
-mod bytes;
+pub(crate) mod bytes;
 mod order;
 mod stock;
 

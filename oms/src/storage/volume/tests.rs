@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::order::Line;
+use crate::storage::write_batch::WriteBatch;
 
 fn delivery() -> Delivery {
     Delivery {

@@ -1,0 +1,164 @@
+//! The nodes that a command is about: those of a data folder, or those of an engine.
+//!
+//! Invariants:
+//! - A look is of one moment. Commands that wait look again.
+//! - The secret of the nodes is read only by commands that send it.
+
+use crate::args;
+use crate::error::CliError;
+use imt_oms::{EngineUrl, NodeInfo};
+use imt_ring::{NodeName, Ring};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Arguments that name the nodes.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct ClusterArgs {
+    /// Data folder that the nodes share
+    #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
+    data: PathBuf,
+    /// Engine that the nodes share in place of a data folder, such as
+    /// postgres://imt@db1,db2/shop
+    #[arg(long, env = "IMT_ENGINE", value_name = "URL")]
+    engine: Option<EngineUrl>,
+    /// File with the nodes' secret, if it is not kept in the engine
+    #[arg(long, env = "IMT_SECRET_FILE", value_name = "FILE", requires = "engine")]
+    secret_file: Option<PathBuf>,
+}
+
+/// The nodes of a data folder or of an engine.
+#[derive(Clone, Debug)]
+pub(crate) enum Cluster {
+    Folder(PathBuf),
+    Engine {
+        url: EngineUrl,
+        secret_file: Option<PathBuf>,
+    },
+}
+
+/// The nodes and the ring at one moment.
+pub(crate) struct Look {
+    /// Published descriptions, by name.
+    pub(crate) cards: Vec<NodeInfo>,
+    running: BTreeSet<NodeName>,
+    /// The ring in force. `None` if no node was ever started.
+    pub(crate) ring: Option<Ring>,
+    /// The URL of the cluster's warehouse, if a node has named it.
+    pub(crate) warehouse: Option<String>,
+    secret: Option<String>,
+}
+
+impl From<ClusterArgs> for Cluster {
+    fn from(args: ClusterArgs) -> Self {
+        match args.engine {
+            Some(url) => Self::Engine {
+                url,
+                secret_file: args.secret_file,
+            },
+            None => Self::Folder(args.data),
+        }
+    }
+}
+
+impl fmt::Display for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(data) => write!(f, "{}", data.display()),
+            Self::Engine { url, .. } => write!(f, "{url}"),
+        }
+    }
+}
+
+impl Cluster {
+    /// Returns the nodes of an engine, or of a data folder without one.
+    pub(crate) fn new(data: &Path, engine: Option<&EngineUrl>) -> Self {
+        match engine {
+            Some(url) => Self::Engine {
+                url: url.clone(),
+                secret_file: None,
+            },
+            None => Self::Folder(data.to_owned()),
+        }
+    }
+
+    /// Reads the nodes and the ring.
+    pub(crate) async fn look(&self) -> Result<Look, CliError> {
+        match self {
+            Self::Folder(data) => {
+                if !data.exists() {
+                    return Err(CliError::failed(format!(
+                        "there is no folder {self}; name the data folder of the nodes with --data"
+                    )));
+                }
+                let cards = imt_oms::node_infos(data)
+                    .map_err(|error| CliError::because(format!("no nodes are known in {self}"), error))?;
+                let is_running = |card: &&NodeInfo| imt_oms::is_node_running(data, &card.name);
+                let running = cards.iter().filter(is_running).map(|card| card.name.clone());
+                Ok(Look {
+                    running: running.collect(),
+                    ring: imt_oms::read_ring(data).map_err(|error| {
+                        CliError::because(format!("the ring in {self} cannot be read"), error)
+                    })?,
+                    warehouse: imt_oms::read_warehouse(data).map_err(|error| {
+                        CliError::because(format!("the warehouse of {self} cannot be read"), error)
+                    })?,
+                    secret: None,
+                    cards,
+                })
+            }
+            Self::Engine { url, .. } => {
+                let view = imt_oms::view_engine(url)
+                    .await
+                    .map_err(|error| CliError::because(format!("no nodes are known in {self}"), error))?;
+                let running = view.nodes.iter().filter(|(_, runs)| *runs);
+                Ok(Look {
+                    running: running.map(|(card, _)| card.name.clone()).collect(),
+                    cards: view.nodes.into_iter().map(|(card, _)| card).collect(),
+                    ring: view.ring,
+                    warehouse: view.warehouse,
+                    secret: Some(view.secret).filter(|secret| !secret.is_empty()),
+                })
+            }
+        }
+    }
+
+    /// Reads the ring alone, which needs no running node.
+    pub(crate) async fn ring(&self) -> Result<Option<Ring>, CliError> {
+        match self {
+            Self::Folder(data) => imt_oms::read_ring(data)
+                .map_err(|error| CliError::because(format!("the ring in {self} cannot be read"), error)),
+            Self::Engine { .. } => Ok(self.look().await?.ring),
+        }
+    }
+
+    /// Returns the secret that the nodes accept.
+    pub(crate) fn secret(&self, look: &Look) -> Result<String, CliError> {
+        let unread = |error| CliError::because("the nodes' secret cannot be read", error);
+        match self {
+            Self::Folder(data) => imt_oms::read_secret(data).map_err(unread),
+            Self::Engine {
+                secret_file: Some(path),
+                ..
+            } => imt_oms::read_secret_file(path).map_err(unread),
+            Self::Engine { .. } => look.secret.clone().ok_or_else(|| {
+                CliError::Usage(
+                    "the nodes' secret is not kept in the engine; name its file with --secret-file"
+                        .to_owned(),
+                )
+            }),
+        }
+    }
+}
+
+impl Look {
+    /// Returns `true` if a process runs the node.
+    pub(crate) fn runs(&self, node: &NodeName) -> bool {
+        self.running.contains(node)
+    }
+
+    /// Returns the descriptions of the running nodes.
+    pub(crate) fn running(&self) -> impl Iterator<Item = &NodeInfo> {
+        self.cards.iter().filter(|card| self.runs(&card.name))
+    }
+}

@@ -1,0 +1,157 @@
+//! The programs of an installed PostgreSQL server, and the user that runs them.
+
+use crate::error::CliError;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Programs that a demonstration calls.
+const PROGRAMS: [&str; 3] = ["initdb", "pg_basebackup", "postgres"];
+/// Folder in which Debian and Ubuntu keep a folder for each version.
+const DEBIAN: &str = "/usr/lib/postgresql";
+
+/// An installed server.
+pub(super) struct Binaries {
+    folder: PathBuf,
+    user: Option<User>,
+}
+
+/// A user without privileges. The server refuses to run as root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct User {
+    name: String,
+    uid: u32,
+    gid: u32,
+}
+
+impl Binaries {
+    /// Finds the programs in PATH, in the folder that `pg_config` names, or in Debian's folders.
+    pub(super) fn find() -> Result<Self, CliError> {
+        let is_complete = |folder: &PathBuf| PROGRAMS.iter().all(|program| folder.join(program).is_file());
+        let folder = candidates().into_iter().find(is_complete).ok_or_else(|| {
+            CliError::failed(format!(
+                "no PostgreSQL server is installed here ({} are in no folder of PATH, of `pg_config --bindir` or of {DEBIAN}); install one, such as Debian's package postgresql",
+                PROGRAMS.join(", ")
+            ))
+        })?;
+        let user = if rustix::process::geteuid().is_root() {
+            Some(User::unprivileged()?)
+        } else {
+            None
+        };
+        Ok(Self { folder, user })
+    }
+
+    /// Returns the command of a program, run by the unprivileged user.
+    ///
+    /// With `ends_with_us` the program gets an interrupt when this process ends in any way.
+    pub(super) fn command(&self, program: &str, ends_with_us: bool) -> Command {
+        let path = self.folder.join(program);
+        let has_setpriv = self.user.is_some() || in_path("setpriv").is_some();
+        if !has_setpriv {
+            return Command::new(path);
+        }
+        let mut command = Command::new("setpriv");
+        if let Some(user) = &self.user {
+            command.args([
+                format!("--reuid={}", user.uid),
+                format!("--regid={}", user.gid),
+                "--clear-groups".to_owned(),
+            ]);
+        }
+        if ends_with_us {
+            command.args(["--pdeathsig", "INT"]);
+        }
+        command.arg("--").arg(path);
+        // Root's home and working folder are not readable for others.
+        command.current_dir("/").env("HOME", "/");
+        command
+    }
+
+    /// Gives a file or folder to the user of the servers.
+    pub(super) fn give(&self, path: &Path) -> std::io::Result<()> {
+        match &self.user {
+            Some(user) => std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid)),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the name of the user of the servers, if it is not the user of this process.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.user.as_ref().map(|user| user.name.as_str())
+    }
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).find(|folder| folder.join(program).is_file())
+}
+
+/// Returns the folders to search, in order.
+fn candidates() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    if let Ok(asked) = Command::new("pg_config").arg("--bindir").output() {
+        folders.push(PathBuf::from(String::from_utf8_lossy(&asked.stdout).trim()));
+    }
+    let versions = std::fs::read_dir(DEBIAN).into_iter().flatten().flatten();
+    let mut versions: Vec<PathBuf> = versions.map(|entry| entry.path()).collect();
+    versions.sort_by_key(|folder| std::cmp::Reverse(version_of(folder)));
+    folders.extend(versions.into_iter().map(|folder| folder.join("bin")));
+    folders
+}
+
+fn version_of(folder: &Path) -> u32 {
+    let name = folder.file_name().and_then(OsStr::to_str);
+    name.and_then(|name| name.parse().ok()).unwrap_or(0)
+}
+
+impl User {
+    /// Returns the user `postgres`, or else `nobody`.
+    fn unprivileged() -> Result<Self, CliError> {
+        let users = std::fs::read_to_string("/etc/passwd")
+            .map_err(|error| CliError::because("cannot read /etc/passwd", error))?;
+        let found = ["postgres", "nobody"]
+            .into_iter()
+            .find_map(|name| user_in(&users, name));
+        found.ok_or_else(|| {
+            CliError::failed("PostgreSQL does not run as root, and there is no user postgres or nobody; run this as another user")
+        })
+    }
+}
+
+/// Returns a user of the lines of `/etc/passwd`.
+fn user_in(users: &str, name: &str) -> Option<User> {
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        if fields.next()? != name {
+            return None;
+        }
+        Some(User {
+            name: name.to_owned(),
+            uid: fields.nth(1)?.parse().ok()?,
+            gid: fields.next()?.parse().ok()?,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_found_by_name() {
+        let users = "root:x:0:0:root:/root:/bin/sh\npostgres:x:101:104:,,,:/var:/bin/sh\nbad:x\n";
+        let user = user_in(users, "postgres").unwrap();
+        assert_eq!((user.uid, user.gid), (101, 104));
+        assert_eq!(user_in(users, "nobody"), None);
+        assert_eq!(user_in(users, "bad"), None);
+    }
+
+    #[test]
+    fn the_newest_version_is_preferred() {
+        let mut folders = ["9", "15", "x", "17"].map(|name| Path::new(DEBIAN).join(name));
+        folders.sort_by_key(|folder| std::cmp::Reverse(version_of(folder)));
+        assert_eq!(folders.map(|folder| version_of(&folder)), [17, 15, 9, 0]);
+    }
+}

@@ -1,0 +1,116 @@
+//! `imt engine`: prepares, checks and tries out the PostgreSQL server of a cluster on many machines.
+
+mod binaries;
+mod demo;
+mod server;
+
+use crate::error::CliError;
+use crate::exit::Exit;
+use crate::output::{self, OutputFormat};
+use crate::signals;
+use imt_oms::{EngineCheck, EngineUrl, Verdict};
+use serde_json::json;
+use std::process::ExitCode;
+
+/// `imt engine ...`
+#[derive(clap::Subcommand)]
+pub(crate) enum EngineCommand {
+    /// Create the tables of a cluster and the settings of the role. Can be repeated.
+    #[command(after_help = "\
+Examples:
+  imt engine init postgres://imt@db1,db2,db3/shop
+  PGPASSWORD=... imt engine init postgres://imt@db1/shop?sslrootcert=/etc/ssl/ca.pem
+
+A database holds one cluster. The role must own the database, or may create tables in it.")]
+    Init {
+        /// URL of the engine, with all its hosts
+        #[arg(value_name = "URL")]
+        url: EngineUrl,
+    },
+    /// Check if an engine can hold a cluster without losing an acknowledged order. Changes nothing.
+    #[command(after_help = "Example:\n  imt engine check postgres://imt@db1,db2,db3/shop")]
+    Check {
+        /// URL of the engine, with all its hosts
+        #[arg(value_name = "URL")]
+        url: EngineUrl,
+    },
+    /// Run a primary and synchronous standbys on this machine until Ctrl-C, to try a cluster out.
+    #[command(after_help = "\
+Examples:
+  imt engine demo
+  imt engine demo --standbys 1 --data /srv/demo
+
+Needs a PostgreSQL server, such as that of Debian's package postgresql. Nothing is started before.
+If the primary ends, the standby with the newest log is promoted. Ctrl-C stops all servers.")]
+    Demo(demo::DemoArgs),
+}
+
+impl EngineCommand {
+    pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
+        match self {
+            Self::Init { url } => signals::block_on(init(url, output)),
+            Self::Check { url } => signals::block_on(check(url, output)),
+            Self::Demo(args) => signals::block_on(demo::run(args, output)),
+        }
+    }
+}
+
+async fn init(url: EngineUrl, output: OutputFormat) -> Result<ExitCode, CliError> {
+    imt_oms::init_engine(&url)
+        .await
+        .map_err(|error| CliError::because(format!("cannot prepare the engine {url}"), error))?;
+    match output {
+        OutputFormat::Json => output::print_json(&json!({ "engine": url.to_string() }))?,
+        OutputFormat::Table => output::print_text(&format!(
+            "the engine {url} is ready; next: imt engine check URL, then imt node start --engine URL"
+        ))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn check(url: EngineUrl, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let checks = imt_oms::check_engine(&url)
+        .await
+        .map_err(|error| CliError::because(format!("cannot check the engine {url}"), error))?;
+    let worst = checks.iter().map(|check| check.verdict).max();
+    match output {
+        OutputFormat::Json => {
+            let rows: Vec<_> = checks
+                .iter()
+                .map(|check| {
+                    json!({
+                        "subject": check.subject,
+                        "verdict": word(check.verdict),
+                        "finding": check.finding,
+                    })
+                })
+                .collect();
+            output::print_json(&rows)?;
+        }
+        OutputFormat::Table => output::print_text(&text(&checks))?,
+    }
+    match worst {
+        Some(Verdict::Bad) => Ok(Exit::Found.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Good => "ok",
+        Verdict::Warning => "warning",
+        Verdict::Bad => "BAD",
+    }
+}
+
+fn text(checks: &[EngineCheck]) -> String {
+    let line = |check: &EngineCheck| {
+        format!(
+            "{:<8} {:<11} {}",
+            word(check.verdict),
+            check.subject,
+            check.finding
+        )
+    };
+    checks.iter().map(line).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,252 @@
+//! One server of a demonstration: its folder, its settings and its process.
+//!
+//! Invariants:
+//! - A server listens on a port of the loopback interface and on no socket file, so its folder may
+//!   have any length.
+//! - A server ends when this process ends in any way, if `setpriv` is installed.
+
+use super::binaries::Binaries;
+use crate::error::CliError;
+use imt_oms::EngineUrl;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Role of the demonstration, a superuser of its own servers.
+const ROLE: &str = "imt";
+/// Database of the demonstration. It exists in every server.
+const DATABASE: &str = "postgres";
+/// Longest time for a server to stop in good order. After it the process is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval of polls for the end of a process.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A server that may run.
+pub(super) struct Server {
+    pub(super) name: String,
+    pub(super) port: u16,
+    folder: PathBuf,
+    password: String,
+    child: Option<Child>,
+}
+
+fn failed<E>(action: &'static str, path: &Path) -> impl FnOnce(E) -> CliError
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let path = path.display().to_string();
+    move |error| CliError::because(format!("cannot {action} {path}"), error)
+}
+
+/// Creates a folder that only the user of the servers can read.
+pub(super) fn create_folder(binaries: &Binaries, path: &Path) -> Result<(), CliError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed("create", path))?;
+    binaries.give(path).map_err(failed("give away", path))
+}
+
+/// Runs a program to its end.
+fn run(mut command: Command) -> Result<(), CliError> {
+    let program = format!("{:?}", command.get_program());
+    let done = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| CliError::because(format!("cannot run {program}"), error))?;
+    if done.status.success() {
+        return Ok(());
+    }
+    Err(CliError::failed(format!(
+        "{program} failed: {}",
+        String::from_utf8_lossy(&done.stderr).trim()
+    )))
+}
+
+impl Server {
+    /// Returns a server that has no data yet, with a free port.
+    pub(super) fn new(base: &Path, name: &str, password: &str) -> Result<Self, CliError> {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .and_then(|listener| listener.local_addr())
+            .map_err(|error| CliError::because("no port is free", error))?
+            .port();
+        Ok(Self {
+            folder: base.join(name),
+            name: name.to_owned(),
+            port,
+            password: password.to_owned(),
+            child: None,
+        })
+    }
+
+    /// Returns the URL of this server alone.
+    pub(super) fn url(&self) -> Result<EngineUrl, CliError> {
+        url_of(&[self], &self.password)
+            .parse()
+            .map_err(|error| CliError::because("the URL of a server is not valid", error))
+    }
+
+    /// Creates the data of a primary.
+    pub(super) fn create(&self, binaries: &Binaries) -> Result<(), CliError> {
+        let passwords = self.folder.with_extension("password");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&passwords)
+            .map_err(failed("create", &passwords))?;
+        writeln!(file, "{}", self.password).map_err(failed("write", &passwords))?;
+        binaries
+            .give(&passwords)
+            .map_err(failed("give away", &passwords))?;
+        let mut initdb = binaries.command("initdb", false);
+        initdb
+            .args([
+                "--username",
+                ROLE,
+                "--auth",
+                "scram-sha-256",
+                "--encoding",
+                "UTF8",
+            ])
+            .args(["--locale", "C", "--pwfile"])
+            .arg(&passwords)
+            .arg("--pgdata")
+            .arg(&self.folder);
+        run(initdb)?;
+        std::fs::remove_file(&passwords).map_err(failed("remove", &passwords))?;
+        self.append_settings(&format!(
+            "listen_addresses = '127.0.0.1'\nunix_socket_directories = ''\nmax_connections = 300\n\
+             max_wal_senders = 20\nwal_keep_size = '1GB'\nport = {}\n",
+            self.port
+        ))
+    }
+
+    /// Copies the data of a running primary.
+    pub(super) fn copy(&self, binaries: &Binaries, primary: &Server) -> Result<(), CliError> {
+        let mut backup = binaries.command("pg_basebackup", false);
+        backup
+            .args(["--host", "127.0.0.1", "--port", &primary.port.to_string()])
+            .args(["--username", ROLE, "--no-password", "--checkpoint", "fast"])
+            .arg("--pgdata")
+            .arg(&self.folder)
+            .env("PGPASSWORD", &self.password);
+        run(backup)?;
+        self.append_settings(&format!("port = {}\n", self.port))?;
+        self.follow(primary)?;
+        let signal = self.folder.join("standby.signal");
+        std::fs::write(&signal, "").map_err(failed("write", &signal))?;
+        binaries.give(&signal).map_err(failed("give away", &signal))
+    }
+
+    /// Lets the server follow that primary once it reads its settings.
+    pub(super) fn follow(&self, primary: &Server) -> Result<(), CliError> {
+        self.append_settings(&format!(
+            "primary_conninfo = 'host=127.0.0.1 port={} user={ROLE} password={} application_name={}'\n",
+            primary.port, self.password, self.name
+        ))
+    }
+
+    /// Adds lines to the settings. The last line of a name counts.
+    pub(super) fn append_settings(&self, lines: &str) -> Result<(), CliError> {
+        let path = self.folder.join("postgresql.conf");
+        OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(lines.as_bytes()))
+            .map_err(failed("write", &path))
+    }
+
+    /// Starts the process. Its log is in a file beside its folder.
+    pub(super) fn start(&mut self, binaries: &Binaries) -> Result<(), CliError> {
+        let path = self.folder.with_extension("log");
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(failed("create", &path))?;
+        let errors = log.try_clone().map_err(failed("open", &path))?;
+        let mut postgres = binaries.command("postgres", true);
+        postgres
+            .arg("-D")
+            .arg(&self.folder)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            // Ctrl-C is for this process, which stops the servers in order.
+            .process_group(0);
+        let child = postgres
+            .spawn()
+            .map_err(|error| CliError::because(format!("cannot start {}", self.name), error))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Returns the id of the process while it runs.
+    pub(super) fn process(&mut self) -> Option<u32> {
+        let child = self.child.as_mut()?;
+        match child.try_wait() {
+            Ok(None) => Some(child.id()),
+            _ => {
+                self.child = None;
+                None
+            }
+        }
+    }
+
+    /// Returns `true` once after the process has ended by itself.
+    pub(super) fn has_ended(&mut self) -> bool {
+        self.child.is_some() && self.process().is_none()
+    }
+
+    /// Returns the last lines of the server's log.
+    pub(super) fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(self.folder.with_extension("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(3).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join(" / ")
+    }
+
+    /// Stops the process in good order, or kills it after a while.
+    pub(super) fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        if let Some(process) = i32::try_from(child.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        {
+            // PostgreSQL takes an interrupt as "end all sessions and stop".
+            let _ = rustix::process::kill_process(process, rustix::process::Signal::INT);
+        }
+        let until = Instant::now() + STOP_TIMEOUT;
+        while matches!(child.try_wait(), Ok(None)) {
+            if Instant::now() >= until {
+                let _ = child.kill();
+                let _ = child.wait();
+                return;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Returns the URL of these servers as one engine.
+pub(super) fn url_of(servers: &[&Server], password: &str) -> String {
+    let hosts: Vec<String> = servers
+        .iter()
+        .map(|server| format!("127.0.0.1:{}", server.port))
+        .collect();
+    format!("postgres://{ROLE}:{password}@{}/{DATABASE}", hosts.join(","))
+}

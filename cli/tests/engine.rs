@@ -1,0 +1,396 @@
+//! Nodes with data folders of their own on a real engine: a primary and two synchronous standbys,
+//! made by `imt engine demo`.
+//!
+//! These tests need an installed PostgreSQL server, and as root the right to change users.
+
+use crate::support::{Answer, HANG, Server, http, imt, run, signal, stderr, stdout, try_http, until};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use tempfile::{TempDir, tempdir};
+
+const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");
+const CSV: &[(&str, &str)] = &[("Content-Type", "text/csv")];
+const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
+
+/// A primary and two standbys, stopped when dropped.
+struct Engine {
+    child: Child,
+    url: String,
+    /// Process ids by name of the server.
+    servers: Vec<(String, u32)>,
+    log: Receiver<String>,
+}
+
+impl Engine {
+    fn start() -> Engine {
+        let mut child = imt(&["engine", "demo", "--output", "json"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (send, log) = channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
+        let mut text = String::new();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let described: Value = loop {
+            let read = output.read_line(&mut text).unwrap();
+            if let Ok(described) = serde_json::from_str(&text) {
+                break described;
+            }
+            let said: Vec<String> = log.try_iter().collect();
+            assert!(read > 0, "the engine did not start:\n{}", said.join("\n"));
+        };
+        let server = |server: &Value| {
+            let process = server["process"].as_u64().unwrap();
+            (server["name"].as_str().unwrap().to_owned(), process as u32)
+        };
+        Engine {
+            child,
+            url: described["url"].as_str().unwrap().to_owned(),
+            servers: described["servers"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(server)
+                .collect(),
+            log,
+        }
+    }
+
+    /// Kills a server with `kill -9`, and its sessions with it.
+    fn kill(&self, name: &str) {
+        let (_, process) = self.servers.iter().find(|(known, _)| known == name).unwrap();
+        signal(*process, "KILL");
+    }
+
+    fn wait_for_promotion(&self) {
+        loop {
+            let line = self.log.recv_timeout(HANG).expect("a standby is promoted");
+            if line.contains("standby promoted") {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        signal(self.child.id(), "TERM");
+        let _ = self.child.wait();
+    }
+}
+
+/// A node that may be started again.
+struct World {
+    engine: Engine,
+    folders: TempDir,
+}
+
+impl World {
+    fn new() -> World {
+        World {
+            engine: Engine::start(),
+            folders: tempdir().unwrap(),
+        }
+    }
+
+    fn start(&self, name: &str) -> Server {
+        let folder = self.folders.path().join(name);
+        let folder = folder.to_str().unwrap();
+        let named = ["node", "start", "--name", name, "--data", folder];
+        let at = ["--listen", "127.0.0.1:0", "--warehouse", "http://127.0.0.1:9"];
+        Server::start(&[&named[..], &at, &["--engine", &self.engine.url]].concat())
+    }
+
+    /// Starts three nodes with stock, and waits until each has its share.
+    fn three(&self) -> [Server; 3] {
+        let nodes = ["alpha", "beta", "gamma"].map(|name| self.start(name));
+        let stock = http(&nodes[0].address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
+        assert_eq!(stock.status, 200, "{}", stock.body);
+        until("all have their shares", || {
+            nodes.iter().all(|node| members(&node.address) == 3)
+        });
+        nodes
+    }
+
+    fn listed(&self) -> Value {
+        let listed = run(&["node", "list", "--output", "json", "--engine", &self.engine.url]);
+        assert_eq!(listed.status.code(), Some(0), "{}", stderr(&listed));
+        serde_json::from_str(&stdout(&listed)).unwrap()
+    }
+
+    /// Returns the state of each node by name.
+    fn states(&self) -> Vec<(String, String)> {
+        let listed = self.listed();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let state = |node: &Value| (text(&node["name"]), text(&node["state"]));
+        listed.as_array().unwrap().iter().map(state).collect()
+    }
+}
+
+fn members(at: &str) -> usize {
+    try_http(at, "GET", "/ring", &[], b"")
+        .map_or(0, |answer| answer.json()["members"].as_array().unwrap().len())
+}
+
+fn post(at: &str, path: &str, body: &Value) -> Answer {
+    http(at, "POST", path, JSON, body.to_string().as_bytes())
+}
+
+/// Sends a request until it is not answered with 503, as a client does.
+fn patient(mut send: impl FnMut() -> Answer) -> Answer {
+    let mut last = None;
+    until("the cluster answers", || {
+        let answer = send();
+        let is_busy = answer.status == 503;
+        if is_busy {
+            assert!(answer.head.contains("retry-after"), "{}", answer.head);
+        }
+        last = Some(answer);
+        !is_busy
+    });
+    last.unwrap()
+}
+
+/// Places orders, and returns their ids with the responses.
+fn place(at: &str, prefix: &str, count: usize) -> Vec<(String, String)> {
+    let order = |number: usize| {
+        let id = format!("{prefix}{number}");
+        let order = json!({"id": id, "products": [{"id": 1 + number % 5, "quantity": 1}]});
+        let answer = patient(|| post(at, "/order", &order));
+        assert_eq!(answer.status, 200, "{id}: {}", answer.body);
+        (id, answer.body)
+    };
+    (0..count).map(order).collect()
+}
+
+/// Asserts that a node returns every order unchanged, and lists each one once.
+fn assert_there(at: &str, orders: &[(String, String)]) {
+    for (id, taken) in orders {
+        let answer = patient(|| http(at, "GET", &format!("/order/{id}"), &[], b""));
+        assert_eq!(answer.status, 200, "{id}: {}", answer.body);
+        let taken: Value = serde_json::from_str(taken).unwrap();
+        assert_eq!(answer.json()["store_id"], taken["store_id"], "{id}");
+        assert_eq!(answer.json()["products"], taken["products"], "{id}");
+    }
+    let listed = patient(|| http(at, "GET", "/orders?limit=1000", &[], b"")).json();
+    let ids: Vec<&str> = listed["orders"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|order| order["id"].as_str().unwrap())
+        .collect();
+    let once: BTreeSet<&str> = ids.iter().copied().collect();
+    assert_eq!(once.len(), ids.len(), "an order is listed once");
+    assert_eq!(
+        once,
+        orders.iter().map(|(id, _)| id.as_str()).collect(),
+        "every order is listed"
+    );
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn orders_survive_kills_of_a_node_of_the_coordinator_and_of_its_cache() {
+    let world = World::new();
+    let [alpha, beta, gamma] = world.three();
+    let mut orders = place(&alpha.address, "before-", 60);
+    for node in [&alpha, &beta, &gamma] {
+        assert_there(&node.address, &orders);
+    }
+    beta.kill();
+    orders.extend(place(&gamma.address, "after-beta-", 30));
+    assert_there(&alpha.address, &orders);
+    // The first node is the coordinator.
+    alpha.kill();
+    orders.extend(place(&gamma.address, "after-alpha-", 30));
+    assert_there(&gamma.address, &orders);
+    let states = world.states();
+    assert_eq!(
+        states,
+        [("alpha", "gone"), ("beta", "gone"), ("gamma", "serving")]
+            .map(|(name, state)| (name.to_owned(), state.to_owned()))
+    );
+    // A data folder is only a cache.
+    std::fs::remove_dir_all(world.folders.path().join("alpha")).unwrap();
+    let [alpha, beta] = ["alpha", "beta"].map(|name| world.start(name));
+    until("each serves its own volume", || {
+        world.states().iter().all(|(_, state)| state == "serving")
+    });
+    for node in [&alpha, &beta, &gamma] {
+        assert_there(&node.address, &orders);
+    }
+    let plan = run(&["ring", "show", "--output", "json", "--engine", &world.engine.url]);
+    assert_eq!(plan.status.code(), Some(0), "{}", stderr(&plan));
+    for node in [gamma, beta, alpha] {
+        assert_eq!(node.terminate().0, Some(0));
+    }
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn orders_survive_the_end_of_the_primary_and_no_node_is_taken_for_gone() {
+    let world = World::new();
+    let [alpha, beta, gamma] = world.three();
+    let mut orders = place(&alpha.address, "before-", 40);
+    world.engine.kill("primary");
+    world.engine.wait_for_promotion();
+    orders.extend(place(&beta.address, "after-", 40));
+    for node in [&alpha, &beta, &gamma] {
+        assert_there(&node.address, &orders);
+    }
+    for node in [alpha, beta, gamma] {
+        let (code, log) = node.terminate();
+        assert_eq!(code, Some(0));
+        let gone: Vec<&String> = log
+            .iter()
+            .filter(|line| line.contains("node went down"))
+            .collect();
+        // A node that stops in good order is reported as well, but after this one began to stop.
+        let stop = log.iter().position(|line| line.contains("finishing requests"));
+        let before = log.iter().position(|line| line.contains("node went down"));
+        assert!(before.is_none() || before > stop, "{gone:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn a_paused_node_loses_its_volume_and_gets_it_back_without_a_lost_order() {
+    let world = World::new();
+    let [alpha, beta, gamma] = world.three();
+    let mut orders = place(&beta.address, "before-", 40);
+    signal(gamma.id(), "STOP");
+    // Some of these orders belong to the volume of the paused node.
+    orders.extend(place(&alpha.address, "during-", 60));
+    signal(gamma.id(), "CONT");
+    orders.extend(place(&gamma.address, "after-", 40));
+    until("it serves its volume again", || {
+        let listed = world.listed();
+        let node = listed
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|node| node["name"] == "gamma")
+            .unwrap();
+        node["state"] == "serving" && node["volumes"] == json!(["gamma"])
+    });
+    for node in [&alpha, &beta, &gamma] {
+        assert_there(&node.address, &orders);
+    }
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn a_name_is_taken_once_and_a_node_leaves_for_good() {
+    let world = World::new();
+    let [alpha, beta, gamma] = world.three();
+    let orders = place(&alpha.address, "o", 40);
+    let folder = world.folders.path().join("other");
+    let second = run(&[
+        "node",
+        "start",
+        "--name",
+        "beta",
+        "--data",
+        folder.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--engine",
+        &world.engine.url,
+    ]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(
+        stderr(&second).contains("a node named beta already runs"),
+        "{}",
+        stderr(&second)
+    );
+    let left = run(&["node", "leave", "gamma", "--engine", &world.engine.url]);
+    assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    assert_eq!(gamma.ended(), Some(0));
+    assert_there(&beta.address, &orders);
+    let stopped = run(&["node", "stop", "alpha", "--engine", &world.engine.url]);
+    assert_eq!(stopped.status.code(), Some(0), "{}", stderr(&stopped));
+    assert_there(&beta.address, &orders);
+    drop(alpha);
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn a_check_of_the_engine_finds_it_sound_and_faults_by_name() {
+    let engine = Engine::start();
+    let checked = run(&["engine", "check", &engine.url, "--output", "json"]);
+    assert_eq!(
+        checked.status.code(),
+        Some(0),
+        "{}{}",
+        stdout(&checked),
+        stderr(&checked)
+    );
+    let checks: Value = serde_json::from_str(&stdout(&checked)).unwrap();
+    for subject in [
+        "version", "primary", "standbys", "fsync", "role", "tables", "fence", "latency",
+    ] {
+        let check = checks
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|check| check["subject"] == subject);
+        let check = check.unwrap_or_else(|| panic!("{subject} is missing: {checks}"));
+        assert_ne!(check["verdict"], "BAD", "{check}");
+    }
+    // Another database of the same server has no tables, and the settings are not its own.
+    let other = engine.url.replace("/postgres", "/template1");
+    let checked = run(&["engine", "check", &other]);
+    assert_eq!(checked.status.code(), Some(3), "{}", stdout(&checked));
+    assert!(
+        stdout(&checked).contains("run imt engine init"),
+        "{}",
+        stdout(&checked)
+    );
+    let started = run(&[
+        "node",
+        "start",
+        "--name",
+        "a",
+        "--listen",
+        "127.0.0.1:0",
+        "--engine",
+        &other,
+    ]);
+    assert_eq!(started.status.code(), Some(1));
+    assert!(
+        stderr(&started).contains("run imt engine init"),
+        "{}",
+        stderr(&started)
+    );
+}
+
+/// A shop with a warehouse runs while nodes are killed, stopped, paused and taken away.
+#[test]
+#[ignore = "needs an engine"]
+fn an_audit_after_random_events_finds_nothing() {
+    let engine = Engine::start();
+    let folder = tempdir().unwrap();
+    let args = [
+        "sim",
+        "chaos",
+        "--plain",
+        "--rate",
+        "40",
+        "--duration",
+        "25s",
+        "--every",
+        "4s",
+    ];
+    let mut command: Command = imt(&[&args[..], &["--data", folder.path().to_str().unwrap()]].concat());
+    let run = command.env("IMT_ENGINE", &engine.url).output().unwrap();
+    assert_eq!(run.status.code(), Some(0), "{}{}", stdout(&run), stderr(&run));
+}

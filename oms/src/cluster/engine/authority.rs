@@ -1,0 +1,225 @@
+//! The cluster's state in the engine.
+//!
+//! **Invariants**
+//! - The state is replaced by compare-and-swap of its version and of its coordinator. So neither a
+//!   former coordinator nor the loser of a race changes it.
+//! - An unknown replacement is repeated. What it then finds counts once it is confirmed
+//!   (`Shared::read_state`).
+//!
+//! Deliberately absent: the decision who may take the coordination (`shared`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use imt_ring::{Member, NodeName};
+use tokio::time::Instant;
+
+use crate::cluster::ClusterState;
+use crate::cluster::engine::beat::Beat;
+use crate::cluster::engine::schema;
+use crate::cluster::engine::shared::{Confirmed, Shared};
+use crate::error::NodeError;
+use crate::postgres::{EngineUrl, OnNone, Param, Row, Session, SessionError};
+
+/// Maximum size of the state in bytes. The usual size is 400 KB with 16,384 slots.
+const STATE_BYTES_MAX: usize = 64 * 1_024 * 1_024;
+/// Longest time for one statement.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest time to find out the result of a replacement.
+const REPLACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause before an unknown replacement is repeated.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// The rows of the state and of the nodes, with a connection for changes.
+pub(super) struct StateTable {
+    url: Arc<EngineUrl>,
+    session: tokio::sync::Mutex<Session>,
+}
+
+/// Decodes the rows of `schema::STATE`. `None` if there is no state. The state's text is absent if
+/// the version is that of `known`.
+pub(super) fn decoded_state(
+    rows: &[Row],
+    known: Option<&Confirmed>,
+) -> Result<Option<Confirmed>, SessionError> {
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let version = row.int8(0)?;
+    let coordinator = row.text(2)?.to_owned();
+    let invalid = |reason: String| SessionError::Invalid {
+        reason: format!("the cluster's state: {reason}"),
+    };
+    let state = match (row.opt_text(1)?, known) {
+        (None, Some(known)) if known.state.version as i64 == version => known.state.clone(),
+        (None, _) => return Err(invalid("its text is missing".to_owned())),
+        (Some(text), _) if text.len() > STATE_BYTES_MAX => {
+            return Err(invalid(format!("it has more than {STATE_BYTES_MAX} bytes")));
+        }
+        (Some(text), _) => {
+            let state: ClusterState =
+                serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
+            if !state.is_known_format() {
+                return Err(invalid(
+                    "its layout is not known to this version; upgrade this program".to_owned(),
+                ));
+            }
+            if i64::try_from(state.version) != Ok(version) {
+                return Err(invalid(format!(
+                    "its version is {} in the text and {version} in the row",
+                    state.version
+                )));
+            }
+            state
+        }
+    };
+    Ok(Some(Confirmed { state, coordinator }))
+}
+
+fn encoded(state: &ClusterState) -> Result<String, SessionError> {
+    serde_json::to_string(state).map_err(|error| SessionError::Invalid {
+        reason: error.to_string(),
+    })
+}
+
+impl StateTable {
+    pub(super) fn new(url: Arc<EngineUrl>) -> StateTable {
+        StateTable {
+            session: tokio::sync::Mutex::new(Session::new(Arc::clone(&url), "state")),
+            url,
+        }
+    }
+
+    fn failed(&self, action: &'static str) -> impl Fn(SessionError) -> NodeError {
+        let url = self.url.to_string();
+        move |source| NodeError::Engine {
+            action,
+            url: url.clone(),
+            source,
+        }
+    }
+
+    /// Writes the first state and the row of the first volume's log. Returns `false` if there is a
+    /// state already.
+    pub(super) async fn write_first(
+        &self,
+        member: Member,
+        coordinator: &str,
+        secret: &str,
+    ) -> Result<bool, NodeError> {
+        let failed = self.failed("write the first state");
+        let volume = member.name().clone();
+        let first = ClusterState::first(member).map_err(|error| NodeError::EngineUnfit {
+            url: self.url.to_string(),
+            reason: error.to_string(),
+        })?;
+        let state = encoded(&first).map_err(&failed)?;
+        let version = i64::try_from(first.version).unwrap_or(i64::MAX);
+        let params = [
+            Param::Int8(version),
+            Param::Text(&state),
+            Param::Text(coordinator),
+            Param::Text(secret),
+        ];
+        // The ring names only volumes that exist. So a log that is missing later was lost.
+        let volume = [Param::Text(volume.as_str())];
+        let statements = [
+            (schema::FIRST_STATE, &params[..]),
+            (schema::FIRST_VOLUME, &volume[..]),
+        ];
+        let mut session = self.session.lock().await;
+        let affected = session
+            .transaction(&statements, OnNone::RollBack, STATEMENT_TIMEOUT * 5)
+            .await
+            .map_err(&failed)?;
+        Ok(affected.first() == Some(&1))
+    }
+
+    /// Replaces the state as the coordinator.
+    pub(super) async fn replace(&self, shared: &Shared, next: &ClusterState) -> Result<(), NodeError> {
+        let me = shared.label();
+        if self.swap(shared, next, &me).await? {
+            return Ok(());
+        }
+        Err(NodeError::EngineUnfit {
+            url: self.url.to_string(),
+            reason: format!(
+                "version {} of the state was not written: another node is the coordinator, or was faster",
+                next.version
+            ),
+        })
+    }
+
+    /// Takes the coordination from a coordinator that is gone. Returns `false` if another node was
+    /// faster.
+    pub(super) async fn take_coordination(&self, shared: &Shared) -> Result<bool, NodeError> {
+        let now = shared.read_state().await?;
+        if now.coordinator == shared.label() {
+            return Ok(true);
+        }
+        if !shared.is_vacant(&now.coordinator) {
+            return Ok(false);
+        }
+        self.swap(shared, &now.state.renewed(), &now.coordinator).await
+    }
+
+    /// Replaces the state of the version before `next` if `coordinator` is its coordinator. This
+    /// process is the coordinator afterwards.
+    async fn swap(&self, shared: &Shared, next: &ClusterState, coordinator: &str) -> Result<bool, NodeError> {
+        let failed = self.failed("replace the cluster's state");
+        let until = Instant::now() + REPLACE_TIMEOUT;
+        let me = shared.label();
+        let state = encoded(next).map_err(&failed)?;
+        let version = i64::try_from(next.version).unwrap_or(i64::MAX);
+        let params = [
+            Param::Int8(version),
+            Param::Text(&state),
+            Param::Text(&me),
+            Param::Int8(version - 1),
+            Param::Text(coordinator),
+        ];
+        let mut is_repetition = false;
+        let mut session = self.session.lock().await;
+        loop {
+            match session
+                .execute(schema::NEXT_STATE, &params, STATEMENT_TIMEOUT)
+                .await
+            {
+                Ok(0) if is_repetition => {
+                    let now = shared.read_state().await?;
+                    return Ok(now.coordinator == me && now.state == *next);
+                }
+                Ok(0) => return Ok(false),
+                Ok(_) => return Ok(true),
+                Err(error @ (SessionError::Away { .. } | SessionError::Unknown { .. })) => {
+                    is_repetition |= matches!(error, SessionError::Unknown { .. });
+                    if Instant::now() >= until {
+                        return Err(failed(error));
+                    }
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                // A lock that an earlier attempt still holds, or a conflict of two transactions.
+                Err(SessionError::Refused { code, .. })
+                    if ["55P03", "40001", "40P01"].contains(&code.as_str()) && Instant::now() < until =>
+                {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
+    /// Removes the row of a node that has not beaten since `last`.
+    pub(super) async fn remove_node(&self, node: &NodeName, last: &Beat) -> Result<(), NodeError> {
+        let params = [
+            Param::Text(node.as_str()),
+            Param::Int8(last.incarnation),
+            Param::Int8(last.number),
+        ];
+        let mut session = self.session.lock().await;
+        let removed = session
+            .execute(schema::REMOVE_NODE, &params, STATEMENT_TIMEOUT)
+            .await;
+        removed.map(drop).map_err(self.failed("remove a node"))
+    }
+}

@@ -1,0 +1,126 @@
+//! Copies of a volume out of the engine, for the command line.
+//!
+//! **Invariants**
+//! - The engine is only read, and nodes may run.
+//! - A copy is complete up to one entry of the log, which the report names.
+//!
+//! Deliberately absent: printing.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::cluster::engine::volumes::{cache_folder, open_cache};
+use crate::error::{NodeError, StorageError};
+use crate::postgres::{EngineUrl, SessionError};
+use crate::runtime;
+use crate::storage::log::cache::{Cache, CatchUpError, catch_up};
+use crate::storage::log::engine::EngineLog;
+use crate::storage::log::{Log, LogError};
+
+/// A finished copy of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeCopy {
+    /// Number of the last entry of the log in the copy.
+    pub entry: u64,
+    /// Number of rows.
+    pub rows: u64,
+}
+
+/// Copies a volume to a MicroDb database in a new folder.
+///
+/// # Errors
+/// `NodeError::VolumeNotInEngine` for an unknown volume, `NodeError::Engine` if the engine does not
+/// answer, or the error of the new database. The folder must not exist.
+pub async fn export_volume(url: &EngineUrl, volume: &str, folder: &Path) -> Result<VolumeCopy, NodeError> {
+    if folder.exists() {
+        return Err(NodeError::Config {
+            setting: "folder",
+            reason: format!("{} exists already; name a new one", folder.display()),
+        });
+    }
+    let mut log = known(url, volume).await?;
+    let last = log.newest().await.map_err(failed(url))?.seq;
+    let target = folder.to_owned();
+    let cache = blocking(move || Cache::open_in(&target)).await?;
+    filled(url, volume, &mut log, cache, last).await
+}
+
+/// Deletes the local copy of a volume that a node keeps in its data folder, and fills it again. The
+/// node must not serve or follow the volume now.
+///
+/// # Errors
+/// Those of `export_volume`. A local copy in use is `StorageError::Open`.
+pub async fn rebuild_volume(
+    url: &EngineUrl,
+    volume: &str,
+    node: &str,
+    data: &Path,
+) -> Result<VolumeCopy, NodeError> {
+    let mut log = known(url, volume).await?;
+    // The newest entry may be unacknowledged, and the node checks its copy strictly.
+    let last = log.newest().await.map_err(failed(url))?.seq.saturating_sub(1);
+    let folder = cache_folder(data, node, volume);
+    let cache = blocking(move || {
+        let cache = open_cache(&folder)?;
+        cache.clear()?;
+        Ok(cache)
+    });
+    let cache = cache.await?;
+    filled(url, volume, &mut log, cache, last).await
+}
+
+async fn known(url: &EngineUrl, volume: &str) -> Result<EngineLog, NodeError> {
+    let mut log = EngineLog::new(Arc::new(url.clone()), volume, "copy");
+    match log.head().await.map_err(failed(url))? {
+        Some(_) => Ok(log),
+        None => Err(NodeError::VolumeNotInEngine {
+            volume: volume.to_owned(),
+            url: url.to_string(),
+        }),
+    }
+}
+
+async fn filled(
+    url: &EngineUrl,
+    volume: &str,
+    log: &mut EngineLog,
+    cache: Cache,
+    last: u64,
+) -> Result<VolumeCopy, NodeError> {
+    let copied = catch_up(&cache, log, volume, last, true).await;
+    let rows = cache.rows();
+    // A clean close writes a checkpoint, so that the copy opens at once.
+    let closed = blocking(move || cache.close_cleanly()).await;
+    match copied {
+        Ok(position) => {
+            closed?;
+            let entry = position.seq;
+            Ok(VolumeCopy { entry, rows })
+        }
+        Err(CatchUpError::Log(error)) => Err(failed(url)(error)),
+        Err(CatchUpError::Differs(fault)) => Err(failed(url)(LogError::Away(fault))),
+        Err(CatchUpError::Storage(error)) => Err(error.into()),
+    }
+}
+
+fn failed(url: &EngineUrl) -> impl Fn(LogError) -> NodeError {
+    let url = url.to_string();
+    move |error| {
+        let source = match error {
+            LogError::Away(reason) => SessionError::Away { reason },
+            LogError::Unknown(reason) => SessionError::Unknown { reason },
+        };
+        NodeError::Engine {
+            action: "read the volume",
+            url: url.clone(),
+            source,
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, NodeError> {
+    let done = runtime::blocking(work).await;
+    Ok(done.unwrap_or(Err(StorageError::Closed))?)
+}

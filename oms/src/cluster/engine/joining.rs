@@ -1,0 +1,359 @@
+//! The way of a process into the cluster of an engine.
+//!
+//! **Invariants**
+//! - Tables and settings of the engine are checked before anything is written.
+//! - A name is taken from a process that has ended, never from one that beats. A process of that
+//!   name that goes on later learns from its next beat that it was replaced, and its lease has
+//!   ended long before.
+//!
+//! Deliberately absent: the creation of tables (`imt engine init`).
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use imt_ring::Member;
+use tokio::time::Instant;
+
+use crate::cluster::NodeInfo;
+use crate::cluster::engine::EngineCluster;
+use crate::cluster::engine::authority::{StateTable, decoded_state};
+use crate::cluster::engine::beat::Pace;
+use crate::cluster::engine::schema;
+use crate::cluster::engine::shared::{Shared, label};
+use crate::cluster::engine::tasks;
+use crate::error::NodeError;
+use crate::postgres::{EngineUrl, Param, Session, SessionError};
+use crate::runtime;
+use crate::storage::follow::Followers;
+
+/// Longest time for one statement of the start.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time to take the name, if the engine stalls or others take it at the same time.
+const NAME_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest `statement_timeout` and `lock_timeout` of the role. Log entries are kept for 60 s after
+/// their checkpoint, and no statement that still wants a place in the log may be older.
+const SERVER_TIMEOUT_MAX_MS: u64 = 30_000;
+
+/// A process that wants to join.
+pub(crate) struct Joining {
+    pub(crate) url: Arc<EngineUrl>,
+    /// The folder of this node's caches.
+    pub(crate) data: PathBuf,
+    /// The node and its weight.
+    pub(crate) member: Member,
+    /// The secret of the nodes, if it is not kept in the engine.
+    pub(crate) secret: Option<String>,
+}
+
+impl Joining {
+    fn failed(&self, action: &'static str) -> impl Fn(SessionError) -> NodeError {
+        let url = self.url.to_string();
+        move |source| NodeError::Engine {
+            action,
+            url: url.clone(),
+            source,
+        }
+    }
+
+    fn unfit(&self, reason: impl Into<String>) -> NodeError {
+        NodeError::EngineUnfit {
+            url: self.url.to_string(),
+            reason: reason.into(),
+        }
+    }
+
+    /// Checks the engine, takes the name, writes the first state if there is none, and starts to
+    /// beat and to look.
+    pub(crate) async fn join(self) -> Result<EngineCluster, NodeError> {
+        let mut session = Session::new(Arc::clone(&self.url), "node");
+        self.check_engine(&mut session).await?;
+        let name = self.member.name().clone();
+        // Positive, and never the same for two processes of a name.
+        let incarnation = (runtime::random_u64() >> 1) as i64;
+        let table = Arc::new(StateTable::new(Arc::clone(&self.url)));
+        self.check_weight(&mut session).await?;
+        self.take_name(&mut session, incarnation).await?;
+        let secret = self
+            .ensure_state(&mut session, &table, &label(&name, incarnation))
+            .await?;
+        let shared = Arc::new(Shared::new(Arc::clone(&self.url), name.clone(), incarnation));
+        let mut looks = Session::new(Arc::clone(&self.url), "look");
+        // Callers ask for nodes right after this.
+        tasks::look_once(&shared, &mut looks, &mut 0)
+            .await
+            .map_err(self.failed("read the nodes"))?;
+        let beats = Session::new(Arc::clone(&self.url), "beat");
+        let beating = runtime::spawn(tasks::beat(Arc::clone(&shared), beats, 1));
+        runtime::spawn(tasks::look(Arc::clone(&shared), Arc::clone(&table), looks));
+        Ok(EngineCluster {
+            url: self.url,
+            data: self.data,
+            name,
+            secret,
+            shared,
+            table,
+            beating: Mutex::new(Some(beating)),
+            followers: Followers::default(),
+        })
+    }
+
+    async fn check_engine(&self, session: &mut Session) -> Result<(), NodeError> {
+        let failed = self.failed("read the layout of the tables");
+        let no_tables = || {
+            self.unfit(format!(
+                "it has no tables of ours; run imt engine init {}",
+                self.url
+            ))
+        };
+        let rows = match session.query(schema::VERSION, &[], STATEMENT_TIMEOUT).await {
+            Ok(rows) => rows,
+            Err(SessionError::Refused { code, .. }) if code == schema::UNDEFINED_TABLE => {
+                return Err(no_tables());
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let version = rows.first().ok_or_else(no_tables)?.int4(0).map_err(&failed)?;
+        if version != schema::SCHEMA_VERSION {
+            return Err(self.unfit(format!(
+                "the layout of its tables is {version}, and this program knows {}; use the same version of imt everywhere",
+                schema::SCHEMA_VERSION
+            )));
+        }
+        let rows = session.query(schema::SETTINGS, &[], STATEMENT_TIMEOUT).await;
+        let rows = rows.map_err(&failed)?;
+        let Some(row) = rows.first() else {
+            return Err(self.unfit("it does not show its settings"));
+        };
+        let text = |column| row.text(column).map_err(&failed);
+        let fault = unfit_setting(text(0)?, text(1)?, text(2)?, text(3)?);
+        match fault {
+            Some(fault) => Err(self.unfit(format!("{fault}; run imt engine init {}", self.url))),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a weight of 0 if no other member could own slots.
+    async fn check_weight(&self, session: &mut Session) -> Result<(), NodeError> {
+        if self.member.weight() > 0 {
+            return Ok(());
+        }
+        let failed = self.failed("read the cluster's state");
+        let rows = session
+            .query(schema::STATE, &[Param::Int8(-1)], STATEMENT_TIMEOUT)
+            .await;
+        let state = decoded_state(&rows.map_err(&failed)?, None).map_err(&failed)?;
+        let members = state.iter().flat_map(|confirmed| confirmed.state.ring.members());
+        let mut others = members.filter(|member| member.name() != self.member.name());
+        if others.any(|member| member.weight() > 0) {
+            return Ok(());
+        }
+        Err(NodeError::Config {
+            setting: "weight",
+            reason:
+                "cannot be 0: no other node could own the orders; give the first node a weight of 1 or more"
+                    .to_owned(),
+        })
+    }
+
+    /// Takes the name, once no other process of this name beats.
+    async fn take_name(&self, session: &mut Session, incarnation: i64) -> Result<(), NodeError> {
+        let failed = self.failed("take the node's name");
+        let until = Instant::now() + NAME_TIMEOUT;
+        let name = self.member.name().as_str();
+        loop {
+            match self.try_name(session, incarnation).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {
+                    if let Some(holder) = self.holder(session).await? {
+                        return Err(NodeError::NameInEngine {
+                            name: name.to_owned(),
+                            url: self.url.to_string(),
+                            holder: Some(holder),
+                        });
+                    }
+                }
+                Err(SessionError::Unknown { .. } | SessionError::Away { .. }) if Instant::now() < until => {}
+                Err(error) => return Err(failed(error)),
+            }
+            if Instant::now() >= until {
+                return Err(NodeError::NameInEngine {
+                    name: name.to_owned(),
+                    url: self.url.to_string(),
+                    holder: None,
+                });
+            }
+            tokio::time::sleep(Pace::of(0).beat).await;
+        }
+    }
+
+    /// Tries to take the name once. Returns `false` if another process beats, or was faster.
+    async fn try_name(&self, session: &mut Session, incarnation: i64) -> Result<bool, SessionError> {
+        let name = self.member.name().as_str();
+        let mine = [Param::Text(name), Param::Int8(incarnation)];
+        let rows = session.query(schema::NODE, &mine[..1], STATEMENT_TIMEOUT).await?;
+        let Some(row) = rows.first() else {
+            let added = session
+                .execute(schema::ADD_NODE, &mine, STATEMENT_TIMEOUT)
+                .await?;
+            return Ok(added == 1);
+        };
+        let (old, beat) = (row.int8(0)?, row.int8(1)?);
+        if old == incarnation {
+            // An attempt with an unknown result was successful. The probe makes it durable.
+            session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
+            return Ok(true);
+        }
+        if beat >= 0 && !has_stopped(session, name, (old, beat)).await? {
+            return Ok(false);
+        }
+        let params = [mine[0], mine[1], Param::Int8(old), Param::Int8(beat)];
+        let taken = session
+            .execute(schema::REPLACE_NODE, &params, STATEMENT_TIMEOUT)
+            .await?;
+        Ok(taken == 1)
+    }
+
+    /// Returns the description of the process that has the name, if it published one.
+    async fn holder(&self, session: &mut Session) -> Result<Option<String>, NodeError> {
+        let failed = self.failed("take the node's name");
+        let name = [Param::Text(self.member.name().as_str())];
+        let rows = session.query(schema::NODE, &name, STATEMENT_TIMEOUT).await;
+        let rows = rows.map_err(&failed)?;
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        let card = row.opt_text(2).map_err(&failed)?;
+        let card = card.and_then(|card| serde_json::from_str::<NodeInfo>(card).ok());
+        Ok(card.map(|card| format!("process {}, answering on {}", card.process, card.address)))
+    }
+
+    /// Writes the first state if there is none, and returns the secret of the nodes.
+    async fn ensure_state(
+        &self,
+        session: &mut Session,
+        table: &StateTable,
+        label: &str,
+    ) -> Result<String, NodeError> {
+        let failed = self.failed("read the cluster's state");
+        loop {
+            let rows = session
+                .query(schema::STATE, &[Param::Int8(-1)], STATEMENT_TIMEOUT)
+                .await
+                .map_err(&failed)?;
+            if let Some(row) = rows.first() {
+                decoded_state(&rows, None).map_err(&failed)?;
+                let kept = row.text(3).map_err(&failed)?;
+                return match (&self.secret, kept) {
+                    (Some(given), "") => Ok(given.clone()),
+                    (Some(given), kept) if given == kept => Ok(given.clone()),
+                    (None, "") => Err(NodeError::Config {
+                        setting: "secret file",
+                        reason: "is missing: the first node of this cluster was started with --secret-file, and each node needs the same file".to_owned(),
+                    }),
+                    (None, kept) => Ok(kept.to_owned()),
+                    (Some(_), _) => Err(NodeError::Config {
+                        setting: "secret file",
+                        reason: "has another secret than the cluster; use the file of the other nodes, or none".to_owned(),
+                    }),
+                };
+            }
+            let fresh: String = (0..4)
+                .map(|_| format!("{:016x}", runtime::random_u64()))
+                .collect();
+            let kept = if self.secret.is_some() { "" } else { fresh.as_str() };
+            table.write_first(self.member.clone(), label, kept).await?;
+        }
+    }
+}
+
+/// Returns `true` if a process has not beaten for as long as it takes to be gone, while commits of
+/// this session were acknowledged.
+async fn has_stopped(
+    session: &mut Session,
+    name: &str,
+    (incarnation, beat): (i64, i64),
+) -> Result<bool, SessionError> {
+    let name = [Param::Text(name)];
+    let pace = Pace::of(usize::MAX);
+    let mut until = Instant::now() + pace.gone;
+    let mut connections = session.connections();
+    loop {
+        tokio::time::sleep(pace.beat).await;
+        let started = Instant::now();
+        // Beats are commits as well. While this one waits, all beats do, and that time does not
+        // count.
+        session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
+        let rows = session.query(schema::NODE, &name, STATEMENT_TIMEOUT).await?;
+        let is_same = match rows.first() {
+            Some(row) => row.int8(0)? == incarnation && row.int8(1)? == beat,
+            None => return Ok(true),
+        };
+        if !is_same {
+            return Ok(false);
+        }
+        until += started.elapsed();
+        if session.connections() != connections {
+            connections = session.connections();
+            until = Instant::now() + pace.gone;
+        }
+        if Instant::now() >= until {
+            return Ok(true);
+        }
+    }
+}
+
+/// Returns the fault of the role's settings, if they have one.
+pub(super) fn unfit_setting(commit: &str, lock: &str, statement: &str, isolation: &str) -> Option<String> {
+    if !["on", "remote_apply"].contains(&commit) {
+        return Some(format!(
+            "synchronous_commit is {commit}, so an acknowledged order could be lost"
+        ));
+    }
+    for (name, value) in [("lock_timeout", lock), ("statement_timeout", statement)] {
+        let is_bounded = value
+            .parse::<u64>()
+            .is_ok_and(|ms| (1..=SERVER_TIMEOUT_MAX_MS).contains(&ms));
+        if !is_bounded {
+            return Some(format!(
+                "{name} is {value} ms, and must be 1 to {SERVER_TIMEOUT_MAX_MS} ms, so that no old statement writes to a log that was trimmed"
+            ));
+        }
+    }
+    if isolation != "read committed" {
+        return Some(format!(
+            "the default isolation is {isolation}, not read committed"
+        ));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unfit_setting;
+
+    #[test]
+    fn settings_that_could_lose_an_order_are_refused() {
+        let good = ["on", "2000", "5000", "read committed"];
+        let fault = |at: usize, value: &str| {
+            let mut settings = good;
+            settings[at] = value;
+            let [commit, lock, statement, isolation] = settings;
+            unfit_setting(commit, lock, statement, isolation)
+        };
+        assert_eq!(fault(0, "on"), None);
+        assert_eq!(fault(0, "remote_apply"), None);
+        for (at, value, named) in [
+            (0, "off", "synchronous_commit is off"),
+            (0, "local", "synchronous_commit is local"),
+            (0, "remote_write", "synchronous_commit is remote_write"),
+            (1, "0", "lock_timeout is 0 ms"),
+            (2, "0", "statement_timeout is 0 ms"),
+            (2, "60000", "statement_timeout is 60000 ms"),
+            (3, "serializable", "isolation is serializable"),
+        ] {
+            let found = fault(at, value).unwrap_or_default();
+            assert!(found.contains(named), "{value}: {found}");
+        }
+    }
+}

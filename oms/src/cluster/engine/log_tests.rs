@@ -1,0 +1,505 @@
+//! Tests of a volume's log, checkpoint and views against a real engine.
+//!
+//! They need a PostgreSQL server with a role that may create databases: `IMT_ENGINE` is its URL.
+//! Each test has a database of its own. `IMT_FENCE_ROUNDS` sets the rounds of the fence test.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::cluster::engine::init_engine;
+use crate::domain::order::{Event, Line, Order, OrderId};
+use crate::domain::stock::CountedTo;
+use crate::error::{DecodeError, StorageError};
+use crate::outbox::{Kind, Message, MessageState};
+use crate::postgres::{EngineUrl, Param, Session};
+use crate::storage::checkpoint::Checkpointer;
+use crate::storage::codec;
+use crate::storage::inspect::row_as_json;
+use crate::storage::log::body::{Body, BodyWriter};
+use crate::storage::log::cache::{Cache, catch_up};
+use crate::storage::log::engine::EngineLog;
+use crate::storage::log::takeover::{Takeover, take_over};
+use crate::storage::log::writer::LogWriter;
+use crate::storage::log::{LastWords, Log, LogError, Position};
+use crate::storage::write_batch::{CATALOGUE, Row, Table};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a result that must come.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Creates a database with the tables.
+async fn engine() -> Arc<EngineUrl> {
+    let url: EngineUrl = std::env::var("IMT_ENGINE").unwrap().parse().unwrap();
+    let name = format!("log_test_{:016x}", rand::random::<u64>());
+    let mut session = Session::new(Arc::new(url.clone()), "test");
+    let sql = format!("CREATE DATABASE {name}");
+    session.batch(&sql, PATIENCE).await.unwrap();
+    let url = url.with_database(&name);
+    init_engine(&url).await.unwrap();
+    Arc::new(url)
+}
+
+fn log(url: &Arc<EngineUrl>) -> EngineLog {
+    EngineLog::new(Arc::clone(url), "ada", "log")
+}
+
+fn body(id: u64) -> BodyWriter {
+    let mut body = BodyWriter::with_capacity(32);
+    body.add(&Row {
+        table: Table::Orders,
+        key: id.to_string().as_bytes(),
+        value: Some(b"row"),
+    });
+    body
+}
+
+/// The outcomes of all owners.
+#[derive(Default)]
+struct Record {
+    /// The epoch of the owner of each acknowledged id.
+    acknowledged: BTreeMap<u64, u64>,
+    refused: BTreeSet<u64>,
+    unknown: u64,
+    /// The own entry of each takeover, by epoch.
+    takeovers: BTreeMap<u64, u64>,
+}
+
+struct Fencing {
+    url: Arc<EngineUrl>,
+    is_fenced: bool,
+    ids: AtomicU64,
+    record: Mutex<Record>,
+}
+
+impl Fencing {
+    fn log(&self) -> EngineLog {
+        if self.is_fenced {
+            log(&self.url)
+        } else {
+            log(&self.url).without_fence()
+        }
+    }
+
+    /// Takes the volume, and appends until it is refused. It obeys no lease.
+    async fn own(self: Arc<Self>, name: String, since: u64, ready: tokio::sync::oneshot::Sender<Position>) {
+        let mut log = self.log();
+        let (epoch, position) = loop {
+            match take_over(&mut log, &name, since, true).await {
+                Ok(Takeover::Owned { epoch, position }) => break (epoch, position),
+                Ok(Takeover::Newer) => return,
+                Ok(Takeover::Missing) => panic!("the volume is missing"),
+                Err(_) => {}
+            }
+        };
+        self.record.lock().unwrap().takeovers.insert(epoch, position.seq);
+        let _ = ready.send(position);
+        let mut writer = LogWriter::new(Box::new(log), "ada", epoch, position);
+        loop {
+            let id = self.ids.fetch_add(1, Ordering::Relaxed);
+            let appended = writer.append(body(id)).await;
+            let mut record = self.record.lock().unwrap();
+            match appended {
+                Ok(_) => drop(record.acknowledged.insert(id, epoch)),
+                Err(StorageError::Stale) => {
+                    record.refused.insert(id);
+                    return;
+                }
+                Err(_) => {
+                    record.unknown += 1;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Starts an owner, and waits until it has the volume or a newer one has.
+    async fn take(self: &Arc<Self>, name: &str, since: u64) -> (JoinHandle<()>, Option<Position>) {
+        let (ready, taken) = tokio::sync::oneshot::channel();
+        let owner = tokio::spawn(Arc::clone(self).own(name.to_owned(), since, ready));
+        (owner, tokio::time::timeout(PATIENCE, taken).await.unwrap().ok())
+    }
+
+    /// Returns the ids in the log with their places and epochs, and faults of the log itself.
+    async fn read(&self) -> (BTreeMap<u64, Vec<(u64, u64)>>, Vec<String>) {
+        let mut log = log(&self.url);
+        let (mut found, mut faults) = (BTreeMap::<u64, Vec<(u64, u64)>>::new(), Vec::new());
+        let mut at = Position::default();
+        loop {
+            let entries = log.tail(at.seq, u64::MAX >> 1).await.unwrap();
+            if entries.is_empty() {
+                return (found, faults);
+            }
+            for entry in entries {
+                let body = Body::parse(&entry.body).unwrap();
+                if entry.seq != at.seq + 1 || !body.follows(&at, entry.epoch) {
+                    faults.push(format!("entry {} does not follow {at:?}", entry.seq));
+                }
+                if entry.epoch < at.epoch {
+                    faults.push(format!(
+                        "stale: entry {} of epoch {} after {at:?}",
+                        entry.seq, entry.epoch
+                    ));
+                }
+                at = Position {
+                    seq: entry.seq,
+                    epoch: entry.epoch,
+                    chain: body.chain,
+                };
+                body.each_row(|row| {
+                    let id = std::str::from_utf8(row.key).unwrap().parse().unwrap();
+                    found.entry(id).or_default().push((entry.seq, entry.epoch));
+                    Ok::<_, DecodeError>(())
+                })
+                .unwrap();
+            }
+        }
+    }
+
+    /// Breaks the connections of owners in the engine, also those with a commit in flight.
+    async fn break_connections(&self, session: &mut Session) {
+        let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+            WHERE datname = current_database() AND application_name = 'imt log'";
+        session.query(sql, &[], TIMEOUT).await.unwrap();
+    }
+
+    async fn run(self: &Arc<Self>, rounds: u64) -> Vec<String> {
+        let mut session = Session::new(Arc::clone(&self.url), "test");
+        let (mut owner, _) = self.take("first", 1).await;
+        let (mut faults, mut former) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            let since = round + 2;
+            // A takeover at a random moment of the owner's commits.
+            tokio::time::sleep(Duration::from_micros(rand::random::<u64>() % 20_000)).await;
+            if rand::random::<u8>() % 10 < 3 {
+                self.break_connections(&mut session).await;
+            }
+            let known: BTreeSet<u64> = self.record.lock().unwrap().acknowledged.keys().copied().collect();
+            let second = (rand::random::<u8>() % 10 == 0).then(|| {
+                let (ready, _) = tokio::sync::oneshot::channel();
+                tokio::spawn(Arc::clone(self).own(format!("second {round}"), since, ready))
+            });
+            let (next, position) = self.take(&format!("owner {round}"), since).await;
+            // Everything that was acknowledged before is in the log that the new owner reads.
+            if let Some(position) = position {
+                let found = self.read_to(position.seq).await;
+                let lost: Vec<_> = known.difference(&found).collect();
+                if !lost.is_empty() {
+                    faults.push(format!("round {round}: the takeover does not know {lost:?}"));
+                }
+            }
+            // The newest epoch ends all owners before it.
+            if let Some(second) = second {
+                let (third, _) = self.take(&format!("third {round}"), since).await;
+                for ended in [second, next, owner] {
+                    if self.is_fenced {
+                        tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap();
+                    } else {
+                        former.push(ended);
+                    }
+                }
+                owner = third;
+            } else {
+                if self.is_fenced {
+                    tokio::time::timeout(PATIENCE, owner).await.unwrap().unwrap();
+                } else {
+                    former.push(owner);
+                }
+                owner = next;
+            }
+        }
+        let (last, _) = self.take("last", rounds + 10).await;
+        if self.is_fenced {
+            tokio::time::timeout(PATIENCE, owner).await.unwrap().unwrap();
+        } else {
+            former.push(owner);
+        }
+        former.push(last);
+        for task in former {
+            task.abort();
+            let _ = task.await;
+        }
+        let (found, own_faults) = self.read().await;
+        faults.extend(own_faults);
+        let record = self.record.lock().unwrap();
+        for (id, epoch) in &record.acknowledged {
+            match found.get(id).map(Vec::as_slice) {
+                None => faults.push(format!("lost: {id} of epoch {epoch}")),
+                Some([(seq, _)]) => {
+                    let newer = record.takeovers.range(epoch + 1..).next();
+                    if newer.is_some_and(|(_, own)| own < seq) {
+                        faults.push(format!("stale: {id} of epoch {epoch} at {seq} was acknowledged"));
+                    }
+                }
+                Some(places) => faults.push(format!("{id} is in the log at {places:?}")),
+            }
+        }
+        for id in record.refused.iter().filter(|id| found.contains_key(id)) {
+            faults.push(format!("refused and in the log: {id}"));
+        }
+        println!(
+            "{rounds} rounds: {} acknowledged, {} refused, {} unknown at the end of an owner, {} takeovers, \
+             {} faults",
+            record.acknowledged.len(),
+            record.refused.len(),
+            record.unknown,
+            record.takeovers.len(),
+            faults.len(),
+        );
+        faults
+    }
+
+    /// Returns the ids in the log up to an entry.
+    async fn read_to(&self, last: u64) -> BTreeSet<u64> {
+        let (mut log, mut ids, mut at) = (log(&self.url), BTreeSet::new(), 0);
+        while at < last {
+            for entry in log.tail(at, last).await.unwrap() {
+                at = entry.seq;
+                let body = Body::parse(&entry.body).unwrap();
+                body.each_row(|row| {
+                    ids.insert(std::str::from_utf8(row.key).unwrap().parse().unwrap());
+                    Ok::<_, DecodeError>(())
+                })
+                .unwrap();
+            }
+        }
+        ids
+    }
+}
+
+async fn fencing(is_fenced: bool) -> Arc<Fencing> {
+    Arc::new(Fencing {
+        url: engine().await,
+        is_fenced,
+        ids: AtomicU64::new(1),
+        record: Mutex::default(),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an engine"]
+async fn no_former_owner_commits_and_nothing_is_lost() {
+    let rounds = std::env::var("IMT_FENCE_ROUNDS").ok();
+    let rounds = rounds.map_or(100, |rounds| rounds.parse().unwrap());
+    let faults = fencing(true).await.run(rounds).await;
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an engine"]
+async fn the_fence_test_notices_a_missing_fence() {
+    let faults = fencing(false).await.run(20).await;
+    assert!(
+        faults.iter().any(|fault| fault.starts_with("stale")),
+        "{faults:#?}"
+    );
+}
+
+async fn owner(url: &Arc<EngineUrl>, since: u64) -> LogWriter {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let mut log = log(url);
+        if let Ok(Takeover::Owned { epoch, position }) = take_over(&mut log, "bob", since, true).await {
+            return LogWriter::new(Box::new(log), "ada", epoch, position);
+        }
+    }
+    panic!("the volume was not taken");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an engine"]
+async fn rows_and_log_together_fill_a_copy_and_old_entries_are_trimmed() {
+    let url = engine().await;
+    let mut writer = owner(&url, 1).await;
+    let mut checkpointer = Checkpointer::new(Box::new(log(&url)));
+    for id in 1..=50 {
+        writer.append(body(id)).await.unwrap();
+        if id == 20 {
+            // A row that is removed again has no last value.
+            let mut removal = BodyWriter::with_capacity(8);
+            removal.add(&Row {
+                table: Table::Orders,
+                key: b"7",
+                value: None,
+            });
+            writer.append(removal).await.unwrap();
+            let acknowledged = writer.status().acknowledged();
+            assert_eq!(checkpointer.pass(acknowledged).await.unwrap(), acknowledged + 1);
+        }
+    }
+    let (acknowledged, mut reader) = (writer.status().acknowledged(), log(&url));
+    let kept_from = reader.head().await.unwrap().unwrap().kept_from;
+    assert!(
+        !reader
+            .checkpoint(kept_from - 1, kept_from, &LastWords::default())
+            .await
+            .unwrap()
+    );
+    let trimmed = reader.trim(acknowledged).await.unwrap();
+    assert_eq!(trimmed, kept_from - 2, "the entry before the kept ones stays");
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open_in(folder.path()).unwrap();
+    catch_up(&cache, &mut reader, "ada", acknowledged, true)
+        .await
+        .unwrap();
+    let keys: BTreeSet<Vec<u8>> = cache.keys(Table::Orders).unwrap().into_iter().collect();
+    let expected: BTreeSet<Vec<u8>> = (1..=50)
+        .filter(|id| *id != 7)
+        .map(|id| id.to_string().into_bytes())
+        .collect();
+    assert_eq!(keys, expected);
+    reader.remove().await.unwrap();
+    assert_eq!(reader.head().await.unwrap(), None);
+    assert!(matches!(writer.append(body(99)).await, Err(StorageError::Stale)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an engine"]
+async fn an_engine_that_is_away_has_no_effect() {
+    let url: EngineUrl = "postgres://nobody@127.0.0.1:1/none".parse().unwrap();
+    let mut log = EngineLog::new(Arc::new(url), "ada", "log");
+    assert!(matches!(log.newest().await, Err(LogError::Away(_))));
+}
+
+/// Returns an order with every event that the views decode.
+fn order(id: &str, events: Vec<Event>) -> (Vec<u8>, Vec<u8>) {
+    let lines = [
+        Line { id: 812, quantity: 3 },
+        Line {
+            id: 70_000,
+            quantity: 1,
+        },
+    ];
+    let mut order = Order::place(
+        OrderId::parse(id).unwrap(),
+        Box::new(lines),
+        Some(4),
+        1_700_000_000_123,
+    );
+    order.apply(events, 1_700_000_001_000);
+    let mut row = Vec::new();
+    codec::encode_order(&order, &mut row);
+    (id.as_bytes().to_vec(), row)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an engine"]
+async fn views_show_the_columns_of_rows() {
+    let url = engine().await;
+    let (transaction, other) = (u64::MAX, 300);
+    let refund = |transaction| Event::RefundWanted { transaction };
+    let orders = [
+        order("plain", Vec::new()),
+        order(
+            "delivered",
+            vec![
+                Event::Announced,
+                Event::Paid { transaction },
+                Event::DeliveryStarted,
+                Event::Delivered {
+                    sequence: Some(1_000_000),
+                },
+                refund(other),
+            ],
+        ),
+        order("early", vec![Event::Paid { transaction }, Event::Announced]),
+        order(
+            "failed",
+            vec![Event::Failed {
+                reason: "no paper, 'ça'".into(),
+            }],
+        ),
+        order("refund", vec![Event::Cancelled, refund(other)]),
+        order("expired", vec![Event::Expired]),
+    ];
+    let mut words = LastWords::default();
+    for (key, row) in &orders {
+        words.puts.push((Table::Orders, key.clone(), row.clone()));
+    }
+    let lines = [Line { id: 812, quantity: 3 }];
+    for (store, nonce) in [(4, None), (70_000, Some(u64::MAX))] {
+        let (mut key, mut row) = (Vec::new(), Vec::new());
+        codec::encode_order_store_key(&OrderId::parse("plain").unwrap(), store, &mut key);
+        codec::encode_reservation(store, &lines, nonce, &mut row);
+        words.puts.push((Table::Reservations, key, row));
+    }
+    for (kind, state, last_error) in [
+        (Kind::Announce, MessageState::Waiting, None),
+        (Kind::Deliver, MessageState::Dead, Some("503".into())),
+    ] {
+        let (mut key, mut row) = (Vec::new(), Vec::new());
+        codec::encode_message_key(&OrderId::parse("plain").unwrap(), kind, &mut key);
+        let message = Message {
+            state,
+            attempts: 3,
+            next_try_ms: 1_700_000_000_000,
+            last_error,
+        };
+        codec::encode_message(&message, &mut row);
+        words.puts.push((Table::Outbox, key, row));
+    }
+    let mut catalogue = Vec::new();
+    codec::encode_catalogue(&[812, 3_000_000_000], &mut catalogue);
+    words.puts.push((Table::Stock, CATALOGUE.to_vec(), catalogue));
+    for (store, quantities, counted) in [
+        (4_u32, [7, 255], CountedTo::OfVolume),
+        (70_000, [300, 0], CountedTo::Delivery(Some(9))),
+        (3_000_000_000, [-2, 70_000], CountedTo::Delivery(None)),
+    ] {
+        let mut row = Vec::new();
+        codec::encode_quantities(counted, &quantities, &mut row);
+        words.puts.push((Table::Stock, store.to_be_bytes().to_vec(), row));
+    }
+    let mut rows = log(&url);
+    rows.create().await.unwrap();
+    assert!(rows.checkpoint(1, 2, &words).await.unwrap());
+
+    let mut session = Session::new(Arc::clone(&url), "test");
+    let mut json_of = async |sql: &str, key: &str| -> Value {
+        let params = [Param::Text(key)];
+        let found = session.query(sql, &params, TIMEOUT).await.unwrap();
+        let shown = |row: &crate::postgres::Row| serde_json::from_str(row.text(0).unwrap()).unwrap();
+        Value::Array(found.iter().map(shown).collect())
+    };
+    for (key, row) in &orders {
+        let id = std::str::from_utf8(key).unwrap();
+        let shown = row_as_json("orders", key, row).unwrap().unwrap();
+        let sql = "SELECT jsonb_build_object('id', id, 'state', state, 'products', products, 'store', store, \
+            'transaction', transaction, 'history', history)::text FROM imt_orders WHERE id = $1";
+        assert_eq!(json_of(sql, id).await, json!([shown]), "{id}");
+    }
+    let sql = "SELECT jsonb_build_array(order_id, store, products, nonce)::text FROM imt_reservations \
+        WHERE order_id = $1 ORDER BY store";
+    let products = json!([{ "id": 812, "quantity": 3 }]);
+    let expected = json!([
+        ["plain", 4, products, null],
+        ["plain", 70_000, products, u64::MAX]
+    ]);
+    assert_eq!(json_of(sql, "plain").await, expected);
+    let sql = "SELECT jsonb_build_array(kind, state, attempts, extract(epoch FROM next_try_at)::bigint, \
+        last_error)::text FROM imt_outbox WHERE order_id = $1 ORDER BY kind";
+    let expected = json!([
+        ["announce", "waiting", 3, 1_700_000_000, null],
+        ["deliver", "dead", 3, 1_700_000_000, "503"],
+    ]);
+    assert_eq!(json_of(sql, "plain").await, expected);
+    let sql = "SELECT jsonb_build_array(store, product, quantity)::text FROM imt_stock WHERE volume = $1 \
+        ORDER BY store, product";
+    let expected = json!([
+        [4, 812, 7],
+        [4, 3_000_000_000_u32, 255],
+        [70_000, 812, 300],
+        [70_000, 3_000_000_000_u32, 0],
+        [3_000_000_000_u32, 812, -2],
+        [3_000_000_000_u32, 3_000_000_000_u32, 70_000],
+    ]);
+    assert_eq!(json_of(sql, "ada").await, expected);
+    let sql = "SELECT jsonb_build_array(store, quantity)::text FROM imt_stock_of($1::bigint) ORDER BY store";
+    let expected = json!([[4, 255], [70_000, 0], [3_000_000_000_u32, 70_000]]);
+    assert_eq!(json_of(sql, "3000000000").await, expected);
+    assert_eq!(json_of(sql, "5").await, json!([]));
+}

@@ -1,0 +1,174 @@
+//! Nodes as processes of any machines that share an engine: a PostgreSQL server, or another one
+//! that speaks its protocol.
+//!
+//! | part | content |
+//! | --- | --- |
+//! | `schema` | the tables, and the statements about membership and state |
+//! | `beat` | judgement by beats: which nodes are gone, and how long this one may answer reads |
+//! | `shared` | the knowledge of this process: nodes, leases, the coordinator, waiting readers |
+//! | `tasks` | the task that beats and the task that looks, a connection each |
+//! | `authority` | the state, replaced by compare-and-swap; the first state and the secret |
+//! | `volumes` | the opening of volumes, and the followers of others |
+//! | `copies` | for the command line: export and rebuild of a volume |
+//! | `joining` | the way into the cluster: checks of the engine, the name |
+//! | `tools` | for the command line: creation of the tables, checks, a view from outside |
+//!
+//! **Invariants**
+//! - A commit to a volume is fenced in the engine. Beats and leases protect reads, and decide how
+//!   soon a volume gets another server.
+//! - A beat is a commit that standbys have. So an old primary that was left behind extends no
+//!   lease.
+//! - A state that `read` returns was confirmed by a beat that was acknowledged later on the same
+//!   connection. So it is not one of an old primary.
+//! - While the engine does not answer, nobody is declared gone, and nothing is guessed.
+//!
+//! Deliberately absent: the engine's own replication and fail-over. They belong to the engine.
+
+mod authority;
+mod beat;
+mod copies;
+mod joining;
+#[cfg(test)]
+mod log_tests;
+pub(crate) mod schema;
+mod shared;
+mod tasks;
+mod tools;
+pub(crate) mod volumes;
+mod warehouse;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imt_ring::NodeName;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::JoinHandle;
+
+use crate::cluster::engine::authority::StateTable;
+pub use crate::cluster::engine::copies::{VolumeCopy, export_volume, rebuild_volume};
+pub(crate) use crate::cluster::engine::joining::Joining;
+use crate::cluster::engine::shared::{Shared, Watcher};
+pub use crate::cluster::engine::tools::{
+    EngineCheck, EngineView, Verdict, check_engine, init_engine, promote_standby, reload_standby,
+    standby_position, view_engine,
+};
+use crate::cluster::{Authority, ClusterState, Event, Membership, NodeInfo, Soon};
+use crate::error::NodeError;
+use crate::postgres::EngineUrl;
+use crate::runtime;
+use crate::storage::follow::Followers;
+
+/// Longest time for the last beat, which tells the others that this process has ended.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// This process as a node of an engine's cluster.
+pub(crate) struct EngineCluster {
+    url: Arc<EngineUrl>,
+    /// The folder of this node's caches.
+    data: PathBuf,
+    name: NodeName,
+    secret: String,
+    shared: Arc<Shared>,
+    table: Arc<StateTable>,
+    beating: std::sync::Mutex<Option<JoinHandle<()>>>,
+    followers: Followers,
+}
+
+impl EngineCluster {
+    /// Returns a function that returns `true` while this process may answer reads. It costs a
+    /// reading of the clock.
+    pub(crate) fn lease(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.has_lease()
+    }
+
+    /// Waits until the others know that this process has ended. Call it after `withdraw`.
+    pub(crate) async fn farewell(&self) {
+        let beating = self
+            .beating
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
+        if let Some(beating) = beating {
+            let _ = tokio::time::timeout(FAREWELL_TIMEOUT, beating).await;
+        }
+    }
+}
+
+impl Drop for EngineCluster {
+    fn drop(&mut self) {
+        self.shared.withdraw();
+    }
+}
+
+impl Membership for EngineCluster {
+    fn name(&self) -> &NodeName {
+        &self.name
+    }
+
+    fn announce(&self, node_info: &NodeInfo) -> Result<(), NodeError> {
+        // The next beat carries the description.
+        self.shared.publish(Some(node_info.clone()));
+        Ok(())
+    }
+
+    fn alive(&self) -> Result<Vec<NodeInfo>, NodeError> {
+        Ok(self.shared.alive())
+    }
+
+    fn node_infos(&self) -> Result<Vec<NodeInfo>, NodeError> {
+        Ok(self.shared.node_infos())
+    }
+
+    fn forget(&self, node: &NodeName) -> Result<(), NodeError> {
+        let Some(gone) = self.shared.gone(node) else {
+            return Ok(());
+        };
+        let (table, node) = (Arc::clone(&self.table), node.clone());
+        runtime::spawn(async move {
+            if let Err(error) = table.remove_node(&node, &gone).await {
+                let error = crate::error::with_causes(&error);
+                tracing::debug!(%node, error, "row of a gone node not removed");
+            }
+        });
+        Ok(())
+    }
+
+    fn watch(&self, node: &NodeName, events: UnboundedSender<Event>) {
+        self.shared.watch(Watcher {
+            node: node.clone(),
+            events,
+        });
+    }
+
+    fn stand(self: Arc<Self>, events: UnboundedSender<Event>) {
+        self.shared.stand(events);
+    }
+
+    fn retire(&self) {
+        self.shared.publish(None);
+    }
+
+    fn withdraw(&self) {
+        self.shared.withdraw();
+    }
+
+    fn secret(&self) -> &str {
+        &self.secret
+    }
+
+    fn has_followers(&self) -> bool {
+        true
+    }
+}
+
+impl Authority for EngineCluster {
+    fn read(&self) -> Soon<'_, ClusterState> {
+        Box::pin(async move { Ok(self.shared.read_state().await?.state) })
+    }
+
+    fn replace(self: Arc<Self>, next: ClusterState) -> Soon<'static, ()> {
+        Box::pin(async move { self.table.replace(&self.shared, &next).await })
+    }
+}

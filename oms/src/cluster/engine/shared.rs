@@ -1,0 +1,387 @@
+//! The knowledge of this process about the cluster, between its tasks and its callers.
+//!
+//! **Invariants**
+//! - The mutex is held for memory only, never across a wait.
+//! - `has_lease` takes no lock, because every read asks it.
+//! - Each event is sent once.
+//!
+//! Deliberately absent: statements (`tasks`, `authority`) and judgement (`beat`).
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use imt_ring::NodeName;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use crate::cluster::engine::beat::{Beat, Judge, Looked, Pace};
+use crate::cluster::{ClusterState, Event, NodeInfo};
+use crate::error::NodeError;
+use crate::postgres::{EngineUrl, SessionError};
+
+/// Longest time for a confirmed state. A fail-over of the engine may take longer; then the caller
+/// asks again.
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A state with its coordinator, confirmed by a later acknowledged beat.
+#[derive(Clone, Debug)]
+pub(super) struct Confirmed {
+    pub(super) state: ClusterState,
+    pub(super) coordinator: String,
+}
+
+/// The rows of one look.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    pub(super) beats: BTreeMap<String, Beat>,
+    pub(super) cards: BTreeMap<String, NodeInfo>,
+    pub(super) version: u64,
+    pub(super) coordinator: String,
+}
+
+/// A caller that wants to know the end of a node.
+pub(super) struct Watcher {
+    pub(super) node: NodeName,
+    pub(super) events: UnboundedSender<Event>,
+}
+
+pub(super) type Reader = oneshot::Sender<Result<Confirmed, NodeError>>;
+
+pub(super) struct Shared {
+    pub(super) url: Arc<EngineUrl>,
+    pub(super) name: NodeName,
+    pub(super) incarnation: i64,
+    origin: Instant,
+    /// End of the lease in microseconds since `origin`. 0 is no lease.
+    lease_end_us: AtomicU64,
+    inside: Mutex<Inside>,
+    /// Wakes the task that beats.
+    pub(super) urge: Notify,
+}
+
+struct Inside {
+    judge: Judge,
+    look: Look,
+    /// The description of this node while it takes requests.
+    card: Option<NodeInfo>,
+    /// Watchers with the incarnation that each watches.
+    watchers: Vec<(Watcher, i64)>,
+    events: Option<UnboundedSender<Event>>,
+    is_elected: bool,
+    is_taking: bool,
+    is_withdrawn: bool,
+    readers: Vec<Reader>,
+    cached: Option<Confirmed>,
+}
+
+impl Inside {
+    /// Returns the other nodes that are alive and take requests.
+    fn others_alive<'a>(&'a self, me: &'a NodeName) -> impl Iterator<Item = &'a NodeInfo> {
+        self.look.cards.values().filter(move |card| {
+            let beat = self.look.beats.get(card.name.as_str());
+            card.name != *me
+                && beat.is_some_and(|beat| !self.judge.is_gone(card.name.as_str(), beat.incarnation))
+        })
+    }
+}
+
+/// Work of one beat.
+pub(super) struct Due {
+    pub(super) card: Option<NodeInfo>,
+    pub(super) is_last: bool,
+    /// Callers that wait for a state which is read from now on.
+    pub(super) readers: Vec<Reader>,
+    pub(super) cached: Option<Confirmed>,
+}
+
+/// A coordination that this process may take over.
+pub(super) struct Vacancy;
+
+/// Returns the text that names a process as the coordinator.
+pub(super) fn label(name: &NodeName, incarnation: i64) -> String {
+    format!("{name}/{incarnation}")
+}
+
+/// Splits such a text.
+fn of_label(label: &str) -> Option<(&str, i64)> {
+    let (name, incarnation) = label.split_once('/')?;
+    Some((name, incarnation.parse().ok()?))
+}
+
+impl Shared {
+    pub(super) fn new(url: Arc<EngineUrl>, name: NodeName, incarnation: i64) -> Shared {
+        Shared {
+            inside: Mutex::new(Inside {
+                judge: Judge::new(name.as_str(), incarnation),
+                look: Look::default(),
+                card: None,
+                watchers: Vec::new(),
+                events: None,
+                is_elected: false,
+                is_taking: false,
+                is_withdrawn: false,
+                readers: Vec::new(),
+                cached: None,
+            }),
+            url,
+            name,
+            incarnation,
+            origin: Instant::now(),
+            lease_end_us: AtomicU64::new(0),
+            urge: Notify::new(),
+        }
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn label(&self) -> String {
+        label(&self.name, self.incarnation)
+    }
+
+    /// Returns the time since the start, on the monotonic clock.
+    pub(super) fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        self.inside().judge.pace()
+    }
+
+    /// Returns `true` while this process may answer reads.
+    pub(super) fn has_lease(&self) -> bool {
+        (self.now().as_micros() as u64) < self.lease_end_us.load(Ordering::Acquire)
+    }
+
+    /// Publishes the description of this node, or removes it.
+    pub(super) fn publish(&self, card: Option<NodeInfo>) {
+        self.inside().card = card;
+        self.urge.notify_one();
+    }
+
+    pub(super) fn withdraw(&self) {
+        {
+            let mut inside = self.inside();
+            inside.card = None;
+            inside.is_withdrawn = true;
+            inside.events = None;
+            inside.watchers.clear();
+        }
+        self.lease_end_us.store(0, Ordering::Release);
+        self.urge.notify_one();
+    }
+
+    pub(super) fn is_withdrawn(&self) -> bool {
+        self.inside().is_withdrawn
+    }
+
+    /// Returns the nodes that are alive and take requests.
+    pub(super) fn alive(&self) -> Vec<NodeInfo> {
+        let inside = self.inside();
+        let others = inside.others_alive(&self.name).cloned();
+        sorted(others.chain(inside.card.clone()).collect())
+    }
+
+    /// Returns all published descriptions.
+    pub(super) fn node_infos(&self) -> Vec<NodeInfo> {
+        let inside = self.inside();
+        let others = inside.look.cards.values().filter(|card| card.name != self.name);
+        sorted(others.cloned().chain(inside.card.clone()).collect())
+    }
+
+    /// Returns the last beat of a node that is gone. `None` if it is alive or not known.
+    pub(super) fn gone(&self, node: &NodeName) -> Option<Beat> {
+        let inside = self.inside();
+        let beat = inside.judge.beat_of(node.as_str())?;
+        let is_gone = *node != self.name && inside.judge.is_gone(node.as_str(), beat.incarnation);
+        is_gone.then(|| beat.clone())
+    }
+
+    pub(super) fn watch(&self, watcher: Watcher) {
+        let mut inside = self.inside();
+        let incarnation = inside
+            .look
+            .beats
+            .get(watcher.node.as_str())
+            .map(|beat| beat.incarnation);
+        match incarnation {
+            Some(incarnation) if !inside.judge.is_gone(watcher.node.as_str(), incarnation) => {
+                inside.watchers.push((watcher, incarnation));
+            }
+            _ => {
+                // The send fails if this node has stopped.
+                let _ = watcher.events.send(Event::Gone(watcher.node));
+            }
+        }
+    }
+
+    /// Keeps the receiver of all events of this process's own standing.
+    pub(super) fn stand(&self, events: UnboundedSender<Event>) {
+        let mut inside = self.inside();
+        if inside.judge.is_replaced() {
+            let _ = events.send(Event::Replaced);
+        }
+        if inside.is_elected {
+            let _ = events.send(Event::Elected);
+        }
+        inside.events = Some(events);
+    }
+
+    /// Returns the state, confirmed by a beat that is acknowledged after it was read.
+    pub(super) async fn read_state(&self) -> Result<Confirmed, NodeError> {
+        let (reader, result) = oneshot::channel();
+        self.inside().readers.push(reader);
+        self.urge.notify_one();
+        let unanswered = |reason: String| NodeError::Engine {
+            action: "read the cluster's state",
+            url: self.url.to_string(),
+            source: SessionError::Away { reason },
+        };
+        match tokio::time::timeout(READ_TIMEOUT, result).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(unanswered("this node has left the cluster".to_owned())),
+            Err(_) => Err(unanswered("no beat of this node is acknowledged now".to_owned())),
+        }
+    }
+
+    /// Returns the work of the next beat.
+    pub(super) fn due(&self) -> Due {
+        let mut inside = self.inside();
+        inside.readers.retain(|reader| !reader.is_closed());
+        Due {
+            card: inside.card.clone(),
+            is_last: inside.is_withdrawn,
+            readers: std::mem::take(&mut inside.readers),
+            cached: inside.cached.clone(),
+        }
+    }
+
+    /// Records an acknowledged beat, and the state that was read before it on the same connection.
+    pub(super) fn acknowledge(&self, sent: Duration, number: i64, read: Option<&Confirmed>) {
+        let mut inside = self.inside();
+        inside.judge.acknowledge(sent, number);
+        let end = match inside.judge.lease_end() {
+            Some(end) if !inside.is_withdrawn => end.as_micros() as u64,
+            _ => 0,
+        };
+        self.lease_end_us.store(end, Ordering::Release);
+        if let Some(read) = read {
+            inside.cached = Some(read.clone());
+        }
+    }
+
+    /// Lets the next beat read the state for these callers.
+    pub(super) fn ask_again(&self, readers: Vec<Reader>) {
+        self.inside().readers.extend(readers);
+    }
+
+    /// Records that another process has the name of this one.
+    pub(super) fn replaced(&self) {
+        self.lease_end_us.store(0, Ordering::Release);
+        let mut inside = self.inside();
+        inside.judge.replace();
+        inside.is_elected = false;
+        if let Some(events) = &inside.events {
+            let _ = events.send(Event::Replaced);
+        }
+        inside.readers.clear();
+    }
+
+    /// Starts the times of the judgement again.
+    pub(super) fn restart(&self) {
+        let now = self.now();
+        self.inside().judge.restart(now);
+    }
+
+    /// Returns the number of the last acknowledged beat.
+    pub(super) fn own_beat(&self) -> Option<i64> {
+        self.inside().judge.own_beat()
+    }
+
+    /// Records a look, sends the events that follow from it, and returns `Vacancy` if this process
+    /// is to take the coordination.
+    pub(super) fn looked(&self, sent: Duration, own: Option<i64>, look: Look) -> (Looked, Option<Vacancy>) {
+        let now = self.now();
+        let has_lease = self.has_lease();
+        let mut inside = self.inside();
+        let inside = &mut *inside;
+        let names = |inside: &Inside| -> Vec<NodeName> {
+            inside
+                .others_alive(&self.name)
+                .map(|card| card.name.clone())
+                .collect()
+        };
+        let before = names(inside);
+        let looked = inside.judge.look(sent, now, own, &look.beats);
+        if looked == Looked::OldWorld {
+            return (looked, None);
+        }
+        let is_changed = inside.look.version != 0 && inside.look.version != look.version;
+        inside.look = look;
+        let is_other = before != names(inside);
+        let judge = &inside.judge;
+        inside.watchers.retain(|(watcher, incarnation)| {
+            let is_gone = judge.is_gone(watcher.node.as_str(), *incarnation);
+            if is_gone {
+                let _ = watcher.events.send(Event::Gone(watcher.node.clone()));
+            }
+            !is_gone
+        });
+        let Some(events) = &inside.events else {
+            return (looked, None);
+        };
+        let is_mine = inside.look.coordinator == label(&self.name, self.incarnation);
+        if is_mine != inside.is_elected {
+            inside.is_elected = is_mine;
+            let _ = events.send(if is_mine { Event::Elected } else { Event::Deposed });
+        }
+        if is_changed {
+            let _ = events.send(Event::Changed);
+        }
+        if is_other && inside.is_elected {
+            // A node that was paused goes on without a start of its own.
+            let _ = events.send(Event::Hello);
+        }
+        let is_vacant = match of_label(&inside.look.coordinator) {
+            Some((name, incarnation)) => judge.is_gone(name, incarnation),
+            None => true,
+        };
+        let may_take = looked == Looked::InTime && has_lease && inside.card.is_some();
+        if is_mine || !is_vacant || !may_take || inside.is_taking {
+            return (looked, None);
+        }
+        inside.is_taking = true;
+        (looked, Some(Vacancy))
+    }
+
+    /// Records the end of an attempt to take the coordination.
+    pub(super) fn took(&self, is_mine: bool) {
+        let mut inside = self.inside();
+        inside.is_taking = false;
+        if is_mine && !inside.is_elected {
+            inside.is_elected = true;
+            inside.look.coordinator = self.label();
+            if let Some(events) = &inside.events {
+                let _ = events.send(Event::Elected);
+            }
+        }
+    }
+
+    /// Returns `true` if the coordinator of this label is gone.
+    pub(super) fn is_vacant(&self, coordinator: &str) -> bool {
+        let inside = self.inside();
+        match of_label(coordinator) {
+            Some((name, incarnation)) => inside.judge.is_gone(name, incarnation),
+            None => true,
+        }
+    }
+}
+
+fn sorted(mut node_infos: Vec<NodeInfo>) -> Vec<NodeInfo> {
+    node_infos.sort_by(|one, other| one.name.cmp(&other.name));
+    node_infos
+}

@@ -1,0 +1,235 @@
+//! The task that beats and the task that looks. Each has a connection of its own, so that a commit
+//! that waits for standbys does not delay looks.
+//!
+//! **Invariants**
+//! - A state is given to its readers once a beat was acknowledged that was sent after it on the
+//!   same connection. Only the primary that the standbys follow acknowledges a beat.
+//! - A beat without a row is judged after a further acknowledged commit on the same connection. An
+//!   old primary may not have this node's row yet.
+//!
+//! Deliberately absent: judgement (`beat`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cluster::NodeInfo;
+use crate::cluster::engine::authority::{StateTable, decoded_state};
+use crate::cluster::engine::beat::{Beat, Looked};
+use crate::cluster::engine::schema;
+use crate::cluster::engine::shared::{Confirmed, Due, Look, Shared};
+use crate::error::{NodeError, with_causes};
+use crate::postgres::{Param, Row, Session, SessionError};
+use crate::runtime;
+
+/// Longest time for a beat or a look. PostgreSQL answers one within milliseconds. After it, the
+/// next attempt begins with another host.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum size of a node's description in bytes. The usual size is some hundred bytes.
+const CARD_BYTES_MAX: usize = 64 * 1_024;
+/// Number of consecutive failures that are logged once.
+const FAILURES_PER_LOG: u32 = 50;
+
+/// Logs the first failure of a series, then some of the others, then its end.
+#[derive(Default)]
+struct Troubles(u32);
+
+impl Troubles {
+    fn fail(&mut self, work: &str, error: &SessionError) {
+        if self.0.is_multiple_of(FAILURES_PER_LOG) {
+            tracing::warn!(failures = self.0 + 1, %error, "{work} failed");
+        }
+        self.0 = self.0.saturating_add(1);
+    }
+
+    fn end(&mut self, work: &str) {
+        if self.0 > 0 {
+            tracing::info!(failures = self.0, "{work} works again");
+        }
+        self.0 = 0;
+    }
+}
+
+/// The result of one beat.
+enum Beaten {
+    Acknowledged(Option<Confirmed>),
+    Replaced,
+    /// The connection changed between two statements.
+    Again,
+}
+
+/// Counts the own beat up until the membership ends, then tells the others that it has ended.
+pub(super) async fn beat(shared: Arc<Shared>, mut session: Session, mut number: i64) {
+    let mut troubles = Troubles::default();
+    let mut connections = session.connections();
+    loop {
+        let mut due = shared.due();
+        let next = Instant::now() + shared.pace().beat;
+        number += 1;
+        let sent = shared.now();
+        let written = if due.is_last { -1 } else { number };
+        let outcome = beat_once(&shared, &mut session, &due, written).await;
+        if session.connections() != connections {
+            connections = session.connections();
+            shared.restart();
+        }
+        match outcome {
+            Ok(Beaten::Acknowledged(read)) => {
+                troubles.end("beat");
+                shared.acknowledge(sent, number, read.as_ref());
+                if let Some(read) = read {
+                    for reader in std::mem::take(&mut due.readers) {
+                        // The send fails if the caller no longer waits.
+                        let _ = reader.send(Ok(read.clone()));
+                    }
+                }
+                if due.is_last {
+                    return;
+                }
+            }
+            Ok(Beaten::Replaced) => {
+                shared.replaced();
+                return;
+            }
+            Ok(Beaten::Again) => {}
+            Err(error) => {
+                troubles.fail("beat", &error);
+                if let SessionError::Invalid { .. } | SessionError::Refused { .. } = &error {
+                    for reader in std::mem::take(&mut due.readers) {
+                        let _ = reader.send(Err(NodeError::Engine {
+                            action: "read the cluster's state",
+                            url: shared.url.to_string(),
+                            source: error.clone(),
+                        }));
+                    }
+                }
+                if due.is_last {
+                    // The others find the end of this process by its beat.
+                    return;
+                }
+                shared.ask_again(due.readers);
+                tokio::time::sleep_until(next).await;
+                continue;
+            }
+        }
+        shared.ask_again(due.readers);
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {}
+            () = shared.urge.notified() => {}
+        }
+    }
+}
+
+async fn beat_once(
+    shared: &Shared,
+    session: &mut Session,
+    due: &Due,
+    number: i64,
+) -> Result<Beaten, SessionError> {
+    let mut read = None;
+    if due.readers.iter().any(|reader| !reader.is_closed()) {
+        let known = due
+            .cached
+            .as_ref()
+            .map_or(-1, |cached| cached.state.version as i64);
+        let rows = session
+            .query(schema::STATE, &[Param::Int8(known)], STATEMENT_TIMEOUT)
+            .await?;
+        read = decoded_state(&rows, due.cached.as_ref())?;
+    }
+    let connections = session.connections();
+    let card = due
+        .card
+        .as_ref()
+        .and_then(|card| serde_json::to_string(card).ok());
+    let name = shared.name.as_str();
+    let params = [
+        Param::Text(name),
+        Param::Int8(shared.incarnation),
+        Param::Int8(number),
+        Param::OptText(card.as_deref()),
+    ];
+    let affected = session.execute(schema::BEAT, &params, STATEMENT_TIMEOUT).await?;
+    if affected == 0 {
+        session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
+    }
+    if session.connections() != connections && (read.is_some() || affected == 0) {
+        return Ok(Beaten::Again);
+    }
+    Ok(match affected {
+        0 => Beaten::Replaced,
+        _ => Beaten::Acknowledged(read),
+    })
+}
+
+/// Looks at all nodes until the membership ends.
+pub(super) async fn look(shared: Arc<Shared>, table: Arc<StateTable>, mut session: Session) {
+    let mut troubles = Troubles::default();
+    let mut connections = session.connections();
+    while !shared.is_withdrawn() {
+        let next = Instant::now() + shared.pace().beat;
+        match look_once(&shared, &mut session, &mut connections).await {
+            Ok(is_vacant) => {
+                troubles.end("look");
+                if is_vacant {
+                    let (shared, table) = (Arc::clone(&shared), Arc::clone(&table));
+                    runtime::spawn(async move {
+                        let taken = table.take_coordination(&shared).await;
+                        if let Err(error) = &taken {
+                            let error = with_causes(error);
+                            tracing::warn!(error, "the coordination could not be taken over");
+                        }
+                        shared.took(taken.unwrap_or(false));
+                    });
+                }
+            }
+            Err(error) => troubles.fail("look", &error),
+        }
+        tokio::time::sleep_until(next).await;
+    }
+}
+
+/// Looks once. Returns `true` if this process is to take the coordination.
+pub(super) async fn look_once(
+    shared: &Shared,
+    session: &mut Session,
+    connections: &mut u64,
+) -> Result<bool, SessionError> {
+    let (sent, own) = (shared.now(), shared.own_beat());
+    let rows = session.query(schema::LOOK, &[], STATEMENT_TIMEOUT).await?;
+    if session.connections() != *connections {
+        *connections = session.connections();
+        shared.restart();
+    }
+    let (looked, vacancy) = shared.looked(sent, own, decoded_look(&rows)?);
+    if looked == Looked::OldWorld {
+        tracing::debug!(host = session.host(), "a look shows an old world");
+        session.disconnect();
+    }
+    Ok(vacancy.is_some())
+}
+
+pub(super) fn decoded_look(rows: &[Row]) -> Result<Look, SessionError> {
+    let mut look = Look::default();
+    let mut beats = BTreeMap::new();
+    for row in rows {
+        let name = row.text(0)?.to_owned();
+        let beat = Beat {
+            incarnation: row.int8(1)?,
+            number: row.int8(2)?,
+        };
+        // A description of another version, or of another node, is treated like none.
+        let card = row.opt_text(3)?.filter(|card| card.len() <= CARD_BYTES_MAX);
+        let card = card.and_then(|card| serde_json::from_str::<NodeInfo>(card).ok());
+        if let Some(card) = card.filter(|card| card.name.as_str() == name) {
+            look.cards.insert(name.clone(), card);
+        }
+        beats.insert(name, beat);
+        look.version = u64::try_from(row.int8(4)?).unwrap_or(0);
+        row.text(5)?.clone_into(&mut look.coordinator);
+    }
+    look.beats = beats;
+    Ok(look)
+}

@@ -1,0 +1,428 @@
+//! An engine for the command line: creation of the tables, checks, and a view from outside.
+//!
+//! **Invariants**
+//! - `init_engine` can be repeated and removes nothing.
+//! - `check_engine` leaves nothing behind. Its test entries have a volume name that no node can
+//!   have.
+//!
+//! Deliberately absent: printing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imt_ring::Ring;
+use tokio::time::Instant;
+
+use crate::cluster::NodeInfo;
+use crate::cluster::engine::authority::decoded_state;
+use crate::cluster::engine::beat::Pace;
+use crate::cluster::engine::joining::unfit_setting;
+use crate::cluster::engine::schema;
+use crate::cluster::engine::tasks::decoded_look;
+use crate::error::NodeError;
+use crate::postgres::{EngineUrl, Param, Session, SessionError};
+use crate::runtime;
+
+/// Longest time for one statement.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Oldest version of PostgreSQL that was tested, as `server_version_num` has it.
+const SERVER_VERSION_MIN: i32 = 150_000;
+/// Number of test commits of a check.
+const TEST_COMMITS: usize = 50;
+/// Size of a test entry in bytes, that of a commit of one order.
+const TEST_BODY: [u8; 400] = [0; 400];
+/// Longest median of a commit before a check warns.
+const SLOW_COMMIT: Duration = Duration::from_millis(20);
+
+fn failed(url: &EngineUrl, action: &'static str) -> impl Fn(SessionError) -> NodeError + use<> {
+    let url = url.to_string();
+    move |source| NodeError::Engine {
+        action,
+        url: url.clone(),
+        source,
+    }
+}
+
+/// Creates the tables that are missing, and the settings of the role in this database.
+///
+/// # Errors
+/// `NodeError::Engine` if the engine cannot be reached, or the role may not create tables.
+pub async fn init_engine(url: &EngineUrl) -> Result<(), NodeError> {
+    let failed = failed(url, "create the tables");
+    let mut session = Session::new(Arc::new(url.clone()), "init");
+    let rows = session
+        .query(
+            "SELECT quote_ident(current_database()), current_setting('synchronous_commit')",
+            &[],
+            STATEMENT_TIMEOUT,
+        )
+        .await
+        .map_err(&failed)?;
+    let Some(row) = rows.first() else {
+        return Err(failed(SessionError::Invalid {
+            reason: "no name of the database".to_owned(),
+        }));
+    };
+    let database = row.text(0).map_err(&failed)?;
+    session
+        .batch(schema::CREATE, STATEMENT_TIMEOUT)
+        .await
+        .map_err(&failed)?;
+    session
+        .batch(schema::VIEWS, STATEMENT_TIMEOUT)
+        .await
+        .map_err(&failed)?;
+    for (name, value) in schema::ROLE_SETTINGS {
+        // A role that waits for the standbys to replay is stricter, and stays so.
+        let is_stricter = name == "synchronous_commit" && row.text(1).map_err(&failed)? == "remote_apply";
+        if !is_stricter {
+            let sql = format!("ALTER ROLE CURRENT_USER IN DATABASE {database} SET {name} = '{value}'");
+            session.batch(&sql, STATEMENT_TIMEOUT).await.map_err(&failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the position up to which a standby has received the primary's log, in bytes.
+///
+/// # Errors
+/// `NodeError::Engine` if the standby cannot be reached.
+pub async fn standby_position(url: &EngineUrl) -> Result<u64, NodeError> {
+    let failed = failed(url, "read a standby's position");
+    let mut session = Session::to_any(Arc::new(url.clone()), "standby");
+    let sql = "SELECT coalesce(pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0'), 0)::bigint";
+    let rows = session.query(sql, &[], STATEMENT_TIMEOUT).await;
+    let rows = rows.map_err(&failed)?;
+    let position = rows.first().map_or(Ok(0), |row| row.int8(0));
+    Ok(u64::try_from(position.map_err(&failed)?).unwrap_or(0))
+}
+
+/// Makes a standby the primary. Returns before it accepts writes.
+///
+/// # Errors
+/// `NodeError::Engine` if the standby cannot be reached.
+pub async fn promote_standby(url: &EngineUrl) -> Result<(), NodeError> {
+    run_on_standby(url, "SELECT pg_promote(false)").await
+}
+
+/// Lets a standby read its settings again.
+///
+/// # Errors
+/// `NodeError::Engine` if the standby cannot be reached.
+pub async fn reload_standby(url: &EngineUrl) -> Result<(), NodeError> {
+    run_on_standby(url, "SELECT pg_reload_conf()").await
+}
+
+async fn run_on_standby(url: &EngineUrl, sql: &str) -> Result<(), NodeError> {
+    let mut session = Session::to_any(Arc::new(url.clone()), "standby");
+    let done = session.query(sql, &[], STATEMENT_TIMEOUT).await;
+    done.map(drop).map_err(failed(url, "change a standby"))
+}
+
+/// The verdict of one check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// In order.
+    Good,
+    /// Nodes work, but read the text.
+    Warning,
+    /// Nodes refuse to start, or acknowledged orders could be lost.
+    Bad,
+}
+
+/// One check of an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineCheck {
+    /// The subject in one or two words.
+    pub subject: &'static str,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The finding, and the remedy if there is one.
+    pub finding: String,
+}
+
+/// Checks if an engine can hold a cluster without losing an acknowledged order.
+///
+/// # Errors
+/// `NodeError::Engine` if the engine cannot be reached. A fault of the engine is a check.
+pub async fn check_engine(url: &EngineUrl) -> Result<Vec<EngineCheck>, NodeError> {
+    let failed = failed(url, "check the engine");
+    let mut session = Session::new(Arc::new(url.clone()), "check");
+    let mut checks = Checks::default();
+    version(&mut session, &mut checks).await.map_err(&failed)?;
+    standbys(&mut session, &mut checks).await.map_err(&failed)?;
+    settings(&mut session, &mut checks).await.map_err(&failed)?;
+    if tables(&mut session, &mut checks).await.map_err(&failed)? {
+        fence(&mut session, &mut checks).await.map_err(&failed)?;
+    }
+    Ok(checks.0)
+}
+
+#[derive(Default)]
+struct Checks(Vec<EngineCheck>);
+
+impl Checks {
+    fn add(&mut self, subject: &'static str, verdict: Verdict, finding: impl Into<String>) {
+        self.0.push(EngineCheck {
+            subject,
+            verdict,
+            finding: finding.into(),
+        });
+    }
+}
+
+async fn version(session: &mut Session, checks: &mut Checks) -> Result<(), SessionError> {
+    let sql = "SELECT current_setting('server_version_num')::int, version(), pg_is_in_recovery()";
+    let rows = session.query(sql, &[], STATEMENT_TIMEOUT).await?;
+    for row in &rows {
+        let text = row.text(1)?;
+        let short = text.split(" on ").next().unwrap_or(text).to_owned();
+        if row.int4(0)? >= SERVER_VERSION_MIN {
+            checks.add("version", Verdict::Good, short);
+        } else {
+            let finding = format!("{short}; versions before 15 were not tried");
+            checks.add("version", Verdict::Warning, finding);
+        }
+        let host = session.host();
+        if row.bool(2)? {
+            let finding = format!("{host} is a standby; add the primary to the URL");
+            checks.add("primary", Verdict::Bad, finding);
+        } else {
+            checks.add("primary", Verdict::Good, host);
+        }
+    }
+    Ok(())
+}
+
+async fn standbys(session: &mut Session, checks: &mut Checks) -> Result<(), SessionError> {
+    let sql = "SELECT current_setting('synchronous_standby_names'),
+        (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')),
+        (SELECT count(*) FROM pg_stat_replication)";
+    let rows = match session.query(sql, &[], STATEMENT_TIMEOUT).await {
+        Ok(rows) => rows,
+        Err(SessionError::Refused { message, .. }) => {
+            let finding = format!("cannot be seen ({message}); a loss of one machine may lose orders");
+            checks.add("standbys", Verdict::Warning, finding);
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    for row in &rows {
+        let (names, synchronous, all) = (row.text(0)?, row.int8(1)?, row.int8(2)?);
+        let (verdict, finding) = match (names.is_empty(), synchronous, all) {
+            (true, _, _) => (
+                Verdict::Warning,
+                "synchronous_standby_names is empty: the loss of this machine loses acknowledged orders, unless its storage is replicated (as with Aurora or Neon, where this cannot be seen)".to_owned(),
+            ),
+            (false, 0, 0) => (
+                Verdict::Warning,
+                format!("'{names}' is set and no standby is connected, or this role may not see them (grant pg_monitor); without one, commits wait"),
+            ),
+            (false, 0, all) => (
+                Verdict::Bad,
+                format!("'{names}' names none of the {all} connected standbys that this role can see: commits wait"),
+            ),
+            (false, synchronous, _) => (
+                Verdict::Good,
+                format!("{synchronous} synchronous now ('{names}')"),
+            ),
+        };
+        checks.add("standbys", verdict, finding);
+    }
+    Ok(())
+}
+
+async fn settings(session: &mut Session, checks: &mut Checks) -> Result<(), SessionError> {
+    let sql = "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes')";
+    for row in &session.query(sql, &[], STATEMENT_TIMEOUT).await? {
+        let (name, is_on) = (row.text(0)?, row.text(1)? == "on");
+        let subject = if name == "fsync" { "fsync" } else { "full pages" };
+        if is_on {
+            checks.add(subject, Verdict::Good, format!("{name} is on"));
+        } else {
+            let finding = format!("{name} is off: a crash of the machine loses or damages orders");
+            checks.add(subject, Verdict::Bad, finding);
+        }
+    }
+    for row in &session.query(schema::SETTINGS, &[], STATEMENT_TIMEOUT).await? {
+        let [commit, lock, statement, isolation] = [row.text(0)?, row.text(1)?, row.text(2)?, row.text(3)?];
+        match unfit_setting(commit, lock, statement, isolation) {
+            Some(fault) => checks.add("role", Verdict::Bad, format!("{fault}; run imt engine init")),
+            None => checks.add(
+                "role",
+                Verdict::Good,
+                format!(
+                    "synchronous_commit {commit}, lock_timeout {lock} ms, statement_timeout {statement} ms"
+                ),
+            ),
+        }
+    }
+    Ok(())
+}
+
+async fn tables(session: &mut Session, checks: &mut Checks) -> Result<bool, SessionError> {
+    match session.query(schema::VERSION, &[], STATEMENT_TIMEOUT).await {
+        Ok(rows) => {
+            let version = rows.first().map_or(Ok(0), |row| row.int4(0))?;
+            let is_known = version == schema::SCHEMA_VERSION;
+            if is_known {
+                checks.add("tables", Verdict::Good, format!("layout {version}"));
+            } else {
+                let finding = format!(
+                    "layout {version}, and this program knows {}",
+                    schema::SCHEMA_VERSION
+                );
+                checks.add("tables", Verdict::Bad, finding);
+            }
+            Ok(is_known)
+        }
+        Err(SessionError::Refused { code, .. }) if code == schema::UNDEFINED_TABLE => {
+            checks.add("tables", Verdict::Bad, "there are none; run imt engine init");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes test entries as a former and as the present owner of a volume, and measures commits.
+async fn fence(session: &mut Session, checks: &mut Checks) -> Result<(), SessionError> {
+    // A node's name cannot contain a space.
+    let volume = format!("check {:016x}", runtime::random_u64());
+    let outcome = test_entries(session, &volume).await;
+    let name = [Param::Text(&volume)];
+    for sql in [
+        "DELETE FROM imt_log WHERE volume = $1",
+        "DELETE FROM imt_volume WHERE volume = $1",
+    ] {
+        session.execute(sql, &name, STATEMENT_TIMEOUT).await?;
+    }
+    let (affected, mut times) = outcome?;
+    if affected == [1, 1, 0, 0, 1] {
+        checks.add("fence", Verdict::Good, "entries of a former owner are refused");
+    } else {
+        let finding =
+            format!("five test entries affected {affected:?} rows, and must affect [1, 1, 0, 0, 1]");
+        checks.add("fence", Verdict::Bad, finding);
+    }
+    times.sort_unstable();
+    let at = |share: usize| times.get(times.len() * share / 100).copied().unwrap_or_default();
+    let (median, worst) = (at(50), at(99));
+    let text = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1_000.0);
+    let finding = format!("{} (median), {} (p99) a commit", text(median), text(worst));
+    if median > SLOW_COMMIT {
+        let finding = format!("{finding}; an order waits for at least one");
+        checks.add("latency", Verdict::Warning, finding);
+    } else {
+        checks.add("latency", Verdict::Good, finding);
+    }
+    Ok(())
+}
+
+/// Returns the rows that five entries affected, and the times of commits.
+async fn test_entries(
+    session: &mut Session,
+    volume: &str,
+) -> Result<(Vec<u64>, Vec<Duration>), SessionError> {
+    let name = Param::Text(volume);
+    session
+        .execute(
+            "INSERT INTO imt_volume (volume, epoch, owner, kept_from) VALUES ($1, 1, 'check', 1)",
+            &[name],
+            STATEMENT_TIMEOUT,
+        )
+        .await?;
+    let mut affected = Vec::new();
+    let mut times = Vec::new();
+    for (seq, epoch) in [(1, 1), (2, 1), (3, 1), (2, 2), (3, 2)] {
+        if affected.len() == 2 {
+            let raise = "UPDATE imt_volume SET epoch = 2 WHERE volume = $1";
+            session.execute(raise, &[name], STATEMENT_TIMEOUT).await?;
+        }
+        affected.push(append(session, name, seq, epoch).await?);
+    }
+    for seq in 0..TEST_COMMITS {
+        let started = Instant::now();
+        append(session, name, seq as i64 + 10, 2).await?;
+        times.push(started.elapsed());
+    }
+    Ok((affected, times))
+}
+
+async fn append(session: &mut Session, volume: Param<'_>, seq: i64, epoch: i64) -> Result<u64, SessionError> {
+    let params = [
+        volume,
+        Param::Int8(seq),
+        Param::Int8(epoch),
+        Param::Bytes(&TEST_BODY),
+    ];
+    session.execute(schema::APPEND, &params, STATEMENT_TIMEOUT).await
+}
+
+/// A cluster as its engine shows it.
+#[derive(Clone, Debug)]
+pub struct EngineView {
+    /// The published descriptions, each with `true` if the process beats.
+    pub nodes: Vec<(NodeInfo, bool)>,
+    /// The ring. `None` if no node was ever started.
+    pub ring: Option<Ring>,
+    /// The URL of the cluster's warehouse.
+    pub warehouse: Option<String>,
+    /// The secret of the nodes. Empty if it is kept in a file.
+    pub secret: String,
+}
+
+/// Reads the nodes and the ring of an engine. It takes two looks: a node runs if its beat changes
+/// between them.
+///
+/// # Errors
+/// `NodeError::Engine` if the engine cannot be reached or has no tables.
+pub async fn view_engine(url: &EngineUrl) -> Result<EngineView, NodeError> {
+    let failed = failed(url, "read the nodes");
+    let mut session = Session::new(Arc::new(url.clone()), "view");
+    let rows = session
+        .query(schema::STATE, &[Param::Int8(-1)], STATEMENT_TIMEOUT)
+        .await;
+    let rows = rows.map_err(&failed)?;
+    let state = decoded_state(&rows, None)
+        .map_err(&failed)?
+        .map(|confirmed| confirmed.state);
+    let warehouse = state.as_ref().and_then(|state| state.warehouse.clone());
+    let ring = state.map(|state| state.ring);
+    let secret = match rows.first() {
+        Some(row) => row.text(3).map_err(&failed)?.to_owned(),
+        None => String::new(),
+    };
+    let pace = Pace::of(usize::MAX);
+    let until = Instant::now() + pace.gone;
+    let rows = session.query(schema::LOOK, &[], STATEMENT_TIMEOUT).await;
+    let first = decoded_look(&rows.map_err(&failed)?).map_err(&failed)?;
+    let mut running: BTreeMap<String, bool> = first
+        .beats
+        .iter()
+        .filter(|(_, beat)| beat.number >= 0)
+        .map(|(name, _)| (name.clone(), false))
+        .collect();
+    let mut last = first;
+    while running.values().any(|runs| !runs) && Instant::now() < until {
+        tokio::time::sleep(pace.beat / 2).await;
+        let rows = session.query(schema::LOOK, &[], STATEMENT_TIMEOUT).await;
+        let look = decoded_look(&rows.map_err(&failed)?).map_err(&failed)?;
+        for (name, beat) in &look.beats {
+            if last.beats.get(name) != Some(beat) {
+                running.insert(name.clone(), beat.number >= 0);
+            }
+        }
+        running.retain(|name, _| look.beats.contains_key(name));
+        last.cards = look.cards;
+        last.beats = look.beats;
+    }
+    let runs = |card: &NodeInfo| running.get(card.name.as_str()).copied().unwrap_or(false);
+    let nodes = last.cards.values().map(|card| (card.clone(), runs(card)));
+    Ok(EngineView {
+        nodes: nodes.collect(),
+        ring,
+        warehouse,
+        secret,
+    })
+}

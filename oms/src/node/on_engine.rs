@@ -1,0 +1,163 @@
+//! The way of a process into a cluster on an engine: its address for the other nodes, its secret.
+//!
+//! **Invariants**
+//! - A node never publishes an address that the other nodes cannot reach: none of the loopback
+//!   interface beside an engine on another machine, and none that means "any interface".
+//!
+//! Deliberately absent: the joining itself (`cluster::engine`).
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use imt_ring::Member;
+
+use crate::cluster::engine::{EngineCluster, Joining};
+use crate::config::NodeConfig;
+use crate::error::NodeError;
+use crate::postgres::EngineUrl;
+use crate::runtime::regular_file;
+
+/// Maximum size of a file with a secret in bytes.
+const SECRET_BYTES_MAX: u64 = 4_096;
+/// Least length of a secret in characters.
+const SECRET_LENGTH_MIN: usize = 16;
+
+fn invalid(setting: &'static str, reason: impl Into<String>) -> NodeError {
+    NodeError::Config {
+        setting,
+        reason: reason.into(),
+    }
+}
+
+/// Joins the cluster of an engine.
+pub(super) async fn join(config: &NodeConfig, url: &EngineUrl) -> Result<EngineCluster, NodeError> {
+    let named =
+        Member::new(&config.name).map_err(|error| invalid("name", format!("cannot be used: {error}")))?;
+    let member = named
+        .with_weight(config.weight)
+        .and_then(|member| match &config.zone {
+            Some(zone) => member.with_zone(zone),
+            None => Ok(member),
+        })
+        .map_err(|error| invalid("weight or zone", format!("cannot be used: {error}")))?;
+    let secret = config.secret_file.as_deref().map(read_secret_file).transpose()?;
+    let data = std::path::absolute(&config.data).map_err(|source| NodeError::Folder {
+        action: "find",
+        path: config.data.clone(),
+        source,
+    })?;
+    let joining = Joining {
+        url: Arc::new(url.clone()),
+        data,
+        member,
+        secret,
+    };
+    joining.join().await
+}
+
+/// Reads the file with the secret of the nodes.
+///
+/// # Errors
+/// Returns an error if the file cannot be read, or its secret is short.
+pub fn read_secret_file(path: &Path) -> Result<String, NodeError> {
+    let bytes = regular_file::read(path, SECRET_BYTES_MAX).map_err(|source| NodeError::Folder {
+        action: "read the secret file",
+        path: path.to_owned(),
+        source,
+    })?;
+    let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+    let is_plain = text.chars().all(|character| character.is_ascii_graphic());
+    if text.len() < SECRET_LENGTH_MIN || !is_plain {
+        return Err(invalid(
+            "secret file",
+            format!(
+                "{} must have one line of at least {SECRET_LENGTH_MIN} letters and digits, such as the output of openssl rand -hex 32",
+                path.display()
+            ),
+        ));
+    }
+    Ok(text)
+}
+
+/// Returns the address that this node publishes: `advertise` if it is given, else the address that
+/// it listens on.
+pub(super) async fn address(
+    config: &NodeConfig,
+    url: &EngineUrl,
+    listening: SocketAddr,
+) -> Result<SocketAddr, NodeError> {
+    let advertised = match &config.advertise {
+        None => listening,
+        Some(text) => {
+            let found = tokio::net::lookup_host(text.as_str()).await;
+            let found = found.map(|mut addresses| addresses.next());
+            match found {
+                Ok(Some(address)) => address,
+                Ok(None) => return Err(invalid("advertise", format!("'{text}' has no address"))),
+                Err(error) => {
+                    return Err(invalid(
+                        "advertise",
+                        format!("'{text}' is not HOST:PORT of this machine: {error}"),
+                    ));
+                }
+            }
+        }
+    };
+    check_address(advertised, url.is_local())?;
+    Ok(advertised)
+}
+
+fn check_address(address: SocketAddr, is_local: bool) -> Result<(), NodeError> {
+    if address.ip().is_unspecified() {
+        return Err(invalid(
+            "advertise",
+            format!(
+                "is missing: {address} is every interface; give the address at which the other nodes reach this one"
+            ),
+        ));
+    }
+    if address.ip().is_loopback() && !is_local {
+        return Err(invalid(
+            "advertise",
+            format!(
+                "cannot be {address}: the engine is on another machine, so other nodes may be, and they cannot reach a loopback address; give --listen and --advertise an address of this machine"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_other_machines_cannot_reach_is_refused() {
+        let check = |address: &str, is_local| check_address(address.parse().unwrap(), is_local);
+        assert!(check("10.0.0.1:9090", false).is_ok());
+        assert!(check("127.0.0.1:9090", true).is_ok());
+        for (address, is_local, named) in [
+            ("127.0.0.1:9090", false, "127.0.0.1:9090"),
+            ("[::1]:9090", false, "loopback"),
+            ("0.0.0.0:9090", true, "every interface"),
+            ("[::]:9090", false, "every interface"),
+        ] {
+            let error = check(address, is_local).unwrap_err().to_string();
+            assert!(error.contains(named), "{address}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_short_secret_is_refused_and_a_line_break_is_no_part_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        std::fs::write(&path, "0123456789abcdef\n").unwrap();
+        assert_eq!(read_secret_file(&path).unwrap(), "0123456789abcdef");
+        for wrong in ["short\n", "has a space inside it\n", ""] {
+            std::fs::write(&path, wrong).unwrap();
+            let error = read_secret_file(&path).unwrap_err().to_string();
+            assert!(error.contains("at least 16"), "{error}");
+        }
+    }
+}

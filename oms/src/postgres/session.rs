@@ -1,0 +1,675 @@
+//! One connection to an engine, and the result of each statement.
+//!
+//! **Invariants**
+//! - A session has at most one connection, and one statement or transaction in flight. A call that
+//!   its caller drops takes the connection with it, so that no answer is taken for another one's.
+//! - A connection belongs to a server that accepts writes, unless a tool asks for any. After a fault, the next connection
+//!   begins with the next host.
+//! - The timeout of a call covers connecting, sending and the answer. PostgreSQL's own timeouts do
+//!   not end a wait for standbys.
+//! - Statements are unnamed and typed, so they pass a pooler that works by transaction.
+//! - A warning makes the result of a statement unknown: a cancelled wait for standbys is answered
+//!   by a warning and a success.
+//!
+//! Deliberately absent: a cancel request, prepared statements, and repetition. A caller knows which
+//! of its statements can be repeated.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use futures_util::future::join_all;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::config::{ChannelBinding, Config, SslMode, TargetSessionAttrs};
+use tokio_postgres::error::Severity;
+use tokio_postgres::types::{FromSql, ToSql, Type};
+use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, Socket};
+
+use crate::error::with_causes;
+use crate::postgres::tls;
+use crate::postgres::url::{Encryption, EngineUrl, Host};
+use crate::runtime;
+
+/// Maximum time to connect to one host, if there are others.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time without traffic after which the kernel probes a connection.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+/// Maximum size of the parameters of one call in bytes. The largest commit is a few megabytes.
+const PARAMS_BYTES_MAX: usize = 64 * 1_024 * 1_024;
+/// Maximum size of the rows that one `query` returns in bytes. Larger results are streamed.
+const ROWS_BYTES_MAX: usize = 64 * 1_024 * 1_024;
+
+/// A failed statement, by its effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionError {
+    /// The engine refused the statement. It has no effect.
+    Refused {
+        /// The code of the error (SQLSTATE).
+        code: String,
+        /// The engine's message.
+        message: String,
+    },
+    /// No host of the engine accepts writes now. The statement was not sent, or has no effect.
+    Away {
+        /// The fault of each host.
+        reason: String,
+    },
+    /// The statement was sent. It may or may not have an effect, and may not be durable.
+    Unknown {
+        /// The fault.
+        reason: String,
+    },
+    /// The engine answered with data of another form, or the call exceeds a limit.
+    Invalid {
+        /// The fault.
+        reason: String,
+    },
+}
+
+impl fmt::Display for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SessionError::Refused { code, message } => {
+                write!(f, "the engine refused a statement: {message} (SQLSTATE {code})")
+            }
+            SessionError::Away { reason } => write!(f, "the engine cannot be reached: {reason}"),
+            SessionError::Unknown { reason } => {
+                write!(f, "the result of a statement is not known: {reason}")
+            }
+            SessionError::Invalid { reason } => {
+                write!(f, "the engine's data cannot be used: {reason}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for SessionError {}
+
+/// A parameter of a statement, with its SQL type.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Param<'a> {
+    Text(&'a str),
+    OptText(Option<&'a str>),
+    Int4(i32),
+    Int8(i64),
+    Bytes(&'a [u8]),
+    Int2s(&'a [i16]),
+    ByteArrays(&'a [&'a [u8]]),
+}
+
+impl Param<'_> {
+    fn typed(&self) -> (&(dyn ToSql + Sync), Type) {
+        match self {
+            Param::Text(value) => (value, Type::TEXT),
+            Param::OptText(value) => (value, Type::TEXT),
+            Param::Int4(value) => (value, Type::INT4),
+            Param::Int8(value) => (value, Type::INT8),
+            Param::Bytes(value) => (value, Type::BYTEA),
+            Param::Int2s(values) => (values, Type::INT2_ARRAY),
+            Param::ByteArrays(values) => (values, Type::BYTEA_ARRAY),
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Param::Int4(_) | Param::Int8(_) => 8,
+            Param::Text(value) => value.len(),
+            Param::OptText(value) => value.map_or(0, str::len),
+            Param::Bytes(value) => value.len(),
+            Param::Int2s(values) => values.len() * 6,
+            Param::ByteArrays(values) => values.iter().map(|value| value.len() + 4).sum(),
+        }
+    }
+}
+
+/// A statement with its parameters.
+pub(crate) type Statement<'a> = (&'a str, &'a [Param<'a>]);
+
+/// The course of a transaction with a first statement that affects no row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnNone {
+    /// The transaction is committed like any other.
+    Continue,
+    /// The transaction is rolled back before its second statement.
+    RollBack,
+}
+
+/// A row of a result.
+#[derive(Debug)]
+pub(crate) struct Row(tokio_postgres::Row);
+
+impl Row {
+    fn get<'a, T: FromSql<'a>>(&'a self, column: usize) -> Result<T, SessionError> {
+        self.0.try_get(column).map_err(|error| SessionError::Invalid {
+            reason: format!("column {column} of a result: {}", with_causes(&error)),
+        })
+    }
+
+    pub(crate) fn bool(&self, column: usize) -> Result<bool, SessionError> {
+        self.get(column)
+    }
+
+    pub(crate) fn text(&self, column: usize) -> Result<&str, SessionError> {
+        self.get(column)
+    }
+
+    /// Returns a text that may be NULL.
+    pub(crate) fn opt_text(&self, column: usize) -> Result<Option<&str>, SessionError> {
+        self.get(column)
+    }
+
+    pub(crate) fn int2(&self, column: usize) -> Result<i16, SessionError> {
+        self.get(column)
+    }
+
+    pub(crate) fn int4(&self, column: usize) -> Result<i32, SessionError> {
+        self.get(column)
+    }
+
+    pub(crate) fn int8(&self, column: usize) -> Result<i64, SessionError> {
+        self.get(column)
+    }
+
+    pub(crate) fn bytes(&self, column: usize) -> Result<&[u8], SessionError> {
+        self.get(column)
+    }
+}
+
+/// At most one connection to an engine. It is made on demand, and again after a fault.
+pub(crate) struct Session {
+    url: Arc<EngineUrl>,
+    purpose: &'static str,
+    servers: TargetSessionAttrs,
+    /// Index of the host of the present or next connection.
+    host: usize,
+    open: Option<Open>,
+    connections: u64,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session({} to {})", self.purpose, self.url)
+    }
+}
+
+/// Warnings of one connection.
+#[derive(Default)]
+struct Warnings {
+    count: AtomicU64,
+    last: Mutex<String>,
+}
+
+/// An open connection.
+struct Open {
+    client: Client,
+    connection: JoinHandle<()>,
+    warnings: Arc<Warnings>,
+    /// The number of warnings before the present call.
+    warned: u64,
+    /// `true` while an answer is expected.
+    is_busy: bool,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // Without a client, an idle connection says goodbye and ends. A busy one would go on to
+        // read its answer.
+        if self.is_busy {
+            self.connection.abort();
+        }
+    }
+}
+
+/// The reason for which rows were not returned.
+enum ReadFault {
+    Postgres(tokio_postgres::Error),
+    Ours(SessionError),
+}
+
+impl From<tokio_postgres::Error> for ReadFault {
+    fn from(error: tokio_postgres::Error) -> ReadFault {
+        ReadFault::Postgres(error)
+    }
+}
+
+impl Session {
+    /// Creates a session without a connection. The purpose is shown in `pg_stat_activity`.
+    pub(crate) fn new(url: Arc<EngineUrl>, purpose: &'static str) -> Session {
+        Session {
+            url,
+            purpose,
+            servers: TargetSessionAttrs::ReadWrite,
+            host: 0,
+            open: None,
+            connections: 0,
+        }
+    }
+
+    /// Creates a session to any server, also a standby.
+    pub(crate) fn to_any(url: Arc<EngineUrl>, purpose: &'static str) -> Session {
+        Session {
+            servers: TargetSessionAttrs::Any,
+            ..Session::new(url, purpose)
+        }
+    }
+
+    /// Returns the number of connections so far. Another number after a call means that the engine
+    /// may have failed over in between.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections
+    }
+
+    /// Returns the host of the present or next connection.
+    pub(crate) fn host(&self) -> String {
+        self.url
+            .hosts
+            .get(self.host)
+            .map_or_else(String::new, Host::to_string)
+    }
+
+    /// Drops the connection. The next call makes another one, beginning with the next host.
+    pub(crate) fn disconnect(&mut self) {
+        self.open = None;
+        self.next_host();
+    }
+
+    fn next_host(&mut self) {
+        self.host = (self.host + 1) % self.url.hosts.len().max(1);
+    }
+
+    /// Executes a statement and returns its rows. `timeout` covers connecting and the answer.
+    pub(crate) async fn query(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+        timeout: Duration,
+    ) -> Result<Vec<Row>, SessionError> {
+        check_size(params)?;
+        let deadline = Instant::now() + timeout;
+        let open = self.begin(deadline).await?;
+        let read = async {
+            let mut rows = Vec::new();
+            let mut bytes = 0_usize;
+            let mut stream = pin!(open.client.query_typed_raw(sql, typed(params)).await?);
+            while let Some(row) = stream.try_next().await? {
+                bytes = bytes.saturating_add(row.raw_size_bytes());
+                if bytes > ROWS_BYTES_MAX {
+                    return Err(ReadFault::Ours(SessionError::Invalid {
+                        reason: format!("a result has more than {ROWS_BYTES_MAX} bytes"),
+                    }));
+                }
+                rows.push(Row(row));
+            }
+            Ok(rows)
+        };
+        let outcome = timeout_at(deadline, read).await;
+        self.finish(open, outcome.map_err(|_| timeout))
+    }
+
+    /// Executes a statement and returns the number of rows that it affected.
+    pub(crate) async fn execute(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+        timeout: Duration,
+    ) -> Result<u64, SessionError> {
+        check_size(params)?;
+        let deadline = Instant::now() + timeout;
+        let open = self.begin(deadline).await?;
+        let typed: Vec<_> = typed(params).collect();
+        let outcome = timeout_at(deadline, open.client.execute_typed(sql, &typed)).await;
+        let outcome = outcome.map(|result| result.map_err(ReadFault::Postgres));
+        self.finish(open, outcome.map_err(|_| timeout))
+    }
+
+    /// Executes statements without parameters, separated by semicolons, as one transaction.
+    pub(crate) async fn batch(&mut self, sql: &str, timeout: Duration) -> Result<(), SessionError> {
+        let deadline = Instant::now() + timeout;
+        let open = self.begin(deadline).await?;
+        let outcome = timeout_at(deadline, open.client.batch_execute(sql)).await;
+        let outcome = outcome.map(|result| result.map_err(ReadFault::Postgres));
+        self.finish(open, outcome.map_err(|_| timeout))
+    }
+
+    /// Executes statements in one transaction and returns the number of rows that each affected.
+    /// All are sent at once, except after a first one that may end the transaction.
+    pub(crate) async fn transaction(
+        &mut self,
+        statements: &[Statement<'_>],
+        on_none: OnNone,
+        timeout: Duration,
+    ) -> Result<Vec<u64>, SessionError> {
+        for (_, params) in statements {
+            check_size(params)?;
+        }
+        let deadline = Instant::now() + timeout;
+        let open = self.begin(deadline).await?;
+        let client = &open.client;
+        let work = async {
+            let begin = async { client.batch_execute("BEGIN").await.map(|()| 0) };
+            let commit = async { client.batch_execute("COMMIT").await.map(|()| 0) };
+            let mut affected: Vec<u64> = Vec::with_capacity(statements.len());
+            let mut rest = statements;
+            if on_none == OnNone::RollBack
+                && let Some((first, others)) = statements.split_first()
+            {
+                let (begun, first) = futures_util::join!(begin, execute(client, *first));
+                begun?;
+                affected.push(match first {
+                    Ok(affected) => affected,
+                    Err(error) => {
+                        client.batch_execute("ROLLBACK").await?;
+                        return Err(ReadFault::Postgres(error));
+                    }
+                });
+                if affected == [0] {
+                    client.batch_execute("ROLLBACK").await?;
+                    return Ok(affected);
+                }
+                rest = others;
+                let (others, committed) = futures_util::join!(
+                    join_all(rest.iter().map(|statement| execute(client, *statement))),
+                    commit
+                );
+                for other in others {
+                    affected.push(other?);
+                }
+                committed?;
+                return Ok(affected);
+            }
+            // `join!` and `join_all` poll in order, so the statements are sent in order.
+            let (begun, all, committed) = futures_util::join!(
+                begin,
+                join_all(rest.iter().map(|statement| execute(client, *statement))),
+                commit
+            );
+            begun?;
+            for one in all {
+                affected.push(one?);
+            }
+            committed?;
+            Ok(affected)
+        };
+        let outcome = timeout_at(deadline, work).await;
+        self.finish(open, outcome.map_err(|_| timeout))
+    }
+
+    /// Executes a statement that only reads, and passes each row to `each` while the others arrive.
+    /// `timeout` is the longest time to connect, and the longest time between two rows. The
+    /// engine's `statement_timeout` does not apply.
+    pub(crate) async fn stream(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+        timeout: Duration,
+        mut each: impl FnMut(Row) -> Result<(), SessionError> + Send,
+    ) -> Result<u64, SessionError> {
+        check_size(params)?;
+        let open = self.begin(Instant::now() + timeout).await?;
+        let client = &open.client;
+        let in_time = |started: Instant| started + timeout;
+        let work = async {
+            let begin = client.batch_execute("BEGIN READ ONLY; SET LOCAL statement_timeout = 0");
+            let asked = async {
+                begin.await?;
+                client.query_typed_raw(sql, typed(params)).await
+            };
+            let late = |_| ReadFault::Ours(not_in_time(timeout));
+            let stream = timeout_at(in_time(Instant::now()), asked).await.map_err(late)??;
+            let mut stream = pin!(stream);
+            let mut rows = 0_u64;
+            loop {
+                let next = timeout_at(in_time(Instant::now()), stream.try_next()).await;
+                let Some(row) = next.map_err(late)?? else {
+                    break;
+                };
+                rows += 1;
+                each(Row(row)).map_err(ReadFault::Ours)?;
+            }
+            let end = timeout_at(in_time(Instant::now()), client.batch_execute("COMMIT")).await;
+            end.map_err(late)??;
+            Ok(rows)
+        };
+        let outcome = work.await;
+        // A stream that ended early leaves a transaction and rows on the connection.
+        let has_ended = outcome.is_ok();
+        let result = self.finish(open, Ok(outcome));
+        if !has_ended {
+            self.open = None;
+        }
+        result
+    }
+
+    /// Takes the connection, or makes one.
+    async fn begin(&mut self, deadline: Instant) -> Result<Open, SessionError> {
+        let open = self.open.take().filter(|open| !open.client.is_closed());
+        let mut open = match open {
+            Some(open) => open,
+            None => self.connect(deadline).await?,
+        };
+        open.warned = open.warnings.count.load(Ordering::Acquire);
+        open.is_busy = true;
+        Ok(open)
+    }
+
+    /// Judges the result of a call, and keeps the connection if it is in order.
+    fn finish<T>(
+        &mut self,
+        mut open: Open,
+        outcome: Result<Result<T, ReadFault>, Duration>,
+    ) -> Result<T, SessionError> {
+        let host = self.host();
+        let has_warned = open.warnings.count.load(Ordering::Acquire) != open.warned;
+        let error = match outcome {
+            Ok(Ok(value)) if !has_warned => {
+                open.is_busy = false;
+                self.open = Some(open);
+                return Ok(value);
+            }
+            Ok(Ok(_)) => {
+                let last = open.warnings.last.lock().unwrap_or_else(PoisonError::into_inner);
+                // The host is not changed: it answers and accepts writes.
+                return Err(SessionError::Unknown {
+                    reason: format!("{host} warned: {last}"),
+                });
+            }
+            Ok(Err(ReadFault::Ours(error))) => return Err(error),
+            Ok(Err(ReadFault::Postgres(error))) => judged(&error, &host),
+            Err(timeout) => not_in_time(timeout).at(&host),
+        };
+        if matches!(error, SessionError::Refused { .. }) && !has_warned {
+            open.is_busy = false;
+            self.open = Some(open);
+        } else {
+            drop(open);
+            self.next_host();
+        }
+        Err(error)
+    }
+
+    /// Connects to the first host that accepts writes.
+    async fn connect(&mut self, deadline: Instant) -> Result<Open, SessionError> {
+        let mut reasons: Vec<String> = Vec::new();
+        let url = Arc::clone(&self.url);
+        for _ in 0..url.hosts.len() {
+            let Some(host) = url.hosts.get(self.host) else {
+                break;
+            };
+            let until = match url.hosts.len() {
+                1 => deadline,
+                _ => deadline.min(Instant::now() + CONNECT_TIMEOUT),
+            };
+            let reason = match timeout_at(until, connect(&url, host, self.purpose, self.servers)).await {
+                Ok(Ok(open)) => {
+                    self.connections += 1;
+                    return Ok(open);
+                }
+                Ok(Err(reason)) => reason,
+                Err(_) => "no answer in time".to_owned(),
+            };
+            reasons.push(format!("{host}: {reason}"));
+            self.next_host();
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        Err(SessionError::Away {
+            reason: reasons.join("; "),
+        })
+    }
+}
+
+async fn execute(client: &Client, (sql, params): Statement<'_>) -> Result<u64, tokio_postgres::Error> {
+    let typed: Vec<_> = typed(params).collect();
+    client.execute_typed(sql, &typed).await
+}
+
+fn typed<'a>(params: &'a [Param<'_>]) -> impl Iterator<Item = (&'a (dyn ToSql + Sync), Type)> {
+    params.iter().map(Param::typed)
+}
+
+fn check_size(params: &[Param<'_>]) -> Result<(), SessionError> {
+    let size: usize = params.iter().map(Param::size).sum();
+    if size > PARAMS_BYTES_MAX {
+        return Err(SessionError::Invalid {
+            reason: format!("a statement has {size} bytes of parameters, at most {PARAMS_BYTES_MAX}"),
+        });
+    }
+    Ok(())
+}
+
+fn not_in_time(timeout: Duration) -> SessionError {
+    SessionError::Unknown {
+        reason: format!("no answer within {} ms", timeout.as_millis()),
+    }
+}
+
+impl SessionError {
+    /// Adds the host to the reason.
+    fn at(self, host: &str) -> SessionError {
+        match self {
+            SessionError::Unknown { reason } => SessionError::Unknown {
+                reason: format!("{host}: {reason}"),
+            },
+            other => other,
+        }
+    }
+}
+
+/// Tells a refusal, which has no effect, from an error that leaves the result unknown.
+fn judged(error: &tokio_postgres::Error, host: &str) -> SessionError {
+    let Some(answer) = error.as_db_error() else {
+        return SessionError::Unknown {
+            reason: format!("{host}: {}", with_causes(error)),
+        };
+    };
+    let code = answer.code().code();
+    let message = match answer.detail() {
+        Some(detail) => format!("{} ({detail})", answer.message()),
+        None => answer.message().to_owned(),
+    };
+    // A server that became a standby, or that is starting or stopping before the statement ran.
+    if code == "25006" || code == "57P03" {
+        return SessionError::Away {
+            reason: format!("{host}: {message}"),
+        };
+    }
+    let is_error = answer.parsed_severity() == Some(Severity::Error);
+    // Faults of the connection, of the operator, of the system and of the server itself, and
+    // "statement completion unknown". None of them says that the transaction was rolled back.
+    let classes = ["08", "57P", "58", "XX", "40003"];
+    if !is_error || classes.iter().any(|class| code.starts_with(class)) {
+        return SessionError::Unknown {
+            reason: format!("{host}: {message} (SQLSTATE {code})"),
+        };
+    }
+    SessionError::Refused {
+        code: code.to_owned(),
+        message,
+    }
+}
+
+async fn connect(
+    url: &EngineUrl,
+    host: &Host,
+    purpose: &str,
+    servers: TargetSessionAttrs,
+) -> Result<Open, String> {
+    let mut config = Config::new();
+    config
+        .host(&host.name)
+        .port(host.port)
+        .user(&url.user)
+        .dbname(&url.database)
+        .application_name(format!("imt {purpose}"))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .keepalives(true)
+        .keepalives_idle(KEEPALIVE_IDLE)
+        .target_session_attrs(servers)
+        .channel_binding(ChannelBinding::Prefer);
+    if let Some(password) = &host.password {
+        config.password(password);
+    }
+    let connector = match &host.encryption {
+        Encryption::Off => {
+            config.ssl_mode(SslMode::Disable);
+            let connected = config.connect(NoTls).await;
+            let (client, connection) = connected.map_err(|error| with_causes(&error))?;
+            return Ok(opened(client, connection));
+        }
+        Encryption::Unchecked => tls::unchecked()?,
+        Encryption::Checked { roots } => tls::checked(roots)?,
+    };
+    config.ssl_mode(SslMode::Require);
+    let connected = config.connect(connector).await;
+    let (client, connection) = connected.map_err(|error| with_causes(&error))?;
+    Ok(opened(client, connection))
+}
+
+fn opened<T>(client: Client, connection: Connection<Socket, T>) -> Open
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let warnings = Arc::new(Warnings::default());
+    Open {
+        client,
+        connection: runtime::spawn(drive(connection, Arc::clone(&warnings))),
+        warnings,
+        warned: 0,
+        is_busy: false,
+    }
+}
+
+/// Moves bytes between socket and client, and records warnings in their order among the answers.
+async fn drive<T>(mut connection: Connection<Socket, T>, warnings: Arc<Warnings>)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        match poll_fn(|context| connection.poll_message(context)).await {
+            Some(Ok(AsyncMessage::Notice(notice))) => {
+                let is_harmless = matches!(
+                    notice.parsed_severity(),
+                    Some(Severity::Notice | Severity::Info | Severity::Debug | Severity::Log)
+                );
+                if !is_harmless {
+                    let mut last = warnings.last.lock().unwrap_or_else(PoisonError::into_inner);
+                    notice.message().clone_into(&mut last);
+                    warnings.count.fetch_add(1, Ordering::Release);
+                }
+            }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                tracing::debug!(error = with_causes(&error), "connection to the engine ended");
+                return;
+            }
+            None => return,
+        }
+    }
+}

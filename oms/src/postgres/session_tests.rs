@@ -1,0 +1,145 @@
+//! Results of statements at a real server. `IMT_ENGINE` names it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::postgres::{EngineUrl, OnNone, Param, Session, SessionError};
+use crate::runtime;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+fn url() -> EngineUrl {
+    let text = std::env::var("IMT_ENGINE").expect("IMT_ENGINE is the URL of an engine");
+    text.parse().unwrap()
+}
+
+fn session() -> Session {
+    Session::new(Arc::new(url()), "test")
+}
+
+async fn one(session: &mut Session) -> i32 {
+    let rows = session.query("SELECT 7::int", &[], TIMEOUT).await.unwrap();
+    rows[0].int4(0).unwrap()
+}
+
+#[tokio::test]
+#[ignore = "needs an engine"]
+async fn a_refused_statement_keeps_the_connection_and_an_unknown_one_does_not() {
+    let mut session = session();
+    assert_eq!(one(&mut session).await, 7);
+    let refused = session.query("SELECT 1 / 0", &[], TIMEOUT).await.unwrap_err();
+    assert!(matches!(refused, SessionError::Refused { code, .. } if code == "22012"));
+    assert_eq!((one(&mut session).await, session.connections()), (7, 1));
+    // As after a cancelled wait for standbys: a warning, then a success.
+    let warning = "DO $$ BEGIN RAISE WARNING 'canceling wait'; END $$";
+    let unknown = session.execute(warning, &[], TIMEOUT).await.unwrap_err();
+    assert!(matches!(&unknown, SessionError::Unknown { reason } if reason.contains("canceling wait")));
+    assert_eq!((one(&mut session).await, session.connections()), (7, 2));
+    let harmless = "DO $$ BEGIN RAISE NOTICE 'only a remark'; END $$";
+    session.execute(harmless, &[], TIMEOUT).await.unwrap();
+    let late = session
+        .query("SELECT pg_sleep(30)", &[], Duration::from_millis(50))
+        .await;
+    assert!(matches!(late, Err(SessionError::Unknown { .. })), "{late:?}");
+    assert_eq!((one(&mut session).await, session.connections()), (7, 3));
+    let end = session
+        .query("SELECT pg_terminate_backend(pg_backend_pid())", &[], TIMEOUT)
+        .await;
+    assert!(matches!(end, Err(SessionError::Unknown { .. })), "{end:?}");
+    assert_eq!((one(&mut session).await, session.connections()), (7, 4));
+}
+
+#[tokio::test]
+#[ignore = "needs an engine"]
+async fn a_call_that_is_dropped_takes_its_connection_with_it() {
+    let mut session = session();
+    one(&mut session).await;
+    let slow = session.query("SELECT 8::int FROM pg_sleep(30)", &[], TIMEOUT);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), slow)
+            .await
+            .is_err()
+    );
+    assert_eq!((one(&mut session).await, session.connections()), (7, 2));
+}
+
+#[tokio::test]
+#[ignore = "needs an engine"]
+async fn a_transaction_applies_all_of_its_statements_or_none() {
+    let mut session = session();
+    let table = format!("imt_test_{:016x}", runtime::random_u64());
+    let create = format!("CREATE TABLE {table} (id bigint PRIMARY KEY)");
+    session.batch(&create, TIMEOUT).await.unwrap();
+    let insert = format!("INSERT INTO {table} VALUES ($1) ON CONFLICT DO NOTHING");
+    let plain = format!("INSERT INTO {table} VALUES ($1)");
+    let count = format!("SELECT count(*) FROM {table}");
+    let (one, two) = ([Param::Int8(1)], [Param::Int8(2)]);
+    let both = [(insert.as_str(), &one[..]), (insert.as_str(), &two[..])];
+    let transaction = session.transaction(&both[..1], OnNone::RollBack, TIMEOUT).await;
+    assert_eq!(transaction, Ok(vec![1]));
+    let stopped = session.transaction(&both, OnNone::RollBack, TIMEOUT).await;
+    assert_eq!(stopped, Ok(vec![0]), "the first statement affects no row");
+    let rows = session.query(&count, &[], TIMEOUT).await.unwrap();
+    assert_eq!(rows[0].int8(0), Ok(1));
+    let failing = [(insert.as_str(), &two[..]), (plain.as_str(), &one[..])];
+    for on_none in [OnNone::Continue, OnNone::RollBack] {
+        let refused = session.transaction(&failing, on_none, TIMEOUT).await.unwrap_err();
+        assert!(matches!(refused, SessionError::Refused { code, .. } if code == "23505"));
+        let rows = session.query(&count, &[], TIMEOUT).await.unwrap();
+        assert_eq!(rows[0].int8(0), Ok(1), "{on_none:?}");
+    }
+    let continued = session.transaction(&both, OnNone::Continue, TIMEOUT).await;
+    assert_eq!(continued, Ok(vec![0, 1]));
+    assert_eq!(session.connections(), 1);
+    let drop = format!("DROP TABLE {table}");
+    session.batch(&drop, TIMEOUT).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs an engine"]
+async fn rows_are_streamed_and_a_stream_may_end_early() {
+    let mut session = session();
+    let sql = "SELECT n FROM generate_series(1::bigint, $1) n";
+    let mut sum = 0;
+    let each = |row: crate::postgres::Row| {
+        sum += row.int8(0)?;
+        Ok(())
+    };
+    let rows = session.stream(sql, &[Param::Int8(100_000)], TIMEOUT, each).await;
+    assert_eq!((rows, sum), (Ok(100_000), 5_000_050_000));
+    let wrong = session
+        .stream(sql, &[Param::Int8(9)], TIMEOUT, |row| row.text(0).map(drop))
+        .await;
+    assert!(matches!(wrong, Err(SessionError::Invalid { .. })), "{wrong:?}");
+    assert_eq!((one(&mut session).await, session.connections()), (7, 2));
+}
+
+#[tokio::test]
+async fn an_engine_that_nobody_runs_is_away_with_the_fault_of_each_host() {
+    // A port that was free a moment ago refuses connections.
+    let port = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let (first, second) = (port(), port());
+    let url = format!("postgres://a@127.0.0.1:{first},127.0.0.1:{second}/b");
+    let mut session = Session::new(Arc::new(url.parse().unwrap()), "test");
+    let error = session.query("SELECT 1", &[], TIMEOUT).await.unwrap_err();
+    let SessionError::Away { reason } = error else {
+        panic!("{error}");
+    };
+    for port in [first, second] {
+        assert!(reason.contains(&format!("127.0.0.1:{port}: ")), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_with_too_many_bytes_is_not_sent() {
+    let mut session = Session::new(Arc::new("postgres://a@127.0.0.1:1/b".parse().unwrap()), "test");
+    let bytes = vec![0_u8; 65 * 1_024 * 1_024];
+    let error = session
+        .execute("SELECT $1", &[Param::Bytes(&bytes)], TIMEOUT)
+        .await;
+    assert!(matches!(error, Err(SessionError::Invalid { .. })), "{error:?}");
+    assert_eq!(session.connections(), 0);
+}

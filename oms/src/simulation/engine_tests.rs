@@ -1,0 +1,501 @@
+//! Tests of a volume's log against the simulated engine: one for each trap of `docs/scale-out.md`,
+//! and random faults with several owners.
+//!
+//! Each directed test fails with the deliberate mistake that it names (`runtime::seeded`).
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::domain::order::{Order, OrderId};
+use crate::error::StorageError;
+use crate::runtime::simulated::{Dice, Process};
+use crate::simulation::disk::Disk;
+use crate::simulation::engine::SimEngine;
+use crate::simulation::faults::cause_engine_faults;
+use crate::storage::checkpoint::Checkpointer;
+use crate::storage::log::Log;
+use crate::storage::log::body::BodyWriter;
+use crate::storage::log::cache::{Cache, catch_up};
+use crate::storage::log::takeover::{Takeover, take_over};
+use crate::storage::log::writer::{LogWriter, Logged};
+use crate::storage::volume::Volume;
+use crate::storage::write_batch::{Row, Table, WriteBatch};
+
+const VOLUME: &str = "ada";
+
+/// Runs a test in virtual time with a calm engine.
+fn simulated<F: Future<Output = ()>>(test: impl FnOnce(Arc<SimEngine>) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async { test(SimEngine::new(Dice::of(7))).await });
+}
+
+/// Returns a body with one row.
+fn body(id: u64) -> BodyWriter {
+    let mut body = BodyWriter::with_capacity(32);
+    body.add(&Row {
+        table: Table::Orders,
+        key: id.to_string().as_bytes(),
+        value: Some(b"row"),
+    });
+    body
+}
+
+async fn owner(engine: &Arc<SimEngine>, name: &str, since: u64) -> LogWriter {
+    loop {
+        let mut log = engine.log(VOLUME);
+        match take_over(&mut log, name, since, true).await {
+            Ok(Takeover::Owned { epoch, position }) => {
+                return LogWriter::new(Box::new(log), VOLUME, epoch, position);
+            }
+            Ok(other) => panic!("{name}: {other:?}"),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Appends in a task of its own.
+fn append(mut writer: LogWriter, id: u64) -> JoinHandle<(LogWriter, Result<Logged, StorageError>)> {
+    tokio::spawn(async move {
+        let logged = writer.append(body(id)).await;
+        (writer, logged)
+    })
+}
+
+async fn wait_ms(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
+fn cache_at(folder: &str) -> Cache {
+    cache_on(&Disk::new(true), folder)
+}
+
+fn cache_on(disk: &Disk, folder: &str) -> Cache {
+    let options = microdb::Options::new()
+        .storage(Arc::new(disk.clone()))
+        .background(false)
+        .segment_bytes_first(16 * 1_024)
+        .segment_bytes_max(256 * 1_024);
+    Cache::open(options, Path::new(folder)).unwrap()
+}
+
+/// Returns the ids in the rows and the log of the engine.
+async fn ids_in(engine: &Arc<SimEngine>, cache: &Cache) -> BTreeSet<u64> {
+    let mut log = engine.log(VOLUME);
+    let last = loop {
+        if let Ok(newest) = log.newest().await {
+            break newest.seq;
+        }
+    };
+    while catch_up(cache, &mut log, VOLUME, last, true).await.is_err() {
+        wait_ms(100).await;
+    }
+    ids_of(cache)
+}
+
+fn ids_of(cache: &Cache) -> BTreeSet<u64> {
+    let keys = cache.keys(Table::Orders).unwrap();
+    keys.iter()
+        .map(|key| std::str::from_utf8(key).unwrap().parse().unwrap())
+        .collect()
+}
+
+/// Mistake: `engine-warning-is-success`.
+#[test]
+fn an_entry_with_a_cancelled_wait_counts_only_once_a_standby_has_it() {
+    simulated(|engine| async move {
+        let writer = owner(&engine, "ada", 1).await;
+        engine.pause_standbys(true);
+        let appending = append(writer, 1);
+        wait_ms(100).await;
+        engine.cancel_waits();
+        wait_ms(300).await;
+        engine.fail_over(false).await;
+        engine.pause_standbys(false);
+        appending.await.unwrap().1.unwrap();
+        assert_eq!(ids_in(&engine, &cache_at("/a")).await, [1].into());
+    });
+}
+
+/// Mistake: `engine-found-is-durable`.
+#[test]
+fn a_found_entry_counts_only_with_an_acknowledged_one_behind_it() {
+    simulated(|engine| async move {
+        let writer = owner(&engine, "ada", 1).await;
+        engine.pause_standbys(true);
+        let appending = append(writer, 1);
+        wait_ms(100).await;
+        // The primary starts again: the entry is visible, and on this machine only.
+        engine.restart_primary();
+        wait_ms(500).await;
+        assert!(!appending.is_finished());
+        engine.fail_over(false).await;
+        engine.pause_standbys(false);
+        let (mut writer, logged) = appending.await.unwrap();
+        logged.unwrap();
+        writer.append(body(2)).await.unwrap();
+        assert_eq!(ids_in(&engine, &cache_at("/a")).await, [1, 2].into());
+    });
+}
+
+#[test]
+fn a_found_entry_and_the_one_behind_it_are_confirmed_together() {
+    simulated(|engine| async move {
+        let writer = owner(&engine, "ada", 1).await;
+        engine.pause_standbys(true);
+        let appending = append(writer, 1);
+        wait_ms(100).await;
+        engine.restart_primary();
+        wait_ms(500).await;
+        engine.pause_standbys(false);
+        let (mut writer, logged) = appending.await.unwrap();
+        // The own entry, the entry, and the empty one that confirms it.
+        assert_eq!(logged.unwrap().position.seq, 3);
+        assert_eq!(writer.append(body(2)).await.unwrap().position.seq, 4);
+        assert_eq!(ids_in(&engine, &cache_at("/a")).await, [1, 2].into());
+    });
+}
+
+/// Mistake: `engine-looks-only`.
+#[test]
+fn an_unanswered_entry_is_repeated_until_it_is_known() {
+    simulated(|engine| async move {
+        let writer = owner(&engine, "ada", 1).await;
+        engine.pause_standbys(true);
+        let appending = append(writer, 1);
+        // The client has given up long ago, and the server still waits.
+        wait_ms(5_000).await;
+        assert!(!appending.is_finished());
+        engine.pause_standbys(false);
+        appending.await.unwrap().1.unwrap();
+        assert_eq!(ids_in(&engine, &cache_at("/a")).await, [1].into());
+    });
+}
+
+/// Mistake: `engine-unknown-is-done`.
+#[test]
+fn an_entry_that_died_with_the_primary_is_appended_again() {
+    simulated(|engine| async move {
+        let writer = owner(&engine, "ada", 1).await;
+        engine.pause_standbys(true);
+        let appending = append(writer, 1);
+        wait_ms(100).await;
+        engine.fail_over(false).await;
+        engine.pause_standbys(false);
+        appending.await.unwrap().1.unwrap();
+        assert_eq!(ids_in(&engine, &cache_at("/a")).await, [1].into());
+    });
+}
+
+/// Mistake: `engine-no-fence`.
+#[test]
+fn a_former_owner_appends_nothing() {
+    simulated(|engine| async move {
+        let mut former = owner(&engine, "ada", 1).await;
+        former.append(body(1)).await.unwrap();
+        let mut present = owner(&engine, "bob", 2).await;
+        present.append(body(2)).await.unwrap();
+        let refused = former.append(body(3)).await;
+        assert!(matches!(refused, Err(StorageError::Stale)), "{:?}", refused.err());
+        assert!(former.status().has_ended());
+        present.append(body(4)).await.unwrap();
+        assert_eq!(ids_in(&engine, &cache_at("/a")).await, [1, 2, 4].into());
+    });
+}
+
+/// Mistake: `engine-no-own-entry`.
+#[test]
+fn a_commit_in_flight_is_refused_or_known_to_the_takeover() {
+    simulated(|engine| async move {
+        let mut former = owner(&engine, "ada", 1).await;
+        former.append(body(1)).await.unwrap();
+        engine.stall_next(Duration::from_millis(700));
+        let appending = append(former, 2);
+        wait_ms(50).await;
+        // The fence was checked before, and the row is written after the takeover.
+        let present = owner(&engine, "bob", 2).await;
+        let known = ids_in(&engine, &cache_at("/a")).await;
+        let in_time = appending.await.unwrap().1.is_ok();
+        assert!(!in_time || known.contains(&2));
+        assert_eq!(ids_in(&engine, &cache_at("/b")).await, known);
+        drop(present);
+    });
+}
+
+/// Mistake: `engine-trims-at-once`.
+#[test]
+fn the_place_of_a_young_entry_is_not_freed_for_a_former_owner() {
+    simulated(|engine| async move {
+        let mut former = owner(&engine, "ada", 1).await;
+        former.append(body(1)).await.unwrap();
+        engine.stall_next(Duration::from_millis(900));
+        let appending = append(former, 2);
+        wait_ms(20).await;
+        let mut present = owner(&engine, "bob", 2).await;
+        for id in 3..6 {
+            present.append(body(id)).await.unwrap();
+        }
+        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)));
+        checkpointer.pass(present.status().acknowledged()).await.unwrap();
+        checkpointer.pass(present.status().acknowledged()).await.unwrap();
+        assert!(
+            appending.await.unwrap().1.is_err(),
+            "the former owner was acknowledged"
+        );
+    });
+}
+
+#[test]
+fn old_entries_are_trimmed_and_a_new_copy_begins_with_the_rows() {
+    simulated(|engine| async move {
+        let mut writer = owner(&engine, "ada", 1).await;
+        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)));
+        let behind = cache_at("/behind");
+        for id in 1..=20 {
+            writer.append(body(id)).await.unwrap();
+            if id == 3 {
+                ids_in(&engine, &behind).await;
+            }
+        }
+        let acknowledged = writer.status().acknowledged();
+        assert_eq!(checkpointer.pass(acknowledged).await.unwrap(), acknowledged + 1);
+        assert_eq!(engine.log(VOLUME).tail(0, 1).await.unwrap().len(), 1);
+        wait_ms(60_000).await;
+        writer.append(body(21)).await.unwrap();
+        checkpointer.pass(acknowledged).await.unwrap();
+        assert!(engine.log(VOLUME).look(acknowledged - 1).await.unwrap().is_none());
+        let all: BTreeSet<u64> = (1..=21).collect();
+        assert_eq!(ids_in(&engine, &cache_at("/new")).await, all);
+        assert_eq!(ids_in(&engine, &behind).await, all, "a copy older than the log");
+    });
+}
+
+/// Mistake: `engine-chain-not-compared`.
+#[test]
+fn a_copy_of_entries_that_a_restored_engine_does_not_have_is_dropped() {
+    simulated(|engine| async move {
+        let mut writer = owner(&engine, "ada", 1).await;
+        writer.append(body(1)).await.unwrap();
+        let backup = engine.backup();
+        for id in 2..6 {
+            writer.append(body(id)).await.unwrap();
+        }
+        let cache = cache_at("/a");
+        assert_eq!(ids_in(&engine, &cache).await.len(), 5);
+        engine.restore(backup);
+        assert!(writer.append(body(6)).await.is_err(), "its predecessor is lost");
+        let mut present = owner(&engine, "bob", 2).await;
+        for id in 10..20 {
+            present.append(body(id)).await.unwrap();
+        }
+        let expected: BTreeSet<u64> = std::iter::once(1).chain(10..20).collect();
+        assert_eq!(ids_in(&engine, &cache).await, expected);
+    });
+}
+
+#[test]
+fn a_copy_resumes_at_its_position() {
+    simulated(|engine| async move {
+        let mut writer = owner(&engine, "ada", 1).await;
+        let disk = Disk::new(true);
+        for id in 1..=5 {
+            writer.append(body(id)).await.unwrap();
+        }
+        let cache = cache_on(&disk, "/a");
+        ids_in(&engine, &cache).await;
+        let before = cache.position().unwrap();
+        cache.close().unwrap();
+        let cache = cache_on(&disk, "/a");
+        assert_eq!(cache.position().unwrap(), before);
+        writer.append(body(6)).await.unwrap();
+        assert_eq!(ids_in(&engine, &cache).await, (1..=6).collect());
+    });
+}
+
+#[test]
+fn a_newer_takeover_is_not_undone_by_an_older_state() {
+    simulated(|engine| async move {
+        let mut present = owner(&engine, "bob", 6).await;
+        let mut log = engine.log(VOLUME);
+        assert_eq!(
+            take_over(&mut log, "ada", 5, true).await.unwrap(),
+            Takeover::Newer
+        );
+        present.append(body(1)).await.unwrap();
+        let mut other = engine.log("none");
+        assert_eq!(
+            take_over(&mut other, "ada", 5, false).await.unwrap(),
+            Takeover::Missing
+        );
+    });
+}
+
+/// Mistake: `engine-published-first`.
+#[test]
+fn readers_see_a_row_once_the_engine_has_acknowledged_it() {
+    simulated(|engine| async move {
+        let process = Process::new(Dice::of(1), || {});
+        let inner = Arc::clone(&process);
+        let task = process.spawn(async move {
+            let writer = owner(&engine, "ada", 1).await;
+            let cache = cache_at("/a");
+            ids_in(&engine, &cache).await;
+            let volume = Volume::behind_log(cache, writer).unwrap();
+            engine.pause_standbys(true);
+            let id = OrderId::parse("17").unwrap();
+            let mut batch = WriteBatch::of_order();
+            batch.order(&Order::place(id.clone(), Box::default(), None, 1), None);
+            let ticket = volume.try_permit().unwrap().send(batch);
+            wait_ms(3_000).await;
+            assert!(volume.order(&id).unwrap().is_none());
+            assert!(matches!(
+                volume.try_permit().err(),
+                Some(StorageError::EngineAway)
+            ));
+            assert!(!volume.has_failed() && volume.is_ours());
+            engine.pause_standbys(false);
+            ticket.durable().await.unwrap();
+            assert!(volume.order(&id).unwrap().is_some());
+            assert_eq!(volume.counters().orders.iter().sum::<u64>(), 1);
+            volume.try_permit().unwrap();
+            drop(inner);
+        });
+        task.await.unwrap();
+    });
+}
+
+/// The outcomes of the random test.
+#[derive(Default)]
+struct Record {
+    acknowledged: BTreeSet<u64>,
+    refused: BTreeSet<u64>,
+    takeovers: u64,
+    violations: Vec<String>,
+}
+
+/// One owner after another: takes the volume, appends, and is replaced or dies.
+async fn own(
+    engine: Arc<SimEngine>,
+    name: &'static str,
+    numbers: Arc<(AtomicU64, AtomicU64)>,
+    record: Arc<Mutex<Record>>,
+    until: Instant,
+) {
+    let dice = engine.dice().clone();
+    let (versions, ids) = &*numbers;
+    let disk = Disk::new(true);
+    while Instant::now() < until {
+        wait_ms(dice.between(0, 1_500)).await;
+        let mut log = engine.log(VOLUME);
+        let since = versions.fetch_add(1, Ordering::Relaxed);
+        let before: BTreeSet<u64> = record.lock().unwrap().acknowledged.clone();
+        let taken = take_over(&mut log, name, since, true).await;
+        let Ok(Takeover::Owned { epoch, position }) = taken else {
+            continue;
+        };
+        let cache = cache_on(&disk, "/copy");
+        let copied = catch_up(&cache, &mut log, VOLUME, position.seq, true).await;
+        let known = ids_of(&cache);
+        let _ = cache.close();
+        let Ok(copied) = copied else { continue };
+        {
+            let mut record = record.lock().unwrap();
+            record.takeovers += 1;
+            if copied != position {
+                record
+                    .violations
+                    .push(format!("{name}: copied {copied:?} for {position:?}"));
+            }
+            let lost: Vec<_> = before.difference(&known).collect();
+            if !lost.is_empty() {
+                record
+                    .violations
+                    .push(format!("{name} at {position:?} lacks {lost:?}"));
+            }
+        }
+        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)));
+        let mut writer = LogWriter::new(Box::new(log), VOLUME, epoch, position);
+        loop {
+            let id = ids.fetch_add(1, Ordering::Relaxed);
+            let appended = tokio::time::timeout(Duration::from_secs(30), writer.append(body(id))).await;
+            match appended {
+                Ok(Ok(_)) => drop(record.lock().unwrap().acknowledged.insert(id)),
+                Ok(Err(StorageError::Stale)) => drop(record.lock().unwrap().refused.insert(id)),
+                Ok(Err(_)) | Err(_) => break,
+            }
+            if writer.status().has_ended() || dice.between(0, 60) == 0 {
+                break;
+            }
+            if dice.between(0, 20) == 0 {
+                let _ = checkpointer.pass(writer.status().acknowledged()).await;
+            }
+            wait_ms(dice.between(0, 20)).await;
+        }
+    }
+}
+
+fn run_owners(seed: u64) -> Record {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let engine = SimEngine::new(Dice::of(seed));
+        let until = Instant::now() + Duration::from_secs(30);
+        let record = Arc::new(Mutex::new(Record::default()));
+        let numbers = Arc::new((AtomicU64::new(1), AtomicU64::new(1)));
+        let faults = tokio::spawn(cause_engine_faults(Arc::clone(&engine), until));
+        let owners = ["ada", "bob", "cleo"].map(|name| {
+            let (engine, numbers, record) = (Arc::clone(&engine), Arc::clone(&numbers), Arc::clone(&record));
+            tokio::spawn(own(engine, name, numbers, record, until))
+        });
+        faults.await.unwrap();
+        for owner in owners {
+            owner.await.unwrap();
+        }
+        while engine.is_failing_over() {
+            wait_ms(100).await;
+        }
+        let last = owner(&engine, "last", numbers.0.load(Ordering::Relaxed)).await;
+        let found = ids_in(&engine, &cache_at("/end")).await;
+        drop(last);
+        let mut record = Arc::try_unwrap(record).ok().unwrap().into_inner().unwrap();
+        let lost: Vec<_> = record.acknowledged.difference(&found).copied().collect();
+        let stale: Vec<_> = record.refused.intersection(&found).copied().collect();
+        if !lost.is_empty() {
+            record.violations.push(format!("acknowledged and lost: {lost:?}"));
+        }
+        if !stale.is_empty() {
+            record.violations.push(format!("refused and found: {stale:?}"));
+        }
+        record
+    })
+}
+
+#[test]
+fn several_owners_lose_nothing_under_any_fault_of_the_engine() {
+    let (mut acknowledged, mut refused, mut takeovers) = (0, 0, 0);
+    for seed in 1..=150 {
+        let record = run_owners(seed);
+        assert!(
+            record.violations.is_empty(),
+            "seed {seed}: {:#?}",
+            record.violations
+        );
+        acknowledged += record.acknowledged.len();
+        refused += record.refused.len();
+        takeovers += record.takeovers;
+    }
+    println!("{acknowledged} acknowledged, {refused} refused, {takeovers} takeovers");
+    assert!(acknowledged > 1_000 && refused > 10 && takeovers > 100);
+}

@@ -1,0 +1,172 @@
+//! The checkpoint of a volume's log: writes the last words of its entries into the engine's rows,
+//! and removes entries that nobody needs any more.
+//!
+//! **Invariants**
+//! - The rows are the log up to `kept_from`. A compare-and-swap of `kept_from` in the same
+//!   transaction orders two checkpoints, so a checkpoint needs no ownership and can be repeated.
+//! - Only acknowledged entries become rows.
+//! - An entry stays for at least `KEPT_FOR` after it was acknowledged. A statement of a former owner
+//!   ends before that, so no freed place can take one of its entries.
+//!
+//! Deliberately absent: the tables (`cluster::engine::schema`), and followers that are further
+//! behind. They begin again with the rows.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::{DecodeError, StorageError};
+use crate::runtime::seeded::seeded;
+use crate::storage::log::body::Body;
+use crate::storage::log::cache::CatchUpError;
+use crate::storage::log::writer::LogStatus;
+use crate::storage::log::{LastWords, Log, LogError};
+use crate::storage::write_batch::Table;
+
+/// Minimum age of an entry that is removed. The engine ends statements after 5 s.
+pub(crate) const KEPT_FOR: Duration = Duration::from_secs(60);
+/// Longest time until entries become rows.
+const INTERVAL: Duration = Duration::from_secs(30);
+/// Number of entries after which a checkpoint is made earlier. The rows of an order change several
+/// times, so a checkpoint of many entries writes fewer rows for each.
+const ENTRIES_MAX: u64 = 4_096;
+/// Interval between two looks at the number of entries.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum size of the rows of one transaction, so that commits of others do not wait for it.
+const WORDS_BYTES_MAX: usize = 8 * 1_024 * 1_024;
+
+/// The checkpoints of one volume by its owner.
+pub(crate) struct Checkpointer {
+    log: Box<dyn Log>,
+    /// Entries by the time at which this process knew that they were acknowledged.
+    known: VecDeque<(u64, Instant)>,
+    kept_from: u64,
+}
+
+impl Checkpointer {
+    pub(crate) fn new(log: Box<dyn Log>) -> Checkpointer {
+        Checkpointer {
+            log,
+            known: VecDeque::new(),
+            kept_from: 0,
+        }
+    }
+
+    /// Makes checkpoints until the volume has another owner or is closed.
+    pub(crate) async fn run(mut self, volume: String, status: Arc<LogStatus>) {
+        let mut last = Instant::now();
+        loop {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            if status.has_ended() || status.is_stopping() {
+                return;
+            }
+            let acknowledged = status.acknowledged();
+            let is_due = last.elapsed() >= INTERVAL || acknowledged >= self.kept_from + ENTRIES_MAX;
+            if status.is_away() || !is_due {
+                continue;
+            }
+            last = Instant::now();
+            match self.pass(acknowledged).await {
+                Ok(_) => {}
+                Err(CatchUpError::Log(error)) => tracing::warn!(volume, %error, "checkpoint not made"),
+                Err(CatchUpError::Differs(_)) => {}
+                Err(CatchUpError::Storage(error)) => {
+                    tracing::error!(volume, %error, "checkpoints ended: the log cannot be read");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Writes the entries up to `acknowledged` as rows, and removes old entries. Returns the first
+    /// entry that is not in the rows.
+    pub(crate) async fn pass(&mut self, acknowledged: u64) -> Result<u64, CatchUpError> {
+        let now = Instant::now();
+        if self.known.back().is_none_or(|(seq, _)| *seq < acknowledged) {
+            self.known.push_back((acknowledged, now));
+        }
+        loop {
+            let Some(head) = self.log.head().await? else {
+                return Ok(0);
+            };
+            self.kept_from = head.kept_from;
+            // The first entry is 1, also where a new volume is kept from 0.
+            let mut at = head.kept_from.saturating_sub(1);
+            let mut words = Words::default();
+            while at < acknowledged && words.bytes < WORDS_BYTES_MAX {
+                let entries = self.log.tail(at, acknowledged).await?;
+                for entry in &entries {
+                    if entry.seq != at + 1 {
+                        // Another checkpoint was faster, and has trimmed entries.
+                        let missing = format!("entry {} is not in the log any more", at + 1);
+                        return Err(LogError::Away(missing).into());
+                    }
+                    words.add(&entry.body).map_err(|fault| StorageError::Log {
+                        entry: entry.seq,
+                        reason: format!("its bytes cannot be read: {fault}"),
+                    })?;
+                    at = entry.seq;
+                }
+                if entries.is_empty() {
+                    // Another checkpoint was faster, and its entries are trimmed.
+                    break;
+                }
+            }
+            if at < head.kept_from {
+                break;
+            }
+            if self
+                .log
+                .checkpoint(head.kept_from, at + 1, &words.finish())
+                .await?
+            {
+                self.kept_from = at + 1;
+            }
+            if at >= acknowledged {
+                break;
+            }
+        }
+        let is_old = |(_, since): &(u64, Instant)| {
+            now.duration_since(*since) >= KEPT_FOR || seeded("engine-trims-at-once")
+        };
+        let old = self.known.iter().take_while(|known| is_old(known)).count();
+        if let Some((last, _)) = self.known.drain(..old).next_back() {
+            self.log.trim(last).await?;
+        }
+        Ok(self.kept_from)
+    }
+}
+
+/// The last value of each row in some entries.
+#[derive(Default)]
+struct Words {
+    rows: BTreeMap<(u8, Vec<u8>), Option<Vec<u8>>>,
+    bytes: usize,
+}
+
+impl Words {
+    fn add(&mut self, body: &[u8]) -> Result<(), DecodeError> {
+        Body::parse(body)?.each_row(|row| {
+            let value = row.value.map(<[u8]>::to_vec);
+            self.bytes += row.key.len() + value.as_ref().map_or(0, Vec::len);
+            self.rows.insert((row.table as u8, row.key.to_vec()), value);
+            Ok(())
+        })
+    }
+
+    fn finish(self) -> LastWords {
+        let mut words = LastWords::default();
+        for ((code, key), value) in self.rows {
+            let Some(table) = Table::of_code(code) else {
+                continue;
+            };
+            match value {
+                Some(value) => words.puts.push((table, key, value)),
+                None => words.deletes.push((table, key)),
+            }
+        }
+        words
+    }
+}

@@ -1,0 +1,302 @@
+//! The local database as a copy of the log's prefix. It may be deleted at any time.
+//!
+//! **Invariants**
+//! - The database holds exactly the rows of the log up to the position in `meta`, `log`. Both are
+//!   written together and buffered, so a crash leaves an earlier prefix.
+//! - A database without a position is empty or a copy in progress. It is cleared and filled again.
+//! - A copy whose chain differs from the engine's is cleared, and an operator is told: the engine
+//!   has lost or changed entries.
+//!
+//! Deliberately absent: the choice of the entries that are final (`takeover`, `follow`).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{DecodeError, StorageError};
+use crate::runtime;
+use crate::runtime::seeded::seeded;
+use crate::storage::codec::bytes::{Reader, Writer};
+use crate::storage::log::body::{Body, Chain, chain_in};
+use crate::storage::log::{EngineRow, Entry, Log, LogError, Position};
+use crate::storage::tables::VolumeTables;
+use crate::storage::volume::broken;
+use crate::storage::write_batch::{Row, TABLES, Table};
+
+/// Key of the position in `meta`.
+pub(crate) const POSITION: &[u8] = b"log";
+/// Size of one buffered commit while entries or rows are copied. Larger ones gain nothing.
+const COPY_BYTES: usize = 1_024 * 1_024;
+/// Maximum number of times that a copy is begun again because entries were trimmed meanwhile.
+const COPIES_MAX: usize = 3;
+
+/// A local database that follows a log.
+#[derive(Clone)]
+pub(crate) struct Cache(pub(in crate::storage) Arc<VolumeTables>);
+
+/// The reason why a cache could not be brought up to date.
+#[derive(Debug)]
+pub(crate) enum CatchUpError {
+    /// The engine did not answer. A later attempt may succeed.
+    Log(LogError),
+    /// The engine lacks an entry of the cache. It may be an old primary.
+    Differs(String),
+    /// The local database, or an entry of the log, cannot be used.
+    Storage(StorageError),
+}
+
+impl From<LogError> for CatchUpError {
+    fn from(error: LogError) -> CatchUpError {
+        CatchUpError::Log(error)
+    }
+}
+
+impl From<StorageError> for CatchUpError {
+    fn from(error: StorageError) -> CatchUpError {
+        CatchUpError::Storage(error)
+    }
+}
+
+/// Appends the row with a position.
+pub(in crate::storage) fn encode_position(position: &Position, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 40);
+    row.number(position.seq);
+    row.number(position.epoch);
+    row.raw(&position.chain);
+}
+
+fn decode_position(bytes: &[u8]) -> Result<Position, DecodeError> {
+    let mut row = Reader::new(bytes)?;
+    let mut position = Position {
+        seq: row.number("an entry")?,
+        epoch: row.number("an epoch")?,
+        chain: Chain::default(),
+    };
+    position
+        .chain
+        .copy_from_slice(row.take(size_of::<Chain>(), "a chain")?);
+    row.end()?;
+    Ok(position)
+}
+
+impl Cache {
+    /// Opens or creates the database in `folder`. Blocks.
+    pub(crate) fn open(options: microdb::Options, folder: &Path) -> Result<Cache, StorageError> {
+        Ok(Cache(Arc::new(VolumeTables::open(options, folder)?)))
+    }
+
+    /// Opens or creates the database in `folder` with the usual options. Blocks.
+    pub(crate) fn open_in(folder: &Path) -> Result<Cache, StorageError> {
+        Cache::open(microdb::Options::new(), folder)
+    }
+
+    /// Returns the position up to which the database has the log.
+    pub(crate) fn position(&self) -> Result<Option<Position>, StorageError> {
+        let row = self.0.meta(POSITION)?;
+        row.map(|row| decode_position(&row).map_err(|fault| broken("meta", POSITION, fault)))
+            .transpose()
+    }
+
+    /// Returns the keys of a table.
+    #[cfg(test)]
+    pub(crate) fn keys(&self, table: Table) -> Result<Vec<Vec<u8>>, StorageError> {
+        let keys = self.0.table(table).into_iter();
+        keys.map(|row| {
+            Ok(row
+                .map_err(crate::storage::volume::reading(table.name()))?
+                .0
+                .to_vec())
+        })
+        .collect()
+    }
+
+    /// Returns the number of rows, without those of `meta`.
+    pub(crate) fn rows(&self) -> u64 {
+        let tables = TABLES.iter().filter(|(table, _)| *table != Table::Meta);
+        tables.map(|(table, _)| self.0.table(*table).len()).sum()
+    }
+
+    /// Writes a checkpoint and closes the database. Blocks.
+    pub(crate) fn close_cleanly(&self) -> Result<(), StorageError> {
+        self.0.checkpoint()?;
+        self.close()
+    }
+
+    /// Closes the database. Blocks.
+    pub(crate) fn close(&self) -> Result<(), StorageError> {
+        self.0.close()
+    }
+
+    /// Removes all rows. The position is removed first, so that a crash cannot leave a database
+    /// that looks complete.
+    pub(crate) fn clear(&self) -> Result<(), StorageError> {
+        self.0.clear(Table::Meta)?;
+        for (table, _) in TABLES {
+            self.0.clear(table)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the rows of entries that follow the position `at`. Returns the new position.
+    fn apply(&self, mut at: Position, entries: &[Entry]) -> Result<Position, StorageError> {
+        let mut batch = self.0.batch();
+        for entry in entries {
+            let fault = |fault| StorageError::Log {
+                entry: entry.seq,
+                reason: format!("its bytes cannot be read: {fault}"),
+            };
+            let body = Body::parse(&entry.body).map_err(fault)?;
+            if !body.follows(&at, entry.epoch) && !seeded("engine-chain-not-compared") {
+                return Err(StorageError::Log {
+                    entry: entry.seq,
+                    reason: "its chain does not continue that of the entry before it".to_owned(),
+                });
+            }
+            body.each_row(|row| {
+                batch.add(&row);
+                Ok(())
+            })
+            .map_err(fault)?;
+            at = Position {
+                seq: entry.seq,
+                epoch: entry.epoch,
+                chain: body.chain,
+            };
+            if batch.bytes() >= COPY_BYTES {
+                std::mem::replace(&mut batch, self.0.batch()).commit_at(&at)?;
+            }
+        }
+        batch.commit_at(&at)?;
+        Ok(at)
+    }
+}
+
+/// Brings a cache up to the entry `last`, from its own position or from the engine's rows. Returns
+/// the position of that entry. A cache that differs from the log is dropped if `drops`.
+pub(crate) async fn catch_up(
+    cache: &Cache,
+    log: &mut dyn Log,
+    volume: &str,
+    last: u64,
+    drops: bool,
+) -> Result<Position, CatchUpError> {
+    for _ in 0..COPIES_MAX {
+        let begin = match resume(cache, log, volume, drops).await? {
+            Some(position) => Some(position),
+            None => copy_rows(cache, log).await?,
+        };
+        let Some(mut at) = begin else { continue };
+        loop {
+            if at.seq >= last {
+                let refreshed = cache.clone();
+                blocking(move || refreshed.0.refresh()).await?;
+                return Ok(at);
+            }
+            let entries = log.tail(at.seq, last).await?;
+            let is_next = |(offset, entry): (u64, &Entry)| entry.seq == at.seq + 1 + offset;
+            if entries.is_empty() || !(0..).zip(&entries).all(is_next) {
+                // Entries were trimmed while this copy was made, so it begins again with newer rows.
+                break;
+            }
+            let applied = cache.clone();
+            at = blocking(move || applied.apply(at, &entries)).await?;
+        }
+    }
+    Err(LogError::Away("entries were trimmed faster than they could be copied".to_owned()).into())
+}
+
+/// Returns the position of a cache that is a prefix of the log. `None` if it must be filled again.
+async fn resume(
+    cache: &Cache,
+    log: &mut dyn Log,
+    volume: &str,
+    drops: bool,
+) -> Result<Option<Position>, CatchUpError> {
+    let read = cache.clone();
+    let Some(position) = blocking(move || read.position()).await? else {
+        return Ok(None);
+    };
+    if position.seq == 0 || seeded("engine-chain-not-compared") {
+        return Ok(Some(position));
+    }
+    let fault = match log.look(position.seq).await? {
+        Some(entry) if entry.epoch == position.epoch && chain_in(&entry.body) == Ok(position.chain) => {
+            return Ok(Some(position));
+        }
+        Some(_) => "the engine has another one in its place",
+        None if log
+            .head()
+            .await?
+            .is_some_and(|head| position.seq + 1 < head.kept_from) =>
+        {
+            tracing::info!(
+                volume,
+                seq = position.seq,
+                "cache older than the log; it is filled again"
+            );
+            return Ok(None);
+        }
+        None => "the engine does not have it",
+    };
+    if !drops {
+        return Err(CatchUpError::Differs(format!("entry {}: {fault}", position.seq)));
+    }
+    tracing::error!(
+        volume,
+        seq = position.seq,
+        epoch = position.epoch,
+        "cache dropped: its last entry was acknowledged, and {fault}; check the engine's standbys and \
+         backups, orders may be lost",
+    );
+    Ok(None)
+}
+
+/// Fills a cache with the engine's rows. Returns the position up to which they have the log, or
+/// `None` if the entry there was trimmed.
+async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<Position>, CatchUpError> {
+    let cleared = cache.clone();
+    blocking(move || cleared.clear()).await?;
+    let Some(head) = log.head().await? else {
+        return Err(LogError::Away("the engine has no such volume".to_owned()).into());
+    };
+    let mut position = Position::default();
+    if head.kept_from > 1 {
+        let Some(entry) = log.look(head.kept_from - 1).await? else {
+            return Ok(None);
+        };
+        let chain = chain_in(&entry.body).map_err(|fault| StorageError::Log {
+            entry: entry.seq,
+            reason: format!("its bytes cannot be read: {fault}"),
+        })?;
+        position = Position {
+            seq: entry.seq,
+            epoch: entry.epoch,
+            chain,
+        };
+    }
+    let (mut batch, mut failed) = (cache.0.batch(), None);
+    // Buffered commits wait for a disk only while compaction is behind, so they are made in place.
+    let mut take = |row: EngineRow<'_>| {
+        let value = Some(row.value);
+        batch.add(&Row {
+            table: row.table,
+            key: row.key,
+            value,
+        });
+        if batch.bytes() >= COPY_BYTES {
+            failed = std::mem::replace(&mut batch, cache.0.batch()).commit().err();
+        }
+        failed.is_none()
+    };
+    log.rows(&mut take).await?;
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    batch.commit_at(&position)?;
+    Ok(Some(position))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, StorageError> {
+    runtime::blocking(work).await.unwrap_or(Err(StorageError::Closed))
+}

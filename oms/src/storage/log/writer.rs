@@ -1,0 +1,291 @@
+//! The writer of a volume's log: appends an entry and does not return before its outcome is known.
+//!
+//! An entry without an acknowledgement is appended again. If its place is taken, a look tells by
+//! whom. An entry that is found counts once an empty entry behind it is acknowledged, because the
+//! found one may be on one machine only. If a fail-over lost the found entry, it is appended again.
+//!
+//! **Invariants**
+//! - At most one entry of a volume is in flight.
+//! - After a refusal the writer appends nothing more.
+//! - An engine that is away does not end the writer. It goes on when the engine answers.
+//!
+//! Deliberately absent: statements (`Log`), and rows in the local database (`cache`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::error::StorageError;
+use crate::runtime::seeded::seeded;
+use crate::storage::log::body::BodyWriter;
+use crate::storage::log::{Entry, Log, LogError, Position};
+
+/// Pause after a statement without a result. Reconnecting is fast, and the engine may have failed
+/// over.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Maximum number of entries that wait for an acknowledgement: one with rows, and empty ones behind
+/// it. More of them are found only if each answer is lost, so the writer begins again with the first.
+const UNACKNOWLEDGED_MAX: usize = 16;
+
+/// Number of times that the engine may lack an entry that it has acknowledged, until it has lost it.
+/// A primary that was left behind is met once for each turn through the hosts.
+const OLD_WORLDS_MAX: u32 = 40;
+
+/// The state that a writer and its volume share.
+#[derive(Debug, Default)]
+pub(crate) struct LogStatus {
+    away: AtomicBool,
+    stopping: AtomicBool,
+    ended: AtomicBool,
+    acknowledged: AtomicU64,
+}
+
+impl LogStatus {
+    /// Returns `true` while an entry waits for an engine that does not answer.
+    pub(crate) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::Release);
+    }
+
+    /// Returns `true` once the volume has another owner, or cannot go on from its local database.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    /// Returns the number of the last acknowledged entry.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Acquire)
+    }
+
+    /// Makes the writer give up instead of waiting for the engine.
+    pub(crate) fn stop_waiting(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}
+
+/// The outcome of an appended entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// The entry is durable. The position is that of the last entry behind it.
+    Durable(Position),
+    /// Another owner has the epoch or the place.
+    Refused {
+        /// `true` if an earlier attempt had no answer. Its entry may still appear.
+        may_appear: bool,
+    },
+    /// The entry before it does not exist any more, although it was durable.
+    PredecessorLost,
+    /// The writer was stopped while the outcome was unknown.
+    Abandoned,
+}
+
+/// Appends an entry behind `before` until its outcome is known.
+pub(crate) async fn settle(
+    log: &mut dyn Log,
+    before: Position,
+    entry: (Bytes, Position),
+    status: &LogStatus,
+) -> Settled {
+    let epoch = entry.1.epoch;
+    let mut pending = vec![place(entry)];
+    let (mut at, mut may_appear, mut old_worlds) = (0, false, 0);
+    loop {
+        let behind = match at {
+            0 => before,
+            _ => pending[at - 1].1,
+        };
+        let behind = (behind.seq > 0).then_some((behind.seq, behind.epoch));
+        let appended = match log.append(&pending[at].0, behind).await {
+            Err(LogError::Unknown(_)) if seeded("engine-unknown-is-done") => Ok(true),
+            Err(LogError::Unknown(_)) if seeded("engine-looks-only") => Ok(false),
+            appended => appended,
+        };
+        let found = match appended {
+            Ok(true) => {
+                status.set_away(false);
+                return Settled::Durable(pending[at].1);
+            }
+            Ok(false) => find_out(log, &pending[at].0, behind, epoch).await,
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(Found::Same) if seeded("engine-found-is-durable") => return Settled::Durable(pending[at].1),
+            Ok(Found::Same) => {
+                at += 1;
+                if at == UNACKNOWLEDGED_MAX {
+                    at = 0;
+                } else if at == pending.len() {
+                    let position = pending[at - 1].1;
+                    pending.push(place(BodyWriter::with_capacity(0).seal(&position, epoch)));
+                }
+            }
+            Ok(Found::Another) => return Settled::Refused { may_appear },
+            Ok(Found::NothingBefore) if at > 0 => at -= 1,
+            Ok(Found::OldWorld | Found::NothingBefore)
+                if old_worlds == OLD_WORLDS_MAX || status.is_stopping() =>
+            {
+                return Settled::PredecessorLost;
+            }
+            Ok(Found::OldWorld | Found::NothingBefore) => {
+                old_worlds += 1;
+                log.next_host();
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            Ok(Found::Nothing) if seeded("engine-looks-only") => {
+                return Settled::Refused { may_appear: false };
+            }
+            Ok(Found::Nothing) => {}
+            Err(error) => {
+                may_appear |= matches!(error, LogError::Unknown(_));
+                if !status.is_away() {
+                    tracing::warn!(seq = pending[at].1.seq, %error, "entry of the log not acknowledged");
+                }
+                status.set_away(true);
+                if status.is_stopping() {
+                    return Settled::Abandoned;
+                }
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn place((body, position): (Bytes, Position)) -> (Entry, Position) {
+    let Position { seq, epoch, .. } = position;
+    (Entry { seq, epoch, body }, position)
+}
+
+/// The reason why an entry was not appended.
+enum Found {
+    /// An earlier attempt appended it.
+    Same,
+    /// Another owner has the place or the epoch.
+    Another,
+    /// The server does not know the writer's epoch.
+    OldWorld,
+    /// The entry before it does not exist.
+    NothingBefore,
+    /// No reason any more: it can be appended now.
+    Nothing,
+}
+
+async fn find_out(
+    log: &mut dyn Log,
+    entry: &Entry,
+    behind: Option<(u64, u64)>,
+    epoch: u64,
+) -> Result<Found, LogError> {
+    if let Some(found) = log.look(entry.seq).await? {
+        return Ok(if found == *entry {
+            Found::Same
+        } else {
+            Found::Another
+        });
+    }
+    match log.head().await? {
+        Some(head) if head.epoch == epoch => {}
+        Some(head) if head.epoch < epoch => return Ok(Found::OldWorld),
+        _ => return Ok(Found::Another),
+    }
+    let Some((seq, epoch)) = behind else {
+        return Ok(Found::Nothing);
+    };
+    let is_there = log.look(seq).await?.is_some_and(|before| before.epoch == epoch);
+    Ok(if is_there {
+        Found::Nothing
+    } else {
+        Found::NothingBefore
+    })
+}
+
+/// The right to append to a volume's log.
+pub(crate) struct LogWriter {
+    log: Box<dyn Log>,
+    volume: String,
+    epoch: u64,
+    position: Position,
+    status: Arc<LogStatus>,
+}
+
+/// An entry that is durable in the log.
+pub(crate) struct Logged {
+    pub(crate) body: Bytes,
+    /// The newest durable position: that of the entry, or of an empty entry behind it.
+    pub(crate) position: Position,
+}
+
+impl LogWriter {
+    /// Creates the writer of an owner with that epoch, behind the entry at `position`.
+    pub(crate) fn new(log: Box<dyn Log>, volume: &str, epoch: u64, position: Position) -> LogWriter {
+        let status = LogStatus::default();
+        status.acknowledged.store(position.seq, Ordering::Release);
+        LogWriter {
+            log,
+            volume: volume.to_owned(),
+            epoch,
+            position,
+            status: Arc::new(status),
+        }
+    }
+
+    /// Returns the state that the writer shares with its volume.
+    pub(crate) fn status(&self) -> &Arc<LogStatus> {
+        &self.status
+    }
+
+    /// Appends a body, and returns once it is durable. `Stale` means that it never will be, and
+    /// `EngineAway` that it may be.
+    pub(crate) async fn append(&mut self, body: BodyWriter) -> Result<Logged, StorageError> {
+        if self.status.has_ended() {
+            return Err(StorageError::Stale);
+        }
+        let (body, position) = body.seal(&self.position, self.epoch);
+        let entry = (body.clone(), position);
+        match settle(&mut *self.log, self.position, entry, &self.status).await {
+            Settled::Durable(position) => {
+                self.position = position;
+                self.status.acknowledged.store(position.seq, Ordering::Release);
+                Ok(Logged { body, position })
+            }
+            Settled::Refused { may_appear } => {
+                self.status.end();
+                tracing::warn!(
+                    volume = self.volume,
+                    epoch = self.epoch,
+                    "volume taken over by another process"
+                );
+                Err(if may_appear {
+                    StorageError::EngineAway
+                } else {
+                    StorageError::Stale
+                })
+            }
+            Settled::PredecessorLost => {
+                self.status.end();
+                tracing::error!(
+                    volume = self.volume,
+                    seq = self.position.seq,
+                    "the engine has lost acknowledged entries; check its standbys and backups",
+                );
+                Err(StorageError::EngineAway)
+            }
+            Settled::Abandoned => {
+                self.status.end();
+                Err(StorageError::EngineAway)
+            }
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The tables of a volume's database, and the commit of a group to them.
+//!
+//! A commit has three steps: the rows of the group, the log, and publishing. Without an engine,
+//! microdb's own log makes the rows durable while they are published. Behind an engine, the volume's
+//! log makes them durable first, and the database is written without a sync.
+//!
+//! **Invariants**
+//! - Readers see a row once it is durable.
+//! - Without an engine, no row is copied and nothing is allocated for a log.
+//!
+//! Deliberately absent: the reading of rows for their meaning (`volume`).
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use microdb::Db;
+
+use crate::error::StorageError;
+use crate::runtime::seeded::seeded;
+use crate::storage::codec::{self, Counters};
+use crate::storage::fence::SlotOwnership;
+use crate::storage::group_commit::Committed;
+use crate::storage::log::Position;
+use crate::storage::log::body::{Body, BodyWriter};
+use crate::storage::log::cache::{POSITION, encode_position};
+use crate::storage::log::writer::{LogWriter, Logged};
+use crate::storage::reservations::Reservations;
+use crate::storage::volume::{broken, reading};
+use crate::storage::write_batch::{COUNTERS, Row, SLOTS, TABLES, Table, WriteBatch};
+
+/// Pause between two attempts to write durable rows to a full disk.
+const PUBLISH_RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// The state that readers and the committer share.
+pub(super) struct VolumeTables {
+    pub(super) db: Db,
+    handles: Vec<microdb::Table>,
+    counters: Mutex<Counters>,
+    /// The slot ownership of the last commit that changed it. While there is none, every fence is
+    /// admitted.
+    record: Mutex<Option<SlotOwnership>>,
+    pub(super) failed: AtomicBool,
+}
+
+impl VolumeTables {
+    pub(super) fn table(&self, table: Table) -> &microdb::Table {
+        &self.handles[table as usize]
+    }
+
+    pub(super) fn counters(&self) -> std::sync::MutexGuard<'_, Counters> {
+        // The counters are replaced as a whole, so a panic elsewhere cannot leave them half
+        // changed.
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn record(&self) -> std::sync::MutexGuard<'_, Option<SlotOwnership>> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The rows of a group, ready to be published.
+pub(super) struct Prepared<'a> {
+    rows: microdb::Batch,
+    counters: Counters,
+    newest: Option<&'a SlotOwnership>,
+    committed: Committed,
+}
+
+impl VolumeTables {
+    /// Commits batches as one database batch, without those that the fence rejects. The database's
+    /// own log makes them durable.
+    pub(super) fn commit(&self, group: &[WriteBatch]) -> Result<Committed, StorageError> {
+        match self.rows_of(group, None) {
+            // Durable and visible from here: microdb publishes a durable commit after its sync.
+            Ok(prepared) => self.publish(prepared, None),
+            Err(all_rejected) => Ok(all_rejected),
+        }
+    }
+
+    /// Collects the rows of a group, without the batches that the fence rejects, and appends them to
+    /// `body` too. Fails if all batches are rejected.
+    fn rows_of<'a>(
+        &self,
+        group: &'a [WriteBatch],
+        mut body: Option<&mut BodyWriter>,
+    ) -> Result<Prepared<'a>, Committed> {
+        let mut counters = *self.counters();
+        let (mut arrived, mut committed) = (Vec::new(), Committed::default());
+        let mut reservations = Reservations::over(self.table(Table::Reservations));
+        let record = self.record();
+        let mut newest: Option<&SlotOwnership> = None;
+        let mut rows = self.db.batch();
+        let mut add = |row: &Row<'_>| {
+            let table = self.table(row.table);
+            match row.value {
+                Some(value) => rows.put(table, row.key, value),
+                None => rows.delete(table, row.key),
+            }
+            if let Some(body) = &mut body {
+                body.add(row);
+            }
+        };
+        for (at, batch) in group.iter().enumerate() {
+            let current = newest.or(record.as_ref());
+            if current.is_some_and(|slots| !batch.fences().all(|fence| slots.admits(fence))) {
+                committed.rejected.push(at);
+                continue;
+            }
+            newest = batch.record().or(newest);
+            for row in batch.rows() {
+                if row.table == Table::Reservations && !reservations.follow(row.key, row.value.is_some()) {
+                    committed.without_reservation.push(at);
+                }
+                add(&row);
+            }
+            arrived.extend(batch.arrived());
+            batch.count(&mut counters);
+        }
+        if committed.rejected.len() == group.len() {
+            return Err(committed);
+        }
+        if !arrived.is_empty() {
+            let key = &counters.next_page.to_be_bytes();
+            let mut ids = Vec::new();
+            codec::encode_arrivals(arrived.into_iter(), &mut ids);
+            let (table, value) = (Table::Arrivals, Some(&ids[..]));
+            add(&Row { table, key, value });
+            counters.next_page += 1;
+        }
+        let mut row = Vec::new();
+        codec::encode_counters(&counters, &mut row);
+        let (table, key, value) = (Table::Meta, COUNTERS, Some(&row[..]));
+        add(&Row { table, key, value });
+        Ok(Prepared {
+            rows,
+            counters,
+            newest,
+            committed,
+        })
+    }
+
+    /// Makes the rows of a group visible. Behind a log, which has made them durable already, the
+    /// database is written without a sync and notes the log's position.
+    fn publish(
+        &self,
+        prepared: Prepared<'_>,
+        position: Option<&Position>,
+    ) -> Result<Committed, StorageError> {
+        let Prepared { mut rows, .. } = prepared;
+        let published = match position {
+            None => rows.commit(),
+            Some(position) => {
+                self.put_position(&mut rows, position);
+                rows.commit_with(microdb::Durability::Buffered)
+            }
+        };
+        published.map_err(|source| StorageError::Commit {
+            source: Arc::new(source),
+        })?;
+        *self.counters() = prepared.counters;
+        if let Some(newest) = prepared.newest {
+            *self.record() = Some(newest.clone());
+        }
+        Ok(prepared.committed)
+    }
+
+    fn put_position(&self, rows: &mut microdb::Batch, position: &Position) {
+        let mut row = Vec::new();
+        encode_position(position, &mut row);
+        rows.put(self.table(Table::Meta), POSITION, row);
+    }
+
+    /// Commits batches as one entry of the log, and then publishes them.
+    pub(super) async fn commit_logged(
+        &self,
+        log: &mut LogWriter,
+        group: &[WriteBatch],
+    ) -> Result<Committed, StorageError> {
+        // A row adds at most its table and two lengths to the bytes of a batch.
+        let expected = group.iter().map(|batch| batch.bytes() + 8 * batch.rows().len());
+        let mut body = BodyWriter::with_capacity(256 + expected.sum::<usize>());
+        let prepared = match self.rows_of(group, Some(&mut body)) {
+            Ok(prepared) => prepared,
+            Err(all_rejected) => return Ok(all_rejected),
+        };
+        let (counters, newest) = (prepared.counters, prepared.newest);
+        let committed = Committed {
+            rejected: prepared.committed.rejected.clone(),
+            without_reservation: prepared.committed.without_reservation.clone(),
+        };
+        if seeded("engine-published-first") {
+            let position = Position::default();
+            self.publish(prepared, Some(&position))?;
+            log.append(body).await?;
+            return Ok(committed);
+        }
+        let logged = log.append(body).await?;
+        let Err(mut fault) = self.publish(prepared, Some(&logged.position)) else {
+            return Ok(committed);
+        };
+        // The rows are durable, so their callers must not get an error while the local database can
+        // still take them.
+        while fault.is_full_disk() && !log.status().is_stopping() {
+            self.failed.store(true, Ordering::Relaxed);
+            log.status().set_away(true);
+            tokio::time::sleep(PUBLISH_RETRY_PAUSE).await;
+            match self.publish_body(&logged) {
+                Ok(()) => {
+                    log.status().set_away(false);
+                    *self.counters() = counters;
+                    if let Some(newest) = newest {
+                        *self.record() = Some(newest.clone());
+                    }
+                    return Ok(committed);
+                }
+                Err(again) => fault = again,
+            }
+        }
+        log.status().end();
+        Err(fault)
+    }
+
+    fn publish_body(&self, logged: &Logged) -> Result<(), StorageError> {
+        let mut batch = self.batch();
+        let read = Body::parse(&logged.body).and_then(|body| {
+            body.each_row(|row| {
+                batch.add(&row);
+                Ok(())
+            })
+        });
+        read.map_err(|fault| StorageError::Log {
+            entry: logged.position.seq,
+            reason: format!("its bytes cannot be read: {fault}"),
+        })?;
+        batch.commit_at(&logged.position)
+    }
+}
+
+/// Rows that are copied from a log or from an engine's rows.
+pub(super) struct CopyBatch<'a> {
+    tables: &'a VolumeTables,
+    rows: microdb::Batch,
+}
+
+impl CopyBatch<'_> {
+    pub(super) fn add(&mut self, row: &Row<'_>) {
+        let table = self.tables.table(row.table);
+        match row.value {
+            Some(value) => self.rows.put(table, row.key, value),
+            None => self.rows.delete(table, row.key),
+        }
+    }
+
+    /// Returns the size of the rows in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.rows.bytes()
+    }
+
+    /// Writes the rows without a sync.
+    pub(super) fn commit(self) -> Result<(), StorageError> {
+        let written = self.rows.commit_with(microdb::Durability::Buffered);
+        written.map(drop).map_err(|source| StorageError::Commit {
+            source: Arc::new(source),
+        })
+    }
+
+    /// Writes the rows together with the position that they lead to.
+    pub(super) fn commit_at(mut self, position: &Position) -> Result<(), StorageError> {
+        self.tables.put_position(&mut self.rows, position);
+        self.commit()
+    }
+}
+
+impl VolumeTables {
+    /// Opens or creates the database in `folder`.
+    pub(super) fn open(options: microdb::Options, folder: &Path) -> Result<VolumeTables, StorageError> {
+        let opening = |source: microdb::Error| StorageError::Open {
+            folder: folder.to_owned(),
+            source: Arc::new(source),
+        };
+        let db = options.open(folder).map_err(opening)?;
+        let mut handles = Vec::with_capacity(TABLES.len());
+        for (at, (table, name)) in TABLES.into_iter().enumerate() {
+            debug_assert_eq!(at, table as usize);
+            handles.push(db.table(name).map_err(opening)?);
+        }
+        let tables = VolumeTables {
+            db,
+            handles,
+            counters: Mutex::new(Counters::default()),
+            record: Mutex::default(),
+            failed: AtomicBool::new(false),
+        };
+        tables.refresh()?;
+        Ok(tables)
+    }
+
+    /// Reads counters and slot ownership from their rows.
+    pub(super) fn refresh(&self) -> Result<(), StorageError> {
+        let (mut counters, mut record) = (Counters::default(), None);
+        if let Some(row) = self.meta(COUNTERS)? {
+            counters = codec::decode_counters(&row).map_err(|fault| broken("meta", COUNTERS, fault))?;
+        }
+        if let Some(row) = self.meta(SLOTS)? {
+            record = Some(SlotOwnership::decode(&row).map_err(|fault| broken("meta", SLOTS, fault))?);
+        }
+        *self.counters() = counters;
+        *self.record() = record;
+        Ok(())
+    }
+
+    /// Returns a row of the table `meta`.
+    pub(super) fn meta(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
+        let row = self.table(Table::Meta).get(key).map_err(reading("meta"))?;
+        Ok(row.map(|row| row.to_vec()))
+    }
+
+    /// Creates an empty batch of copied rows.
+    pub(super) fn batch(&self) -> CopyBatch<'_> {
+        CopyBatch {
+            tables: self,
+            rows: self.db.batch(),
+        }
+    }
+
+    /// Removes all rows of a table.
+    pub(super) fn clear(&self, table: Table) -> Result<(), StorageError> {
+        let cleared = self.table(table).clear();
+        cleared.map_err(|source| StorageError::Commit {
+            source: Arc::new(source),
+        })
+    }
+
+    /// Writes a checkpoint, so that the next open has little log to replay.
+    pub(super) fn checkpoint(&self) -> Result<(), StorageError> {
+        let written = self.db.checkpoint();
+        written.map_err(|source| StorageError::Commit {
+            source: Arc::new(source),
+        })
+    }
+
+    /// Closes the database.
+    pub(super) fn close(&self) -> Result<(), StorageError> {
+        // A stop has already written a checkpoint, and a handover waits for this call and the next
+        // open.
+        let closed = self.db.clone().close_quickly();
+        closed.map_err(|source| StorageError::Commit {
+            source: Arc::new(source),
+        })
+    }
+}
