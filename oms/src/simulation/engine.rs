@@ -13,10 +13,11 @@
 //! Deliberately absent: SQL, and reads from standbys.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use crate::runtime::seeded::seeded;
@@ -256,7 +257,8 @@ pub(super) struct Inside {
 /// The engine.
 pub(crate) struct SimEngine {
     inside: Mutex<Inside>,
-    changed: watch::Sender<u64>,
+    /// Wakes waiting statements in their order. A watch channel would wake them in random order.
+    changed: Notify,
     dice: Dice,
 }
 
@@ -272,7 +274,7 @@ impl SimEngine {
                 stalls: 0,
                 stalls_next: None,
             }),
-            changed: watch::Sender::new(0),
+            changed: Notify::new(),
             dice,
         })
     }
@@ -291,7 +293,7 @@ impl SimEngine {
     }
 
     fn notify(&self) {
-        self.changed.send_modify(|count| *count += 1);
+        self.changed.notify_waiters();
     }
 
     /// Sets the number of lost messages and of stalled statements per thousand.
@@ -486,16 +488,6 @@ impl SimEngine {
         self.notify();
     }
 
-    /// Returns the durable entries of a volume: those of the primary that a standby has too.
-    pub(crate) fn durable(&self, volume: &str) -> Vec<Entry> {
-        let inside = self.inside();
-        let primary = inside
-            .servers
-            .iter()
-            .find(|server| server.role == Role::Primary && server.is_up);
-        primary.map_or_else(Vec::new, |server| server.entries(volume).cloned().collect())
-    }
-
     /// Tries to write at a server. The conditions that belong to the beginning of the statement
     /// have been checked.
     fn try_write(inside: &mut Inside, at: usize, volume: &str, statement: &Statement) -> Write {
@@ -604,9 +596,10 @@ impl SimEngine {
             server.start
         };
         tokio::time::sleep(self.pause()).await;
-        let mut changed = self.changed.subscribe();
         let deadline = Instant::now() + LOCK_TIMEOUT;
         let (index, rows) = loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
             {
                 let mut inside = self.inside();
                 if inside.servers[at].start != start || !inside.servers[at].is_up {
@@ -618,12 +611,14 @@ impl SimEngine {
                     Write::Locked => {}
                 }
             }
-            if timeout_at(deadline, changed.changed()).await.is_err() {
+            if timeout_at(deadline, changed).await.is_err() {
                 return Some(Reply::Refused);
             }
         };
         self.replicate(at);
         loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
             {
                 let mut inside = self.inside();
                 if inside.servers[at].start != start || !inside.servers[at].is_up {
@@ -644,7 +639,7 @@ impl SimEngine {
                     });
                 }
             }
-            let _ = changed.changed().await;
+            changed.await;
         }
     }
 }

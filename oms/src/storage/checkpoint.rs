@@ -5,8 +5,8 @@
 //! - The rows are the log up to `kept_from`. A compare-and-swap of `kept_from` in the same
 //!   transaction orders two checkpoints, so a checkpoint needs no ownership and can be repeated.
 //! - Only acknowledged entries become rows.
-//! - An entry stays for at least `KEPT_FOR` after it was acknowledged. A statement of a former owner
-//!   ends before that, so no freed place can take one of its entries.
+//! - An entry stays for at least `KEPT_FOR` after it was acknowledged. A statement of a former
+//!   owner ends before that, so no freed place can take one of its entries.
 //!
 //! Deliberately absent: the tables (`cluster::engine::schema`), and followers that are further
 //! behind. They begin again with the rows.

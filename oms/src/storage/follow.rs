@@ -2,8 +2,9 @@
 //! that a takeover only has to read the last entries.
 //!
 //! **Invariants**
-//! - A follower applies an entry once another one follows it. The writer appends the next entry only
-//!   after the former one was acknowledged or found, so an entry that may vanish is not applied.
+//! - A follower applies an entry once another one follows it. The writer appends the next entry
+//!   only after the former one was acknowledged or found, so an entry that may vanish is not
+//! applied.
 //! - A follower that is stopped gives its open copy to the takeover.
 //!
 //! Deliberately absent: the choice of the volumes to follow, which is in the cluster's state.
@@ -37,8 +38,8 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    /// Starts to follow a log with the local copy that `open` opens. The copy may still be locked by
-    /// a server of this process that is being closed.
+    /// Starts to follow a log with the local copy that `open` opens. The copy may still be locked
+    /// by a server of this process that is being closed.
     pub(crate) fn start(
         open: impl Fn() -> Result<Cache, StorageError> + Send + Sync + 'static,
         log: Box<dyn Log>,

@@ -1,8 +1,8 @@
 //! The tables of a volume's database, and the commit of a group to them.
 //!
 //! A commit has three steps: the rows of the group, the log, and publishing. Without an engine,
-//! microdb's own log makes the rows durable while they are published. Behind an engine, the volume's
-//! log makes them durable first, and the database is written without a sync.
+//! microdb's own log makes the rows durable while they are published. Behind an engine, the
+//! volume's log makes them durable first, and the database is written without a sync.
 //!
 //! **Invariants**
 //! - Readers see a row once it is durable.
@@ -79,8 +79,8 @@ impl VolumeTables {
         }
     }
 
-    /// Collects the rows of a group, without the batches that the fence rejects, and appends them to
-    /// `body` too. Fails if all batches are rejected.
+    /// Collects the rows of a group, without the batches that the fence rejects, and appends them
+    /// to `body` too. Fails if all batches are rejected.
     fn rows_of<'a>(
         &self,
         group: &'a [WriteBatch],

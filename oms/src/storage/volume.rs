@@ -141,8 +141,8 @@ impl Volume {
         }
     }
 
-    /// Returns a permit to submit a batch, or `Busy` if the queue is full. While the engine does not
-    /// answer, no batch is taken.
+    /// Returns a permit to submit a batch, or `Busy` if the queue is full. While the engine does
+    /// not answer, no batch is taken.
     pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StorageError> {
         self.check_engine()?;
         self.queue.try_permit()

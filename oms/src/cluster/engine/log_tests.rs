@@ -171,6 +171,7 @@ impl Fencing {
         let mut session = Session::new(Arc::clone(&self.url), "test");
         let (mut owner, _) = self.take("first", 1).await;
         let (mut faults, mut former) = (Vec::new(), Vec::new());
+        let (mut at, mut found) = (0, BTreeSet::new());
         for round in 0..rounds {
             let since = round + 2;
             // A takeover at a random moment of the owner's commits.
@@ -186,7 +187,7 @@ impl Fencing {
             let (next, position) = self.take(&format!("owner {round}"), since).await;
             // Everything that was acknowledged before is in the log that the new owner reads.
             if let Some(position) = position {
-                let found = self.read_to(position.seq).await;
+                at = self.read_on(at, position.seq, &mut found).await;
                 let lost: Vec<_> = known.difference(&found).collect();
                 if !lost.is_empty() {
                     faults.push(format!("round {round}: the takeover does not know {lost:?}"));
@@ -253,9 +254,9 @@ impl Fencing {
         faults
     }
 
-    /// Returns the ids in the log up to an entry.
-    async fn read_to(&self, last: u64) -> BTreeSet<u64> {
-        let (mut log, mut ids, mut at) = (log(&self.url), BTreeSet::new(), 0);
+    /// Adds the ids behind entry `at` up to an entry, and returns its place.
+    async fn read_on(&self, mut at: u64, last: u64, ids: &mut BTreeSet<u64>) -> u64 {
+        let mut log = log(&self.url);
         while at < last {
             for entry in log.tail(at, last).await.unwrap() {
                 at = entry.seq;
@@ -267,7 +268,7 @@ impl Fencing {
                 .unwrap();
             }
         }
-        ids
+        at
     }
 }
 

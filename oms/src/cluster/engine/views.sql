@@ -186,9 +186,9 @@ CREATE OR REPLACE FUNCTION imt_quantity(bytes bytea, pos int, width int) RETURNS
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT CASE width
         WHEN 1 THEN get_byte(bytes, pos)
-        WHEN 2 THEN get_byte(bytes, pos) | get_byte(bytes, pos + 1) << 8
-        ELSE get_byte(bytes, pos) | get_byte(bytes, pos + 1) << 8 | get_byte(bytes, pos + 2) << 16
-            | get_byte(bytes, pos + 3) << 24
+        WHEN 2 THEN get_byte(bytes, pos) | (get_byte(bytes, pos + 1) << 8)
+        ELSE get_byte(bytes, pos) | (get_byte(bytes, pos + 1) << 8) | (get_byte(bytes, pos + 2) << 16)
+            | (get_byte(bytes, pos + 3) << 24)
     END::bigint
 $$;
 

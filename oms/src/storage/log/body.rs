@@ -12,8 +12,8 @@
 //! varints.
 //!
 //! **Invariants**
-//! - The chain of an entry depends on every entry before it. Two logs with an equal chain at a place
-//!   are equal up to that place.
+//! - The chain of an entry depends on every entry before it. Two logs with an equal chain at a
+//!   place are equal up to that place.
 //! - The reader trusts no byte. A wrong length causes an error, never a large allocation.
 
 use bytes::Bytes;
@@ -226,7 +226,9 @@ mod tests {
         assert_eq!(position.chain, GOLDEN_CHAIN);
     }
 
-    const GOLDEN_CHAIN: Chain = [0; 16];
+    const GOLDEN_CHAIN: Chain = [
+        236, 59, 11, 149, 198, 170, 227, 76, 202, 105, 194, 4, 178, 185, 149, 95,
+    ];
 
     #[test]
     fn the_chain_covers_place_epoch_rows_and_all_entries_before() {

@@ -194,7 +194,8 @@ pub(crate) async fn catch_up(
             let entries = log.tail(at.seq, last).await?;
             let is_next = |(offset, entry): (u64, &Entry)| entry.seq == at.seq + 1 + offset;
             if entries.is_empty() || !(0..).zip(&entries).all(is_next) {
-                // Entries were trimmed while this copy was made, so it begins again with newer rows.
+                // Entries were trimmed while this copy was made, so it begins again with newer
+                // rows.
                 break;
             }
             let applied = cache.clone();

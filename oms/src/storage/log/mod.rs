@@ -4,7 +4,7 @@
 //!
 //! | part | content |
 //! | --- | --- |
-//! | `Log` | the statements, one round trip each; in an engine (`engine`) or in memory (simulation) |
+//! | `Log` | the statements, one round trip each; in an engine (`engine`) or in the simulation |
 //! | `body` | the bytes of an entry, with the chain |
 //! | `writer` | appends: repeats, finds out, confirms |
 //! | `takeover` | the beginning of an ownership: epoch, own entry |
@@ -13,11 +13,11 @@
 //! **Invariants**
 //! - An entry is appended only under the volume's epoch and directly behind an entry that exists.
 //!   So a former owner appends nothing, and a log has no gap.
-//! - An entry counts once the engine has acknowledged it, or an entry behind it. A found entry alone
-//!   may be on one machine only.
+//! - An entry counts once the engine has acknowledged it, or an entry behind it. A found entry
+//!   alone may be on one machine only.
 //! - A result that did not arrive is *unknown*. It is found out by repeating, never guessed.
-//! - A server that shows an older log than this process knows may be a primary that was left behind.
-//!   Only one that shows it again and again has lost entries.
+//! - A server that shows an older log than this process knows may be a primary that was left
+//!   behind. Only one that shows it again and again has lost entries.
 //! - The chain of an entry covers all entries before it. A copy of the log is compared by it.
 //!
 //! Deliberately absent: SQL of membership and of the cluster's state (`cluster::engine`).

@@ -38,8 +38,8 @@ pub(crate) enum Takeover {
     Missing,
 }
 
-/// Takes a volume for `owner`. `since` is the version of the cluster's state that gave the volume to
-/// this node. A new volume is created if `creates`.
+/// Takes a volume for `owner`. `since` is the version of the cluster's state that gave the volume
+/// to this node. A new volume is created if `creates`.
 pub(crate) async fn take_over(
     log: &mut dyn Log,
     owner: &str,

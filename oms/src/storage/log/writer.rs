@@ -26,11 +26,12 @@ use crate::storage::log::{Entry, Log, LogError, Position};
 /// over.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum number of entries that wait for an acknowledgement: one with rows, and empty ones behind
-/// it. More of them are found only if each answer is lost, so the writer begins again with the first.
+/// it. More of them are found only if each answer is lost, so the writer begins again with the
+/// first.
 const UNACKNOWLEDGED_MAX: usize = 16;
 
-/// Number of times that the engine may lack an entry that it has acknowledged, until it has lost it.
-/// A primary that was left behind is met once for each turn through the hosts.
+/// Number of times that the engine may lack an entry that it has acknowledged, until it has lost
+/// it. A primary that was left behind is met once for each turn through the hosts.
 const OLD_WORLDS_MAX: u32 = 40;
 
 /// The state that a writer and its volume share.
