@@ -47,7 +47,7 @@ use std::process::ExitCode;
     arg_required_else_help = true,
     after_help = "\
 Examples:
-  imt sim run                           a node, a warehouse and a shop for 30 s
+  imt sim run                           a node, a warehouse, a shop: 30 s
   imt sim run --scenario black-friday   a rush for a few products
   imt node start --name alpha           a node alone, API on 127.0.0.1:9090
   imt order show 17                     state, store and products of order 17

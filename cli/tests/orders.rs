@@ -148,7 +148,7 @@ fn an_order_is_listed_shown_paid_cancelled_and_its_history_told() {
         let output = shop.run(args);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         assert!(
-            stderr(&output).contains("there is no order nope"),
+            stderr(&output).contains("404: there is no "),
             "{args:?}: {}",
             stderr(&output)
         );

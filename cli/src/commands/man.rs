@@ -42,13 +42,17 @@ impl ManArgs {
             })?;
         }
         let mut page = Vec::new();
-        let rendered = Man::new(command.clone()).render(&mut page);
+        let rendered = page_of(command.clone()).render(&mut page);
         rendered.map_err(|error| CliError::because("cannot make the page", error))?;
         if std::io::stdout().is_terminal() {
             output::remark("this is the source of the page; to read it: imt man | man -l -");
         }
         output::print_bytes(&page)
     }
+}
+
+fn page_of(command: Command) -> Man {
+    Man::new(command).source(concat!("imt ", env!("CARGO_PKG_VERSION")))
 }
 
 fn write_all(root: Command, folder: &Path, output: OutputFormat) -> Result<(), CliError> {
@@ -65,7 +69,7 @@ fn write_all(root: Command, folder: &Path, output: OutputFormat) -> Result<(), C
                 .filter(|inner| !inner.is_hide_set())
                 .cloned(),
         );
-        files.push(Man::new(command).generate_to(folder).map_err(failed)?);
+        files.push(page_of(command).generate_to(folder).map_err(failed)?);
     }
     files.sort();
     let text = format!(

@@ -138,7 +138,7 @@ pub(crate) struct StartArgs {
     #[arg(long, env = "IMT_WAREHOUSE", value_name = "URL")]
     warehouse: Option<WarehouseUrl>,
     /// Weight of the node; its share of the orders is its weight divided by the sum of all weights
-    #[arg(long, env = "IMT_WEIGHT", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(imt_ring::WEIGHT_MAX)))]
+    #[arg(long, env = "IMT_WEIGHT", default_value_t = 1, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(..=i64::from(imt_ring::WEIGHT_MAX)))]
     weight: u32,
     /// Failure zone of the node
     #[arg(long, env = "IMT_ZONE", value_parser = args::zone_name)]

@@ -113,7 +113,8 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
 fn laid_out(rows: &[Vec<String>], columns: Option<usize>, has_heading: bool) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widest = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
+        let printed = rows.iter().skip(usize::from(!has_heading));
+        let cells = printed.filter_map(|row| row.get(column));
         cells.map(|cell| cell.width()).max().unwrap_or(0)
     };
     let mut widths: Vec<usize> = (0..count).map(widest).collect();

@@ -239,7 +239,7 @@ missed. With --output json, one change per line.
 Examples:
   imt db tail data/volumes/sim-master             the last 10 commits
   imt db tail data/volumes/sim-master --follow
-  imt db tail data/volumes/sim-master --key 17    the changes of order 17
+  imt db tail data/volumes/sim-master --key 17    of key 17, all tables
   imt db tail data/shop --since 0 --output json   all changes in the log")]
     Tail(tail::TailArgs),
     /// Write all records as JSON lines. Changes nothing.
