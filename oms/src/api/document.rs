@@ -1,5 +1,5 @@
-//! The API document (`GET /openapi.json`, OpenAPI 3.1): built from the table of routes, the kinds of
-//! problems and the schemas of the types.
+//! The API document (`GET /openapi.json`, OpenAPI 3.1), built from the table of routes, the kinds
+//! of problems and the schemas of the types.
 //!
 //! **Invariants**
 //! - Each row of `routes` has one description, and no description stands for itself.

@@ -1,7 +1,8 @@
 //! The HTTP API of a node.
 //!
-//! `routes` finds and parses the operation of a request, `forward` takes it to the volume that answers it, `fast_path` calls
-//! the operation at that volume, and the other modules render the answer.
+//! `routes` finds and parses the operation of a request, `forward` takes it to the volume that
+//! answers it, `fast_path` calls the operation at that volume, and the other modules render the
+//! answer.
 //!
 //! **Invariants**
 //! - A request gets the same status and body from every node of a cluster.

@@ -9,8 +9,8 @@
 //! - Requests are counted by row, so that ids in paths create no new series.
 //! - Parsing the path of a command gives the same command.
 //!
-//! Deliberately absent: the page at `/`, which is no part of the API, and the paths of calls between
-//! nodes (`cluster::peer_call`).
+//! Deliberately absent: the page at `/`, which is no part of the API, and the paths of calls
+//! between nodes (`cluster::peer_call`).
 
 use std::sync::LazyLock;
 
@@ -45,12 +45,12 @@ pub(crate) struct Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counted {
     /// A series with the route's name.
-    AsItself,
+    Itself,
     /// The series `other`, which is no part of the totals of clients.
-    AsOther,
-    /// As `AsOther`. The request is answered even if too many requests are in progress, because it
+    Other,
+    /// As `Other`. The request is answered even if too many requests are in progress, because it
     /// matters most then.
-    AsProbe,
+    Probe,
 }
 
 /// The place where an operation is carried out, and the parser of its values.
@@ -73,7 +73,7 @@ const fn volume(
     Route {
         method,
         path,
-        counted: Counted::AsItself,
+        counted: Counted::Itself,
         handler: Handler::Volume(parse),
         about,
     }
@@ -163,7 +163,7 @@ static ROUTES: [Route; 23] = [
     ),
     list(
         &["orders"],
-        Counted::AsItself,
+        Counted::Itself,
         |path| Ok(List::Orders(OrdersQuery::parse(&path.values)?)),
         &document::LIST_ORDERS,
     ),
@@ -181,7 +181,7 @@ static ROUTES: [Route; 23] = [
     ),
     list(
         &["stocks", "{product}"],
-        Counted::AsItself,
+        Counted::Itself,
         |path| Ok(List::Product(path.number(1, "product", PRODUCT_MAX)?)),
         &document::PRODUCT_STOCK,
     ),
@@ -199,13 +199,13 @@ static ROUTES: [Route; 23] = [
     ),
     list(
         &["reservations"],
-        Counted::AsItself,
+        Counted::Itself,
         |path| Ok(List::Reservations(ListQuery::by_order(&path.values)?)),
         &document::LIST_RESERVATIONS,
     ),
     list(
         &["outbox"],
-        Counted::AsItself,
+        Counted::Itself,
         |path| Ok(List::Messages(ListQuery::by_message(&path.values)?)),
         &document::LIST_MESSAGES,
     ),
@@ -220,44 +220,44 @@ static ROUTES: [Route; 23] = [
     ),
     list(
         &["health"],
-        Counted::AsOther,
+        Counted::Other,
         |_| Ok(List::Health),
         &document::HEALTH,
     ),
     node(
         &["health", "live"],
-        Counted::AsProbe,
+        Counted::Probe,
         NodeOperation::Live,
         &document::LIVE,
     ),
     node(
         &["health", "ready"],
-        Counted::AsProbe,
+        Counted::Probe,
         NodeOperation::Ready,
         &document::READY,
     ),
     node(
         &["metrics"],
-        Counted::AsProbe,
+        Counted::Probe,
         NodeOperation::Metrics,
         &document::METRICS,
     ),
     node(
         &["openapi.json"],
-        Counted::AsOther,
+        Counted::Other,
         NodeOperation::OpenApi,
         &document::OPENAPI,
     ),
-    node(&["ring"], Counted::AsOther, NodeOperation::Ring, &document::RING),
+    node(&["ring"], Counted::Other, NodeOperation::Ring, &document::RING),
     node(
         &["console", "state"],
-        Counted::AsOther,
+        Counted::Other,
         NodeOperation::ConsoleState,
         &document::CONSOLE_STATE,
     ),
     node(
         &["console", "events"],
-        Counted::AsOther,
+        Counted::Other,
         NodeOperation::ConsoleEvents,
         &document::CONSOLE_EVENTS,
     ),
@@ -341,13 +341,13 @@ impl Target {
 
     /// Returns `true` if the request must be answered even when too many requests are in progress.
     pub(crate) fn is_probe(&self) -> bool {
-        matches!(self, Target::Route(at) if ROUTES[*at].counted == Counted::AsProbe)
+        matches!(self, Target::Route(at) if ROUTES[*at].counted == Counted::Probe)
     }
 
     /// Returns the index of the metric that counts the request.
     pub(crate) fn metric(&self) -> RouteIndex {
         match self {
-            Target::Route(at) if ROUTES[*at].counted == Counted::AsItself => RouteIndex::nth(*at),
+            Target::Route(at) if ROUTES[*at].counted == Counted::Itself => RouteIndex::nth(*at),
             _ => RouteIndex::OTHER,
         }
     }

@@ -23,7 +23,8 @@ struct Quantities {
     on_hand: i64,
     /// Units reserved for orders.
     reserved: u32,
-    /// Units that an order can still get. Negative if a new stock has fewer units than are reserved.
+    /// Units that an order can still get. Negative if a new stock has fewer units than are
+    /// reserved.
     available: i32,
 }
 

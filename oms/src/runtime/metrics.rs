@@ -2,7 +2,8 @@
 //!
 //! **Invariants**
 //! - A request updates three atomics. It takes no lock and allocates no memory.
-//! - Requests are counted by the routes that the API names, so that ids in paths create no new series.
+//! - Requests are counted by the routes that the API names, so that ids in paths create no new
+//!   series.
 //! - Counters of a volume outlive its server, so they never decrease.
 
 use std::collections::{BTreeMap, VecDeque};
