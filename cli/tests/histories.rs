@@ -1,8 +1,8 @@
 //! Histories of clients of four real nodes are linearizable while nodes are killed, paused and
 //! removed.
 //!
-//! The judge is the one of the simulation (`oms/src/simulation/history.rs`). Whatever the processes
-//! do and whenever they do it, every history must be linearizable: the test depends on no duration.
+//! The judge is the one of the simulation (`oms/src/simulation/history.rs`). Every history must be
+//! linearizable, at any timing of the processes: the test depends on no duration.
 //! A client that waits too long gives up, and the outcome of its operation is unknown.
 //!
 //! `IMT_HISTORY_ROUNDS=N` repeats the faults N times.
@@ -68,7 +68,7 @@ struct Orders {
     next: u64,
 }
 
-/// What clients and faults share.
+/// State shared by clients and faults.
 #[derive(Default)]
 struct Shared {
     addresses: Mutex<BTreeMap<&'static str, String>>,

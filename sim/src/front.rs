@@ -207,7 +207,7 @@ pub async fn run_front(
     wait_until_ready(&config, stop.clone()).await?;
     let way = match config.route {
         true => Way::Owners(Owners::read(client).await?),
-        false => Way::Entry(client),
+        false => Way::Entry(Box::new(client)),
     };
     let mut workload = Workload {
         seed: config.seed,

@@ -1,5 +1,5 @@
-//! Eight clients that work on the same few orders at four nodes under faults, and record what they
-//! see.
+//! Eight clients that work on the same few orders at four nodes under faults, and record their
+//! operations with the responses.
 //!
 //! Each request goes to any node that listens, also to one that has lost its volumes and does not
 //! know it. The histories are checked afterwards (`history`).

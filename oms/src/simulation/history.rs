@@ -302,8 +302,8 @@ impl Order {
         own.into_iter().chain(self.extra.iter().copied()).collect()
     }
 
-    /// Returns `true` if the order is as a response shows it. What the response shows first is
-    /// bound from now on.
+    /// Returns `true` if the order is as a response shows it. Values that no earlier response has
+    /// shown are bound from now on.
     fn takes(&mut self, answer: &Answer) -> bool {
         let binds = |known: &mut Option<u64>, shown: u64| *known.get_or_insert(shown) == shown;
         let is_bound = answer
@@ -388,7 +388,8 @@ impl Possible {
 /// The search for an order of the operations of a history.
 struct Search<'a> {
     operations: Vec<&'a Operation>,
-    /// Sets of operations that were carried out, and what was possible then, without a way on.
+    /// Sets of operations that were carried out, with the orders that were possible then. None of
+    /// them leads to the end.
     seen: BTreeSet<(u64, Possible)>,
 }
 

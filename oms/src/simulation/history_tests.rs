@@ -1,4 +1,4 @@
-//! The check notices each kind of mistake, and allows what unknown outcomes allow.
+//! The check notices each kind of mistake, and allows for unknown outcomes.
 
 use serde_json::json;
 use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};
@@ -19,37 +19,37 @@ fn problem(slug: &str) -> Value {
     json!({"type": format!("urn:imt-order:problem:{slug}")})
 }
 
-/// A history in which each operation ends before the next begins, unless told otherwise.
+/// A history in which each operation with a response ends before the next begins.
 #[derive(Default)]
-struct Told(History);
+struct Sequence(History);
 
-impl Told {
-    fn unknown(mut self, step: Step) -> Told {
+impl Sequence {
+    fn unknown(mut self, step: Step) -> Sequence {
         self.0.invoke(9, step);
         self
     }
 
-    fn then(mut self, step: Step, status: u16, is_replayed: bool, body: Value) -> Told {
+    fn then(mut self, step: Step, status: u16, is_replayed: bool, body: Value) -> Sequence {
         let number = self.0.invoke(1, step.clone());
         let answer = Answer::read(&step, status, is_replayed, &body).unwrap();
         self.0.answer(number, answer.unwrap());
         self
     }
 
-    fn placed(self) -> Told {
+    fn placed(self) -> Sequence {
         self.then(Step::Place(1), 200, false, order("reserved", None))
     }
 
-    fn paid(self, transaction: u64, is_replayed: bool) -> Told {
+    fn paid(self, transaction: u64, is_replayed: bool) -> Sequence {
         let body = order("paid", Some(transaction));
         self.then(Step::Pay(transaction), 200, is_replayed, body)
     }
 
-    fn shown(self, state: &str, transaction: Option<u64>) -> Told {
+    fn shown(self, state: &str, transaction: Option<u64>) -> Sequence {
         self.then(Step::Read, 200, false, order(state, transaction))
     }
 
-    fn absent(self) -> Told {
+    fn absent(self) -> Sequence {
         self.then(Step::Read, 404, false, problem("not-found"))
     }
 
@@ -60,20 +60,22 @@ impl Told {
 
 #[test]
 fn the_life_of_an_order_is_linearizable() {
-    let told = Told::default().absent().placed().shown("announced", None);
-    let told = told.paid(7, false).shown("delivering", Some(7));
-    let told = told.shown("delivered", Some(7)).paid(7, true);
-    let told = told.then(Step::Cancel, 409, false, problem("refused"));
-    assert!(told.is_linearizable());
-    let cancelled = Told::default().placed().then(Step::Cancel, 200, false, json!({}));
+    let sequence = Sequence::default().absent().placed().shown("announced", None);
+    let sequence = sequence.paid(7, false).shown("delivering", Some(7));
+    let sequence = sequence.shown("delivered", Some(7)).paid(7, true);
+    let sequence = sequence.then(Step::Cancel, 409, false, problem("refused"));
+    assert!(sequence.is_linearizable());
+    let cancelled = Sequence::default()
+        .placed()
+        .then(Step::Cancel, 200, false, json!({}));
     let refunded = cancelled.then(Step::Pay(8), 409, false, problem("refund-wanted"));
     assert!(refunded.is_linearizable());
 }
 
 #[test]
 fn a_read_from_an_old_owner_is_noticed() {
-    assert!(!Told::default().placed().absent().is_linearizable());
-    let paid = || Told::default().placed().paid(7, false);
+    assert!(!Sequence::default().placed().absent().is_linearizable());
+    let paid = || Sequence::default().placed().paid(7, false);
     assert!(!paid().shown("reserved", None).is_linearizable());
     let back = paid().shown("delivered", Some(7)).shown("delivering", Some(7));
     assert!(!back.is_linearizable());
@@ -81,14 +83,14 @@ fn a_read_from_an_old_owner_is_noticed() {
 
 #[test]
 fn an_acknowledged_write_that_is_lost_is_noticed() {
-    assert!(!Told::default().placed().placed().is_linearizable());
-    let paid = Told::default().placed().paid(7, false).paid(7, true);
+    assert!(!Sequence::default().placed().placed().is_linearizable());
+    let paid = Sequence::default().placed().paid(7, false).paid(7, true);
     assert!(!paid.paid(8, false).is_linearizable());
 }
 
 #[test]
 fn a_repeated_command_that_is_carried_out_twice_is_noticed() {
-    let paid = || Told::default().placed().paid(7, false);
+    let paid = || Sequence::default().placed().paid(7, false);
     assert!(!paid().paid(7, false).is_linearizable());
     let refunded = paid().then(Step::Pay(7), 409, false, problem("refund-wanted"));
     assert!(!refunded.is_linearizable());
@@ -96,33 +98,37 @@ fn a_repeated_command_that_is_carried_out_twice_is_noticed() {
 
 #[test]
 fn an_operation_without_a_response_may_have_happened_at_any_later_time_or_never() {
-    for told in [
+    for sequence in [
         // Never.
-        Told::default().unknown(Step::Place(1)).absent(),
+        Sequence::default().unknown(Step::Place(1)).absent(),
         // At once, or after a read.
-        Told::default().unknown(Step::Place(1)).shown("reserved", None),
-        Told::default()
+        Sequence::default()
+            .unknown(Step::Place(1))
+            .shown("reserved", None),
+        Sequence::default()
             .unknown(Step::Place(1))
             .absent()
             .shown("reserved", None),
         // A payment that is seen after the cancellation: the order is to be refunded.
-        Told::default()
+        Sequence::default()
             .placed()
             .unknown(Step::Pay(7))
             .shown("reserved", None)
             .then(Step::Cancel, 200, false, json!({}))
             .shown("cancelled", None),
         // A first response that says that an unknown try came first.
-        Told::default()
+        Sequence::default()
             .unknown(Step::Place(1))
             .then(Step::Place(1), 200, true, order("reserved", None)),
     ] {
-        assert!(told.is_linearizable());
+        assert!(sequence.is_linearizable());
     }
     // It cannot happen before it was invoked, and not be undone.
-    let early = Told::default().shown("reserved", None).unknown(Step::Place(1));
+    let early = Sequence::default()
+        .shown("reserved", None)
+        .unknown(Step::Place(1));
     assert!(!early.is_linearizable());
-    let undone = Told::default()
+    let undone = Sequence::default()
         .unknown(Step::Place(1))
         .shown("reserved", None)
         .absent();

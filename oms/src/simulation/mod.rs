@@ -9,8 +9,8 @@
 //! - **Deliberately absent**: HTTP, sockets and real files, power cuts (tested by microdb),
 //!   statistics files.
 //!
-//! There are two kinds of runs: customers whose answers the audit compares with the final state, and
-//! clients whose histories are checked for linearizability.
+//! In runs with customers, the audit compares their answers with the final state. In runs with
+//! clients, their histories are checked for linearizability.
 //!
 //! **Invariant**: the same seed gives the same trace. `IMT_SIM_SEED=N` runs one seed and prints its
 //! trace, `IMT_SIM_SEEDS=N` sets the number of seeds, and `IMT_SIM_FIRST=N` sets the first one.

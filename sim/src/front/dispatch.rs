@@ -34,7 +34,7 @@ const PROBLEM_NAME_MAX: usize = 40;
 /// The way of the requests.
 pub(super) enum Way {
     /// All to one node.
-    Entry(Client),
+    Entry(Box<Client>),
     /// Each to the owner of its order.
     Owners(Arc<Owners>),
 }

@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Each node is a process in a cpu group of its own. Clients are spread evenly over the nodes, or
-//! send each request to its owner (`--route`). All
-//! rows of a table are measured in one run: compare rows, not days. Where groups are not permitted
-//! the program says so, and the nodes share the processors with each other and with the clients.
+//! send each request to its owner (`--route`). All rows of a table are measured in one run: compare
+//! rows, not days. Where groups are not permitted the program says so, and the nodes share the
+//! processors with each other and with the clients.
 //!
 //! The stock has five stores with plenty of everything, and there is no warehouse. So every order
 //! takes store 1, and one node answers all reservations: the worst case for several nodes.

@@ -263,8 +263,8 @@ async fn connect(load: &Load) -> std::io::Result<Vec<TcpStream>> {
     Ok(streams)
 }
 
-/// Runs one client with one request in flight. Returns for each request: the status, the latency in microseconds, and the
-/// intended start in milliseconds since the start of the load.
+/// Runs one client with one request in flight. Returns for each request: the status, the latency in
+/// microseconds, and the intended start in milliseconds since the start of the load.
 async fn run_client(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
     let mut seen = Vec::with_capacity(1 << 14);
     let connected = connect(&shared.load).await;
