@@ -2,8 +2,8 @@
 //!
 //! **Invariants**
 //! - Only `session` names `tokio_postgres`, and only `tls` names rustls.
-//! - The result of a statement is *done*, *refused* (no effect) or *unknown*. A statement without an
-//!   answer, and one answered with a warning, is unknown.
+//! - The result of a statement is *done*, *refused* (no effect) or *unknown*. A statement without
+//!   an answer, and one answered with a warning, is unknown.
 //! - A statement is never cancelled. PostgreSQL answers a cancelled wait for standbys as a success,
 //!   although only one machine has the commit.
 //!

@@ -3,8 +3,8 @@
 //! **Invariants**
 //! - A session has at most one connection, and one statement or transaction in flight. A call that
 //!   its caller drops takes the connection with it, so that no answer is taken for another one's.
-//! - A connection belongs to a server that accepts writes, unless a tool asks for any. After a fault, the next connection
-//!   begins with the next host.
+//! - A connection belongs to a server that accepts writes, unless a tool asks for any. After a
+//!   fault, the next connection begins with the next host.
 //! - The timeout of a call covers connecting, sending and the answer. PostgreSQL's own timeouts do
 //!   not end a wait for standbys.
 //! - Statements are unnamed and typed, so they pass a pooler that works by transaction.

@@ -1,7 +1,8 @@
 //! The URL of an engine.
 //!
 //! ```text
-//! postgres://USER[:PASSWORD]@HOST[:PORT][,HOST[:PORT]...]/DATABASE[?sslmode=...&sslrootcert=...&passfile=...]
+//! postgres://USER[:PASSWORD]@HOST[:PORT][,HOST[:PORT]...]/DATABASE[?SETTING=VALUE[&...]]
+//! settings: sslmode, sslrootcert, passfile
 //! ```
 //!
 //! **Invariants**

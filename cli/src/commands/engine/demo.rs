@@ -28,8 +28,8 @@ pub(crate) struct DemoArgs {
     /// Number of synchronous standbys. Each commit waits for one of them
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
     standbys: u8,
-    /// Folder of the servers; it must be empty, and remains at the end [default: a temporary folder,
-    /// removed at the end]
+    /// Folder of the servers; it must be empty, and remains at the end [default: a temporary
+    /// folder, removed at the end]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 }

@@ -1,4 +1,5 @@
-//! `imt engine`: prepares, checks and tries out the PostgreSQL server of a cluster on many machines.
+//! `imt engine`: prepares, checks and tries out the PostgreSQL server of a cluster on many
+//! machines.
 
 mod binaries;
 mod demo;

@@ -11,8 +11,8 @@
 //!
 //! **Invariants**
 //! - A database holds one cluster.
-//! - `volume` leads every key of a volume's tables, nothing is numbered by the engine, and there are
-//!   no foreign keys. So an engine that spreads rows by `volume` can hold these tables.
+//! - `volume` leads every key of a volume's tables, nothing is numbered by the engine, and there
+//!   are no foreign keys. So an engine that spreads rows by `volume` can hold these tables.
 //! - No statement has a CTE that writes or `FOR SHARE`, because Citus routes neither.
 //!
 //! `VIEWS` shows rows of `imt_row` with decoded columns. Nodes read none of these views.
