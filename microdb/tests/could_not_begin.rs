@@ -253,8 +253,8 @@ fn the_other_process() {
 
 /// Number of puts that fill some dozens of segments.
 const PUTS_MAX: u32 = 400;
-/// Numbers of spare descriptors. With the last one the log continues: at most 16 segments wait to be
-/// written, and 16 to be synced.
+/// Numbers of spare descriptors. With the last one the log continues: at most 16 segments wait to
+/// be written, and 16 to be synced.
 const SPARE: [usize; 8] = [0, 1, 2, 3, 4, 5, 6, 40];
 
 #[test]

@@ -139,7 +139,7 @@ fn a_segment_truncated_while_mapped_is_damage_and_not_a_crash() {
         let db = options().open(&path).unwrap();
         assert_eq!(read(&db, Path::new("")), 0);
         let lost = records_behind(&db, 2, len);
-        assert!(lost > 100, "cut to {len}: {lost} records");
+        assert!(lost > 50, "cut to {len}: {lost} records");
         cut(&segment(&path, 2), len);
         // Exactly the records that are gone: no other read fails, and none of these succeeds.
         assert_eq!(read(&db, &segment(&path, 2)), lost, "cut to {len}");
@@ -168,7 +168,8 @@ fn the_other_process() {
     let Some((part, folder)) = other::part() else {
         return;
     };
-    let path = shop(&folder);
+    // Made by the first process, since making it installs the handler.
+    let path = folder.join("shop");
     let db = options().sigbus_handler(part == "installed").open(&path).unwrap();
     let table = db.table("t").unwrap();
     cut(&segment(&path, 2), 0);
@@ -181,10 +182,15 @@ fn the_other_process() {
 #[test]
 fn process_that_refuses_the_handler_ends_by_the_signal_and_another_gets_errors() {
     let folder = tempfile::tempdir().unwrap();
-    let mut refused = Other::start(ENTRY, "refused", &folder.path().join("refused"));
+    let start = |part: &str| {
+        let folder = folder.path().join(part);
+        shop(&folder);
+        Other::start(ENTRY, part, &folder)
+    };
+    let mut refused = start("refused");
     assert_eq!(refused.said(), None, "the process ends at the first read");
     assert_eq!(refused.child.wait().unwrap().signal(), Some(SIGBUS));
-    let mut installed = Other::start(ENTRY, "installed", &folder.path().join("installed"));
+    let mut installed = start("installed");
     let said = installed.said().unwrap();
     let errors = said.strip_suffix(" errors").unwrap();
     assert!(errors.parse::<u32>().unwrap() > 100, "{said}");

@@ -1,8 +1,8 @@
 //! Most integration tests of the engine, in one binary, so that the crate is linked once.
 //!
 //! - Each file beside this one is a module: `cargo test -p imt-microdb --test main recovery::`.
-//! - A test with a process-wide effect runs in a second process ([`support::other`]), or its file is
-//!   a binary of its own, listed in `Cargo.toml` with the reason.
+//! - A test with a process-wide effect runs in a second process ([`support::other`]), or its file
+//!   is a binary of its own, listed in `Cargo.toml` with the reason.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

@@ -2,8 +2,8 @@
 //! them during the workload.
 //!
 //! The figures belong to the whole process, so each workload runs in a process of its own: this
-//! test binary, with its part given by the environment. `MICRODB_SOAK_SECONDS=600` runs the soak for
-//! ten minutes instead of some seconds.
+//! test binary, with its part given by the environment. `MICRODB_SOAK_SECONDS=600` runs the soak
+//! for ten minutes instead of some seconds.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::Path;

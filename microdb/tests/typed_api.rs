@@ -1,5 +1,5 @@
-//! Typed tables beside tables of bytes: the same operations, in batches, transactions and snapshots,
-//! with borrowed keys, other codecs, and the record of the keys' encoding.
+//! Typed tables beside tables of bytes: the same operations, in batches, transactions and
+//! snapshots, with borrowed keys, other codecs, and the record of the keys' encoding.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 #![cfg(feature = "bincode")]
 
