@@ -5,11 +5,9 @@
     reason = "a test that cannot go on should stop where it stands"
 )]
 
-mod support;
-
+use crate::support::{Answer, Server, free_address, http, run, stderr, stdout, until};
 use serde_json::{Value, json};
 use std::path::Path;
-use support::{Answer, Server, free_address, http, run, stderr, stdout, until};
 use tempfile::tempdir;
 
 const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];

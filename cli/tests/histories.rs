@@ -14,8 +14,7 @@
 
 #[path = "../../oms/src/simulation/history.rs"]
 mod history;
-mod support;
-
+use crate::support::{Server, http, run, stderr, try_http, until};
 use history::{Answer, History, Step, lines_of};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -24,7 +23,6 @@ use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use support::{Server, http, run, stderr, try_http, until};
 use tempfile::{TempDir, tempdir};
 
 const NODES: [&str; 4] = ["alpha", "beta", "gamma", "delta"];

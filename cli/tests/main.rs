@@ -11,6 +11,7 @@
 
 mod support;
 
+mod audit;
 mod cli_output;
 mod config;
 mod console;
@@ -20,10 +21,12 @@ mod db_shell;
 mod db_truth;
 mod engine;
 mod foreign_files;
+mod histories;
 mod leaving;
 mod live_view;
 mod nodes;
 mod orders;
+mod routing;
 mod several_volumes;
 mod shop;
 mod usage;

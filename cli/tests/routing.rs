@@ -5,10 +5,8 @@
     reason = "a test that cannot go on should stop where it stands"
 )]
 
-mod support;
-
+use crate::support::{Server, free_address, run, stderr, stdout};
 use serde_json::Value;
-use support::{Server, free_address, run, stderr, stdout};
 use tempfile::tempdir;
 
 fn summary(args: &[&str]) -> Value {
