@@ -4,7 +4,7 @@
 //! **Invariants**
 //! - A follower applies an entry once another one follows it. The writer appends the next entry
 //!   only after the former one was acknowledged or found, so an entry that may vanish is not
-//! applied.
+//!   applied.
 //! - A follower that is stopped gives its open copy to the takeover.
 //!
 //! Deliberately absent: the choice of the volumes to follow, which is in the cluster's state.

@@ -54,7 +54,7 @@ impl Troubles {
 
 /// The result of one beat.
 enum Beaten {
-    Acknowledged(Option<Confirmed>),
+    Acknowledged(Option<Box<Confirmed>>),
     Replaced,
     /// The connection changed between two statements.
     Again,
@@ -78,11 +78,11 @@ pub(super) async fn beat(shared: Arc<Shared>, mut session: Session, mut number: 
         match outcome {
             Ok(Beaten::Acknowledged(read)) => {
                 troubles.end("beat");
-                shared.acknowledge(sent, number, read.as_ref());
+                shared.acknowledge(sent, number, read.as_deref());
                 if let Some(read) = read {
                     for reader in std::mem::take(&mut due.readers) {
                         // The send fails if the caller no longer waits.
-                        let _ = reader.send(Ok(read.clone()));
+                        let _ = reader.send(Ok((*read).clone()));
                     }
                 }
                 if due.is_last {
@@ -160,7 +160,7 @@ async fn beat_once(
     }
     Ok(match affected {
         0 => Beaten::Replaced,
-        _ => Beaten::Acknowledged(read),
+        _ => Beaten::Acknowledged(read.map(Box::new)),
     })
 }
 

@@ -185,7 +185,7 @@ fn count(
 ) {
     let mut outbox = state.outbox();
     let was_open = outbox.is_open(kind);
-    let cause = end(&mut *outbox);
+    let cause = end(&mut outbox);
     let (is_open, failures) = (outbox.is_open(kind), outbox.breaker_failures());
     drop(outbox);
     let volume = state.slots.volume();
