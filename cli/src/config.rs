@@ -89,7 +89,7 @@ pub(crate) fn follows_context(path: &str) -> bool {
         path.strip_prefix(*known)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
     };
-    !WITHOUT_CONTEXT.iter().any(|known| is_at_or_below(&known))
+    !WITHOUT_CONTEXT.iter().any(is_at_or_below)
 }
 
 /// A setting that flags know: its key, and the flags with that key.

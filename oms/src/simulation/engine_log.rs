@@ -125,7 +125,7 @@ impl Log for SimLog {
     }
 
     fn head(&mut self) -> Answer<'_, Option<Head>> {
-        Box::pin(self.read(|server, volume| server.head(volume)))
+        Box::pin(self.read(Server::head))
     }
 
     fn create(&mut self) -> Answer<'_, ()> {

@@ -53,7 +53,7 @@ impl Sequence {
         self.then(Step::Read, 404, false, problem("not-found"))
     }
 
-    fn is_linearizable(self) -> bool {
+    fn is_linearizable(&self) -> bool {
         self.0.check().is_ok()
     }
 }

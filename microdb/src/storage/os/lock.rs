@@ -263,7 +263,7 @@ mod tests {
             drop(OsStorage.lock(&path).unwrap().unwrap());
             assert_eq!(std::fs::read_to_string(&path).unwrap(), own_note());
             assert_eq!(
-                holder(&File::open(folder.path()).unwrap(), Path::new("LOCK")),
+                holder(File::open(folder.path()).unwrap(), Path::new("LOCK")),
                 Some(std::process::id())
             );
         }

@@ -180,7 +180,7 @@ impl Fencing {
                 self.break_connections(&mut session).await;
             }
             let known: BTreeSet<u64> = self.record.lock().unwrap().acknowledged.keys().copied().collect();
-            let second = (rand::random::<u8>() % 10 == 0).then(|| {
+            let second = (rand::random::<u8>().is_multiple_of(10)).then(|| {
                 let (ready, _) = tokio::sync::oneshot::channel();
                 tokio::spawn(Arc::clone(self).own(format!("second {round}"), since, ready))
             });
