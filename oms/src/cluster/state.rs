@@ -129,8 +129,8 @@ impl ClusterState {
     }
 
     /// Assigns every volume to a node that is alive: its own node first, then its present server,
-    /// then its follower, then the node with the fewest volumes. A move continues unless one of its volumes changes
-    /// its server. In that case it is undone.
+    /// then its follower, then the node with the fewest volumes. A move continues unless one of its
+    /// volumes changes its server. In that case it is undone.
     pub(crate) fn with_nodes(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
         // A node that has left is removed once its process has ended.

@@ -153,8 +153,8 @@ impl Fleet {
             .spawn()
             .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;
         if let Some(log) = process.stderr.take() {
-            // The lines pass through this process's log, because direct output would damage the live
-            // view.
+            // The lines pass through this process's log, because direct output would damage the
+            // live view.
             logging::forward(log, name.to_owned())
                 .map_err(|error| CliError::because(format!("cannot read the log of node '{name}'"), error))?;
         }

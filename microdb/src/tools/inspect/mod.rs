@@ -161,7 +161,7 @@ pub struct Gap {
 /// events.put("k", "v")?;
 /// let at = events.location("k")?.unwrap();
 /// let view = microdb::inspect::segment(db.path(), at.segment)?;
-/// assert_eq!((view.id, view.header_damage), (segment, None));
+/// assert_eq!((view.id, view.header_damage), (at.segment, None));
 /// # Ok(())
 /// # }
 /// ```

@@ -262,8 +262,8 @@ impl Console {
         stream::answer(self, headers)
     }
 
-    /// Answers `GET /console/state` with the whole state, or with the changes since the cursor that a
-    /// client shows.
+    /// Answers `GET /console/state` with the whole state, or with the changes since the cursor that
+    /// a client shows.
     pub(crate) async fn state(&self, headers: &HeaderMap) -> Response<AnswerBody> {
         self.refresh().await;
         let mut cursor = stream::last_event(headers, self.incarnation).unwrap_or_default();
