@@ -118,6 +118,8 @@ mod tests {
                 .get_after_help()
                 .map(ToString::to_string)
                 .unwrap_or_default();
+            // An example may go on behind a backslash.
+            let text = text.replace("\\\n", "");
             for line in text.lines().filter_map(|line| line.strip_prefix("  imt ")) {
                 let line = line.split(" | ").next().unwrap_or(line);
                 for part in line.split(" && ") {

@@ -185,7 +185,7 @@ Examples:
   imt audit --output json
 
 Messages that wait for an absent warehouse are listed, and are no finding.
-Exit codes: 0 clean, 1 failure, 3 something is wrong, 5 a server does not answer.")]
+Exit codes: 0 clean, 1 failure, 3 something is wrong, 5 no answer of a server.")]
     Audit(commands::audit::AuditArgs),
     /// List, show, pay, cancel and watch orders.
     #[command(subcommand)]

@@ -82,7 +82,8 @@ Examples:
   imt node leave beta --data /srv/imt
   imt node leave beta --data /srv/imt --timeout 1h
 
-The node continues to leave if this command ends early. Run the command again to wait for it.")]
+The node continues to leave if this command ends early. Run the command again
+to wait for it.")]
     Leave {
         /// Name of the node; it need not be running
         #[arg(value_parser = args::node_name, add = completion::nodes())]

@@ -28,10 +28,10 @@ The copy has every order that was answered before the command began.")]
     /// Delete a node's local copy of a volume and fill it again from the engine.
     #[command(after_help = "\
 Example:
-  imt volume rebuild alpha --node beta --data /var/lib/imt --engine postgres://imt@db1,db2/shop
+  imt volume rebuild alpha --node beta --engine postgres://imt@db1,db2/shop
 
-The node must not run. A node does the same by itself when a local copy is missing or differs from
-the engine.")]
+The node must not run. A node does the same by itself when a local copy is
+missing or differs from the engine.")]
     Rebuild {
         #[command(flatten)]
         source: Source,

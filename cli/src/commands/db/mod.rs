@@ -259,7 +259,7 @@ Existing keys get the new value; other records of the tables stay. The input
 may be several exports, one after another. All lines of a file are checked
 before the first record is put. The lines of a pipe are put in batches; a
 stopped import can be repeated. With --clear, the tables that the lines name
-are replaced in one commit at the end, so that a failed import changes nothing.
+are replaced in one commit at the end, so a failed import changes nothing.
 
 Examples:
   imt db import data/copy --create < shop.jsonl

@@ -20,9 +20,10 @@ pub(crate) enum EngineCommand {
     #[command(after_help = "\
 Examples:
   imt engine init postgres://imt@db1,db2,db3/shop
-  PGPASSWORD=... imt engine init postgres://imt@db1/shop?sslrootcert=/etc/ssl/ca.pem
+  PGPASSWORD=... imt engine init postgres://imt@db1/shop?sslmode=verify-full
 
-A database holds one cluster. The role must own the database, or may create tables in it.")]
+A database holds one cluster. The role must own the database, or may create
+tables in it.")]
     Init {
         /// URL of the engine, with all its hosts
         #[arg(value_name = "URL")]
@@ -41,8 +42,9 @@ Examples:
   imt engine demo
   imt engine demo --standbys 1 --data /srv/demo
 
-Needs a PostgreSQL server, such as that of Debian's package postgresql. Nothing is started before.
-If the primary ends, the standby with the newest log is promoted. Ctrl-C stops all servers.")]
+Needs the programs of a PostgreSQL server, such as those of Debian's package
+postgresql. If the primary ends, the standby with the newest log is promoted.
+Ctrl-C stops all servers.")]
     Demo(demo::DemoArgs),
 }
 

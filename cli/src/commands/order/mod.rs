@@ -38,7 +38,7 @@ Examples:
   imt order show 17
   imt order show 17 --output json
 
-Exit codes: 0 done, 1 there is no such order, 2 wrong usage, 5 no node answers.")]
+Exit codes: 0 done, 1 no such order, 2 wrong usage, 5 no node answers.")]
     Show {
         /// Id of the order
         id: String,
@@ -51,7 +51,7 @@ Examples:
   imt order history 17
   imt order history 17 --output json
 
-Exit codes: 0 done, 1 there is no such order, 2 wrong usage, 5 no node answers.")]
+Exit codes: 0 done, 1 no such order, 2 wrong usage, 5 no node answers.")]
     History {
         /// Id of the order
         id: String,
@@ -80,9 +80,9 @@ Every order is tried. Exit codes: 0 all are cancelled, 1 some could not be,
 Example:
   imt order pay 17 4711
 
-The same payment may be repeated. Exit codes: 0 the order is paid, 1 refused (a
-payment of an order that has ended is recorded for a refund), 2 wrong usage,
-5 no node answers.")]
+The same payment may be repeated. Exit codes: 0 the order is paid, 1 refused
+(a payment of an order that has ended is recorded for a refund), 2 wrong
+usage, 5 no node answers.")]
     Pay {
         /// Id of the order
         id: String,
