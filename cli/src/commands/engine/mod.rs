@@ -20,7 +20,7 @@ pub(crate) enum EngineCommand {
     #[command(after_help = "\
 Examples:
   imt engine init postgres://imt@db1,db2,db3/shop
-  PGPASSWORD=... imt engine init postgres://imt@db1/shop?sslmode=verify-full
+  PGPASSWORD=... imt engine init postgres://imt@db1/shop?sslrootcert=ca.pem
 
 A database holds one cluster. The role must own the database, or may create
 tables in it.")]
