@@ -196,6 +196,7 @@ impl Session {
         let config = AuditConfig {
             // An incomplete log has a line of its own in the summary.
             log: report.stats_csv.clone().filter(|_| report.log_problem.is_none()),
+            log_is_of_node: !self.scenario.route,
             ..AuditConfig::new(self.oms.clone(), self.warehouse.clone())
         };
         let (progress, mut steps) = watch::channel(AuditProgress::default());
