@@ -142,7 +142,7 @@ fn loom_two_transactions_on_one_key_both_commit_and_are_durable() {
         let db = open(&disk);
         let table = db.table("t").unwrap();
         let count = |db: &Db, table: &Table, disk: &Disk| {
-            let count = db.transaction(|tx| {
+            let count: crate::Result<u8> = db.transaction(|tx| {
                 let count = tx.get(table, "count")?.map_or(0, |count| count[0]) + 1;
                 tx.put(table, "count", [count])?;
                 Ok(count)
