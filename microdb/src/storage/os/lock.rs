@@ -28,8 +28,8 @@ use crate::seeded::seeded;
 use crate::storage::StorageLock;
 
 /// Length of the note of a process id, including the line end. The id is padded with zeros, so that
-/// a new note covers the former one. Shortening the file instead would wait for the file system's
-/// journal: an open beside heavy writing took up to 100 ms longer.
+/// a new note covers the former one. Shortening the file first can wait for the file system's
+/// journal, for milliseconds beside heavy writing.
 const NOTE_BYTES: usize = 11;
 
 /// A locked folder, shared by the locks of files in it.
