@@ -420,7 +420,7 @@ fn large_batch(folder: &Path) {
             }
             batch.commit().unwrap();
             table.clear().unwrap();
-            // All segments written and mapped: what remains is memory that is kept for later.
+            // All segments written and mapped: the rest is memory that is kept for later.
             db.sync().unwrap();
             db.wait_idle().unwrap();
             if round < LARGE_ROUNDS_FIRST {

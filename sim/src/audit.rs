@@ -149,13 +149,13 @@ pub struct AuditReport {
     pub waiting: Vec<Waiting>,
     /// Histories of orders that were checked.
     pub histories: u64,
-    /// Stores whose stock was compared.
+    /// Stores with compared stock.
     pub stores: u64,
     /// Lines of the log of requests; 0 without a log.
     pub log_lines: u64,
     /// Requests that were sent again.
     pub repeated: u64,
-    /// For each order with a finding, what both sides know of it.
+    /// For each order with a finding, its history on both sides.
     pub explained: BTreeMap<String, Vec<String>>,
     /// Time spent waiting for the outbox, milliseconds.
     pub waited_ms: u64,

@@ -97,7 +97,7 @@ fn add(args: AddArgs, output: OutputFormat) -> Result<(), CliError> {
         )));
     }
     let data = args.data.map(|data| {
-        // A relative path would mean another folder wherever the command runs next.
+        // A relative path would mean another folder in the next working folder.
         let absolute = std::path::absolute(&data).unwrap_or(data);
         absolute.display().to_string()
     });

@@ -88,7 +88,7 @@ Example:
 
 #[derive(clap::Args)]
 pub(crate) struct RunArgs {
-    // These two come before the load, whose last flags have a heading of their own.
+    // These two come before the load, because its last flags have a heading of their own.
     /// Keep the node and the warehouse running after the run, until Ctrl-C
     #[arg(long)]
     stay: bool,

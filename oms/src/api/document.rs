@@ -121,7 +121,7 @@ struct Answer {
 #[derive(Clone, Copy)]
 enum Content {
     Json(TypeOf),
-    /// A JSON object whose members may change.
+    /// A JSON object with members that may change.
     Object,
     /// Text of another media type.
     Text(&'static str),

@@ -313,7 +313,7 @@ fn attempt(response: Response<Body>, epoch: u64) -> Attempt<Response<Body>> {
     Attempt::Done(response)
 }
 
-/// Makes a call at a volume, wherever it is.
+/// Makes a call at a volume, on this node or another.
 pub(crate) async fn call_volume(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,

@@ -287,7 +287,7 @@ async fn export(
     }
 }
 
-/// Asks a volume, wherever it is, until it answers or the time is over.
+/// Asks a volume, on this node or another, until it answers or the time is over.
 pub(crate) async fn ask_volume<Q: VolumeQuestion>(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,

@@ -185,7 +185,7 @@ pub(super) fn show(app: &App, id: &OrderId) -> Result<Json, Problem> {
 struct HistoryEntry<'a> {
     /// Time of the event in UTC milliseconds.
     at_ms: u64,
-    /// The event: the name of a state, or of what happened.
+    /// The event: the name of a new state, or of a step that keeps the state.
     #[schema(example = "reserved")]
     event: &'static str,
     /// The store of a reservation.

@@ -1,4 +1,4 @@
-//! What nodes ask of each other over HTTP/2: large transfers, and operations of the cluster.
+//! The calls between nodes over HTTP/2: large transfers, and operations of the cluster.
 //!
 //! | path | meaning |
 //! | --- | --- |

@@ -1,4 +1,4 @@
-//! Errands: questions and commands to a volume, wherever the volume is.
+//! Errands: questions and commands to a volume, on this node or another.
 //!
 //! An errand is performed here if this process serves the volume, and at another node otherwise.
 //! A volume that changes its place in the meantime is waited for, and the errand is repeated where
@@ -139,7 +139,7 @@ impl Errand for Question {
 }
 
 impl ClusterHandle {
-    /// Asks a volume, wherever it is. Also returns the volume that answered.
+    /// Asks a volume, on this node or another. Also returns the volume that answered.
     pub(crate) async fn ask(
         self: &Arc<Self>,
         volume: impl Fn(&Topology) -> Option<NodeName>,

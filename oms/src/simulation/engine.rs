@@ -438,7 +438,7 @@ impl SimEngine {
             inside.servers[new].role = Role::Primary;
             inside.servers[new].is_paused = false;
             for at in (0..SERVERS).filter(|at| *at != old && *at != new) {
-                // What it has beyond the new primary's changes was never acknowledged.
+                // Its changes beyond those of the new primary were never acknowledged.
                 let changes = inside.servers[new].changes.clone();
                 inside.servers[at].reset_to(changes);
                 inside.servers[at].role = Role::Standby(Some(new));

@@ -71,6 +71,17 @@ fn append(mut writer: LogWriter, id: u64) -> JoinHandle<(LogWriter, Result<Logge
     })
 }
 
+/// Appends an entry that waits for the paused standbys, and returns once it waits.
+async fn append_without_standbys(
+    engine: &Arc<SimEngine>,
+) -> JoinHandle<(LogWriter, Result<Logged, StorageError>)> {
+    let writer = owner(engine, "ada", 1).await;
+    engine.pause_standbys(true);
+    let appending = append(writer, 1);
+    wait_ms(100).await;
+    appending
+}
+
 async fn wait_ms(ms: u64) {
     tokio::time::sleep(Duration::from_millis(ms)).await;
 }
@@ -113,10 +124,7 @@ fn ids_of(cache: &Cache) -> BTreeSet<u64> {
 #[test]
 fn an_entry_with_a_cancelled_wait_counts_only_once_a_standby_has_it() {
     simulated(|engine| async move {
-        let writer = owner(&engine, "ada", 1).await;
-        engine.pause_standbys(true);
-        let appending = append(writer, 1);
-        wait_ms(100).await;
+        let appending = append_without_standbys(&engine).await;
         engine.cancel_waits();
         wait_ms(300).await;
         engine.fail_over(false).await;
@@ -130,10 +138,7 @@ fn an_entry_with_a_cancelled_wait_counts_only_once_a_standby_has_it() {
 #[test]
 fn a_found_entry_counts_only_with_an_acknowledged_one_behind_it() {
     simulated(|engine| async move {
-        let writer = owner(&engine, "ada", 1).await;
-        engine.pause_standbys(true);
-        let appending = append(writer, 1);
-        wait_ms(100).await;
+        let appending = append_without_standbys(&engine).await;
         // The primary starts again: the entry is visible, and on this machine only.
         engine.restart_primary();
         wait_ms(500).await;
@@ -150,10 +155,7 @@ fn a_found_entry_counts_only_with_an_acknowledged_one_behind_it() {
 #[test]
 fn a_found_entry_and_the_one_behind_it_are_confirmed_together() {
     simulated(|engine| async move {
-        let writer = owner(&engine, "ada", 1).await;
-        engine.pause_standbys(true);
-        let appending = append(writer, 1);
-        wait_ms(100).await;
+        let appending = append_without_standbys(&engine).await;
         engine.restart_primary();
         wait_ms(500).await;
         engine.pause_standbys(false);
@@ -185,10 +187,7 @@ fn an_unanswered_entry_is_repeated_until_it_is_known() {
 #[test]
 fn an_entry_that_died_with_the_primary_is_appended_again() {
     simulated(|engine| async move {
-        let writer = owner(&engine, "ada", 1).await;
-        engine.pause_standbys(true);
-        let appending = append(writer, 1);
-        wait_ms(100).await;
+        let appending = append_without_standbys(&engine).await;
         engine.fail_over(false).await;
         engine.pause_standbys(false);
         appending.await.unwrap().1.unwrap();

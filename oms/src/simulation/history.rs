@@ -330,7 +330,7 @@ impl Effect {
             answer.kind,
             Kind::Placed | Kind::NoStore | Kind::Paid | Kind::RefundWanted
         );
-        // A node repeats a request whose answer was lost. So a first effect may be answered as a
+        // A node repeats a request if the answer was lost. So a first effect may be answered as a
         // repetition, and never the other way round.
         let is_possible = self.kind == answer.kind
             && (self.is_first || answer.is_replayed || !says_how_often)

@@ -60,7 +60,7 @@ impl TracedOrders {
         inside.traces.get(order).copied()
     }
 
-    /// Forgets an order whose last call was made.
+    /// Forgets an order after its last call.
     pub(crate) fn forget(&self, order: &OrderId) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;

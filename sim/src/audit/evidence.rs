@@ -22,7 +22,7 @@ use crate::wire::{
 const PAGE: u32 = 10_000;
 /// Most stores in the comparison of stock. Each is an answer of some hundred kilobytes.
 const STORES_MAX: usize = 64;
-/// Most orders whose history is read, spread evenly over all orders.
+/// Maximum number of histories that are read, spread evenly over all orders.
 const HISTORIES_MAX: usize = 500;
 
 const OMS: &str = "the order management";

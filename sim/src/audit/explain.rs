@@ -1,4 +1,4 @@
-//! Explains findings by the history of their orders: what each side knows of them.
+//! Explains findings by the history of their orders on each side.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};

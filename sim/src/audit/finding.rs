@@ -249,7 +249,7 @@ pub enum Finding {
         /// Answers by the log.
         logged: u64,
     },
-    /// A counter disagrees with the list of what it counts.
+    /// A counter disagrees with the list of the counted things.
     CountDiffers {
         /// The counter.
         what: String,

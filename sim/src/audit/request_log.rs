@@ -1,5 +1,5 @@
-//! The front's log of requests, `stats.csv`, as evidence: what customers were told, also after the
-//! front has ended.
+//! The front's log of requests, `stats.csv`, as evidence of the answers that customers got,
+//! also after the front has ended.
 //!
 //! The log has no products, so contents are compared only by the front's own record.
 
@@ -103,7 +103,7 @@ impl RequestLog {
         Some(())
     }
 
-    /// Checks that the order management has kept what the log says was acknowledged, and that its
+    /// Checks that the order management has kept all that the log calls acknowledged, and that its
     /// counters count as many answers.
     pub(super) fn check(&self, record: &OrderRecord, evidence: &Evidence, findings: &mut Vec<Finding>) {
         self.check_record(record, findings);

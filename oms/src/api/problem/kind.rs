@@ -1,4 +1,4 @@
-//! The kinds of problems: their names for programs, statuses and titles, and what each means.
+//! The kinds of problems: their names for programs, statuses, titles and meanings.
 //!
 //! The API document and `docs/errors.md` are made from this table.
 //!
@@ -40,7 +40,7 @@ pub(crate) struct Texts {
     pub(crate) slug: &'static str,
     pub(crate) title: &'static str,
     pub(crate) meaning: &'static str,
-    /// What a client does next.
+    /// The next step of a client.
     pub(crate) next: &'static str,
 }
 

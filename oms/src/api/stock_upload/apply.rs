@@ -34,7 +34,7 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// Encodes a stock for a volume whose stock has these products and stores.
+    /// Encodes a stock for a volume with these products and stores in its stock.
     pub(super) fn of(snapshot: StockSnapshot, known: &Arc<Layout>) -> Prepared {
         let mut last = WriteBatch::default();
         let parts = if snapshot.has_layout(known) {

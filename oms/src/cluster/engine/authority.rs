@@ -3,7 +3,7 @@
 //! **Invariants**
 //! - The state is replaced by compare-and-swap of its version and of its coordinator. So neither a
 //!   former coordinator nor the loser of a race changes it.
-//! - An unknown replacement is repeated. What it then finds counts once it is confirmed
+//! - An unknown replacement is repeated. A state found then counts once it is confirmed
 //!   (`Shared::read_state`).
 //!
 //! Deliberately absent: the decision who may take the coordination (`shared`).

@@ -4,7 +4,7 @@
 //! - The database holds exactly the rows of the log up to the position in `meta`, `log`. Both are
 //!   written together and buffered, so a crash leaves an earlier prefix.
 //! - A database without a position is empty or a copy in progress. It is cleared and filled again.
-//! - A copy whose chain differs from the engine's is cleared, and an operator is told: the engine
+//! - A copy with another chain than the engine's is cleared, and an operator is told: the engine
 //!   has lost or changed entries.
 //!
 //! Deliberately absent: the choice of the entries that are final (`takeover`, `follow`).

@@ -108,7 +108,7 @@ pub(crate) trait Log: Send {
     /// another epoch, or the entry before it does not exist.
     fn append<'a>(&'a mut self, entry: &'a Entry, behind: Option<(u64, u64)>) -> Answer<'a, bool>;
 
-    /// Returns the entry at a place. What it returns may be on one machine only.
+    /// Returns the entry at a place. The entry may be on one machine only.
     fn look(&mut self, seq: u64) -> Answer<'_, Option<Entry>>;
 
     /// Returns the position of the newest entry, the default without entries.
