@@ -18,10 +18,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -143,7 +144,7 @@ struct Counters {
 
 impl Counters {
     fn count_fault(&self, name: &'static str) {
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut faults = self.faults.lock();
         *faults.entry(name).or_default() += 1;
     }
 }
@@ -165,7 +166,7 @@ impl House {
     fn inside(&self) -> MutexGuard<'_, Inside> {
         // An entry is applied whole or not at all, so that the books are sound even after a panic
         // elsewhere.
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock()
     }
 
     fn behaviour(&self) -> Arc<Behaviour> {
@@ -189,11 +190,7 @@ impl House {
         let (announced, delivered, refused) = inside.books.counts();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let shape = inside.books.stock().shape();
-        let faults = self
-            .counters
-            .faults
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let faults = self.counters.faults.lock();
         WarehouseSummary {
             behaviour: self.behaviour().name.clone(),
             announced,

@@ -8,10 +8,11 @@
 //! Deliberately absent: the way of a request to its volume (`errand`), and HTTP (`api`).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use imt_ring::NodeName;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
@@ -90,43 +91,43 @@ impl ClusterHandle {
 
     /// How far a move has come that this process coordinates: rows copied, and how many there are,
     /// about.
-    pub(crate) fn progress(&self) -> std::sync::MutexGuard<'_, Option<(u64, u64)>> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn progress(&self) -> parking_lot::MutexGuard<'_, Option<(u64, u64)>> {
+        self.progress.lock()
     }
 
     /// Returns the reason why slots that should move do not, if this process coordinates.
     pub(crate) fn trouble(&self) -> Option<String> {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let trouble = self.trouble.lock();
         trouble.clone()
     }
 
     /// Sets the reason why slots that should move do not. Returns `true` if that is a new reason.
     pub(crate) fn set_trouble(&self, reason: Option<String>) -> bool {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = self.trouble.lock();
         let is_new = *trouble != reason;
         *trouble = reason;
         is_new
     }
 
     /// The volumes that this node is to serve and whose folder is missing, with the reason.
-    pub(crate) fn missing(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, String>> {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn missing(&self) -> parking_lot::MutexGuard<'_, BTreeMap<NodeName, String>> {
+        self.missing.lock()
     }
 
     /// The cluster as it is seen now.
     pub(crate) fn topology(&self) -> Arc<Topology> {
-        Arc::clone(&self.topology.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.topology.read())
     }
 
     /// From here on requests are routed by this view.
     pub(crate) fn publish(&self, topology: Topology) {
         let topology = Arc::new(topology);
         let before = {
-            let mut current = self.topology.write().unwrap_or_else(PoisonError::into_inner);
+            let mut current = self.topology.write();
             std::mem::replace(&mut *current, topology)
         };
         if before.alone.is_some() {
-            let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut earlier = self.earlier.lock();
             earlier.retain(|topology| topology.strong_count() > 0);
             earlier.push(Arc::downgrade(&before));
         }
@@ -143,7 +144,7 @@ impl ClusterHandle {
     pub(crate) async fn earlier_requests(&self) {
         let until = Instant::now() + OLD_VIEWS;
         let under_way = || {
-            let earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+            let earlier = self.earlier.lock();
             earlier.iter().any(|topology| topology.strong_count() > 0)
         };
         while under_way() && Instant::now() < until {

@@ -13,10 +13,11 @@
 //! - Memory is bounded by the cells of the stock (`sheet::CELLS_MAX`), 4 bytes for each.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use imt_ring::NodeName;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::cluster::channel::message::{
@@ -83,13 +84,13 @@ impl StockCopy {
     }
 
     fn content(&self) -> MutexGuard<'_, Content> {
-        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+        self.content.lock()
     }
 }
 
 impl StockCopies {
     fn copies(&self) -> MutexGuard<'_, BTreeMap<NodeName, Arc<StockCopy>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Looks for the first store of a volume that has these units, by the ring of this epoch.

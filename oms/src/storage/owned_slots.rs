@@ -8,10 +8,11 @@
 //! Deliberately absent: the durable record of the slots (`fence`) and the copying
 //! (`volume::migration`).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 
 use imt_ring::{NodeName, Ring, Slot};
+use parking_lot::RwLock;
 
 use crate::domain::order::OrderId;
 use crate::domain::routing_key;
@@ -165,7 +166,7 @@ impl Slots {
             state.store(if is_here { HERE } else { ELSEWHERE }, Ordering::Release);
         }
         let is_alone = count == self.states.len();
-        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(ring);
+        *self.ring.write() = Arc::clone(ring);
         self.alone.store(is_alone, Ordering::Release);
         self.sealed_for.store(0, Ordering::Release);
         self.all_here.store(is_alone, Ordering::Release);
@@ -235,7 +236,7 @@ impl Slots {
 
     /// Returns the ring applied last.
     pub(crate) fn ring(&self) -> Arc<Ring> {
-        Arc::clone(&self.ring.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.ring.read())
     }
 
     /// Returns the name of the volume.

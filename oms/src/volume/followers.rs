@@ -15,9 +15,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -72,7 +72,7 @@ impl Followers {
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<u64, Follower>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     /// Has open requests answered. Called after each commit that changed the stock.

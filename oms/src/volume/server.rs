@@ -10,10 +10,11 @@
 //!
 //! Deliberately absent: the choice of the volumes to serve, which the reconciler applies.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use imt_ring::{Epoch, NodeName, Ring, Slot};
+use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -218,12 +219,12 @@ impl VolumeServer {
         }));
     }
 
-    fn working(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.working.lock().unwrap_or_else(PoisonError::into_inner)
+    fn working(&self) -> parking_lot::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.working.lock()
     }
 
-    fn cleaning(&self) -> std::sync::MutexGuard<'_, Option<JoinHandle<()>>> {
-        self.cleaning.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cleaning(&self) -> parking_lot::MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.cleaning.lock()
     }
 
     /// Returns the ring that this server follows.
@@ -240,14 +241,11 @@ impl VolumeServer {
 
     /// Returns the progress of the copy to this volume.
     pub(crate) fn progress(&self) -> Progress {
-        self.progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.progress.lock().clone()
     }
 
     fn reset_progress(&self) {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = self.progress.lock();
         progress.copied = Imported::default();
     }
 
@@ -383,11 +381,7 @@ impl VolumeServer {
         let ticket = {
             // The stat import checks the slots before it adds sums. This lock keeps both steps
             // consistent with the change of the slots.
-            let mut statistics = self
-                .app
-                .statistics
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut statistics = self.app.statistics.write();
             let ticket = state.activate_slots(ring, &mut arrived.state, staged, permit);
             if gets_statistics && state.slots.has_statistics() {
                 statistics.replace_all(sums);
@@ -436,11 +430,7 @@ impl VolumeServer {
         let uploads_locked = self.app.lock_stock_uploads().await;
         let begun = Instant::now();
         {
-            let mut statistics = self
-                .app
-                .statistics
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut statistics = self.app.statistics.write();
             state.release_slots(ring, left_behind);
             if !state.slots.has_statistics() {
                 statistics.replace_all(Default::default());

@@ -14,8 +14,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -189,25 +190,23 @@ impl VolumeState {
 
     /// Locks the stock. The guard is held for microseconds only, never across an await.
     pub(crate) fn stock(&self) -> MutexGuard<'_, Stock> {
-        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+        self.stock.lock()
     }
 
     /// Locks the outbox. The guard is held for microseconds only, never across an await.
     pub(crate) fn outbox(&self) -> MutexGuard<'_, Outbox> {
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+        self.outbox.lock()
     }
 
     /// Locks the reservations for orders of other volumes. The lock of the stock comes first where
     /// both are taken.
     pub(crate) fn remote_reservations(&self) -> MutexGuard<'_, RemoteReservations> {
-        self.remote_reservations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.remote_reservations.lock()
     }
 
     /// Locks the settlements that other volumes have not confirmed.
     pub(crate) fn settlements(&self) -> MutexGuard<'_, BTreeMap<OrderId, Settlement>> {
-        self.settlements.lock().unwrap_or_else(PoisonError::into_inner)
+        self.settlements.lock()
     }
 
     /// Returns the client for other volumes, even if there is no other volume now.

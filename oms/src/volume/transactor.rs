@@ -16,10 +16,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -128,7 +129,7 @@ impl Transactors {
 
     /// Returns the number of running transactors.
     pub(crate) fn at_work(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
     /// Returns the number of steps that ended in a panic.
@@ -168,7 +169,7 @@ impl Transactors {
     }
 
     fn shard(&self, id: &OrderId) -> MutexGuard<'_, HashMap<OrderId, Mailbox>> {
-        lock(&self.shards[self.hasher.hash_one(id) as usize % SHARDS])
+        self.shards[self.hasher.hash_one(id) as usize % SHARDS].lock()
     }
 
     /// Rejects a request for an order that panicked repeatedly and still has to wait.
@@ -176,7 +177,7 @@ impl Transactors {
         if self.troubles.load(Ordering::Relaxed) == 0 {
             return Ok(());
         }
-        match lock(&self.troubled).get(id) {
+        match self.troubled.lock().get(id) {
             Some(trouble)
                 if trouble
                     .suspended_until
@@ -193,7 +194,7 @@ impl Transactors {
     fn panicked(&self, id: &OrderId) {
         self.counters.transactor_panics.fetch_add(1, Ordering::Relaxed);
         tracing::error!(order = %id, "transactor panicked; the next request restarts it");
-        let mut troubled = lock(&self.troubled);
+        let mut troubled = self.troubled.lock();
         if troubled.len() == TROUBLED_MAX && !troubled.contains_key(id) {
             return;
         }
@@ -208,16 +209,11 @@ impl Transactors {
 
     fn succeeded(&self, id: &OrderId) {
         if self.troubles.load(Ordering::Relaxed) > 0 {
-            let mut troubled = lock(&self.troubled);
+            let mut troubled = self.troubled.lock();
             troubled.remove(id);
             self.troubles.store(troubled.len(), Ordering::Relaxed);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code under these locks panics halfway through a change.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 enum Entered {

@@ -3,9 +3,8 @@
 //! Delay and fault of a call are drawn from the order's id and the attempt, not from the order of
 //! arrival: the same seed treats an order alike in every run.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -61,7 +60,7 @@ struct InFlight {
 impl InFlight {
     /// Claims a name; `None` while another call has it.
     fn claim(house: &Arc<House>, name: String) -> Option<Self> {
-        let is_free = lock(&house.in_flight).insert(name.clone());
+        let is_free = house.in_flight.lock().insert(name.clone());
         is_free.then(|| Self {
             house: Arc::clone(house),
             name,
@@ -71,12 +70,8 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        lock(&self.house.in_flight).remove(&self.name);
+        self.house.in_flight.lock().remove(&self.name);
     }
-}
-
-fn lock(names: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
-    names.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Counts a call, and answers that an earlier try of it is still being carried out.

@@ -1,9 +1,9 @@
 //! A snapshot that is interrupted by a crash between any two of its parts.
 
 use std::path::Path;
-use std::sync::RwLock;
 
 use axum::http::StatusCode;
+use parking_lot::RwLock;
 
 use super::apply::Prepared;
 use super::*;

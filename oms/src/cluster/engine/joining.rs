@@ -9,10 +9,11 @@
 //! Deliberately absent: the creation of tables (`imt engine init`).
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use imt_ring::Member;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::cluster::NodeInfo;

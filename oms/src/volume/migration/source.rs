@@ -18,10 +18,11 @@
 //! - The seal is durable together with the note that rows may have to be removed later.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use imt_ring::{NodeName, Ring};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
@@ -214,8 +215,8 @@ pub(crate) enum ExportError {
 }
 
 impl Exports {
-    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, Arc<tokio::sync::Mutex<Outgoing>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn all(&self) -> parking_lot::MutexGuard<'_, BTreeMap<NodeName, Arc<tokio::sync::Mutex<Outgoing>>>> {
+        self.0.lock()
     }
 
     /// Drops all copies of other migrations.

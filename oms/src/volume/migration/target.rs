@@ -10,12 +10,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, Method};
 use imt_ring::NodeName;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::time::Instant;
@@ -92,19 +93,15 @@ struct Importing<'a> {
 
 impl<'a> Importing<'a> {
     fn begin(progress: &'a Mutex<Progress>, source: u8) -> Importing<'a> {
-        lock(progress).importing.insert(source);
+        progress.lock().importing.insert(source);
         Importing { progress, source }
     }
 }
 
 impl Drop for Importing<'_> {
     fn drop(&mut self) {
-        lock(self.progress).importing.remove(&self.source);
+        self.progress.lock().importing.remove(&self.source);
     }
-}
-
-fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
-    progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The reason why slots could not be copied.
@@ -323,7 +320,7 @@ async fn store_page(
     for row in &page.rows {
         incoming.state.take(state, &source.slots, row)?;
     }
-    lock(&server.progress).copied = incoming.copied();
+    server.progress.lock().copied = incoming.copied();
     Ok(copied)
 }
 
