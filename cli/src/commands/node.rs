@@ -8,8 +8,10 @@ use crate::otlp::{self, OtlpArgs};
 use crate::output::{self, OutputFormat, TableArgs};
 use crate::signals::{self, StopSignals};
 use crate::{args, completion};
+use bytes::Bytes;
 use imt_oms::{EngineUrl, Node, NodeConfig, NodeError, NodeInfo, NodeReport, WarehouseUrl};
 use imt_ring::{NodeName, ZoneName};
+use imt_sim::Endpoint;
 use serde::Serialize;
 use serde_json::json;
 use std::net::SocketAddr;
@@ -396,27 +398,28 @@ pub(super) async fn ask(
     look: &Look,
     card: &NodeInfo,
     path: &str,
-) -> Result<hyper::body::Bytes, CliError> {
+) -> Result<Bytes, CliError> {
     let secret = cluster.secret(look)?;
-    let base = format!("http://{}", card.address);
-    let answer = http::post_as_node(&base, path, &secret, ANSWER_TIMEOUT).await;
-    let (status, body) = answer.map_err(|error| match error {
+    let address = Endpoint::from(card.address);
+    let answer = http::post_as_node(&address, path, &secret, ANSWER_TIMEOUT).await;
+    let answer = answer.map_err(|error| match error {
         CliError::Unreachable { source, .. } => CliError::Unreachable {
             message: format!(
-                "node '{}' (process {}) does not answer at {base}, although its process is there; is it paused?",
+                "node '{}' (process {}) does not answer at {address}, although its process is there; is it paused?",
                 card.name, card.process
             ),
             source,
         },
         error => error,
     })?;
-    if status.is_success() {
-        return Ok(body);
+    if answer.is_success() {
+        return Ok(answer.body);
     }
     Err(CliError::failed(format!(
-        "node '{}' answers {status}: {}",
+        "node '{}' answers {}: {}",
         card.name,
-        String::from_utf8_lossy(&body)
+        answer.status,
+        answer.excerpt()
     )))
 }
 
