@@ -119,7 +119,7 @@ async fn run(
     let (mut applied, mut differs) = (0, 0);
     loop {
         let drops = differs >= DIFFERS_MAX;
-        let wait = match step(&open, &mut cache, &mut *log, (&volume, drops), &mut applied).await {
+        let wait = match step(&open, &mut cache, &mut *log, &volume, drops, &mut applied).await {
             Ok(()) => {
                 differs = 0;
                 POLL_INTERVAL
@@ -158,7 +158,8 @@ async fn step(
     open: &Arc<dyn Fn() -> Result<Cache, StorageError> + Send + Sync>,
     cache: &mut Option<Cache>,
     log: &mut dyn Log,
-    (volume, drops): (&str, bool),
+    volume: &str,
+    drops: bool,
     applied: &mut u64,
 ) -> Result<(), CatchUpError> {
     let cache = match cache {

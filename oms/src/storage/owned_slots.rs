@@ -28,6 +28,13 @@ const SEALED: u8 = 2;
 /// Key that decides the slot of the statistics. It has a slash, so it is not an order id.
 const STATISTICS: &[u8] = b"statistics/";
 
+/// The changes that a ring brings to the slots of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SlotChanges {
+    pub(crate) adds: bool,
+    pub(crate) removes: bool,
+}
+
 /// Returns the slot of an order.
 pub(crate) fn of_order(ring: &Ring, order: &OrderId) -> Slot {
     ring.slot_of(order.as_bytes())
@@ -173,16 +180,16 @@ impl Slots {
         self.version.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Returns whether a ring would add slots to the volume, and whether it would remove some.
-    pub(crate) fn differences(&self, ring: &Ring) -> (bool, bool) {
-        let (mut gets, mut loses) = (false, false);
+    /// Compares the slots of the volume with those that a ring assigns to it.
+    pub(crate) fn differences(&self, ring: &Ring) -> SlotChanges {
+        let mut changes = SlotChanges::default();
         for (slot, state) in (0..).zip(&self.states) {
             let will_be = ring.owner(Slot(slot)).is_ok_and(|owner| *owner == self.volume);
             let is = state.load(Ordering::Acquire) != ELSEWHERE;
-            gets |= will_be && !is;
-            loses |= is && !will_be;
+            changes.adds |= will_be && !is;
+            changes.removes |= is && !will_be;
         }
-        (gets, loses)
+        changes
     }
 
     /// Returns the slots of this volume that a ring assigns to others.

@@ -181,7 +181,10 @@ impl VolumeState {
         let changes = then.and_then(|then| stock.changes_since(then));
         let reply = match changes {
             Some(changes) => {
-                let cells = changes.into_iter().map(|(at, available)| Cell { at, available });
+                let cells = changes.into_iter().map(|changed| Cell {
+                    at: changed.at,
+                    available: changed.available,
+                });
                 let cells = cells.skip(usize::from(seeded("stock-change-lost")));
                 Reply::StockChanges(position, cells.collect())
             }

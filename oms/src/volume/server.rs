@@ -353,8 +353,8 @@ impl VolumeServer {
         ring: &Arc<Ring>,
     ) -> Result<bool, StorageError> {
         let state = self.app.state();
-        let (gets, loses) = state.slots.differences(ring);
-        if !gets {
+        let changes = state.slots.differences(ring);
+        if !changes.adds {
             return Ok(true);
         }
         let arrived = self
@@ -362,7 +362,7 @@ impl VolumeServer {
             .lock()
             .await
             .take_if(|incoming| incoming.id == cluster_state.committed);
-        let Some(mut arrived) = arrived.filter(|_| !loses) else {
+        let Some(mut arrived) = arrived.filter(|_| !changes.removes) else {
             return Ok(false);
         };
         let begun = Instant::now();
@@ -414,7 +414,7 @@ impl VolumeServer {
         ring: &Arc<Ring>,
     ) -> Result<bool, StorageError> {
         let state = self.app.state();
-        let (_, loses) = state.slots.differences(ring);
+        let loses = state.slots.differences(ring).removes;
         let left_behind = if loses {
             let known = self
                 .exports

@@ -29,7 +29,7 @@ use crate::outbox::{Kind, Message};
 use crate::runtime;
 use crate::runtime::metrics::VolumeCounters;
 use crate::storage::group_commit::Permit;
-use crate::volume::state::{Begun, OrderError, Outcome, Pending, VolumeState};
+use crate::volume::state::{Begun, OrderError, Outcome, Pending, RemotePlacement, VolumeState};
 
 /// Maximum number of requests in a mailbox. A normal client never has more for one order at a time;
 /// more are an attack or a bug.
@@ -328,23 +328,18 @@ impl Work {
             None
         };
         let remote = state.remote();
-        let has_asked_others = remote.is_some();
         let reserved = match (&ask, remote) {
-            (Ask::Place(lines), Some(remote)) => state.look_among(remote.as_ref(), &self.id, lines).await?,
+            (Ask::Place(lines), Some(remote)) => {
+                state.reserve_elsewhere(remote.as_ref(), &self.id, lines).await?
+            }
             _ => None,
         };
-        let remote_store = reserved.as_ref().map(|reserved| reserved.store);
+        let placement = RemotePlacement {
+            were_asked: remote.is_some(),
+            store: reserved.as_ref().map(|reserved| reserved.store),
+        };
         let known = self.known.take();
-        match self.guarded(|| {
-            begin(
-                &state,
-                &self.id,
-                known,
-                ask,
-                (remote_store, has_asked_others),
-                permit,
-            )
-        })? {
+        match self.guarded(|| begin(&state, &self.id, known, ask, placement, permit))? {
             Begun::Done(outcome) => Ok(outcome),
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
@@ -391,7 +386,7 @@ fn begin(
     id: &OrderId,
     known: Option<Arc<Order>>,
     ask: Ask,
-    (remote_store, has_asked_others): (Option<u32>, bool),
+    placement: RemotePlacement,
     permit: Option<Permit<'_>>,
 ) -> Result<Begun, OrderError> {
     state.slots.check_order(id)?;
@@ -400,9 +395,7 @@ fn begin(
         None => state.storage.order(id)?.map(Arc::new),
     };
     match (ask, known) {
-        (Ask::Place(lines), None) => state
-            .place(id, lines, remote_store, has_asked_others)
-            .map(Begun::Pending),
+        (Ask::Place(lines), None) => state.place(id, lines, placement).map(Begun::Pending),
         (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
             Ok(()) => Ok(Begun::Done(Outcome {
                 order,

@@ -87,7 +87,7 @@ async fn put(app: &Arc<App>, deliveries: u64, as_of: Option<u64>) -> StatusCode 
 
 fn available(app: &App) -> Vec<i32> {
     let levels = app.state().stock().product(7).into_iter();
-    levels.map(|(_, level)| level.available).collect()
+    levels.map(|level| level.available).collect()
 }
 
 /// Opens a volume with a first snapshot, after which every store made its delivery.

@@ -205,7 +205,7 @@ impl Joining {
             session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
             return Ok(true);
         }
-        if beat >= 0 && !has_stopped(session, name, (old, beat)).await? {
+        if beat >= 0 && !has_stopped(session, name, old, beat).await? {
             return Ok(false);
         }
         let params = [mine[0], mine[1], Param::Int8(old), Param::Int8(beat)];
@@ -273,7 +273,8 @@ impl Joining {
 async fn has_stopped(
     session: &mut Session,
     name: &str,
-    (incarnation, beat): (i64, i64),
+    incarnation: i64,
+    beat: i64,
 ) -> Result<bool, SessionError> {
     let name = [Param::Text(name)];
     let pace = Pace::of(usize::MAX);

@@ -246,7 +246,7 @@ async fn units_of_an_order_that_never_came_are_released_by_the_volume_that_has_i
     let again = open(folder.path(), &alone);
     assert_eq!(level(&again, store), (3, 2));
     tokio::time::advance(ASK_AFTER * 2).await;
-    ask_after_reservations(&again, &NothingKept).await;
+    check_reservations(&again, &NothingKept).await;
     assert_eq!(level(&again, store), (5, 0));
     close(&again).await;
     let opened = open(folder.path(), &alone);
@@ -367,7 +367,7 @@ async fn a_confirmed_reservation_is_not_asked_after() {
     assert!(reserve(&state, &orders[2], 3, store, 1).await.unwrap());
     let later = Instant::now() + ASK_AFTER * 2;
     let due = state.remote_reservations().due(later);
-    let mut due: Vec<(OrderId, u64)> = due.into_iter().map(|(order, _, nonce)| (order, nonce)).collect();
+    let mut due: Vec<(OrderId, u64)> = due.into_iter().map(|due| (due.order, due.nonce)).collect();
     due.sort();
     let mut expected = vec![(orders[1].clone(), 1), (orders[2].clone(), 3)];
     expected.sort();
