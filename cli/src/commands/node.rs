@@ -1,6 +1,6 @@
 //! `imt node`: starts, lists, stops and removes the nodes of a data folder or of an engine.
 
-use super::tuning::Tuning;
+use super::node_args::NodeArgs;
 use crate::cluster::{Cluster, ClusterArgs, Look};
 use crate::error::CliError;
 use crate::http;
@@ -156,7 +156,7 @@ pub(crate) struct StartArgs {
     #[command(flatten)]
     otlp: OtlpArgs,
     #[command(flatten)]
-    tuning: Tuning,
+    limits: NodeArgs,
 }
 
 impl NodeCommand {
@@ -210,8 +210,8 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         secret_file: args.secret_file,
         ..NodeConfig::new(&name, args.data)
     };
-    args.tuning.apply(&mut config);
-    crate::descriptors::fit(&mut config);
+    args.limits.apply(&mut config);
+    crate::rlimit::fit(&mut config);
     let node = Node::start(config)
         .await
         .map_err(|error| cannot_start(&name, error, "--listen"))?;

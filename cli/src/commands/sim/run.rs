@@ -143,7 +143,7 @@ impl Session {
             load: self.scenario.load.clone(),
             customers: self.scenario.customers.clone(),
             warm_up: self.scenario.warm_up,
-            in_flight_max: crate::descriptors::front_in_flight_max(),
+            in_flight_max: crate::rlimit::front_in_flight_max(),
             route: self.scenario.route,
             ..FrontConfig::default()
         }
