@@ -152,7 +152,7 @@ impl Node {
             let share = |name| format!("{name} {}", topology.ring.slots_of(name).count());
             let shares: Vec<String> = topology.volumes().map(share).collect();
             let moving = match *cluster.progress() {
-                Some((rows, about)) => format!("; {rows} of about {about} rows moved"),
+                Some(sum) => format!("; {} of about {} rows moved", sum.rows, sum.about),
                 None => String::new(),
             };
             format!("; nodes and slots: {}{moving}", shares.join(", "))

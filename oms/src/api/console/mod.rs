@@ -109,7 +109,7 @@ impl Console {
         let mut volumes = BTreeMap::new();
         let mut collecting = JoinSet::new();
         loop {
-            let changes = self.cluster.batch();
+            let changes = self.cluster.topology_changed();
             self.look(&mut scene);
             let to_next = 1_000 - self.clock.now_ms() % 1_000;
             tokio::select! {

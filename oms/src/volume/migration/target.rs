@@ -73,6 +73,7 @@ impl VolumeQuestion for AskProgress {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Imported {
     pub(crate) rows: u64,
+    /// Estimated total number of rows.
     pub(crate) about: u64,
     pub(crate) bytes: u64,
 }
