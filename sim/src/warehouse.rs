@@ -151,7 +151,7 @@ impl Counters {
 
 /// State shared by the warehouse's tasks.
 #[derive(Debug)]
-struct House {
+struct Shared {
     config: WarehouseConfig,
     behaviour: watch::Sender<Arc<Behaviour>>,
     inside: Mutex<Inside>,
@@ -162,7 +162,7 @@ struct House {
     stocked: watch::Sender<bool>,
 }
 
-impl House {
+impl Shared {
     fn inside(&self) -> MutexGuard<'_, Inside> {
         // An entry is applied whole or not at all, so that the books are sound even after a panic
         // elsewhere.
@@ -221,7 +221,7 @@ impl House {
 #[derive(Debug)]
 pub struct Warehouse {
     address: SocketAddr,
-    house: Arc<House>,
+    shared: Arc<Shared>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
@@ -268,7 +268,7 @@ impl Warehouse {
             );
         }
         let (stop, stopping) = watch::channel(false);
-        let house = Arc::new(House {
+        let shared = Arc::new(Shared {
             behaviour: watch::Sender::new(Arc::new(config.behaviour.clone())),
             config,
             inside: Mutex::new(Inside { books, ledger }),
@@ -280,14 +280,14 @@ impl Warehouse {
         let mut tasks = JoinSet::new();
         tasks.spawn(server::serve(
             listener,
-            routes::router(Arc::clone(&house)),
-            Arc::clone(&house),
+            routes::router(Arc::clone(&shared)),
+            Arc::clone(&shared),
         ));
-        tasks.spawn(feeds::send_snapshots(Arc::clone(&house)));
-        tasks.spawn(feeds::write_stat_files(Arc::clone(&house)));
+        tasks.spawn(feeds::send_snapshots(Arc::clone(&shared)));
+        tasks.spawn(feeds::write_stat_files(Arc::clone(&shared)));
         Ok(Self {
             address,
-            house,
+            shared,
             stop,
             tasks,
         })
@@ -300,35 +300,35 @@ impl Warehouse {
 
     /// Returns the counts of this moment.
     pub fn summary(&self) -> WarehouseSummary {
-        self.house.summary()
+        self.shared.summary()
     }
 
     /// Returns a handle that changes the behaviour; it outlives the warehouse without effect.
     pub fn control(&self) -> WarehouseControl {
-        WarehouseControl(Arc::clone(&self.house))
+        WarehouseControl(Arc::clone(&self.shared))
     }
 
     /// Returns once the order management has taken a first snapshot of the stock.
     pub async fn stocked(&self) {
-        // The sender lives in the house, which this handle holds.
-        let _ = self.house.stocked.subscribe().wait_for(|stocked| *stocked).await;
+        // The sender lives in the shared state, which this handle holds.
+        let _ = self.shared.stocked.subscribe().wait_for(|stocked| *stocked).await;
     }
 
     /// Stops: accepts no new calls, answers 503 to those that still wait, and finishes the ledger.
     pub async fn stop(mut self) -> WarehouseSummary {
         self.stop.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
-        let finished = self.house.inside().ledger.ticket();
+        let finished = self.shared.inside().ledger.ticket();
         if let Err(error) = finished.durable().await {
             tracing::error!(%error, "the ledger is incomplete");
         }
-        self.house.summary()
+        self.shared.summary()
     }
 }
 
 /// Changes the behaviour of a warehouse while it runs.
 #[derive(Debug, Clone)]
-pub struct WarehouseControl(Arc<House>);
+pub struct WarehouseControl(Arc<Shared>);
 
 impl WarehouseControl {
     /// Sets the behaviour of all calls that come from now on.

@@ -27,7 +27,7 @@ use crate::error::{NodeError, StorageError};
 use crate::runtime;
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
-use crate::storage::write_batch::{PURGE, Table, WriteBatch};
+use crate::storage::write_batch::{CLEANUP, Table, WriteBatch};
 use crate::volume::app::App;
 use crate::volume::jobs::stat_import::Scanner;
 use crate::volume::jobs::{dispatcher, expiry, retention};
@@ -113,7 +113,7 @@ impl VolumeServer {
             if stale_rows == Some(StaleRows::Counted) {
                 // This record replaces the only evidence of the stale rows, so the note about them
                 // is written with it.
-                batch.put_raw(Table::Meta, PURGE, &cluster_state.version.to_be_bytes());
+                batch.put_raw(Table::Meta, CLEANUP, &cluster_state.version.to_be_bytes());
             }
             storage.permit().await?.send(batch).durable().await?;
         }
@@ -296,7 +296,7 @@ impl VolumeServer {
             let _stock = state.stock();
             state.slots.unseal();
             let mut batch = WriteBatch::default();
-            batch.remove(Table::Meta, PURGE);
+            batch.remove(Table::Meta, CLEANUP);
             batch.set_ownership(state.slots.record());
             permit.send(batch)
         };

@@ -34,7 +34,7 @@ use crate::storage::change_feed::{Feed, RawRow, Walk};
 use crate::storage::codec::{self, DecodeError};
 use crate::storage::owned_slots::{self, Home, Slots};
 use crate::storage::volume::Volume;
-use crate::storage::write_batch::{PURGE, Table, WriteBatch};
+use crate::storage::write_batch::{CLEANUP, Table, WriteBatch};
 use crate::volume::migration::target::blocking;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
 use crate::volume::state::VolumeState;
@@ -341,7 +341,7 @@ pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result
             state.slots.seal(slots_in(&request.slots), request.id);
         }
         let mut batch = WriteBatch::default();
-        batch.put_raw(Table::Meta, PURGE, &request.id.to_be_bytes());
+        batch.put_raw(Table::Meta, CLEANUP, &request.id.to_be_bytes());
         batch.set_ownership(state.slots.record());
         permit.send(batch)
     };

@@ -28,7 +28,7 @@ use crate::error::{StorageError, with_causes};
 use crate::runtime;
 use crate::storage::change_feed::RawRow;
 use crate::storage::volume::Volume;
-use crate::storage::write_batch::PURGE;
+use crate::storage::write_batch::CLEANUP;
 use crate::volume::migration::cleanup::StaleRows;
 use crate::volume::migration::source::{ExportRequest, Page, Sum};
 use crate::volume::migration::staged_rows::{StagedPage, StagedRows, StagingNote};
@@ -360,16 +360,16 @@ pub(crate) async fn resolve_unfinished(
 ) -> Result<Option<StaleRows>, StorageError> {
     let reading = Arc::clone(storage);
     let note = blocking(move || StagingNote::of(&reading)).await?;
-    let must_purge = storage.note(PURGE)?.is_some();
+    let must_clean_up = storage.note(CLEANUP)?.is_some();
     match note {
         Some(note) if note.id == committed => {
             let reading = Arc::clone(storage);
             let staged = blocking(move || StagedRows::read(&reading, &note)).await?;
             storage.permit().await?.send(staged.batch).durable().await?;
-            Ok(must_purge.then_some(StaleRows::Counted))
+            Ok(must_clean_up.then_some(StaleRows::Counted))
         }
         Some(_) => Ok(Some(StaleRows::NeverActive)),
-        None => Ok(must_purge.then_some(StaleRows::Counted)),
+        None => Ok(must_clean_up.then_some(StaleRows::Counted)),
     }
 }
 
