@@ -324,7 +324,7 @@ fn a_name_is_taken_once_and_a_node_leaves_for_good() {
 
 #[test]
 #[ignore = "needs an engine"]
-fn a_check_of_the_engine_finds_it_sound_and_faults_by_name() {
+fn engine_check_passes_a_sound_engine_and_names_each_fault() {
     let engine = Engine::start();
     let checked = run(&["engine", "check", &engine.url, "--output", "json"]);
     assert_eq!(

@@ -536,7 +536,7 @@ fn a_full_disk_of_the_target_leaves_slots_at_their_source() {
 }
 
 #[test]
-fn a_node_that_leaves_for_good_gives_everything_away() {
+fn a_leaving_node_hands_over_all_its_slots_and_orders() {
     let world = World::new();
     let alpha = world.start("alpha");
     http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);

@@ -293,7 +293,7 @@ pub struct RunEvent {
     pub at_ms: u64,
     /// Milliseconds since the start of the run; 0 for events before it.
     pub offset_ms: u64,
-    /// Kind.
+    /// The kind of the event.
     pub kind: EventKind,
     /// Node, load phase or fault that the event is about.
     pub subject: String,

@@ -71,7 +71,7 @@ fn next_beat(last: Instant, every: Duration) -> Instant {
     due
 }
 
-/// The order management's view of a snapshot.
+/// The response of the order management to a snapshot.
 enum Sent {
     Taken,
     Refused,
@@ -87,7 +87,8 @@ struct SnapshotSender<'a> {
 }
 
 impl SnapshotSender<'_> {
-    /// Sends snapshots, each the stock of its moment, until one is taken or refused for good.
+    /// Sends the present stock until a snapshot is accepted or finally refused. Each try takes a new
+    /// snapshot, because the stock changes in the meantime.
     async fn send_until_answered(&mut self) {
         let fault = self.shared.behaviour().snapshots;
         self.number += 1;

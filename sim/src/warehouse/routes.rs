@@ -193,7 +193,7 @@ async fn act_announce(shared: &Shared, order: &WarehouseOrder) -> Response {
         return problem(
             StatusCode::CONFLICT,
             "conflict",
-            &format!("order {} was announced with another content", order.id),
+            &format!("order {} was announced before with other lines", order.id),
         );
     }
     match ticket.durable().await {
@@ -264,7 +264,7 @@ async fn act_deliver(
             Decision::Conflict => {
                 shared.counters.conflicts.fetch_add(1, Ordering::Relaxed);
                 let id = &order.id;
-                let detail = format!("order {id} was delivered under this key with another content");
+                let detail = format!("order {id} was delivered before under this key with other lines");
                 problem(StatusCode::CONFLICT, "conflict", &detail)
             }
             Decision::Refuse(_) => {

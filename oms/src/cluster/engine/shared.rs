@@ -23,8 +23,8 @@ use crate::cluster::{ClusterState, Event, NodeInfo};
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, SessionError};
 
-/// Longest time for a confirmed state. A fail-over of the engine may take longer; then the caller
-/// asks again.
+/// Longest wait for a confirmed state. A fail-over of the engine may take longer, and the caller
+/// then repeats its request.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A state with its coordinator, confirmed by a later acknowledged beat.

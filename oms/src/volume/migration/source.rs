@@ -210,7 +210,7 @@ pub(crate) enum ExportError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The requested page is not the next one.
-    #[error("the copy of these slots was broken off and must start again")]
+    #[error("the copy of these slots was interrupted and must start again")]
     OutOfTurn,
 }
 
