@@ -274,7 +274,7 @@ impl Client {
     /// `POST path` with a JSON body, or `GET path` without one.
     ///
     /// # Errors
-    /// [`Failure`] when there was no whole answer within the deadline.
+    /// [`Failure`] if there was no whole answer within the deadline.
     pub(crate) async fn exchange(&self, path: &str, body: Option<Bytes>) -> Result<Answer, Failure> {
         match body {
             Some(body) => self.post_json(path, body).await,
@@ -285,7 +285,7 @@ impl Client {
     /// `GET path`.
     ///
     /// # Errors
-    /// [`Failure`] when there was no whole answer within the deadline.
+    /// [`Failure`] if there was no whole answer within the deadline.
     pub async fn get(&self, path: &str) -> Result<Answer, Failure> {
         self.get_with(path, None).await
     }
@@ -293,7 +293,7 @@ impl Client {
     /// `GET path` with one header more.
     ///
     /// # Errors
-    /// [`Failure`] when there was no whole answer within the deadline.
+    /// [`Failure`] if there was no whole answer within the deadline.
     pub(crate) async fn get_with(
         &self,
         path: &str,
@@ -310,7 +310,7 @@ impl Client {
     /// `POST path` without a body, and with one header more.
     ///
     /// # Errors
-    /// [`Failure`] when there was no whole answer within the deadline.
+    /// [`Failure`] if there was no whole answer within the deadline.
     pub async fn post(&self, path: &str, extra: Option<(&'static str, &str)>) -> Result<Answer, Failure> {
         let mut request = self.request(Method::POST, path);
         if let Some((name, value)) = extra {
@@ -323,7 +323,7 @@ impl Client {
     /// `POST path` with a JSON body.
     ///
     /// # Errors
-    /// [`Failure`] when there was no whole answer within the deadline.
+    /// [`Failure`] if there was no whole answer within the deadline.
     pub async fn post_json(&self, path: &str, body: Bytes) -> Result<Answer, Failure> {
         let request = self
             .request(Method::POST, path)
@@ -353,7 +353,7 @@ impl Client {
     /// `GET path`, the answer read as JSON.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] when there is no answer, [`Error::Answer`] when it is not a 200 of
+    /// [`Error::Unreachable`] if there is no answer, [`Error::Answer`] when it is not a 200 of
     /// this form.
     pub async fn get_json<T: DeserializeOwned>(&self, who: &'static str, path: &str) -> Result<T> {
         let answer = self.get(path).await.map_err(|failure| Error::Unreachable {

@@ -224,7 +224,7 @@ impl Scenario {
     /// Finds a scenario by its built-in name, or reads it from a file.
     ///
     /// # Errors
-    /// When there is no such scenario or file, or the text cannot be used. The message names file,
+    /// If there is no such scenario or file, or the text cannot be used. The message names file,
     /// line and field.
     pub fn find(name_or_path: &str) -> Result<Self> {
         if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == name_or_path) {

@@ -231,7 +231,7 @@ impl Warehouse {
     /// up.
     ///
     /// # Errors
-    /// When a setting cannot be used, the data folder cannot be written or is in use, the ledger is
+    /// If a setting cannot be used, the data folder cannot be written or is in use, the ledger is
     /// malformed, or the port is taken.
     pub async fn start(config: WarehouseConfig) -> Result<Self> {
         config.check()?;

@@ -85,7 +85,7 @@ impl Owners {
     /// Reads the routes from the entry.
     ///
     /// # Errors
-    /// When the entry does not answer, or has no `GET /ring` of this form.
+    /// If the entry does not answer, or has no `GET /ring` of this form.
     pub(super) async fn read(entry: Client) -> Result<Arc<Owners>> {
         let Some(routes) = read_routes(&entry, None).await? else {
             return Err(Error::Answer {

@@ -213,7 +213,7 @@ async fn deliver(
         Err(malformed) => return malformed.into_response(&shared),
     };
     let key = headers.get(IDEMPOTENCY_KEY).and_then(|key| key.to_str().ok());
-    // Without a key nothing tells a repetition from a second delivery.
+    // Without a key, a repetition cannot be distinguished from a second delivery.
     let claim = key.map(|key| InFlight::claim(&shared, format!("deliver {key}")));
     if let Some(None) = claim {
         return in_progress(&shared, &order.id);

@@ -194,7 +194,7 @@ impl Console {
         }
     }
 
-    /// Asks all nodes for their figures, and tells the streams.
+    /// Asks all nodes for their figures, and wakes the streams.
     async fn collect(&self) {
         let mut collected = self.collected.lock().await;
         let (nodes, addresses) = self.others();

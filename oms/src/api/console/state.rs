@@ -1,11 +1,12 @@
-//! The cluster as the page draws it, put together from this node's topology and all nodes' figures.
+//! The state of the cluster for the web console, from this node's topology and the figures of all
+//! nodes.
 //!
-//! Invariants:
+//! **Invariants**
 //! - A node that does not answer is shown as silent. Its last figures are not repeated.
-//! - A stream gets the ring when it begins and when its epoch changes: the runs of slots are most
-//!   of the bytes.
-//! - Seconds and events are sent once a stream, but for the last seconds: a node that answered late
-//!   corrects them.
+//! - A stream gets the ring when it begins and when the epoch changes, because the runs of slots
+//!   are most of the bytes.
+//! - A stream gets each second and each event once. Only the last seconds are sent again, because
+//!   a node that answers late corrects them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -33,7 +34,7 @@ struct Heard {
     fault: Option<String>,
 }
 
-/// Everything that was heard of the cluster.
+/// All known figures of the cluster.
 #[derive(Default)]
 pub(super) struct Overview {
     nodes: BTreeMap<NodeName, Heard>,
@@ -41,7 +42,7 @@ pub(super) struct Overview {
     pub(super) log: Log,
 }
 
-/// What a stream has sent.
+/// The position of a stream: the newest parts that it has sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cursor {
     pub(super) epoch: Option<u64>,
@@ -50,7 +51,7 @@ pub(super) struct Cursor {
 }
 
 impl Overview {
-    /// The question to a node.
+    /// Returns the next question to a node.
     pub(super) fn question(&self, node: &NodeName) -> AskFigures {
         self.nodes
             .get(node)
@@ -304,7 +305,7 @@ struct NodeShown<'a> {
     slots: usize,
     /// Volumes that the node serves.
     serves: Vec<&'a str>,
-    /// Requests of clients in the newest second that the node told of.
+    /// Requests of clients in the newest second with figures of the node.
     requests: Option<RouteFigures>,
     fault: Option<&'a str>,
 }
@@ -312,7 +313,7 @@ struct NodeShown<'a> {
 #[derive(Serialize)]
 struct VolumeShown<'a> {
     name: &'a str,
-    /// The node that is to serve it.
+    /// The node to which the volume is assigned.
     node: Option<&'a str>,
     slots: usize,
     missing: Option<&'a str>,
