@@ -105,9 +105,8 @@ impl World {
     fn start(&self, name: &str) -> Server {
         let folder = self.folders.path().join(name);
         let folder = folder.to_str().unwrap();
-        let named = ["node", "start", "--name", name, "--data", folder];
-        let at = ["--listen", "127.0.0.1:0", "--warehouse", "http://127.0.0.1:9"];
-        Server::start(&[&named[..], &at, &["--engine", &self.engine.url]].concat())
+        let (warehouse, engine) = ("http://127.0.0.1:9", &self.engine.url);
+        Server::node(name, folder, &["--warehouse", warehouse, "--engine", engine])
     }
 
     /// Starts three nodes with stock, and waits until each has its share.

@@ -31,19 +31,8 @@ impl World {
     }
 
     fn start_with(&self, name: &str, more: &[&str]) -> Server {
-        let usual = [
-            "node",
-            "start",
-            "--name",
-            name,
-            "--data",
-            self.folder(),
-            "--listen",
-            "127.0.0.1:0",
-            "--warehouse",
-            "http://127.0.0.1:9",
-        ];
-        Server::start(&[&usual, more].concat())
+        let warehouse = ["--warehouse", "http://127.0.0.1:9"];
+        Server::node(name, self.folder(), &[&warehouse[..], more].concat())
     }
 
     fn listed(&self) -> String {
