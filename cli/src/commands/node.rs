@@ -246,11 +246,43 @@ pub(super) fn cannot_start(name: &str, error: NodeError, flag: &str) -> CliError
     CliError::because(format!("cannot start node '{name}'{advice}"), error)
 }
 
+/// The state of a node in the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NodeState {
+    Serving,
+    Leaving,
+    Degraded,
+    NotAnswering,
+    /// The process ended.
+    Gone,
+    /// A member of the ring without a description.
+    Stopped,
+}
+
+impl NodeState {
+    fn name(self) -> &'static str {
+        match self {
+            NodeState::Serving => "serving",
+            NodeState::Leaving => "leaving",
+            NodeState::Degraded => "degraded",
+            NodeState::NotAnswering => "not answering",
+            NodeState::Gone => "gone",
+            NodeState::Stopped => "stopped",
+        }
+    }
+}
+
+impl Serialize for NodeState {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
 /// A node in the list.
 #[derive(Serialize)]
 struct Listed {
     name: String,
-    state: &'static str,
+    state: NodeState,
     address: Option<SocketAddr>,
     zone: Option<String>,
     weight: u32,
@@ -282,12 +314,14 @@ async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Resul
         nodes.push(Listed {
             name: card.name.to_string(),
             state: match (is_running, report.is_some()) {
-                (true, true) if is_leaving => "leaving",
-                (true, true) if report.is_some_and(|report| !report.missing.is_empty()) => "degraded",
-                (true, true) => "serving",
-                (true, false) if ring.is_some() && slots(&card.name) == 0 => "leaving",
-                (true, false) => "not answering",
-                (false, _) => "gone",
+                (true, true) if is_leaving => NodeState::Leaving,
+                (true, true) if report.is_some_and(|report| !report.missing.is_empty()) => {
+                    NodeState::Degraded
+                }
+                (true, true) => NodeState::Serving,
+                (true, false) if ring.is_some() && slots(&card.name) == 0 => NodeState::Leaving,
+                (true, false) => NodeState::NotAnswering,
+                (false, _) => NodeState::Gone,
             },
             address: is_running.then_some(card.address),
             zone: card.zone.clone(),
@@ -303,7 +337,7 @@ async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Resul
         if !look.cards.iter().any(|card| card.name == *member.name()) {
             nodes.push(Listed {
                 name: member.name().to_string(),
-                state: "stopped",
+                state: NodeState::Stopped,
                 address: None,
                 zone: member.zone().map(ToString::to_string),
                 weight: member.weight(),
@@ -368,7 +402,7 @@ fn table(nodes: &[Listed]) -> Vec<Vec<String>> {
         });
         vec![
             node.name.clone(),
-            node.state.to_owned(),
+            node.state.name().to_owned(),
             node.address.map_or_else(dash, |address| address.to_string()),
             node.zone.clone().unwrap_or_else(dash),
             node.weight.to_string(),

@@ -203,19 +203,38 @@ impl Overview {
     }
 }
 
-/// The word for how a node is.
-fn status(topology: &Topology, name: &NodeName, is_present: bool, heard: Option<&Heard>) -> &'static str {
+/// The status of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum NodeStatus {
+    /// The node serves its volumes.
+    Serving,
+    /// The node is no member of the ring yet.
+    Joining,
+    /// The node gives its slots away.
+    Leaving,
+    /// A volume of the node is missing or takes no writes.
+    Degraded,
+    /// The process runs and does not answer.
+    Silent,
+    /// The node was stopped.
+    Stopped,
+    /// The process ended without a stop.
+    Died,
+}
+
+fn status(topology: &Topology, name: &NodeName, is_present: bool, heard: Option<&Heard>) -> NodeStatus {
     let is_ill = |heard: &Heard| {
         !heard.missing.is_empty() || heard.volumes.iter().any(|volume| volume.fault.is_some())
     };
     match heard {
-        _ if !is_present && topology.node_infos.contains_key(name) => "died",
-        _ if !is_present => "stopped",
-        Some(heard) if heard.fault.is_some() => "silent",
-        _ if topology.state.leaving.contains(name) => "leaving",
-        _ if topology.ring.member(name).is_none() => "joining",
-        Some(heard) if is_ill(heard) => "degraded",
-        _ => "serving",
+        _ if !is_present && topology.node_infos.contains_key(name) => NodeStatus::Died,
+        _ if !is_present => NodeStatus::Stopped,
+        Some(heard) if heard.fault.is_some() => NodeStatus::Silent,
+        _ if topology.state.leaving.contains(name) => NodeStatus::Leaving,
+        _ if topology.ring.member(name).is_none() => NodeStatus::Joining,
+        Some(heard) if is_ill(heard) => NodeStatus::Degraded,
+        _ => NodeStatus::Serving,
     }
 }
 
@@ -296,7 +315,7 @@ struct Step {
 #[derive(Serialize)]
 struct NodeShown<'a> {
     name: &'a str,
-    status: &'static str,
+    status: NodeStatus,
     address: Option<SocketAddr>,
     zone: Option<String>,
     weight: u32,
