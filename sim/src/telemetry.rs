@@ -112,7 +112,7 @@ pub struct RouteState {
     pub requests: u64,
     /// Requests answered with a status below 400.
     pub ok: u64,
-    /// Other ends by status and problem, or by reason.
+    /// Number of failed requests, by status and problem, or by the reason of a missing answer.
     pub errors: BTreeMap<String, u64>,
     /// Latency without the warm-up.
     pub latency: Latency,
