@@ -131,7 +131,7 @@ impl FailureKind {
 /// A call without an answer.
 #[derive(Debug, thiserror::Error)]
 pub struct Failure {
-    /// Kind.
+    /// The kind of the failure.
     pub kind: FailureKind,
     /// The causes, innermost last.
     pub detail: String,

@@ -129,7 +129,7 @@ impl FrontConfig {
 /// Results of a run.
 #[derive(Debug, Clone)]
 pub struct FrontReport {
-    /// Seed.
+    /// Seed of all random choices.
     pub seed: u64,
     /// Start of the first request, unix milliseconds.
     pub started_at_ms: u64,

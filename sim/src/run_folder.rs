@@ -44,7 +44,7 @@ pub struct RunFacts {
     pub scenario: String,
     /// The scenario as TOML.
     pub scenario_toml: String,
-    /// Seed.
+    /// Seed of all random choices.
     pub seed: u64,
     /// Command that repeats the run.
     pub repeat: String,

@@ -308,7 +308,7 @@ pub struct RunState {
     pub phase: Phase,
     /// Name of the scenario.
     pub scenario: String,
-    /// Seed.
+    /// Seed of all random choices.
     pub seed: u64,
     /// Start of the first request, unix milliseconds; 0 before it.
     pub started_at_ms: u64,
