@@ -53,7 +53,7 @@ impl TableCore {
     }
 
     pub(crate) fn set_name(&self, name: &str) {
-        name.clone_into(&mut ignore_poison(self.name.write()));
+        *ignore_poison(self.name.write()) = name.to_owned();
     }
 
     /// Returns the value of the table's catalog record.
