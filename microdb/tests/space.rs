@@ -163,16 +163,20 @@ fn version(value: &[u8], writer: u64, number: u64) -> u64 {
     word(16)
 }
 
+/// Opens a database with buffered commits, and a table in it.
+fn buffered(folder: &Path) -> (Db, Table) {
+    let options = Options::new().durability(Durability::Buffered);
+    let db = options.open(folder).unwrap();
+    let table = db.table("t").unwrap();
+    (db, table)
+}
+
 /// Eight writers overwrite 8 MB again and again.
 fn overwrite(folder: &Path) {
     const KEYS: u64 = 1000;
     const ROUNDS: u64 = 60;
     let before = Before::new();
-    let db = Options::new()
-        .durability(Durability::Buffered)
-        .open(folder)
-        .unwrap();
-    let table = db.table("t").unwrap();
+    let (db, table) = buffered(folder);
     let (views, done) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| assert!(before.watch(&db, &views, &done) > 0));
@@ -213,11 +217,7 @@ fn eight_writers_that_overwrite_stay_within_all_bounds_and_all_is_given_back() {
 fn hold_snapshots(folder: &Path) {
     const KEYS: u64 = 1000;
     let before = Before::new();
-    let db = Options::new()
-        .durability(Durability::Buffered)
-        .open(folder)
-        .unwrap();
-    let table = db.table("t").unwrap();
+    let (db, table) = buffered(folder);
     let (views, done) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut snapshots: Vec<(u64, Snapshot)> = Vec::new();
     std::thread::scope(|scope| {
@@ -254,11 +254,7 @@ fn snapshots_of_many_moments_hold_no_memory_of_segments_and_no_descriptors() {
 /// Values read from the active segment share its memory.
 fn hold_values(folder: &Path) {
     let before = Before::new();
-    let db = Options::new()
-        .durability(Durability::Buffered)
-        .open(folder)
-        .unwrap();
-    let table = db.table("t").unwrap();
+    let (db, table) = buffered(folder);
     let (views, done) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut values: Vec<(u64, Value)> = Vec::new();
     std::thread::scope(|scope| {
@@ -400,11 +396,7 @@ const LARGE_GROWTH_MAX: u64 = 2 * SEGMENT_BYTES + (4 << 20);
 /// replaces all of them.
 fn large_batch(folder: &Path) {
     let before = Before::new();
-    let db = Options::new()
-        .durability(Durability::Buffered)
-        .open(folder)
-        .unwrap();
-    let table = db.table("t").unwrap();
+    let (db, table) = buffered(folder);
     let (done, most) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut settled = None;
     std::thread::scope(|scope| {

@@ -42,6 +42,7 @@ mod simulation;
 mod storage;
 mod volume;
 
+pub use api::document::api_document;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use api::fuzzing;

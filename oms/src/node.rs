@@ -72,7 +72,7 @@ impl Node {
                 reason: format!("could not be opened: {error}"),
             })??;
             let wms = Arc::new(Wms::new(wms_config(&config, &warehouse)?));
-            return Node::begin(config, Arc::new(local), None, (listener, address), cors, wms).await;
+            return Node::begin(config, Arc::new(local), None, listener, address, cors, wms).await;
         };
         let advertised = on_engine::address(&config, &url, address).await?;
         let cluster = Arc::new(on_engine::join(&config, &url).await?);
@@ -81,7 +81,7 @@ impl Node {
             .await?;
         let wms = Arc::new(Wms::new(wms_config(&config, &warehouse)?));
         let engine = Some(Arc::clone(&cluster));
-        let node = Node::begin(config, cluster, engine, (listener, advertised), cors, wms).await?;
+        let node = Node::begin(config, cluster, engine, listener, advertised, cors, wms).await?;
         Ok(Node { address, ..node })
     }
 
@@ -91,7 +91,8 @@ impl Node {
         config: NodeConfig,
         backend: Arc<C>,
         engine: Option<Arc<EngineCluster>>,
-        (listener, address): (TcpListener, SocketAddr),
+        listener: TcpListener,
+        address: SocketAddr,
         cors: Option<Cors>,
         wms: Arc<Wms>,
     ) -> Result<Node, NodeError>
@@ -151,7 +152,7 @@ impl Node {
             let share = |name| format!("{name} {}", topology.ring.slots_of(name).count());
             let shares: Vec<String> = topology.volumes().map(share).collect();
             let moving = match *cluster.progress() {
-                Some((rows, about)) => format!("; {rows} of about {about} rows moved"),
+                Some(sum) => format!("; {} of about {} rows moved", sum.rows, sum.about),
                 None => String::new(),
             };
             format!("; nodes and slots: {}{moving}", shares.join(", "))

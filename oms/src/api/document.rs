@@ -6,10 +6,12 @@
 //! - Schemas are derived from the types that are sent and received.
 //! - The answers that any route may give (unknown query parameters, faults, overload) are added
 //!   here, and not listed by each description.
+//! - Headers of responses are in `response_headers`.
 //!
 //! Deliberately absent: the texts of the descriptions, which are in `operations`.
 
 mod operations;
+mod response_headers;
 mod schemas;
 
 use std::borrow::Cow;
@@ -113,8 +115,8 @@ pub(super) struct Parameter {
 struct Answer {
     about: &'static str,
     content: Content,
-    /// `true` if the header `Idempotent-Replayed` marks a repeated answer.
-    is_replayed: bool,
+    /// `true` if the answer has an `ETag`, and is 304 for a client that has it already.
+    has_tag: bool,
 }
 
 /// The content of a body.
@@ -162,9 +164,14 @@ fn value(of: &impl serde::Serialize) -> Value {
 static DOCUMENT: LazyLock<Bytes> =
     LazyLock::new(|| serde_json::to_vec_pretty(&document()).unwrap_or_default().into());
 
+/// Returns the API document (OpenAPI 3.1) in JSON, as `GET /openapi.json` answers it.
+pub fn api_document() -> Bytes {
+    DOCUMENT.clone()
+}
+
 /// Answers `GET /openapi.json`.
 pub(crate) fn answer() -> Response<Body> {
-    let mut response = Response::new(Body::from(DOCUMENT.clone()));
+    let mut response = Response::new(Body::from(api_document()));
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
@@ -208,7 +215,7 @@ fn document() -> Value {
         "servers": [{"url": "/", "description": "Any node of the cluster. All nodes answer alike."}],
         "tags": tags,
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, "headers": response_headers::components()},
         // The API has no authentication: see the introduction.
         "security": [],
     })
@@ -289,23 +296,25 @@ impl Content {
 fn responses(route: &Route) -> Value {
     let about = route.about;
     let mut responses = Map::new();
-    let mut answer = json!({
+    let answer = json!({
         "description": about.answer.about,
+        "headers": response_headers::of_response(route, StatusCode::OK, &[]),
         "content": about.answer.content.document(),
     });
-    if about.answer.is_replayed {
-        answer["headers"] = json!({"Idempotent-Replayed": header(
-            "`true` if this repeats the answer to an earlier request",
-            &json!({"type": "string", "enum": ["true"]}),
-        )});
-    }
     responses.insert("200".to_owned(), answer);
+    if about.answer.has_tag {
+        let unchanged = json!({
+            "description": "The client has this document already.",
+            "headers": response_headers::of_response(route, StatusCode::NOT_MODIFIED, &[]),
+        });
+        responses.insert("304".to_owned(), unchanged);
+    }
     let mut by_status: BTreeMap<StatusCode, Vec<Kind>> = BTreeMap::new();
     for kind in kinds(route) {
         by_status.entry(kind.status()).or_default().push(kind);
     }
     for (status, kinds) in by_status {
-        responses.insert(status.as_str().to_owned(), problem(status, &kinds));
+        responses.insert(status.as_str().to_owned(), problem(route, status, &kinds));
     }
     responses.into()
 }
@@ -332,7 +341,7 @@ fn kinds(route: &Route) -> Vec<Kind> {
     kinds
 }
 
-fn problem(status: StatusCode, kinds: &[Kind]) -> Value {
+fn problem(route: &Route, status: StatusCode, kinds: &[Kind]) -> Value {
     let meanings: Vec<String> = kinds
         .iter()
         .map(|kind| {
@@ -350,26 +359,14 @@ fn problem(status: StatusCode, kinds: &[Kind]) -> Value {
         });
         examples.insert(kind.texts().slug.to_owned(), json!({"value": example}));
     }
-    let mut answer = json!({
+    json!({
         "description": meanings.join("\n"),
+        "headers": response_headers::of_response(route, status, kinds),
         "content": {"application/problem+json": {
             "schema": reference("Problem"),
             "examples": examples,
         }},
-    });
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        let seconds = header("Seconds to wait", &json!({"type": "integer", "minimum": 1}));
-        answer["headers"] = json!({"Retry-After": seconds});
-    }
-    if kinds.contains(&Kind::Encoding) {
-        let encodings = header("The known content codings", &json!({"type": "string"}));
-        answer["headers"] = json!({"Accept-Encoding": encodings});
-    }
-    answer
-}
-
-fn header(about: &str, schema: &Value) -> Value {
-    json!({"description": about, "schema": schema})
+    })
 }
 
 fn number(minimum: u64, maximum: u64) -> Value {

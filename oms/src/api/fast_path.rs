@@ -199,10 +199,10 @@ impl<'a> Entrance<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::RwLock;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use axum::http::StatusCode;
+    use parking_lot::RwLock;
 
     use super::*;
     use crate::domain::order::OrderId;

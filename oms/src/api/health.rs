@@ -114,12 +114,32 @@ impl VolumeHealth {
     }
 }
 
+/// The status of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = ClusterStatus)]
+enum Status {
+    /// Every volume takes writes.
+    Ok,
+    /// A volume takes no writes, is missing or does not answer.
+    Degraded,
+}
+
+/// The status of the warehouse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum WarehouseStatus {
+    /// Messages are sent.
+    Ok,
+    /// The circuit breaker to the warehouse is open.
+    Away,
+}
+
 /// The health of the cluster, as one node sees it.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Health {
-    /// `ok` or `degraded`.
-    #[schema(example = "ok")]
-    status: &'static str,
+    /// The status of the cluster.
+    status: Status,
     /// Name of the node that answers.
     node: String,
     /// Epoch of the ring.
@@ -135,8 +155,7 @@ pub(crate) struct Health {
     /// Number of calls to the warehouse in flight.
     outbox_in_flight: usize,
     /// `ok`, or `away` while the circuit breaker to the warehouse is open.
-    #[schema(example = "ok")]
-    warehouse: &'static str,
+    warehouse: WarehouseStatus,
     /// Number of stock snapshots applied.
     stock_snapshots: u64,
     /// Number of statistics files added.
@@ -178,7 +197,7 @@ impl Health {
         let is_degraded = whole.has_failed || !missing.is_empty() || !unreachable.is_empty();
         let own_info = topology.node_infos.get(&topology.me);
         Health {
-            status: if is_degraded { "degraded" } else { "ok" },
+            status: if is_degraded { Status::Degraded } else { Status::Ok },
             node: topology.me.to_string(),
             epoch: ring.epoch().0,
             orders: whole.orders,
@@ -186,7 +205,11 @@ impl Health {
             outbox: whole.outbox,
             outbox_dead: whole.outbox_dead,
             outbox_in_flight: whole.outbox_in_flight,
-            warehouse: if whole.warehouse_away { "away" } else { "ok" },
+            warehouse: if whole.warehouse_away {
+                WarehouseStatus::Away
+            } else {
+                WarehouseStatus::Ok
+            },
             stock_snapshots: whole.stock_snapshots,
             stat_files: whole.stat_files,
             stores: whole.stores,

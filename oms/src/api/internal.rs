@@ -4,7 +4,7 @@
 //! - A call that does not show the cluster's secret is refused before anything of it is read.
 //! - A call about a volume that is not served here is answered with 421 and the epoch of this
 //!   node's ring. The node that is behind reads the state again, and the caller asks again.
-//! - Nothing is told from a volume that was lost in the meantime.
+//! - An answer from a volume that was lost in the meantime is discarded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,20 +55,20 @@ pub struct NodeReport {
     pub requests_per_second: f64,
     /// Every node's slots, by name.
     pub slots: BTreeMap<String, usize>,
-    /// Which node serves which volume.
+    /// The serving node of each volume.
     pub serving: BTreeMap<String, String>,
     /// Nodes that are leaving for good.
     pub leaving: Vec<String>,
     /// The reason why slots that should move do not, if this node coordinates.
     #[serde(default)]
     pub trouble: Option<String>,
-    /// Volumes that the node is to serve and whose database is missing, with the reason in words.
+    /// Volumes that are assigned to the node but have no database, with the reason in words.
     #[serde(default)]
     pub missing: BTreeMap<String, String>,
-    /// True while slots move.
+    /// `true` while slots move.
     pub moving: bool,
-    /// Rows that have come to the volumes served here with a move that is under way, and how many
-    /// there will be, about.
+    /// Rows that a migration in progress has copied to the volumes of this node, and the estimated
+    /// total.
     pub copied: (u64, u64),
     /// Epoch of the ring.
     pub epoch: u64,

@@ -5,7 +5,7 @@
 //! - Only the volume that owns the statistics reports sales.
 //! - The entries of a page are sorted by the key that its cursor names.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -29,11 +29,7 @@ pub(super) fn product_sales(app: &App, product: u32) -> Result<Json, Problem> {
         .has_statistics()
         .then_some(())
         .ok_or(OrderError::Moved)?;
-    let sums = app
-        .statistics
-        .read()
-        .unwrap_or_else(PoisonError::into_inner)
-        .product(product);
+    let sums = app.statistics.read().product(product);
     Json::of(&sums)
 }
 
@@ -60,11 +56,7 @@ pub(super) fn top_sales(app: &App, count: usize) -> Result<Json, Problem> {
         .has_statistics()
         .then_some(())
         .ok_or(OrderError::Moved)?;
-    let top = app
-        .statistics
-        .read()
-        .unwrap_or_else(PoisonError::into_inner)
-        .top(count);
+    let top = app.statistics.read().top(count);
     Json::of(&Ranking {
         products: top
             .into_iter()

@@ -290,6 +290,12 @@ impl Route {
         &self.method
     }
 
+    /// Returns `true` if each request concerns one volume, and thus one owner.
+    pub(super) fn has_owner(&self) -> bool {
+        // A stock concerns the volumes of all its stores.
+        matches!(self.handler, Handler::Volume(_)) && self.path != ["stocks"]
+    }
+
     /// Returns the names of the parameters of the path.
     pub(super) fn path_parameters(&self) -> impl Iterator<Item = &'static str> {
         let parameters = self.path.iter().filter_map(|segment| segment.strip_prefix('{'));

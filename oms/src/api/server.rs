@@ -34,7 +34,7 @@ use crate::api::{AnswerBody, Problem};
 use crate::cluster::channel::{self, PREFACE, PeerKey, Service};
 use crate::config::ServerLimits;
 use crate::runtime;
-use crate::runtime::trace::{self, FinishedSpan, SpanKind, TraceContext};
+use crate::runtime::trace::{self, FinishedSpan, RequestSpan, SpanKind};
 
 /// Longest wait for the first byte, for the rest of the headers, and for the next request of a
 /// connection.
@@ -101,14 +101,14 @@ impl ConnectionHandler {
         let is_probe = target.is_probe();
         let turn = self.requests.try_acquire().ok();
         let header = request.headers().get(trace::TRACEPARENT);
-        let trace = trace::begin(header.map(HeaderValue::as_bytes)).filter(|_| !is_probe);
-        let mut response = match trace {
+        let span = trace::begin(header.map(HeaderValue::as_bytes)).filter(|_| !is_probe);
+        let mut response = match span {
             _ if turn.is_none() && !is_probe => {
                 let busy = Problem::busy("too many requests are in progress");
                 busy.into_response().map(AnswerBody::Long)
             }
             // Boxed, so that it does not enlarge the futures of all other requests.
-            Some(trace) => Box::pin(self.answer_traced(trace, name, target, request)).await,
+            Some(span) => Box::pin(self.answer_traced(span, name, target, request)).await,
             None => self.api.answer(target, request).await,
         };
         let took = begun.elapsed();
@@ -117,7 +117,7 @@ impl ConnectionHandler {
         // Calls between nodes are logged at debug level only: the node that received the client's
         // request logs that request.
         if logs_all || !is_between_nodes {
-            let trace_id = trace.map(|(span, _)| span.trace_id());
+            let trace_id = span.map(|span| span.context.trace_id());
             log_access(&Answered {
                 request: access.as_deref(),
                 route: name,
@@ -136,25 +136,25 @@ impl ConnectionHandler {
     /// Answers a request as part of a trace.
     async fn answer_traced(
         &self,
-        (span, parent): (TraceContext, Option<u64>),
+        span: RequestSpan,
         name: &'static str,
         target: Target,
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
         let (started, begun) = (SystemTime::now(), Instant::now());
-        let response = span.scope(self.api.answer(target, request)).await;
+        let response = span.context.scope(self.api.answer(target, request)).await;
         let status = response.status().as_u16();
         let finished = || FinishedSpan {
             name,
             kind: SpanKind::Server,
-            context: span,
-            parent,
+            context: span.context,
+            parent: span.parent,
             started,
             took: begun.elapsed(),
             status: Some(status),
             attributes: Vec::new(),
         };
-        trace::finish(finished, span);
+        trace::finish(finished, span.context);
         response
     }
 }

@@ -198,7 +198,7 @@ impl StockFanOut {
         let mut confirmed = Confirmed::default();
         let mut is_unknown = false;
         loop {
-            let batch = self.cluster.batch();
+            let changed = self.cluster.topology_changed();
             let topology = self.cluster.topology();
             let epoch = topology.ring.epoch().0;
             if confirmed.epoch != epoch {
@@ -230,7 +230,7 @@ impl StockFanOut {
             }
             tokio::select! {
                 biased;
-                () = batch => {}
+                () = changed => {}
                 () = tokio::time::sleep(RETRY_PAUSE) => {}
             }
         }

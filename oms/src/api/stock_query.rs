@@ -80,8 +80,8 @@ pub(super) struct StorePage {
 /// Lists the stores of this volume that have, or had, a product.
 pub(super) fn product(app: &App, product: u32) -> Result<Vec<Entry<u32>>, Problem> {
     let levels = app.state().stock().product(product);
-    let entry = |(store_id, level): (u32, Level)| {
-        let quantities = Quantities::of(level);
+    let entry = |level: Level| {
+        let (store_id, quantities) = (level.cell.store, Quantities::of(level));
         Entry::of(store_id, &InStore { store_id, quantities })
     };
     levels.into_iter().map(entry).collect()
@@ -105,8 +105,8 @@ pub(super) fn store(app: &App, store: u32) -> Result<Json, Problem> {
     }
     let levels = state.stock().store(store);
     let levels = levels.ok_or_else(|| Problem::not_found(format!("the stock has no store {store}")))?;
-    let products = levels.into_iter().map(|(product, level)| OfProduct {
-        product,
+    let products = levels.into_iter().map(|level| OfProduct {
+        product: level.cell.product,
         quantities: Quantities::of(level),
     });
     Json::of(&StorePage {

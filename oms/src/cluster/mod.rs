@@ -138,7 +138,7 @@ pub(crate) trait Membership: Send + Sync {
     /// Removes the description of a node that is no longer a member, unless its process is alive.
     fn forget(&self, node: &NodeName) -> Result<(), NodeError>;
 
-    /// Sends an event once, when that node stops.
+    /// Sends one event when that node stops.
     fn watch(&self, node: &NodeName, events: tokio::sync::mpsc::UnboundedSender<Event>);
 
     /// Stands for election: sends an event once, when this process becomes the coordinator. The

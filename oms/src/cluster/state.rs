@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn another_warehouse_keeps_ring_and_move_and_the_same_one_changes_nothing() {
+    fn naming_another_warehouse_keeps_the_ring_and_a_move_in_progress() {
         let first = ClusterState::first(Member::new("a").unwrap()).unwrap();
         let joined = first.with_nodes(&names(&["a", "b"])).unwrap();
         let moving = joined.begin_move(&members(&["a", "b"])).unwrap().unwrap();

@@ -575,7 +575,7 @@ async fn ask_progress(cluster: &ClusterHandle, copy: &Copying) -> Result<Progres
 
 /// Publishes the progress of a migration. Returns `false` if a target does not answer.
 async fn show_progress(cluster: &Arc<ClusterHandle>, copying: &[Copying], log: bool) -> bool {
-    let (mut rows, mut about) = (0, 0);
+    let mut sum = Imported::default();
     let mut all_answer = true;
     let mut asked = BTreeSet::new();
     for copy in copying
@@ -584,16 +584,17 @@ async fn show_progress(cluster: &Arc<ClusterHandle>, copying: &[Copying], log: b
     {
         match ask_progress(cluster, copy).await {
             Ok(Progress { copied, .. }) => {
-                rows += copied.rows;
-                about += copied.about;
+                sum.rows += copied.rows;
+                sum.about += copied.about;
+                sum.bytes += copied.bytes;
             }
             Err(_) => all_answer = false,
         }
     }
     if log {
-        tracing::info!(rows, about, "slots being copied");
+        tracing::info!(rows = sum.rows, about = sum.about, "slots being copied");
     }
-    *cluster.progress() = Some((rows, about));
+    *cluster.progress() = Some(sum);
     all_answer
 }
 

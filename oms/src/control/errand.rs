@@ -161,7 +161,7 @@ impl ClusterHandle {
         until: Instant,
     ) -> Result<(E::Outcome, NodeName), Undelivered> {
         loop {
-            let changed = self.batch();
+            let changed = self.topology_changed();
             let topology = self.topology();
             let chosen = volume(&topology).ok_or(Undelivered::Gone)?;
             let mut is_silent = false;
@@ -234,7 +234,7 @@ impl ClusterHandle {
     /// Waits until the published state assigns a volume to another node than this one.
     async fn served_elsewhere(&self, volume: &NodeName, node: &NodeName) {
         loop {
-            let changed = self.batch();
+            let changed = self.topology_changed();
             if self.topology().state.serving.get(volume) != Some(node) {
                 return;
             }

@@ -8,10 +8,11 @@
 //! Deliberately absent: the way of a request to its volume (`errand`), and HTTP (`api`).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use imt_ring::NodeName;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
@@ -22,11 +23,12 @@ use crate::control::stock_copies::StockCopies;
 use crate::control::topology::Topology;
 use crate::runtime::metrics::Metrics;
 use crate::volume::app::SNAPSHOTS_ARRIVING_MAX;
+use crate::volume::migration::target::Imported;
 
-/// How long a request may wait for the volume that answers it.
+/// Longest time for a request to reach its volume and get an answer.
 pub(crate) const ROUTING_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long requests that were routed by an earlier view are waited for before slots are sealed.
-const OLD_VIEWS: Duration = Duration::from_secs(2);
+/// Longest wait for requests of an earlier topology before slots are sealed.
+const EARLIER_REQUESTS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// This node's view of the cluster.
 pub(crate) struct ClusterHandle {
@@ -36,22 +38,22 @@ pub(crate) struct ClusterHandle {
     pub(crate) authority: Arc<dyn Authority>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) started: Instant,
-    /// Tells the coordinator's task of this process something.
+    /// Events for the coordinator's task of this process.
     pub(crate) events: mpsc::UnboundedSender<Event>,
-    /// Tells the keeper to look at the state.
+    /// Wakes the reconciler, which then reads the state.
     pub(crate) look: Notify,
-    /// True once this node was asked to stop.
+    /// `true` once this node was asked to stop.
     pub(crate) asked_to_stop: watch::Sender<bool>,
     /// The reason why the coordinator, if it is in this process, cannot move slots now.
     trouble: Mutex<Option<String>>,
-    /// Volumes that this node is to serve and whose folder is missing, with the reason in words.
+    /// Volumes that are assigned to this node but have no database, with the reason in words.
     missing: Mutex<BTreeMap<NodeName, String>>,
-    /// Rows that a move has copied and has to copy, about, if this process coordinates one.
-    progress: Mutex<Option<(u64, u64)>>,
+    /// Progress of a migration, if this process coordinates one.
+    progress: Mutex<Option<Imported>>,
     topology: RwLock<Arc<Topology>>,
     earlier: Mutex<Vec<Weak<Topology>>>,
     changed: Notify,
-    /// Bounds the stocks that arrive at a time while there are several volumes.
+    /// Bounds the number of stock uploads at a time while there are several volumes.
     pub(crate) snapshot_turns: Semaphore,
     /// Copies of the stock of volumes that other nodes serve.
     pub(crate) stock_copies: StockCopies,
@@ -88,45 +90,44 @@ impl ClusterHandle {
         })
     }
 
-    /// How far a move has come that this process coordinates: rows copied, and how many there are,
-    /// about.
-    pub(crate) fn progress(&self) -> std::sync::MutexGuard<'_, Option<(u64, u64)>> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Locks the progress of a migration. `None` if this process coordinates no migration.
+    pub(crate) fn progress(&self) -> MutexGuard<'_, Option<Imported>> {
+        self.progress.lock()
     }
 
     /// Returns the reason why slots that should move do not, if this process coordinates.
     pub(crate) fn trouble(&self) -> Option<String> {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let trouble = self.trouble.lock();
         trouble.clone()
     }
 
     /// Sets the reason why slots that should move do not. Returns `true` if that is a new reason.
     pub(crate) fn set_trouble(&self, reason: Option<String>) -> bool {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = self.trouble.lock();
         let is_new = *trouble != reason;
         *trouble = reason;
         is_new
     }
 
-    /// The volumes that this node is to serve and whose folder is missing, with the reason.
-    pub(crate) fn missing(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, String>> {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Locks the volumes that are assigned to this node but have no database, with the reason.
+    pub(crate) fn missing(&self) -> MutexGuard<'_, BTreeMap<NodeName, String>> {
+        self.missing.lock()
     }
 
-    /// The cluster as it is seen now.
+    /// Returns the present topology.
     pub(crate) fn topology(&self) -> Arc<Topology> {
-        Arc::clone(&self.topology.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.topology.read())
     }
 
-    /// From here on requests are routed by this view.
+    /// Publishes a topology. Later requests are routed by it.
     pub(crate) fn publish(&self, topology: Topology) {
         let topology = Arc::new(topology);
         let before = {
-            let mut current = self.topology.write().unwrap_or_else(PoisonError::into_inner);
+            let mut current = self.topology.write();
             std::mem::replace(&mut *current, topology)
         };
         if before.alone.is_some() {
-            let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut earlier = self.earlier.lock();
             earlier.retain(|topology| topology.strong_count() > 0);
             earlier.push(Arc::downgrade(&before));
         }
@@ -134,16 +135,17 @@ impl ClusterHandle {
         self.changed.notify_waiters();
     }
 
-    /// The next change of the view after this call.
-    pub(crate) fn batch(&self) -> Notified<'_> {
+    /// Waits for the first topology that is published after this call.
+    pub(crate) fn topology_changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
 
-    /// Waits for requests that went straight to the one post there was: they cannot be asked again.
+    /// Waits for requests that were passed to the only volume of an earlier topology. They cannot be
+    /// repeated elsewhere.
     pub(crate) async fn earlier_requests(&self) {
-        let until = Instant::now() + OLD_VIEWS;
+        let until = Instant::now() + EARLIER_REQUESTS_TIMEOUT;
         let under_way = || {
-            let earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+            let earlier = self.earlier.lock();
             earlier.iter().any(|topology| topology.strong_count() > 0)
         };
         while under_way() && Instant::now() < until {

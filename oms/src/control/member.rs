@@ -101,7 +101,7 @@ impl Member {
         let others = cluster.membership.alive()?;
         let until = Instant::now() + ADMISSION_TIMEOUT;
         loop {
-            let batch = cluster.batch();
+            let changed = cluster.topology_changed();
             if cluster.topology().servers.contains_key(&cluster.me) {
                 return Ok(());
             }
@@ -118,7 +118,7 @@ impl Member {
             self.say_hello(&others);
             tokio::select! {
                 biased;
-                () = batch => {}
+                () = changed => {}
                 _ = troubles.changed() => {}
                 () = tokio::time::sleep(HELLO_INTERVAL) => {}
             }
@@ -144,14 +144,14 @@ impl Member {
         let _ = cluster.events.send(Event::Hello);
         let until = Instant::now() + HAND_OVER_TIMEOUT;
         loop {
-            let batch = cluster.batch();
+            let changed = cluster.topology_changed();
             if cluster.topology().servers.is_empty() || Instant::now() >= until {
                 return;
             }
             self.say_hello(&others);
             tokio::select! {
                 biased;
-                () = batch => {}
+                () = changed => {}
                 () = tokio::time::sleep(HELLO_INTERVAL) => {}
             }
         }

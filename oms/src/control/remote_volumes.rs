@@ -1,5 +1,7 @@
-//! The other volumes, reached through the handle: see `remote_stock` for what is asked of them and
-//! why it may be repeated.
+//! Client for the other volumes, in this process or another one.
+//!
+//! `volume::remote_stock` explains the questions and why they may be repeated. The search for the
+//! first store uses the copies of `stock_copies` and asks only the volumes without a usable copy.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -21,18 +23,19 @@ use crate::runtime::seeded::seeded;
 use crate::volume::remote_stock::{Answer, RemoteVolumes};
 use crate::volume::state::OrderError;
 
-/// How long another volume is waited for; less than the caller waits for the order.
+/// Timeout of a question to another volume: less than the timeout of the order's request.
 const REMOTE_CALL_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// All volumes but one.
 pub(crate) struct RemoteVolumeClient {
-    /// Weak, since the gate's view holds the rooms that hold this.
+    /// Weak, to break the reference cycle `ClusterHandle` -> `Topology` -> `VolumeServer` ->
+    /// `RemoteVolumes`.
     cluster: Weak<ClusterHandle>,
     volume: NodeName,
 }
 
 impl RemoteVolumeClient {
-    /// All volumes but this.
+    /// Returns a client for all volumes but this one.
     pub(crate) fn of(cluster: &Arc<ClusterHandle>, volume: &NodeName) -> Arc<dyn RemoteVolumes> {
         Arc::new(RemoteVolumeClient {
             cluster: Arc::downgrade(cluster),
@@ -44,7 +47,7 @@ impl RemoteVolumeClient {
         self.cluster.upgrade().ok_or(OrderError::Moved)
     }
 
-    /// Asks a volume whatever its copy does not say.
+    /// Asks a volume for its first store that has the units.
     async fn find_at(
         cluster: Arc<ClusterHandle>,
         volume: NodeName,
@@ -58,7 +61,7 @@ impl RemoteVolumeClient {
         }
     }
 
-    /// The first store of these volumes that has the units; all are asked at once.
+    /// Returns the first store of these volumes that has the units. All are asked at the same time.
     async fn find_by_asking(
         cluster: &Arc<ClusterHandle>,
         volumes: Vec<NodeName>,
@@ -109,7 +112,7 @@ impl RemoteVolumes for RemoteVolumeClient {
                 }
             }
             if not_known.is_empty() && first.is_none() && below.is_none() {
-                // An order is not rejected by what copies say.
+                // Only the owners themselves may reject an order.
                 not_known = others().cloned().collect();
             }
             drop(topology);

@@ -1,22 +1,23 @@
-//! Copies of the available quantities of volumes that other nodes serve, to find an order's first
+//! Copies of the available quantities of volumes that other nodes serve. They find an order's first
 //! store without a message.
 //!
-//! A copy is kept while it is used: the first look for a store begins it, and `KEPT_FOR` without a
-//! look ends it. Its task asks the volume's owner for changes, one request at a time (`followers`
-//! says how old a copy may be, and what "first store" means then). It begins with the layout and
-//! all quantities. Another incarnation or generation of the volume's stock begins it again.
+//! The first search begins a copy, and `KEPT_FOR` without a search ends it. The task of a copy reads
+//! the layout and all quantities, then asks the volume's owner for changes, one request at a time.
+//! After a new incarnation or generation of the volume's stock it reads everything again.
+//! `volume::followers` is the owner's side and defines the maximum age of a copy.
 //!
-//! Invariants:
-//! - A copy only says where to ask: the owner decides when it reserves.
-//! - A copy counts only for the ring that its owner followed: when stores move, all copies that are
-//!   looked at are of one epoch.
-//! - Memory is bounded by the cells of the stock (`sheet::CELLS_MAX`), 4 bytes for each.
+//! **Invariants**
+//! - A copy only suggests a store. The owner decides when it reserves.
+//! - A copy is used only with the ring that its owner followed. So all copies of one search have
+//!   the same epoch, also while stores move.
+//! - A copy takes 4 bytes for each cell of the stock (`CELLS_MAX`).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use imt_ring::NodeName;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::cluster::channel::message::{
@@ -30,29 +31,29 @@ use crate::domain::stock_snapshot::{CELLS_MAX, note};
 use crate::runtime;
 use crate::volume::followers::COPY_AGE_MAX;
 
-/// How long a copy is kept that nobody looks at.
+/// Time without a search after which a copy is dropped.
 const KEPT_FOR: Duration = Duration::from_secs(5);
-/// Longest wait for an answer; the owner answers several times a second.
+/// Longest wait for an answer. The owner answers several times a second.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
-/// Pause before an owner that did not answer is asked again.
+/// Pause after a request without an answer.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The copies of one node.
 #[derive(Default)]
 pub(crate) struct StockCopies(Mutex<BTreeMap<NodeName, Arc<StockCopy>>>);
 
-/// What a copy says.
+/// The result of a search in a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     /// The first store of the volume that has the units.
     First(Option<u32>),
-    /// The copy is missing, too old or of another epoch: the owner must be asked.
+    /// The copy is missing, too old or of another epoch, so the owner must be asked.
     NotKnown,
 }
 
 /// The copy of one volume's stock.
 struct StockCopy {
-    /// Tells this copy from all others.
+    /// Identifies this copy at the owner.
     follower: u64,
     content: Mutex<Content>,
 }
@@ -62,7 +63,7 @@ struct Content {
     position: Option<StockPosition>,
     /// The ring that the owner followed.
     epoch: u64,
-    /// When the newest answer was asked for; `None` while there is nothing to use.
+    /// Time of the request of the newest answer. `None` while the copy is unusable.
     as_of: Option<Instant>,
     looked_at: Instant,
 }
@@ -83,17 +84,17 @@ impl StockCopy {
     }
 
     fn content(&self) -> MutexGuard<'_, Content> {
-        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+        self.content.lock()
     }
 }
 
 impl StockCopies {
     fn copies(&self) -> MutexGuard<'_, BTreeMap<NodeName, Arc<StockCopy>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
-    /// Looks for the first store of a volume that has these units, by the ring of this epoch.
-    /// `demands` holds each product once. Begins to copy the volume's stock if that is not copied.
+    /// Searches the first store of a volume that has these units, by the ring of this epoch.
+    /// `demands` names each product once. Begins a copy if there is none.
     pub(crate) fn first_store(
         cluster: &Arc<ClusterHandle>,
         volume: &NodeName,
@@ -116,7 +117,7 @@ impl StockCopies {
         }
     }
 
-    /// Takes in quantities that came with a refusal.
+    /// Applies the quantities that a refused reservation returned.
     pub(crate) fn correct(&self, volume: &NodeName, store: u32, cells: &[Cell]) {
         let copy = self.copies().get(volume).cloned();
         if let Some(copy) = copy {
@@ -166,7 +167,7 @@ impl Following {
         }
     }
 
-    /// Asks the owner, wherever it is; `None` if it did not answer as it must.
+    /// Asks the owner. Returns `None` without a usable answer.
     async fn ask(&self, cluster: &Arc<ClusterHandle>, question: Question) -> Option<Answer> {
         let topology = cluster.topology();
         let VolumeLocation::There { address, .. } = topology.locate(&self.volume) else {
@@ -181,7 +182,7 @@ impl Following {
         asked.ok()
     }
 
-    /// Brings the copy up to date once.
+    /// Asks for changes once and applies them.
     async fn follow_once(&self, cluster: &Arc<ClusterHandle>) -> Option<()> {
         let (known, has_content) = {
             let content = self.copy.content();
@@ -229,7 +230,7 @@ impl Following {
         Some(())
     }
 
-    /// Reads the stock as a whole. It is not used before the changes since its position are known.
+    /// Reads the whole stock. It is used only once the changes since its position are applied.
     async fn read(&self, cluster: &Arc<ClusterHandle>, layout: StockLayout) -> Option<()> {
         {
             let mut content = self.copy.content();
@@ -246,7 +247,7 @@ impl Following {
         }
         let mut quantities = Vec::new();
         let mut first_row = 0;
-        // At least once: that tells the owner that the former content is not used any more.
+        // At least one request is sent: it tells the owner that the former content is not in use.
         loop {
             let read = ReadStock {
                 follower: self.copy.follower,
@@ -271,7 +272,7 @@ impl Following {
     }
 }
 
-/// The shelves of a layout, rows as at the owner; `None` if the quantities are not those of the
+/// Builds a matrix with the rows of the owner. Returns `None` if the quantities do not fit the
 /// layout.
 fn assemble(stores: Vec<u32>, products: &[u32], quantities: &[i32]) -> Option<StockMatrix> {
     if quantities.len() != stores.len() * products.len() || !stores.is_sorted() {

@@ -1,9 +1,11 @@
-//! Which volume a request is for, and where that volume is: here, on another node, or not known
-//! yet.
+//! This node's view of the cluster at one moment: the cluster's state, the volumes that this node
+//! serves, and the addresses of the other nodes.
 //!
-//! A view is one moment of the cluster as this node sees it: the state in force, the posts that it
-//! serves itself, where the other nodes answer. Requests hold the view that they were routed by
-//! until they end.
+//! **Invariants**
+//! - A topology never changes. A new one is published instead (`handle`).
+//! - A request keeps the topology by which it was routed until it ends.
+//!
+//! Deliberately absent: calls to volumes (`errand`).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,14 +19,14 @@ use crate::domain::routing_key::RoutingKey;
 use crate::storage::owned_slots;
 use crate::volume::server::VolumeServer;
 
-/// Where a volume is.
+/// The place of a volume.
 pub(crate) enum VolumeLocation<'a> {
     Here(&'a Arc<VolumeServer>),
     There {
         node: &'a NodeName,
         address: SocketAddr,
     },
-    /// Whoever should serve it is not known to answer anywhere.
+    /// The node that should serve the volume, if there is one, has no known address.
     Nowhere(Option<&'a NodeName>),
 }
 
@@ -35,7 +37,7 @@ pub(crate) struct Topology {
     pub(crate) ring: Arc<Ring>,
     pub(crate) servers: BTreeMap<NodeName, Arc<VolumeServer>>,
     pub(crate) node_infos: BTreeMap<NodeName, NodeInfo>,
-    /// The one post there is, if there is no other volume in the cluster.
+    /// The only volume of the cluster, if there is no other.
     pub(crate) alone: Option<Arc<VolumeServer>>,
     /// Address of the server of each volume as a header's value, so that answers need not render
     /// it.
@@ -43,7 +45,7 @@ pub(crate) struct Topology {
 }
 
 impl Topology {
-    /// The view of these parts.
+    /// Returns the topology of these parts.
     pub(crate) fn new(
         me: NodeName,
         state: ClusterState,
@@ -87,7 +89,7 @@ impl Topology {
         self.addresses.get(volume)
     }
 
-    /// The volume of a subject.
+    /// Returns the volume that owns a key.
     pub(crate) fn volume_of(&self, key: &RoutingKey) -> Option<NodeName> {
         let slot = match key {
             RoutingKey::Order(order) => owned_slots::of_order(&self.ring, order),
@@ -97,12 +99,12 @@ impl Topology {
         self.ring.owner(slot).ok().cloned()
     }
 
-    /// The volumes that have slots, by name.
+    /// Returns the volumes that have slots, by name.
     pub(crate) fn volumes(&self) -> impl Iterator<Item = &NodeName> {
         self.ring.members().iter().map(imt_ring::Member::name)
     }
 
-    /// The volumes that this node is to serve, open or not.
+    /// Returns the volumes that are assigned to this node, open or not.
     pub(crate) fn to_serve(&self) -> impl Iterator<Item = &NodeName> {
         let serving = self.state.serving.iter();
         serving
@@ -110,12 +112,12 @@ impl Topology {
             .map(|(volume, _)| volume)
     }
 
-    /// That volume, if the ring still has it.
+    /// Returns the volume if the ring still has it.
     pub(crate) fn known(&self, volume: &NodeName) -> Option<NodeName> {
         self.ring.member(volume).map(|member| member.name().clone())
     }
 
-    /// Where a volume is.
+    /// Returns the place of a volume.
     pub(crate) fn locate(&self, volume: &NodeName) -> VolumeLocation<'_> {
         if let Some(server) = self.servers.get(volume) {
             return VolumeLocation::Here(server);

@@ -97,6 +97,15 @@ impl CountedTo {
     }
 }
 
+/// The last deliveries that the quantities of a volume count.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counting {
+    pub(crate) head: StockHead,
+    /// Stores with another counted delivery than the head. They came from another volume, or the
+    /// write of a later snapshot stopped half-way.
+    pub(crate) overrides: BTreeMap<u32, Option<u64>>,
+}
+
 /// The moment at which the upload of a snapshot began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arrival(pub(crate) u64);
@@ -142,14 +151,14 @@ impl Stock {
     /// Creates the stock from the rows of the volume.
     pub(crate) fn new(
         matrix: StockMatrix,
-        (head, counted_to_overrides): (StockHead, BTreeMap<u32, Option<u64>>),
+        counting: Counting,
         reservations: &[Reservation],
         deliveries: Vec<(OrderId, Delivery)>,
     ) -> Stock {
         let mut stock = Stock {
             matrix,
-            head,
-            counted_to_overrides,
+            head: counting.head,
+            counted_to_overrides: counting.overrides,
             ..Stock::default()
         };
         let mut reserved_units = ReservedUnits::default();
@@ -401,13 +410,16 @@ impl Stock {
         self.replace(matrix)
     }
 
-    /// Returns the units, by store and product, of deliveries that the current snapshot does not
-    /// count.
-    pub(crate) fn uncounted(&self) -> HashMap<(u32, u32), u32> {
+    /// Returns the units, by cell, of deliveries that the current snapshot does not count.
+    pub(crate) fn uncounted(&self) -> HashMap<Cell, u32> {
         let mut left = HashMap::new();
         for delivery in self.uncounted.values() {
             for line in &delivery.lines {
-                *left.entry((delivery.store, line.id)).or_default() += line.quantity;
+                let cell = Cell {
+                    product: line.id,
+                    store: delivery.store,
+                };
+                *left.entry(cell).or_default() += line.quantity;
             }
         }
         left
@@ -436,42 +448,45 @@ impl Stock {
         before
     }
 
-    /// Records changed cells for the copies of other nodes. Returns the present moment.
+    /// Starts to record changed cells for the copies of other nodes. Returns the present moment.
     pub(crate) fn follow(&mut self) -> StockMoment {
         let journal = self.matrix.journal();
         journal.follow();
         journal.now()
     }
 
-    /// Records no changed cells from here on.
+    /// Stops to record changed cells.
     pub(crate) fn unfollow(&mut self) {
         self.matrix.journal().unfollow();
     }
 
-    /// The present moment of the recorded changes.
+    /// Returns the present moment of the recorded changes.
     pub(crate) fn moment(&mut self) -> StockMoment {
         self.matrix.journal().now()
     }
 
-    /// The cells that changed after a moment, with what is available of each now. `None` if that is
-    /// not known.
-    pub(crate) fn changes_since(&mut self, then: StockMoment) -> Option<Vec<(u32, i32)>> {
+    /// Returns the cells that changed after a moment, with their present quantities. `None` if the
+    /// changes since that moment are not recorded.
+    pub(crate) fn changes_since(&mut self, then: StockMoment) -> Option<Vec<ChangedCell>> {
         let cells = self.matrix.journal().since(then)?;
-        let available = |cell| Some((cell, self.matrix.available_at(cell)?));
-        Some(cells.into_iter().filter_map(available).collect())
+        let changed = |at| {
+            let available = self.matrix.available_at(at)?;
+            Some(ChangedCell { at, available })
+        };
+        Some(cells.into_iter().filter_map(changed).collect())
     }
 
-    /// What is available of a product in a store; none if there is no cell for it.
+    /// Returns the available quantity of a product in a store. `None` if there is no such cell.
     pub(crate) fn available_in(&self, product: u32, store: u32) -> Option<i32> {
         self.matrix.available_in(product, store)
     }
 
-    /// Products by row.
+    /// Returns the products by row.
     pub(crate) fn products(&self) -> Vec<u32> {
         self.matrix.products()
     }
 
-    /// Available quantities of whole rows (see `Shelves::available_rows`).
+    /// Returns the available quantities of whole rows (see `StockMatrix::available_rows`).
     pub(crate) fn available_rows(&self, first: usize, cells: usize) -> Vec<i32> {
         self.matrix.available_rows(first, cells)
     }
@@ -487,17 +502,17 @@ impl Stock {
     }
 
     /// Returns `true` if the current snapshot has a cell for each of these products and stores.
-    pub(crate) fn has_all(&self, mut cells: impl Iterator<Item = (u32, u32)>) -> bool {
-        cells.all(|(product, store)| self.matrix.has(product, store))
+    pub(crate) fn has_all(&self, mut cells: impl Iterator<Item = Cell>) -> bool {
+        cells.all(|cell| self.matrix.has(cell.product, cell.store))
     }
 
     /// Changes some quantities of the current snapshot. Returns `false` and changes nothing if any
     /// of the cells does not exist.
     pub(crate) fn step(&mut self, steps: &[CellStep]) -> bool {
-        let has_all = self.has_all(steps.iter().map(|step| (step.product, step.store)));
+        let has_all = self.has_all(steps.iter().map(|step| step.cell));
         if has_all {
             for step in steps {
-                self.matrix.step(step.product, step.store, step.by);
+                self.matrix.step(step.cell.product, step.cell.store, step.by);
             }
         }
         has_all
@@ -509,25 +524,26 @@ impl Stock {
     }
 
     /// Returns the levels of a product in every store, stores ascending.
-    pub(crate) fn product(&self, product: u32) -> Vec<(u32, Level)> {
+    pub(crate) fn product(&self, product: u32) -> Vec<Level> {
         let cells = self.matrix.by_store(product).into_iter();
         cells
-            .map(|(store, available)| (store, self.level(store, product, available)))
+            .map(|(store, available)| self.level(Cell { product, store }, available))
             .collect()
     }
 
     /// Returns the levels of every product in a store, products ascending. `None` if the stock has
     /// no such store.
-    pub(crate) fn store(&self, store: u32) -> Option<Vec<(u32, Level)>> {
+    pub(crate) fn store(&self, store: u32) -> Option<Vec<Level>> {
         let cells = self.matrix.by_product(store)?.into_iter();
-        let levels = cells.map(|(product, available)| (product, self.level(store, product, available)));
+        let levels = cells.map(|(product, available)| self.level(Cell { product, store }, available));
         Some(levels.collect())
     }
 
-    fn level(&self, store: u32, product: u32, available: i32) -> Level {
+    fn level(&self, cell: Cell, available: i32) -> Level {
         Level {
+            cell,
             available,
-            reserved: self.reserved.of(store, product),
+            reserved: self.reserved.of(cell.store, cell.product),
         }
     }
 
@@ -537,7 +553,7 @@ impl Stock {
     }
 }
 
-/// The same product may stand on several lines: a store must have their sum.
+/// Returns the sum of the quantities of each product. A product may be on several lines.
 pub(crate) fn summed(lines: &[Line]) -> Vec<Line> {
     let mut demands = Vec::with_capacity(lines.len());
     sum_into(&mut demands, lines);
@@ -554,17 +570,31 @@ fn sum_into(demands: &mut Vec<Line>, lines: &[Line]) {
     }
 }
 
-/// A change of the quantity on hand of one product in one store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CellStep {
+/// A product in a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Cell {
     pub(crate) product: u32,
     pub(crate) store: u32,
+}
+
+/// A change of the quantity on hand of one cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CellStep {
+    pub(crate) cell: Cell,
     pub(crate) by: i32,
 }
 
-/// The quantities of one product in one store.
+/// A cell that changed, by its place in the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChangedCell {
+    pub(crate) at: u32,
+    pub(crate) available: i32,
+}
+
+/// The quantities of one cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Level {
+    pub(crate) cell: Cell,
     /// Negative where the last snapshot has fewer units than are reserved.
     pub(crate) available: i32,
     pub(crate) reserved: u32,

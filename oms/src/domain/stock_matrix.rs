@@ -267,13 +267,13 @@ impl StockMatrix {
         })
     }
 
-    /// The available quantity of a cell by its place; none if there is no such cell.
+    /// Returns the available quantity of a cell by its place. `None` if there is no such cell.
     pub(crate) fn available_at(&self, at: u32) -> Option<i32> {
         let at = at as usize;
         (at < self.on_hand.len()).then(|| self.available(at))
     }
 
-    /// Sets the available quantity of a cell by its place; false if there is no such cell.
+    /// Sets the available quantity of a cell by its place. Returns `false` if there is no such cell.
     pub(crate) fn set_available_at(&mut self, at: u32, available: i32) -> bool {
         let Some(cell) = self.on_hand.get_mut(at as usize) else {
             return false;
@@ -289,12 +289,12 @@ impl StockMatrix {
         }
     }
 
-    /// What is available of a product in a store; none if there is no cell for it.
+    /// Returns the available quantity of a product in a store. `None` if there is no such cell.
     pub(crate) fn available_in(&self, product: u32, store: u32) -> Option<i32> {
         self.layout.cell(product, store).map(|at| self.available(at))
     }
 
-    /// Products by row.
+    /// Returns the products by row.
     pub(crate) fn products(&self) -> Vec<u32> {
         let mut products = vec![0; self.rows()];
         for (product, row) in (0..).zip(&self.layout.row_of) {

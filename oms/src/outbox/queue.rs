@@ -70,7 +70,7 @@ pub(super) struct MessageQueue {
     again_from_ms: u64,
     /// The class that was served last.
     served: RetryClass,
-    /// The newest fresh message. As a probe it tells most about new orders.
+    /// The newest fresh message. As a probe it resembles the next orders most.
     latest: Option<OrderId>,
     /// Number of final answers of the warehouse; wraps around.
     answers: u32,

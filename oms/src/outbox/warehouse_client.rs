@@ -10,7 +10,6 @@
 //! Deliberately absent: retries and their times (see the parent module).
 
 use std::pin::Pin;
-use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +19,7 @@ use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::order::{Line, Order, OrderId};
@@ -131,7 +131,7 @@ impl Wms {
     }
 
     fn routes(&self) -> Routes {
-        self.routes.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.routes.read().clone()
     }
 
     async fn send_with_timeout(&self, kind: Kind, order: &Order) -> Answer {
@@ -247,7 +247,7 @@ impl Warehouse for Wms {
         match warehouse.parse::<WarehouseUrl>() {
             Ok(base) => {
                 tracing::info!(from = %self.address(), to = %base, "warehouse changed");
-                *self.routes.write().unwrap_or_else(PoisonError::into_inner) = Routes::of(base);
+                *self.routes.write() = Routes::of(base);
             }
             // Only a state that was edited by hand can have such a URL.
             Err(error) => tracing::error!(warehouse, %error, "the cluster's warehouse is not a URL"),

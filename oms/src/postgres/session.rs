@@ -17,12 +17,14 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
+use parking_lot::Mutex;
+use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -46,9 +48,10 @@ const PARAMS_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 const ROWS_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 
 /// A failed statement, by its effect.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SessionError {
     /// The engine refused the statement. It has no effect.
+    #[error("the engine refused a statement: {message} (SQLSTATE {code})")]
     Refused {
         /// The code of the error (SQLSTATE).
         code: String,
@@ -56,40 +59,24 @@ pub enum SessionError {
         message: String,
     },
     /// No host of the engine accepts writes now. The statement was not sent, or has no effect.
+    #[error("the engine cannot be reached: {reason}")]
     Away {
         /// The fault of each host.
         reason: String,
     },
     /// The statement was sent. It may or may not have an effect, and may not be durable.
+    #[error("the result of a statement is not known: {reason}")]
     Unknown {
         /// The fault.
         reason: String,
     },
     /// The engine answered with data of another form, or the call exceeds a limit.
+    #[error("the engine's data cannot be used: {reason}")]
     Invalid {
         /// The fault.
         reason: String,
     },
 }
-
-impl fmt::Display for SessionError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SessionError::Refused { code, message } => {
-                write!(f, "the engine refused a statement: {message} (SQLSTATE {code})")
-            }
-            SessionError::Away { reason } => write!(f, "the engine cannot be reached: {reason}"),
-            SessionError::Unknown { reason } => {
-                write!(f, "the result of a statement is not known: {reason}")
-            }
-            SessionError::Invalid { reason } => {
-                write!(f, "the engine's data cannot be used: {reason}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for SessionError {}
 
 /// A parameter of a statement, with its SQL type.
 #[derive(Clone, Copy, Debug)]
@@ -473,7 +460,7 @@ impl Session {
                 return Ok(value);
             }
             Ok(Ok(_)) => {
-                let last = open.warnings.last.lock().unwrap_or_else(PoisonError::into_inner);
+                let last = open.warnings.last.lock();
                 // The host is not changed: it answers and accepts writes.
                 return Err(SessionError::Unknown {
                     reason: format!("{host} warned: {last}"),
@@ -659,7 +646,7 @@ where
                     Some(Severity::Notice | Severity::Info | Severity::Debug | Severity::Log)
                 );
                 if !is_harmless {
-                    let mut last = warnings.last.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut last = warnings.last.lock();
                     notice.message().clone_into(&mut last);
                     warnings.count.fetch_add(1, Ordering::Release);
                 }

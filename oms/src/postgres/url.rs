@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use thiserror::Error;
 
 use crate::postgres::password_file;
 
@@ -94,16 +95,9 @@ pub struct EngineUrl {
 }
 
 /// A URL that cannot be used for an engine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}; write postgres://USER@HOST:PORT/DATABASE")]
 pub struct InvalidEngineUrl(String);
-
-impl fmt::Display for InvalidEngineUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; write postgres://USER@HOST:PORT/DATABASE", self.0)
-    }
-}
-
-impl std::error::Error for InvalidEngineUrl {}
 
 /// The password sources outside a URL.
 struct Outside<'a> {

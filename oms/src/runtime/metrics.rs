@@ -7,9 +7,11 @@
 //! - Counters of a volume outlive its server, so they never decrease.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::runtime::exposition::{Family, Value};
 
@@ -123,7 +125,7 @@ impl Metrics {
 
     /// Returns the counters of a volume. All calls for one volume return the same counters.
     pub(crate) fn of_volume(&self, volume: &str) -> Arc<VolumeCounters> {
-        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut volumes = self.volumes.lock();
         Arc::clone(volumes.entry(volume.to_owned()).or_default())
     }
 
@@ -146,7 +148,7 @@ impl Metrics {
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+        self.recent.lock()
     }
 
     /// Takes a sample at this time since the node's start. The caller does this once per second.

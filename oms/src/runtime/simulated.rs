@@ -9,10 +9,11 @@
 
 use std::cell::RefCell;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::task::{AbortHandle, JoinHandle};
@@ -32,7 +33,7 @@ impl Dice {
     }
 
     fn rng(&self) -> MutexGuard<'_, ChaCha8Rng> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(crate) fn u64(&self) -> u64 {
@@ -100,7 +101,7 @@ impl Process {
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock()
     }
 
     pub(crate) fn dice(&self) -> &Dice {

@@ -162,15 +162,29 @@ pub fn export_spans(sink: Box<dyn SpanSink>, share: f64) -> bool {
     EXPORT.set(Export { sink, share }).is_ok()
 }
 
-/// Returns the context of a request and its parent: that of its header, or a new one for a share of
-/// the requests while spans are exported.
-pub(crate) fn begin(header: Option<&[u8]>) -> Option<(TraceContext, Option<u64>)> {
+/// The span of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RequestSpan {
+    pub(crate) context: TraceContext,
+    /// The caller's span. `None` if the trace begins here.
+    pub(crate) parent: Option<u64>,
+}
+
+/// Returns the span of a request: a child of the span in its header, or the first one of a new
+/// trace for a share of the requests while spans are exported.
+pub(crate) fn begin(header: Option<&[u8]>) -> Option<RequestSpan> {
     let given = header.and_then(|header| TraceContext::parse(std::str::from_utf8(header).ok()?));
     if let Some(parent) = given {
-        return Some((parent.child(), Some(parent.span)));
+        return Some(RequestSpan {
+            context: parent.child(),
+            parent: Some(parent.span),
+        });
     }
     let export = EXPORT.get()?;
-    (runtime::random_share() < export.share).then(|| (TraceContext::root(), None))
+    (runtime::random_share() < export.share).then(|| RequestSpan {
+        context: TraceContext::root(),
+        parent: None,
+    })
 }
 
 /// Exports a span, if spans are exported and its trace is recorded.
@@ -220,7 +234,7 @@ mod tests {
     #[tokio::test]
     async fn a_context_is_bound_to_its_task() {
         assert_eq!(current(), None);
-        let (context, parent) = begin(Some(HEADER.as_bytes())).unwrap();
+        let RequestSpan { context, parent } = begin(Some(HEADER.as_bytes())).unwrap();
         assert_eq!(parent, Some(0x00f0_67aa_0ba9_02b7));
         context
             .scope(async { assert_eq!(current(), Some(context)) })

@@ -5,12 +5,13 @@
 //! earlier answers of the same order. The audit compares the last ones with the final state.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 use crate::cluster::peer_client::NoAnswer;
@@ -42,7 +43,7 @@ pub(super) struct CustomerRecords(Mutex<BTreeMap<String, Known>>);
 
 impl CustomerRecords {
     pub(super) fn orders(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     fn change(&self, id: &str, change: impl FnOnce(&mut Known)) {

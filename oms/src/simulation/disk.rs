@@ -12,10 +12,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use microdb::storage::{Mapping, OpenMode, Storage, StorageFile, StorageLock};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::runtime::simulated::Process;
 
@@ -59,7 +60,7 @@ impl fmt::Debug for Disk {
 
 impl Disk {
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock()
     }
 
     pub(super) fn new(is_private: bool) -> Disk {
@@ -219,7 +220,7 @@ impl fmt::Debug for Opened {
 
 impl Opened {
     fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bytes.lock()
     }
 
     fn grow(&self, bytes: &mut Vec<u8>, len: usize) -> io::Result<()> {

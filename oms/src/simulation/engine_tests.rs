@@ -5,10 +5,11 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -396,7 +397,7 @@ async fn own(
         wait_ms(dice.between(0, 1_500)).await;
         let mut log = engine.log(VOLUME);
         let since = versions.fetch_add(1, Ordering::Relaxed);
-        let before: BTreeSet<u64> = record.lock().unwrap().acknowledged.clone();
+        let before: BTreeSet<u64> = record.lock().acknowledged.clone();
         let taken = take_over(&mut log, name, since, true).await;
         let Ok(Takeover::Owned { epoch, position }) = taken else {
             continue;
@@ -407,7 +408,7 @@ async fn own(
         let _ = cache.close();
         let Ok(copied) = copied else { continue };
         {
-            let mut record = record.lock().unwrap();
+            let mut record = record.lock();
             record.takeovers += 1;
             if copied != position {
                 record
@@ -427,8 +428,8 @@ async fn own(
             let id = ids.fetch_add(1, Ordering::Relaxed);
             let appended = tokio::time::timeout(Duration::from_secs(30), writer.append(body(id))).await;
             match appended {
-                Ok(Ok(_)) => drop(record.lock().unwrap().acknowledged.insert(id)),
-                Ok(Err(StorageError::Stale)) => drop(record.lock().unwrap().refused.insert(id)),
+                Ok(Ok(_)) => drop(record.lock().acknowledged.insert(id)),
+                Ok(Err(StorageError::Stale)) => drop(record.lock().refused.insert(id)),
                 Ok(Err(_)) | Err(_) => break,
             }
             if writer.status().has_ended() || dice.between(0, 60) == 0 {
@@ -468,7 +469,7 @@ fn run_owners(seed: u64) -> Record {
         let last = owner(&engine, "last", numbers.0.load(Ordering::Relaxed)).await;
         let found = ids_in(&engine, &cache_at("/end")).await;
         drop(last);
-        let mut record = Arc::try_unwrap(record).ok().unwrap().into_inner().unwrap();
+        let mut record = Arc::try_unwrap(record).ok().unwrap().into_inner();
         let lost: Vec<_> = record.acknowledged.difference(&found).copied().collect();
         let stale: Vec<_> = record.refused.intersection(&found).copied().collect();
         if !lost.is_empty() {

@@ -1,10 +1,9 @@
-//! At rest, every order takes the first store that has its units, whichever node is asked and
-//! however the units came there.
+//! Checks that an order takes the first store with its units while the cluster is at rest.
 //!
-//! Nodes find that store from copies of each other's stock, whose age is bounded. So once the stock
-//! has not changed for longer than the bound, no copy may skip a store: a change that got lost on
-//! its way to a copy is noticed here. Each round takes all units of the first store, gives them
-//! back and orders again.
+//! Nodes find that store in copies of each other's stock, and the age of a copy is bounded. Once the
+//! stock has not changed for longer than that age, no copy may skip a store. So this check notices
+//! a change that was lost on its way to a copy. Each round orders all units of the first store,
+//! cancels the order and orders again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,27 +18,27 @@ use crate::simulation::world::World;
 use crate::volume::followers::COPY_AGE_MAX;
 
 const ROUNDS: u64 = 4;
-/// How often it is looked whether units have come back.
-const LOOKS: u32 = 600;
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Maximum number of reads until released units are available again.
+const READS_MAX: u32 = 600;
+const READ_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Units available of one product, by store.
 type Available = BTreeMap<u64, i64>;
 
-/// Orders in a cluster at rest, and says which of the orders skipped a store.
+/// Orders in a cluster at rest, and reports each order that skipped a store.
 pub(super) async fn first_stores_are_taken(world: &Arc<World>) {
     for round in 0..ROUNDS {
         let product = world.dice.between(1, u64::from(PRODUCTS));
         match probe(world, round, product).await {
             Ok(()) => {}
-            // A try without an answer may hold units for a while: nothing is at rest any more.
+            // An order without an answer may reserve units later, so the cluster is not at rest.
             Err(Ended::Unanswered) => return,
             Err(Ended::Wrong(wrong)) => world.violated(format!("at rest, product {product}: {wrong}")),
         }
     }
 }
 
-/// Why a round ended early.
+/// The reason why a round ended early.
 enum Ended {
     Unanswered,
     Wrong(String),
@@ -53,7 +52,7 @@ async fn probe(world: &Arc<World>, round: u64, product: u64) -> Result<(), Ended
     tokio::time::sleep(COPY_AGE_MAX * 2).await;
     let name = |step: &str| format!("rest-{round}-{step}");
     check(*first, place(world, &name("all"), product, *units).await?)?;
-    // Copies take in that the first store has nothing.
+    // The copies learn that the first store is empty.
     place(world, &name("other"), product, 1).await?;
     for step in ["all", "other"] {
         cancel(world, &name(step)).await?;
@@ -96,7 +95,7 @@ async fn cancel(world: &Arc<World>, id: &str) -> Result<(), Ended> {
 }
 
 async fn available(world: &Arc<World>, product: u64) -> Result<Available, Ended> {
-    for _ in 0..LOOKS {
+    for _ in 0..READS_MAX {
         let path = format!("/stocks/{product}");
         if let Ok((status, body)) = ask(world, Method::GET, &path, String::new(), None).await
             && status.is_success()
@@ -109,20 +108,20 @@ async fn available(world: &Arc<World>, product: u64) -> Result<Available, Ended>
             };
             return Ok(stores.filter_map(level).collect());
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(READ_INTERVAL).await;
     }
     Err(Ended::Unanswered)
 }
 
-/// Waits until units that were given back are in their stores.
+/// Waits until released units are available again.
 async fn until_available(world: &Arc<World>, product: u64, expected: &Available) -> Result<(), Ended> {
     let mut found = Available::new();
-    for _ in 0..LOOKS {
+    for _ in 0..READS_MAX {
         found = available(world, product).await?;
         if found == *expected {
             return Ok(());
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(READ_INTERVAL).await;
     }
     let wrong = format!("{found:?} instead of {expected:?} after all orders were cancelled");
     Err(Ended::Wrong(wrong))

@@ -31,10 +31,11 @@ pub(crate) mod world;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -222,7 +223,7 @@ fn run_seeds(run: fn(u64, bool) -> Outcome, count: u64, further: &[u64]) -> Opti
             scope.spawn(|| {
                 while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let outcome = run(*seed, false);
-                    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut all = all.lock();
                     all.add(*seed, outcome);
                     if all.broken.len() >= 10 {
                         // Ten broken seeds are enough to examine, so the other threads stop too.
@@ -232,7 +233,7 @@ fn run_seeds(run: fn(u64, bool) -> Outcome, count: u64, further: &[u64]) -> Opti
             });
         }
     });
-    let all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let all = all.into_inner();
     println!("{} seeds: {:?}", seeds.len(), all.counts);
     assert!(all.broken.is_empty(), "seeds {:?}", all.broken);
     Some(all)

@@ -1,11 +1,10 @@
-//! Calls and connections between processes: late, now and then lost on the way there or back,
-//! broken off when the other side dies.
+//! Calls and connections between simulated processes.
 //!
-//! The frames of a connection arrive in order, late, twice, or not at all; those of two connections
-//! in any order.
-//!
-//! A call ends up in the same gate, and in the same routes, as one that comes over HTTP. Whoever
-//! gives a call up has it given up at the other side a moment later, wherever it is by then.
+//! - A call or its answer is delayed, and sometimes lost. It ends if the other process dies.
+//! - The frames of one connection arrive in order, late, twice, or not at all. Frames of two
+//!   connections arrive in any order.
+//! - A received call runs the same routes as a call over HTTP. If the caller drops a call, the
+//!   other side drops its work on it a moment later.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,10 +28,10 @@ use crate::simulation::world::World;
 
 /// Frames that a connection holds in each direction, as a socket's buffer does.
 const FRAMES_BUFFERED: usize = 64;
-/// Longest time to a connection.
+/// Longest time to open a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The way out of one node.
+/// The network as one node uses it.
 #[derive(Clone)]
 pub(super) struct Net {
     pub(super) world: Arc<World>,
@@ -139,7 +138,7 @@ impl FrameSource for Source {
     }
 }
 
-/// Takes a call to whoever answers at that address.
+/// Delivers a call to the process at an address, and returns its answer.
 pub(super) async fn carry(
     world: &Arc<World>,
     from: &str,

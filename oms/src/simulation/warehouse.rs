@@ -14,9 +14,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::domain::order::{Line, Order};
 use crate::outbox::warehouse_client::{Answer, SendFuture, Warehouse};
@@ -99,7 +101,7 @@ impl WarehouseModel {
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock()
     }
 
     /// Returns `true` if every message about an order is answered with an error.
@@ -269,13 +271,10 @@ impl Warehouse for Caller {
     }
 
     fn address(&self) -> String {
-        self.address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.address.lock().clone()
     }
 
     fn follow(&self, warehouse: &str) {
-        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = warehouse.to_owned();
+        *self.address.lock() = warehouse.to_owned();
     }
 }

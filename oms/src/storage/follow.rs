@@ -10,10 +10,11 @@
 //! Deliberately absent: the choice of the volumes to follow, which is in the cluster's state.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use imt_ring::NodeName;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -66,7 +67,7 @@ impl Follower {
         self.stop.send_replace(true);
         // A panic of the task has been reported. The copy is checked against the log again.
         let _ = self.task.await;
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.cache.lock().take()
     }
 }
 
@@ -76,7 +77,7 @@ pub(crate) struct Followers(Mutex<BTreeMap<String, Follower>>);
 
 impl Followers {
     fn all(&self) -> MutexGuard<'_, BTreeMap<String, Follower>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Stops the follower of a volume, and returns its open local copy.
@@ -118,7 +119,7 @@ async fn run(
     let (mut applied, mut differs) = (0, 0);
     loop {
         let drops = differs >= DIFFERS_MAX;
-        let wait = match step(&open, &mut cache, &mut *log, (&volume, drops), &mut applied).await {
+        let wait = match step(&open, &mut cache, &mut *log, &volume, drops, &mut applied).await {
             Ok(()) => {
                 differs = 0;
                 POLL_INTERVAL
@@ -143,10 +144,7 @@ async fn run(
                 FAULT_PAUSE
             }
         };
-        place
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone_from(&cache);
+        place.lock().clone_from(&cache);
         tokio::select! {
             biased;
             // Both a stop and a dropped follower end the task.
@@ -160,7 +158,8 @@ async fn step(
     open: &Arc<dyn Fn() -> Result<Cache, StorageError> + Send + Sync>,
     cache: &mut Option<Cache>,
     log: &mut dyn Log,
-    (volume, drops): (&str, bool),
+    volume: &str,
+    drops: bool,
     applied: &mut u64,
 ) -> Result<(), CatchUpError> {
     let cache = match cache {

@@ -8,10 +8,11 @@
 //! Deliberately absent: the durable record of the slots (`fence`) and the copying
 //! (`volume::migration`).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 
 use imt_ring::{NodeName, Ring, Slot};
+use parking_lot::RwLock;
 
 use crate::domain::order::OrderId;
 use crate::domain::routing_key;
@@ -26,6 +27,13 @@ const HERE: u8 = 1;
 const SEALED: u8 = 2;
 /// Key that decides the slot of the statistics. It has a slash, so it is not an order id.
 const STATISTICS: &[u8] = b"statistics/";
+
+/// The changes that a ring brings to the slots of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SlotChanges {
+    pub(crate) adds: bool,
+    pub(crate) removes: bool,
+}
 
 /// Returns the slot of an order.
 pub(crate) fn of_order(ring: &Ring, order: &OrderId) -> Slot {
@@ -165,23 +173,23 @@ impl Slots {
             state.store(if is_here { HERE } else { ELSEWHERE }, Ordering::Release);
         }
         let is_alone = count == self.states.len();
-        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(ring);
+        *self.ring.write() = Arc::clone(ring);
         self.alone.store(is_alone, Ordering::Release);
         self.sealed_for.store(0, Ordering::Release);
         self.all_here.store(is_alone, Ordering::Release);
         self.version.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Returns whether a ring would add slots to the volume, and whether it would remove some.
-    pub(crate) fn differences(&self, ring: &Ring) -> (bool, bool) {
-        let (mut gets, mut loses) = (false, false);
+    /// Compares the slots of the volume with those that a ring assigns to it.
+    pub(crate) fn differences(&self, ring: &Ring) -> SlotChanges {
+        let mut changes = SlotChanges::default();
         for (slot, state) in (0..).zip(&self.states) {
             let will_be = ring.owner(Slot(slot)).is_ok_and(|owner| *owner == self.volume);
             let is = state.load(Ordering::Acquire) != ELSEWHERE;
-            gets |= will_be && !is;
-            loses |= is && !will_be;
+            changes.adds |= will_be && !is;
+            changes.removes |= is && !will_be;
         }
-        (gets, loses)
+        changes
     }
 
     /// Returns the slots of this volume that a ring assigns to others.
@@ -235,7 +243,7 @@ impl Slots {
 
     /// Returns the ring applied last.
     pub(crate) fn ring(&self) -> Arc<Ring> {
-        Arc::clone(&self.ring.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.ring.read())
     }
 
     /// Returns the name of the volume.

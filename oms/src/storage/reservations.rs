@@ -24,7 +24,7 @@ impl<'a> Reservations<'a> {
     /// Records that a row is written or removed. Returns `false` if the removed row does not exist.
     pub(crate) fn follow(&mut self, key: &'a [u8], is_put: bool) -> bool {
         let before = self.changed.insert(key, is_put);
-        // An unreadable row exists.
+        // A row that cannot be read counts as existing, so that its removal is written.
         is_put || before.unwrap_or_else(|| self.table.get(key).map_or(true, |row| row.is_some()))
     }
 }

@@ -11,11 +11,12 @@
 //! Deliberately absent: the reading of rows for their meaning (`volume`).
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use microdb::Db;
+use parking_lot::Mutex;
 
 use crate::error::StorageError;
 use crate::runtime::seeded::seeded;
@@ -49,14 +50,14 @@ impl VolumeTables {
         &self.handles[table as usize]
     }
 
-    pub(super) fn counters(&self) -> std::sync::MutexGuard<'_, Counters> {
+    pub(super) fn counters(&self) -> parking_lot::MutexGuard<'_, Counters> {
         // The counters are replaced as a whole, so a panic elsewhere cannot leave them half
         // changed.
-        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counters.lock()
     }
 
-    pub(super) fn record(&self) -> std::sync::MutexGuard<'_, Option<SlotOwnership>> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn record(&self) -> parking_lot::MutexGuard<'_, Option<SlotOwnership>> {
+        self.record.lock()
     }
 }
 

@@ -27,8 +27,10 @@
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::domain::order::{Order, OrderId};
 use crate::domain::sales::SumsByProduct;
@@ -165,11 +167,7 @@ impl Volume {
             status.stop_waiting();
         }
         self.queue.stop();
-        let thread = self
-            .committer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let thread = self.committer.lock().take();
         if let Some(thread) = thread {
             thread.join();
         }

@@ -77,7 +77,7 @@ pub(crate) const ARRIVING: &[u8] = b"arriving";
 /// Key of the volume's slot ownership.
 pub(crate) const SLOTS: &[u8] = b"slots";
 /// Key that exists while rows of slots of other volumes may remain here.
-pub(crate) const PURGE: &[u8] = b"purge";
+pub(crate) const CLEANUP: &[u8] = b"purge";
 /// Key of the newest name of a statistics file that is no longer stored.
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 

@@ -6,8 +6,9 @@
 //! - Two requests with one idempotency key are never in progress at the same time.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Semaphore;
 
 use crate::domain::sales::Statistics;
@@ -81,14 +82,14 @@ pub(crate) struct Claim<'a> {
 impl InProgress {
     /// Reserves a key. Returns `None` if a request with it is in progress.
     pub(crate) fn claim<'a>(&'a self, key: &'a str) -> Option<Claim<'a>> {
-        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = self.0.lock();
         keys.insert(key.to_owned()).then_some(Claim { of: self, key })
     }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        let mut keys = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = self.of.0.lock();
         keys.remove(self.key);
     }
 }

@@ -1,23 +1,22 @@
-//! The nodes that keep copies of this volume's available quantities, as their owner sees them.
+//! The owner's side of the stock copies that other nodes keep (`control::stock_copies`).
 //!
-//! A copy asks for the changes since its position. The owner answers once after each group commit
+//! A copy asks for the changes since its position. The owner answers after the next group commit
 //! that changed the stock, and after `ANSWER_AFTER` in any case. So a copy gets the changes of a
-//! group together, has one request open at a time, and knows that its answer is not older than its
-//! own request.
+//! group together and has one request open at a time.
 //!
-//! **Age of a copy.** A copy is used until `COPY_AGE_MAX` after the request that its newest answer
-//! belongs to was sent. No clocks are compared. A store that has been suitable for longer than
-//! `COPY_AGE_MAX` is therefore never skipped, and units are never oversold: the owner decides when
-//! it reserves.
-//!
-//! **A new stock is visible to the next order.** The owner confirms a new stock only after every
-//! copy has taken it in or is too old to be used (`copies_are_current`).
+//! **Invariants**
+//! - A copy is used for at most `COPY_AGE_MAX` after it sent the request of its newest answer. No
+//!   clocks of two nodes are compared. So a store that has been suitable for longer than that is
+//!   never skipped.
+//! - Units are never oversold: the owner decides when it reserves.
+//! - A new stock is visible to the next order. The owner confirms a new stock only after every copy
+//!   has applied it or is too old to be used (`copies_are_current`).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -30,37 +29,37 @@ use crate::volume::state::VolumeState;
 /// Age from which a copy is not used. Several times `ANSWER_AFTER`, so that a slow node still uses
 /// its copies, and short for a customer.
 pub(crate) const COPY_AGE_MAX: Duration = Duration::from_millis(300);
-/// Longest wait for a change before a copy is told that there is none.
+/// Longest wait for a change before a copy gets an empty answer.
 const ANSWER_AFTER: Duration = Duration::from_millis(100);
-/// Time after which a follower that asks nothing is forgotten.
+/// Time without a request after which a copy is forgotten.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
-/// Quantities in one answer: 256 KiB.
+/// Maximum number of quantities in one answer: 256 KiB.
 const QUANTITIES_AT_A_TIME: usize = 64 << 10;
 
 /// The followers of a volume.
 pub(crate) struct Followers {
-    /// Tells this server of the volume from earlier ones.
+    /// Distinguishes this server of the volume from earlier ones.
     incarnation: u64,
     known: Mutex<BTreeMap<u64, Follower>>,
-    /// Commits that changed the stock.
+    /// Number of commits that changed the stock.
     commits: AtomicU64,
-    /// Told when there is another one.
+    /// Notified after each of these commits.
     stock_changed: Notify,
-    /// Told when a copy has taken changes in.
+    /// Notified when a copy has applied changes.
     copy_changed: Notify,
 }
 
-/// What is known of one copy.
+/// The owner's knowledge of one copy.
 struct Follower {
-    /// The oldest moment that it may still use; `None` if it has nothing to use.
+    /// The oldest moment that the copy may still use. `None` if the copy is unusable.
     has: Option<StockMoment>,
     asked: Instant,
-    /// Commits that its newest answer knew of.
+    /// Number of commits that its newest answer includes.
     answered: u64,
 }
 
 impl Followers {
-    /// No followers yet.
+    /// Returns an empty list of followers.
     pub(crate) fn new() -> Followers {
         Followers {
             incarnation: runtime::random_u64(),
@@ -72,16 +71,17 @@ impl Followers {
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<u64, Follower>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
-    /// Has open requests answered. Called after each commit that changed the stock.
+    /// Lets open requests be answered. Called after each commit that changed the stock.
     pub(crate) fn stock_has_changed(&self) {
         self.commits.fetch_add(1, Ordering::AcqRel);
         self.stock_changed.notify_waiters();
     }
 
-    /// Notes what a copy has. Returns the commits that its newest answer knew of, if there was one.
+    /// Records the moment of a copy. Returns the number of commits that its newest answer includes,
+    /// if there was an answer.
     fn note(&self, follower: u64, has: Option<StockMoment>) -> Option<u64> {
         let asked = Instant::now();
         let mut known = self.known();
@@ -106,7 +106,7 @@ impl Followers {
         }
     }
 
-    /// Notes that a copy uses nothing until it has been read as a whole.
+    /// Records that a copy is unusable until it has read the whole stock.
     fn note_reading(&self, follower: u64) {
         if let Some(known) = self.known().get_mut(&follower) {
             known.has = None;
@@ -114,7 +114,8 @@ impl Followers {
         self.copy_changed.notify_waiters();
     }
 
-    /// When the last copy that is behind a moment will be too old. `None` if no copy is behind.
+    /// Returns the time at which the last copy that is behind a moment will be too old. `None` if no
+    /// copy is behind.
     fn behind_until(&self, moment: StockMoment, now: Instant) -> Option<Instant> {
         let known = self.known();
         let behind = known
@@ -141,7 +142,7 @@ impl VolumeState {
         }
     }
 
-    /// Answers a copy that asks for changes. Returns the epoch that the stock was of, too.
+    /// Answers a request for changes. Also returns the epoch of the ring at that time.
     pub(crate) async fn follow_stock(&self, ask: FollowStock) -> (u64, Reply) {
         let is_ours = |known: &StockPosition| known.incarnation == self.followers.incarnation;
         let then = ask.known.map(|known| match is_ours(&known) {
@@ -149,7 +150,7 @@ impl VolumeState {
                 generation: known.generation,
                 changes: known.changes,
             },
-            // Of an earlier server of the volume: older than anything of this one.
+            // The position belongs to an earlier server of the volume, so it is older than any here.
             false => StockMoment::default(),
         });
         let mut answered = self.followers.note(ask.follower, then);
@@ -167,7 +168,7 @@ impl VolumeState {
                 }
                 answered = Some(commits);
             }
-            // All orders of the same group commit share the answer.
+            // The other orders of this group commit change the stock before the task runs again.
             let _ = tokio::time::timeout_at(until, changed).await;
             tokio::task::yield_now().await;
         }
@@ -181,7 +182,10 @@ impl VolumeState {
         let changes = then.and_then(|then| stock.changes_since(then));
         let reply = match changes {
             Some(changes) => {
-                let cells = changes.into_iter().map(|(at, available)| Cell { at, available });
+                let cells = changes.into_iter().map(|changed| Cell {
+                    at: changed.at,
+                    available: changed.available,
+                });
                 let cells = cells.skip(usize::from(seeded("stock-change-lost")));
                 Reply::StockChanges(position, cells.collect())
             }
@@ -194,8 +198,8 @@ impl VolumeState {
         (epoch, reply)
     }
 
-    /// Answers a copy that is read as a whole. Its cells may be newer than its position: they are
-    /// told again with the changes since then.
+    /// Answers a read of the whole stock, part by part. The cells may be newer than the position of
+    /// the read; the changes since that position repeat them.
     pub(crate) fn read_stock(&self, ask: ReadStock) -> Reply {
         self.followers.note_reading(ask.follower);
         let mut stock = self.stock();
@@ -205,7 +209,7 @@ impl VolumeState {
         Reply::StockRows(stock.available_rows(ask.first_row as usize, QUANTITIES_AT_A_TIME))
     }
 
-    /// Waits until no copy that is still used is older than this moment.
+    /// Waits until every copy that is still in use has the present stock.
     pub(crate) async fn copies_are_current(&self) {
         let moment = self.stock().moment();
         self.followers.stock_has_changed();
@@ -218,7 +222,7 @@ impl VolumeState {
         }
     }
 
-    /// Records no more changes if nobody has followed for a while.
+    /// Stops to record changes if no copy has followed for some time.
     pub(crate) fn forget_followers(&self) {
         if !self.followers.has_any(Instant::now()) {
             self.stock().unfollow();

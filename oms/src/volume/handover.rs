@@ -201,9 +201,9 @@ mod tests {
         for store in 1..=40 {
             let (has_order, has_store) = (state.slots.has_order(&id(store)), state.slots.has_store(store));
             let level = state.stock().product(store);
-            let here = level.iter().find(|(at, _)| *at == store);
+            let here = level.iter().find(|level| level.cell.store == store);
             assert_eq!(
-                here.map(|(_, level)| level.reserved),
+                here.map(|level| level.reserved),
                 has_store.then_some(2),
                 "store {store}"
             );
@@ -233,7 +233,7 @@ mod tests {
         };
         for _ in 0..2 {
             state.settle(&id(store), &settlement).await.unwrap();
-            let level = state.stock().product(store)[0].1;
+            let level = state.stock().product(store)[0];
             assert_eq!((level.available, level.reserved), (3, 0));
         }
         close(state).await;

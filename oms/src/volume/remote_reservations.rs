@@ -1,4 +1,6 @@
-//! Units of stores here that are set aside for orders elsewhere.
+//! Reservations in stores of this volume for orders of other volumes.
+//!
+//! Deliberately absent: rows, and messages between volumes (`remote_stock`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -10,24 +12,25 @@ use crate::domain::stock::Reservation;
 use crate::volume::remote_stock::{ASK_AFTER, ASK_AFTER_MAX};
 use crate::volume::state::OrderError;
 
-/// Units of a store here that are set aside for an order elsewhere.
+/// Units of a store here that are reserved for an order of another volume.
 #[derive(Debug)]
 pub(crate) struct RemoteReservation {
     pub(crate) lines: Box<[Line]>,
     pub(crate) nonce: u64,
+    /// The next time to ask the order's volume about the reservation.
     ask_at: Instant,
     ask_after: Duration,
-    /// A change of its row is on its way to the disk.
+    /// `true` while a commit that changes its row is not finished.
     pub(crate) is_changing: bool,
 }
 
 impl RemoteReservation {
-    /// What a row says is held.
+    /// Returns the reservation of a row.
     pub(crate) fn of(reservation: &Reservation) -> RemoteReservation {
         RemoteReservation::new(&reservation.lines, reservation.nonce.unwrap_or(0))
     }
 
-    /// Units held from now on; asked after in a while.
+    /// Creates a reservation. Its order's existence is first checked after `ASK_AFTER`.
     pub(crate) fn new(lines: &[Line], nonce: u64) -> RemoteReservation {
         RemoteReservation {
             lines: lines.into(),
@@ -38,52 +41,67 @@ impl RemoteReservation {
         }
     }
 
-    /// The units.
+    /// Returns the reserved products and quantities.
     pub(crate) fn lines(&self) -> &[Line] {
         &self.lines
     }
 }
 
-/// What is held for orders elsewhere, by store and order: an order that was given up may have left
-/// something in a store beside the one that it has its units in. By store first, since stores come
-/// and go with all that is held in them when slots move.
+/// Identifies a reservation. An abandoned attempt to place an order may have left a reservation in
+/// another store than the order's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReservationKey {
+    pub(crate) order: OrderId,
+    pub(crate) store: u32,
+}
+
+/// An unconfirmed reservation about which the order's volume must be asked.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DueReservation {
+    pub(crate) order: OrderId,
+    pub(crate) store: u32,
+    pub(crate) nonce: u64,
+}
+
+/// The reservations for orders of other volumes, by store and order. The store comes first because
+/// a store migrates with all its reservations.
 #[derive(Debug, Default)]
 pub(crate) struct RemoteReservations {
-    held: BTreeMap<u32, HashMap<OrderId, RemoteReservation>>,
-    /// Those that are not confirmed, and perhaps some that are not held any more: few, so that what
-    /// is due is found without a look at all that is held.
+    by_store: BTreeMap<u32, HashMap<OrderId, RemoteReservation>>,
+    /// The unconfirmed reservations, and some that have ended. There are few, so the due ones are
+    /// found without a scan of all reservations.
     unconfirmed: HashSet<(u32, OrderId)>,
 }
 
 impl RemoteReservations {
-    /// What is held for orders elsewhere, of all reservations of a volume, and what was asked for
-    /// from elsewhere: an order that is here by now must say whether it keeps that.
+    /// Selects from all reservations of a volume those for orders of other volumes, and those that
+    /// another volume requested. An order of the latter may have migrated here; it is asked too.
     pub(crate) fn among(
         reservations: &[Reservation],
         is_elsewhere: impl Fn(&OrderId) -> bool,
     ) -> RemoteReservations {
-        let mut held = RemoteReservations::default();
+        let mut selected = RemoteReservations::default();
         for reservation in reservations {
             if reservation.nonce.is_some() || is_elsewhere(&reservation.order) {
-                held.insert(
+                selected.insert(
                     &reservation.order,
                     reservation.store,
                     RemoteReservation::of(reservation),
                 );
             }
         }
-        held
+        selected
     }
 
     pub(crate) fn get(&self, order: &OrderId, store: u32) -> Option<&RemoteReservation> {
-        self.held.get(&store)?.get(order)
+        self.by_store.get(&store)?.get(order)
     }
 
     pub(crate) fn get_mut(&mut self, order: &OrderId, store: u32) -> Option<&mut RemoteReservation> {
-        self.held.get_mut(&store)?.get_mut(order)
+        self.by_store.get_mut(&store)?.get_mut(order)
     }
 
-    /// The order of a reservation is durable, and ends it by itself.
+    /// Records that the order of a reservation is durable, so that its volume is not asked again.
     pub(crate) fn confirm(&mut self, order: &OrderId, store: u32, nonce: u64) {
         let known = self.get(order, store);
         if known.is_some_and(|known| known.nonce == nonce && !known.is_changing) {
@@ -91,24 +109,27 @@ impl RemoteReservations {
         }
     }
 
-    /// Holds units; what was held in their place before.
+    /// Adds a reservation. Returns the one that it replaces.
     pub(crate) fn insert(
         &mut self,
         order: &OrderId,
         store: u32,
-        held: RemoteReservation,
+        reservation: RemoteReservation,
     ) -> Option<RemoteReservation> {
         self.unconfirmed.insert((store, order.clone()));
-        self.held.entry(store).or_default().insert(order.clone(), held)
+        self.by_store
+            .entry(store)
+            .or_default()
+            .insert(order.clone(), reservation)
     }
 
-    /// Holds units no longer.
+    /// Removes a reservation and returns it.
     pub(crate) fn remove(&mut self, order: &OrderId, store: u32) -> Option<RemoteReservation> {
-        self.held.get_mut(&store)?.remove(order)
+        self.by_store.get_mut(&store)?.remove(order)
     }
 
-    /// Takes what is held for an order in a store out, for a step of the order that changes its
-    /// row; refused while another change of that is on its way.
+    /// Removes the reservation of an order that changes its row itself. Fails while another commit
+    /// changes that row.
     pub(crate) fn take_over(
         &mut self,
         order: &OrderId,
@@ -120,43 +141,49 @@ impl RemoteReservations {
         Ok(self.remove(order, store))
     }
 
-    /// Holds what others held; what is held here already stays as it is.
+    /// Adds the reservations of others. A reservation that exists here stays.
     pub(crate) fn join(&mut self, others: RemoteReservations) {
         self.unconfirmed.extend(others.unconfirmed);
-        for (store, mut others) in others.held {
-            let here = self.held.entry(store).or_default();
+        for (store, mut others) in others.by_store {
+            let here = self.by_store.entry(store).or_default();
             if here.len() < others.len() {
                 std::mem::swap(here, &mut others);
                 here.extend(others);
             } else {
-                for (order, held) in others {
-                    here.entry(order).or_insert(held);
+                for (order, reservation) in others {
+                    here.entry(order).or_insert(reservation);
                 }
             }
         }
     }
 
-    /// Forgets what is held in stores that go.
+    /// Keeps only the reservations in stores for which `stays` returns `true`.
     pub(crate) fn retain_stores(&mut self, stays: impl Fn(u32) -> bool) {
-        self.held.retain(|store, _| stays(*store));
+        self.by_store.retain(|store, _| stays(*store));
         self.unconfirmed.retain(|(store, _)| stays(*store));
     }
 
-    /// What is to be asked after by now, by order and store, with its nonce.
-    pub(crate) fn due(&mut self, now: Instant) -> Vec<(OrderId, u32, u64)> {
+    /// Returns the reservations to ask about now, sorted, and schedules the next question of each.
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<DueReservation> {
         let mut due = Vec::new();
-        let held = &mut self.held;
+        let by_store = &mut self.by_store;
         self.unconfirmed.retain(|(store, order)| {
-            let known = held.get_mut(store).and_then(|held| held.get_mut(order));
+            let known = by_store
+                .get_mut(store)
+                .and_then(|reservations| reservations.get_mut(order));
             let Some(known) = known else { return false };
             if known.ask_at <= now {
                 known.ask_after = (known.ask_after * 2).min(ASK_AFTER_MAX);
                 known.ask_at = now + known.ask_after;
-                due.push((order.clone(), *store, known.nonce));
+                due.push(DueReservation {
+                    order: order.clone(),
+                    store: *store,
+                    nonce: known.nonce,
+                });
             }
             true
         });
-        // The order of a hash map is another one each time.
+        // A hash set has another order in each run, and a simulation needs the same one.
         due.sort_unstable();
         due
     }

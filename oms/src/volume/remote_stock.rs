@@ -1,24 +1,26 @@
 //! Orders and stores that live in different volumes: reserve there, commit here, settle later.
 //!
-//! The order's volume asks the others for their first store, has the units reserved where the first
-//! of all is, and commits the order after that. When the units return or leave, what became of them
-//! is committed with the order's change (`settlements`) and told to the store's volume until it
-//! knows. Every step may be repeated: a reservation is known by its order, a settlement for a
-//! reservation that is gone has been done before.
+//! 1. The order's volume asks the others for their first suitable store, and has the units reserved
+//!    where the first store of all is. Then it commits the order.
+//! 2. The order's volume confirms the reservation once the order is durable.
+//! 3. When the units are released or delivered, a settlement is committed with the order's change
+//!    and sent to the store's volume until that volume confirms it.
 //!
-//! A crash between reservation and order leaves a reservation without an order. The order's volume
-//! confirms a reservation once the order is durable. The store's volume asks after each reservation
-//! that is not confirmed now and then and releases those that nobody keeps. A nonce guards that: a
-//! reservation that was asked for anew meanwhile is not the one that was asked after. The nonce is
-//! part of the row, so that a volume that is opened, or that order and store have reached in one
-//! move, still knows which reservations it must ask after.
+//! Every step may be repeated. A reservation is identified by its order and store, and a settlement
+//! of a reservation that does not exist changes nothing.
 //!
-//! **One reservation, one row, one holder.** A row is an order's own, whose steps end it, or it is
-//! in `RemoteReservations`, never both. What is held is changed by one commit at a time: until that
-//! is known to have happened or not, whoever else wants to change it must ask again. Units are
-//! given back in memory only after the commit that took their row out, and only if the row was
-//! there: the committer says so (`Durable`). So nothing is given back twice, whoever asks for it
-//! how often.
+//! A crash between steps 1 and 2 leaves a reservation without an order. The store's volume
+//! therefore asks the order's volume about each reservation that is not confirmed, and releases
+//! those without an order. A nonce in the row guards the release: a reservation that was requested
+//! again in the meantime has another nonce and stays.
+//!
+//! **Invariants**
+//! - A reservation has one row and one holder: the order itself if the order lives here, otherwise
+//!   `RemoteReservations`.
+//! - At most one commit at a time changes a reservation. Other changes are rejected until the
+//!   outcome of that commit is known.
+//! - Units are released in memory only after a commit that removed their row, and only if the row
+//!   existed (`Durable`). So no units are released twice.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -37,30 +39,33 @@ use crate::runtime::seeded::seeded;
 use crate::storage::fence::Fence;
 use crate::storage::group_commit::Durable;
 use crate::storage::write_batch::WriteBatch;
-use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
+use crate::volume::remote_reservations::{
+    DueReservation, RemoteReservation, RemoteReservations, ReservationKey,
+};
 use crate::volume::state::{OrderError, VolumeState};
 
-/// How often an order looks for a store again because another order was faster.
+/// Number of attempts to find a store if other orders take the units first.
 const PLACE_TRIES: u32 = 16;
-/// How old a reservation for another volume's order is when its volume is first asked whether it is
-/// kept. Most are confirmed before that, and not asked after.
+/// Age at which the order's volume is first asked about a reservation. Most reservations are
+/// confirmed before that age and need no question.
 pub(super) const ASK_AFTER: Duration = Duration::from_secs(2);
-/// Longest time between two such questions.
+/// Longest time between two such questions. The time doubles with each question.
 pub(super) const ASK_AFTER_MAX: Duration = Duration::from_secs(600);
-/// How often reservations are looked through, and settlements that failed are tried again.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Settlements told at a time.
+/// Interval at which unconfirmed reservations are checked and failed settlements are retried.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Maximum number of settlements that are sent together and removed in one commit.
 const SETTLEMENTS_AT_A_TIME: usize = 256;
 
-/// The answer of another volume.
+/// The future answer of another volume.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, OrderError>> + Send + 'a>>;
 
-/// The other volumes, wherever they are.
+/// Client for the other volumes, in this process or another one.
 pub(crate) trait RemoteVolumes: Send + Sync {
-    /// The first store of all other volumes that has these units, if it comes before `below`.
+    /// Returns the first store of all other volumes that has these units, if it comes before
+    /// `below`.
     fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>) -> Answer<'a, Option<u32>>;
 
-    /// Sets units aside in a store of another volume; false if it has them no more.
+    /// Reserves units in a store of another volume. Returns `false` if the store lacks some.
     fn reserve<'a>(
         &'a self,
         order: &'a OrderId,
@@ -69,13 +74,13 @@ pub(crate) trait RemoteVolumes: Send + Sync {
         lines: &'a [Line],
     ) -> Answer<'a, bool>;
 
-    /// Tells a store's volume that the order of a reservation is durable. May get lost.
+    /// Confirms a reservation to the store's volume: its order is durable. The message may be lost.
     fn confirm(&self, order: &OrderId, nonce: u64, store: u32);
 
-    /// Tells a store's volume what became of an order's units.
+    /// Sends a settlement to the store's volume. Returns once that volume has committed it.
     fn settle<'a>(&'a self, order: &'a OrderId, settlement: &'a Settlement) -> Answer<'a, ()>;
 
-    /// Whether an order of another volume keeps its units in this store.
+    /// Returns `true` if an order of another volume keeps its reservation in this store.
     fn keeps<'a>(&'a self, order: &'a OrderId, store: u32) -> Answer<'a, bool>;
 }
 
@@ -86,17 +91,17 @@ pub(crate) struct ReservedElsewhere {
     pub(crate) nonce: u64,
 }
 
-/// A reservation for an order of another volume whose row is on its way to the disk.
+/// A reservation for an order of another volume with a queued row.
 struct Reserving {
-    /// Its place among the requests of the batch.
+    /// Position of its request in the batch.
     at: usize,
-    key: (OrderId, u32),
+    key: ReservationKey,
     fence: Fence,
-    /// What was held before.
+    /// The reservation that this one replaces.
     before: Option<RemoteReservation>,
 }
 
-/// Gives units back whose reservation has ended, unless they were given back before.
+/// Releases the units of a reservation, if the commit removed its row.
 pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[Line], durable: Durable) {
     if seeded("released-twice") && durable.reservations_ended {
         stock.release(store, lines);
@@ -104,15 +109,14 @@ pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[L
     if durable.reservations_ended {
         stock.release(store, lines);
     } else {
-        tracing::error!(%order, store, "units were to be given back that were not set aside any more");
+        tracing::error!(%order, store, "units not released: their reservation has no row");
     }
 }
 
 impl VolumeState {
-    /// Looks for a new order's store where other volumes have stores too. One of another volume has
-    /// the units set aside when it is answered; none means that the first store, if there is any,
-    /// is here.
-    pub(crate) async fn look_among(
+    /// Looks for the first store for a new order, and reserves the units if that store belongs to
+    /// another volume. Returns `None` if the first store, if there is any, is here.
+    pub(crate) async fn reserve_elsewhere(
         &self,
         remote: &dyn RemoteVolumes,
         id: &OrderId,
@@ -137,8 +141,8 @@ impl VolumeState {
         ))
     }
 
-    /// Reserves units of stores here for orders elsewhere: all in one pass over the stock and in
-    /// one write batch. Answers each by `Reply::Reserved` or `Reply::Short`.
+    /// Reserves units of stores here for orders of other volumes, in one pass over the stock and in
+    /// one write batch. Answers each request by `Reply::Reserved` or `Reply::Short`.
     pub(crate) async fn reserve_all(self: &Arc<Self>, asks: Vec<Reserve>) -> Vec<Result<Reply, OrderError>> {
         let count = asks.len();
         let refused = |fault: OrderError| (0..count).map(|_| Err(fault.clone())).collect();
@@ -152,7 +156,7 @@ impl VolumeState {
             let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
             let mut batch = WriteBatch::default();
             for (at, ask) in asks.iter().enumerate() {
-                let begun = self.begin_reserving((&mut stock, &mut remote_reservations), &mut batch, at, ask);
+                let begun = self.begin_reserving(&mut stock, &mut remote_reservations, &mut batch, at, ask);
                 answers.push(begun.map(|begun| match begun {
                     Some(begun) => {
                         reserving.push(begun);
@@ -167,7 +171,7 @@ impl VolumeState {
             permit.send(batch)
         };
         let state = Arc::clone(self);
-        let ended = to_its_end(async move {
+        let ended = run_to_completion(async move {
             let durable = ticket.durable().await;
             let mut not_durable = Vec::new();
             let mut stock = state.stock();
@@ -178,9 +182,9 @@ impl VolumeState {
                 before,
             } in reserving
             {
-                // A store that has gone meanwhile took its rows with it.
-                if state.slots.fence_of_store(key.1) == fence {
-                    state.end_reserving(&mut stock, key, before, durable.is_ok());
+                // A store that has migrated since then took its rows along.
+                if state.slots.fence_of_store(key.store) == fence {
+                    state.finish_reserving(&mut stock, key, before, durable.is_ok());
                 }
                 if durable.is_err() {
                     not_durable.push(at);
@@ -205,10 +209,11 @@ impl VolumeState {
         }
     }
 
-    /// Begins to reserve units of a store here. `None` if the store lacks some.
+    /// Begins to reserve units of a store here. Returns `None` if the store lacks some.
     fn begin_reserving(
         &self,
-        (stock, remote_reservations): (&mut Stock, &mut RemoteReservations),
+        stock: &mut Stock,
+        remote_reservations: &mut RemoteReservations,
         batch: &mut WriteBatch,
         at: usize,
         ask: &Reserve,
@@ -240,13 +245,16 @@ impl VolumeState {
         now.is_changing = true;
         Ok(Some(Reserving {
             at,
-            key: (order.clone(), *store),
+            key: ReservationKey {
+                order: order.clone(),
+                store: *store,
+            },
             fence,
             before: remote_reservations.insert(order, *store, now),
         }))
     }
 
-    /// The first store here that has these units; refused if that store is being moved.
+    /// Returns the first store here that has these units. Fails while that store is being migrated.
     pub(crate) fn find_store(&self, lines: &[Line]) -> Result<Option<u32>, OrderError> {
         let store = self.stock().first_store(lines);
         if let Some(store) = store {
@@ -255,21 +263,22 @@ impl VolumeState {
         Ok(store)
     }
 
-    /// The order of a reservation is durable. It is not asked after any more: only a settlement
-    /// ends the reservation.
+    /// Records that the order of a reservation is durable. From then on only a settlement ends the
+    /// reservation.
     pub(crate) fn confirm(&self, confirm: &Confirm) {
         self.remote_reservations()
             .confirm(&confirm.order, confirm.store, confirm.nonce);
     }
 
-    /// What was asked for is held from here on, or what was held `before`.
-    fn end_reserving(
+    /// Keeps the new reservation if its row is durable; otherwise restores the one `before` it.
+    fn finish_reserving(
         &self,
         stock: &mut Stock,
-        (order, store): (OrderId, u32),
+        key: ReservationKey,
         before: Option<RemoteReservation>,
         is_durable: bool,
     ) {
+        let ReservationKey { order, store } = key;
         let mut remote_reservations = self.remote_reservations();
         let Some(now) = remote_reservations.get_mut(&order, store) else {
             return;
@@ -291,8 +300,8 @@ impl VolumeState {
         }
     }
 
-    /// Ends a reservation for an order elsewhere as its volume says. Done before, it changes
-    /// nothing.
+    /// Ends the reservation of an order of another volume by its settlement. A repeated settlement
+    /// changes nothing.
     pub(crate) async fn settle(
         self: &Arc<Self>,
         order: &OrderId,
@@ -301,6 +310,7 @@ impl VolumeState {
         self.end_reservation(order, settlement, None).await
     }
 
+    /// Ends a reservation by a settlement. With `only`, a reservation with another nonce stays.
     async fn end_reservation(
         self: &Arc<Self>,
         order: &OrderId,
@@ -311,8 +321,7 @@ impl VolumeState {
         let store = settlement.store;
         let (mut ticket, fence, is_held) = {
             let mut stock = self.stock();
-            // An order that is leaving this volume: whether it still has units here is known once
-            // it has left.
+            // While the order itself is leaving this volume, its reservation may still be its own.
             if !self.slots.check_store(store)? || self.slots.is_order_sealed(order) {
                 return Err(OrderError::Moved);
             }
@@ -338,11 +347,11 @@ impl VolumeState {
             (permit.send(batch), fence, is_held)
         };
         let (state, order, delivered) = (Arc::clone(self), order.clone(), settlement.delivered);
-        to_its_end(async move {
+        run_to_completion(async move {
             let durable = ticket.answer().await;
             let mut stock = state.stock();
             if is_held && state.slots.fence_of_store(store) == fence {
-                state.end_ending(&mut stock, (&order, store), delivered, durable.as_ref().ok());
+                state.finish_ending(&mut stock, &order, store, delivered, durable.as_ref().ok());
             }
             drop(stock);
             state.followers.stock_has_changed();
@@ -351,11 +360,12 @@ impl VolumeState {
         .await
     }
 
-    /// What was held is not any more, or as it was before.
-    fn end_ending(
+    /// Removes the ended reservation if the commit succeeded; otherwise keeps it as it was.
+    fn finish_ending(
         &self,
         stock: &mut Stock,
-        (order, store): (&OrderId, u32),
+        order: &OrderId,
+        store: u32,
         delivered: bool,
         durable: Option<&Durable>,
     ) {
@@ -374,36 +384,37 @@ impl VolumeState {
         }
     }
 
-    /// Whether an order here keeps units in that store. Asked through the order's transactor, so
-    /// that no placing of it is under way.
+    /// Returns `true` if an order here keeps its reservation in that store. The question goes
+    /// through the order's transactor, so the order is not being placed at the same time.
     pub(crate) fn is_kept(&self, order: &Order, store: u32) -> bool {
         order.store == Some(store)
             && (order.state.holds_reservation() || self.settlements().contains_key(&order.id))
     }
 
-    /// An order keeps units that were held for it. If it has come here meanwhile, it has them from
-    /// itself from now on.
-    fn have(&self, order: &OrderId, store: u32, nonce: u64) {
+    /// Makes a reservation the order's own if the order has migrated to this volume.
+    fn adopt_reservation(&self, order: &OrderId, store: u32, nonce: u64) {
         let _stock = self.stock();
-        let is_told = self.settlements().contains_key(order);
+        let is_settled = self.settlements().contains_key(order);
         let mut remote_reservations = self.remote_reservations();
         let is_it = |known: &RemoteReservation| known.nonce == nonce && !known.is_changing;
-        if self.slots.has_order(order) && !is_told && remote_reservations.get(order, store).is_some_and(is_it)
+        if self.slots.has_order(order)
+            && !is_settled
+            && remote_reservations.get(order, store).is_some_and(is_it)
         {
             remote_reservations.remove(order, store);
         }
     }
 }
 
-/// Does what must not be left half done, whether or not whoever asked for it still waits.
-async fn to_its_end<T: Send + 'static>(
+/// Runs work in a task of its own, so that the work is finished even if the caller is dropped.
+async fn run_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T, OrderError>> + Send + 'static,
 ) -> Result<T, OrderError> {
     runtime::spawn(work).await.unwrap_or(Err(OrderError::Interrupted))
 }
 
-/// Tells other volumes what became of their units, and asks them after units held for them, until
-/// told to stop.
+/// Sends settlements to other volumes and asks them about unconfirmed reservations, until `stop` is
+/// set.
 pub(crate) async fn settle_always(
     state: Arc<VolumeState>,
     remote: Arc<dyn RemoteVolumes>,
@@ -413,12 +424,12 @@ pub(crate) async fn settle_always(
         let called = state.settler_called.notified();
         let work = async {
             settle_all(&state, &remote).await;
-            ask_after_reservations(&state, remote.as_ref()).await;
+            check_reservations(&state, remote.as_ref()).await;
             state.forget_followers();
             tokio::select! {
                 biased;
                 () = called => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
             }
         };
         tokio::select! {
@@ -438,14 +449,14 @@ async fn settle_all(state: &VolumeState, remote: &Arc<dyn RemoteVolumes>) {
             .map(|(order, settlement)| (order.clone(), settlement.clone()))
             .collect();
         let count = some.len();
-        let told = tell_settlements(remote, some).await;
-        let is_complete = told.len() == count;
-        if !told.is_empty()
-            && let Err(fault) = forget_settlements(state, &told).await
+        let confirmed = send_settlements(remote, some).await;
+        let is_complete = confirmed.len() == count;
+        if !confirmed.is_empty()
+            && let Err(fault) = remove_settlements(state, &confirmed).await
         {
             tracing::debug!(
                 ?fault,
-                "settlements could not be forgotten; they will be told again"
+                "confirmed settlements not removed; they will be sent again"
             );
             return;
         }
@@ -455,37 +466,37 @@ async fn settle_all(state: &VolumeState, remote: &Arc<dyn RemoteVolumes>) {
     }
 }
 
-/// Tells settlements, all at once. Returns the orders whose stores know.
-async fn tell_settlements(remote: &Arc<dyn RemoteVolumes>, some: Vec<(OrderId, Settlement)>) -> Vec<OrderId> {
-    let mut telling = JoinSet::new();
+/// Sends settlements, all at the same time. Returns the orders with a confirmed settlement.
+async fn send_settlements(remote: &Arc<dyn RemoteVolumes>, some: Vec<(OrderId, Settlement)>) -> Vec<OrderId> {
+    let mut sending = JoinSet::new();
     for (order, settlement) in some {
         let remote = Arc::clone(remote);
-        telling.spawn(runtime::within(async move {
+        sending.spawn(runtime::within(async move {
             match remote.settle(&order, &settlement).await {
                 Ok(()) => Some(order),
                 Err(_) if seeded("settlement-forgotten") => Some(order),
                 Err(fault) => {
-                    tracing::debug!(%order, ?fault, "a store of another volume could not be told; it will be again");
+                    tracing::debug!(%order, ?fault, "settlement not confirmed; it will be sent again");
                     None
                 }
             }
         }));
     }
-    let mut told: Vec<OrderId> = telling.join_all().await.into_iter().flatten().collect();
-    // They end in any order.
-    told.sort_unstable();
-    told
+    let mut confirmed: Vec<OrderId> = sending.join_all().await.into_iter().flatten().collect();
+    // The tasks end in any order, and a simulation needs the same order in every run.
+    confirmed.sort_unstable();
+    confirmed
 }
 
-/// Forgets settlements that their stores know of, in one commit.
-async fn forget_settlements(state: &VolumeState, told: &[OrderId]) -> Result<(), OrderError> {
+/// Removes confirmed settlements, in one commit.
+async fn remove_settlements(state: &VolumeState, confirmed: &[OrderId]) -> Result<(), OrderError> {
     let permit = state.storage.permit().await?;
-    let mut here = Vec::with_capacity(told.len());
+    let mut here = Vec::with_capacity(confirmed.len());
     let ticket = {
         let _stock = state.stock();
         let mut batch = WriteBatch::default();
-        for order in told {
-            // The row of an order that has gone went with it.
+        for order in confirmed {
+            // The row of an order that has migrated went along.
             if state.slots.check_order(order).is_ok() {
                 batch.fence(state.slots.fence_of_order(order));
                 batch.forget_settlement(order);
@@ -502,7 +513,7 @@ async fn forget_settlements(state: &VolumeState, told: &[OrderId]) -> Result<(),
     Ok(())
 }
 
-/// What a store here has of the products of a request.
+/// Returns the available quantities of a request's products in its store.
 fn available(stock: &Stock, ask: &Reserve) -> Vec<Cell> {
     let cell = |line: &Line| {
         Some(Cell {
@@ -513,19 +524,19 @@ fn available(stock: &Stock, ask: &Reserve) -> Vec<Cell> {
     ask.lines.iter().filter_map(cell).collect()
 }
 
-async fn ask_after_reservations(state: &Arc<VolumeState>, remote: &dyn RemoteVolumes) {
+async fn check_reservations(state: &Arc<VolumeState>, remote: &dyn RemoteVolumes) {
     if seeded("orphans-forgotten") {
         return;
     }
     let due = state.remote_reservations().due(Instant::now());
-    for (order, store, nonce) in due {
+    for DueReservation { order, store, nonce } in due {
         match remote.keeps(&order, store).await {
             Ok(true) => {
                 state.remote_reservations().confirm(&order, store, nonce);
-                state.have(&order, store, nonce);
+                state.adopt_reservation(&order, store, nonce);
             }
             Ok(false) => {
-                tracing::info!(%order, store, "units were set aside for an order that does not keep them");
+                tracing::info!(%order, store, "reservation without an order found");
                 let settlement = Settlement {
                     store,
                     lines: Box::default(),
@@ -533,10 +544,12 @@ async fn ask_after_reservations(state: &Arc<VolumeState>, remote: &dyn RemoteVol
                     sequence: None,
                 };
                 if let Err(fault) = state.end_reservation(&order, &settlement, Some(nonce)).await {
-                    tracing::debug!(%order, ?fault, "an orphaned reservation could not be released yet");
+                    tracing::debug!(%order, ?fault, "reservation without an order not released; it will be checked again");
                 }
             }
-            Err(fault) => tracing::debug!(%order, ?fault, "nobody says yet whether a reservation is kept"),
+            Err(fault) => {
+                tracing::debug!(%order, ?fault, "reservation not checked: the order's volume did not answer")
+            }
         }
     }
 }

@@ -10,10 +10,11 @@
 //!
 //! Deliberately absent: the choice of the volumes to serve, which the reconciler applies.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use imt_ring::{Epoch, NodeName, Ring, Slot};
+use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -26,7 +27,7 @@ use crate::error::{NodeError, StorageError};
 use crate::runtime;
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
-use crate::storage::write_batch::{PURGE, Table, WriteBatch};
+use crate::storage::write_batch::{CLEANUP, Table, WriteBatch};
 use crate::volume::app::App;
 use crate::volume::jobs::stat_import::Scanner;
 use crate::volume::jobs::{dispatcher, expiry, retention};
@@ -112,7 +113,7 @@ impl VolumeServer {
             if stale_rows == Some(StaleRows::Counted) {
                 // This record replaces the only evidence of the stale rows, so the note about them
                 // is written with it.
-                batch.put_raw(Table::Meta, PURGE, &cluster_state.version.to_be_bytes());
+                batch.put_raw(Table::Meta, CLEANUP, &cluster_state.version.to_be_bytes());
             }
             storage.permit().await?.send(batch).durable().await?;
         }
@@ -218,12 +219,12 @@ impl VolumeServer {
         }));
     }
 
-    fn working(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.working.lock().unwrap_or_else(PoisonError::into_inner)
+    fn working(&self) -> parking_lot::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.working.lock()
     }
 
-    fn cleaning(&self) -> std::sync::MutexGuard<'_, Option<JoinHandle<()>>> {
-        self.cleaning.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cleaning(&self) -> parking_lot::MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.cleaning.lock()
     }
 
     /// Returns the ring that this server follows.
@@ -240,14 +241,11 @@ impl VolumeServer {
 
     /// Returns the progress of the copy to this volume.
     pub(crate) fn progress(&self) -> Progress {
-        self.progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.progress.lock().clone()
     }
 
     fn reset_progress(&self) {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = self.progress.lock();
         progress.copied = Imported::default();
     }
 
@@ -298,7 +296,7 @@ impl VolumeServer {
             let _stock = state.stock();
             state.slots.unseal();
             let mut batch = WriteBatch::default();
-            batch.remove(Table::Meta, PURGE);
+            batch.remove(Table::Meta, CLEANUP);
             batch.set_ownership(state.slots.record());
             permit.send(batch)
         };
@@ -355,8 +353,8 @@ impl VolumeServer {
         ring: &Arc<Ring>,
     ) -> Result<bool, StorageError> {
         let state = self.app.state();
-        let (gets, loses) = state.slots.differences(ring);
-        if !gets {
+        let changes = state.slots.differences(ring);
+        if !changes.adds {
             return Ok(true);
         }
         let arrived = self
@@ -364,7 +362,7 @@ impl VolumeServer {
             .lock()
             .await
             .take_if(|incoming| incoming.id == cluster_state.committed);
-        let Some(mut arrived) = arrived.filter(|_| !loses) else {
+        let Some(mut arrived) = arrived.filter(|_| !changes.removes) else {
             return Ok(false);
         };
         let begun = Instant::now();
@@ -383,11 +381,7 @@ impl VolumeServer {
         let ticket = {
             // The stat import checks the slots before it adds sums. This lock keeps both steps
             // consistent with the change of the slots.
-            let mut statistics = self
-                .app
-                .statistics
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut statistics = self.app.statistics.write();
             let ticket = state.activate_slots(ring, &mut arrived.state, staged, permit);
             if gets_statistics && state.slots.has_statistics() {
                 statistics.replace_all(sums);
@@ -420,7 +414,7 @@ impl VolumeServer {
         ring: &Arc<Ring>,
     ) -> Result<bool, StorageError> {
         let state = self.app.state();
-        let (_, loses) = state.slots.differences(ring);
+        let loses = state.slots.differences(ring).removes;
         let left_behind = if loses {
             let known = self
                 .exports
@@ -436,11 +430,7 @@ impl VolumeServer {
         let uploads_locked = self.app.lock_stock_uploads().await;
         let begun = Instant::now();
         {
-            let mut statistics = self
-                .app
-                .statistics
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut statistics = self.app.statistics.write();
             state.release_slots(ring, left_behind);
             if !state.slots.has_statistics() {
                 statistics.replace_all(Default::default());

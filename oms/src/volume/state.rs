@@ -14,15 +14,16 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::domain::order::{self, Command, Event, Line, Order, OrderId, Refusal, State};
 use crate::domain::settlement::Settlement;
-use crate::domain::stock::Stock;
+use crate::domain::stock::{Counting, Stock};
 use crate::error::StorageError;
 use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
 use crate::runtime::clock::{Clock, Moment};
@@ -94,6 +95,21 @@ pub(crate) enum Begun {
     Pending(Pending),
 }
 
+/// The part of the other volumes in the placement of an order.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RemotePlacement {
+    /// `true` if the other volumes were asked for a store, if there were any.
+    pub(crate) were_asked: bool,
+    /// Store of another volume in which the units are already reserved (see `remote_stock`).
+    pub(crate) store: Option<u32>,
+}
+
+/// A message of an order to the warehouse.
+struct Wanted {
+    kind: Kind,
+    message: Message,
+}
+
 /// A step with queued rows that may not be durable yet.
 pub(crate) struct Pending {
     pub(crate) ticket: Ticket,
@@ -104,7 +120,7 @@ pub(crate) struct Pending {
     /// The remote reservation of the order in that store, which the step replaces.
     replaced: Option<RemoteReservation>,
     answered: Option<Kind>,
-    wanted: Option<(Kind, Message)>,
+    wanted: Option<Wanted>,
     settlement: Option<Settlement>,
 }
 
@@ -146,13 +162,13 @@ impl VolumeState {
         let remote_reservations = RemoteReservations::among(&loaded.reservations, |order| {
             !slots.has_order(order) || settlements.contains_key(order)
         });
-        let counted = (
-            loaded.stock_head,
-            loaded.snapshot.counted_to_overrides(&loaded.stock_head),
-        );
+        let counting = Counting {
+            head: loaded.stock_head,
+            overrides: loaded.snapshot.counted_to_overrides(&loaded.stock_head),
+        };
         let stock = Stock::new(
             loaded.snapshot.into_matrix(&Arc::default()),
-            counted,
+            counting,
             &loaded.reservations,
             loaded.deliveries,
         );
@@ -189,25 +205,23 @@ impl VolumeState {
 
     /// Locks the stock. The guard is held for microseconds only, never across an await.
     pub(crate) fn stock(&self) -> MutexGuard<'_, Stock> {
-        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+        self.stock.lock()
     }
 
     /// Locks the outbox. The guard is held for microseconds only, never across an await.
     pub(crate) fn outbox(&self) -> MutexGuard<'_, Outbox> {
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+        self.outbox.lock()
     }
 
     /// Locks the reservations for orders of other volumes. The lock of the stock comes first where
     /// both are taken.
     pub(crate) fn remote_reservations(&self) -> MutexGuard<'_, RemoteReservations> {
-        self.remote_reservations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.remote_reservations.lock()
     }
 
     /// Locks the settlements that other volumes have not confirmed.
     pub(crate) fn settlements(&self) -> MutexGuard<'_, BTreeMap<OrderId, Settlement>> {
-        self.settlements.lock().unwrap_or_else(PoisonError::into_inner)
+        self.settlements.lock()
     }
 
     /// Returns the client for other volumes, even if there is no other volume now.
@@ -221,15 +235,11 @@ impl VolumeState {
     }
 
     /// Begins to place a new order: reserves its units and queues its announcement, or rejects it.
-    ///
-    /// `remote_store` is the store of another volume in which its units are already reserved (see
-    /// `remote_stock`). `has_asked_others` says that other volumes were asked, if there were any.
     pub(crate) fn place(
         &self,
         id: &OrderId,
         lines: Box<[Line]>,
-        remote_store: Option<u32>,
-        has_asked_others: bool,
+        remote: RemotePlacement,
     ) -> Result<Pending, OrderError> {
         if self.outbox().is_full() {
             return Err(OrderError::Busy(
@@ -244,17 +254,17 @@ impl VolumeState {
         let (order, ticket) = {
             let mut stock = self.stock();
             self.slots.check_order(id)?;
-            if !has_asked_others && self.remote().is_some() {
+            if !remote.were_asked && self.remote().is_some() {
                 // Another volume has joined since then. Its stores may come before the stores here.
                 return Err(OrderError::Moved);
             }
-            if remote_store.is_none()
+            if remote.store.is_none()
                 && self.slots.some_sealed()
                 && let Some(store) = stock.first_store(&lines)
             {
                 self.slots.check_store(store)?;
             }
-            let here = match remote_store {
+            let here = match remote.store {
                 None => stock.first_store(&lines),
                 Some(_) => None,
             };
@@ -264,12 +274,12 @@ impl VolumeState {
                 replaced = self.remote_reservations().take_over(id, store)?;
                 stock.reserve_units(store, &lines);
             }
-            let store = remote_store.or(here);
+            let store = remote.store.or(here);
             batch.fence(self.slots.fence_of_order(id));
             let order = Order::place(id.clone(), lines, store, now_ms);
             batch.order(&order, None);
             if let Some(store) = store {
-                if remote_store.is_none() {
+                if remote.store.is_none() {
                     let fence = self.slots.fence_of_store(store);
                     store_fence = Some(fence);
                     batch.fence(fence);
@@ -281,7 +291,7 @@ impl VolumeState {
         };
         Ok(Pending {
             ticket,
-            units: match (order.store, remote_store) {
+            units: match (order.store, remote.store) {
                 (Some(_), None) => Units::Reserve,
                 _ => Units::Unchanged,
             },
@@ -289,7 +299,10 @@ impl VolumeState {
             replaced,
             settlement: None,
             answered: None,
-            wanted: order.store.map(|_| (Kind::Announce, message)),
+            wanted: order.store.map(|_| Wanted {
+                kind: Kind::Announce,
+                message,
+            }),
             order: Arc::new(order),
         })
     }
@@ -352,8 +365,8 @@ impl VolumeState {
         if let Some(kind) = step.answered {
             batch.forget_message(&after.id, kind);
         }
-        if let Some((kind, message)) = &step.wanted {
-            batch.message(&after.id, *kind, message);
+        if let Some(wanted) = &step.wanted {
+            batch.message(&after.id, wanted.kind, &wanted.message);
         }
         let (mut settlement, mut store_fence, mut replaced) = (None, None, None);
         let ticket = {
@@ -416,7 +429,7 @@ impl VolumeState {
             ..
         } = step;
         if let (Some(store), Some(fence)) = (order.store, store_fence) {
-            self.update_units(&order, store, fence, (units, replaced), durable.as_ref().ok());
+            self.update_units(&order, store, fence, units, replaced, durable.as_ref().ok());
             self.followers.stock_has_changed();
         }
         if !seeded("not-durable") {
@@ -436,10 +449,10 @@ impl VolumeState {
             if let Some(kind) = answered {
                 outbox.remove(&order.id, kind);
             }
-            if let Some((kind, message)) = wanted
+            if let Some(wanted) = wanted
                 && self.slots.has_order(&order.id)
             {
-                wake = outbox.set(order.id.clone(), kind, &message, self.now());
+                wake = outbox.set(order.id.clone(), wanted.kind, &wanted.message, self.now());
             }
         }
         if wake {
@@ -457,7 +470,8 @@ impl VolumeState {
         order: &Order,
         store: u32,
         fence: Fence,
-        (units, replaced): (Units, Option<RemoteReservation>),
+        units: Units,
+        replaced: Option<RemoteReservation>,
         durable: Option<&Durable>,
     ) {
         let mut stock = self.stock();
@@ -551,7 +565,7 @@ impl VolumeState {
         match self.note_message(order, kind, &message, permit)? {
             Begun::Done(_) => Err(OrderError::Unknown),
             Begun::Pending(mut step) => {
-                step.wanted = Some((kind, message));
+                step.wanted = Some(Wanted { kind, message });
                 Ok(Begun::Pending(step))
             }
         }
@@ -578,7 +592,7 @@ enum Units {
 struct Step {
     units: Units,
     answered: Option<Kind>,
-    wanted: Option<(Kind, Message)>,
+    wanted: Option<Wanted>,
 }
 
 impl Step {
@@ -612,10 +626,10 @@ impl Step {
         Step {
             units,
             answered: Kind::ALL.into_iter().find(reservations_ended),
-            wanted: Kind::ALL
-                .into_iter()
-                .find(has_begun)
-                .map(|kind| (kind, Message::new(now_ms))),
+            wanted: Kind::ALL.into_iter().find(has_begun).map(|kind| Wanted {
+                kind,
+                message: Message::new(now_ms),
+            }),
         }
     }
 }

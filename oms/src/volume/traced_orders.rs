@@ -10,7 +10,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::domain::order::OrderId;
 use crate::runtime::trace::{self, TraceContext};
@@ -39,7 +40,7 @@ impl TracedOrders {
         let Some(context) = trace::current() else {
             return;
         };
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = self.inside.lock();
         if inside.traces.insert(order.clone(), context).is_none() {
             inside.arrivals.push_back(order.clone());
         }
@@ -56,7 +57,7 @@ impl TracedOrders {
         if self.count.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let inside = self.inside.lock();
         inside.traces.get(order).copied()
     }
 
@@ -65,7 +66,7 @@ impl TracedOrders {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inside = self.inside.lock();
         // Its place among the arrivals stays until it is the oldest one.
         inside.traces.remove(order);
         self.count.store(inside.traces.len(), Ordering::Relaxed);

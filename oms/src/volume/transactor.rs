@@ -16,10 +16,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -28,7 +29,7 @@ use crate::outbox::{Kind, Message};
 use crate::runtime;
 use crate::runtime::metrics::VolumeCounters;
 use crate::storage::group_commit::Permit;
-use crate::volume::state::{Begun, OrderError, Outcome, Pending, VolumeState};
+use crate::volume::state::{Begun, OrderError, Outcome, Pending, RemotePlacement, VolumeState};
 
 /// Maximum number of requests in a mailbox. A normal client never has more for one order at a time;
 /// more are an attack or a bug.
@@ -128,7 +129,7 @@ impl Transactors {
 
     /// Returns the number of running transactors.
     pub(crate) fn at_work(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
     /// Returns the number of steps that ended in a panic.
@@ -168,7 +169,7 @@ impl Transactors {
     }
 
     fn shard(&self, id: &OrderId) -> MutexGuard<'_, HashMap<OrderId, Mailbox>> {
-        lock(&self.shards[self.hasher.hash_one(id) as usize % SHARDS])
+        self.shards[self.hasher.hash_one(id) as usize % SHARDS].lock()
     }
 
     /// Rejects a request for an order that panicked repeatedly and still has to wait.
@@ -176,7 +177,7 @@ impl Transactors {
         if self.troubles.load(Ordering::Relaxed) == 0 {
             return Ok(());
         }
-        match lock(&self.troubled).get(id) {
+        match self.troubled.lock().get(id) {
             Some(trouble)
                 if trouble
                     .suspended_until
@@ -193,7 +194,7 @@ impl Transactors {
     fn panicked(&self, id: &OrderId) {
         self.counters.transactor_panics.fetch_add(1, Ordering::Relaxed);
         tracing::error!(order = %id, "transactor panicked; the next request restarts it");
-        let mut troubled = lock(&self.troubled);
+        let mut troubled = self.troubled.lock();
         if troubled.len() == TROUBLED_MAX && !troubled.contains_key(id) {
             return;
         }
@@ -208,16 +209,11 @@ impl Transactors {
 
     fn succeeded(&self, id: &OrderId) {
         if self.troubles.load(Ordering::Relaxed) > 0 {
-            let mut troubled = lock(&self.troubled);
+            let mut troubled = self.troubled.lock();
             troubled.remove(id);
             self.troubles.store(troubled.len(), Ordering::Relaxed);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code under these locks panics halfway through a change.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 enum Entered {
@@ -332,23 +328,18 @@ impl Work {
             None
         };
         let remote = state.remote();
-        let has_asked_others = remote.is_some();
         let reserved = match (&ask, remote) {
-            (Ask::Place(lines), Some(remote)) => state.look_among(remote.as_ref(), &self.id, lines).await?,
+            (Ask::Place(lines), Some(remote)) => {
+                state.reserve_elsewhere(remote.as_ref(), &self.id, lines).await?
+            }
             _ => None,
         };
-        let remote_store = reserved.as_ref().map(|reserved| reserved.store);
+        let placement = RemotePlacement {
+            were_asked: remote.is_some(),
+            store: reserved.as_ref().map(|reserved| reserved.store),
+        };
         let known = self.known.take();
-        match self.guarded(|| {
-            begin(
-                &state,
-                &self.id,
-                known,
-                ask,
-                (remote_store, has_asked_others),
-                permit,
-            )
-        })? {
+        match self.guarded(|| begin(&state, &self.id, known, ask, placement, permit))? {
             Begun::Done(outcome) => Ok(outcome),
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
@@ -395,7 +386,7 @@ fn begin(
     id: &OrderId,
     known: Option<Arc<Order>>,
     ask: Ask,
-    (remote_store, has_asked_others): (Option<u32>, bool),
+    placement: RemotePlacement,
     permit: Option<Permit<'_>>,
 ) -> Result<Begun, OrderError> {
     state.slots.check_order(id)?;
@@ -404,9 +395,7 @@ fn begin(
         None => state.storage.order(id)?.map(Arc::new),
     };
     match (ask, known) {
-        (Ask::Place(lines), None) => state
-            .place(id, lines, remote_store, has_asked_others)
-            .map(Begun::Pending),
+        (Ask::Place(lines), None) => state.place(id, lines, placement).map(Begun::Pending),
         (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
             Ok(()) => Ok(Begun::Done(Outcome {
                 order,

@@ -31,6 +31,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
+use crate::documented;
+
 /// The behaviour of the warehouse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
@@ -263,6 +265,7 @@ impl Shop {
             .ok()?;
         let (head, body) = response.into_parts();
         let body = body.collect().await.ok()?.to_bytes();
+        documented::check(method, path, head.status.as_u16(), &head.headers);
         Some(Reply {
             status: head.status.as_u16(),
             headers: head.headers,

@@ -8,6 +8,7 @@ mod codings;
 mod common;
 mod console;
 mod direct;
+mod documented;
 mod faults;
 mod hostile;
 mod idempotency;

@@ -72,7 +72,7 @@ impl VolumeFigures {
             .collect()
     }
 
-    /// The part that events tell of.
+    /// Returns the figures whose changes become events of the console.
     pub(super) fn scene(&self) -> VolumeScene {
         VolumeScene {
             is_warehouse_away: self.health.warehouse_away,

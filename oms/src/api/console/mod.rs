@@ -20,13 +20,14 @@ pub(super) use page::is_wanted as is_page_wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Response};
 use imt_ring::NodeName;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -91,15 +92,15 @@ impl Console {
     }
 
     fn recorder(&self) -> MutexGuard<'_, Recorder> {
-        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+        self.recorder.lock()
     }
 
     fn volume_log(&self) -> MutexGuard<'_, Log> {
-        self.volume_log.lock().unwrap_or_else(PoisonError::into_inner)
+        self.volume_log.lock()
     }
 
     fn overview(&self) -> MutexGuard<'_, Overview> {
-        self.overview.lock().unwrap_or_else(PoisonError::into_inner)
+        self.overview.lock()
     }
 
     /// Records until the node stops; then ends the streams.
@@ -108,7 +109,7 @@ impl Console {
         let mut volumes = BTreeMap::new();
         let mut collecting = JoinSet::new();
         loop {
-            let changes = self.cluster.batch();
+            let changes = self.cluster.topology_changed();
             self.look(&mut scene);
             let to_next = 1_000 - self.clock.now_ms() % 1_000;
             tokio::select! {
@@ -193,7 +194,7 @@ impl Console {
         }
     }
 
-    /// Asks all nodes for their figures, and tells the streams.
+    /// Asks all nodes for their figures, and wakes the streams.
     async fn collect(&self) {
         let mut collected = self.collected.lock().await;
         let (nodes, addresses) = self.others();

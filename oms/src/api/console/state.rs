@@ -1,11 +1,12 @@
-//! The cluster as the page draws it, put together from this node's topology and all nodes' figures.
+//! The state of the cluster for the web console, from this node's topology and the figures of all
+//! nodes.
 //!
-//! Invariants:
+//! **Invariants**
 //! - A node that does not answer is shown as silent. Its last figures are not repeated.
-//! - A stream gets the ring when it begins and when its epoch changes: the runs of slots are most
-//!   of the bytes.
-//! - Seconds and events are sent once a stream, but for the last seconds: a node that answered late
-//!   corrects them.
+//! - A stream gets the ring when it begins and when the epoch changes, because the runs of slots
+//!   are most of the bytes.
+//! - A stream gets each second and each event once. Only the last seconds are sent again, because
+//!   a node that answers late corrects them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -33,7 +34,7 @@ struct Heard {
     fault: Option<String>,
 }
 
-/// Everything that was heard of the cluster.
+/// All known figures of the cluster.
 #[derive(Default)]
 pub(super) struct Overview {
     nodes: BTreeMap<NodeName, Heard>,
@@ -41,7 +42,7 @@ pub(super) struct Overview {
     pub(super) log: Log,
 }
 
-/// What a stream has sent.
+/// The position of a stream: the newest parts that it has sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cursor {
     pub(super) epoch: Option<u64>,
@@ -50,7 +51,7 @@ pub(super) struct Cursor {
 }
 
 impl Overview {
-    /// The question to a node.
+    /// Returns the next question to a node.
     pub(super) fn question(&self, node: &NodeName) -> AskFigures {
         self.nodes
             .get(node)
@@ -202,19 +203,38 @@ impl Overview {
     }
 }
 
-/// The word for how a node is.
-fn status(topology: &Topology, name: &NodeName, is_present: bool, heard: Option<&Heard>) -> &'static str {
+/// The status of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum NodeStatus {
+    /// The node serves its volumes.
+    Serving,
+    /// The node is no member of the ring yet.
+    Joining,
+    /// The node gives its slots away.
+    Leaving,
+    /// A volume of the node is missing or takes no writes.
+    Degraded,
+    /// The process runs and does not answer.
+    Silent,
+    /// The node was stopped.
+    Stopped,
+    /// The process ended without a stop.
+    Died,
+}
+
+fn status(topology: &Topology, name: &NodeName, is_present: bool, heard: Option<&Heard>) -> NodeStatus {
     let is_ill = |heard: &Heard| {
         !heard.missing.is_empty() || heard.volumes.iter().any(|volume| volume.fault.is_some())
     };
     match heard {
-        _ if !is_present && topology.node_infos.contains_key(name) => "died",
-        _ if !is_present => "stopped",
-        Some(heard) if heard.fault.is_some() => "silent",
-        _ if topology.state.leaving.contains(name) => "leaving",
-        _ if topology.ring.member(name).is_none() => "joining",
-        Some(heard) if is_ill(heard) => "degraded",
-        _ => "serving",
+        _ if !is_present && topology.node_infos.contains_key(name) => NodeStatus::Died,
+        _ if !is_present => NodeStatus::Stopped,
+        Some(heard) if heard.fault.is_some() => NodeStatus::Silent,
+        _ if topology.state.leaving.contains(name) => NodeStatus::Leaving,
+        _ if topology.ring.member(name).is_none() => NodeStatus::Joining,
+        Some(heard) if is_ill(heard) => NodeStatus::Degraded,
+        _ => NodeStatus::Serving,
     }
 }
 
@@ -295,7 +315,7 @@ struct Step {
 #[derive(Serialize)]
 struct NodeShown<'a> {
     name: &'a str,
-    status: &'static str,
+    status: NodeStatus,
     address: Option<SocketAddr>,
     zone: Option<String>,
     weight: u32,
@@ -304,7 +324,7 @@ struct NodeShown<'a> {
     slots: usize,
     /// Volumes that the node serves.
     serves: Vec<&'a str>,
-    /// Requests of clients in the newest second that the node told of.
+    /// Requests of clients in the newest second with figures of the node.
     requests: Option<RouteFigures>,
     fault: Option<&'a str>,
 }
@@ -312,7 +332,7 @@ struct NodeShown<'a> {
 #[derive(Serialize)]
 struct VolumeShown<'a> {
     name: &'a str,
-    /// The node that is to serve it.
+    /// The node to which the volume is assigned.
     node: Option<&'a str>,
     slots: usize,
     missing: Option<&'a str>,

@@ -35,6 +35,9 @@ big integers.
 
 **Times** are UTC, in milliseconds since 1970.
 
+**Headers.** A node with `--cors-origin` also adds the `Access-Control-*` headers of the Fetch \
+standard for pages of these origins.
+
 **No authentication.** The API has no users and no TLS. Put a reverse proxy in front of it.";
 
 const IDEMPOTENCY_KEY: Parameter = Parameter {
@@ -53,6 +56,13 @@ const CONTENT_ENCODING: Parameter = Parameter {
     example: "gzip",
 };
 
+const LAST_EVENT_ID: Parameter = Parameter {
+    name: "Last-Event-ID",
+    about: "Id of the last event that the client has. The answer begins with the changes since then.",
+    schema: any_text,
+    example: "17-4-2",
+};
+
 const LIMIT: Parameter = Parameter {
     name: "limit",
     about: "Maximum number of entries of the page.",
@@ -66,15 +76,7 @@ const fn json<T: utoipa::ToSchema>(about: &'static str) -> Answer {
     Answer {
         about,
         content: Content::Json(TypeOf::of::<T>()),
-        is_replayed: false,
-    }
-}
-
-const fn replayed<T: utoipa::ToSchema>(about: &'static str) -> Answer {
-    Answer {
-        about,
-        content: Content::Json(TypeOf::of::<T>()),
-        is_replayed: true,
+        has_tag: false,
     }
 }
 
@@ -88,7 +90,7 @@ pub(in crate::api) static PLACE_ORDER: Description = Description {
     query: &[],
     headers: COMMAND_HEADERS,
     body: Some(Content::Json(TypeOf::of::<WireOrder<'static>>())),
-    answer: replayed::<Accepted<'static>>("The units are reserved, durably."),
+    answer: json::<Accepted<'static>>("The units are reserved, durably."),
     problems: &[Kind::InsufficientStock, Kind::Refused],
     scope: Scope::Volumes,
 };
@@ -102,7 +104,7 @@ pub(in crate::api) static PAY_ORDER: Description = Description {
     query: &[],
     headers: COMMAND_HEADERS,
     body: Some(Content::Json(TypeOf::of::<WirePayment>())),
-    answer: replayed::<Accepted<'static>>("The payment is recorded, durably. The delivery follows."),
+    answer: json::<Accepted<'static>>("The payment is recorded, durably. The delivery follows."),
     problems: &[Kind::NotFound, Kind::RefundWanted],
     scope: Scope::Volumes,
 };
@@ -398,7 +400,7 @@ pub(in crate::api) static METRICS: Description = Description {
     answer: Answer {
         about: "The text format of Prometheus.",
         content: Content::Text("text/plain"),
-        is_replayed: false,
+        has_tag: false,
     },
     problems: &[],
     scope: Scope::Probe,
@@ -415,7 +417,7 @@ pub(in crate::api) static OPENAPI: Description = Description {
     answer: Answer {
         about: "The document.",
         content: Content::Object,
-        is_replayed: false,
+        has_tag: false,
     },
     problems: &[],
     scope: Scope::Node,
@@ -429,13 +431,18 @@ pub(in crate::api) static RING: Description = Description {
             send each request to its owner. Responses of other routes name the owner's address in \
             `X-Imt-Owner`. The page docs/clients.md describes each member.",
     query: &[],
-    headers: &[],
+    headers: &[Parameter {
+        name: "If-None-Match",
+        about: "The `ETag` of the document that the client has. If it is still the current one, the \
+                answer is 304.",
+        schema: any_text,
+        example: "W/\"1f0c\"",
+    }],
     body: None,
     answer: Answer {
-        about: "The ring in force, as this node sees it. Its `ETag` changes whenever the document \
-                does; a request with the tag in `If-None-Match` is answered with 304.",
+        about: "The ring in force, as this node sees it.",
         content: Content::Object,
-        is_replayed: false,
+        has_tag: true,
     },
     problems: &[],
     scope: Scope::Node,
@@ -448,12 +455,12 @@ pub(in crate::api) static CONSOLE_STATE: Description = Description {
     about: "The cluster as the web console shows it: nodes, volumes, requests of the last 5 minutes, \
             events. For people and scripts; members may be added.",
     query: &[],
-    headers: &[],
+    headers: &[LAST_EVENT_ID],
     body: None,
     answer: Answer {
         about: "The state.",
         content: Content::Object,
-        is_replayed: false,
+        has_tag: false,
     },
     problems: &[],
     scope: Scope::Node,
@@ -467,12 +474,12 @@ pub(in crate::api) static CONSOLE_EVENTS: Description = Description {
             changed in `/console/state` since the event before, and `end` when the node stops. \
             `Last-Event-ID` continues a stream.",
     query: &[],
-    headers: &[],
+    headers: &[LAST_EVENT_ID],
     body: None,
     answer: Answer {
         about: "The stream of events.",
         content: Content::Text("text/event-stream"),
-        is_replayed: false,
+        has_tag: false,
     },
     problems: &[],
     scope: Scope::Node,

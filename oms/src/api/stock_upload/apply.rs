@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use crate::api::problem::Problem;
 use crate::domain::csv::FieldFault;
-use crate::domain::stock::{Arrival, CellStep};
+use crate::domain::stock::{Arrival, Cell, CellStep};
 use crate::domain::stock_matrix::{Layout, StockMatrix};
 use crate::domain::stock_snapshot::StockSnapshot;
 use crate::runtime;
@@ -102,8 +102,10 @@ pub(super) async fn apply(
         (applied, permit.send(last))
     };
     if let Err(error) = ticket.durable().await {
-        let (matrix, counted_to_overrides) = read_matrix(state).await?;
-        state.stock().undo(applied, matrix, counted_to_overrides);
+        let stored = read_stored(state).await?;
+        state
+            .stock()
+            .undo(applied, stored.matrix, stored.counted_to_overrides);
         return Err(error.into());
     }
     app.counters.stock_snapshots.fetch_add(1, Ordering::Relaxed);
@@ -135,15 +137,24 @@ async fn write(
     }
 }
 
-/// Reads the stock of the volume, and the stores that count up to another delivery than the stock
-/// as a whole.
-async fn read_matrix(state: &Arc<VolumeState>) -> Result<(StockMatrix, BTreeMap<u32, Option<u64>>), Problem> {
+/// The stock of a volume as its rows have it.
+struct StoredStock {
+    matrix: StockMatrix,
+    /// Stores that count up to another delivery than the stock as a whole.
+    counted_to_overrides: BTreeMap<u32, Option<u64>>,
+}
+
+/// Reads the stock of the volume.
+async fn read_stored(state: &Arc<VolumeState>) -> Result<StoredStock, Problem> {
     let state = Arc::clone(state);
     let read = runtime::blocking(move || {
         let known = state.stock().layout();
         let snapshot = state.storage.snapshot(&state.slots)?;
         let counted_to_overrides = snapshot.counted_to_overrides(&state.storage.stock_head()?);
-        Ok::<_, Problem>((snapshot.into_matrix(&known), counted_to_overrides))
+        Ok::<_, Problem>(StoredStock {
+            matrix: snapshot.into_matrix(&known),
+            counted_to_overrides,
+        })
     });
     read.await.map_err(|error| Problem::internal(error.to_string()))?
 }
@@ -160,10 +171,10 @@ async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
             .send(WriteBatch::default())
             .durable()
             .await;
-        let (matrix, counted_to_overrides) = read_matrix(state).await?;
+        let stored = read_stored(state).await?;
         let mut stock = state.stock();
         if state.slots.version() == version {
-            let before = stock.replace_quantities(matrix, counted_to_overrides);
+            let before = stock.replace_quantities(stored.matrix, stored.counted_to_overrides);
             drop(stock);
             drop(before);
             return Ok(());
@@ -206,7 +217,10 @@ pub(super) async fn change(
     let state = Arc::clone(app.state());
     let prepared = runtime::blocking(move || {
         let stores: BTreeSet<u32> = cells.iter().map(|[_, store, _]| *store).collect();
-        let known = cells.iter().map(|[product, store, _]| (*product, *store));
+        let known = cells.iter().map(|[product, store, _]| Cell {
+            product: *product,
+            store: *store,
+        });
         let has_products = {
             let stock = state.stock();
             products.iter().all(|product| stock.has_product(*product))
@@ -226,13 +240,13 @@ pub(super) async fn change(
         let left = state.stock().uncounted();
         let mut steps = Vec::with_capacity(cells.len());
         for [product, store, quantity] in cells {
-            let left = left.get(&(store, product)).copied().unwrap_or(0);
+            let cell = Cell { product, store };
+            let left = left.get(&cell).copied().unwrap_or(0);
             let before = snapshot.quantity(product, store);
             let after = quantity.saturating_add(left);
             snapshot.set([product, store, after]).map_err(too_large)?;
             steps.push(CellStep {
-                product,
-                store,
+                cell,
                 by: after as i32 - before,
             });
         }

@@ -77,7 +77,7 @@ async fn a_delivery_with_an_implausible_number_is_subtracted_until_the_next_snap
     ] {
         app.transactors.ask(&id, ask).await.unwrap();
     }
-    let available = || app.state().stock().product(7)[0].1.available;
+    let available = || app.state().stock().product(7)[0].available;
     assert_eq!(available(), 3, "the delivered units are subtracted");
     assert_eq!(put(&app, "7,1,3\n", Some(21)).await.0, StatusCode::OK);
     assert_eq!(available(), 3, "the snapshot counts the delivery");

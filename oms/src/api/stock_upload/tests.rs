@@ -1,9 +1,9 @@
 //! A snapshot that is interrupted by a crash between any two of its parts.
 
 use std::path::Path;
-use std::sync::RwLock;
 
 use axum::http::StatusCode;
+use parking_lot::RwLock;
 
 use super::apply::Prepared;
 use super::*;
@@ -87,7 +87,7 @@ async fn put(app: &Arc<App>, deliveries: u64, as_of: Option<u64>) -> StatusCode 
 
 fn available(app: &App) -> Vec<i32> {
     let levels = app.state().stock().product(7).into_iter();
-    levels.map(|(_, level)| level.available).collect()
+    levels.map(|level| level.available).collect()
 }
 
 /// Opens a volume with a first snapshot, after which every store made its delivery.

@@ -96,7 +96,7 @@ impl<R: AsyncRead + Send + Unpin> FrameSource for ByteSource<R> {
     fn receive(&mut self) -> Transfer<'_, Option<Frame>> {
         Box::pin(async move {
             let mut header = [0; HEADER_BYTES];
-            // An end between two frames is an orderly one.
+            // A connection that ends between two frames was closed on purpose.
             if self.0.read(&mut header[..1]).await? == 0 {
                 return Ok(None);
             }

@@ -26,9 +26,10 @@ mod wire;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::net::TcpStream;
 
@@ -138,7 +139,7 @@ impl Channels {
 
     /// The connection to a node, opened if there is none.
     pub(crate) fn connection(&self, address: SocketAddr) -> Arc<Connection> {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connections = self.connections.lock();
         if let Some(known) = connections.get(&address).filter(|known| !known.has_ended()) {
             return Arc::clone(known);
         }
@@ -154,7 +155,7 @@ impl Channels {
 
 impl Drop for Channels {
     fn drop(&mut self) {
-        let connections = self.connections.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let connections = self.connections.get_mut();
         connections.values().for_each(|connection| connection.close());
     }
 }

@@ -33,7 +33,7 @@ impl Service for Echo {
                     asked.caller.answer(asked.epoch, Reply::Busy(order.to_string()));
                 }
                 Question::Confirm(_) => asked.caller.forget(),
-                _ => self.kept.lock().unwrap().push(asked),
+                _ => self.kept.lock().push(asked),
             }
         }
     }
@@ -178,7 +178,7 @@ async fn a_caller_that_stops_waiting_leaves_nothing_behind() {
     while echo.requests.load(Ordering::Relaxed) < 1 {
         tokio::task::yield_now().await;
     }
-    let late = echo.kept.lock().unwrap().pop().unwrap();
+    let late = echo.kept.lock().pop().unwrap();
     late.caller.answer(3, Reply::Kept(true));
     assert!(connection.ask(read("1")).await.is_ok());
 }

@@ -35,7 +35,7 @@ pub async fn export_volume(url: &EngineUrl, volume: &str, folder: &Path) -> Resu
     if folder.exists() {
         return Err(NodeError::Config {
             setting: "folder",
-            reason: format!("{} exists already; name a new one", folder.display()),
+            reason: format!("{} exists; name a folder that does not exist", folder.display()),
         });
     }
     let mut log = known(url, volume).await?;

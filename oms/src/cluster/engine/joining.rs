@@ -9,10 +9,11 @@
 //! Deliberately absent: the creation of tables (`imt engine init`).
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use imt_ring::Member;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::cluster::NodeInfo;
@@ -204,7 +205,7 @@ impl Joining {
             session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
             return Ok(true);
         }
-        if beat >= 0 && !has_stopped(session, name, (old, beat)).await? {
+        if beat >= 0 && !has_stopped(session, name, old, beat).await? {
             return Ok(false);
         }
         let params = [mine[0], mine[1], Param::Int8(old), Param::Int8(beat)];
@@ -272,7 +273,8 @@ impl Joining {
 async fn has_stopped(
     session: &mut Session,
     name: &str,
-    (incarnation, beat): (i64, i64),
+    incarnation: i64,
+    beat: i64,
 ) -> Result<bool, SessionError> {
     let name = [Param::Text(name)];
     let pace = Pace::of(usize::MAX);

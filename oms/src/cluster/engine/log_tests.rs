@@ -4,10 +4,11 @@
 //! Each test has a database of its own. `IMT_FENCE_ROUNDS` sets the rounds of the fence test.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -96,13 +97,13 @@ impl Fencing {
                 Err(_) => {}
             }
         };
-        self.record.lock().unwrap().takeovers.insert(epoch, position.seq);
+        self.record.lock().takeovers.insert(epoch, position.seq);
         let _ = ready.send(position);
         let mut writer = LogWriter::new(Box::new(log), "ada", epoch, position);
         loop {
             let id = self.ids.fetch_add(1, Ordering::Relaxed);
             let appended = writer.append(body(id)).await;
-            let mut record = self.record.lock().unwrap();
+            let mut record = self.record.lock();
             match appended {
                 Ok(_) => drop(record.acknowledged.insert(id, epoch)),
                 Err(StorageError::Stale) => {
@@ -179,7 +180,7 @@ impl Fencing {
             if rand::random::<u8>() % 10 < 3 {
                 self.break_connections(&mut session).await;
             }
-            let known: BTreeSet<u64> = self.record.lock().unwrap().acknowledged.keys().copied().collect();
+            let known: BTreeSet<u64> = self.record.lock().acknowledged.keys().copied().collect();
             let second = (rand::random::<u8>().is_multiple_of(10)).then(|| {
                 let (ready, _) = tokio::sync::oneshot::channel();
                 tokio::spawn(Arc::clone(self).own(format!("second {round}"), since, ready))
@@ -226,7 +227,7 @@ impl Fencing {
         }
         let (found, own_faults) = self.read().await;
         faults.extend(own_faults);
-        let record = self.record.lock().unwrap();
+        let record = self.record.lock();
         for (id, epoch) in &record.acknowledged {
             match found.get(id).map(Vec::as_slice) {
                 None => faults.push(format!("lost: {id} of epoch {epoch}")),

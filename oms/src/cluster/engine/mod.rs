@@ -71,7 +71,7 @@ pub(crate) struct EngineCluster {
     secret: String,
     shared: Arc<Shared>,
     table: Arc<StateTable>,
-    beating: std::sync::Mutex<Option<JoinHandle<()>>>,
+    beating: parking_lot::Mutex<Option<JoinHandle<()>>>,
     followers: Followers,
 }
 
@@ -85,11 +85,7 @@ impl EngineCluster {
 
     /// Waits until the others know that this process has ended. Call it after `withdraw`.
     pub(crate) async fn farewell(&self) {
-        let beating = self
-            .beating
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .take();
+        let beating = self.beating.lock().take();
         if let Some(beating) = beating {
             let _ = tokio::time::timeout(FAREWELL_TIMEOUT, beating).await;
         }

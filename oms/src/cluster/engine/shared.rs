@@ -8,11 +8,12 @@
 //! Deliberately absent: statements (`tasks`, `authority`) and judgement (`beat`).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use imt_ring::NodeName;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -22,8 +23,8 @@ use crate::cluster::{ClusterState, Event, NodeInfo};
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, SessionError};
 
-/// Longest time for a confirmed state. A fail-over of the engine may take longer; then the caller
-/// asks again.
+/// Longest wait for a confirmed state. A fail-over of the engine may take longer, and the caller
+/// then repeats its request.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A state with its coordinator, confirmed by a later acknowledged beat.
@@ -136,7 +137,7 @@ impl Shared {
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock()
     }
 
     pub(super) fn label(&self) -> String {

@@ -1,15 +1,17 @@
-//! Which cells of the stock have changed, for the copies that other nodes keep.
+//! The changed cells of the stock, for the copies that other nodes keep.
 //!
-//! A copy names the number of changes that it has taken in, and is told the cells of all later ones
-//! with their quantities of now. So a repeated or lost answer does no harm. A copy that is too far
+//! A copy names the number of changes that it has applied, and gets the cells of all later changes
+//! with their present quantities. So a repeated or lost answer does no harm. A copy that is too far
 //! behind, or of another generation, is read as a whole.
 //!
-//! Invariants: nothing is recorded while nobody follows; at most `CHANGES_MAX` changes are kept.
+//! **Invariants**
+//! - Nothing is recorded while no copy follows.
+//! - At most `CHANGES_MAX` changes are kept.
 
 use std::collections::VecDeque;
 
-/// Changes that are kept: some seconds of orders at full speed, in one megabyte. Reading the
-/// largest stock takes less.
+/// Maximum number of changes kept: some seconds of orders at full speed, in one megabyte. A copy
+/// that is further behind reads the whole stock, which takes less time.
 const CHANGES_MAX: usize = if cfg!(test) { 64 } else { 256 << 10 };
 
 /// A moment of the stock: the generation of its cells, and the changes recorded so far.
@@ -41,13 +43,13 @@ impl Journal {
         self.now.changes += 1;
     }
 
-    /// Records that the cells are other ones, or all have changed.
+    /// Starts a new generation: the layout has changed, or all quantities have.
     pub(crate) fn begin_generation(&mut self) {
         self.now.generation += 1;
         self.cells.clear();
     }
 
-    /// Records changes from here on.
+    /// Starts to record changes.
     pub(crate) fn follow(&mut self) {
         if !self.is_followed {
             self.is_followed = true;
@@ -56,7 +58,7 @@ impl Journal {
         }
     }
 
-    /// Records nothing from here on.
+    /// Stops to record changes.
     pub(crate) fn unfollow(&mut self) {
         *self = Journal {
             now: self.now,
@@ -64,12 +66,13 @@ impl Journal {
         };
     }
 
-    /// The present moment.
+    /// Returns the present moment.
     pub(crate) fn now(&self) -> Moment {
         self.now
     }
 
-    /// The cells that changed after a moment, each once and ascending. `None` if that is not known.
+    /// Returns the cells that changed after a moment, each once and ascending. `None` if the changes
+    /// since then were not all recorded.
     pub(crate) fn since(&self, then: Moment) -> Option<Vec<u32>> {
         let count = self.now.changes.checked_sub(then.changes)? as usize;
         if !self.is_followed || then.generation != self.now.generation || count > self.cells.len() {
@@ -100,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_follower_too_far_behind_is_not_told_of_some_changes_only() {
+    fn a_follower_too_far_behind_gets_no_incomplete_list_of_changes() {
         let mut journal = Journal::default();
         journal.follow();
         let then = journal.now();

@@ -21,7 +21,10 @@ fn line(id: u32, quantity: u32) -> Line {
 
 fn level(stock: &Stock, product: u32, store: u32) -> Level {
     let levels = stock.product(product);
-    levels.into_iter().find(|(id, _)| *id == store).unwrap().1
+    levels
+        .into_iter()
+        .find(|level| level.cell.store == store)
+        .unwrap()
 }
 
 fn available(stock: &Stock, product: u32, store: u32) -> i32 {
@@ -339,7 +342,10 @@ impl World {
         let deliveries = self.stock.uncounted.clone().into_iter().collect();
         let again = Stock::new(
             matrix(&self.in_force),
-            (self.stock.head(), BTreeMap::new()),
+            Counting {
+                head: self.stock.head(),
+                overrides: BTreeMap::new(),
+            },
             &reservations,
             deliveries,
         );

@@ -4,8 +4,8 @@
 //! - The database holds exactly the rows of the log up to the position in `meta`, `log`. Both are
 //!   written together and buffered, so a crash leaves an earlier prefix.
 //! - A database without a position is empty or a copy in progress. It is cleared and filled again.
-//! - A copy with another chain than the engine's is cleared, and an operator is told: the engine
-//!   has lost or changed entries.
+//! - A copy with another chain than the engine's is cleared and an error is logged, because the
+//!   engine has lost or changed entries.
 //!
 //! Deliberately absent: the choice of the entries that are final (`takeover`, `follow`).
 
@@ -26,7 +26,7 @@ use crate::storage::write_batch::{Row, TABLES, Table};
 pub(crate) const POSITION: &[u8] = b"log";
 /// Size of one buffered commit while entries or rows are copied. Larger ones gain nothing.
 const COPY_BYTES: usize = 1_024 * 1_024;
-/// Maximum number of times that a copy is begun again because entries were trimmed meanwhile.
+/// Maximum number of restarts of a copy because entries were trimmed during it.
 const COPIES_MAX: usize = 3;
 
 /// A local database that follows a log.

@@ -28,10 +28,10 @@ pub(crate) mod engine;
 pub(crate) mod takeover;
 pub(crate) mod writer;
 
-use std::fmt;
 use std::pin::Pin;
 
 use bytes::Bytes;
+use thiserror::Error;
 
 use crate::storage::log::body::Chain;
 use crate::storage::write_batch::Table;
@@ -66,21 +66,14 @@ pub(crate) struct Head {
 }
 
 /// The reason why a statement has no result.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum LogError {
     /// It has no effect: it was not sent, or was refused.
+    #[error("the engine cannot be used: {0}")]
     Away(String),
     /// It may or may not have happened, and may be on one machine only.
+    #[error("the engine did not answer: {0}")]
     Unknown(String),
-}
-
-impl fmt::Display for LogError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LogError::Away(reason) => write!(f, "the engine cannot be used: {reason}"),
-            LogError::Unknown(reason) => write!(f, "the engine did not answer: {reason}"),
-        }
-    }
 }
 
 /// A row of an engine's table of rows.

@@ -1,8 +1,9 @@
 //! The writer of a volume's log: appends an entry and does not return before its outcome is known.
 //!
-//! An entry without an acknowledgement is appended again. If its place is taken, a look tells by
-//! whom. An entry that is found counts once an empty entry behind it is acknowledged, because the
-//! found one may be on one machine only. If a fail-over lost the found entry, it is appended again.
+//! An entry without an acknowledgement is appended again. If its place is taken, the writer reads
+//! the owner of the place. If the place holds the writer's own entry, that entry counts once an
+//! empty entry behind it is acknowledged, because the entry may be on one machine only. If a
+//! fail-over lost it, the writer appends it again.
 //!
 //! **Invariants**
 //! - At most one entry of a volume is in flight.

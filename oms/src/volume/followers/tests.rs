@@ -125,7 +125,7 @@ async fn a_new_stock_waits_for_copies_that_are_used_and_not_for_others() {
     let (known, _) = changes(&state, known, false).await;
     assert_eq!(current().await, Duration::ZERO, "the copy is current");
     assert!(reserve(&state, &order, 1, store, 2).await.unwrap());
-    // It is waited for until it is too old, if nothing is heard of it.
+    // The owner waits for a copy without a request until that copy is too old.
     assert!(current().await > Duration::ZERO);
     let (position, _) = changes(&state, known, false).await;
     let waiting = tokio::spawn(current());

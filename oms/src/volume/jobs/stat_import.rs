@@ -21,10 +21,11 @@ mod watched;
 
 use std::io::Error;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -173,11 +174,7 @@ impl Scanner {
         // Only this task changes the statistics while this volume owns them, so the sums are still
         // current when they replace the old ones.
         let version = state.slots.version();
-        let sums = self
-            .statistics
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .with(&file);
+        let sums = self.statistics.read().with(&file);
         let mut batch = WriteBatch::default();
         batch.stat_file(name, state.clock.now_ms(), &sums);
         let permit = state.storage.permit().await?;
@@ -192,10 +189,7 @@ impl Scanner {
             permit.send(batch)
         };
         ticket.durable().await?;
-        self.statistics
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .replace(sums);
+        self.statistics.write().replace(sums);
         self.counters.stat_files.fetch_add(1, Ordering::Relaxed);
         self.delete(name, stamp).await;
         Ok(())

@@ -19,7 +19,7 @@ use crate::storage::change_feed::Walk;
 use crate::storage::codec;
 use crate::storage::owned_slots::{Home, Slots};
 use crate::storage::volume::{Volume, order_id};
-use crate::storage::write_batch::{ARRIVING, PURGE, Table, WriteBatch};
+use crate::storage::write_batch::{ARRIVING, CLEANUP, Table, WriteBatch};
 use crate::volume::migration::source::broken;
 use crate::volume::migration::target::blocking;
 
@@ -69,7 +69,7 @@ pub(crate) async fn remove_stale_rows(
     }
     let mut batch = WriteBatch::default();
     batch.remove(Table::Meta, ARRIVING);
-    batch.remove(Table::Meta, PURGE);
+    batch.remove(Table::Meta, CLEANUP);
     storage.permit().await?.send(batch).durable().await?;
     Ok(true)
 }

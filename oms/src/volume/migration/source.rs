@@ -18,10 +18,11 @@
 //! - The seal is durable together with the note that rows may have to be removed later.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use imt_ring::{NodeName, Ring};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
@@ -33,7 +34,7 @@ use crate::storage::change_feed::{Feed, RawRow, Walk};
 use crate::storage::codec::{self, DecodeError};
 use crate::storage::owned_slots::{self, Home, Slots};
 use crate::storage::volume::Volume;
-use crate::storage::write_batch::{PURGE, Table, WriteBatch};
+use crate::storage::write_batch::{CLEANUP, Table, WriteBatch};
 use crate::volume::migration::target::blocking;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
 use crate::volume::state::VolumeState;
@@ -209,13 +210,13 @@ pub(crate) enum ExportError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The requested page is not the next one.
-    #[error("the copy of these slots was broken off and must start again")]
+    #[error("the copy of these slots was interrupted and must start again")]
     OutOfTurn,
 }
 
 impl Exports {
-    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, Arc<tokio::sync::Mutex<Outgoing>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn all(&self) -> parking_lot::MutexGuard<'_, BTreeMap<NodeName, Arc<tokio::sync::Mutex<Outgoing>>>> {
+        self.0.lock()
     }
 
     /// Drops all copies of other migrations.
@@ -340,7 +341,7 @@ pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result
             state.slots.seal(slots_in(&request.slots), request.id);
         }
         let mut batch = WriteBatch::default();
-        batch.put_raw(Table::Meta, PURGE, &request.id.to_be_bytes());
+        batch.put_raw(Table::Meta, CLEANUP, &request.id.to_be_bytes());
         batch.set_ownership(state.slots.record());
         permit.send(batch)
     };

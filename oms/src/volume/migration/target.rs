@@ -10,12 +10,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, Method};
 use imt_ring::NodeName;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::time::Instant;
@@ -27,7 +28,7 @@ use crate::error::{StorageError, with_causes};
 use crate::runtime;
 use crate::storage::change_feed::RawRow;
 use crate::storage::volume::Volume;
-use crate::storage::write_batch::PURGE;
+use crate::storage::write_batch::CLEANUP;
 use crate::volume::migration::cleanup::StaleRows;
 use crate::volume::migration::source::{ExportRequest, Page, Sum};
 use crate::volume::migration::staged_rows::{StagedPage, StagedRows, StagingNote};
@@ -72,6 +73,7 @@ impl VolumeQuestion for AskProgress {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Imported {
     pub(crate) rows: u64,
+    /// Estimated total number of rows.
     pub(crate) about: u64,
     pub(crate) bytes: u64,
 }
@@ -92,19 +94,15 @@ struct Importing<'a> {
 
 impl<'a> Importing<'a> {
     fn begin(progress: &'a Mutex<Progress>, source: u8) -> Importing<'a> {
-        lock(progress).importing.insert(source);
+        progress.lock().importing.insert(source);
         Importing { progress, source }
     }
 }
 
 impl Drop for Importing<'_> {
     fn drop(&mut self) {
-        lock(self.progress).importing.remove(&self.source);
+        self.progress.lock().importing.remove(&self.source);
     }
-}
-
-fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
-    progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The reason why slots could not be copied.
@@ -323,7 +321,7 @@ async fn store_page(
     for row in &page.rows {
         incoming.state.take(state, &source.slots, row)?;
     }
-    lock(&server.progress).copied = incoming.copied();
+    server.progress.lock().copied = incoming.copied();
     Ok(copied)
 }
 
@@ -362,16 +360,16 @@ pub(crate) async fn resolve_unfinished(
 ) -> Result<Option<StaleRows>, StorageError> {
     let reading = Arc::clone(storage);
     let note = blocking(move || StagingNote::of(&reading)).await?;
-    let must_purge = storage.note(PURGE)?.is_some();
+    let must_clean_up = storage.note(CLEANUP)?.is_some();
     match note {
         Some(note) if note.id == committed => {
             let reading = Arc::clone(storage);
             let staged = blocking(move || StagedRows::read(&reading, &note)).await?;
             storage.permit().await?.send(staged.batch).durable().await?;
-            Ok(must_purge.then_some(StaleRows::Counted))
+            Ok(must_clean_up.then_some(StaleRows::Counted))
         }
         Some(_) => Ok(Some(StaleRows::NeverActive)),
-        None => Ok(must_purge.then_some(StaleRows::Counted)),
+        None => Ok(must_clean_up.then_some(StaleRows::Counted)),
     }
 }
 

@@ -1,5 +1,5 @@
-//! What is held for orders elsewhere has one row and one end, whatever fails and whoever asks how
-//! often.
+//! Tests of reservations for orders of other volumes: each has one row and ends once, also if calls
+//! are repeated and commits fail.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::storage::volume::Volume;
 use crate::volume::migration::staged_rows::StagedRows;
 use crate::volume::migration::staged_state::StagedState;
 
-/// A ring of one volume, and the one after it with another.
+/// Returns a ring of one volume, and its successor with a second volume.
 pub(crate) fn rings() -> (Arc<Ring>, Arc<Ring>) {
     let member = |name: &str| Member::new(name).unwrap();
     let alone = Ring::bootstrap([member("a")], imt_ring::Options::new()).unwrap();
@@ -29,7 +29,7 @@ pub(crate) fn name() -> NodeName {
     NodeName::new("a").unwrap()
 }
 
-/// The rooms over the volume `a`, under a ring.
+/// Opens the state of the volume `a` under a ring.
 pub(crate) fn open(folder: &Path, ring: &Arc<Ring>) -> Arc<VolumeState> {
     let storage = Volume::open(folder).unwrap();
     let slots = Slots::of(Arc::clone(ring), &name(), storage.slot_ownership().as_ref());
@@ -46,7 +46,7 @@ pub(crate) fn open(folder: &Path, ring: &Arc<Ring>) -> Arc<VolumeState> {
     ))
 }
 
-/// The same with five units of product 7 in each of 20 stores.
+/// Opens the state of the volume `a` with five units of product 7 in each of 20 stores.
 pub(crate) async fn stocked(folder: &Path, ring: &Arc<Ring>) -> Arc<VolumeState> {
     let state = open(folder, ring);
     let mut snapshot = StockSnapshot::default();
@@ -64,7 +64,7 @@ async fn commit(state: &VolumeState, batch: WriteBatch) {
     permit.send(batch).durable().await.unwrap();
 }
 
-/// Has the volume's record say that it has these slots.
+/// Records that the volume owns these slots.
 async fn own(state: &VolumeState, record: SlotOwnership) {
     let mut batch = WriteBatch::default();
     batch.set_ownership(record);
@@ -77,13 +77,13 @@ pub(crate) async fn close(state: &Arc<VolumeState>) {
     closing.await.unwrap().unwrap();
 }
 
-/// The first store and orders with numbers from `first` on that the ring gives to `a`, or to the
-/// other.
+/// Returns the first store that the ring gives to `a`, or to the other volume.
 pub(crate) fn store_where(ring: &Ring, is_here: bool) -> u32 {
     let is_wanted = |store: &u32| (ring.owner(of_store(ring, *store)).unwrap() == &name()) == is_here;
     (1..=20).find(is_wanted).unwrap()
 }
 
+/// Returns the orders that the ring gives to `a`, or to the other volume.
 pub(crate) fn orders_where(ring: &Ring, is_here: bool) -> impl Iterator<Item = OrderId> {
     let all = (0..).map(|number| OrderId::parse(&format!("o{number}")).unwrap());
     all.filter(move |order| (ring.owner(of_order(ring, order)).unwrap() == &name()) == is_here)
@@ -93,10 +93,13 @@ fn units(quantity: u32) -> [Line; 1] {
     [Line { id: 7, quantity }]
 }
 
-/// What is available of the one product, and what is set aside.
+/// Returns the available and the reserved units of product 7 in a store.
 pub(crate) fn level(state: &VolumeState, store: u32) -> (i32, u32) {
     let levels = state.stock().product(7);
-    let (_, level) = levels.into_iter().find(|(at, _)| *at == store).unwrap();
+    let level = levels
+        .into_iter()
+        .find(|level| level.cell.store == store)
+        .unwrap();
     (level.available, level.reserved)
 }
 
@@ -109,7 +112,7 @@ fn request(order: &OrderId, nonce: u64, store: u32, quantity: u32) -> Reserve {
     }
 }
 
-/// Reserves units for one order elsewhere; false if the store lacks some.
+/// Reserves units for an order of another volume. Returns `false` if the store lacks some.
 pub(crate) async fn reserve(
     state: &Arc<VolumeState>,
     order: &OrderId,
@@ -246,7 +249,7 @@ async fn units_of_an_order_that_never_came_are_released_by_the_volume_that_has_i
     let again = open(folder.path(), &alone);
     assert_eq!(level(&again, store), (3, 2));
     tokio::time::advance(ASK_AFTER * 2).await;
-    ask_after_reservations(&again, &NothingKept).await;
+    check_reservations(&again, &NothingKept).await;
     assert_eq!(level(&again, store), (5, 0));
     close(&again).await;
     let opened = open(folder.path(), &alone);
@@ -367,7 +370,7 @@ async fn a_confirmed_reservation_is_not_asked_after() {
     assert!(reserve(&state, &orders[2], 3, store, 1).await.unwrap());
     let later = Instant::now() + ASK_AFTER * 2;
     let due = state.remote_reservations().due(later);
-    let mut due: Vec<(OrderId, u64)> = due.into_iter().map(|(order, _, nonce)| (order, nonce)).collect();
+    let mut due: Vec<(OrderId, u64)> = due.into_iter().map(|due| (due.order, due.nonce)).collect();
     due.sort();
     let mut expected = vec![(orders[1].clone(), 1), (orders[2].clone(), 3)];
     expected.sort();

@@ -79,7 +79,7 @@ async fn a_panic_loses_no_durable_state_and_the_next_request_succeeds() {
             .unwrap()
             .repeated
     );
-    assert_eq!(transactors.state().stock().product(7)[0].1.reserved, 2);
+    assert_eq!(transactors.state().stock().product(7)[0].reserved, 2);
     close(transactors).await;
 }
 
@@ -137,7 +137,7 @@ async fn a_step_is_finished_after_its_sender_disconnects() {
     while transactors.at_work() > 0 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(transactors.state().stock().product(7)[0].1.reserved, 100);
+    assert_eq!(transactors.state().stock().product(7)[0].reserved, 100);
     close(transactors).await;
 }
 
@@ -161,7 +161,7 @@ async fn no_request_is_lost_between_the_end_and_the_start_of_a_transactor() {
         asker.unwrap();
     }
     assert_eq!(
-        transactors.state().stock().product(7)[0].1.reserved,
+        transactors.state().stock().product(7)[0].reserved,
         3,
         "each of the three orders is placed once"
     );

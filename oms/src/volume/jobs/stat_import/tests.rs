@@ -62,7 +62,7 @@ impl World {
 
     /// Returns the units sold of product 5.
     fn units(&self) -> u128 {
-        self.scanner.statistics.read().unwrap().product(5).total_qty
+        self.scanner.statistics.read().product(5).total_qty
     }
 
     async fn scan(&mut self, times: usize) {
