@@ -280,3 +280,33 @@ fn a_read_only_open_maps_the_durable_log_and_copies_what_is_behind_it() {
     assert!(table.contains_key(999_usize.to_be_bytes()).unwrap());
     assert!(table.contains_key("behind").unwrap());
 }
+
+/// Calls to the disk of an open, without those for each segment: locks, SUPER, checkpoint, folders.
+const OPENING_CALLS_MAX: u64 = 24;
+/// Open, length, header, map.
+const CALLS_PER_SEGMENT_MAX: u64 = 4;
+
+#[test]
+fn an_open_after_a_close_changes_nothing_and_makes_few_calls_for_a_segment() {
+    let gate = Gate::new(Arc::new(Disk::unrecorded(Image::default())));
+    let db = prepared(&gate);
+    fill(&db, 1_000, 20 * MEANWHILE_BYTES);
+    let segments = db.stats().segments.len() as u64;
+    assert!(segments > 20, "{segments} segments");
+    db.close().unwrap();
+    let mut opened = None;
+    let calls = gate.run_held_at(u64::MAX - 1, || opened = Some(options(&gate).open(ROOT).unwrap()));
+    assert_eq!(
+        gate.changes(),
+        0,
+        "an open that has nothing to repair waits for no write"
+    );
+    let most = OPENING_CALLS_MAX + CALLS_PER_SEGMENT_MAX * segments;
+    assert!(calls <= most, "{calls} calls for {segments} segments");
+    let db = opened.unwrap();
+    let table = db.get_table("t").unwrap();
+    assert_eq!(
+        table.get(1_000_usize.to_be_bytes()).unwrap().as_deref(),
+        Some(&[7; VALUE_BYTES][..])
+    );
+}

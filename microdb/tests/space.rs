@@ -45,6 +45,7 @@ fn the_other_process() {
         "few descriptors" => few_descriptors(&folder),
         "large batch" => large_batch(&folder),
         "soak" => soak(&folder),
+        "drop" => drop_busy_databases(&folder),
         other => panic!("no part is called {other}"),
     }
 }
@@ -476,6 +477,30 @@ fn a_disk_of_64_mib_with_4_mib_alive_is_never_full() {
     }
     drop(table);
     db.close().unwrap();
+}
+
+/// Drops databases with busy background work. The next open finds none of it.
+fn drop_busy_databases(folder: &Path) {
+    for round in 0..30 {
+        // Small segments, so that there is work at each moment.
+        let options = Options::new().durability(Durability::Buffered);
+        let options = options.segment_bytes_first(256 * 1024).segment_bytes_max(1 << 20);
+        let db = options.open(folder.join("db")).unwrap();
+        let table = db.table("t").unwrap();
+        for number in 0..1000 * (1 + round % 4) {
+            table.put(key(0, number), value(0, number, round, 1000)).unwrap();
+        }
+        db.sync().unwrap();
+        assert!(!maps(folder).is_empty(), "segments are mapped");
+        drop(table);
+        drop(db);
+        assert!(maps(folder).is_empty(), "round {round}: {:?}", maps(folder));
+    }
+}
+
+#[test]
+fn maps_are_gone_when_the_drop_of_the_last_handle_returns() {
+    play("drop");
 }
 
 const SOAK_WRITERS: u64 = 8;

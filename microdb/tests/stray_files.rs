@@ -100,3 +100,35 @@ fn stray_checkpoints_seals_and_temporary_files_do_not_end_writing() {
         go_on_beside(name, |_| vec![0xA5; 10_000]);
     }
 }
+
+/// Opens, writes and checkpoints with a file that is no regular file in the folder.
+fn works_beside(name: &str, make: impl Fn(&Path)) {
+    let folder = tempfile::tempdir().unwrap();
+    let db = open(folder.path());
+    fill(&db, 1);
+    db.checkpoint().unwrap();
+    db.close().unwrap();
+    make(&folder.path().join(name));
+    for number in 2..5 {
+        let db = open(folder.path());
+        check(&db, number - 1);
+        fill(&db, number);
+        db.checkpoint().unwrap();
+        db.close().unwrap();
+        let reader = Options::new().read_only(true).open(folder.path()).unwrap();
+        check(&reader, number);
+    }
+    assert!(folder.path().join(name).exists(), "{name} is foreign and is kept");
+}
+
+#[test]
+fn pipes_and_folders_with_names_of_a_database_stop_nothing() {
+    let pipe = |path: &Path| {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    };
+    for name in ["log/0000070000.seg", "directory/0000000900.idx"] {
+        works_beside(name, pipe);
+        works_beside(name, |path| std::fs::create_dir(path).unwrap());
+    }
+}

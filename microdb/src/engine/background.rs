@@ -7,7 +7,7 @@
 //!
 //! Deliberately absent: threads of its own.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::engine::{Engine, lock};
@@ -21,10 +21,43 @@ const WRITE_AFTER: Duration = Duration::from_millis(100);
 /// Maximum delay of a scheduled job. The pool forgets a closed database once its jobs were due.
 const COMPACTION_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// The number of running jobs of a database.
+#[derive(Default)]
+pub(crate) struct RunningJobs {
+    number: Mutex<usize>,
+    ended: Condvar,
+}
+
+impl RunningJobs {
+    /// Waits until no job runs that began before this call.
+    pub(crate) fn wait_for_end(&self) {
+        let number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.ended.wait_while(number, |number| *number > 0));
+    }
+}
+
+/// A running job. It ends when this is dropped, also by a panic.
+struct RunningJob(Arc<RunningJobs>);
+
+impl RunningJob {
+    fn begin(jobs: Arc<RunningJobs>) -> Self {
+        *jobs.number.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self(jobs)
+    }
+}
+
+impl Drop for RunningJob {
+    fn drop(&mut self) {
+        *self.0.number.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.ended.notify_all();
+    }
+}
+
 /// Jobs waiting in the pool, and the flag that ends them.
 #[derive(Default)]
 pub(crate) struct Background {
     engine: OnceLock<Weak<Engine>>,
+    pub(crate) running: Arc<RunningJobs>,
     write_scheduled: AtomicBool,
     housekeeping_scheduled: AtomicBool,
     compaction_scheduled: AtomicBool,
@@ -43,7 +76,10 @@ impl Background {
         let Some(engine) = self.engine.get().cloned() else {
             return;
         };
+        let running = self.running.clone();
         pool::submit(lane, delay, move || {
+            // Begun before the engine is taken and ended after it is released.
+            let _job = RunningJob::begin(running);
             if let Some(engine) = engine.upgrade() {
                 flag(&engine.background).store(false, Ordering::Release);
                 work(&engine);

@@ -11,6 +11,7 @@
 //! - A file in the folder is removed only if it belongs to this database: the segment header has
 //!   the id of the database, or the file is empty. A taken name is not used.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, MutexGuard};
 
@@ -91,7 +92,7 @@ pub(crate) fn hold(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dyn St
     check_path(root)?;
     match storage.hold_folder(root) {
         Ok(held) => Ok(held.unwrap_or_else(|| storage.clone())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::NotADatabase {
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::NotADatabase {
             path: root.to_path_buf(),
         }),
         Err(error) => Err(Error::io("cannot open", root)(error)),
@@ -121,9 +122,11 @@ pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dy
 /// Returns `true` if the file at `path` may be removed as a segment of `database`: its header names
 /// the database, or it is empty. Segments of other databases and foreign files are kept.
 pub(crate) fn is_own_segment(storage: &dyn Storage, path: &Path, database: DatabaseId) -> Result<bool> {
-    let Some(head) = read_head(storage, path)? else {
+    let head = match read_head(storage, path)? {
+        Head::Bytes(head) => head,
         // The removal reports the error.
-        return Ok(true);
+        Head::Missing => return Ok(true),
+        Head::NoFile => return Ok(false),
     };
     let is_empty = head.iter().all(|byte| *byte == 0);
     let is_ours = head.starts_with(&SEGMENT_MAGIC) && head.get(DATABASE_AT..) == Some(&database.0[..]);
@@ -136,26 +139,42 @@ pub(crate) fn is_foreign_checkpoint(
     path: &Path,
     database: DatabaseId,
 ) -> Result<bool> {
-    let head = read_head(storage, path)?.unwrap_or_default();
+    let head = match read_head(storage, path)? {
+        Head::Bytes(head) => head,
+        Head::Missing => return Ok(false),
+        Head::NoFile => return Ok(true),
+    };
     let other = head
         .get(DATABASE_AT..)
         .filter(|_| head.starts_with(&CHECKPOINT_MAGIC));
     Ok(other.is_some_and(|other| other != database.0))
 }
 
-/// Returns the first bytes of a file, or `None` if it does not exist.
-fn read_head(storage: &dyn Storage, path: &Path) -> Result<Option<Vec<u8>>> {
+/// The first bytes of a file, if it is one.
+enum Head {
+    Bytes(Vec<u8>),
+    Missing,
+    /// A folder or a named pipe, which no database makes.
+    NoFile,
+}
+
+fn read_head(storage: &dyn Storage, path: &Path) -> Result<Head> {
     let file = match storage.open(path, OpenMode::Read) {
         Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Head::Missing),
         Err(error) => return Err(Error::io("cannot open", path)(error)),
     };
     let mut head = vec![0; IDENTITY_BYTES];
-    let read = file
-        .read_at(&mut head, 0)
-        .map_err(Error::io("cannot read", path))?;
-    head.truncate(read);
-    Ok(Some(head))
+    match file.read_at(&mut head, 0) {
+        Ok(read) => {
+            head.truncate(read);
+            Ok(Head::Bytes(head))
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::NotSeekable | ErrorKind::IsADirectory) => {
+            Ok(Head::NoFile)
+        }
+        Err(error) => Err(Error::io("cannot read", path)(error)),
+    }
 }
 
 impl Engine {

@@ -41,7 +41,7 @@ use std::sync::{Arc, RwLock};
 
 pub(crate) use self::read::{Found, is_key_of};
 use crate::directory::{Damage, KeyHash};
-use crate::engine::background::Background;
+use crate::engine::background::{Background, RunningJobs};
 use crate::engine::catalog::Catalog;
 use crate::engine::compact::Compaction;
 use crate::engine::counters::Counters;
@@ -59,6 +59,7 @@ use crate::format::names::Paths;
 use crate::format::{DatabaseId, LogPosition};
 use crate::options::Options;
 use crate::raw::fork::Birth;
+use crate::raw::reclaim;
 use crate::raw::sync::{AtomicBool, AtomicU64, Condvar, Mutex, OnceLock, Ordering};
 pub(crate) use crate::raw::sync::{lock, lock_briefly};
 use crate::raw::tail::Spare;
@@ -262,14 +263,41 @@ impl Engine {
 
 /// The engine as held by handles of users. Dropping the last one closes the database. Background
 /// work holds the bare engine, so it never keeps a database open.
-pub(crate) struct Handle(Arc<Engine>);
+pub(crate) struct Handle {
+    engine: Arc<Engine>,
+    /// Dropped after the engine.
+    _end: End,
+}
+
+/// The end of the last handle: maps and memory of the database are given back before the drop
+/// returns. Otherwise another thread would do so beside the next open of this process, which then
+/// waits for the locks of the address space and of the allocator.
+struct End {
+    birth: Birth,
+    jobs: Arc<RunningJobs>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // A forked child has no threads that could end the jobs of its parent.
+        if self.birth.is_here() {
+            // A job that was running may have released the engine last.
+            self.jobs.wait_for_end();
+            reclaim::finish();
+        }
+    }
+}
 
 impl Handle {
     pub(crate) fn new(engine: Engine) -> Arc<Self> {
         let engine = Arc::new(engine);
         engine.background.attach(&engine);
         engine.closed.store(false, Ordering::Release);
-        Arc::new(Self(engine))
+        let end = End {
+            birth: engine.birth,
+            jobs: engine.background.running.clone(),
+        };
+        Arc::new(Self { engine, _end: end })
     }
 }
 
@@ -278,7 +306,7 @@ impl std::ops::Deref for Handle {
 
     #[inline]
     fn deref(&self) -> &Engine {
-        &self.0
+        &self.engine
     }
 }
 
@@ -286,6 +314,6 @@ impl Drop for Handle {
     fn drop(&mut self) {
         // No caller is left to report an error to. Durable commits are safe, and the next open
         // judges the rest.
-        let _ = self.0.close(Closing::Usual);
+        let _ = self.engine.close(Closing::Usual);
     }
 }

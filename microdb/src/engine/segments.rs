@@ -416,6 +416,12 @@ impl Segments {
         self.table.load_arc(guard)
     }
 
+    /// Adds segments in the order of their ids. Each change copies the table, so one change for
+    /// many segments takes linear time.
+    pub(crate) fn put_all(&self, segments: impl IntoIterator<Item = Arc<Segment>>) {
+        self.change(|table| segments.into_iter().for_each(|segment| table.put(segment)));
+    }
+
     /// Adds a segment, or replaces the one with the same id.
     pub(crate) fn put(&self, segment: Arc<Segment>) {
         self.change(|table| table.put(segment));

@@ -13,6 +13,8 @@
 //!   freed while it lives. Long-lived views hold `Arc`s instead.
 //! - The collector belongs to this crate. A pin of another crate in the process delays nothing
 //!   here.
+//! - Each process has a collector of its own. A forked child has a copy of all pins of its parent,
+//!   and the threads that would end them do not exist there.
 //! - [`retired`] counts the values that wait for the end of a pin. A value is freed only by a
 //!   thread that calls [`collect`], so calls must be repeated while the count is not zero.
 //!   `reclaim.rs` does so.
@@ -22,6 +24,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use crate::raw::fork::PerProcess;
 use crate::raw::sync::{AtomicPtr, Ordering};
 use crate::seeded::seeded;
 
@@ -30,7 +33,11 @@ use crate::seeded::seeded;
 pub(crate) struct Guard(crossbeam_epoch::Guard);
 
 /// Number of retired values that are not freed yet, in the whole process.
-static RETIRED: AtomicUsize = AtomicUsize::new(0);
+static RETIRED: PerProcess<AtomicUsize> = PerProcess::new();
+
+fn retired_values() -> &'static AtomicUsize {
+    RETIRED.get(AtomicUsize::default)
+}
 
 /// Number of rounds of collection that free a value if no pin is in the way: one retires it, two
 /// advance the epoch.
@@ -38,26 +45,48 @@ const ROUNDS: usize = 3;
 
 #[cfg(not(loom))]
 mod collector {
-    use std::sync::OnceLock;
+    use std::cell::RefCell;
 
     use crossbeam_epoch::{Collector, Guard, LocalHandle};
 
-    static COLLECTOR: OnceLock<Collector> = OnceLock::new();
+    use crate::raw::fork::{Birth, PerProcess};
+
+    static COLLECTOR: PerProcess<Collector> = PerProcess::new();
 
     thread_local! {
-        static HANDLE: LocalHandle = register();
+        /// The handle of this thread, and the process for which it was registered.
+        static HANDLE: RefCell<Option<(Birth, LocalHandle)>> = const { RefCell::new(None) };
     }
 
     fn register() -> LocalHandle {
-        COLLECTOR.get_or_init(Collector::new).register()
+        COLLECTOR.get(Collector::new).register()
     }
 
     #[inline]
     pub(super) fn pin() -> Guard {
+        let known = HANDLE.try_with(|handle| match &*handle.borrow() {
+            Some((birth, handle)) if birth.is_here() => Some(handle.pin()),
+            _ => None,
+        });
+        match known {
+            Ok(Some(guard)) => guard,
+            _ => pin_first(),
+        }
+    }
+
+    #[cold]
+    fn pin_first() -> Guard {
+        let registered = HANDLE.try_with(|handle| {
+            let new = register();
+            let guard = new.pin();
+            let former = handle.borrow_mut().replace((Birth::now(), new));
+            // In a forked child this is the handle of the parent's thread, for a collector that
+            // nobody uses any more. Its end would only touch that collector.
+            std::mem::forget(former);
+            guard
+        });
         // A thread that is ending may have no handle any more, and registers for this pin only.
-        HANDLE
-            .try_with(LocalHandle::pin)
-            .unwrap_or_else(|_| register().pin())
+        registered.unwrap_or_else(|_| register().pin())
     }
 }
 
@@ -74,7 +103,7 @@ pub(crate) fn pin() -> Guard {
 /// Returns the number of retired values that are not freed yet.
 #[inline]
 pub(crate) fn retired() -> usize {
-    RETIRED.load(Ordering::Relaxed)
+    retired_values().load(Ordering::Relaxed)
 }
 
 /// Frees retired values as far as pins permit. Returns `true` if none is left. Frees nothing that a
@@ -98,10 +127,11 @@ impl Guard {
 
     /// Drops `value` once every current pin has ended.
     fn retire<T: Send + 'static>(&self, value: T) {
-        RETIRED.fetch_add(1, Ordering::Relaxed);
+        let retired = retired_values();
+        retired.fetch_add(1, Ordering::Relaxed);
         self.0.defer(move || {
             drop(value);
-            RETIRED.fetch_sub(1, Ordering::Relaxed);
+            retired.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }
@@ -202,6 +232,32 @@ mod tests {
         drop(guard);
         drop(cell);
         assert_eq!(kept.0, 1);
+    }
+
+    #[test]
+    fn pins_of_the_parent_delay_nothing_in_a_forked_child() {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let cell = |value| Arc::new(Counted(value, drops.clone()));
+        let (pinned, is_pinned) = std::sync::mpsc::channel();
+        let (done, is_done) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let _guard = pin();
+                pinned.send(()).unwrap();
+                let _ = is_done.recv();
+            });
+            is_pinned.recv().unwrap();
+            // This value waits for the pin of the other thread.
+            ArcCell::new(cell(1)).replace(cell(2), &pin());
+            let child = crate::raw::fork::fork(|| {
+                let before = drops.load(Ordering::SeqCst);
+                ArcCell::new(cell(3)).replace(cell(4), &pin());
+                // The second value of the cell is dropped with the cell.
+                collect() && retired() == 0 && drops.load(Ordering::SeqCst) == before + 2
+            });
+            assert!(crate::raw::fork::wait(child));
+            drop(done);
+        });
     }
 
     #[test]

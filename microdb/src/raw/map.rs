@@ -12,7 +12,7 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::sigbus::Watch;
 
@@ -22,6 +22,11 @@ const ALIGN: usize = 64;
 
 /// Maximum size of one request to the system.
 const ASK_BYTES: usize = 128 * 1024;
+
+/// Kinds of advice. A new map has none: the system reads ahead, in small pages.
+const NO_ADVICE: u8 = 0;
+const READ_AHEAD: u8 = 1;
+const SCATTERED: u8 = 2;
 
 /// A line of copied bytes, used for its alignment.
 #[derive(Clone, Copy)]
@@ -40,7 +45,7 @@ pub(crate) struct Map {
     memory: Memory,
     len: usize,
     /// The last advice given to the system.
-    scattered: AtomicBool,
+    advice: AtomicU8,
 }
 
 impl Map {
@@ -48,14 +53,8 @@ impl Map {
     /// read must be final (see the module).
     ///
     /// # Errors
-    /// Those of `mmap`; `UnexpectedEof` if the file is shorter than `len`.
+    /// Those of `mmap`.
     pub(crate) fn of_file(file: &File, len: u64) -> io::Result<Self> {
-        if file.metadata()?.len() < len {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the file is shorter than the requested map",
-            ));
-        }
         let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         if len == 0 {
             return Ok(Self::of_bytes(&[]));
@@ -67,7 +66,7 @@ impl Map {
         Ok(Self {
             memory: Memory::Mapped(Watch::new(map.as_ptr(), len), map),
             len,
-            scattered: AtomicBool::new(false),
+            advice: AtomicU8::new(NO_ADVICE),
         })
     }
 
@@ -80,7 +79,7 @@ impl Map {
         Self {
             memory: Memory::Copied(lines.into_boxed_slice()),
             len: bytes.len(),
-            scattered: AtomicBool::new(false),
+            advice: AtomicU8::new(NO_ADVICE),
         }
     }
 
@@ -129,21 +128,25 @@ impl Map {
     /// Otherwise it may read ahead in large pages, which need one entry of the page table instead
     /// of hundreds. A failure costs only speed.
     pub(crate) fn advise(&self, scattered: bool) {
-        if let Memory::Mapped(_, map) = &self.memory {
-            self.scattered.store(scattered, Ordering::Relaxed);
-            let (order, size) = if scattered {
-                (memmap2::Advice::Random, memmap2::Advice::NoHugePage)
-            } else {
-                (memmap2::Advice::Normal, memmap2::Advice::HugePage)
-            };
-            let _ = map.advise(order);
-            let _ = map.advise(size);
+        let Memory::Mapped(_, map) = &self.memory else {
+            return;
+        };
+        if scattered {
+            self.advice.store(SCATTERED, Ordering::Relaxed);
+            let _ = map.advise(memmap2::Advice::Random);
+            let _ = map.advise(memmap2::Advice::NoHugePage);
+        } else {
+            // Each call counts when a database with many segments is opened.
+            if self.advice.swap(READ_AHEAD, Ordering::Relaxed) == SCATTERED {
+                let _ = map.advise(memmap2::Advice::Normal);
+            }
+            let _ = map.advise(memmap2::Advice::HugePage);
         }
     }
 
     /// Returns `true` if bytes that were not requested are read page by page.
     fn is_scattered(&self) -> bool {
-        self.scattered.load(Ordering::Relaxed)
+        self.advice.load(Ordering::Relaxed) == SCATTERED
     }
 
     /// Asks the system to read `len` bytes at `offset` from the disk without waiting. Cheap for
@@ -217,14 +220,8 @@ mod tests {
     }
 
     #[test]
-    fn a_short_file_is_refused_and_an_empty_one_is_not() {
-        let mut file = tempfile::tempfile().unwrap();
+    fn nothing_of_an_empty_file_is_mapped() {
+        let file = tempfile::tempfile().unwrap();
         assert_eq!(Map::of_file(&file, 0).unwrap().len(), 0);
-        file.write_all(b"four").unwrap();
-        assert_eq!(
-            Map::of_file(&file, 5).unwrap_err().kind(),
-            io::ErrorKind::UnexpectedEof
-        );
-        assert_eq!(Map::of_file(&file, 2).unwrap().get(0, 2).unwrap(), b"fo");
     }
 }

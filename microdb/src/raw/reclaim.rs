@@ -8,8 +8,10 @@
 //! Deliberately absent: any wait for readers.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::raw::fork::PerProcess;
 use crate::raw::pool::{self, Lane};
 use crate::raw::{epoch, heap};
 
@@ -21,7 +23,13 @@ const AGAIN_AFTER: Duration = Duration::from_millis(2);
 /// values.
 const FIRST_AFTER: Duration = Duration::from_millis(5);
 
-static SCHEDULED: AtomicBool = AtomicBool::new(false);
+/// `true` while the job is scheduled. A forked child has no thread that would run the job of its
+/// parent.
+static SCHEDULED: PerProcess<AtomicBool> = PerProcess::new();
+
+fn scheduled() -> &'static AtomicBool {
+    SCHEDULED.get(AtomicBool::default)
+}
 
 /// Bytes of directories freed since memory was last returned to the system.
 static FREED_BYTES: AtomicUsize = AtomicUsize::new(0);
@@ -64,10 +72,42 @@ pub(crate) fn note_freed_directory() {
     }
 }
 
+/// Frees retired values and returns freed memory to the system before this call returns, as far as
+/// pins permit. The caller holds no pin. A round that another thread has begun is waited for.
+pub(crate) fn finish() {
+    // Pins of other databases end soon, but nobody waits for them without a bound.
+    let is_done = (0..FINISH_ROUNDS).any(|_| {
+        let is_done = epoch::collect();
+        if !is_done {
+            std::thread::yield_now();
+        }
+        is_done
+    });
+    if !is_done {
+        schedule();
+    }
+    trim();
+}
+
+/// Number of tries of `finish`, together about a millisecond.
+const FINISH_ROUNDS: u32 = 1000;
+
+/// Held while memory is returned to the system, which locks the allocator.
+static TRIMMING: PerProcess<Mutex<()>> = PerProcess::new();
+
+fn trim() {
+    let one = TRIMMING.get(Mutex::default).lock();
+    let _one = one.unwrap_or_else(PoisonError::into_inner);
+    if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES {
+        FREED_BYTES.store(0, Ordering::Relaxed);
+        heap::trim();
+    }
+}
+
 #[cold]
 fn schedule() {
     // A model has no threads except its own.
-    if cfg!(loom) || SCHEDULED.swap(true, Ordering::AcqRel) {
+    if cfg!(loom) || scheduled().swap(true, Ordering::AcqRel) {
         return;
     }
     pool::submit(Lane::Memory, FIRST_AFTER, work);
@@ -75,12 +115,9 @@ fn schedule() {
 
 fn work() {
     let is_done = epoch::collect();
-    if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES {
-        FREED_BYTES.store(0, Ordering::Relaxed);
-        heap::trim();
-    }
+    trim();
     if is_done {
-        SCHEDULED.store(false, Ordering::Release);
+        scheduled().store(false, Ordering::Release);
         // A value retired before the store found the job scheduled, so the request is repeated.
         request();
         note_freed(0);

@@ -7,6 +7,7 @@
 //!
 //! Deliberately absent: changes of files or of the engine.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -169,11 +170,14 @@ impl Scan {
         } else {
             OpenMode::ReadWrite
         };
-        let file = engine
-            .options
-            .storage
-            .open(&path, mode)
-            .map_err(Error::io("cannot open", &path))?;
+        // A foreign folder behind the log. The writer skips its name.
+        let is_foreign = |error: &std::io::Error| {
+            error.kind() == ErrorKind::IsADirectory && !known && id > self.frontier.position.segment
+        };
+        let file = match engine.options.storage.open(&path, mode) {
+            Err(error) if is_foreign(&error) => return Ok(()),
+            file => file.map_err(Error::io("cannot open", &path))?,
+        };
         let len = file.len().map_err(Error::io("cannot read", &path))?;
         // A footer may follow the frames. At most one page of it matters here.
         let len = len.min(u64::from(SEGMENT_BYTES_LIMIT));
@@ -191,13 +195,14 @@ impl Scan {
         };
         let map = engine.options.map(file.as_ref(), map_bytes);
         let map = map.map_err(Error::io("cannot map", &path))?;
-        let rest = read_up_to(file.as_ref(), map_bytes, len - map_bytes);
-        let rest = rest.map_err(Error::io("cannot read", &path))?;
-        let bytes = match map.get(0, map.len()) {
-            Some(bytes) if !bytes.is_empty() => bytes,
-            _ => &rest,
+        let rest = match read_up_to(file.as_ref(), map_bytes, len - map_bytes) {
+            Err(error) if is_foreign(&error) => return Ok(()),
+            rest => rest.map_err(Error::io("cannot read", &path))?,
         };
-        let header = match SegmentHeader::decode(bytes, engine.database, id) {
+        // Read without the map, from which the system would read much more.
+        let head = read_up_to(file.as_ref(), 0, len.min(SEGMENT_HEADER_BYTES.into()));
+        let head = head.map_err(Error::io("cannot read", &path))?;
+        let header = match SegmentHeader::decode(&head, engine.database, id) {
             Ok(header) => header,
             Err(flaw) => {
                 let at = flaw.at.into();
@@ -209,7 +214,8 @@ impl Scan {
                     self.suspects.push((id, damage()));
                     return Ok(());
                 }
-                self.unreadable_bytes += significant(bytes);
+                let bytes = map.get(0, map.len()).filter(|bytes| !bytes.is_empty());
+                self.unreadable_bytes += significant(bytes.unwrap_or(&rest));
                 self.unreadable.push((id, path));
                 return Ok(());
             }

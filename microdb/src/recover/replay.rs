@@ -75,14 +75,21 @@ pub(super) fn replay(
         segment: None,
         torn: false,
     };
-    for index in 0..scan.segments.len() {
+    let complete = scan
+        .segments
+        .partition_point(|segment| segment.id() < checkpoint.position.segment);
+    for (index, segment) in scan.segments[..complete].iter().enumerate() {
+        check_complete(segment, &core)?;
+        cut.segment = Some(index);
+    }
+    let complete_segments = scan.segments[..complete].iter();
+    engine
+        .segments
+        .put_all(complete_segments.map(|file| file.segment.clone()));
+    for index in complete..scan.segments.len() {
         let segment = &scan.segments[index];
         engine.segments.put(segment.segment.clone());
         cut.segment = Some(index);
-        if segment.id() < checkpoint.position.segment {
-            check_complete(segment, &core)?;
-            continue;
-        }
         let mut start = checkpoint;
         if segment.id() != checkpoint.position.segment {
             segment.check_follows(cut.end)?;

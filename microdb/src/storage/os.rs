@@ -17,6 +17,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FallocateFlags;
 
@@ -43,7 +44,20 @@ const FILE_MODE: u32 = 0o600;
 pub struct OsStorage;
 
 #[derive(Debug)]
-struct OsFile(File);
+struct OsFile {
+    file: File,
+    /// Length seen last. Spares a system call for each map.
+    len: AtomicU64,
+}
+
+impl OsFile {
+    fn new(file: File) -> Self {
+        Self {
+            file,
+            len: AtomicU64::new(0),
+        }
+    }
+}
 
 /// Returns the same calls without a held folder.
 fn unheld() -> HeldFolders {
@@ -106,7 +120,7 @@ impl StorageFile for OsFile {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut done = 0;
         while done < bytes.len() {
-            match repeated(|| self.0.read_at(&mut bytes[done..], offset + done as u64))? {
+            match repeated(|| self.file.read_at(&mut bytes[done..], offset + done as u64))? {
                 0 => break,
                 read => done += read,
             }
@@ -116,17 +130,17 @@ impl StorageFile for OsFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         // Repeats interrupted calls by itself.
-        self.0.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        repeated(|| self.0.sync_data())
+        repeated(|| self.file.sync_data())
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
         use rustix::io::Errno;
         let allocated = rustix::io::retry_on_intr(|| {
-            rustix::fs::fallocate(&self.0, FallocateFlags::empty(), offset, len)
+            rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, len)
         });
         match allocated {
             Ok(()) => Ok(()),
@@ -136,7 +150,7 @@ impl StorageFile for OsFile {
                 let (mut at, end) = (offset.max(self.len()?), offset + len);
                 while at < end {
                     let step = (end - at).min(zeros.len() as u64);
-                    self.0.write_all_at(&zeros[..step as usize], at)?;
+                    self.file.write_all_at(&zeros[..step as usize], at)?;
                     at += step;
                 }
                 Ok(())
@@ -146,18 +160,69 @@ impl StorageFile for OsFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        repeated(|| self.0.set_len(len))
+        // Forgotten first, because a failed call may have cut the file.
+        self.len.store(0, Ordering::Relaxed);
+        repeated(|| self.file.set_len(len))
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(repeated(|| self.0.metadata())?.len())
+        let len = repeated(|| self.file.metadata())?.len();
+        self.len.store(len, Ordering::Relaxed);
+        Ok(len)
     }
 
     fn map(&self, len: u64) -> io::Result<Option<Mapping>> {
-        let map = repeated(|| Map::of_file(&self.0, len))?;
-        // Advised until the size of the log is known, so that reading the header of each file does
-        // not read megabytes.
-        map.advise(true);
+        if self.len.load(Ordering::Relaxed) < len && self.len()? < len {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file is shorter than the requested map",
+            ));
+        }
+        let map = repeated(|| Map::of_file(&self.file, len))?;
         Ok(Some(Mapping(Arc::new(map))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    #[test]
+    fn reads_leave_no_trace_in_the_file_system() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "four").unwrap();
+        // Older than the last change: by default the next read would update this time.
+        let accessed = SystemTime::now() - Duration::from_secs(600);
+        let times = std::fs::FileTimes::new().set_accessed(accessed);
+        for path in [path.as_path(), folder.path()] {
+            File::open(path).unwrap().set_times(times).unwrap();
+        }
+        let file = OsStorage.open(&path, OpenMode::Read).unwrap();
+        file.read_at(&mut [0; 4], 0).unwrap();
+        let map = file.map(4).unwrap().unwrap();
+        assert_eq!(map.0.get(0, 4).unwrap(), b"four");
+        assert_eq!(OsStorage.list(folder.path()).unwrap(), ["file"]);
+        for path in [path.as_path(), folder.path()] {
+            assert_eq!(std::fs::metadata(path).unwrap().accessed().unwrap(), accessed);
+        }
+    }
+
+    #[test]
+    fn a_map_ends_with_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = OsStorage
+            .open(&folder.path().join("file"), OpenMode::CreateNew)
+            .unwrap();
+        file.write_at(b"four", 0).unwrap();
+        assert_eq!(file.len().unwrap(), 4);
+        assert_eq!(file.map(5).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(file.map(4).unwrap().unwrap().0.get(0, 4).unwrap(), b"four");
+        file.set_len(2).unwrap();
+        assert_eq!(file.map(4).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        file.write_at(b"more", 2).unwrap();
+        assert_eq!(file.map(6).unwrap().unwrap().0.get(0, 6).unwrap(), b"fomore");
     }
 }

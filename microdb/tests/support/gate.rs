@@ -22,6 +22,8 @@ struct State {
     is_done: bool,
     /// Bytes read from files by any thread.
     read_bytes: u64,
+    /// Number of calls of that thread that change or sync the disk.
+    changes: u64,
 }
 
 /// A storage behind a gate; clones of the handle are the same gate.
@@ -85,6 +87,11 @@ impl Gate {
         self.state().is_held
     }
 
+    /// Returns the number of calls that changed or synced the disk since the thread was armed.
+    pub(crate) fn changes(&self) -> u64 {
+        self.state().changes
+    }
+
     /// Returns the number of bytes read, without those of maps.
     pub(crate) fn read_bytes(&self) -> u64 {
         self.state().read_bytes
@@ -94,6 +101,16 @@ impl Gate {
     pub(crate) fn release(&self) {
         self.state().armed = None;
         self.state.1.notify_all();
+    }
+
+    fn pass_to_change(&self) {
+        let mut state = self.state();
+        let is_counted = state
+            .armed
+            .is_some_and(|(thread, _)| thread == std::thread::current().id());
+        state.changes += u64::from(is_counted);
+        drop(state);
+        self.pass();
     }
 
     fn pass(&self) {
@@ -136,22 +153,22 @@ impl Storage for Gate {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.pass();
+        self.pass_to_change();
         self.storage.rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.pass();
+        self.pass_to_change();
         self.storage.remove(path)
     }
 
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.pass();
+        self.pass_to_change();
         self.storage.hard_link(from, to)
     }
 
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        self.pass();
+        self.pass_to_change();
         self.storage.sync_folder(path)
     }
 
@@ -169,12 +186,12 @@ impl StorageFile for GatedFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.gate.pass();
+        self.gate.pass_to_change();
         self.file.write_at(bytes, offset)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.gate.pass();
+        self.gate.pass_to_change();
         self.file.sync_data()
     }
 
@@ -183,7 +200,7 @@ impl StorageFile for GatedFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.gate.pass();
+        self.gate.pass_to_change();
         self.file.set_len(len)
     }
 

@@ -32,6 +32,13 @@ const STEPS_PER_ORDER: usize = 24;
 /// Number of tries of the read at the end.
 const TRIES: u32 = 200;
 
+/// Returns the number of operations of an order. `IMT_SIM_STEPS` replaces it, for longer or shorter
+/// histories of the same seeds.
+fn steps_per_order() -> usize {
+    let steps = crate::simulation::number("IMT_SIM_STEPS");
+    steps.map_or(STEPS_PER_ORDER, |steps| steps.max(1) as usize)
+}
+
 /// The histories of all orders.
 #[derive(Default)]
 pub(super) struct Histories(Mutex<Inside>);
@@ -55,7 +62,7 @@ impl Histories {
         while inside.open.len() < ORDERS_AT_ONCE {
             inside.next += 1;
             let order = inside.next;
-            inside.open.push((order, STEPS_PER_ORDER));
+            inside.open.push((order, steps_per_order()));
         }
         let at = world.dice.between(0, ORDERS_AT_ONCE as u64 - 1) as usize;
         let (order, left) = &mut inside.open[at];

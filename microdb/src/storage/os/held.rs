@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
@@ -74,7 +74,9 @@ impl HeldFolder {
 
 fn names_in(folder: &File) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in Dir::read_from(folder)? {
+    // A handle of its own, since handles of one open folder share a position.
+    let handle = open_folder(folder, Path::new("."))?;
+    for entry in Dir::new(handle)? {
         // Names of databases are UTF-8, so any other name is foreign.
         if let Ok(name) = entry?.file_name().to_str()
             && name != "."
@@ -88,8 +90,26 @@ fn names_in(folder: &File) -> io::Result<Vec<String>> {
 
 fn open_folder(base: impl AsFd, path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = retry_on_intr(|| rustix::fs::openat(&base, path, flags, Mode::empty()))?;
+    let folder = open_without_trace(base, path, flags, Mode::empty())?;
     Ok(folder.into())
+}
+
+/// Opens a file of which reads do not change the time of the last access. Otherwise the first read
+/// after each write changes it, and may wait for the file system's journal, for milliseconds. The
+/// open does not wait either if the file is a named pipe that nobody writes to.
+pub(super) fn open_without_trace(
+    base: impl AsFd,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+) -> Result<OwnedFd, Errno> {
+    let open = |flags| retry_on_intr(|| rustix::fs::openat(&base, path, flags, mode));
+    let flags = flags | OFlags::NONBLOCK;
+    match open(flags | OFlags::NOATIME) {
+        // Only the owner of a file may request the first flag.
+        Err(Errno::PERM) => open(flags),
+        opened => opened,
+    }
 }
 
 /// Returns device and inode of a file, which are the same through links and bind mounts.
@@ -171,16 +191,23 @@ impl Storage for HeldFolders {
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
-        let flags = OFlags::CLOEXEC
-            | match mode {
-                OpenMode::Read => OFlags::RDONLY,
-                OpenMode::ReadWrite => OFlags::RDWR,
-                OpenMode::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
-            };
         let (base, name) = self.at(path)?;
-        let permissions = Mode::from_raw_mode(FILE_MODE);
-        let file = retry_on_intr(|| rustix::fs::openat(&base, name, flags, permissions))?;
-        Ok(Arc::new(OsFile(file.into())))
+        let file = match mode {
+            OpenMode::Read => {
+                let flags = OFlags::CLOEXEC | OFlags::RDONLY;
+                open_without_trace(base, name, flags, Mode::empty())?
+            }
+            OpenMode::ReadWrite => {
+                let flags = OFlags::CLOEXEC | OFlags::RDWR;
+                open_without_trace(base, name, flags, Mode::empty())?
+            }
+            OpenMode::CreateNew => {
+                let flags = OFlags::CLOEXEC | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+                let permissions = Mode::from_raw_mode(FILE_MODE);
+                retry_on_intr(|| rustix::fs::openat(&base, name, flags, permissions))?
+            }
+        };
+        Ok(Arc::new(OsFile::new(file.into())))
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {

@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::FILE_MODE;
-use super::held::{Base, HeldFolder};
+use super::held::{Base, HeldFolder, open_without_trace};
 use crate::raw::fork::Birth;
 use crate::raw::sync::ignore_poison;
 use crate::seeded::seeded;
@@ -135,7 +135,7 @@ pub(super) fn lock_file(
     };
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(FILE_MODE);
-    let file: File = retry_on_intr(|| rustix::fs::openat(&base, name, flags, mode))?.into();
+    let file: File = open_without_trace(&base, name, flags, mode)?.into();
     let stat = retry_on_intr(|| rustix::fs::fstat(&file))?;
     let Some(lock) = FileLock::take(Arc::new(file))? else {
         return Ok(Err(holder(&base, name)));
@@ -177,7 +177,7 @@ fn lock_folder(held: &HeldFolder) -> io::Result<Result<Option<Arc<FolderLock>>, 
 /// Returns the process id that the holder noted in the lock file.
 fn holder(base: impl AsFd, name: &Path) -> Option<u32> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = retry_on_intr(|| rustix::fs::openat(&base, name, flags, Mode::empty())).ok()?;
+    let file = open_without_trace(base, name, flags, Mode::empty()).ok()?;
     let (note, len) = read_note(&file.into()).ok()?;
     std::str::from_utf8(note.get(..len)?).ok()?.trim().parse().ok()
 }
@@ -195,6 +195,12 @@ fn note_holder(file: &File) -> io::Result<()> {
         // The disk cannot read the note. The lock is valid without it.
         return Ok(());
     };
+    let own = own_note();
+    if note.get(..len) == Some(own.as_bytes()) {
+        // Written by an earlier open of this process. A write can wait for the file system's
+        // journal.
+        return Ok(());
+    }
     let is_note = match note.get(..len) {
         Some([digits @ .., b'\n']) => digits.iter().all(u8::is_ascii_digit),
         Some([]) => true,
@@ -204,7 +210,7 @@ fn note_holder(file: &File) -> io::Result<()> {
         return Ok(());
     }
     // Not synced, since the note is only for messages.
-    file.write_all_at(own_note().as_bytes(), 0)
+    file.write_all_at(own.as_bytes(), 0)
 }
 
 fn own_note() -> String {
@@ -268,5 +274,17 @@ mod tests {
                 Some(std::process::id())
             );
         }
+    }
+
+    #[test]
+    fn the_note_of_an_earlier_open_is_not_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("LOCK");
+        drop(OsStorage.lock(&path).unwrap().unwrap());
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        File::open(&path).unwrap().set_modified(long_ago).unwrap();
+        drop(OsStorage.lock(&path).unwrap().unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), own_note());
+        assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), long_ago);
     }
 }
