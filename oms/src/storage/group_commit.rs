@@ -255,6 +255,10 @@ impl Committer {
             }
         };
         self.volume.failed.store(failed, Ordering::Relaxed);
+        if let Some(counters) = self.volume.commit_counters.get() {
+            counters.commits.fetch_add(1, Ordering::Relaxed);
+            counters.batches.fetch_add(batches as u64, Ordering::Relaxed);
+        }
     }
 
     fn commit_and_answer(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Vec<Waiting>) {

@@ -6,12 +6,14 @@
 //! not fit.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use crate::cluster::channel::LinkError;
 use crate::cluster::channel::frame::{self, FrameSink, HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use crate::runtime::metrics::ChannelCounters;
 
 /// Bytes after which a further message begins another frame: the receiver starts on the first frame
 /// while the next one is written.
@@ -35,6 +37,7 @@ pub(crate) struct FrameQueue {
     waiting: Mutex<Waiting>,
     called: Notify,
     bytes_max: usize,
+    counters: Arc<ChannelCounters>,
 }
 
 #[derive(Default)]
@@ -46,12 +49,13 @@ struct Waiting {
 }
 
 impl FrameQueue {
-    /// A queue that holds at most this many bytes.
-    pub(crate) fn new(bytes_max: usize) -> FrameQueue {
+    /// A queue that holds at most this many bytes and counts its messages and frames.
+    pub(crate) fn new(bytes_max: usize, counters: Arc<ChannelCounters>) -> FrameQueue {
         FrameQueue {
             waiting: Mutex::default(),
             called: Notify::new(),
             bytes_max,
+            counters,
         }
     }
 
@@ -73,6 +77,7 @@ impl FrameQueue {
             waiting.add(encode)?;
             was_empty
         };
+        self.counters.messages.fetch_add(1, Ordering::Relaxed);
         if is_first {
             self.called.notify_one();
         }
@@ -122,6 +127,10 @@ impl FrameQueue {
         while let Some(mut frame) = self.next().await {
             number += 1;
             frame::seal(&mut frame, number);
+            self.counters.frames.fetch_add(1, Ordering::Relaxed);
+            self.counters
+                .bytes
+                .fetch_add(frame.len() as u64, Ordering::Relaxed);
             let sent = sink.send(frame).await?;
             self.give_back(sent);
         }
@@ -199,7 +208,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_that_waits_leaves_in_one_frame() {
-        let queue = FrameQueue::new(1 << 20);
+        let queue = FrameQueue::new(1 << 20, Arc::default());
         for number in 0..100u8 {
             queue.push(|bytes| bytes.push(number)).unwrap();
         }
@@ -211,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn large_messages_take_frames_of_their_own_and_keep_their_order() {
-        let queue = FrameQueue::new(1 << 30);
+        let queue = FrameQueue::new(1 << 30, Arc::default());
         let sizes = [10, PAYLOAD_BYTES_MAX, 20, PAYLOAD_BYTES_MAX - 5, 7, 300 << 10, 9];
         for (number, size) in (1u8..).zip(sizes) {
             queue
@@ -238,7 +247,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_and_a_message_larger_than_a_frame_are_refused() {
-        let queue = FrameQueue::new(1_000);
+        let queue = FrameQueue::new(1_000, Arc::default());
         let too_large = queue.push(|bytes| bytes.resize(bytes.len() + PAYLOAD_BYTES_MAX + 1, 0));
         assert_eq!(too_large, Err(Refused::TooLarge));
         assert_eq!(queue.waiting().bytes, 0);
@@ -253,9 +262,9 @@ mod tests {
 
     #[tokio::test]
     async fn tasks_that_are_ready_share_a_frame() {
-        let queue = std::sync::Arc::new(FrameQueue::new(1 << 20));
+        let queue = Arc::new(FrameQueue::new(1 << 20, Arc::default()));
         let sender = {
-            let queue = std::sync::Arc::clone(&queue);
+            let queue = Arc::clone(&queue);
             tokio::spawn(async move {
                 let mut sink = Kept::default();
                 queue.send_all(&mut sink).await.unwrap();
@@ -265,7 +274,7 @@ mod tests {
         tokio::task::yield_now().await;
         let mut tasks = tokio::task::JoinSet::new();
         for number in 0..50u8 {
-            let queue = std::sync::Arc::clone(&queue);
+            let queue = Arc::clone(&queue);
             tasks.spawn(async move { queue.push(|bytes| bytes.push(number)).unwrap() });
         }
         tasks.join_all().await;
