@@ -113,13 +113,16 @@ impl Connection {
         answer.map_err(|_| self.broken())
     }
 
-    /// Sends a request that has no answer.
+    /// Sends a request that has no answer, together with the next one that has.
     pub(crate) fn tell(&self, request: &Request) -> Result<(), Unanswered> {
-        self.push(request)
+        self.pushed(self.queue.push_along(|bytes| request.encode(bytes)))
     }
 
     fn push(&self, request: &Request) -> Result<(), Unanswered> {
-        let pushed = self.queue.push(|bytes| request.encode(bytes));
+        self.pushed(self.queue.push(|bytes| request.encode(bytes)))
+    }
+
+    fn pushed(&self, pushed: Result<(), Refused>) -> Result<(), Unanswered> {
         pushed.map_err(|refused| match refused {
             Refused::Full => Unanswered::Busy,
             Refused::TooLarge => Unanswered::TooLarge,

@@ -18,6 +18,8 @@ use crate::runtime::metrics::ChannelCounters;
 /// Bytes after which a further message begins another frame: the receiver starts on the first frame
 /// while the next one is written.
 const FRAME_BYTES_FULL: usize = 256 << 10;
+/// Bytes that wait for a message that leaves at once, at most.
+const ALONG_BYTES_MAX: usize = 16 << 10;
 /// Memory that is kept for the next frame; a larger buffer is given back.
 const SPARE_BYTES_MAX: usize = 2 * FRAME_BYTES_FULL;
 
@@ -45,6 +47,8 @@ struct Waiting {
     frames: VecDeque<Vec<u8>>,
     spare: Vec<u8>,
     bytes: usize,
+    /// `true` if a message waits that leaves as soon as possible.
+    is_called: bool,
     is_closed: bool,
 }
 
@@ -65,7 +69,16 @@ impl FrameQueue {
 
     /// Adds a message, which `encode` appends to its frame.
     pub(crate) fn push(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
-        let is_first = {
+        self.add(encode, true)
+    }
+
+    /// Adds a message that leaves with the next one. Alone it would cost a frame.
+    pub(crate) fn push_along(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
+        self.add(encode, false)
+    }
+
+    fn add(&self, encode: impl FnOnce(&mut Vec<u8>), leaves_now: bool) -> Result<(), Refused> {
+        let calls = {
             let mut waiting = self.waiting();
             if waiting.is_closed {
                 return Err(Refused::Closed);
@@ -73,12 +86,12 @@ impl FrameQueue {
             if waiting.bytes >= self.bytes_max {
                 return Err(Refused::Full);
             }
-            let was_empty = waiting.frames.is_empty();
             waiting.add(encode)?;
-            was_empty
+            let leaves = leaves_now || waiting.bytes >= ALONG_BYTES_MAX;
+            leaves && !std::mem::replace(&mut waiting.is_called, true)
         };
         self.counters.messages.fetch_add(1, Ordering::Relaxed);
-        if is_first {
+        if calls {
             self.called.notify_one();
         }
         Ok(())
@@ -103,8 +116,11 @@ impl FrameQueue {
                 if waiting.is_closed {
                     return None;
                 }
-                if let Some(frame) = waiting.frames.pop_front() {
+                if waiting.is_called
+                    && let Some(frame) = waiting.frames.pop_front()
+                {
                     waiting.bytes -= frame.len();
+                    waiting.is_called = !waiting.frames.is_empty();
                     return Some(frame);
                 }
             }
@@ -216,6 +232,39 @@ mod tests {
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0][HEADER_BYTES..], (0..100u8).collect::<Vec<_>>()[..]);
         assert_eq!(queue.waiting().bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn a_message_that_may_wait_leaves_with_the_next_one_or_once_many_wait() {
+        let queue = Arc::new(FrameQueue::new(1 << 20, Arc::default()));
+        let sender = {
+            let queue = Arc::clone(&queue);
+            tokio::spawn(async move {
+                let mut sink = Kept::default();
+                queue.send_all(&mut sink).await.unwrap();
+                sink.0
+            })
+        };
+        let run_all = || async {
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+        };
+        queue.push_along(|bytes| bytes.push(1)).unwrap();
+        run_all().await;
+        assert_eq!(queue.waiting().frames.len(), 1, "it waits");
+        queue.push(|bytes| bytes.push(2)).unwrap();
+        run_all().await;
+        assert_eq!(queue.waiting().frames.len(), 0);
+        queue
+            .push_along(|bytes| bytes.resize(ALONG_BYTES_MAX, 3))
+            .unwrap();
+        run_all().await;
+        assert_eq!(queue.waiting().frames.len(), 0);
+        queue.close();
+        let frames = sender.await.unwrap();
+        let payloads: Vec<&[u8]> = frames.iter().map(|frame| &frame[HEADER_BYTES..]).collect();
+        assert_eq!(payloads, [&[1, 2][..], &[3; ALONG_BYTES_MAX - HEADER_BYTES]]);
     }
 
     #[tokio::test]
