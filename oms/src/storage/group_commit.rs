@@ -140,8 +140,8 @@ struct Bell {
     has_rung: AtomicBool,
     has_ended: AtomicBool,
     called: Notify,
-    /// `true` without a runtime: each batch rings.
-    is_direct: bool,
+    /// `true` without a runtime, or once it has ended: each batch rings.
+    is_direct: AtomicBool,
     /// The committer's thread; none in the simulation, where the committer is a task.
     thread: OnceLock<Thread>,
 }
@@ -149,7 +149,7 @@ struct Bell {
 impl Bell {
     /// Has the bell rung for a batch that was queued.
     fn call(&self) {
-        if self.is_direct {
+        if self.is_direct.load(Ordering::Acquire) {
             self.ring();
         } else if !self.is_called.swap(true, Ordering::AcqRel) {
             self.called.notify_one();
@@ -169,16 +169,30 @@ impl Bell {
         self.called.notify_one();
         self.ring();
     }
+}
 
+/// The task that rings the bell.
+struct Ringer(Arc<Bell>);
+
+impl Ringer {
     /// Rings for batches until the bell is ended.
-    async fn ring_for_batches(self: Arc<Self>) {
-        while !self.has_ended.load(Ordering::Acquire) {
-            self.called.notified().await;
+    async fn run(self) {
+        let bell = &self.0;
+        while !bell.has_ended.load(Ordering::Acquire) {
+            bell.called.notified().await;
             tokio::task::yield_now().await;
             // Cleared before the thread looks: a batch that is queued later calls again.
-            self.is_called.store(false, Ordering::Release);
-            self.ring();
+            bell.is_called.store(false, Ordering::Release);
+            bell.ring();
         }
+    }
+}
+
+impl Drop for Ringer {
+    /// The runtime may end before the volume is closed. Batches must not wait for this task then.
+    fn drop(&mut self) {
+        self.0.is_direct.store(true, Ordering::Release);
+        self.0.ring();
     }
 }
 
@@ -222,7 +236,7 @@ pub(super) fn start(volume: Arc<VolumeTables>, log: Option<LogWriter>) -> std::i
     let (submissions, waiting) = mpsc::channel(QUEUE_CHANGES_MAX);
     let runtime = Handle::try_current().ok();
     let bell = Arc::new(Bell {
-        is_direct: runtime.is_none(),
+        is_direct: AtomicBool::new(runtime.is_none()),
         ..Bell::default()
     });
     let committer = Committer {
@@ -246,10 +260,10 @@ pub(super) fn start(volume: Arc<VolumeTables>, log: Option<LogWriter>) -> std::i
     let thread = std::thread::Builder::new()
         .name("committer".to_owned())
         .spawn(move || committer.run())?;
-    // The thread looks for batches before it waits, so a call before this line is not lost.
+    // No batch is queued before this function returns, so no call comes before this line.
     let _ = bell.thread.set(thread.thread().clone());
     if let Some(runtime) = runtime {
-        runtime.spawn(bell.ring_for_batches());
+        runtime.spawn(Ringer(bell).run());
     }
     Ok((queue, Worker::Thread(thread)))
 }
