@@ -190,8 +190,7 @@ fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<R
     }
     let mut nodes = Vec::new();
     for number in 0..count {
-        let period_us = (arguments.period_ms * 1_000.0) as u64;
-        let group = match Group::create(number, arguments.share, period_us) {
+        let group = match Group::create(number, arguments.share, (arguments.period_ms * 1_000.0) as u64) {
             Ok(group) => Some(group),
             Err(reason) => {
                 eprintln!("node {number} has no cpu group of its own: {reason}");
