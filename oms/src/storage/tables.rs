@@ -11,7 +11,7 @@
 //! Deliberately absent: the reading of rows for their meaning (`volume`).
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use microdb::Db;
 use parking_lot::Mutex;
 
 use crate::error::StorageError;
+use crate::runtime::metrics::VolumeCounters;
 use crate::runtime::seeded::seeded;
 use crate::storage::codec::{self, Counters};
 use crate::storage::fence::SlotOwnership;
@@ -43,6 +44,8 @@ pub(super) struct VolumeTables {
     /// admitted.
     record: Mutex<Option<SlotOwnership>>,
     pub(super) failed: AtomicBool,
+    /// Counters of the volume's commits, once a server has set them.
+    pub(super) commit_counters: OnceLock<Arc<VolumeCounters>>,
 }
 
 impl VolumeTables {
@@ -293,6 +296,7 @@ impl VolumeTables {
             counters: Mutex::new(Counters::default()),
             record: Mutex::default(),
             failed: AtomicBool::new(false),
+            commit_counters: OnceLock::new(),
         };
         tables.refresh()?;
         Ok(tables)

@@ -2,7 +2,7 @@
 //!
 //! Deliberately absent: rows, and messages between volumes (`remote_stock`).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,6 +20,8 @@ pub(crate) struct RemoteReservation {
     /// The next time to ask the order's volume about the reservation.
     ask_at: Instant,
     ask_after: Duration,
+    /// `true` once its order is durable: nobody asks about it then.
+    is_confirmed: bool,
     /// `true` while a commit that changes its row is not finished.
     pub(crate) is_changing: bool,
 }
@@ -37,6 +39,7 @@ impl RemoteReservation {
             nonce,
             ask_at: Instant::now() + ASK_AFTER,
             ask_after: ASK_AFTER,
+            is_confirmed: false,
             is_changing: false,
         }
     }
@@ -68,9 +71,10 @@ pub(crate) struct DueReservation {
 #[derive(Debug, Default)]
 pub(crate) struct RemoteReservations {
     by_store: BTreeMap<u32, HashMap<OrderId, RemoteReservation>>,
-    /// The unconfirmed reservations, and some that have ended. There are few, so the due ones are
-    /// found without a scan of all reservations.
-    unconfirmed: HashSet<(u32, OrderId)>,
+    /// The unconfirmed reservations, and some that were confirmed or removed since the last call of
+    /// `due`. There are few, so the due ones are found without a scan of all reservations. Every
+    /// order of another volume adds one and confirms it, so neither costs a look-up here.
+    unconfirmed: Vec<(u32, OrderId)>,
 }
 
 impl RemoteReservations {
@@ -103,9 +107,9 @@ impl RemoteReservations {
 
     /// Records that the order of a reservation is durable, so that its volume is not asked again.
     pub(crate) fn confirm(&mut self, order: &OrderId, store: u32, nonce: u64) {
-        let known = self.get(order, store);
-        if known.is_some_and(|known| known.nonce == nonce && !known.is_changing) {
-            self.unconfirmed.remove(&(store, order.clone()));
+        let known = self.get_mut(order, store);
+        if let Some(known) = known.filter(|known| known.nonce == nonce && !known.is_changing) {
+            known.is_confirmed = true;
         }
     }
 
@@ -116,7 +120,7 @@ impl RemoteReservations {
         store: u32,
         reservation: RemoteReservation,
     ) -> Option<RemoteReservation> {
-        self.unconfirmed.insert((store, order.clone()));
+        self.unconfirmed.push((store, order.clone()));
         self.by_store
             .entry(store)
             .or_default()
@@ -171,7 +175,9 @@ impl RemoteReservations {
             let known = by_store
                 .get_mut(store)
                 .and_then(|reservations| reservations.get_mut(order));
-            let Some(known) = known else { return false };
+            let Some(known) = known.filter(|known| !known.is_confirmed) else {
+                return false;
+            };
             if known.ask_at <= now {
                 known.ask_after = (known.ask_after * 2).min(ASK_AFTER_MAX);
                 known.ask_at = now + known.ask_after;
@@ -183,7 +189,7 @@ impl RemoteReservations {
             }
             true
         });
-        // A hash set has another order in each run, and a simulation needs the same one.
+        // Rows may have been read in any order, and a simulation needs the same one in each run.
         due.sort_unstable();
         due
     }
