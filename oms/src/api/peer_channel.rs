@@ -24,7 +24,7 @@ use crate::cluster::channel::message::{HttpReply, OrderCommand, Question, Reply,
 use crate::cluster::channel::{Asked, Caller, Service};
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
-use crate::runtime::trace::{self, FinishedSpan, SpanKind, TraceContext};
+use crate::runtime::trace::{self, FinishedSpan, SpanOutcome, SpanKind, TraceContext};
 use crate::volume::questions;
 use crate::volume::server::VolumeServer;
 
@@ -36,7 +36,8 @@ const BODY_BYTES_MAX: usize = 256 << 10;
 struct Reserves {
     server: Arc<VolumeServer>,
     asked: Vec<Reserve>,
-    callers: Vec<Caller>,
+    /// For each one, who asked for it, and the trace that it is part of.
+    callers: Vec<(Caller, Option<TraceContext>)>,
 }
 
 impl Service for ClusterHandle {
@@ -66,7 +67,7 @@ impl Service for ClusterHandle {
                         callers: Vec::new(),
                     });
                     of_volume.asked.push(reserve);
-                    of_volume.callers.push(asked.caller);
+                    of_volume.callers.push((asked.caller, trace));
                 }
                 question => {
                     let (server, caller, until) = (Arc::clone(server), asked.caller, asked.until);
@@ -91,11 +92,16 @@ impl Service for ClusterHandle {
                     asked,
                     callers,
                 } = of_volume;
+                let (started, begun) = (SystemTime::now(), Instant::now());
                 let answers = server.app.state().reserve_all(asked).await;
                 let is_ours = server.app.state().storage.is_ours();
-                for (caller, answered) in callers.into_iter().zip(answers) {
+                for ((caller, trace), answered) in callers.into_iter().zip(answers) {
                     let reply = answered.unwrap_or_else(Reply::from);
-                    caller.answer(epoch, if is_ours { reply } else { Reply::Moved });
+                    let reply = if is_ours { reply } else { Reply::Moved };
+                    if let Some(parent) = trace {
+                        finish_span("node reserve", parent, parent.child(), &server, (started, begun), &reply);
+                    }
+                    caller.answer(epoch, reply);
                 }
             });
         }
@@ -117,6 +123,19 @@ async fn answer_traced(
         _ => "node stock",
     };
     let (as_of, reply) = Box::pin(span.scope(answer(server, question))).await;
+    finish_span(name, parent, span, server, (started, begun), &reply);
+    (as_of, reply)
+}
+
+/// Exports the span of an answered request.
+fn finish_span(
+    name: &'static str,
+    parent: TraceContext,
+    span: TraceContext,
+    server: &VolumeServer,
+    (started, begun): (SystemTime, Instant),
+    reply: &Reply,
+) {
     let finished = || FinishedSpan {
         name,
         kind: SpanKind::Server,
@@ -124,14 +143,13 @@ async fn answer_traced(
         parent: Some(parent.span),
         started,
         took: begun.elapsed(),
-        status: match &reply {
-            Reply::Http(http) => Some(http.status),
-            _ => None,
+        outcome: match reply {
+            Reply::Http(http) => SpanOutcome::Status(http.status),
+            _ => SpanOutcome::Answered,
         },
         attributes: vec![("imt.volume", server.volume.to_string())],
     };
     trace::finish(finished, span);
-    (as_of, reply)
 }
 
 /// Answers a request about a volume that is served here. Says by which epoch, if that is not the

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -35,7 +35,8 @@ use crate::cluster::channel::message::{Answer as ChannelAnswer, Question, Reques
 use crate::cluster::channel::{Channels, Dialer, Unanswered};
 use crate::cluster::peer_call::{PING, PeerCall, VolumeQuestion};
 use crate::error::with_causes;
-use crate::runtime::{self, trace};
+use crate::runtime;
+use crate::runtime::trace::{self, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
 
 /// What a node shows to be let in.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
@@ -251,8 +252,11 @@ impl Peers {
     ) -> Result<ChannelAnswer, NoAnswer> {
         self.check(address).await?;
         let left = until.saturating_duration_since(Instant::now());
-        let question = match trace::current() {
-            Some(trace) => Question::Traced(trace, Box::new(question)),
+        let (started, begun) = (SystemTime::now(), Instant::now());
+        let parent = trace::current();
+        let span = parent.map(TraceContext::child);
+        let question = match span {
+            Some(span) => Question::Traced(span, Box::new(question)),
             None => question,
         };
         let request = ChannelRequest {
@@ -273,7 +277,27 @@ impl Peers {
                     Unanswered::Broken(reason) => NoAnswer(reason),
                 })
         };
-        self.answered_by(address, until, asking).await
+        let answered = self.answered_by(address, until, asking).await;
+        if let Some((span, parent)) = span.zip(parent) {
+            let finished = || FinishedSpan {
+                name: "call of another node",
+                kind: SpanKind::Client,
+                context: span,
+                parent: Some(parent.span),
+                started,
+                took: begun.elapsed(),
+                outcome: match &answered {
+                    Ok(_) => SpanOutcome::Answered,
+                    Err(_) => SpanOutcome::Unanswered,
+                },
+                attributes: vec![
+                    ("server.address", address.to_string()),
+                    ("imt.volume", volume.to_string()),
+                ],
+            };
+            trace::finish(finished, span);
+        }
+        answered
     }
 
     /// Tells a node something that has no answer. It may get lost.

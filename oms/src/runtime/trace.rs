@@ -122,6 +122,17 @@ pub enum SpanKind {
     Client,
 }
 
+/// The outcome of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanOutcome {
+    /// An answer with this HTTP status.
+    Status(u16),
+    /// An answer between nodes, which has no status.
+    Answered,
+    /// No answer.
+    Unanswered,
+}
+
 /// A span that has ended.
 #[derive(Clone, Debug)]
 pub struct FinishedSpan {
@@ -137,8 +148,8 @@ pub struct FinishedSpan {
     pub started: SystemTime,
     /// Duration.
     pub took: Duration,
-    /// HTTP status; `None` without an answer.
-    pub status: Option<u16>,
+    /// SpanOutcome.
+    pub outcome: SpanOutcome,
     /// Further facts.
     pub attributes: Vec<(&'static str, String)>,
 }
