@@ -52,7 +52,7 @@ mod absent {
 mod present {
     use super::OtlpArgs;
     use crate::error::CliError;
-    use imt_oms::{FinishedSpan, SpanOutcome, SpanKind, SpanSink};
+    use imt_oms::{FinishedSpan, SpanKind, SpanOutcome, SpanSink};
     use opentelemetry::trace::{
         SpanContext, SpanId, SpanKind as OtelKind, Status, TraceFlags, TraceId, TraceState,
     };

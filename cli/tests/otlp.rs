@@ -185,9 +185,14 @@ fn collector() -> (String, Arc<Mutex<Vec<Span>>>) {
 
 /// Returns the span of this name and node below another one, if it has come.
 fn below<'a>(spans: &'a [Span], parent: &Span, name: &str) -> Option<&'a Span> {
-    let found = spans.iter().find(|span| span.parent == parent.id && span.name == name)?;
+    let found = spans
+        .iter()
+        .find(|span| span.parent == parent.id && span.name == name)?;
     assert_eq!(found.trace, parent.trace);
-    assert!(found.begun_ns >= parent.begun_ns || parent.kind == found.kind, "{found:?} {parent:?}");
+    assert!(
+        found.begun_ns >= parent.begun_ns || parent.kind == found.kind,
+        "{found:?} {parent:?}"
+    );
     assert!(found.ended_ns >= found.begun_ns, "{found:?}");
     Some(found)
 }
@@ -195,7 +200,9 @@ fn below<'a>(spans: &'a [Span], parent: &Span, name: &str) -> Option<&'a Span> {
 /// Follows an order from the client's request to the warehouse. Returns `true` if the order's owner
 /// and the owner of its stock are two other nodes than the one that the client called.
 fn leads_over_three_nodes(spans: &[Span], client: &str) -> Option<bool> {
-    let request = spans.iter().find(|span| span.parent == client && span.name == "POST /order")?;
+    let request = spans
+        .iter()
+        .find(|span| span.parent == client && span.name == "POST /order")?;
     assert_eq!(request.attributes["http.response.status_code"], "200");
     let Some(forwarded) = below(spans, request, "call of another node") else {
         return Some(false);
@@ -223,18 +230,43 @@ fn one_trace_leads_from_the_client_over_the_owners_of_order_and_stock_to_the_war
     let warehouse = format!("http://{store}");
     let start = |name: &str, listen: &str| {
         Server::start(&[
-            "node", "start", "--name", name, "--data", data, "--listen", listen, "--warehouse", &warehouse,
-            "--otlp", &collector, "--otlp-share", "0",
+            "node",
+            "start",
+            "--name",
+            name,
+            "--data",
+            data,
+            "--listen",
+            listen,
+            "--warehouse",
+            &warehouse,
+            "--otlp",
+            &collector,
+            "--otlp-share",
+            "0",
         ])
     };
-    let nodes = [start("alpha", &first), start("beta", "127.0.0.1:0"), start("gamma", "127.0.0.1:0")];
+    let nodes = [
+        start("alpha", &first),
+        start("beta", "127.0.0.1:0"),
+        start("gamma", "127.0.0.1:0"),
+    ];
     until("each node owns slots", || {
         let health = http(&first, "GET", "/health", &[], b"").json();
         let members = health["ring"]["members"].as_object().unwrap();
         members.len() == nodes.len() && members.values().all(|slots| slots.as_u64() > Some(0))
     });
     let _warehouse = Server::start(&[
-        "sim", "warehouse", "--listen", &store, "--oms", &nodes[0].url(), "--data", data, "--profile", "fast",
+        "sim",
+        "warehouse",
+        "--listen",
+        &store,
+        "--oms",
+        &nodes[0].url(),
+        "--data",
+        data,
+        "--profile",
+        "fast",
     ]);
     until("there is stock", || {
         http(&first, "GET", "/health", &[], b"").json()["stock_snapshots"].as_u64() > Some(0)
@@ -250,27 +282,44 @@ fn one_trace_leads_from_the_client_over_the_owners_of_order_and_stock_to_the_war
         assert_eq!(answer.status, 200, "{}", answer.body);
         clients.push(client);
     }
-    until("a trace over three nodes and to the warehouse has arrived", || {
-        let spans = spans.lock().unwrap().clone();
-        let mut led = clients.iter().filter_map(|client| leads_over_three_nodes(&spans, client));
-        led.any(|over_three| over_three)
-    });
+    until(
+        "a trace over three nodes and to the warehouse has arrived",
+        || {
+            let spans = spans.lock().unwrap().clone();
+            let mut led = clients
+                .iter()
+                .filter_map(|client| leads_over_three_nodes(&spans, client));
+            led.any(|over_three| over_three)
+        },
+    );
 
     // A request without a trace begins none, by `--otlp-share 0`. The payment's trace replaces that
     // of the order for the delivery.
     let payment = br#"{"transaction_id":7}"#;
-    let paying = [json[0], ("traceparent", "00-000000000000000000000000000000ff-00000000000000ff-01")];
+    let paying = [
+        json[0],
+        (
+            "traceparent",
+            "00-000000000000000000000000000000ff-00000000000000ff-01",
+        ),
+    ];
     let paid = http(&first, "POST", "/order/1/payment-callback", &paying, payment);
     assert_eq!(paid.status, 200, "{}", paid.body);
     let unpaid = http(&first, "POST", "/order/2/payment-callback", &json, payment);
     assert_eq!(unpaid.status, 200, "{}", unpaid.body);
     until("the delivery is part of the payment's trace", || {
         let spans = spans.lock().unwrap();
-        let deliveries = spans.iter().filter(|span| span.name == "POST warehouse /order/process_delivery");
+        let deliveries = spans
+            .iter()
+            .filter(|span| span.name == "POST warehouse /order/process_delivery");
         let mut of_payment = deliveries.filter(|span| span.trace.ends_with("00ff"));
         of_payment.any(|span| span.attributes["order.id"] == "1")
     });
     let spans = spans.lock().unwrap();
     let known = |span: &&Span| span.trace.starts_with("00000000000000000000000000000");
-    assert_eq!(spans.iter().filter(known).count(), spans.len(), "all traces are the client's");
+    assert_eq!(
+        spans.iter().filter(known).count(),
+        spans.len(),
+        "all traces are the client's"
+    );
 }

@@ -24,7 +24,7 @@ use crate::cluster::channel::message::{HttpReply, OrderCommand, Question, Reply,
 use crate::cluster::channel::{Asked, Caller, Service};
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
-use crate::runtime::trace::{self, FinishedSpan, SpanOutcome, SpanKind, TraceContext};
+use crate::runtime::trace::{self, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
 use crate::volume::questions;
 use crate::volume::server::VolumeServer;
 
@@ -99,7 +99,14 @@ impl Service for ClusterHandle {
                     let reply = answered.unwrap_or_else(Reply::from);
                     let reply = if is_ours { reply } else { Reply::Moved };
                     if let Some(parent) = trace {
-                        finish_span("node reserve", parent, parent.child(), &server, (started, begun), &reply);
+                        finish_span(
+                            "node reserve",
+                            parent,
+                            parent.child(),
+                            &server,
+                            (started, begun),
+                            &reply,
+                        );
                     }
                     caller.answer(epoch, reply);
                 }

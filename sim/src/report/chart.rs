@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 
-use plotters::coord::ranged1d::{BindKeyPoints as _, WithKeyPoints};
+use plotters::coord::combinators::WithKeyPoints;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
@@ -105,8 +105,8 @@ pub(super) struct Chart<'a> {
     pub(super) timeline: Option<&'a Timeline>,
 }
 
-type Ranged = WithKeyPoints<RangedCoordf64>;
-type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Ranged, Ranged>>;
+type AxisRange = WithKeyPoints<RangedCoordf64>;
+type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<AxisRange, AxisRange>>;
 type Drawn<T> = std::result::Result<T, DrawingAreaErrorKind<std::io::Error>>;
 
 impl Chart<'_> {
@@ -127,7 +127,7 @@ impl Chart<'_> {
         let svg = self.svg().map_err(drawing_failed)?;
         let text = format!("{} in {} over {}", self.title, self.unit, self.across.text());
         Ok(format!(
-            "<figure><figcaption><b>{}</b> <em>{}</em><br>{legend}</figcaption>\
+            "<figure><figcaption><b>{}</b> <em>{}</em><br/>{legend}</figcaption>\
              <div class=\"plot\" role=\"img\" aria-label=\"{}\">{svg}</div></figure>\n",
             escape(self.title),
             escape(self.unit),
