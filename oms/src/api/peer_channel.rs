@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -24,7 +23,7 @@ use crate::cluster::channel::message::{HttpReply, OrderCommand, Question, Reply,
 use crate::cluster::channel::{Asked, Caller, Service};
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
-use crate::runtime::trace::{self, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
+use crate::runtime::trace::{self, Begun, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
 use crate::volume::questions;
 use crate::volume::server::VolumeServer;
 
@@ -92,21 +91,14 @@ impl Service for ClusterHandle {
                     asked,
                     callers,
                 } = of_volume;
-                let (started, begun) = (SystemTime::now(), Instant::now());
+                let begun = Begun::now();
                 let answers = server.app.state().reserve_all(asked).await;
                 let is_ours = server.app.state().storage.is_ours();
                 for ((caller, trace), answered) in callers.into_iter().zip(answers) {
                     let reply = answered.unwrap_or_else(Reply::from);
                     let reply = if is_ours { reply } else { Reply::Moved };
                     if let Some(parent) = trace {
-                        finish_span(
-                            "node reserve",
-                            parent,
-                            parent.child(),
-                            &server,
-                            (started, begun),
-                            &reply,
-                        );
+                        finish_span("node reserve", parent, parent.child(), &server, begun, &reply);
                     }
                     caller.answer(epoch, reply);
                 }
@@ -122,7 +114,7 @@ async fn answer_traced(
     question: Question,
 ) -> (Option<u64>, Reply) {
     let span = parent.child();
-    let (started, begun) = (SystemTime::now(), Instant::now());
+    let begun = Begun::now();
     let name = match &question {
         Question::Command(_) => "node command",
         Question::Read(_) => "node read",
@@ -130,7 +122,7 @@ async fn answer_traced(
         _ => "node stock",
     };
     let (as_of, reply) = Box::pin(span.scope(answer(server, question))).await;
-    finish_span(name, parent, span, server, (started, begun), &reply);
+    finish_span(name, parent, span, server, begun, &reply);
     (as_of, reply)
 }
 
@@ -140,7 +132,7 @@ fn finish_span(
     parent: TraceContext,
     span: TraceContext,
     server: &VolumeServer,
-    (started, begun): (SystemTime, Instant),
+    begun: Begun,
     reply: &Reply,
 ) {
     let finished = || FinishedSpan {
@@ -148,7 +140,7 @@ fn finish_span(
         kind: SpanKind::Server,
         context: span,
         parent: Some(parent.span),
-        started,
+        started: begun.started,
         took: begun.elapsed(),
         outcome: match reply {
             Reply::Http(http) => SpanOutcome::Status(http.status),

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -36,7 +36,7 @@ use crate::cluster::channel::{Channels, Dialer, Unanswered};
 use crate::cluster::peer_call::{PING, PeerCall, VolumeQuestion};
 use crate::error::with_causes;
 use crate::runtime;
-use crate::runtime::trace::{self, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
+use crate::runtime::trace::{self, Begun, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
 
 /// What a node shows to be let in.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
@@ -252,7 +252,7 @@ impl Peers {
     ) -> Result<ChannelAnswer, NoAnswer> {
         self.check(address).await?;
         let left = until.saturating_duration_since(Instant::now());
-        let (started, begun) = (SystemTime::now(), Instant::now());
+        let begun = Begun::now();
         let parent = trace::current();
         let span = parent.map(TraceContext::child);
         let question = match span {
@@ -284,7 +284,7 @@ impl Peers {
                 kind: SpanKind::Client,
                 context: span,
                 parent: Some(parent.span),
-                started,
+                started: begun.started,
                 took: begun.elapsed(),
                 outcome: match &answered {
                     Ok(_) => SpanOutcome::Answered,

@@ -14,6 +14,8 @@ use std::fmt;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 use crate::runtime;
 
 /// Name of the header.
@@ -152,6 +154,28 @@ pub struct FinishedSpan {
     pub outcome: SpanOutcome,
     /// Further facts.
     pub attributes: Vec<(&'static str, String)>,
+}
+
+/// The start of a span, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begun {
+    pub(crate) started: SystemTime,
+    instant: Instant,
+}
+
+impl Begun {
+    /// Returns the present.
+    pub(crate) fn now() -> Begun {
+        Begun {
+            started: SystemTime::now(),
+            instant: Instant::now(),
+        }
+    }
+
+    /// Returns the time since the start.
+    pub(crate) fn elapsed(self) -> Duration {
+        self.instant.elapsed()
+    }
 }
 
 /// Receives spans that have ended. It must not block.
