@@ -109,8 +109,9 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
 /// store certainly had the units of an order if the stock of its first day covers them beside all
 /// units that may have been missing when the order came:
 ///
-/// - those of every order of its life that ended in this store or in a later one, or in none. An
-///   order asks the stores in ascending order, so that it may have held units here for a while.
+/// - those of every order of its life that ended in this store. With several volumes also those of
+///   orders that ended in a later store or in none: an order asks the stores in ascending order, and
+///   holds units of an earlier one for a while if an answer between nodes is lost.
 /// - those of its deliveries once more. A snapshot counts a delivery before its confirmation ends
 ///   the reservation, so that both are subtracted for a while.
 pub(super) fn check_choice(evidence: &Evidence, record: &OrderRecord, findings: &mut Vec<Finding>) {
@@ -137,7 +138,10 @@ pub(super) fn check_choice(evidence: &Evidence, record: &OrderRecord, findings: 
     }
     let missing_at_most = |store: u32, product: u32| {
         let orders = asked_for.get(&product).into_iter().flatten();
-        let held = orders.filter(|(last, _)| *last >= store);
+        let held = orders.filter(|(last, _)| match evidence.volumes {
+            1 => *last == store,
+            _ => *last >= store,
+        });
         let held = held.fold(0_u32, |sum, (_, quantity)| sum.saturating_add(*quantity));
         let twice = delivered.get(&(store, product)).copied().unwrap_or_default();
         held.saturating_add(twice)
