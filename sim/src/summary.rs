@@ -367,10 +367,14 @@ impl Summary {
             Verdict::Clean => "nothing lost, nothing twice, nothing oversold".to_owned(),
             Verdict::Findings => format!("{} of the audit", plural(self.findings().len() as u64, "finding")),
             Verdict::ThresholdMissed => "see above".to_owned(),
-            Verdict::Invalid => "the front was late (lag p99 over 5 ms); lower the rate".to_owned(),
+            Verdict::Invalid => {
+                "requests started late (lag p99 over 5 ms), because the machine was busy; lower the \
+                 rate, or end other programs"
+                    .to_owned()
+            }
             Verdict::Unaudited => "one side could not be audited".to_owned(),
         };
-        line(f, "verdict", &format!("{}: {reason}", self.verdict.name()))
+        wrapped(f, "verdict", &format!("{}: {reason}", self.verdict.name()))
     }
 }
 
