@@ -7,7 +7,9 @@
 
 use std::fmt::Write as _;
 
-use plotters::coord::combinators::WithKeyPoints;
+use std::ops::Range;
+
+use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
@@ -105,8 +107,42 @@ pub(super) struct Chart<'a> {
     pub(super) timeline: Option<&'a Timeline>,
 }
 
-type AxisRange = WithKeyPoints<RangedCoordf64>;
-type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<AxisRange, AxisRange>>;
+/// An axis for the library. The library's own one with chosen ticks has no labels for numbers.
+struct Placed {
+    places: RangedCoordf64,
+    ticks: Vec<f64>,
+}
+
+impl Placed {
+    fn of(axis: &Axis) -> Self {
+        Self {
+            places: (axis.low..axis.high).into(),
+            ticks: axis.ticks.clone(),
+        }
+    }
+}
+
+impl Ranged for Placed {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        self.places.map(value, limit)
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        match hint.weight().allow_light_points() {
+            true => Vec::new(),
+            false => self.ticks.clone(),
+        }
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.places.range()
+    }
+}
+
+type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Placed, Placed>>;
 type Drawn<T> = std::result::Result<T, DrawingAreaErrorKind<std::io::Error>>;
 
 impl Chart<'_> {
@@ -155,10 +191,7 @@ impl Chart<'_> {
                 .margin_top(if self.has_marks() { 32 } else { 10 })
                 .x_label_area_size(36)
                 .y_label_area_size(46)
-                .build_cartesian_2d(
-                    (x.low..x.high).with_key_points(x.ticks.clone()),
-                    (y.low..y.high).with_key_points(y.ticks.clone()),
-                )?;
+                .build_cartesian_2d(Placed::of(&x), Placed::of(&y))?;
             self.draw_bands(&mut plot, &y)?;
             let label = ("sans-serif", 12).into_font().color(&BLACK);
             plot.configure_mesh()
