@@ -6,7 +6,6 @@
 //! - Names of marks never overlap; a mark without room for its name keeps its line and its tooltip.
 
 use std::fmt::Write as _;
-
 use std::ops::Range;
 
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
