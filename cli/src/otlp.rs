@@ -52,7 +52,7 @@ mod absent {
 mod present {
     use super::OtlpArgs;
     use crate::error::CliError;
-    use imt_oms::{FinishedSpan, SpanKind, SpanSink};
+    use imt_oms::{FinishedSpan, SpanKind, SpanOutcome, SpanSink};
     use opentelemetry::trace::{
         SpanContext, SpanId, SpanKind as OtelKind, Status, TraceFlags, TraceId, TraceState,
     };
@@ -164,13 +164,17 @@ mod present {
     }
 
     fn span_data(span: FinishedSpan) -> SpanData {
-        let is_failed = span.status.is_none_or(|status| status >= 500);
+        let is_failed = match span.outcome {
+            SpanOutcome::Status(status) => status >= 500,
+            SpanOutcome::Answered => false,
+            SpanOutcome::Unanswered => true,
+        };
         let mut attributes: Vec<KeyValue> = span
             .attributes
             .into_iter()
             .map(|(name, value)| KeyValue::new(name, value))
             .collect();
-        if let Some(status) = span.status {
+        if let SpanOutcome::Status(status) = span.outcome {
             attributes.push(KeyValue::new("http.response.status_code", i64::from(status)));
         }
         SpanData {
@@ -220,7 +224,7 @@ mod present {
 
         #[test]
         fn a_span_keeps_its_identity_and_fails_with_5xx_or_no_answer() {
-            let span = |status| FinishedSpan {
+            let span = |outcome| FinishedSpan {
                 name: "POST /order",
                 kind: SpanKind::Server,
                 context: TraceContext {
@@ -231,15 +235,16 @@ mod present {
                 parent: Some(9),
                 started: UNIX_EPOCH,
                 took: Duration::from_millis(5),
-                status,
+                outcome,
                 attributes: vec![("order.id", "17".to_owned())],
             };
-            let data = span_data(span(Some(200)));
+            let data = span_data(span(SpanOutcome::Status(200)));
             assert_eq!(data.span_context.trace_id(), TraceId::from(7_u128));
             assert_eq!(data.parent_span_id, SpanId::from(9_u64));
             assert_eq!(data.end_time, UNIX_EPOCH + Duration::from_millis(5));
             assert_eq!(data.status, Status::Unset);
-            for failed in [Some(503), None] {
+            assert_eq!(span_data(span(SpanOutcome::Answered)).status, Status::Unset);
+            for failed in [SpanOutcome::Status(503), SpanOutcome::Unanswered] {
                 assert_eq!(span_data(span(failed)).status, Status::error(""));
             }
         }

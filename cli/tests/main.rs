@@ -11,6 +11,7 @@
 
 mod support;
 
+mod agreement;
 mod audit;
 mod cli_output;
 mod config;
@@ -27,6 +28,7 @@ mod leaving;
 mod live_view;
 mod nodes;
 mod orders;
+mod otlp;
 mod routing;
 mod several_volumes;
 mod shop;

@@ -1,8 +1,8 @@
 //! A picture of the view as SVG, for documents.
 //!
 //! Each word becomes a `text` element with a forced length, so that the columns stay aligned in any
-//! monospace font of the reader. Blocks are drawn as rectangles,
-//! because fonts leave gaps between them.
+//! monospace font of the reader. Blocks and frames are drawn as shapes, because fonts leave gaps
+//! between them.
 
 use std::fmt::Write as _;
 
@@ -150,14 +150,16 @@ fn render_row(svg: &mut String, buffer: &Buffer, row: u16, paper: Paper) {
     while column < buffer.area.width {
         let first = &buffer[(column, row)];
         let look = Look::of(first, paper);
-        let is_block = Block::of(first.symbol()).is_some();
+        let is_shape = is_shape(first.symbol());
         let mut text = String::new();
         let begin = column;
         while column < buffer.area.width {
             let cell = &buffer[(column, row)];
-            let same_block = !is_block || cell.symbol() == first.symbol();
-            if Look::of(cell, paper) != look || Block::of(cell.symbol()).is_some() != is_block || !same_block
-            {
+            let is_same = match is_shape {
+                true => cell.symbol() == first.symbol(),
+                false => !self::is_shape(cell.symbol()),
+            };
+            if Look::of(cell, paper) != look || !is_same {
                 break;
             }
             text.push_str(cell.symbol());
@@ -171,15 +173,13 @@ fn render_row(svg: &mut String, buffer: &Buffer, row: u16, paper: Paper) {
         if let Some(ground) = look.ground {
             rectangle(svg, &run, [0.0, 1.0], &hex(ground), 1.0);
         }
-        match Block::of(first.symbol()) {
-            Some(block) => rectangle(
-                svg,
-                &run,
-                [block.top, block.height],
-                &hex(look.ink),
-                block.opacity,
-            ),
-            None => render_text(svg, &run, &text, &look),
+        if let Some(block) = Block::of(first.symbol()) {
+            let part = [block.top, block.height];
+            rectangle(svg, &run, part, &hex(look.ink), block.opacity);
+        } else if let Some(stroke) = Stroke::of(first.symbol()) {
+            stroke.draw(svg, &run, &look);
+        } else {
+            render_text(svg, &run, &text, &look);
         }
     }
 }
@@ -224,6 +224,75 @@ impl Block {
             },
             _ => return None,
         })
+    }
+}
+
+/// Returns `true` for characters that are drawn as shapes.
+fn is_shape(symbol: &str) -> bool {
+    Block::of(symbol).is_some() || Stroke::of(symbol).is_some()
+}
+
+/// A part of a frame as a line through its cells.
+#[derive(Clone, Copy)]
+enum Stroke {
+    /// From the left to the right, with its width.
+    Across(f64),
+    /// From the top to the bottom.
+    Down,
+    /// A quarter of a circle that joins these two sides.
+    Corner { is_right: bool, is_below: bool },
+}
+
+impl Stroke {
+    fn of(symbol: &str) -> Option<Self> {
+        let corner = |is_right, is_below| Self::Corner { is_right, is_below };
+        Some(match symbol {
+            "─" => Self::Across(1.0),
+            "━" => Self::Across(2.5),
+            "│" => Self::Down,
+            "╭" => corner(true, true),
+            "╮" => corner(false, true),
+            "╰" => corner(true, false),
+            "╯" => corner(false, false),
+            _ => return None,
+        })
+    }
+
+    fn draw(self, svg: &mut String, run: &Run, look: &Look) {
+        let [width, height] = CELL;
+        let (left, top) = (run.x, run.y);
+        let (x, y) = (left + width / 2.0, top + height / 2.0);
+        let (path, thickness) = match self {
+            Self::Across(thickness) => (format!("M{left:.1} {y:.1}H{:.1}", left + run.width), thickness),
+            // Neighbours of one look are one run.
+            Self::Down => {
+                let columns = (run.width / width).round() as u32;
+                let lines = (0..columns).map(|column| {
+                    let x = x + f64::from(column) * width;
+                    format!("M{x:.1} {top:.1}V{:.1}", top + height)
+                });
+                (lines.collect(), 1.0)
+            }
+            Self::Corner { is_right, is_below } => {
+                let side = if is_right { left + width } else { left };
+                let end = if is_below { top + height } else { top };
+                let turn = if is_below {
+                    y + width / 2.0
+                } else {
+                    y - width / 2.0
+                };
+                (
+                    format!("M{x:.1} {end:.1}V{turn:.1}Q{x:.1} {y:.1} {side:.1} {y:.1}"),
+                    1.0,
+                )
+            }
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            svg,
+            "<path d=\"{path}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{thickness}\"/>",
+            hex(look.ink),
+        );
     }
 }
 
@@ -301,6 +370,27 @@ mod tests {
         let half = "y=\"22.50\" width=\"16.8\" height=\"8.50\" fill=\"#0087af\"";
         assert!(svg.contains(half), "{svg}");
         assert!(svg.contains("height=\"17.00\" fill=\"#00875f\""), "{svg}");
+    }
+
+    #[test]
+    fn frames_are_lines_that_meet() {
+        let mut buffer = Buffer::empty(ratatui::layout::Rect::new(0, 0, 4, 2));
+        buffer.set_string(0, 0, "╭──╮", Style::new());
+        buffer.set_string(0, 1, "│ a│", Style::new());
+        let svg = render(&buffer, Paper::Dark, "");
+        for path in [
+            "M18.2 31.0V26.7Q18.2 22.5 22.4 22.5",
+            "M22.4 22.5H39.2",
+            "M43.4 31.0V26.7Q43.4 22.5 39.2 22.5",
+            "M18.2 31.0V48.0",
+            "M43.4 31.0V48.0",
+        ] {
+            assert!(
+                svg.contains(&format!("<path d=\"{path}\"")),
+                "{path} is not in {svg}"
+            );
+        }
+        assert_eq!(svg.matches("<text").count(), 1);
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub use error::{DecodeError, NodeError, StorageError};
 pub use node::{Node, check_origin, check_weight, read_secret_file};
 pub use outbox::OutboxLimits;
 pub use postgres::{EngineUrl, InvalidEngineUrl, SessionError};
-pub use runtime::trace::{FinishedSpan, SpanKind, SpanSink, TraceContext, export_spans};
+pub use runtime::trace::{FinishedSpan, SpanKind, SpanOutcome, SpanSink, TraceContext, export_spans};
 pub use storage::inspect::{key_as_text, key_from_text, row_as_json};
 
 /// The examples of the project's README, compiled by the documentation tests.

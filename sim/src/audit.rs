@@ -127,6 +127,8 @@ pub struct Waiting {
 pub struct AuditReport {
     /// The findings; empty for the verdict "clean".
     pub findings: Vec<Finding>,
+    /// The findings as sentences, in their order.
+    pub sentences: Vec<String>,
     /// Orders of the data folder.
     pub orders: u64,
     /// Orders of this run by state.
@@ -213,6 +215,7 @@ pub async fn audit(
     let of_record = record.orders();
     let in_outbox = |state| count(evidence.outbox.iter().filter(|m| m.state == state).count());
     Ok(AuditReport {
+        sentences: findings.iter().map(ToString::to_string).collect(),
         findings,
         orders: count(evidence.orders.len()),
         orders_of_run: orders_of_run(record, &evidence.orders),

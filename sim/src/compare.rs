@@ -41,6 +41,22 @@ impl Row {
         }
     }
 
+    fn better(&self) -> Option<Better> {
+        let is_fault = ["errors", "findings", "late", "dropped"]
+            .iter()
+            .any(|fault| self.name.ends_with(fault));
+        let noise = match self.unit {
+            Unit::Microseconds => self.first * NOISE,
+            Unit::Count if is_fault => 0.0,
+            Unit::Count | Unit::PerSecond => return None,
+        };
+        match self.second - self.first {
+            change if change > noise => Some(Better::First),
+            change if change < -noise => Some(Better::Second),
+            _ => None,
+        }
+    }
+
     fn change(&self) -> String {
         match self.first == 0.0 {
             true if self.second == 0.0 => "=".to_owned(),
@@ -49,6 +65,27 @@ impl Row {
         }
     }
 }
+
+/// Run with the better number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Better {
+    First,
+    Second,
+}
+
+/// A row as texts.
+pub(crate) struct RowText<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) first: String,
+    pub(crate) second: String,
+    pub(crate) change: String,
+    /// `None` where neither is better: counts of requests, and changes within noise.
+    pub(crate) better: Option<Better>,
+}
+
+/// Smallest relative change of a latency that is called better or worse. Two runs of one program
+/// differ by less often enough.
+const NOISE: f64 = 0.05;
 
 /// Two runs side by side. `Display` is the table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -76,6 +113,22 @@ impl Comparison {
             differences: differences(&facts),
             verdicts,
             rows: rows(&summaries),
+        })
+    }
+
+    /// Returns the facts in which the runs differ, in words.
+    pub(crate) fn differences(&self) -> &[String] {
+        &self.differences
+    }
+
+    /// Returns the rows as texts.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = RowText<'_>> {
+        self.rows.iter().map(|row| RowText {
+            name: &row.name,
+            first: row.text(row.first),
+            second: row.text(row.second),
+            change: row.change(),
+            better: row.better(),
         })
     }
 }
@@ -232,6 +285,10 @@ mod tests {
             assert!(table.contains(expected), "{expected:?} is not in\n{table}");
         }
         assert!(!table.contains("cancel"), "{table}");
+        let better = |name: &str| comparison.rows().find(|row| row.name == name).unwrap().better;
+        assert_eq!(better("order p99"), Some(Better::First));
+        assert_eq!(better("order errors"), Some(Better::First));
+        assert_eq!(better("order requests"), None);
         assert!(table.lines().all(|line| line.chars().count() <= 80));
         let killed = RunFolder::create(data.path(), &RunFacts::new("calm", "", 1, "")).unwrap();
         let error = Comparison::of(&killed, &killed).unwrap_err().to_string();

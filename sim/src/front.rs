@@ -151,7 +151,7 @@ pub struct FrontReport {
     pub dropped: u64,
     /// Schedule lag: actual start minus intended start.
     pub lag: Latency,
-    /// Payments that an early end kept from being sent.
+    /// Payments that an early end, or a dropped request, kept from being sent.
     pub payments_not_sent: u64,
     /// The routes, as in [`Route::ALL`].
     pub routes: Vec<RouteReport>,

@@ -80,13 +80,16 @@ fn the_page_of_a_whole_run_has_results_events_and_the_audit() {
     let summary = serde_json::json!({
         "verdict": "findings", "requests": 4_000, "window_s": 40.0, "drain_s": 3.0, "rate": 100.0,
         "late": 1, "dropped": 0,
-        "routes": [{"route": "POST /order", "requests": 800, "ok": 790,
-                    "latency": {"p50_us": 900, "p99_us": 4_000, "p999_us": 9_000, "max_us": 90_000}}],
+        "routes": [{"name": "order", "route": "POST /order", "requests": 800, "ok": 790, "mean_us": 950.0,
+                    "errors": {"409 no-store": 10},
+                    "latency": {"p50_us": 900, "p90_us": 1_200, "p99_us": 4_000, "p999_us": 9_000, "max_us": 90_000}}],
         "thresholds": [{"condition": "p99(order) > 5ms", "measured": "4.00ms", "is_missed": false}],
         "orders": {"delivered": 780, "rejected": 10},
         "nodes": [{"name": "node-1", "slots": 8_192}, {"name": "node-2", "slots": 8_192}],
         "warehouse": {"faults": {"504-after-acting": 9}},
-        "audit": {"orders": 790, "findings": [{"finding": "order_missing", "order": "17"}]},
+        "audit": {"orders": 790, "findings": [{"finding": "order_missing", "order": "17"}],
+                  "sentences": ["order 17 was acknowledged and is gone"],
+                  "explained": {"17": ["12:00:00 <placed>", "12:00:01 announced"]}},
     });
     folder
         .write("summary.json", summary.to_string().as_bytes())
@@ -106,15 +109,55 @@ fn the_page_of_a_whole_run_has_results_events_and_the_audit() {
     for expected in [
         "<span class=\"verdict bad\">findings</span>",
         "4,000 requests in a window of 40.0 s (100.0/s)",
-        "<td>10</td><td>0.90</td><td>4.00</td>",
+        "<td>10</td><td>0.95</td><td>0.90</td><td>1.20</td><td>4.00</td>",
         "kept</span> fail if <code>p99(order) &gt; 5ms</code>",
         "780 orders",
         "8,192 slots",
         "9 calls",
-        "order_missing",
+        "order 17 was acknowledged and is gone",
+        "12:00:00 &lt;placed&gt;\n12:00:01 announced",
+        "order: 409 no-store <em>10 requests</em>",
+        "<dt>Thresholds</dt><dd>1 of 1<small>kept</small>",
         "kill node-1",
+        "killed: 9.0 s to 39.0 s",
         "Latency by percentile",
     ] {
         assert!(page.contains(expected), "{expected}");
+    }
+}
+
+#[test]
+fn the_page_of_two_runs_shows_both_and_marks_what_became_worse() {
+    let data = tempfile::tempdir().unwrap();
+    let run = |p99_us: u64| {
+        let folder = folder(data.path());
+        let summary = serde_json::json!({
+            "verdict": "clean", "requests": 4_000, "rate": 100.0, "late": 0, "dropped": 0,
+            "lag": {"p99_us": 100},
+            "routes": [{"name": "order", "requests": 800, "ok": 800,
+                        "latency": {"p50_us": 900, "p99_us": p99_us, "p999_us": 9_000, "max_us": 9_000}}],
+            "audit": {"findings": []},
+        });
+        folder
+            .write("summary.json", summary.to_string().as_bytes())
+            .unwrap();
+        let buckets = format!("route,upto_us,count\norder,900,700\norder,{p99_us},90\n");
+        folder.write("histograms.csv", buckets.as_bytes()).unwrap();
+        folder
+    };
+    let (first, second) = (run(4_000), run(8_000));
+    let page = render_comparison(&first, &second).unwrap();
+    assert_well_formed(&page);
+    for expected in [
+        "<td>4.00 ms</td><td>8.00 ms</td><td class=\"worse\">+100.0 %</td>",
+        "POST /order by percentile",
+        "p99 of POST /order",
+        "Orders delivered",
+    ] {
+        assert!(page.contains(expected), "{expected}");
+    }
+    for folder in [&first, &second] {
+        let name = folder.path().file_name().unwrap().to_str().unwrap();
+        assert!(page.contains(name), "{name}");
     }
 }

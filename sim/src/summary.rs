@@ -102,7 +102,7 @@ pub struct Summary {
     pub dropped: u64,
     /// Schedule lag.
     pub lag: Latency,
-    /// Payments that an early end kept from being sent.
+    /// Payments that an early end, or a dropped request, kept from being sent.
     pub payments_not_sent: u64,
     /// The routes.
     pub routes: Vec<RouteReport>,
@@ -275,7 +275,11 @@ impl Summary {
         }
         if self.payments_not_sent > 0 {
             let count = plural(self.payments_not_sent, "order");
-            line(f, "not paid", &format!("{count}, because of the early end"))?;
+            let reason = match self.stopped_early {
+                true => "of the early end",
+                false => "their requests were dropped",
+            };
+            line(f, "not paid", &format!("{count}, because {reason}"))?;
         }
         let totals = &self.data_folder;
         wrapped(
@@ -363,10 +367,14 @@ impl Summary {
             Verdict::Clean => "nothing lost, nothing twice, nothing oversold".to_owned(),
             Verdict::Findings => format!("{} of the audit", plural(self.findings().len() as u64, "finding")),
             Verdict::ThresholdMissed => "see above".to_owned(),
-            Verdict::Invalid => "the front was late (lag p99 over 5 ms); lower the rate".to_owned(),
+            Verdict::Invalid => {
+                "requests started late (lag p99 over 5 ms), because the machine was busy; lower the \
+                 rate, or end other programs"
+                    .to_owned()
+            }
             Verdict::Unaudited => "one side could not be audited".to_owned(),
         };
-        line(f, "verdict", &format!("{}: {reason}", self.verdict.name()))
+        wrapped(f, "verdict", &format!("{}: {reason}", self.verdict.name()))
     }
 }
 

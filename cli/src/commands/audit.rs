@@ -58,8 +58,6 @@ struct Document<'a> {
     verdict: &'static str,
     #[serde(flatten)]
     report: &'a AuditReport,
-    /// The findings as sentences, in the order of `findings`.
-    sentences: Vec<String>,
 }
 
 pub(crate) fn run(args: AuditArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
@@ -84,7 +82,6 @@ async fn audit(args: AuditArgs, output: OutputFormat) -> Result<Exit, CliError> 
     match output {
         OutputFormat::Json => output::print_json(&Document {
             verdict: if report.is_clean() { "clean" } else { "wrong" },
-            sentences: report.findings.iter().map(ToString::to_string).collect(),
             report: &report,
         })?,
         OutputFormat::Table => {

@@ -16,7 +16,7 @@ use load::{LoadArgs, ScenarioArgs};
 use run::Session;
 use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -52,7 +52,10 @@ Examples:
   imt sim report data/runs/20260131-174502 --out run.html")]
     Report(ReportArgs),
     /// Compare the numbers of two runs.
-    #[command(after_help = "Example:\n  imt sim compare 20260131-174502 20260131-181500")]
+    #[command(after_help = "\
+Examples:
+  imt sim compare 20260131-174502 20260131-181500
+  imt sim compare 20260131-174502 20260131-181500 --out compared.html")]
     Compare(CompareArgs),
     /// List the built-in scenarios.
     #[command(after_help = "Example:\n  imt sim run --scenario flaky-warehouse")]
@@ -228,6 +231,9 @@ pub(crate) struct CompareArgs {
     /// Data folder with the runs
     #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
+    /// Write both runs as one HTML page with their curves, instead of the numbers
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
 }
 
 impl SimCommand {
@@ -245,7 +251,7 @@ impl SimCommand {
     }
 }
 
-fn write_samples(folder: &std::path::Path, output: OutputFormat) -> Result<ExitCode, CliError> {
+fn write_samples(folder: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     samples::write_samples(folder)
         .map_err(|error| CliError::because(format!("cannot write samples to {}", folder.display()), error))?;
     let names = [samples::STOCKS, samples::STAT_FILE, samples::ORDERS];
@@ -254,7 +260,7 @@ fn write_samples(folder: &std::path::Path, output: OutputFormat) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_folder(data: &std::path::Path, run: Option<&str>) -> Result<RunFolder, CliError> {
+fn run_folder(data: &Path, run: Option<&str>) -> Result<RunFolder, CliError> {
     RunFolder::open(data, run).map_err(|error| {
         let runs = data.join(imt_sim::run_folder::RUNS);
         let known = imt_sim::run_folder::names(data);
@@ -282,8 +288,11 @@ fn report(args: &ReportArgs, output: OutputFormat) -> Result<ExitCode, CliError>
     let failed = |error| CliError::because("cannot draw the report", error);
     let page = imt_sim::report::render(&folder).map_err(failed)?;
     let usual = folder.path().join(imt_sim::report::FILE);
-    let path = args.out.clone().unwrap_or(usual);
-    std::fs::write(&path, page)
+    write_page(args.out.as_ref().unwrap_or(&usual), &page, output)
+}
+
+fn write_page(path: &Path, page: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
+    std::fs::write(path, page)
         .map_err(|error| CliError::because(format!("cannot write {}", path.display()), error))?;
     let path = path.display().to_string();
     output::print_either(output, &path, &json!({ "report": path }))?;
@@ -293,8 +302,12 @@ fn report(args: &ReportArgs, output: OutputFormat) -> Result<ExitCode, CliError>
 fn compare(args: &CompareArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let first = run_folder(&args.data, Some(&args.first))?;
     let second = run_folder(&args.data, Some(&args.second))?;
-    let comparison = Comparison::of(&first, &second)
-        .map_err(|error| CliError::because("cannot compare the runs", error))?;
+    let failed = |error| CliError::because("cannot compare the runs", error);
+    if let Some(path) = &args.out {
+        let page = imt_sim::report::render_comparison(&first, &second).map_err(failed)?;
+        return write_page(path, &page, output);
+    }
+    let comparison = Comparison::of(&first, &second).map_err(failed)?;
     match output {
         OutputFormat::Json => output::print_json(&comparison)?,
         OutputFormat::Table => output::print_text(&comparison.to_string())?,

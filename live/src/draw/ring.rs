@@ -21,6 +21,8 @@ const NAME_MAX: usize = 13;
 const CIRCLE_BESIDE: u16 = 64;
 /// Rows of the panel that leave room for a circle above the table.
 const CIRCLE_ABOVE: u16 = 22;
+/// Columns of a share, with the blank before `100.0 %`.
+const SHARE: usize = 8;
 /// Rows of the smallest circle.
 const CIRCLE_ROWS_MIN: u16 = 9;
 
@@ -274,7 +276,10 @@ fn draw_table(frame: &mut Frame, area: Rect, ring: &RingView, theme: Theme) {
     // A heading costs a node its row on a small screen.
     if height > ring.nodes.len() {
         let names = ring.name_columns();
-        let heading = format!("{:<4}{:<names$}{:>7}{:>8}  serves", "", "node", "share", "load");
+        let heading = format!(
+            "{:<4}{:<names$}{:>SHARE$}{:>8}  serves",
+            "", "node", "share", "load"
+        );
         lines.push(Line::styled(
             fit(&heading, usize::from(area.width)),
             theme.quiet(),
@@ -305,7 +310,7 @@ fn node_line(ring: &RingView, place: usize, width: usize, theme: Theme) -> Line<
     let load = node
         .load
         .map_or("-".to_owned(), |load| format!("{}/s", short(load, 5)));
-    let note_width = width.saturating_sub(4 + names + 7 + 8 + 2);
+    let note_width = width.saturating_sub(4 + names + SHARE + 8 + 2);
     let note_style = if node.is_serving() {
         Style::new()
     } else {
@@ -320,7 +325,7 @@ fn node_line(ring: &RingView, place: usize, width: usize, theme: Theme) -> Line<
         node.symbol(theme),
         Span::raw(" "),
         Span::raw(padded(&node.name, names)),
-        Span::raw(format!("{:>7}", format!("{share:.1} %"))),
+        Span::raw(format!("{:>SHARE$}", format!("{share:.1} %"))),
         Span::raw(format!("{load:>8}  ")),
         Span::styled(fit(&node.note(ring, note_width), note_width), note_style),
     ])

@@ -1,5 +1,6 @@
 //! The warehouse, the outbox to it, stock, and the load generator itself.
 
+use imt_sim::front::LAG_P99_MAX;
 use imt_sim::telemetry::{Phase, RunState};
 use ratatui::Frame;
 use ratatui::layout::Rect;
@@ -98,11 +99,8 @@ fn facts(run: &RunState, theme: Theme) -> Vec<Fact> {
             "delivered",
             format!("{} of {}", number(known.delivered), number(known.announced)),
         ),
-        plain("stock", format!("{} snapshots", number(known.snapshots_sent))),
-        plain(
-            "statistics",
-            format!("{} files", number(known.stat_files_written)),
-        ),
+        plain("stock", counted(known.snapshots_sent, "snapshot")),
+        plain("statistics", counted(known.stat_files_written, "file")),
         plain("504s", format!("{} answered", number(known.gateway_timeouts))),
         fault(
             "repeated",
@@ -112,7 +110,11 @@ fn facts(run: &RunState, theme: Theme) -> Vec<Fact> {
         fault("conflicts", known.conflicts, number(known.conflicts)),
         plain("restocked", format!("{} quantities", number(known.restocked))),
     ];
-    facts.push(schedule(run, theme));
+    match run.lag.p99_us > LAG_P99_MAX.as_micros() as u64 {
+        // The latencies of such a run are not those of the server, which everybody should see.
+        true => facts.insert(0, schedule(run, theme)),
+        false => facts.push(schedule(run, theme)),
+    }
     if run.phase == Phase::Auditing {
         let audit = if run.audit.is_empty() {
             "begins"
@@ -153,19 +155,25 @@ fn fact_of_behaviour(name: &str) -> String {
     }
 }
 
+/// Returns `1 file`, `2 files`.
+fn counted(count: u64, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", short(count, 7))
+}
+
 /// Returns how well the load generator keeps its own schedule.
 fn schedule(run: &RunState, theme: Theme) -> Fact {
     let lag = latency(run.lag.p99_us);
     match run.late.saturating_add(run.dropped) {
         0 => Fact {
             label: "schedule",
-            value: format!("lag p99 {lag}"),
+            value: format!("lag {lag} at p99"),
             style: Style::new(),
         },
         _ => Fact {
             label: "schedule",
             value: format!(
-                "lag p99 {lag}, {} late, {} dropped",
+                "lag {lag}, {} late, {} lost",
                 short(run.late, 6),
                 short(run.dropped, 6)
             ),

@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -25,7 +24,7 @@ use crate::cluster::channel::{Asked, Caller, Service};
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
 use crate::runtime::metrics::ChannelCounters;
-use crate::runtime::trace::{self, FinishedSpan, SpanKind, TraceContext};
+use crate::runtime::trace::{self, Begun, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
 use crate::volume::questions;
 use crate::volume::server::VolumeServer;
 
@@ -37,7 +36,8 @@ const BODY_BYTES_MAX: usize = 256 << 10;
 struct Reserves {
     server: Arc<VolumeServer>,
     asked: Vec<Reserve>,
-    callers: Vec<Caller>,
+    /// For each one, who asked for it, and the trace that it is part of.
+    callers: Vec<(Caller, Option<TraceContext>)>,
 }
 
 impl Service for ClusterHandle {
@@ -71,7 +71,7 @@ impl Service for ClusterHandle {
                         callers: Vec::new(),
                     });
                     of_volume.asked.push(reserve);
-                    of_volume.callers.push(asked.caller);
+                    of_volume.callers.push((asked.caller, trace));
                 }
                 question => {
                     let (server, caller, until) = (Arc::clone(server), asked.caller, asked.until);
@@ -96,11 +96,16 @@ impl Service for ClusterHandle {
                     asked,
                     callers,
                 } = of_volume;
+                let begun = Begun::now();
                 let answers = server.app.state().reserve_all(asked).await;
                 let is_ours = server.app.state().storage.is_ours();
-                for (caller, answered) in callers.into_iter().zip(answers) {
+                for ((caller, trace), answered) in callers.into_iter().zip(answers) {
                     let reply = answered.unwrap_or_else(Reply::from);
-                    caller.answer(epoch, if is_ours { reply } else { Reply::Moved });
+                    let reply = if is_ours { reply } else { Reply::Moved };
+                    if let Some(parent) = trace {
+                        finish_span("node reserve", parent, parent.child(), &server, begun, &reply);
+                    }
+                    caller.answer(epoch, reply);
                 }
             });
         }
@@ -114,7 +119,7 @@ async fn answer_traced(
     question: Question,
 ) -> (Option<u64>, Reply) {
     let span = parent.child();
-    let (started, begun) = (SystemTime::now(), Instant::now());
+    let begun = Begun::now();
     let name = match &question {
         Question::Command(_) => "node command",
         Question::Read(_) => "node read",
@@ -122,21 +127,33 @@ async fn answer_traced(
         _ => "node stock",
     };
     let (as_of, reply) = Box::pin(span.scope(answer(server, question))).await;
+    finish_span(name, parent, span, server, begun, &reply);
+    (as_of, reply)
+}
+
+/// Exports the span of an answered request.
+fn finish_span(
+    name: &'static str,
+    parent: TraceContext,
+    span: TraceContext,
+    server: &VolumeServer,
+    begun: Begun,
+    reply: &Reply,
+) {
     let finished = || FinishedSpan {
         name,
         kind: SpanKind::Server,
         context: span,
         parent: Some(parent.span),
-        started,
+        started: begun.started,
         took: begun.elapsed(),
-        status: match &reply {
-            Reply::Http(http) => Some(http.status),
-            _ => None,
+        outcome: match reply {
+            Reply::Http(http) => SpanOutcome::Status(http.status),
+            _ => SpanOutcome::Answered,
         },
         attributes: vec![("imt.volume", server.volume.to_string())],
     };
     trace::finish(finished, span);
-    (as_of, reply)
 }
 
 /// Answers a request about a volume that is served here. Says by which epoch, if that is not the

@@ -34,7 +34,7 @@ use crate::api::{AnswerBody, Problem};
 use crate::cluster::channel::{self, PREFACE, PeerKey, Service};
 use crate::config::ServerLimits;
 use crate::runtime;
-use crate::runtime::trace::{self, FinishedSpan, RequestSpan, SpanKind};
+use crate::runtime::trace::{self, FinishedSpan, RequestSpan, SpanKind, SpanOutcome};
 
 /// Longest wait for the first byte, for the rest of the headers, and for the next request of a
 /// connection.
@@ -151,7 +151,7 @@ impl ConnectionHandler {
             parent: span.parent,
             started,
             took: begun.elapsed(),
-            status: Some(status),
+            outcome: SpanOutcome::Status(status),
             attributes: Vec::new(),
         };
         trace::finish(finished, span.context);

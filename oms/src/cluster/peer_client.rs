@@ -36,8 +36,9 @@ use crate::cluster::channel::message::{Answer as ChannelAnswer, Question, Reques
 use crate::cluster::channel::{Channels, Dialer, Unanswered};
 use crate::cluster::peer_call::{PING, PeerCall, VolumeQuestion};
 use crate::error::with_causes;
+use crate::runtime;
 use crate::runtime::metrics::ChannelCounters;
-use crate::runtime::{self, trace};
+use crate::runtime::trace::{self, Begun, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
 
 /// What a node shows to be let in.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
@@ -254,8 +255,11 @@ impl Peers {
     ) -> Result<ChannelAnswer, NoAnswer> {
         self.check(address).await?;
         let left = until.saturating_duration_since(Instant::now());
-        let question = match trace::current() {
-            Some(trace) => Question::Traced(trace, Box::new(question)),
+        let begun = Begun::now();
+        let parent = trace::current();
+        let span = parent.map(TraceContext::child);
+        let question = match span {
+            Some(span) => Question::Traced(span, Box::new(question)),
             None => question,
         };
         let request = ChannelRequest {
@@ -276,7 +280,27 @@ impl Peers {
                     Unanswered::Broken(reason) => NoAnswer(reason),
                 })
         };
-        self.answered_by(address, until, asking).await
+        let answered = self.answered_by(address, until, asking).await;
+        if let Some((span, parent)) = span.zip(parent) {
+            let finished = || FinishedSpan {
+                name: "call of another node",
+                kind: SpanKind::Client,
+                context: span,
+                parent: Some(parent.span),
+                started: begun.started,
+                took: begun.elapsed(),
+                outcome: match &answered {
+                    Ok(_) => SpanOutcome::Answered,
+                    Err(_) => SpanOutcome::Unanswered,
+                },
+                attributes: vec![
+                    ("server.address", address.to_string()),
+                    ("imt.volume", volume.to_string()),
+                ],
+            };
+            trace::finish(finished, span);
+        }
+        answered
     }
 
     /// Tells a node something that has no answer. It may get lost.

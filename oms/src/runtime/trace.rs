@@ -14,6 +14,8 @@ use std::fmt;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 use crate::runtime;
 
 /// Name of the header.
@@ -122,6 +124,17 @@ pub enum SpanKind {
     Client,
 }
 
+/// The outcome of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanOutcome {
+    /// An answer with this HTTP status.
+    Status(u16),
+    /// An answer between nodes, which has no status.
+    Answered,
+    /// No answer.
+    Unanswered,
+}
+
 /// A span that has ended.
 #[derive(Clone, Debug)]
 pub struct FinishedSpan {
@@ -137,10 +150,32 @@ pub struct FinishedSpan {
     pub started: SystemTime,
     /// Duration.
     pub took: Duration,
-    /// HTTP status; `None` without an answer.
-    pub status: Option<u16>,
+    /// SpanOutcome.
+    pub outcome: SpanOutcome,
     /// Further facts.
     pub attributes: Vec<(&'static str, String)>,
+}
+
+/// The start of a span, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begun {
+    pub(crate) started: SystemTime,
+    instant: Instant,
+}
+
+impl Begun {
+    /// Returns the present.
+    pub(crate) fn now() -> Begun {
+        Begun {
+            started: SystemTime::now(),
+            instant: Instant::now(),
+        }
+    }
+
+    /// Returns the time since the start.
+    pub(crate) fn elapsed(self) -> Duration {
+        self.instant.elapsed()
+    }
 }
 
 /// Receives spans that have ended. It must not block.

@@ -41,6 +41,8 @@ pub struct Evidence {
     pub histories: Vec<History>,
     /// Units on hand by store and product, of stores that delivered.
     pub on_hand: BTreeMap<u32, BTreeMap<u32, i64>>,
+    /// Volumes of its ring; 0 if unknown.
+    pub volumes: usize,
     /// Its counters of orders by state; empty if it has none.
     pub counted_orders: BTreeMap<String, u64>,
     /// Requests that the asked node has answered with 2xx since its start, by route; empty if the
@@ -81,6 +83,7 @@ pub(super) async fn gather(oms: &Client, warehouse: &Client) -> Result<Evidence>
         outbox,
         histories,
         on_hand,
+        volumes: health.ring.members.len(),
         counted_orders: health.orders,
         answered: answered.unwrap_or_default(),
         node_started_at_ms: health.up_since_ms,

@@ -7,7 +7,7 @@ use super::evidence::{self, Evidence};
 use super::history::{History, HistoryEvent};
 use super::{Finding, Waiting};
 use crate::client::Client;
-use crate::front::OrderRecord;
+use crate::front::{OrderRecord, Outcome};
 use crate::wire::{Message, MessageState};
 
 /// Most orders that are explained.
@@ -34,13 +34,17 @@ fn lines(order: &str, history: Option<&History>, record: &OrderRecord, evidence:
     let mut lines = Vec::new();
     let sent = order.parse().ok().and_then(|id: u64| record.get(id));
     if let Some(sent) = sent {
-        let payment = sent.payment.text();
         let transaction = sent.transaction_id;
-        lines.push(format!(
-            "customer: order answered {}, payment {transaction} answered {payment}, cancellation answered {}",
-            sent.order.text(),
-            sent.cancel.text()
-        ));
+        let answered = [
+            ("order".to_owned(), sent.order),
+            (format!("payment {transaction}"), sent.payment),
+            ("cancellation".to_owned(), sent.cancel),
+        ];
+        let parts = answered.into_iter().map(|(request, outcome)| match outcome {
+            Outcome::NotSent => format!("{request} not sent"),
+            outcome => format!("{request} answered {}", outcome.text()),
+        });
+        lines.push(format!("customer: {}", parts.collect::<Vec<_>>().join(", ")));
     }
     match history {
         Some(history) => lines.extend(history.events.iter().map(event_line)),

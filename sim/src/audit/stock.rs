@@ -106,22 +106,46 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
 }
 
 /// Checks the choice of the store for the orders of a run, as far as it can be known afterwards. A
-/// store that had the units of an order even if all orders of its life had taken theirs before had
-/// them when the order came.
+/// store certainly had the units of an order if the stock of its first day covers them beside all
+/// units that may have been missing when the order came:
+///
+/// - those of every order of its life that ended in this store. With several volumes also those of
+///   orders that ended in a later store or in none: an order asks the stores in ascending order, and
+///   holds units of an earlier one for a while if an answer between nodes is lost.
+/// - those of its deliveries once more. A snapshot counts a delivery before its confirmation ends
+///   the reservation, so that both are subtracted for a while.
 pub(super) fn check_choice(evidence: &Evidence, record: &OrderRecord, findings: &mut Vec<Finding>) {
     if record.orders().is_empty() {
         return;
     }
     let first_day = first_day(evidence);
-    let mut assigned: HashMap<(u32, u32), u32> = HashMap::new();
+    let mut asked_for: HashMap<u32, Vec<(u32, u32)>> = HashMap::new();
     for order in &evidence.orders {
+        let last = order.store_id.unwrap_or(evidence.warehouse.stores);
         for product in &order.products {
-            if let Some(store) = order.store_id {
-                let sum = assigned.entry((store, product.id)).or_default();
-                *sum = sum.saturating_add(product.quantity);
-            }
+            asked_for
+                .entry(product.id)
+                .or_default()
+                .push((last, product.quantity));
         }
     }
+    let mut delivered: HashMap<(u32, u32), u32> = HashMap::new();
+    for delivery in &evidence.deliveries {
+        for product in &delivery.products {
+            let sum = delivered.entry((delivery.store, product.id)).or_default();
+            *sum = sum.saturating_add(product.quantity);
+        }
+    }
+    let missing_at_most = |store: u32, product: u32| {
+        let orders = asked_for.get(&product).into_iter().flatten();
+        let held = orders.filter(|(last, _)| match evidence.volumes {
+            1 => *last == store,
+            _ => *last >= store,
+        });
+        let held = held.fold(0_u32, |sum, (_, quantity)| sum.saturating_add(*quantity));
+        let twice = delivered.get(&(store, product)).copied().unwrap_or_default();
+        held.saturating_add(twice)
+    };
     let always_had = |store: u32, products: &[Product]| {
         let mut asked: BTreeMap<u32, u32> = BTreeMap::new();
         for product in products {
@@ -129,9 +153,8 @@ pub(super) fn check_choice(evidence: &Evidence, record: &OrderRecord, findings: 
             *sum = sum.saturating_add(product.quantity);
         }
         asked.into_iter().all(|(product, quantity)| {
-            let taken = assigned.get(&(store, product)).copied().unwrap_or_default();
             let had = first_day.get(product, store).unwrap_or_default();
-            had.saturating_sub(taken) >= quantity
+            had.saturating_sub(missing_at_most(store, product)) >= quantity
         })
     };
     let is_of_run = |order: &&Order| order.id.parse().is_ok_and(|id: u64| record.get(id).is_some());

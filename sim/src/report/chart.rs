@@ -1,175 +1,325 @@
 //! Line charts as SVG inside a figure, with the legend in HTML.
+//!
+//! Invariants:
+//! - Text and axes have the colour of the page, so that a chart is readable in light and dark.
+//! - A chart says its values without a script: each second has a tooltip of the browser.
+//! - Names of marks never overlap; a mark without room for its name keeps its line and its tooltip.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 
+use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
+use super::axis::{self, Axis, Scale};
 use super::drawing_failed;
 use super::html::escape;
+use super::timeline::{Mark, Timeline, Tone};
 use crate::Result;
 
 /// Red, green and blue.
 pub(super) type Colour = (u8, u8, u8);
 
-/// Size of a chart in SVG units; the page scales it to its width.
-const SIZE: (u32, u32) = (960, 300);
+/// Size of a chart in SVG units; the page scales it to the width of its panel.
+const SIZE: (u32, u32) = (640, 260);
 /// Points of a line; longer series are thinned out to their maxima.
 const POINTS_MAX: usize = 600;
-/// Smallest value on a logarithmic axis: a microsecond in milliseconds.
-const LOG_MIN: f64 = 0.001;
-/// Marks with a name; further ones are drawn as lines only.
-const NAMED_MARKS_MAX: usize = 24;
+/// Width of a character of a mark's name in SVG units: an upper bound at this size of the font.
+const MARK_CHAR_WIDTH: i32 = 6;
+/// Height of the rows of marks' names above the plot.
+const MARK_ROWS: [i32; 2] = [14, 26];
 
-/// Scale of the vertical axis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scale {
-    /// From 0.
-    Linear,
-    /// In powers of ten; values below a thousandth are drawn at it.
-    Logarithmic,
+/// One line.
+pub(super) struct Line {
+    pub(super) name: String,
+    pub(super) colour: Colour,
+    pub(super) points: Vec<(f64, f64)>,
+    /// `true` to tint the area below the line.
+    pub(super) is_filled: bool,
 }
 
-impl Scale {
-    fn place(self, value: f64) -> f64 {
+impl Line {
+    /// Returns a line without a tinted area.
+    pub(super) fn new(name: &str, colour: Colour, points: Vec<(f64, f64)>) -> Self {
+        Self {
+            name: name.to_owned(),
+            colour,
+            points,
+            is_filled: false,
+        }
+    }
+
+    /// Tints the area below the line.
+    pub(super) fn filled(self) -> Self {
+        Self {
+            is_filled: true,
+            ..self
+        }
+    }
+
+    fn max(&self) -> f64 {
+        self.points.iter().map(|(_, y)| *y).fold(0.0, f64::max)
+    }
+}
+
+/// Meaning of the horizontal axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Across {
+    /// Seconds since the first request.
+    Seconds,
+    /// Percentiles in nines: 1 is 90 %, 2 is 99 %.
+    Percentiles,
+}
+
+impl Across {
+    fn text(self) -> &'static str {
         match self {
-            Self::Linear => value,
-            Self::Logarithmic => value.max(LOG_MIN).log10(),
+            Self::Seconds => "seconds since the first request",
+            Self::Percentiles => "percentile",
+        }
+    }
+
+    fn axis(self, max: f64) -> Axis {
+        match self {
+            Self::Seconds => axis::seconds(max),
+            Self::Percentiles => axis::percentiles(max),
         }
     }
 
     fn label(self, place: f64) -> String {
-        // Between powers of ten there is a line without a number.
-        if self == Self::Logarithmic && (place - place.round()).abs() > 1e-6 {
-            return String::new();
-        }
-        let value = match self {
-            Self::Linear => place,
-            Self::Logarithmic => 10_f64.powf(place),
-        };
-        match value {
-            _ if value >= 10_000.0 => format!("{:.0}k", value / 1_000.0),
-            _ if value >= 10.0 || value.fract() == 0.0 => format!("{value:.0}"),
-            _ if value >= 0.1 => format!("{value:.1}"),
-            _ => format!("{value:.3}"),
+        match self {
+            Self::Seconds => Scale::Linear.label(place),
+            Self::Percentiles => axis::percentile(place),
         }
     }
-}
-
-/// One line.
-pub(super) struct Line {
-    pub(super) name: &'static str,
-    pub(super) colour: Colour,
-    pub(super) points: Vec<(f64, f64)>,
-}
-
-/// A vertical line at a moment.
-#[derive(Debug, Clone)]
-pub(super) struct Mark {
-    pub(super) at_s: f64,
-    pub(super) name: String,
 }
 
 /// A chart.
 pub(super) struct Chart<'a> {
     pub(super) title: &'a str,
     pub(super) unit: &'a str,
-    pub(super) x_unit: &'a str,
+    pub(super) across: Across,
     pub(super) scale: Scale,
     pub(super) lines: Vec<Line>,
-    pub(super) marks: Vec<Mark>,
+    /// Times and faults in the background; `None` for a chart without seconds.
+    pub(super) timeline: Option<&'a Timeline>,
 }
 
+/// An axis for the library. The library's own one with chosen ticks has no labels for numbers.
+struct Placed {
+    places: RangedCoordf64,
+    ticks: Vec<f64>,
+}
+
+impl Placed {
+    fn of(axis: &Axis) -> Self {
+        Self {
+            places: (axis.low..axis.high).into(),
+            ticks: axis.ticks.clone(),
+        }
+    }
+}
+
+impl Ranged for Placed {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        self.places.map(value, limit)
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        match hint.weight().allow_light_points() {
+            true => Vec::new(),
+            false => self.ticks.clone(),
+        }
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.places.range()
+    }
+}
+
+type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Placed, Placed>>;
+type Drawn<T> = std::result::Result<T, DrawingAreaErrorKind<std::io::Error>>;
+
 impl Chart<'_> {
-    /// Draws the chart with its legend.
+    /// Draws the chart with its title and legend.
     pub(super) fn figure(&self) -> Result<String> {
         let mut legend = String::new();
         for line in &self.lines {
             let (r, g, b) = line.colour;
-            let last = line.points.iter().map(|(_, y)| *y).fold(0.0, f64::max);
             // Writing to a String cannot fail.
             let _ = write!(
                 legend,
-                "<span class=\"key\"><i style=\"background:rgb({r},{g},{b})\"></i>{} (max {})</span>",
-                escape(line.name),
-                Scale::Linear.label(last),
+                "<span class=\"key\"><i style=\"background:rgb({r},{g},{b})\"></i>{} \
+                 <em>max {}</em></span>",
+                escape(&line.name),
+                axis::value(line.max()),
             );
         }
         let svg = self.svg().map_err(drawing_failed)?;
-        let text = format!("{} in {} over {}", self.title, self.unit, self.x_unit);
+        let text = format!("{} in {} over {}", self.title, self.unit, self.across.text());
         Ok(format!(
-            "<figure role=\"img\" aria-label=\"{}\">{svg}<figcaption>{} in {}: {legend}</figcaption></figure>\n",
-            escape(&text),
+            "<figure><figcaption><b>{}</b> <em>{}</em><br/>{legend}</figcaption>\
+             <div class=\"plot\" role=\"img\" aria-label=\"{}\">{svg}</div></figure>\n",
             escape(self.title),
             escape(self.unit),
+            escape(&text),
         ))
     }
 
-    fn ranges(&self) -> ((f64, f64), (f64, f64)) {
+    fn axes(&self) -> (Axis, Axis) {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let x_max = points().map(|(x, _)| *x).fold(1.0, f64::max);
-        let y_max = points().map(|(_, y)| *y).fold(0.0, f64::max);
-        let y_min = points()
-            .map(|(_, y)| *y)
-            .filter(|y| *y > 0.0)
-            .fold(f64::INFINITY, f64::min);
-        let y = match self.scale {
-            Scale::Linear => (0.0, if y_max > 0.0 { y_max * 1.1 } else { 1.0 }),
-            Scale::Logarithmic => {
-                let low = self
-                    .scale
-                    .place(if y_min.is_finite() { y_min } else { LOG_MIN })
-                    .floor();
-                (low, self.scale.place(y_max).ceil().max(low + 1.0))
-            }
-        };
-        ((0.0, x_max), y)
+        let x_max = self.timeline.map_or(x_max, |timeline| timeline.end_s.max(x_max));
+        (
+            self.across.axis(x_max),
+            self.scale.axis(points().map(|(_, y)| *y)),
+        )
     }
 
-    fn svg(&self) -> std::result::Result<String, DrawingAreaErrorKind<std::io::Error>> {
+    fn svg(&self) -> Drawn<String> {
         let mut svg = String::new();
-        let ((x_min, x_max), (y_min, y_max)) = self.ranges();
-        {
+        let (x, y) = self.axes();
+        let overlay = {
             let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-            let mut chart = ChartBuilder::on(&root)
-                .margin(8)
-                .margin_top(20)
-                .x_label_area_size(38)
-                .y_label_area_size(62)
-                .build_cartesian_2d(x_min..x_max, y_min..y_max)?;
-            let label = ("sans-serif", 14).into_font().color(&BLACK);
-            chart
-                .configure_mesh()
+            let mut plot = ChartBuilder::on(&root)
+                .margin_right(14)
+                .margin_top(if self.has_marks() { 32 } else { 10 })
+                .x_label_area_size(36)
+                .y_label_area_size(46)
+                .build_cartesian_2d(Placed::of(&x), Placed::of(&y))?;
+            self.draw_bands(&mut plot, &y)?;
+            let label = ("sans-serif", 12).into_font().color(&BLACK);
+            plot.configure_mesh()
                 .disable_x_mesh()
                 .light_line_style(TRANSPARENT)
-                .bold_line_style(BLACK.mix(0.15))
-                .axis_style(BLACK.mix(0.5))
-                .x_desc(self.x_unit)
-                .y_desc(self.unit)
-                .x_label_formatter(&|x| Scale::Linear.label(*x))
+                .bold_line_style(BLACK.mix(0.13))
+                .axis_style(BLACK.mix(0.45))
+                .x_desc(self.across.text())
+                .x_label_formatter(&|x| self.across.label(*x))
                 .y_label_formatter(&|y| self.scale.label(*y))
                 .label_style(label)
                 .draw()?;
-            for (place, mark) in self.marks.iter().filter(|mark| mark.at_s <= x_max).enumerate() {
-                let line = vec![(mark.at_s, y_min), (mark.at_s, y_max)];
-                chart.draw_series(std::iter::once(PathElement::new(line, BLACK.mix(0.35))))?;
-                if place < NAMED_MARKS_MAX {
-                    // Above the plot, alternating in height, so that neighbours stay readable.
-                    let raised = if place % 2 == 0 { -14 } else { 0 };
-                    let style = ("sans-serif", 11).into_font().color(&BLACK);
-                    let name = EmptyElement::at((mark.at_s, y_max))
-                        + Text::new(mark.name.clone(), (2, raised), style);
-                    chart.draw_series(std::iter::once(name))?;
+            self.draw_lines(&mut plot, &y)?;
+            self.draw_marks(&mut plot, &x, &y)?;
+            let overlay = self.tooltips(&plot, &x, &y);
+            root.present()?;
+            overlay
+        };
+        // Text and axes take the colour of the page, light or dark.
+        let mut svg = svg.replace("#000000", "currentColor");
+        if let Some(end) = svg.rfind("</svg>") {
+            svg.insert_str(end, &overlay);
+        }
+        Ok(svg)
+    }
+
+    fn has_marks(&self) -> bool {
+        self.timeline.is_some_and(|timeline| !timeline.marks.is_empty())
+    }
+
+    /// Tints the times of faults.
+    fn draw_bands(&self, plot: &mut Plot<'_, '_>, y: &Axis) -> Drawn<()> {
+        for span in self.timeline.iter().flat_map(|timeline| timeline.faults()) {
+            let (r, g, b) = span.tone.colour();
+            let strength = if span.tone == Tone::Down { 0.22 } else { 0.13 };
+            let band = Rectangle::new(
+                [(span.from_s, y.low), (span.until_s, y.high)],
+                RGBColor(r, g, b).mix(strength).filled(),
+            );
+            plot.draw_series(std::iter::once(band))?;
+        }
+        Ok(())
+    }
+
+    fn draw_lines(&self, plot: &mut Plot<'_, '_>, y: &Axis) -> Drawn<()> {
+        for line in &self.lines {
+            let (r, g, b) = line.colour;
+            let points: Vec<(f64, f64)> = thinned(&line.points)
+                .map(|(x, value)| (x, self.scale.place(value).clamp(y.low, y.high)))
+                .collect();
+            if let (true, Some(first), Some(last)) = (line.is_filled, points.first(), points.last()) {
+                let mut area = points.clone();
+                area.extend([(last.0, y.low), (first.0, y.low)]);
+                plot.draw_series(std::iter::once(Polygon::new(area, RGBColor(r, g, b).mix(0.15))))?;
+            }
+            plot.draw_series(LineSeries::new(points, RGBColor(r, g, b).stroke_width(2)))?;
+        }
+        Ok(())
+    }
+
+    fn draw_marks(&self, plot: &mut Plot<'_, '_>, x: &Axis, y: &Axis) -> Drawn<()> {
+        let mut free_from = [i32::MIN; MARK_ROWS.len()];
+        let marks = self.timeline.iter().flat_map(|timeline| &timeline.marks);
+        for mark in marks.filter(|mark| mark.at_s <= x.high) {
+            let (r, g, b) = mark.tone.colour();
+            let line = vec![(mark.at_s, y.low), (mark.at_s, y.high)];
+            plot.draw_series(std::iter::once(PathElement::new(
+                line,
+                RGBColor(r, g, b).mix(0.8),
+            )))?;
+            let (left, _) = plot.backend_coord(&(mark.at_s, y.high));
+            let width = mark.name.chars().count() as i32 * MARK_CHAR_WIDTH;
+            let left = left.min(SIZE.0 as i32 - width);
+            let Some(row) = free_from.iter().position(|free| left >= *free) else {
+                continue;
+            };
+            free_from[row] = left + width + MARK_CHAR_WIDTH;
+            let shift = left - plot.backend_coord(&(mark.at_s, y.high)).0;
+            let style = ("sans-serif", 11).into_font().color(&BLACK);
+            let name = EmptyElement::at((mark.at_s, y.high))
+                + Text::new(mark.name.clone(), (shift, -MARK_ROWS[row]), style);
+            plot.draw_series(std::iter::once(name))?;
+        }
+        Ok(())
+    }
+
+    /// Returns invisible columns, one for each second, with the values of that second.
+    fn tooltips(&self, plot: &Plot<'_, '_>, x: &Axis, y: &Axis) -> String {
+        let longest = self.lines.iter().map(|line| line.points.len()).max();
+        if self.across != Across::Seconds || longest.is_none_or(|points| points > POINTS_MAX) {
+            return String::new();
+        }
+        let mut columns = String::from("<g class=\"tips\">");
+        let mut seconds: Vec<i64> = self
+            .lines
+            .iter()
+            .flat_map(|line| &line.points)
+            .map(|(x, _)| *x as i64)
+            .collect();
+        seconds.sort_unstable();
+        seconds.dedup();
+        for second in seconds {
+            let at = second as f64;
+            let (left, top) = plot.backend_coord(&((at - 0.5).max(x.low), y.high));
+            let (right, bottom) = plot.backend_coord(&((at + 0.5).min(x.high), y.low));
+            let mut text = format!("second {second}");
+            for line in &self.lines {
+                if let Some((_, value)) = line.points.iter().find(|(x, _)| *x as i64 == second) {
+                    let _ = write!(text, "\n{} {} {}", line.name, axis::value(*value), self.unit);
                 }
             }
-            for line in &self.lines {
-                let (r, g, b) = line.colour;
-                let points = thinned(&line.points).map(|(x, y)| (x, self.scale.place(y)));
-                chart.draw_series(LineSeries::new(points, RGBColor(r, g, b).stroke_width(2)))?;
+            let near = |mark: &&Mark| (mark.at_s - at).abs() <= 0.5;
+            for mark in self
+                .timeline
+                .iter()
+                .flat_map(|timeline| timeline.marks.iter().filter(near))
+            {
+                let _ = write!(text, "\n{}", mark.name);
             }
-            root.present()?;
+            let _ = write!(
+                columns,
+                "<rect x=\"{left}\" y=\"{top}\" width=\"{}\" height=\"{}\"><title>{}</title></rect>",
+                (right - left).max(1),
+                bottom - top,
+                escape(&text),
+            );
         }
-        // Text and axes take the colour of the page, light or dark.
-        Ok(svg.replace("#000000", "currentColor"))
+        columns.push_str("</g>");
+        columns
     }
 }
 
@@ -198,10 +348,30 @@ mod tests {
     }
 
     #[test]
-    fn labels_fit_the_size_of_their_value() {
-        assert_eq!(Scale::Linear.label(25_000.0), "25k");
-        assert_eq!(Scale::Linear.label(0.0), "0");
-        assert_eq!(Scale::Logarithmic.label(-2.0), "0.010");
-        assert_eq!(Scale::Logarithmic.label(2.0), "100");
+    fn each_second_has_a_tooltip_and_names_of_marks_never_overlap() {
+        let points: Vec<(f64, f64)> = (0..30).map(|n| (f64::from(n), 5.0)).collect();
+        let mark = |at_s: f64| Mark {
+            at_s,
+            name: "kill node-1".to_owned(),
+            tone: Tone::Down,
+        };
+        let timeline = Timeline {
+            end_s: 30.0,
+            marks: (0..30).map(|n| mark(f64::from(n))).collect(),
+            lanes: Vec::new(),
+        };
+        let chart = Chart {
+            title: "Requests per second",
+            unit: "requests/s",
+            across: Across::Seconds,
+            scale: Scale::Linear,
+            lines: vec![Line::new("sent", (1, 2, 3), points)],
+            timeline: Some(&timeline),
+        };
+        let figure = chart.figure().unwrap();
+        assert_eq!(figure.matches("<title>").count(), 30);
+        assert!(figure.contains("<title>second 7\nsent 5 requests/s\nkill node-1</title>"));
+        let names = figure.matches("\nkill node-1\n").count();
+        assert!((2..=20).contains(&names), "{names} names of 30 marks");
     }
 }

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// Default seed of a run.
 const USUAL_SEED: u64 = 1;
+/// Parts of the mix of requests, so that a share has the precision of a hundredth of a percent.
+const PARTS: u32 = 10_000;
 /// Maximum default warm-up. Shorter runs warm up for a tenth of their time.
 const WARM_UP_MAX: Duration = Duration::from_secs(2);
 
@@ -124,6 +126,9 @@ pub(in crate::commands) struct LoadArgs {
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Customers")]
 struct CustomerArgs {
+    /// Share of requests that place an order; the others read statistics [default: 2 of 12]
+    #[arg(long, hide_short_help = true, value_name = "SHARE", value_parser = share)]
+    orders: Option<f64>,
     /// Make product k as popular as 1 / k^S [default: all are alike]
     #[arg(long, hide_short_help = true, value_name = "S", value_parser = above_zero)]
     zipf: Option<f64>,
@@ -148,7 +153,7 @@ struct CustomerArgs {
 }
 
 /// Flags that a scenario replaces.
-const DESCRIBED_BY_SCENARIO: [&str; 14] = [
+const DESCRIBED_BY_SCENARIO: [&str; 15] = [
     "duration",
     "rate",
     "arrivals",
@@ -156,6 +161,7 @@ const DESCRIBED_BY_SCENARIO: [&str; 14] = [
     "peak",
     "replay",
     "warm_up",
+    "orders",
     "zipf",
     "basket",
     "never_paid",
@@ -178,8 +184,15 @@ pub(in crate::commands) struct ScenarioArgs {
 impl CustomerArgs {
     fn customers(&self) -> Customers {
         let usual = Customers::default();
+        let order_parts = |share: f64| (share * f64::from(PARTS)).round() as u32;
+        let (stats_parts, order_parts) = match self.orders.map(order_parts) {
+            Some(order_parts) => (PARTS - order_parts, order_parts),
+            None => (usual.stats_parts, usual.order_parts),
+        };
         let zipf = |exponent| Popularity::Zipf(Zipf::new(usual.products, exponent));
         Customers {
+            stats_parts,
+            order_parts,
             popularity: self.zipf.map_or(Popularity::Uniform, zipf),
             basket_min: self.basket.min,
             basket_max: self.basket.max,
@@ -278,7 +291,11 @@ impl ScenarioArgs {
             return self.load.scenario("run");
         };
         let mut scenario = Scenario::find(name).map_err(|error| {
-            let mut text = error.to_string();
+            let mut text = match &error {
+                // The flag names the setting already.
+                imt_sim::Error::Config { problem, .. } => problem.clone(),
+                error => error.to_string(),
+            };
             if let Some(cause) = std::error::Error::source(&error) {
                 text = format!("{text}: {cause}");
             }
@@ -326,7 +343,10 @@ mod tests {
             (&["--zipf", "0"], "for example 1.1"),
             (&["--warm-up", "30s"], "for example 2s of 30s"),
             (&["--fail-if", "p99(ordr) > 5ms"], "column 5"),
-            (&["--scenario", "calmer"], "built in are calm"),
+            (
+                &["--scenario", "calmer"],
+                "--scenario: there is no scenario \"calmer\"; built in are calm",
+            ),
             (&["--scenario", "calm", "--rate", "5"], "cannot be used with"),
             (&["--replay", "/nonexistent"], "/nonexistent"),
         ] {
@@ -351,6 +371,18 @@ mod tests {
         let whole = parse(&spike).unwrap();
         assert_eq!(whole.load.duration(), Duration::from_secs(30));
         assert_eq!(whole.warm_up, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_share_of_orders_sets_the_mix() {
+        let mix = |args: &[&str]| {
+            let customers = parse(args).unwrap().customers;
+            (customers.stats_parts, customers.order_parts)
+        };
+        assert_eq!(mix(&[]), (10, 2));
+        assert_eq!(mix(&["--orders", "0%"]), (10_000, 0));
+        assert_eq!(mix(&["--orders", "100%"]), (0, 10_000));
+        assert_eq!(mix(&["--orders", "2.5%"]), (9_750, 250));
     }
 
     #[test]

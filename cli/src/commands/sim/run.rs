@@ -56,7 +56,10 @@ impl Session {
         output: OutputFormat,
     ) -> Result<Exit, CliError> {
         let telemetry = Telemetry::default();
-        telemetry.update(|state| state.scenario.clone_from(&self.scenario.name));
+        telemetry.update(|state| {
+            state.scenario.clone_from(&self.scenario.name);
+            state.seed = self.seed;
+        });
         let stop = stop_on_signal(signals);
         let display = self.show(&telemetry, output, stop.clone());
         let config = self.front_config();

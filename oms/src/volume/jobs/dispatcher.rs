@@ -21,7 +21,7 @@ use crate::domain::order::{Command, Order};
 use crate::outbox::warehouse_client::{Answer, Warehouse};
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, Outbox};
 use crate::runtime;
-use crate::runtime::trace::{self, FinishedSpan, SpanKind, TraceContext};
+use crate::runtime::trace::{self, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
 use crate::volume::state::{OrderError, VolumeState};
 use crate::volume::transactor::{Ask, Transactors};
 
@@ -150,10 +150,10 @@ async fn send_traced(trace: TraceContext, wms: &dyn Warehouse, kind: Kind, order
         parent: Some(trace.span),
         started,
         took: begun.elapsed(),
-        status: match &answer {
-            Answer::Done { .. } => Some(200),
-            Answer::Refused { .. } => Some(409),
-            Answer::Failed(_) => None,
+        outcome: match &answer {
+            Answer::Done { .. } => SpanOutcome::Status(200),
+            Answer::Refused { .. } => SpanOutcome::Status(409),
+            Answer::Failed(_) => SpanOutcome::Unanswered,
         },
         attributes: vec![
             ("order.id", order.id.to_string()),

@@ -1,0 +1,322 @@
+//! Head, numbers and tables of a run's page.
+
+use std::fmt::Write as _;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use super::Material;
+use super::html::{Tile, bars, escape, panel, tiles};
+use crate::front::LAG_P99_MAX;
+use crate::summary::{millis, thousands};
+use crate::telemetry::Route;
+
+/// Longest table of events that is open at first.
+const EVENTS_OPEN_MAX: usize = 30;
+
+/// Returns the class of a verdict's badge.
+pub(super) fn verdict_class(verdict: &str) -> &'static str {
+    match verdict {
+        "clean" => "good",
+        "findings" | "threshold missed" => "bad",
+        _ => "unsure",
+    }
+}
+
+fn count(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+impl Material {
+    /// Returns the verdict in words.
+    pub(super) fn verdict(&self) -> String {
+        match self.summary["verdict"].as_str() {
+            Some(verdict) => verdict.replace('_', " "),
+            None => "killed before its end".to_owned(),
+        }
+    }
+
+    pub(super) fn header(&self) -> String {
+        let facts = &self.facts;
+        let verdict = self.verdict();
+        let class = verdict_class(&verdict);
+        let begun = UNIX_EPOCH + Duration::from_millis(facts.begun_at_ms);
+        let early = match self.summary["stopped_early"].as_bool() {
+            Some(true) => " The run was ended early.",
+            _ => "",
+        };
+        let scenario: Option<toml::Table> = facts.scenario_toml.parse().ok();
+        let description = scenario
+            .as_ref()
+            .and_then(|scenario| scenario.get("description")?.as_str());
+        let description = description
+            .map(|text| format!("<p>{}</p>", escape(text)))
+            .unwrap_or_default();
+        format!(
+            "<header><h1>{} <span class=\"verdict {class}\">{}</span></h1>{description}\
+             <p>Seed {}, version {}, {}, {} processors, begun {}.{early}</p>\
+             <p>Repeat: <code>{}</code></p></header>\n",
+            escape(&facts.scenario),
+            escape(&verdict),
+            facts.seed,
+            escape(&facts.version),
+            escape(&facts.platform),
+            facts.processors,
+            humantime::format_rfc3339_seconds(begun),
+            escape(&facts.repeat),
+        )
+    }
+
+    /// Returns the numbers that are read first.
+    pub(super) fn tiles(&self) -> String {
+        let summary = &self.summary;
+        if summary.is_null() {
+            return String::new();
+        }
+        let routes = list(&summary["routes"]);
+        let failed: u64 = routes
+            .iter()
+            .map(|route| count(&route["requests"]) - count(&route["ok"]))
+            .sum();
+        let order = routes.iter().find(|route| route["name"] == Route::Order.name());
+        let latency = |name: &str| order.map_or(0, |order| count(&order["latency"][name]));
+        let lag_us = count(&summary["lag"]["p99_us"]);
+        let orders = summary["orders"].as_object();
+        let total: u64 = orders.into_iter().flatten().map(|(_, of)| count(of)).sum();
+        let found = list(&summary["audit"]["findings"]).len() as u64;
+        let thresholds = list(&summary["thresholds"]);
+        let missed = thresholds
+            .iter()
+            .filter(|threshold| threshold["is_missed"] != false)
+            .count();
+        let percent = failed as f64 / count(&summary["requests"]).max(1) as f64 * 100.0;
+        let mut shown = vec![
+            Tile {
+                name: "Requests",
+                value: thousands(count(&summary["requests"])),
+                note: format!("{:.1}/s", summary["rate"].as_f64().unwrap_or_default()),
+                is_good: None,
+            },
+            Tile {
+                name: "Errors",
+                value: thousands(failed),
+                note: format!("{percent:.2} % of requests"),
+                is_good: None,
+            },
+            Tile {
+                name: "Order, median",
+                value: millis(latency("p50_us")),
+                note: "from the intended start".to_owned(),
+                is_good: None,
+            },
+            Tile {
+                name: "Order, p99",
+                value: millis(latency("p99_us")),
+                note: format!("max {}", millis(latency("max_us"))),
+                is_good: None,
+            },
+            Tile {
+                name: "Orders delivered",
+                value: thousands(orders.map_or(0, |orders| orders.get("delivered").map_or(0, count))),
+                note: format!("of {}", thousands(total)),
+                is_good: None,
+            },
+            Tile {
+                name: "Lag p99",
+                value: millis(lag_us),
+                note: format!(
+                    "limit {} ms; {} late, {} dropped",
+                    LAG_P99_MAX.as_millis(),
+                    thousands(count(&summary["late"])),
+                    thousands(count(&summary["dropped"]))
+                ),
+                is_good: Some(u128::from(lag_us) <= LAG_P99_MAX.as_micros()),
+            },
+            Tile {
+                name: "Audit",
+                value: match summary["audit"].is_null() {
+                    true => "none".to_owned(),
+                    false => thousands(found),
+                },
+                note: "findings".to_owned(),
+                is_good: Some(found == 0 && !summary["audit"].is_null()),
+            },
+        ];
+        if !thresholds.is_empty() {
+            shown.push(Tile {
+                name: "Thresholds",
+                value: format!("{} of {}", thresholds.len() - missed, thresholds.len()),
+                note: "kept".to_owned(),
+                is_good: Some(missed == 0),
+            });
+        }
+        tiles(&shown)
+    }
+
+    /// Returns the routes and the sending window as a table.
+    pub(super) fn results(&self) -> String {
+        let summary = &self.summary;
+        if summary.is_null() {
+            return String::new();
+        }
+        let mut rows = String::new();
+        let routes = list(&summary["routes"]).iter();
+        for route in routes.filter(|route| route["requests"] != 0) {
+            let latency = |name: &str| {
+                let us = count(&route["latency"][name]);
+                format!("{:.2}", us as f64 / 1_000.0)
+            };
+            // Writing to a String cannot fail.
+            let _ = write!(
+                rows,
+                "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{:.2}</td><td>{}</td><td>{}</td>\
+                 <td>{}</td><td>{}</td><td>{}</td></tr>",
+                escape(route["route"].as_str().unwrap_or_default()),
+                thousands(count(&route["requests"])),
+                thousands(count(&route["requests"]) - count(&route["ok"])),
+                route["mean_us"].as_f64().unwrap_or_default() / 1_000.0,
+                latency("p50_us"),
+                latency("p90_us"),
+                latency("p99_us"),
+                latency("p999_us"),
+                latency("max_us"),
+            );
+        }
+        let text = format!(
+            "<p>{} requests in a window of {:.1} s ({:.1}/s) and a drain of {:.1} s; {} late, {} dropped. \
+             Latencies in milliseconds count from the intended start, without the warm-up.</p>\
+             <div class=\"scroll\"><table><thead><tr><th>route</th><th>requests</th><th>errors</th>\
+             <th>mean</th><th>p50</th><th>p90</th><th>p99</th><th>p99.9</th><th>max</th></tr></thead>\
+             <tbody>{rows}</tbody></table></div>",
+            thousands(count(&summary["requests"])),
+            summary["window_s"].as_f64().unwrap_or_default(),
+            summary["rate"].as_f64().unwrap_or_default(),
+            summary["drain_s"].as_f64().unwrap_or_default(),
+            thousands(count(&summary["late"])),
+            thousands(count(&summary["dropped"])),
+        );
+        panel("Results", &text)
+    }
+
+    /// Returns the thresholds with what was measured.
+    pub(super) fn thresholds(&self) -> String {
+        let mut items = String::new();
+        for result in list(&self.summary["thresholds"]) {
+            let (class, word) = match result["is_missed"].as_bool() {
+                Some(false) => ("good", "kept"),
+                _ => ("bad", "missed"),
+            };
+            let _ = write!(
+                items,
+                "<li><span class=\"verdict {class}\">{word}</span> fail if <code>{}</code>: measured {}</li>",
+                escape(result["condition"].as_str().unwrap_or_default()),
+                escape(result["measured"].as_str().unwrap_or("unknown")),
+            );
+        }
+        match items.is_empty() {
+            true => String::new(),
+            false => panel("Thresholds", &format!("<ul>{items}</ul>")),
+        }
+    }
+
+    /// Returns the errors of all routes by reason.
+    pub(super) fn errors(&self) -> String {
+        let mut reasons = Vec::new();
+        for route in list(&self.summary["routes"]) {
+            let name = route["name"].as_str().unwrap_or_default();
+            for (reason, of) in route["errors"].as_object().into_iter().flatten() {
+                reasons.push((format!("{name}: {reason}"), count(of)));
+            }
+        }
+        panel("Errors by route and reason", &bars(&reasons, "requests"))
+    }
+
+    pub(super) fn audit(&self) -> String {
+        let audit = &self.summary["audit"];
+        if audit.is_null() {
+            let reason = self.summary["audit_problem"]
+                .as_str()
+                .unwrap_or("the run has none");
+            return panel("Audit", &format!("<p>No audit: {}.</p>", escape(reason)));
+        }
+        let number = |name: &str| thousands(count(&audit[name]));
+        let mut text = format!(
+            "<p>{} orders, {} deliveries, {} reservations, {} histories and {} logged requests compared; \
+             {} messages waiting, {} dead letters.</p>",
+            number("orders"),
+            number("deliveries"),
+            number("reservations"),
+            number("histories"),
+            number("log_lines"),
+            number("outbox_waiting"),
+            number("outbox_dead"),
+        );
+        for group in list(&audit["waiting"]) {
+            let _ = write!(
+                text,
+                "<p>{} of kind {} wait: {}</p>",
+                thousands(count(&group["messages"])),
+                escape(group["kind"].as_str().unwrap_or_default()),
+                escape(group["reason"].as_str().unwrap_or_default()),
+            );
+        }
+        let findings = list(&audit["findings"]);
+        if findings.is_empty() {
+            text.push_str("<p><span class=\"verdict good\">no finding</span></p>");
+            return panel("Audit", &text);
+        }
+        let sentences = list(&audit["sentences"]);
+        text.push_str("<ul>");
+        for (place, finding) in findings.iter().enumerate() {
+            let sentence = sentences.get(place).and_then(Value::as_str);
+            let sentence = sentence.map_or_else(|| finding.to_string(), str::to_owned);
+            let _ = write!(text, "<li>{}", escape(&sentence));
+            let order = finding["order"].as_str().unwrap_or_default();
+            let history = list(&audit["explained"][order]).iter().filter_map(Value::as_str);
+            let history: Vec<&str> = history.collect();
+            if !history.is_empty() {
+                let _ = write!(
+                    text,
+                    "<details><summary>history of order {}</summary><pre>{}</pre></details>",
+                    escape(order),
+                    escape(&history.join("\n")),
+                );
+            }
+            text.push_str("</li>");
+        }
+        text.push_str("</ul>");
+        panel("Audit", &text)
+    }
+
+    pub(super) fn event_table(&self) -> String {
+        if self.events.is_empty() {
+            return String::new();
+        }
+        let mut rows = String::new();
+        for event in &self.events {
+            let _ = write!(
+                rows,
+                "<tr><td>{:.1}</td><td class=\"text\">{}</td><td class=\"text\">{}</td></tr>",
+                event.offset_ms as f64 / 1_000.0,
+                event.kind.name(),
+                escape(&event.text),
+            );
+        }
+        let open = if self.events.len() <= EVENTS_OPEN_MAX {
+            " open"
+        } else {
+            ""
+        };
+        let table = format!(
+            "<details{open}><summary>{} events</summary><div class=\"scroll\"><table><thead><tr>\
+             <th>second</th><th class=\"text\">kind</th><th class=\"text\">event</th></tr></thead>\
+             <tbody>{rows}</tbody></table></div></details>",
+            self.events.len()
+        );
+        panel("Events", &table)
+    }
+}
