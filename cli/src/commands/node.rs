@@ -250,6 +250,8 @@ struct Listed {
     name: String,
     state: &'static str,
     address: Option<SocketAddr>,
+    /// Id of the process on its machine.
+    process: Option<u32>,
     zone: Option<String>,
     weight: u32,
     slots: usize,
@@ -288,6 +290,7 @@ async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Resul
                 (false, _) => "gone",
             },
             address: is_running.then_some(card.address),
+            process: is_running.then_some(card.process),
             zone: card.zone.clone(),
             weight: card.weight,
             slots: slots(&card.name),
@@ -303,6 +306,7 @@ async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Resul
                 name: member.name().to_string(),
                 state: "stopped",
                 address: None,
+                process: None,
                 zone: member.zone().map(ToString::to_string),
                 weight: member.weight(),
                 slots: slots(member.name()),
@@ -357,6 +361,7 @@ fn table(nodes: &[Listed]) -> Vec<Vec<String>> {
         "serves",
         "orders",
         "requests/s",
+        "process",
         "up",
     ];
     let mut rows = vec![columns.map(str::to_owned).to_vec()];
@@ -379,6 +384,7 @@ fn table(nodes: &[Listed]) -> Vec<Vec<String>> {
             node.orders.map_or_else(dash, |orders| orders.to_string()),
             node.requests_per_second
                 .map_or_else(dash, |rate| format!("{rate:.1}")),
+            node.process.map_or_else(dash, |process| process.to_string()),
             up.unwrap_or_else(dash),
         ]
     }));
