@@ -22,8 +22,8 @@
 //! replaced by free ones, and absolute folders are below the folder of the session.
 //! `cargo run --release --` means the binary under test. `IMT_DOCUMENTS_BINARY` names another one.
 
-use crate::support::markdown::{Block, blocks};
-use crate::support::{Server, free_address, until};
+use crate::support::markdown::{Block, blocks, inline_code};
+use crate::support::{Server, free_address, run, stderr, until};
 use snapbox::IntoData;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -416,6 +416,96 @@ fn every_command_block_is_run_or_has_a_reason() {
     println!("{run} blocks are run, {not_run} are not:\n{table}");
     assert!(run > 30, "{run} blocks were found");
     assert!(not_run <= NOT_RUN_MAX, "{not_run} blocks are not run:\n{table}");
+}
+
+#[test]
+fn every_command_in_a_sentence_has_known_words_and_flags() {
+    let mut count = 0;
+    for document in documents() {
+        let text = std::fs::read_to_string(root().join(&document)).unwrap();
+        for code in inline_code(&text).iter().filter(|code| code.starts_with("imt ")) {
+            // Only `imt` itself is checked, not the pipe behind it.
+            let command = code.split(['|', '<', '>', '&']).next().unwrap();
+            let words = command
+                .split_whitespace()
+                .skip(1)
+                .filter(|word| !word.contains("..."));
+            let args: Vec<&str> = words.chain(["--help"]).collect();
+            let error = stderr(&run(&args));
+            let is_unknown = ["unexpected argument", "unrecognized subcommand"]
+                .iter()
+                .any(|text| error.contains(text));
+            assert!(!is_unknown, "{document}: `{code}`: {error}");
+            count += 1;
+        }
+    }
+    assert!(count > 100, "{count} commands were found");
+}
+
+/// Returns the folder of a package.
+fn folder_of(package: &str) -> PathBuf {
+    let folder = match package.strip_prefix("imt-") {
+        Some(name) => name,
+        None => "cli",
+    };
+    root().join(folder)
+}
+
+/// Returns all sources of a package as one text.
+fn sources_of(package: &str) -> String {
+    let mut text = String::new();
+    let mut folders = vec![folder_of(package).join("src"), folder_of(package).join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false if path.extension().is_some_and(|ending| ending == "rs") => {
+                    text.push_str(&std::fs::read_to_string(path).unwrap());
+                }
+                false => {}
+            }
+        }
+    }
+    text
+}
+
+/// A test command whose filter fits no test passes by finding none.
+#[test]
+fn every_test_command_names_tests_that_exist() {
+    let mut count = 0;
+    for document in documents() {
+        let text = std::fs::read_to_string(root().join(&document)).unwrap();
+        let lines = text.lines().filter(|line| line.contains("cargo test"));
+        for line in lines.flat_map(|line| line.split("cargo test").skip(1)) {
+            let command = line.split(['`', '#', ';']).next().unwrap();
+            let words: Vec<&str> = command
+                .split_whitespace()
+                .take_while(|word| *word != "--")
+                .collect();
+            let behind = |flag: &str| words.iter().skip_while(|word| **word != flag).nth(1).copied();
+            let Some(package) = behind("-p") else { continue };
+            let sources = sources_of(package);
+            let target = behind("--test");
+            if let Some(target) = target {
+                let file = folder_of(package).join("tests").join(format!("{target}.rs"));
+                let manifest = std::fs::read_to_string(folder_of(package).join("Cargo.toml")).unwrap();
+                let is_known = file.exists() || manifest.contains(&format!("name = \"{target}\""));
+                assert!(is_known, "{document}: {package} has no test {target}: {line}");
+            }
+            let is_flag = |word: &&&str| word.starts_with('-') || Some(**word) == target || **word == package;
+            for filter in words.iter().filter(|word| !is_flag(word)) {
+                for name in filter.split("::").filter(|name| !name.is_empty()) {
+                    let is_known = ["mod", "fn"]
+                        .iter()
+                        .any(|word| sources.contains(&format!("{word} {name}")));
+                    assert!(is_known, "{document}: {package} has no test {filter}: {line}");
+                }
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 30, "{count} filters were found");
 }
 
 #[test]

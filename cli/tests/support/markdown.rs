@@ -3,7 +3,7 @@
 //! The comment is `<!-- shell: OPTION; OPTION -->`, directly before the block. Readers of the
 //! rendered page do not see the comment.
 
-use pulldown_cmark::{CodeBlockKind, Event, Parser, Tag, TagEnd};
+use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 
 /// A code block.
 #[derive(Debug, Default)]
@@ -71,4 +71,13 @@ pub fn blocks(markdown: &str) -> Vec<Block> {
     }
     assert!(options.is_empty(), "options before no block: {options:?}");
     blocks
+}
+
+/// Returns the pieces of inline code of a document.
+pub fn inline_code(markdown: &str) -> Vec<String> {
+    let pieces = Parser::new_ext(markdown, Options::ENABLE_TABLES).filter_map(|event| match event {
+        Event::Code(text) => Some(text.to_string()),
+        _ => None,
+    });
+    pieces.collect()
 }
