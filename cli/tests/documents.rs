@@ -14,7 +14,7 @@
 //! - `loose WORD,WORD`: with `figures`, the text behind these labels may differ, too, because the
 //!   pace of the machine decides.
 //! - `varies TEXT,TEXT`: these texts of the output may differ.
-//! - `until`: the command is repeated until its output fits, because a server needs a while.
+//! - `until`: the block is repeated until it succeeds, because a server needs a while.
 //! - `log`: the output contains the log (standard error) as well.
 //! - `write FILE`: the text of the block is written to a file of the session.
 //!
@@ -26,7 +26,7 @@ use crate::support::markdown::{Block, blocks, inline_code};
 use crate::support::{Server, free_address, run, stderr, until};
 use snapbox::IntoData;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use tempfile::{TempDir, tempdir};
 
 /// Maximum number of blocks with the option `not run`. A further one needs a reason good enough to
@@ -134,7 +134,9 @@ impl Session {
         ];
         for root in ROOTS {
             std::fs::create_dir_all(format!("{path}{root}")).unwrap();
-            replaced.push((format!(" {root}"), format!(" {path}{root}")));
+            for before in [' ', '='] {
+                replaced.push((format!("{before}{root}"), format!("{before}{path}{root}")));
+            }
         }
         Self {
             document: document.to_owned(),
@@ -192,14 +194,22 @@ impl Session {
                     .push(Server::of(command, &format!("{place}: {line}")));
             }
         } else if block.language == "sh" {
-            let output = self.shell(&block.text).output().unwrap();
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let is_done = |output: &Output| output.status.success();
+            let mut output = self.shell(&block.text).output().unwrap();
+            if block.option("until").is_some() {
+                until(&format!("{place} succeeds"), || {
+                    output = self.shell(&block.text).output().unwrap();
+                    is_done(&output)
+                });
+            }
+            let (shown, error) = (
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr),
+            );
             assert!(
-                output.status.success(),
-                "{place} ended with {}:\n{}{}",
-                output.status,
-                text(&output.stdout),
-                text(&output.stderr)
+                is_done(&output),
+                "{place} ended with {}:\n{shown}{error}",
+                output.status
             );
         } else {
             self.run_console(block);
@@ -239,8 +249,8 @@ impl Session {
             return Err(format!("{}, not {exit}:\n{shown}{error}", output.status));
         }
         shown = shown.replace(self.folder.path().to_str().unwrap(), "");
-        for (from, to) in &self.replaced {
-            shown = shown.replace(to, from);
+        for (address, used) in self.replaced.iter().filter(|(from, _)| from.starts_with("127.")) {
+            shown = shown.replace(used, address);
         }
         let mut expected = expected.to_owned();
         for text in block.list("varies") {
