@@ -47,8 +47,9 @@ const COMMANDS: [&str; 9] = [
     "$ ", "imt ", "cargo ", "curl ", "apt-get ", "export ", "kill ", "pip ", "cp ",
 ];
 
-/// Absolute folders that documents use. They are below the folder of the session.
-const ROOTS: [&str; 4] = ["/srv/", "/tmp/", "/other-disk/", "/etc/"];
+/// Absolute folders that documents use. They are below the folder of the session. That folder may
+/// itself be below the first of them, so the first one is replaced first.
+const ROOTS: [&str; 4] = ["/tmp/", "/srv/", "/other-disk/", "/etc/"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
