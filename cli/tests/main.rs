@@ -20,6 +20,7 @@ mod contexts;
 mod db;
 mod db_shell;
 mod db_truth;
+mod documents;
 mod engine;
 mod engine_faults;
 mod foreign_files;

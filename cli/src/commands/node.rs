@@ -284,6 +284,8 @@ struct Listed {
     name: String,
     state: NodeState,
     address: Option<SocketAddr>,
+    /// Id of the process on its machine.
+    process: Option<u32>,
     zone: Option<String>,
     weight: u32,
     slots: usize,
@@ -324,6 +326,7 @@ async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Resul
                 (false, _) => NodeState::Gone,
             },
             address: is_running.then_some(card.address),
+            process: is_running.then_some(card.process),
             zone: card.zone.clone(),
             weight: card.weight,
             slots: slots(&card.name),
@@ -339,6 +342,7 @@ async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Resul
                 name: member.name().to_string(),
                 state: NodeState::Stopped,
                 address: None,
+                process: None,
                 zone: member.zone().map(ToString::to_string),
                 weight: member.weight(),
                 slots: slots(member.name()),
@@ -393,6 +397,7 @@ fn table(nodes: &[Listed]) -> Vec<Vec<String>> {
         "serves",
         "orders",
         "requests/s",
+        "process",
         "up",
     ];
     let mut rows = vec![columns.map(str::to_owned).to_vec()];
@@ -415,6 +420,7 @@ fn table(nodes: &[Listed]) -> Vec<Vec<String>> {
             node.orders.map_or_else(dash, |orders| orders.to_string()),
             node.requests_per_second
                 .map_or_else(dash, |rate| format!("{rate:.1}")),
+            node.process.map_or_else(dash, |process| process.to_string()),
             up.unwrap_or_else(dash),
         ]
     }));

@@ -3,6 +3,7 @@
 //! No helper waits for a fixed time. A server has started when its log says so, and a condition is
 //! polled until it holds.
 pub mod browser;
+pub mod markdown;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -56,7 +57,7 @@ impl Server {
         Self::spawn(imt(args))
     }
 
-    /// Starts a command that runs the binary, and waits until its log names the served address.
+    /// Starts a command that becomes the binary, and waits until its log names the served address.
     pub fn spawn(mut command: Command) -> Self {
         let mut child = command
             .stdout(Stdio::null())

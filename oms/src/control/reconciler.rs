@@ -242,10 +242,12 @@ impl Reconciler {
                 }
                 closed => closed?,
             }
-            tracing::info!(volume = %server.volume, "volume handed over");
             // A volume without a slot in the ring has no data that anybody needs.
             if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {
                 Arc::clone(&self.volumes).remove(server.volume.clone()).await?;
+                tracing::info!(volume = %server.volume, "volume removed, its node left");
+            } else {
+                tracing::info!(volume = %server.volume, "volume handed over");
             }
         }
         Ok(())

@@ -95,6 +95,9 @@ pub(super) fn stats(path: &Path, output: OutputFormat) -> Result<ExitCode, CliEr
     let (mut stats, tables) = (json!(db.stats()), db.tables());
     if let Some(figures) = stats.as_object_mut() {
         figures.retain(|name, _| !OF_PROCESS.contains(&name.as_str()));
+        // The engine also counts the names of the tables, which are no keys of a user.
+        let keys: u64 = tables.iter().map(|table| table.keys).sum();
+        figures.insert("keys".to_owned(), json!(keys));
     }
     let document = json!({ "path": path, "stats": stats, "tables": tables });
     if output == OutputFormat::Json {

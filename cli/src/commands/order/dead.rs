@@ -61,6 +61,7 @@ async fn list(api: &Api, table: &TableArgs, output: OutputFormat) -> Result<(), 
     }
     if messages.is_empty() {
         output::remark("there are no dead letters");
+        return Ok(());
     }
     let columns = ["order", "message", "tries", "last error"];
     let mut rows = vec![columns.map(str::to_owned).to_vec()];

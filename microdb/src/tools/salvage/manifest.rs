@@ -218,21 +218,36 @@ impl fmt::Display for Loss {
             }
         }
         match (self.records_lost, self.records_recovered) {
-            (Some(lost), 0) => write!(f, "\n    {lost} records lost")?,
+            (Some(lost), 0) => write!(f, "\n    {} lost", Count(lost, "record"))?,
             (Some(lost), recovered) => write!(
                 f,
-                "\n    {lost} records lost, {recovered} of the same commits recovered"
+                "\n    {} lost, {recovered} of the same commits recovered",
+                Count(lost, "record")
             )?,
             (None, 0) => write!(f, "\n    the number of lost records is unknown")?,
-            (None, recovered) => write!(f, "\n    {recovered} records recovered there, perhaps not all")?,
+            (None, recovered) => write!(
+                f,
+                "\n    {} recovered there, perhaps not all",
+                Count(recovered, "record")
+            )?,
         }
         if let Some(live) = self.live_records_lost {
-            write!(f, "\n    {live} live records lost, by the checkpoint")?;
+            write!(f, "\n    {} lost, by the checkpoint", Count(live, "live record"))?;
         }
         if !self.tables.is_empty() {
             write!(f, "\n    tables: {}", self.tables.join(", "))?;
         }
         list(f, "    keys", &self.keys, self.keys.len() as u64)
+    }
+}
+
+/// A number with its noun: `1 record`, `2 records`.
+struct Count(u64, &'static str);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ending = if self.0 == 1 { "" } else { "s" };
+        write!(f, "{} {}{ending}", self.0, self.1)
     }
 }
 
@@ -258,26 +273,27 @@ impl fmt::Display for Manifest {
         let (source, destination) = (self.source.display(), self.destination.display());
         writeln!(f, "Salvage of {source} into {destination}")?;
         writeln!(f, "database {}", self.database)?;
-        let (records, bytes, tables) = (self.records, self.bytes, self.tables.len());
         writeln!(
             f,
-            "saved: {records} records ({bytes} bytes) in {tables} tables, up to commit {}",
+            "saved: {} ({}) in {}, up to commit {}",
+            Count(self.records, "record"),
+            Count(self.bytes, "byte"),
+            Count(self.tables.len() as u64, "table"),
             self.sequence
         )?;
         for table in &self.tables {
-            let (name, records, bytes) = (&table.name, table.records, table.bytes);
+            let (records, bytes) = (Count(table.records, "record"), Count(table.bytes, "byte"));
             let named = if table.name_known {
                 ""
             } else {
                 " (its name was lost; this name was invented)"
             };
-            writeln!(f, "    {name}: {records} records, {bytes} bytes{named}")?;
+            writeln!(f, "    {}: {records}, {bytes}{named}", table.name)?;
         }
         if self.is_complete() {
             writeln!(f, "lost: nothing that was ever acknowledged as durable")?;
         } else {
-            let places = if self.losses.len() == 1 { "place" } else { "places" };
-            writeln!(f, "lost: {} {places}", self.losses.len())?;
+            writeln!(f, "lost: {}", Count(self.losses.len() as u64, "place"))?;
         }
         for (number, loss) in self.losses.iter().enumerate() {
             writeln!(f, "{:3}. {loss}", number + 1)?;
