@@ -264,7 +264,10 @@ mod tests {
         queue.close();
         let frames = sender.await.unwrap();
         let payloads: Vec<&[u8]> = frames.iter().map(|frame| &frame[HEADER_BYTES..]).collect();
-        assert_eq!(payloads, [&[1u8, 2][..], &[3u8; ALONG_BYTES_MAX - HEADER_BYTES][..]]);
+        assert_eq!(
+            payloads,
+            [&[1u8, 2][..], &[3u8; ALONG_BYTES_MAX - HEADER_BYTES][..]]
+        );
     }
 
     #[tokio::test]
