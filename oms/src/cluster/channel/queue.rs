@@ -6,6 +6,7 @@
 //! not fit.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::{Mutex, MutexGuard};
