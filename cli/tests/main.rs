@@ -19,6 +19,7 @@ mod contexts;
 mod db;
 mod db_shell;
 mod db_truth;
+mod documents;
 mod engine;
 mod foreign_files;
 mod histories;

@@ -3,6 +3,7 @@
 //! No helper waits for a fixed time. A server has started when its log says so, and a condition is
 //! polled until it holds.
 pub mod browser;
+pub mod markdown;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -53,7 +54,12 @@ pub struct Server {
 impl Server {
     /// Starts the binary and waits until its log names the served address.
     pub fn start(args: &[&str]) -> Self {
-        let mut child = imt(args)
+        Self::of(imt(args), &format!("imt {}", args.join(" ")))
+    }
+
+    /// Starts a command that becomes the binary, and waits until its log names the served address.
+    pub fn of(mut command: Command, shown: &str) -> Self {
+        let mut child = command
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -74,11 +80,7 @@ impl Server {
                     Some((_, address)) => break address.trim().to_owned(),
                     None => seen.push(line),
                 },
-                Err(_) => panic!(
-                    "`imt {}` never said where it serves:\n{}",
-                    args.join(" "),
-                    seen.join("\n")
-                ),
+                Err(_) => panic!("`{shown}` never said where it serves:\n{}", seen.join("\n")),
             }
         };
         Self { child, address, log }
