@@ -191,8 +191,7 @@ impl Session {
                 if !self.servers.is_empty() && line.starts_with("imt node start") {
                     command.env("IMT_LISTEN", "127.0.0.1:0");
                 }
-                self.servers
-                    .push(Server::of(command, &format!("{place}: {line}")));
+                self.servers.push(Server::spawn(command));
             }
         } else if block.language == "sh" {
             let is_done = |output: &Output| output.status.success();
@@ -506,7 +505,10 @@ fn every_test_command_names_tests_that_exist() {
                 assert!(is_known, "{document}: {package} has no test {target}: {line}");
             }
             let values = [behind("--target"), target, Some(package)];
-            let is_flag = |word: &&&str| word.starts_with('-') || values.contains(&Some(**word));
+            // A word in capitals stands for any name.
+            let is_flag = |word: &&&str| {
+                word.starts_with('-') || values.contains(&Some(**word)) || **word == word.to_uppercase()
+            };
             for filter in words.iter().filter(|word| !is_flag(word)) {
                 for name in filter.split("::").filter(|name| !name.is_empty()) {
                     let is_known = ["mod", "fn"]

@@ -54,11 +54,11 @@ pub struct Server {
 impl Server {
     /// Starts the binary and waits until its log names the served address.
     pub fn start(args: &[&str]) -> Self {
-        Self::of(imt(args), &format!("imt {}", args.join(" ")))
+        Self::spawn(imt(args))
     }
 
-    /// Starts a command that becomes the binary, and waits until its log names the served address.
-    pub fn of(mut command: Command, shown: &str) -> Self {
+    /// Starts a command that runs the binary, and waits until its log names the served address.
+    pub fn spawn(mut command: Command) -> Self {
         let mut child = command
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -80,7 +80,7 @@ impl Server {
                     Some((_, address)) => break address.trim().to_owned(),
                     None => seen.push(line),
                 },
-                Err(_) => panic!("`{shown}` never said where it serves:\n{}", seen.join("\n")),
+                Err(_) => panic!("{command:?} never said where it serves:\n{}", seen.join("\n")),
             }
         };
         Self { child, address, log }
