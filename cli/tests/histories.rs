@@ -180,18 +180,7 @@ struct Cluster<'a> {
 impl Cluster<'_> {
     fn start(&mut self, name: &'static str) {
         let folder = self.data.path().to_str().unwrap();
-        let server = Server::start(&[
-            "node",
-            "start",
-            "--name",
-            name,
-            "--data",
-            folder,
-            "--listen",
-            "127.0.0.1:0",
-            "--warehouse",
-            "http://127.0.0.1:9",
-        ]);
+        let server = Server::node(name, folder, &["--warehouse", "http://127.0.0.1:9"]);
         let address = server.address.clone();
         self.servers.insert(name, server);
         self.shared.addresses.lock().unwrap().insert(name, address);
