@@ -107,7 +107,8 @@ impl Node {
             clock: Clock::System,
         };
         let dialer = TcpDialer::new(backend.secret());
-        let peers = Peers::new(Http::new(), dialer, backend.secret());
+        let counters = Arc::clone(context.metrics.channel());
+        let peers = Peers::new(Http::new(), dialer, backend.secret(), counters);
         let member = Member::begin(backend, peers, context).await?;
         let console = Console::new(Arc::clone(member.cluster()), Clock::System);
         runtime::spawn(Arc::clone(&console).run(member.stopping()));

@@ -145,7 +145,7 @@ fn load(counter: &AtomicU64) -> Option<u64> {
     Some(counter.load(Ordering::Relaxed))
 }
 
-const FAMILIES: [VolumeFamily; 14] = [
+const FAMILIES: [VolumeFamily; 16] = [
     VolumeFamily {
         name: "imt_volume_slots",
         kind: Kind::Gauge,
@@ -214,6 +214,18 @@ const FAMILIES: [VolumeFamily; 14] = [
         kind: Kind::Counter,
         help: "Transactors that ended in a panic.",
         value: |sample| load(&sample.counters.transactor_panics),
+    },
+    VolumeFamily {
+        name: "imt_commits_total",
+        kind: Kind::Counter,
+        help: "Group commits, each with one sync.",
+        value: |sample| load(&sample.counters.commits),
+    },
+    VolumeFamily {
+        name: "imt_commit_batches_total",
+        kind: Kind::Counter,
+        help: "Write batches in group commits.",
+        value: |sample| load(&sample.counters.batches),
     },
     VolumeFamily {
         name: "imt_stock_snapshots_total",

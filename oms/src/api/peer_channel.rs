@@ -24,6 +24,7 @@ use crate::cluster::channel::message::{HttpReply, OrderCommand, Question, Reply,
 use crate::cluster::channel::{Asked, Caller, Service};
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
+use crate::runtime::metrics::ChannelCounters;
 use crate::runtime::trace::{self, FinishedSpan, SpanKind, TraceContext};
 use crate::volume::questions;
 use crate::volume::server::VolumeServer;
@@ -40,6 +41,10 @@ struct Reserves {
 }
 
 impl Service for ClusterHandle {
+    fn counters(&self) -> Arc<ChannelCounters> {
+        Arc::clone(self.metrics.channel())
+    }
+
     fn take(self: Arc<Self>, requests: Vec<Asked>) {
         let topology = self.topology();
         let epoch = topology.ring.epoch().0;

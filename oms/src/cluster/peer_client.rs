@@ -35,6 +35,7 @@ use crate::cluster::channel::message::{Answer as ChannelAnswer, Question, Reques
 use crate::cluster::channel::{Channels, Dialer, Unanswered};
 use crate::cluster::peer_call::{PING, PeerCall, VolumeQuestion};
 use crate::error::with_causes;
+use crate::runtime::metrics::ChannelCounters;
 use crate::runtime::{self, trace};
 
 /// What a node shows to be let in.
@@ -138,12 +139,13 @@ impl Peers {
         transport: impl Transport + 'static,
         dialer: impl Dialer + 'static,
         secret: &str,
+        counters: Arc<ChannelCounters>,
     ) -> Peers {
         let mut secret = HeaderValue::from_str(secret).unwrap_or(HeaderValue::from_static("-"));
         secret.set_sensitive(true);
         Peers {
             transport: Arc::new(transport),
-            channels: Channels::new(dialer),
+            channels: Channels::new(dialer, counters),
             secret,
             silent: Arc::default(),
         }

@@ -49,6 +49,18 @@ pub(crate) struct Metrics {
     routes: Vec<(&'static str, Route)>,
     recent: Mutex<Recent>,
     volumes: Mutex<BTreeMap<String, Arc<VolumeCounters>>>,
+    channel: Arc<ChannelCounters>,
+}
+
+/// Counters of the channel to other nodes. Messages by frames say how well the channel batches.
+#[derive(Debug, Default)]
+pub(crate) struct ChannelCounters {
+    /// Requests and answers that were queued.
+    pub(crate) messages: AtomicU64,
+    /// Frames that were written.
+    pub(crate) frames: AtomicU64,
+    /// Bytes of these frames.
+    pub(crate) bytes: AtomicU64,
 }
 
 /// Counters of one volume since the start of this process.
@@ -59,6 +71,10 @@ pub(crate) struct Metrics {
 pub(crate) struct VolumeCounters {
     /// Number of transactors that ended in a panic.
     pub(crate) transactor_panics: AtomicU64,
+    /// Number of group commits, each with one sync.
+    pub(crate) commits: AtomicU64,
+    /// Number of write batches in these commits.
+    pub(crate) batches: AtomicU64,
     /// Number of stock snapshots applied.
     pub(crate) stock_snapshots: AtomicU64,
     /// Number of statistics files added.
@@ -113,7 +129,13 @@ impl Metrics {
             routes: names.map(|name| (name, Route::default())).collect(),
             recent: Mutex::default(),
             volumes: Mutex::default(),
+            channel: Arc::default(),
         }
+    }
+
+    /// Returns the counters of the channel to other nodes.
+    pub(crate) fn channel(&self) -> &Arc<ChannelCounters> {
+        &self.channel
     }
 
     fn route(&self, index: RouteIndex) -> &Route {
@@ -205,7 +227,26 @@ impl Metrics {
             let sum = counts.sum_us as f64 / 1e6;
             durations.push((vec![route()], Value::Histogram(sum, buckets)));
         }
+        let counter = |name, help, counter: &AtomicU64| {
+            Family::single(name, help, Value::Counter(counter.load(Ordering::Relaxed) as f64))
+        };
+        let channel = &self.channel;
         vec![
+            counter(
+                "imt_peer_messages_total",
+                "Requests and answers sent to other nodes on the channel.",
+                &channel.messages,
+            ),
+            counter(
+                "imt_peer_frames_total",
+                "Frames written to other nodes.",
+                &channel.frames,
+            ),
+            counter(
+                "imt_peer_bytes_total",
+                "Bytes of frames written to other nodes.",
+                &channel.bytes,
+            ),
             Family {
                 name: "imt_requests_total",
                 help: "Requests answered, by route and class of status.",

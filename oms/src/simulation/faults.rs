@@ -50,7 +50,7 @@ pub(super) fn start(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: 
             world: Arc::clone(&world),
             from: name.to_owned(),
         };
-        let peers = Peers::new(net.clone(), net, SECRET);
+        let peers = Peers::new(net.clone(), net, SECRET, Arc::default());
         let mut config = NodeConfig::new(name, "/nowhere");
         config.payment_timeout = Duration::from_secs(24 * 60 * 60);
         config.stat_scan_every = Duration::ZERO;

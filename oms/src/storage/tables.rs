@@ -12,12 +12,13 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use microdb::Db;
 
 use crate::error::StorageError;
+use crate::runtime::metrics::VolumeCounters;
 use crate::runtime::seeded::seeded;
 use crate::storage::codec::{self, Counters};
 use crate::storage::fence::SlotOwnership;
@@ -42,6 +43,8 @@ pub(super) struct VolumeTables {
     /// admitted.
     record: Mutex<Option<SlotOwnership>>,
     pub(super) failed: AtomicBool,
+    /// Counters of the volume's commits, once a server has set them.
+    pub(super) commit_counters: OnceLock<Arc<VolumeCounters>>,
 }
 
 impl VolumeTables {
@@ -292,6 +295,7 @@ impl VolumeTables {
             counters: Mutex::new(Counters::default()),
             record: Mutex::default(),
             failed: AtomicBool::new(false),
+            commit_counters: OnceLock::new(),
         };
         tables.refresh()?;
         Ok(tables)

@@ -37,6 +37,7 @@ use crate::domain::stock::{Delivery, Reservation, StockHead};
 use crate::domain::stock_snapshot::{Column, StockSnapshot};
 use crate::error::StorageError;
 use crate::outbox::{Kind, Message};
+use crate::runtime::metrics::VolumeCounters;
 use crate::runtime::seeded::seeded;
 use crate::storage::codec::{self, Counters, DecodeError, KeptAnswer};
 use crate::storage::fence::SlotOwnership;
@@ -110,6 +111,11 @@ impl Volume {
             lease: None,
             log_status,
         })
+    }
+
+    /// Counts further commits with these counters. Only the first call has an effect.
+    pub(crate) fn count_commits(&self, counters: &Arc<VolumeCounters>) {
+        let _ = self.volume.commit_counters.set(Arc::clone(counters));
     }
 
     /// Returns the volume with a lease that is valid while `lease` returns `true`.

@@ -1,9 +1,9 @@
 //! The nodes that keep copies of this volume's available quantities, as their owner sees them.
 //!
-//! A copy asks for the changes since its position. The owner answers once after each group commit
-//! that changed the stock, and after `ANSWER_AFTER` in any case. So a copy gets the changes of a
-//! group together, has one request open at a time, and knows that its answer is not older than its
-//! own request.
+//! A copy asks for the changes since its position. The owner answers after a group commit that
+//! changed the stock, but not sooner than `ANSWER_SPACING` after its previous answer, and after
+//! `ANSWER_AFTER` in any case. So a copy gets the changes of many orders together, has one request
+//! open at a time, and knows that its answer is not older than its own request.
 //!
 //! **Age of a copy.** A copy is used until `COPY_AGE_MAX` after the request that its newest answer
 //! belongs to was sent. No clocks are compared. A store that has been suitable for longer than
@@ -14,7 +14,7 @@
 //! copy has taken it in or is too old to be used (`copies_are_current`).
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,10 @@ use crate::volume::state::VolumeState;
 pub(crate) const COPY_AGE_MAX: Duration = Duration::from_millis(300);
 /// Longest wait for a change before a copy is told that there is none.
 const ANSWER_AFTER: Duration = Duration::from_millis(100);
+/// Shortest time between two answers to a copy that differ by orders only. An answer for each group
+/// commit would cost every node as many messages as its share of the orders. A part of
+/// `COPY_AGE_MAX`, so that copies are current when they are used.
+const ANSWER_SPACING: Duration = Duration::from_millis(50);
 /// Time after which a follower that asks nothing is forgotten.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
 /// Quantities in one answer: 256 KiB.
@@ -46,6 +50,10 @@ pub(crate) struct Followers {
     commits: AtomicU64,
     /// Told when there is another one.
     stock_changed: Notify,
+    /// Calls of `copies_are_current` that wait. While there are any, answers are not spaced.
+    hurried: AtomicUsize,
+    /// Told when there is another one.
+    hurry: Notify,
     /// Told when a copy has taken changes in.
     copy_changed: Notify,
 }
@@ -57,6 +65,8 @@ struct Follower {
     asked: Instant,
     /// Commits that its newest answer knew of.
     answered: u64,
+    /// When that answer was given.
+    answered_at: Option<Instant>,
 }
 
 impl Followers {
@@ -67,6 +77,8 @@ impl Followers {
             known: Mutex::default(),
             commits: AtomicU64::new(0),
             stock_changed: Notify::new(),
+            hurried: AtomicUsize::new(0),
+            hurry: Notify::new(),
             copy_changed: Notify::new(),
         }
     }
@@ -88,11 +100,13 @@ impl Followers {
         if !known.contains_key(&follower) {
             known.retain(|_, other| other.asked + FORGOTTEN_AFTER > asked);
         }
-        let answered = known.get(&follower).map(|before| before.answered);
+        let before = known.get(&follower);
+        let answered = before.map(|before| before.answered);
         let now = Follower {
             has,
             asked,
             answered: answered.unwrap_or(0),
+            answered_at: before.and_then(|before| before.answered_at),
         };
         known.insert(follower, now);
         drop(known);
@@ -103,7 +117,14 @@ impl Followers {
     fn note_answer(&self, follower: u64, commits: u64) {
         if let Some(known) = self.known().get_mut(&follower) {
             known.answered = commits;
+            known.answered_at = Some(Instant::now());
         }
+    }
+
+    /// Returns the moment before which a copy gets no further answer.
+    fn answer_from(&self, follower: u64) -> Option<Instant> {
+        let answered_at = self.known().get(&follower)?.answered_at?;
+        Some(answered_at + ANSWER_SPACING)
     }
 
     /// Notes that a copy uses nothing until it has been read as a whole.
@@ -132,6 +153,23 @@ impl Followers {
     }
 }
 
+/// A call that waits for all copies. Copies are answered at once until it is dropped.
+struct Hurried<'a>(&'a Followers);
+
+impl Hurried<'_> {
+    fn begin(followers: &Followers) -> Hurried<'_> {
+        followers.hurried.fetch_add(1, Ordering::AcqRel);
+        followers.hurry.notify_waiters();
+        Hurried(followers)
+    }
+}
+
+impl Drop for Hurried<'_> {
+    fn drop(&mut self) {
+        self.0.hurried.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl VolumeState {
     fn position(&self, moment: StockMoment) -> StockPosition {
         StockPosition {
@@ -154,6 +192,9 @@ impl VolumeState {
         });
         let mut answered = self.followers.note(ask.follower, then);
         let until = Instant::now() + ANSWER_AFTER;
+        if ask.waits {
+            self.space_answers(ask.follower, until).await;
+        }
         loop {
             let changed = self.followers.stock_changed.notified();
             let commits = self.followers.commits.load(Ordering::Acquire);
@@ -170,6 +211,17 @@ impl VolumeState {
             // All orders of the same group commit share the answer.
             let _ = tokio::time::timeout_at(until, changed).await;
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until a copy may be answered again, or a new stock has to be known.
+    async fn space_answers(&self, follower: u64, until: Instant) {
+        let Some(from) = self.followers.answer_from(follower) else {
+            return;
+        };
+        let hurry = self.followers.hurry.notified();
+        if self.followers.hurried.load(Ordering::Acquire) == 0 {
+            let _ = tokio::time::timeout_at(from.min(until), hurry).await;
         }
     }
 
@@ -208,6 +260,7 @@ impl VolumeState {
     /// Waits until no copy that is still used is older than this moment.
     pub(crate) async fn copies_are_current(&self) {
         let moment = self.stock().moment();
+        let _hurried = Hurried::begin(&self.followers);
         self.followers.stock_has_changed();
         loop {
             let changed = self.followers.copy_changed.notified();

@@ -1,6 +1,6 @@
 //! Units of stores here that are set aside for orders elsewhere.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -17,6 +17,8 @@ pub(crate) struct RemoteReservation {
     pub(crate) nonce: u64,
     ask_at: Instant,
     ask_after: Duration,
+    /// Its order is durable, so it is not asked after.
+    is_confirmed: bool,
     /// A change of its row is on its way to the disk.
     pub(crate) is_changing: bool,
 }
@@ -34,6 +36,7 @@ impl RemoteReservation {
             nonce,
             ask_at: Instant::now() + ASK_AFTER,
             ask_after: ASK_AFTER,
+            is_confirmed: false,
             is_changing: false,
         }
     }
@@ -50,9 +53,10 @@ impl RemoteReservation {
 #[derive(Debug, Default)]
 pub(crate) struct RemoteReservations {
     held: BTreeMap<u32, HashMap<OrderId, RemoteReservation>>,
-    /// Those that are not confirmed, and perhaps some that are not held any more: few, so that what
-    /// is due is found without a look at all that is held.
-    unconfirmed: HashSet<(u32, OrderId)>,
+    /// Those that are not confirmed, and some that were confirmed or removed since `due` was last
+    /// called: few, so that what is due is found without a look at all that is held. Every order of
+    /// another volume adds one and confirms it, so neither costs a look-up here.
+    unconfirmed: Vec<(u32, OrderId)>,
 }
 
 impl RemoteReservations {
@@ -85,9 +89,9 @@ impl RemoteReservations {
 
     /// The order of a reservation is durable, and ends it by itself.
     pub(crate) fn confirm(&mut self, order: &OrderId, store: u32, nonce: u64) {
-        let known = self.get(order, store);
-        if known.is_some_and(|known| known.nonce == nonce && !known.is_changing) {
-            self.unconfirmed.remove(&(store, order.clone()));
+        let known = self.get_mut(order, store);
+        if let Some(known) = known.filter(|known| known.nonce == nonce && !known.is_changing) {
+            known.is_confirmed = true;
         }
     }
 
@@ -98,7 +102,7 @@ impl RemoteReservations {
         store: u32,
         held: RemoteReservation,
     ) -> Option<RemoteReservation> {
-        self.unconfirmed.insert((store, order.clone()));
+        self.unconfirmed.push((store, order.clone()));
         self.held.entry(store).or_default().insert(order.clone(), held)
     }
 
@@ -148,7 +152,9 @@ impl RemoteReservations {
         let held = &mut self.held;
         self.unconfirmed.retain(|(store, order)| {
             let known = held.get_mut(store).and_then(|held| held.get_mut(order));
-            let Some(known) = known else { return false };
+            let Some(known) = known.filter(|known| !known.is_confirmed) else {
+                return false;
+            };
             if known.ask_at <= now {
                 known.ask_after = (known.ask_after * 2).min(ASK_AFTER_MAX);
                 known.ask_at = now + known.ask_after;
@@ -156,7 +162,7 @@ impl RemoteReservations {
             }
             true
         });
-        // The order of a hash map is another one each time.
+        // Rows may have been read in any order.
         due.sort_unstable();
         due
     }

@@ -88,6 +88,7 @@ impl VolumeServer {
         ring: &Arc<Ring>,
         remote: Arc<dyn RemoteVolumes>,
     ) -> Result<Arc<VolumeServer>, NodeError> {
+        storage.count_commits(&context.metrics.of_volume(volume.as_str()));
         let record = storage.slot_ownership();
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
         let mut stale_rows = target::resolve_unfinished(&storage, cluster_state.committed).await?;

@@ -1,14 +1,12 @@
 //! A cpu group: a share of one processor for one process, by Linux's control groups.
 //!
 //! Both versions of the interface are known. A group has the largest weight, so that it gets its
-//! share although other programs run. The period is 20 ms: short enough that a node that has used
-//! its share up is not still for long.
+//! share although other programs run. The shorter the period, the shorter a node that has used its
+//! share up is still.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Microseconds of one period.
-const PERIOD_US: u64 = 20_000;
 const ROOT: &str = "/sys/fs/cgroup";
 
 /// A group, removed when it is dropped. Its process must have ended by then.
@@ -20,9 +18,9 @@ pub(crate) struct Group {
 
 impl Group {
     /// Makes a group with this share of one processor, or says why that is not possible.
-    pub(crate) fn create(number: usize, share: f64) -> Result<Group, String> {
+    pub(crate) fn create(number: usize, share: f64, period_us: u64) -> Result<Group, String> {
         let name = format!("imt-nodes-{}-{number}", std::process::id());
-        let quota_us = (PERIOD_US as f64 * share) as u64;
+        let quota_us = (period_us as f64 * share) as u64;
         let root = Path::new(ROOT);
         let is_unified = root.join("cgroup.controllers").exists();
         let group = if is_unified {
@@ -44,10 +42,10 @@ impl Group {
         made(&group.limit)?;
         made(&group.account)?;
         if is_unified {
-            write(&group.limit.join("cpu.max"), &format!("{quota_us} {PERIOD_US}"))?;
+            write(&group.limit.join("cpu.max"), &format!("{quota_us} {period_us}"))?;
             write(&group.limit.join("cpu.weight"), "10000")?;
         } else {
-            write(&group.limit.join("cpu.cfs_period_us"), &PERIOD_US.to_string())?;
+            write(&group.limit.join("cpu.cfs_period_us"), &period_us.to_string())?;
             write(&group.limit.join("cpu.cfs_quota_us"), &quota_us.to_string())?;
             write(&group.limit.join("cpu.shares"), "262144")?;
         }

@@ -11,9 +11,14 @@
 //! rows, not days. Where groups are not permitted the program says so, and the nodes share the
 //! processors with each other and with the clients.
 //!
+//! A closed loop has one request in flight for each connection. An order of several nodes takes
+//! longer than an order of one node, because it waits for the share of each node on its way. So the
+//! same connections use several nodes less. `--each` gives every node the same number instead.
+//!
 //! The stock has five stores with plenty of everything, and there is no warehouse. So every order
 //! takes store 1, and one node answers all reservations: the worst case for several nodes.
 
+mod counters;
 mod group;
 #[path = "../orders/load.rs"]
 #[allow(dead_code, reason = "shared with the program `orders`, which uses all of it")]
@@ -31,6 +36,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use imt_benches::{Outcome, machine};
 
+use counters::Counters;
 use group::Group;
 use load::{Answers, Ask, Load, Owners, Pace, Stop};
 use node::Node;
@@ -59,9 +65,18 @@ struct Arguments {
     #[arg(long, default_value_t = 8.0)]
     seconds: f64,
 
-    /// Connections of the closed loop, all nodes together.
-    #[arg(long, default_value_t = 64)]
-    connections: usize,
+    /// Connections of the closed loop, all nodes together; several numbers give several rows.
+    #[arg(long, value_delimiter = ',', default_values_t = [64])]
+    connections: Vec<usize>,
+
+    /// Connections for each node instead of all nodes together.
+    #[arg(long)]
+    each: bool,
+
+    /// Period of the cpu groups in milliseconds: a node that has used its share up is still for the
+    /// rest of the period.
+    #[arg(long, default_value_t = 20.0)]
+    period_ms: f64,
 
     /// Orders, payments, reads and statistics instead of orders alone.
     #[arg(long)]
@@ -105,6 +120,9 @@ struct Row {
     failed: u64,
     processor_us: f64,
     busiest: f64,
+    /// Work of all nodes during the closed loop.
+    work: Counters,
+    answered: u64,
     steady: Answers,
 }
 
@@ -112,12 +130,12 @@ fn run(arguments: &Arguments) -> Outcome<()> {
     std::fs::create_dir_all(&arguments.dir)?;
     let machine = machine::describe(&arguments.dir);
     println!(
-        "{} processors, {}, {}; {} of a processor a node, {} connections, {}, {}",
+        "{} processors, {}, {}; {} of a processor a node in periods of {} ms, {}, {}",
         machine.processors,
         machine.processor,
         machine.file_system,
         arguments.share,
-        arguments.connections,
+        arguments.period_ms,
         if arguments.mix {
             "the full mix"
         } else {
@@ -130,38 +148,49 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         }
     );
     println!(
-        "| nodes | requests/s | against the first | efficiency | failed | processor time a request | busiest node | p50 / p99 / p99.9 at 60 % |"
+        "| connections | nodes | requests/s | against the first | failed | processor time a request | busiest node | messages / frames / commits a request | p50 / p99 / p99.9 at 60 % |"
     );
-    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-    let mut first: Option<(usize, f64)> = None;
-    for nodes in &arguments.nodes {
-        let row = measure(arguments, *nodes)?;
-        let (base_nodes, base) = *first.get_or_insert((row.nodes, row.per_second));
-        let ratio = row.per_second / base;
-        println!(
-            "| {} | {:.0} | {ratio:.2} | {:.2} | {} | {:.0} us | {:.2} | {:.1} / {:.1} / {:.1} ms |",
-            row.nodes,
-            row.per_second,
-            ratio * base_nodes as f64 / row.nodes as f64,
-            row.failed,
-            row.processor_us,
-            row.busiest,
-            row.steady.quantile_ms(0.5),
-            row.steady.quantile_ms(0.99),
-            row.steady.quantile_ms(0.999),
-        );
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    for connections in &arguments.connections {
+        let mut first = None;
+        for nodes in &arguments.nodes {
+            let row = measure(arguments, *nodes, *connections)?;
+            let base = *first.get_or_insert(row.per_second);
+            print(&row, base, arguments, *connections);
+        }
     }
     Ok(())
 }
 
-fn measure(arguments: &Arguments, count: usize) -> Outcome<Row> {
+/// Prints a row beside the throughput of the first one.
+fn print(row: &Row, base: f64, arguments: &Arguments, connections: usize) {
+    let a_request = |count: u64| count as f64 / row.answered.max(1) as f64;
+    println!(
+        "| {connections}{} | {} | {:.0} | {:.2} | {} | {:.0} us | {:.3} | {:.2} / {:.3} / {:.3} | {:.1} / {:.1} / {:.1} ms |",
+        if arguments.each { " each" } else { "" },
+        row.nodes,
+        row.per_second,
+        row.per_second / base,
+        row.failed,
+        row.processor_us,
+        row.busiest,
+        a_request(row.work.messages),
+        a_request(row.work.frames),
+        a_request(row.work.commits),
+        row.steady.quantile_ms(0.5),
+        row.steady.quantile_ms(0.99),
+        row.steady.quantile_ms(0.999),
+    );
+}
+
+fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<Row> {
     let data = arguments.dir.join(format!("{count}"));
     if data.exists() {
         std::fs::remove_dir_all(&data)?;
     }
     let mut nodes = Vec::new();
     for number in 0..count {
-        let group = match Group::create(number, arguments.share) {
+        let group = match Group::create(number, arguments.share, (arguments.period_ms * 1_000.0) as u64) {
             Ok(group) => Some(group),
             Err(reason) => {
                 eprintln!("node {number} has no cpu group of its own: {reason}");
@@ -180,7 +209,10 @@ fn measure(arguments: &Arguments, count: usize) -> Outcome<Row> {
     let targets = Targets {
         addresses,
         owners,
-        connections: arguments.connections,
+        connections: match arguments.each {
+            true => connections,
+            false => (connections / count).max(1),
+        },
     };
     let ask = |round: &str| {
         let prefix = format!("{round}{}-", std::process::id());
@@ -199,7 +231,9 @@ fn measure(arguments: &Arguments, count: usize) -> Outcome<Row> {
         lasting.min(Duration::from_secs(2)),
     )?;
     let before: Vec<f64> = nodes.iter().map(Node::processor_seconds).collect();
+    let counted = counters::read_all(&targets.addresses)?;
     let answers = put_all(&targets, ask("c"), Pace::Closed, lasting)?;
+    let work = counters::read_all(&targets.addresses)?.since(&counted);
     let used: Vec<f64> = nodes
         .iter()
         .zip(&before)
@@ -220,6 +254,8 @@ fn measure(arguments: &Arguments, count: usize) -> Outcome<Row> {
         failed,
         processor_us: used.iter().sum::<f64>() / answered.max(1) as f64 * 1e6,
         busiest,
+        work,
+        answered,
         steady: Answers::together(steady)?,
     })
 }
@@ -229,7 +265,7 @@ struct Targets {
     addresses: Vec<SocketAddr>,
     /// The owners of keys, if clients call them directly.
     owners: Option<Arc<Owners>>,
-    /// Connections of the closed loop, all nodes together.
+    /// Connections of the closed loop to each node.
     connections: usize,
 }
 
@@ -245,7 +281,7 @@ fn put_all(targets: &Targets, ask: Ask, pace: Pace, lasting: Duration) -> Outcom
                 owners: targets.owners.clone(),
                 ask: ask.of_client(number),
                 pace,
-                connections: (targets.connections / addresses.len()).max(1),
+                connections: targets.connections,
                 lasting,
             };
             std::thread::spawn(move || load::put(&load, &Stop::default()).map_err(|error| error.to_string()))

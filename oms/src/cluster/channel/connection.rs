@@ -19,6 +19,7 @@ use crate::cluster::channel::frame::{FrameSource, Numbering};
 use crate::cluster::channel::message::{Answer, Request, decode_answers};
 use crate::cluster::channel::queue::{FrameQueue, Refused};
 use crate::cluster::channel::{Link, LinkError};
+use crate::runtime::metrics::ChannelCounters;
 
 /// Requests that may wait for answers: as many as a node takes from its clients at a time.
 const WAITING_MAX: usize = 8_192;
@@ -64,9 +65,9 @@ impl Drop for Place<'_> {
 
 impl Connection {
     /// A connection that is not open yet; `run` opens it.
-    pub(super) fn new() -> Arc<Connection> {
+    pub(super) fn new(counters: &Arc<ChannelCounters>) -> Arc<Connection> {
         Arc::new(Connection {
-            queue: FrameQueue::new(QUEUE_BYTES_MAX),
+            queue: FrameQueue::new(QUEUE_BYTES_MAX, Arc::clone(counters)),
             waiting: Mutex::default(),
             next_id: AtomicU64::new(1),
         })
@@ -112,13 +113,16 @@ impl Connection {
         answer.map_err(|_| self.broken())
     }
 
-    /// Sends a request that has no answer.
+    /// Sends a request that has no answer, together with the next one that has.
     pub(crate) fn tell(&self, request: &Request) -> Result<(), Unanswered> {
-        self.push(request)
+        self.pushed(self.queue.push_along(|bytes| request.encode(bytes)))
     }
 
     fn push(&self, request: &Request) -> Result<(), Unanswered> {
-        let pushed = self.queue.push(|bytes| request.encode(bytes));
+        self.pushed(self.queue.push(|bytes| request.encode(bytes)))
+    }
+
+    fn pushed(&self, pushed: Result<(), Refused>) -> Result<(), Unanswered> {
         pushed.map_err(|refused| match refused {
             Refused::Full => Unanswered::Busy,
             Refused::TooLarge => Unanswered::TooLarge,

@@ -41,6 +41,7 @@ pub(crate) use crate::cluster::channel::serving::{Asked, Caller, Service, serve}
 
 use crate::cluster::channel::frame::{ByteSink, ByteSource};
 use crate::runtime;
+use crate::runtime::metrics::ChannelCounters;
 
 /// Longest time to a connection: nodes are on one machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -125,14 +126,16 @@ pub(crate) async fn serve_stream(
 pub(crate) struct Channels {
     dialer: Arc<dyn Dialer>,
     connections: Mutex<BTreeMap<SocketAddr, Arc<Connection>>>,
+    counters: Arc<ChannelCounters>,
 }
 
 impl Channels {
     /// No connections yet.
-    pub(crate) fn new(dialer: impl Dialer + 'static) -> Channels {
+    pub(crate) fn new(dialer: impl Dialer + 'static, counters: Arc<ChannelCounters>) -> Channels {
         Channels {
             dialer: Arc::new(dialer),
             connections: Mutex::default(),
+            counters,
         }
     }
 
@@ -144,7 +147,7 @@ impl Channels {
         }
         // Nodes come and go at other addresses.
         connections.retain(|_, known| !known.has_ended());
-        let connection = Connection::new();
+        let connection = Connection::new(&self.counters);
         connections.insert(address, Arc::clone(&connection));
         let opening = self.dialer.dial(address);
         runtime::spawn(Arc::clone(&connection).run(opening));

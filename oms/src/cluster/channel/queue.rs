@@ -6,16 +6,20 @@
 //! not fit.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use crate::cluster::channel::LinkError;
 use crate::cluster::channel::frame::{self, FrameSink, HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use crate::runtime::metrics::ChannelCounters;
 
 /// Bytes after which a further message begins another frame: the receiver starts on the first frame
 /// while the next one is written.
 const FRAME_BYTES_FULL: usize = 256 << 10;
+/// Bytes that wait for a message that leaves at once, at most.
+const ALONG_BYTES_MAX: usize = 16 << 10;
 /// Memory that is kept for the next frame; a larger buffer is given back.
 const SPARE_BYTES_MAX: usize = 2 * FRAME_BYTES_FULL;
 
@@ -35,6 +39,7 @@ pub(crate) struct FrameQueue {
     waiting: Mutex<Waiting>,
     called: Notify,
     bytes_max: usize,
+    counters: Arc<ChannelCounters>,
 }
 
 #[derive(Default)]
@@ -42,16 +47,19 @@ struct Waiting {
     frames: VecDeque<Vec<u8>>,
     spare: Vec<u8>,
     bytes: usize,
+    /// `true` if a message waits that leaves as soon as possible.
+    is_called: bool,
     is_closed: bool,
 }
 
 impl FrameQueue {
-    /// A queue that holds at most this many bytes.
-    pub(crate) fn new(bytes_max: usize) -> FrameQueue {
+    /// A queue that holds at most this many bytes and counts its messages and frames.
+    pub(crate) fn new(bytes_max: usize, counters: Arc<ChannelCounters>) -> FrameQueue {
         FrameQueue {
             waiting: Mutex::default(),
             called: Notify::new(),
             bytes_max,
+            counters,
         }
     }
 
@@ -61,7 +69,16 @@ impl FrameQueue {
 
     /// Adds a message, which `encode` appends to its frame.
     pub(crate) fn push(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
-        let is_first = {
+        self.add(encode, true)
+    }
+
+    /// Adds a message that leaves with the next one. Alone it would cost a frame.
+    pub(crate) fn push_along(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
+        self.add(encode, false)
+    }
+
+    fn add(&self, encode: impl FnOnce(&mut Vec<u8>), leaves_now: bool) -> Result<(), Refused> {
+        let calls = {
             let mut waiting = self.waiting();
             if waiting.is_closed {
                 return Err(Refused::Closed);
@@ -69,11 +86,12 @@ impl FrameQueue {
             if waiting.bytes >= self.bytes_max {
                 return Err(Refused::Full);
             }
-            let was_empty = waiting.frames.is_empty();
             waiting.add(encode)?;
-            was_empty
+            let leaves = leaves_now || waiting.bytes >= ALONG_BYTES_MAX;
+            leaves && !std::mem::replace(&mut waiting.is_called, true)
         };
-        if is_first {
+        self.counters.messages.fetch_add(1, Ordering::Relaxed);
+        if calls {
             self.called.notify_one();
         }
         Ok(())
@@ -98,8 +116,11 @@ impl FrameQueue {
                 if waiting.is_closed {
                     return None;
                 }
-                if let Some(frame) = waiting.frames.pop_front() {
+                if waiting.is_called
+                    && let Some(frame) = waiting.frames.pop_front()
+                {
                     waiting.bytes -= frame.len();
+                    waiting.is_called = !waiting.frames.is_empty();
                     return Some(frame);
                 }
             }
@@ -122,6 +143,10 @@ impl FrameQueue {
         while let Some(mut frame) = self.next().await {
             number += 1;
             frame::seal(&mut frame, number);
+            self.counters.frames.fetch_add(1, Ordering::Relaxed);
+            self.counters
+                .bytes
+                .fetch_add(frame.len() as u64, Ordering::Relaxed);
             let sent = sink.send(frame).await?;
             self.give_back(sent);
         }
@@ -199,7 +224,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_that_waits_leaves_in_one_frame() {
-        let queue = FrameQueue::new(1 << 20);
+        let queue = FrameQueue::new(1 << 20, Arc::default());
         for number in 0..100u8 {
             queue.push(|bytes| bytes.push(number)).unwrap();
         }
@@ -210,8 +235,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_message_that_may_wait_leaves_with_the_next_one_or_once_many_wait() {
+        let queue = Arc::new(FrameQueue::new(1 << 20, Arc::default()));
+        let sender = {
+            let queue = Arc::clone(&queue);
+            tokio::spawn(async move {
+                let mut sink = Kept::default();
+                queue.send_all(&mut sink).await.unwrap();
+                sink.0
+            })
+        };
+        let run_all = || async {
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+        };
+        queue.push_along(|bytes| bytes.push(1)).unwrap();
+        run_all().await;
+        assert_eq!(queue.waiting().frames.len(), 1, "it waits");
+        queue.push(|bytes| bytes.push(2)).unwrap();
+        run_all().await;
+        assert_eq!(queue.waiting().frames.len(), 0);
+        queue
+            .push_along(|bytes| bytes.resize(ALONG_BYTES_MAX, 3))
+            .unwrap();
+        run_all().await;
+        assert_eq!(queue.waiting().frames.len(), 0);
+        queue.close();
+        let frames = sender.await.unwrap();
+        let payloads: Vec<&[u8]> = frames.iter().map(|frame| &frame[HEADER_BYTES..]).collect();
+        assert_eq!(
+            payloads,
+            [&[1u8, 2][..], &[3u8; ALONG_BYTES_MAX - HEADER_BYTES][..]]
+        );
+    }
+
+    #[tokio::test]
     async fn large_messages_take_frames_of_their_own_and_keep_their_order() {
-        let queue = FrameQueue::new(1 << 30);
+        let queue = FrameQueue::new(1 << 30, Arc::default());
         let sizes = [10, PAYLOAD_BYTES_MAX, 20, PAYLOAD_BYTES_MAX - 5, 7, 300 << 10, 9];
         for (number, size) in (1u8..).zip(sizes) {
             queue
@@ -238,7 +299,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_and_a_message_larger_than_a_frame_are_refused() {
-        let queue = FrameQueue::new(1_000);
+        let queue = FrameQueue::new(1_000, Arc::default());
         let too_large = queue.push(|bytes| bytes.resize(bytes.len() + PAYLOAD_BYTES_MAX + 1, 0));
         assert_eq!(too_large, Err(Refused::TooLarge));
         assert_eq!(queue.waiting().bytes, 0);
@@ -253,9 +314,9 @@ mod tests {
 
     #[tokio::test]
     async fn tasks_that_are_ready_share_a_frame() {
-        let queue = std::sync::Arc::new(FrameQueue::new(1 << 20));
+        let queue = Arc::new(FrameQueue::new(1 << 20, Arc::default()));
         let sender = {
-            let queue = std::sync::Arc::clone(&queue);
+            let queue = Arc::clone(&queue);
             tokio::spawn(async move {
                 let mut sink = Kept::default();
                 queue.send_all(&mut sink).await.unwrap();
@@ -265,7 +326,7 @@ mod tests {
         tokio::task::yield_now().await;
         let mut tasks = tokio::task::JoinSet::new();
         for number in 0..50u8 {
-            let queue = std::sync::Arc::clone(&queue);
+            let queue = Arc::clone(&queue);
             tasks.spawn(async move { queue.push(|bytes| bytes.push(number)).unwrap() });
         }
         tasks.join_all().await;

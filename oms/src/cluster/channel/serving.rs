@@ -18,6 +18,7 @@ use crate::cluster::channel::frame::{FrameSource, Numbering};
 use crate::cluster::channel::message::{Answer, Question, Reply, Request, decode_requests};
 use crate::cluster::channel::queue::{FrameQueue, Refused};
 use crate::cluster::channel::{Link, LinkError};
+use crate::runtime::metrics::ChannelCounters;
 
 /// Requests of one connection in progress at a time: as many as the other end may wait for.
 const IN_PROGRESS_MAX: usize = 8_192;
@@ -28,6 +29,11 @@ const QUEUE_BYTES_MAX: usize = 64 << 20;
 pub(crate) trait Service: Send + Sync {
     /// Takes all requests of one frame. Must not block.
     fn take(self: Arc<Self>, requests: Vec<Asked>);
+
+    /// Returns the counters of the answers.
+    fn counters(&self) -> Arc<ChannelCounters> {
+        Arc::default()
+    }
 }
 
 /// A request that is to be answered.
@@ -98,7 +104,7 @@ impl Drop for Caller {
 /// Answers the requests of a connection until it ends.
 pub(crate) async fn serve(link: Link, service: Arc<dyn Service>) -> Result<(), LinkError> {
     let shared = Arc::new(Shared {
-        queue: FrameQueue::new(QUEUE_BYTES_MAX),
+        queue: FrameQueue::new(QUEUE_BYTES_MAX, service.counters()),
         in_progress: AtomicUsize::new(0),
         ended: Notify::new(),
     });

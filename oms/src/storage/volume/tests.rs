@@ -42,6 +42,44 @@ async fn batches_of_one_group_take_effect_in_order_of_submission() {
 }
 
 #[tokio::test]
+async fn batches_of_tasks_that_are_ready_share_a_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = Arc::new(Volume::open(folder.path()).unwrap());
+    let counters = Arc::new(VolumeCounters::default());
+    storage.count_commits(&counters);
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..50 {
+        let storage = Arc::clone(&storage);
+        tasks.spawn(async move {
+            let order = OrderId::parse(&format!("o{number}")).unwrap();
+            let mut batch = WriteBatch::default();
+            batch.delivery(&order, &delivery());
+            let permit = storage.permit().await.unwrap();
+            permit.send(batch).durable().await.unwrap();
+        });
+    }
+    tasks.join_all().await;
+    assert_eq!(counters.batches.load(Ordering::Relaxed), 50);
+    assert_eq!(counters.commits.load(Ordering::Relaxed), 1);
+    tokio::task::spawn_blocking(move || storage.close())
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+#[test]
+fn a_volume_that_was_opened_without_a_runtime_commits_and_closes() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = Volume::open(folder.path()).unwrap();
+    let mut batch = WriteBatch::default();
+    batch.delivery(&OrderId::parse("a").unwrap(), &delivery());
+    let mut ticket = storage.try_permit().unwrap().send(batch);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(ticket.answer()).unwrap();
+    storage.close().unwrap();
+}
+
+#[tokio::test]
 async fn a_closed_volume_returns_closed_and_can_be_opened_again() {
     let folder = tempfile::tempdir().unwrap();
     let storage = Arc::new(Volume::open(folder.path()).unwrap());

@@ -134,3 +134,39 @@ async fn a_new_stock_waits_for_copies_that_are_used_and_not_for_others() {
     assert!(waiting.await.unwrap() < COPY_AGE_MAX);
     close(&state).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn answers_to_a_copy_are_spaced_unless_a_new_stock_waits_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, store, _) = volume(folder.path()).await;
+    // The committer's thread takes no part: virtual time would not wait for it.
+    let sell = || {
+        let line = crate::domain::order::Line { id: 7, quantity: 1 };
+        assert!(state.stock().reserve_at(store, &[line]));
+        state.followers.stock_has_changed();
+    };
+    let mut known = layout(&state).await.position;
+    for hurries in [false, true] {
+        sell();
+        let begun = Instant::now();
+        let waiting = {
+            let state = Arc::clone(&state);
+            tokio::spawn(async move { changes(&state, known, true).await })
+        };
+        tokio::task::yield_now().await;
+        sell();
+        let hurrying = hurries.then(|| {
+            let state = Arc::clone(&state);
+            tokio::spawn(async move { state.copies_are_current().await })
+        });
+        let (position, cells) = waiting.await.unwrap();
+        assert_eq!(cells.len(), 1, "the last quantity of the cell");
+        assert_eq!(begun.elapsed() < ANSWER_SPACING, hurries);
+        known = position;
+        changes(&state, known, false).await;
+        if let Some(hurrying) = hurrying {
+            hurrying.await.unwrap();
+        }
+    }
+    close(&state).await;
+}

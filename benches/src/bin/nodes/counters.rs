@@ -1,0 +1,52 @@
+//! The work of the nodes by their own metrics.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use imt_benches::Outcome;
+
+/// Counters of several nodes, added up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    /// Requests and answers between the nodes.
+    pub(crate) messages: u64,
+    /// Frames that carried them.
+    pub(crate) frames: u64,
+    /// Group commits.
+    pub(crate) commits: u64,
+}
+
+impl Counters {
+    /// Returns the growth since an earlier moment.
+    pub(crate) fn since(&self, before: &Counters) -> Counters {
+        Counters {
+            messages: self.messages.saturating_sub(before.messages),
+            frames: self.frames.saturating_sub(before.frames),
+            commits: self.commits.saturating_sub(before.commits),
+        }
+    }
+}
+
+/// Reads the counters of all nodes.
+pub(crate) fn read_all(nodes: &[SocketAddr]) -> Outcome<Counters> {
+    let mut all = Counters::default();
+    for node in nodes {
+        let mut stream = TcpStream::connect(node)?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: imt\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        for line in answer.lines() {
+            let Some((name, value)) = line.rsplit_once(' ') else {
+                continue;
+            };
+            let value = || value.parse::<f64>().unwrap_or(0.0) as u64;
+            match name.split('{').next() {
+                Some("imt_peer_messages_total") => all.messages += value(),
+                Some("imt_peer_frames_total") => all.frames += value(),
+                Some("imt_commits_total") => all.commits += value(),
+                _ => {}
+            }
+        }
+    }
+    Ok(all)
+}
