@@ -3,14 +3,15 @@
 use crate::exit::Exit;
 use serde_json::json;
 use std::error::Error;
-use std::fmt;
 
 /// Failure of a command: one line with the remedy, and the cause below that line.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
     /// The arguments are valid one by one, but contradict each other or cannot be used here.
+    #[error("{0}")]
     Usage(String),
     /// The command was understood and failed.
+    #[error("{message}")]
     Failed {
         /// The failure and its remedy.
         message: String,
@@ -18,6 +19,7 @@ pub(crate) enum CliError {
         source: Option<Box<dyn Error + Send + Sync>>,
     },
     /// A node answered with a problem document (RFC 9457).
+    #[error("{message}")]
     Refused {
         /// The failure and its remedy.
         message: String,
@@ -25,6 +27,7 @@ pub(crate) enum CliError {
         problem: Box<serde_json::Value>,
     },
     /// A server does not answer.
+    #[error("{message}")]
     Unreachable {
         /// The failure and its remedy.
         message: String,
@@ -32,8 +35,10 @@ pub(crate) enum CliError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// A signal ended the command before its work began.
+    #[error("{0}")]
     Interrupted(String),
     /// The reader of the output closed it (`imt ... | head`). This is no failure.
+    #[error("the reader of the output closed it")]
     BrokenPipe,
 }
 
@@ -75,31 +80,6 @@ impl CliError {
             Self::Unreachable { .. } => Exit::Unreachable,
             Self::Interrupted(_) => Exit::Interrupted,
             Self::BrokenPipe => Exit::Done,
-        }
-    }
-}
-
-impl fmt::Display for CliError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Usage(message)
-            | Self::Failed { message, .. }
-            | Self::Refused { message, .. }
-            | Self::Unreachable { message, .. }
-            | Self::Interrupted(message) => f.write_str(message),
-            Self::BrokenPipe => f.write_str("the reader of the output closed it"),
-        }
-    }
-}
-
-impl Error for CliError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Failed {
-                source: Some(source), ..
-            }
-            | Self::Unreachable { source, .. } => Some(source.as_ref()),
-            _ => None,
         }
     }
 }

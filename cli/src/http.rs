@@ -1,206 +1,109 @@
-//! HTTP calls from commands to a running node.
+//! HTTP calls from commands to a running node, through the client of the simulators.
 
 use crate::error::CliError;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper::header::CONTENT_TYPE;
-use hyper::{Method, Request, StatusCode, Uri};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use imt_sim::Endpoint;
+use imt_sim::client::{Answer, Client, Failure, FailureKind};
 use serde_json::Value;
 use std::time::Duration;
 
-/// Maximum size of a response. A page of 10,000 orders is about 2 MB.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Timeout of a request to a node.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Media type of the errors of a node.
 const PROBLEM: &str = "application/problem+json";
+/// Header with the secret of a cluster.
+const SECRET: &str = "x-imt-secret";
 
-/// Sends `GET base + path`. Returns the status and the body.
-pub(crate) async fn get(base: &str, path: &str) -> Result<(StatusCode, Bytes), CliError> {
-    let answer = exchange(base, Method::GET, path, &Extra::default()).await?;
-    Ok((answer.status, answer.body))
+/// Sends `GET path` to a node, with a connection of its own.
+pub(crate) async fn get(node: &Endpoint, path: &str) -> Result<Answer, CliError> {
+    let client = Client::new(node.clone(), ANSWER_TIMEOUT);
+    let answer = client.get(path).await;
+    answer.map_err(|failure| unanswered(&client, path, failure))
 }
 
-/// Sends `POST base + path` with the secret of the node's data folder. Returns the status and the
-/// body of the response.
+/// Sends `POST path` with the secret of the node's data folder.
 pub(crate) async fn post_as_node(
-    base: &str,
+    node: &Endpoint,
     path: &str,
     secret: &str,
     timeout: Duration,
-) -> Result<(StatusCode, Bytes), CliError> {
-    let extra = Extra {
-        secret: Some(secret),
-        timeout,
-        ..Extra::default()
-    };
-    let answer = exchange(base, Method::POST, path, &extra).await?;
-    Ok((answer.status, answer.body))
+) -> Result<Answer, CliError> {
+    let client = Client::new(node.clone(), timeout);
+    let answer = client.post(path, Some((SECRET, secret))).await;
+    answer.map_err(|failure| unanswered(&client, path, failure))
 }
 
-/// The parts of a request that most requests do not have.
-struct Extra<'a> {
-    secret: Option<&'a str>,
-    json: Option<&'a Value>,
-    timeout: Duration,
-}
-
-impl Default for Extra<'_> {
-    fn default() -> Self {
-        Self {
-            secret: None,
-            json: None,
-            timeout: ANSWER_TIMEOUT,
+/// Returns the error of a call without a whole answer, with its remedy.
+fn unanswered(client: &Client, path: &str, failure: Failure) -> CliError {
+    let node = client.endpoint();
+    let message = match failure.kind {
+        FailureKind::TimedOut => format!("{node}{path} did not answer within {:?}", client.timeout()),
+        FailureKind::Closed => format!("{node}{path}: the connection closed before the response was whole"),
+        FailureKind::Refused | FailureKind::Other => {
+            format!("no node answers at {node}; is it running? (imt node start, or imt sim run)")
         }
+    };
+    CliError::Unreachable {
+        message,
+        source: Box::new(failure),
     }
 }
 
-/// A response.
-struct Answer {
-    status: StatusCode,
-    content_type: String,
-    body: Bytes,
-}
-
-/// Keeps connections between requests.
-type HttpClient = Client<HttpConnector, Full<Bytes>>;
-
-/// Client of the public API of a node.
+/// Client of the public API of a node. Keeps connections between requests.
 pub(crate) struct Api {
-    base: String,
-    client: HttpClient,
+    client: Client,
 }
 
 impl Api {
-    pub(crate) fn new(base: impl ToString) -> Self {
+    pub(crate) fn new(node: &Endpoint) -> Self {
         Self {
-            base: base.to_string().trim_end_matches('/').to_owned(),
-            client: new_client(),
+            client: Client::new(node.clone(), ANSWER_TIMEOUT),
         }
     }
 
     /// Returns the address of the node.
-    pub(crate) fn base(&self) -> &str {
-        &self.base
+    pub(crate) fn node(&self) -> &Endpoint {
+        self.client.endpoint()
     }
 
     /// Sends `GET path`. Returns the document of the response.
     pub(crate) async fn get(&self, path: &str) -> Result<Value, CliError> {
-        self.call(Method::GET, path, None).await
+        let answer = self.client.get(path).await;
+        self.understand(path, answer)
     }
 
     /// Sends `POST path`. Returns the document of the response.
     pub(crate) async fn post(&self, path: &str, json: Option<&Value>) -> Result<Value, CliError> {
-        self.call(Method::POST, path, json).await
-    }
-
-    async fn call(&self, method: Method, path: &str, json: Option<&Value>) -> Result<Value, CliError> {
-        let extra = Extra {
-            json,
-            ..Extra::default()
+        let answer = match json {
+            Some(json) => self.client.post_json(path, json.to_string().into()).await,
+            None => self.client.post(path, None).await,
         };
-        let answer = exchange_by(&self.client, &self.base, method, path, &extra).await?;
-        self.understand(path, &answer)
+        self.understand(path, answer)
     }
 
     /// Returns the document of a success, or the error that a problem document describes. Any other
     /// response is not from a node.
-    fn understand(&self, path: &str, answer: &Answer) -> Result<Value, CliError> {
-        let (base, status) = (&self.base, answer.status);
+    fn understand(&self, path: &str, answer: Result<Answer, Failure>) -> Result<Value, CliError> {
+        let answer = answer.map_err(|failure| unanswered(&self.client, path, failure))?;
+        let (node, status) = (self.node(), answer.status);
         let stranger = || {
             CliError::failed(format!(
-                "{base}{path} answered {status} as no node does; is it the address of a node? (--oms)"
+                "{node}{path} answered {status} as no node does; is it the address of a node? (--oms)"
             ))
         };
         let json: Value = serde_json::from_slice(&answer.body).map_err(|_| stranger())?;
-        if status.is_success() {
+        if answer.is_success() {
             return Ok(json);
         }
-        let detail = json["detail"]
-            .as_str()
-            .filter(|_| answer.content_type.starts_with(PROBLEM));
+        let content_type = answer.headers.get("content-type");
+        let is_problem = content_type.is_some_and(|value| value.as_bytes().starts_with(PROBLEM.as_bytes()));
+        let detail = json["detail"].as_str().filter(|_| is_problem);
         let Some(detail) = detail else {
             return Err(stranger());
         };
-        let message = format!("{base} answered {}: {detail}", status.as_u16());
+        let message = format!("{node} answered {status}: {detail}");
         let problem = Box::new(json);
         Err(CliError::Refused { message, problem })
     }
-}
-
-fn new_client() -> HttpClient {
-    Client::builder(TokioExecutor::new()).build_http()
-}
-
-async fn exchange(base: &str, method: Method, path: &str, extra: &Extra<'_>) -> Result<Answer, CliError> {
-    exchange_by(&new_client(), base, method, path, extra).await
-}
-
-async fn exchange_by(
-    client: &HttpClient,
-    base: &str,
-    method: Method,
-    path: &str,
-    extra: &Extra<'_>,
-) -> Result<Answer, CliError> {
-    let url = format!("{}{path}", base.trim_end_matches('/'));
-    let uri: Uri = url
-        .parse()
-        .map_err(|error| CliError::Usage(format!("'{url}' is not a URL: {error}")))?;
-    if uri.scheme_str() != Some("http") || uri.host().is_none() {
-        return Err(CliError::Usage(format!(
-            "'{base}' is not the URL of a node; it looks like http://127.0.0.1:9090"
-        )));
-    }
-    let mut request = Request::builder().method(method).uri(uri);
-    if let Some(secret) = extra.secret {
-        request = request.header("x-imt-secret", secret);
-    }
-    if extra.json.is_some() {
-        request = request.header(CONTENT_TYPE, "application/json");
-    }
-    let body = extra
-        .json
-        .map(|json| Bytes::from(json.to_string()))
-        .unwrap_or_default();
-    let request = request
-        .body(Full::new(body))
-        .map_err(|error| CliError::because(format!("cannot ask {url}"), error))?;
-    let exchange = async {
-        let answer = client.request(request).await.map_err(|error| {
-            let message =
-                format!("no node answers at {base}; is it running? (imt node start, or imt sim run)");
-            CliError::Unreachable {
-                message,
-                source: Box::new(error),
-            }
-        })?;
-        let status = answer.status();
-        let content_type = answer.headers().get(CONTENT_TYPE);
-        let content_type = content_type
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default();
-        let content_type = content_type.to_owned();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body =
-            body.map_err(|error| CliError::failed(format!("the response of {url} ended early: {error}")))?;
-        Ok(Answer {
-            status,
-            content_type,
-            body: body.to_bytes(),
-        })
-    };
-    tokio::time::timeout(extra.timeout, exchange)
-        .await
-        .unwrap_or_else(|late| {
-            Err(CliError::Unreachable {
-                message: format!("{url} did not answer within {:?}", extra.timeout),
-                source: Box::new(late),
-            })
-        })
 }
 
 #[cfg(test)]
@@ -208,12 +111,15 @@ mod tests {
     use super::*;
 
     fn understood(status: u16, content_type: &str, body: &str) -> Result<Value, CliError> {
-        let answer = Answer {
-            status: StatusCode::from_u16(status).unwrap(),
-            content_type: content_type.to_owned(),
-            body: Bytes::from(body.to_owned()),
+        let mut answer = Answer {
+            status,
+            body: body.to_owned().into(),
+            headers: Default::default(),
         };
-        Api::new("http://x").understand("/order/17", &answer)
+        answer
+            .headers
+            .insert("content-type", content_type.parse().unwrap());
+        Api::new(&"http://x".parse().unwrap()).understand("/order/17", Ok(answer))
     }
 
     #[test]

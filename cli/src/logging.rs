@@ -10,10 +10,11 @@ use crate::error::CliError;
 use crate::output;
 use imt_live::{LogLines, terminal};
 use indicatif::MultiProgress;
+use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::Path;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -67,7 +68,7 @@ pub(crate) fn view_lines() -> &'static LogLines {
 /// Also writes the log lines of a live view to a file.
 pub(crate) fn keep_view_lines_in(path: &Path) -> std::io::Result<()> {
     let file = File::options().create(true).append(true).open(path)?;
-    *VIEW_FILE.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    *VIEW_FILE.lock() = Some(file);
     Ok(())
 }
 
@@ -101,7 +102,7 @@ fn write_line(line: &[u8]) {
     let is_viewed = terminal::is_taken();
     if is_viewed {
         view_lines().push(&String::from_utf8_lossy(line));
-        let mut file = VIEW_FILE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = VIEW_FILE.lock();
         if let Some(file) = file.as_mut() {
             // A full disk must not end the run.
             let _ = file.write_all(line);

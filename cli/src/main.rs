@@ -14,7 +14,6 @@ mod commands;
 mod completion;
 mod config;
 mod contexts;
-mod descriptors;
 mod error;
 mod exit;
 mod help;
@@ -23,6 +22,7 @@ mod logging;
 mod otlp;
 mod output;
 mod progress;
+mod rlimit;
 mod signals;
 mod suggest;
 
@@ -339,7 +339,7 @@ fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
     output::set_up(cli.global.color, cli.global.quiet);
     logging::start(cli.global.log, cli.global.filter())?;
     config::warn_of_unknown_variables(&Cli::command());
-    descriptors::raise_limit();
+    rlimit::raise_limit();
     let code = run(cli, &defaults)?;
     broken.map_or(Ok(code), Err)
 }

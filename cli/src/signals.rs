@@ -1,10 +1,10 @@
 //! Ctrl-C and SIGTERM as one event that a command waits for.
 
 use crate::error::CliError;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, kill_process};
 use std::collections::BTreeSet;
 use std::process::Child;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -50,7 +50,7 @@ impl StopSignals {
 static CHILDREN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
 fn children() -> MutexGuard<'static, BTreeSet<u32>> {
-    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
+    CHILDREN.lock()
 }
 
 /// A child process that an exit at once kills as well. The registration ends with this value. It

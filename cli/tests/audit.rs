@@ -21,18 +21,16 @@ fn post(at: &str, path: &str, body: &Value) -> Answer {
 fn shop(data: &Path, called: Option<&str>) -> (Server, Server) {
     let folder = data.to_str().unwrap();
     let (oms, warehouse) = (free_address(), free_address());
-    let node = Server::start(&[
-        "node",
-        "start",
-        "--name",
+    let node = Server::node(
         "alpha",
-        "--data",
         folder,
-        "--listen",
-        &oms,
-        "--warehouse",
-        called.unwrap_or(&format!("http://{warehouse}")),
-    ]);
+        &[
+            "--listen",
+            &oms,
+            "--warehouse",
+            called.unwrap_or(&format!("http://{warehouse}")),
+        ],
+    );
     let warehouse = Server::start(&[
         "sim",
         "warehouse",
@@ -164,22 +162,9 @@ fn messages_that_wait_for_an_absent_warehouse_are_no_finding() {
 fn all_nodes_call_one_warehouse_until_it_is_changed_for_all() {
     let data = tempdir().unwrap();
     let folder = data.path().to_str().unwrap();
-    let start = |name: &str, more: &[&str]| {
-        let usual = [
-            "node",
-            "start",
-            "--name",
-            name,
-            "--data",
-            folder,
-            "--listen",
-            "127.0.0.1:0",
-        ];
-        Server::start(&[&usual, more].concat())
-    };
     let shown = |more: &[&str]| run(&[&["node", "warehouse"], more, &["--data", folder]].concat());
-    let alpha = start("alpha", &["--warehouse", "http://127.0.0.1:9"]);
-    let beta = start("beta", &[]);
+    let alpha = Server::node("alpha", folder, &["--warehouse", "http://127.0.0.1:9"]);
+    let beta = Server::node("beta", folder, &[]);
     assert_eq!(stdout(&shown(&[])), "http://127.0.0.1:9\n");
 
     let other = "http://127.0.0.1:10";
@@ -215,7 +200,7 @@ fn all_nodes_call_one_warehouse_until_it_is_changed_for_all() {
     drop((alpha, beta));
     let gone = shown(&["http://127.0.0.1:11"]);
     assert_eq!(gone.status.code(), Some(1), "no node runs: {}", stderr(&gone));
-    drop(start("beta", &[]));
+    drop(Server::node("beta", folder, &[]));
     assert_eq!(
         stdout(&shown(&[])),
         format!("{other}\n"),

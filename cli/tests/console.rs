@@ -6,18 +6,11 @@ use crate::support::{Server, free_address, http, until};
 use serde_json::{Value, json};
 
 fn node(data: &str, name: &str, listen: &str, warehouse: &str) -> Server {
-    Server::start(&[
-        "node",
-        "start",
-        "--name",
+    Server::node(
         name,
-        "--data",
         data,
-        "--listen",
-        listen,
-        "--warehouse",
-        &format!("http://{warehouse}"),
-    ])
+        &["--listen", listen, "--warehouse", &format!("http://{warehouse}")],
+    )
 }
 
 /// Searches for an order by keyboard only.

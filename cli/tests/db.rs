@@ -172,7 +172,7 @@ fn a_backup_is_verified_restored_and_equal() {
 }
 
 #[test]
-fn an_export_read_back_is_the_same_database_and_one_cut_short_is_noticed() {
+fn an_export_imports_to_the_same_database_and_a_truncated_one_is_rejected() {
     let (kept, path) = shop();
     let (file, copy) = (kept.path().join("all.jsonl"), kept.path().join("copy"));
     let (db, file, copy) = (

@@ -261,7 +261,7 @@ fn put_refuses_a_row_that_the_node_could_not_read() {
     ] {
         fails(
             &run(&["db", "put", text, table, key, "hello"]),
-            &["the node could not read it", "Nothing was put"],
+            &["the node could not read it", "Nothing was written"],
         );
     }
     assert!(content(&path).values().all(BTreeMap::is_empty));

@@ -136,9 +136,8 @@ impl World {
     fn start(&self, name: &str) -> Server {
         let folder = self.folders.path().join(name);
         let folder = folder.to_str().unwrap();
-        let named = ["node", "start", "--name", name, "--data", folder];
-        let at = ["--listen", "127.0.0.1:0", "--warehouse", "http://127.0.0.1:9"];
-        Server::start(&[&named[..], &at, &["--engine", &self.engine.url]].concat())
+        let (warehouse, engine) = ("http://127.0.0.1:9", &self.engine.url);
+        Server::node(name, folder, &["--warehouse", warehouse, "--engine", engine])
     }
 
     /// Starts three nodes with stock, and waits until each has its share.
@@ -355,7 +354,7 @@ fn a_name_is_taken_once_and_a_node_leaves_for_good() {
 
 #[test]
 #[ignore = "needs an engine"]
-fn a_check_of_the_engine_finds_it_sound_and_faults_by_name() {
+fn engine_check_passes_a_sound_engine_and_names_each_fault() {
     let engine = Engine::start();
     let checked = run(&["engine", "check", &engine.url, "--output", "json"]);
     assert_eq!(

@@ -10,18 +10,7 @@ fn folder(data: &TempDir) -> &str {
 }
 
 fn start(data: &TempDir, name: &str, weight: &str) -> Server {
-    Server::start(&[
-        "node",
-        "start",
-        "--name",
-        name,
-        "--data",
-        folder(data),
-        "--listen",
-        "127.0.0.1:0",
-        "--weight",
-        weight,
-    ])
+    Server::node(name, folder(data), &["--weight", weight])
 }
 
 fn members(at: &Server) -> usize {

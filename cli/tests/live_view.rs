@@ -161,7 +161,7 @@ fn q_ends_the_run_and_the_summary_follows_the_view() {
 }
 
 #[test]
-fn ctrl_c_and_sigterm_end_the_run_too() {
+fn ctrl_c_and_sigterm_end_a_run_with_a_live_view() {
     let data = tempfile::tempdir().unwrap();
     let mut run = OnTerminal::start(data.path(), &[]);
     run.wait_until_sending(data.path());

@@ -31,19 +31,8 @@ impl World {
     }
 
     fn start_with(&self, name: &str, more: &[&str]) -> Server {
-        let usual = [
-            "node",
-            "start",
-            "--name",
-            name,
-            "--data",
-            self.folder(),
-            "--listen",
-            "127.0.0.1:0",
-            "--warehouse",
-            "http://127.0.0.1:9",
-        ];
-        Server::start(&[&usual, more].concat())
+        let warehouse = ["--warehouse", "http://127.0.0.1:9"];
+        Server::node(name, self.folder(), &[&warehouse[..], more].concat())
     }
 
     fn listed(&self) -> String {
@@ -488,16 +477,17 @@ fn a_port_that_is_taken_is_named() {
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
-    fn at(folder: std::path::PathBuf) -> Option<SmallDisk> {
+    fn at(folder: std::path::PathBuf) -> SmallDisk {
         std::fs::create_dir_all(&folder).unwrap();
         let mounted = std::process::Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"])
             .arg(&folder)
-            .stderr(std::process::Stdio::null())
             .status();
-        mounted
-            .is_ok_and(|status| status.success())
-            .then_some(SmallDisk(folder))
+        assert!(
+            mounted.unwrap().success(),
+            "a small disk needs the right to mount"
+        );
+        SmallDisk(folder)
     }
 }
 
@@ -512,12 +502,10 @@ impl Drop for SmallDisk {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_full_disk_of_the_target_leaves_slots_at_their_source() {
     let world = World::new();
-    let Some(_disk) = SmallDisk::at(world.data.path().join("volumes/beta")) else {
-        eprintln!("skipped: this needs the right to mount a file system");
-        return;
-    };
+    let _disk = SmallDisk::at(world.data.path().join("volumes/beta"));
     let alpha = world.start("alpha");
     // Beta's share of this stock does not fit on its disk.
     let mut wide = String::new();
@@ -537,7 +525,7 @@ fn a_full_disk_of_the_target_leaves_slots_at_their_source() {
 }
 
 #[test]
-fn a_node_that_leaves_for_good_gives_everything_away() {
+fn a_leaving_node_hands_over_all_its_slots_and_orders() {
     let world = World::new();
     let alpha = world.start("alpha");
     http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);

@@ -50,18 +50,7 @@ fn a_front_alone_calls_the_owners_of_two_nodes() {
     let warehouse_address = free_address();
     let node = |name: &str| {
         let warehouse = format!("http://{warehouse_address}");
-        Server::start(&[
-            "node",
-            "start",
-            "--name",
-            name,
-            "--data",
-            folder,
-            "--listen",
-            "127.0.0.1:0",
-            "--warehouse",
-            &warehouse,
-        ])
+        Server::node(name, folder, &["--warehouse", &warehouse])
     };
     let nodes = [node("alpha"), node("beta")];
     let warehouse = Server::start(&[

@@ -21,14 +21,6 @@ fn start(data: &TempDir, name: &str) -> Server {
 
 fn start_with(data: &TempDir, name: &str, more: &[&str]) -> Server {
     let usual = [
-        "node",
-        "start",
-        "--name",
-        name,
-        "--data",
-        folder(data),
-        "--listen",
-        "127.0.0.1:0",
         "--warehouse",
         "http://127.0.0.1:9",
         "--stat-scan",
@@ -36,7 +28,7 @@ fn start_with(data: &TempDir, name: &str, more: &[&str]) -> Server {
         "--warehouse-tries",
         "1",
     ];
-    Server::start(&[&usual, more].concat())
+    Server::node(name, folder(data), &[&usual[..], more].concat())
 }
 
 fn get(at: &Server, path: &str) -> Answer {

@@ -269,18 +269,7 @@ fn requests_of_the_original_get_the_documented_responses() {
     let data = tempdir().unwrap();
     let folder = data.path().to_str().unwrap();
     // Orders are answered without a warehouse.
-    let node = Server::start(&[
-        "node",
-        "start",
-        "--name",
-        "alpha",
-        "--data",
-        folder,
-        "--listen",
-        "127.0.0.1:0",
-        "--warehouse",
-        "http://127.0.0.1:9",
-    ]);
+    let node = Server::node("alpha", folder, &["--warehouse", "http://127.0.0.1:9"]);
     let at = node.address.as_str();
     let json_type: &[(&str, &str)] = &[("Content-Type", "application/json")];
     let post =

@@ -300,7 +300,7 @@ fn a_data_folder_that_is_a_file_is_named() {
 }
 
 #[test]
-fn asking_where_nobody_answers_says_what_to_start() {
+fn an_unreachable_node_is_reported_with_the_command_that_starts_one() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let output = run(&["order", "show", "17", "--oms", &format!("http://{free}")]);
     assert_eq!(output.status.code(), Some(5));

@@ -5,7 +5,9 @@
 //! - Lines have no escape sequences and no control characters.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// Lines that are kept: more than the tallest screen shows.
 pub const LINES_MAX: usize = 200;
@@ -20,7 +22,7 @@ impl LogLines {
     /// Appends each line of a text.
     pub fn push(&self, text: &str) {
         let lines: Vec<String> = text.lines().map(plain).filter(|line| !line.is_empty()).collect();
-        let mut kept = self.lock();
+        let mut kept = self.0.lock();
         for line in lines {
             if kept.len() == LINES_MAX {
                 kept.pop_front();
@@ -31,13 +33,8 @@ impl LogLines {
 
     /// Returns the newest `count` lines, oldest first.
     pub fn newest(&self, count: usize) -> Vec<String> {
-        let kept = self.lock();
+        let kept = self.0.lock();
         kept.range(kept.len().saturating_sub(count)..).cloned().collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<String>> {
-        // A panic elsewhere leaves whole lines.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -42,7 +42,7 @@ pub enum Ending {
 /// Result of a run that has been audited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
-    /// Verdict.
+    /// Verdict of the audit and the thresholds.
     pub verdict: Verdict,
     /// Findings of the audit.
     pub findings: usize,

@@ -1,7 +1,7 @@
 //! Takes the terminal over and gives it back.
 //!
 //! Invariants:
-//! - [`restore`] gives the terminal back once, whoever calls it first: the view's end, an error, a
+//! - [`restore`] restores the terminal once, at the first of these calls: the view's end, an error, a
 //!   panic anywhere, or the exit on a second signal.
 //! - Nothing is drawn after [`restore`]: [`is_taken`] is asked before each picture.
 

@@ -8,11 +8,12 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use imt_sim::Telemetry;
+use parking_lot::Mutex;
 use ratatui::Terminal;
 use ratatui::backend::Backend;
 use ratatui::crossterm::event;
@@ -98,7 +99,7 @@ impl View {
     }
 
     fn end(&mut self) -> io::Result<()> {
-        lock(&self.news).is_over = true;
+        self.news.lock().is_over = true;
         let Some(thread) = self.thread.take() else {
             return Ok(());
         };
@@ -122,23 +123,18 @@ pub struct ViewHandle(Arc<Mutex<News>>);
 impl ViewHandle {
     /// Shows that the end of the run was asked for.
     pub fn set_ending(&self) {
-        lock(&self.0).ending = Ending::Asked;
+        self.0.lock().ending = Ending::Asked;
     }
 
     /// Saves pictures in this folder from now on.
     pub fn set_folder(&self, folder: PathBuf) {
-        lock(&self.0).folder = Some(folder);
+        self.0.lock().folder = Some(folder);
     }
 
     /// Shows the result of the run.
     pub fn set_outcome(&self, outcome: Outcome) {
-        lock(&self.0).outcome = Some(outcome);
+        self.0.lock().outcome = Some(outcome);
     }
-}
-
-fn lock(news: &Mutex<News>) -> MutexGuard<'_, News> {
-    // The fields are independent of each other.
-    news.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn show<B>(mut screen: Terminal<B>, config: &ViewConfig, news: &Mutex<News>) -> io::Result<()>
@@ -155,7 +151,7 @@ where
     let mut notice_ends = due;
     while terminal::is_taken() {
         {
-            let news = lock(news);
+            let news = news.lock();
             if news.is_over {
                 break;
             }
@@ -192,7 +188,7 @@ where
 
 /// Saves the picture and returns a sentence about it.
 fn save(state: &State, size: Size, news: &Mutex<News>) -> String {
-    let Some(folder) = lock(news).folder.clone() else {
+    let Some(folder) = news.lock().folder.clone() else {
         return "The run has no folder yet.".to_owned();
     };
     match picture::save(&folder, state, size) {

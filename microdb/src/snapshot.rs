@@ -7,7 +7,7 @@
 //! Deliberately absent: key order, and writes.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use crate::any_table::{AnyTable, KeyFor};
 use crate::directory::{Location, View};
@@ -18,6 +18,7 @@ use crate::engine::{Engine, Found, Handle, is_key_of, lock};
 use crate::error::{Error, Result};
 use crate::raw::epoch::pin;
 use crate::raw::sigbus::any_cut;
+use crate::raw::sync::ignore_poison;
 use crate::seeded::seeded;
 use crate::sequence::Sequence;
 use crate::table::Table;
@@ -361,7 +362,7 @@ impl Snapshot {
         let mut core = lock(&engine.core);
         // Pinned only now, because a pin never waits for a lock.
         let guard = pin();
-        let catalog = engine.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let catalog = ignore_poison(engine.catalog.read());
         let mut tables: Vec<_> = catalog.by_id.values().cloned().collect();
         drop(catalog);
         // A fixed order, because the model checker repeats each step exactly.

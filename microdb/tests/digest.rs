@@ -171,7 +171,7 @@ fn equal_contents_have_equal_digests_whatever_the_history_and_the_seed() {
 }
 
 #[test]
-fn a_diff_ends_when_its_caller_breaks() {
+fn a_diff_stops_when_its_callback_returns_break() {
     let folder = tempfile::tempdir().unwrap();
     let one = options().open(folder.path().join("one")).unwrap();
     let two = options().open(folder.path().join("two")).unwrap();

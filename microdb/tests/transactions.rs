@@ -285,7 +285,7 @@ impl From<Error> for Refused {
 }
 
 #[test]
-fn error_of_the_body_comes_out_as_it_is_and_that_of_the_engine_is_converted() {
+fn an_error_of_the_body_is_returned_unchanged_and_one_of_the_engine_is_converted() {
     let (_folder, db, table) = open(Durability::Sync);
     table.put("k", 3_u64.to_le_bytes()).unwrap();
     let take = |units: u64| {

@@ -136,7 +136,7 @@ impl std::borrow::Borrow<u8> for Named {
 }
 
 #[test]
-fn borrowed_form_that_reads_back_as_no_key_is_refused() {
+fn a_borrowed_key_that_does_not_decode_as_the_key_type_is_rejected() {
     let (_folder, db) = open();
     let table = db.typed_table::<Named, u8>("t").unwrap();
     assert!(matches!(table.put(&7_u8, &1), Err(Error::Encode { .. })));

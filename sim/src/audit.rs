@@ -1,14 +1,14 @@
 //! The audit: reads both sides and compares them.
 //!
-//! It waits first, within bounds, until the order management has told the warehouse everything or
-//! gives a reason. Then it reads orders, reservations and messages of one side, and deliveries,
-//! refusals and arrivals of goods of the other, and compares them ([`check`], pure).
+//! It waits first, within bounds, until the order management has sent every message to the
+//! warehouse or gives a reason. Then it reads orders, reservations and messages of one side, and
+//! deliveries, refusals and arrivals of goods of the other, and compares them ([`check`], pure).
 //!
-//! Invariants:
+//! **Invariants**
 //! - A clean verdict means that both sides were read whole and no [`Finding`] was seen. If one side
-//!   cannot be read there is an error and no verdict.
-//! - A finding of a first look must be seen again at a second one: the two sides are not read at
-//!   the same instant, and a message in flight is no fault.
+//!   cannot be read, there is an error and no verdict.
+//! - A finding counts only if a second reading confirms it. The two sides are not read at the same
+//!   instant, and a message in flight is no fault.
 //! - The stock of the first day is computed from the seed, not asked for, so that the warehouse's
 //!   own bookkeeping is checked as well.
 
@@ -172,7 +172,7 @@ impl AuditReport {
 /// Orders of earlier runs are checked as well, as far as their front's record is not needed.
 ///
 /// # Errors
-/// When one of the two cannot be read whole; there is no verdict then.
+/// If either side cannot be read whole. There is no verdict then.
 pub async fn audit(
     config: &AuditConfig,
     record: &OrderRecord,

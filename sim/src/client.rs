@@ -1,7 +1,8 @@
-//! A small HTTP client for shop, warehouse and auditor.
+//! A small HTTP client for shop, warehouse, auditor and the commands of `imt`.
 //!
 //! Invariants:
-//! - Every call has a deadline, so that nothing is in flight for ever.
+//! - Every call has a deadline, so that nothing is in flight for ever, and every answer a limit of
+//!   its size.
 //! - A failure has one of four kinds, which a run's report counts apart.
 //! - Nothing is retried. Only a kept connection that was closed before a byte of the request was
 //!   written is replaced.
@@ -13,7 +14,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Empty, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::body::Body;
 use hyper::{HeaderMap, Method, Request, Uri, header};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
@@ -22,6 +23,8 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
+/// Maximum size of an answer. A page of 10,000 orders is about 2 MB.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Header of an answer that names the node that owns the request's order.
 const OWNER: &str = "x-imt-owner";
 
@@ -126,9 +129,9 @@ impl FailureKind {
 }
 
 /// A call without an answer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub struct Failure {
-    /// Kind.
+    /// The kind of the failure.
     pub kind: FailureKind,
     /// The causes, innermost last.
     pub detail: String,
@@ -203,6 +206,11 @@ impl Answer {
         format!("http://{address}").parse().ok()
     }
 
+    /// Returns `true` for a status from 200 to 299.
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
     /// Returns the first line of the body, shortened, for an error message.
     pub fn excerpt(&self) -> String {
         let text = String::from_utf8_lossy(&self.body);
@@ -250,6 +258,11 @@ impl Client {
         &self.endpoint
     }
 
+    /// Returns the deadline of each call.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Returns a client of another server with the same deadline. Both share their connections.
     pub(crate) fn at(&self, endpoint: Endpoint) -> Self {
         Self {
@@ -261,7 +274,7 @@ impl Client {
     /// `POST path` with a JSON body, or `GET path` without one.
     ///
     /// # Errors
-    /// [`Failure`] when there was no whole answer within the deadline.
+    /// [`Failure`] if there was no whole answer within the deadline.
     pub(crate) async fn exchange(&self, path: &str, body: Option<Bytes>) -> Result<Answer, Failure> {
         match body {
             Some(body) => self.post_json(path, body).await,
@@ -272,7 +285,7 @@ impl Client {
     /// `GET path`.
     ///
     /// # Errors
-    /// [`Failure`] when there was no whole answer within the deadline.
+    /// [`Failure`] if there was no whole answer within the deadline.
     pub async fn get(&self, path: &str) -> Result<Answer, Failure> {
         self.get_with(path, None).await
     }
@@ -280,7 +293,7 @@ impl Client {
     /// `GET path` with one header more.
     ///
     /// # Errors
-    /// [`Failure`] when there was no whole answer within the deadline.
+    /// [`Failure`] if there was no whole answer within the deadline.
     pub(crate) async fn get_with(
         &self,
         path: &str,
@@ -294,10 +307,23 @@ impl Client {
             .await
     }
 
+    /// `POST path` without a body, and with one header more.
+    ///
+    /// # Errors
+    /// [`Failure`] if there was no whole answer within the deadline.
+    pub async fn post(&self, path: &str, extra: Option<(&'static str, &str)>) -> Result<Answer, Failure> {
+        let mut request = self.request(Method::POST, path);
+        if let Some((name, value)) = extra {
+            request = request.header(name, value);
+        }
+        self.call(request, Empty::new().map_err(Into::into).boxed_unsync())
+            .await
+    }
+
     /// `POST path` with a JSON body.
     ///
     /// # Errors
-    /// [`Failure`] when there was no whole answer within the deadline.
+    /// [`Failure`] if there was no whole answer within the deadline.
     pub async fn post_json(&self, path: &str, body: Bytes) -> Result<Answer, Failure> {
         let request = self
             .request(Method::POST, path)
@@ -327,7 +353,7 @@ impl Client {
     /// `GET path`, the answer read as JSON.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] when there is no answer, [`Error::Answer`] when it is not a 200 of
+    /// [`Error::Unreachable`] if there is no answer, [`Error::Answer`] when it is not a 200 of
     /// this form.
     pub async fn get_json<T: DeserializeOwned>(&self, who: &'static str, path: &str) -> Result<T> {
         let answer = self.get(path).await.map_err(|failure| Error::Unreachable {
@@ -397,7 +423,8 @@ impl Client {
         let exchange = async {
             let answer = self.http.request(request).await.map_err(|e| Failure::new(&e))?;
             let (head, body) = answer.into_parts();
-            let body = body.collect().await.map_err(|e| Failure::new(&e))?;
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|e| Failure::new(&*e))?;
             Ok(Answer {
                 status: head.status.as_u16(),
                 body: body.to_bytes(),

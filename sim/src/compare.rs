@@ -64,7 +64,7 @@ impl Comparison {
     /// Reads both runs.
     ///
     /// # Errors
-    /// When a folder cannot be read, or one of the runs was killed before its summary.
+    /// If a folder cannot be read, or one of the runs was killed before its summary.
     pub fn of(first: &RunFolder, second: &RunFolder) -> Result<Self> {
         let facts = [first.facts()?, second.facts()?];
         let summaries = [whole(first)?, whole(second)?];

@@ -129,7 +129,7 @@ impl FrontConfig {
 /// Results of a run.
 #[derive(Debug, Clone)]
 pub struct FrontReport {
-    /// Seed.
+    /// Seed of all random choices.
     pub seed: u64,
     /// Start of the first request, unix milliseconds.
     pub started_at_ms: u64,
@@ -188,7 +188,7 @@ impl FrontReport {
 /// and payments that are not due yet are left out. A dropped `stop` sender never stops the run.
 ///
 /// # Errors
-/// When a setting cannot be used, the data folder cannot be written, the order management does not
+/// If a setting cannot be used, the data folder cannot be written, the order management does not
 /// answer within `ready_timeout`, or `stop` comes before the first request. Once requests have
 /// started there is always a report.
 pub async fn run_front(
@@ -268,7 +268,7 @@ pub async fn run_front(
 /// Waits until the order management answers and has stock.
 ///
 /// # Errors
-/// [`Error::Unreachable`] when it does not answer within `ready_timeout`, [`Error::Interrupted`]
+/// [`Error::Unreachable`] if it does not answer within `ready_timeout`, [`Error::Interrupted`]
 /// when `stop` becomes true.
 pub async fn wait_until_ready(config: &FrontConfig, mut stop: watch::Receiver<bool>) -> Result<()> {
     let client = Client::new(config.oms.clone(), config.request_timeout);

@@ -45,7 +45,7 @@ struct Material {
 /// Draws the page of a run.
 ///
 /// # Errors
-/// When a file of the run folder cannot be read or understood.
+/// If a file of the run folder cannot be read or understood.
 pub fn render(folder: &RunFolder) -> Result<String> {
     let material = Material {
         facts: folder.facts()?,

@@ -44,7 +44,7 @@ pub struct RunFacts {
     pub scenario: String,
     /// The scenario as TOML.
     pub scenario_toml: String,
-    /// Seed.
+    /// Seed of all random choices.
     pub seed: u64,
     /// Command that repeats the run.
     pub repeat: String,
@@ -82,7 +82,7 @@ impl RunFolder {
     /// Creates the folder of a new run and writes its facts.
     ///
     /// # Errors
-    /// When the folder or the file cannot be written.
+    /// If the folder or the file cannot be written.
     pub fn create(data: &Path, facts: &RunFacts) -> Result<Self> {
         let runs = data.join(RUNS);
         fs::create_dir_all(&runs).map_err(Error::io("create", &runs))?;
@@ -112,7 +112,7 @@ impl RunFolder {
     /// Opens the folder of an earlier run: `run` is its path, its name, or `None` for the newest.
     ///
     /// # Errors
-    /// When there is no such run.
+    /// If there is no such run.
     pub fn open(data: &Path, run: Option<&str>) -> Result<Self> {
         let runs = data.join(RUNS);
         let path = match run {
@@ -133,7 +133,7 @@ impl RunFolder {
     /// Writes the results of a run.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// If a file cannot be written.
     pub fn write_results(&self, front: &FrontReport, events: &[RunEvent], summary: &Summary) -> Result<()> {
         self.write(HISTOGRAMS_CSV, histograms_csv(front).as_bytes())?;
         self.write(EVENTS_CSV, events_csv(events).as_bytes())?;
@@ -150,7 +150,7 @@ impl RunFolder {
     /// Writes a file of this run.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// If the file cannot be written.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
         let path = self.path.join(name);
         fs::write(&path, content).map_err(Error::io("write", &path))
@@ -159,7 +159,7 @@ impl RunFolder {
     /// Reads the facts.
     ///
     /// # Errors
-    /// When the file cannot be read or understood.
+    /// If the file cannot be read or understood.
     pub fn facts(&self) -> Result<RunFacts> {
         self.read_json(RUN_JSON)
     }
@@ -167,7 +167,7 @@ impl RunFolder {
     /// Reads the results; `None` for a run that was killed.
     ///
     /// # Errors
-    /// When the file is there and cannot be understood.
+    /// If the file is there and cannot be understood.
     pub fn summary(&self) -> Result<Option<serde_json::Value>> {
         match self.path.join(SUMMARY_JSON).exists() {
             true => self.read_json(SUMMARY_JSON).map(Some),
@@ -178,7 +178,7 @@ impl RunFolder {
     /// Reads the events; empty for a run that was killed.
     ///
     /// # Errors
-    /// When the file is there and cannot be understood.
+    /// If the file is there and cannot be understood.
     pub fn events(&self) -> Result<Vec<RunEvent>> {
         let path = self.path.join(EVENTS_CSV);
         if !path.exists() {
@@ -200,7 +200,7 @@ impl RunFolder {
     /// Reads the latencies by route, in the order of the file.
     ///
     /// # Errors
-    /// When the file is there and cannot be understood.
+    /// If the file is there and cannot be understood.
     pub fn histograms(&self) -> Result<Vec<(String, Vec<Bucket>)>> {
         let path = self.path.join(HISTOGRAMS_CSV);
         if !path.exists() {

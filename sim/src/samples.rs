@@ -52,7 +52,7 @@ fn orders() -> Vec<u8> {
 /// Writes the samples into a folder.
 ///
 /// # Errors
-/// When the folder or a file cannot be written.
+/// If the folder or a file cannot be written.
 pub fn write_samples(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     for (name, content) in samples() {

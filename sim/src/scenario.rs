@@ -194,19 +194,19 @@ pub struct Scenario {
     pub nodes: u32,
     /// `true` if the shop sends each request to the node that owns its order.
     pub route: bool,
-    /// Moments of the requests.
+    /// Times of the requests.
     pub load: Load,
     /// Behaviour of the customers.
     pub customers: Customers,
     /// The warehouse.
     pub warehouse: WarehousePlan,
-    /// Node events with a fixed moment.
+    /// Node events with a fixed time.
     pub events: Vec<NodeEvent>,
     /// Node events that depend on the seed.
     pub random_events: Option<RandomEvents>,
     /// Conditions under which the run fails.
     pub thresholds: Vec<Threshold>,
-    /// The scenario as it was read; empty for one that was put together from flags.
+    /// The text of the scenario file. Empty for a scenario from command line flags.
     pub toml: String,
 }
 
@@ -224,7 +224,7 @@ impl Scenario {
     /// Finds a scenario by its built-in name, or reads it from a file.
     ///
     /// # Errors
-    /// When there is no such scenario or file, or the text cannot be used. The message names file,
+    /// If there is no such scenario or file, or the text cannot be used. The message names file,
     /// line and field.
     pub fn find(name_or_path: &str) -> Result<Self> {
         if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == name_or_path) {

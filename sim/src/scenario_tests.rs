@@ -58,7 +58,7 @@ fn absent_values_are_the_originals() {
 }
 
 #[test]
-fn all_values_are_read() {
+fn every_key_of_a_scenario_is_read() {
     let scenario = parse(
         "description = 'd'\nseed = 9\nwarm_up = '1s'\nnodes = 2\nroute = true\nthresholds = ['late > 5']\n\
          [[load]]\nname = 'a'\nduration = '10s'\nrate = 1\nrate_end = 50\narrivals = 'fixed'\n\

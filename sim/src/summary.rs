@@ -80,11 +80,11 @@ pub struct Summary {
     /// Scenario, command and folder.
     #[serde(flatten)]
     pub identity: RunIdentity,
-    /// Verdict.
+    /// The verdict on the run.
     pub verdict: Verdict,
     /// Reason for which there is no audit.
     pub audit_problem: Option<String>,
-    /// Seed.
+    /// Seed of all random choices.
     pub seed: u64,
     /// Length of the sending window, seconds.
     pub window_s: f64,

@@ -112,7 +112,7 @@ pub struct RouteState {
     pub requests: u64,
     /// Requests answered with a status below 400.
     pub ok: u64,
-    /// Other ends by status and problem, or by reason.
+    /// Number of failed requests, by status and problem, or by the reason of a missing answer.
     pub errors: BTreeMap<String, u64>,
     /// Latency without the warm-up.
     pub latency: Latency,
@@ -293,7 +293,7 @@ pub struct RunEvent {
     pub at_ms: u64,
     /// Milliseconds since the start of the run; 0 for events before it.
     pub offset_ms: u64,
-    /// Kind.
+    /// The kind of the event.
     pub kind: EventKind,
     /// Node, load phase or fault that the event is about.
     pub subject: String,
@@ -308,7 +308,7 @@ pub struct RunState {
     pub phase: Phase,
     /// Name of the scenario.
     pub scenario: String,
-    /// Seed.
+    /// Seed of all random choices.
     pub seed: u64,
     /// Start of the first request, unix milliseconds; 0 before it.
     pub started_at_ms: u64,

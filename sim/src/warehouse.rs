@@ -18,10 +18,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -143,14 +144,14 @@ struct Counters {
 
 impl Counters {
     fn count_fault(&self, name: &'static str) {
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut faults = self.faults.lock();
         *faults.entry(name).or_default() += 1;
     }
 }
 
 /// State shared by the warehouse's tasks.
 #[derive(Debug)]
-struct House {
+struct Shared {
     config: WarehouseConfig,
     behaviour: watch::Sender<Arc<Behaviour>>,
     inside: Mutex<Inside>,
@@ -161,11 +162,11 @@ struct House {
     stocked: watch::Sender<bool>,
 }
 
-impl House {
+impl Shared {
     fn inside(&self) -> MutexGuard<'_, Inside> {
         // An entry is applied whole or not at all, so that the books are sound even after a panic
         // elsewhere.
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock()
     }
 
     fn behaviour(&self) -> Arc<Behaviour> {
@@ -189,11 +190,7 @@ impl House {
         let (announced, delivered, refused) = inside.books.counts();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let shape = inside.books.stock().shape();
-        let faults = self
-            .counters
-            .faults
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let faults = self.counters.faults.lock();
         WarehouseSummary {
             behaviour: self.behaviour().name.clone(),
             announced,
@@ -224,7 +221,7 @@ impl House {
 #[derive(Debug)]
 pub struct Warehouse {
     address: SocketAddr,
-    house: Arc<House>,
+    shared: Arc<Shared>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
@@ -234,7 +231,7 @@ impl Warehouse {
     /// up.
     ///
     /// # Errors
-    /// When a setting cannot be used, the data folder cannot be written or is in use, the ledger is
+    /// If a setting cannot be used, the data folder cannot be written or is in use, the ledger is
     /// malformed, or the port is taken.
     pub async fn start(config: WarehouseConfig) -> Result<Self> {
         config.check()?;
@@ -271,7 +268,7 @@ impl Warehouse {
             );
         }
         let (stop, stopping) = watch::channel(false);
-        let house = Arc::new(House {
+        let shared = Arc::new(Shared {
             behaviour: watch::Sender::new(Arc::new(config.behaviour.clone())),
             config,
             inside: Mutex::new(Inside { books, ledger }),
@@ -283,14 +280,14 @@ impl Warehouse {
         let mut tasks = JoinSet::new();
         tasks.spawn(server::serve(
             listener,
-            routes::router(Arc::clone(&house)),
-            Arc::clone(&house),
+            routes::router(Arc::clone(&shared)),
+            Arc::clone(&shared),
         ));
-        tasks.spawn(feeds::send_snapshots(Arc::clone(&house)));
-        tasks.spawn(feeds::write_stat_files(Arc::clone(&house)));
+        tasks.spawn(feeds::send_snapshots(Arc::clone(&shared)));
+        tasks.spawn(feeds::write_stat_files(Arc::clone(&shared)));
         Ok(Self {
             address,
-            house,
+            shared,
             stop,
             tasks,
         })
@@ -303,35 +300,35 @@ impl Warehouse {
 
     /// Returns the counts of this moment.
     pub fn summary(&self) -> WarehouseSummary {
-        self.house.summary()
+        self.shared.summary()
     }
 
     /// Returns a handle that changes the behaviour; it outlives the warehouse without effect.
     pub fn control(&self) -> WarehouseControl {
-        WarehouseControl(Arc::clone(&self.house))
+        WarehouseControl(Arc::clone(&self.shared))
     }
 
     /// Returns once the order management has taken a first snapshot of the stock.
     pub async fn stocked(&self) {
-        // The sender lives in the house, which this handle holds.
-        let _ = self.house.stocked.subscribe().wait_for(|stocked| *stocked).await;
+        // The sender lives in the shared state, which this handle holds.
+        let _ = self.shared.stocked.subscribe().wait_for(|stocked| *stocked).await;
     }
 
     /// Stops: accepts no new calls, answers 503 to those that still wait, and finishes the ledger.
     pub async fn stop(mut self) -> WarehouseSummary {
         self.stop.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
-        let finished = self.house.inside().ledger.ticket();
+        let finished = self.shared.inside().ledger.ticket();
         if let Err(error) = finished.durable().await {
             tracing::error!(%error, "the ledger is incomplete");
         }
-        self.house.summary()
+        self.shared.summary()
     }
 }
 
 /// Changes the behaviour of a warehouse while it runs.
 #[derive(Debug, Clone)]
-pub struct WarehouseControl(Arc<House>);
+pub struct WarehouseControl(Arc<Shared>);
 
 impl WarehouseControl {
     /// Sets the behaviour of all calls that come from now on.

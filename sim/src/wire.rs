@@ -124,7 +124,7 @@ pub struct Order {
     /// The chosen store; `None` before the choice.
     #[serde(default)]
     pub store_id: Option<u32>,
-    /// State.
+    /// The state of the order.
     pub state: OrderState,
     /// Transaction id of the payment; `None` before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -203,9 +203,9 @@ pub enum MessageState {
 pub struct Message {
     /// The order.
     pub order: String,
-    /// Kind.
+    /// The kind of the message.
     pub kind: MessageKind,
-    /// State.
+    /// The state of the message.
     pub state: MessageState,
     /// Number of tries.
     #[serde(default)]

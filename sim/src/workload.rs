@@ -115,7 +115,7 @@ impl Load {
 /// Everything that decides a run's requests.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Workload {
-    /// Seed.
+    /// Seed of all random choices.
     pub seed: u64,
     /// Id of the first request.
     pub first_id: u64,

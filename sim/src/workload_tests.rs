@@ -1,4 +1,5 @@
-//! The timeline as a whole: it repeats, and has the mix and the follow-ups that were asked for.
+//! Tests of whole timelines: a seed repeats its timeline, and the mix of requests is the configured
+//! one.
 
 use super::*;
 use std::collections::{HashMap, HashSet};

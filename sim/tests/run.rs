@@ -310,13 +310,16 @@ async fn a_log_that_cannot_be_written_is_told_and_the_run_goes_on() {
     warehouse.stop().await;
 }
 
+/// Returns an address at which no server listens.
+fn unused_address() -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
 #[tokio::test]
 async fn without_an_order_management_the_front_says_where_it_looked() {
     let folder = tempfile::tempdir().unwrap();
-    let address = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let address = unused_address();
     let config = FrontConfig {
         oms: address.into(),
         data: folder.path().to_owned(),
@@ -341,10 +344,7 @@ async fn without_an_order_management_the_front_says_where_it_looked() {
 #[tokio::test]
 async fn an_interrupted_wait_for_the_order_management_ends_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    let address = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let address = unused_address();
     let config = FrontConfig {
         oms: address.into(),
         data: folder.path().to_owned(),

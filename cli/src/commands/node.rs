@@ -1,6 +1,6 @@
 //! `imt node`: starts, lists, stops and removes the nodes of a data folder or of an engine.
 
-use super::tuning::Tuning;
+use super::node_args::NodeArgs;
 use crate::cluster::{Cluster, ClusterArgs, Look};
 use crate::error::CliError;
 use crate::http;
@@ -8,8 +8,10 @@ use crate::otlp::{self, OtlpArgs};
 use crate::output::{self, OutputFormat, TableArgs};
 use crate::signals::{self, StopSignals};
 use crate::{args, completion};
+use bytes::Bytes;
 use imt_oms::{EngineUrl, Node, NodeConfig, NodeError, NodeInfo, NodeReport, WarehouseUrl};
 use imt_ring::{NodeName, ZoneName};
+use imt_sim::Endpoint;
 use serde::Serialize;
 use serde_json::json;
 use std::net::SocketAddr;
@@ -154,7 +156,7 @@ pub(crate) struct StartArgs {
     #[command(flatten)]
     otlp: OtlpArgs,
     #[command(flatten)]
-    tuning: Tuning,
+    limits: NodeArgs,
 }
 
 impl NodeCommand {
@@ -208,8 +210,8 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         secret_file: args.secret_file,
         ..NodeConfig::new(&name, args.data)
     };
-    args.tuning.apply(&mut config);
-    crate::descriptors::fit(&mut config);
+    args.limits.apply(&mut config);
+    crate::rlimit::fit(&mut config);
     let node = Node::start(config)
         .await
         .map_err(|error| cannot_start(&name, error, "--listen"))?;
@@ -244,11 +246,43 @@ pub(super) fn cannot_start(name: &str, error: NodeError, flag: &str) -> CliError
     CliError::because(format!("cannot start node '{name}'{advice}"), error)
 }
 
+/// The state of a node in the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NodeState {
+    Serving,
+    Leaving,
+    Degraded,
+    NotAnswering,
+    /// The process ended.
+    Gone,
+    /// A member of the ring without a description.
+    Stopped,
+}
+
+impl NodeState {
+    fn name(self) -> &'static str {
+        match self {
+            NodeState::Serving => "serving",
+            NodeState::Leaving => "leaving",
+            NodeState::Degraded => "degraded",
+            NodeState::NotAnswering => "not answering",
+            NodeState::Gone => "gone",
+            NodeState::Stopped => "stopped",
+        }
+    }
+}
+
+impl Serialize for NodeState {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
 /// A node in the list.
 #[derive(Serialize)]
 struct Listed {
     name: String,
-    state: &'static str,
+    state: NodeState,
     address: Option<SocketAddr>,
     zone: Option<String>,
     weight: u32,
@@ -280,12 +314,14 @@ async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Resul
         nodes.push(Listed {
             name: card.name.to_string(),
             state: match (is_running, report.is_some()) {
-                (true, true) if is_leaving => "leaving",
-                (true, true) if report.is_some_and(|report| !report.missing.is_empty()) => "degraded",
-                (true, true) => "serving",
-                (true, false) if ring.is_some() && slots(&card.name) == 0 => "leaving",
-                (true, false) => "not answering",
-                (false, _) => "gone",
+                (true, true) if is_leaving => NodeState::Leaving,
+                (true, true) if report.is_some_and(|report| !report.missing.is_empty()) => {
+                    NodeState::Degraded
+                }
+                (true, true) => NodeState::Serving,
+                (true, false) if ring.is_some() && slots(&card.name) == 0 => NodeState::Leaving,
+                (true, false) => NodeState::NotAnswering,
+                (false, _) => NodeState::Gone,
             },
             address: is_running.then_some(card.address),
             zone: card.zone.clone(),
@@ -301,7 +337,7 @@ async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Resul
         if !look.cards.iter().any(|card| card.name == *member.name()) {
             nodes.push(Listed {
                 name: member.name().to_string(),
-                state: "stopped",
+                state: NodeState::Stopped,
                 address: None,
                 zone: member.zone().map(ToString::to_string),
                 weight: member.weight(),
@@ -366,7 +402,7 @@ fn table(nodes: &[Listed]) -> Vec<Vec<String>> {
         });
         vec![
             node.name.clone(),
-            node.state.to_owned(),
+            node.state.name().to_owned(),
             node.address.map_or_else(dash, |address| address.to_string()),
             node.zone.clone().unwrap_or_else(dash),
             node.weight.to_string(),
@@ -396,27 +432,28 @@ pub(super) async fn ask(
     look: &Look,
     card: &NodeInfo,
     path: &str,
-) -> Result<hyper::body::Bytes, CliError> {
+) -> Result<Bytes, CliError> {
     let secret = cluster.secret(look)?;
-    let base = format!("http://{}", card.address);
-    let answer = http::post_as_node(&base, path, &secret, ANSWER_TIMEOUT).await;
-    let (status, body) = answer.map_err(|error| match error {
+    let address = Endpoint::from(card.address);
+    let answer = http::post_as_node(&address, path, &secret, ANSWER_TIMEOUT).await;
+    let answer = answer.map_err(|error| match error {
         CliError::Unreachable { source, .. } => CliError::Unreachable {
             message: format!(
-                "node '{}' (process {}) does not answer at {base}, although its process is there; is it paused?",
+                "node '{}' (process {}) does not answer at {address}, although its process is there; is it paused?",
                 card.name, card.process
             ),
             source,
         },
         error => error,
     })?;
-    if status.is_success() {
-        return Ok(body);
+    if answer.is_success() {
+        return Ok(answer.body);
     }
     Err(CliError::failed(format!(
-        "node '{}' answers {status}: {}",
+        "node '{}' answers {}: {}",
         card.name,
-        String::from_utf8_lossy(&body)
+        answer.status,
+        answer.excerpt()
     )))
 }
 

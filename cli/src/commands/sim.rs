@@ -1,7 +1,7 @@
 //! `imt sim`: runs the whole shop in one process or each simulator alone, and reports on runs.
 
 use super::node;
-use super::tuning::Tuning;
+use super::node_args::NodeArgs;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::signals::{self, StopSignals};
@@ -141,7 +141,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "PROFILE", help_heading = "Servers")]
     warehouse_profile: Option<Profile>,
     #[command(flatten)]
-    tuning: Tuning,
+    limits: NodeArgs,
 }
 
 #[derive(clap::Args)]
@@ -361,8 +361,8 @@ async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> 
         stays: args.stay,
         plain: args.plain,
     };
-    let tuning = args.tuning;
-    run_shop(plan, |config| tuning.apply(config), output).await
+    let limits = args.limits;
+    run_shop(plan, |config| limits.apply(config), output).await
 }
 
 /// Settings of a shop in this process.

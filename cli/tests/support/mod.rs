@@ -86,6 +86,16 @@ impl Server {
         Self { child, address, log }
     }
 
+    /// Starts a node on a free port, unless `more` has another `--listen`.
+    pub fn node(name: &str, data: &str, more: &[&str]) -> Self {
+        let named = ["node", "start", "--name", name, "--data", data];
+        let free_port: &[&str] = match more.contains(&"--listen") {
+            true => &[],
+            false => &["--listen", "127.0.0.1:0"],
+        };
+        Self::start(&[&named[..], free_port, more].concat())
+    }
+
     /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)

@@ -9,12 +9,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::format::key_codec::KeyCodec;
 use crate::raw::epoch::ArcCell;
+use crate::raw::sync::ignore_poison;
 
 /// Id of the catalog.
 pub(crate) const CATALOG_TABLE: u32 = 0;
@@ -48,11 +49,11 @@ impl TableCore {
     }
 
     pub(crate) fn name(&self) -> String {
-        self.name.read().unwrap_or_else(PoisonError::into_inner).clone()
+        ignore_poison(self.name.read()).clone()
     }
 
     pub(crate) fn set_name(&self, name: &str) {
-        name.clone_into(&mut self.name.write().unwrap_or_else(PoisonError::into_inner));
+        *ignore_poison(self.name.write()) = name.to_owned();
     }
 
     /// Returns the value of the table's catalog record.

@@ -12,7 +12,7 @@
 //!
 //! Deliberately absent: IO. `log` writes and syncs.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::directory::{Directory, KeyHash, Location};
@@ -29,6 +29,7 @@ use crate::format::record::RecordKind;
 use crate::options::Durability;
 use crate::raw::epoch::{Guard, pin};
 use crate::raw::reclaim;
+use crate::raw::sync::ignore_poison;
 use crate::seeded::seeded;
 
 /// A key with the location that it had when it was read.
@@ -271,7 +272,7 @@ impl Engine {
         if published.is_ok()
             && let Some(change) = change
         {
-            let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+            let mut catalog = ignore_poison(self.catalog.write());
             catalog.apply(change);
         }
         self.version.end();

@@ -12,7 +12,7 @@
 //!   the id of the database, or the file is empty. A taken name is not used.
 
 use std::path::Path;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -20,6 +20,7 @@ use crate::format::DatabaseId;
 use crate::format::checkpoint::CHECKPOINT_MAGIC;
 use crate::format::names::Paths;
 use crate::format::segment::SEGMENT_MAGIC;
+use crate::raw::sync::ignore_poison;
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, Storage, StorageLock};
 
@@ -192,6 +193,6 @@ impl Engine {
 
     /// Returns the locks if this is an open writer.
     pub(crate) fn locks(&self) -> MutexGuard<'_, Option<Locks>> {
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+        ignore_poison(self.lock.lock())
     }
 }

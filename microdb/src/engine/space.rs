@@ -24,12 +24,13 @@
 //!   must not stop writers.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError, TryLockError};
+use std::sync::{Condvar, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use crate::engine::log::Core;
 use crate::engine::{Engine, lock, lock_briefly};
 use crate::error::Result;
+use crate::raw::sync::ignore_poison;
 use crate::seeded::seeded;
 
 /// Maximum delay of one commit.
@@ -101,12 +102,12 @@ impl Space {
 
     /// Wakes waiting commits: space was freed, or the database is closed.
     pub(crate) fn wake(&self) {
-        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(ignore_poison(self.lock.lock()));
         self.freed.notify_all();
     }
 
     fn wait(&self) {
-        let held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = ignore_poison(self.lock.lock());
         drop(self.freed.wait_timeout(held, LOOK_AGAIN));
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! Deliberately absent: records of tables.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use crate::engine::body::{Body, limit};
 use crate::engine::catalog::{CATALOG_TABLE, CatalogChange, TableCore};
@@ -16,45 +16,30 @@ use crate::format::TABLE_NAME_BYTES_MAX;
 use crate::format::key_codec::KeyCodec;
 use crate::format::record::RecordKind;
 use crate::raw::epoch::pin;
+use crate::raw::sync::ignore_poison;
 
 impl Engine {
     pub(crate) fn table_named(&self, name: &str) -> Option<Arc<TableCore>> {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_name
-            .get(name)
-            .cloned()
+        ignore_poison(self.catalog.read()).by_name.get(name).cloned()
     }
 
     /// Returns all named tables, sorted by name.
     pub(crate) fn named_tables(&self) -> Vec<Arc<TableCore>> {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .named()
+        ignore_poison(self.catalog.read()).named()
     }
 
     pub(crate) fn table_by_id(&self, id: u32) -> Option<Arc<TableCore>> {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_id
-            .get(&id)
-            .cloned()
+        ignore_poison(self.catalog.read()).by_id.get(&id).cloned()
     }
 
     /// Returns a lower bound for new ids: no table ever had this id or a higher one.
     pub(crate) fn next_table(&self) -> u32 {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .next_id
+        ignore_poison(self.catalog.read()).next_id
     }
 
     /// Returns all tables, the catalog first.
     pub(crate) fn tables(&self) -> Vec<Arc<TableCore>> {
-        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let catalog = ignore_poison(self.catalog.read());
         let mut tables: Vec<_> = catalog.by_id.values().cloned().collect();
         tables.sort_unstable_by_key(|table| table.id);
         tables
@@ -74,11 +59,7 @@ impl Engine {
                 name: name.to_owned(),
             });
         }
-        let id = self
-            .catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .next_id;
+        let id = ignore_poison(self.catalog.read()).next_id;
         let table = Arc::new(TableCore::new(id, name));
         if let Some(codec) = key_codec {
             let _ = table.key_codec.set(codec.clone());
@@ -176,7 +157,7 @@ impl Engine {
         cleared: &[Arc<TableCore>],
         change: Option<CatalogChange>,
     ) -> Result<()> {
-        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let catalog = ignore_poison(self.catalog.read());
         let mut tables = vec![catalog.by_id[&CATALOG_TABLE].clone()];
         drop(catalog);
         let mut body = Body::default();

@@ -9,10 +9,11 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, Once};
 use std::time::{Duration, Instant};
 
 use crate::raw::fork::PerProcess;
+use crate::raw::sync::ignore_poison;
 
 /// The kind of work that a thread runs.
 #[derive(Clone, Copy)]
@@ -65,7 +66,7 @@ struct Pool {
 
 impl Pool {
     fn lock(&self) -> MutexGuard<'_, (BinaryHeap<Reverse<Due>>, u64)> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+        ignore_poison(self.jobs.lock())
     }
 
     const fn new(threads: usize, name: &'static str) -> Self {
@@ -133,10 +134,10 @@ fn work(pool: &Pool) {
             .peek()
             .map(|Reverse(due)| due.at.saturating_duration_since(Instant::now()));
         match wait {
-            None => jobs = pool.changed.wait(jobs).unwrap_or_else(PoisonError::into_inner),
+            None => jobs = ignore_poison(pool.changed.wait(jobs)),
             Some(wait) if !wait.is_zero() => {
                 let waited = pool.changed.wait_timeout(jobs, wait);
-                jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
+                jobs = ignore_poison(waited).0;
             }
             Some(_) => {
                 let Some(Reverse(due)) = jobs.0.pop() else {

@@ -27,10 +27,15 @@ use std::sync::PoisonError;
 #[cfg(not(loom))]
 use std::sync::TryLockError;
 
-/// Takes a lock even if a holder panicked: guarded state is changed only after everything that can
-/// fail.
+/// Returns the guard even if a holder panicked: guarded state is changed only after everything that
+/// can fail.
+pub(crate) fn ignore_poison<G>(taken: Result<G, PoisonError<G>>) -> G {
+    taken.unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes a lock, like [`ignore_poison`].
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    ignore_poison(mutex.lock())
 }
 
 /// Number of attempts to take a lock before the thread sleeps, some microseconds in total. Sleeping
@@ -63,7 +68,7 @@ pub(crate) fn wait_at_most<'m, T>(
     bound: Duration,
 ) -> MutexGuard<'m, T> {
     let waited = condvar.wait_timeout(held, bound);
-    waited.unwrap_or_else(PoisonError::into_inner).0
+    ignore_poison(waited).0
 }
 
 /// A model has no time.
@@ -73,7 +78,7 @@ pub(crate) fn wait_at_most<'m, T>(
     held: MutexGuard<'m, T>,
     _bound: Duration,
 ) -> MutexGuard<'m, T> {
-    condvar.wait(held).unwrap_or_else(PoisonError::into_inner)
+    ignore_poison(condvar.wait(held))
 }
 
 /// Releases the `held` lock of `mutex` until `condvar` is notified and `condition` is false, for
@@ -87,7 +92,7 @@ pub(crate) fn wait_while_at_most<'m, T>(
     condition: impl FnMut(&mut T) -> bool,
 ) -> MutexGuard<'m, T> {
     let waited = condvar.wait_timeout_while(held, bound, condition);
-    waited.unwrap_or_else(PoisonError::into_inner).0
+    ignore_poison(waited).0
 }
 
 /// A model has no time: before the lock is taken again, other threads may do anything or nothing.

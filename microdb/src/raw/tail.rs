@@ -27,12 +27,13 @@ use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use memmap2::{MmapMut, UncheckedAdvice};
 
 use super::map::Map;
 use super::sigbus::Watch;
+use super::sync::ignore_poison;
 
 /// Memory of one buffer without readers, kept for the next buffer of the same size, because fresh
 /// memory costs a fault per page. The system may take the pages back if it runs short.
@@ -46,14 +47,14 @@ const SPARE_BYTES_MAX: usize = 16 << 20;
 
 impl Spare {
     fn take(&self, bytes: usize) -> Option<MmapMut> {
-        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = ignore_poison(self.0.lock());
         spare.take_if(|map| map.len() == bytes)
     }
 
     fn keep(&self, map: MmapMut) {
         // SAFETY: the next owner of this memory reads only bytes that it has written.
         let _ = unsafe { map.unchecked_advise(UncheckedAdvice::Free) };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(map);
+        *ignore_poison(self.0.lock()) = Some(map);
     }
 }
 

@@ -26,6 +26,7 @@ use crate::format::record::{Record, RecordKind};
 use crate::format::super_block::Frontier;
 use crate::format::usage::SegmentUsage;
 use crate::raw::epoch::{Guard, pin};
+use crate::raw::sync::ignore_poison;
 use crate::recover::log_reader::{Frame, Scan, SegmentFile, next_frame};
 
 /// The end of the replayed log.
@@ -43,10 +44,7 @@ fn install(engine: &Engine, core: &mut Core, loaded: Loaded) -> Frontier {
     let Loaded {
         block, directories, ..
     } = loaded;
-    let mut catalog = engine
-        .catalog
-        .write()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut catalog = ignore_poison(engine.catalog.write());
     for (table, directory) in block.tables.iter().zip(directories) {
         let table = TableCore::with_directory(table.id, &table.name, directory);
         catalog.by_id.insert(table.id, Arc::new(table));
@@ -310,10 +308,7 @@ fn replay_segment(
     rules: &mut Rules,
     report: &mut RecoveryReport,
 ) -> Result<(Frontier, Stopped)> {
-    let mut catalog = engine
-        .catalog
-        .write()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut catalog = ignore_poison(engine.catalog.write());
     let mut waiting = Waiting::default();
     let mut table: Option<Arc<TableCore>> = None;
     let warmer = Warmer::new(engine, &catalog);
@@ -446,10 +441,7 @@ impl<'a> Reader<'a> {
 
 /// Names the tables, and forgets tables without a name, which were dropped.
 pub(super) fn name_tables(engine: &Engine) -> Result<()> {
-    let mut catalog = engine
-        .catalog
-        .write()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut catalog = ignore_poison(engine.catalog.write());
     let guard = pin();
     let own = catalog.table_or_new(CATALOG_TABLE).clone();
     let segments = engine.segments.load(&guard);

@@ -202,8 +202,8 @@ impl Handle {
         let written = cache
             .as_ref()
             .map(|cache| self.written_since(cache.sequence, &snapshot));
-        // After an error from here on, the cache would not match the log, so the next call begins
-        // anew.
+        // After an error from here on, the cache would not match the log. The next call then
+        // begins without a cache.
         let old = cache.take().map(|cache| cache.tables).unwrap_or_default();
         let mut tables = HashMap::new();
         for (_, id) in &names {

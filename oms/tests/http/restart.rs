@@ -17,6 +17,7 @@ const CHILD_ADDRESS: &str = "child-address";
 
 /// Not a test: the process of the node that the other tests kill runs this function.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the second process of other tests"]
 async fn child_node() {
     let (Ok(data), Ok(warehouse)) = (std::env::var(CHILD_DATA), std::env::var(CHILD_WAREHOUSE)) else {
         return;
@@ -41,7 +42,7 @@ impl Drop for KilledOnDrop {
 
 async fn start_child(data: &Path, warehouse: &str) -> (KilledOnDrop, Shop) {
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "restart::child_node", "--nocapture"])
+        .args(["--exact", "restart::child_node", "--ignored", "--nocapture"])
         .env(CHILD_DATA, data)
         .env(CHILD_WAREHOUSE, warehouse)
         .stdout(Stdio::null())

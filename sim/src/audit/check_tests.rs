@@ -116,11 +116,11 @@ fn sound() -> (Vec<RecordedOrder>, Evidence) {
     (record, evidence)
 }
 
-/// Doctors sound evidence and expects exactly these findings.
+/// Changes consistent evidence by `change`, and expects exactly these findings.
 #[track_caller]
-fn found(doctor: impl FnOnce(&mut Vec<RecordedOrder>, &mut Evidence), expected: &[Finding]) {
+fn found(change: impl FnOnce(&mut Vec<RecordedOrder>, &mut Evidence), expected: &[Finding]) {
     let (mut record, mut evidence) = sound();
-    doctor(&mut record, &mut evidence);
+    change(&mut record, &mut evidence);
     // The counters of the warehouse follow, unless a test has changed them.
     if evidence.warehouse.delivered == 2 {
         evidence.warehouse.delivered = evidence.deliveries.len() as u64;

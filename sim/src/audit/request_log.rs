@@ -44,7 +44,7 @@ impl RequestLog {
     /// Reads a log.
     ///
     /// # Errors
-    /// When the file cannot be read, or a line is not of the log's form.
+    /// If the file cannot be read, or a line is not of the log's form.
     pub fn read(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("read", path))?;
         let mut reader = BufReader::new(file);

@@ -47,7 +47,7 @@ pub(super) fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock 
 }
 
 /// Checks that the order management has the units that the warehouse has. Arrivals may be missing:
-/// the latest ones of a product, until the next snapshot tells of them.
+/// the latest ones of a product, until the next snapshot includes them.
 pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &mut Vec<Finding>) {
     let mut arrivals: HashMap<(u32, u32), Vec<u32>> = HashMap::new();
     for came in &evidence.restocks {

@@ -31,11 +31,11 @@ const ARRIVALS_QUEUED: usize = 1024;
 /// Longest name of a problem that is kept; the contract's longest has 15 characters.
 const PROBLEM_NAME_MAX: usize = 40;
 
-/// The way of the requests.
+/// The receiver of the requests.
 pub(super) enum Way {
-    /// All to one node.
+    /// One node receives all requests.
     Entry(Box<Client>),
-    /// Each to the owner of its order.
+    /// The owner of its order receives each request.
     Owners(Arc<Owners>),
 }
 

@@ -11,12 +11,13 @@
 //! - Without routes every request goes to the entry, which forwards it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use imt_ring::Ring;
+use parking_lot::RwLock;
 use serde::Serialize;
 use tokio::sync::Mutex;
 
@@ -84,7 +85,7 @@ impl Owners {
     /// Reads the routes from the entry.
     ///
     /// # Errors
-    /// When the entry does not answer, or has no `GET /ring` of this form.
+    /// If the entry does not answer, or has no `GET /ring` of this form.
     pub(super) async fn read(entry: Client) -> Result<Arc<Owners>> {
         let Some(routes) = read_routes(&entry, None).await? else {
             return Err(Error::Answer {
@@ -144,8 +145,8 @@ impl Owners {
         other.exchange(path, body).await
     }
 
-    fn state(&self) -> std::sync::RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> parking_lot::RwLockReadGuard<'_, State> {
+        self.state.read()
     }
 
     /// Returns the owner of a key, or the entry, with the generation of the routes.
@@ -188,7 +189,7 @@ impl Owners {
         tokio::spawn(async move { owners.read_again(vec![named], generation).await });
     }
 
-    /// Reads the routes from the first of these nodes that answers, unless that has happened since
+    /// Reads the routes from the first of these nodes that answers, unless the routes were read after
     /// `generation`.
     async fn read_again(&self, nodes: Vec<Client>, generation: u64) {
         let _turn = self.reading.lock().await;
@@ -201,7 +202,7 @@ impl Owners {
             match reading.await {
                 Ok(Ok(routes)) => {
                     self.counters.reads.fetch_add(1, Ordering::Relaxed);
-                    let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+                    let mut state = self.state.write();
                     state.generation += 1;
                     if let Some(routes) = routes {
                         state.routes = routes;

@@ -172,7 +172,9 @@ impl Recorder {
             _ => Err(Error::Io {
                 action: "finish the thread",
                 path: "front-recorder".into(),
-                source: std::io::Error::other("it panicked; see the log"),
+                source: std::io::Error::other(
+                    "the thread that records requests panicked; the log has the panic",
+                ),
             }),
         }
     }

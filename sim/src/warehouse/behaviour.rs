@@ -168,7 +168,7 @@ pub enum Profile {
     Fast,
     /// Slow, with one call in five answered 503.
     Brownout,
-    /// Away.
+    /// No call is answered.
     Blackout,
     /// Connections are reset before one call in five.
     ResetBefore,
@@ -180,11 +180,11 @@ pub enum Profile {
     DuplicateAnswer,
     /// One answer in five is sent byte by byte.
     SlowDrip,
-    /// Snapshots come again when they are out of date.
+    /// Each snapshot is sent again after it is out of date.
     SnapshotsLate,
-    /// Snapshots come twice.
+    /// Each snapshot is sent twice.
     SnapshotsTwice,
-    /// Every second snapshot breaks off.
+    /// Every second snapshot ends in the middle of its body.
     SnapshotsTruncated,
 }
 

@@ -19,7 +19,7 @@ use hyper::body::{Body, Frame};
 use tokio::time::Instant;
 
 use super::behaviour::SnapshotFault;
-use super::{House, Stock, StockCsv, files, unix_ms};
+use super::{Shared, Stock, StockCsv, files, unix_ms};
 use crate::Result;
 use crate::client::Client;
 
@@ -38,11 +38,11 @@ struct Snapshot {
 }
 
 /// Sends snapshots until the warehouse stops.
-pub(super) async fn send_snapshots(house: Arc<House>) {
-    let client = Client::new(house.config.oms.clone(), SNAPSHOT_TIMEOUT);
+pub(super) async fn send_snapshots(shared: Arc<Shared>) {
+    let client = Client::new(shared.config.oms.clone(), SNAPSHOT_TIMEOUT);
     let mut due = Instant::now();
     let mut sender = SnapshotSender {
-        house: &house,
+        shared: &shared,
         client: &client,
         number: 0,
         earlier: None,
@@ -50,12 +50,12 @@ pub(super) async fn send_snapshots(house: Arc<House>) {
     loop {
         tokio::select! {
             () = sender.send_until_answered() => {}
-            () = house.stopped() => return,
+            () = shared.stopped() => return,
         }
-        due = next_beat(due, house.config.snapshot_every);
+        due = next_beat(due, shared.config.snapshot_every);
         tokio::select! {
             () = tokio::time::sleep_until(due) => {}
-            () = house.stopped() => return,
+            () = shared.stopped() => return,
         }
     }
 }
@@ -71,7 +71,7 @@ fn next_beat(last: Instant, every: Duration) -> Instant {
     due
 }
 
-/// The order management's view of a snapshot.
+/// The response of the order management to a snapshot.
 enum Sent {
     Taken,
     Refused,
@@ -79,7 +79,7 @@ enum Sent {
 }
 
 struct SnapshotSender<'a> {
-    house: &'a House,
+    shared: &'a Shared,
     client: &'a Client,
     number: u64,
     /// The snapshot before the last one, to be sent late.
@@ -87,16 +87,17 @@ struct SnapshotSender<'a> {
 }
 
 impl SnapshotSender<'_> {
-    /// Sends snapshots, each the stock of its moment, until one is taken or refused for good.
+    /// Sends the present stock until a snapshot is accepted or finally refused. Each try takes a new
+    /// snapshot, because the stock changes in the meantime.
     async fn send_until_answered(&mut self) {
-        let fault = self.house.behaviour().snapshots;
+        let fault = self.shared.behaviour().snapshots;
         self.number += 1;
         if fault == SnapshotFault::Truncated && self.number.is_multiple_of(2) {
             return self.send_broken().await;
         }
         let mut pause = RETRY_PAUSE_MIN;
         loop {
-            let snapshot = match take_stock(self.house).await {
+            let snapshot = match take_stock(self.shared).await {
                 Ok(snapshot) => snapshot,
                 Err(error) => {
                     tracing::error!(%error, "no snapshot can be sent");
@@ -105,8 +106,11 @@ impl SnapshotSender<'_> {
             };
             match self.send(&snapshot).await {
                 Sent::Taken => {
-                    self.house.counters.snapshots_sent.fetch_add(1, Ordering::Relaxed);
-                    self.house.stocked.send_replace(true);
+                    self.shared
+                        .counters
+                        .snapshots_sent
+                        .fetch_add(1, Ordering::Relaxed);
+                    self.shared.stocked.send_replace(true);
                     return self.send_again(fault, snapshot).await;
                 }
                 Sent::Refused => return,
@@ -127,7 +131,7 @@ impl SnapshotSender<'_> {
             }
             Ok(answer) if answer.status < 500 => {
                 let status = answer.status;
-                self.house
+                self.shared
                     .counters
                     .snapshots_refused
                     .fetch_add(1, Ordering::Relaxed);
@@ -154,13 +158,13 @@ impl SnapshotSender<'_> {
     async fn send_again(&mut self, fault: SnapshotFault, snapshot: Snapshot) {
         match fault {
             SnapshotFault::Twice => {
-                self.house.counters.count_fault("snapshot-twice");
+                self.shared.counters.count_fault("snapshot-twice");
                 self.send(&snapshot).await;
             }
             SnapshotFault::Late => {
                 let late = self.earlier.replace(snapshot);
                 if let Some(late) = late {
-                    self.house.counters.count_fault("snapshot-late");
+                    self.shared.counters.count_fault("snapshot-late");
                     self.send(&late).await;
                 }
             }
@@ -170,10 +174,10 @@ impl SnapshotSender<'_> {
 
     /// Sends the first half of a snapshot, then breaks the connection.
     async fn send_broken(&self) {
-        let Ok(Snapshot { stock, as_of }) = take_stock(self.house).await else {
+        let Ok(Snapshot { stock, as_of }) = take_stock(self.shared).await else {
             return;
         };
-        self.house.counters.count_fault("snapshot-truncated");
+        self.shared.counters.count_fault("snapshot-truncated");
         let body = BrokenOff::halfway(stock.into_csv());
         let answer = self.client.put_csv("/stocks", (AS_OF, as_of), body).await;
         if let Ok(answer) = answer {
@@ -181,7 +185,7 @@ impl SnapshotSender<'_> {
             if status < 300 {
                 tracing::error!(status, "a snapshot that broke off was taken");
             } else {
-                self.house
+                self.shared
                     .counters
                     .snapshots_refused
                     .fetch_add(1, Ordering::Relaxed);
@@ -224,11 +228,11 @@ impl Body for BrokenOff {
 }
 
 /// Lets restocked units in. Copies the stock and the sequence of the last delivery that it counts.
-async fn take_stock(house: &House) -> Result<Snapshot> {
+async fn take_stock(shared: &Shared) -> Result<Snapshot> {
     let (snapshot, ticket) = {
-        let mut inside = house.inside();
-        if house.config.restock
-            && let Some(entry) = inside.books.restock(house.config.seed)
+        let mut inside = shared.inside();
+        if shared.config.restock
+            && let Some(entry) = inside.books.restock(shared.config.seed)
         {
             inside.enter(&entry);
         }
@@ -244,25 +248,25 @@ async fn take_stock(house: &House) -> Result<Snapshot> {
 }
 
 /// Writes statistics files until the warehouse stops, the first one at once.
-pub(super) async fn write_stat_files(house: Arc<House>) {
+pub(super) async fn write_stat_files(shared: Arc<Shared>) {
     let mut due = Instant::now();
     let mut last_ms = 0;
     for number in 0.. {
         tokio::select! {
             () = tokio::time::sleep_until(due) => {}
-            () = house.stopped() => return,
+            () = shared.stopped() => return,
         }
-        due = next_beat(due, house.config.stat_file_every);
+        due = next_beat(due, shared.config.stat_file_every);
         // A clock that was set back must not repeat a name.
         last_ms = unix_ms().max(last_ms + 1);
-        let config = house.config.clone();
+        let config = shared.config.clone();
         let written = tokio::task::spawn_blocking(move || {
             let text = files::stat_lines(config.seed, number, config.stat_file_lines);
             files::write_stat_file(&config.data, last_ms, &text)
         });
         match written.await {
             Ok(Ok(path)) => {
-                house.counters.stat_files_written.fetch_add(1, Ordering::Relaxed);
+                shared.counters.stat_files_written.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(path = %path.display(), "statistics file written");
             }
             Ok(Err(error)) => tracing::error!(

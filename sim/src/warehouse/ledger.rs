@@ -126,7 +126,7 @@ impl Ledger {
     /// Appends a line; it is durable once its ticket says so. The caller keeps the order of
     /// appends.
     pub(crate) fn append(&mut self, entry: &Entry) -> Ticket {
-        // A writer that has failed is gone; the ticket then tells why.
+        // After a failure the writer has ended, and the ticket has its error.
         if let Some(lines) = &self.lines {
             let _ = lines.send(to_line(entry));
         }

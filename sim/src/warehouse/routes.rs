@@ -3,9 +3,8 @@
 //! Delay and fault of a call are drawn from the order's id and the attempt, not from the order of
 //! arrival: the same seed treats an order alike in every run.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -17,7 +16,7 @@ use axum::{Extension, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::House;
+use super::Shared;
 use super::behaviour::{CallBehaviour, Fault};
 use super::books::{Announcement, Decision};
 use super::stream::{AnswerFault, Control};
@@ -33,7 +32,7 @@ const PAGE_DEFAULT: usize = 1_000;
 const PAGE_MAX: usize = 10_000;
 
 /// All routes.
-pub(super) fn router(house: Arc<House>) -> Router {
+pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/order/new", post(announce))
         .route("/order/process_delivery", post(deliver))
@@ -48,22 +47,22 @@ pub(super) fn router(house: Arc<House>) -> Router {
                 "the warehouse has no such route",
             )
         })
-        .with_state(house)
+        .with_state(shared)
 }
 
 /// A call that is being carried out. Another call of its name is answered 409 until this value is
 /// dropped, at the latest when the caller's connection ends.
 struct InFlight {
-    house: Arc<House>,
+    shared: Arc<Shared>,
     name: String,
 }
 
 impl InFlight {
     /// Claims a name; `None` while another call has it.
-    fn claim(house: &Arc<House>, name: String) -> Option<Self> {
-        let is_free = lock(&house.in_flight).insert(name.clone());
+    fn claim(shared: &Arc<Shared>, name: String) -> Option<Self> {
+        let is_free = shared.in_flight.lock().insert(name.clone());
         is_free.then(|| Self {
-            house: Arc::clone(house),
+            shared: Arc::clone(shared),
             name,
         })
     }
@@ -71,17 +70,13 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        lock(&self.house.in_flight).remove(&self.name);
+        self.shared.in_flight.lock().remove(&self.name);
     }
 }
 
-fn lock(names: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
-    names.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Counts a call, and answers that an earlier try of it is still being carried out.
-fn in_progress(house: &House, order: &str) -> Response {
-    house.counters.in_progress.fetch_add(1, Ordering::Relaxed);
+fn in_progress(shared: &Shared, order: &str) -> Response {
+    shared.counters.in_progress.fetch_add(1, Ordering::Relaxed);
     let detail = format!("an earlier call about order {order} is still being carried out");
     retry_later(problem(StatusCode::CONFLICT, "in-progress", &detail))
 }
@@ -117,20 +112,20 @@ impl Course {
     }
 
     /// Turns the answer of a call into that of its fault.
-    async fn end(&self, house: &House, control: &Control, answer: Response) -> Response {
+    async fn end(&self, shared: &Shared, control: &Control, answer: Response) -> Response {
         let Some(fault) = self.fault else {
             return answer;
         };
-        house.counters.count_fault(fault.name());
+        shared.counters.count_fault(fault.name());
         match fault {
             Fault::ResetBefore | Fault::ResetAfterActing => {
                 control.reset();
                 // The connection drops this call before any answer can be written.
-                house.stopped().await;
+                shared.stopped().await;
                 stopping()
             }
             Fault::TimeoutBefore | Fault::TimeoutAfterActing => {
-                house.counters.gateway_timeouts.fetch_add(1, Ordering::Relaxed);
+                shared.counters.gateway_timeouts.fetch_add(1, Ordering::Relaxed);
                 problem(
                     StatusCode::GATEWAY_TIMEOUT,
                     "gateway-timeout",
@@ -155,37 +150,37 @@ impl Course {
 }
 
 async fn announce(
-    State(house): State<Arc<House>>,
+    State(shared): State<Arc<Shared>>,
     Extension(control): Extension<Control>,
     body: Bytes,
 ) -> Response {
     let order = match parse_order(&body, false) {
         Ok(order) => order,
-        Err(malformed) => return malformed.into_response(&house),
+        Err(malformed) => return malformed.into_response(&shared),
     };
-    let Some(_in_flight) = InFlight::claim(&house, format!("announce {}", order.id)) else {
-        return in_progress(&house, &order.id);
+    let Some(_in_flight) = InFlight::claim(&shared, format!("announce {}", order.id)) else {
+        return in_progress(&shared, &order.id);
     };
-    let attempt = house.inside().books.count_announce_attempt(&order.id);
-    let dice = Dice::for_order(house.config.seed, Purpose::Announcement, &order.id, attempt);
-    let course = Course::draw(&house.behaviour().announce, dice);
+    let attempt = shared.inside().books.count_announce_attempt(&order.id);
+    let dice = Dice::for_order(shared.config.seed, Purpose::Announcement, &order.id, attempt);
+    let course = Course::draw(&shared.behaviour().announce, dice);
     let answer = match course.acts() {
-        true => act_announce(&house, &order).await,
+        true => act_announce(&shared, &order).await,
         false => StatusCode::OK.into_response(),
     };
     if answer.status() != StatusCode::OK {
         return answer;
     }
-    if !pause(&house, course.delay).await {
+    if !pause(&shared, course.delay).await {
         return stopping();
     }
-    course.end(&house, &control, answer).await
+    course.end(&shared, &control, answer).await
 }
 
 /// Takes an order into preparation.
-async fn act_announce(house: &House, order: &WarehouseOrder) -> Response {
+async fn act_announce(shared: &Shared, order: &WarehouseOrder) -> Response {
     let (decision, ticket) = {
-        let mut inside = house.inside();
+        let mut inside = shared.inside();
         let decision = inside.books.announce(order);
         let ticket = match &decision {
             Announcement::Enter(entry) => inside.enter(entry),
@@ -194,11 +189,11 @@ async fn act_announce(house: &House, order: &WarehouseOrder) -> Response {
         (decision, ticket)
     };
     if decision == Announcement::Conflict {
-        house.counters.conflicts.fetch_add(1, Ordering::Relaxed);
+        shared.counters.conflicts.fetch_add(1, Ordering::Relaxed);
         return problem(
             StatusCode::CONFLICT,
             "conflict",
-            &format!("order {} was announced with another content", order.id),
+            &format!("order {} was announced before with other lines", order.id),
         );
     }
     match ticket.durable().await {
@@ -208,43 +203,43 @@ async fn act_announce(house: &House, order: &WarehouseOrder) -> Response {
 }
 
 async fn deliver(
-    State(house): State<Arc<House>>,
+    State(shared): State<Arc<Shared>>,
     Extension(control): Extension<Control>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
     let order = match parse_order(&body, true) {
         Ok(order) => order,
-        Err(malformed) => return malformed.into_response(&house),
+        Err(malformed) => return malformed.into_response(&shared),
     };
     let key = headers.get(IDEMPOTENCY_KEY).and_then(|key| key.to_str().ok());
-    // Without a key nothing tells a repetition from a second delivery.
-    let claim = key.map(|key| InFlight::claim(&house, format!("deliver {key}")));
+    // Without a key, a repetition cannot be distinguished from a second delivery.
+    let claim = key.map(|key| InFlight::claim(&shared, format!("deliver {key}")));
     if let Some(None) = claim {
-        return in_progress(&house, &order.id);
+        return in_progress(&shared, &order.id);
     }
-    let attempt = house.inside().books.count_delivery_attempt(&order.id);
-    let dice = Dice::for_order(house.config.seed, Purpose::Delivery, &order.id, attempt);
-    let course = Course::draw(&house.behaviour().deliver, dice);
-    if !pause(&house, course.delay).await {
+    let attempt = shared.inside().books.count_delivery_attempt(&order.id);
+    let dice = Dice::for_order(shared.config.seed, Purpose::Delivery, &order.id, attempt);
+    let course = Course::draw(&shared.behaviour().deliver, dice);
+    if !pause(&shared, course.delay).await {
         return stopping();
     }
     let answer = match course.acts() {
-        true => act_deliver(&house, &order, key, course.is_answered()).await,
+        true => act_deliver(&shared, &order, key, course.is_answered()).await,
         false => StatusCode::OK.into_response(),
     };
-    course.end(&house, &control, answer).await
+    course.end(&shared, &control, answer).await
 }
 
 /// Delivers an order, or finds the reason not to.
 async fn act_deliver(
-    house: &House,
+    shared: &Shared,
     order: &WarehouseOrder,
     key: Option<&str>,
     is_answered: bool,
 ) -> Response {
     let (answer, ticket) = {
-        let mut inside = house.inside();
+        let mut inside = shared.inside();
         let decision = inside.books.deliver(order, key);
         let ticket = match &decision {
             Decision::Deliver(entry) | Decision::Refuse(entry) => inside.enter(entry),
@@ -261,15 +256,15 @@ async fn act_deliver(
             }
             Decision::Known(place, sequence) => {
                 if is_answered && inside.books.answer(place) {
-                    let repeated = &house.counters.duplicates_after_answer;
+                    let repeated = &shared.counters.duplicates_after_answer;
                     repeated.fetch_add(1, Ordering::Relaxed);
                 }
                 delivered(sequence)
             }
             Decision::Conflict => {
-                house.counters.conflicts.fetch_add(1, Ordering::Relaxed);
+                shared.counters.conflicts.fetch_add(1, Ordering::Relaxed);
                 let id = &order.id;
-                let detail = format!("order {id} was delivered under this key with another content");
+                let detail = format!("order {id} was delivered before under this key with other lines");
                 problem(StatusCode::CONFLICT, "conflict", &detail)
             }
             Decision::Refuse(_) => {
@@ -295,13 +290,13 @@ fn delivered(sequence: u64) -> Response {
 }
 
 /// Waits as long as the real work takes. Returns `false` if the warehouse stops during the wait.
-async fn pause(house: &House, duration: Duration) -> bool {
+async fn pause(shared: &Shared, duration: Duration) -> bool {
     if duration.is_zero() {
         return true;
     }
     tokio::select! {
         () = tokio::time::sleep(duration) => true,
-        () = house.stopped() => false,
+        () = shared.stopped() => false,
     }
 }
 
@@ -313,8 +308,8 @@ fn stopping() -> Response {
     )
 }
 
-async fn summary(State(house): State<Arc<House>>) -> Response {
-    axum::Json(house.summary()).into_response()
+async fn summary(State(shared): State<Arc<Shared>>) -> Response {
+    axum::Json(shared.summary()).into_response()
 }
 
 /// Query parameters of a page.
@@ -351,20 +346,20 @@ impl Page {
     }
 }
 
-async fn ledger(State(house): State<Arc<House>>, Query(page): Query<Page>) -> Response {
-    let inside = house.inside();
+async fn ledger(State(shared): State<Arc<Shared>>, Query(page): Query<Page>) -> Response {
+    let inside = shared.inside();
     let deliveries = inside.books.deliveries(page.from(), page.limit());
     let next = page.next(deliveries.len(), inside.books.counts().1 as usize);
     json(&LedgerPage { deliveries, next })
 }
 
-async fn restocks(State(house): State<Arc<House>>, Query(page): Query<Page>) -> Response {
-    let (restocks, next) = page.of(house.inside().books.restocks());
+async fn restocks(State(shared): State<Arc<Shared>>, Query(page): Query<Page>) -> Response {
+    let (restocks, next) = page.of(shared.inside().books.restocks());
     json(&RestocksPage { restocks, next })
 }
 
-async fn refusals(State(house): State<Arc<House>>, Query(page): Query<Page>) -> Response {
-    let (refusals, next) = page.of(house.inside().books.refusals());
+async fn refusals(State(shared): State<Arc<Shared>>, Query(page): Query<Page>) -> Response {
+    let (refusals, next) = page.of(shared.inside().books.refusals());
     json(&RefusalsPage { refusals, next })
 }
 
@@ -398,8 +393,8 @@ struct Malformed {
 }
 
 impl Malformed {
-    fn into_response(self, house: &House) -> Response {
-        house.counters.malformed.fetch_add(1, Ordering::Relaxed);
+    fn into_response(self, shared: &Shared) -> Response {
+        shared.counters.malformed.fetch_add(1, Ordering::Relaxed);
         with_field(StatusCode::BAD_REQUEST, "malformed", &self.detail, self.field)
     }
 }

@@ -14,7 +14,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::House;
+use super::Shared;
 use super::stream::{Control, FaultyStream};
 
 /// Time for a request head; also the longest idle time of a kept connection.
@@ -26,8 +26,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Calls open at once on one HTTP/2 connection: 4 s of 4,000 orders per second.
 const STREAMS_MAX: u32 = 16_384;
 
-/// Serves until the house stops, then finishes the calls in flight.
-pub(super) async fn serve(listener: TcpListener, router: Router, house: Arc<House>) {
+/// Serves until the warehouse stops, then finishes the calls in flight.
+pub(super) async fn serve(listener: TcpListener, router: Router, shared: Arc<Shared>) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -41,10 +41,10 @@ pub(super) async fn serve(listener: TcpListener, router: Router, house: Arc<Hous
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = house.stopped() => break,
+            () = shared.stopped() => break,
         };
         match accepted {
-            Ok((stream, _)) => open(stream, &builder, &graceful, &router, &house),
+            Ok((stream, _)) => open(stream, &builder, &graceful, &router, &shared),
             Err(error) => {
                 tracing::warn!(%error, "the warehouse cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -66,12 +66,12 @@ fn open(
     builder: &Builder<TokioExecutor>,
     graceful: &GracefulShutdown,
     router: &Router,
-    house: &Arc<House>,
+    shared: &Arc<Shared>,
 ) {
     let control = Control::default();
-    if house.behaviour().is_away {
+    if shared.behaviour().is_away {
         control.reset();
-        house.counters.count_fault("away");
+        shared.counters.count_fault("away");
         return drop(FaultyStream::new(stream, control));
     }
     // Answers are small and awaited one by one: none is held back to fill a packet.
@@ -84,7 +84,7 @@ fn open(
         )
         .into_owned();
     let connection = graceful.watch(connection);
-    let house = Arc::clone(house);
+    let shared = Arc::clone(shared);
     tokio::spawn(async move {
         tokio::select! {
             ended = connection => if let Err(error) = ended {
@@ -92,7 +92,7 @@ fn open(
             },
             () = control.was_reset() => {}
             // Calls in flight are lost with their connection, as in a power cut.
-            () = house.went_away() => control.reset(),
+            () = shared.went_away() => control.reset(),
         }
     });
 }

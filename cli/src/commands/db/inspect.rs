@@ -1,7 +1,7 @@
 //! `imt db inspect`: shows a database on one page, also if the database is damaged or in use.
 
 use super::show::{FormArgs, Histogram, bar};
-use super::{FOUND, open, pieces, verdict};
+use super::{FOUND, inspect_parts, open, verdict};
 use crate::args;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
@@ -39,13 +39,13 @@ pub(crate) struct InspectArgs {
 pub(super) fn run(args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let path = &args.path;
     if let Some(id) = args.segment {
-        return pieces::segment(path, id, output);
+        return inspect_parts::segment(path, id, output);
     }
     if let Some(place) = args.frame {
-        return pieces::frame(path, place, output);
+        return inspect_parts::frame(path, place, output);
     }
     if let Some([table, key]) = args.key.as_deref() {
-        return pieces::key(path, table, key, args.form, output);
+        return inspect_parts::key(path, table, key, args.form, output);
     }
     match open::try_to_look(path) {
         Ok(db) => whole(&db, args, output),

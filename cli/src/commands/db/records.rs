@@ -86,11 +86,11 @@ fn check_row(db: &Db, table: &str, key: &str, bytes: &[u8], value: &[u8]) -> Res
     }
     let reason = match imt_oms::row_as_json(table, bytes, value) {
         Some(Ok(_)) => return Ok(()),
-        Some(Err(fault)) => format!("the value is no row of it ({fault})"),
+        Some(Err(fault)) => format!("the value is not a row of this table ({fault})"),
         None => format!("it has no rows with the key '{key}' that this imt knows"),
     };
     Err(CliError::failed(format!(
-        "the table '{table}' is a node's: {reason}, and the node could not read it. Nothing was put; --raw puts it as it is"
+        "the table '{table}' belongs to a node: {reason}, and the node could not read it. Nothing was written; --raw writes the value unchecked"
     )))
 }
 

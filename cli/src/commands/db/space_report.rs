@@ -3,7 +3,7 @@
 //! Invariants:
 //! - Live bytes come from the engine's counters. All bytes of a table come from the frames of the
 //!   log. Their difference is dead: replaced and deleted records, and tombstones.
-//! - A segment that a compaction removes meanwhile is left out, and the report says so.
+//! - A segment that a compaction removes in the meantime is left out, and the report says so.
 
 use super::open;
 use super::show::{FormArgs, bar};

@@ -150,7 +150,7 @@ fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Re
     };
     let changes = changes.map_err(|error| match &error {
         Error::FeedGone { oldest, .. } => CliError::failed(format!(
-            "the changes after commit {} were compacted away; the oldest that can be had are after {oldest}: --since {oldest}",
+            "the changes after commit {} were removed by compaction; start with the oldest that are left: --since {oldest}",
             place.sequence
         )),
         _ => open::refused(&args.path, error),

@@ -83,7 +83,7 @@ async fn retry(api: &Api, orders: &[String], output: OutputFormat) -> Result<(),
     {
         return Err(CliError::failed(format!(
             "order '{order}' has no dead letter at {}; see: imt order dead list",
-            api.base()
+            api.node()
         )));
     }
     let mut retried = Vec::new();

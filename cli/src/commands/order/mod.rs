@@ -13,6 +13,7 @@ use crate::http::Api;
 use crate::output::{OutputFormat, TableArgs};
 use crate::{output, signals};
 use imt_sim::Endpoint;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use std::process::ExitCode;
 
@@ -177,17 +178,15 @@ fn path(id: &str) -> String {
     format!("/order/{}", percent_encode(id))
 }
 
-/// Replaces everything but unreserved characters by `%XX`, so that an id is always one path
-/// segment.
+/// Everything but unreserved characters, so that an id is always one path segment.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
 fn percent_encode(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                char::from(byte).to_string()
-            }
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 #[cfg(test)]

@@ -13,9 +13,9 @@ use crate::http;
 use crate::logging;
 use crate::signals::Registered;
 use imt_oms::EngineUrl;
-use imt_sim::Telemetry;
 use imt_sim::scenario::{NodeAction, NodeEvent};
 use imt_sim::telemetry::EventKind;
+use imt_sim::{Endpoint, Telemetry};
 use rustix::process::{Pid, Signal, kill_process};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -176,7 +176,7 @@ impl Fleet {
     pub(super) async fn suffer(
         mut self,
         events: Vec<NodeEvent>,
-        entry: String,
+        entry: Endpoint,
         telemetry: Telemetry,
         mut is_over: watch::Receiver<bool>,
     ) -> Result<Self, CliError> {
@@ -196,7 +196,12 @@ impl Fleet {
         Ok(self)
     }
 
-    async fn apply(&mut self, event: NodeEvent, entry: &str, telemetry: &Telemetry) -> Result<(), CliError> {
+    async fn apply(
+        &mut self,
+        event: NodeEvent,
+        entry: &Endpoint,
+        telemetry: &Telemetry,
+    ) -> Result<(), CliError> {
         let place = event.node as usize - 1;
         while self.nodes.len() <= place {
             let number = self.nodes.len() as u32 + 1;
@@ -249,7 +254,7 @@ impl Fleet {
         &mut self,
         place: usize,
         lasts: Duration,
-        entry: &str,
+        entry: &Endpoint,
         telemetry: &Telemetry,
     ) -> Result<(), CliError> {
         let name = self.nodes[place].name.clone();
@@ -268,12 +273,12 @@ impl Fleet {
         action: NodeAction,
         begun: Instant,
         name: &str,
-        entry: &str,
+        entry: &Endpoint,
         telemetry: &Telemetry,
     ) -> Result<(), CliError> {
         loop {
             match http::get(entry, "/reservations?limit=1").await {
-                Ok((status, _)) if status.is_success() => break,
+                Ok(answer) if answer.is_success() => break,
                 _ if begun.elapsed() > BACK_MAX => {
                     let action = action.name();
                     return Err(CliError::failed(format!(

@@ -143,7 +143,7 @@ impl Session {
             load: self.scenario.load.clone(),
             customers: self.scenario.customers.clone(),
             warm_up: self.scenario.warm_up,
-            in_flight_max: crate::descriptors::front_in_flight_max(),
+            in_flight_max: crate::rlimit::front_in_flight_max(),
             route: self.scenario.route,
             ..FrontConfig::default()
         }
@@ -169,7 +169,7 @@ impl Session {
         });
         let events = self.scenario.node_events(self.seed);
         let suffering: Option<JoinHandle<Result<Fleet, CliError>>> = self.fleet.take().map(|fleet| {
-            let entry = self.oms.to_string();
+            let entry = self.oms.clone();
             tokio::spawn(fleet.suffer(events, entry, telemetry.clone(), is_over))
         });
         let report = imt_sim::run_front(config, telemetry, stop).await;

@@ -12,13 +12,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::lock::{FolderLock, lock_file};
 use super::{FILE_MODE, FOLDER_MODE, OsFile, OsStorage, repeated};
+use crate::raw::sync::ignore_poison;
 use crate::storage::{OpenMode, Storage, StorageFile, StorageLock};
 
 /// The files of the operating system, with some folders held open.
@@ -61,7 +62,7 @@ impl HeldFolder {
     }
 
     fn subfolder(&self, name: &OsStr) -> io::Result<Arc<File>> {
-        let mut known = self.subfolders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = ignore_poison(self.subfolders.lock());
         if let Some(folder) = known.get(Path::new(name)) {
             return Ok(folder.clone());
         }

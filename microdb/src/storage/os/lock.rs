@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
@@ -24,6 +24,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::FILE_MODE;
 use super::held::{Base, HeldFolder};
 use crate::raw::fork::Birth;
+use crate::raw::sync::ignore_poison;
 use crate::seeded::seeded;
 use crate::storage::StorageLock;
 
@@ -154,7 +155,7 @@ struct Busy;
 
 /// Takes the lock of the folder itself. Returns `None` if the file system cannot lock folders.
 fn lock_folder(held: &HeldFolder) -> io::Result<Result<Option<Arc<FolderLock>>, Busy>> {
-    let mut known = held.lock.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = ignore_poison(held.lock.lock());
     if let Some(lock) = known.upgrade() {
         return Ok(Ok(Some(lock)));
     }

@@ -34,6 +34,7 @@ use crate::format::names::Paths;
 use crate::format::super_block::{Frontier, State};
 use crate::options::{Durability, Options};
 use crate::raw::epoch::pin;
+use crate::raw::sync::ignore_poison;
 use crate::recover::{self, engine_of};
 use crate::sequence::Sequence;
 use crate::table::Table;
@@ -218,11 +219,7 @@ impl Salvage {
             if let (Some(id), Ok(name)) = (id, std::str::from_utf8(record.key())) {
                 self.names.insert(id, name.to_owned());
                 known.insert(id);
-                let mut catalog = self
-                    .engine
-                    .catalog
-                    .write()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut catalog = ignore_poison(self.engine.catalog.write());
                 // The table may have no record.
                 let table = catalog.table_or_new(id);
                 if let Some(codec) = KeyCodec::decode(record.value()) {

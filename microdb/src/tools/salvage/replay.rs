@@ -28,6 +28,7 @@ use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::format::super_block::Frontier;
 use crate::format::usage::SegmentUsage;
 use crate::raw::epoch::pin;
+use crate::raw::sync::ignore_poison;
 use crate::recover::log_reader::highest_frontier;
 use crate::recover::{Replayed, Rules};
 use crate::sequence::Sequence;
@@ -216,10 +217,7 @@ impl<'a> Replay<'a> {
                 .header
                 .map_or_else(|| kind_of(&record), |header| header.kind);
             let table = {
-                let mut catalog = engine
-                    .catalog
-                    .write()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut catalog = ignore_poison(engine.catalog.write());
                 catalog.table_or_new(record.head.table).clone()
             };
             let at = Location::new(file.segment.id, *offset);

@@ -342,8 +342,8 @@ fn states(bytes: &[u8]) -> [Result<State, Flaw>; 2] {
     STATE_OFFSETS.map(|offset| State::decode(block(bytes, offset, STATE_BLOCK_BYTES)))
 }
 
-/// Returns the bytes of a file: mapped if all of it is readable, otherwise the readable part with
-/// zeros for the rest, which is noted.
+/// Returns the bytes of a file. A file with an unreadable part is copied into memory with zeros in
+/// place of that part, and the manifest records the loss.
 fn read_file(path: &std::path::Path, options: &Options, manifest: &mut Manifest) -> Result<Arc<Map>> {
     let file = options
         .storage

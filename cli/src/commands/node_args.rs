@@ -8,7 +8,7 @@ use imt_oms::NodeConfig;
 /// Limits of a node.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Limits of the node")]
-pub(crate) struct Tuning {
+pub(crate) struct NodeArgs {
     /// Maximum time that an order may stay unpaid before it expires
     #[arg(long, hide_short_help = true, env = "IMT_PAYMENT_TIMEOUT", default_value = "15min", value_name = "TIME", value_parser = args::duration)]
     payment_timeout: Duration,
@@ -41,7 +41,7 @@ pub(crate) struct Tuning {
     stat_scan: Duration,
 }
 
-impl Tuning {
+impl NodeArgs {
     /// Copies these settings to a node's configuration.
     pub(crate) fn apply(&self, config: &mut NodeConfig) {
         config.payment_timeout = self.payment_timeout;
@@ -65,10 +65,10 @@ mod tests {
 
     #[test]
     fn the_flags_defaults_are_the_nodes_own() {
-        let command = Tuning::augment_args(clap::Command::new("imt")).mut_args(|arg| arg.env(None::<&str>));
-        let tuning = Tuning::from_arg_matches(&command.get_matches_from(["imt"])).unwrap();
-        let (usual, mut tuned) = (NodeConfig::new("n", "d"), NodeConfig::new("n", "d"));
-        tuning.apply(&mut tuned);
-        assert_eq!(format!("{tuned:?}"), format!("{usual:?}"));
+        let command = NodeArgs::augment_args(clap::Command::new("imt")).mut_args(|arg| arg.env(None::<&str>));
+        let limits = NodeArgs::from_arg_matches(&command.get_matches_from(["imt"])).unwrap();
+        let (usual, mut limited) = (NodeConfig::new("n", "d"), NodeConfig::new("n", "d"));
+        limits.apply(&mut limited);
+        assert_eq!(format!("{limited:?}"), format!("{usual:?}"));
     }
 }
