@@ -174,10 +174,6 @@ fn summary_log_report_metrics_console_warehouse_and_audit_name_the_same_figures(
         ROUTES.iter().all(|(name, _)| expected[name].good > 0),
         "{expected:?}"
     );
-    assert!(
-        expected["payment"].refused > 0,
-        "payments of cancelled orders: {expected:?}"
-    );
     let log = std::fs::read_to_string(folder.path().join("stats.csv")).unwrap();
     assert_eq!(of_log(&log), expected, "the log");
     let run_folder = summary["run_folder"].as_str().unwrap();

@@ -21,8 +21,8 @@ const NAME_MAX: usize = 13;
 const CIRCLE_BESIDE: u16 = 64;
 /// Rows of the panel that leave room for a circle above the table.
 const CIRCLE_ABOVE: u16 = 22;
-/// Columns of a share, with the blank before `100.0 %`.
-const SHARE: usize = 8;
+/// Columns of a share, with the blank before `99.9 %`.
+const SHARE: usize = 7;
 /// Rows of the smallest circle.
 const CIRCLE_ROWS_MIN: u16 = 9;
 
@@ -325,8 +325,17 @@ fn node_line(ring: &RingView, place: usize, width: usize, theme: Theme) -> Line<
         node.symbol(theme),
         Span::raw(" "),
         Span::raw(padded(&node.name, names)),
-        Span::raw(format!("{:>SHARE$}", format!("{share:.1} %"))),
+        Span::raw(format!("{:>SHARE$}", percent(share))),
         Span::raw(format!("{load:>8}  ")),
         Span::styled(fit(&node.note(ring, note_width), note_width), note_style),
     ])
+}
+
+/// Returns `99.9 %`, or `100 %` without a decimal.
+fn percent(share: f64) -> String {
+    if share >= 99.95 {
+        "100 %".to_owned()
+    } else {
+        format!("{share:.1} %")
+    }
 }
