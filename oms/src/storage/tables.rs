@@ -11,8 +11,8 @@
 //! Deliberately absent: the reading of rows for their meaning (`volume`).
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use microdb::Db;
