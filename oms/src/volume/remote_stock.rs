@@ -548,7 +548,7 @@ async fn check_reservations(state: &Arc<VolumeState>, remote: &dyn RemoteVolumes
                 }
             }
             Err(fault) => {
-                tracing::debug!(%order, ?fault, "reservation not checked: the order's volume did not answer")
+                tracing::debug!(%order, ?fault, "reservation not checked: the order's volume did not answer");
             }
         }
     }
