@@ -61,7 +61,7 @@ async fn a_trace_goes_through_nodes_and_the_outbox_to_the_warehouse() {
             spans
                 .of_trace(trace_of(number))
                 .iter()
-                .any(|span| span.kind == SpanKind::Client)
+                .any(|span| span.name == "POST warehouse /order/new")
         })
         .await;
         let spans = spans.of_trace(trace_of(number));
@@ -73,7 +73,15 @@ async fn a_trace_goes_through_nodes_and_the_outbox_to_the_warehouse() {
         let cause = match by_name("node command") {
             Some(command) => {
                 forwarded += 1;
-                assert_eq!(command.parent, Some(request.context.span));
+                let asking = spans
+                    .iter()
+                    .find(|span| command.parent == Some(span.context.span));
+                let asking = asking.expect("the call to the other node has a span");
+                assert_eq!(
+                    (asking.name, asking.kind),
+                    ("call of another node", SpanKind::Client)
+                );
+                assert_eq!(asking.parent, Some(request.context.span));
                 command
             }
             None => request,
