@@ -62,7 +62,7 @@ pub(crate) fn check(method: &str, path: &str, status: u16, headers: &HeaderMap) 
     let Some(documented) = documented(method, path, status) else {
         return;
     };
-    for name in headers.keys().map(|name| name.as_str()) {
+    for name in headers.keys().map(HeaderName::as_str) {
         // The headers of CORS belong to the Fetch standard; the document's introduction names them.
         let is_known =
             OF_HTTP.contains(&name) || name.starts_with("access-control-") || documented.contains(name);
