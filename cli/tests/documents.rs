@@ -268,7 +268,7 @@ impl Session {
             shown = words(&shown, &loose);
             expected = words(&expected, &loose);
         }
-        let seen = snapbox::Assert::new().try_eq(
+        let seen = snapbox::Assert::new().normalize_paths(false).try_eq(
             Some(&"the output"),
             shown.trim_end().into_data(),
             expected.trim_end().into_data(),
@@ -458,11 +458,7 @@ fn every_command_in_a_sentence_has_known_words_and_flags() {
 
 /// Returns the folder of a package.
 fn folder_of(package: &str) -> PathBuf {
-    let folder = match package.strip_prefix("imt-") {
-        Some(name) => name,
-        None => "cli",
-    };
-    root().join(folder)
+    root().join(package.strip_prefix("imt-").unwrap_or("cli"))
 }
 
 /// Returns all sources of a package as one text.
