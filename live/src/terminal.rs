@@ -1,8 +1,8 @@
 //! Takes the terminal over and gives it back.
 //!
 //! Invariants:
-//! - [`restore`] restores the terminal once, at the first of these calls: the view's end, an error, a
-//!   panic anywhere, or the exit on a second signal.
+//! - [`restore`] restores the terminal once, at the first of these calls: the view's end, an error,
+//!   a panic anywhere, or the exit on a second signal.
 //! - Nothing is drawn after [`restore`]: [`is_taken`] is asked before each picture.
 
 use std::io::{self, Stdout};

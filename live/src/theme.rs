@@ -4,7 +4,8 @@
 //! - Text has the terminal's own colours, so that light and dark terminals both work.
 //! - The other colours have a contrast of at least 3 to both white and black, and hues that
 //!   people with any common colour blindness can tell apart (after Okabe and Ito).
-//! - No fact is shown by colour alone. Each has a word or a symbol too. So `NO_COLOR` loses nothing.
+//! - No fact is shown by colour alone. Each has a word or a symbol too. So `NO_COLOR` loses
+//!   nothing.
 
 use ratatui::style::{Color, Modifier, Style};
 

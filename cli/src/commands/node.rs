@@ -1,5 +1,7 @@
 //! `imt node`: starts, lists, stops and removes the nodes of a data folder or of an engine.
 
+mod warehouse;
+
 use super::node_args::NodeArgs;
 use crate::cluster::{Cluster, ClusterArgs, Look};
 use crate::error::CliError;
@@ -28,9 +30,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Maximum wait for the process of a node that has left. It is longer than the time to drain.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Maximum wait until the coordinator has changed the warehouse.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Interval of questions to all nodes about the progress of a leave.
 const ASK_AGAIN_EVERY: Duration = Duration::from_secs(5);
@@ -170,7 +169,9 @@ impl NodeCommand {
                 timeout,
                 cluster,
             } => signals::block_on(leave(&name, cluster.into(), timeout, output)),
-            Self::Warehouse { url, cluster } => signals::block_on(warehouse(url, cluster.into(), output)),
+            Self::Warehouse { url, cluster } => {
+                signals::block_on(warehouse::show(url, cluster.into(), output))
+            }
         }
     }
 }
@@ -644,45 +645,6 @@ async fn why_not_left(cluster: &Cluster, name: &str) -> String {
 pub(super) async fn tell_to_leave(cluster: &Cluster, name: &str) -> Result<(), CliError> {
     let advice = format!("another one must be there to take the orders of '{name}'");
     tell_all(cluster, &format!("/peer/leave/{name}"), &advice).await
-}
-
-#[derive(Serialize)]
-struct WarehouseShown {
-    warehouse: String,
-}
-
-/// Shows the warehouse of a cluster. With a URL, changes it first.
-async fn warehouse(
-    url: Option<WarehouseUrl>,
-    cluster: Cluster,
-    output: OutputFormat,
-) -> Result<ExitCode, CliError> {
-    let cluster = &cluster;
-    if let Some(url) = url {
-        let url = url.to_string();
-        let advice = "a node that starts alone takes --warehouse URL";
-        tell_all(cluster, &format!("/peer/warehouse?{url}"), advice).await?;
-        let until = Instant::now() + CHANGE_TIMEOUT;
-        while cluster.look().await?.warehouse.as_ref() != Some(&url) {
-            if Instant::now() >= until {
-                return Err(CliError::failed(format!(
-                    "no node has made {url} the warehouse within {CHANGE_TIMEOUT:?}; see the nodes' logs, then \
-                     run this again"
-                )));
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    }
-    let warehouse = cluster.look().await?.warehouse.ok_or_else(|| {
-        CliError::failed(format!(
-            "no node has run on {cluster}; imt node start --warehouse URL names the warehouse"
-        ))
-    })?;
-    match output {
-        OutputFormat::Json => output::print_json(&WarehouseShown { warehouse })?,
-        OutputFormat::Table => output::print_text(&warehouse)?,
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Sends a request of an operator to all running nodes. The coordinator acts on it.

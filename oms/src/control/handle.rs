@@ -140,8 +140,8 @@ impl ClusterHandle {
         self.changed.notified()
     }
 
-    /// Waits for requests that were passed to the only volume of an earlier topology. They cannot be
-    /// repeated elsewhere.
+    /// Waits for requests that were passed to the only volume of an earlier topology. They cannot
+    /// be repeated elsewhere.
     pub(crate) async fn earlier_requests(&self) {
         let until = Instant::now() + EARLIER_REQUESTS_TIMEOUT;
         let under_way = || {

@@ -1,9 +1,9 @@
 //! Copies of the available quantities of volumes that other nodes serve. They find an order's first
 //! store without a message.
 //!
-//! The first search begins a copy, and `KEPT_FOR` without a search ends it. The task of a copy reads
-//! the layout and all quantities, then asks the volume's owner for changes, one request at a time.
-//! After a new incarnation or generation of the volume's stock it reads everything again.
+//! The first search begins a copy, and `KEPT_FOR` without a search ends it. The task of a copy
+//! reads the layout and all quantities, then asks the volume's owner for changes, one request at a
+//! time. After a new incarnation or generation of the volume's stock it reads everything again.
 //! `volume::followers` is the owner's side and defines the maximum age of a copy.
 //!
 //! **Invariants**

@@ -273,7 +273,8 @@ impl StockMatrix {
         (at < self.on_hand.len()).then(|| self.available(at))
     }
 
-    /// Sets the available quantity of a cell by its place. Returns `false` if there is no such cell.
+    /// Sets the available quantity of a cell by its place. Returns `false` if there is no such
+    /// cell.
     pub(crate) fn set_available_at(&mut self, at: u32, available: i32) -> bool {
         let Some(cell) = self.on_hand.get_mut(at as usize) else {
             return false;

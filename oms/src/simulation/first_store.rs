@@ -1,9 +1,9 @@
 //! Checks that an order takes the first store with its units while the cluster is at rest.
 //!
-//! Nodes find that store in copies of each other's stock, and the age of a copy is bounded. Once the
-//! stock has not changed for longer than that age, no copy may skip a store. So this check notices
-//! a change that was lost on its way to a copy. Each round orders all units of the first store,
-//! cancels the order and orders again.
+//! Nodes find that store in copies of each other's stock, and the age of a copy is bounded. Once
+//! the stock has not changed for longer than that age, no copy may skip a store. So this check
+//! notices a change that was lost on its way to a copy. Each round orders all units of the first
+//! store, cancels the order and orders again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -2,7 +2,8 @@
 //!
 //! A commit costs the processor as much as several orders: two changes of threads and a sync. So
 //! the thread is called (`Bell`) once the tasks that are ready to run have queued their batches,
-//! and not by the first batch. No timer delays a commit: a batch that is alone is committed at once.
+//! and not by the first batch. No timer delays a commit: a batch that is alone is committed at
+//! once.
 //!
 //! **Invariants**
 //! - Batches are committed in the order of their submission.

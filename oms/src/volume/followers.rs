@@ -137,8 +137,8 @@ impl Followers {
         self.copy_changed.notify_waiters();
     }
 
-    /// Returns the time at which the last copy that is behind a moment will be too old. `None` if no
-    /// copy is behind.
+    /// Returns the time at which the last copy that is behind a moment will be too old. `None` if
+    /// no copy is behind.
     fn behind_until(&self, moment: StockMoment, now: Instant) -> Option<Instant> {
         let known = self.known();
         let behind = known
@@ -190,7 +190,8 @@ impl VolumeState {
                 generation: known.generation,
                 changes: known.changes,
             },
-            // The position belongs to an earlier server of the volume, so it is older than any here.
+            // The position belongs to an earlier server of the volume, so it is older than any
+            // here.
             false => StockMoment::default(),
         });
         let mut answered = self.followers.note(ask.follower, then);

@@ -110,8 +110,8 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
 /// units that may have been missing when the order came:
 ///
 /// - those of every order of its life that ended in this store. With several volumes also those of
-///   orders that ended in a later store or in none: an order asks the stores in ascending order, and
-///   holds units of an earlier one for a while if an answer between nodes is lost.
+///   orders that ended in a later store or in none: an order asks the stores in ascending order,
+///   and holds units of an earlier one for a while if an answer between nodes is lost.
 /// - those of its deliveries once more. A snapshot counts a delivery before its confirmation ends
 ///   the reservation, so that both are subtracted for a while.
 pub(super) fn check_choice(evidence: &Evidence, record: &OrderRecord, findings: &mut Vec<Finding>) {

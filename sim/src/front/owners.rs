@@ -189,8 +189,8 @@ impl Owners {
         tokio::spawn(async move { owners.read_again(vec![named], generation).await });
     }
 
-    /// Reads the routes from the first of these nodes that answers, unless the routes were read after
-    /// `generation`.
+    /// Reads the routes from the first of these nodes that answers, unless the routes were read
+    /// after `generation`.
     async fn read_again(&self, nodes: Vec<Client>, generation: u64) {
         let _turn = self.reading.lock().await;
         if self.state().generation != generation {

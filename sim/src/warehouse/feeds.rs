@@ -87,8 +87,8 @@ struct SnapshotSender<'a> {
 }
 
 impl SnapshotSender<'_> {
-    /// Sends the present stock until a snapshot is accepted or finally refused. Each try takes a new
-    /// snapshot, because the stock changes in the meantime.
+    /// Sends the present stock until a snapshot is accepted or finally refused. Each try takes a
+    /// new snapshot, because the stock changes in the meantime.
     async fn send_until_answered(&mut self) {
         let fault = self.shared.behaviour().snapshots;
         self.number += 1;

@@ -71,8 +71,8 @@ impl Journal {
         self.now
     }
 
-    /// Returns the cells that changed after a moment, each once and ascending. `None` if the changes
-    /// since then were not all recorded.
+    /// Returns the cells that changed after a moment, each once and ascending. `None` if the
+    /// changes since then were not all recorded.
     pub(crate) fn since(&self, then: Moment) -> Option<Vec<u32>> {
         let count = self.now.changes.checked_sub(then.changes)? as usize;
         if !self.is_followed || then.generation != self.now.generation || count > self.cells.len() {
