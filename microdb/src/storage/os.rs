@@ -195,7 +195,7 @@ mod tests {
         let path = folder.path().join("file");
         std::fs::write(&path, "four").unwrap();
         // Older than the last change: by default the next read would update this time.
-        let accessed = SystemTime::now() - Duration::from_secs(600);
+        let accessed = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let times = std::fs::FileTimes::new().set_accessed(accessed);
         for path in [path.as_path(), folder.path()] {
             File::open(path).unwrap().set_times(times).unwrap();
