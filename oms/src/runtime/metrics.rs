@@ -59,6 +59,8 @@ pub(crate) struct Metrics {
 pub(crate) struct VolumeCounters {
     /// Number of transactors that ended in a panic.
     pub(crate) transactor_panics: AtomicU64,
+    /// Number of orders that took borrowed units.
+    pub(crate) orders_from_borrowed_units: AtomicU64,
     /// Number of stock snapshots applied.
     pub(crate) stock_snapshots: AtomicU64,
     /// Number of statistics files added.

@@ -24,14 +24,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use imt_ring::NodeName;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::cluster::channel::message::{Cell, Confirm, Reply, Reserve};
+use crate::domain::loans::AllotRequest;
 use crate::domain::order::{Line, Order, OrderId};
 use crate::domain::settlement::Settlement;
-use crate::domain::stock::Stock;
+use crate::domain::stock::{Found, Stock};
 use crate::runtime;
 use crate::runtime::seeded::seeded;
 use crate::storage::fence::Fence;
@@ -72,6 +74,12 @@ pub(crate) trait RemoteVolumes: Send + Sync {
     /// Tells a store's volume that the order of a reservation is durable. May get lost.
     fn confirm(&self, order: &OrderId, nonce: u64, store: u32);
 
+    /// Sends a borrower's request to a store's volume.
+    fn allot<'a>(&'a self, request: &'a AllotRequest) -> Answer<'a, Reply>;
+
+    /// Asks a volume to return the borrowed units of a store. May get lost.
+    fn recall(&self, borrower: &NodeName, store: u32);
+
     /// Tells a store's volume what became of an order's units.
     fn settle<'a>(&'a self, order: &'a OrderId, settlement: &'a Settlement) -> Answer<'a, ()>;
 
@@ -84,6 +92,8 @@ pub(crate) trait RemoteVolumes: Send + Sync {
 pub(crate) struct ReservedElsewhere {
     pub(crate) store: u32,
     pub(crate) nonce: u64,
+    /// `true` if the units are to be taken from those that this volume has borrowed.
+    pub(crate) is_lent: bool,
 }
 
 /// A reservation for an order of another volume whose row is on its way to the disk.
@@ -128,8 +138,19 @@ impl VolumeState {
                 return Ok(None);
             };
             let nonce = runtime::random_u64();
+            let elsewhere = |is_lent| ReservedElsewhere {
+                store,
+                nonce,
+                is_lent,
+            };
+            if self.allotments().suffices(store, lines, self.now().monotonic_ms) {
+                return Ok(Some(elsewhere(true)));
+            }
             if remote.reserve(id, nonce, store, lines).await? {
-                return Ok(Some(ReservedElsewhere { store, nonce }));
+                let now_ms = self.now().monotonic_ms;
+                self.allotments().note_reserved(store, lines, now_ms);
+                self.borrower_called.notify_one();
+                return Ok(Some(elsewhere(false)));
             }
         }
         Err(OrderError::Busy(
@@ -227,8 +248,13 @@ impl VolumeState {
             return Err(OrderError::Moved);
         }
         let is_known = known.is_some_and(|known| *known.lines == **lines);
-        if !is_known && !stock.reserve_at(*store, lines) {
-            return Ok(None);
+        if !is_known {
+            match stock.reserve_at(*store, lines) {
+                Found::Free => {}
+                Found::Short => return Ok(None),
+                // The units are being called back from other volumes; the caller asks again.
+                Found::Lent => return Err(OrderError::Moved),
+            }
         }
         let fence = self.slots.fence_of_store(*store);
         if !batch.fences().any(|other| other == fence) {
@@ -396,7 +422,7 @@ impl VolumeState {
 }
 
 /// Does what must not be left half done, whether or not whoever asked for it still waits.
-async fn to_its_end<T: Send + 'static>(
+pub(super) async fn to_its_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, OrderError>> + Send + 'static,
 ) -> Result<T, OrderError> {
     runtime::spawn(work).await.unwrap_or(Err(OrderError::Interrupted))
@@ -434,6 +460,8 @@ async fn settle_all(state: &VolumeState, remote: &Arc<dyn RemoteVolumes>) {
         let some: Vec<(OrderId, Settlement)> = state
             .settlements()
             .iter()
+            // The store's volume must know of a reservation before it learns of its end.
+            .filter(|(order, _)| !state.allotments().is_unsettled(order))
             .take(SETTLEMENTS_AT_A_TIME)
             .map(|(order, settlement)| (order.clone(), settlement.clone()))
             .collect();

@@ -37,6 +37,7 @@ use crate::volume::migration::target::{self, Imported, Incoming, Progress};
 use crate::volume::remote_stock::{self, RemoteVolumes};
 use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
+use crate::volume::{borrowing, lending};
 
 /// The reason why a volume takes no part in a migration now.
 #[derive(Debug, Error)]
@@ -117,7 +118,7 @@ impl VolumeServer {
             storage.permit().await?.send(batch).durable().await?;
         }
         let (limits, clock) = (context.config.outbox, context.clock.clone());
-        let opened = Arc::clone(&slots);
+        let (opened, lends) = (Arc::clone(&slots), context.config.allotments);
         let started = runtime::blocking(move || {
             let mut loaded = storage.load(&opened)?;
             let statistics = Statistics::new(std::mem::take(&mut loaded.sums));
@@ -128,6 +129,7 @@ impl VolumeServer {
                 "volume loaded"
             );
             let state = VolumeState::new(storage, opened, loaded, limits, clock, Some(remote));
+            state.set_allotments(lends);
             Ok::<_, StorageError>((state, statistics))
         });
         let (state, statistics) = started.await.unwrap_or(Err(StorageError::Closed))?;
@@ -196,6 +198,10 @@ impl VolumeServer {
                 Arc::clone(remote),
                 stopped.clone(),
             )));
+            let lending = lending::lend_always(Arc::clone(state), Arc::clone(remote), stopped.clone());
+            working.push(runtime::spawn(lending));
+            let borrowing = borrowing::borrow_always(Arc::clone(state), Arc::clone(remote), stopped.clone());
+            working.push(runtime::spawn(borrowing));
         }
     }
 

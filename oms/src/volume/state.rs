@@ -8,21 +8,24 @@
 //! - Memory and rows change in the same order.
 //! - No step awaits, so a step is never cancelled halfway.
 //! - Only the transactor of an order takes its steps, so no two run for one order at a time.
-//! - The lock of the stock is taken before that of the remote reservations.
+//! - The lock of the stock is taken before that of the remote reservations, and that of the
+//!   allotments last.
 //!
 //! Deliberately absent: waiting and retrying, which belong to `transactor`.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::domain::allotments::Allotments;
 use crate::domain::order::{self, Command, Event, Line, Order, OrderId, Refusal, State};
 use crate::domain::settlement::Settlement;
-use crate::domain::stock::Stock;
+use crate::domain::stock::{Found, Stock};
 use crate::error::StorageError;
 use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
 use crate::runtime::clock::{Clock, Moment};
@@ -34,7 +37,7 @@ use crate::storage::volume::{Loaded, Volume};
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::followers::Followers;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
-use crate::volume::remote_stock::{self, RemoteVolumes};
+use crate::volume::remote_stock::{self, RemoteVolumes, ReservedElsewhere};
 use crate::volume::traced_orders::TracedOrders;
 
 /// The reason why a step was not taken.
@@ -99,6 +102,8 @@ pub(crate) struct Pending {
     pub(crate) ticket: Ticket,
     order: Arc<Order>,
     units: Units,
+    /// `true` if the order takes borrowed units.
+    is_lent: bool,
     /// The fence of the units' store at the beginning of the step.
     store_fence: Option<Fence>,
     /// The remote reservation of the order in that store, which the step replaces.
@@ -118,6 +123,15 @@ pub(crate) struct VolumeState {
     outbox: Mutex<Outbox>,
     remote_reservations: Mutex<RemoteReservations>,
     settlements: Mutex<BTreeMap<OrderId, Settlement>>,
+    allotments: Mutex<Allotments>,
+    /// `true` if units of this volume's stores may be lent.
+    lends: AtomicBool,
+    /// Notified when there is a new loan.
+    pub(crate) lender_called: Notify,
+    /// Notified when an owner should be asked.
+    pub(crate) borrower_called: Notify,
+    /// Notified when orders with borrowed units have been entered at their owners.
+    pub(crate) orders_entered: Notify,
     /// Notified when there is a new settlement.
     pub(crate) settler_called: Notify,
     /// Notified when a message may be due.
@@ -150,12 +164,14 @@ impl VolumeState {
             loaded.stock_head,
             loaded.snapshot.counted_to_overrides(&loaded.stock_head),
         );
-        let stock = Stock::new(
+        let mut stock = Stock::new(
             loaded.snapshot.into_matrix(&Arc::default()),
             counted,
             &loaded.reservations,
             loaded.deliveries,
         );
+        stock.add_loans(loaded.loans, 0);
+        let allotments = Allotments::new(slots.volume().clone(), loaded.borrower, loaded.spent);
         let began = Instant::now();
         let opened = Moment {
             wall_ms: clock.now_ms(),
@@ -170,6 +186,11 @@ impl VolumeState {
             outbox: Mutex::new(outbox),
             remote_reservations: Mutex::new(remote_reservations),
             settlements: Mutex::new(settlements),
+            allotments: Mutex::new(allotments),
+            lends: AtomicBool::new(false),
+            lender_called: Notify::new(),
+            borrower_called: Notify::new(),
+            orders_entered: Notify::new(),
             settler_called: Notify::new(),
             message_due: Notify::new(),
             clock,
@@ -210,6 +231,23 @@ impl VolumeState {
         self.settlements.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Locks the allotments. No other lock is taken while the guard is held.
+    pub(crate) fn allotments(&self) -> MutexGuard<'_, Allotments> {
+        self.allotments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Turns allotments on or off: lending by this volume's stores, and borrowing for its orders.
+    pub(crate) fn set_allotments(&self, is_on: bool) {
+        let is_on = is_on && !self.storage.is_behind_log();
+        self.lends.store(is_on, Ordering::Relaxed);
+        self.allotments().set_on(is_on);
+    }
+
+    /// Returns `true` if units of this volume's stores may be lent.
+    pub(crate) fn lends(&self) -> bool {
+        self.lends.load(Ordering::Relaxed)
+    }
+
     /// Returns the client for other volumes, even if there is no other volume now.
     pub(crate) fn remote_client(&self) -> Option<&Arc<dyn RemoteVolumes>> {
         self.remote.as_ref()
@@ -222,13 +260,13 @@ impl VolumeState {
 
     /// Begins to place a new order: reserves its units and queues its announcement, or rejects it.
     ///
-    /// `remote_store` is the store of another volume in which its units are already reserved (see
-    /// `remote_stock`). `has_asked_others` says that other volumes were asked, if there were any.
+    /// `elsewhere` is the store of another volume in which its units are already reserved or
+    /// borrowed (see `remote_stock`). `has_asked_others` says that other volumes were asked, if there were any.
     pub(crate) fn place(
         &self,
         id: &OrderId,
         lines: Box<[Line]>,
-        remote_store: Option<u32>,
+        elsewhere: Option<ReservedElsewhere>,
         has_asked_others: bool,
     ) -> Result<Pending, OrderError> {
         if self.outbox().is_full() {
@@ -241,6 +279,8 @@ impl VolumeState {
         let permit = self.storage.try_permit()?;
         let mut batch = WriteBatch::of_order();
         let (mut store_fence, mut replaced) = (None, None);
+        let remote_store = elsewhere.map(|elsewhere| elsewhere.store);
+        let lent = elsewhere.filter(|elsewhere| elsewhere.is_lent);
         let (order, ticket) = {
             let mut stock = self.stock();
             self.slots.check_order(id)?;
@@ -258,6 +298,12 @@ impl VolumeState {
                 None => stock.first_store(&lines),
                 Some(_) => None,
             };
+            if let Some(store) = here
+                && stock.find_free(store, &lines) != Found::Free
+            {
+                // The units are being called back from other volumes.
+                return Err(OrderError::Moved);
+            }
             if let Some(store) = here {
                 // A reservation from an earlier attempt to place the order at another volume is
                 // replaced.
@@ -265,6 +311,14 @@ impl VolumeState {
                 stock.reserve_units(store, &lines);
             }
             let store = remote_store.or(here);
+            if let Some(lent) = lent {
+                let now_ms = self.now().monotonic_ms;
+                let mut allotments = self.allotments();
+                if !allotments.spend(id, lent.nonce, lent.store, &lines, now_ms) {
+                    return Err(OrderError::Moved);
+                }
+                batch.spend(id, lent.store, &lines, lent.nonce);
+            }
             batch.fence(self.slots.fence_of_order(id));
             let order = Order::place(id.clone(), lines, store, now_ms);
             batch.order(&order, None);
@@ -285,6 +339,7 @@ impl VolumeState {
                 (Some(_), None) => Units::Reserve,
                 _ => Units::Unchanged,
             },
+            is_lent: lent.is_some(),
             store_fence,
             replaced,
             settlement: None,
@@ -367,6 +422,10 @@ impl VolumeState {
             if !is_here {
                 settlement = step.settlement(&after);
             } else if let (Units::Release | Units::Deliver { .. }, Some(store)) = (&step.units, after.store) {
+                if self.allotments().is_unsettled(&after.id) {
+                    // The store has come here before its former owner knew of the reservation.
+                    return Err(OrderError::Moved);
+                }
                 let fence = self.slots.fence_of_store(store);
                 store_fence = Some(fence);
                 batch.fence(fence);
@@ -391,6 +450,7 @@ impl VolumeState {
             } else {
                 step.units
             },
+            is_lent: false,
             store_fence,
             replaced,
             answered: step.answered,
@@ -408,6 +468,7 @@ impl VolumeState {
         let Pending {
             order,
             units,
+            is_lent,
             store_fence,
             replaced,
             answered,
@@ -415,6 +476,9 @@ impl VolumeState {
             settlement,
             ..
         } = step;
+        if is_lent && self.allotments().end_spending(&order.id, durable.is_ok()) {
+            self.borrower_called.notify_one();
+        }
         if let (Some(store), Some(fence)) = (order.store, store_fence) {
             self.update_units(&order, store, fence, (units, replaced), durable.as_ref().ok());
             self.followers.stock_has_changed();
@@ -521,6 +585,7 @@ impl VolumeState {
             ticket,
             order,
             units: Units::Unchanged,
+            is_lent: false,
             store_fence: None,
             replaced: None,
             answered: None,

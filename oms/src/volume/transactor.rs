@@ -28,6 +28,7 @@ use crate::outbox::{Kind, Message};
 use crate::runtime;
 use crate::runtime::metrics::VolumeCounters;
 use crate::storage::group_commit::Permit;
+use crate::volume::remote_stock::ReservedElsewhere;
 use crate::volume::state::{Begun, OrderError, Outcome, Pending, VolumeState};
 
 /// Maximum number of requests in a mailbox. A normal client never has more for one order at a time;
@@ -337,23 +338,21 @@ impl Work {
             (Ask::Place(lines), Some(remote)) => state.look_among(remote.as_ref(), &self.id, lines).await?,
             _ => None,
         };
-        let remote_store = reserved.as_ref().map(|reserved| reserved.store);
         let known = self.known.take();
-        match self.guarded(|| {
-            begin(
-                &state,
-                &self.id,
-                known,
-                ask,
-                (remote_store, has_asked_others),
-                permit,
-            )
-        })? {
+        match self.guarded(|| begin(&state, &self.id, known, ask, (reserved, has_asked_others), permit))? {
             Begun::Done(outcome) => Ok(outcome),
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
                 let outcome = self.settle().await?;
-                if let (Some(reserved), Some(remote)) = (reserved, remote) {
+                if reserved.is_some_and(|reserved| reserved.is_lent) {
+                    let counters = &self.transactors.counters;
+                    counters
+                        .orders_from_borrowed_units
+                        .fetch_add(1, Ordering::Relaxed);
+                }
+                if let (Some(reserved), Some(remote)) =
+                    (reserved.filter(|reserved| !reserved.is_lent), remote)
+                {
                     remote.confirm(&self.id, reserved.nonce, reserved.store);
                 }
                 Ok(outcome)
@@ -395,7 +394,7 @@ fn begin(
     id: &OrderId,
     known: Option<Arc<Order>>,
     ask: Ask,
-    (remote_store, has_asked_others): (Option<u32>, bool),
+    (elsewhere, has_asked_others): (Option<ReservedElsewhere>, bool),
     permit: Option<Permit<'_>>,
 ) -> Result<Begun, OrderError> {
     state.slots.check_order(id)?;
@@ -405,7 +404,7 @@ fn begin(
     };
     match (ask, known) {
         (Ask::Place(lines), None) => state
-            .place(id, lines, remote_store, has_asked_others)
+            .place(id, lines, elsewhere, has_asked_others)
             .map(Begun::Pending),
         (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
             Ok(()) => Ok(Begun::Done(Outcome {

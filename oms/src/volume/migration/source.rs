@@ -27,6 +27,7 @@ use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::cluster::{SlotSet, slots_in};
+use crate::domain::order::OrderId;
 use crate::error::StorageError;
 use crate::runtime::seeded::seeded;
 use crate::storage::change_feed::{Feed, RawRow, Walk};
@@ -231,6 +232,8 @@ impl Exports {
         state: &Arc<VolumeState>,
         request: &ExportRequest,
     ) -> Result<Bytes, ExportError> {
+        // Orders with borrowed units are entered at their owners before their slots can be sealed.
+        state.suspend_borrowing();
         let known = self.all().get(&request.to).cloned();
         let known = match known {
             Some(outgoing) if outgoing.lock().await.id == request.id => outgoing,
@@ -333,9 +336,15 @@ impl Outgoing {
 /// Seals slots for a migration. When it returns, all earlier commits are durable and visible to the
 /// feed.
 pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<(), StorageError> {
+    let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
+    let goes = |order: &OrderId| asked.has(state.slots.slot_of_order(order));
+    state.leave_no_order(goes).await?;
     let permit = state.storage.permit().await?;
     let ticket = {
         let _stock = state.stock();
+        if state.allotments().any_unsettled(goes) {
+            return Err(StorageError::Busy);
+        }
         if !seeded("no-seal") {
             state.slots.seal(slots_in(&request.slots), request.id);
         }
