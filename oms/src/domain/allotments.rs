@@ -29,7 +29,7 @@ const HOT_AFTER: u32 = if cfg!(test) { 2 } else { 64 };
 /// Time in which reservations of a store are counted.
 const WINDOW_MS: u64 = if cfg!(test) { 4_000 } else { 1_000 };
 /// Units of a product that are asked for first. Doubled each time they run out.
-const TARGET_FIRST: u32 = if cfg!(test) { 2 } else { 32 };
+pub(crate) const TARGET_FIRST: u32 = if cfg!(test) { 2 } else { 32 };
 /// Largest number of units of a product that is asked for.
 const TARGET_MAX: u32 = 1 << 16;
 /// Hot stores at a time.
@@ -74,6 +74,8 @@ struct Allotment {
     /// The owner must be asked even if there is nothing to tell: an earlier server of this volume
     /// may have borrowed units.
     must_ask: bool,
+    /// The next request asks for some units of every product.
+    asks_all: bool,
     used_ms: u64,
     asked_ms: u64,
 }
@@ -184,6 +186,9 @@ impl Allotments {
             self.demand.remove(&store);
             let allotment = self.stores.entry(store).or_default();
             allotment.used_ms = now_ms;
+            // The orders of a store spread over its products, so most cells are too rare to be
+            // found one by one.
+            allotment.asks_all = true;
             self.note_missing(store, lines, now_ms);
         }
     }
@@ -419,6 +424,7 @@ impl Allotments {
             || now_ms < allotment.recalled_until_ms
             || now_ms >= allotment.used_ms + IDLE_MS;
         let (mut returned, mut wanted, mut spent) = (Vec::new(), Vec::new(), Vec::new());
+        let wants_all = !returns && std::mem::take(&mut allotment.asks_all);
         if returns {
             for (id, cell) in std::mem::take(&mut allotment.cells) {
                 if cell.usable > 0 {
@@ -467,6 +473,7 @@ impl Allotments {
             spent,
             returned,
             wanted,
+            wants_all,
         });
         allotment.in_flight = Some(Arc::clone(&request));
         Some(request)

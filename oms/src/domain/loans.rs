@@ -151,7 +151,11 @@ impl Loans {
             .entry(key)
             .or_insert_with(|| OpenLoan::of(Loan::default(), now_ms));
         let turn = open.loan.turn(request);
-        let returned = if turn == Turn::Next { &request.returned[..] } else { &[] };
+        let returned = if turn == Turn::Next {
+            &request.returned[..]
+        } else {
+            &[]
+        };
         let mut left: Vec<Line> = Vec::with_capacity(entered.len() + returned.len());
         for line in entered.iter().chain(returned) {
             if !open.loan.take(*line) {
@@ -294,6 +298,8 @@ pub(crate) struct AllotRequest {
     pub(crate) returned: Vec<Line>,
     /// Units that are asked for.
     pub(crate) wanted: Vec<Line>,
+    /// Some units of every other product are asked for, too.
+    pub(crate) wants_all: bool,
 }
 
 /// Units that an order took from an allotment.
@@ -366,6 +372,7 @@ mod tests {
             spent: Vec::new(),
             returned: returned.to_vec(),
             wanted: Vec::new(),
+            wants_all: false,
         }
     }
 
@@ -378,7 +385,9 @@ mod tests {
     #[test]
     fn a_loan_follows_requests_in_turn_and_knows_old_and_repeated_ones() {
         let mut loans = Loans::default();
-        let first = loans.begin(&request(3, 1, &[]), &[], [line(7, 5)].into(), 0).unwrap();
+        let first = loans
+            .begin(&request(3, 1, &[]), &[], [line(7, 5)].into(), 0)
+            .unwrap();
         assert_eq!(loans.of(1, 7), 5, "a grant is lent before it is durable");
         loans.end(first, true, 0);
         let lent = loans.get(1, &NodeName::new("b").unwrap()).unwrap().loan.clone();
@@ -394,9 +403,16 @@ mod tests {
         }
         for (is_durable, left) in [(false, 5), (true, 2)] {
             let change = loans.begin(&next, &[line(7, 1)], [line(8, 4)].into(), 0).unwrap();
-            assert_eq!((loans.of(1, 7), loans.of(1, 8)), (5, 4), "lent until it is durable");
+            assert_eq!(
+                (loans.of(1, 7), loans.of(1, 8)),
+                (5, 4),
+                "lent until it is durable"
+            );
             loans.end(change, is_durable, 0);
-            assert_eq!((loans.of(1, 7), loans.of(1, 8)), (left, if is_durable { 4 } else { 0 }));
+            assert_eq!(
+                (loans.of(1, 7), loans.of(1, 8)),
+                (left, if is_durable { 4 } else { 0 })
+            );
         }
         assert_eq!(units(&loans), [(7, 2), (8, 4)].into());
     }

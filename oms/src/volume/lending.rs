@@ -12,6 +12,7 @@
 //!
 //! Deliberately absent: the use of borrowed units (`borrowing`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use imt_ring::NodeName;
 use tokio::sync::watch;
 
 use crate::cluster::channel::message::Reply;
-use crate::domain::allotments::CELLS_MAX;
+use crate::domain::allotments::{CELLS_MAX, TARGET_FIRST};
 use crate::domain::loans::{AllotRequest, Change, SpentUnits, Turn};
 use crate::domain::order::Line;
 use crate::domain::stock::{RECALL_BELOW, Stock};
@@ -167,7 +168,7 @@ impl VolumeState {
         let known = stock.loans().get(request.store, &request.borrower);
         let lent = known.map_or(0, |known| known.loan.units.len());
         let room = CELLS_MAX.saturating_sub(lent);
-        let grant = |wanted: &Line| {
+        let grant = |wanted: Line| {
             let free = stock.free(request.store, wanted.id) - i64::from(RECALL_BELOW);
             let units = (free / (SHARE * others)).clamp(0, i64::from(wanted.quantity));
             (units > 0).then_some(Line {
@@ -175,7 +176,18 @@ impl VolumeState {
                 quantity: units as u32,
             })
         };
-        request.wanted.iter().filter_map(grant).take(room).collect()
+        let all = if request.wants_all {
+            stock.products()
+        } else {
+            Vec::new()
+        };
+        let named: BTreeSet<u32> = request.wanted.iter().map(|wanted| wanted.id).collect();
+        let unnamed = all.into_iter().filter(|id| !named.contains(id)).map(|id| Line {
+            id,
+            quantity: TARGET_FIRST,
+        });
+        let wanted = request.wanted.iter().copied().chain(unnamed);
+        wanted.filter_map(grant).take(room).collect()
     }
 
     /// Ends the change of a loan after its commit.
@@ -192,7 +204,9 @@ impl VolumeState {
         if self.slots.fence_of_store(store) != fence {
             return;
         }
-        stock.loans().end(change, durable.is_some(), self.now().monotonic_ms);
+        stock
+            .loans()
+            .end(change, durable.is_some(), self.now().monotonic_ms);
         if durable.is_none() {
             return;
         }

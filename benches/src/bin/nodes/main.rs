@@ -59,6 +59,9 @@ struct Arguments {
     #[arg(long, default_value_t = 8.0)]
     seconds: f64,
 
+    /// Whether nodes borrow units of the hot store in advance.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    allotments: bool,
     /// Connections of the closed loop, all nodes together.
     #[arg(long, default_value_t = 64)]
     connections: usize,
@@ -168,7 +171,7 @@ fn measure(arguments: &Arguments, count: usize) -> Outcome<Row> {
                 None
             }
         };
-        nodes.push(Node::start(number, &data, group)?);
+        nodes.push(Node::start(number, &data, arguments.allotments, group)?);
     }
     wait_for_shares(&data, count)?;
     put_stock(nodes[0].address)?;

@@ -322,6 +322,7 @@ impl Question {
                 }
                 to.lines(&request.returned);
                 to.lines(&request.wanted);
+                to.flag(request.wants_all);
             }
             Question::Recall(store) => {
                 to.byte(11);
@@ -561,6 +562,7 @@ fn decode_allot(from: &mut Decoder<'_>) -> Result<AllotRequest, WireError> {
         spent,
         returned: from.lines()?.into_vec(),
         wanted: from.lines()?.into_vec(),
+        wants_all: from.flag("a flag of all products")?,
     })
 }
 

@@ -27,6 +27,7 @@ fn request(incarnation: u64, sequence: u64, store: u32) -> AllotRequest {
         spent: Vec::new(),
         returned: Vec::new(),
         wanted: vec![line(9)],
+        wants_all: false,
     }
 }
 

@@ -88,6 +88,7 @@ fn questions() -> Vec<Question> {
             }],
             returned: vec![line(8, 2)],
             wanted: vec![line(9, 300), line(10, 1)],
+            wants_all: true,
         }),
         Question::Recall(10_000),
         Question::ReadStock(ReadStock {
