@@ -435,6 +435,7 @@ impl Allotments {
                 }
             }
             allotment.low.clear();
+            allotment.asks_all = true;
         } else {
             while let Some(id) = allotment.low.pop_first() {
                 if let Some(cell) = allotment.cells.get(&id)

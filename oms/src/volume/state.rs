@@ -261,7 +261,8 @@ impl VolumeState {
     /// Begins to place a new order: reserves its units and queues its announcement, or rejects it.
     ///
     /// `elsewhere` is the store of another volume in which its units are already reserved or
-    /// borrowed (see `remote_stock`). `has_asked_others` says that other volumes were asked, if there were any.
+    /// borrowed (see `remote_stock`). `has_asked_others` says that other volumes were asked, if there
+    /// were any.
     pub(crate) fn place(
         &self,
         id: &OrderId,
