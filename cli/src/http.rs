@@ -24,26 +24,8 @@ pub(crate) async fn get(base: &str, path: &str) -> Result<(StatusCode, Bytes), C
     Ok((answer.status, answer.body))
 }
 
-/// Sends `POST base + path` with the secret of the node's data folder. Returns the status and the
-/// body of the response.
-pub(crate) async fn post_as_node(
-    base: &str,
-    path: &str,
-    secret: &str,
-    timeout: Duration,
-) -> Result<(StatusCode, Bytes), CliError> {
-    let extra = Extra {
-        secret: Some(secret),
-        timeout,
-        ..Extra::default()
-    };
-    let answer = exchange(base, Method::POST, path, &extra).await?;
-    Ok((answer.status, answer.body))
-}
-
 /// The parts of a request that most requests do not have.
 struct Extra<'a> {
-    secret: Option<&'a str>,
     json: Option<&'a Value>,
     timeout: Duration,
 }
@@ -51,7 +33,6 @@ struct Extra<'a> {
 impl Default for Extra<'_> {
     fn default() -> Self {
         Self {
-            secret: None,
             json: None,
             timeout: ANSWER_TIMEOUT,
         }
@@ -156,9 +137,6 @@ async fn exchange_by(
         )));
     }
     let mut request = Request::builder().method(method).uri(uri);
-    if let Some(secret) = extra.secret {
-        request = request.header("x-imt-secret", secret);
-    }
     if extra.json.is_some() {
         request = request.header(CONTENT_TYPE, "application/json");
     }
