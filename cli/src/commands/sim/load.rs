@@ -278,7 +278,11 @@ impl ScenarioArgs {
             return self.load.scenario("run");
         };
         let mut scenario = Scenario::find(name).map_err(|error| {
-            let mut text = error.to_string();
+            let mut text = match &error {
+                // The flag is named already.
+                imt_sim::Error::Config { problem, .. } => problem.clone(),
+                other => other.to_string(),
+            };
             if let Some(cause) = std::error::Error::source(&error) {
                 text = format!("{text}: {cause}");
             }
@@ -326,7 +330,10 @@ mod tests {
             (&["--zipf", "0"], "for example 1.1"),
             (&["--warm-up", "30s"], "for example 2s of 30s"),
             (&["--fail-if", "p99(ordr) > 5ms"], "column 5"),
-            (&["--scenario", "calmer"], "built in are calm"),
+            (
+                &["--scenario", "calmer"],
+                "--scenario: there is no scenario \"calmer\"; built in are calm",
+            ),
             (&["--scenario", "calm", "--rate", "5"], "cannot be used with"),
             (&["--replay", "/nonexistent"], "/nonexistent"),
         ] {
