@@ -179,10 +179,11 @@ fn units(at: &str) -> u64 {
 #[ignore = "needs an engine"]
 fn statistics_files_of_all_folders_count_once_also_after_their_volume_moved() {
     let world = World::new();
-    let folders = ["alpha", "beta"].map(|name| world.folders.path().join(name));
+    let names = ["alpha", "beta"];
+    let folders = names.map(|name| world.folders.path().join(name));
     let node = |at: usize| {
         let more = ["--listen", "127.0.0.1:0", "--stat-scan", "100ms"];
-        start(&world.engine.url, &folders[at], ["alpha", "beta"][at], &more)
+        start(&world.engine.url, &folders[at], names[at], &more)
     };
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
     let name = format!("stat_{now_ms:015}.csv");
@@ -216,7 +217,7 @@ fn statistics_files_of_all_folders_count_once_also_after_their_volume_moved() {
         signal(here.id(), "CONT");
         until("each serves its own volume", || {
             world.states().iter().all(|(_, state)| state == "serving")
-                && world.listed()[at]["volumes"] == json!([["alpha", "beta"][at]])
+                && world.listed()[at]["volumes"] == json!([names[at]])
         });
     }
     // A node leaves, and its slots move.
