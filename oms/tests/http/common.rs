@@ -1,4 +1,7 @@
 //! Fixtures for tests over real HTTP: a node, a simulated warehouse and a client.
+//!
+//! With `IMT_TEST_ENGINE` the nodes of all tests keep their orders in that engine instead of their
+//! data folder. The variable has a name of its own, because tests create databases.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,6 +10,7 @@
 )]
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -22,7 +26,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use imt_oms::{Node, NodeConfig, OutboxLimits};
+use imt_oms::{EngineUrl, Node, NodeConfig, OutboxLimits};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
@@ -381,6 +385,40 @@ pub(crate) async fn until(condition: &str, mut holds: impl AsyncFnMut() -> bool)
     }
 }
 
+/// Returns the database of a data folder's nodes in the engine of these tests, created on first
+/// use. `None` without an engine.
+fn engine_of(data: &Path) -> Option<EngineUrl> {
+    let server: EngineUrl = std::env::var("IMT_TEST_ENGINE").ok()?.parse().unwrap();
+    // A child process finds the database of its parent's folder.
+    let mut hash = DefaultHasher::new();
+    data.hash(&mut hash);
+    let database = format!("http_{:016x}", hash.finish());
+    let url = server.with_database(&database);
+    // The runtime of the caller may have one thread, which waits here.
+    let created = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(create_database(&server, &database));
+    });
+    created.join().unwrap();
+    Some(url)
+}
+
+async fn create_database(server: &EngineUrl, database: &str) {
+    let mut config: tokio_postgres::Config = server.with_password().parse().unwrap();
+    config.target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let created = client.batch_execute(&format!("CREATE DATABASE {database}")).await;
+    if let Err(error) = created {
+        let exists = tokio_postgres::error::SqlState::DUPLICATE_DATABASE;
+        assert_eq!(error.code(), Some(&exists), "{error}");
+        return;
+    }
+    imt_oms::init_engine(&server.with_database(database))
+        .await
+        .unwrap();
+}
+
 /// Returns a configuration with short retry intervals.
 pub(crate) fn config(data: &Path, warehouse: &str) -> NodeConfig {
     NodeConfig {
@@ -396,6 +434,7 @@ pub(crate) fn config(data: &Path, warehouse: &str) -> NodeConfig {
             ..OutboxLimits::default()
         },
         stat_scan_every: Duration::from_millis(20),
+        engine: engine_of(data),
         ..NodeConfig::new("test", data)
     }
 }

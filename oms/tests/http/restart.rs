@@ -12,6 +12,8 @@ use crate::common::{Mood, Shop, Warehouse, config, order_body, until};
 
 const CHILD_DATA: &str = "IMT_OMS_TEST_CHILD_DATA";
 const CHILD_WAREHOUSE: &str = "IMT_OMS_TEST_CHILD_WAREHOUSE";
+/// File of the child's process id and address in the data folder.
+const CHILD_ADDRESS: &str = "child-address";
 
 /// Not a test: the process of the node that the other tests kill runs this function.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -19,9 +21,12 @@ async fn child_node() {
     let (Ok(data), Ok(warehouse)) = (std::env::var(CHILD_DATA), std::env::var(CHILD_WAREHOUSE)) else {
         return;
     };
-    let _node = imt_oms::Node::start(config(Path::new(&data), &warehouse))
-        .await
-        .unwrap();
+    let data = Path::new(&data);
+    let node = imt_oms::Node::start(config(data, &warehouse)).await.unwrap();
+    // The parent reads a whole file or none.
+    let written = data.join("child-address.new");
+    std::fs::write(&written, format!("{} {}", std::process::id(), node.address())).unwrap();
+    std::fs::rename(written, data.join(CHILD_ADDRESS)).unwrap();
     std::future::pending::<()>().await;
 }
 
@@ -44,19 +49,17 @@ async fn start_child(data: &Path, warehouse: &str) -> (KilledOnDrop, Shop) {
         .spawn()
         .unwrap();
     let mut child = KilledOnDrop(child);
-    let info = data.join("nodes").join("test.json");
     let mut address = None;
     until("the child to serve", async || {
         assert!(
             child.0.try_wait().unwrap().is_none(),
             "the child exited by itself"
         );
-        let info: Value = std::fs::read(&info)
-            .ok()
-            .and_then(|json| serde_json::from_slice(&json).ok())
-            .unwrap_or_default();
-        if info["process"] == child.0.id() {
-            address = info["address"].as_str().map(|text| text.parse().unwrap());
+        let text = std::fs::read_to_string(data.join(CHILD_ADDRESS)).unwrap_or_default();
+        if let Some((process, found)) = text.split_once(' ')
+            && process == child.0.id().to_string()
+        {
+            address = Some(found.parse().unwrap());
         }
         address.is_some()
     })
