@@ -22,7 +22,7 @@ use crate::client::{Client, Endpoint};
 use crate::latency::{Latency, LatencyHistogram};
 use crate::telemetry::{Phase, Route, Telemetry};
 use crate::warehouse::unix_ms;
-use crate::wire::Health;
+use crate::wire::{Health, WarehouseSummary};
 use crate::workload::{Customers, Load, Workload};
 use crate::{Error, Result};
 
@@ -286,8 +286,11 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<()> {
     loop {
         let problem = match client.get("/health").await {
             Ok(answer) if answer.status == 200 => {
-                let stocked = serde_json::from_slice::<Health>(&answer.body)
-                    .map_or(true, |health| health.stock_snapshots > 0);
+                let stocked = match serde_json::from_slice::<Health>(&answer.body) {
+                    // Several volumes take the first snapshot one after the other.
+                    Ok(health) => health.stock_snapshots > 0 && health.stores >= stores_of(config).await,
+                    Err(_) => true,
+                };
                 if stocked {
                     return Ok(());
                 }
@@ -315,6 +318,15 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<()> {
         }
         tokio::time::sleep(READY_PAUSE).await;
     }
+}
+
+/// Returns the number of the warehouse's stores, or 0 if it does not tell.
+async fn stores_of(config: &FrontConfig) -> u64 {
+    let client = Client::new(config.warehouse.clone(), config.request_timeout);
+    let summary = client
+        .get_json::<WarehouseSummary>("the warehouse", "/summary")
+        .await;
+    summary.map_or(0, |summary| summary.stores.into())
 }
 
 /// Resolves when the run is to end early.

@@ -278,6 +278,9 @@ pub struct Health {
     /// Stock snapshots applied.
     #[serde(default)]
     pub stock_snapshots: u64,
+    /// Stores with stock.
+    #[serde(default)]
+    pub stores: u64,
     /// Statistics files applied.
     #[serde(default)]
     pub stat_files: u64,
