@@ -198,7 +198,8 @@ async fn version(session: &mut Session, checks: &mut Checks) -> Result<(), Sessi
 async fn standbys(session: &mut Session, checks: &mut Checks) -> Result<(), SessionError> {
     let sql = "SELECT current_setting('synchronous_standby_names'),
         (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')),
-        (SELECT count(*) FROM pg_stat_replication)";
+        (SELECT count(*) FROM pg_stat_replication),
+        (SELECT count(*) FROM pg_stat_replication WHERE sync_state IS NULL)";
     let rows = match session.query(sql, &[], STATEMENT_TIMEOUT).await {
         Ok(rows) => rows,
         Err(SessionError::Refused { message, .. }) => {
@@ -210,7 +211,12 @@ async fn standbys(session: &mut Session, checks: &mut Checks) -> Result<(), Sess
     };
     for row in &rows {
         let (names, synchronous, all) = (row.text(0)?, row.int8(1)?, row.int8(2)?);
+        let hidden = row.int8(3)?;
         let (verdict, finding) = match (names.is_empty(), synchronous, all) {
+            (false, 0, _) if hidden > 0 => (
+                Verdict::Warning,
+                format!("'{names}' is set, and the state of {hidden} standbys is hidden from this role; grant it pg_monitor, then check again"),
+            ),
             (true, _, _) => (
                 Verdict::Warning,
                 "synchronous_standby_names is empty: the loss of this machine loses acknowledged orders, unless its storage is replicated (as with Aurora or Neon, where this cannot be seen)".to_owned(),
