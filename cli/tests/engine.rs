@@ -15,10 +15,10 @@ const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");
 const CSV: &[(&str, &str)] = &[("Content-Type", "text/csv")];
 const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
 
-/// A primary and two standbys, stopped when dropped.
-struct Engine {
+/// A primary and its standbys, stopped when dropped.
+pub struct Engine {
     child: Child,
-    url: String,
+    pub url: String,
     /// Process ids by name of the server.
     servers: Vec<(String, u32)>,
     log: Receiver<String>,
@@ -26,7 +26,12 @@ struct Engine {
 
 impl Engine {
     fn start() -> Engine {
-        let mut child = imt(&["engine", "demo", "--output", "json"])
+        Engine::with_standbys(2)
+    }
+
+    pub fn with_standbys(standbys: usize) -> Engine {
+        let standbys = standbys.to_string();
+        let mut child = imt(&["engine", "demo", "--standbys", &standbys, "--output", "json"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -66,12 +71,38 @@ impl Engine {
     }
 
     /// Kills a server with `kill -9`, and its sessions with it.
-    fn kill(&self, name: &str) {
+    pub fn kill(&self, name: &str) {
         let (_, process) = self.servers.iter().find(|(known, _)| known == name).unwrap();
         signal(*process, "KILL");
     }
 
-    fn wait_for_promotion(&self) {
+    /// Returns the answer of the primary to a statement, asked again while there is no primary:
+    /// lines of values between `|`.
+    pub fn ask(&self, sql: &str) -> String {
+        let url = format!("{}?target_session_attrs=read-write&connect_timeout=5", self.url);
+        let mut answer = None;
+        until("a primary answers", || {
+            let asked = Command::new("psql")
+                .args([&url, "-XAtc", sql])
+                .output()
+                .expect("psql is installed beside the server");
+            answer = asked.status.success().then(|| stdout(&asked));
+            answer.is_some()
+        });
+        answer.unwrap().trim().to_owned()
+    }
+
+    /// Asserts that no log has an entry of a former owner behind one of its successor, or a gap.
+    pub fn assert_fenced(&self) {
+        let wrong = self.ask(
+            "SELECT volume, seq FROM (SELECT volume, seq, epoch < lag(epoch) OVER log AS stale, \
+             seq <> 1 + lag(seq) OVER log AS gap FROM imt_log \
+             WINDOW log AS (PARTITION BY volume ORDER BY seq)) entries WHERE stale OR gap",
+        );
+        assert_eq!(wrong, "", "entries of former owners, or gaps");
+    }
+
+    pub fn wait_for_promotion(&self) {
         loop {
             let line = self.log.recv_timeout(HANG).expect("a standby is promoted");
             if line.contains("standby promoted") {
@@ -136,17 +167,17 @@ impl World {
     }
 }
 
-fn members(at: &str) -> usize {
+pub fn members(at: &str) -> usize {
     try_http(at, "GET", "/ring", &[], b"")
         .map_or(0, |answer| answer.json()["members"].as_array().unwrap().len())
 }
 
-fn post(at: &str, path: &str, body: &Value) -> Answer {
+pub fn post(at: &str, path: &str, body: &Value) -> Answer {
     http(at, "POST", path, JSON, body.to_string().as_bytes())
 }
 
 /// Sends a request until it is not answered with 503, as a client does.
-fn patient(mut send: impl FnMut() -> Answer) -> Answer {
+pub fn patient(mut send: impl FnMut() -> Answer) -> Answer {
     let mut last = None;
     until("the cluster answers", || {
         let answer = send();

@@ -53,7 +53,12 @@ pub struct Server {
 impl Server {
     /// Starts the binary and waits until its log names the served address.
     pub fn start(args: &[&str]) -> Self {
-        let mut child = imt(args)
+        Self::spawn(imt(args))
+    }
+
+    /// Starts a command that runs the binary, and waits until its log names the served address.
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -74,11 +79,7 @@ impl Server {
                     Some((_, address)) => break address.trim().to_owned(),
                     None => seen.push(line),
                 },
-                Err(_) => panic!(
-                    "`imt {}` never said where it serves:\n{}",
-                    args.join(" "),
-                    seen.join("\n")
-                ),
+                Err(_) => panic!("{command:?} never said where it serves:\n{}", seen.join("\n")),
             }
         };
         Self { child, address, log }
