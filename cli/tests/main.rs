@@ -20,6 +20,7 @@ mod db;
 mod db_shell;
 mod db_truth;
 mod engine;
+mod engine_cut;
 mod engine_faults;
 mod foreign_files;
 mod histories;
