@@ -17,6 +17,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::runtime::seeded::seeded;
+
 /// Times of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pace {
@@ -114,7 +116,7 @@ impl Judge {
 
     /// Records an acknowledged own beat that was sent at `sent`.
     pub(super) fn acknowledge(&mut self, sent: Duration, number: i64) {
-        if !self.is_replaced {
+        if !self.is_replaced || seeded("engine-replaced-has-lease") {
             self.acknowledged = Some((sent, number));
         }
     }
@@ -142,6 +144,9 @@ impl Judge {
 
     /// Starts all times again: a connection was made, and the engine may have failed over.
     pub(super) fn restart(&mut self, now: Duration) {
+        if seeded("engine-times-go-on") {
+            return;
+        }
         for seen in self.seen.values_mut() {
             seen.since = now;
         }
@@ -166,7 +171,8 @@ impl Judge {
             // tells, because it is a commit.
             return Looked::OldWorld;
         }
-        if own.is_some_and(|own| mine.is_none_or(|mine| mine.number < own)) {
+        let is_old = own.is_some_and(|own| mine.is_none_or(|mine| mine.number < own));
+        if is_old && !seeded("engine-old-world-counts") {
             return Looked::OldWorld;
         }
         self.pace = Pace::of(rows.len());
@@ -176,9 +182,11 @@ impl Judge {
             .map_or(Duration::ZERO, |last| answered.saturating_sub(last));
         self.last_look = Some(answered);
         let is_late = answered.saturating_sub(sent) > beat * LATE_BEATS || gap > beat * OWN_BEATS_MAX;
+        let is_late = is_late && !seeded("engine-late-look-counts");
         let is_stalled = self
             .acknowledged
             .is_none_or(|(at, _)| answered.saturating_sub(at) > beat * OWN_BEATS_MAX);
+        let is_stalled = is_stalled && !seeded("engine-stall-judges");
         self.seen.retain(|name, _| rows.contains_key(name));
         for (name, row) in rows {
             match self.seen.get_mut(name) {
