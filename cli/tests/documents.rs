@@ -39,7 +39,7 @@ const TIMEOUT: &str = "180";
 /// Exit code of a run that a signal ends.
 const INTERRUPTED: i32 = 130;
 
-/// Languages whose blocks hold commands.
+/// Languages of the blocks that hold commands.
 const SHELL: [&str; 2] = ["sh", "console"];
 
 /// First words of a line that is a command. A block in another language must have no such line.
@@ -55,7 +55,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Returns the documents of the tree by their paths. Dated logs describe what was run on their day.
+/// Returns the documents of the tree by their paths. Dated logs describe runs of their day, so they
+/// are left out.
 fn documents() -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![String::new()];
@@ -479,7 +480,7 @@ fn sources_of(package: &str) -> String {
     text
 }
 
-/// A test command whose filter fits no test passes by finding none.
+/// A test command passes if its filter fits no test, because it finds none.
 #[test]
 fn every_test_command_names_tests_that_exist() {
     let mut count = 0;

@@ -202,7 +202,7 @@ impl Material {
         panel("Results", &text)
     }
 
-    /// Returns the thresholds with what was measured.
+    /// Returns the thresholds, each with the measured value.
     pub(super) fn thresholds(&self) -> String {
         let mut items = String::new();
         for result in list(&self.summary["thresholds"]) {

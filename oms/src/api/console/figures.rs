@@ -72,7 +72,7 @@ impl VolumeFigures {
             .collect()
     }
 
-    /// Returns the figures whose changes become events of the console.
+    /// Returns the figures that become events of the console when they change.
     pub(super) fn scene(&self) -> VolumeScene {
         VolumeScene {
             is_warehouse_away: self.health.warehouse_away,

@@ -90,7 +90,7 @@ static HEADERS: [ResponseHeader; 10] = [
     },
 ];
 
-/// Returns `true` for a status whose answer an idempotency key keeps.
+/// Returns `true` if an idempotency key keeps answers with this status.
 fn is_kept(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::CONFLICT
 }

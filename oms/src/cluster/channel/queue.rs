@@ -213,6 +213,16 @@ mod tests {
         }
     }
 
+    /// Starts a task that sends all frames of a queue, and returns them once the queue is closed.
+    fn start_sender(queue: &Arc<FrameQueue>) -> tokio::task::JoinHandle<Vec<Vec<u8>>> {
+        let queue = Arc::clone(queue);
+        tokio::spawn(async move {
+            let mut sink = Kept::default();
+            queue.send_all(&mut sink).await.unwrap();
+            sink.0
+        })
+    }
+
     async fn sent(queue: &FrameQueue) -> Vec<Vec<u8>> {
         let mut sink = Kept::default();
         let mut frames = Vec::new();
@@ -238,14 +248,7 @@ mod tests {
     #[tokio::test]
     async fn a_message_that_may_wait_leaves_with_the_next_one_or_once_many_wait() {
         let queue = Arc::new(FrameQueue::new(1 << 20, Arc::default()));
-        let sender = {
-            let queue = Arc::clone(&queue);
-            tokio::spawn(async move {
-                let mut sink = Kept::default();
-                queue.send_all(&mut sink).await.unwrap();
-                sink.0
-            })
-        };
+        let sender = start_sender(&queue);
         let run_all = || async {
             for _ in 0..10 {
                 tokio::task::yield_now().await;
@@ -316,14 +319,7 @@ mod tests {
     #[tokio::test]
     async fn tasks_that_are_ready_share_a_frame() {
         let queue = Arc::new(FrameQueue::new(1 << 20, Arc::default()));
-        let sender = {
-            let queue = Arc::clone(&queue);
-            tokio::spawn(async move {
-                let mut sink = Kept::default();
-                queue.send_all(&mut sink).await.unwrap();
-                sink.0
-            })
-        };
+        let sender = start_sender(&queue);
         tokio::task::yield_now().await;
         let mut tasks = tokio::task::JoinSet::new();
         for number in 0..50u8 {
