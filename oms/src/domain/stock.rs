@@ -481,7 +481,7 @@ impl Stock {
         self.matrix.available_in(product, store)
     }
 
-    /// Returns the products by row.
+    /// Returns the product of each row of the matrix.
     pub(crate) fn products(&self) -> Vec<u32> {
         self.matrix.products()
     }

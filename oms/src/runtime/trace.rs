@@ -164,7 +164,7 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
-    /// Returns the present.
+    /// Returns a start at the present moment.
     pub(crate) fn now() -> Begun {
         Begun {
             started: SystemTime::now(),

@@ -153,7 +153,7 @@ fn many_operations_without_a_response_are_decided_in_few_states() {
             sequence = sequence.unknown(step);
         }
     }
-    // The search must try everything before it can tell.
+    // No order of the steps fits, so the search tries all of them.
     let (is_linearizable, states) = sequence.absent().0.search();
     assert!(!is_linearizable);
     assert!(states < STATES_MAX, "{states} states");
