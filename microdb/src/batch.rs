@@ -34,11 +34,12 @@ use crate::table::Table;
 /// # }
 /// ```
 pub struct Batch {
-    engine: Arc<Handle>,
     body: Body,
     tables: Vec<Arc<TableCore>>,
     /// The first error of an added record, returned by `commit`.
     error: Option<Error>,
+    /// Declared last: the last handle gives back all memory of the database when it is dropped.
+    engine: Arc<Handle>,
 }
 
 impl Batch {

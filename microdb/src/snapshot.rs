@@ -41,10 +41,11 @@ use crate::value::Value;
 /// ```
 #[derive(Clone)]
 pub struct Snapshot {
-    engine: Arc<Handle>,
     segments: Arc<SegmentTable>,
     views: Arc<BTreeMap<u32, View>>,
     sequence: u64,
+    /// Declared last: the last handle gives back all memory of the database when it is dropped.
+    engine: Arc<Handle>,
 }
 
 impl Snapshot {
@@ -212,11 +213,12 @@ impl std::fmt::Debug for Snapshot {
 /// # }
 /// ```
 pub struct Iter {
-    engine: Arc<Handle>,
     segments: Arc<SegmentTable>,
     table: u32,
     walk: Walk,
     left: u64,
+    /// Declared last: the last handle gives back all memory of the database when it is dropped.
+    engine: Arc<Handle>,
 }
 
 impl Iter {

@@ -39,8 +39,9 @@ use crate::value::Value;
 /// ```
 #[derive(Clone)]
 pub struct Table {
-    pub(crate) engine: Arc<Handle>,
     pub(crate) core: Arc<TableCore>,
+    /// Declared last: the last handle gives back all memory of the database when it is dropped.
+    pub(crate) engine: Arc<Handle>,
 }
 
 thread_local! {

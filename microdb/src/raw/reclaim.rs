@@ -8,7 +8,7 @@
 //! Deliberately absent: any wait for readers.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::raw::fork::PerProcess;
@@ -75,6 +75,7 @@ pub(crate) fn note_freed_directory() {
 /// Frees retired values and returns freed memory to the system before this call returns, as far as
 /// pins permit. The caller holds no pin. A round that another thread has begun is waited for.
 pub(crate) fn finish() {
+    let _round = round();
     // Pins of other databases end soon, but nobody waits for them without a bound.
     let is_done = (0..FINISH_ROUNDS).any(|_| {
         let is_done = epoch::collect();
@@ -92,12 +93,18 @@ pub(crate) fn finish() {
 /// Number of tries of `finish`, together about a millisecond.
 const FINISH_ROUNDS: u32 = 1000;
 
-/// Held while memory is returned to the system, which locks the allocator.
-static TRIMMING: PerProcess<Mutex<()>> = PerProcess::new();
+/// Held during a round: while values are freed, and while memory is returned to the system, which
+/// locks the allocator.
+static ROUND: PerProcess<Mutex<()>> = PerProcess::new();
 
+/// Begins a round, after the round of another thread. No retired value begins one when it is freed.
+fn round() -> MutexGuard<'static, ()> {
+    let round = ROUND.get(Mutex::default).lock();
+    round.unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns freed memory to the system, in a round.
 fn trim() {
-    let one = TRIMMING.get(Mutex::default).lock();
-    let _one = one.unwrap_or_else(PoisonError::into_inner);
     if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES {
         FREED_BYTES.store(0, Ordering::Relaxed);
         heap::trim();
@@ -114,8 +121,12 @@ fn schedule() {
 }
 
 fn work() {
-    let is_done = epoch::collect();
-    trim();
+    let is_done = {
+        let _round = round();
+        let is_done = epoch::collect();
+        trim();
+        is_done
+    };
     if is_done {
         scheduled().store(false, Ordering::Release);
         // A value retired before the store found the job scheduled, so the request is repeated.

@@ -149,8 +149,6 @@ impl Operation {
 /// # }
 /// ```
 pub struct Changes {
-    /// Keeps the database open.
-    engine: Arc<Handle>,
     /// Segments still to read, each with its end.
     left: VecDeque<(SegmentFile, u32)>,
     at: Option<Frontier>,
@@ -160,6 +158,9 @@ pub struct Changes {
     after: u64,
     /// Commits up to this sequence are in `left` or were returned.
     known: u64,
+    /// Keeps the database open. Declared last: the last handle gives back all memory of the
+    /// database when it is dropped.
+    engine: Arc<Handle>,
 }
 
 /// Segments with the commits after a sequence, each with its end.
