@@ -18,7 +18,7 @@ code{background:var(--soft);padding:.1em .3em;border-radius:4px;overflow-wrap:an
 .panel{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:.8rem 1rem;margin:0 0 1rem}\
 .grid{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:1rem;align-items:start}.grid .panel{margin:0}\
 .grid{margin:0 0 1rem}@media(max-width:900px){.grid{grid-template-columns:minmax(0,1fr)}}\
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:.7rem;margin:1rem 0}\
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:.7rem;margin:1rem 0}\
 .tile{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:.6rem .8rem}\
 .tile dt{color:var(--mild);font-size:.82rem}.tile dd{margin:0;font-size:1.5rem;line-height:1.25;\
 font-variant-numeric:tabular-nums}.tile dd small{font-size:.8rem;color:var(--mild);display:block}\
