@@ -543,6 +543,44 @@ impl VolumeState {
         }))
     }
 
+    /// Begins to remove a message that its order does not need. Does nothing if the order needs it,
+    /// or if there is no such message.
+    pub(crate) fn drop_message(
+        &self,
+        order: Arc<Order>,
+        kind: Kind,
+        permit: Option<Permit<'_>>,
+    ) -> Result<Begun, OrderError> {
+        if wants(order.state, kind) || self.outbox().get(&order.id, kind).is_none() {
+            return Ok(Begun::Done(Outcome {
+                order,
+                repeated: true,
+            }));
+        }
+        let permit = match permit {
+            Some(permit) => permit,
+            None => self.storage.try_permit()?,
+        };
+        let mut batch = WriteBatch::default();
+        batch.forget_message(&order.id, kind);
+        let ticket = {
+            let _stock = self.stock();
+            self.slots.check_order(&order.id)?;
+            batch.fence(self.slots.fence_of_order(&order.id));
+            permit.send(batch)
+        };
+        Ok(Begun::Pending(Pending {
+            ticket,
+            order,
+            units: Units::Unchanged,
+            store_fence: None,
+            replaced: None,
+            answered: Some(kind),
+            wanted: None,
+            settlement: None,
+        }))
+    }
+
     /// Begins to put a dead letter back into the outbox.
     pub(crate) fn retry_message(
         &self,

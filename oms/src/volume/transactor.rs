@@ -60,6 +60,8 @@ pub(crate) enum Ask {
     Note(Kind, Message),
     /// Put a dead letter back into the outbox.
     Retry(Kind),
+    /// Remove a message that the order does not need.
+    Drop(Kind),
     /// Return the current state.
     Look,
     #[cfg(test)]
@@ -406,6 +408,7 @@ fn begin(
         (Ask::Command(command), Some(order)) => state.command(order, &command, permit),
         (Ask::Note(kind, message), Some(order)) => state.note_message(order, kind, &message, permit),
         (Ask::Retry(kind), Some(order)) => state.retry_message(order, kind, permit),
+        (Ask::Drop(kind), Some(order)) => state.drop_message(order, kind, permit),
         (Ask::Look, Some(order)) => Ok(Begun::Done(Outcome {
             order,
             repeated: true,
