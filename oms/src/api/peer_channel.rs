@@ -13,7 +13,7 @@ use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
-use imt_ring::NodeName;
+use imt_ring::{Epoch, NodeName};
 use tokio::time::Instant;
 
 use crate::api::fast_path::Entrance;
@@ -75,14 +75,15 @@ impl Service for ClusterHandle {
                 }
                 question => {
                     let (server, caller, until) = (Arc::clone(server), asked.caller, asked.until);
+                    let asked_by = Epoch(asked.epoch);
                     runtime::spawn(async move {
                         if Instant::now() >= until && !matches!(question, Question::Settle { .. }) {
                             // Its sender has stopped waiting.
                             return caller.answer(epoch, Reply::Moved);
                         }
                         let (as_of, reply) = match trace {
-                            Some(trace) => answer_traced(trace, &server, question).await,
-                            None => answer(&server, question).await,
+                            Some(trace) => answer_traced(trace, &server, asked_by, question).await,
+                            None => answer(&server, asked_by, question).await,
                         };
                         caller.answer(as_of.unwrap_or(epoch), reply);
                     });
@@ -116,6 +117,7 @@ impl Service for ClusterHandle {
 async fn answer_traced(
     parent: TraceContext,
     server: &Arc<VolumeServer>,
+    asked_by: Epoch,
     question: Question,
 ) -> (Option<u64>, Reply) {
     let span = parent.child();
@@ -126,7 +128,7 @@ async fn answer_traced(
         Question::Settle { .. } => "node settle",
         _ => "node stock",
     };
-    let (as_of, reply) = Box::pin(span.scope(answer(server, question))).await;
+    let (as_of, reply) = Box::pin(span.scope(answer(server, asked_by, question))).await;
     finish_span(name, parent, span, server, begun, &reply);
     (as_of, reply)
 }
@@ -156,16 +158,16 @@ fn finish_span(
     trace::finish(finished, span);
 }
 
-/// Answers a request about a volume that is served here. Says by which epoch, if that is not the
-/// one of this node's view.
-async fn answer(server: &Arc<VolumeServer>, question: Question) -> (Option<u64>, Reply) {
+/// Answers a request about a volume that is served here, routed by the ring of `asked_by`. Says by
+/// which epoch, if that is not the one of this node's view.
+async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question: Question) -> (Option<u64>, Reply) {
     match question {
         Question::Command(command) => (None, command_here(server, command).await),
         Question::Read(read) => {
             let answered = Entrance::of(&server.app).carry_out_read(&read);
             (None, into_reply(answered.map(Body::new)).await)
         }
-        question => questions::answer(server, question).await,
+        question => questions::answer(server, asked_by, question).await,
     }
 }
 

@@ -250,12 +250,13 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Marks a member as leaving. Fails if the node cannot leave or is leaving already.
+    /// Marks a node as leaving: a member, or one that is about to become a member. Fails if the node
+    /// cannot leave or is leaving already.
     pub(crate) fn with_leaving(&self, node: &NodeName) -> Result<ClusterState, Unleavable> {
         let takes_slots = |member: &Member| {
             member.name() != node && member.weight() > 0 && !self.leaving.contains(member.name())
         };
-        if self.ring.member(node).is_none() {
+        if self.ring.member(node).is_none() && !self.serving.contains_key(node) {
             return Err(Unleavable::NoMember);
         }
         if self.leaving.contains(node) {
@@ -278,6 +279,28 @@ impl ClusterState {
         let mut state = self.clone().changed();
         state.warehouse = Some(warehouse.to_owned());
         Some(state)
+    }
+
+    /// Returns the reason in words why the next state has no move, if this state has one: a volume
+    /// with a part in the move changed its server.
+    pub(crate) fn interruption(&self, next: &ClusterState) -> Option<String> {
+        if self.moving.is_none() || next.moving.is_some() {
+            return None;
+        }
+        let handovers = self.handovers();
+        let mut parts = handovers
+            .iter()
+            .flat_map(|handover| [&handover.from, &handover.to]);
+        let changed = parts.find(|volume| self.serving.get(*volume) != next.serving.get(*volume));
+        let volume = changed.map_or("", NodeName::as_str);
+        let server = |state: &ClusterState| {
+            let node = changed.and_then(|volume| state.serving.get(volume));
+            node.map_or_else(|| "no node".to_owned(), |node| format!("node {node}"))
+        };
+        let (before, after) = (server(self), server(next));
+        Some(format!(
+            "volume {volume}, which takes part in the migration, is served by {after} instead of {before}"
+        ))
     }
 
     /// Returns the transfers of the move in progress.
@@ -480,6 +503,11 @@ mod tests {
         let moving = joined.begin_move(&members(&["a", "b"])).unwrap().unwrap();
         let after = moving.with_nodes(&names(&["a"])).unwrap();
         assert_eq!(after.moving, None);
+        assert_eq!(
+            moving.interruption(&after).as_deref(),
+            Some("volume b, which takes part in the migration, is served by no node instead of node b")
+        );
+        assert_eq!(joined.interruption(&after), None, "there was no move");
         assert_eq!(after.ring, first.ring);
         assert!(!after.serving.contains_key(&name("b")), "b never had a slot");
     }
@@ -490,12 +518,25 @@ mod tests {
         let moving = joined.begin_move(&members(&["a", "b", "c"])).unwrap().unwrap();
         let more = moving.with_nodes(&names(&["a", "b", "c", "d"])).unwrap();
         assert_eq!(more.moving, moving.moving);
+        assert_eq!(moving.interruption(&more), None);
         assert_eq!(more.serving[&name("d")], name("d"));
         let fewer = more.with_nodes(&names(&["a", "b", "c"])).unwrap();
         assert_eq!(fewer.moving, moving.moving);
         assert!(!fewer.serving.contains_key(&name("d")));
         let done = fewer.commit_move().unwrap();
         assert_eq!(done.ring, moving.moving.unwrap().next);
+    }
+
+    #[test]
+    fn a_node_that_leaves_before_it_has_slots_gets_none() {
+        let first = ClusterState::first(Member::new("a").unwrap()).unwrap();
+        let joined = first.with_nodes(&names(&["a", "b"])).unwrap();
+        let leaving = joined.with_leaving(&name("b")).unwrap();
+        assert_eq!(leaving.begin_move(&members(&["a", "b"])).unwrap(), None);
+        let without = leaving.with_nodes(&names(&["a", "b"])).unwrap();
+        assert!(!without.serving.contains_key(&name("b")));
+        let ended = without.with_nodes(&names(&["a"])).unwrap();
+        assert!(ended.leaving.is_empty());
     }
 
     #[test]

@@ -127,7 +127,13 @@ impl Coordinator {
             }
             Event::Gone(node) => {
                 self.watched.remove(&node);
-                tracing::warn!(%node, "node went down");
+                // A node that stops removes its description first, and a killed one cannot.
+                let node_infos = self.cluster.membership.node_infos().unwrap_or_default();
+                if node_infos.iter().any(|node_info| node_info.name == node) {
+                    tracing::warn!(%node, "node went down");
+                } else {
+                    tracing::info!(%node, "node left");
+                }
             }
             // The request goes to all nodes. Only the coordinator acts on it.
             Event::Leave(node) if self.is_elected => self.leaving.push(node),
@@ -321,23 +327,25 @@ impl Coordinator {
         let mut now = begun.clone();
         let copying = copy_all(&cluster, begun, node_infos);
         tokio::pin!(copying);
-        let mut is_failure = true;
         let outcome = loop {
             let event = tokio::select! {
                 biased;
                 event = events.recv() => event,
-                outcome = &mut copying => break outcome,
+                outcome = &mut copying => break outcome.map_err(Unmoved::Failed),
             };
             let Some(event) = event else {
-                break Err("the node stops".to_owned());
+                break Err(Unmoved::Interrupted("the coordinator stops".to_owned()));
             };
-            let must_end = matches!(event, Event::Leave(_));
-            let reason = format!("{event:?}");
+            let mut interruption = match &event {
+                Event::Leave(node) => Some(format!("node {node} was asked to leave the cluster")),
+                _ => None,
+            };
             self.handle_event(event);
             // Nodes without a part in the migration may join or end during it.
             let node_infos = self.alive()?;
             if let Some(next) = now.with_nodes(&node_infos.keys().cloned().collect()) {
                 announce_serving(&now, &next);
+                interruption = interruption.or(now.interruption(&next));
                 self.replace(&next).await?;
                 now = next;
             }
@@ -345,9 +353,8 @@ impl Coordinator {
                 self.replace(&next).await?;
                 now = next;
             }
-            if must_end || now.moving.is_none() {
-                is_failure = false;
-                break Err(reason);
+            if let Some(interruption) = interruption {
+                break Err(Unmoved::Interrupted(interruption));
             }
         };
         *cluster.progress() = None;
@@ -368,13 +375,19 @@ impl Coordinator {
                 }
                 Ok(true)
             }
-            Err(reason) => {
-                tracing::warn!(
-                    reason,
-                    "migration failed; the slots stay with their volumes until it is retried"
-                );
-                if is_failure {
-                    cluster.set_trouble(Some(reason));
+            Err(unmoved) => {
+                match unmoved {
+                    Unmoved::Failed(reason) => {
+                        tracing::warn!(
+                            reason,
+                            "migration failed; the slots stay with their volumes until it is retried"
+                        );
+                        cluster.set_trouble(Some(reason));
+                    }
+                    Unmoved::Interrupted(reason) => tracing::info!(
+                        reason,
+                        "migration interrupted; the slots stay with their volumes, and it is planned again"
+                    ),
                 }
                 if let Some(undone) = now.undo_move() {
                     self.alive()?;
@@ -385,6 +398,14 @@ impl Coordinator {
             }
         }
     }
+}
+
+/// The reason why a migration ended without a move of slots.
+enum Unmoved {
+    /// A step failed.
+    Failed(String),
+    /// The nodes changed, so the plan of the migration is outdated.
+    Interrupted(String),
 }
 
 /// The question which ring a volume follows. `None` while the volume removes rows of an earlier

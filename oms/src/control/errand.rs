@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imt_ring::NodeName;
+use imt_ring::{Epoch, NodeName};
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -128,7 +128,7 @@ impl Errand for Question {
     type Outcome = Reply;
 
     async fn here(&self, to: &Destination<'_>, server: &Arc<VolumeServer>) -> Attempt<Reply> {
-        let (_, reply) = questions::answer(server, self.clone()).await;
+        let (_, reply) = questions::answer(server, Epoch(to.epoch()), self.clone()).await;
         Attempt::of(reply, to.epoch())
     }
 

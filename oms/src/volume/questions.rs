@@ -6,15 +6,21 @@
 
 use std::sync::Arc;
 
+use imt_ring::Epoch;
+
 use crate::cluster::channel::message::{Question, Reply};
 use crate::error::with_causes;
 use crate::volume::server::VolumeServer;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::Ask;
 
-/// Answers a question. Also returns the epoch of the answer, if that is not the epoch of this
-/// node's view.
-pub(crate) async fn answer(server: &Arc<VolumeServer>, question: Question) -> (Option<u64>, Reply) {
+/// Answers a question that was routed by the ring of `asked_by`. Also returns the epoch of the
+/// answer, if that is not the epoch of this node's view.
+pub(crate) async fn answer(
+    server: &Arc<VolumeServer>,
+    asked_by: Epoch,
+    question: Question,
+) -> (Option<u64>, Reply) {
     let state = server.app.state();
     let mut epoch = None;
     let reply = match question {
@@ -22,7 +28,7 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, question: Question) -> (O
             Reply::Failed("this is for the API of the volume's node".to_owned())
         }
         Question::FindStore(lines) => state
-            .find_store(&lines)
+            .find_store(&lines, asked_by)
             .map_or_else(Reply::from, Reply::FoundStore),
         Question::Reserve(reserve) => {
             let mut answers = state.reserve_all(vec![reserve]).await;

@@ -1,7 +1,9 @@
 //! Orders and stores that live in different volumes: reserve there, commit here, settle later.
 //!
 //! 1. The order's volume asks the others for their first suitable store, and has the units reserved
-//!    where the first store of all is. Then it commits the order.
+//!    where the first store of all is. Then it commits the order. All answers of a search are by one
+//!    ring. If the first store of all is here and other orders take its units in the meantime, the
+//!    search is repeated.
 //! 2. The order's volume confirms the reservation once the order is durable.
 //! 3. When the units are released or delivered, a settlement is committed with the order's change
 //!    and sent to the store's volume until that volume confirms it.
@@ -26,6 +28,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use imt_ring::Epoch;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -45,7 +48,9 @@ use crate::volume::remote_reservations::{
 use crate::volume::state::{OrderError, VolumeState};
 
 /// Number of attempts to find a store if other orders take the units first.
-const PLACE_TRIES: u32 = 16;
+pub(crate) const PLACE_TRIES: u32 = 16;
+/// Reason for an order that found no store in `PLACE_TRIES` attempts.
+pub(crate) const STOCK_CHANGES: &str = "the stock changes faster than a store can be found for the order";
 /// Age at which the order's volume is first asked about a reservation. Most reservations are
 /// confirmed before that age and need no question.
 pub(super) const ASK_AFTER: Duration = Duration::from_secs(2);
@@ -62,8 +67,9 @@ pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, OrderError
 /// Client for the other volumes, in this process or another one.
 pub(crate) trait RemoteVolumes: Send + Sync {
     /// Returns the first store of all other volumes that has these units, if it comes before
-    /// `below`.
-    fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>) -> Answer<'a, Option<u32>>;
+    /// `below`. Fails with `Moved` unless all volumes follow the ring of this epoch: under two rings,
+    /// a store that moves could be in neither volume.
+    fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>, epoch: Epoch) -> Answer<'a, Option<u32>>;
 
     /// Reserves units in a store of another volume. Returns `false` if the store lacks some.
     fn reserve<'a>(
@@ -82,6 +88,15 @@ pub(crate) trait RemoteVolumes: Send + Sync {
 
     /// Returns `true` if an order of another volume keeps its reservation in this store.
     fn keeps<'a>(&'a self, order: &'a OrderId, store: u32) -> Answer<'a, bool>;
+}
+
+/// The result of a search for the first store of a new order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Searched {
+    /// The first store here that had the units. The other volumes were asked for an earlier one.
+    pub(crate) here: Option<u32>,
+    /// The store of another volume, in which the units are reserved now.
+    pub(crate) elsewhere: Option<ReservedElsewhere>,
 }
 
 /// A reservation in a store of another volume, made for an order that is being placed.
@@ -115,30 +130,34 @@ pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[L
 
 impl VolumeState {
     /// Looks for the first store for a new order, and reserves the units if that store belongs to
-    /// another volume. Returns `None` if the first store, if there is any, is here.
+    /// another volume.
     pub(crate) async fn reserve_elsewhere(
         &self,
         remote: &dyn RemoteVolumes,
         id: &OrderId,
         lines: &[Line],
-    ) -> Result<Option<ReservedElsewhere>, OrderError> {
+    ) -> Result<Searched, OrderError> {
         for _ in 0..PLACE_TRIES {
             self.slots.check_order(id)?;
             if self.storage.order(id)?.is_some() {
-                return Ok(None);
+                return Ok(Searched::default());
             }
-            let here = self.stock().first_store(lines);
-            let Some(store) = remote.find(lines, here).await? else {
-                return Ok(None);
+            let (here, epoch) = self.first_store_and_epoch(lines);
+            let Some(store) = remote.find(lines, here, epoch).await? else {
+                return Ok(Searched {
+                    here,
+                    elsewhere: None,
+                });
             };
             let nonce = runtime::random_u64();
             if remote.reserve(id, nonce, store, lines).await? {
-                return Ok(Some(ReservedElsewhere { store, nonce }));
+                return Ok(Searched {
+                    here,
+                    elsewhere: Some(ReservedElsewhere { store, nonce }),
+                });
             }
         }
-        Err(OrderError::Busy(
-            "the stock changes faster than a store can be found for the order",
-        ))
+        Err(OrderError::Busy(STOCK_CHANGES))
     }
 
     /// Reserves units of stores here for orders of other volumes, in one pass over the stock and in
@@ -171,7 +190,7 @@ impl VolumeState {
             permit.send(batch)
         };
         let state = Arc::clone(self);
-        let ended = run_to_completion(async move {
+        let ended = runtime::to_completion(async move {
             let durable = ticket.durable().await;
             let mut not_durable = Vec::new();
             let mut stock = state.stock();
@@ -192,11 +211,11 @@ impl VolumeState {
             }
             drop(stock);
             state.followers.stock_has_changed();
-            Ok((durable, not_durable))
+            (durable, not_durable)
         });
         match ended.await {
-            Ok((Ok(()), _)) => answers,
-            Ok((Err(error), not_durable)) => {
+            Some((Ok(()), _)) => answers,
+            Some((Err(error), not_durable)) => {
                 for at in not_durable
                     .into_iter()
                     .skip(usize::from(seeded("batch-answered-in-part")))
@@ -205,7 +224,7 @@ impl VolumeState {
                 }
                 answers
             }
-            Err(fault) => refused(fault),
+            None => refused(OrderError::Interrupted),
         }
     }
 
@@ -254,9 +273,20 @@ impl VolumeState {
         }))
     }
 
-    /// Returns the first store here that has these units. Fails while that store is being migrated.
-    pub(crate) fn find_store(&self, lines: &[Line]) -> Result<Option<u32>, OrderError> {
-        let store = self.stock().first_store(lines);
+    /// Returns the first store here that has these units, and the epoch of the ring by which the
+    /// volume has its stores.
+    fn first_store_and_epoch(&self, lines: &[Line]) -> (Option<u32>, Epoch) {
+        let mut stock = self.stock();
+        (stock.first_store(lines), self.slots.ring().epoch())
+    }
+
+    /// Returns the first store here that has these units, for a search by the ring of this epoch.
+    /// Fails if the volume follows another ring, and while the store is being migrated.
+    pub(crate) fn find_store(&self, lines: &[Line], epoch: Epoch) -> Result<Option<u32>, OrderError> {
+        let (store, followed) = self.first_store_and_epoch(lines);
+        if followed != epoch && !seeded("epochs-mixed") {
+            return Err(OrderError::Moved);
+        }
         if let Some(store) = store {
             self.slots.check_store(store)?;
         }
@@ -347,7 +377,7 @@ impl VolumeState {
             (permit.send(batch), fence, is_held)
         };
         let (state, order, delivered) = (Arc::clone(self), order.clone(), settlement.delivered);
-        run_to_completion(async move {
+        let ended = runtime::to_completion(async move {
             let durable = ticket.answer().await;
             let mut stock = state.stock();
             if is_held && state.slots.fence_of_store(store) == fence {
@@ -356,8 +386,8 @@ impl VolumeState {
             drop(stock);
             state.followers.stock_has_changed();
             Ok(durable.map(drop)?)
-        })
-        .await
+        });
+        ended.await.unwrap_or(Err(OrderError::Interrupted))
     }
 
     /// Removes the ended reservation if the commit succeeded; otherwise keeps it as it was.
@@ -404,13 +434,6 @@ impl VolumeState {
             remote_reservations.remove(order, store);
         }
     }
-}
-
-/// Runs work in a task of its own, so that the work is finished even if the caller is dropped.
-async fn run_to_completion<T: Send + 'static>(
-    work: impl Future<Output = Result<T, OrderError>> + Send + 'static,
-) -> Result<T, OrderError> {
-    runtime::spawn(work).await.unwrap_or(Err(OrderError::Interrupted))
 }
 
 /// Sends settlements to other volumes and asks them about unconfirmed reservations, until `stop` is

@@ -4,7 +4,8 @@
 //! - The state in memory is loaded when the volume is opened. When the ring changes, the server
 //!   follows it (`handover`) while all other slots are served.
 //! - A server first sets its mark or seal for a migration, and then asks whether the migration is
-//!   still under way. So no mark of an ended migration remains.
+//!   still under way. Both steps are finished even if the request is dropped. So no mark of an ended
+//!   migration remains.
 //! - A server for which a change of slots was not prepared quiesces and is started again from its
 //!   volume.
 //!
@@ -25,6 +26,7 @@ use crate::config::NodeContext;
 use crate::domain::sales::Statistics;
 use crate::error::{NodeError, StorageError};
 use crate::runtime;
+use crate::runtime::seeded::seeded;
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
 use crate::storage::write_batch::{CLEANUP, Table, WriteBatch};
@@ -59,6 +61,22 @@ async fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, M
     Ok(cluster_state.moving.is_some_and(|moving| moving.id == id))
 }
 
+/// Seals the slots that leave a volume by the migration under way. Returns `true` if there are any.
+///
+/// They may have been copied completely before the volume was closed. A further commit would be
+/// lost.
+fn seal_leaving(slots: &Slots, cluster_state: &ClusterState) -> bool {
+    let Some(moving) = &cluster_state.moving else {
+        return false;
+    };
+    let leaving: Vec<u32> = slots.lost(&moving.next).map(|slot| slot.0).collect();
+    if leaving.is_empty() {
+        return false;
+    }
+    slots.seal(leaving.into_iter(), moving.id);
+    true
+}
+
 /// One volume that is being served.
 pub(crate) struct VolumeServer {
     pub(crate) volume: NodeName,
@@ -90,20 +108,21 @@ impl VolumeServer {
         remote: Arc<dyn RemoteVolumes>,
     ) -> Result<Arc<VolumeServer>, NodeError> {
         storage.count_commits(&context.metrics.of_volume(volume.as_str()));
+        // A server that was restarted may have left it at a page of a migration that has ended.
+        storage.first_inactive_page.store(u64::MAX, Ordering::Release);
         let record = storage.slot_ownership();
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
         let mut stale_rows = target::resolve_unfinished(&storage, cluster_state.committed).await?;
+        let is_sealed = seal_leaving(&slots, cluster_state);
+        if is_sealed && !seeded("seal-note-removed") {
+            // The note is that of the seal, because no migration begins while there are stale rows.
+            // It stays until the migration ends: a cleanup would find nothing and remove it.
+            stale_rows = stale_rows.filter(|rows| *rows != StaleRows::Counted);
+        }
         if record.is_some_and(|record| record.slots().any(|slot| !slots.has(Slot(slot)))) {
             // The volume owned slots that migrated while it was closed. Their rows are outdated and
             // must not come back.
             stale_rows.get_or_insert(StaleRows::Counted);
-        }
-        if let Some(moving) = &cluster_state.moving {
-            // These slots may have been copied completely before the volume was closed. A further
-            // commit would be lost.
-            let volume = slots.volume();
-            let goes = |slot: &u32| moving.next.owner(Slot(*slot)).is_ok_and(|owner| owner != volume);
-            slots.seal((0..ring.slots()).filter(goes), moving.id);
         }
         if storage
             .slot_ownership()
@@ -111,9 +130,9 @@ impl VolumeServer {
         {
             let mut batch = WriteBatch::default();
             batch.set_ownership(slots.record());
-            if stale_rows == Some(StaleRows::Counted) {
+            if stale_rows == Some(StaleRows::Counted) || is_sealed {
                 // This record replaces the only evidence of the stale rows, so the note about them
-                // is written with it.
+                // is written with it. Sealed slots leave stale rows if their migration is committed.
                 batch.put_raw(Table::Meta, CLEANUP, &cluster_state.version.to_be_bytes());
             }
             storage.permit().await?.send(batch).durable().await?;
@@ -150,7 +169,7 @@ impl VolumeServer {
             incoming: tokio::sync::Mutex::default(),
             progress: Mutex::default(),
             move_rows_per_second: context.config.move_rows_per_second,
-            is_clean: Arc::new(AtomicBool::new(stale_rows.is_none())),
+            is_clean: Arc::new(AtomicBool::new(stale_rows.is_none() && !is_sealed)),
             stop,
             working: Mutex::default(),
             cleaning: Mutex::default(),
@@ -250,9 +269,23 @@ impl VolumeServer {
         progress.copied = Imported::default();
     }
 
-    /// Prepares for the slots of a migration, if that migration is under way.
-    pub(crate) async fn expect(&self, authority: &Arc<dyn Authority>, id: u64) -> Result<(), MigrationError> {
+    /// Prepares for the slots of a migration, if that migration is under way. Finished even if the
+    /// caller is dropped.
+    pub(crate) async fn expect(
+        self: &Arc<Self>,
+        authority: &Arc<dyn Authority>,
+        id: u64,
+    ) -> Result<(), MigrationError> {
+        let (server, authority) = (Arc::clone(self), Arc::clone(authority));
+        let expected = runtime::to_completion(async move { server.expect_now(&authority, id).await });
+        expected.await.unwrap_or(Err(StorageError::Closed.into()))
+    }
+
+    async fn expect_now(&self, authority: &Arc<dyn Authority>, id: u64) -> Result<(), MigrationError> {
         let mut incoming = self.incoming.lock().await;
+        if *self.stop.borrow() {
+            return Err(MigrationError::Over);
+        }
         if incoming.as_ref().is_some_and(|incoming| incoming.id == id) {
             return Ok(());
         }
@@ -272,12 +305,25 @@ impl VolumeServer {
         Err(MigrationError::Over)
     }
 
-    /// Seals slots that migrate to another volume.
+    /// Seals slots that migrate to another volume. Finished even if the caller is dropped.
     pub(crate) async fn seal(
+        self: &Arc<Self>,
+        authority: &Arc<dyn Authority>,
+        request: &ExportRequest,
+    ) -> Result<(), MigrationError> {
+        let (server, authority, request) = (Arc::clone(self), Arc::clone(authority), request.clone());
+        let sealed = runtime::to_completion(async move { server.seal_now(&authority, &request).await });
+        sealed.await.unwrap_or(Err(StorageError::Closed.into()))
+    }
+
+    async fn seal_now(
         &self,
         authority: &Arc<dyn Authority>,
         request: &ExportRequest,
     ) -> Result<(), MigrationError> {
+        if *self.stop.borrow() {
+            return Err(MigrationError::Over);
+        }
         let state = self.app.state();
         self.is_clean.store(false, Ordering::Release);
         source::seal(state, request).await?;
@@ -295,6 +341,10 @@ impl VolumeServer {
         let permit = state.storage.permit().await?;
         let ticket = {
             let _stock = state.stock();
+            if *self.stop.borrow() {
+                // The next server of the volume reads the state of the cluster.
+                return Ok(());
+            }
             state.slots.unseal();
             let mut batch = WriteBatch::default();
             batch.remove(Table::Meta, CLEANUP);
@@ -455,11 +505,12 @@ impl VolumeServer {
     /// jobs end.
     pub(crate) async fn quiesce(&self) {
         let state = self.app.state();
+        // Before the seal, so that no end of a migration removes it.
+        let _ = self.stop.send(true);
         {
             let _stock = state.stock();
             state.slots.seal_all();
         }
-        let _ = self.stop.send(true);
         let working = std::mem::take(&mut *self.working());
         for task in working {
             // Writes that the job queued are not lost. Its further writes are rejected anyway.
@@ -473,9 +524,12 @@ impl VolumeServer {
             let _ = task.await;
         }
         // Without an engine, a stop does not wait for writes that may never get an answer.
-        if state.storage.check_engine().is_ok()
-            && let Ok(permit) = state.storage.permit().await
-        {
+        if state.storage.check_engine().is_err() {
+            return;
+        }
+        // A page that is being stored is finished, and no later one is taken.
+        drop(self.incoming.lock().await.take());
+        if let Ok(permit) = state.storage.permit().await {
             // This empty commit comes after all queued ones. Their own callers get their errors.
             let _ = permit.send(WriteBatch::default()).durable().await;
         }

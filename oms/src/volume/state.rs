@@ -93,6 +93,9 @@ pub(crate) enum Begun {
     Done(Outcome),
     /// The rows are queued. The step must be finished even if the client has disconnected.
     Pending(Pending),
+    /// Other orders took the units of the first store here since the other volumes were asked. So a
+    /// store of another volume may be the first one now. Nothing is queued.
+    SearchAgain(Box<[Line]>),
 }
 
 /// The part of the other volumes in the placement of an order.
@@ -100,8 +103,19 @@ pub(crate) enum Begun {
 pub(crate) struct RemotePlacement {
     /// `true` if the other volumes were asked for a store, if there were any.
     pub(crate) were_asked: bool,
+    /// First store here that had the units before the other volumes were asked. They were asked for
+    /// an earlier one only.
+    pub(crate) asked_below: Option<u32>,
     /// Store of another volume in which the units are already reserved (see `remote_stock`).
     pub(crate) store: Option<u32>,
+}
+
+impl RemotePlacement {
+    /// Returns `true` if no other volume has a store before this one, as far as they were asked.
+    fn covers(&self, here: Option<u32>) -> bool {
+        let is_earlier = |below| here.is_some_and(|here| here <= below);
+        self.asked_below.is_none_or(is_earlier)
+    }
 }
 
 /// A message of an order to the warehouse.
@@ -240,7 +254,7 @@ impl VolumeState {
         id: &OrderId,
         lines: Box<[Line]>,
         remote: RemotePlacement,
-    ) -> Result<Pending, OrderError> {
+    ) -> Result<Begun, OrderError> {
         if self.outbox().is_full() {
             return Err(OrderError::Busy(
                 "too many messages are waiting for the warehouse",
@@ -268,6 +282,9 @@ impl VolumeState {
                 None => stock.first_store(&lines),
                 Some(_) => None,
             };
+            if remote.store.is_none() && !remote.covers(here) && !seeded("search-not-repeated") {
+                return Ok(Begun::SearchAgain(lines));
+            }
             if let Some(store) = here {
                 // A reservation from an earlier attempt to place the order at another volume is
                 // replaced.
@@ -289,7 +306,7 @@ impl VolumeState {
             }
             (order, permit.send(batch))
         };
-        Ok(Pending {
+        Ok(Begun::Pending(Pending {
             ticket,
             units: match (order.store, remote.store) {
                 (Some(_), None) => Units::Reserve,
@@ -304,7 +321,7 @@ impl VolumeState {
                 message,
             }),
             order: Arc::new(order),
-        })
+        }))
     }
 
     /// Begins a command on an order. `permit` is given for requests that wait for room in the
@@ -543,6 +560,44 @@ impl VolumeState {
         }))
     }
 
+    /// Begins to remove a message that its order does not need. Does nothing if the order needs it,
+    /// or if there is no such message.
+    pub(crate) fn drop_message(
+        &self,
+        order: Arc<Order>,
+        kind: Kind,
+        permit: Option<Permit<'_>>,
+    ) -> Result<Begun, OrderError> {
+        if wants(order.state, kind) || self.outbox().get(&order.id, kind).is_none() {
+            return Ok(Begun::Done(Outcome {
+                order,
+                repeated: true,
+            }));
+        }
+        let permit = match permit {
+            Some(permit) => permit,
+            None => self.storage.try_permit()?,
+        };
+        let mut batch = WriteBatch::default();
+        batch.forget_message(&order.id, kind);
+        let ticket = {
+            let _stock = self.stock();
+            self.slots.check_order(&order.id)?;
+            batch.fence(self.slots.fence_of_order(&order.id));
+            permit.send(batch)
+        };
+        Ok(Begun::Pending(Pending {
+            ticket,
+            order,
+            units: Units::Unchanged,
+            store_fence: None,
+            replaced: None,
+            answered: Some(kind),
+            wanted: None,
+            settlement: None,
+        }))
+    }
+
     /// Begins to put a dead letter back into the outbox.
     pub(crate) fn retry_message(
         &self,
@@ -563,7 +618,7 @@ impl VolumeState {
         }
         let message = Message::new(self.clock.now_ms());
         match self.note_message(order, kind, &message, permit)? {
-            Begun::Done(_) => Err(OrderError::Unknown),
+            Begun::Done(_) | Begun::SearchAgain(_) => Err(OrderError::Unknown),
             Begun::Pending(mut step) => {
                 step.wanted = Some(Wanted { kind, message });
                 Ok(Begun::Pending(step))

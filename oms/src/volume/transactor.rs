@@ -29,6 +29,7 @@ use crate::outbox::{Kind, Message};
 use crate::runtime;
 use crate::runtime::metrics::VolumeCounters;
 use crate::storage::group_commit::Permit;
+use crate::volume::remote_stock::{PLACE_TRIES, STOCK_CHANGES, Searched};
 use crate::volume::state::{Begun, OrderError, Outcome, Pending, RemotePlacement, VolumeState};
 
 /// Maximum number of requests in a mailbox. A normal client never has more for one order at a time;
@@ -60,6 +61,8 @@ pub(crate) enum Ask {
     Note(Kind, Message),
     /// Put a dead letter back into the outbox.
     Retry(Kind),
+    /// Remove a message that the order does not need.
+    Drop(Kind),
     /// Return the current state.
     Look,
     #[cfg(test)]
@@ -259,6 +262,13 @@ impl Drop for Turn {
     }
 }
 
+/// The end of one try of a request.
+enum Ended {
+    Done(Outcome),
+    /// The store for a new order must be searched again (see `Begun::SearchAgain`).
+    SearchAgain(Box<[Line]>),
+}
+
 /// The work on one order, owned by one task at a time.
 struct Work {
     transactors: Arc<Transactors>,
@@ -320,7 +330,17 @@ impl Work {
         self.known = outcome.as_ref().ok().map(|outcome| Arc::clone(&outcome.order));
     }
 
-    async fn step(&mut self, ask: Ask) -> Result<Outcome, OrderError> {
+    async fn step(&mut self, mut ask: Ask) -> Result<Outcome, OrderError> {
+        for _ in 0..PLACE_TRIES {
+            match self.try_step(ask).await? {
+                Ended::Done(outcome) => return Ok(outcome),
+                Ended::SearchAgain(lines) => ask = Ask::Place(lines),
+            }
+        }
+        Err(OrderError::Busy(STOCK_CHANGES))
+    }
+
+    async fn try_step(&mut self, ask: Ask) -> Result<Ended, OrderError> {
         let state = Arc::clone(&self.transactors.state);
         let permit = if ask.waits_for_room() {
             Some(state.storage.permit().await?)
@@ -328,26 +348,28 @@ impl Work {
             None
         };
         let remote = state.remote();
-        let reserved = match (&ask, remote) {
+        let Searched { here, elsewhere } = match (&ask, remote) {
             (Ask::Place(lines), Some(remote)) => {
                 state.reserve_elsewhere(remote.as_ref(), &self.id, lines).await?
             }
-            _ => None,
+            _ => Searched::default(),
         };
         let placement = RemotePlacement {
             were_asked: remote.is_some(),
-            store: reserved.as_ref().map(|reserved| reserved.store),
+            asked_below: here,
+            store: elsewhere.map(|reserved| reserved.store),
         };
         let known = self.known.take();
         match self.guarded(|| begin(&state, &self.id, known, ask, placement, permit))? {
-            Begun::Done(outcome) => Ok(outcome),
+            Begun::Done(outcome) => Ok(Ended::Done(outcome)),
+            Begun::SearchAgain(lines) => Ok(Ended::SearchAgain(lines)),
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
                 let outcome = self.settle().await?;
-                if let (Some(reserved), Some(remote)) = (reserved, remote) {
+                if let (Some(reserved), Some(remote)) = (elsewhere, remote) {
                     remote.confirm(&self.id, reserved.nonce, reserved.store);
                 }
-                Ok(outcome)
+                Ok(Ended::Done(outcome))
             }
         }
     }
@@ -395,7 +417,7 @@ fn begin(
         None => state.storage.order(id)?.map(Arc::new),
     };
     match (ask, known) {
-        (Ask::Place(lines), None) => state.place(id, lines, placement).map(Begun::Pending),
+        (Ask::Place(lines), None) => state.place(id, lines, placement),
         (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
             Ok(()) => Ok(Begun::Done(Outcome {
                 order,
@@ -406,6 +428,7 @@ fn begin(
         (Ask::Command(command), Some(order)) => state.command(order, &command, permit),
         (Ask::Note(kind, message), Some(order)) => state.note_message(order, kind, &message, permit),
         (Ask::Retry(kind), Some(order)) => state.retry_message(order, kind, permit),
+        (Ask::Drop(kind), Some(order)) => state.drop_message(order, kind, permit),
         (Ask::Look, Some(order)) => Ok(Begun::Done(Outcome {
             order,
             repeated: true,

@@ -22,7 +22,7 @@ use crate::outbox::warehouse_client::{Answer, Warehouse};
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, Outbox};
 use crate::runtime;
 use crate::runtime::trace::{self, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
-use crate::volume::state::{OrderError, VolumeState};
+use crate::volume::state::{OrderError, VolumeState, wants};
 use crate::volume::transactor::{Ask, Transactors};
 
 /// Pause before a message is sent again after its answer could not be stored, because the volume is
@@ -105,6 +105,20 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
                 outbox.failed(&job, &failure, state.now(), 0.0);
                 Some(failure.reason.clone())
             });
+        }
+        Ok(Some(order)) if !wants(order.state, job.kind) => {
+            // The order may have been cancelled a moment ago. Otherwise its message came back by a
+            // fault, and would stay for ever, because no answer to it changes the order.
+            match transactors.ask(&job.order, Ask::Drop(job.kind)).await {
+                Ok(outcome) => {
+                    if !outcome.repeated {
+                        tracing::warn!(order = %job.order, kind = job.kind.name(), state = order.state.name(), "message removed: its order does not need it");
+                    }
+                    let now_ms = state.now().monotonic_ms;
+                    state.outbox().put_back(&job, now_ms);
+                }
+                Err(fault) => put_back(&fault),
+            }
         }
         Ok(Some(order)) => {
             let answer = match state.traced_orders.of(&job.order) {

@@ -2,7 +2,7 @@
 //! them once the ring gives their slots to this volume.
 //!
 //! **Invariants**
-//! - Each page is one commit (`staged_rows`).
+//! - Each page is one commit (`staged_rows`), which is finished once it has begun.
 //! - Each page is compared twice by count and digest: as received, and as stored.
 //! - The state in memory is prepared during the copy (`StagedState`), so that activation takes
 //!   milliseconds after a copy of any length.
@@ -26,6 +26,7 @@ use crate::cluster::peer_call::{PeerCall, VolumeCall, VolumeQuestion};
 use crate::cluster::peer_client::Peers;
 use crate::error::{StorageError, with_causes};
 use crate::runtime;
+use crate::runtime::seeded::seeded;
 use crate::storage::change_feed::RawRow;
 use crate::storage::volume::Volume;
 use crate::storage::write_batch::CLEANUP;
@@ -263,7 +264,27 @@ async fn keep_pace(server: &VolumeServer, source: u8, copied: Imported) {
 }
 
 /// Commits the rows of a page and compares them as stored.
+///
+/// The work ends even if the request is dropped. Otherwise the rows could become durable after the
+/// lock of `incoming` is released: an undone migration would remove the staged rows too early, and
+/// keep these.
 async fn store_page(
+    server: &Arc<VolumeServer>,
+    request: &ImportRequest,
+    number: u64,
+    page: Page,
+) -> Result<Imported, ImportError> {
+    if seeded("page-dropped") {
+        return store_page_locked(server, request, number, page).await;
+    }
+    let (server, request) = (Arc::clone(server), request.clone());
+    let storing = async move { store_page_locked(&server, &request, number, page).await };
+    let stored = runtime::to_completion(storing).await;
+    // A panic has been logged. To this caller the volume counts as closed.
+    stored.unwrap_or(Err(ImportError::Storage(StorageError::Closed)))
+}
+
+async fn store_page_locked(
     server: &VolumeServer,
     request: &ImportRequest,
     number: u64,

@@ -4,6 +4,8 @@
 use std::path::Path;
 
 use imt_ring::{Member, NodeName, Ring};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::*;
 use crate::domain::stock::Reservation;
@@ -15,6 +17,7 @@ use crate::storage::owned_slots::{Slots, of_order, of_store};
 use crate::storage::volume::Volume;
 use crate::volume::migration::staged_rows::StagedRows;
 use crate::volume::migration::staged_state::StagedState;
+use crate::volume::transactor::{Ask, Transactors};
 
 /// Returns a ring of one volume, and its successor with a second volume.
 pub(crate) fn rings() -> (Arc<Ring>, Arc<Ring>) {
@@ -31,6 +34,11 @@ pub(crate) fn name() -> NodeName {
 
 /// Opens the state of the volume `a` under a ring.
 pub(crate) fn open(folder: &Path, ring: &Arc<Ring>) -> Arc<VolumeState> {
+    open_with(folder, ring, None)
+}
+
+/// Opens the state of the volume `a` under a ring, with a client for the other volumes.
+fn open_with(folder: &Path, ring: &Arc<Ring>, remote: Option<Arc<dyn RemoteVolumes>>) -> Arc<VolumeState> {
     let storage = Volume::open(folder).unwrap();
     let slots = Slots::of(Arc::clone(ring), &name(), storage.slot_ownership().as_ref());
     let loaded = storage.load(&slots).unwrap();
@@ -42,7 +50,7 @@ pub(crate) fn open(folder: &Path, ring: &Arc<Ring>) -> Arc<VolumeState> {
         loaded,
         limits,
         Clock::System,
-        None,
+        remote,
     ))
 }
 
@@ -215,7 +223,7 @@ async fn a_volume_that_is_opened_again_knows_what_was_asked_for_from_elsewhere()
 struct NothingKept;
 
 impl RemoteVolumes for NothingKept {
-    fn find<'a>(&'a self, _: &'a [Line], _: Option<u32>) -> Answer<'a, Option<u32>> {
+    fn find<'a>(&'a self, _: &'a [Line], _: Option<u32>, _: Epoch) -> Answer<'a, Option<u32>> {
         Box::pin(async { Ok(None) })
     }
 
@@ -375,5 +383,110 @@ async fn a_confirmed_reservation_is_not_asked_after() {
     let mut expected = vec![(orders[1].clone(), 1), (orders[2].clone(), 3)];
     expected.sort();
     assert_eq!(due, expected);
+    close(&state).await;
+}
+
+/// The other volume of a search: it has one store with the units, and answers its first question
+/// only when it is told to.
+struct SlowVolume {
+    store: u32,
+    asked: Notify,
+    may_answer: Notify,
+    questions: Mutex<Vec<Option<u32>>>,
+    reserved: Mutex<Vec<OrderId>>,
+}
+
+impl RemoteVolumes for SlowVolume {
+    fn find<'a>(&'a self, _: &'a [Line], below: Option<u32>, _: Epoch) -> Answer<'a, Option<u32>> {
+        Box::pin(async move {
+            let is_first = {
+                let mut questions = self.questions.lock();
+                questions.push(below);
+                questions.len() == 1
+            };
+            if is_first {
+                self.asked.notify_one();
+                self.may_answer.notified().await;
+            }
+            Ok(Some(self.store).filter(|store| below.is_none_or(|below| *store < below)))
+        })
+    }
+
+    fn reserve<'a>(&'a self, order: &'a OrderId, _: u64, _: u32, _: &'a [Line]) -> Answer<'a, bool> {
+        self.reserved.lock().push(order.clone());
+        Box::pin(std::future::ready(Ok(true)))
+    }
+
+    fn confirm(&self, _: &OrderId, _: u64, _: u32) {}
+
+    fn settle<'a>(&'a self, _: &'a OrderId, _: &'a Settlement) -> Answer<'a, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn keeps<'a>(&'a self, _: &'a OrderId, _: u32) -> Answer<'a, bool> {
+        Box::pin(std::future::ready(Ok(true)))
+    }
+}
+
+/// A volume that was taken over is asked, because no copy of its stock is ready. In that time, other
+/// orders take the units of the first store here.
+#[tokio::test]
+async fn an_order_skips_no_store_of_a_volume_that_answers_late() {
+    let (_, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    close(&stocked(folder.path(), &shared).await).await;
+    let is_here = |store: &u32| shared.owner(of_store(&shared, *store)).unwrap() == &name();
+    let elsewhere = store_where(&shared, false).max(store_where(&shared, true) + 1);
+    let elsewhere = (elsewhere..=20).find(|store| !is_here(store)).unwrap();
+    let mut earlier: Vec<u32> = (1..elsewhere).filter(is_here).collect();
+    let first = earlier.pop().unwrap();
+    assert!(
+        (elsewhere..=20).any(|store| is_here(&store)),
+        "a later store is here"
+    );
+    let other = Arc::new(SlowVolume {
+        store: elsewhere,
+        asked: Notify::new(),
+        may_answer: Notify::new(),
+        questions: Mutex::default(),
+        reserved: Mutex::default(),
+    });
+    let remote: Arc<dyn RemoteVolumes> = Arc::clone(&other) as Arc<dyn RemoteVolumes>;
+    let state = open_with(folder.path(), &shared, Some(remote));
+    let transactors = Transactors::new(Arc::clone(&state));
+    let order = orders_where(&shared, true).next().unwrap();
+    let mut others = orders_where(&shared, false);
+    for store in earlier {
+        let other = others.next().unwrap();
+        assert!(reserve(&state, &other, 1, store, 3).await.unwrap());
+    }
+    let placing = {
+        let (transactors, order) = (Arc::clone(&transactors), order.clone());
+        tokio::spawn(async move { transactors.ask(&order, Ask::Place(units(4).into())).await })
+    };
+    other.asked.notified().await;
+    let late = others.next().unwrap();
+    assert!(reserve(&state, &late, 1, first, 3).await.unwrap());
+    other.may_answer.notify_one();
+    let placed = placing.await.unwrap().unwrap();
+    assert_eq!(placed.order.store, Some(elsewhere));
+    assert_eq!(*other.reserved.lock(), [order]);
+    let questions = other.questions.lock().clone();
+    assert!(
+        questions.len() == 2 && questions[0] == Some(first),
+        "{questions:?}"
+    );
+    close(&state).await;
+}
+
+#[tokio::test]
+async fn a_search_by_another_ring_gets_no_answer() {
+    let (alone, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let found = |ring: &Ring| state.find_store(&units(1), ring.epoch());
+    assert_eq!(found(&shared).unwrap(), Some(store_where(&shared, true)));
+    // By that ring a store that has moved is here, and by this one it is elsewhere.
+    assert!(matches!(found(&alone), Err(OrderError::Moved)));
     close(&state).await;
 }

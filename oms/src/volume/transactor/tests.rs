@@ -4,11 +4,12 @@ use super::*;
 use crate::domain::order::State;
 use crate::domain::stock::StockHead;
 use crate::domain::stock_snapshot::StockSnapshot;
+use crate::error::StorageError;
 use crate::outbox::OutboxLimits;
 use crate::runtime::clock::Clock;
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
-use crate::storage::write_batch::WriteBatch;
+use crate::storage::write_batch::{Table, WriteBatch};
 
 fn id(text: &str) -> OrderId {
     OrderId::parse(text).unwrap()
@@ -207,5 +208,43 @@ async fn concurrent_orders_never_reserve_more_than_the_stock() {
         .map(|held| held.lines[0].quantity)
         .sum();
     assert_eq!(reserved, 10);
+    close(transactors).await;
+}
+
+#[tokio::test]
+async fn a_message_that_its_order_does_not_need_is_removed_and_any_other_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let transactors = transactors(folder.path(), 5).await;
+    let state = transactors.state();
+    let (ended, open) = (id("ended"), id("open"));
+    for order in [&ended, &open] {
+        let lines = [line(7, 2)].into();
+        transactors.ask(order, Ask::Place(lines)).await.unwrap();
+    }
+    let cancel = Ask::Command(Command::Cancel);
+    transactors.ask(&ended, cancel).await.unwrap();
+    let message = Message::new(1);
+    let mut batch = WriteBatch::default();
+    batch.message(&ended, Kind::Announce, &message);
+    let permit = state.storage.permit().await.unwrap();
+    permit.send(batch).durable().await.unwrap();
+    let now = state.now();
+    state.outbox().set(ended.clone(), Kind::Announce, &message, now);
+    for order in [&ended, &open] {
+        let drop = Ask::Drop(Kind::Announce);
+        let outcome = transactors.ask(order, drop).await.unwrap();
+        assert_eq!(outcome.repeated, *order == open);
+    }
+    let has = |order: &OrderId| state.outbox().get(order, Kind::Announce).is_some();
+    assert_eq!((has(&ended), has(&open)), (false, true));
+    let mut stored = Vec::new();
+    state
+        .storage
+        .each_row(Table::Outbox, |key, _| {
+            stored.push(String::from_utf8(key.to_vec()).unwrap());
+            Ok::<(), StorageError>(())
+        })
+        .unwrap();
+    assert_eq!(stored, ["open/announce"]);
     close(transactors).await;
 }
