@@ -16,10 +16,11 @@ const OURS: &str = "microdb";
 /// Engines in the order of the columns.
 const COLUMNS: [&str; 7] = [OURS, "lmdb", "rocksdb", "candystore", "redb", "fjall", "sqlite"];
 
-/// Number of records that scaled goals assume, and the bytes of each.
+/// Size of the load for which the goals of bytes are stated: records, and bytes of a record. For
+/// other loads these goals grow or shrink in proportion.
 const SCALE: (f64, f64) = (2e6, 116.0);
 
-/// Share of the processors at which other processes count as a disturbance.
+/// Share of the processors from which on other processes count as a disturbance.
 const DISTURBED: f64 = 0.10;
 
 /// A table of text. Its first line is the head.
@@ -169,7 +170,8 @@ fn ratio(unit: Unit, ours: f64, other: f64) -> f64 {
     }
 }
 
-/// Returns the goal in words, and whether it is reached if that can be decided.
+/// Returns the goal in words, and `true` if it is reached. The second value is `None` without the
+/// figures to decide it.
 fn judge(results: &Results, row: &Row, best: Option<f64>) -> (String, Option<bool>) {
     let ours = results.median(row.id, OURS);
     let times = |factor: f64, other: Option<f64>| ours.zip(other).map(|(ours, other)| ours >= factor * other);

@@ -40,7 +40,7 @@ mod absent {
         match &args.otlp {
             None => Ok(()),
             Some(_) => Err(CliError::Usage(
-                "this imt was built without the export of spans; build it with: cargo build --release \
+                "this imt was built without the export of spans; build it with: cargo build --profile dist \
                  --features otlp"
                     .to_owned(),
             )),

@@ -456,6 +456,17 @@ fn every_command_in_a_sentence_has_known_words_and_flags() {
     assert!(count > 100, "{count} commands were found");
 }
 
+/// Packages with tests.
+const PACKAGES: [&str; 7] = [
+    "imt",
+    "imt-live",
+    "imt-microdb",
+    "imt-oms",
+    "imt-ring",
+    "imt-sim",
+    "imt-tidy",
+];
+
 /// Returns the folder of a package.
 fn folder_of(package: &str) -> PathBuf {
     root().join(package.strip_prefix("imt-").unwrap_or("cli"))
@@ -480,6 +491,15 @@ fn sources_of(package: &str) -> String {
     text
 }
 
+/// Returns `true` if a package has this target of `--test`.
+fn has_test_target(package: &str, target: &str) -> bool {
+    let tests = folder_of(package).join("tests");
+    let manifest = std::fs::read_to_string(folder_of(package).join("Cargo.toml")).unwrap();
+    tests.join(format!("{target}.rs")).exists()
+        || tests.join(target).join("main.rs").exists()
+        || manifest.contains(&format!("name = \"{target}\""))
+}
+
 /// A test command passes if its filter fits no test, because it finds none.
 #[test]
 fn every_test_command_names_tests_that_exist() {
@@ -494,18 +514,19 @@ fn every_test_command_names_tests_that_exist() {
                 .take_while(|word| *word != "--")
                 .collect();
             let behind = |flag: &str| words.iter().skip_while(|word| **word != flag).nth(1).copied();
-            let Some(package) = behind("-p") else { continue };
-            let sources = sources_of(package);
+            let mut packages = match behind("-p") {
+                Some(package) => vec![package],
+                None if words.contains(&"--workspace") => PACKAGES.to_vec(),
+                None => continue,
+            };
             let target = behind("--test");
-            if let Some(target) = target {
-                let tests = folder_of(package).join("tests");
-                let manifest = std::fs::read_to_string(folder_of(package).join("Cargo.toml")).unwrap();
-                let is_known = tests.join(format!("{target}.rs")).exists()
-                    || tests.join(target).join("main.rs").exists()
-                    || manifest.contains(&format!("name = \"{target}\""));
-                assert!(is_known, "{document}: {package} has no test {target}: {line}");
-            }
-            let values = [behind("--target"), target, Some(package)];
+            packages.retain(|package| target.is_none_or(|target| has_test_target(package, target)));
+            assert!(
+                !packages.is_empty(),
+                "{document}: there is no such target: {line}"
+            );
+            let sources: String = packages.iter().map(|package| sources_of(package)).collect();
+            let values = [behind("--target"), target, behind("-p")];
             // A word in capitals stands for any name.
             let is_flag = |word: &&&str| {
                 word.starts_with('-') || values.contains(&Some(**word)) || **word == word.to_uppercase()
@@ -515,7 +536,7 @@ fn every_test_command_names_tests_that_exist() {
                     let is_known = ["mod", "fn"]
                         .iter()
                         .any(|word| sources.contains(&format!("{word} {name}")));
-                    assert!(is_known, "{document}: {package} has no test {filter}: {line}");
+                    assert!(is_known, "{document}: there is no test {filter}: {line}");
                 }
                 count += 1;
             }

@@ -45,7 +45,7 @@ impl Sequence {
     }
 }
 
-/// The number of a commit that is so many commits later.
+/// Returns the number of the commit that is `commits` later.
 impl Add<u64> for Sequence {
     type Output = Self;
 

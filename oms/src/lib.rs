@@ -46,7 +46,7 @@ pub use api::document::api_document;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use api::fuzzing;
-pub use api::internal::NodeReport;
+pub use api::internal::{CopyProgress, NodeReport};
 pub use cluster::{
     EngineCheck, EngineView, NodeInfo, Verdict, VolumeCopy, check_engine, check_warehouse, export_volume,
     has_coordinator, init_engine, is_node_running, node_infos, promote_standby, read_ring, read_secret,

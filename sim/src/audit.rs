@@ -115,7 +115,7 @@ impl std::fmt::Display for AuditProgress {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Waiting {
     /// Kind of the messages.
-    pub kind: String,
+    pub kind: MessageKind,
     /// Reason of the wait.
     pub reason: String,
     /// Number of messages.

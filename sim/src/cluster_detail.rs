@@ -32,13 +32,57 @@ pub struct SlotRun {
     pub slots: u64,
 }
 
+/// The status of a node, as another node sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeStatus {
+    /// The node serves its volumes.
+    Serving,
+    /// The node is no member of the ring yet.
+    Joining,
+    /// The slots of the node are moved to other nodes.
+    Leaving,
+    /// A volume of the node is missing or takes no writes.
+    Degraded,
+    /// The process runs and does not answer.
+    Silent,
+    /// The node was stopped.
+    Stopped,
+    /// The process ended without a stop.
+    Died,
+    /// No node serves the volume of this node. `GET /health` tells no more.
+    #[serde(rename = "not served")]
+    NotServed,
+    /// A word that this version does not know.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+impl NodeStatus {
+    /// Returns the status in one or two words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Joining => "joining",
+            Self::Leaving => "leaving",
+            Self::Degraded => "degraded",
+            Self::Silent => "silent",
+            Self::Stopped => "stopped",
+            Self::Died => "died",
+            Self::NotServed => "not served",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// One node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeDetail {
     /// The node's name.
     pub name: String,
-    /// State in one word: serving, joining, leaving, degraded, silent, stopped or died.
-    pub status: String,
+    /// The node's status.
+    pub status: NodeStatus,
     /// Slots of its own volume.
     #[serde(default)]
     pub slots: u64,
@@ -156,10 +200,16 @@ mod tests {
         let requests = detail.nodes[0].requests.unwrap();
         assert_eq!((requests.requests, requests.p99_us), (95, Some(2_100)));
         assert_eq!(
-            (detail.nodes[1].status.as_str(), detail.nodes[1].requests),
-            ("died", None)
+            (detail.nodes[1].status, detail.nodes[1].requests),
+            (NodeStatus::Died, None)
         );
         assert_eq!(detail.moving, Some(MoveDetail { rows: 10, about: 40 }));
+        known.take(serde_json::from_str(r#"{"nodes": [{"name": "a", "status": "resting"}]}"#).unwrap());
+        assert_eq!(
+            known.detail().nodes[0].status,
+            NodeStatus::Unknown,
+            "of a later version"
+        );
         known.take(serde_json::from_str(r#"{"cursor": "a-1-2-2", "ring": null, "nodes": []}"#).unwrap());
         assert_eq!(
             known.detail().members,

@@ -67,7 +67,7 @@ pub enum Error {
     Unreachable {
         /// The server.
         who: &'static str,
-        /// Its address.
+        /// Address of the server.
         address: String,
         /// The last failure.
         problem: String,

@@ -139,11 +139,11 @@ pub struct FrontReport {
     pub window: Duration,
     /// Time from the end of the window to the last answer.
     pub drain: Duration,
-    /// `true` if the run was ended before its time.
+    /// `true` if the run was stopped before its end.
     pub stopped_early: bool,
     /// Requests started, payments and cancellations included.
     pub requests: u64,
-    /// Those with an intended start in the window.
+    /// Requests with an intended start in the window.
     pub requests_in_window: u64,
     /// Requests that started late.
     pub late: u64,

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use crate::client::{Client, Endpoint};
 use crate::cluster_detail::{self, ClusterDetail, Known};
 use crate::telemetry::{ClusterState, EventKind, NodeState, Telemetry};
-use crate::wire::{Health, WarehouseSummary};
+use crate::wire::{Health, WarehouseStatus, WarehouseSummary};
 
 /// Time between two polls: twice a second, so that each second of the series has a fresh one.
 const POLL_EVERY: Duration = Duration::from_millis(500);
@@ -154,7 +154,7 @@ fn cluster_of(health: Health, before: &ClusterState) -> ClusterState {
         outbox: health.outbox,
         outbox_dead: health.outbox_dead,
         outbox_in_flight: health.outbox_in_flight,
-        warehouse_away: health.warehouse == "away",
+        warehouse_away: health.warehouse == WarehouseStatus::Away,
         stock_snapshots: health.stock_snapshots,
         stat_files: health.stat_files,
     }

@@ -21,7 +21,7 @@ pub const STAT_FILE: &str = "stat_001700000000000.csv";
 /// Ten orders of these products, a JSON list of bodies for `POST /order`.
 pub const ORDERS: &str = "orders.json";
 
-/// As many as make a file that can be read at a glance.
+/// Size of the samples. Files of this size can still be read by eye.
 const SHAPE: StockShape = StockShape {
     products: 40,
     stores: 20,

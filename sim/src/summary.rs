@@ -1,8 +1,8 @@
 //! The results of a run: as a table of at most 80 columns for people, and as JSON for programs.
 //!
 //! Invariants:
-//! - Counts are of this run. Totals of the data folder stand apart, under their own name.
-//! - Rates are of the sending window; the drain after it stands apart.
+//! - Counts include this run only. Totals of the data folder have a field of their own.
+//! - Rates are of the sending window. The time after it is reported as the drain.
 //! - There is one verdict. A run that kept its schedule badly is invalid unless the
 //!   audit found something.
 //!
@@ -33,7 +33,7 @@ pub enum Verdict {
     ThresholdMissed,
     /// The front did not keep its schedule: the latencies are not those of the server.
     Invalid,
-    /// One side could not be audited.
+    /// The order management or the warehouse could not be read, so there is no audit.
     Unaudited,
 }
 
@@ -82,7 +82,7 @@ pub struct Summary {
     pub identity: RunIdentity,
     /// The verdict on the run.
     pub verdict: Verdict,
-    /// Reason for which there is no audit.
+    /// Reason why there is no audit.
     pub audit_problem: Option<String>,
     /// Seed of all random choices.
     pub seed: u64,
@@ -90,7 +90,7 @@ pub struct Summary {
     pub window_s: f64,
     /// Time from its end to the last answer, seconds.
     pub drain_s: f64,
-    /// `true` if the run was ended before its time.
+    /// `true` if the run was stopped before its end.
     pub stopped_early: bool,
     /// Requests sent, payments and cancellations included.
     pub requests: u64,
@@ -122,7 +122,7 @@ pub struct Summary {
     pub thresholds: Vec<ThresholdResult>,
     /// Log of requests.
     pub stats_csv: Option<PathBuf>,
-    /// Reason for which a log is incomplete.
+    /// Reason why a log is incomplete.
     pub log_problem: Option<String>,
     /// Counts of a run that sent requests to the owners of their orders.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,7 +130,8 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Puts the parts of a run together. A failed audit is given as the text of its error.
+    /// Builds the summary from the results of a run. A failed audit is passed as the text of its
+    /// error.
     pub fn new(
         identity: RunIdentity,
         front: &FrontReport,

@@ -10,8 +10,8 @@
 //! - The newest [`SECONDS_MAX`] seconds and [`EVENTS_MAX`] events stay in memory; the run folder
 //!   has all of them.
 //!
-//! Absent on purpose: percentiles over several seconds. They come from histograms, which the
-//! recorder keeps, because percentiles cannot be added.
+//! Deliberately absent: percentiles over several seconds. Percentiles cannot be added, so the
+//! recorder calculates them from its histograms.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -130,7 +130,7 @@ impl RouteState {
 pub struct RouteSecond {
     /// Requests that ended in this second.
     pub requests: u64,
-    /// Those that were not answered with a status below 400.
+    /// Requests with another status than one below 400, or without an answer.
     pub failed: u64,
     /// Median latency, microseconds.
     pub p50_us: u64,
@@ -149,7 +149,7 @@ pub struct SecondPoint {
     pub sent: u64,
     /// Requests answered with a status below 400.
     pub ok: u64,
-    /// Other ends.
+    /// Requests with another status, or without an answer.
     pub failed: u64,
     /// Requests that started late.
     pub late: u64,
@@ -250,7 +250,7 @@ pub enum EventKind {
     Kill,
     /// A node's process was paused.
     Pause,
-    /// A paused process goes on.
+    /// A paused process continues.
     Resume,
     /// A node left for good.
     Leave,

@@ -42,7 +42,7 @@ pub(crate) mod stock;
 mod stream;
 
 pub use behaviour::{Behaviour, CallBehaviour, Delay, Fault, Profile, SnapshotFault};
-use books::{Books, Entry, LEDGER_VERSION};
+use books::{Books, Entry, LEDGER_VERSION, OrderCounts};
 use ledger::{Ledger, Ticket};
 pub use stock::{Stock, StockCsv, StockShape};
 
@@ -187,7 +187,11 @@ impl Shared {
 
     fn summary(&self) -> WarehouseSummary {
         let inside = self.inside();
-        let (announced, delivered, refused) = inside.books.counts();
+        let OrderCounts {
+            announced,
+            delivered,
+            refused,
+        } = inside.books.counts();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let shape = inside.books.stock().shape();
         let faults = self.counters.faults.lock();

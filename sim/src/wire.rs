@@ -251,6 +251,18 @@ pub struct RingHealth {
     pub members: BTreeMap<String, u64>,
 }
 
+/// State of the calls to the warehouse, as a node reports it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WarehouseStatus {
+    /// The circuit breaker is open, and messages wait.
+    Away,
+    /// Messages are sent. Words of later versions are read as this one.
+    #[default]
+    #[serde(other)]
+    Ok,
+}
+
 /// The part of `GET /health` that a simulation needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
@@ -272,9 +284,9 @@ pub struct Health {
     /// Calls to the warehouse in flight.
     #[serde(default)]
     pub outbox_in_flight: u64,
-    /// `away` while the circuit breaker is open.
+    /// State of the calls to the warehouse.
     #[serde(default)]
-    pub warehouse: String,
+    pub warehouse: WarehouseStatus,
     /// Stock snapshots applied.
     #[serde(default)]
     pub stock_snapshots: u64,
@@ -325,7 +337,8 @@ pub struct WarehouseSummary {
     pub delivered: u64,
     /// Deliveries refused because the store has not the units: attempts to oversell.
     pub refused: u64,
-    /// Calls refused because their order or key is known with another content, since the start.
+    /// Calls refused because their order or key was used before with another content, since the
+    /// start.
     #[serde(default)]
     pub conflicts: u64,
     /// Calls refused because an earlier try was still being carried out, since the start.

@@ -100,7 +100,7 @@ fn order(id: &str, product: u32, store: u32, quantity: u32) -> Value {
     })
 }
 
-/// A product, a store and how many units are there on the first day: a shelf with at least so many.
+/// Returns a product, a store and its quantity on the first day, which is at least `units`.
 fn shelf(units: u32) -> (u32, u32, u32) {
     let stock = Stock::first_day(1, SHAPE);
     let all = (1..=SHAPE.products).flat_map(|p| (1..=SHAPE.stores).map(move |s| (p, s)));
@@ -184,7 +184,7 @@ async fn behind_a_gateway_timeout_about_half_have_been_delivered_and_a_repeat_kn
     let folder = tempfile::tempdir().unwrap();
     let halves = [(Fault::TimeoutBefore, 0.5), (Fault::TimeoutAfterActing, 0.5)];
     let always = Caller::disturbed(folder.path(), &halves).await;
-    // One unit each from shelves that have it, so that nothing is refused.
+    // One unit of each product in each store that has it, so that no delivery is refused.
     let stock = Stock::first_day(1, SHAPE);
     let shelves: Vec<(u32, u32)> = (1..=SHAPE.products)
         .flat_map(|p| (1..=SHAPE.stores).map(move |s| (p, s)))
@@ -202,7 +202,7 @@ async fn behind_a_gateway_timeout_about_half_have_been_delivered_and_a_repeat_kn
         "{summary:?}"
     );
 
-    // The same folder, and now it answers: every order ends delivered, once.
+    // A warehouse on this folder that answers: every order is delivered, and delivered once.
     let never = Caller::start(folder.path()).await;
     for (id, (product, store)) in shelves.iter().enumerate() {
         let (status, sequence, _) = never.deliver(&id.to_string(), *product, *store, 1).await;

@@ -1,8 +1,8 @@
 //! Measures microdb and, with feature `rivals`, six other embedded stores, and prints one table.
 //!
 //! ```text
-//! cargo run --release -p imt-benches --bin engine --features rivals -- --output markdown
-//! cargo run --release -p imt-benches --bin engine -- --quick
+//! cargo run --profile dist -p imt-benches --bin engine --features rivals -- --output markdown
+//! cargo run --profile dist -p imt-benches --bin engine -- --quick
 //! ```
 //!
 //! Without feature `rivals` only microdb is built and measured. Such a build is fast and needs no

@@ -52,10 +52,17 @@ pub(crate) struct AuditArgs {
     plain: bool,
 }
 
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Clean,
+    Wrong,
+}
+
 /// The document of `--output json`.
 #[derive(Serialize)]
 struct Document<'a> {
-    verdict: &'static str,
+    verdict: Verdict,
     #[serde(flatten)]
     report: &'a AuditReport,
 }
@@ -81,7 +88,10 @@ async fn audit(args: AuditArgs, output: OutputFormat) -> Result<Exit, CliError> 
         .map_err(failure)?;
     match output {
         OutputFormat::Json => output::print_json(&Document {
-            verdict: if report.is_clean() { "clean" } else { "wrong" },
+            verdict: match report.is_clean() {
+                true => Verdict::Clean,
+                false => Verdict::Wrong,
+            },
             report: &report,
         })?,
         OutputFormat::Table => {

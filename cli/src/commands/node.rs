@@ -11,7 +11,7 @@ use crate::output::{self, OutputFormat, TableArgs};
 use crate::signals::{self, StopSignals};
 use crate::{args, completion};
 use bytes::Bytes;
-use imt_oms::{EngineUrl, Node, NodeConfig, NodeError, NodeInfo, NodeReport, WarehouseUrl};
+use imt_oms::{CopyProgress, EngineUrl, Node, NodeConfig, NodeError, NodeInfo, NodeReport, WarehouseUrl};
 use imt_ring::{NodeName, ZoneName};
 use imt_sim::Endpoint;
 use serde::Serialize;
@@ -383,16 +383,14 @@ async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Resul
     nodes.sort_by(|one, other| one.name.cmp(&other.name));
     let known = reports.iter().filter_map(|(_, _, report)| report.as_ref());
     let is_moving = known.clone().any(|report| report.moving);
-    let (rows, about) = known.fold((0, 0), |(rows, about), report| {
-        (rows + report.copied.0, about + report.copied.1)
-    });
+    let CopyProgress { rows, rows_expected } = known.map(|report| report.copy).sum();
     match output {
         OutputFormat::Json => output::print_json(&nodes)?,
         OutputFormat::Table => {
             let mut text = args.render(table(&nodes))?;
             if is_moving {
                 text.push_str(&format!(
-                    "\nslots are moving: {rows} of about {about} rows copied\n"
+                    "\nslots are moving: {rows} of about {rows_expected} rows copied\n"
                 ));
             }
             let reports = reports.iter().filter_map(|(_, _, report)| report.as_ref());
@@ -636,9 +634,8 @@ async fn remind(cluster: &Cluster, name: &str) {
     if let Some(reason) = reports.iter().find_map(|report| report.trouble.as_ref()) {
         tracing::warn!(node = name, reason, "node still leaving");
     } else if reports.iter().any(|report| report.moving) {
-        let rows: u64 = reports.iter().map(|report| report.copied.0).sum();
-        let about: u64 = reports.iter().map(|report| report.copied.1).sum();
-        tracing::info!(node = name, rows, about, "node still leaving");
+        let CopyProgress { rows, rows_expected } = reports.iter().map(|report| report.copy).sum();
+        tracing::info!(node = name, rows, rows_expected, "node still leaving");
     }
 }
 
@@ -661,9 +658,8 @@ async fn why_not_left(cluster: &Cluster, name: &str) -> String {
     {
         return "no other node stays that could take its orders, or no node coordinates".to_owned();
     }
-    let rows: u64 = reports.iter().map(|report| report.copied.0).sum();
-    let about: u64 = reports.iter().map(|report| report.copied.1).sum();
-    format!("its rows are being copied, {rows} of about {about}")
+    let CopyProgress { rows, rows_expected } = reports.iter().map(|report| report.copy).sum();
+    format!("its rows are being copied, {rows} of about {rows_expected}")
 }
 
 /// Asks all running nodes to remove a node from the ring. The coordinator does so, and the other

@@ -1,6 +1,6 @@
 //! The ring: shares of the nodes, their load, and the volumes that each one serves.
 
-use imt_sim::cluster_detail::{NodeDetail, SlotRun};
+use imt_sim::cluster_detail::{NodeDetail, NodeStatus, SlotRun};
 use imt_sim::telemetry::ClusterState;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Rect};
@@ -97,7 +97,7 @@ fn title(state: &State, ring: &RingView, theme: Theme) -> Line<'static> {
 pub(super) struct NodeRow {
     pub(super) name: String,
     pub(super) slots: u64,
-    status: String,
+    status: NodeStatus,
     serves: Vec<String>,
     load: Option<u64>,
 }
@@ -171,7 +171,7 @@ impl NodeRow {
         Self {
             name: node.name.clone(),
             slots: node.slots,
-            status: node.status.clone(),
+            status: node.status,
             serves: node.serves.clone(),
             load: node.requests.map(|requests| requests.requests),
         }
@@ -185,22 +185,29 @@ impl NodeRow {
         Self {
             name: node.name.clone(),
             slots: node.slots,
-            status: if node.is_served { "serving" } else { "not served" }.to_owned(),
+            status: match node.is_served {
+                true => NodeStatus::Serving,
+                false => NodeStatus::NotServed,
+            },
             serves,
             load: None,
         }
     }
 
     fn is_serving(&self) -> bool {
-        self.status == "serving"
+        self.status == NodeStatus::Serving
     }
 
     fn symbol(&self, theme: Theme) -> Span<'static> {
-        match self.status.as_str() {
-            "serving" => Span::styled("●", theme.good()),
-            "joining" | "leaving" => Span::styled("◐", theme.warning()),
-            "stopped" => Span::styled("○", theme.quiet()),
-            _ => Span::styled("✗", theme.bad()),
+        match self.status {
+            NodeStatus::Serving => Span::styled("●", theme.good()),
+            NodeStatus::Joining | NodeStatus::Leaving => Span::styled("◐", theme.warning()),
+            NodeStatus::Stopped => Span::styled("○", theme.quiet()),
+            NodeStatus::Degraded
+            | NodeStatus::Silent
+            | NodeStatus::Died
+            | NodeStatus::NotServed
+            | NodeStatus::Unknown => Span::styled("✗", theme.bad()),
         }
     }
 
@@ -209,12 +216,12 @@ impl NodeRow {
         if !self.is_serving() {
             let server = ring.server_of(&self.name).filter(|server| *server != self.name);
             let Some(server) = server else {
-                return self.status.clone();
+                return self.status.name().to_owned();
             };
-            let sentence = format!("{}, served by {server}", self.status);
+            let sentence = format!("{}, served by {server}", self.status.name());
             return match sentence.width() <= width {
                 true => sentence,
-                false => format!("{} → {server}", self.status),
+                false => format!("{} → {server}", self.status.name()),
             };
         }
         let others: Vec<&str> = self

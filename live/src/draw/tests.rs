@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use imt_sim::cluster_detail::{ClusterDetail, MoveDetail, NodeDetail, NodeRequests, SlotRun};
+use imt_sim::cluster_detail::{ClusterDetail, MoveDetail, NodeDetail, NodeRequests, NodeStatus, SlotRun};
 use imt_sim::summary::Verdict;
 use imt_sim::telemetry::{EventKind, NodeState, Phase, Route, RunEvent, RunState, SecondPoint};
 use imt_sim::wire::WarehouseSummary;
@@ -62,13 +62,13 @@ fn second(number: u64) -> SecondPoint {
     point
 }
 
-fn node(name: &str, status: &str, serves: &[&str]) -> NodeDetail {
+fn node(name: &str, status: NodeStatus, serves: &[&str]) -> NodeDetail {
     NodeDetail {
         name: name.to_owned(),
-        status: status.to_owned(),
+        status,
         slots: 4_096,
         serves: serves.iter().map(|volume| (*volume).to_owned()).collect(),
-        requests: (status == "serving").then_some(NodeRequests {
+        requests: (status == NodeStatus::Serving).then_some(NodeRequests {
             requests: 95,
             p99_us: Some(2_100),
         }),
@@ -108,10 +108,10 @@ fn busy() -> State {
             .to_vec(),
         runs: (0..4).map(|member| SlotRun { member, slots: 4_096 }).collect(),
         nodes: vec![
-            node("node-1", "serving", &["node-1", "node-2"]),
-            node("node-2", "died", &[]),
-            node("node-3", "serving", &["node-3"]),
-            node("sim-master", "serving", &["sim-master"]),
+            node("node-1", NodeStatus::Serving, &["node-1", "node-2"]),
+            node("node-2", NodeStatus::Died, &[]),
+            node("node-3", NodeStatus::Serving, &["node-3"]),
+            node("sim-master", NodeStatus::Serving, &["sim-master"]),
         ],
         moving: None,
     };
@@ -260,9 +260,9 @@ fn a_node_without_console_is_described_from_its_health() {
 fn nodes_that_do_not_serve_are_shown_when_not_all_fit() {
     let mut state = busy();
     let mut nodes: Vec<NodeDetail> = (1..=20)
-        .map(|number| node(&format!("node-{number}"), "serving", &["x"]))
+        .map(|number| node(&format!("node-{number}"), NodeStatus::Serving, &["x"]))
         .collect();
-    nodes.push(node("node-21", "died", &[]));
+    nodes.push(node("node-21", NodeStatus::Died, &[]));
     state.run.cluster.detail.nodes = nodes;
     check(80, 24, &state, &["node-21", "died", "more"]);
 }
@@ -357,7 +357,7 @@ proptest! {
         let detail = &mut state.run.cluster.detail;
         detail.nodes = (0..nodes).map(|number| NodeDetail {
             slots: figures[7] >> number,
-            ..node(&format!("n{number}"), "serving", &["n0"])
+            ..node(&format!("n{number}"), NodeStatus::Serving, &["n0"])
         }).collect();
         detail.runs = (0..nodes).map(|member| SlotRun { member, slots: figures[8] >> member }).collect();
         state.overlay = if has_help { Overlay::Help } else { Overlay::None };

@@ -36,7 +36,7 @@ pub(super) struct Parts {
     pub(super) chunks: Vec<Arc<Chunk>>,
     pub(super) stash: Arc<Stash>,
     pub(super) keys: u64,
-    /// As in [`Frozen`].
+    /// The token of the view ([`Frozen`]).
     pub(super) token: Token,
 }
 

@@ -133,8 +133,9 @@ impl Engine {
         Ok(generation)
     }
 
-    /// Keeps each segment that still holds a record of the moment. There are none unless usage
-    /// counts are wrong, since these add up lengths that a damaged record may claim.
+    /// Keeps each emptied segment to which a directory still points. That happens only if the usage
+    /// counts are wrong: they are sums of record lengths, and the length in a damaged record may be
+    /// wrong.
     fn keep_referenced(&self, moment: &mut Moment) -> Result<()> {
         if moment.unverified.is_empty() {
             return Ok(());

@@ -31,7 +31,7 @@ const IDENTITY_BYTES: usize = 32;
 /// Offset of the database id in both kinds of file.
 const DATABASE_AT: usize = 16;
 
-/// Locks of the one writer.
+/// The locks of the process that has the database open for writing.
 #[derive(Debug)]
 pub(crate) struct Locks {
     lock: Box<dyn StorageLock>,
@@ -61,7 +61,7 @@ impl Locks {
 
 fn take(path: &Path, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
     match storage.lock(path).map_err(Error::io("cannot lock", path))? {
-        // A file removed between opening and locking protects nothing.
+        // A file that was removed between opening and locking excludes no other process.
         Ok(lock) => lock
             .check()
             .map(|()| lock)
@@ -150,11 +150,11 @@ pub(crate) fn is_foreign_checkpoint(
     Ok(other.is_some_and(|other| other != database.0))
 }
 
-/// The first bytes of a file, if it is one.
+/// The result of reading the first bytes of a file.
 enum Head {
     Bytes(Vec<u8>),
     Missing,
-    /// A folder or a named pipe, which no database makes.
+    /// A folder or a named pipe. No database creates one under such a name.
     NoFile,
 }
 

@@ -38,7 +38,7 @@ static FREED_BYTES: AtomicUsize = AtomicUsize::new(0);
 /// them would cost page faults later.
 const TRIM_BYTES: usize = 16 << 20;
 
-/// The same threshold after the end of a directory.
+/// Freed bytes from which memory is returned to the system after a directory was dropped.
 const TRIM_BYTES_AT_END: usize = 1 << 20;
 
 /// Schedules the job if a retired value waits to be freed.

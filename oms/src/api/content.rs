@@ -8,7 +8,7 @@
 //! - A body is rejected after a silence of `SILENCE_MAX`, and once its average rate is too low.
 //! - No body, and no layer of its codings, has more bytes than the route allows.
 
-use std::fmt;
+use std::fmt::Display;
 use std::io::Write;
 use std::time::Duration;
 
@@ -35,6 +35,20 @@ const LAYERS_MAX: usize = 2;
 /// become four megabytes at most.
 const UNPACKED_AT_A_TIME: usize = 4_096;
 
+/// A body of a request, from a connection or built in memory.
+///
+/// This trait is the bound of every function that passes a body on or reads one. All types that fit
+/// have it.
+pub(crate) trait RequestBody:
+    Body<Data = Bytes, Error: Display + Into<axum::BoxError>> + Send + Unpin + 'static
+{
+}
+
+impl<B> RequestBody for B where
+    B: Body<Data = Bytes, Error: Display + Into<axum::BoxError>> + Send + Unpin + 'static
+{
+}
+
 /// Rejects a body by its `Content-Length`, before any byte is read.
 pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Problem> {
     let length = headers
@@ -55,11 +69,7 @@ pub(super) struct Pieces<B> {
     limit: usize,
 }
 
-impl<B> Pieces<B>
-where
-    B: Body<Data = Bytes> + Unpin,
-    B::Error: fmt::Display,
-{
+impl<B: RequestBody> Pieces<B> {
     /// Reads a body of at most `limit` bytes.
     pub(super) fn of(body: B, limit: usize) -> Pieces<B> {
         Pieces {
@@ -110,16 +120,12 @@ where
 }
 
 /// Passes the decoded content of a body to `take`, piece by piece as it arrives.
-pub(super) async fn read<B>(
+pub(super) async fn read(
     headers: &HeaderMap,
-    body: B,
+    body: impl RequestBody,
     limit: usize,
     mut take: impl FnMut(&[u8]) -> Result<(), Problem>,
-) -> Result<(), Problem>
-where
-    B: Body<Data = Bytes> + Unpin,
-    B::Error: fmt::Display,
-{
+) -> Result<(), Problem> {
     check_length(headers, limit)?;
     let mut codings = Codings::of(headers, limit)?;
     let mut pieces = Pieces::of(body, limit);

@@ -143,14 +143,17 @@ async fn list_once(cluster: &Arc<ClusterHandle>, list: &List, until: Instant) ->
                 after,
             });
             let pages = ask_all(cluster, &ask, until).await?;
-            let (messages, next) = merge(pages, query.limit);
-            let next = next.map(|(order, kind)| format!("{order}/{kind}"));
-            Ok(orders::json(&MessagePage { messages, next }))
+            let merged = merge(pages, query.limit);
+            let next = merged.next.map(|(order, kind)| format!("{order}/{kind}"));
+            Ok(orders::json(&MessagePage {
+                messages: merged.entries,
+                next,
+            }))
         }
         List::Product(product) => {
             let pages = ask_all(cluster, &AskProduct(*product), until).await?;
-            let (stores, _) = merge(pages, usize::MAX);
-            stock_query::render_product(*product, stores)
+            let merged = merge(pages, usize::MAX);
+            stock_query::render_product(*product, merged.entries)
         }
         List::Health => Ok(orders::json(&health(cluster, until).await)),
     }
@@ -199,14 +202,22 @@ async fn list_reservations(
         after: query.after.as_ref().map(ToString::to_string),
     });
     let pages = ask_all(cluster, &ask, until).await?;
-    let (reservations, next) = merge(pages, query.limit);
-    let next = next.map(|order| order.to_string());
-    Ok(orders::json(&ReservationPage { reservations, next }))
+    let merged = merge(pages, query.limit);
+    Ok(orders::json(&ReservationPage {
+        reservations: merged.entries,
+        next: merged.next.map(|order| order.to_string()),
+    }))
 }
 
-/// Returns the first entries of all pages by key, and the key of the last one if there are further
-/// entries.
-fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> (Vec<Box<RawValue>>, Option<K>) {
+/// One page of a list, merged from the pages of all volumes.
+struct Merged<C> {
+    entries: Vec<Box<RawValue>>,
+    /// The cursor of the next page, if there are further entries.
+    next: Option<C>,
+}
+
+/// Returns the first entries of all pages by key. The cursor is the key of the last entry.
+fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> Merged<K> {
     let mut entries: Vec<Entry<K>> = pages.into_iter().flat_map(|(_, page)| page).collect();
     entries.sort_by(|one, other| one.key.cmp(&other.key));
     let has_next = entries.len() > limit;
@@ -217,7 +228,10 @@ fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> (Vec<Bo
         last = Some(key);
         values.push(value);
     }
-    (values, last.filter(|_| has_next))
+    Merged {
+        entries: values,
+        next: last.filter(|_| has_next),
+    }
 }
 
 /// Asks all volumes in parallel. Returns the answers by name of the volume, or the first error.
@@ -277,9 +291,11 @@ async fn list_orders(
         let from = query.cursor.of(&volume);
         pages.push((volume, from, page?));
     }
-    let (orders, cursor) = merge_orders(pages, query.limit);
-    let next = cursor.map(|cursor| cursor.to_string());
-    Ok(orders::json(&OrderPage { orders, next }))
+    let merged = merge_orders(pages, query.limit);
+    Ok(orders::json(&OrderPage {
+        orders: merged.entries,
+        next: merged.next.map(|cursor| cursor.to_string()),
+    }))
 }
 
 /// A volume's page while it is being merged.
@@ -293,10 +309,7 @@ struct Source {
 
 /// Merges pages by the time of arrival. Orders of one volume keep their order. Returns the cursor
 /// after the last order if there are further ones.
-fn merge_orders(
-    pages: Vec<(NodeName, Position, OrdersPage)>,
-    limit: usize,
-) -> (Vec<Box<RawValue>>, Option<Cursor>) {
+fn merge_orders(pages: Vec<(NodeName, Position, OrdersPage)>, limit: usize) -> Merged<Cursor> {
     let mut sources: Vec<Source> = pages
         .into_iter()
         .map(|(volume, position, page)| Source {
@@ -335,8 +348,10 @@ fn merge_orders(
         let position = if is_read { source.end } else { source.position };
         (source.volume, position)
     });
-    let cursor = has_next.then(|| Cursor(positions.collect()));
-    (orders, cursor)
+    Merged {
+        entries: orders,
+        next: has_next.then(|| Cursor(positions.collect())),
+    }
 }
 
 /// Returns the combined health of all volumes as seen from this node, with the names of volumes
@@ -399,9 +414,9 @@ mod tests {
             let volume = name(["a", "b", "c"][at]);
             (volume, Position::default(), page(times, *more))
         });
-        let (orders, cursor) = merge_orders(pages.collect(), limit);
-        let times = orders.iter().map(|order| order.get().parse().unwrap());
-        (times.collect(), cursor.map(|cursor| cursor.to_string()))
+        let merged = merge_orders(pages.collect(), limit);
+        let times = merged.entries.iter().map(|order| order.get().parse().unwrap());
+        (times.collect(), merged.next.map(|cursor| cursor.to_string()))
     }
 
     #[test]
@@ -434,7 +449,10 @@ mod tests {
         };
         for (limit, count, next) in [(3, 3, Some(3)), (4, 4, None), (9, 4, None), (1, 1, Some(1))] {
             let pages = vec![(name("a"), page(&[1, 4])), (name("b"), page(&[2, 3]))];
-            let (values, last) = merge(pages, limit);
+            let Merged {
+                entries: values,
+                next: last,
+            } = merge(pages, limit);
             assert_eq!((values.len(), last), (count, next), "limit {limit}");
         }
     }

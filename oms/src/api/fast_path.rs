@@ -9,7 +9,6 @@
 //!
 //! Deliberately absent: operations that concern all volumes or none, which `forward` answers.
 
-use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,6 +21,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
+use crate::api::content::RequestBody;
 use crate::api::idempotency::Commanded;
 use crate::api::problem::{Problem, REPLAYED};
 use crate::api::request::VolumeOperation;
@@ -128,16 +128,12 @@ impl<'a> Entrance<'a> {
 
     /// Executes an operation. Rejects it if the process has lost the volume by the time of the
     /// answer, because data that was read may be outdated then.
-    pub(crate) async fn answer<B>(
+    pub(crate) async fn answer(
         &self,
         operation: VolumeOperation,
         headers: &HeaderMap,
-        body: B,
-    ) -> Response<AnswerBody>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Display + Into<axum::BoxError>,
-    {
+        body: impl RequestBody,
+    ) -> Response<AnswerBody> {
         let answered = self.execute(operation, headers, body).await;
         self.unless_moved(answered)
     }
@@ -162,16 +158,12 @@ impl<'a> Entrance<'a> {
         answered.unwrap_or_else(|problem| problem.into_response().map(AnswerBody::Long))
     }
 
-    async fn execute<B>(
+    async fn execute(
         &self,
         operation: VolumeOperation,
         headers: &HeaderMap,
-        body: B,
-    ) -> Result<Response<AnswerBody>, Problem>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Display + Into<axum::BoxError>,
-    {
+        body: impl RequestBody,
+    ) -> Result<Response<AnswerBody>, Problem> {
         let app = self.app;
         let json = match operation {
             VolumeOperation::Command(command) => {

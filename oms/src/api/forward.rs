@@ -10,7 +10,6 @@
 //!   headers they contain nothing but a checked `Idempotency-Key`.
 //! - Answers that are too long for the channel go over HTTP/2, and so do stock and lists.
 
-use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -23,6 +22,7 @@ use hyper::body::Body as HttpBody;
 use imt_ring::NodeName;
 use tokio::time::Instant;
 
+use crate::api::content::RequestBody;
 use crate::api::cors::Cors;
 use crate::api::fast_path::{AnswerBody, Entrance};
 use crate::api::idempotency::Commanded;
@@ -59,11 +59,11 @@ pub(crate) struct Api {
 
 impl Api {
     /// Answers a request, also from another origin if that origin is allowed.
-    pub(crate) async fn answer<B>(&self, target: Target, request: Request<B>) -> Response<AnswerBody>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Display + Into<axum::BoxError>,
-    {
+    pub(crate) async fn answer(
+        &self,
+        target: Target,
+        request: Request<impl RequestBody>,
+    ) -> Response<AnswerBody> {
         match &self.cors {
             Some(cors) if !matches!(target, Target::Peer) => {
                 let answer = |request| {
@@ -77,11 +77,11 @@ impl Api {
         }
     }
 
-    async fn answer_target<B>(&self, target: Target, request: Request<B>) -> Response<AnswerBody>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Display + Into<axum::BoxError>,
-    {
+    async fn answer_target(
+        &self,
+        target: Target,
+        request: Request<impl RequestBody>,
+    ) -> Response<AnswerBody> {
         let (head, body) = request.into_parts();
         let answer = match target {
             Target::Peer => {
@@ -102,17 +102,13 @@ impl Api {
         }
     }
 
-    async fn answer_route<B>(
+    async fn answer_route(
         &self,
         at: usize,
         uri: &Uri,
         headers: &HeaderMap,
-        body: B,
-    ) -> Response<AnswerBody>
-    where
-        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Display + Into<axum::BoxError>,
-    {
+        body: impl RequestBody,
+    ) -> Response<AnswerBody> {
         let cluster = &self.cluster;
         let answer = match routes::parse(at, uri) {
             Ok(Operation::Volume(operation)) => {
@@ -152,16 +148,12 @@ pub(crate) fn refusal(problem: Problem) -> Response<AnswerBody> {
     problem.into_response().map(AnswerBody::Long)
 }
 
-async fn answer_at_volume<B>(
+async fn answer_at_volume(
     cluster: &Arc<ClusterHandle>,
     operation: VolumeOperation,
     headers: &HeaderMap,
-    body: B,
-) -> Response<AnswerBody>
-where
-    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Display + Into<axum::BoxError>,
-{
+    body: impl RequestBody,
+) -> Response<AnswerBody> {
     let topology = cluster.topology();
     if let Some(server) = &topology.alone {
         let answer = Entrance::of(&server.app).answer(operation, headers, body).await;

@@ -11,15 +11,13 @@
 //!   the repeated request finds its effects done and gets the same answer.
 //! - Two requests with one key are never in progress at one volume at the same time.
 
-use std::fmt::Display;
-
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Body as HttpBody;
 
+use crate::api::content::RequestBody;
 use crate::api::fast_path::{AnswerBody, Json};
 use crate::api::problem::{Kind, Problem, REPLAYED};
 use crate::api::request::Command;
@@ -42,11 +40,11 @@ pub(crate) struct Commanded(OrderCommand);
 impl Commanded {
     /// Reads and parses the body of a command. With a key, the body of a command without content is
     /// read too, because the key is bound to it.
-    pub(crate) async fn read<B>(command: Command, headers: &HeaderMap, body: B) -> Result<Commanded, Problem>
-    where
-        B: HttpBody<Data = Bytes> + Unpin,
-        B::Error: Display,
-    {
+    pub(crate) async fn read(
+        command: Command,
+        headers: &HeaderMap,
+        body: impl RequestBody,
+    ) -> Result<Commanded, Problem> {
         let key = headers.get(KEY).map(check_key).transpose()?;
         let has_body = matches!(command, Command::Place | Command::Pay(_)) || key.is_some();
         let body = if has_body {

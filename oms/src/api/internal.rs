@@ -42,6 +42,34 @@ use crate::volume::server::VolumeServer;
 /// Maximum number of characters of another node's refusal in an error.
 const REFUSAL_CHARS_MAX: usize = 300;
 
+/// Rows that a migration copies to the volumes of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyProgress {
+    /// Rows copied so far.
+    pub rows: u64,
+    /// Estimated number of all rows. 0 if no migration is in progress.
+    pub rows_expected: u64,
+}
+
+impl CopyProgress {
+    pub(super) fn of(server: &VolumeServer) -> CopyProgress {
+        let copied = server.progress().copied;
+        CopyProgress {
+            rows: copied.rows,
+            rows_expected: copied.about,
+        }
+    }
+}
+
+impl std::iter::Sum for CopyProgress {
+    fn sum<I: Iterator<Item = CopyProgress>>(parts: I) -> CopyProgress {
+        parts.fold(CopyProgress::default(), |sum, part| CopyProgress {
+            rows: sum.rows + part.rows,
+            rows_expected: sum.rows_expected + part.rows_expected,
+        })
+    }
+}
+
 /// The report of a node to an operator.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NodeReport {
@@ -59,7 +87,7 @@ pub struct NodeReport {
     pub serving: BTreeMap<String, String>,
     /// Nodes that are leaving for good.
     pub leaving: Vec<String>,
-    /// The reason why slots that should move do not, if this node coordinates.
+    /// The reason why a needed migration cannot run now, if this node is the coordinator.
     #[serde(default)]
     pub trouble: Option<String>,
     /// Volumes that are assigned to the node but have no database, with the reason in words.
@@ -67,9 +95,8 @@ pub struct NodeReport {
     pub missing: BTreeMap<String, String>,
     /// `true` while slots move.
     pub moving: bool,
-    /// Rows that a migration in progress has copied to the volumes of this node, and the estimated
-    /// total.
-    pub copied: (u64, u64),
+    /// Progress of the migration to the volumes of this node.
+    pub copy: CopyProgress,
     /// Epoch of the ring.
     pub epoch: u64,
 }
@@ -188,10 +215,11 @@ fn report(cluster: &Arc<ClusterHandle>) -> NodeReport {
             .map(|(volume, reason)| (volume.to_string(), reason.clone()))
             .collect(),
         moving: topology.state.moving.is_some(),
-        copied: topology.servers.values().fold((0, 0), |(rows, about), server| {
-            let copied = server.progress().copied;
-            (rows + copied.rows, about + copied.about)
-        }),
+        copy: topology
+            .servers
+            .values()
+            .map(|server| CopyProgress::of(server))
+            .sum(),
         epoch: topology.ring.epoch().0,
     }
 }

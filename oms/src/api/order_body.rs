@@ -16,12 +16,11 @@ use std::fmt;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_ENCODING;
 use bytes::{Bytes, BytesMut};
-use hyper::body::Body;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
-use crate::api::content::{self, Pieces};
+use crate::api::content::{self, Pieces, RequestBody};
 use crate::api::params::EXACT_MAX;
 use crate::api::problem::Problem;
 use crate::api::request::parse_id;
@@ -34,12 +33,9 @@ pub(super) const JSON_BYTES_MAX: usize = 64 * 1_024;
 const ORDER_LINES_MAX: usize = 100;
 /// Maximum number of units of one order line.
 const ORDER_QUANTITY_MAX: u64 = 1_000_000;
+
 /// Reads a whole body of at most `JSON_BYTES_MAX`.
-pub(super) async fn read_small<B>(headers: &HeaderMap, body: B) -> Result<Bytes, Problem>
-where
-    B: Body<Data = Bytes> + Unpin,
-    B::Error: fmt::Display,
-{
+pub(super) async fn read_small(headers: &HeaderMap, body: impl RequestBody) -> Result<Bytes, Problem> {
     let mut whole = BytesMut::new();
     if headers.contains_key(CONTENT_ENCODING) {
         let take = |piece: &[u8]| {

@@ -1,10 +1,13 @@
-//! Answers the requests of other nodes that come on the channel.
+//! Answers the requests that other nodes send on the channel.
 //!
-//! All reservations of a frame are taken in one pass over the stock and one write batch. Every
-//! other request has a task of its own, and their commits share a sync as those of clients do.
+//! All reservations of a frame are made in one pass over the stock and one write batch. Every other
+//! request has a task of its own. Group commit lets these tasks share a sync, as it does for
+//! requests of clients.
 //!
-//! Invariants: a request about a volume that is not served here is answered `Moved`, with the epoch
-//! by which it is not; nothing is told from a volume that was lost meanwhile.
+//! **Invariants**
+//! - A request about a volume that this node does not serve is answered with `Moved` and the epoch
+//!   of this node's topology.
+//! - A volume that was lost in the meantime also answers `Moved`, and none of its data is sent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,18 +28,18 @@ use crate::control::handle::ClusterHandle;
 use crate::runtime;
 use crate::runtime::metrics::ChannelCounters;
 use crate::runtime::trace::{self, Begun, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
-use crate::volume::questions;
+use crate::volume::questions::{self, VolumeReply};
 use crate::volume::server::VolumeServer;
 
-/// Largest body of an answer on the channel. Longer ones are asked for over HTTP/2, where they do
-/// not stand in the way of others.
+/// Maximum size of a response body on the channel, in bytes. The caller requests a larger one again
+/// over HTTP/2, where it does not delay other messages.
 const BODY_BYTES_MAX: usize = 256 << 10;
 
-/// The reservations of one frame at one volume, with those who asked for them.
+/// The reservations that one frame requests at one volume.
 struct Reserves {
     server: Arc<VolumeServer>,
     asked: Vec<Reserve>,
-    /// For each one, who asked for it, and the trace that it is part of.
+    /// The caller of each reservation, and the trace of the client's request.
     callers: Vec<(Caller, Option<TraceContext>)>,
 }
 
@@ -81,11 +84,11 @@ impl Service for ClusterHandle {
                             // Its sender has stopped waiting.
                             return caller.answer(epoch, Reply::Moved);
                         }
-                        let (as_of, reply) = match trace {
+                        let answered = match trace {
                             Some(trace) => answer_traced(trace, &server, asked_by, question).await,
                             None => answer(&server, asked_by, question).await,
                         };
-                        caller.answer(as_of.unwrap_or(epoch), reply);
+                        caller.answer(answered.epoch.unwrap_or(epoch), answered.reply);
                     });
                 }
             }
@@ -119,7 +122,7 @@ async fn answer_traced(
     server: &Arc<VolumeServer>,
     asked_by: Epoch,
     question: Question,
-) -> (Option<u64>, Reply) {
+) -> VolumeReply {
     let span = parent.child();
     let begun = Begun::now();
     let name = match &question {
@@ -128,9 +131,9 @@ async fn answer_traced(
         Question::Settle { .. } => "node settle",
         _ => "node stock",
     };
-    let (as_of, reply) = Box::pin(span.scope(answer(server, asked_by, question))).await;
-    finish_span(name, parent, span, server, begun, &reply);
-    (as_of, reply)
+    let answered = Box::pin(span.scope(answer(server, asked_by, question))).await;
+    finish_span(name, parent, span, server, begun, &answered.reply);
+    answered
 }
 
 /// Exports the span of an answered request.
@@ -158,14 +161,13 @@ fn finish_span(
     trace::finish(finished, span);
 }
 
-/// Answers a request about a volume that is served here, routed by the ring of `asked_by`. Says by
-/// which epoch, if that is not the one of this node's view.
-async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question: Question) -> (Option<u64>, Reply) {
+/// Answers a request about a volume that this node serves, routed by the ring of `asked_by`.
+async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question: Question) -> VolumeReply {
     match question {
-        Question::Command(command) => (None, command_here(server, command).await),
+        Question::Command(command) => command_here(server, command).await.into(),
         Question::Read(read) => {
             let answered = Entrance::of(&server.app).carry_out_read(&read);
-            (None, into_reply(answered.map(Body::new)).await)
+            into_reply(answered.map(Body::new)).await.into()
         }
         question => questions::answer(server, asked_by, question).await,
     }
@@ -182,7 +184,7 @@ async fn command_here(server: &VolumeServer, command: OrderCommand) -> Reply {
     into_reply(response).await
 }
 
-/// A response as a message.
+/// Converts a response to a message.
 async fn into_reply(response: Response<Body>) -> Reply {
     let (head, body) = response.into_parts();
     if head.status == StatusCode::MISDIRECTED_REQUEST {
@@ -205,7 +207,7 @@ async fn into_reply(response: Response<Body>) -> Reply {
     }
 }
 
-/// The response that a message stands for.
+/// Converts a message to the response that it contains.
 pub(crate) fn into_response(http: HttpReply) -> Response<Body> {
     let mut response = Response::new(Body::from(http.body));
     *response.status_mut() = StatusCode::from_u16(http.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -26,8 +26,8 @@ use tokio::time::Instant;
 use crate::api::forward::VolumeErrand;
 use crate::api::problem::Problem;
 use crate::api::stock_upload::{
-    self, BeginStock, Begun, Part, STOCK_BYTES_MAX, SnapshotTaken, as_of, check_content_type, implausible,
-    no_lines, read_cells, read_lines, stale,
+    self, BeginStock, Begun, ChangedCells, Part, STOCK_BYTES_MAX, SnapshotTaken, as_of, check_content_type,
+    implausible, no_lines, read_cells, read_lines, stale,
 };
 use crate::api::{content, internal};
 use crate::cluster::peer_call::VolumeCall;
@@ -81,7 +81,7 @@ pub(crate) async fn change(
     check_content_type(headers)?;
     let _turn = stock_upload::turn(&cluster.snapshot_turns)?;
     begin(cluster, None).await?;
-    let (lines, cells) = read_cells(headers, body).await?;
+    let ChangedCells { lines, cells } = read_cells(headers, body).await?;
     if lines == 0 {
         return Err(no_lines());
     }

@@ -264,8 +264,16 @@ pub(super) async fn read_lines(
     reader.finish(take).map_err(Problem::csv)
 }
 
+/// The content of a change of stock.
+pub(super) struct ChangedCells {
+    /// Number of lines, empty ones included.
+    pub(super) lines: u64,
+    /// Product, store and quantity of each cell.
+    pub(super) cells: Vec<[u32; 3]>,
+}
+
 /// Reads all lines of a change.
-pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<(u64, Vec<[u32; 3]>), Problem> {
+pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<ChangedCells, Problem> {
     let mut cells = Vec::new();
     let lines = read_lines(headers, body, PATCH_BYTES_MAX, |fields| {
         if cells.len() == PATCH_LINES_MAX {
@@ -276,7 +284,8 @@ pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<(u64, 
         // Checked here, where line and column are known. The snapshot to change is read later.
         StockSnapshot::check(fields)
     });
-    Ok((lines.await?, cells))
+    let lines = lines.await?;
+    Ok(ChangedCells { lines, cells })
 }
 
 /// Applies this volume's part of a stock that another node received.
@@ -349,7 +358,7 @@ pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Re
     check_content_type(headers)?;
     let _turn = turn(&app.snapshot_turns)?;
     let slots = app.state().slots.version();
-    let (lines, cells) = read_cells(headers, body).await?;
+    let ChangedCells { lines, cells } = read_cells(headers, body).await?;
     if lines == 0 {
         return Err(no_lines());
     }

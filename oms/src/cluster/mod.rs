@@ -57,13 +57,13 @@ pub(crate) use crate::cluster::state::{ClusterState, SlotSet, ranges, slots_in};
 pub struct NodeInfo {
     /// The node's name.
     pub name: NodeName,
-    /// The address of its HTTP API.
+    /// The address of the node's HTTP API.
     pub address: SocketAddr,
-    /// The id of its process.
+    /// The id of the node's process.
     pub process: u32,
     /// Start of the process in UTC milliseconds.
     pub started_at_ms: u64,
-    /// Its share of the slots, relative to the weights of the other nodes.
+    /// The node's share of the slots, relative to the weights of the other nodes.
     #[serde(default = "default_weight")]
     pub weight: u32,
     /// The failure zone of the node.

@@ -1,15 +1,21 @@
-//! The client of the other nodes: the channel for typed requests, HTTP/2 with the cluster's secret
-//! for large transfers and operations of the cluster.
+//! The client for calls to other nodes. Typed requests use the channel. Large transfers and
+//! operations of the cluster use HTTP/2 with the cluster's secret.
 //!
-//! One connection of each kind to each node carries all calls. A call that fails says why. The
-//! caller decides whether to repeat it.
+//! All calls to a node share one connection of each kind. A failed call returns its reason, and the
+//! caller decides about a retry.
 //!
-//! A node that lets a call and a ping pass without an answer is silent: its process is stopped, or
-//! hangs. For a second all calls to it fail at once. The next call afterwards waits for a ping
-//! first, so a silent node costs a request half a second instead of the caller's whole patience. A
-//! ping stays open for longer than that, and a node that goes on answers it: calls reach the node
-//! again at once. A refused connection is not silence: another node takes the volumes over within
-//! the callers' patience.
+//! **Silent nodes.** A node is *silent* after neither a call nor a ping to it was answered in time.
+//! Its process is paused or hangs, and the cluster still counts it as alive.
+//! - For one second after that, calls to the node fail at once.
+//! - The next call sends a ping first. So a silent node delays a request by half a second, and not
+//!   by the caller's whole timeout.
+//! - The ping stays open for 30 s. When the process continues, it answers this ping, and calls
+//!   reach the node again without a further delay.
+//!
+//! A node that refuses the connection is not silent: its process has ended, and another node takes
+//! its volumes over before the callers' timeouts.
+//!
+//! Deliberately absent: the choice of the node, and retries (`control::errand`).
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -40,55 +46,58 @@ use crate::runtime;
 use crate::runtime::metrics::ChannelCounters;
 use crate::runtime::trace::{self, Begun, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
 
-/// What a node shows to be let in.
+/// Header with the cluster's secret. A node accepts calls below `/peer/` only with it.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
-/// The epoch of the ring by which a call was routed, or by which it was refused.
+/// Header with an epoch. In a call: the ring that routed it. In a refusal: the ring of the node
+/// that refuses.
 pub(crate) const EPOCH: HeaderName = HeaderName::from_static("x-imt-epoch");
-/// How long a silent node is not asked again.
-const SILENCE_REMEMBERED: Duration = Duration::from_secs(1);
-/// How long a call waits for the answer to a ping.
-const PING_PATIENCE: Duration = Duration::from_millis(500);
-/// How long a ping stays open.
+/// Time for which calls to a silent node fail at once.
+const SILENCE_DURATION: Duration = Duration::from_secs(1);
+/// Longest wait for the answer to a ping before the node counts as silent.
+const PING_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time after which an unanswered ping is dropped. A process that was paused for less answers it.
 const PING_OPEN_MAX: Duration = Duration::from_secs(30);
-/// Least patience of a call whose failure says something about the node, and not only about the
-/// call.
-const TELLING_PATIENCE: Duration = Duration::from_secs(2);
-/// Longest time to a connection: nodes are on one machine.
+/// Shortest timeout of a call whose failure leads to a ping. A shorter call may only have been too
+/// short.
+const PINGED_TIMEOUT_MIN: Duration = Duration::from_secs(2);
+/// Longest time to open a connection. Nodes are on one machine or in one data center.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Largest answer: a page of 10,000 orders is some megabytes.
+/// Maximum size of an answer in bytes. A page of 10,000 orders has some megabytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// Returns the epoch in the headers of a call or an answer.
+/// Returns the epoch in the headers of a call or a refusal.
 pub(crate) fn epoch_of(headers: &HeaderMap) -> Option<u64> {
     headers.get(EPOCH)?.to_str().ok()?.parse().ok()
 }
 
-/// Why a call came to nothing.
+/// The reason why a call has no answer. The other node may have executed it.
 #[derive(Clone, Debug)]
 pub(crate) struct NoAnswer(pub(crate) String);
 
-/// An answer, whole.
+/// An answer with its whole body.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-/// A call on its way.
+/// A call in flight.
 pub(crate) type Sending<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, NoAnswer>> + Send + 'a>>;
 
-/// How a call gets to another node and its answer back. It may get lost on either way, and whoever
-/// called does not know on which; dropping the future gives the call up.
+/// Carries calls to other nodes and their answers back.
+///
+/// The call or its answer may be lost, and the caller cannot tell which. After the future is
+/// dropped the other node may still execute the call.
 pub(crate) trait Transport: Send + Sync {
-    /// One call.
+    /// Sends a call and returns the head of its answer.
     fn send(&self, address: SocketAddr, request: Request<Body>) -> Sending<'_>;
 }
 
-/// HTTP/2 on loopback.
+/// Calls over HTTP/2.
 pub(crate) struct Http(Client<HttpConnector, Body>);
 
 impl Http {
-    /// A client without connections yet.
+    /// Returns a client without open connections.
     pub(crate) fn new() -> Http {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
@@ -108,7 +117,7 @@ impl Transport for Http {
             let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
             *request.uri_mut() = format!("http://{address}{path}")
                 .parse()
-                .map_err(|error| NoAnswer(format!("{path} is no path: {error}")))?;
+                .map_err(|error| NoAnswer(format!("{path} is not a valid path: {error}")))?;
             match self.0.request(request).await {
                 Ok(response) => Ok(response.map(Body::new)),
                 Err(error) => Err(NoAnswer(with_causes(&error))),
@@ -125,7 +134,7 @@ pub(crate) struct Peers {
     silent: Arc<Silent>,
 }
 
-/// Silent nodes, with the moment until which none of them is asked.
+/// Silent nodes, and for each the time until which calls to it fail at once.
 #[derive(Default)]
 struct Silent(Mutex<HashMap<SocketAddr, Instant>>);
 
@@ -136,7 +145,7 @@ impl Silent {
 }
 
 impl Peers {
-    /// Calls by this transport that show this secret, and requests on connections of this dialer.
+    /// Returns a client that uses the transport for HTTP/2, and the dialer for the channel.
     pub(crate) fn new(
         transport: impl Transport + 'static,
         dialer: impl Dialer + 'static,
@@ -153,12 +162,12 @@ impl Peers {
         }
     }
 
-    /// Returns `true` if the node did not answer when it was last asked.
+    /// Returns `true` if the node is silent.
     pub(crate) fn is_silent(&self, address: SocketAddr) -> bool {
         self.silent.nodes().contains_key(&address)
     }
 
-    /// Asks a node whether it answers, and remembers that.
+    /// Pings a node. Returns `false` and marks the node as silent if it does not answer in time.
     async fn ping(&self, address: SocketAddr) -> bool {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = Method::POST;
@@ -171,9 +180,9 @@ impl Peers {
                 silent.nodes().remove(&address);
             }
         });
-        let is_answered = tokio::time::timeout(PING_PATIENCE, asking).await.is_ok();
+        let is_answered = tokio::time::timeout(PING_TIMEOUT, asking).await.is_ok();
         if !is_answered {
-            let until = Instant::now() + SILENCE_REMEMBERED;
+            let until = Instant::now() + SILENCE_DURATION;
             self.silent.nodes().insert(address, until);
         }
         is_answered
@@ -186,11 +195,11 @@ impl Peers {
             None => true,
             Some(until) => Instant::now() >= until && self.ping(address).await,
         };
-        let silent = || NoAnswer("it did not answer a moment ago".to_owned());
+        let silent = || NoAnswer("it does not answer: its process is paused or hangs".to_owned());
         may_answer.then_some(()).ok_or_else(silent)
     }
 
-    /// One call, its answer's body as it comes.
+    /// Makes a call. The body of the answer is read by the caller as it arrives.
     pub(crate) async fn open(
         &self,
         address: SocketAddr,
@@ -205,7 +214,7 @@ impl Peers {
         *request.method_mut() = method;
         *request.uri_mut() = path
             .parse()
-            .map_err(|error| NoAnswer(format!("{path} is no path: {error}")))?;
+            .map_err(|error| NoAnswer(format!("{path} is not a valid path: {error}")))?;
         *request.headers_mut() = headers.clone();
         let head = request.headers_mut();
         head.insert(SECRET, self.secret.clone());
@@ -218,7 +227,7 @@ impl Peers {
         self.answered_by(address, until, sending).await
     }
 
-    /// Waits for an answer of a node, and pings the node if the answer is late.
+    /// Waits for an answer until `until`. Pings the node shortly before, if there is none yet.
     async fn answered_by<T>(
         &self,
         address: SocketAddr,
@@ -227,24 +236,23 @@ impl Peers {
     ) -> Result<T, NoAnswer> {
         let left = until.saturating_duration_since(Instant::now());
         let late = || NoAnswer(format!("no answer within {} ms", left.as_millis()));
-        if left < TELLING_PATIENCE {
+        if left < PINGED_TIMEOUT_MIN {
             return tokio::time::timeout_at(until, answering)
                 .await
                 .unwrap_or_else(|_| Err(late()));
         }
         let mut answering = std::pin::pin!(answering);
-        if let Ok(answered) = tokio::time::timeout_at(until - PING_PATIENCE, &mut answering).await {
+        if let Ok(answered) = tokio::time::timeout_at(until - PING_TIMEOUT, &mut answering).await {
             return answered;
         }
-        // The call alone may be slow. A ping that is not answered either tells that the node is
-        // silent.
+        // This one call may be slow on a node that works. The ping tells the two cases apart.
         let last = tokio::time::timeout_at(until, answering);
         let (answered, _) = tokio::join!(last, self.ping(address));
         answered.unwrap_or_else(|_| Err(late()))
     }
 
-    /// One request on the channel to a node, about a volume that it serves by the ring of this
-    /// epoch.
+    /// Sends a request about a volume on the channel, and waits for the answer. `epoch` is the ring
+    /// by which the node serves the volume.
     pub(crate) async fn request(
         &self,
         address: SocketAddr,
@@ -275,8 +283,10 @@ impl Peers {
                 .ask(request)
                 .await
                 .map_err(|unanswered| match unanswered {
-                    Unanswered::Busy => NoAnswer("too many requests wait for it".to_owned()),
-                    Unanswered::TooLarge => NoAnswer("the request is too large".to_owned()),
+                    Unanswered::Busy => NoAnswer("too many requests to it are waiting".to_owned()),
+                    Unanswered::TooLarge => {
+                        NoAnswer("the request is larger than a message on the channel may be".to_owned())
+                    }
                     Unanswered::Broken(reason) => NoAnswer(reason),
                 })
         };
@@ -303,7 +313,7 @@ impl Peers {
         answered
     }
 
-    /// Tells a node something that has no answer. It may get lost.
+    /// Sends a message that has no answer. It may be lost.
     pub(crate) fn tell(&self, address: SocketAddr, volume: &NodeName, epoch: u64, question: Question) {
         let request = ChannelRequest {
             id: 0,
@@ -312,11 +322,11 @@ impl Peers {
             deadline_ms: 0,
             question,
         };
-        // The caller does not depend on it.
+        // A message that is not sent is the same as one that is lost.
         let _ = self.channels.connection(address).tell(&request);
     }
 
-    /// One call, its answer whole.
+    /// Makes a call and reads the whole answer.
     pub(crate) async fn call(
         &self,
         address: SocketAddr,
@@ -331,7 +341,7 @@ impl Peers {
         let whole = Limited::new(body, ANSWER_BYTES_MAX).collect();
         let whole = tokio::time::timeout_at(until, whole)
             .await
-            .map_err(|_| NoAnswer("the answer did not end in time".to_owned()))?;
+            .map_err(|_| NoAnswer("the end of the answer did not arrive in time".to_owned()))?;
         let body = whole.map_err(|error| NoAnswer(format!("the answer broke off: {error}")))?;
         Ok(Answer {
             status: head.status,
@@ -340,7 +350,7 @@ impl Peers {
         })
     }
 
-    /// Asks a volume at the node with this address.
+    /// Sends a question about a volume to the node at this address, over HTTP/2.
     pub(crate) async fn ask_volume<Q: VolumeQuestion>(
         &self,
         address: SocketAddr,
@@ -352,7 +362,7 @@ impl Peers {
         self.ask(address, &call, question, patience).await
     }
 
-    /// One question in JSON with its answer in JSON.
+    /// Sends a question in JSON, and decodes the answer from JSON.
     pub(crate) async fn ask<T: DeserializeOwned>(
         &self,
         address: SocketAddr,

@@ -128,8 +128,8 @@ impl Errand for Question {
     type Outcome = Reply;
 
     async fn here(&self, to: &Destination<'_>, server: &Arc<VolumeServer>) -> Attempt<Reply> {
-        let (_, reply) = questions::answer(server, Epoch(to.epoch()), self.clone()).await;
-        Attempt::of(reply, to.epoch())
+        let answered = questions::answer(server, Epoch(to.epoch()), self.clone()).await;
+        Attempt::of(answered.reply, to.epoch())
     }
 
     async fn there(&self, to: &Destination<'_>, address: SocketAddr) -> Result<Attempt<Reply>, NoAnswer> {

@@ -95,13 +95,15 @@ impl ClusterHandle {
         self.progress.lock()
     }
 
-    /// Returns the reason why slots that should move do not, if this process coordinates.
+    /// Returns the reason why a needed migration cannot run now. `None` if there is no such reason,
+    /// or if this process is not the coordinator.
     pub(crate) fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock();
         trouble.clone()
     }
 
-    /// Sets the reason why slots that should move do not. Returns `true` if that is a new reason.
+    /// Sets the reason why a needed migration cannot run now. Returns `true` if the reason has
+    /// changed.
     pub(crate) fn set_trouble(&self, reason: Option<String>) -> bool {
         let mut trouble = self.trouble.lock();
         let is_new = *trouble != reason;

@@ -38,7 +38,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Pause after a request without an answer.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
-/// The copies of one node.
+/// The copies of stock that this node has, by volume.
 #[derive(Default)]
 pub(crate) struct StockCopies(Mutex<BTreeMap<NodeName, Arc<StockCopy>>>);
 
@@ -61,7 +61,7 @@ struct StockCopy {
 struct Content {
     matrix: StockMatrix,
     position: Option<StockPosition>,
-    /// The ring that the owner followed.
+    /// Epoch of the owner's ring at the newest answer.
     epoch: u64,
     /// Time of the request of the newest answer. `None` while the copy is unusable.
     as_of: Option<Instant>,
@@ -230,7 +230,8 @@ impl Following {
         Some(())
     }
 
-    /// Reads the whole stock. It is used only once the changes since its position are applied.
+    /// Reads the whole stock. The copy is used only after the changes since `layout.position` are
+    /// applied, because the rows are read one after another.
     async fn read(&self, cluster: &Arc<ClusterHandle>, layout: StockLayout) -> Option<()> {
         {
             let mut content = self.copy.content();

@@ -76,7 +76,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// Counts a call without a final answer.
+    /// Counts a call that failed or got no final answer.
     pub(super) fn failed(&mut self, limits: &OutboxLimits, failure: &Failure, was_probe: bool, now_ms: u64) {
         // The warehouse may request an absurd wait, so it is bounded.
         let asked_ms = failure.retry_after_ms.unwrap_or(0).min(limits.backoff_max_ms);
@@ -111,7 +111,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// Takes back a probe that was not sent, or that ended for a reason of our own.
+    /// Ends a probe without a result of the warehouse: it was not sent, or this node failed.
     pub(super) fn cancel_probe(&mut self) {
         if let CircuitBreaker::Open { out, .. } = self {
             *out = out.saturating_sub(1);

@@ -306,8 +306,8 @@ impl Outbox {
         Some(message)
     }
 
-    /// Ends a call that failed for a reason of our own. The message is sent again, and no try is
-    /// counted.
+    /// Ends a call that failed because of this node and not of the warehouse. The message is sent
+    /// again, and no try is counted.
     pub(crate) fn put_back(&mut self, job: &Job, at_ms: u64) {
         let queue = &mut self.queues[job.kind as usize];
         queue.land(job);

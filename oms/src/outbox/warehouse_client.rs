@@ -49,7 +49,7 @@ pub(crate) enum Answer {
     Done { sequence: Option<u64> },
     /// Refused permanently.
     Refused { reason: String },
-    /// Not done, as far as is known.
+    /// Failed, or without an answer. The warehouse may have executed the call.
     Failed(Failure),
 }
 

@@ -30,7 +30,8 @@ async fn a_refused_statement_keeps_the_connection_and_an_unknown_one_does_not() 
     let refused = session.query("SELECT 1 / 0", &[], TIMEOUT).await.unwrap_err();
     assert!(matches!(refused, SessionError::Refused { code, .. } if code == "22012"));
     assert_eq!((one(&mut session).await, session.connections()), (7, 1));
-    // As after a cancelled wait for standbys: a warning, then a success.
+    // A server that cancels the wait for standbys sends a warning and then reports success. So the
+    // commit may be lost with the primary, and its result is unknown.
     let warning = "DO $$ BEGIN RAISE WARNING 'canceling wait'; END $$";
     let unknown = session.execute(warning, &[], TIMEOUT).await.unwrap_err();
     assert!(matches!(&unknown, SessionError::Unknown { reason } if reason.contains("canceling wait")));

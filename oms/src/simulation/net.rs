@@ -90,7 +90,7 @@ impl Net {
         tokio::spawn(async move {
             while let Some(frame) = sent.recv().await {
                 tokio::time::sleep(Duration::from_millis(time_on_the_way(&world))).await;
-                // One that has stopped in an orderly way has cut its connections.
+                // A process that has stopped regularly has closed its connections.
                 if world.inside().incarnations[to].cluster.is_none() {
                     return;
                 }

@@ -25,6 +25,7 @@ use crate::cluster::channel::message::{Cell, FollowStock, ReadStock, Reply, Stoc
 use crate::domain::stock::StockMoment;
 use crate::runtime;
 use crate::runtime::seeded::seeded;
+use crate::volume::questions::VolumeReply;
 use crate::volume::state::VolumeState;
 
 /// Age from which a copy is not used. Several times `ANSWER_AFTER`, so that a slow node still uses
@@ -182,8 +183,9 @@ impl VolumeState {
         }
     }
 
-    /// Answers a request for changes. Also returns the epoch of the ring at that time.
-    pub(crate) async fn follow_stock(&self, ask: FollowStock) -> (u64, Reply) {
+    /// Answers a request for changes. The reply always has an epoch, because the ring may change
+    /// during the wait.
+    pub(crate) async fn follow_stock(&self, ask: FollowStock) -> VolumeReply {
         let is_ours = |known: &StockPosition| known.incarnation == self.followers.incarnation;
         let then = ask.known.map(|known| match is_ours(&known) {
             true => StockMoment {
@@ -205,7 +207,7 @@ impl VolumeState {
             let is_last = !ask.waits || Instant::now() >= until;
             if is_last || answered != Some(commits) {
                 let answer = self.stock_since(then);
-                let is_news = !matches!(&answer.1, Reply::StockChanges(_, cells) if cells.is_empty());
+                let is_news = !matches!(&answer.reply, Reply::StockChanges(_, cells) if cells.is_empty());
                 if is_last || is_news {
                     self.followers.note_answer(ask.follower, commits);
                     return answer;
@@ -229,7 +231,7 @@ impl VolumeState {
         }
     }
 
-    fn stock_since(&self, then: Option<StockMoment>) -> (u64, Reply) {
+    fn stock_since(&self, then: Option<StockMoment>) -> VolumeReply {
         let mut stock = self.stock();
         let now = stock.follow();
         let epoch = self.slots.ring().epoch().0;
@@ -250,7 +252,10 @@ impl VolumeState {
                 products: stock.products(),
             }),
         };
-        (epoch, reply)
+        VolumeReply {
+            reply,
+            epoch: Some(epoch),
+        }
     }
 
     /// Answers a read of the whole stock, part by part. The cells may be newer than the position of

@@ -14,18 +14,27 @@ use crate::volume::server::VolumeServer;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::Ask;
 
-/// Answers a question that was routed by the ring of `asked_by`. Also returns the epoch of the
-/// answer, if that is not the epoch of this node's view.
-pub(crate) async fn answer(
-    server: &Arc<VolumeServer>,
-    asked_by: Epoch,
-    question: Question,
-) -> (Option<u64>, Reply) {
+/// A reply, and the ring by which it was made.
+#[derive(Debug)]
+pub(crate) struct VolumeReply {
+    pub(crate) reply: Reply,
+    /// The epoch of that ring. `None` is the epoch of the caller's topology.
+    pub(crate) epoch: Option<u64>,
+}
+
+impl From<Reply> for VolumeReply {
+    fn from(reply: Reply) -> VolumeReply {
+        VolumeReply { reply, epoch: None }
+    }
+}
+
+/// Answers a question that was routed by the ring of `asked_by`.
+pub(crate) async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question: Question) -> VolumeReply {
     let state = server.app.state();
     let mut epoch = None;
     let reply = match question {
         Question::Command(_) | Question::Read(_) => {
-            Reply::Failed("this is for the API of the volume's node".to_owned())
+            Reply::Failed("a client's request must be sent to the API of the volume's node".to_owned())
         }
         Question::FindStore(lines) => state
             .find_store(&lines, asked_by)
@@ -49,18 +58,20 @@ pub(crate) async fn answer(
             Err(fault) => fault.into(),
         },
         Question::FollowStock(follow) => {
-            let (as_of, reply) = state.follow_stock(follow).await;
-            epoch = Some(as_of);
-            reply
+            let followed = state.follow_stock(follow).await;
+            epoch = followed.epoch;
+            followed.reply
         }
         Question::ReadStock(read) => state.read_stock(read),
-        // The trace was taken off, and a message has one at most.
-        Question::Traced(..) => Reply::Failed("a trace within a trace".to_owned()),
+        // The caller removed the trace context, and a message has at most one.
+        Question::Traced(..) => {
+            Reply::Failed("a request has two trace contexts; run the same version on all nodes".to_owned())
+        }
     };
     if state.storage.is_ours() {
-        (epoch, reply)
+        VolumeReply { reply, epoch }
     } else {
-        (None, Reply::Moved)
+        Reply::Moved.into()
     }
 }
 

@@ -36,19 +36,20 @@ use crate::documented;
 /// The behaviour of the warehouse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
-    /// Acts and answers 200.
+    /// Executes the call and answers 200.
     Good,
-    /// Answers 504 without acting.
+    /// Answers 504 without executing the call.
     TimesOut,
-    /// Acts and answers 504.
+    /// Executes the call, and answers 504 nevertheless.
     ActsAndTimesOut,
     /// Answers 409 with a problem type that means a final refusal.
     Refuses,
-    /// Answers 409 without a problem type, and does not act.
+    /// Answers 409 without a problem type, and does not execute the call.
     Conflicts,
     /// Answers 409 with `Retry-After`: an earlier attempt is still in progress.
     IsAtWork,
-    /// Answers 500 without acting, for orders with an id that begins with "poison".
+    /// Answers 500 to calls about orders with an id that begins with "poison", and executes the
+    /// others.
     Poisoned,
 }
 
@@ -57,7 +58,8 @@ fn problem(name: &str) -> Response {
     (StatusCode::CONFLICT, Json(body)).into_response()
 }
 
-/// Returns the answer of a warehouse that does not act on a call; `None` if it acts.
+/// Returns the answer to a call that the warehouse does not execute; `None` if it executes the
+/// call.
 fn refusal(mood: Mood, order: &Value) -> Option<Response> {
     match mood {
         Mood::TimesOut => Some(StatusCode::GATEWAY_TIMEOUT.into_response()),

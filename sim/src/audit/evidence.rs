@@ -15,7 +15,7 @@ use crate::Result;
 use crate::client::Client;
 use crate::wire::{
     Delivery, Health, LedgerPage, Message, Order, OrdersPage, OutboxPage, Refusal, RefusalsPage, Reservation,
-    ReservationsPage, Restock, RestocksPage, WarehouseSummary,
+    ReservationsPage, Restock, RestocksPage, WarehouseStatus, WarehouseSummary,
 };
 
 /// Entries of a page; the contract's maximum.
@@ -28,22 +28,22 @@ const HISTORIES_MAX: usize = 500;
 const OMS: &str = "the order management";
 const WAREHOUSE: &str = "the warehouse";
 
-/// The statements of both sides.
+/// All data that the audit compares, as both sides return it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Evidence {
     /// Orders of the order management.
     pub orders: Vec<Order>,
-    /// Its reservations.
+    /// Reservations of the order management.
     pub reservations: Vec<Reservation>,
-    /// Its messages that the warehouse has not confirmed.
+    /// Messages of the order management that the warehouse has not confirmed.
     pub outbox: Vec<Message>,
-    /// Histories of some of its orders.
+    /// Histories of some orders.
     pub histories: Vec<History>,
     /// Units on hand by store and product, of stores that delivered.
     pub on_hand: BTreeMap<u32, BTreeMap<u32, i64>>,
-    /// Volumes of its ring; 0 if unknown.
+    /// Number of volumes of the ring; 0 if unknown.
     pub volumes: usize,
-    /// Its counters of orders by state; empty if it has none.
+    /// Orders by state as the order management counts them; empty if it has no counters.
     pub counted_orders: BTreeMap<String, u64>,
     /// Requests that the asked node has answered with 2xx since its start, by route; empty if the
     /// node has no metrics.
@@ -52,11 +52,11 @@ pub struct Evidence {
     pub node_started_at_ms: u64,
     /// Deliveries of the warehouse, by sequence.
     pub deliveries: Vec<Delivery>,
-    /// Units that came into its stock.
+    /// Units that were added to the warehouse's stock.
     pub restocks: Vec<Restock>,
-    /// Deliveries that it refused.
+    /// Deliveries that the warehouse refused.
     pub refusals: Vec<Refusal>,
-    /// Its counts, the seed and the shape of its first stock.
+    /// The warehouse's counts, and the seed and size of its first stock.
     pub warehouse: WarehouseSummary,
     /// `true` while the order management's circuit breaker is open: messages wait for a warehouse
     /// that is away, which is no fault.
@@ -87,7 +87,7 @@ pub(super) async fn gather(oms: &Client, warehouse: &Client) -> Result<Evidence>
         counted_orders: health.orders,
         answered: answered.unwrap_or_default(),
         node_started_at_ms: health.up_since_ms,
-        warehouse_away: health.warehouse == "away",
+        warehouse_away: health.warehouse == WarehouseStatus::Away,
         deliveries: pages(warehouse, WAREHOUSE, "/ledger", |page: LedgerPage| {
             (page.deliveries, page.next)
         })

@@ -8,7 +8,7 @@ use super::history::{History, HistoryEvent};
 use super::{Finding, Waiting};
 use crate::client::Client;
 use crate::front::{OrderRecord, Outcome};
-use crate::wire::{Message, MessageState};
+use crate::wire::{Message, MessageKind, MessageState};
 
 /// Most orders that are explained.
 const ORDERS_MAX: usize = 50;
@@ -121,7 +121,7 @@ fn message_line(message: &Message) -> String {
 
 /// Groups the messages that wait by kind and reason, the largest group first.
 pub(super) fn waiting(evidence: &Evidence) -> Vec<Waiting> {
-    let mut groups: BTreeMap<(String, String), u64> = BTreeMap::new();
+    let mut groups: BTreeMap<(MessageKind, String), u64> = BTreeMap::new();
     for message in evidence
         .outbox
         .iter()
@@ -132,7 +132,7 @@ pub(super) fn waiting(evidence: &Evidence) -> Vec<Waiting> {
             false => "not tried yet",
         };
         let reason = message.last_error.clone().unwrap_or_else(|| usual.to_owned());
-        *groups.entry((message.kind.to_string(), reason)).or_default() += 1;
+        *groups.entry((message.kind, reason)).or_default() += 1;
     }
     let mut waiting: Vec<Waiting> = groups
         .into_iter()
@@ -149,7 +149,7 @@ pub(super) fn waiting(evidence: &Evidence) -> Vec<Waiting> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Delivery, MessageKind, Product};
+    use crate::wire::{Delivery, Product};
 
     #[test]
     fn an_order_is_explained_by_its_events_its_message_and_its_delivery() {
@@ -227,7 +227,7 @@ mod tests {
             ..Evidence::default()
         };
         let group = |reason: &str, messages| Waiting {
-            kind: "announce".to_owned(),
+            kind: MessageKind::Announce,
             reason: reason.to_owned(),
             messages,
         };

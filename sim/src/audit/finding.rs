@@ -72,14 +72,14 @@ pub enum Finding {
     RejectedKept {
         /// The order.
         order: String,
-        /// Its state.
+        /// State of the order.
         state: OrderState,
     },
     /// An acknowledged cancellation had no effect.
     CancelLost {
         /// The order.
         order: String,
-        /// Its state.
+        /// State of the order.
         state: OrderState,
     },
     /// An order is in a state that this program does not know.
@@ -91,7 +91,7 @@ pub enum Finding {
     StoreMissing {
         /// The order.
         order: String,
-        /// Its state.
+        /// State of the order.
         state: OrderState,
     },
     /// An acknowledged payment is not with its order.
@@ -107,7 +107,7 @@ pub enum Finding {
     PaidNotDelivered {
         /// The order.
         order: String,
-        /// Its state.
+        /// State of the order.
         state: OrderState,
     },
     /// A message of a paid order waits without a reason.
@@ -146,11 +146,12 @@ pub enum Finding {
         /// The order.
         order: String,
     },
-    /// The warehouse delivered, and the order management neither knows nor will ask again.
+    /// The warehouse delivered an order. The order management does not know that, and has no
+    /// message left to learn it.
     DeliveryForgotten {
         /// The order.
         order: String,
-        /// Its state.
+        /// State of the order.
         state: OrderState,
     },
     /// Units are reserved for an order that has ended or does not exist.
@@ -214,7 +215,7 @@ pub enum Finding {
     StateDiffers {
         /// The order.
         order: String,
-        /// Its state.
+        /// State of the order.
         state: OrderState,
         /// The state that its history leads to.
         expected: OrderState,
@@ -224,7 +225,7 @@ pub enum Finding {
         /// The order.
         order: String,
     },
-    /// The same request again was answered otherwise.
+    /// A repeated request got another answer than the first one.
     AnswerDiffers {
         /// The order.
         order: String,
@@ -253,7 +254,7 @@ pub enum Finding {
     CountDiffers {
         /// The counter.
         what: String,
-        /// Its value.
+        /// Value of the counter.
         counted: u64,
         /// Length of the list.
         listed: u64,

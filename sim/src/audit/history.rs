@@ -35,7 +35,7 @@ pub struct HistoryEvent {
 pub struct History {
     /// The order.
     pub order: String,
-    /// Its events.
+    /// Events of the order.
     pub events: Vec<HistoryEvent>,
 }
 

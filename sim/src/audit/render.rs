@@ -119,6 +119,7 @@ impl fmt::Display for AuditReport {
 mod tests {
     use super::*;
     use crate::audit::Finding;
+    use crate::wire::MessageKind;
 
     #[test]
     fn a_clean_audit_with_an_absent_warehouse_says_waiting_and_not_wrong() {
@@ -130,7 +131,7 @@ mod tests {
             outbox_waiting: 12,
             warehouse_away: true,
             waiting: vec![Waiting {
-                kind: "announce".to_owned(),
+                kind: MessageKind::Announce,
                 reason: "Connection refused".to_owned(),
                 messages: 12,
             }],

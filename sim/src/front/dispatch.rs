@@ -227,8 +227,11 @@ async fn perform(shop: Arc<Shop>, task: Task) {
     let intended = shop.started + at;
     let lag = intended.elapsed();
     is_dropped |= lag > drop_after;
-    let (outcome, problem) = if is_dropped {
-        (Outcome::NotSent, None)
+    let Ended { outcome, problem } = if is_dropped {
+        Ended {
+            outcome: Outcome::NotSent,
+            problem: None,
+        }
     } else {
         shop.sent.fetch_add(1, Ordering::Relaxed);
         send(&shop.way, arrival.request).await
@@ -253,7 +256,14 @@ async fn perform(shop: Arc<Shop>, task: Task) {
     }
 }
 
-async fn send(way: &Way, request: Request) -> (Outcome, Option<Box<str>>) {
+/// The end of one request.
+struct Ended {
+    outcome: Outcome,
+    /// Name of the problem in the response.
+    problem: Option<Box<str>>,
+}
+
+async fn send(way: &Way, request: Request) -> Ended {
     let (path, body) = match request {
         Request::Stats { product, .. } => (format!("/aggregate-stats/{product}"), None),
         Request::Order(order) => ("/order".to_owned(), Some(to_json(&order.to_wire()))),
@@ -276,10 +286,14 @@ async fn send(way: &Way, request: Request) -> (Outcome, Option<Box<str>>) {
     outcome_of(answer, request)
 }
 
-fn outcome_of(answer: Result<Answer, Failure>, request: Request) -> (Outcome, Option<Box<str>>) {
+fn outcome_of(answer: Result<Answer, Failure>, request: Request) -> Ended {
     match answer {
-        Ok(answer) if answer.status < 400 => (Outcome::Status(answer.status), None),
-        Ok(answer) => (Outcome::Status(answer.status), problem_name(&answer.body)),
+        Ok(answer) => Ended {
+            outcome: Outcome::Status(answer.status),
+            problem: (answer.status >= 400)
+                .then(|| problem_name(&answer.body))
+                .flatten(),
+        },
         Err(failure) => {
             tracing::debug!(?request, %failure, "no answer");
             let outcome = match failure.kind {
@@ -288,7 +302,10 @@ fn outcome_of(answer: Result<Answer, Failure>, request: Request) -> (Outcome, Op
                 FailureKind::TimedOut => Outcome::TimedOut,
                 FailureKind::Other => Outcome::Failed,
             };
-            (outcome, None)
+            Ended {
+                outcome,
+                problem: None,
+            }
         }
     }
 }

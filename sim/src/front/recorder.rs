@@ -80,7 +80,7 @@ pub struct RouteReport {
     pub requests: u64,
     /// Requests answered with a status below 400.
     pub ok: u64,
-    /// Other ends, by status and problem or by reason.
+    /// Number of other requests: by status and problem, or by the reason why there is no answer.
     pub errors: BTreeMap<String, u64>,
     /// Latency without the warm-up.
     pub latency: Latency,

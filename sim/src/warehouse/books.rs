@@ -55,25 +55,33 @@ pub(crate) enum Entry {
     Restocked { after: u64, units: Vec<(u32, u32, u32)> },
 }
 
+/// Numbers of orders in the books.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OrderCounts {
+    pub(crate) announced: u64,
+    pub(crate) delivered: u64,
+    pub(crate) refused: u64,
+}
+
 /// Decision about an announcement.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Announcement {
-    /// New: to be entered.
+    /// The order is new and is to be entered.
     Enter(Entry),
-    /// Known.
+    /// The order was announced before, with this content.
     Known,
-    /// The id is known with another content.
+    /// The order was announced before with another content.
     Conflict,
 }
 
 /// Decision about a delivery.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Decision {
-    /// To be delivered and entered.
+    /// The order is to be delivered and entered.
     Deliver(Entry),
     /// Delivered before: place in the books, and sequence.
     Known(usize, u64),
-    /// The key is known with another content.
+    /// The idempotency key was used before for another content.
     Conflict,
     /// The units are not in stock: the refusal is to be entered.
     Refuse(Entry),
@@ -317,8 +325,8 @@ impl Books {
         page.delivery_attempts - 1
     }
 
-    /// Fills up about half of the quantities that were sold from, each to a new random quantity, so
-    /// that a long run does not run out. Returns `None` if nothing is to come in.
+    /// Returns an entry that raises about half of the quantities that were sold from, each to a new
+    /// random quantity. So stores do not run empty in a long run. Returns `None` if none is raised.
     pub(crate) fn restock(&self, seed: u64) -> Option<Entry> {
         let mut dice = Dice::numbered(seed, Purpose::Restock, self.restockings);
         let units: Vec<_> = self
@@ -352,13 +360,13 @@ impl Books {
         &self.stock
     }
 
-    /// Returns the numbers of orders announced, delivered and refused.
-    pub(crate) fn counts(&self) -> (u64, u64, u64) {
-        (
-            self.announced,
-            self.deliveries.len() as u64,
-            self.refusals.len() as u64,
-        )
+    /// Returns the numbers of orders in the books.
+    pub(crate) fn counts(&self) -> OrderCounts {
+        OrderCounts {
+            announced: self.announced,
+            delivered: self.deliveries.len() as u64,
+            refused: self.refusals.len() as u64,
+        }
     }
 
     /// Returns deliveries from a place in the books on.

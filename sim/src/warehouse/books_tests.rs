@@ -149,7 +149,12 @@ fn an_announcement_is_known_by_its_content() {
     books.apply(&entry).unwrap();
     assert_eq!(books.announce(&seventeen), Announcement::Known);
     assert_eq!(books.announce(&order("17", 2, 1, 1)), Announcement::Conflict);
-    assert_eq!(books.counts(), (1, 0, 0));
+    let counts = OrderCounts {
+        announced: 1,
+        delivered: 0,
+        refused: 0,
+    };
+    assert_eq!(books.counts(), counts);
     assert_eq!(
         (
             books.count_delivery_attempt("17"),

@@ -249,7 +249,7 @@ async fn act_deliver(
             Decision::Deliver(_) => {
                 let sequence = inside.books.sequence();
                 if is_answered {
-                    let place = inside.books.counts().1 - 1;
+                    let place = inside.books.counts().delivered - 1;
                     inside.books.answer(place as usize);
                 }
                 delivered(sequence)
@@ -349,7 +349,7 @@ impl Page {
 async fn ledger(State(shared): State<Arc<Shared>>, Query(page): Query<Page>) -> Response {
     let inside = shared.inside();
     let deliveries = inside.books.deliveries(page.from(), page.limit());
-    let next = page.next(deliveries.len(), inside.books.counts().1 as usize);
+    let next = page.next(deliveries.len(), inside.books.counts().delivered as usize);
     json(&LedgerPage { deliveries, next })
 }
 

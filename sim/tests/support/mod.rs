@@ -102,7 +102,7 @@ impl FakeOms {
         Self { address, shared }
     }
 
-    /// As-of and line count of every snapshot taken in.
+    /// Returns the `X-Stock-As-Of` and the number of lines of every received snapshot.
     pub(crate) fn snapshots(&self) -> Vec<(u64, usize)> {
         self.shared.inside().snapshots.clone()
     }

@@ -1,9 +1,9 @@
 //! Measures how many orders several nodes process, each with a fixed share of a processor.
 //!
 //! ```text
-//! cargo run --release -p imt-benches --bin nodes
-//! cargo run --release -p imt-benches --bin nodes -- --nodes 1,2,4,8 --share 0.1 --mix
-//! cargo run --release -p imt-benches --bin nodes -- --route
+//! cargo run --profile dist -p imt-benches --bin nodes
+//! cargo run --profile dist -p imt-benches --bin nodes -- --nodes 1,2,4,8 --share 0.1 --mix
+//! cargo run --profile dist -p imt-benches --bin nodes -- --route
 //! ```
 //!
 //! Each node is a process in a cpu group of its own. Clients are spread evenly over the nodes, or

@@ -94,7 +94,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // One that was stopped is gone already; one that was not must not outlive the run.
+        // A process that was not stopped must not outlive the run. After a stop this has no effect.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -34,13 +34,13 @@ pub(crate) enum Ask {
     Order(String),
     /// The statistics of a product.
     Statistics,
-    /// In turns an order, a payment and a read of one of some time ago, and statistics; ids begin
-    /// with this.
+    /// In turn an order, the payment and a read of an earlier order, and statistics. The ids of
+    /// orders begin with this text.
     Mix(String),
 }
 
 impl Ask {
-    /// The same for one of several clients, with ids of its own.
+    /// Returns the requests of one of several clients, with other order ids than the others'.
     pub(crate) fn of_client(&self, number: usize) -> Ask {
         match self {
             Ask::Order(prefix) => Ask::Order(format!("{prefix}{number}-")),
@@ -62,7 +62,7 @@ const STATISTICS: &str = "statistics/";
 pub(crate) enum Pace {
     /// Each connection sends when its previous request is answered.
     Closed,
-    /// This number of requests per second.
+    /// All connections together send this number of requests per second.
     Open(f64),
 }
 
@@ -86,7 +86,7 @@ impl Owners {
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     pub(crate) address: SocketAddr,
-    /// Where each request goes instead of to `address`.
+    /// The owners to which requests are sent. `None`: all requests are sent to `address`.
     pub(crate) owners: Option<Arc<Owners>>,
     pub(crate) ask: Ask,
     pub(crate) pace: Pace,

@@ -2,8 +2,8 @@
 //! one run.
 //!
 //! ```text
-//! cargo run --release -p imt-benches --bin orders
-//! cargo run --release -p imt-benches --bin orders -- --rows closed,open --seconds 5
+//! cargo run --profile dist -p imt-benches --bin orders
+//! cargo run --profile dist -p imt-benches --bin orders -- --rows closed,open --seconds 5
 //! ```
 //!
 //! Servers run in their own processes. The load generator is this process, on the same processors.

@@ -2,8 +2,8 @@
 //! balance, and the movement of a join and a leave.
 //!
 //!     # Our ring and the references, then the rivals too:
-//!     cargo run --release -p imt-benches --bin ring
-//!     cargo run --release -p imt-benches --bin ring --features ring-rivals
+//!     cargo run --profile dist -p imt-benches --bin ring
+//!     cargo run --profile dist -p imt-benches --bin ring --features ring-rivals
 //!
 //! A look-up time is the upper bound of the fastest tenth of short measurements within a second.
 //! Other times are medians. Memory is the growth of the resident set of a new process that builds a

@@ -207,7 +207,7 @@ impl Demo {
         output::print_text(&text)
     }
 
-    /// Looks for servers that have ended, and promotes a standby in place of the primary.
+    /// Checks which servers have ended. If the primary has, promotes a standby.
     async fn look(&mut self) -> Result<(), CliError> {
         for at in 0..self.servers.len() {
             let Some(server) = self.servers.get_mut(at) else {
@@ -252,7 +252,7 @@ impl Demo {
         for at in 0..self.servers.len() {
             let [server, primary] = match self.servers.get_disjoint_mut([at, next]) {
                 Ok(both) => both,
-                // The same server twice: the new primary follows nobody.
+                // `at` is the new primary, which follows no server.
                 Err(_) => continue,
             };
             if server.process().is_some() {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 const ROLE: &str = "imt";
 /// Database of the demonstration. It exists in every server.
 const DATABASE: &str = "postgres";
-/// Longest time for a server to stop in good order. After it the process is killed.
+/// Longest time for a regular stop of a server. Then its process is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of polls for the end of a process.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -212,7 +212,7 @@ impl Server {
         lines.into_iter().rev().collect::<Vec<_>>().join(" / ")
     }
 
-    /// Stops the process in good order, or kills it after a while.
+    /// Stops the process, or kills it after `STOP_TIMEOUT`.
     pub(super) fn stop(&mut self) {
         let Some(mut child) = self.child.take() else {
             return;

@@ -77,7 +77,7 @@ pub(super) async fn run(args: &ListArgs, output: OutputFormat) -> Result<(), Cli
     if args.follow {
         return follow(args, &api, output).await;
     }
-    let (orders, has_more) = read(args, &api, args.since, args.limit).await?;
+    let Listed { orders, has_more } = read(args, &api, args.since, args.limit).await?;
     match output {
         OutputFormat::Json => output::print_json(&orders)?,
         OutputFormat::Table => {
@@ -95,13 +95,15 @@ pub(super) async fn run(args: &ListArgs, output: OutputFormat) -> Result<(), Cli
     Ok(())
 }
 
-/// Returns up to `limit` orders. The flag is `true` if there are more.
-async fn read(
-    args: &ListArgs,
-    api: &Api,
-    since_ms: Option<u64>,
-    limit: u64,
-) -> Result<(Vec<Value>, bool), CliError> {
+/// Orders as the API returned them.
+struct Listed {
+    orders: Vec<Value>,
+    /// `true` if the list goes on.
+    has_more: bool,
+}
+
+/// Returns up to `limit` orders.
+async fn read(args: &ListArgs, api: &Api, since_ms: Option<u64>, limit: u64) -> Result<Listed, CliError> {
     let (mut orders, mut cursor): (Vec<Value>, Option<String>) = (Vec::new(), None);
     loop {
         let wanted = (limit - orders.len() as u64).min(PAGE_MAX);
@@ -111,7 +113,10 @@ async fn read(
         }
         match page["next"].as_str() {
             Some(next) if (orders.len() as u64) < limit => cursor = Some(next.to_owned()),
-            next => return Ok((orders, next.is_some())),
+            next => {
+                let has_more = next.is_some();
+                return Ok(Listed { orders, has_more });
+            }
         }
     }
 }
@@ -125,8 +130,8 @@ async fn follow(args: &ListArgs, api: &Api, output: OutputFormat) -> Result<(), 
         output::print_text(&followed_line(&COLUMNS.map(str::to_owned)))?;
     }
     loop {
-        let (orders, _) = read(args, api, Some(followed.since_ms()), u64::MAX).await?;
-        for order in followed.new_of(orders) {
+        let listed = read(args, api, Some(followed.since_ms()), u64::MAX).await?;
+        for order in followed.new_of(listed.orders) {
             match output {
                 OutputFormat::Json => output::print_json_line(&order)?,
                 OutputFormat::Table => output::print_text(&followed_line(&row(&order)))?,

@@ -104,7 +104,7 @@ impl Unmapped {
             .store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Returns `true` if so many bytes wait for a map that no segment may be begun.
+    /// Returns `true` if too many bytes wait for their map, so that no segment may be begun.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) > UNMAPPED_BYTES_MAX
@@ -187,7 +187,7 @@ impl Engine {
         while writer.pending.len() > UNSYNCED_SEGMENTS_MAX
             && let Some(oldest) = writer.pending.iter().position(Pending::is_finished)
         {
-            // Its bytes become durable earlier than required.
+            // This makes the bytes of the segment durable earlier than required.
             if let Some(mut oldest) = writer.pending.remove(oldest) {
                 self.sync_segment(&mut oldest)?;
             }

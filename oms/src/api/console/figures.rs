@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::events::{Event, VolumeScene};
 use super::samples::Sample;
 use crate::api::health::VolumeHealth;
+use crate::api::internal::CopyProgress;
 use crate::api::node_status::fault_of;
 use crate::control::topology::Topology;
 use crate::volume::server::VolumeServer;
@@ -45,20 +46,19 @@ pub(super) struct VolumeFigures {
     pub(super) fault: Option<String>,
     /// Changes that wait to become durable.
     pub(super) commit_queue: u64,
-    /// Rows copied to the volume by a move under way, and the estimated total.
-    pub(super) copied: (u64, u64),
+    /// Progress of a migration to the volume.
+    pub(super) copy: CopyProgress,
     #[serde(flatten)]
     pub(super) health: VolumeHealth,
 }
 
 impl VolumeFigures {
     fn of(server: &VolumeServer) -> VolumeFigures {
-        let copied = server.progress().copied;
         VolumeFigures {
             volume: server.volume.to_string(),
             fault: fault_of(server),
             commit_queue: server.app.state().storage.waiting() as u64,
-            copied: (copied.rows, copied.about),
+            copy: CopyProgress::of(server),
             health: VolumeHealth::of(&server.app),
         }
     }

@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::events::{Event, Log};
 use super::figures::{AskFigures, NodeFigures, VolumeFigures};
 use super::samples::{Merged, RouteFigures, Sample, ShownSample};
+use crate::api::internal::CopyProgress;
 use crate::control::topology::Topology;
 
 /// Seconds that are sent again because a node may have answered late.
@@ -134,9 +135,7 @@ impl Overview {
     fn moving(&self, topology: &Topology, trouble: Option<String>) -> Option<Moving> {
         let moving = topology.state.moving.as_ref()?;
         let volumes = self.nodes.values().flat_map(|heard| &heard.volumes);
-        let (rows, about) = volumes.fold((0, 0), |(rows, about), volume| {
-            (rows + volume.copied.0, about + volume.copied.1)
-        });
+        let copy: CopyProgress = volumes.map(|volume| volume.copy).sum();
         let steps = topology.state.handovers().into_iter().map(|step| Step {
             from: step.from.to_string(),
             to: step.to.to_string(),
@@ -145,8 +144,8 @@ impl Overview {
         Some(Moving {
             epoch: moving.next.epoch().0,
             steps: steps.collect(),
-            rows,
-            about,
+            rows: copy.rows,
+            about: copy.rows_expected,
             trouble,
         })
     }

@@ -1,13 +1,14 @@
-//! The asking end of a connection: requests out, answers back, in any order.
+//! The requesting end of a connection: sends requests and assigns the answers to their callers.
 //!
-//! Invariants:
-//! - A request is answered at most once; an answer that nobody waits for any more is dropped.
-//! - When the connection ends, every waiting request fails. Its caller does not know if it was
-//!   carried out, and asks again: all requests are idempotent.
-//! - Waiting requests are bounded by `WAITING_MAX`, their bytes by `QUEUE_BYTES_MAX`.
+//! Requests are accepted while the connection is still being opened. A connection that has ended is
+//! never opened again: `Channels` opens another one for the next request.
 //!
-//! A connection is used while it is still being opened. A connection that has ended is never opened
-//! again: the next request begins another one.
+//! **Invariants**
+//! - A request gets at most one answer. The answer to a caller that no longer waits is dropped.
+//! - When the connection ends, every waiting request fails. The other node may have executed it.
+//!   The caller may send it again, because all requests are idempotent.
+//! - Requests without an answer are bounded by `WAITING_MAX`. The bytes of requests that are not
+//!   sent yet are bounded by `QUEUE_BYTES_MAX`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,23 +23,23 @@ use crate::cluster::channel::queue::{FrameQueue, Refused};
 use crate::cluster::channel::{Link, LinkError};
 use crate::runtime::metrics::ChannelCounters;
 
-/// Requests that may wait for answers: as many as a node takes from its clients at a time.
+/// Maximum number of requests without an answer: the usual limit of a node's client connections.
 const WAITING_MAX: usize = 8_192;
-/// Bytes of requests that may wait to be sent.
+/// Maximum number of bytes that wait to be sent.
 const QUEUE_BYTES_MAX: usize = 16 << 20;
 
 /// The reason why a request has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unanswered {
-    /// It was not sent: too much is waiting.
+    /// The request was not sent, because too many are waiting.
     Busy,
-    /// It was not sent: it is larger than a frame.
+    /// The request was not sent, because it is larger than a frame may be.
     TooLarge,
-    /// The connection has ended. The request may have been carried out.
+    /// The connection has ended. The other node may have executed the request.
     Broken(String),
 }
 
-/// One connection to another node, opened from here.
+/// One connection that this node opened to another node.
 pub(crate) struct Connection {
     queue: FrameQueue,
     waiting: Mutex<Waiting>,
@@ -48,11 +49,11 @@ pub(crate) struct Connection {
 #[derive(Default)]
 struct Waiting {
     callers: BTreeMap<u64, oneshot::Sender<Answer>>,
-    /// Why the connection has ended.
+    /// The reason for the end of the connection, once it has ended.
     ended: Option<String>,
 }
 
-/// A caller's place among the waiting ones, given up when it stops waiting.
+/// The entry of a waiting caller. Dropping it removes the entry.
 struct Place<'a> {
     connection: &'a Connection,
     id: u64,
@@ -65,7 +66,7 @@ impl Drop for Place<'_> {
 }
 
 impl Connection {
-    /// A connection that is not open yet; `run` opens it.
+    /// Returns a connection that `run` will open.
     pub(super) fn new(counters: &Arc<ChannelCounters>) -> Arc<Connection> {
         Arc::new(Connection {
             queue: FrameQueue::new(QUEUE_BYTES_MAX, Arc::clone(counters)),
@@ -78,7 +79,7 @@ impl Connection {
         self.waiting.lock()
     }
 
-    /// Returns `true` once no request can be sent any more.
+    /// Returns `true` once the connection has ended.
     pub(super) fn has_ended(&self) -> bool {
         self.waiting().ended.is_some()
     }
@@ -88,8 +89,8 @@ impl Connection {
         self.queue.close();
     }
 
-    /// Sends a request, with an id of its own, and waits for the answer. Dropping the future only
-    /// stops the waiting.
+    /// Sends a request under a new id and waits for the answer. Dropping the future cancels the
+    /// wait, but not the request.
     pub(crate) async fn ask(&self, mut request: Request) -> Result<Answer, Unanswered> {
         request.id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
@@ -114,7 +115,7 @@ impl Connection {
         answer.map_err(|_| self.broken())
     }
 
-    /// Sends a request that has no answer, together with the next one that has.
+    /// Sends a message that has no answer. It waits for the next request, to share its frame.
     pub(crate) fn tell(&self, request: &Request) -> Result<(), Unanswered> {
         self.pushed(self.queue.push_along(|bytes| request.encode(bytes)))
     }

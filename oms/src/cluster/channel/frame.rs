@@ -1,13 +1,13 @@
-//! Frames: all messages that were waiting when the previous write completed, with one header.
+//! A frame: a header, and all messages that were waiting when the previous write completed.
 //!
 //! | offset | size | field |
 //! | ---: | ---: | --- |
 //! | 0 | 4 | bytes of the payload, little-endian |
 //! | 4 | 8 | number of the frame in its direction, from 1 |
-//! | 12 | | payload: messages (`message`), one behind the other |
+//! | 12 | | payload: messages (`message`), without gaps |
 //!
-//! The length is checked before memory is allocated. A frame whose number was seen before is
-//! dropped. A missing number ends the connection, and its callers ask again.
+//! The length is checked before memory is allocated. A frame with a known number is dropped. A gap
+//! in the numbers ends the connection, and its callers send their requests again.
 
 use std::pin::Pin;
 
@@ -18,24 +18,24 @@ use crate::cluster::channel::LinkError;
 
 /// Bytes of a frame's header.
 pub(crate) const HEADER_BYTES: usize = 12;
-/// Largest payload in bytes: the list of a million products, which the copy of a stock begins with,
-/// is a message of 4 MB.
+/// Maximum size of a payload in bytes. The largest usual message is the list of a million products,
+/// with which a copy of the stock begins: 4 MB.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 8 << 20;
-/// Bytes read ahead from a connection: most frames take one system call.
+/// Size of the read buffer in bytes. Most frames are smaller, so one system call reads a frame.
 const READ_AHEAD_BYTES: usize = 64 << 10;
 
-/// A frame on its way out or in.
+/// A frame that is being sent or received.
 pub(crate) type Transfer<'a, T> = Pin<Box<dyn Future<Output = Result<T, LinkError>> + Send + 'a>>;
 
 /// The sending half of a connection.
 pub(crate) trait FrameSink: Send {
-    /// Sends a whole frame. To be called again only after it has completed.
+    /// Sends a whole frame, and returns its buffer for reuse. The next call must wait for this one.
     fn send(&mut self, frame: Vec<u8>) -> Transfer<'_, Vec<u8>>;
 }
 
 /// The receiving half of a connection.
 pub(crate) trait FrameSource: Send {
-    /// Receives the next frame. `None` is the end of the connection.
+    /// Receives the next frame. Returns `None` if the other end has closed the connection.
     fn receive(&mut self) -> Transfer<'_, Option<Frame>>;
 }
 
@@ -64,13 +64,13 @@ pub(crate) fn open(header: &[u8; HEADER_BYTES]) -> Result<(usize, u64), LinkErro
     let number = number.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
     if length as usize > PAYLOAD_BYTES_MAX {
         return Err(LinkError(format!(
-            "a frame of {length} bytes; at most {PAYLOAD_BYTES_MAX} are allowed"
+            "the payload of a frame has {length} bytes; at most {PAYLOAD_BYTES_MAX} are allowed"
         )));
     }
     Ok((length as usize, number))
 }
 
-/// Frames written to a stream of bytes.
+/// Writes frames to a byte stream.
 pub(crate) struct ByteSink<W>(pub(crate) W);
 
 impl<W: AsyncWrite + Send + Unpin> FrameSink for ByteSink<W> {
@@ -83,7 +83,7 @@ impl<W: AsyncWrite + Send + Unpin> FrameSink for ByteSink<W> {
     }
 }
 
-/// Frames read from a stream of bytes.
+/// Reads frames from a byte stream.
 pub(crate) struct ByteSource<R>(BufReader<R>);
 
 impl<R: AsyncRead> ByteSource<R> {
@@ -96,7 +96,7 @@ impl<R: AsyncRead + Send + Unpin> FrameSource for ByteSource<R> {
     fn receive(&mut self) -> Transfer<'_, Option<Frame>> {
         Box::pin(async move {
             let mut header = [0; HEADER_BYTES];
-            // A connection that ends between two frames was closed on purpose.
+            // An end between two frames is a regular close. Within a frame it is an error.
             if self.0.read(&mut header[..1]).await? == 0 {
                 return Ok(None);
             }
@@ -123,7 +123,10 @@ impl Numbering {
             return Ok(false);
         }
         if number > self.0 + 1 {
-            return Err(LinkError(format!("frame {number} came after frame {}", self.0)));
+            return Err(LinkError(format!(
+                "frames are missing: {number} follows {}",
+                self.0
+            )));
         }
         self.0 = number;
         Ok(true)

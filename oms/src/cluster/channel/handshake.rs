@@ -7,10 +7,12 @@
 //! | acceptor | 64 | its nonce, its proof |
 //! | initiator | 32 | its proof |
 //!
-//! A proof is a keyed BLAKE3 hash over role and both nonces. The key is derived from the secret, so
-//! the secret itself never travels. A recorded proof is useless: each end contributes a fresh
-//! nonce. A reflected proof is useless: the roles differ. Each step has to end within
-//! `HANDSHAKE_TIMEOUT`.
+//! A proof is a keyed BLAKE3 hash over the sender's role and both nonces. The key is derived from
+//! the secret, so the secret itself is never sent.
+//!
+//! - A recorded proof cannot be replayed, because each end contributes a new nonce.
+//! - A proof cannot be reflected to its sender, because the two roles differ.
+//! - The whole handshake must end within `HANDSHAKE_TIMEOUT`.
 //!
 //! Absent on purpose: encryption. Nodes talk over the loopback interface.
 
@@ -20,9 +22,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::cluster::channel::LinkError;
 
-/// First bytes of a connection between nodes. No method of HTTP begins like this.
+/// First bytes of a connection between nodes. No HTTP request begins with them.
 pub(crate) const PREFACE: &[u8; 11] = b"IMT-PEER/2\n";
-/// Longest time for the whole handshake: a few round trips on one machine.
+/// Longest time for the whole handshake of three messages.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
 const NONCE_BYTES: usize = 32;
@@ -30,7 +32,7 @@ const KEY_CONTEXT: &str = "imt-order 2026 peer channel handshake v1";
 
 type Nonce = [u8; NONCE_BYTES];
 
-/// The key that proofs are made with.
+/// The key of the proofs.
 #[derive(Clone)]
 pub(crate) struct PeerKey([u8; 32]);
 
@@ -92,7 +94,10 @@ where
         let mut preface = [0; PREFACE.len()];
         stream.read_exact(&mut preface).await?;
         if preface != *PREFACE {
-            return Err(LinkError("the other node speaks another version".to_owned()));
+            return Err(LinkError(
+                "the other node speaks another version of the channel; run the same version of imt on all nodes"
+                    .to_owned(),
+            ));
         }
         let mut theirs = [0; NONCE_BYTES];
         stream.read_exact(&mut theirs).await?;

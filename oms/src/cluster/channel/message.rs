@@ -1,9 +1,11 @@
-//! The messages between nodes: typed requests about one volume, and their answers.
+//! The messages between nodes: requests about one volume, and their answers.
 //!
-//! A request names its volume and carries its id, the epoch of the ring that routed it and the time
-//! that its sender still waits. An answer carries the request's id and the epoch of the node that
-//! answers. Decoding checks every length and code. An unknown code is an error, and the connection
-//! is closed: both ends speak the version that the handshake named.
+//! A request has an id, the name of its volume, the epoch of the ring that routed it, and the time
+//! that its sender will wait. An answer has the id of its request and the epoch of the answering
+//! node.
+//!
+//! Decoding checks every length and code. An unknown code is an error and ends the connection. It
+//! cannot come from another version, because the handshake refuses other versions.
 
 use bytes::Bytes;
 use imt_ring::NodeName;
@@ -21,12 +23,12 @@ const TRACED: u8 = 32;
 /// A request about one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// Unique on its connection.
+    /// Id of the request, unique on its connection.
     pub(crate) id: u64,
     pub(crate) volume: NodeName,
-    /// Epoch of the ring that routed it.
+    /// Epoch of the ring that routed the request.
     pub(crate) epoch: u64,
-    /// Milliseconds that the sender waits for the answer.
+    /// Time in milliseconds that the sender will wait for the answer.
     pub(crate) deadline_ms: u32,
     pub(crate) question: Question,
 }
@@ -38,21 +40,21 @@ pub(crate) enum Question {
     Command(OrderCommand),
     /// A client's read.
     Read(Read),
-    /// The first store of the volume that has these units.
+    /// Find the first store of the volume that has these units.
     FindStore(Box<[Line]>),
     /// Reserve units for an order of another volume.
     Reserve(Reserve),
-    /// The order of that reservation is durable. Has no answer.
+    /// Confirm that the order of a reservation is durable. Has no answer.
     Confirm(Confirm),
-    /// End a reservation.
+    /// End a reservation, because its units were delivered or released.
     Settle { order: OrderId, settlement: Settlement },
-    /// Does the order keep its units in this store?
+    /// Ask if the order still has a reservation in this store.
     Keeps { order: OrderId, store: u32 },
-    /// Changes of the available quantities since a position.
+    /// Read the changes of available quantities since a position.
     FollowStock(FollowStock),
-    /// Available quantities, row by row.
+    /// Read available quantities, some rows of the stock matrix at a time.
     ReadStock(ReadStock),
-    /// A request that is part of a trace.
+    /// One of the other requests, as part of a trace.
     Traced(TraceContext, Box<Question>),
 }
 
@@ -67,7 +69,7 @@ pub(crate) enum Read {
     StoreStock(u32),
     /// The sales of one product.
     ProductSales(u32),
-    /// This number of the products that sold best.
+    /// The best-selling products, up to this number.
     TopSales(u32),
 }
 
@@ -89,7 +91,8 @@ pub(crate) enum OrderWork {
     Retry(Kind),
 }
 
-/// The part of a client's request that its idempotency key stands for.
+/// A client's request with an idempotency key. A repeated request with this key must have the same
+/// path and body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Keyed {
     pub(crate) key: String,
@@ -101,7 +104,7 @@ pub(crate) struct Keyed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reserve {
     pub(crate) order: OrderId,
-    /// Tells this request from other ones for the same order.
+    /// Random number that tells this reservation from an earlier or later one of the same order.
     pub(crate) nonce: u64,
     pub(crate) store: u32,
     pub(crate) lines: Box<[Line]>,
@@ -115,23 +118,24 @@ pub(crate) struct Confirm {
     pub(crate) store: u32,
 }
 
-/// A moment of a volume's available quantities.
+/// A position in the changes of a volume's available quantities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StockPosition {
-    /// Tells this server of the volume from earlier ones.
+    /// Random number of the volume server. Another process, or the same one after it opened the
+    /// volume again, has another number.
     pub(crate) incarnation: u64,
-    /// Grows when cells are added, removed or all replaced.
+    /// Number that grows when cells are added or removed, or when all of them are replaced.
     pub(crate) generation: u64,
-    /// Changes of single cells recorded so far.
+    /// Number of changes of single cells so far.
     pub(crate) changes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FollowStock {
-    /// Tells this copy from all others.
+    /// Random number of the copy that asks.
     pub(crate) follower: u64,
     pub(crate) known: Option<StockPosition>,
-    /// Wait for a change before answering.
+    /// `true` to get the answer at the next change, and not at once.
     pub(crate) waits: bool,
 }
 
@@ -155,35 +159,37 @@ pub(crate) struct Answer {
 /// The content of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
-    /// The volume, or the slot in question, is not here now.
+    /// The node does not serve the volume, or the volume does not have the slot.
     Moved,
-    /// Too much is waiting.
+    /// The node or its storage takes no request now, with the reason.
     Busy(String),
-    /// The node failed.
+    /// The request failed at the node, with the reason.
     Failed(String),
-    /// The answer does not fit a frame and has to be asked for over HTTP.
+    /// The answer is too large for the channel. The caller must send the request over HTTP/2.
     TooLarge,
-    /// To `Command` and `Read`.
+    /// Answer to `Command` and `Read`: the response for the client.
     Http(HttpReply),
-    /// To `FindStore`.
+    /// Answer to `FindStore`. `None` if no store of the volume has the units.
     FoundStore(Option<u32>),
-    /// To `Reserve`: the units are reserved, durably.
+    /// Answer to `Reserve`: the reservation is durable.
     Reserved,
-    /// To `Reserve`: the store lacks units. The available quantities of the products asked for.
+    /// Answer to `Reserve`: the store has too few units. Contains the available quantities of the
+    /// requested products.
     Short(Vec<Cell>),
-    /// To `Settle`.
+    /// Answer to `Settle`: the end of the reservation is durable.
     Settled,
-    /// To `Keeps`.
+    /// Answer to `Keeps`.
     Kept(bool),
-    /// To `FollowStock`: changed cells since the known position.
+    /// Answer to `FollowStock`: the new position, and the cells that changed since the known one.
     StockChanges(StockPosition, Vec<Cell>),
-    /// To `FollowStock`: the copy has to be read as a whole.
+    /// Answer to `FollowStock`: the volume server cannot continue from the known position. The copy
+    /// must read all quantities with `ReadStock`.
     StockLayout(StockLayout),
-    /// To `ReadStock`: quantities of whole rows.
+    /// Answer to `ReadStock`: the quantities of some whole rows.
     StockRows(Vec<i32>),
 }
 
-/// A response to a client, made by the owner.
+/// A response that the owner of an order made for a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HttpReply {
     pub(crate) status: u16,
@@ -196,18 +202,19 @@ pub(crate) struct HttpReply {
 /// The available quantity of one product in one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cell {
-    /// `row * width + column` in a stock change, a product id in `Short`.
+    /// In a stock change the index `row * width + column`, with the width of the stock matrix. In
+    /// `Short` the product's id.
     pub(crate) at: u32,
     pub(crate) available: i32,
 }
 
-/// The cells of a volume's stock.
+/// The rows and columns of a volume's stock matrix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StockLayout {
     pub(crate) position: StockPosition,
-    /// Ascending.
+    /// Store of each column, ascending.
     pub(crate) stores: Vec<u32>,
-    /// By row.
+    /// Product of each row.
     pub(crate) products: Vec<u32>,
 }
 
@@ -322,7 +329,7 @@ impl Question {
                 let Some(trace) = TraceContext::of_parts(trace, span, flags) else {
                     return from.fault("a trace");
                 };
-                // A trace within a trace is no known kind, so the depth is bounded.
+                // `decode_plain` does not know `TRACED`, so requests cannot be nested deeper.
                 let kind = from.byte("a kind of request")?;
                 Ok(Question::Traced(
                     trace,

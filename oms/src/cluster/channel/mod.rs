@@ -1,19 +1,23 @@
 //! The channel between nodes: one long-lived connection for each pair of nodes and direction, with
 //! typed binary messages.
 //!
-//! A node opens a connection to each node that it asks something, on the port of the API. Both ends
-//! prove that they know the cluster's secret (`handshake`). Requests go one way and answers come
-//! back on the same connection, in any order. All messages that wait when a write completes leave
-//! in one frame (`queue`), and all requests of a frame are taken together (`serving`), so under
-//! load many messages share each system call, each wake-up and each commit.
+//! A node opens a connection to each node that it sends requests to, on the port of that node's
+//! API. Both ends prove that they know the cluster's secret (`handshake`). The opener sends
+//! requests. The acceptor sends answers on the same connection, in any order.
 //!
-//! Invariants:
-//! - Every queue is bounded. A full queue refuses, and its caller answers "busy".
-//! - A repeated frame is dropped and a lost one ends the connection (`frame`).
-//! - Requests are idempotent. A caller that got no answer asks again.
+//! All messages that wait when a write completes are sent in one frame (`queue`). The acceptor
+//! passes all requests of a frame on together (`serving`). So under load many messages share each
+//! system call, each wake-up and each commit.
 //!
-//! Frames go through `Dialer`, `FrameSink` and `FrameSource`, which the simulation implements.
-//! Absent on purpose: routing and retries (the caller's), large transfers (HTTP/2).
+//! **Invariants**
+//! - Every queue is bounded. A request that does not fit is refused, and the client gets 503.
+//! - A repeated frame is dropped, and a missing one ends the connection (`frame`).
+//! - Requests are idempotent, so a caller without an answer may send its request again.
+//!
+//! The simulation has its own `Dialer`, `FrameSink` and `FrameSource`, which delay, repeat and lose
+//! frames.
+//!
+//! Deliberately absent: routing and retries (`control::errand`), large transfers (HTTP/2).
 
 mod connection;
 mod frame;
@@ -44,7 +48,7 @@ use crate::cluster::channel::frame::{ByteSink, ByteSource};
 use crate::runtime;
 use crate::runtime::metrics::ChannelCounters;
 
-/// Longest time to a connection: nodes are on one machine.
+/// Longest time to open a connection. Nodes are on one machine or in one data center.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The reason why a connection ended.
@@ -64,7 +68,7 @@ impl From<wire::WireError> for LinkError {
     }
 }
 
-/// Both halves of an open connection.
+/// An open connection, as its two halves.
 pub(crate) struct Link {
     pub(crate) sink: Box<dyn FrameSink>,
     pub(crate) source: Box<dyn FrameSource>,
@@ -79,11 +83,11 @@ pub(crate) trait Dialer: Send + Sync {
     fn dial(&self, address: SocketAddr) -> Dialing;
 }
 
-/// Opens connections of the operating system.
+/// Opens TCP connections, with the handshake.
 pub(crate) struct TcpDialer(PeerKey);
 
 impl TcpDialer {
-    /// Connections that prove this secret.
+    /// Returns a dialer that proves its knowledge of this secret.
     pub(crate) fn new(secret: &str) -> TcpDialer {
         TcpDialer(PeerKey::derive(secret))
     }
@@ -95,7 +99,10 @@ impl Dialer for TcpDialer {
         Box::pin(async move {
             let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address));
             let Ok(stream) = connecting.await else {
-                return Err(LinkError("no connection in time".to_owned()));
+                return Err(LinkError(format!(
+                    "no connection within {} ms",
+                    CONNECT_TIMEOUT.as_millis()
+                )));
             };
             let mut stream = stream?;
             stream.set_nodelay(true)?;
@@ -113,7 +120,7 @@ fn link(stream: TcpStream) -> Link {
     }
 }
 
-/// Serves a connection that another node opened, from its preface to its end.
+/// Serves a connection that another node opened, from the handshake to its end.
 pub(crate) async fn serve_stream(
     mut stream: TcpStream,
     key: &PeerKey,
@@ -123,7 +130,7 @@ pub(crate) async fn serve_stream(
     serve(link(stream), service).await
 }
 
-/// The connections that this node has opened.
+/// The connections that this node has opened, by address of the other node.
 pub(crate) struct Channels {
     dialer: Arc<dyn Dialer>,
     connections: Mutex<BTreeMap<SocketAddr, Arc<Connection>>>,
@@ -131,7 +138,7 @@ pub(crate) struct Channels {
 }
 
 impl Channels {
-    /// No connections yet.
+    /// Returns a set without connections.
     pub(crate) fn new(dialer: impl Dialer + 'static, counters: Arc<ChannelCounters>) -> Channels {
         Channels {
             dialer: Arc::new(dialer),
@@ -140,13 +147,13 @@ impl Channels {
         }
     }
 
-    /// The connection to a node, opened if there is none.
+    /// Returns the connection to a node. Begins to open one if there is none.
     pub(crate) fn connection(&self, address: SocketAddr) -> Arc<Connection> {
         let mut connections = self.connections.lock();
         if let Some(known) = connections.get(&address).filter(|known| !known.has_ended()) {
             return Arc::clone(known);
         }
-        // Nodes come and go at other addresses.
+        // A node that starts again may have another address, so its former one would stay forever.
         connections.retain(|_, known| !known.has_ended());
         let connection = Connection::new(&self.counters);
         connections.insert(address, Arc::clone(&connection));

@@ -1,9 +1,9 @@
-//! Messages that wait for the connection: whatever is waiting when the previous write completes
-//! leaves in one frame.
+//! A queue of messages for one direction of a connection. All messages that are waiting when a
+//! write completes are sent in the next frame.
 //!
-//! Messages are encoded into the frame that will carry them, so a waiting message costs its bytes
-//! and nothing else. No timer delays a message. The queue is bounded in bytes and refuses what does
-//! not fit.
+//! Messages are encoded into their frame at once, so a waiting message needs no memory besides its
+//! bytes. No timer delays a message. The queue is bounded in bytes, and refuses further messages
+//! when it is full.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,26 +16,26 @@ use crate::cluster::channel::LinkError;
 use crate::cluster::channel::frame::{self, FrameSink, HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use crate::runtime::metrics::ChannelCounters;
 
-/// Bytes after which a further message begins another frame: the receiver starts on the first frame
-/// while the next one is written.
+/// Size in bytes from which on the next message begins another frame. So the receiver can work on
+/// one frame while the next one is written.
 const FRAME_BYTES_FULL: usize = 256 << 10;
-/// Bytes that wait for a message that leaves at once, at most.
+/// Size in bytes from which on messages of `push_along` are sent without a message of `push`.
 const ALONG_BYTES_MAX: usize = 16 << 10;
-/// Memory that is kept for the next frame; a larger buffer is given back.
+/// Maximum capacity in bytes of a buffer that is kept for reuse. A larger one is freed.
 const SPARE_BYTES_MAX: usize = 2 * FRAME_BYTES_FULL;
 
 /// The reason why a message was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// Too many bytes wait.
+    /// Too many bytes are waiting.
     Full,
     /// The connection has ended.
     Closed,
-    /// The message alone is larger than a frame.
+    /// The message is larger than a frame may be.
     TooLarge,
 }
 
-/// Frames that wait for one direction of a connection.
+/// The queue of one direction.
 pub(crate) struct FrameQueue {
     waiting: Mutex<Waiting>,
     called: Notify,
@@ -48,13 +48,13 @@ struct Waiting {
     frames: VecDeque<Vec<u8>>,
     spare: Vec<u8>,
     bytes: usize,
-    /// `true` if a message waits that leaves as soon as possible.
+    /// `true` if a frame is to be sent as soon as possible.
     is_called: bool,
     is_closed: bool,
 }
 
 impl FrameQueue {
-    /// A queue that holds at most this many bytes and counts its messages and frames.
+    /// Returns a queue for at most `bytes_max` bytes. `counters` counts messages, frames and bytes.
     pub(crate) fn new(bytes_max: usize, counters: Arc<ChannelCounters>) -> FrameQueue {
         FrameQueue {
             waiting: Mutex::default(),
@@ -68,12 +68,13 @@ impl FrameQueue {
         self.waiting.lock()
     }
 
-    /// Adds a message, which `encode` appends to its frame.
+    /// Adds a message that is sent as soon as possible. `encode` appends it to its frame.
     pub(crate) fn push(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
         self.add(encode, true)
     }
 
-    /// Adds a message that leaves with the next one. Alone it would cost a frame.
+    /// Adds a message that is sent together with the next message of `push`. So it needs no frame
+    /// of its own.
     pub(crate) fn push_along(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
         self.add(encode, false)
     }
@@ -109,7 +110,7 @@ impl FrameQueue {
         self.called.notify_one();
     }
 
-    /// Waits for the next frame. `None` once the queue is closed.
+    /// Waits for the next frame. Returns `None` once the queue is closed.
     async fn next(&self) -> Option<Vec<u8>> {
         loop {
             {
@@ -126,7 +127,7 @@ impl FrameQueue {
                 }
             }
             self.called.notified().await;
-            // All tasks that are ready to run may add their messages before the frame leaves.
+            // Lets all tasks that are ready to run add their messages to this frame.
             tokio::task::yield_now().await;
         }
     }

@@ -1,12 +1,13 @@
-//! The answering end of a connection: takes the requests of a frame together, sends answers as they
-//! are made.
+//! The answering end of a connection: passes the requests of each frame to a `Service`, and sends
+//! each answer when it is ready.
 //!
-//! Invariants:
-//! - Every request that wants an answer gets one: a request that is dropped is answered with a
-//!   failure.
-//! - Requests in progress are bounded by `IN_PROGRESS_MAX`. Beyond it nothing more is read from the
-//!   connection, so that the other end fills its own queue and refuses its callers.
-//! - An end that does not take its answers is disconnected at `QUEUE_BYTES_MAX`.
+//! **Invariants**
+//! - Every request that expects an answer gets one. If the service drops the request, the answer is
+//!   a failure.
+//! - Requests in progress are bounded by `IN_PROGRESS_MAX`. At that number no further frame is
+//!   read. Then the queue of the other end fills up and refuses further requests there.
+//! - If the other end reads no answers and `QUEUE_BYTES_MAX` bytes are waiting for it, the
+//!   connection is closed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,14 +21,15 @@ use crate::cluster::channel::queue::{FrameQueue, Refused};
 use crate::cluster::channel::{Link, LinkError};
 use crate::runtime::metrics::ChannelCounters;
 
-/// Requests of one connection in progress at a time: as many as the other end may wait for.
+/// Maximum number of requests of a connection in progress: that of unanswered requests at the other
+/// end.
 const IN_PROGRESS_MAX: usize = 8_192;
-/// Bytes of answers that may wait to be sent.
+/// Maximum number of bytes of answers that wait to be sent.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 
-/// Answers requests.
+/// The receiver of all requests to this node.
 pub(crate) trait Service: Send + Sync {
-    /// Takes all requests of one frame. Must not block.
+    /// Starts to answer all requests of one frame. Must not block.
     fn take(self: Arc<Self>, requests: Vec<Asked>);
 
     /// Returns the counters of the answers.
@@ -36,17 +38,17 @@ pub(crate) trait Service: Send + Sync {
     }
 }
 
-/// A request that is to be answered.
+/// A received request.
 pub(crate) struct Asked {
     pub(crate) volume: imt_ring::NodeName,
     pub(crate) epoch: u64,
-    /// When its sender stops waiting, about: the time on the way is not known.
+    /// The time at which the sender stops to wait, without the unknown time of the transfer.
     pub(crate) until: Instant,
     pub(crate) question: Question,
     pub(crate) caller: Caller,
 }
 
-/// The way back to the sender of a request.
+/// Sends the answer to the sender of a request.
 pub(crate) struct Caller {
     id: u64,
     shared: Arc<Shared>,
@@ -82,7 +84,7 @@ impl Caller {
             Ok(()) | Err(Refused::Closed) => {}
             Err(Refused::TooLarge) => {
                 let reply = Reply::TooLarge;
-                // A few bytes: refused only if the connection has ended meanwhile.
+                // This answer has a few bytes, so it is refused only if the connection has ended.
                 let _ = queue.push(|bytes| Answer { reply, ..answer }.encode(bytes));
             }
             Err(Refused::Full) => queue.close(),
@@ -93,7 +95,10 @@ impl Caller {
 impl Drop for Caller {
     fn drop(&mut self) {
         if !self.is_answered {
-            self.send(0, Reply::Failed("the request was given up".to_owned()));
+            self.send(
+                0,
+                Reply::Failed("the node stopped before it answered; retry".to_owned()),
+            );
         }
         if self.shared.in_progress.fetch_sub(1, Ordering::AcqRel) == IN_PROGRESS_MAX {
             self.shared.ended.notify_one();

@@ -1,21 +1,20 @@
-//! Encoding of the fields of a message: little-endian integers, variable-length counts, texts.
+//! Encoding of the fields of a message: little-endian integers, numbers of variable length, texts.
 //!
-//! Every length is checked against the bytes that are left before anything is allocated. Decoding
-//! never panics and never reads outside of its frame. Texts and blobs of a decoded message share
-//! the memory of their frame.
+//! Decoding never panics, and never reads beyond the frame. A length is compared with the remaining
+//! bytes before memory is allocated. Decoded texts and blobs refer to the memory of their frame.
 
 use bytes::Bytes;
 use thiserror::Error;
 
 use crate::domain::order::{Line, OrderId};
 
-/// Bytes that are not a message of this version.
+/// An error for bytes that are no message of this version.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected {expected} at byte {offset} of a frame")]
 pub(crate) struct WireError {
     /// Byte offset in the frame's payload.
     pub(crate) offset: usize,
-    /// The field that the bytes do not hold.
+    /// The field that should be at that offset.
     pub(crate) expected: &'static str,
 }
 
@@ -31,7 +30,7 @@ impl Encoder<'_> {
         self.0.push(u8::from(value));
     }
 
-    /// A number of one to ten bytes: seven bits a byte, the lowest first.
+    /// Appends an unsigned LEB128 number: seven bits a byte, the lowest first, one to ten bytes.
     pub(crate) fn number(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
@@ -165,8 +164,8 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// A count of elements of at least `bytes_min` bytes each. Refused if the frame cannot hold so
-    /// many.
+    /// Reads the number of elements of a list. Fails if the remaining bytes cannot hold that number
+    /// of elements of `bytes_min` bytes.
     pub(crate) fn count(&mut self, bytes_min: usize, expected: &'static str) -> Result<usize, WireError> {
         let count = self.number(expected)?;
         match usize::try_from(count) {

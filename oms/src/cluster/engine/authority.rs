@@ -1,12 +1,12 @@
 //! The cluster's state in the engine.
 //!
 //! **Invariants**
-//! - The state is replaced by compare-and-swap of its version and of its coordinator. So neither a
-//!   former coordinator nor the loser of a race changes it.
-//! - An unknown replacement is repeated. A state found then counts once it is confirmed
-//!   (`Shared::read_state`).
+//! - A replacement succeeds only if version and coordinator are still the expected ones. So neither
+//!   a former coordinator nor the slower one of two nodes changes the state.
+//! - A replacement with an unknown result is repeated. If the repetition changes nothing, the state
+//!   that is read then decides the result, once it is confirmed (`Shared::read_state`).
 //!
-//! Deliberately absent: the decision who may take the coordination (`shared`).
+//! Deliberately absent: the decision which node may become the coordinator (`shared`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,19 +25,19 @@ use crate::postgres::{EngineUrl, OnNone, Param, Row, Session, SessionError};
 const STATE_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 /// Longest time for one statement.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest time to find out the result of a replacement.
+/// Longest time until the result of a replacement is known.
 const REPLACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before an unknown replacement is repeated.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// The rows of the state and of the nodes, with a connection for changes.
+/// The rows of the state and of the nodes in the engine, with a connection for changes.
 pub(super) struct StateTable {
     url: Arc<EngineUrl>,
     session: tokio::sync::Mutex<Session>,
 }
 
-/// Decodes the rows of `schema::STATE`. `None` if there is no state. The state's text is absent if
-/// the version is that of `known`.
+/// Decodes the rows of `schema::STATE`. Returns `None` if there is no state. The engine leaves the
+/// text out if the version is that of `known`, and the result is `known` then.
 pub(super) fn decoded_state(
     rows: &[Row],
     known: Option<&Confirmed>,
@@ -61,7 +61,7 @@ pub(super) fn decoded_state(
                 serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
             if !state.is_known_format() {
                 return Err(invalid(
-                    "its layout is not known to this version; upgrade this program".to_owned(),
+                    "it was written by a later version of imt; upgrade this program".to_owned(),
                 ));
             }
             if i64::try_from(state.version) != Ok(version) {
@@ -99,7 +99,7 @@ impl StateTable {
         }
     }
 
-    /// Writes the first state and the row of the first volume's log. Returns `false` if there is a
+    /// Writes the first state, and the row of the first volume's log. Returns `false` if there is a
     /// state already.
     pub(super) async fn write_first(
         &self,
@@ -121,7 +121,7 @@ impl StateTable {
             Param::Text(coordinator),
             Param::Text(secret),
         ];
-        // The ring names only volumes that exist. So a log that is missing later was lost.
+        // The state and the log are created together. So a log that is missing later was lost.
         let volume = [Param::Text(volume.as_str())];
         let statements = [
             (schema::FIRST_STATE, &params[..]),
@@ -144,14 +144,14 @@ impl StateTable {
         Err(NodeError::EngineUnfit {
             url: self.url.to_string(),
             reason: format!(
-                "version {} of the state was not written: another node is the coordinator, or was faster",
+                "version {} of the state was not written: another node has become the coordinator",
                 next.version
             ),
         })
     }
 
-    /// Takes the coordination from a coordinator that is gone. Returns `false` if another node was
-    /// faster.
+    /// Makes this process the coordinator, if the former coordinator is gone. Returns `false` if it
+    /// is not gone, or if another node was faster.
     pub(super) async fn take_coordination(&self, shared: &Shared) -> Result<bool, NodeError> {
         let now = shared.read_state().await?;
         if now.coordinator == shared.label() {
@@ -163,8 +163,8 @@ impl StateTable {
         self.swap(shared, &now.state.renewed(), &now.coordinator).await
     }
 
-    /// Replaces the state of the version before `next` if `coordinator` is its coordinator. This
-    /// process is the coordinator afterwards.
+    /// Replaces the state and makes this process the coordinator, if the state has the version
+    /// before `next` and `coordinator` is its coordinator.
     async fn swap(&self, shared: &Shared, next: &ClusterState, coordinator: &str) -> Result<bool, NodeError> {
         let failed = self.failed("replace the cluster's state");
         let until = Instant::now() + REPLACE_TIMEOUT;
@@ -198,7 +198,7 @@ impl StateTable {
                     }
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                // A lock that an earlier attempt still holds, or a conflict of two transactions.
+                // An earlier attempt still holds the row's lock, or two transactions conflict.
                 Err(SessionError::Refused { code, .. })
                     if ["55P03", "40001", "40P01"].contains(&code.as_str()) && Instant::now() < until =>
                 {
@@ -209,7 +209,7 @@ impl StateTable {
         }
     }
 
-    /// Removes the row of a node that has not beaten since `last`.
+    /// Removes the row of a node, if `last` is still its last beat.
     pub(super) async fn remove_node(&self, node: &NodeName, last: &Beat) -> Result<(), NodeError> {
         let params = [
             Param::Text(node.as_str()),

@@ -1,43 +1,48 @@
-//! Judgement about nodes by their beats: which are gone, and how long this one may serve reads.
+//! Decisions from beats: which nodes are gone, and how long this node may answer reads.
 //!
-//! A beat is a number that each node counts up in the engine. Time is passed in, by the monotonic
-//! clock of the observer. No clock of the engine or of another machine is used.
+//! A beat is a number in the engine that each node increments. A look reads the beats of all nodes.
+//! The caller passes all times in, as readings of its own monotonic clock. No clock of the engine
+//! or of another machine is compared with them.
 //!
 //! **Invariants**
-//! - A node is gone after its beat stood still for `gone` while this process looked in time. The
-//!   time starts when this process *first saw* the beat, which is after the beat was sent.
-//! - A lease ends `lease` after the *sending* of the last acknowledged beat. It is shorter than
-//!   `gone`, so a node loses its right to answer reads before another one takes its volumes.
-//! - Nobody is judged while the own beat is not acknowledged: then commits stand still for all.
-//! - Nobody is judged by a look that does not show the own last beat: it read an old world.
-//! - All times start again with another connection, because the engine may have failed over.
+//! - A node is gone once its beat has not changed for `Pace::gone`, while the looks of this process
+//!   were in time. That time starts when this process *first saw* the beat, so after it was sent.
+//! - A lease ends `LEASE` after the last acknowledged beat was *sent*. It is shorter than `gone`.
+//!   So a node must stop answering reads before another node takes its volumes over.
+//! - While the beats of this process are not acknowledged, no node is declared gone. Commits are
+//!   probably blocked for all nodes then.
+//! - A look without the last acknowledged beat of this process decides nothing: an old primary of
+//!   the engine has answered it.
+//! - With a new connection all times start again, because the engine may have failed over.
 //!
-//! Deliberately absent: statements, tasks and clocks (`mod`).
+//! Deliberately absent: statements, tasks and clocks (`tasks`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Times of a cluster.
+/// The times of a cluster, which depend on its number of nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pace {
     /// Time between two beats, and between two looks.
     pub(super) beat: Duration,
-    /// Time after which a beat that stands still means a gone node.
+    /// Time without a new beat after which a node is gone.
     pub(super) gone: Duration,
 }
 
-/// Time for which a beat gives its node the right to answer reads. It does not depend on the pace,
-/// because each process may see another number of nodes.
+/// Time for which an acknowledged beat lets its node answer reads. It is the same for every pace,
+/// because two processes may see different numbers of nodes for a moment.
 pub(super) const LEASE: Duration = Duration::from_millis(900);
-/// Time without an acknowledged own beat, in beats, after which nobody is judged.
+/// Longest time since the last acknowledged beat of this process at which a look still decides, in
+/// intervals of beats. Also the longest time between two looks.
 const OWN_BEATS_MAX: u32 = 3;
-/// Time that an observer adds for all nodes after a late look, in beats.
+/// Time added for all nodes after a late look, in intervals of beats.
 const LATE_BEATS: u32 = 2;
-/// Number of nodes from which on beats are rarer. A look reads a row of each node.
+/// Number of nodes from which on beats and looks are less frequent. The rows that all looks read
+/// grow with the square of the number of nodes.
 const MANY_NODES: usize = 10;
 
 impl Pace {
-    /// Returns the pace of a cluster with so many nodes.
+    /// Returns the pace of a cluster with this number of nodes.
     pub(super) fn of(nodes: usize) -> Pace {
         if nodes < MANY_NODES {
             Pace {
@@ -53,19 +58,20 @@ impl Pace {
     }
 }
 
-/// The row of a node in one look.
+/// The beat of one process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Beat {
+    /// Random number of the process. A restarted node has another one.
     pub(super) incarnation: i64,
-    /// The number; negative once the process has ended in good order.
+    /// The number that is incremented. Negative after a regular end of the process.
     pub(super) number: i64,
 }
 
-/// One node as an observer sees it.
+/// The knowledge of this process about one node.
 #[derive(Clone, Debug)]
 struct Seen {
     beat: Beat,
-    /// The time of the first look that showed this beat, later by the time that does not count.
+    /// The time of the first look that showed this beat, plus the times that do not count.
     since: Duration,
     is_gone: bool,
 }
@@ -73,15 +79,16 @@ struct Seen {
 /// The result of a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Looked {
-    /// The look counts.
+    /// The look was in time. Nodes without a new beat for `Pace::gone` are gone.
     InTime,
-    /// The look, or the own beat, was late: nobody is judged now.
+    /// The look, or the last beat of this process, was late. No further node is declared gone.
     Late,
-    /// The look does not show the own last beat. The connection reads an old world.
-    OldWorld,
+    /// The look does not show the last acknowledged beat of this process, so an old primary of the
+    /// engine has answered it. Its rows are ignored.
+    OldPrimary,
 }
 
-/// Judgement of one process about itself and the others.
+/// The decisions of one process about itself and the other nodes.
 #[derive(Debug)]
 pub(super) struct Judge {
     me: String,
@@ -89,13 +96,13 @@ pub(super) struct Judge {
     pace: Pace,
     seen: BTreeMap<String, Seen>,
     last_look: Option<Duration>,
-    /// Sending time and number of the last acknowledged own beat.
+    /// Sending time and number of the last acknowledged beat of this process.
     acknowledged: Option<(Duration, i64)>,
     is_replaced: bool,
 }
 
 impl Judge {
-    /// Returns the judgement of a process that has seen nothing yet.
+    /// Returns the state before the first look.
     pub(super) fn new(me: &str, incarnation: i64) -> Judge {
         Judge {
             me: me.to_owned(),
@@ -112,35 +119,37 @@ impl Judge {
         self.pace
     }
 
-    /// Records an acknowledged own beat that was sent at `sent`.
+    /// Records an acknowledged beat of this process, which was sent at `sent`.
     pub(super) fn acknowledge(&mut self, sent: Duration, number: i64) {
         if !self.is_replaced {
             self.acknowledged = Some((sent, number));
         }
     }
 
-    /// Records that another process has the name of this one. The lease ends for good.
+    /// Records that another process has taken the name of this one. The lease ends, and no later
+    /// beat extends it.
     pub(super) fn replace(&mut self) {
         self.is_replaced = true;
         self.acknowledged = None;
     }
 
-    /// Returns `true` if another process has the name of this one.
+    /// Returns `true` if another process has taken the name of this one.
     pub(super) fn is_replaced(&self) -> bool {
         self.is_replaced
     }
 
-    /// Returns the time until which this process may answer reads.
+    /// Returns the end of the lease. `None` if this process never had one, or was replaced.
     pub(super) fn lease_end(&self) -> Option<Duration> {
         self.acknowledged.map(|(sent, _)| sent + LEASE)
     }
 
-    /// Returns the number of the last acknowledged own beat.
+    /// Returns the number of the last acknowledged beat of this process.
     pub(super) fn own_beat(&self) -> Option<i64> {
         self.acknowledged.map(|(_, number)| number)
     }
 
-    /// Starts all times again: a connection was made, and the engine may have failed over.
+    /// Starts the times of all nodes again. Call it after a new connection, because the engine may
+    /// have failed over.
     pub(super) fn restart(&mut self, now: Duration) {
         for seen in self.seen.values_mut() {
             seen.since = now;
@@ -148,8 +157,8 @@ impl Judge {
         self.last_look = None;
     }
 
-    /// Records the rows of a look that was sent at `sent`, with the own beat that was acknowledged
-    /// before that.
+    /// Records the rows of a look that was sent at `sent` and answered at `answered`. `own` is the
+    /// last beat of this process that was acknowledged before the look was sent.
     pub(super) fn look(
         &mut self,
         sent: Duration,
@@ -162,12 +171,12 @@ impl Judge {
             && mine.incarnation != self.incarnation
             && own.is_some()
         {
-            // Either a look into an old world, or this process was replaced. The next own beat
-            // tells, because it is a commit.
-            return Looked::OldWorld;
+            // Either an old primary has answered, or this process was replaced. The next beat of
+            // this process tells, because only the present primary acknowledges it.
+            return Looked::OldPrimary;
         }
         if own.is_some_and(|own| mine.is_none_or(|mine| mine.number < own)) {
-            return Looked::OldWorld;
+            return Looked::OldPrimary;
         }
         self.pace = Pace::of(rows.len());
         let beat = self.pace.beat;
@@ -183,8 +192,8 @@ impl Judge {
         for (name, row) in rows {
             match self.seen.get_mut(name) {
                 Some(seen) if seen.beat == *row => {
-                    // The time of a stall does not count, and after a late look a beat may be on
-                    // its way.
+                    // Time without commits does not count. After a late look the next beat of the
+                    // node may already be in flight.
                     let added = match (is_stalled, is_late) {
                         (true, _) => gap + beat * LATE_BEATS,
                         (false, true) => beat * LATE_BEATS,
@@ -219,8 +228,8 @@ impl Judge {
         Looked::InTime
     }
 
-    /// Returns `true` if the process of this incarnation is known to have ended, or is taken for
-    /// ended. A process that beats again is not gone any more.
+    /// Returns `true` if this incarnation of a node has ended, or if its beats stopped. A process
+    /// with a new beat is not gone any more.
     pub(super) fn is_gone(&self, name: &str, incarnation: i64) -> bool {
         match self.seen.get(name) {
             Some(seen) => seen.beat.incarnation != incarnation || seen.is_gone,
@@ -249,7 +258,7 @@ mod tests {
         Beat { incarnation, number }
     }
 
-    /// A world in which this process beats and looks every 100 ms. Each step takes 5 ms.
+    /// Two nodes. This process beats and looks every 100 ms, and each step takes 5 ms.
     struct World {
         judge: Judge,
         now: u64,
@@ -285,12 +294,12 @@ mod tests {
             self.judge.look(ms(self.now), ms(self.now + took), own, &rows)
         }
 
-        /// Passes time until `until` ms from now, with a look each 100 ms. `beats` tells if this
-        /// process and the other one beat. Returns the time at which the other one was gone.
-        fn pass(&mut self, until: u64, (mine, other): (bool, bool)) -> Option<u64> {
+        /// Lets `duration` ms pass, with a look every 100 ms. The two flags say if this process and
+        /// the other one beat. Returns the time after which the other one was gone.
+        fn pass(&mut self, duration: u64, (mine, other): (bool, bool)) -> Option<u64> {
             let start = self.now;
             let mut gone = None;
-            while self.now < start + until {
+            while self.now < start + duration {
                 if mine {
                     self.beat();
                 }
@@ -315,7 +324,7 @@ mod tests {
         assert_eq!(world.pass(3_000, (true, true)), None);
         let gone = world.pass(3_000, (true, false)).unwrap();
         assert!((1_200..=1_300).contains(&gone), "{gone}");
-        // A node that was only slow is back with its next beat.
+        // A node that was only slow is alive again with its next beat.
         world.other += 1;
         world.look_for(5);
         assert!(!world.is_gone());
@@ -330,14 +339,14 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_judged_while_the_own_beat_is_not_acknowledged() {
+    fn no_node_is_declared_gone_while_own_beats_are_not_acknowledged() {
         let mut world = World::new();
         world.pass(500, (true, true));
         assert_eq!(world.pass(5_000, (false, false)), None, "all commits stand still");
-        // The own beat is acknowledged first, and the others' follow within two beats.
+        // This process is acknowledged first, and the other node within two beats.
         assert_eq!(world.pass(200, (true, false)), None);
         assert_eq!(world.pass(2_000, (true, true)), None);
-        // A node that died in the stall is found.
+        // A node that died while commits were blocked is found.
         world.pass(1_000, (false, false));
         let gone = world.pass(3_000, (true, false)).unwrap();
         assert!(gone <= 1_700, "{gone}");
@@ -360,11 +369,11 @@ mod tests {
     }
 
     #[test]
-    fn an_observer_that_was_paused_itself_judges_nobody_at_once() {
+    fn an_observer_that_was_paused_declares_no_node_gone_at_once() {
         let mut world = World::new();
         world.pass(500, (true, true));
         world.now += 4_000;
-        // Its first look shows an old beat of a node that is alive, and its own beat is old.
+        // Its first look shows an old beat of a node that is alive, and its last own beat is old.
         assert_eq!(world.look_for(5), Looked::Late);
         assert!(!world.is_gone());
         world.now += 100;
@@ -382,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_into_an_old_world_judges_nobody() {
+    fn a_look_answered_by_an_old_primary_declares_no_node_gone() {
         let mut world = World::new();
         world.pass(500, (true, true));
         let old = world.rows();
@@ -391,13 +400,13 @@ mod tests {
             world.beat();
             let own = world.judge.own_beat();
             let looked = world.judge.look(ms(world.now), ms(world.now + 5), own, &old);
-            assert_eq!(looked, Looked::OldWorld);
+            assert_eq!(looked, Looked::OldPrimary);
             assert!(!world.is_gone());
         }
         let without_me = [("other".to_owned(), row(OTHER, world.other))].into();
         let own = world.judge.own_beat();
         let looked = world.judge.look(ms(world.now), ms(world.now), own, &without_me);
-        assert_eq!(looked, Looked::OldWorld);
+        assert_eq!(looked, Looked::OldPrimary);
     }
 
     #[test]
@@ -439,14 +448,14 @@ mod tests {
         );
     }
 
-    /// The latest lease against the earliest judgement: a beat is sent at 0, committed at any time
-    /// until its acknowledgement, and seen at once by the observer.
+    /// Compares the latest end of a lease with the earliest time at which the node is gone. The
+    /// beat is sent at 0, committed at some time before its acknowledgement, and seen at once.
     #[test]
-    fn a_lease_has_ended_before_any_observer_takes_the_node_for_gone() {
+    fn a_lease_has_ended_before_any_observer_declares_the_node_gone() {
         for nodes in [1, 9, 10, 100] {
             let pace = Pace::of(nodes);
             assert!(LEASE < pace.gone, "{nodes}");
-            // A quarter of the difference is left for the rates of two clocks.
+            // The margin of a quarter is for clocks that do not run at the same rate.
             assert!(LEASE.as_millis() * 5 / 4 <= pace.gone.as_millis(), "{nodes}");
         }
         for seen_after in [0, 1, 50, 400, 899] {

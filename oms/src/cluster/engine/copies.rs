@@ -1,10 +1,11 @@
-//! Copies of a volume out of the engine, for the command line.
+//! Copies a volume out of the engine, for the commands `imt volume export` and `imt volume
+//! rebuild`.
 //!
 //! **Invariants**
-//! - The engine is only read, and nodes may run.
-//! - A copy is complete up to one entry of the log, which the report names.
+//! - The engine is only read, so nodes may run at the same time.
+//! - A copy has all rows up to one entry of the volume's log. The result names that entry.
 //!
-//! Deliberately absent: printing.
+//! Deliberately absent: the output of the commands.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -45,8 +46,8 @@ pub async fn export_volume(url: &EngineUrl, volume: &str, folder: &Path) -> Resu
     filled(url, volume, &mut log, cache, last).await
 }
 
-/// Deletes the local copy of a volume that a node keeps in its data folder, and fills it again. The
-/// node must not serve or follow the volume now.
+/// Deletes the local copy of a volume in a node's data folder, and fills it again from the engine.
+/// The node must neither serve the volume nor keep a copy up to date at that time.
 ///
 /// # Errors
 /// Those of `export_volume`. A local copy in use is `StorageError::Open`.
@@ -57,7 +58,8 @@ pub async fn rebuild_volume(
     data: &Path,
 ) -> Result<VolumeCopy, NodeError> {
     let mut log = known(url, volume).await?;
-    // The newest entry may be unacknowledged, and the node checks its copy strictly.
+    // The newest entry may not be acknowledged yet, and could still be replaced after a fail-over.
+    // A node refuses a copy with an entry that the log does not have.
     let last = log.newest().await.map_err(failed(url))?.seq.saturating_sub(1);
     let folder = cache_folder(data, node, volume);
     let cache = blocking(move || {
@@ -89,7 +91,7 @@ async fn filled(
 ) -> Result<VolumeCopy, NodeError> {
     let copied = catch_up(&cache, log, volume, last, true).await;
     let rows = cache.rows();
-    // A clean close writes a checkpoint, so that the copy opens at once.
+    // A clean close writes a checkpoint, so the next open has nothing to replay.
     let closed = blocking(move || cache.close_cleanly()).await;
     match copied {
         Ok(position) => {

@@ -1,10 +1,10 @@
-//! The way of a process into the cluster of an engine.
+//! The start of a node in the cluster of an engine.
 //!
 //! **Invariants**
 //! - Tables and settings of the engine are checked before anything is written.
-//! - A name is taken from a process that has ended, never from one that beats. A process of that
-//!   name that goes on later learns from its next beat that it was replaced, and its lease has
-//!   ended long before.
+//! - A node takes its name over from an ended process of that name, never from one that beats. If
+//!   the former process was only paused, its next beat fails and tells it that it was replaced. Its
+//!   lease ended before the name was taken.
 //!
 //! Deliberately absent: the creation of tables (`imt engine init`).
 
@@ -28,22 +28,24 @@ use crate::postgres::{EngineUrl, Param, Session, SessionError};
 use crate::runtime;
 use crate::storage::follow::Followers;
 
-/// Longest time for one statement of the start.
+/// Longest time for one statement during the start.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time to take the name, if the engine stalls or others take it at the same time.
+/// Longest time to take the name while the engine does not answer, or other processes try to take
+/// it.
 const NAME_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest `statement_timeout` and `lock_timeout` of the role. Log entries are kept for 60 s after
-/// their checkpoint, and no statement that still wants a place in the log may be older.
+/// Longest permitted `statement_timeout` and `lock_timeout` of the role. A delayed statement of a
+/// former owner must end before the log entries that would refuse it are trimmed. They are kept for
+/// 60 s after their checkpoint.
 const SERVER_TIMEOUT_MAX_MS: u64 = 30_000;
 
-/// A process that wants to join.
+/// The settings of a node that joins.
 pub(crate) struct Joining {
     pub(crate) url: Arc<EngineUrl>,
-    /// The folder of this node's caches.
+    /// The data folder, which contains the local copies of volumes.
     pub(crate) data: PathBuf,
-    /// The node and its weight.
+    /// The name and the weight of the node.
     pub(crate) member: Member,
-    /// The secret of the nodes, if it is not kept in the engine.
+    /// The cluster's secret, if it comes from a file and is not stored in the engine.
     pub(crate) secret: Option<String>,
 }
 
@@ -64,13 +66,13 @@ impl Joining {
         }
     }
 
-    /// Checks the engine, takes the name, writes the first state if there is none, and starts to
-    /// beat and to look.
+    /// Checks the engine, takes the name, writes the first state if there is none, and starts the
+    /// tasks that beat and look.
     pub(crate) async fn join(self) -> Result<EngineCluster, NodeError> {
         let mut session = Session::new(Arc::clone(&self.url), "node");
         self.check_engine(&mut session).await?;
         let name = self.member.name().clone();
-        // Positive, and never the same for two processes of a name.
+        // Positive, and random so that two processes of one name differ.
         let incarnation = (runtime::random_u64() >> 1) as i64;
         let table = Arc::new(StateTable::new(Arc::clone(&self.url)));
         self.check_weight(&mut session).await?;
@@ -80,7 +82,7 @@ impl Joining {
             .await?;
         let shared = Arc::new(Shared::new(Arc::clone(&self.url), name.clone(), incarnation));
         let mut looks = Session::new(Arc::clone(&self.url), "look");
-        // Callers ask for nodes right after this.
+        // The caller asks for the nodes right after the start.
         tasks::look_once(&shared, &mut looks, &mut 0)
             .await
             .map_err(self.failed("read the nodes"))?;
@@ -103,7 +105,7 @@ impl Joining {
         let failed = self.failed("read the layout of the tables");
         let no_tables = || {
             self.unfit(format!(
-                "it has no tables of ours; run imt engine init {}",
+                "it has no tables of imt; run imt engine init {}",
                 self.url
             ))
         };
@@ -117,14 +119,14 @@ impl Joining {
         let version = rows.first().ok_or_else(no_tables)?.int4(0).map_err(&failed)?;
         if version != schema::SCHEMA_VERSION {
             return Err(self.unfit(format!(
-                "the layout of its tables is {version}, and this program knows {}; use the same version of imt everywhere",
+                "its tables have layout {version}, and this program needs {}; run the same version of imt on all nodes",
                 schema::SCHEMA_VERSION
             )));
         }
         let rows = session.query(schema::SETTINGS, &[], STATEMENT_TIMEOUT).await;
         let rows = rows.map_err(&failed)?;
         let Some(row) = rows.first() else {
-            return Err(self.unfit("it does not show its settings"));
+            return Err(self.unfit("it did not return its settings"));
         };
         let text = |column| row.text(column).map_err(&failed);
         let fault = unfit_setting(text(0)?, text(1)?, text(2)?, text(3)?);
@@ -134,7 +136,8 @@ impl Joining {
         }
     }
 
-    /// Refuses a weight of 0 if no other member could own slots.
+    /// Refuses a weight of 0 if no other member has a weight above 0, because no node could own
+    /// slots.
     async fn check_weight(&self, session: &mut Session) -> Result<(), NodeError> {
         if self.member.weight() > 0 {
             return Ok(());
@@ -157,7 +160,7 @@ impl Joining {
         })
     }
 
-    /// Takes the name, once no other process of this name beats.
+    /// Takes the name. Waits until it is known if another process of this name still beats.
     async fn take_name(&self, session: &mut Session, incarnation: i64) -> Result<(), NodeError> {
         let failed = self.failed("take the node's name");
         let until = Instant::now() + NAME_TIMEOUT;
@@ -201,7 +204,8 @@ impl Joining {
         };
         let (old, beat) = (row.int8(0)?, row.int8(1)?);
         if old == incarnation {
-            // An attempt with an unknown result was successful. The probe makes it durable.
+            // An earlier attempt with an unknown result was successful. The probe is acknowledged
+            // only once the standbys have both.
             session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
             return Ok(true);
         }
@@ -215,7 +219,7 @@ impl Joining {
         Ok(taken == 1)
     }
 
-    /// Returns the description of the process that has the name, if it published one.
+    /// Returns a text about the process that has the name, if it published its description.
     async fn holder(&self, session: &mut Session) -> Result<Option<String>, NodeError> {
         let failed = self.failed("take the node's name");
         let name = [Param::Text(self.member.name().as_str())];
@@ -229,7 +233,7 @@ impl Joining {
         Ok(card.map(|card| format!("process {}, answering on {}", card.process, card.address)))
     }
 
-    /// Writes the first state if there is none, and returns the secret of the nodes.
+    /// Writes the first state if there is none, and returns the cluster's secret.
     async fn ensure_state(
         &self,
         session: &mut Session,
@@ -268,8 +272,8 @@ impl Joining {
     }
 }
 
-/// Returns `true` if a process has not beaten for as long as it takes to be gone, while commits of
-/// this session were acknowledged.
+/// Waits for `Pace::gone`. Returns `true` if the process did not beat in that time, and `false`
+/// once it beats. Only time in which commits of this session are acknowledged counts.
 async fn has_stopped(
     session: &mut Session,
     name: &str,
@@ -283,8 +287,8 @@ async fn has_stopped(
     loop {
         tokio::time::sleep(pace.beat).await;
         let started = Instant::now();
-        // Beats are commits as well. While this one waits, all beats do, and that time does not
-        // count.
+        // Beats are commits too. While this commit waits, the other process cannot beat either, so
+        // that time does not count.
         session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
         let rows = session.query(schema::NODE, &name, STATEMENT_TIMEOUT).await?;
         let is_same = match rows.first() {
@@ -305,7 +309,7 @@ async fn has_stopped(
     }
 }
 
-/// Returns the fault of the role's settings, if they have one.
+/// Returns the reason why a node cannot work with these settings of the role, if there is one.
 pub(super) fn unfit_setting(commit: &str, lock: &str, statement: &str, isolation: &str) -> Option<String> {
     if !["on", "remote_apply"].contains(&commit) {
         return Some(format!(
@@ -318,7 +322,7 @@ pub(super) fn unfit_setting(commit: &str, lock: &str, statement: &str, isolation
             .is_ok_and(|ms| (1..=SERVER_TIMEOUT_MAX_MS).contains(&ms));
         if !is_bounded {
             return Some(format!(
-                "{name} is {value} ms, and must be 1 to {SERVER_TIMEOUT_MAX_MS} ms, so that no old statement writes to a log that was trimmed"
+                "{name} is {value} ms, and must be 1 to {SERVER_TIMEOUT_MAX_MS} ms, so that a delayed statement cannot write to a trimmed log"
             ));
         }
     }

@@ -30,7 +30,7 @@ use crate::storage::log::{LastWords, Log, LogError, Position};
 use crate::storage::write_batch::{CATALOGUE, Row, Table};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for a result that must come.
+/// Timeout of a wait that fails the test.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Creates a database with the tables.
@@ -66,7 +66,7 @@ struct Record {
     acknowledged: BTreeMap<u64, u64>,
     refused: BTreeSet<u64>,
     unknown: u64,
-    /// The own entry of each takeover, by epoch.
+    /// Number of the entry that each takeover appended, by epoch.
     takeovers: BTreeMap<u64, u64>,
 }
 
@@ -86,7 +86,7 @@ impl Fencing {
         }
     }
 
-    /// Takes the volume, and appends until it is refused. It obeys no lease.
+    /// Takes the volume over, and appends entries until one is refused. Ignores leases.
     async fn own(self: Arc<Self>, name: String, since: u64, ready: tokio::sync::oneshot::Sender<Position>) {
         let mut log = self.log();
         let (epoch, position) = loop {
@@ -118,14 +118,14 @@ impl Fencing {
         }
     }
 
-    /// Starts an owner, and waits until it has the volume or a newer one has.
+    /// Starts an owner. Waits until it, or a newer owner, has the volume.
     async fn take(self: &Arc<Self>, name: &str, since: u64) -> (JoinHandle<()>, Option<Position>) {
         let (ready, taken) = tokio::sync::oneshot::channel();
         let owner = tokio::spawn(Arc::clone(self).own(name.to_owned(), since, ready));
         (owner, tokio::time::timeout(PATIENCE, taken).await.unwrap().ok())
     }
 
-    /// Returns the ids in the log with their places and epochs, and faults of the log itself.
+    /// Returns the place and epoch of each id in the log, and the faults of the log.
     async fn read(&self) -> (BTreeMap<u64, Vec<(u64, u64)>>, Vec<String>) {
         let mut log = log(&self.url);
         let (mut found, mut faults) = (BTreeMap::<u64, Vec<(u64, u64)>>::new(), Vec::new());
@@ -175,7 +175,7 @@ impl Fencing {
         let (mut at, mut found) = (0, BTreeSet::new());
         for round in 0..rounds {
             let since = round + 2;
-            // A takeover at a random moment of the owner's commits.
+            // The takeover begins at a random moment between the owner's commits.
             tokio::time::sleep(Duration::from_micros(rand::random::<u64>() % 20_000)).await;
             if rand::random::<u8>() % 10 < 3 {
                 self.break_connections(&mut session).await;
@@ -186,7 +186,7 @@ impl Fencing {
                 tokio::spawn(Arc::clone(self).own(format!("second {round}"), since, ready))
             });
             let (next, position) = self.take(&format!("owner {round}"), since).await;
-            // Everything that was acknowledged before is in the log that the new owner reads.
+            // The new owner must find every entry that was acknowledged before.
             if let Some(position) = position {
                 at = self.read_on(at, position.seq, &mut found).await;
                 let lost: Vec<_> = known.difference(&found).collect();
@@ -194,7 +194,7 @@ impl Fencing {
                     faults.push(format!("round {round}: the takeover does not know {lost:?}"));
                 }
             }
-            // The newest epoch ends all owners before it.
+            // A takeover with the newest epoch ends all former owners.
             if let Some(second) = second {
                 let (third, _) = self.take(&format!("third {round}"), since).await;
                 for ended in [second, next, owner] {

@@ -1,28 +1,32 @@
-//! Nodes as processes of any machines that share an engine: a PostgreSQL server, or another one
-//! that speaks its protocol.
+//! Nodes on one or many machines that share an *engine*: a PostgreSQL server, or another server
+//! with its protocol. The engine stores the cluster's state and the volumes.
+//!
+//! Each node increments a number in its row of the engine several times a second: its *beat*. The
+//! other nodes read all rows as often: a *look*. So a node notices that another one has ended.
 //!
 //! | part | content |
 //! | --- | --- |
 //! | `schema` | the tables, and the statements about membership and state |
-//! | `beat` | judgement by beats: which nodes are gone, and how long this one may answer reads |
-//! | `shared` | the knowledge of this process: nodes, leases, the coordinator, waiting readers |
-//! | `tasks` | the task that beats and the task that looks, a connection each |
-//! | `authority` | the state, replaced by compare-and-swap; the first state and the secret |
-//! | `volumes` | the opening of volumes, and the followers of others |
+//! | `beat` | decisions from beats: which nodes are gone, how long this one may answer reads |
+//! | `shared` | the state that the tasks and the callers of this process share |
+//! | `tasks` | two tasks, one that beats and one that looks, each with its own connection |
+//! | `authority` | the cluster's state, replaced by compare-and-swap; the first state, the secret |
+//! | `volumes` | the opening of volumes, and local copies of volumes that other nodes serve |
 //! | `copies` | for the command line: export and rebuild of a volume |
-//! | `joining` | the way into the cluster: checks of the engine, the name |
-//! | `tools` | for the command line: creation of the tables, checks, a view from outside |
+//! | `joining` | the start of a node: checks of the engine, taking the name |
+//! | `warehouse` | the address of the warehouse, which all nodes share |
+//! | `tools` | for the command line: creation of the tables, checks, a list of the nodes |
 //!
 //! **Invariants**
-//! - A commit to a volume is fenced in the engine. Beats and leases protect reads, and decide how
-//!   soon a volume gets another server.
-//! - A beat is a commit that standbys have. So an old primary that was left behind extends no
-//!   lease.
-//! - A state that `read` returns was confirmed by a beat that was acknowledged later on the same
-//!   connection. So it is not one of an old primary.
-//! - While the engine does not answer, nobody is declared gone, and nothing is guessed.
+//! - The engine refuses commits of a former owner of a volume. So the safety of writes depends on
+//!   neither beats nor leases. They protect reads, and decide how soon a volume is taken over.
+//! - A beat is acknowledged once the standbys of the engine have it. So an *old primary*, which a
+//!   fail-over has replaced and which still runs, extends no lease.
+//! - A state returned by `read` was read before a beat that was acknowledged on the same
+//!   connection. So it does not come from an old primary.
+//! - While the engine does not answer, no node is declared gone.
 //!
-//! Deliberately absent: the engine's own replication and fail-over. They belong to the engine.
+//! Deliberately absent: the replication and the fail-over of the engine.
 
 mod authority;
 mod beat;
@@ -59,13 +63,13 @@ use crate::postgres::EngineUrl;
 use crate::runtime;
 use crate::storage::follow::Followers;
 
-/// Longest time for the last beat, which tells the others that this process has ended.
+/// Longest wait for the last beat, by which the other nodes learn that this process has ended.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// This process as a node of an engine's cluster.
 pub(crate) struct EngineCluster {
     url: Arc<EngineUrl>,
-    /// The folder of this node's caches.
+    /// The data folder, which contains the local copies of volumes.
     data: PathBuf,
     name: NodeName,
     secret: String,
@@ -76,14 +80,14 @@ pub(crate) struct EngineCluster {
 }
 
 impl EngineCluster {
-    /// Returns a function that returns `true` while this process may answer reads. It costs a
-    /// reading of the clock.
+    /// Returns a function that returns `true` while this process may answer reads. A call reads the
+    /// clock and takes no lock.
     pub(crate) fn lease(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let shared = Arc::clone(&self.shared);
         move || shared.has_lease()
     }
 
-    /// Waits until the others know that this process has ended. Call it after `withdraw`.
+    /// Waits until the engine has the last beat of this process. Call it after `withdraw`.
     pub(crate) async fn farewell(&self) {
         let beating = self.beating.lock().take();
         if let Some(beating) = beating {

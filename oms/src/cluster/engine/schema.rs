@@ -1,29 +1,28 @@
-//! The tables of a cluster in an engine, and every statement about membership and state.
+//! The tables of a cluster in an engine, and all statements about membership and state.
 //!
 //! | table | row | content |
 //! | --- | --- | --- |
-//! | `imt_schema` | one | the version of this layout |
-//! | `imt_cluster` | one | the state, its version, the coordinator, the secret of the nodes |
-//! | `imt_node` | a node | its incarnation, its beat, its description while it takes requests |
-//! | `imt_volume` | a volume | the epoch of its log, the owner, the first entry that is kept |
-//! | `imt_log` | a group commit | the rows of the commit |
-//! | `imt_row` | a row of a volume | its last value in the log before `kept_from` |
+//! | `imt_schema` | the only one | the version of this layout |
+//! | `imt_cluster` | the only one | the state, its version, the coordinator, the cluster's secret |
+//! | `imt_node` | one for each node | incarnation, beat, description while it takes requests |
+//! | `imt_volume` | one for each volume | epoch, owner, and `kept_from`: its first log entry |
+//! | `imt_log` | one for each group commit | the changed rows |
+//! | `imt_row` | one for each row of a volume | the row as of the last entry before `kept_from` |
 //!
 //! **Invariants**
 //! - A database holds one cluster.
-//! - `volume` leads every key of a volume's tables, nothing is numbered by the engine, and there
-//!   are no foreign keys. So an engine that spreads rows by `volume` can hold these tables.
-//! - No statement has a CTE that writes or `FOR SHARE`, because Citus routes neither.
+//! - `volume` is the first column of every key of a volume's tables. There are no sequences and no
+//!   foreign keys. So these tables also work in an engine that distributes rows by `volume`.
+//! - No statement has `FOR SHARE` or a CTE that writes, because Citus cannot route them.
 //!
-//! `VIEWS` shows rows of `imt_row` with decoded columns. Nodes read none of these views.
+//! `VIEWS` creates views that decode the rows of `imt_row` for `psql`. Nodes do not use them.
 //!
-//! Deliberately absent: statements about rows, and those that read a log. They belong to
-//! `storage::log`.
+//! Deliberately absent: statements about rows, and statements that read a log (`storage::log`).
 
 /// Version of the layout of the tables.
 pub(crate) const SCHEMA_VERSION: i32 = 1;
 
-/// Creates the tables that are missing. It can be repeated.
+/// Creates the missing tables. Existing ones are left as they are.
 pub(crate) const CREATE: &str = "
 CREATE TABLE IF NOT EXISTS imt_schema (
     one smallint PRIMARY KEY CHECK (one = 1),
@@ -59,11 +58,12 @@ CREATE TABLE IF NOT EXISTS imt_row (
     PRIMARY KEY (volume, tab, key));
 INSERT INTO imt_schema (one, version) VALUES (1, 1) ON CONFLICT (one) DO NOTHING";
 
-/// Creates views of the rows with decoded columns, for people with `psql`. It can be repeated.
+/// Creates or replaces the views for `psql`.
 pub(crate) const VIEWS: &str = include_str!("views.sql");
 
-/// Settings of the role, which hold in every connection, also behind a pooler. A commit waits for
-/// standbys. A statement that waits for a lock, or runs, ends long before its log entry is trimmed.
+/// Settings of the role. So they hold for each connection, also behind a connection pooler. A
+/// commit waits for the standbys. A statement ends long before log entries that it depends on are
+/// trimmed.
 pub(crate) const ROLE_SETTINGS: [(&str, &str); 4] = [
     ("synchronous_commit", "on"),
     ("lock_timeout", "2s"),
@@ -71,43 +71,43 @@ pub(crate) const ROLE_SETTINGS: [(&str, &str); 4] = [
     ("default_transaction_isolation", "read committed"),
 ];
 
-/// Reads the settings of the connection: four texts, the timeouts in milliseconds.
+/// Reads the settings of the connection as four texts. The timeouts are in milliseconds.
 pub(super) const SETTINGS: &str = "
 SELECT current_setting('synchronous_commit'),
     (SELECT setting FROM pg_settings WHERE name = 'lock_timeout'),
     (SELECT setting FROM pg_settings WHERE name = 'statement_timeout'),
     current_setting('default_transaction_isolation')";
 
-/// Reads the version of the layout. It is refused with `UNDEFINED_TABLE` before `CREATE`.
+/// Reads the version of the layout. Fails with `UNDEFINED_TABLE` if the tables were not created.
 pub(super) const VERSION: &str = "SELECT version FROM imt_schema WHERE one = 1";
-/// The code of a statement about a table that does not exist.
+/// The error code for a table that does not exist.
 pub(super) const UNDEFINED_TABLE: &str = "42P01";
 
 /// Reads all nodes, with the version and the coordinator of the state.
 pub(super) const LOOK: &str = "
 SELECT n.name, n.incarnation, n.beat, n.card, c.version, c.coordinator FROM imt_node n, imt_cluster c
     WHERE c.one = 1";
-/// Counts the beat of a node up. No row means that the process was replaced.
+/// Writes the next beat of a node. Changes no row if the process was replaced.
 pub(super) const BEAT: &str = "
 UPDATE imt_node SET beat = $3, card = $4 WHERE name = $1 AND incarnation = $2";
-/// Adds a node that was never seen.
+/// Adds a node with a new name. Changes no row if the name exists.
 pub(super) const ADD_NODE: &str = "
 INSERT INTO imt_node (name, incarnation, beat, card) VALUES ($1, $2, 1, NULL)
     ON CONFLICT (name) DO NOTHING";
-/// Takes the name of a process that has ended, if it has not beaten in between.
+/// Takes the name over from an ended process, if its beat is still the expected one.
 pub(super) const REPLACE_NODE: &str = "
 UPDATE imt_node SET incarnation = $2, beat = 1, card = NULL
     WHERE name = $1 AND incarnation = $3 AND beat = $4";
-/// Removes a node that has not beaten since.
+/// Removes a node, if its beat is still the expected one.
 pub(super) const REMOVE_NODE: &str = "
 DELETE FROM imt_node WHERE name = $1 AND incarnation = $2 AND beat = $3";
 /// Reads one node.
 pub(super) const NODE: &str = "SELECT incarnation, beat, card FROM imt_node WHERE name = $1";
 
-/// Changes nothing, but is a commit: only the primary that the standbys follow acknowledges it.
+/// A commit that changes nothing. Only the primary that the standbys follow acknowledges it.
 pub(super) const PROBE: &str = "UPDATE imt_schema SET version = version WHERE one = 1";
 
-/// Reads the state. Its text, which is long, is left out if the version is $1.
+/// Reads the state. The text is long, and is left out if the version is still $1.
 pub(super) const STATE: &str = "
 SELECT version, CASE WHEN version = $1 THEN NULL ELSE state END, coordinator, secret
     FROM imt_cluster WHERE one = 1";
@@ -119,13 +119,13 @@ INSERT INTO imt_cluster (one, version, state, coordinator, secret) VALUES (1, $1
 pub(super) const FIRST_VOLUME: &str = "
 INSERT INTO imt_volume (volume, epoch, owner, kept_from) VALUES ($1, 0, '', 1)
     ON CONFLICT (volume) DO NOTHING";
-/// Replaces the state and its coordinator. No row means that another process was faster.
+/// Replaces the state and its coordinator. Changes no row if another process was faster.
 pub(super) const NEXT_STATE: &str = "
 UPDATE imt_cluster SET version = $1, state = $2, coordinator = $3
     WHERE one = 1 AND version = $4 AND coordinator = $5";
 
-/// Appends an entry to a volume's log. No row means that the volume has a newer owner, or that the
-/// place is taken.
+/// Appends an entry to a volume's log. Adds no row if the volume has a newer owner, or if there is
+/// an entry with this number.
 pub(crate) const APPEND: &str = "
 INSERT INTO imt_log (volume, seq, epoch, body)
     SELECT v.volume, $2::bigint, v.epoch, $4::bytea FROM imt_volume v

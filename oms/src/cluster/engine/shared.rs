@@ -1,11 +1,12 @@
-//! The knowledge of this process about the cluster, between its tasks and its callers.
+//! The state that the tasks of this process share with the callers of `Membership` and `Authority`.
 //!
 //! **Invariants**
-//! - The mutex is held for memory only, never across a wait.
-//! - `has_lease` takes no lock, because every read asks it.
+//! - The mutex is never held across an await.
+//! - `has_lease` takes no lock, because every read calls it.
 //! - Each event is sent once.
 //!
-//! Deliberately absent: statements (`tasks`, `authority`) and judgement (`beat`).
+//! Deliberately absent: statements (`tasks`, `authority`), and the decision which nodes are gone
+//! (`beat`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,11 +24,12 @@ use crate::cluster::{ClusterState, Event, NodeInfo};
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, SessionError};
 
-/// Longest wait for a confirmed state. A fail-over of the engine may take longer, and the caller
-/// then repeats its request.
+/// Longest wait for a confirmed state. A fail-over of the engine may take longer. The caller then
+/// gets an error and asks again.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A state with its coordinator, confirmed by a later acknowledged beat.
+/// A state and its coordinator, read before a beat that was acknowledged on the same connection. So
+/// no old primary has returned it.
 #[derive(Clone, Debug)]
 pub(super) struct Confirmed {
     pub(super) state: ClusterState,
@@ -43,7 +45,7 @@ pub(super) struct Look {
     pub(super) coordinator: String,
 }
 
-/// A caller that wants to know the end of a node.
+/// A caller to be notified when a node is gone.
 pub(super) struct Watcher {
     pub(super) node: NodeName,
     pub(super) events: UnboundedSender<Event>,
@@ -56,10 +58,10 @@ pub(super) struct Shared {
     pub(super) name: NodeName,
     pub(super) incarnation: i64,
     origin: Instant,
-    /// End of the lease in microseconds since `origin`. 0 is no lease.
+    /// End of the lease in microseconds since `origin`. 0 without a lease.
     lease_end_us: AtomicU64,
     inside: Mutex<Inside>,
-    /// Wakes the task that beats.
+    /// Wakes the task that beats, before its next beat is due.
     pub(super) urge: Notify,
 }
 
@@ -68,7 +70,7 @@ struct Inside {
     look: Look,
     /// The description of this node while it takes requests.
     card: Option<NodeInfo>,
-    /// Watchers with the incarnation that each watches.
+    /// Watchers, and the incarnation of the node that each one watches.
     watchers: Vec<(Watcher, i64)>,
     events: Option<UnboundedSender<Event>>,
     is_elected: bool,
@@ -89,24 +91,37 @@ impl Inside {
     }
 }
 
-/// Work of one beat.
+/// The input of one beat.
 pub(super) struct Due {
     pub(super) card: Option<NodeInfo>,
     pub(super) is_last: bool,
-    /// Callers that wait for a state which is read from now on.
+    /// Callers that wait for a state. Only a state that is read after this moment is new enough.
     pub(super) readers: Vec<Reader>,
     pub(super) cached: Option<Confirmed>,
 }
 
-/// A coordination that this process may take over.
-pub(super) struct Vacancy;
+/// The result of a look for its task.
+pub(super) struct LookOutcome {
+    pub(super) looked: Looked,
+    /// `true` if the coordinator is gone, and this process is to become the coordinator.
+    pub(super) is_vacant: bool,
+}
 
-/// Returns the text that names a process as the coordinator.
+impl LookOutcome {
+    fn without_vacancy(looked: Looked) -> LookOutcome {
+        LookOutcome {
+            looked,
+            is_vacant: false,
+        }
+    }
+}
+
+/// Returns the text that stands for a process in the column `coordinator`.
 pub(super) fn label(name: &NodeName, incarnation: i64) -> String {
     format!("{name}/{incarnation}")
 }
 
-/// Splits such a text.
+/// Splits a text of `label`.
 fn of_label(label: &str) -> Option<(&str, i64)> {
     let (name, incarnation) = label.split_once('/')?;
     Some((name, incarnation.parse().ok()?))
@@ -158,7 +173,7 @@ impl Shared {
         (self.now().as_micros() as u64) < self.lease_end_us.load(Ordering::Acquire)
     }
 
-    /// Publishes the description of this node, or removes it.
+    /// Publishes the description of this node with the next beat. `None` removes it.
     pub(super) fn publish(&self, card: Option<NodeInfo>) {
         self.inside().card = card;
         self.urge.notify_one();
@@ -220,7 +235,7 @@ impl Shared {
         }
     }
 
-    /// Keeps the receiver of all events of this process's own standing.
+    /// Sets the receiver of the events about this process as a candidate or coordinator.
     pub(super) fn stand(&self, events: UnboundedSender<Event>) {
         let mut inside = self.inside();
         if inside.judge.is_replaced() {
@@ -232,7 +247,7 @@ impl Shared {
         inside.events = Some(events);
     }
 
-    /// Returns the state, confirmed by a beat that is acknowledged after it was read.
+    /// Reads the state, and waits for the beat that confirms it.
     pub(super) async fn read_state(&self) -> Result<Confirmed, NodeError> {
         let (reader, result) = oneshot::channel();
         self.inside().readers.push(reader);
@@ -245,11 +260,13 @@ impl Shared {
         match tokio::time::timeout(READ_TIMEOUT, result).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(unanswered("this node has left the cluster".to_owned())),
-            Err(_) => Err(unanswered("no beat of this node is acknowledged now".to_owned())),
+            Err(_) => Err(unanswered(
+                "the engine acknowledges no beat of this node at present".to_owned(),
+            )),
         }
     }
 
-    /// Returns the work of the next beat.
+    /// Returns the input of the next beat.
     pub(super) fn due(&self) -> Due {
         let mut inside = self.inside();
         inside.readers.retain(|reader| !reader.is_closed());
@@ -275,12 +292,12 @@ impl Shared {
         }
     }
 
-    /// Lets the next beat read the state for these callers.
+    /// Makes the next beat read the state for these callers.
     pub(super) fn ask_again(&self, readers: Vec<Reader>) {
         self.inside().readers.extend(readers);
     }
 
-    /// Records that another process has the name of this one.
+    /// Records that another process has taken the name of this one.
     pub(super) fn replaced(&self) {
         self.lease_end_us.store(0, Ordering::Release);
         let mut inside = self.inside();
@@ -292,7 +309,7 @@ impl Shared {
         inside.readers.clear();
     }
 
-    /// Starts the times of the judgement again.
+    /// Starts the times of all nodes again, after a new connection.
     pub(super) fn restart(&self) {
         let now = self.now();
         self.inside().judge.restart(now);
@@ -303,9 +320,9 @@ impl Shared {
         self.inside().judge.own_beat()
     }
 
-    /// Records a look, sends the events that follow from it, and returns `Vacancy` if this process
-    /// is to take the coordination.
-    pub(super) fn looked(&self, sent: Duration, own: Option<i64>, look: Look) -> (Looked, Option<Vacancy>) {
+    /// Records a look, and sends the events that follow from it. The result reports a vacancy once.
+    /// Then `took` must be called before it is reported again.
+    pub(super) fn looked(&self, sent: Duration, own: Option<i64>, look: Look) -> LookOutcome {
         let now = self.now();
         let has_lease = self.has_lease();
         let mut inside = self.inside();
@@ -318,8 +335,8 @@ impl Shared {
         };
         let before = names(inside);
         let looked = inside.judge.look(sent, now, own, &look.beats);
-        if looked == Looked::OldWorld {
-            return (looked, None);
+        if looked == Looked::OldPrimary {
+            return LookOutcome::without_vacancy(looked);
         }
         let is_changed = inside.look.version != 0 && inside.look.version != look.version;
         inside.look = look;
@@ -333,7 +350,7 @@ impl Shared {
             !is_gone
         });
         let Some(events) = &inside.events else {
-            return (looked, None);
+            return LookOutcome::without_vacancy(looked);
         };
         let is_mine = inside.look.coordinator == label(&self.name, self.incarnation);
         if is_mine != inside.is_elected {
@@ -344,7 +361,7 @@ impl Shared {
             let _ = events.send(Event::Changed);
         }
         if is_other && inside.is_elected {
-            // A node that was paused goes on without a start of its own.
+            // A node that was paused may be alive again. It does not announce itself.
             let _ = events.send(Event::Hello);
         }
         let is_vacant = match of_label(&inside.look.coordinator) {
@@ -353,13 +370,16 @@ impl Shared {
         };
         let may_take = looked == Looked::InTime && has_lease && inside.card.is_some();
         if is_mine || !is_vacant || !may_take || inside.is_taking {
-            return (looked, None);
+            return LookOutcome::without_vacancy(looked);
         }
         inside.is_taking = true;
-        (looked, Some(Vacancy))
+        LookOutcome {
+            looked,
+            is_vacant: true,
+        }
     }
 
-    /// Records the end of an attempt to take the coordination.
+    /// Records the end of an attempt to become the coordinator.
     pub(super) fn took(&self, is_mine: bool) {
         let mut inside = self.inside();
         inside.is_taking = false;

@@ -1,13 +1,14 @@
-//! The task that beats and the task that looks. Each has a connection of its own, so that a commit
-//! that waits for standbys does not delay looks.
+//! The task that beats and the task that looks. Each has its own connection, so a beat that waits
+//! for the standbys delays no look.
 //!
 //! **Invariants**
-//! - A state is given to its readers once a beat was acknowledged that was sent after it on the
-//!   same connection. Only the primary that the standbys follow acknowledges a beat.
-//! - A beat without a row is judged after a further acknowledged commit on the same connection. An
-//!   old primary may not have this node's row yet.
+//! - A state is returned to its readers once a later beat on the same connection is acknowledged.
+//!   Only the primary that the standbys follow acknowledges a beat.
+//! - A beat that changes no row means that this process was replaced, or that an old primary
+//!   without this node's row has answered. A further acknowledged commit on the same connection
+//!   excludes the second case.
 //!
-//! Deliberately absent: judgement (`beat`).
+//! Deliberately absent: the decision which nodes are gone (`beat`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,15 +25,15 @@ use crate::error::{NodeError, with_causes};
 use crate::postgres::{Param, Row, Session, SessionError};
 use crate::runtime;
 
-/// Longest time for a beat or a look. PostgreSQL answers one within milliseconds. After it, the
-/// next attempt begins with another host.
+/// Longest time for a beat or a look. PostgreSQL usually answers within milliseconds. The next
+/// attempt after a timeout begins with another host of the URL.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum size of a node's description in bytes. The usual size is some hundred bytes.
 const CARD_BYTES_MAX: usize = 64 * 1_024;
-/// Number of consecutive failures that are logged once.
+/// Number of consecutive failures for which one line is logged.
 const FAILURES_PER_LOG: u32 = 50;
 
-/// Logs the first failure of a series, then some of the others, then its end.
+/// Logs the first failure of a series, then every fiftieth, then the end of the series.
 #[derive(Default)]
 struct Troubles(u32);
 
@@ -56,11 +57,12 @@ impl Troubles {
 enum Beaten {
     Acknowledged(Option<Box<Confirmed>>),
     Replaced,
-    /// The connection changed between two statements.
+    /// The connection changed between two statements. The beat has to be repeated.
     Again,
 }
 
-/// Counts the own beat up until the membership ends, then tells the others that it has ended.
+/// Sends beats until this node leaves the cluster. The last beat tells the other nodes that the
+/// process has ended.
 pub(super) async fn beat(shared: Arc<Shared>, mut session: Session, mut number: i64) {
     let mut troubles = Troubles::default();
     let mut connections = session.connections();
@@ -106,7 +108,7 @@ pub(super) async fn beat(shared: Arc<Shared>, mut session: Session, mut number: 
                     }
                 }
                 if due.is_last {
-                    // The others find the end of this process by its beat.
+                    // The other nodes notice the end of this process by its missing beats.
                     return;
                 }
                 shared.ask_again(due.readers);
@@ -164,7 +166,7 @@ async fn beat_once(
     })
 }
 
-/// Looks at all nodes until the membership ends.
+/// Looks at all nodes until this node leaves the cluster.
 pub(super) async fn look(shared: Arc<Shared>, table: Arc<StateTable>, mut session: Session) {
     let mut troubles = Troubles::default();
     let mut connections = session.connections();
@@ -179,7 +181,7 @@ pub(super) async fn look(shared: Arc<Shared>, table: Arc<StateTable>, mut sessio
                         let taken = table.take_coordination(&shared).await;
                         if let Err(error) = &taken {
                             let error = with_causes(error);
-                            tracing::warn!(error, "the coordination could not be taken over");
+                            tracing::warn!(error, "taking over as coordinator failed");
                         }
                         shared.took(taken.unwrap_or(false));
                     });
@@ -191,7 +193,7 @@ pub(super) async fn look(shared: Arc<Shared>, table: Arc<StateTable>, mut sessio
     }
 }
 
-/// Looks once. Returns `true` if this process is to take the coordination.
+/// Looks once. Returns `true` if the coordinator is gone, and this process is to take its place.
 pub(super) async fn look_once(
     shared: &Shared,
     session: &mut Session,
@@ -203,12 +205,15 @@ pub(super) async fn look_once(
         *connections = session.connections();
         shared.restart();
     }
-    let (looked, vacancy) = shared.looked(sent, own, decoded_look(&rows)?);
-    if looked == Looked::OldWorld {
-        tracing::debug!(host = session.host(), "a look shows an old world");
+    let outcome = shared.looked(sent, own, decoded_look(&rows)?);
+    if outcome.looked == Looked::OldPrimary {
+        tracing::debug!(
+            host = session.host(),
+            "connection closed: the host answers with old rows"
+        );
         session.disconnect();
     }
-    Ok(vacancy.is_some())
+    Ok(outcome.is_vacant)
 }
 
 pub(super) fn decoded_look(rows: &[Row]) -> Result<Look, SessionError> {
@@ -220,7 +225,7 @@ pub(super) fn decoded_look(rows: &[Row]) -> Result<Look, SessionError> {
             incarnation: row.int8(1)?,
             number: row.int8(2)?,
         };
-        // A description of another version, or of another node, is treated like none.
+        // A description that cannot be decoded, or names another node, is ignored.
         let card = row.opt_text(3)?.filter(|card| card.len() <= CARD_BYTES_MAX);
         let card = card.and_then(|card| serde_json::from_str::<NodeInfo>(card).ok());
         if let Some(card) = card.filter(|card| card.name.as_str() == name) {

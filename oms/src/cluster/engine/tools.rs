@@ -1,11 +1,11 @@
-//! An engine for the command line: creation of the tables, checks, and a view from outside.
+//! Operations on an engine for the command line: creating the tables, checks, listing the nodes,
+//! control of standbys.
 //!
 //! **Invariants**
-//! - `init_engine` can be repeated and removes nothing.
-//! - `check_engine` leaves nothing behind. Its test entries have a volume name that no node can
-//!   have.
+//! - `init_engine` can be repeated, and removes nothing.
+//! - `check_engine` removes its test entries. Their volume has a name that no node can have.
 //!
-//! Deliberately absent: printing.
+//! Deliberately absent: the output of the commands.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,13 +26,13 @@ use crate::runtime;
 
 /// Longest time for one statement.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Oldest version of PostgreSQL that was tested, as `server_version_num` has it.
+/// Oldest version of PostgreSQL that was tested, in the form of `server_version_num`.
 const SERVER_VERSION_MIN: i32 = 150_000;
 /// Number of test commits of a check.
 const TEST_COMMITS: usize = 50;
-/// Size of a test entry in bytes, that of a commit of one order.
+/// Content of a test entry. It has the size of a commit of one order.
 const TEST_BODY: [u8; 400] = [0; 400];
-/// Longest median of a commit before a check warns.
+/// Median duration of commits above which the check warns.
 const SLOW_COMMIT: Duration = Duration::from_millis(20);
 
 fn failed(url: &EngineUrl, action: &'static str) -> impl Fn(SessionError) -> NodeError + use<> {
@@ -61,7 +61,7 @@ pub async fn init_engine(url: &EngineUrl) -> Result<(), NodeError> {
         .map_err(&failed)?;
     let Some(row) = rows.first() else {
         return Err(failed(SessionError::Invalid {
-            reason: "no name of the database".to_owned(),
+            reason: "the engine did not return the name of the database".to_owned(),
         }));
     };
     let database = row.text(0).map_err(&failed)?;
@@ -74,7 +74,7 @@ pub async fn init_engine(url: &EngineUrl) -> Result<(), NodeError> {
         .await
         .map_err(&failed)?;
     for (name, value) in schema::ROLE_SETTINGS {
-        // A role that waits for the standbys to replay is stricter, and stays so.
+        // `remote_apply` is stricter than the setting that nodes need, so it is kept.
         let is_stricter = name == "synchronous_commit" && row.text(1).map_err(&failed)? == "remote_apply";
         if !is_stricter {
             let sql = format!("ALTER ROLE CURRENT_USER IN DATABASE {database} SET {name} = '{value}'");
@@ -98,7 +98,7 @@ pub async fn standby_position(url: &EngineUrl) -> Result<u64, NodeError> {
     Ok(u64::try_from(position.map_err(&failed)?).unwrap_or(0))
 }
 
-/// Makes a standby the primary. Returns before it accepts writes.
+/// Promotes a standby to the primary. Returns before the new primary accepts writes.
 ///
 /// # Errors
 /// `NodeError::Engine` if the standby cannot be reached.
@@ -106,7 +106,7 @@ pub async fn promote_standby(url: &EngineUrl) -> Result<(), NodeError> {
     run_on_standby(url, "SELECT pg_promote(false)").await
 }
 
-/// Lets a standby read its settings again.
+/// Makes a standby reload its settings.
 ///
 /// # Errors
 /// `NodeError::Engine` if the standby cannot be reached.
@@ -123,9 +123,9 @@ async fn run_on_standby(url: &EngineUrl, sql: &str) -> Result<(), NodeError> {
 /// The verdict of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// In order.
+    /// No fault.
     Good,
-    /// Nodes work, but read the text.
+    /// Nodes can run, but the operator should read the finding.
     Warning,
     /// Nodes refuse to start, or acknowledged orders could be lost.
     Bad,
@@ -138,14 +138,14 @@ pub struct EngineCheck {
     pub subject: &'static str,
     /// The verdict.
     pub verdict: Verdict,
-    /// The finding, and the remedy if there is one.
+    /// The finding, with a remedy if there is one.
     pub finding: String,
 }
 
 /// Checks if an engine can hold a cluster without losing an acknowledged order.
 ///
-/// # Errors
-/// `NodeError::Engine` if the engine cannot be reached. A fault of the engine is a check.
+/// # Errors `NodeError::Engine` if the engine cannot be reached. Faults of the engine are findings,
+/// not errors.
 pub async fn check_engine(url: &EngineUrl) -> Result<Vec<EngineCheck>, NodeError> {
     let failed = failed(url, "check the engine");
     let mut session = Session::new(Arc::new(url.clone()), "check");
@@ -203,7 +203,9 @@ async fn standbys(session: &mut Session, checks: &mut Checks) -> Result<(), Sess
     let rows = match session.query(sql, &[], STATEMENT_TIMEOUT).await {
         Ok(rows) => rows,
         Err(SessionError::Refused { message, .. }) => {
-            let finding = format!("cannot be seen ({message}); a loss of one machine may lose orders");
+            let finding = format!(
+                "the list of standbys is not readable ({message}); without a synchronous standby, the loss of one machine loses orders"
+            );
             checks.add("standbys", Verdict::Warning, finding);
             return Ok(());
         }
@@ -291,7 +293,7 @@ async fn tables(session: &mut Session, checks: &mut Checks) -> Result<bool, Sess
     }
 }
 
-/// Writes test entries as a former and as the present owner of a volume, and measures commits.
+/// Checks that the engine refuses entries of a former owner of a volume, and measures commits.
 async fn fence(session: &mut Session, checks: &mut Checks) -> Result<(), SessionError> {
     // A node's name cannot contain a space.
     let volume = format!("check {:016x}", runtime::random_u64());
@@ -303,12 +305,13 @@ async fn fence(session: &mut Session, checks: &mut Checks) -> Result<(), Session
     ] {
         session.execute(sql, &name, STATEMENT_TIMEOUT).await?;
     }
-    let (affected, mut times) = outcome?;
-    if affected == [1, 1, 0, 0, 1] {
+    let Tested { added, mut times } = outcome?;
+    if added == [1, 1, 0, 0, 1] {
         checks.add("fence", Verdict::Good, "entries of a former owner are refused");
     } else {
-        let finding =
-            format!("five test entries affected {affected:?} rows, and must affect [1, 1, 0, 0, 1]");
+        let finding = format!(
+            "five test entries added {added:?} rows, and must add [1, 1, 0, 0, 1]: the engine lets a former owner commit"
+        );
         checks.add("fence", Verdict::Bad, finding);
     }
     times.sort_unstable();
@@ -325,11 +328,16 @@ async fn fence(session: &mut Session, checks: &mut Checks) -> Result<(), Session
     Ok(())
 }
 
-/// Returns the rows that five entries affected, and the times of commits.
-async fn test_entries(
-    session: &mut Session,
-    volume: &str,
-) -> Result<(Vec<u64>, Vec<Duration>), SessionError> {
+/// The results of the test entries of a check.
+struct Tested {
+    /// Number of rows that each of the first five entries added: 1, or 0 if it was refused.
+    added: Vec<u64>,
+    /// Duration of each further commit.
+    times: Vec<Duration>,
+}
+
+/// Writes five entries that test the fence, then `TEST_COMMITS` entries to measure commits.
+async fn test_entries(session: &mut Session, volume: &str) -> Result<Tested, SessionError> {
     let name = Param::Text(volume);
     session
         .execute(
@@ -338,21 +346,21 @@ async fn test_entries(
             STATEMENT_TIMEOUT,
         )
         .await?;
-    let mut affected = Vec::new();
+    let mut added = Vec::new();
     let mut times = Vec::new();
     for (seq, epoch) in [(1, 1), (2, 1), (3, 1), (2, 2), (3, 2)] {
-        if affected.len() == 2 {
+        if added.len() == 2 {
             let raise = "UPDATE imt_volume SET epoch = 2 WHERE volume = $1";
             session.execute(raise, &[name], STATEMENT_TIMEOUT).await?;
         }
-        affected.push(append(session, name, seq, epoch).await?);
+        added.push(append(session, name, seq, epoch).await?);
     }
     for seq in 0..TEST_COMMITS {
         let started = Instant::now();
         append(session, name, seq as i64 + 10, 2).await?;
         times.push(started.elapsed());
     }
-    Ok((affected, times))
+    Ok(Tested { added, times })
 }
 
 async fn append(session: &mut Session, volume: Param<'_>, seq: i64, epoch: i64) -> Result<u64, SessionError> {
@@ -365,21 +373,21 @@ async fn append(session: &mut Session, volume: Param<'_>, seq: i64, epoch: i64) 
     session.execute(schema::APPEND, &params, STATEMENT_TIMEOUT).await
 }
 
-/// A cluster as its engine shows it.
+/// A cluster as it is stored in its engine.
 #[derive(Clone, Debug)]
 pub struct EngineView {
-    /// The published descriptions, each with `true` if the process beats.
+    /// The published description of each node, and `true` if its process beats.
     pub nodes: Vec<(NodeInfo, bool)>,
-    /// The ring. `None` if no node was ever started.
+    /// The ring. `None` if no node was started yet.
     pub ring: Option<Ring>,
     /// The URL of the cluster's warehouse.
     pub warehouse: Option<String>,
-    /// The secret of the nodes. Empty if it is kept in a file.
+    /// The cluster's secret. Empty if it comes from a file.
     pub secret: String,
 }
 
-/// Reads the nodes and the ring of an engine. It takes two looks: a node runs if its beat changes
-/// between them.
+/// Reads the nodes and the ring of an engine. Looks several times: a node runs if its beat changes.
+/// That takes up to `Pace::gone`.
 ///
 /// # Errors
 /// `NodeError::Engine` if the engine cannot be reached or has no tables.

@@ -1,8 +1,8 @@
--- Views of imt_row with decoded columns, for people with psql. Rows are up to a minute behind.
--- The layouts are those of oms/src/storage/codec; tab is the code of a table.
--- Errors name the function; a later version of this program replaces these functions and views.
+-- Views for psql that decode the rows of imt_row. The rows are up to a minute old.
+-- The layouts are those of oms/src/storage/codec. The column tab is the code of a table.
+-- imt engine init replaces these functions and views.
 
--- An unsigned LEB128 number at a position, and the position behind it.
+-- Reads an unsigned LEB128 number at a position. Also returns the position after it.
 CREATE OR REPLACE FUNCTION imt_number(bytes bytea, INOUT pos int, OUT num numeric)
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 DECLARE
@@ -19,7 +19,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- A number behind a byte that is 0 if the number is absent.
+-- Reads an optional number: a byte that is 0 if it is absent, then the number.
 CREATE OR REPLACE FUNCTION imt_optional(bytes bytea, INOUT pos int, OUT num numeric)
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 BEGIN
@@ -29,7 +29,7 @@ BEGIN
     END IF;
 END $$;
 
--- A text behind its length.
+-- Reads a text: its length, then its bytes.
 CREATE OR REPLACE FUNCTION imt_text(bytes bytea, INOUT pos int, OUT txt text)
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 DECLARE
@@ -40,7 +40,7 @@ BEGIN
     pos := pos + size::int;
 END $$;
 
--- The lines of an order or a reservation.
+-- Reads the lines of an order or a reservation.
 CREATE OR REPLACE FUNCTION imt_lines(bytes bytea, INOUT pos int, OUT products jsonb)
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 DECLARE
@@ -97,7 +97,7 @@ BEGIN
             state := 'rejected';
             event := '{"event": "rejected"}';
         WHEN 3 THEN
-            -- An early payment keeps the state until delivery starts.
+            -- An early payment does not change the state before the delivery begins.
             IF state <> 'paid' THEN state := 'announced'; END IF;
             event := '{"event": "announced"}';
         WHEN 4 THEN
@@ -124,7 +124,7 @@ BEGIN
             event := jsonb_build_object('event', 'failed', 'reason', txt);
         WHEN 10 THEN
             SELECT n.pos, n.num INTO pos, num FROM imt_number(bytes, pos) n;
-            -- Another payment than that of the order is kept beside its state.
+            -- A second payment is stored beside the state.
             IF transaction IS NULL OR transaction = num THEN
                 transaction := num;
                 state := 'refund_wanted';
@@ -167,7 +167,7 @@ BEGIN
     SELECT nullif(t.txt, '') INTO last_error FROM imt_text(bytes, pos) t;
 END $$;
 
--- The width of the quantities of a store, and the position of the first one.
+-- Returns the width of a store's quantities in bytes, and the position of the first quantity.
 CREATE OR REPLACE FUNCTION imt_width(bytes bytea, OUT width int, OUT pos int)
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 DECLARE
@@ -181,7 +181,7 @@ BEGIN
     END IF;
 END $$;
 
--- A quantity of 1, 2 or 4 bytes. Only the widest ones have a sign.
+-- Reads a quantity of 1, 2 or 4 bytes. Only quantities of 4 bytes have a sign.
 CREATE OR REPLACE FUNCTION imt_quantity(bytes bytea, pos int, width int) RETURNS bigint
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT CASE width
@@ -192,12 +192,12 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     END::bigint
 $$;
 
--- The products and quantities of one store.
+-- Returns the products and quantities of one store.
 CREATE OR REPLACE FUNCTION imt_column(stored bytea, catalogue bytea)
 RETURNS TABLE (product bigint, quantity bigint)
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 DECLARE
-    -- Joined to nothing, so that each is decompressed once.
+    -- Joined with an empty value, so that each is decompressed only once.
     bytes bytea := stored || ''::bytea;
     products bytea := catalogue || ''::bytea;
     begun record;
@@ -210,7 +210,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- The position of a product in the catalogue, from 0; NULL if it is not there.
+-- Returns the position of a product in the catalogue, from 0. NULL if it is not in the catalogue.
 CREATE OR REPLACE FUNCTION imt_place(catalogue bytea, product bigint) RETURNS int
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 DECLARE
@@ -250,7 +250,7 @@ CREATE OR REPLACE VIEW imt_outbox AS
         m.next_try_at, m.last_error
     FROM imt_row r, LATERAL imt_message(r.value) m WHERE r.tab = 3;
 
--- The quantities of the newest snapshot. Deliveries since then, and reservations, are not subtracted.
+-- The quantities of the newest snapshot, without later deliveries and without reservations.
 CREATE OR REPLACE VIEW imt_stock AS
     SELECT r.volume, imt_store(r.key) AS store, q.product, q.quantity
     FROM imt_row r
@@ -258,7 +258,7 @@ CREATE OR REPLACE VIEW imt_stock AS
     LATERAL imt_column(r.value, c.value) q
     WHERE r.tab = 5 AND length(r.key) = 4;
 
--- The same for one product, without decoding the others.
+-- The quantities of one product. Does not decode those of other products.
 CREATE OR REPLACE FUNCTION imt_stock_of(product bigint)
 RETURNS TABLE (volume text, store bigint, quantity bigint)
 LANGUAGE sql STABLE STRICT AS $$

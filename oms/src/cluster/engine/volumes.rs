@@ -1,9 +1,13 @@
-//! Opening of a volume behind an engine: lease, copy of the log, takeover, last entries.
+//! Opens a volume whose log is in an engine: bring the local copy up to date, take the log over,
+//! copy the last entries.
 //!
 //! **Invariants**
-//! - A volume is taken only under a valid lease: a process that was replaced learns this first.
-//! - The local copy is complete up to the own entry of the takeover before the volume is served.
-//! - An engine that does not answer, and a newer owner, leave the volume closed. Both are no fault.
+//! - A log is taken over only under a valid lease. So a process that was replaced does not take a
+//!   volume from its successor.
+//! - A takeover appends an entry of its own to the log. The volume is served once the local copy
+//!   has all entries up to that one.
+//! - If the engine does not answer, or the log has a newer owner, the volume stays closed. Neither
+//!   is an error: the caller tries again, or the state names another node.
 //!
 //! Deliberately absent: the choice of the volumes (`control`), beats and leases (`beat`).
 
@@ -29,10 +33,10 @@ use crate::storage::log::writer::LogWriter;
 use crate::storage::log::{Log, LogError};
 use crate::storage::volume::Volume;
 
-/// Pause after a takeover that did not succeed. The caller tries again at once.
+/// Pause after a takeover that did not succeed, because the caller tries again at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// A volume that is to be opened.
+/// The parameters of opening a volume.
 pub(crate) struct Opening<'a> {
     pub(crate) volume: &'a str,
     /// The node that opens it.
@@ -40,9 +44,9 @@ pub(crate) struct Opening<'a> {
     /// The version of the cluster's state in which the node serves the volume.
     pub(crate) since: u64,
     pub(crate) expected: Expected,
-    /// The place of the log, for errors.
+    /// The engine's URL, for errors.
     pub(crate) place: String,
-    /// The log for commits, and the log for checkpoints.
+    /// Two connections to the log: for commits and for checkpoints.
     pub(crate) logs: [Box<dyn Log>; 2],
 }
 
@@ -85,10 +89,10 @@ impl EngineCluster {
     }
 }
 
-/// Opens or creates the local copy of a volume. One that cannot be read is deleted, because the
-/// engine has its rows.
+/// Opens or creates the local copy of a volume. An unreadable copy is deleted and created again,
+/// because the engine has all its rows.
 pub(super) fn open_cache(folder: &Path) -> Result<Cache, StorageError> {
-    // Order data must be private to the owner of the folder.
+    // Other users of the machine must not read orders.
     let _ = std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -98,7 +102,7 @@ pub(super) fn open_cache(folder: &Path) -> Result<Cache, StorageError> {
             tracing::error!(
                 folder = %folder.display(),
                 error = with_causes(&error),
-                "local copy of a volume not readable; it is deleted and filled again",
+                "local copy of a volume is unreadable; deleting it and copying the volume again",
             );
             let _ = std::fs::remove_dir_all(folder);
             let _ = std::fs::DirBuilder::new()
@@ -137,7 +141,7 @@ impl Volumes for EngineCluster {
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         Box::pin(async move {
             if let Err(error) = self.log(volume.as_str(), "remove").remove().await {
-                // Nobody reads a volume without slots.
+                // The rows only take space: no node opens a volume without slots.
                 tracing::warn!(%volume, %error, "rows of an empty volume not removed from the engine");
             }
             let folder = self.cache_folder(volume.as_str());
@@ -176,7 +180,7 @@ pub(crate) async fn open(
     let opened = runtime::blocking(cache).await;
     let cache = match opened.unwrap_or(Err(StorageError::Closed)) {
         Ok(cache) => cache,
-        // A volume that was lost a moment ago is still being closed.
+        // This process lost the volume a moment ago and is still closing its copy.
         Err(error) if error.is_locked() => return Ok(None),
         Err(error) => return Err(error.into()),
     };
@@ -207,10 +211,12 @@ async fn take(
     let Opening { volume, owner, .. } = opening;
     let [mut log, checkpoints] = opening.logs;
     let newest = log.newest().await?;
-    // Most entries are copied while the former owner can still commit.
+    // Copies most entries before the takeover, while the former owner can still commit. That
+    // shortens the time in which no node serves the volume.
     if newest.seq > 1 {
         match catch_up(cache, &mut *log, volume, newest.seq - 1, false).await {
-            // The takeover tells if the engine or only an old primary lacks the entry.
+            // An old primary may have answered, which lacks the newest entries. The copy after the
+            // takeover compares again.
             Err(CatchUpError::Differs(fault)) => tracing::warn!(volume, fault, "local copy differs"),
             copied => drop(copied?),
         }
@@ -231,7 +237,7 @@ async fn take(
     };
     let copied = catch_up(cache, &mut *log, volume, position.seq, true).await?;
     if copied != position && !seeded("engine-chain-not-compared") {
-        let reason = "it differs from the entry that this process wrote".to_owned();
+        let reason = "the entry differs from the one that this process wrote at the takeover".to_owned();
         let entry = position.seq;
         return Err(Unopened::Failed(StorageError::Log { entry, reason }.into()));
     }

@@ -1,11 +1,11 @@
-//! The agreement of all nodes of an engine on one warehouse.
+//! Ensures that all nodes of an engine send to the same warehouse.
 //!
 //! **Invariants**
-//! - A node that runs alone decides: its setting replaces the stored URL. A node that joins others
-//!   takes the stored URL over, and is refused with another setting.
+//! - If no other node runs, the setting of the starting node replaces the stored URL.
+//! - If other nodes run, the starting node uses the stored URL. A setting with another URL is an
+//!   error.
 //!
-//! Deliberately absent: a change while nodes run, which the coordinator makes
-//! (`control::coordinator`).
+//! Deliberately absent: a change of the URL while nodes run (`control::coordinator`).
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use crate::cluster::{Membership, agreed_warehouse};
 use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
 
-/// Longest wait for the first node, which names the warehouse right after it wrote the state.
+/// Longest wait until the first node has stored a URL, which it does right after the first state.
 const NAMED_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause between two looks at the state.
+/// Pause between two reads of the state.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 impl EngineCluster {
-    /// Returns the URL of the cluster's warehouse. Writes it into the state if this node runs
-    /// alone. `usual` counts if neither the node nor the cluster has named one.
+    /// Returns the URL of the cluster's warehouse, and stores it if no other node runs. `asked` is
+    /// the setting of this node. `usual` is used if there is neither a setting nor a stored URL.
     pub(crate) async fn agree_on_warehouse(
         &self,
         asked: Option<&WarehouseUrl>,
@@ -48,7 +48,7 @@ impl EngineCluster {
             if Instant::now() >= until {
                 return Err(NodeError::Config {
                     setting: "warehouse",
-                    reason: "is not named by the running nodes; restart one of them with --warehouse"
+                    reason: "is not known: the running nodes have not stored a URL; restart one of them with --warehouse URL"
                         .to_owned(),
                 });
             }

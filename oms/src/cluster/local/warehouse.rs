@@ -61,7 +61,7 @@ impl LocalCluster {
             if begun.elapsed() > STATE_TIMEOUT {
                 return Err(NodeError::Config {
                     setting: "warehouse",
-                    reason: "is not named by the running nodes; restart one of them with --warehouse"
+                    reason: "is not known: the running nodes have not stored a URL; restart one of them with --warehouse URL"
                         .to_owned(),
                 });
             }
@@ -167,7 +167,7 @@ mod tests {
         let data = folder.path();
         let paris = joined(data, "paris");
         paris.agree_on_warehouse(None, USUAL).unwrap();
-        // Its coordination ended, and its process has not.
+        // The node paris is not the coordinator any more, and its process runs.
         paris.held().coordinator = None;
         let lyon = joined(data, "lyon");
         let error = lyon.agree_on_warehouse(Some(&url("http://wms:2")), USUAL);

@@ -68,10 +68,10 @@ pub(crate) struct Head {
 /// The reason why a statement has no result.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum LogError {
-    /// It has no effect: it was not sent, or was refused.
+    /// The statement has no effect, because it was not sent or was refused.
     #[error("the engine cannot be used: {0}")]
     Away(String),
-    /// It may or may not have happened, and may be on one machine only.
+    /// The statement may have been executed, and its effect may be on the primary only.
     #[error("the engine did not answer: {0}")]
     Unknown(String),
 }
@@ -131,8 +131,8 @@ pub(crate) trait Log: Send {
     /// stays, because its chain begins that of the following entries.
     fn trim(&mut self, last: u64) -> Answer<'_, u64>;
 
-    /// Makes the next statement begin with another server of the engine, because this one showed an
-    /// old world.
+    /// Makes the next statement use another server of the engine, because this one answered with
+    /// old rows.
     fn next_host(&mut self);
 
     /// Removes the volume with its log and rows.

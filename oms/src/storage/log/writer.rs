@@ -1,14 +1,14 @@
 //! The writer of a volume's log: appends an entry and does not return before its outcome is known.
 //!
-//! An entry without an acknowledgement is appended again. If its place is taken, the writer reads
-//! the owner of the place. If the place holds the writer's own entry, that entry counts once an
-//! empty entry behind it is acknowledged, because the entry may be on one machine only. If a
-//! fail-over lost it, the writer appends it again.
+//! An entry without an acknowledgement is appended again. If there is an entry with its number, the
+//! writer reads it. If it is the writer's own entry, it may exist on one machine only, so the
+//! writer appends an empty entry behind it. Once that is acknowledged, both are durable. If a
+//! fail-over lost the entry, the writer appends it again.
 //!
 //! **Invariants**
 //! - At most one entry of a volume is in flight.
 //! - After a refusal the writer appends nothing more.
-//! - An engine that is away does not end the writer. It goes on when the engine answers.
+//! - If the engine does not answer, the writer waits, and continues when the engine answers.
 //!
 //! Deliberately absent: statements (`Log`), and rows in the local database (`cache`).
 
@@ -31,9 +31,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// first.
 const UNACKNOWLEDGED_MAX: usize = 16;
 
-/// Number of times that the engine may lack an entry that it has acknowledged, until it has lost
-/// it. A primary that was left behind is met once for each turn through the hosts.
-const OLD_WORLDS_MAX: u32 = 40;
+/// Number of answers without an acknowledged entry after which the entry counts as lost. Each turn
+/// through the hosts of the engine meets an old primary at most once.
+const OLD_ANSWERS_MAX: u32 = 40;
 
 /// The state that a writer and its volume share.
 #[derive(Debug, Default)]
@@ -83,18 +83,18 @@ impl LogStatus {
 pub(crate) enum Settled {
     /// The entry is durable. The position is that of the last entry behind it.
     Durable(Position),
-    /// Another owner has the epoch or the place.
+    /// The volume has a newer owner, or an entry of another owner has this number.
     Refused {
         /// `true` if an earlier attempt had no answer. Its entry may still appear.
         may_appear: bool,
     },
-    /// The entry before it does not exist any more, although it was durable.
+    /// The engine lost the entry before this one, although it was acknowledged.
     PredecessorLost,
     /// The writer was stopped while the outcome was unknown.
     Abandoned,
 }
 
-/// Appends an entry behind `before` until its outcome is known.
+/// Appends an entry behind `before`, and repeats that until the outcome is known.
 pub(crate) async fn settle(
     log: &mut dyn Log,
     before: Position,
@@ -103,7 +103,7 @@ pub(crate) async fn settle(
 ) -> Settled {
     let epoch = entry.1.epoch;
     let mut pending = vec![place(entry)];
-    let (mut at, mut may_appear, mut old_worlds) = (0, false, 0);
+    let (mut at, mut may_appear, mut old_answers) = (0, false, 0);
     loop {
         let behind = match at {
             0 => before,
@@ -136,13 +136,13 @@ pub(crate) async fn settle(
             }
             Ok(Found::Another) => return Settled::Refused { may_appear },
             Ok(Found::NothingBefore) if at > 0 => at -= 1,
-            Ok(Found::OldWorld | Found::NothingBefore)
-                if old_worlds == OLD_WORLDS_MAX || status.is_stopping() =>
+            Ok(Found::OldPrimary | Found::NothingBefore)
+                if old_answers == OLD_ANSWERS_MAX || status.is_stopping() =>
             {
                 return Settled::PredecessorLost;
             }
-            Ok(Found::OldWorld | Found::NothingBefore) => {
-                old_worlds += 1;
+            Ok(Found::OldPrimary | Found::NothingBefore) => {
+                old_answers += 1;
                 log.next_host();
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
@@ -170,17 +170,17 @@ fn place((body, position): (Bytes, Position)) -> (Entry, Position) {
     (Entry { seq, epoch, body }, position)
 }
 
-/// The reason why an entry was not appended.
+/// The state of an entry in the log, after an attempt to append it added no row.
 enum Found {
-    /// An earlier attempt appended it.
+    /// An earlier attempt appended the entry.
     Same,
-    /// Another owner has the place or the epoch.
+    /// The volume has a newer owner, or an entry of another owner has this number.
     Another,
-    /// The server does not know the writer's epoch.
-    OldWorld,
-    /// The entry before it does not exist.
+    /// The volume has a former epoch at this server, which must be an old primary.
+    OldPrimary,
+    /// The entry before this one does not exist.
     NothingBefore,
-    /// No reason any more: it can be appended now.
+    /// Nothing hinders the entry now: it can be appended.
     Nothing,
 }
 
@@ -199,7 +199,7 @@ async fn find_out(
     }
     match log.head().await? {
         Some(head) if head.epoch == epoch => {}
-        Some(head) if head.epoch < epoch => return Ok(Found::OldWorld),
+        Some(head) if head.epoch < epoch => return Ok(Found::OldPrimary),
         _ => return Ok(Found::Another),
     }
     let Some((seq, epoch)) = behind else {

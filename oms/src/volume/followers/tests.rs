@@ -22,15 +22,17 @@ fn follow(known: Option<StockPosition>, waits: bool) -> FollowStock {
 }
 
 async fn layout(state: &VolumeState) -> StockLayout {
-    match state.follow_stock(follow(None, false)).await {
-        (2, Reply::StockLayout(layout)) => layout,
+    let answer = state.follow_stock(follow(None, false)).await;
+    assert_eq!(answer.epoch, Some(2));
+    match answer.reply {
+        Reply::StockLayout(layout) => layout,
         other => panic!("{other:?}"),
     }
 }
 
 async fn changes(state: &VolumeState, known: StockPosition, waits: bool) -> (StockPosition, Vec<Cell>) {
-    match state.follow_stock(follow(Some(known), waits)).await {
-        (_, Reply::StockChanges(position, cells)) => (position, cells),
+    match state.follow_stock(follow(Some(known), waits)).await.reply {
+        Reply::StockChanges(position, cells) => (position, cells),
         other => panic!("{other:?}"),
     }
 }
@@ -91,7 +93,7 @@ async fn a_position_of_another_server_or_generation_is_answered_by_the_whole_lay
             ..known
         },
     ] {
-        let (_, reply) = state.follow_stock(follow(Some(other), true)).await;
+        let reply = state.follow_stock(follow(Some(other), true)).await.reply;
         assert!(matches!(reply, Reply::StockLayout(_)), "{other:?}: {reply:?}");
     }
     let read = |generation| ReadStock {

@@ -37,8 +37,11 @@ pub(crate) async fn run(state: Arc<VolumeState>, mut stop: watch::Receiver<bool>
     let mut steps = StepWatch::new(&state.clock, Duration::from_millis(ANSWERS_KEPT_MS));
     loop {
         match remove_expired(&state, &mut steps).await {
-            Ok((0, 0)) | Err(StorageError::Closed) => {}
-            Ok((answers, names)) => tracing::info!(answers, names, "expired answers and file names removed"),
+            Ok(removed) if removed == Removed::default() => {}
+            Ok(Removed { answers, names }) => {
+                tracing::info!(answers, names, "expired answers and file names removed");
+            }
+            Err(StorageError::Closed) => {}
             Err(error) => tracing::warn!(error = with_causes(&error), "removal of expired rows failed"),
         }
         tokio::select! {
@@ -64,11 +67,20 @@ fn answers_kept(watched: Watched) -> RangeInclusive<u64> {
     trusted_ms.saturating_sub(ANSWERS_KEPT_MS)..=last_ms
 }
 
-/// Removes expired rows. Returns the numbers of removed answers and names.
+/// Numbers of removed rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Removed {
+    /// Stored answers of idempotency keys.
+    pub(crate) answers: usize,
+    /// Names of statistics files.
+    pub(crate) names: usize,
+}
+
+/// Removes expired rows.
 pub(crate) async fn remove_expired(
     state: &Arc<VolumeState>,
     steps: &mut StepWatch,
-) -> Result<(usize, usize), StorageError> {
+) -> Result<Removed, StorageError> {
     let watched = steps.read_clock(&state.clock);
     let now_ms = watched.wall_ms;
     let looking = Arc::clone(state);
@@ -97,7 +109,10 @@ pub(crate) async fn remove_expired(
         batch.forget_stat_files(part(), next_mark(mark.as_deref(), part(), now_ms));
         state.storage.permit().await?.send(batch).durable().await?;
     }
-    Ok((answers.len(), names.len()))
+    Ok(Removed {
+        answers: answers.len(),
+        names: names.len(),
+    })
 }
 
 #[cfg(test)]
@@ -164,11 +179,13 @@ mod tests {
         batch.stat_file("stat_000000000000009.csv", 900_000_000, &SumsByProduct::new());
         commit(&state, batch).await;
         let watch = || StepWatch::new(&state.clock, Duration::from_millis(ANSWERS_KEPT_MS));
-        assert_eq!(remove_expired(&state, &mut watch()).await.unwrap(), (0, 0));
+        let removed = remove_expired(&state, &mut watch()).await.unwrap();
+        assert_eq!(removed, Removed::default());
         assert_eq!(state.storage.kept_answer("k").unwrap(), Some(kept));
 
         now_ms.store(1_000_000 + STAT_NAMES_KEPT_MS + 1, Ordering::Relaxed);
-        assert_eq!(remove_expired(&state, &mut watch()).await.unwrap(), (1, 2));
+        let removed = remove_expired(&state, &mut watch()).await.unwrap();
+        assert_eq!(removed, Removed { answers: 1, names: 2 });
         assert_eq!(state.storage.kept_answer("k").unwrap(), None);
         let known = |number: u32| {
             state

@@ -51,16 +51,16 @@ pub(crate) async fn remove_stale_rows(
             return Ok(false);
         }
         let (slots, begun) = (Arc::clone(slots), Instant::now());
-        let (walked, batch, is_over) = blocking(move || {
-            let (batch, is_over) = page(&mut walk, &slots, stale_rows)?;
-            Ok((walk, batch, is_over))
+        let (walked, Page { batch, is_last }) = blocking(move || {
+            let page = page(&mut walk, &slots, stale_rows)?;
+            Ok((walk, page))
         })
         .await?;
         walk = walked;
         if !batch.is_empty() {
             storage.permit().await?.send(batch).durable().await?;
         }
-        if is_over {
+        if is_last {
             break;
         }
         tokio::task::yield_now().await;
@@ -74,7 +74,14 @@ pub(crate) async fn remove_stale_rows(
     Ok(true)
 }
 
-fn page(walk: &mut Walk, slots: &Slots, stale_rows: StaleRows) -> Result<(WriteBatch, bool), StorageError> {
+/// The removals of one page of a walk.
+struct Page {
+    batch: WriteBatch,
+    /// `true` if the walk has no further rows.
+    is_last: bool,
+}
+
+fn page(walk: &mut Walk, slots: &Slots, stale_rows: StaleRows) -> Result<Page, StorageError> {
     let mut batch = WriteBatch::default();
     for _ in 0..ROWS_READ_MAX {
         if batch.rows().len() >= ROWS_A_COMMIT {
@@ -83,10 +90,13 @@ fn page(walk: &mut Walk, slots: &Slots, stale_rows: StaleRows) -> Result<(WriteB
         let is_row =
             walk.step(|table, key, value| remove_if_stale(&mut batch, slots, stale_rows, table, key, value))?;
         if !is_row {
-            return Ok((batch, true));
+            return Ok(Page { batch, is_last: true });
         }
     }
-    Ok((batch, false))
+    Ok(Page {
+        batch,
+        is_last: false,
+    })
 }
 
 fn remove_if_stale(

@@ -8,7 +8,7 @@ use crate::outbox::OutboxLimits;
 use crate::runtime::clock::{Clock, StepWatch};
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
-use crate::volume::jobs::retention::remove_expired;
+use crate::volume::jobs::retention::{Removed, remove_expired};
 use crate::volume::jobs::stat_import::watched::INCOMPLETE_TIMEOUT;
 
 /// The current time of these tests: a moment in 2026, in milliseconds.
@@ -190,8 +190,11 @@ async fn a_file_changed_after_it_was_added_is_set_aside() {
     assert_eq!(aside.unwrap(), "5,1,1\n5,9,1\n");
 }
 
+/// The result of a pass that removes one name.
+const ONE_NAME: Removed = Removed { answers: 0, names: 1 };
+
 /// Runs one retention pass with a clock that makes no step.
-async fn run_retention_once(state: &Arc<VolumeState>) -> (usize, usize) {
+async fn run_retention_once(state: &Arc<VolumeState>) -> Removed {
     let mut steps = StepWatch::new(&state.clock, Duration::from_millis(DAY_MS));
     remove_expired(state, &mut steps).await.unwrap()
 }
@@ -208,7 +211,7 @@ async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_are_added() 
     // Eight days later the names of all files added so far are removed.
     let later_ms = NOW_MS + 8 * DAY_MS;
     world.clock.store(later_ms, Ordering::Relaxed);
-    assert_eq!(run_retention_once(&world.scanner.state).await, (0, 1));
+    assert_eq!(run_retention_once(&world.scanner.state).await, ONE_NAME);
     world.write(&stat_name(later_ms), "5,2,1\n");
     world.scan(2).await;
     assert_eq!(world.units(), 3);
@@ -230,7 +233,7 @@ async fn a_mark_of_an_earlier_version_ahead_of_the_clock_does_not_block_later_fi
     let mut batch = WriteBatch::default();
     batch.stat_file(newest, NOW_MS - 8 * DAY_MS, &Default::default());
     commit(batch).await;
-    assert_eq!(run_retention_once(&state).await, (0, 1));
+    assert_eq!(run_retention_once(&state).await, ONE_NAME);
     assert_eq!(state.storage.stat_files_forgotten().unwrap(), None);
     let mut batch = WriteBatch::default();
     batch.forget_stat_files([newest], Some(newest));
