@@ -125,7 +125,7 @@ fn a_store_that_was_skipped_is_found_if_it_certainly_had_the_units() {
     }];
     let is_judged = |record: &OrderRecord| {
         let mut findings = Vec::new();
-        crate::audit::stock::check_choice(&evidence, record, &mut findings);
+        stock::check_choice(&evidence, record, &mut findings);
         findings.contains(&expected)
     };
     let record = OrderRecord::new(record);
