@@ -6,7 +6,7 @@
 
 use crate::args;
 use crate::error::CliError;
-use imt_oms::{EngineUrl, NodeInfo};
+use imt_oms::{EngineUrl, NodeClient, NodeInfo, PeerEncryption};
 use imt_ring::{NodeName, Ring};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -25,6 +25,9 @@ pub(crate) struct ClusterArgs {
     /// File with the nodes' secret, if it is not kept in the engine
     #[arg(long, env = "IMT_SECRET_FILE", value_name = "FILE", requires = "engine")]
     secret_file: Option<PathBuf>,
+    /// Call nodes of other machines without encryption, as the nodes do that run with this setting
+    #[arg(long, env = "IMT_INSECURE_PLAINTEXT", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", hide_default_value = true, hide_possible_values = true)]
+    insecure_plaintext: bool,
 }
 
 /// The nodes of a data folder or of an engine.
@@ -34,6 +37,7 @@ pub(crate) enum Cluster {
     Engine {
         url: EngineUrl,
         secret_file: Option<PathBuf>,
+        encryption: PeerEncryption,
     },
 }
 
@@ -49,12 +53,21 @@ pub(crate) struct Look {
     secret: Option<String>,
 }
 
+/// Returns the encryption that a flag stands for.
+pub(crate) fn encryption(is_plaintext: bool) -> PeerEncryption {
+    match is_plaintext {
+        true => PeerEncryption::Never,
+        false => PeerEncryption::BetweenMachines,
+    }
+}
+
 impl From<ClusterArgs> for Cluster {
     fn from(args: ClusterArgs) -> Self {
         match args.engine {
             Some(url) => Self::Engine {
                 url,
                 secret_file: args.secret_file,
+                encryption: encryption(args.insecure_plaintext),
             },
             None => Self::Folder(args.data),
         }
@@ -77,6 +90,7 @@ impl Cluster {
             Some(url) => Self::Engine {
                 url: url.clone(),
                 secret_file: None,
+                encryption: PeerEncryption::BetweenMachines,
             },
             None => Self::Folder(data.to_owned()),
         }
@@ -132,8 +146,19 @@ impl Cluster {
         }
     }
 
+    /// Returns a client for calls that only nodes may make.
+    pub(crate) fn client(&self, look: &Look) -> Result<NodeClient, CliError> {
+        let encryption = match self {
+            // Nodes of a data folder are on this machine.
+            Self::Folder(_) => PeerEncryption::Never,
+            Self::Engine { encryption, .. } => *encryption,
+        };
+        NodeClient::new(&self.secret(look)?, encryption)
+            .map_err(|error| CliError::because("nodes cannot be called", error))
+    }
+
     /// Returns the secret that the nodes accept.
-    pub(crate) fn secret(&self, look: &Look) -> Result<String, CliError> {
+    fn secret(&self, look: &Look) -> Result<String, CliError> {
         let unread = |error| CliError::because("the nodes' secret cannot be read", error);
         match self {
             Self::Folder(data) => imt_oms::read_secret(data).map_err(unread),

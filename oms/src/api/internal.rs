@@ -1,7 +1,9 @@
 //! Answers the calls of other nodes over HTTP/2 (`cluster::peer_call`).
 //!
 //! **Invariants**
-//! - A call that does not show the cluster's secret is refused before anything of it is read.
+//! - A call that does not show the cluster's secret is refused before anything of it is read. An
+//!   encrypted connection has proven the secret for all of its calls. An unencrypted call of
+//!   another machine is refused even with the secret, unless the operator allows it.
 //! - A call about a volume that is not served here is answered with 421 and the epoch of this
 //!   node's ring. The node that is behind reads the state again, and the caller asks again.
 //! - An answer from a volume that was lost in the meantime is discarded.
@@ -74,19 +76,42 @@ pub struct NodeReport {
     pub epoch: u64,
 }
 
+/// The connection of a request, as an extension of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Encrypted. The other end has proven the cluster's secret.
+    Proven,
+    /// Unencrypted, within the machine or on a network that the operator vouches for.
+    Plain,
+    /// Unencrypted, from another machine.
+    Exposed,
+}
+
 /// Answers a call of another node.
 pub(crate) async fn answer(api: &Api, head: &Parts, body: Body) -> Response<Body> {
-    let answered = match check_secret(&api.cluster, &head.headers) {
+    let answered = match check_secret(&api.cluster, head) {
         Ok(()) => answer_node(api, head, body).await,
         Err(problem) => Err(problem),
     };
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// Refuses a request that does not show the cluster's secret.
-fn check_secret(cluster: &ClusterHandle, headers: &HeaderMap) -> Result<(), Problem> {
-    let shown = headers.get(SECRET).map(HeaderValue::as_bytes).unwrap_or_default();
-    if bool::from(shown.ct_eq(cluster.membership.secret().as_bytes())) {
+/// Refuses a request that does not come from a node of this cluster.
+fn check_secret(cluster: &ClusterHandle, head: &Parts) -> Result<(), Problem> {
+    match head.extensions.get::<Origin>() {
+        Some(Origin::Proven) => return Ok(()),
+        Some(Origin::Exposed) => {
+            return Err(Problem::new(
+                Kind::NodesOnly,
+                "calls of other machines must be encrypted; --insecure-plaintext is for all nodes and \
+                 commands, or for none",
+            ));
+        }
+        Some(Origin::Plain) | None => {}
+    }
+    let shown = head.headers.get(SECRET).map(HeaderValue::as_bytes);
+    let known = cluster.membership.secret().as_bytes();
+    if bool::from(shown.unwrap_or_default().ct_eq(known)) {
         return Ok(());
     }
     Err(Problem::new(Kind::NodesOnly, "this is for nodes only"))

@@ -28,6 +28,7 @@ pub(crate) mod engine;
 mod local;
 pub(crate) mod peer_call;
 pub(crate) mod peer_client;
+mod peer_connector;
 pub(crate) mod state;
 
 use std::collections::BTreeSet;
@@ -50,6 +51,7 @@ pub(crate) use crate::cluster::local::LocalCluster;
 pub use crate::cluster::local::{
     check_warehouse, has_coordinator, is_node_running, node_infos, read_ring, read_secret, read_warehouse,
 };
+pub use crate::cluster::peer_client::{NodeClient, NodeUnreachable};
 pub(crate) use crate::cluster::state::{ClusterState, SlotSet, ranges, slots_in};
 
 /// The description that a node's process publishes.

@@ -1,5 +1,5 @@
 //! The client of the other nodes: the channel for typed requests, HTTP/2 with the cluster's secret
-//! for large transfers and operations of the cluster.
+//! for large transfers and operations of the cluster. Connections between machines are encrypted.
 //!
 //! One connection of each kind to each node carries all calls. A call that fails says why. The
 //! caller decides whether to repeat it.
@@ -24,7 +24,6 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use imt_ring::NodeName;
 use parking_lot::{Mutex, MutexGuard};
@@ -33,8 +32,10 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::cluster::channel::message::{Answer as ChannelAnswer, Question, Request as ChannelRequest};
-use crate::cluster::channel::{Channels, Dialer, Unanswered};
+use crate::cluster::channel::{Channels, Dialer, PeerKey, Protection, Unanswered};
 use crate::cluster::peer_call::{PING, PeerCall, VolumeQuestion};
+use crate::cluster::peer_connector::PeerConnector;
+use crate::config::PeerEncryption;
 use crate::error::with_causes;
 use crate::runtime;
 use crate::runtime::metrics::ChannelCounters;
@@ -53,8 +54,6 @@ const PING_OPEN_MAX: Duration = Duration::from_secs(30);
 /// Least patience of a call whose failure says something about the node, and not only about the
 /// call.
 const TELLING_PATIENCE: Duration = Duration::from_secs(2);
-/// Longest time to a connection: nodes are on one machine.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Largest answer: a page of 10,000 orders is some megabytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -84,37 +83,104 @@ pub(crate) trait Transport: Send + Sync {
     fn send(&self, address: SocketAddr, request: Request<Body>) -> Sending<'_>;
 }
 
-/// HTTP/2 on loopback.
-pub(crate) struct Http(Client<HttpConnector, Body>);
+/// HTTP/2, encrypted between machines.
+pub(crate) struct Http {
+    client: Client<PeerConnector, Body>,
+    protection: Protection,
+}
 
 impl Http {
     /// A client without connections yet.
-    pub(crate) fn new() -> Http {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    pub(crate) fn new(secret: &str, protection: Protection) -> Http {
+        let connector = PeerConnector {
+            key: PeerKey::derive(secret),
+            protection: protection.clone(),
+        };
         let client = Client::builder(TokioExecutor::new())
             .http2_only(true)
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(60))
             .build(connector);
-        Http(client)
+        Http { client, protection }
     }
 }
 
 impl Transport for Http {
     fn send(&self, address: SocketAddr, mut request: Request<Body>) -> Sending<'_> {
+        if self.protection.is_needed(address.ip()) {
+            // The connection itself proves the secret, so the secret does not travel.
+            request.headers_mut().remove(SECRET);
+        }
         Box::pin(async move {
             let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
             *request.uri_mut() = format!("http://{address}{path}")
                 .parse()
                 .map_err(|error| NoAnswer(format!("{path} is no path: {error}")))?;
-            match self.0.request(request).await {
+            match self.client.request(request).await {
                 Ok(response) => Ok(response.map(Body::new)),
                 Err(error) => Err(NoAnswer(with_causes(&error))),
             }
         })
     }
+}
+
+/// Calls to nodes by a program that is none, such as the command line.
+pub struct NodeClient {
+    http: Http,
+    secret: HeaderValue,
+}
+
+impl NodeClient {
+    /// Returns a client that knows the secret of the nodes.
+    ///
+    /// # Errors
+    /// Returns an error if the system has no random numbers for a key pair.
+    pub fn new(secret: &str, encryption: PeerEncryption) -> Result<NodeClient, NodeUnreachable> {
+        let protection = Protection::new(encryption).map_err(|error| NodeUnreachable(error.to_string()))?;
+        Ok(NodeClient {
+            http: Http::new(secret, protection),
+            secret: secret_header(secret),
+        })
+    }
+
+    /// Sends `POST path` to a node, and returns the status and the body of the answer.
+    ///
+    /// # Errors
+    /// Returns an error if no whole answer arrives within the timeout.
+    pub async fn post(
+        &self,
+        address: SocketAddr,
+        path: &str,
+        timeout: Duration,
+    ) -> Result<(StatusCode, Bytes), NodeUnreachable> {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = path
+            .parse()
+            .map_err(|error| NodeUnreachable(format!("{path} is no path: {error}")))?;
+        request.headers_mut().insert(SECRET, self.secret.clone());
+        let exchange = async {
+            let sent = self.http.send(address, request).await;
+            let (head, body) = sent.map_err(|error| NodeUnreachable(error.0))?.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| NodeUnreachable(format!("the answer broke off: {error}")))?;
+            Ok((head.status, body.to_bytes()))
+        };
+        tokio::time::timeout(timeout, exchange)
+            .await
+            .unwrap_or_else(|_| Err(NodeUnreachable(format!("no answer within {timeout:?}"))))
+    }
+}
+
+/// The reason why a node gave no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NodeUnreachable(String);
+
+fn secret_header(secret: &str) -> HeaderValue {
+    let mut secret = HeaderValue::from_str(secret).unwrap_or(HeaderValue::from_static("-"));
+    secret.set_sensitive(true);
+    secret
 }
 
 /// Calls to other nodes.
@@ -143,12 +209,10 @@ impl Peers {
         secret: &str,
         counters: Arc<ChannelCounters>,
     ) -> Peers {
-        let mut secret = HeaderValue::from_str(secret).unwrap_or(HeaderValue::from_static("-"));
-        secret.set_sensitive(true);
         Peers {
             transport: Arc::new(transport),
             channels: Channels::new(dialer, counters),
-            secret,
+            secret: secret_header(secret),
             silent: Arc::default(),
         }
     }
