@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use crate::api::Console;
 use crate::api::cors::{Cors, parse_origin};
 use crate::api::forward::Api;
-use crate::api::{routes, server};
+use crate::api::{routes, server, stat_files};
 use crate::cluster::channel::{Protection, TcpDialer};
 use crate::cluster::engine::EngineCluster;
 use crate::cluster::peer_client::{Http, Peers};
@@ -110,6 +110,7 @@ impl Node {
             setting: "encryption between nodes",
             reason: format!("cannot be set up: {error}"),
         })?;
+        let scan = (config.data.clone(), config.stat_scan_every);
         let context = NodeContext {
             config,
             wms,
@@ -128,6 +129,11 @@ impl Node {
             console: Some(console),
             cors,
         };
+        if engine.is_some() && !scan.1.is_zero() {
+            let (folder, every) = scan;
+            let cluster = Arc::clone(member.cluster());
+            runtime::spawn(stat_files::run(cluster, folder, every, member.stopping()));
+        }
         let stopping = member.stopping();
         let serving = server::serve(listener, api, limits, protection, stopping, drain_timeout);
         let serving = runtime::spawn(serving);

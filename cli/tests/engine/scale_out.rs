@@ -1,11 +1,12 @@
-//! Encryption between nodes.
+//! Encryption between nodes, and statistics files of several folders.
 
-use super::{World, assert_there, patient, place};
-use crate::support::{Server, http, run, stderr, stdout, try_http, until};
-use serde_json::Value;
+use super::{World, assert_there, members, patient, place};
+use crate::support::{Server, http, run, signal, stderr, stdout, try_http, until};
+use serde_json::{Value, json};
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Returns an address of this machine that is not a loopback one. Nothing is sent to find it.
 fn outer_address() -> String {
@@ -84,4 +85,73 @@ fn nodes_on_other_addresses_encrypt_their_calls_and_refuse_plain_ones() {
         patient(|| http(&beta.address, "GET", "/order/o1", &[], b"")).status,
         200
     );
+}
+
+fn stat_file(folder: &Path, name: &str, units: u32) {
+    let unfinished = folder.join("unfinished");
+    std::fs::write(&unfinished, format!("5,{units},10\n")).unwrap();
+    std::fs::rename(unfinished, folder.join(name)).unwrap();
+}
+
+fn units(at: &str) -> u64 {
+    let answer = patient(|| http(at, "GET", "/aggregate-stats/5", &[], b""));
+    answer.json()["total_qty"].as_u64().unwrap()
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn statistics_files_of_all_folders_count_once_also_after_their_volume_moved() {
+    let world = World::new();
+    let names = ["alpha", "beta"];
+    let folders = names.map(|name| world.folders.path().join(name));
+    let node = |at: usize| {
+        let more = ["--listen", "127.0.0.1:0", "--stat-scan", "100ms"];
+        start(&world.engine.url, &folders[at], names[at], &more)
+    };
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    let name = format!("stat_{now_ms:015}.csv");
+    let is_gone = |at: usize| !folders[at].join(&name).exists();
+    let (alpha, beta) = (node(0), node(1));
+    until("both have their shares", || {
+        [&alpha, &beta].iter().all(|node| members(&node.address) == 2)
+    });
+    stat_file(&folders[0], &name, 2);
+    stat_file(&folders[1], &name, 40);
+    until("both files are added", || is_gone(0) && is_gone(1));
+    for node in [&alpha, &beta] {
+        assert_eq!(units(&node.address), 42);
+    }
+    // The same file once more, as after a crash before it was deleted.
+    stat_file(&folders[0], &name, 2);
+    until("the file is deleted", || is_gone(0));
+    assert_eq!(units(&beta.address), 42);
+    // The volume with the statistics, which is one of the two, is served by the other node in
+    // between. The names of the files moved with it.
+    for (at, here, there) in [(0, &alpha, &beta), (1, &beta, &alpha)] {
+        signal(here.id(), "STOP");
+        until("the other node answers for the statistics", || {
+            try_http(&there.address, "GET", "/aggregate-stats/5", &[], b"")
+                .is_some_and(|answer| answer.status == 200)
+        });
+        let known = 1 - at;
+        stat_file(&folders[known], &name, 2);
+        until("the file is deleted", || is_gone(known));
+        assert_eq!(units(&there.address), 42);
+        signal(here.id(), "CONT");
+        until("each serves its own volume", || {
+            world.states().iter().all(|(_, state)| state == "serving")
+                && world.listed()[at]["volumes"] == json!([names[at]])
+        });
+    }
+    // A node leaves, and its slots move.
+    let left = run(&["node", "leave", "beta", "--engine", &world.engine.url]);
+    assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    assert_eq!(beta.ended(), Some(0));
+    assert_eq!(units(&alpha.address), 42);
+    stat_file(&folders[0], &name, 2);
+    until("the file is deleted", || is_gone(0));
+    let beta = node(1);
+    stat_file(&folders[1], &name, 40);
+    until("the file is deleted", || is_gone(1));
+    assert_eq!(units(&beta.address), 42);
 }

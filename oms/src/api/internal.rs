@@ -28,7 +28,7 @@ use crate::api::health::VolumeHealth;
 use crate::api::orders::{self, json};
 use crate::api::problem::{Kind, Problem};
 use crate::api::stock_upload::BeginStock;
-use crate::api::{order_body, reports, stock_query, stock_upload};
+use crate::api::{order_body, reports, stat_files, stock_query, stock_upload};
 use crate::cluster::Event;
 use crate::cluster::channel::message::Read;
 use crate::cluster::peer_call::{PeerCall, VolumeCall, VolumeQuestion};
@@ -290,6 +290,7 @@ async fn operate(
             let copied = copied.map_err(|error| Problem::internal(error.to_string()))?;
             reply::<ImportRequest>(&copied)
         }
+        VolumeCall::StatFile => json(&stat_files::take(app, query, body).await?),
         VolumeCall::Export => export(cluster, server, &question(body).await?).await?,
     })
 }

@@ -11,8 +11,8 @@
 //!
 //! **Invariants**
 //! - Each call shows the cluster's secret.
-//! - A question and its answer are JSON, except for the body of `stock` (CSV) and the answers of
-//!   `read` (an HTTP response) and `export` (a page of rows).
+//! - A question and its answer are JSON, except for the bodies of `stock` and `stat-file` (CSV)
+//!   and the answers of `read` (an HTTP response) and `export` (a page of rows).
 //!
 //! Deliberately absent: frequent and small messages, which use the channel.
 
@@ -78,6 +78,8 @@ pub(crate) enum VolumeCall {
     Import,
     /// Progress of the copy.
     Progress,
+    /// Add a statistics file of a node's folder.
+    StatFile,
 }
 
 /// A question in JSON to a volume, with an answer in JSON.
@@ -89,7 +91,7 @@ pub(crate) trait VolumeQuestion: Serialize + Send + Sync {
 }
 
 impl VolumeCall {
-    const ALL: [VolumeCall; 12] = [
+    const ALL: [VolumeCall; 13] = [
         VolumeCall::Read,
         VolumeCall::BeginStock,
         VolumeCall::Stock,
@@ -102,6 +104,7 @@ impl VolumeCall {
         VolumeCall::Export,
         VolumeCall::Import,
         VolumeCall::Progress,
+        VolumeCall::StatFile,
     ];
 
     /// Returns the last segment of the path.
@@ -119,6 +122,7 @@ impl VolumeCall {
             VolumeCall::Export => "export",
             VolumeCall::Import => "import",
             VolumeCall::Progress => "progress",
+            VolumeCall::StatFile => "stat-file",
         }
     }
 
