@@ -1,12 +1,14 @@
-//! Encryption between nodes, and statistics files of several folders.
+//! Encryption between nodes, commands that find nodes by the engine, and statistics files of
+//! several folders.
 
-use super::{World, assert_there, members, patient, place};
-use crate::support::{Server, http, run, signal, stderr, stdout, try_http, until};
+use super::{World, assert_there, members, patient, place, post};
+use crate::support::{Server, free_address, http, run, signal, stderr, stdout, try_http, until};
 use serde_json::{Value, json};
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
+use tempfile::tempdir;
 
 /// Returns an address of this machine that is not a loopback one. Nothing is sent to find it.
 fn outer_address() -> String {
@@ -85,6 +87,87 @@ fn nodes_on_other_addresses_encrypt_their_calls_and_refuse_plain_ones() {
         patient(|| http(&beta.address, "GET", "/order/o1", &[], b"")).status,
         200
     );
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn commands_find_a_node_by_the_engine() {
+    let world = World::new();
+    let url = world.engine.url.as_str();
+    let (warehouse, folder) = (free_address(), tempdir().unwrap());
+    let called = format!("http://{warehouse}");
+    let folder_of = |name: &str| folder.path().join(name);
+    let nodes = ["alpha", "beta"].map(|name| {
+        let (folder, at) = (folder_of(name), "127.0.0.1:0");
+        let named = [
+            "node",
+            "start",
+            "--name",
+            name,
+            "--data",
+            folder.to_str().unwrap(),
+        ];
+        let placed = ["--listen", at, "--warehouse", &called, "--engine", url];
+        Server::start(&[&named[..], &placed].concat())
+    });
+    until("both have their shares", || {
+        nodes.iter().all(|node| members(&node.address) == 2)
+    });
+    let _warehouse = Server::start(&[
+        "sim",
+        "warehouse",
+        "--listen",
+        &warehouse,
+        "--oms",
+        &nodes[0].url(),
+        "--data",
+        folder_of("warehouse").to_str().unwrap(),
+        "--profile",
+        "fast",
+    ]);
+    until("the stock is applied", || {
+        http(&nodes[0].address, "GET", "/health", &[], b"").json()["stock_snapshots"] != 0
+    });
+    for number in 0..10 {
+        let order = json!({"id": format!("o{number}"), "products": [{"id": 7 + number, "quantity": 1}]});
+        assert_eq!(patient(|| post(&nodes[1].address, "/order", &order)).status, 200);
+    }
+    let shown = ok_json(&["order", "show", "o3", "--engine", url]);
+    assert_eq!(shown["id"], "o3");
+    let listed = ok_json(&["order", "list", "--engine", url]);
+    assert_eq!(listed.as_array().unwrap().len(), 10);
+    let cancelled = ok_json(&["order", "cancel", "o4", "--engine", url]);
+    assert_eq!(cancelled[0]["state"], "cancelled");
+    assert_eq!(
+        ok_json(&["order", "history", "o4", "--engine", url])["events"][0]["event"],
+        "received"
+    );
+    assert_eq!(ok_json(&["order", "dead", "list", "--engine", url]), json!([]));
+    assert_eq!(
+        ok_json(&["node", "list", "--engine", url])
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    assert_eq!(ok_json(&["ring", "check", "o3", "--engine", url])[0]["key"], "o3");
+    assert_eq!(
+        ok_json(&["node", "warehouse", "--engine", url])["warehouse"],
+        called
+    );
+    // The warehouse is that of the nodes, without a flag.
+    let audited = ok_json(&["audit", "--engine", url]);
+    assert_eq!(audited["verdict"], "clean", "{audited}");
+    // One node is enough, and none is reported as such.
+    let [alpha, beta] = nodes;
+    alpha.kill();
+    let shown = ok_json(&["order", "show", "o3", "--engine", url]);
+    assert_eq!(shown["id"], "o3");
+    beta.kill();
+    until("no node beats", || {
+        let output = run(&["order", "show", "o3", "--engine", url]);
+        output.status.code() == Some(1) && stderr(&output).contains("no node runs")
+    });
 }
 
 fn stat_file(folder: &Path, name: &str, units: u32) {
