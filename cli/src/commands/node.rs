@@ -643,7 +643,7 @@ pub(super) async fn tell_to_leave(cluster: &Cluster, name: &str) -> Result<(), C
 }
 
 /// Sends a request of an operator to all running nodes. The coordinator acts on it.
-async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Result<(), CliError> {
+pub(super) async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Result<(), CliError> {
     let mut told = 0;
     let look = cluster.look().await?;
     for card in look.running() {

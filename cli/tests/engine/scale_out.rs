@@ -1,12 +1,13 @@
-//! Encryption between nodes, commands that find nodes by the engine, and statistics files of
-//! several folders.
+//! Encryption between nodes, commands that find nodes by the engine, statistics files of several
+//! folders, and volumes on two engines.
 
-use super::{World, assert_there, members, patient, place, post};
+use super::{Engine, World, assert_there, members, patient, place, post};
 use crate::support::{Server, free_address, http, run, signal, stderr, stdout, try_http, until};
 use serde_json::{Value, json};
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tempfile::tempdir;
 
@@ -237,4 +238,118 @@ fn statistics_files_of_all_folders_count_once_also_after_their_volume_moved() {
     stat_file(&folders[1], &name, 40);
     until("the file is deleted", || is_gone(1));
     assert_eq!(units(&beta.address), 42);
+    // The copy that alpha kept of beta's earlier volume is no sign of lost orders.
+    until("each has its share", || {
+        [&alpha, &beta].iter().all(|node| members(&node.address) == 2)
+    });
+    let (code, log) = alpha.terminate();
+    assert_eq!(code, Some(0));
+    assert!(!log.iter().any(|line| line.contains("cache dropped")), "{log:#?}");
+}
+
+/// Sends a signal to a server of an engine and to the processes of its sessions.
+fn signal_server(process: u32, name: &str) {
+    signal(process, name);
+    let sessions = Command::new("pgrep").args(["-P", &process.to_string()]).output();
+    for session in stdout(&sessions.expect("pgrep is installed")).lines() {
+        let sent = Command::new("kill").args([&format!("-{name}"), session]).output();
+        // A session may have ended in between.
+        drop(sent.unwrap());
+    }
+}
+
+/// Splits the URL of a demonstration into one without the password, and the password.
+fn split_password(url: &str) -> (String, String) {
+    let (login, hosts) = url.split_once('@').unwrap();
+    let (user, password) = login.rsplit_once(':').unwrap();
+    (format!("{user}@{hosts}"), password.to_owned())
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn volumes_spread_over_two_engines_and_one_that_is_away_stops_only_its_volumes() {
+    let (world, second) = (World::new(), Engine::start());
+    let url = world.engine.url.as_str();
+    let (east, password) = split_password(&second.url);
+    let passwords = world.folders.path().join("passwords");
+    std::fs::write(&passwords, format!("*:*:*:*:{password}\n")).unwrap();
+    std::fs::set_permissions(&passwords, PermissionsExt::from_mode(0o600)).unwrap();
+    let east = format!("{east}?passfile={}", passwords.display());
+    let alpha = world.start("alpha");
+    let own = run(&["engine", "add", "own", url, "--engine", url]);
+    assert!(stderr(&own).contains("a cluster of its own"), "{}", stderr(&own));
+    ok_json(&["engine", "add", "east", &east, "--engine", url]);
+    let beta = world.start("beta");
+    world.fill(&[&alpha, &beta]);
+    let engines = ok_json(&["engine", "list", "--engine", url]);
+    let shown = |at: usize| {
+        (
+            &engines[at]["name"],
+            &engines[at]["volumes"],
+            &engines[at]["state"],
+        )
+    };
+    assert_eq!(
+        shown(0),
+        (&json!("(first)"), &json!(["alpha"]), &json!("answers"))
+    );
+    assert_eq!(shown(1), (&json!("east"), &json!(["beta"]), &json!("answers")));
+    assert!(!engines.to_string().contains(&password));
+    let orders = place(&alpha.address, "o", 40);
+    assert_there(&beta.address, &orders);
+    let copy = world.folders.path().join("copy");
+    let copied = ok_json(&[
+        "volume",
+        "export",
+        "beta",
+        copy.to_str().unwrap(),
+        "--engine",
+        url,
+    ]);
+    assert_ne!(copied["rows"], 0, "{copied}");
+
+    let ids: Vec<&str> = orders.iter().map(|(id, _)| id.as_str()).collect();
+    let places = ok_json(&[&["ring", "check", "--engine", url], &ids[..]].concat());
+    let of = |volume: &str| -> Vec<String> {
+        let places = places.as_array().unwrap().iter();
+        let here = places.filter(|place| place["nodes"][0] == volume);
+        here.map(|place| place["key"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let (here, there) = (of("alpha"), of("beta"));
+    assert!(here.len() > 3 && there.len() > 3, "{places}");
+    for (_, process) in &second.servers {
+        signal_server(*process, "STOP");
+    }
+    let cancel = |at: &str, id: &str| post(at, &format!("/order/{id}/cancel"), &json!({}));
+    for id in &here {
+        let answer = cancel(&alpha.address, id);
+        assert_eq!(answer.status, 200, "{id}: {}", answer.body);
+    }
+    let refused = cancel(&alpha.address, &there[0]);
+    assert_eq!(refused.status, 503, "{}", refused.body);
+    for (_, process) in &second.servers {
+        signal_server(*process, "CONT");
+    }
+    for id in &there {
+        let answer = patient(|| cancel(&alpha.address, id));
+        assert_eq!(answer.status, 200, "{id}: {}", answer.body);
+    }
+    assert!(world.states().iter().all(|(_, state)| state == "serving"));
+
+    // Slots move between volumes on different engines.
+    let left = run(&["node", "leave", "beta", "--engine", url]);
+    assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    assert_eq!(beta.ended(), Some(0));
+    assert_there(&alpha.address, &orders);
+    let gamma = world.start("gamma");
+    until("both have their shares", || {
+        [&alpha, &gamma].iter().all(|node| members(&node.address) == 2)
+    });
+    let engines = ok_json(&["engine", "list", "--engine", url]);
+    assert_eq!(engines[1]["volumes"], json!(["gamma"]));
+    assert_there(&gamma.address, &orders);
+    // The other node takes a volume over whose log is on the second engine.
+    gamma.kill();
+    assert_there(&alpha.address, &orders);
 }

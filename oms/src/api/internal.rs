@@ -16,6 +16,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use imt_ring::NodeName;
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
@@ -37,6 +38,7 @@ use crate::control::coordinator::AskEpoch;
 use crate::control::handle::ClusterHandle;
 use crate::control::topology::Topology;
 use crate::domain::warehouse_url::InvalidUrl;
+use crate::postgres::{EngineUrl, InvalidEngineUrl};
 use crate::volume::migration::source::{ExportError, ExportRequest};
 use crate::volume::migration::target::{self, AskProgress, ImportRequest};
 use crate::volume::server::VolumeServer;
@@ -141,6 +143,17 @@ async fn answer_node(api: &Api, head: &Parts, body: Body) -> Result<Response<Bod
                 .parse()
                 .map_err(|error: InvalidUrl| Problem::field("warehouse", error.to_string()))?;
             let _ = cluster.events.send(Event::Warehouse(named));
+        }
+        PeerCall::Engine(name) => {
+            let url = percent_decode_str(head.uri.query().unwrap_or_default()).decode_utf8();
+            let url = url.map_err(|error| Problem::field("engine", error.to_string()))?;
+            // The text without the password is kept, also if the sender did not leave it out.
+            let url: EngineUrl = url
+                .parse()
+                .map_err(|error: InvalidEngineUrl| Problem::field("engine", error.to_string()))?;
+            let _ = cluster
+                .events
+                .send(Event::Engine(name.to_string(), url.to_string()));
         }
         PeerCall::Stop => {
             cluster.asked_to_stop.send_replace(true);

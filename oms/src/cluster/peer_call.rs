@@ -5,6 +5,7 @@
 //! | `/peer/ping` | does the node answer at all? |
 //! | `/peer/state` | the cluster's state has changed |
 //! | `/peer/hello`, `/peer/leave/NODE`, `/peer/warehouse?URL` | to the coordinator |
+//! | `/peer/engine/NAME?URL` | to the coordinator: volumes may be on this engine too |
 //! | `/peer/node`, `/peer/stop` | the node's report, the order to stop |
 //! | `/peer/console` | the node's figures for the console |
 //! | `/peer/volume/V/OPERATION` | an operation at a volume (`VolumeCall`) |
@@ -41,6 +42,9 @@ pub(crate) enum PeerCall {
     Leave(NodeName),
     /// The cluster's warehouse is at the URL of the query. To the coordinator.
     Warehouse,
+    /// Further volumes may be on the engine of this name, with the URL of the query. To the
+    /// coordinator.
+    Engine(NodeName),
     /// Stop.
     Stop,
     /// Report on the node.
@@ -148,6 +152,7 @@ impl PeerCall {
             ("stop", "") => PeerCall::Stop,
             ("node", "") => PeerCall::Node,
             ("console", "") => PeerCall::Console,
+            ("engine", name) => PeerCall::Engine(NodeName::new(name).ok()?),
             ("leave", node) => PeerCall::Leave(NodeName::new(node).ok()?),
             ("volume", rest) => {
                 let (volume, name) = rest.split_once('/')?;
@@ -169,6 +174,7 @@ impl fmt::Display for PeerCall {
             PeerCall::Hello => f.write_str("hello"),
             PeerCall::Leave(node) => write!(f, "leave/{node}"),
             PeerCall::Warehouse => f.write_str("warehouse"),
+            PeerCall::Engine(name) => write!(f, "engine/{name}"),
             PeerCall::Stop => f.write_str("stop"),
             PeerCall::Node => f.write_str("node"),
             PeerCall::Console => f.write_str("console"),
@@ -189,6 +195,7 @@ mod tests {
             PeerCall::State,
             PeerCall::Hello,
             PeerCall::Leave(name()),
+            PeerCall::Engine(name()),
             PeerCall::Stop,
             PeerCall::Node,
             PeerCall::Console,
