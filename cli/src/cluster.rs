@@ -6,11 +6,21 @@
 
 use crate::args;
 use crate::error::CliError;
-use imt_oms::{EngineUrl, NodeInfo};
+use imt_oms::{EngineUrl, NodeClient, NodeInfo, PeerEncryption};
 use imt_ring::{NodeName, Ring};
+use imt_sim::Endpoint;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// Address of a node without any setting.
+const USUAL_NODE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
+/// Maximum time to connect to a node whose address the engine names.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Arguments that name the nodes.
 #[derive(clap::Args, Clone, Debug)]
@@ -25,6 +35,38 @@ pub(crate) struct ClusterArgs {
     /// File with the nodes' secret, if it is not kept in the engine
     #[arg(long, env = "IMT_SECRET_FILE", value_name = "FILE", requires = "engine")]
     secret_file: Option<PathBuf>,
+    /// Call nodes of other machines without encryption, as the nodes do that run with this setting
+    #[arg(long, env = "IMT_INSECURE_PLAINTEXT", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", hide_default_value = true, hide_possible_values = true)]
+    insecure_plaintext: bool,
+}
+
+/// Address of the node to ask.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct NodeAddress {
+    /// Address of a node; any node answers for every order [default: http://127.0.0.1:9090, or a
+    /// running node of --engine]
+    #[arg(long, env = "IMT_OMS", value_name = "URL")]
+    oms: Option<Endpoint>,
+    /// Engine that knows the addresses of the nodes. A given address has precedence
+    #[arg(long, env = "IMT_ENGINE", value_name = "URL")]
+    engine: Option<EngineUrl>,
+}
+
+impl NodeAddress {
+    /// Returns the engine to look into, if no address is given.
+    pub(crate) fn engine(&self) -> Option<Cluster> {
+        let engine = self.engine.as_ref().filter(|_| self.oms.is_none());
+        engine.map(|url| Cluster::new(Path::new(""), Some(url)))
+    }
+
+    /// Returns the given address, or that of a running node of the engine.
+    pub(crate) async fn endpoint(&self) -> Result<Endpoint, CliError> {
+        match (&self.oms, self.engine()) {
+            (Some(oms), _) => Ok(oms.clone()),
+            (None, Some(cluster)) => cluster.look().await?.reachable(&cluster).await,
+            (None, None) => Ok(Endpoint::from(USUAL_NODE)),
+        }
+    }
 }
 
 /// The nodes of a data folder or of an engine.
@@ -34,6 +76,7 @@ pub(crate) enum Cluster {
     Engine {
         url: EngineUrl,
         secret_file: Option<PathBuf>,
+        encryption: PeerEncryption,
     },
 }
 
@@ -49,12 +92,21 @@ pub(crate) struct Look {
     secret: Option<String>,
 }
 
+/// Returns the encryption that a flag stands for.
+pub(crate) fn encryption(is_plaintext: bool) -> PeerEncryption {
+    match is_plaintext {
+        true => PeerEncryption::Never,
+        false => PeerEncryption::BetweenMachines,
+    }
+}
+
 impl From<ClusterArgs> for Cluster {
     fn from(args: ClusterArgs) -> Self {
         match args.engine {
             Some(url) => Self::Engine {
                 url,
                 secret_file: args.secret_file,
+                encryption: encryption(args.insecure_plaintext),
             },
             None => Self::Folder(args.data),
         }
@@ -77,6 +129,7 @@ impl Cluster {
             Some(url) => Self::Engine {
                 url: url.clone(),
                 secret_file: None,
+                encryption: PeerEncryption::BetweenMachines,
             },
             None => Self::Folder(data.to_owned()),
         }
@@ -132,8 +185,19 @@ impl Cluster {
         }
     }
 
+    /// Returns a client for calls that only nodes may make.
+    pub(crate) fn client(&self, look: &Look) -> Result<NodeClient, CliError> {
+        let encryption = match self {
+            // Nodes of a data folder are on this machine.
+            Self::Folder(_) => PeerEncryption::Never,
+            Self::Engine { encryption, .. } => *encryption,
+        };
+        NodeClient::new(&self.secret(look)?, encryption)
+            .map_err(|error| CliError::because("nodes cannot be called", error))
+    }
+
     /// Returns the secret that the nodes accept.
-    pub(crate) fn secret(&self, look: &Look) -> Result<String, CliError> {
+    fn secret(&self, look: &Look) -> Result<String, CliError> {
         let unread = |error| CliError::because("the nodes' secret cannot be read", error);
         match self {
             Self::Folder(data) => imt_oms::read_secret(data).map_err(unread),
@@ -152,6 +216,29 @@ impl Cluster {
 }
 
 impl Look {
+    /// Returns the address of a running node that accepts connections.
+    pub(crate) async fn reachable(&self, cluster: &Cluster) -> Result<Endpoint, CliError> {
+        let mut failed = None;
+        for card in self.running() {
+            let connecting = TcpStream::connect(card.address);
+            let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
+            match connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
+                Ok(_) => return Ok(Endpoint::from(card.address)),
+                Err(error) => failed = Some((card, error)),
+            }
+        }
+        let Some((card, error)) = failed else {
+            return Err(CliError::failed(format!("no node runs on {cluster}")));
+        };
+        Err(CliError::Unreachable {
+            message: format!(
+                "no node of {cluster} can be reached from here, the last one tried is '{}' at {}",
+                card.name, card.address
+            ),
+            source: Box::new(error),
+        })
+    }
+
     /// Returns `true` if a process runs the node.
     pub(crate) fn runs(&self, node: &NodeName) -> bool {
         self.running.contains(node)

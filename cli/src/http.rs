@@ -10,25 +10,11 @@ use std::time::Duration;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Media type of the errors of a node.
 const PROBLEM: &str = "application/problem+json";
-/// Header with the secret of a cluster.
-const SECRET: &str = "x-imt-secret";
 
 /// Sends `GET path` to a node, with a connection of its own.
 pub(crate) async fn get(node: &Endpoint, path: &str) -> Result<Answer, CliError> {
     let client = Client::new(node.clone(), ANSWER_TIMEOUT);
     let answer = client.get(path).await;
-    answer.map_err(|failure| unanswered(&client, path, failure))
-}
-
-/// Sends `POST path` with the secret of the node's data folder.
-pub(crate) async fn post_as_node(
-    node: &Endpoint,
-    path: &str,
-    secret: &str,
-    timeout: Duration,
-) -> Result<Answer, CliError> {
-    let client = Client::new(node.clone(), timeout);
-    let answer = client.post(path, Some((SECRET, secret))).await;
     answer.map_err(|failure| unanswered(&client, path, failure))
 }
 

@@ -11,6 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use tempfile::{TempDir, tempdir};
 
+mod scale_out;
+
 const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");
 const CSV: &[(&str, &str)] = &[("Content-Type", "text/csv")];
 const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
@@ -143,12 +145,26 @@ impl World {
     /// Starts three nodes with stock, and waits until each has its share.
     fn three(&self) -> [Server; 3] {
         let nodes = ["alpha", "beta", "gamma"].map(|name| self.start(name));
+        self.fill(&nodes.each_ref());
+        nodes
+    }
+
+    /// Sends stock to nodes, and waits until each has its share.
+    fn fill(&self, nodes: &[&Server]) {
         let stock = http(&nodes[0].address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
         assert_eq!(stock.status, 200, "{}", stock.body);
         until("all have their shares", || {
-            nodes.iter().all(|node| members(&node.address) == 3)
+            nodes.iter().all(|node| members(&node.address) == nodes.len())
         });
-        nodes
+    }
+
+    /// Returns the secret of the nodes.
+    fn secret(&self) -> String {
+        let read = Command::new("psql")
+            .args(["-At", "-c", "SELECT secret FROM imt_cluster", &self.engine.url])
+            .output()
+            .expect("psql is installed");
+        stdout(&read).trim().to_owned()
     }
 
     fn listed(&self) -> Value {

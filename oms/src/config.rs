@@ -37,6 +37,8 @@ pub struct NodeConfig {
     /// With an engine: a file with the secret that authenticates the nodes to each other. Without
     /// it, the secret is kept in the engine.
     pub secret_file: Option<PathBuf>,
+    /// With an engine: the encryption of the connections to other nodes.
+    pub peer_encryption: PeerEncryption,
     /// Address of the API. Port 0 takes any free port.
     pub listen: SocketAddr,
     /// URL of the warehouse, `http://HOST:PORT`. `None` takes the URL that the cluster has stored,
@@ -78,6 +80,7 @@ impl NodeConfig {
             engine: None,
             advertise: None,
             secret_file: None,
+            peer_encryption: PeerEncryption::BetweenMachines,
             listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
             warehouse: None,
             announce_timeout: Duration::from_secs(10),
@@ -93,6 +96,15 @@ impl NodeConfig {
             move_rows_per_second: None,
         }
     }
+}
+
+/// The encryption of connections between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerEncryption {
+    /// Connections that can leave the machine are encrypted, and others are refused.
+    BetweenMachines,
+    /// Nothing is encrypted. The operator keeps strangers off the network between the nodes.
+    Never,
 }
 
 /// Limits of the HTTP server.

@@ -48,11 +48,12 @@ pub use api::document::api_document;
 pub use api::fuzzing;
 pub use api::internal::{CopyProgress, NodeReport};
 pub use cluster::{
-    EngineCheck, EngineView, NodeInfo, Verdict, VolumeCopy, check_engine, check_warehouse, export_volume,
-    has_coordinator, init_engine, is_node_running, node_infos, promote_standby, read_ring, read_secret,
-    read_warehouse, rebuild_volume, reload_standby, standby_position, view_engine,
+    EngineCheck, EngineView, FurtherEngine, NodeClient, NodeInfo, NodeUnreachable, Verdict, VolumeCopy,
+    check_engine, check_further_engine, check_warehouse, engine_answers, export_volume, has_coordinator,
+    init_engine, is_node_running, node_infos, promote_standby, read_ring, read_secret, read_warehouse,
+    rebuild_volume, reload_standby, standby_position, view_engine,
 };
-pub use config::{DEFAULT_WAREHOUSE, NodeConfig, ServerLimits};
+pub use config::{DEFAULT_WAREHOUSE, NodeConfig, PeerEncryption, ServerLimits};
 pub use domain::csv::CsvError;
 pub use domain::order;
 pub use domain::warehouse_url::{InvalidUrl, WarehouseUrl};

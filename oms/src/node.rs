@@ -21,12 +21,12 @@ use tokio::task::JoinHandle;
 use crate::api::Console;
 use crate::api::cors::{Cors, parse_origin};
 use crate::api::forward::Api;
-use crate::api::{routes, server};
-use crate::cluster::channel::TcpDialer;
+use crate::api::{routes, server, stat_files};
+use crate::cluster::channel::{Protection, TcpDialer};
 use crate::cluster::engine::EngineCluster;
 use crate::cluster::peer_client::{Http, Peers};
 use crate::cluster::{Authority, LocalCluster, Membership, NodeInfo, Volumes, read_ring};
-use crate::config::{DEFAULT_WAREHOUSE, NodeConfig, NodeContext};
+use crate::config::{DEFAULT_WAREHOUSE, NodeConfig, NodeContext, PeerEncryption};
 use crate::control::member::Member;
 use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
@@ -101,15 +101,26 @@ impl Node {
     {
         backend.announce(&node_info(&config, backend.name(), address)?)?;
         let (limits, drain_timeout) = (config.server, config.drain_timeout);
+        let encryption = match &config.engine {
+            Some(_) => config.peer_encryption,
+            // Nodes of a data folder are on one machine, also if their addresses are not loopback.
+            None => PeerEncryption::Never,
+        };
+        let protection = Protection::new(encryption).map_err(|error| NodeError::Config {
+            setting: "encryption between nodes",
+            reason: format!("cannot be set up: {error}"),
+        })?;
+        let scan = (config.data.clone(), config.stat_scan_every);
         let context = NodeContext {
             config,
             wms,
             metrics: Arc::new(Metrics::of_routes(routes::names())),
             clock: Clock::System,
         };
-        let dialer = TcpDialer::new(backend.secret());
+        let dialer = TcpDialer::new(backend.secret(), protection.clone());
+        let http = Http::new(backend.secret(), protection.clone());
         let counters = Arc::clone(context.metrics.channel());
-        let peers = Peers::new(Http::new(), dialer, backend.secret(), counters);
+        let peers = Peers::new(http, dialer, backend.secret(), counters);
         let member = Member::begin(backend, peers, context).await?;
         let console = Console::new(Arc::clone(member.cluster()), Clock::System);
         runtime::spawn(Arc::clone(&console).run(member.stopping()));
@@ -118,8 +129,14 @@ impl Node {
             console: Some(console),
             cors,
         };
+        if engine.is_some() && !scan.1.is_zero() {
+            let (folder, every) = scan;
+            let cluster = Arc::clone(member.cluster());
+            runtime::spawn(stat_files::run(cluster, folder, every, member.stopping()));
+        }
         let stopping = member.stopping();
-        let serving = runtime::spawn(server::serve(listener, api, limits, stopping, drain_timeout));
+        let serving = server::serve(listener, api, limits, protection, stopping, drain_timeout);
+        let serving = runtime::spawn(serving);
         let node = Node {
             address,
             serving,

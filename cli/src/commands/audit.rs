@@ -1,5 +1,6 @@
 //! `imt audit`: compares an order management with its warehouse, as every run does at its end.
 
+use crate::cluster::NodeAddress;
 use crate::colour::Paint;
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -22,16 +23,10 @@ const STALLED_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
 pub(crate) struct AuditArgs {
-    /// Address of the order management
-    #[arg(
-        long,
-        env = "IMT_OMS",
-        default_value = "http://127.0.0.1:9090",
-        value_name = "URL"
-    )]
-    oms: Endpoint,
-    /// Address of the warehouse [default: the one that the nodes of the data folder call, else
-    /// http://127.0.0.1:9091]
+    #[command(flatten)]
+    node: NodeAddress,
+    /// Address of the warehouse [default: the one that the nodes of the engine or of the data
+    /// folder call, else http://127.0.0.1:9091]
     #[arg(long, env = "IMT_WAREHOUSE", value_name = "URL")]
     warehouse: Option<WarehouseUrl>,
     /// Data folder of the nodes
@@ -72,7 +67,12 @@ pub(crate) fn run(args: AuditArgs, output: OutputFormat) -> Result<ExitCode, Cli
 }
 
 async fn audit(args: AuditArgs, output: OutputFormat) -> Result<Exit, CliError> {
-    let is_own = is_node_of(&args.data, &args.oms);
+    let oms = args.node.endpoint().await?;
+    let (is_own, of_engine) = match args.node.engine() {
+        Some(cluster) => (false, cluster.look().await?.warehouse),
+        None => (is_node_of(&args.data, &oms), None),
+    };
+    let asked = args.warehouse.map(|url| url.to_string()).or(of_engine);
     let config = AuditConfig {
         stalled_after: args.wait.min(STALLED_AFTER),
         wait_max: args.wait,
@@ -80,7 +80,7 @@ async fn audit(args: AuditArgs, output: OutputFormat) -> Result<Exit, CliError> 
         // With several nodes, a shop may have sent its requests to each of them.
         log_is_of_node: imt_oms::node_infos(&args.data).is_ok_and(|nodes| nodes.len() == 1),
         repeats: args.repeat.into(),
-        ..AuditConfig::new(args.oms, warehouse(args.warehouse, &args.data, is_own)?)
+        ..AuditConfig::new(oms, warehouse(asked, &args.data, is_own)?)
     };
     let progress = watch::Sender::new(AuditProgress::default());
     let report = imt_sim::audit(&config, &OrderRecord::default(), &progress)
@@ -119,12 +119,12 @@ fn own_log(data: &Path, is_own: bool) -> Option<PathBuf> {
 }
 
 /// Returns the warehouse to read.
-fn warehouse(asked: Option<WarehouseUrl>, data: &Path, is_own: bool) -> Result<Endpoint, CliError> {
+fn warehouse(asked: Option<String>, data: &Path, is_own: bool) -> Result<Endpoint, CliError> {
     let stored = || match is_own {
         true => imt_oms::read_warehouse(data).ok().flatten(),
         false => None,
     };
-    let url = asked.map(|url| url.to_string()).or_else(stored);
+    let url = asked.or_else(stored);
     let url = url.unwrap_or_else(|| DEFAULT_WAREHOUSE.to_owned());
     super::sim::endpoint(&url)
 }

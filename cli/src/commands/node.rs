@@ -5,7 +5,6 @@ mod warehouse;
 use super::node_args::NodeArgs;
 use crate::cluster::{Cluster, ClusterArgs, Look};
 use crate::error::CliError;
-use crate::http;
 use crate::otlp::{self, OtlpArgs};
 use crate::output::{self, OutputFormat, TableArgs};
 use crate::signals::{self, StopSignals};
@@ -13,7 +12,6 @@ use crate::{args, completion};
 use bytes::Bytes;
 use imt_oms::{CopyProgress, EngineUrl, Node, NodeConfig, NodeError, NodeInfo, NodeReport, WarehouseUrl};
 use imt_ring::{NodeName, ZoneName};
-use imt_sim::Endpoint;
 use serde::Serialize;
 use serde_json::json;
 use std::net::SocketAddr;
@@ -134,6 +132,10 @@ pub(crate) struct StartArgs {
     /// File with the nodes' secret, if it is not to be kept in the engine
     #[arg(long, env = "IMT_SECRET_FILE", value_name = "FILE", requires = "engine")]
     secret_file: Option<PathBuf>,
+    /// Do not encrypt the connections between nodes of different machines. All nodes and commands
+    /// need the same setting
+    #[arg(long, env = "IMT_INSECURE_PLAINTEXT", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", hide_default_value = true, hide_possible_values = true)]
+    insecure_plaintext: bool,
     /// Address of the API; port 0 takes a free port [default: 127.0.0.1:9090 for the first node, a
     /// free port for others]
     #[arg(short, long, env = "IMT_LISTEN", value_name = "ADDR", value_parser = args::listen)]
@@ -203,6 +205,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         engine: args.engine,
         advertise: args.advertise,
         secret_file: args.secret_file,
+        peer_encryption: crate::cluster::encryption(args.insecure_plaintext),
         ..NodeConfig::new(&name, args.data)
     };
     args.limits.apply(&mut config);
@@ -234,10 +237,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
 async fn others_run(engine: Option<&EngineUrl>, data: &Path) -> Result<bool, CliError> {
     match engine {
         Some(url) => {
-            let cluster = Cluster::Engine {
-                url: url.clone(),
-                secret_file: None,
-            };
+            let cluster = Cluster::new(data, Some(url));
             Ok(cluster.look().await?.running().next().is_some())
         }
         None => Ok(imt_oms::has_coordinator(data)),
@@ -464,27 +464,22 @@ pub(super) async fn ask(
     card: &NodeInfo,
     path: &str,
 ) -> Result<Bytes, CliError> {
-    let secret = cluster.secret(look)?;
-    let address = Endpoint::from(card.address);
-    let answer = http::post_as_node(&address, path, &secret, ANSWER_TIMEOUT).await;
-    let answer = answer.map_err(|error| match error {
-        CliError::Unreachable { source, .. } => CliError::Unreachable {
-            message: format!(
-                "node '{}' (process {}) does not answer at {address}, although its process is there; is it paused?",
-                card.name, card.process
-            ),
-            source,
-        },
-        error => error,
+    let client = cluster.client(look)?;
+    let answer = client.post(card.address, path, ANSWER_TIMEOUT).await;
+    let (status, body) = answer.map_err(|error| CliError::Unreachable {
+        message: format!(
+            "node '{}' (process {}) does not answer at {}, although its process is there; is it paused?",
+            card.name, card.process, card.address
+        ),
+        source: Box::new(error),
     })?;
-    if answer.is_success() {
-        return Ok(answer.body);
+    if status.is_success() {
+        return Ok(body);
     }
     Err(CliError::failed(format!(
-        "node '{}' answers {}: {}",
+        "node '{}' answers {status}: {}",
         card.name,
-        answer.status,
-        answer.excerpt()
+        String::from_utf8_lossy(&body)
     )))
 }
 
@@ -670,7 +665,7 @@ pub(super) async fn tell_to_leave(cluster: &Cluster, name: &str) -> Result<(), C
 }
 
 /// Sends a request of an operator to all running nodes. The coordinator acts on it.
-async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Result<(), CliError> {
+pub(super) async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Result<(), CliError> {
     let mut told = 0;
     let look = cluster.look().await?;
     for card in look.running() {

@@ -1,7 +1,9 @@
 //! Answers the calls of other nodes over HTTP/2 (`cluster::peer_call`).
 //!
 //! **Invariants**
-//! - A call that does not show the cluster's secret is refused before anything of it is read.
+//! - A call that does not show the cluster's secret is refused before anything of it is read. An
+//!   encrypted connection has proven the secret for all of its calls. An unencrypted call of
+//!   another machine is refused even with the secret, unless the operator allows it.
 //! - A call about a volume that is not served here is answered with 421 and the epoch of this
 //!   node's ring. The node that is behind reads the state again, and the caller asks again.
 //! - An answer from a volume that was lost in the meantime is discarded.
@@ -14,6 +16,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use imt_ring::NodeName;
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
@@ -26,7 +29,7 @@ use crate::api::health::VolumeHealth;
 use crate::api::orders::{self, json};
 use crate::api::problem::{Kind, Problem};
 use crate::api::stock_upload::BeginStock;
-use crate::api::{order_body, reports, stock_query, stock_upload};
+use crate::api::{order_body, reports, stat_files, stock_query, stock_upload};
 use crate::cluster::Event;
 use crate::cluster::channel::message::Read;
 use crate::cluster::peer_call::{PeerCall, VolumeCall, VolumeQuestion};
@@ -35,6 +38,7 @@ use crate::control::coordinator::AskEpoch;
 use crate::control::handle::ClusterHandle;
 use crate::control::topology::Topology;
 use crate::domain::warehouse_url::InvalidUrl;
+use crate::postgres::{EngineUrl, InvalidEngineUrl};
 use crate::volume::migration::source::{ExportError, ExportRequest};
 use crate::volume::migration::target::{self, AskProgress, ImportRequest};
 use crate::volume::server::VolumeServer;
@@ -101,19 +105,42 @@ pub struct NodeReport {
     pub epoch: u64,
 }
 
+/// The connection of a request, as an extension of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Encrypted. The other end has proven the cluster's secret.
+    Proven,
+    /// Unencrypted, within the machine or on a network that the operator vouches for.
+    Plain,
+    /// Unencrypted, from another machine.
+    Exposed,
+}
+
 /// Answers a call of another node.
 pub(crate) async fn answer(api: &Api, head: &Parts, body: Body) -> Response<Body> {
-    let answered = match check_secret(&api.cluster, &head.headers) {
+    let answered = match check_secret(&api.cluster, head) {
         Ok(()) => answer_node(api, head, body).await,
         Err(problem) => Err(problem),
     };
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// Refuses a request that does not show the cluster's secret.
-fn check_secret(cluster: &ClusterHandle, headers: &HeaderMap) -> Result<(), Problem> {
-    let shown = headers.get(SECRET).map(HeaderValue::as_bytes).unwrap_or_default();
-    if bool::from(shown.ct_eq(cluster.membership.secret().as_bytes())) {
+/// Refuses a request that does not come from a node of this cluster.
+fn check_secret(cluster: &ClusterHandle, head: &Parts) -> Result<(), Problem> {
+    match head.extensions.get::<Origin>() {
+        Some(Origin::Proven) => return Ok(()),
+        Some(Origin::Exposed) => {
+            return Err(Problem::new(
+                Kind::NodesOnly,
+                "calls of other machines must be encrypted; --insecure-plaintext is for all nodes and \
+                 commands, or for none",
+            ));
+        }
+        Some(Origin::Plain) | None => {}
+    }
+    let shown = head.headers.get(SECRET).map(HeaderValue::as_bytes);
+    let known = cluster.membership.secret().as_bytes();
+    if bool::from(shown.unwrap_or_default().ct_eq(known)) {
         return Ok(());
     }
     Err(Problem::new(Kind::NodesOnly, "this is for nodes only"))
@@ -143,6 +170,17 @@ async fn answer_node(api: &Api, head: &Parts, body: Body) -> Result<Response<Bod
                 .parse()
                 .map_err(|error: InvalidUrl| Problem::field("warehouse", error.to_string()))?;
             let _ = cluster.events.send(Event::Warehouse(named));
+        }
+        PeerCall::Engine(name) => {
+            let url = percent_decode_str(head.uri.query().unwrap_or_default()).decode_utf8();
+            let url = url.map_err(|error| Problem::field("engine", error.to_string()))?;
+            // The text without the password is kept, also if the sender did not leave it out.
+            let url: EngineUrl = url
+                .parse()
+                .map_err(|error: InvalidEngineUrl| Problem::field("engine", error.to_string()))?;
+            let _ = cluster
+                .events
+                .send(Event::Engine(name.to_string(), url.to_string()));
         }
         PeerCall::Stop => {
             cluster.asked_to_stop.send_replace(true);
@@ -293,6 +331,7 @@ async fn operate(
             let copied = copied.map_err(|error| Problem::internal(error.to_string()))?;
             reply::<ImportRequest>(&copied)
         }
+        VolumeCall::StatFile => json(&stat_files::take(app, query, body).await?),
         VolumeCall::Export => export(cluster, server, &question(body).await?).await?,
     })
 }

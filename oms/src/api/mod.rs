@@ -34,6 +34,7 @@ pub(crate) mod request;
 pub(crate) mod ring_document;
 pub(crate) mod routes;
 pub(crate) mod server;
+pub(crate) mod stat_files;
 pub(crate) mod stock_fan_out;
 pub(crate) mod stock_query;
 pub(crate) mod stock_upload;

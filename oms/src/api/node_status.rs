@@ -94,7 +94,8 @@ struct Sample {
     commit_queue: u64,
     transactors: u64,
     is_ready: bool,
-    has_statistics: bool,
+    /// `true` if the counters are those of a scanner of statistics files.
+    scans_files: bool,
     counters: Arc<VolumeCounters>,
 }
 
@@ -115,7 +116,8 @@ impl Sample {
             commit_queue: state.storage.waiting() as u64,
             transactors: 0,
             is_ready: false,
-            has_statistics: state.slots.has_statistics(),
+            scans_files: state.slots.has_statistics()
+                || server.app.counters.stat_scan_ended_ms.load(Ordering::Relaxed) > 0,
             counters: Arc::clone(&server.app.counters),
         };
         drop(outbox);
@@ -198,7 +200,7 @@ const FAMILIES: [VolumeFamily; 16] = [
         name: "imt_stat_files_waiting",
         kind: Kind::Gauge,
         help: "Statistics files that the last scan left to wait: new, being written, or incomplete.",
-        value: |sample| load(&sample.counters.stat_files_waiting).filter(|_| sample.has_statistics),
+        value: |sample| load(&sample.counters.stat_files_waiting).filter(|_| sample.scans_files),
     },
     VolumeFamily {
         name: "imt_stat_scan_timestamp_seconds",
@@ -206,7 +208,7 @@ const FAMILIES: [VolumeFamily; 16] = [
         help: "Unix time at which the last scan for statistics files ended.",
         value: |sample| {
             let ended_ms = load(&sample.counters.stat_scan_ended_ms)?;
-            (sample.has_statistics && ended_ms > 0).then_some(ended_ms / 1_000)
+            (sample.scans_files && ended_ms > 0).then_some(ended_ms / 1_000)
         },
     },
     VolumeFamily {

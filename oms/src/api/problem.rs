@@ -192,6 +192,11 @@ impl Problem {
         self.0.kind == Kind::Moved
     }
 
+    /// Returns the text for people.
+    pub(crate) fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
     /// Sets the mark that this answer repeats an earlier one.
     pub(crate) fn replayed(mut self, replayed: bool) -> Problem {
         self.0.replayed = replayed;

@@ -1,4 +1,5 @@
-//! The HTTP server: accepts connections and speaks HTTP/1.1 and HTTP/2 in clear.
+//! The HTTP server: accepts connections and speaks HTTP/1.1 and HTTP/2 in clear with clients, and
+//! the protocols between nodes, which are encrypted between machines.
 //!
 //! **Invariants**
 //! - The numbers of connections and of requests in progress are bounded.
@@ -7,15 +8,15 @@
 //! - A stop accepts no new connection and finishes the requests in progress. Requests that outlast
 //!   the drain timeout are cut off.
 //!
-//! Deliberately absent: TLS, authentication and routing. Bodies have their own timeouts in
-//! `content`.
+//! Deliberately absent: TLS and authentication for clients, and routing. Bodies have their own
+//! timeouts in `content`.
 
 mod stream;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::{HeaderName, HeaderValue, Request, Response};
@@ -24,14 +25,16 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::api::forward::Api;
+use crate::api::internal::Origin;
 use crate::api::routes::Target;
 use crate::api::server::stream::WriteTimeout;
 use crate::api::{AnswerBody, Problem};
-use crate::cluster::channel::{self, PREFACE, PeerKey, Service};
+use crate::cluster::channel::{self, LinkError, PREFACE, PeerKey, Protection, Purpose, Service, TLS_BEGINS};
 use crate::config::ServerLimits;
 use crate::runtime;
 use crate::runtime::trace::{self, FinishedSpan, RequestSpan, SpanKind, SpanOutcome};
@@ -76,20 +79,47 @@ struct ConnectionHandler {
     seen: Arc<AtomicU64>,
     /// First part of the request ids made here, random for each process.
     process: u64,
+    protection: Protection,
+    /// The connection of the requests.
+    origin: Origin,
+    /// `true` once an unencrypted connection of another node was refused.
+    has_refused: Arc<AtomicBool>,
 }
 
 impl ConnectionHandler {
+    fn key(&self) -> PeerKey {
+        PeerKey::derive(self.api.cluster.membership.secret())
+    }
+
+    fn service(&self) -> Arc<dyn Service> {
+        Arc::clone(&self.api.cluster) as Arc<dyn Service>
+    }
+
+    /// Returns the error of an unencrypted connection of another machine, and logs the first one.
+    fn refusal(&self) -> LinkError {
+        if !self.has_refused.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "refused an unencrypted connection of another node; --insecure-plaintext is for all nodes or \
+                 for none"
+            );
+        }
+        LinkError("the connection is not encrypted".to_owned())
+    }
+
     /// Returns the id of the request with this number. It is unique within this node.
     fn request_id(&self, number: u64) -> HeaderValue {
         let id = format!("{:x}-{number:x}", self.process);
         HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from(number))
     }
 
-    async fn answer(self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
+    async fn answer(self, mut request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
         let begun = Instant::now();
         let target = Target::of(&request);
         let (metric, name) = (target.metric(), target.name());
         let is_between_nodes = matches!(target, Target::Peer);
+        if is_between_nodes {
+            request.extensions_mut().insert(self.origin);
+        }
         let number = self.seen.fetch_add(1, Ordering::Relaxed);
         let logs_all = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
         let access = (logs_all || !is_between_nodes && number.is_multiple_of(ACCESS_SAMPLE))
@@ -197,6 +227,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     api: Api,
     limits: ServerLimits,
+    protection: Protection,
     mut stop: watch::Receiver<bool>,
     drain_timeout: Duration,
 ) -> usize {
@@ -205,6 +236,9 @@ pub(crate) async fn serve(
         requests: Arc::new(Semaphore::new(limits.requests_max)),
         seen: Arc::default(),
         process: runtime::random_u64(),
+        protection,
+        origin: Origin::Plain,
+        has_refused: Arc::default(),
     };
     let places = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();
@@ -282,7 +316,7 @@ async fn serve_connection(
     stream: TcpStream,
     peer: SocketAddr,
     _place: OwnedSemaphorePermit,
-    handler: ConnectionHandler,
+    mut handler: ConnectionHandler,
     watcher: Watcher,
     mut stops: Stops,
 ) {
@@ -296,10 +330,34 @@ async fn serve_connection(
         // No request was begun on this connection.
         _ = stops.stop.wait_for(|stop| *stop) => return,
     };
-    if protocol == Protocol::Peer {
-        serve_peer(stream, peer, &handler, stops).await;
-        return;
+    let is_exposed = protocol != Protocol::Tls && handler.protection.is_needed(peer.ip());
+    if is_exposed {
+        handler.origin = Origin::Exposed;
     }
+    let ended = match protocol {
+        Protocol::Peer if is_exposed => Err(handler.refusal()),
+        Protocol::Peer => serve_peer(stream, &handler, stops).await,
+        Protocol::Tls => serve_encrypted(stream, handler, watcher, stops).await,
+        Protocol::Http1 | Protocol::Http2 => {
+            serve_http(stream, protocol, handler, watcher, stops).await;
+            Ok(())
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "a connection of another node ended early");
+    }
+}
+
+/// Serves a connection with HTTP.
+async fn serve_http<S>(
+    stream: S,
+    protocol: Protocol,
+    handler: ConnectionHandler,
+    watcher: Watcher,
+    stops: Stops,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let service = hyper::service::service_fn(move |request| handler.clone().answer(request));
     let stream = TokioIo::new(WriteTimeout::new(stream, WRITE_PAUSE_MAX));
     let ended = if protocol == Protocol::Http2 {
@@ -318,7 +376,31 @@ async fn serve_connection(
         run(builder.serve_connection(stream, service), watcher, stops).await
     };
     if let Err(error) = ended {
-        tracing::debug!(%peer, %error, "connection ended early");
+        tracing::debug!(%error, "connection ended early");
+    }
+}
+
+/// Serves an encrypted connection. The other end proves first that it is a node of this cluster.
+async fn serve_encrypted(
+    stream: TcpStream,
+    mut handler: ConnectionHandler,
+    watcher: Watcher,
+    mut stops: Stops,
+) -> Result<(), LinkError> {
+    let key = handler.key();
+    let (stream, purpose) = handler.protection.accept(stream, &key).await?;
+    handler.origin = Origin::Proven;
+    match purpose {
+        Purpose::Http => {
+            serve_http(stream, Protocol::Http2, handler, watcher, stops).await;
+            Ok(())
+        }
+        Purpose::Channel => {
+            tokio::select! {
+                ended = channel::serve_encrypted(stream, handler.service()) => ended,
+                _ = stops.cut.wait_for(|cut| *cut) => Ok(()),
+            }
+        }
     }
 }
 
@@ -336,15 +418,15 @@ async fn run<C: GracefulConnection>(
 
 /// Serves another node on the channel until that node disconnects, or until this node has answered
 /// its last requests.
-async fn serve_peer(stream: TcpStream, peer: SocketAddr, handler: &ConnectionHandler, mut stops: Stops) {
-    let key = PeerKey::derive(handler.api.cluster.membership.secret());
-    let service = Arc::clone(&handler.api.cluster) as Arc<dyn Service>;
-    let ended = tokio::select! {
-        ended = channel::serve_stream(stream, &key, service) => ended,
+async fn serve_peer(
+    stream: TcpStream,
+    handler: &ConnectionHandler,
+    mut stops: Stops,
+) -> Result<(), LinkError> {
+    let key = handler.key();
+    tokio::select! {
+        ended = channel::serve_stream(stream, &key, handler.service()) => ended,
         _ = stops.cut.wait_for(|cut| *cut) => Ok(()),
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%peer, %error, "a connection of another node ended early");
     }
 }
 
@@ -353,8 +435,10 @@ async fn serve_peer(stream: TcpStream, peer: SocketAddr, handler: &ConnectionHan
 enum Protocol {
     Http1,
     Http2,
-    /// The channel between nodes.
+    /// The channel between nodes, unencrypted.
     Peer,
+    /// Either protocol between nodes, encrypted.
+    Tls,
 }
 
 impl Protocol {
@@ -377,6 +461,9 @@ impl Protocol {
 
     /// Returns the protocol of these first bytes, or `None` if more are needed.
     fn beginning_with(bytes: &[u8]) -> Option<Protocol> {
+        if bytes.first() == Some(&TLS_BEGINS) {
+            return Some(Protocol::Tls);
+        }
         let known = [
             (HTTP2_BEGINS, Protocol::Http2),
             (&PREFACE[..BEGIN_BYTES], Protocol::Peer),
@@ -405,6 +492,8 @@ mod tests {
             (b"IM", None),
             (b"IMT", Some(Protocol::Peer)),
             (b"IMP", Some(Protocol::Http1)),
+            (b"\x16", Some(Protocol::Tls)),
+            (b"\x16\x03\x01", Some(Protocol::Tls)),
         ] {
             assert_eq!(Protocol::beginning_with(bytes), protocol, "{bytes:?}");
         }

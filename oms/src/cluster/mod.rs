@@ -28,9 +28,10 @@ pub(crate) mod engine;
 mod local;
 pub(crate) mod peer_call;
 pub(crate) mod peer_client;
+mod peer_connector;
 pub(crate) mod state;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -43,13 +44,15 @@ use crate::error::NodeError;
 use crate::storage::volume::Volume;
 
 pub use crate::cluster::engine::{
-    EngineCheck, EngineView, Verdict, VolumeCopy, check_engine, export_volume, init_engine, promote_standby,
-    rebuild_volume, reload_standby, standby_position, view_engine,
+    EngineCheck, EngineView, FurtherEngine, Verdict, VolumeCopy, check_engine, check_further_engine,
+    engine_answers, export_volume, init_engine, promote_standby, rebuild_volume, reload_standby,
+    standby_position, view_engine,
 };
 pub(crate) use crate::cluster::local::LocalCluster;
 pub use crate::cluster::local::{
     check_warehouse, has_coordinator, is_node_running, node_infos, read_ring, read_secret, read_warehouse,
 };
+pub use crate::cluster::peer_client::{NodeClient, NodeUnreachable};
 pub(crate) use crate::cluster::state::{ClusterState, SlotSet, ranges, slots_in};
 
 /// The description that a node's process publishes.
@@ -102,6 +105,8 @@ pub(crate) enum Event {
     Leave(NodeName),
     /// An operator names another warehouse for the cluster.
     Warehouse(WarehouseUrl),
+    /// An operator names a further engine for volumes: its name and its URL.
+    Engine(String, String),
     /// Another process has become the coordinator in place of this one.
     Deposed,
     /// Another process has the name of this node. This one must end.
@@ -184,6 +189,15 @@ pub(crate) enum Expected {
     MaybeNew,
 }
 
+/// The identity of the log of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VolumeLog {
+    /// The version of the cluster's state that created the volume.
+    pub(crate) born: u64,
+    /// The URL of the engine that has the log. `None` is the engine with the cluster's state.
+    pub(crate) engine: Option<String>,
+}
+
 /// Access to the volumes of the cluster.
 pub(crate) trait Volumes: Send + Sync {
     /// Opens a volume. Returns `None` if another process still has it open. While it is open here,
@@ -196,7 +210,7 @@ pub(crate) trait Volumes: Send + Sync {
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
 
     /// Keeps local copies of exactly these volumes, which other nodes serve, close to their logs.
-    fn follow(self: Arc<Self>, _volumes: BTreeSet<NodeName>) -> Soon<'static, ()> {
+    fn follow(self: Arc<Self>, _volumes: BTreeMap<NodeName, VolumeLog>) -> Soon<'static, ()> {
         Box::pin(std::future::ready(Ok(())))
     }
 }

@@ -5,14 +5,15 @@
 //! | `/peer/ping` | does the node answer at all? |
 //! | `/peer/state` | the cluster's state has changed |
 //! | `/peer/hello`, `/peer/leave/NODE`, `/peer/warehouse?URL` | to the coordinator |
+//! | `/peer/engine/NAME?URL` | to the coordinator: volumes may be on this engine too |
 //! | `/peer/node`, `/peer/stop` | the node's report, the order to stop |
 //! | `/peer/console` | the node's figures for the console |
 //! | `/peer/volume/V/OPERATION` | an operation at a volume (`VolumeCall`) |
 //!
 //! **Invariants**
 //! - Each call shows the cluster's secret.
-//! - A question and its answer are JSON, except for the body of `stock` (CSV) and the answers of
-//!   `read` (an HTTP response) and `export` (a page of rows).
+//! - A question and its answer are JSON, except for the bodies of `stock` and `stat-file` (CSV)
+//!   and the answers of `read` (an HTTP response) and `export` (a page of rows).
 //!
 //! Deliberately absent: frequent and small messages, which use the channel.
 
@@ -41,6 +42,9 @@ pub(crate) enum PeerCall {
     Leave(NodeName),
     /// The cluster's warehouse is at the URL of the query. To the coordinator.
     Warehouse,
+    /// Further volumes may be on the engine of this name, with the URL of the query. To the
+    /// coordinator.
+    Engine(NodeName),
     /// Stop.
     Stop,
     /// Report on the node.
@@ -78,6 +82,8 @@ pub(crate) enum VolumeCall {
     Import,
     /// Progress of the copy.
     Progress,
+    /// Add a statistics file of a node's folder.
+    StatFile,
 }
 
 /// A question in JSON to a volume, with an answer in JSON.
@@ -89,7 +95,7 @@ pub(crate) trait VolumeQuestion: Serialize + Send + Sync {
 }
 
 impl VolumeCall {
-    const ALL: [VolumeCall; 12] = [
+    const ALL: [VolumeCall; 13] = [
         VolumeCall::Read,
         VolumeCall::BeginStock,
         VolumeCall::Stock,
@@ -102,6 +108,7 @@ impl VolumeCall {
         VolumeCall::Export,
         VolumeCall::Import,
         VolumeCall::Progress,
+        VolumeCall::StatFile,
     ];
 
     /// Returns the last segment of the path.
@@ -119,6 +126,7 @@ impl VolumeCall {
             VolumeCall::Export => "export",
             VolumeCall::Import => "import",
             VolumeCall::Progress => "progress",
+            VolumeCall::StatFile => "stat-file",
         }
     }
 
@@ -144,6 +152,7 @@ impl PeerCall {
             ("stop", "") => PeerCall::Stop,
             ("node", "") => PeerCall::Node,
             ("console", "") => PeerCall::Console,
+            ("engine", name) => PeerCall::Engine(NodeName::new(name).ok()?),
             ("leave", node) => PeerCall::Leave(NodeName::new(node).ok()?),
             ("volume", rest) => {
                 let (volume, name) = rest.split_once('/')?;
@@ -165,6 +174,7 @@ impl fmt::Display for PeerCall {
             PeerCall::Hello => f.write_str("hello"),
             PeerCall::Leave(node) => write!(f, "leave/{node}"),
             PeerCall::Warehouse => f.write_str("warehouse"),
+            PeerCall::Engine(name) => write!(f, "engine/{name}"),
             PeerCall::Stop => f.write_str("stop"),
             PeerCall::Node => f.write_str("node"),
             PeerCall::Console => f.write_str("console"),
@@ -185,6 +195,7 @@ mod tests {
             PeerCall::State,
             PeerCall::Hello,
             PeerCall::Leave(name()),
+            PeerCall::Engine(name()),
             PeerCall::Stop,
             PeerCall::Node,
             PeerCall::Console,

@@ -1,5 +1,6 @@
 //! The client for calls to other nodes. Typed requests use the channel. Large transfers and
-//! operations of the cluster use HTTP/2 with the cluster's secret.
+//! operations of the cluster use HTTP/2 with the cluster's secret. Connections between machines are
+//! encrypted.
 //!
 //! All calls to a node share one connection of each kind. A failed call returns its reason, and the
 //! caller decides about a retry.
@@ -30,7 +31,6 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use imt_ring::NodeName;
 use parking_lot::{Mutex, MutexGuard};
@@ -39,8 +39,10 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::cluster::channel::message::{Answer as ChannelAnswer, Question, Request as ChannelRequest};
-use crate::cluster::channel::{Channels, Dialer, Unanswered};
+use crate::cluster::channel::{Channels, Dialer, PeerKey, Protection, Unanswered};
 use crate::cluster::peer_call::{PING, PeerCall, VolumeQuestion};
+use crate::cluster::peer_connector::PeerConnector;
+use crate::config::PeerEncryption;
 use crate::error::with_causes;
 use crate::runtime;
 use crate::runtime::metrics::ChannelCounters;
@@ -60,8 +62,6 @@ const PING_OPEN_MAX: Duration = Duration::from_secs(30);
 /// Shortest timeout of a call whose failure leads to a ping. A shorter call may only have been too
 /// short.
 const PINGED_TIMEOUT_MIN: Duration = Duration::from_secs(2);
-/// Longest time to open a connection. Nodes are on one machine or in one data center.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Maximum size of an answer in bytes. A page of 10,000 orders has some megabytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -93,37 +93,104 @@ pub(crate) trait Transport: Send + Sync {
     fn send(&self, address: SocketAddr, request: Request<Body>) -> Sending<'_>;
 }
 
-/// Calls over HTTP/2.
-pub(crate) struct Http(Client<HttpConnector, Body>);
+/// Calls over HTTP/2, encrypted between machines.
+pub(crate) struct Http {
+    client: Client<PeerConnector, Body>,
+    protection: Protection,
+}
 
 impl Http {
     /// Returns a client without open connections.
-    pub(crate) fn new() -> Http {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    pub(crate) fn new(secret: &str, protection: Protection) -> Http {
+        let connector = PeerConnector {
+            key: PeerKey::derive(secret),
+            protection: protection.clone(),
+        };
         let client = Client::builder(TokioExecutor::new())
             .http2_only(true)
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(60))
             .build(connector);
-        Http(client)
+        Http { client, protection }
     }
 }
 
 impl Transport for Http {
     fn send(&self, address: SocketAddr, mut request: Request<Body>) -> Sending<'_> {
+        if self.protection.is_needed(address.ip()) {
+            // The connection itself proves the secret, so the secret does not travel.
+            request.headers_mut().remove(SECRET);
+        }
         Box::pin(async move {
             let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
             *request.uri_mut() = format!("http://{address}{path}")
                 .parse()
                 .map_err(|error| NoAnswer(format!("{path} is not a valid path: {error}")))?;
-            match self.0.request(request).await {
+            match self.client.request(request).await {
                 Ok(response) => Ok(response.map(Body::new)),
                 Err(error) => Err(NoAnswer(with_causes(&error))),
             }
         })
     }
+}
+
+/// Calls to nodes by a program that is none, such as the command line.
+pub struct NodeClient {
+    http: Http,
+    secret: HeaderValue,
+}
+
+impl NodeClient {
+    /// Returns a client that knows the secret of the nodes.
+    ///
+    /// # Errors
+    /// Returns an error if the system has no random numbers for a key pair.
+    pub fn new(secret: &str, encryption: PeerEncryption) -> Result<NodeClient, NodeUnreachable> {
+        let protection = Protection::new(encryption).map_err(|error| NodeUnreachable(error.to_string()))?;
+        Ok(NodeClient {
+            http: Http::new(secret, protection),
+            secret: secret_header(secret),
+        })
+    }
+
+    /// Sends `POST path` to a node, and returns the status and the body of the answer.
+    ///
+    /// # Errors
+    /// Returns an error if no whole answer arrives within the timeout.
+    pub async fn post(
+        &self,
+        address: SocketAddr,
+        path: &str,
+        timeout: Duration,
+    ) -> Result<(StatusCode, Bytes), NodeUnreachable> {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = path
+            .parse()
+            .map_err(|error| NodeUnreachable(format!("{path} is no path: {error}")))?;
+        request.headers_mut().insert(SECRET, self.secret.clone());
+        let exchange = async {
+            let sent = self.http.send(address, request).await;
+            let (head, body) = sent.map_err(|error| NodeUnreachable(error.0))?.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| NodeUnreachable(format!("the answer broke off: {error}")))?;
+            Ok((head.status, body.to_bytes()))
+        };
+        tokio::time::timeout(timeout, exchange)
+            .await
+            .unwrap_or_else(|_| Err(NodeUnreachable(format!("no answer within {timeout:?}"))))
+    }
+}
+
+/// The reason why a node gave no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NodeUnreachable(String);
+
+fn secret_header(secret: &str) -> HeaderValue {
+    let mut secret = HeaderValue::from_str(secret).unwrap_or(HeaderValue::from_static("-"));
+    secret.set_sensitive(true);
+    secret
 }
 
 /// Calls to other nodes.
@@ -152,12 +219,10 @@ impl Peers {
         secret: &str,
         counters: Arc<ChannelCounters>,
     ) -> Peers {
-        let mut secret = HeaderValue::from_str(secret).unwrap_or(HeaderValue::from_static("-"));
-        secret.set_sensitive(true);
         Peers {
             transport: Arc::new(transport),
             channels: Channels::new(dialer, counters),
-            secret,
+            secret: secret_header(secret),
             silent: Arc::default(),
         }
     }

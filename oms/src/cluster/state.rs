@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use imt_ring::{Member, NodeName, Options, Ring, Slot};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::VolumeLog;
+
 /// Version of the layout of the state.
 const FORMAT: u32 = 3;
 /// Oldest layout that is still read. It has neither `since` nor `following`.
@@ -33,6 +35,10 @@ pub(crate) struct ClusterState {
     /// admits no earlier server.
     #[serde(default)]
     pub(crate) since: BTreeMap<NodeName, u64>,
+    /// The version at which each volume was created. A volume whose node left and came back is a
+    /// new one, and a local copy of the earlier one says nothing about it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) born: BTreeMap<NodeName, u64>,
     /// The node that applies the log of each volume, so that it can take the volume over at once.
     /// Empty unless volumes have a log that other nodes can read.
     #[serde(default)]
@@ -43,6 +49,13 @@ pub(crate) struct ClusterState {
     pub(crate) moving: Option<Moving>,
     /// The id of the move that led to the current ring.
     pub(crate) committed: u64,
+    /// URLs of further engines by name, besides the one that has this state. Without passwords.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) engines: BTreeMap<String, String>,
+    /// The further engine of each volume that is not on the first one. An entry stays when its
+    /// volume is removed, so a name never has logs on two further engines.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) placed: BTreeMap<NodeName, String>,
     /// URL of the warehouse that every node calls. `None` until a node has named one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) warehouse: Option<String>,
@@ -91,6 +104,7 @@ impl ClusterState {
         let name = member.name().clone();
         let mut state = ClusterState::of_ring(Ring::bootstrap([member], Options::new())?);
         state.since = BTreeMap::from([(name.clone(), state.version)]);
+        state.born = BTreeMap::from([(name.clone(), state.version)]);
         state.serving = BTreeMap::from([(name.clone(), name)]);
         Ok(state)
     }
@@ -103,10 +117,13 @@ impl ClusterState {
             ring,
             serving: BTreeMap::new(),
             since: BTreeMap::new(),
+            born: BTreeMap::new(),
             following: BTreeMap::new(),
             leaving: BTreeSet::new(),
             moving: None,
             committed: 0,
+            engines: BTreeMap::new(),
+            placed: BTreeMap::new(),
             warehouse: None,
         }
     }
@@ -126,6 +143,17 @@ impl ClusterState {
     /// assignment is older than format 3.
     pub(crate) fn since(&self, volume: &NodeName) -> u64 {
         self.since.get(volume).copied().unwrap_or(0)
+    }
+
+    /// Returns the identity of a volume's log. Its version is 0 if no state has noted one.
+    pub(crate) fn log_of(&self, volume: &NodeName) -> VolumeLog {
+        VolumeLog {
+            born: self.born.get(volume).copied().unwrap_or(0),
+            engine: self
+                .placed
+                .get(volume)
+                .map(|name| self.engines.get(name).cloned().unwrap_or_default()),
+        }
     }
 
     /// Assigns every volume to a node that is alive: its own node first, then its present server,
@@ -177,7 +205,46 @@ impl ClusterState {
         for volume in next.serving.keys().filter(|volume| !is_same(volume)) {
             next.since.insert(volume.clone(), self.version + 1);
         }
+        next.born.retain(|volume, _| next.serving.contains_key(volume));
+        let is_new =
+            |volume: &NodeName| !self.serving.contains_key(volume) && self.ring.member(volume).is_none();
+        let new: Vec<NodeName> = next
+            .serving
+            .keys()
+            .filter(|volume| is_new(volume))
+            .cloned()
+            .collect();
+        for volume in new {
+            next.place(&volume);
+            next.born.insert(volume, self.version + 1);
+        }
         (next != *self).then(|| next.changed())
+    }
+
+    /// Chooses the engine with the fewest volumes for a new volume, the first engine if several
+    /// have the same number.
+    fn place(&mut self, volume: &NodeName) {
+        if self.placed.contains_key(volume) {
+            return;
+        }
+        let load = |engine: Option<&String>| {
+            let others = self.serving.keys().filter(|other| *other != volume);
+            others.filter(|other| self.placed.get(*other) == engine).count()
+        };
+        let engines = std::iter::once(None).chain(self.engines.keys().map(Some));
+        if let Some(engine) = engines.min_by_key(|engine| load(*engine)).flatten().cloned() {
+            self.placed.insert(volume.clone(), engine);
+        }
+    }
+
+    /// Returns the state with a further engine, or with another URL of it. `None` if it is known.
+    pub(crate) fn with_engine(&self, name: &str, url: &str) -> Option<ClusterState> {
+        if self.engines.get(name).is_some_and(|known| known == url) {
+            return None;
+        }
+        let mut state = self.clone().changed();
+        state.engines.insert(name.to_owned(), url.to_owned());
+        Some(state)
     }
 
     /// Assigns every volume a follower that is alive and not its server: the present one first,
@@ -455,6 +522,56 @@ mod tests {
         assert_eq!((after.since(&a), after.since(&b)), (1, after.version));
         let back = after.with_nodes(&names(&["a", "b"])).unwrap();
         assert_eq!((back.since(&a), back.since(&b)), (1, back.version));
+    }
+
+    #[test]
+    fn new_volumes_spread_over_the_engines_and_stay_there() {
+        let (b, c) = (name("b"), name("c"));
+        let first = ClusterState::first(Member::new("a").unwrap()).unwrap();
+        let state = first.with_engine("east", "postgres://imt@db2/shop").unwrap();
+        assert_eq!(state.with_engine("east", "postgres://imt@db2/shop"), None);
+        let state = state.with_nodes(&names(&["a", "b"])).unwrap();
+        assert_eq!(state.log_of(&name("a")).engine, None);
+        assert_eq!(
+            state.log_of(&b).engine.as_deref(),
+            Some("postgres://imt@db2/shop")
+        );
+        let state = state.with_nodes(&names(&["a", "b", "c"])).unwrap();
+        assert_eq!(state.log_of(&c).engine, None, "both had one volume");
+        let moved = state.with_engine("east", "postgres://imt@db2,db3/shop").unwrap();
+        assert_eq!(
+            moved.log_of(&b).engine.as_deref(),
+            Some("postgres://imt@db2,db3/shop")
+        );
+        let gone = moved.with_nodes(&names(&["a"])).unwrap();
+        assert_eq!(gone.placed.get(&b).map(String::as_str), Some("east"));
+        let text = serde_json::to_string(&gone).unwrap();
+        assert_eq!(serde_json::from_str::<ClusterState>(&text).unwrap(), gone);
+        let plain = serde_json::to_value(&first).unwrap();
+        assert!(plain.get("engines").is_none() && plain.get("placed").is_none());
+    }
+
+    #[test]
+    fn a_volume_whose_node_left_and_came_back_is_a_new_one() {
+        let state = two();
+        let b = name("b");
+        let born = state.log_of(&b).born;
+        assert_eq!((state.log_of(&name("a")).born, born), (1, 2));
+        let after = state.with_nodes(&names(&["a"])).unwrap();
+        let back = after.with_nodes(&names(&["a", "b"])).unwrap();
+        assert_eq!(back.log_of(&b).born, born, "a death creates no volume");
+        let left = back.with_leaving(&b).unwrap();
+        let moving = left.begin_move(&members(&["a", "b"])).unwrap().unwrap();
+        let left = moving
+            .commit_move()
+            .unwrap()
+            .with_nodes(&names(&["a", "b"]))
+            .unwrap();
+        assert_eq!(left.log_of(&b).born, 0);
+        let gone = left.with_nodes(&names(&["a"])).unwrap();
+        let back = gone.with_nodes(&names(&["a", "b"])).unwrap();
+        assert_eq!(back.log_of(&b).born, back.version);
+        assert!(back.since(&b) >= back.log_of(&b).born);
     }
 
     #[test]

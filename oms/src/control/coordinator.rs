@@ -78,6 +78,8 @@ struct Coordinator {
     leaving: Vec<NodeName>,
     /// The warehouse that an operator has named, until it is in the state.
     warehouse: Option<WarehouseUrl>,
+    /// The further engine that an operator has named, until it is in the state.
+    engine: Option<(String, String)>,
     is_elected: bool,
 }
 
@@ -91,6 +93,7 @@ pub(crate) async fn coordinate(
         watched: BTreeMap::new(),
         leaving: Vec::new(),
         warehouse: None,
+        engine: None,
         is_elected: false,
         cluster: Arc::clone(&cluster),
     };
@@ -140,6 +143,7 @@ impl Coordinator {
             Event::Leave(_) => {}
             // The same holds for this request.
             Event::Warehouse(warehouse) => self.warehouse = Some(warehouse).filter(|_| self.is_elected),
+            Event::Engine(name, url) => self.engine = Some((name, url)).filter(|_| self.is_elected),
             Event::Hello => {}
             Event::Changed => self.cluster.look.notify_one(),
             Event::Deposed => {
@@ -181,6 +185,14 @@ impl Coordinator {
         Some(next)
     }
 
+    /// Returns the state with the further engine that an operator has named, if it is not in it.
+    fn named_engine(&mut self, state: &ClusterState) -> Option<ClusterState> {
+        let (name, url) = self.engine.take()?;
+        let next = state.with_engine(&name, &url)?;
+        tracing::info!(name, url, "engine added; new volumes are placed on it too");
+        Some(next)
+    }
+
     fn retry_later(&self) {
         let events = self.cluster.events.clone();
         runtime::spawn(async move {
@@ -200,6 +212,10 @@ impl Coordinator {
             return Ok(true);
         }
         if let Some(next) = self.named_warehouse(&state) {
+            self.replace(&next).await?;
+            return Ok(true);
+        }
+        if let Some(next) = self.named_engine(&state) {
             self.replace(&next).await?;
             return Ok(true);
         }

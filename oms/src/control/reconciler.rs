@@ -11,7 +11,7 @@
 //!
 //! Deliberately absent: moving rows. The volume servers exchange them among themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ pub(crate) struct Reconciler {
     /// The version since which this node served each volume when it was opened. A later one means
     /// that another node had the volume in between.
     opened: BTreeMap<NodeName, u64>,
+    /// Volumes that could not be opened at the last attempt.
+    unopened: BTreeSet<NodeName>,
     ring: Arc<Ring>,
     version: u64,
     /// `true` once this node has served its own volume.
@@ -90,6 +92,7 @@ impl Reconciler {
             volumes,
             servers: BTreeMap::new(),
             opened: BTreeMap::new(),
+            unopened: BTreeSet::new(),
             ring: Arc::clone(&topology.ring),
             version: 0,
             has_served: false,
@@ -191,13 +194,21 @@ impl Reconciler {
         }
         let (mut has_opened_all, mut lost) = (true, None);
         self.cluster.missing().retain(|volume, _| wanted.contains(volume));
-        for volume in &wanted {
+        // A volume that could not be opened last time comes last: its engine may be away, and an
+        // attempt takes a while then.
+        let (again, first): (Vec<&NodeName>, Vec<&NodeName>) =
+            wanted.iter().partition(|volume| self.unopened.contains(*volume));
+        for (at, volume) in first.iter().chain(&again).copied().enumerate() {
             if self.servers.contains_key(volume) || *stop.borrow() {
                 continue;
+            }
+            if at == first.len() && at > 0 {
+                self.publish(&state)?;
             }
             match self.open(&state, volume).await {
                 Ok(is_open) => {
                     has_opened_all &= is_open;
+                    self.note_opening(volume, is_open);
                     self.cluster.missing().remove(volume);
                 }
                 // The other volumes are still served, and this one is opened once its database is
@@ -211,7 +222,9 @@ impl Reconciler {
         }
         let is_followed = |(_, node): &(&NodeName, &NodeName)| **node == me;
         let followed = state.following.iter().filter(is_followed);
-        let followed = followed.map(|(volume, _)| volume.clone()).collect();
+        let followed = followed
+            .map(|(volume, _)| (volume.clone(), state.log_of(volume)))
+            .collect();
         Arc::clone(&self.volumes).follow(followed).await?;
         self.version = state.version;
         self.publish(&state)?;
@@ -324,6 +337,14 @@ impl Reconciler {
         self.servers.insert(volume.clone(), server);
         self.opened.insert(volume.clone(), state.since(volume));
         Ok(true)
+    }
+
+    fn note_opening(&mut self, volume: &NodeName, is_open: bool) {
+        if is_open {
+            self.unopened.remove(volume);
+        } else {
+            self.unopened.insert(volume.clone());
+        }
     }
 
     /// Records that a volume is missing, and logs it the first time.

@@ -111,3 +111,74 @@ impl ServerCertVerifier for AnyCertificate {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    const SERVER: &[u8] = include_bytes!("test_certificates/server.pem");
+    const KEY: &[u8] = include_bytes!("test_certificates/server.key");
+
+    fn roots(name: &str) -> PathBuf {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/postgres/test_certificates");
+        folder.join(name)
+    }
+
+    /// Connects to a server that shows the certificate of `db1.example`.
+    async fn connect(mut connector: MakeRustlsConnect, host: &str) -> Result<(), String> {
+        let chain = CertificateDer::pem_slice_iter(SERVER)
+            .map(Result::unwrap)
+            .collect();
+        let key = PrivateKeyDer::from_pem_slice(KEY).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let (here, there) = tokio::io::duplex(8_192);
+        let accepting = tokio::spawn(TlsAcceptor::from(Arc::new(server)).accept(there));
+        let connect =
+            MakeTlsConnect::<tokio::io::DuplexStream>::make_tls_connect(&mut connector, host).unwrap();
+        let connected = connect.connect(here).await.map(drop);
+        let _ = accepting.await.unwrap();
+        connected.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_checked_certificate_must_name_the_host_and_be_signed_by_a_root() {
+        let checked = |name: &str| checked(&roots(name)).unwrap();
+        for host in ["db1.example", "10.0.0.1"] {
+            assert_eq!(connect(checked("ca.pem"), host).await, Ok(()), "{host}");
+        }
+        for (file, host, fault) in [
+            ("ca.pem", "db2.example", "not valid for name"),
+            ("ca.pem", "10.0.0.2", "not valid for name"),
+            ("other_ca.pem", "db1.example", "UnknownIssuer"),
+        ] {
+            let error = connect(checked(file), host).await.unwrap_err();
+            assert!(error.contains(fault), "{file}, {host}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn without_roots_any_certificate_is_accepted() {
+        assert_eq!(connect(unchecked().unwrap(), "db2.example").await, Ok(()));
+    }
+
+    #[test]
+    fn a_file_without_a_certificate_is_refused_with_its_path() {
+        for name in ["server.key", "missing.pem"] {
+            let error = checked(&roots(name)).map(drop).unwrap_err();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}

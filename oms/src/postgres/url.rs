@@ -301,6 +301,16 @@ impl EngineUrl {
         }
     }
 
+    /// Returns the URL with the password of another one for each host that has none.
+    #[must_use]
+    pub(crate) fn or_password_of(mut self, other: &EngineUrl) -> EngineUrl {
+        let password = other.hosts.first().and_then(|host| host.password.clone());
+        for host in &mut self.hosts {
+            host.password = host.password.take().or_else(|| password.clone());
+        }
+        self
+    }
+
     /// Returns the name of the database.
     #[must_use]
     pub fn database(&self) -> &str {

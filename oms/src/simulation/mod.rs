@@ -92,17 +92,22 @@ fn in_virtual_time(work: impl Future<Output = Outcome>) -> Outcome {
 
 /// Runs one seed with volumes on simulated disks.
 fn run(seed: u64, keeps_lines: bool) -> Outcome {
-    run_on(seed, keeps_lines, false)
+    run_on(seed, keeps_lines, 0)
 }
 
 /// Runs one seed with volumes behind an engine, which has faults too.
 fn run_behind_engine(seed: u64, keeps_lines: bool) -> Outcome {
-    run_on(seed, keeps_lines, true)
+    run_on(seed, keeps_lines, 1)
 }
 
-fn run_on(seed: u64, keeps_lines: bool, has_engine: bool) -> Outcome {
+/// Runs one seed with volumes that spread over two engines, each with faults of its own.
+fn run_behind_two_engines(seed: u64, keeps_lines: bool) -> Outcome {
+    run_on(seed, keeps_lines, 2)
+}
+
+fn run_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
     in_virtual_time(async {
-        let world = World::new(seed, &NAMES, keeps_lines, has_engine);
+        let world = World::new(seed, &NAMES, keeps_lines, engines);
         let warehouse = WarehouseModel::new(&world);
         let records = Arc::new(CustomerRecords::default());
         let stops: faults::Stops = Arc::new(watch::Sender::new(None));
@@ -123,8 +128,10 @@ fn run_on(seed: u64, keeps_lines: bool, has_engine: bool) -> Outcome {
             });
         }
         let until = Instant::now() + Duration::from_secs(10);
-        let engine = world.engine.as_ref().map(Arc::clone);
-        let engine_faults = engine.map(|engine| tokio::spawn(faults::cause_engine_faults(engine, until)));
+        let mut engine_faults = JoinSet::new();
+        for engine in &world.engines {
+            engine_faults.spawn(faults::cause_engine_faults(Arc::clone(engine), until));
+        }
         let snapshots = async {
             while Instant::now() < until {
                 tokio::time::sleep(Duration::from_millis(world.dice.between(500, 4_000))).await;
@@ -132,9 +139,7 @@ fn run_on(seed: u64, keeps_lines: bool, has_engine: bool) -> Outcome {
             }
         };
         tokio::join!(faults::cause_faults(&world, &warehouse, &stops, until), snapshots);
-        if let Some(engine_faults) = engine_faults {
-            engine_faults.await.unwrap();
-        }
+        engine_faults.join_all().await;
         faults::heal(&world, &warehouse, &stops).await;
         while customers.join_next().await.is_some() {}
         audit::healthy_orders_are_delivered(&world, &records, &warehouse).await;
@@ -154,7 +159,7 @@ fn number(name: &str) -> Option<u64> {
 /// Runs one seed with clients that record histories of their orders.
 fn run_histories(seed: u64, keeps_lines: bool) -> Outcome {
     in_virtual_time(async {
-        let world = World::new(seed, &NAMES, keeps_lines, false);
+        let world = World::new(seed, &NAMES, keeps_lines, 0);
         let warehouse = WarehouseModel::without_faults(&world);
         let stops: faults::Stops = Arc::new(watch::Sender::new(None));
         for name in NAMES {
@@ -188,6 +193,14 @@ fn acknowledged_orders_survive_every_fault() {
 fn acknowledged_orders_survive_every_fault_of_an_engine() {
     let all = run_seeds(run_behind_engine, 40, &[]);
     assert!(all.is_none_or(|all| all.counts["deliveries"] > 0));
+}
+
+#[test]
+fn acknowledged_orders_survive_every_fault_of_two_engines() {
+    let all = run_seeds(run_behind_two_engines, 20, &[]);
+    assert!(all.is_none_or(|all| {
+        all.counts["deliveries"] > 0 && all.counts["openings on the further engine"] > 0
+    }));
 }
 
 #[test]
@@ -265,7 +278,12 @@ impl Summary {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for run in [run as fn(u64, bool) -> Outcome, run_behind_engine, run_histories] {
+    for run in [
+        run as fn(u64, bool) -> Outcome,
+        run_behind_engine,
+        run_behind_two_engines,
+        run_histories,
+    ] {
         for seed in 1..=10 {
             let (one, other) = (run(seed, true), run(seed, true));
             let differs = one

@@ -9,7 +9,7 @@
 //!   moment later, unless another process has the name by then.
 //! - Every event is added to the trace, so that two runs of a seed can be compared.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -23,7 +23,9 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::cluster::engine::volumes::{self, Opening};
-use crate::cluster::{Authority, ClusterState, Event, Expected, Membership, NodeInfo, Soon, Volumes};
+use crate::cluster::{
+    Authority, ClusterState, Event, Expected, Membership, NodeInfo, Soon, VolumeLog, Volumes,
+};
 use crate::control::handle::ClusterHandle;
 use crate::error::{NodeError, StorageError};
 use crate::runtime;
@@ -81,13 +83,16 @@ struct Trace {
     violations: Vec<String>,
 }
 
+/// URL of the further engine in the cluster's state.
+const FURTHER_ENGINE: &str = "postgres://imt@further/shop";
+
 /// The shared environment of all nodes.
 pub(crate) struct World {
     inside: Mutex<Inside>,
     pub(super) dice: Dice,
     pub(super) disk: Disk,
-    /// The engine of all volumes, in runs with one.
-    pub(super) engine: Option<Arc<SimEngine>>,
+    /// The engines of the volumes, in runs with any: the first one, and a further one.
+    pub(super) engines: Vec<Arc<SimEngine>>,
     began: Instant,
     skew_ms: BTreeMap<&'static str, AtomicI64>,
     /// `true` if a process that is stopped for too long loses its name and volumes, as with leases.
@@ -99,7 +104,7 @@ pub(crate) struct World {
 
 impl World {
     /// Creates a world without nodes. With an engine, volumes are copies in a folder of each node.
-    pub(super) fn new(seed: u64, names: &[&'static str], keeps_lines: bool, has_engine: bool) -> Arc<World> {
+    pub(super) fn new(seed: u64, names: &[&'static str], keeps_lines: bool, engines: usize) -> Arc<World> {
         let inside = Inside {
             trace: Trace {
                 lines: keeps_lines.then(Vec::new),
@@ -108,16 +113,22 @@ impl World {
             ..Inside::default()
         };
         let dice = Dice::of(seed);
+        let has_engine = engines > 0;
         Arc::new(World {
             inside: Mutex::new(inside),
             has_leases: dice.between(0, 1) == 1 || has_engine,
-            engine: has_engine.then(|| SimEngine::new(dice.clone())),
+            engines: (0..engines).map(|_| SimEngine::new(dice.clone())).collect(),
             disk: Disk::new(has_engine),
             dice,
             began: Instant::now(),
             skew_ms: names.iter().map(|name| (*name, AtomicI64::new(0))).collect(),
             loss: 0.into(),
         })
+    }
+
+    /// Returns the engine that has a log.
+    fn engine_of(&self, log: &VolumeLog) -> Option<&Arc<SimEngine>> {
+        self.engines.get(usize::from(log.engine.is_some()))
     }
 
     pub(super) fn inside(&self) -> MutexGuard<'_, Inside> {
@@ -229,7 +240,12 @@ impl World {
         }
         if inside.state.is_none() {
             let member = RingMember::new(name).ok()?;
-            inside.state = ClusterState::first(member).ok();
+            let first = ClusterState::first(member).ok();
+            let further = |state: ClusterState| match self.engines.len() {
+                0 | 1 => state,
+                _ => state.with_engine("further", FURTHER_ENGINE).unwrap_or(state),
+            };
+            inside.state = first.map(further);
         }
         drop(inside);
         self.note(|| format!("{name} starts as process {id}"));
@@ -383,7 +399,6 @@ impl Node {
     /// Opens a volume behind the engine, with a copy in a folder of this node.
     async fn open_behind(
         &self,
-        engine: &Arc<SimEngine>,
         volume: &NodeName,
         options: microdb::Options,
     ) -> Result<Option<Volume>, NodeError> {
@@ -392,6 +407,9 @@ impl Node {
             return Ok(None);
         };
         let folder = self.cache_folder(volume.as_str());
+        let Some(engine) = self.world.engine_of(&state.log_of(volume)) else {
+            return Ok(None);
+        };
         let opening = Opening {
             volume: volume.as_str(),
             owner: self.name.as_str(),
@@ -406,10 +424,17 @@ impl Node {
         };
         let holder = self.process();
         let followed = self.followers.take(volume.as_str()).await;
-        let cache = move || followed.map_or_else(|| Cache::open(options, &folder), Ok);
+        let born = state.log_of(volume).born;
+        let cache = move || {
+            let cache = followed.map_or_else(|| Cache::open(options, &folder), Ok)?;
+            volumes::of_this_life(cache, born)
+        };
         let opened = volumes::open(opening, cache, move || !holder.is_fenced()).await?;
         if opened.is_some() {
             self.world.note(|| format!("{} opens {volume}", self.name));
+            if state.log_of(volume).engine.is_some() {
+                self.world.count("openings on the further engine");
+            }
         }
         Ok(opened)
     }
@@ -490,7 +515,7 @@ impl Membership for Node {
     }
 
     fn has_followers(&self) -> bool {
-        self.world.engine.is_some()
+        !self.world.engines.is_empty()
     }
 }
 
@@ -560,8 +585,8 @@ impl Volumes for Node {
     fn open(self: Arc<Self>, volume: NodeName, _expected: Expected) -> Soon<'static, Option<Volume>> {
         Box::pin(async move {
             let (options, holder) = (self.options(), self.process());
-            if let Some(engine) = &self.world.engine {
-                return self.open_behind(engine, &volume, options).await;
+            if !self.world.engines.is_empty() {
+                return self.open_behind(&volume, options).await;
             }
             let folder = PathBuf::from("/volumes").join(volume.as_str());
             let opened = runtime::blocking(move || {
@@ -582,7 +607,8 @@ impl Volumes for Node {
 
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         self.world.note(|| format!("{} removes {volume}", self.name));
-        if let Some(engine) = &self.world.engine {
+        let log = self.world.state().map(|state| state.log_of(&volume));
+        if let Some(engine) = log.and_then(|log| self.world.engine_of(&log)) {
             let mut log = engine.log(volume.as_str());
             return Box::pin(async move {
                 // A volume that stays has no slots, and nobody reads it.
@@ -596,17 +622,22 @@ impl Volumes for Node {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn follow(self: Arc<Self>, volumes: BTreeSet<NodeName>) -> Soon<'static, ()> {
+    fn follow(self: Arc<Self>, volumes: BTreeMap<NodeName, VolumeLog>) -> Soon<'static, ()> {
         Box::pin(async move {
-            let Some(engine) = &self.world.engine else {
+            let Some(first) = self.world.engines.first() else {
                 return Ok(());
             };
-            let start = |volume: &str| {
-                let (folder, options) = (self.cache_folder(volume), self.options());
-                let open = move || Cache::open(options.clone(), &folder);
-                Follower::start(open, Box::new(engine.log(volume)), volume)
+            let start = |volume: &NodeName| {
+                let (folder, options) = (self.cache_folder(volume.as_str()), self.options());
+                let log = volumes.get(volume);
+                let born = log.map_or(0, |log| log.born);
+                let engine = log.and_then(|log| self.world.engine_of(log));
+                let log = engine.unwrap_or(first).log(volume.as_str());
+                let open = move || volumes::of_this_life(Cache::open(options.clone(), &folder)?, born);
+                Follower::start(open, Box::new(log), volume.as_str())
             };
-            self.followers.set(&volumes, start).await;
+            let lives = volumes.iter().map(|(volume, log)| (volume.clone(), log.born));
+            self.followers.set(&lives.collect(), start).await;
             Ok(())
         })
     }

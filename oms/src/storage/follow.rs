@@ -9,7 +9,7 @@
 //!
 //! Deliberately absent: the choice of the volumes to follow, which is in the cluster's state.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,28 +71,33 @@ impl Follower {
     }
 }
 
-/// The followers of a node, by volume.
+/// The followers of a node, by volume, with the version of the state that created the volume.
 #[derive(Default)]
-pub(crate) struct Followers(Mutex<BTreeMap<String, Follower>>);
+pub(crate) struct Followers(Mutex<BTreeMap<String, (u64, Follower)>>);
 
 impl Followers {
-    fn all(&self) -> MutexGuard<'_, BTreeMap<String, Follower>> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<String, (u64, Follower)>> {
         self.0.lock()
     }
 
     /// Stops the follower of a volume, and returns its open local copy.
     pub(crate) async fn take(&self, volume: &str) -> Option<Cache> {
         let follower = self.all().remove(volume);
-        follower?.stop().await
+        follower?.1.stop().await
     }
 
-    /// Follows exactly these volumes. `start` starts the follower of one.
-    pub(crate) async fn set(&self, volumes: &BTreeSet<NodeName>, start: impl Fn(&str) -> Follower) {
-        let is_wanted = |volume: &str| volumes.iter().any(|wanted| wanted.as_str() == volume);
+    /// Follows exactly these volumes. Each has the version of the cluster's state that created it.
+    /// `start` starts the follower of one.
+    pub(crate) async fn set(&self, volumes: &BTreeMap<NodeName, u64>, start: impl Fn(&NodeName) -> Follower) {
+        // A volume that was removed and created again has another log.
+        let is_wanted = |volume: &str, born: u64| {
+            let mut volumes = volumes.iter();
+            volumes.any(|(wanted, wanted_born)| wanted.as_str() == volume && *wanted_born == born)
+        };
         let gone: Vec<Follower> = self
             .all()
-            .extract_if(.., |volume, _| !is_wanted(volume))
-            .map(|(_, follower)| follower)
+            .extract_if(.., |volume, (born, _)| !is_wanted(volume, *born))
+            .map(|(_, (_, follower))| follower)
             .collect();
         for follower in gone {
             if let Some(cache) = follower.stop().await {
@@ -101,8 +106,8 @@ impl Followers {
             }
         }
         let mut all = self.all();
-        for volume in volumes {
-            let follower = || start(volume.as_str());
+        for (volume, born) in volumes {
+            let follower = || (*born, start(volume));
             all.entry(volume.as_str().to_owned()).or_insert_with(follower);
         }
     }

@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use crate::domain::sales::Statistics;
 use crate::runtime;
 use crate::runtime::metrics::{Metrics, VolumeCounters};
+use crate::volume::jobs::stat_import::importer::Importer;
 use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
@@ -31,6 +32,8 @@ pub(crate) struct App {
     pub(crate) transactors: Arc<Transactors>,
     pub(crate) statistics: Arc<RwLock<Statistics>>,
     pub(crate) counters: Arc<VolumeCounters>,
+    /// Adds files to the statistics, if this volume has them.
+    pub(crate) stat_files: Arc<Importer>,
     pub(crate) snapshot_turns: Semaphore,
     /// Locked while a stock upload is being applied.
     pub(crate) applying: tokio::sync::Mutex<()>,
@@ -45,8 +48,14 @@ impl App {
         statistics: Arc<RwLock<Statistics>>,
         metrics: &Metrics,
     ) -> App {
+        let counters = metrics.of_volume(&volume);
         App {
-            counters: metrics.of_volume(&volume),
+            stat_files: Arc::new(Importer::new(
+                Arc::clone(transactors.state()),
+                Arc::clone(&statistics),
+                Arc::clone(&counters),
+            )),
+            counters,
             volume,
             up_since_ms: transactors.state().clock.now_ms(),
             transactors,

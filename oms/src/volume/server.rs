@@ -174,19 +174,14 @@ impl VolumeServer {
             working: Mutex::default(),
             cleaning: Mutex::default(),
         };
-        server.begin(context, &statistics, &stopped);
+        server.begin(context, &stopped);
         if let Some(stale_rows) = stale_rows {
             server.start_cleanup(stale_rows);
         }
         Ok(Arc::new(server))
     }
 
-    fn begin(
-        &self,
-        context: &NodeContext,
-        statistics: &Arc<RwLock<Statistics>>,
-        stopped: &watch::Receiver<bool>,
-    ) {
+    fn begin(&self, context: &NodeContext, stopped: &watch::Receiver<bool>) {
         let transactors = &self.app.transactors;
         let state = self.app.state();
         let mut working = self.working();
@@ -201,12 +196,14 @@ impl VolumeServer {
             stopped.clone(),
         )));
         working.push(runtime::spawn(retention::run(Arc::clone(state), stopped.clone())));
-        if !context.config.stat_scan_every.is_zero() {
+        // Behind an engine, each node scans its own folder, without regard to its volumes.
+        let has_shared_folder = context.config.engine.is_none();
+        if has_shared_folder && !context.config.stat_scan_every.is_zero() {
             let scanner = Scanner::new(
                 context.config.data.clone(),
-                Arc::clone(state),
-                Arc::clone(statistics),
+                Arc::clone(&self.app.stat_files),
                 Arc::clone(&self.app.counters),
+                context.clock.clone(),
             );
             let scanning = scanner.run(context.config.stat_scan_every, stopped.clone());
             working.push(runtime::spawn(scanning));

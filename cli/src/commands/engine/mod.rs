@@ -3,13 +3,16 @@
 
 mod binaries;
 mod demo;
+mod further;
 mod server;
 
+use crate::cluster::ClusterArgs;
 use crate::error::CliError;
 use crate::exit::Exit;
-use crate::output::{self, OutputFormat};
-use crate::signals;
+use crate::output::{self, OutputFormat, TableArgs};
+use crate::{args, signals};
 use imt_oms::{EngineCheck, EngineUrl, Verdict};
+use imt_ring::NodeName;
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -36,6 +39,33 @@ tables in it.")]
         #[arg(value_name = "URL")]
         url: EngineUrl,
     },
+    /// Add an engine to a cluster. The volumes of nodes that start later spread over all engines.
+    #[command(after_help = "\
+Example:
+  imt engine init postgres://imt@db4,db5,db6/shop
+  imt engine add east postgres://imt@db4,db5,db6/shop \\
+    --engine postgres://imt@db1,db2,db3/shop
+
+A volume stays on its engine. The first engine keeps the state of the cluster:
+without it nothing is served. Without another one, only its volumes are not.")]
+    Add {
+        /// Name of the engine in the cluster
+        #[arg(value_parser = args::node_name)]
+        name: NodeName,
+        /// URL of the engine, with all its hosts. Each node needs the password
+        #[arg(value_name = "URL")]
+        url: EngineUrl,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// List the engines of a cluster, with their volumes.
+    #[command(after_help = "Example:\n  imt engine list --engine postgres://imt@db1,db2,db3/shop")]
+    List {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        #[command(flatten)]
+        table: TableArgs,
+    },
     /// Run a primary and synchronous standbys on this machine until Ctrl-C, to try a cluster out.
     #[command(after_help = "\
 Examples:
@@ -53,6 +83,8 @@ impl EngineCommand {
         match self {
             Self::Init { url } => signals::block_on(init(url, output)),
             Self::Check { url } => signals::block_on(check(url, output)),
+            Self::Add { name, url, cluster } => signals::block_on(further::add(&name, &url, cluster, output)),
+            Self::List { cluster, table } => signals::block_on(further::list(cluster, &table, output)),
             Self::Demo(args) => signals::block_on(demo::run(args, output)),
         }
     }
@@ -61,7 +93,7 @@ impl EngineCommand {
 async fn init(url: EngineUrl, output: OutputFormat) -> Result<ExitCode, CliError> {
     imt_oms::init_engine(&url)
         .await
-        .map_err(|error| CliError::because(format!("cannot prepare the engine {url}"), error))?;
+        .map_err(|error| CliError::because("the engine was not prepared", error))?;
     match output {
         OutputFormat::Json => output::print_json(&json!({ "engine": url.to_string() }))?,
         OutputFormat::Table => output::print_text(&format!(
@@ -74,7 +106,7 @@ async fn init(url: EngineUrl, output: OutputFormat) -> Result<ExitCode, CliError
 async fn check(url: EngineUrl, output: OutputFormat) -> Result<ExitCode, CliError> {
     let checks = imt_oms::check_engine(&url)
         .await
-        .map_err(|error| CliError::because(format!("cannot check the engine {url}"), error))?;
+        .map_err(|error| CliError::because("the engine was not checked", error))?;
     let worst = checks.iter().map(|check| check.verdict).max();
     match output {
         OutputFormat::Json => {

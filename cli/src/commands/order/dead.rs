@@ -1,6 +1,7 @@
 //! `imt order dead`: lists and retries the messages to the warehouse that were given up.
 
-use super::{NodeAddress, percent_encode, text};
+use super::{percent_encode, text};
+use crate::cluster::NodeAddress;
 use crate::error::CliError;
 use crate::http::Api;
 use crate::output::{self, OutputFormat, TableArgs};
@@ -33,8 +34,8 @@ pub(crate) enum DeadCommand {
 
 pub(super) async fn run(command: DeadCommand, output: OutputFormat) -> Result<(), CliError> {
     match command {
-        DeadCommand::List { node, table } => list(&node.api(), &table, output).await,
-        DeadCommand::Retry { orders, node, .. } => retry(&node.api(), &orders, output).await,
+        DeadCommand::List { node, table } => list(&super::api(&node).await?, &table, output).await,
+        DeadCommand::Retry { orders, node, .. } => retry(&super::api(&node).await?, &orders, output).await,
     }
 }
 

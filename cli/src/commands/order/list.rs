@@ -5,8 +5,9 @@
 //! printed. Volumes are merged by time of arrival, so an order may appear a moment after a younger
 //! one of another volume.
 
-use super::{NodeAddress, percent_encode, text, time};
+use super::{percent_encode, text, time};
 use crate::args;
+use crate::cluster::NodeAddress;
 use crate::error::CliError;
 use crate::http::Api;
 use crate::output::{self, OutputFormat, TableArgs};
@@ -73,7 +74,7 @@ impl ListArgs {
 }
 
 pub(super) async fn run(args: &ListArgs, output: OutputFormat) -> Result<(), CliError> {
-    let api = args.node.api();
+    let api = super::api(&args.node).await?;
     if args.follow {
         return follow(args, &api, output).await;
     }

@@ -1,6 +1,7 @@
 //! `imt order`: lists, shows, pays, cancels and watches orders, and retries dead letters.
 //!
-//! Every command asks the public API of one node, which answers for the orders of all nodes.
+//! Every command asks the public API of one node, which answers for the orders of all nodes. The
+//! address of the node is given, or read from the engine.
 
 mod change;
 mod dead;
@@ -8,11 +9,11 @@ mod list;
 mod show;
 mod watch;
 
+use crate::cluster::NodeAddress;
 use crate::error::CliError;
 use crate::http::Api;
 use crate::output::{OutputFormat, TableArgs};
 use crate::{output, signals};
-use imt_sim::Endpoint;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ Examples:
   imt order list
   imt order list --state refund_wanted --since 1h
   imt order list --follow                     new orders, until Ctrl-C
+  imt order list --engine postgres://imt@db1,db2/shop
   imt order list --fields order,state --csv > orders.csv
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 5 no node answers.")]
@@ -109,23 +111,9 @@ answers, 130 interrupted.")]
     Dead(dead::DeadCommand),
 }
 
-/// Address of the node to ask.
-#[derive(clap::Args)]
-pub(crate) struct NodeAddress {
-    /// Address of a node; any node answers for every order
-    #[arg(
-        long,
-        env = "IMT_OMS",
-        default_value = "http://127.0.0.1:9090",
-        value_name = "URL"
-    )]
-    oms: Endpoint,
-}
-
-impl NodeAddress {
-    fn api(&self) -> Api {
-        Api::new(&self.oms)
-    }
+/// Returns a client of the node that the flags name.
+async fn api(node: &NodeAddress) -> Result<Api, CliError> {
+    Ok(Api::new(&node.endpoint().await?))
 }
 
 impl OrderCommand {
@@ -133,14 +121,16 @@ impl OrderCommand {
         signals::block_on(async move {
             match self {
                 Self::List(args) => list::run(&args, output).await?,
-                Self::Show { id, node } => show::order(&node.api(), &id, output).await?,
-                Self::History { id, node, table } => show::history(&node.api(), &id, &table, output).await?,
-                Self::Cancel { ids, node } => change::cancel(&node.api(), &ids, output).await?,
+                Self::Show { id, node } => show::order(&api(&node).await?, &id, output).await?,
+                Self::History { id, node, table } => {
+                    show::history(&api(&node).await?, &id, &table, output).await?
+                }
+                Self::Cancel { ids, node } => change::cancel(&api(&node).await?, &ids, output).await?,
                 Self::Pay {
                     id,
                     transaction,
                     node,
-                } => change::pay(&node.api(), &id, transaction, output).await?,
+                } => change::pay(&api(&node).await?, &id, transaction, output).await?,
                 Self::Watch(args) => return watch::run(&args, output).await,
                 Self::Dead(command) => dead::run(command, output).await?,
             }
@@ -185,7 +175,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-fn percent_encode(text: &str) -> String {
+pub(super) fn percent_encode(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 

@@ -1,7 +1,8 @@
 //! `imt order watch`: prints the events of an order as they happen.
 
-use super::{NodeAddress, path, show, text, time};
+use super::{path, show, text, time};
 use crate::args;
+use crate::cluster::NodeAddress;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::http::Api;
@@ -39,7 +40,7 @@ pub(crate) struct WatchArgs {
 }
 
 pub(super) async fn run(args: &WatchArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
-    let api = args.node.api();
+    let api = super::api(&args.node).await?;
     let mut watch = Watch {
         args,
         api: &api,

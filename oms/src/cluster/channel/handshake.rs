@@ -7,14 +7,16 @@
 //! | acceptor | 64 | its nonce, its proof |
 //! | initiator | 32 | its proof |
 //!
-//! A proof is a keyed BLAKE3 hash over the sender's role and both nonces. The key is derived from
-//! the secret, so the secret itself is never sent.
+//! A proof is a keyed BLAKE3 hash over the sender's role, both nonces and the binding. The key is
+//! derived from the secret, so the secret itself is never sent. The binding is keying material of
+//! the encrypted session (`tls`), and empty without encryption.
 //!
 //! - A recorded proof cannot be replayed, because each end contributes a new nonce.
 //! - A proof cannot be reflected to its sender, because the two roles differ.
+//! - A proof of one session is refused in another one, because their bindings differ.
 //! - The whole handshake must end within `HANDSHAKE_TIMEOUT`.
 //!
-//! Absent on purpose: encryption. Nodes talk over the loopback interface.
+//! Absent on purpose: encryption, which `tls` adds between machines.
 
 use std::time::Duration;
 
@@ -30,6 +32,9 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 const NONCE_BYTES: usize = 32;
 const KEY_CONTEXT: &str = "imt-order 2026 peer channel handshake v1";
 
+/// The fault of a proof that does not fit.
+const OTHER_SECRET: &str = "the other node has another secret, or somebody in between reads along";
+
 type Nonce = [u8; NONCE_BYTES];
 
 /// The key of the proofs.
@@ -42,11 +47,13 @@ impl PeerKey {
         PeerKey(blake3::derive_key(KEY_CONTEXT, secret.as_bytes()))
     }
 
-    fn proof(&self, role: Role, initiator: &Nonce, acceptor: &Nonce) -> blake3::Hash {
+    fn proof(&self, role: Role, initiator: &Nonce, acceptor: &Nonce, binding: &[u8]) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         hasher.update(&[role as u8]);
         hasher.update(initiator);
         hasher.update(acceptor);
+        // The parts before it have fixed lengths, so no two inputs are the same bytes.
+        hasher.update(binding);
         hasher.finalize()
     }
 }
@@ -58,7 +65,7 @@ enum Role {
 }
 
 /// Proves the secret to the acceptor and checks the acceptor's proof.
-pub(crate) async fn initiate<S>(stream: &mut S, key: &PeerKey) -> Result<(), LinkError>
+pub(crate) async fn initiate<S>(stream: &mut S, key: &PeerKey, binding: &[u8]) -> Result<(), LinkError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -69,15 +76,13 @@ where
         stream.write_all(&hello).await?;
         stream.flush().await?;
         let (mut theirs, mut shown) = ([0; NONCE_BYTES], [0; 32]);
-        stream.read_exact(&mut theirs).await?;
+        stream.read_exact(&mut theirs).await.map_err(refused)?;
         stream.read_exact(&mut shown).await?;
         // `blake3::Hash` compares in constant time.
-        if key.proof(Role::Acceptor, &mine, &theirs) != blake3::Hash::from(shown) {
-            return Err(LinkError(
-                "the other node does not know the cluster's secret".to_owned(),
-            ));
+        if key.proof(Role::Acceptor, &mine, &theirs, binding) != blake3::Hash::from(shown) {
+            return Err(LinkError(OTHER_SECRET.to_owned()));
         }
-        let proof = key.proof(Role::Initiator, &mine, &theirs);
+        let proof = key.proof(Role::Initiator, &mine, &theirs, binding);
         stream.write_all(proof.as_bytes()).await?;
         stream.flush().await?;
         Ok(())
@@ -86,7 +91,7 @@ where
 }
 
 /// Proves the secret to the initiator and checks the initiator's proof.
-pub(crate) async fn accept<S>(stream: &mut S, key: &PeerKey) -> Result<(), LinkError>
+pub(crate) async fn accept<S>(stream: &mut S, key: &PeerKey, binding: &[u8]) -> Result<(), LinkError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -103,22 +108,35 @@ where
         stream.read_exact(&mut theirs).await?;
         let mine: Nonce = rand::random();
         let mut answer = mine.to_vec();
-        answer.extend_from_slice(key.proof(Role::Acceptor, &theirs, &mine).as_bytes());
+        answer.extend_from_slice(key.proof(Role::Acceptor, &theirs, &mine, binding).as_bytes());
         stream.write_all(&answer).await?;
         stream.flush().await?;
         let mut shown = [0; 32];
         stream.read_exact(&mut shown).await?;
-        if key.proof(Role::Initiator, &theirs, &mine) != blake3::Hash::from(shown) {
-            return Err(LinkError(
-                "the other node does not know the cluster's secret".to_owned(),
-            ));
+        if key.proof(Role::Initiator, &theirs, &mine, binding) != blake3::Hash::from(shown) {
+            return Err(LinkError(OTHER_SECRET.to_owned()));
         }
         Ok(())
     })
     .await
 }
 
-async fn within_time(steps: impl Future<Output = Result<(), LinkError>>) -> Result<(), LinkError> {
+/// Explains an end of the connection in place of an answer.
+fn refused(error: std::io::Error) -> LinkError {
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        return LinkError(
+            "the other node refuses this connection; it may require encryption (--insecure-plaintext is \
+             for all nodes or for none)"
+                .to_owned(),
+        );
+    }
+    error.into()
+}
+
+/// Gives the steps of a handshake a common limit of time.
+pub(super) async fn within_time<T>(
+    steps: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
     let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, steps).await;
     ended.unwrap_or_else(|_| Err(LinkError("the handshake took too long".to_owned())))
 }
@@ -130,8 +148,8 @@ mod tests {
     async fn shake(secrets: [&str; 2]) -> [Result<(), LinkError>; 2] {
         let (mut here, mut there) = tokio::io::duplex(1_024);
         let [one, other] = secrets.map(PeerKey::derive);
-        let initiating = async move { initiate(&mut here, &one).await };
-        let accepting = async move { accept(&mut there, &other).await };
+        let initiating = async move { initiate(&mut here, &one, &[]).await };
+        let accepting = async move { accept(&mut there, &other, &[]).await };
         let (initiated, accepted) = tokio::join!(initiating, accepting);
         [initiated, accepted]
     }
@@ -164,8 +182,11 @@ mod tests {
             sent.extend_from_slice(&proof);
             sent
         };
-        let (initiated, accepted, sent) =
-            tokio::join!(initiate(&mut initiator, key), accept(&mut acceptor, key), passing);
+        let (initiated, accepted, sent) = tokio::join!(
+            initiate(&mut initiator, key, &[]),
+            accept(&mut acceptor, key, &[]),
+            passing
+        );
         assert_eq!((initiated, accepted), (Ok(()), Ok(())));
         sent
     }
@@ -180,7 +201,7 @@ mod tests {
             let mut answer = Vec::new();
             let _ = replayer.read_to_end(&mut answer).await;
         };
-        let accepting = async move { accept(&mut acceptor, &key).await };
+        let accepting = async move { accept(&mut acceptor, &key, &[]).await };
         let ((), accepted) = tokio::join!(replaying, accepting);
         assert!(accepted.is_err());
     }
@@ -197,14 +218,16 @@ mod tests {
             attacker.read_exact(&mut answer).await.unwrap();
             attacker.write_all(&answer[NONCE_BYTES..]).await.unwrap();
         };
-        let (accepted, ()) = tokio::join!(accept(&mut acceptor, &key), attacking);
+        let (accepted, ()) = tokio::join!(accept(&mut acceptor, &key, &[]), attacking);
         assert!(accepted.is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_end_is_given_up() {
         let (mut here, _there) = tokio::io::duplex(1_024);
-        let error = accept(&mut here, &PeerKey::derive("open")).await.unwrap_err();
+        let error = accept(&mut here, &PeerKey::derive("open"), &[])
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("too long"), "{error}");
     }
 

@@ -9,6 +9,8 @@
 //! passes all requests of a frame on together (`serving`). So under load many messages share each
 //! system call, each wake-up and each commit.
 //!
+//! Between machines the connection is encrypted (`tls`).
+//!
 //! **Invariants**
 //! - Every queue is bounded. A request that does not fit is refused, and the client gets 503.
 //! - A repeated frame is dropped, and a missing one ends the connection (`frame`).
@@ -25,6 +27,7 @@ mod handshake;
 pub(crate) mod message;
 mod queue;
 mod serving;
+mod tls;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -35,6 +38,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 pub(crate) use crate::cluster::channel::connection::{Connection, Unanswered};
@@ -43,6 +47,7 @@ pub(crate) use crate::cluster::channel::frame::{Frame, HEADER_BYTES, Transfer, o
 pub(crate) use crate::cluster::channel::frame::{FrameSink, FrameSource};
 pub(crate) use crate::cluster::channel::handshake::{PREFACE, PeerKey};
 pub(crate) use crate::cluster::channel::serving::{Asked, Caller, Service, serve};
+pub(crate) use crate::cluster::channel::tls::{Protection, Purpose, TLS_BEGINS};
 
 use crate::cluster::channel::frame::{ByteSink, ByteSource};
 use crate::runtime;
@@ -84,36 +89,53 @@ pub(crate) trait Dialer: Send + Sync {
 }
 
 /// Opens TCP connections, with the handshake.
-pub(crate) struct TcpDialer(PeerKey);
+pub(crate) struct TcpDialer {
+    key: PeerKey,
+    protection: Protection,
+}
 
 impl TcpDialer {
-    /// Returns a dialer that proves its knowledge of this secret.
-    pub(crate) fn new(secret: &str) -> TcpDialer {
-        TcpDialer(PeerKey::derive(secret))
+    /// Returns a dialer that proves its knowledge of this secret, and encrypts the connections for
+    /// which `protection` asks it.
+    pub(crate) fn new(secret: &str, protection: Protection) -> TcpDialer {
+        TcpDialer {
+            key: PeerKey::derive(secret),
+            protection,
+        }
     }
 }
 
 impl Dialer for TcpDialer {
     fn dial(&self, address: SocketAddr) -> Dialing {
-        let key = self.0.clone();
+        let (key, protection) = (self.key.clone(), self.protection.clone());
         Box::pin(async move {
-            let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address));
-            let Ok(stream) = connecting.await else {
-                return Err(LinkError(format!(
-                    "no connection within {} ms",
-                    CONNECT_TIMEOUT.as_millis()
-                )));
-            };
-            let mut stream = stream?;
-            stream.set_nodelay(true)?;
-            handshake::initiate(&mut stream, &key).await?;
-            Ok(link(stream))
+            let mut stream = connect(address).await?;
+            if protection.is_needed(address.ip()) {
+                let stream = protection.connect(stream, Purpose::Channel, &key).await?;
+                return Ok(link(tokio::io::split(stream)));
+            }
+            handshake::initiate(&mut stream, &key, &[]).await?;
+            Ok(link(stream.into_split()))
         })
     }
 }
 
-fn link(stream: TcpStream) -> Link {
-    let (reader, writer) = stream.into_split();
+/// Opens a connection to a node, which nothing is sent on yet.
+pub(crate) async fn connect(address: SocketAddr) -> Result<TcpStream, LinkError> {
+    let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address));
+    let Ok(stream) = connecting.await else {
+        return Err(LinkError("no connection in time".to_owned()));
+    };
+    let stream = stream?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn link<R, W>((reader, writer): (R, W)) -> Link
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin + 'static,
+{
     Link {
         sink: Box::new(ByteSink(writer)),
         source: Box::new(ByteSource::new(reader)),
@@ -126,8 +148,16 @@ pub(crate) async fn serve_stream(
     key: &PeerKey,
     service: Arc<dyn Service>,
 ) -> Result<(), LinkError> {
-    handshake::accept(&mut stream, key).await?;
-    serve(link(stream), service).await
+    handshake::accept(&mut stream, key, &[]).await?;
+    serve(link(stream.into_split()), service).await
+}
+
+/// Serves an encrypted connection of another node, whose proof was checked, to its end.
+pub(crate) async fn serve_encrypted<S>(stream: S, service: Arc<dyn Service>) -> Result<(), LinkError>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    serve(link(tokio::io::split(stream)), service).await
 }
 
 /// The connections that this node has opened, by address of the other node.

@@ -53,6 +53,11 @@ fn read(order: &str) -> Request {
     request(Question::Read(Read::Order(OrderId::parse(order).unwrap())))
 }
 
+fn dialer(secret: &str) -> TcpDialer {
+    let encryption = crate::config::PeerEncryption::BetweenMachines;
+    TcpDialer::new(secret, Protection::new(encryption).unwrap())
+}
+
 /// A listener that serves connections, and what it serves them with.
 async fn listen(secret: &str) -> (SocketAddr, Arc<Echo>, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -73,7 +78,7 @@ async fn listen(secret: &str) -> (SocketAddr, Arc<Echo>, tokio::task::JoinHandle
 #[tokio::test]
 async fn many_requests_share_frames_and_each_gets_its_answer() {
     let (address, echo, _serving) = listen("open").await;
-    let channels = Channels::new(TcpDialer::new("open"), Arc::default());
+    let channels = Channels::new(dialer("open"), Arc::default());
     let connection = channels.connection(address);
     let mut asked = tokio::task::JoinSet::new();
     for number in 0..1_000 {
@@ -93,7 +98,7 @@ async fn many_requests_share_frames_and_each_gets_its_answer() {
 #[tokio::test]
 async fn a_dropped_request_is_answered_with_a_failure() {
     let (address, _, _serving) = listen("open").await;
-    let channels = Channels::new(TcpDialer::new("open"), Arc::default());
+    let channels = Channels::new(dialer("open"), Arc::default());
     let answer = channels.connection(address).ask(read("dropped")).await.unwrap();
     assert!(matches!(answer.reply, Reply::Failed(_)), "{answer:?}");
 }
@@ -101,7 +106,7 @@ async fn a_dropped_request_is_answered_with_a_failure() {
 #[tokio::test]
 async fn messages_that_fit_no_frame_are_refused_and_the_connection_stays() {
     let (address, _, _serving) = listen("open").await;
-    let channels = Channels::new(TcpDialer::new("open"), Arc::default());
+    let channels = Channels::new(dialer("open"), Arc::default());
     let connection = channels.connection(address);
     let answer = connection.ask(read("large")).await.unwrap();
     assert_eq!(answer.reply, Reply::TooLarge);
@@ -122,7 +127,7 @@ async fn messages_that_fit_no_frame_are_refused_and_the_connection_stays() {
 #[tokio::test]
 async fn a_node_with_another_secret_is_not_answered() {
     let (address, echo, _serving) = listen("open").await;
-    let channels = Channels::new(TcpDialer::new("shut"), Arc::default());
+    let channels = Channels::new(dialer("shut"), Arc::default());
     let answer = channels.connection(address).ask(read("1")).await;
     assert!(matches!(answer, Err(Unanswered::Broken(_))), "{answer:?}");
     assert_eq!(echo.requests.load(Ordering::Relaxed), 0);
@@ -131,7 +136,7 @@ async fn a_node_with_another_secret_is_not_answered() {
 #[tokio::test]
 async fn waiting_requests_fail_when_the_connection_ends_and_the_next_one_opens_another() {
     let (address, echo, serving) = listen("open").await;
-    let channels = Channels::new(TcpDialer::new("open"), Arc::default());
+    let channels = Channels::new(dialer("open"), Arc::default());
     let connection = channels.connection(address);
     let order = OrderId::parse("17").unwrap();
     let waiting = {
@@ -163,7 +168,7 @@ async fn waiting_requests_fail_when_the_connection_ends_and_the_next_one_opens_a
 #[tokio::test]
 async fn a_caller_that_stops_waiting_leaves_nothing_behind() {
     let (address, echo, _serving) = listen("open").await;
-    let channels = Channels::new(TcpDialer::new("open"), Arc::default());
+    let channels = Channels::new(dialer("open"), Arc::default());
     let connection = channels.connection(address);
     let keeps = Question::Keeps {
         order: OrderId::parse("17").unwrap(),

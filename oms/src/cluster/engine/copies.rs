@@ -10,7 +10,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::cluster::engine::volumes::{cache_folder, open_cache};
+use imt_ring::NodeName;
+
+use crate::cluster::engine::tools::state_in;
+use crate::cluster::engine::volumes::{cache_folder, further_engine, open_cache};
 use crate::error::{NodeError, StorageError};
 use crate::postgres::{EngineUrl, SessionError};
 use crate::runtime;
@@ -39,6 +42,7 @@ pub async fn export_volume(url: &EngineUrl, volume: &str, folder: &Path) -> Resu
             reason: format!("{} exists; name a folder that does not exist", folder.display()),
         });
     }
+    let url = &engine_of(url, volume).await?;
     let mut log = known(url, volume).await?;
     let last = log.newest().await.map_err(failed(url))?.seq;
     let target = folder.to_owned();
@@ -57,6 +61,7 @@ pub async fn rebuild_volume(
     node: &str,
     data: &Path,
 ) -> Result<VolumeCopy, NodeError> {
+    let url = &engine_of(url, volume).await?;
     let mut log = known(url, volume).await?;
     // The newest entry may not be acknowledged yet, and could still be replaced after a fail-over.
     // A node refuses a copy with an entry that the log does not have.
@@ -69,6 +74,19 @@ pub async fn rebuild_volume(
     });
     let cache = cache.await?;
     filled(url, volume, &mut log, cache, last).await
+}
+
+/// Returns the engine of a volume, by the state in the cluster's first engine.
+async fn engine_of(first: &EngineUrl, volume: &str) -> Result<EngineUrl, NodeError> {
+    let state = state_in(first).await?;
+    let place = state.and_then(|state| {
+        let volume = NodeName::new(volume).ok()?;
+        state.log_of(&volume).engine
+    });
+    match place {
+        Some(text) => further_engine(&text, first),
+        None => Ok(first.clone()),
+    }
 }
 
 async fn known(url: &EngineUrl, volume: &str) -> Result<EngineLog, NodeError> {

@@ -59,18 +59,11 @@ impl Joining {
         }
     }
 
-    fn unfit(&self, reason: impl Into<String>) -> NodeError {
-        NodeError::EngineUnfit {
-            url: self.url.to_string(),
-            reason: reason.into(),
-        }
-    }
-
     /// Checks the engine, takes the name, writes the first state if there is none, and starts the
     /// tasks that beat and look.
     pub(crate) async fn join(self) -> Result<EngineCluster, NodeError> {
         let mut session = Session::new(Arc::clone(&self.url), "node");
-        self.check_engine(&mut session).await?;
+        check_fitness(&mut session, &self.url).await?;
         let name = self.member.name().clone();
         // Positive, and random so that two processes of one name differ.
         let incarnation = (runtime::random_u64() >> 1) as i64;
@@ -98,42 +91,8 @@ impl Joining {
             table,
             beating: Mutex::new(Some(beating)),
             followers: Followers::default(),
+            fit: Mutex::default(),
         })
-    }
-
-    async fn check_engine(&self, session: &mut Session) -> Result<(), NodeError> {
-        let failed = self.failed("read the layout of the tables");
-        let no_tables = || {
-            self.unfit(format!(
-                "it has no tables of imt; run imt engine init {}",
-                self.url
-            ))
-        };
-        let rows = match session.query(schema::VERSION, &[], STATEMENT_TIMEOUT).await {
-            Ok(rows) => rows,
-            Err(SessionError::Refused { code, .. }) if code == schema::UNDEFINED_TABLE => {
-                return Err(no_tables());
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        let version = rows.first().ok_or_else(no_tables)?.int4(0).map_err(&failed)?;
-        if version != schema::SCHEMA_VERSION {
-            return Err(self.unfit(format!(
-                "its tables have layout {version}, and this program needs {}; run the same version of imt on all nodes",
-                schema::SCHEMA_VERSION
-            )));
-        }
-        let rows = session.query(schema::SETTINGS, &[], STATEMENT_TIMEOUT).await;
-        let rows = rows.map_err(&failed)?;
-        let Some(row) = rows.first() else {
-            return Err(self.unfit("it did not return its settings"));
-        };
-        let text = |column| row.text(column).map_err(&failed);
-        let fault = unfit_setting(text(0)?, text(1)?, text(2)?, text(3)?);
-        match fault {
-            Some(fault) => Err(self.unfit(format!("{fault}; run imt engine init {}", self.url))),
-            None => Ok(()),
-        }
     }
 
     /// Refuses a weight of 0 if no other member has a weight above 0, because no node could own
@@ -269,6 +228,44 @@ impl Joining {
             let kept = if self.secret.is_some() { "" } else { fresh.as_str() };
             table.write_first(self.member.clone(), label, kept).await?;
         }
+    }
+}
+
+/// Fails unless an engine has the tables of imt, and settings that lose no acknowledged order.
+pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Result<(), NodeError> {
+    let unfit = |reason: String| NodeError::EngineUnfit {
+        url: url.to_string(),
+        reason,
+    };
+    let failed = |source| NodeError::Engine {
+        action: "read the layout of the tables",
+        url: url.to_string(),
+        source,
+    };
+    let no_tables = || unfit(format!("it has no tables of imt; run imt engine init {url}"));
+    let rows = match session.query(schema::VERSION, &[], STATEMENT_TIMEOUT).await {
+        Ok(rows) => rows,
+        Err(SessionError::Refused { code, .. }) if code == schema::UNDEFINED_TABLE => {
+            return Err(no_tables());
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let version = rows.first().ok_or_else(no_tables)?.int4(0).map_err(failed)?;
+    if version != schema::SCHEMA_VERSION {
+        return Err(unfit(format!(
+            "its tables have layout {version}, and this program needs {}; run the same version of imt on all nodes",
+            schema::SCHEMA_VERSION
+        )));
+    }
+    let rows = session.query(schema::SETTINGS, &[], STATEMENT_TIMEOUT).await;
+    let rows = rows.map_err(failed)?;
+    let Some(row) = rows.first() else {
+        return Err(unfit("it did not return its settings".to_owned()));
+    };
+    let text = |column| row.text(column).map_err(failed);
+    match unfit_setting(text(0)?, text(1)?, text(2)?, text(3)?) {
+        Some(fault) => Err(unfit(format!("{fault}; run imt engine init {url}"))),
+        None => Ok(()),
     }
 }
 

@@ -41,6 +41,7 @@ mod tools;
 pub(crate) mod volumes;
 mod warehouse;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,8 +55,8 @@ pub use crate::cluster::engine::copies::{VolumeCopy, export_volume, rebuild_volu
 pub(crate) use crate::cluster::engine::joining::Joining;
 use crate::cluster::engine::shared::{Shared, Watcher};
 pub use crate::cluster::engine::tools::{
-    EngineCheck, EngineView, Verdict, check_engine, init_engine, promote_standby, reload_standby,
-    standby_position, view_engine,
+    EngineCheck, EngineView, FurtherEngine, Verdict, check_engine, check_further_engine, engine_answers,
+    init_engine, promote_standby, reload_standby, standby_position, view_engine,
 };
 use crate::cluster::{Authority, ClusterState, Event, Membership, NodeInfo, Soon};
 use crate::error::NodeError;
@@ -77,6 +78,8 @@ pub(crate) struct EngineCluster {
     table: Arc<StateTable>,
     beating: parking_lot::Mutex<Option<JoinHandle<()>>>,
     followers: Followers,
+    /// URLs of further engines whose tables and settings were checked.
+    fit: parking_lot::Mutex<BTreeSet<String>>,
 }
 
 impl EngineCluster {

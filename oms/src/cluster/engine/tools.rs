@@ -14,12 +14,13 @@ use std::time::Duration;
 use imt_ring::Ring;
 use tokio::time::Instant;
 
-use crate::cluster::NodeInfo;
 use crate::cluster::engine::authority::decoded_state;
 use crate::cluster::engine::beat::Pace;
-use crate::cluster::engine::joining::unfit_setting;
+use crate::cluster::engine::joining::{check_fitness, unfit_setting};
 use crate::cluster::engine::schema;
 use crate::cluster::engine::tasks::decoded_look;
+use crate::cluster::engine::volumes::further_engine;
+use crate::cluster::{ClusterState, NodeInfo};
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, Param, Session, SessionError};
 use crate::runtime;
@@ -147,7 +148,7 @@ pub struct EngineCheck {
 /// # Errors `NodeError::Engine` if the engine cannot be reached. Faults of the engine are findings,
 /// not errors.
 pub async fn check_engine(url: &EngineUrl) -> Result<Vec<EngineCheck>, NodeError> {
-    let failed = failed(url, "check the engine");
+    let failed = failed(url, "run the checks");
     let mut session = Session::new(Arc::new(url.clone()), "check");
     let mut checks = Checks::default();
     version(&mut session, &mut checks).await.map_err(&failed)?;
@@ -384,6 +385,76 @@ pub struct EngineView {
     pub warehouse: Option<String>,
     /// The cluster's secret. Empty if it comes from a file.
     pub secret: String,
+    /// The volumes on this engine.
+    pub volumes: Vec<String>,
+    /// The further engines of the cluster.
+    pub further: Vec<FurtherEngine>,
+}
+
+/// A further engine of a cluster, which has logs of volumes.
+#[derive(Clone, Debug)]
+pub struct FurtherEngine {
+    /// Its name in the cluster.
+    pub name: String,
+    /// Its URL without a password.
+    pub url: String,
+    /// The volumes on it.
+    pub volumes: Vec<String>,
+}
+
+/// Checks if an engine can become a further engine of a cluster: it has the tables and settings,
+/// and no cluster of its own.
+///
+/// # Errors
+/// `NodeError::EngineUnfit` with the reason, or `NodeError::Engine` if an engine does not answer.
+pub async fn check_further_engine(first: &EngineUrl, url: &EngineUrl) -> Result<(), NodeError> {
+    let url = url.clone().or_password_of(first);
+    check_fitness(&mut Session::new(Arc::new(url.clone()), "check"), &url).await?;
+    match state_in(&url).await? {
+        None => Ok(()),
+        Some(_) => Err(NodeError::EngineUnfit {
+            url: url.to_string(),
+            reason: "it has a cluster of its own; use an empty database".to_owned(),
+        }),
+    }
+}
+
+/// Returns `true` if a further engine of a cluster accepts commits now.
+pub async fn engine_answers(first: &EngineUrl, further: &str) -> bool {
+    let Ok(url) = further_engine(further, first) else {
+        return false;
+    };
+    let mut session = Session::new(Arc::new(url), "check");
+    session
+        .execute(schema::PROBE, &[], STATEMENT_TIMEOUT)
+        .await
+        .is_ok()
+}
+
+/// Reads the state of the cluster. `None` if no node was ever started.
+pub(super) async fn state_in(url: &EngineUrl) -> Result<Option<ClusterState>, NodeError> {
+    let failed = failed(url, "read the cluster's state");
+    let mut session = Session::new(Arc::new(url.clone()), "view");
+    let rows = session
+        .query(schema::STATE, &[Param::Int8(-1)], STATEMENT_TIMEOUT)
+        .await;
+    let confirmed = decoded_state(&rows.map_err(&failed)?, None).map_err(&failed)?;
+    Ok(confirmed.map(|confirmed| confirmed.state))
+}
+
+fn further_engines(state: &ClusterState) -> Vec<FurtherEngine> {
+    let further = |(name, url): (&String, &String)| FurtherEngine {
+        name: name.clone(),
+        url: url.clone(),
+        volumes: volumes_on(state, Some(name)),
+    };
+    state.engines.iter().map(further).collect()
+}
+
+fn volumes_on(state: &ClusterState, engine: Option<&String>) -> Vec<String> {
+    let volumes = state.serving.keys();
+    let volumes = volumes.filter(|volume| state.placed.get(*volume) == engine);
+    volumes.map(ToString::to_string).collect()
 }
 
 /// Reads the nodes and the ring of an engine. Looks several times: a node runs if its beat changes.
@@ -402,6 +473,11 @@ pub async fn view_engine(url: &EngineUrl) -> Result<EngineView, NodeError> {
         .map_err(&failed)?
         .map(|confirmed| confirmed.state);
     let warehouse = state.as_ref().and_then(|state| state.warehouse.clone());
+    let further = state.as_ref().map(further_engines).unwrap_or_default();
+    let volumes = state
+        .as_ref()
+        .map(|state| volumes_on(state, None))
+        .unwrap_or_default();
     let ring = state.map(|state| state.ring);
     let secret = match rows.first() {
         Some(row) => row.text(3).map_err(&failed)?.to_owned(),
@@ -438,5 +514,7 @@ pub async fn view_engine(url: &EngineUrl) -> Result<EngineView, NodeError> {
         ring,
         warehouse,
         secret,
+        volumes,
+        further,
     })
 }

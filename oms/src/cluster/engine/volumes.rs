@@ -11,7 +11,7 @@
 //!
 //! Deliberately absent: the choice of the volumes (`control`), beats and leases (`beat`).
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,15 +20,17 @@ use std::time::Duration;
 use imt_ring::NodeName;
 
 use crate::cluster::engine::EngineCluster;
-use crate::cluster::{Authority, Expected, Soon, Volumes};
+use crate::cluster::engine::joining::check_fitness;
+use crate::cluster::{Authority, Expected, Soon, VolumeLog, Volumes};
 use crate::error::{NodeError, StorageError, with_causes};
+use crate::postgres::{EngineUrl, Session, SessionError};
 use crate::runtime;
 use crate::runtime::seeded::seeded;
 use crate::storage::checkpoint::Checkpointer;
 use crate::storage::follow::Follower;
 use crate::storage::log::cache::{Cache, CatchUpError, catch_up};
 use crate::storage::log::engine::EngineLog;
-use crate::storage::log::takeover::{Takeover, take_over};
+use crate::storage::log::takeover::{Takeover, is_before, take_over};
 use crate::storage::log::writer::LogWriter;
 use crate::storage::log::{Log, LogError};
 use crate::storage::volume::Volume;
@@ -84,9 +86,75 @@ impl EngineCluster {
         cache_folder(&self.data, self.name.as_str(), volume)
     }
 
-    fn log(&self, volume: &str, purpose: &'static str) -> Box<dyn Log> {
-        Box::new(EngineLog::new(Arc::clone(&self.url), volume, purpose))
+    /// Returns the URL of the engine that has a log.
+    fn engine_of(&self, log: &VolumeLog) -> Result<Arc<EngineUrl>, NodeError> {
+        match &log.engine {
+            None => Ok(Arc::clone(&self.url)),
+            Some(text) => further_engine(text, &self.url).map(Arc::new),
+        }
     }
+
+    /// Returns the URL of the engine that has a log, if volumes on it can be opened now.
+    async fn usable_engine_of(&self, log: &VolumeLog) -> Option<Arc<EngineUrl>> {
+        match self.engine_of(log) {
+            Ok(url) => self.is_fit(&url).await.then_some(url),
+            Err(error) => {
+                tracing::error!(error = with_causes(&error), "engine of a volume cannot be used");
+                None
+            }
+        }
+    }
+
+    /// Checks the tables and settings of a further engine, once it answers. Returns `false` while
+    /// it does not, and if it must not be used.
+    async fn is_fit(&self, url: &Arc<EngineUrl>) -> bool {
+        let text = url.to_string();
+        let fit = || self.fit.lock();
+        if Arc::ptr_eq(url, &self.url) || fit().contains(&text) {
+            return true;
+        }
+        match check_fitness(&mut Session::new(Arc::clone(url), "node"), url).await {
+            Ok(()) => {
+                fit().insert(text);
+                true
+            }
+            Err(error) if error.is_engine_away() => {
+                tracing::debug!(error = with_causes(&error), "engine of a volume does not answer");
+                false
+            }
+            Err(error) => {
+                tracing::error!(error = with_causes(&error), "engine of a volume cannot be used");
+                false
+            }
+        }
+    }
+}
+
+fn log_in(url: &Arc<EngineUrl>, volume: &str, purpose: &'static str) -> Box<dyn Log> {
+    Box::new(EngineLog::new(Arc::clone(url), volume, purpose))
+}
+
+/// Parses the URL of a further engine. It is kept without a password: each node takes the password
+/// from its environment or password file, else that of the first engine.
+pub(super) fn further_engine(text: &str, first: &EngineUrl) -> Result<EngineUrl, NodeError> {
+    let parsed: Result<EngineUrl, _> = text.parse();
+    parsed
+        .map(|url| url.or_password_of(first))
+        .map_err(|error| NodeError::EngineUnfit {
+            url: text.to_owned(),
+            reason: error.to_string(),
+        })
+}
+
+/// Empties a local copy of an earlier volume of the same name: one that was removed before the
+/// version `born` of the cluster's state created this one.
+pub(crate) fn of_this_life(cache: Cache, born: u64) -> Result<Cache, StorageError> {
+    let position = cache.position()?;
+    if position.is_some_and(|position| position.seq > 0 && is_before(position.epoch, born)) {
+        tracing::info!("local copy is of a volume that was removed and created again; it is filled again");
+        cache.clear()?;
+    }
+    Ok(cache)
 }
 
 /// Opens or creates the local copy of a volume. An unreadable copy is deleted and created again,
@@ -115,6 +183,21 @@ pub(super) fn open_cache(folder: &Path) -> Result<Cache, StorageError> {
     }
 }
 
+impl EngineCluster {
+    async fn remove_log(&self, volume: &NodeName) -> Result<(), NodeError> {
+        let state = Authority::read(self).await?;
+        let url = self.engine_of(&state.log_of(volume))?;
+        let removed = log_in(&url, volume.as_str(), "remove").remove().await;
+        removed.map_err(|error| NodeError::Engine {
+            action: "remove a log",
+            url: url.to_string(),
+            source: SessionError::Away {
+                reason: error.to_string(),
+            },
+        })
+    }
+}
+
 impl Volumes for EngineCluster {
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>> {
         Box::pin(async move {
@@ -123,6 +206,12 @@ impl Volumes for EngineCluster {
                 return Ok(None);
             }
             let name = volume.as_str();
+            let identity = state.log_of(&volume);
+            // An engine that cannot be used stops its volumes, and no others.
+            let Some(url) = self.usable_engine_of(&identity).await else {
+                tokio::time::sleep(RETRY_PAUSE).await;
+                return Ok(None);
+            };
             let followed = self.followers.take(name).await;
             let folder = self.cache_folder(name);
             let opening = Opening {
@@ -130,19 +219,21 @@ impl Volumes for EngineCluster {
                 owner: self.name.as_str(),
                 since: state.since(&volume),
                 expected,
-                place: self.url.to_string(),
-                logs: [self.log(name, "log"), self.log(name, "checkpoint")],
+                place: url.to_string(),
+                logs: ["log", "checkpoint"].map(|purpose| log_in(&url, name, purpose)),
             };
-            let cache = move || followed.map_or_else(|| open_cache(&folder), Ok);
+            let born = identity.born;
+            let cache = move || of_this_life(followed.map_or_else(|| open_cache(&folder), Ok)?, born);
             open(opening, cache, self.lease()).await
         })
     }
 
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         Box::pin(async move {
-            if let Err(error) = self.log(volume.as_str(), "remove").remove().await {
+            if let Err(error) = self.remove_log(&volume).await {
                 // The rows only take space: no node opens a volume without slots.
-                tracing::warn!(%volume, %error, "rows of an empty volume not removed from the engine");
+                let error = with_causes(&error);
+                tracing::warn!(%volume, error, "rows of an empty volume not removed from the engine");
             }
             let folder = self.cache_folder(volume.as_str());
             let removed = runtime::blocking(move || std::fs::remove_dir_all(folder)).await;
@@ -155,13 +246,29 @@ impl Volumes for EngineCluster {
         })
     }
 
-    fn follow(self: Arc<Self>, volumes: BTreeSet<NodeName>) -> Soon<'static, ()> {
+    fn follow(self: Arc<Self>, volumes: BTreeMap<NodeName, VolumeLog>) -> Soon<'static, ()> {
         Box::pin(async move {
-            let start = |volume: &str| {
-                let folder = self.cache_folder(volume);
-                Follower::start(move || open_cache(&folder), self.log(volume, "follow"), volume)
+            let mut lives = BTreeMap::new();
+            let mut engines = BTreeMap::new();
+            for (volume, log) in &volumes {
+                match self.engine_of(log) {
+                    Ok(url) => {
+                        lives.insert(volume.clone(), log.born);
+                        engines.insert(volume, url);
+                    }
+                    Err(error) => {
+                        tracing::error!(%volume, error = with_causes(&error), "volume not followed");
+                    }
+                }
+            }
+            let start = |volume: &NodeName| {
+                let folder = self.cache_folder(volume.as_str());
+                let born = lives.get(volume).copied().unwrap_or(0);
+                let url = engines.get(volume).unwrap_or(&self.url);
+                let open = move || of_this_life(open_cache(&folder)?, born);
+                Follower::start(open, log_in(url, volume.as_str(), "follow"), volume.as_str())
             };
-            self.followers.set(&volumes, start).await;
+            self.followers.set(&lives, start).await;
             Ok(())
         })
     }
@@ -254,4 +361,28 @@ async fn take(
     let status = Arc::clone(writer.status());
     runtime::spawn(Checkpointer::new(checkpoints).run(volume.to_owned(), status));
     Ok(writer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::log::Position;
+
+    #[test]
+    fn a_copy_of_an_earlier_volume_of_the_name_is_emptied_and_a_present_one_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = Position {
+            seq: 17,
+            epoch: (5 << 20) + 3,
+            ..Position::default()
+        };
+        let cache = open_cache(folder.path()).unwrap();
+        cache.move_to(&at).unwrap();
+        for born in [0, 4, 5] {
+            let kept = of_this_life(cache.clone(), born).unwrap();
+            assert_eq!(kept.position().unwrap(), Some(at), "born at {born}");
+        }
+        let emptied = of_this_life(cache, 6).unwrap();
+        assert_eq!((emptied.position().unwrap(), emptied.rows()), (None, 0));
+    }
 }

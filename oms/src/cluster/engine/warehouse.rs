@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cluster::engine::EngineCluster;
-use crate::cluster::{Membership, agreed_warehouse};
+use crate::cluster::{ClusterState, Membership, agreed_warehouse};
 use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
 
@@ -33,17 +33,15 @@ impl EngineCluster {
         loop {
             let others = self.alive()?;
             let is_alone = others.iter().all(|node_info| node_info.name == self.name);
-            if is_alone && self.table.take_coordination(&self.shared).await? {
-                let state = self.shared.read_state().await?.state;
-                let stored = || state.warehouse.clone().unwrap_or_else(|| usual.to_owned());
-                let wanted = asked.map_or_else(stored, ToString::to_string);
-                if let Some(next) = state.with_warehouse(&wanted) {
+            let decides = is_alone && self.table.take_coordination(&self.shared).await?;
+            let state = self.shared.read_state().await?.state;
+            match agreement(&state, decides, asked, usual)? {
+                Agreement::Named(warehouse) => return Ok(warehouse),
+                Agreement::Change(next, warehouse) => {
                     self.table.replace(&self.shared, &next).await?;
+                    return Ok(warehouse);
                 }
-                return Ok(wanted);
-            }
-            if let Some(known) = self.shared.read_state().await?.state.warehouse {
-                return agreed_warehouse(asked, known);
+                Agreement::Unnamed => {}
             }
             if Instant::now() >= until {
                 return Err(NodeError::Config {
@@ -53,6 +51,109 @@ impl EngineCluster {
                 });
             }
             tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    }
+}
+
+/// The result of one look at the state.
+#[derive(Debug, PartialEq, Eq)]
+enum Agreement {
+    /// This warehouse is that of the cluster.
+    Named(String),
+    /// This warehouse becomes that of the cluster with this state.
+    Change(Box<ClusterState>, String),
+    /// Another node is about to name it.
+    Unnamed,
+}
+
+/// Returns the warehouse by a state. A node that decides replaces the stored one by its setting.
+fn agreement(
+    state: &ClusterState,
+    decides: bool,
+    asked: Option<&WarehouseUrl>,
+    usual: &str,
+) -> Result<Agreement, NodeError> {
+    let stored = state.warehouse.clone();
+    if decides {
+        let wanted = asked.map(ToString::to_string).or(stored);
+        let wanted = wanted.unwrap_or_else(|| usual.to_owned());
+        return Ok(match state.with_warehouse(&wanted) {
+            Some(next) => Agreement::Change(Box::new(next), wanted),
+            None => Agreement::Named(wanted),
+        });
+    }
+    match stored {
+        Some(known) => agreed_warehouse(asked, known).map(Agreement::Named),
+        None => Ok(Agreement::Unnamed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use imt_ring::Member;
+
+    use super::*;
+
+    const USUAL: &str = "http://127.0.0.1:9091";
+
+    fn url(text: &str) -> WarehouseUrl {
+        text.parse().unwrap()
+    }
+
+    fn state(warehouse: Option<&str>) -> ClusterState {
+        let first = ClusterState::first(Member::new("ada").unwrap()).unwrap();
+        warehouse
+            .and_then(|url| first.with_warehouse(url))
+            .unwrap_or(first)
+    }
+
+    #[test]
+    fn a_node_that_decides_writes_its_setting_else_the_stored_url_else_the_usual_one() {
+        for (stored, asked, expected, is_change) in [
+            (None, None, USUAL, true),
+            (None, Some("http://wms:1"), "http://wms:1", true),
+            (Some("http://wms:1"), None, "http://wms:1", false),
+            (Some("http://wms:1"), Some("http://wms:1"), "http://wms:1", false),
+            (Some("http://wms:1"), Some("http://wms:2"), "http://wms:2", true),
+        ] {
+            let (state, asked) = (state(stored), asked.map(url));
+            match agreement(&state, true, asked.as_ref(), USUAL).unwrap() {
+                Agreement::Change(next, named) => {
+                    assert!(is_change, "{stored:?} {asked:?}");
+                    assert_eq!(named, expected);
+                    assert_eq!(next.warehouse.as_deref(), Some(expected));
+                    assert_eq!(next.version, state.version + 1);
+                }
+                Agreement::Named(named) => {
+                    assert!(!is_change, "{stored:?} {asked:?}");
+                    assert_eq!(named, expected);
+                }
+                Agreement::Unnamed => panic!("{stored:?} {asked:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_that_joins_takes_the_stored_url_and_is_refused_with_another_setting() {
+        let (one, other) = (url("http://wms:1"), url("http://wms:2"));
+        let state = state(Some("http://wms:1"));
+        for asked in [None, Some(&one)] {
+            let named = agreement(&state, false, asked, USUAL).unwrap();
+            assert_eq!(named, Agreement::Named("http://wms:1".to_owned()));
+        }
+        let refused = agreement(&state, false, Some(&other), USUAL);
+        assert!(
+            matches!(refused, Err(NodeError::OtherWarehouse { .. })),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn a_node_that_joins_waits_until_the_first_one_has_named_the_warehouse() {
+        let unnamed = state(None);
+        for asked in [None, Some(url("http://wms:1"))] {
+            let waits = agreement(&unnamed, false, asked.as_ref(), USUAL).unwrap();
+            assert_eq!(waits, Agreement::Unnamed);
         }
     }
 }

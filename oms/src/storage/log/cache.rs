@@ -109,6 +109,12 @@ impl Cache {
         .collect()
     }
 
+    /// Writes a position without rows.
+    #[cfg(test)]
+    pub(crate) fn move_to(&self, at: &Position) -> Result<(), StorageError> {
+        self.0.batch().commit_at(at)
+    }
+
     /// Returns the number of rows, without those of `meta`.
     pub(crate) fn rows(&self) -> u64 {
         let tables = TABLES.iter().filter(|(table, _)| *table != Table::Meta);

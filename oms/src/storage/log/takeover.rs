@@ -22,6 +22,11 @@ const TAKEOVER_BITS: u32 = 20;
 /// place once; each further loss of the place needs a further takeover.
 const ATTEMPTS_MAX: usize = 64;
 
+/// Returns `true` if an owner took this epoch before the version `born` of the cluster's state.
+pub(crate) fn is_before(epoch: u64, born: u64) -> bool {
+    epoch < born << TAKEOVER_BITS
+}
+
 /// The outcome of a takeover.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Takeover {

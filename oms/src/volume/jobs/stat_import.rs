@@ -1,5 +1,8 @@
 //! Imports the warehouse's statistics files: each file is added to the statistics exactly once.
 //!
+//! On one machine, the volume that has the statistics scans the data folder. Behind an engine, each
+//! node scans its own folder and hands the files to that volume (`api::stat_files`).
+//!
 //! The name of a file is committed together with the new sums, and only then is the file deleted. A
 //! process that dies in between finds both the file and its name, and deletes the file without
 //! adding it.
@@ -13,7 +16,9 @@
 //!
 //! Deliberately absent: changes to files of any other name.
 
-mod folder;
+pub(crate) mod folder;
+pub(crate) mod folder_id;
+pub(crate) mod importer;
 pub(crate) mod name;
 #[cfg(test)]
 mod tests;
@@ -25,44 +30,88 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::domain::sales::{self, Statistics};
 use crate::error::{StorageError, with_causes};
 use crate::runtime;
+use crate::runtime::clock::Clock;
 use crate::runtime::metrics::VolumeCounters;
-use crate::storage::write_batch::WriteBatch;
 use crate::volume::jobs::stat_import::folder::{Content, Found, Stamp};
+use crate::volume::jobs::stat_import::importer::{Imported, Importer};
 use crate::volume::jobs::stat_import::watched::{Step, Watched};
-use crate::volume::state::VolumeState;
 
 /// Time after which a file operation is reported as hanging.
 const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The reason why a file was not added now. A later scan tries again.
+#[derive(Debug)]
+pub(crate) enum Unadded {
+    /// The volume with the statistics is at another place now.
+    Elsewhere,
+    /// Nobody takes the file now.
+    Later(String),
+    /// The volume cannot be read or written.
+    Failed(StorageError),
+}
+
+impl From<StorageError> for Unadded {
+    fn from(error: StorageError) -> Unadded {
+        match error {
+            StorageError::Closed | StorageError::Stale => Unadded::Elsewhere,
+            error => Unadded::Failed(error),
+        }
+    }
+}
+
+/// The way of the files of a folder to the volume with the statistics.
+pub(crate) trait FileTarget: Send + Sync {
+    /// Returns `true` if files can be added.
+    fn is_ready(&self) -> bool;
+
+    /// Returns the fate of a file, if its name decides it before the file is read.
+    fn foreseen(&self, name: &str) -> Result<Option<Imported>, Unadded>;
+
+    /// Adds a whole file.
+    fn add(&self, name: &str, body: Vec<u8>) -> impl Future<Output = Result<Imported, Unadded>> + Send;
+}
+
+impl FileTarget for Importer {
+    fn is_ready(&self) -> bool {
+        self.state.slots.has_statistics()
+    }
+
+    fn foreseen(&self, name: &str) -> Result<Option<Imported>, Unadded> {
+        Ok(Importer::foreseen(self, name, name)?)
+    }
+
+    async fn add(&self, name: &str, body: Vec<u8>) -> Result<Imported, Unadded> {
+        Ok(Importer::add(self, name, name, &body).await?)
+    }
+}
+
 /// Scans the data folder for statistics files.
-pub(crate) struct Scanner {
+pub(crate) struct Scanner<T> {
     folder: PathBuf,
-    state: Arc<VolumeState>,
-    statistics: Arc<RwLock<Statistics>>,
+    target: Arc<T>,
     counters: Arc<VolumeCounters>,
+    clock: Clock,
     watched: Watched,
 }
 
-impl Scanner {
+impl<T: FileTarget> Scanner<T> {
     /// Returns a scanner that has seen no file yet.
     pub(crate) fn new(
         folder: PathBuf,
-        state: Arc<VolumeState>,
-        statistics: Arc<RwLock<Statistics>>,
+        target: Arc<T>,
         counters: Arc<VolumeCounters>,
-    ) -> Scanner {
+        clock: Clock,
+    ) -> Scanner<T> {
         Scanner {
             folder,
-            state,
-            statistics,
+            target,
             counters,
+            clock,
             watched: Watched::default(),
         }
     }
@@ -70,10 +119,11 @@ impl Scanner {
     /// Scans until `stop` becomes true.
     pub(crate) async fn run(mut self, every: Duration, mut stop: watch::Receiver<bool>) {
         loop {
-            if self.state.slots.has_statistics() {
+            if self.target.is_ready() {
                 self.scan().await;
             } else {
                 self.counters.stat_files_waiting.store(0, Ordering::Relaxed);
+                self.counters.stat_scan_ended_ms.store(0, Ordering::Relaxed);
             }
             tokio::select! {
                 biased;
@@ -97,57 +147,44 @@ impl Scanner {
         for entry in &found {
             match self.process(entry).await {
                 Ok(()) => {}
-                Err(StorageError::Closed | StorageError::Stale) => return,
-                Err(error) => {
-                    tracing::error!(
-                        file = entry.name,
-                        error = with_causes(&error),
-                        "statistics file not added"
-                    );
+                Err(Unadded::Elsewhere) => return,
+                Err(Unadded::Later(reason)) => {
+                    tracing::warn!(file = entry.name, reason, "statistics file not added yet");
+                    return;
+                }
+                Err(Unadded::Failed(error)) => {
+                    let error = with_causes(&error);
+                    tracing::error!(file = entry.name, error, "statistics file not added");
                     return;
                 }
             }
         }
         let waiting = self.watched.len() as u64;
         self.counters.stat_files_waiting.store(waiting, Ordering::Relaxed);
-        let now_ms = self.state.clock.now_ms();
+        let now_ms = self.clock.now_ms();
         self.counters.stat_scan_ended_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    async fn process(&mut self, entry: &Found) -> Result<(), StorageError> {
-        let (name, now_ms) = (entry.name.as_str(), self.state.clock.now_ms());
-        let is_known = self.state.storage.knows_stat_file(name)?;
-        if !is_known && let Some(reason) = self.refusal(name, now_ms)? {
-            self.set_aside(name, reason).await;
+    async fn process(&mut self, entry: &Found) -> Result<(), Unadded> {
+        let name = entry.name.as_str();
+        let foreseen = self.target.foreseen(name)?;
+        if let Some(Imported::Refused(reason)) = foreseen {
+            self.set_aside(name, &reason).await;
             return Ok(());
         }
         match self.watched.step(entry, Instant::now()) {
             Step::Wait => {}
             Step::SetAside(reason) => self.set_aside(name, &reason).await,
-            Step::Take(stamp) if is_known => {
-                tracing::warn!(file = name, "statistics file deleted: its name was added before");
-                self.delete(name, stamp).await;
-            }
+            Step::Take(stamp) if foreseen.is_some() => self.delete_known(name, stamp).await,
             Step::Take(stamp) => self.take(name, stamp).await?,
         }
         Ok(())
     }
 
-    /// Returns the reason why a file of this unknown name is never added, or `None` if it may be
-    /// added.
-    fn refusal(&self, name: &str, now_ms: u64) -> Result<Option<&'static str>, StorageError> {
-        if name::is_implausible(name, now_ms) {
-            return Ok(Some("its name is more than a day ahead of this node's clock"));
-        }
-        let mark = self.state.storage.stat_files_forgotten()?;
-        let reason = "it is older than the stored names, so it may have been added before";
-        Ok(name::may_be_forgotten(name, mark.as_deref(), now_ms).then_some(reason))
-    }
-
-    async fn take(&mut self, name: &str, stamp: Stamp) -> Result<(), StorageError> {
+    async fn take(&mut self, name: &str, stamp: Stamp) -> Result<(), Unadded> {
         let path = self.folder.join(name);
         let incomplete = match blocking("read a file", move || folder::read(&path, &stamp)).await {
-            Ok(Content::Whole(body)) => return self.add(name, stamp, &body).await,
+            Ok(Content::Whole(body)) => return self.add(name, stamp, body).await,
             Ok(Content::Changed) => {
                 self.watched.changed(name);
                 return Ok(());
@@ -162,37 +199,18 @@ impl Scanner {
     }
 
     /// Adds a file to the statistics, then deletes the file.
-    async fn add(&mut self, name: &str, stamp: Stamp, body: &[u8]) -> Result<(), StorageError> {
-        let file = match sales::read_file(body) {
-            Ok(file) => file,
-            Err(fault) => {
-                self.set_aside(name, &fault.to_string()).await;
-                return Ok(());
-            }
-        };
-        let state = &self.state;
-        // Only this task changes the statistics while this volume owns them, so the sums are still
-        // current when they replace the old ones.
-        let version = state.slots.version();
-        let sums = self.statistics.read().with(&file);
-        let mut batch = WriteBatch::default();
-        batch.stat_file(name, state.clock.now_ms(), &sums);
-        let permit = state.storage.permit().await?;
-        let ticket = {
-            let _stock = state.stock();
-            // Statistics that are being migrated accept no file. Their next volume adds it.
-            state.slots.check_statistics()?;
-            if state.slots.version() != version {
-                return Err(StorageError::Closed);
-            }
-            batch.fence(state.slots.fence_of_statistics());
-            permit.send(batch)
-        };
-        ticket.durable().await?;
-        self.statistics.write().replace(sums);
-        self.counters.stat_files.fetch_add(1, Ordering::Relaxed);
-        self.delete(name, stamp).await;
+    async fn add(&mut self, name: &str, stamp: Stamp, body: Vec<u8>) -> Result<(), Unadded> {
+        match self.target.add(name, body).await? {
+            Imported::Added => self.delete(name, stamp).await,
+            Imported::Known => self.delete_known(name, stamp).await,
+            Imported::Refused(reason) => self.set_aside(name, &reason).await,
+        }
         Ok(())
+    }
+
+    async fn delete_known(&mut self, name: &str, stamp: Stamp) {
+        tracing::warn!(file = name, "statistics file deleted: its name was added before");
+        self.delete(name, stamp).await;
     }
 
     /// Deletes a file that was added, or sets it aside if another program has written to it since.

@@ -30,13 +30,18 @@ pub(crate) fn may_be_forgotten(name: &str, mark: Option<&str>, now_ms: u64) -> b
     mark.is_some_and(|mark| name <= mark && !is_implausible(mark, now_ms))
 }
 
-/// Returns the mark after these names were removed. The mark never goes back.
+/// Returns the name of a file by the key that it is known by: `NAME`, or `FOLDER/NAME`.
+fn of_key(key: &str) -> &str {
+    key.rsplit_once('/').map_or(key, |(_, name)| name)
+}
+
+/// Returns the mark after files with these keys were removed. The mark never goes back.
 pub(crate) fn next_mark<'a>(
     mark: Option<&'a str>,
     forgotten: impl IntoIterator<Item = &'a str>,
     now_ms: u64,
 ) -> Option<&'a str> {
-    let names = mark.into_iter().chain(forgotten);
+    let names = mark.into_iter().chain(forgotten).map(of_key);
     names.filter(|name| !is_implausible(name, now_ms)).max()
 }
 
@@ -73,6 +78,8 @@ mod tests {
             Some(old),
             "a mark ahead of the clock is replaced"
         );
+        let of_folder = "ada-0123/stat_000000000000200.csv";
+        assert_eq!(next_mark(Some(old), [of_folder], 1_000), Some(new));
         assert!(may_be_forgotten(old, Some(new), 1_000));
         assert!(!may_be_forgotten(new, Some(old), 1_000));
         assert!(!may_be_forgotten(new, Some(ahead), 1_000));

@@ -8,8 +8,10 @@ use crate::outbox::OutboxLimits;
 use crate::runtime::clock::{Clock, StepWatch};
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
+use crate::storage::write_batch::WriteBatch;
 use crate::volume::jobs::retention::{Removed, remove_expired};
 use crate::volume::jobs::stat_import::watched::INCOMPLETE_TIMEOUT;
+use crate::volume::state::VolumeState;
 
 /// The current time of these tests: a moment in 2026, in milliseconds.
 const NOW_MS: u64 = 1_780_000_000_000;
@@ -20,7 +22,8 @@ struct World {
     folder: tempfile::TempDir,
     _volume: tempfile::TempDir,
     clock: Arc<AtomicU64>,
-    scanner: Scanner,
+    importer: Arc<Importer>,
+    scanner: Scanner<Importer>,
 }
 
 impl World {
@@ -32,16 +35,21 @@ impl World {
         let loaded = storage.load(&slots).unwrap();
         let manual = Clock::Manual(Arc::clone(&clock));
         let state = VolumeState::new(storage, slots, loaded, OutboxLimits::default(), manual, None);
+        let counters = Arc::default();
+        let importer = Importer::new(Arc::new(state), Arc::default(), Arc::clone(&counters));
+        let importer = Arc::new(importer);
+        let clock_of_scans = Clock::Manual(Arc::clone(&clock));
         let scanner = Scanner::new(
             folder.path().to_owned(),
-            Arc::new(state),
-            Arc::default(),
-            Arc::default(),
+            Arc::clone(&importer),
+            counters,
+            clock_of_scans,
         );
         World {
             folder,
             _volume: volume,
             clock,
+            importer,
             scanner,
         }
     }
@@ -62,7 +70,7 @@ impl World {
 
     /// Returns the units sold of product 5.
     fn units(&self) -> u128 {
-        self.scanner.statistics.read().product(5).total_qty
+        self.importer.statistics.read().product(5).total_qty
     }
 
     async fn scan(&mut self, times: usize) {
@@ -108,7 +116,7 @@ async fn an_empty_file_is_added_once_it_has_lines() {
     world.write(&name, "");
     world.scan(4).await;
     assert!(world.path(&name).exists());
-    assert!(!world.scanner.state.storage.knows_stat_file(&name).unwrap());
+    assert!(!world.importer.state.storage.knows_stat_file(&name).unwrap());
     assert_eq!(world.counters(), [0, 1, 0]);
     world.append(&name, "5,7,10\n");
     world.scan(2).await;
@@ -184,7 +192,11 @@ async fn a_file_changed_after_it_was_added_is_set_aside() {
     let found = folder::look(world.folder.path()).unwrap();
     let stamp = found[0].kind.unwrap();
     world.append(&name, "5,9,1\n");
-    world.scanner.add(&name, stamp, b"5,1,1\n").await.unwrap();
+    world
+        .scanner
+        .add(&name, stamp, b"5,1,1\n".to_vec())
+        .await
+        .unwrap();
     assert_eq!(world.units(), 1);
     let aside = std::fs::read_to_string(world.path(&format!("{name}.rejected")));
     assert_eq!(aside.unwrap(), "5,1,1\n5,9,1\n");
@@ -211,7 +223,7 @@ async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_are_added() 
     // Eight days later the names of all files added so far are removed.
     let later_ms = NOW_MS + 8 * DAY_MS;
     world.clock.store(later_ms, Ordering::Relaxed);
-    assert_eq!(run_retention_once(&world.scanner.state).await, ONE_NAME);
+    assert_eq!(run_retention_once(&world.importer.state).await, ONE_NAME);
     world.write(&stat_name(later_ms), "5,2,1\n");
     world.scan(2).await;
     assert_eq!(world.units(), 3);
@@ -224,7 +236,7 @@ async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_are_added() 
 #[tokio::test]
 async fn a_mark_of_an_earlier_version_ahead_of_the_clock_does_not_block_later_files() {
     let mut world = World::new();
-    let state = Arc::clone(&world.scanner.state);
+    let state = Arc::clone(&world.importer.state);
     let newest = "stat_999999999999999.csv";
     let commit = async |batch: WriteBatch| {
         let permit = state.storage.permit().await.unwrap();
@@ -241,4 +253,63 @@ async fn a_mark_of_an_earlier_version_ahead_of_the_clock_does_not_block_later_fi
     world.write(&stat_name(NOW_MS), "5,2,1\n");
     world.scan(2).await;
     assert_eq!(world.units(), 2);
+}
+
+#[tokio::test]
+async fn files_of_one_name_count_once_for_each_folder() {
+    let world = World::new();
+    let name = stat_name(NOW_MS);
+    let add = async |folder: &str, body: &str| {
+        let key = format!("{folder}/{name}");
+        world.importer.add(&key, &name, body.as_bytes()).await.unwrap()
+    };
+    assert_eq!(add("ada-1", "5,2,10\n").await, Imported::Added);
+    assert_eq!(add("bob-2", "5,7,10\n").await, Imported::Added);
+    // The answers were lost, and both nodes send their files again.
+    assert_eq!(add("ada-1", "5,2,10\n").await, Imported::Known);
+    assert_eq!(add("bob-2", "5,7,10\n").await, Imported::Known);
+    assert_eq!((world.units(), world.counters()), (9, [2, 0, 0]));
+    let refused = add("cy-3", "5,x,10\n").await;
+    assert!(
+        matches!(&refused, Imported::Refused(reason) if reason.contains("line 1")),
+        "{refused:?}"
+    );
+    assert_eq!(world.units(), 9);
+}
+
+#[tokio::test]
+async fn files_that_arrive_at_the_same_time_all_count() {
+    let world = World::new();
+    let mut adding = tokio::task::JoinSet::new();
+    for node in 0..20 {
+        let importer = Arc::clone(&world.importer);
+        adding.spawn(async move {
+            let name = stat_name(NOW_MS);
+            let key = format!("node-{node}/{name}");
+            importer.add(&key, &name, b"5,1,10\n").await.unwrap()
+        });
+    }
+    assert!(
+        adding
+            .join_all()
+            .await
+            .iter()
+            .all(|fate| *fate == Imported::Added)
+    );
+    assert_eq!(world.units(), 20);
+}
+
+#[tokio::test]
+async fn a_file_of_a_folder_is_refused_once_its_name_is_no_longer_stored() {
+    let world = World::new();
+    let name = stat_name(NOW_MS);
+    let key = format!("ada-1/{name}");
+    world.importer.add(&key, &name, b"5,1,10\n").await.unwrap();
+    world.clock.store(NOW_MS + 8 * DAY_MS, Ordering::Relaxed);
+    let mut steps = StepWatch::new(&world.importer.state.clock, Duration::from_millis(DAY_MS));
+    remove_expired(&world.importer.state, &mut steps).await.unwrap();
+    assert!(!world.importer.state.storage.knows_stat_file(&key).unwrap());
+    let again = world.importer.add(&key, &name, b"5,1,10\n").await.unwrap();
+    assert!(matches!(again, Imported::Refused(_)), "{again:?}");
+    assert_eq!(world.units(), 1);
 }

@@ -1,0 +1,355 @@
+//! Encryption between nodes, commands that find nodes by the engine, statistics files of several
+//! folders, and volumes on two engines.
+
+use super::{Engine, World, assert_there, members, patient, place, post};
+use crate::support::{Server, free_address, http, run, signal, stderr, stdout, try_http, until};
+use serde_json::{Value, json};
+use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tempfile::tempdir;
+
+/// Returns an address of this machine that is not a loopback one. Nothing is sent to find it.
+fn outer_address() -> String {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect("192.0.2.1:9").expect("this machine has a network");
+    socket.local_addr().unwrap().ip().to_string()
+}
+
+fn ok_json(args: &[&str]) -> Value {
+    let output = run(&[args, &["--output", "json"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+    serde_json::from_str(&stdout(&output)).unwrap()
+}
+
+fn start(url: &str, folder: &Path, name: &str, more: &[&str]) -> Server {
+    let folder = folder.to_str().unwrap();
+    let named = ["node", "start", "--name", name, "--data", folder];
+    let at = ["--warehouse", "http://127.0.0.1:9", "--engine", url];
+    Server::start(&[&named[..], &at, more].concat())
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn nodes_on_other_addresses_encrypt_their_calls_and_refuse_plain_ones() {
+    let world = World::new();
+    let at = format!("{}:0", outer_address());
+    let node = |name: &str, more: &[&str]| {
+        let folder = world.folders.path().join(name);
+        start(
+            &world.engine.url,
+            &folder,
+            name,
+            &[&["--listen", &at], more].concat(),
+        )
+    };
+    let [alpha, beta] = ["alpha", "beta"].map(|name| node(name, &[]));
+    world.fill(&[&alpha, &beta]);
+    // Half of the orders, and of the stock, belong to the other node.
+    let orders = place(&alpha.address, "o", 40);
+    assert_there(&beta.address, &orders);
+    // Commands prove the secret on an encrypted connection as well.
+    let listed = world.listed();
+    let states = listed.as_array().unwrap().iter().map(|node| &node["state"]);
+    assert_eq!(states.collect::<Vec<_>>(), ["serving", "serving"]);
+    // The right secret is refused on a plain connection from such an address.
+    let secret = world.secret();
+    let headers = [("X-Imt-Secret", secret.as_str())];
+    let ping = http(&alpha.address, "POST", "/peer/ping", &headers, b"");
+    assert_eq!(ping.status, 403, "{}", ping.body);
+    assert!(ping.body.contains("must be encrypted"), "{}", ping.body);
+    let plain = [
+        "node",
+        "list",
+        "--engine",
+        &world.engine.url,
+        "--insecure-plaintext",
+    ];
+    let states = ok_json(&plain);
+    assert_eq!(states[0]["state"], "not answering", "{states}");
+    // Another secret is refused on an encrypted connection.
+    let wrong = world.folders.path().join("wrong-secret");
+    std::fs::write(&wrong, "a secret of another cluster\n").unwrap();
+    std::fs::set_permissions(&wrong, PermissionsExt::from_mode(0o600)).unwrap();
+    let wrong = ["--secret-file", wrong.to_str().unwrap()];
+    let states = ok_json(&[&["node", "list", "--engine", &world.engine.url], &wrong[..]].concat());
+    assert_eq!(states[0]["state"], "not answering", "{states}");
+    // A node that encrypts nothing cannot join the others' calls.
+    let gamma = node("gamma", &["--insecure-plaintext"]);
+    until("a node refuses the plain connection", || {
+        // The node asks the owner of the order, in plain text.
+        let _ = try_http(&gamma.address, "GET", "/order/o1", &[], b"");
+        alpha.said("refused an unencrypted connection") || beta.said("refused an unencrypted connection")
+    });
+    drop(gamma);
+    assert_eq!(
+        patient(|| http(&beta.address, "GET", "/order/o1", &[], b"")).status,
+        200
+    );
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn commands_find_a_node_by_the_engine() {
+    let world = World::new();
+    let url = world.engine.url.as_str();
+    let (warehouse, folder) = (free_address(), tempdir().unwrap());
+    let called = format!("http://{warehouse}");
+    let folder_of = |name: &str| folder.path().join(name);
+    let nodes = ["alpha", "beta"].map(|name| {
+        let (folder, at) = (folder_of(name), "127.0.0.1:0");
+        let named = [
+            "node",
+            "start",
+            "--name",
+            name,
+            "--data",
+            folder.to_str().unwrap(),
+        ];
+        let placed = ["--listen", at, "--warehouse", &called, "--engine", url];
+        Server::start(&[&named[..], &placed].concat())
+    });
+    until("both have their shares", || {
+        nodes.iter().all(|node| members(&node.address) == 2)
+    });
+    let _warehouse = Server::start(&[
+        "sim",
+        "warehouse",
+        "--listen",
+        &warehouse,
+        "--oms",
+        &nodes[0].url(),
+        "--data",
+        folder_of("warehouse").to_str().unwrap(),
+        "--profile",
+        "fast",
+    ]);
+    until("the stock is applied", || {
+        http(&nodes[0].address, "GET", "/health", &[], b"").json()["stock_snapshots"] != 0
+    });
+    for number in 0..10 {
+        let order = json!({"id": format!("o{number}"), "products": [{"id": 7 + number, "quantity": 1}]});
+        assert_eq!(patient(|| post(&nodes[1].address, "/order", &order)).status, 200);
+    }
+    let shown = ok_json(&["order", "show", "o3", "--engine", url]);
+    assert_eq!(shown["id"], "o3");
+    let listed = ok_json(&["order", "list", "--engine", url]);
+    assert_eq!(listed.as_array().unwrap().len(), 10);
+    let cancelled = ok_json(&["order", "cancel", "o4", "--engine", url]);
+    assert_eq!(cancelled[0]["state"], "cancelled");
+    assert_eq!(
+        ok_json(&["order", "history", "o4", "--engine", url])["events"][0]["event"],
+        "received"
+    );
+    assert_eq!(ok_json(&["order", "dead", "list", "--engine", url]), json!([]));
+    assert_eq!(
+        ok_json(&["node", "list", "--engine", url])
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    assert_eq!(ok_json(&["ring", "check", "o3", "--engine", url])[0]["key"], "o3");
+    assert_eq!(
+        ok_json(&["node", "warehouse", "--engine", url])["warehouse"],
+        called
+    );
+    // The warehouse is that of the nodes, without a flag.
+    let audited = ok_json(&["audit", "--engine", url]);
+    assert_eq!(audited["verdict"], "clean", "{audited}");
+    // One node is enough, and none is reported as such.
+    let [alpha, beta] = nodes;
+    alpha.kill();
+    let shown = ok_json(&["order", "show", "o3", "--engine", url]);
+    assert_eq!(shown["id"], "o3");
+    beta.kill();
+    until("no node beats", || {
+        let output = run(&["order", "show", "o3", "--engine", url]);
+        output.status.code() == Some(1) && stderr(&output).contains("no node runs")
+    });
+}
+
+fn stat_file(folder: &Path, name: &str, units: u32) {
+    let unfinished = folder.join("unfinished");
+    std::fs::write(&unfinished, format!("5,{units},10\n")).unwrap();
+    std::fs::rename(unfinished, folder.join(name)).unwrap();
+}
+
+fn units(at: &str) -> u64 {
+    let answer = patient(|| http(at, "GET", "/aggregate-stats/5", &[], b""));
+    answer.json()["total_qty"].as_u64().unwrap()
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn statistics_files_of_all_folders_count_once_also_after_their_volume_moved() {
+    let world = World::new();
+    let names = ["alpha", "beta"];
+    let folders = names.map(|name| world.folders.path().join(name));
+    let node = |at: usize| {
+        let more = ["--listen", "127.0.0.1:0", "--stat-scan", "100ms"];
+        start(&world.engine.url, &folders[at], names[at], &more)
+    };
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    let name = format!("stat_{now_ms:015}.csv");
+    let is_gone = |at: usize| !folders[at].join(&name).exists();
+    let (alpha, beta) = (node(0), node(1));
+    until("both have their shares", || {
+        [&alpha, &beta].iter().all(|node| members(&node.address) == 2)
+    });
+    stat_file(&folders[0], &name, 2);
+    stat_file(&folders[1], &name, 40);
+    until("both files are added", || is_gone(0) && is_gone(1));
+    for node in [&alpha, &beta] {
+        assert_eq!(units(&node.address), 42);
+    }
+    // The same file once more, as after a crash before it was deleted.
+    stat_file(&folders[0], &name, 2);
+    until("the file is deleted", || is_gone(0));
+    assert_eq!(units(&beta.address), 42);
+    // The volume with the statistics, which is one of the two, is served by the other node in
+    // between. The names of the files moved with it.
+    for (at, here, there) in [(0, &alpha, &beta), (1, &beta, &alpha)] {
+        signal(here.id(), "STOP");
+        until("the other node answers for the statistics", || {
+            try_http(&there.address, "GET", "/aggregate-stats/5", &[], b"")
+                .is_some_and(|answer| answer.status == 200)
+        });
+        let known = 1 - at;
+        stat_file(&folders[known], &name, 2);
+        until("the file is deleted", || is_gone(known));
+        assert_eq!(units(&there.address), 42);
+        signal(here.id(), "CONT");
+        until("each serves its own volume", || {
+            world.states().iter().all(|(_, state)| state == "serving")
+                && world.listed()[at]["volumes"] == json!([names[at]])
+        });
+    }
+    // A node leaves, and its slots move.
+    let left = run(&["node", "leave", "beta", "--engine", &world.engine.url]);
+    assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    assert_eq!(beta.ended(), Some(0));
+    assert_eq!(units(&alpha.address), 42);
+    stat_file(&folders[0], &name, 2);
+    until("the file is deleted", || is_gone(0));
+    let beta = node(1);
+    stat_file(&folders[1], &name, 40);
+    until("the file is deleted", || is_gone(1));
+    assert_eq!(units(&beta.address), 42);
+    // The copy that alpha kept of beta's earlier volume is no sign of lost orders.
+    until("each has its share", || {
+        [&alpha, &beta].iter().all(|node| members(&node.address) == 2)
+    });
+    let (code, log) = alpha.terminate();
+    assert_eq!(code, Some(0));
+    assert!(!log.iter().any(|line| line.contains("cache dropped")), "{log:#?}");
+}
+
+/// Sends a signal to a server of an engine and to the processes of its sessions.
+fn signal_server(process: u32, name: &str) {
+    signal(process, name);
+    let sessions = Command::new("pgrep").args(["-P", &process.to_string()]).output();
+    for session in stdout(&sessions.expect("pgrep is installed")).lines() {
+        let sent = Command::new("kill").args([&format!("-{name}"), session]).output();
+        // A session may have ended in between.
+        drop(sent.unwrap());
+    }
+}
+
+/// Splits the URL of a demonstration into one without the password, and the password.
+fn split_password(url: &str) -> (String, String) {
+    let (login, hosts) = url.split_once('@').unwrap();
+    let (user, password) = login.rsplit_once(':').unwrap();
+    (format!("{user}@{hosts}"), password.to_owned())
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn volumes_spread_over_two_engines_and_one_that_is_away_stops_only_its_volumes() {
+    let (world, second) = (World::new(), Engine::start());
+    let url = world.engine.url.as_str();
+    let (east, password) = split_password(&second.url);
+    let passwords = world.folders.path().join("passwords");
+    std::fs::write(&passwords, format!("*:*:*:*:{password}\n")).unwrap();
+    std::fs::set_permissions(&passwords, PermissionsExt::from_mode(0o600)).unwrap();
+    let east = format!("{east}?passfile={}", passwords.display());
+    let alpha = world.start("alpha");
+    let own = run(&["engine", "add", "own", url, "--engine", url]);
+    assert!(stderr(&own).contains("a cluster of its own"), "{}", stderr(&own));
+    ok_json(&["engine", "add", "east", &east, "--engine", url]);
+    let beta = world.start("beta");
+    world.fill(&[&alpha, &beta]);
+    let engines = ok_json(&["engine", "list", "--engine", url]);
+    let shown = |at: usize| {
+        (
+            &engines[at]["name"],
+            &engines[at]["volumes"],
+            &engines[at]["state"],
+        )
+    };
+    assert_eq!(
+        shown(0),
+        (&json!("(first)"), &json!(["alpha"]), &json!("answers"))
+    );
+    assert_eq!(shown(1), (&json!("east"), &json!(["beta"]), &json!("answers")));
+    assert!(!engines.to_string().contains(&password));
+    let orders = place(&alpha.address, "o", 40);
+    assert_there(&beta.address, &orders);
+    let copy = world.folders.path().join("copy");
+    let copied = ok_json(&[
+        "volume",
+        "export",
+        "beta",
+        copy.to_str().unwrap(),
+        "--engine",
+        url,
+    ]);
+    assert_ne!(copied["rows"], 0, "{copied}");
+
+    let ids: Vec<&str> = orders.iter().map(|(id, _)| id.as_str()).collect();
+    let places = ok_json(&[&["ring", "check", "--engine", url], &ids[..]].concat());
+    let of = |volume: &str| -> Vec<String> {
+        let places = places.as_array().unwrap().iter();
+        let here = places.filter(|place| place["nodes"][0] == volume);
+        here.map(|place| place["key"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let (here, there) = (of("alpha"), of("beta"));
+    assert!(here.len() > 3 && there.len() > 3, "{places}");
+    for (_, process) in &second.servers {
+        signal_server(*process, "STOP");
+    }
+    let cancel = |at: &str, id: &str| post(at, &format!("/order/{id}/cancel"), &json!({}));
+    for id in &here {
+        let answer = cancel(&alpha.address, id);
+        assert_eq!(answer.status, 200, "{id}: {}", answer.body);
+    }
+    let refused = cancel(&alpha.address, &there[0]);
+    assert_eq!(refused.status, 503, "{}", refused.body);
+    for (_, process) in &second.servers {
+        signal_server(*process, "CONT");
+    }
+    for id in &there {
+        let answer = patient(|| cancel(&alpha.address, id));
+        assert_eq!(answer.status, 200, "{id}: {}", answer.body);
+    }
+    assert!(world.states().iter().all(|(_, state)| state == "serving"));
+
+    // Slots move between volumes on different engines.
+    let left = run(&["node", "leave", "beta", "--engine", url]);
+    assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    assert_eq!(beta.ended(), Some(0));
+    assert_there(&alpha.address, &orders);
+    let gamma = world.start("gamma");
+    until("both have their shares", || {
+        [&alpha, &gamma].iter().all(|node| members(&node.address) == 2)
+    });
+    let engines = ok_json(&["engine", "list", "--engine", url]);
+    assert_eq!(engines[1]["volumes"], json!(["gamma"]));
+    assert_there(&gamma.address, &orders);
+    // The other node takes a volume over whose log is on the second engine.
+    gamma.kill();
+    assert_there(&alpha.address, &orders);
+}
