@@ -361,6 +361,12 @@ impl Outbox {
         self.queues.iter().any(|queue| queue.breaker.is_open())
     }
 
+    /// Returns the messages that wait and would never be sent: neither scheduled nor in flight.
+    #[cfg(test)]
+    pub(crate) fn unscheduled(&self) -> Vec<OrderId> {
+        self.queues.iter().flat_map(MessageQueue::unscheduled).collect()
+    }
+
     /// Returns a message that is not parked.
     pub(crate) fn get(&self, order: &OrderId, kind: Kind) -> Option<&Slot> {
         let queue = &self.queues[kind as usize];

@@ -132,6 +132,22 @@ impl MessageQueue {
         }
     }
 
+    /// Returns the messages that wait and would never be sent: neither scheduled nor in flight.
+    #[cfg(test)]
+    pub(super) fn unscheduled(&self) -> Vec<OrderId> {
+        let waiting = self.messages.iter().filter(|(_, slot)| {
+            slot.state == MessageState::Waiting && !slot.in_flight && !self.is_parked(slot)
+        });
+        let is_missing = |(order, slot): &(&OrderId, &Slot)| {
+            let due = &self.due[RetryClass::of(slot.attempts) as usize];
+            !due.has(slot.due_ms, order)
+        };
+        waiting
+            .filter(is_missing)
+            .map(|(order, _)| order.clone())
+            .collect()
+    }
+
     pub(super) fn push(&mut self, due_ms: u64, attempts: u32, order: OrderId) {
         self.due[RetryClass::of(attempts) as usize].push(due_ms, order);
     }

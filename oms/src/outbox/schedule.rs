@@ -54,6 +54,14 @@ impl Schedule {
         }
     }
 
+    /// Returns `true` if an order is scheduled for that time.
+    #[cfg(test)]
+    pub(super) fn has(&self, at_ms: u64, order: &OrderId) -> bool {
+        let all = std::iter::once(&self.own).chain(&self.migrated).flatten();
+        all.into_iter()
+            .any(|Reverse(due)| due.0 == at_ms && due.1 == *order)
+    }
+
     fn first(&self) -> Option<(usize, &(u64, OrderId))> {
         let all = std::iter::once(&self.own).chain(&self.migrated).enumerate();
         let firsts = all.filter_map(|(at, due)| Some((at, &due.peek()?.0)));

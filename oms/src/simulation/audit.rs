@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::simulation::customers::{CustomerRecords, Known, ask};
+use crate::simulation::invariants;
 use crate::simulation::warehouse::{PRODUCTS, STORES, WarehouseModel};
 use crate::simulation::world::World;
 
@@ -108,9 +109,6 @@ pub(super) async fn audit(world: &Arc<World>, records: &CustomerRecords, warehou
             return;
         }
     }
-    if let Ok((_, outbox)) = get(world, "/outbox?limit=1000").await {
-        wrong.push(format!("the outbox at the end: {outbox}"));
-    }
     wrong.into_iter().for_each(|fault| world.violated(fault));
 }
 
@@ -143,6 +141,12 @@ async fn look(world: &Arc<World>, records: &CustomerRecords, warehouse: &Warehou
             Err(reason) => wrong.push(reason),
         }
     }
+    match get(world, "/outbox?limit=1000").await {
+        Ok((200, page)) if page["messages"].as_array().is_some_and(Vec::is_empty) => {}
+        Ok((status, page)) => wrong.push(format!("the outbox is not empty: {status} {page}")),
+        Err(reason) => wrong.push(reason),
+    }
+    wrong.extend(invariants::faults_at_rest(world));
     wrong
 }
 

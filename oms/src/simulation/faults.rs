@@ -23,7 +23,7 @@ use crate::runtime::simulated::{Dice, Process};
 use crate::simulation::engine::SimEngine;
 use crate::simulation::warehouse::{Caller, WarehouseModel};
 use crate::simulation::world::{SECRET, VirtualClock, World};
-use crate::simulation::{NAMES, net};
+use crate::simulation::{NAMES, invariants, net};
 
 /// Time without activity after which a process loses its lease, in runs with leases.
 const LEASE: Duration = Duration::from_millis(1_200);
@@ -123,7 +123,7 @@ async fn stopped(world: Arc<World>, name: &str, id: usize, process: Arc<Process>
 }
 
 /// Sends a request of an operator to all nodes.
-async fn ask_all(world: &Arc<World>, path: &str) {
+pub(super) async fn ask_all(world: &Arc<World>, path: &str) {
     let addresses: Vec<_> = {
         let inside = world.inside();
         inside
@@ -167,6 +167,7 @@ pub(super) async fn cause_faults(
     while tokio::time::Instant::now() < until {
         let wait_ms = dice.between(20, 900);
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        invariants::check_now(world);
         let name = NAMES[dice.between(0, NAMES.len() as u64 - 1) as usize];
         let running = world.running(name);
         match (dice.between(0, 19), running) {

@@ -1,9 +1,13 @@
-//! Checks that an order takes the first store with its units while the cluster is at rest.
+//! Checks that an order takes the first store with its units: while the cluster is at rest, and
+//! beside other orders while a volume changes its process.
 //!
 //! Nodes find that store in copies of each other's stock, and the age of a copy is bounded. Once
 //! the stock has not changed for longer than that age, no copy may skip a store. So this check
 //! notices a change that was lost on its way to a copy. Each round orders all units of the first
 //! store, cancels the order and orders again.
+//!
+//! Beside other orders a store is not known to have been the first one, because they take units
+//! too. It certainly was if it has more units than all orders together that may have held some.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,13 +15,25 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::simulation::customers::{ask, send_until_answered};
-use crate::simulation::warehouse::PRODUCTS;
+use crate::simulation::faults::{self, Stops};
+use crate::simulation::warehouse::{PRODUCTS, WarehouseModel};
 use crate::simulation::world::World;
+use crate::simulation::{NAMES, invariants};
 use crate::volume::followers::COPY_AGE_MAX;
 
 const ROUNDS: u64 = 4;
+const TAKEOVERS: u64 = 2;
+/// Time in which every order has ended that got no answer.
+const ENDED_WITHIN: Duration = Duration::from_secs(10);
+/// Maximum number of orders beside a takeover.
+const ORDERS_MAX: i64 = 16;
+/// Time in which orders arrive after a kill, in milliseconds: as long as a takeover.
+const KILL_MS: u64 = 40;
+/// Time in which orders arrive while slots move, in milliseconds.
+const MOVE_MS: u64 = 400;
 /// Maximum number of reads until released units are available again.
 const READS_MAX: u32 = 600;
 const READ_INTERVAL: Duration = Duration::from_millis(100);
@@ -36,6 +52,90 @@ pub(super) async fn first_stores_are_taken(world: &Arc<World>) {
             Err(Ended::Wrong(wrong)) => world.violated(format!("at rest, product {product}: {wrong}")),
         }
     }
+}
+
+/// Kills a node, or asks it to leave for good, and reports each order that skips a store meanwhile.
+pub(super) async fn first_stores_are_taken_beside_takeovers(
+    world: &Arc<World>,
+    warehouse: &Arc<WarehouseModel>,
+    stops: &Stops,
+) {
+    // An order of an earlier check that got no answer may still reserve units.
+    tokio::time::sleep(ENDED_WITHIN).await;
+    for round in 0..TAKEOVERS {
+        let product = world.dice.between(1, u64::from(PRODUCTS));
+        let victim = NAMES[world.dice.between(0, NAMES.len() as u64 - 1) as usize];
+        let is_kill = world.dice.between(0, 1) == 1;
+        let ended = order_beside_takeover(world, round, product, victim, is_kill).await;
+        faults::start(world, warehouse, stops, victim);
+        match ended {
+            Ok(()) => {}
+            Err(Ended::Unanswered) => return,
+            Err(Ended::Wrong(wrong)) => {
+                world.violated(format!("beside a takeover, product {product}: {wrong}"));
+            }
+        }
+    }
+}
+
+async fn order_beside_takeover(
+    world: &Arc<World>,
+    round: u64,
+    product: u64,
+    victim: &str,
+    is_kill: bool,
+) -> Result<(), Ended> {
+    until_settled(world).await?;
+    let before = available(world, product).await?;
+    let Some((_, units)) = before.iter().find(|(_, units)| **units > 0) else {
+        return Ok(());
+    };
+    // A kill is short, so the orders take more units than the first store has. Slots move for longer,
+    // and as long as units are left, the first store is certain.
+    let count = if is_kill { units + 3 } else { (units - 1).max(1) };
+    let ids: Vec<String> = (0..count.min(ORDERS_MAX))
+        .map(|number| format!("takeover-{round}-{number}"))
+        .collect();
+    tokio::time::sleep(COPY_AGE_MAX * 2).await;
+    match world.running(victim) {
+        Some((_, process)) if is_kill => process.kill(),
+        Some(_) => faults::ask_all(world, &format!("/peer/leave/{victim}")).await,
+        None => {}
+    }
+    let arrival_ms = if is_kill { KILL_MS } else { MOVE_MS };
+    let mut placing = JoinSet::new();
+    for id in ids.clone() {
+        let (world, wait_ms) = (Arc::clone(world), world.dice.between(0, arrival_ms));
+        placing.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            // An order without an answer may have reserved units anywhere.
+            place(&world, &id, product, 1).await.ok()
+        });
+    }
+    let answers: Vec<Option<Option<u64>>> = placing.join_all().await;
+    let taken = answers.iter().flatten().map(|store| store.unwrap_or(u64::MAX));
+    for taken in taken {
+        let skipped = before.range(..taken).find(|(store, units)| {
+            let held = answers.iter().filter(|answer| match answer {
+                Some(Some(last)) => last >= *store,
+                Some(None) | None => true,
+            });
+            **units > held.count() as i64
+        });
+        if let Some((store, units)) = skipped {
+            let wrong =
+                format!("an order took store {taken}, and store {store} had {units} units: {answers:?}");
+            return Err(Ended::Wrong(wrong));
+        }
+    }
+    for id in &ids {
+        let order = json!({"id": id, "products": [{"id": product, "quantity": 1}]});
+        let placed = send_until_answered(world, "/order", &order).await;
+        placed.ok_or(Ended::Unanswered)?;
+        cancel(world, id).await?;
+    }
+    world.count("takeovers beside orders");
+    Ok(())
 }
 
 /// The reason why a round ended early.
@@ -107,6 +207,17 @@ async fn available(world: &Arc<World>, product: u64) -> Result<Available, Ended>
                 Some((store["store_id"].as_u64()?, store["on_hand"].as_i64()? - reserved))
             };
             return Ok(stores.filter_map(level).collect());
+        }
+        tokio::time::sleep(READ_INTERVAL).await;
+    }
+    Err(Ended::Unanswered)
+}
+
+/// Waits until no slots move. Lists may lack entries of slots that move.
+async fn until_settled(world: &Arc<World>) -> Result<(), Ended> {
+    for _ in 0..READS_MAX {
+        if invariants::is_settled(world) {
+            return Ok(());
         }
         tokio::time::sleep(READ_INTERVAL).await;
     }

@@ -10,7 +10,8 @@
 //!   statistics files.
 //!
 //! In runs with customers, the audit compares their answers with the final state. In runs with
-//! clients, their histories are checked for linearizability.
+//! clients, their histories are checked for linearizability. In both, the rows, counters and messages
+//! of the volumes are compared again and again (`invariants`).
 //!
 //! **Invariant**: the same seed gives the same trace. `IMT_SIM_SEED=N` runs one seed and prints its
 //! trace, `IMT_SIM_SEEDS=N` sets the number of seeds, and `IMT_SIM_FIRST=N` sets the first one.
@@ -25,6 +26,7 @@ mod engine_tests;
 mod faults;
 mod first_store;
 mod history;
+mod invariants;
 mod net;
 mod warehouse;
 pub(crate) mod world;
@@ -139,6 +141,8 @@ fn run_on(seed: u64, keeps_lines: bool, has_engine: bool) -> Outcome {
         audit::cure(&world, &warehouse).await;
         audit::audit(&world, &records, &warehouse).await;
         first_store::first_stores_are_taken(&world).await;
+        first_store::first_stores_are_taken_beside_takeovers(&world, &warehouse, &stops).await;
+        invariants::check_now(&world);
         Outcome::of(&world, &warehouse)
     })
 }
@@ -167,6 +171,7 @@ fn run_histories(seed: u64, keeps_lines: bool) -> Outcome {
         );
         faults::heal(&world, &warehouse, &stops).await;
         clients::check(&world, &histories).await;
+        invariants::check_now(&world);
         Outcome::of(&world, &warehouse)
     })
 }

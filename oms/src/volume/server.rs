@@ -26,7 +26,6 @@ use crate::config::NodeContext;
 use crate::domain::sales::Statistics;
 use crate::error::{NodeError, StorageError};
 use crate::runtime;
-use crate::runtime::seeded::seeded;
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
 use crate::storage::write_batch::{CLEANUP, Table, WriteBatch};
@@ -114,7 +113,7 @@ impl VolumeServer {
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
         let mut stale_rows = target::resolve_unfinished(&storage, cluster_state.committed).await?;
         let is_sealed = seal_leaving(&slots, cluster_state);
-        if is_sealed && !seeded("seal-note-removed") {
+        if is_sealed {
             // The note is that of the seal, because no migration begins while there are stale rows.
             // It stays until the migration ends: a cleanup would find nothing and remove it.
             stale_rows = stale_rows.filter(|rows| *rows != StaleRows::Counted);
