@@ -204,7 +204,7 @@ pub async fn run_front(
         state.sending_window = duration;
         state.seed = config.seed;
     });
-    wait_until_ready(&config, stop.clone()).await?;
+    let has_stock = wait_until_ready(&config, stop.clone()).await?;
     let way = match config.route {
         true => Way::Owners(Owners::read(client).await?),
         false => Way::Entry(Box::new(client)),
@@ -260,17 +260,21 @@ pub async fn run_front(
         histograms: recorded.histograms,
         stats_csv: recorded.stats_csv,
         log_problem: recorded.log_problem,
-        record: recorded.record,
+        record: match has_stock {
+            true => recorded.record,
+            false => recorded.record.without_judged_stores(),
+        },
         routing: owners.map(|owners| owners.counts()),
     })
 }
 
-/// Waits until the order management answers and has stock.
+/// Waits until the order management answers and has stock. Returns `false` if it still lacks some of
+/// the warehouse's stores after `stock_timeout`.
 ///
 /// # Errors
 /// [`Error::Unreachable`] if it does not answer within `ready_timeout`, [`Error::Interrupted`]
 /// when `stop` becomes true.
-pub async fn wait_until_ready(config: &FrontConfig, mut stop: watch::Receiver<bool>) -> Result<()> {
+pub async fn wait_until_ready(config: &FrontConfig, mut stop: watch::Receiver<bool>) -> Result<bool> {
     let client = Client::new(config.oms.clone(), config.request_timeout);
     tokio::select! {
         ready = wait_ready(&client, config) => ready,
@@ -280,7 +284,7 @@ pub async fn wait_until_ready(config: &FrontConfig, mut stop: watch::Receiver<bo
     }
 }
 
-async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<()> {
+async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<bool> {
     let begun = Instant::now();
     let mut is_told = false;
     loop {
@@ -292,16 +296,18 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<()> {
                     Err(_) => true,
                 };
                 if stocked {
-                    return Ok(());
+                    return Ok(true);
                 }
                 if begun.elapsed() >= config.stock_timeout {
-                    tracing::warn!("no stock yet; orders will be rejected");
-                    return Ok(());
+                    tracing::warn!(
+                        "the stock of some stores is missing; orders will be rejected, and their stores are not judged"
+                    );
+                    return Ok(false);
                 }
                 "it has no stock yet".to_owned()
             }
             // A server without this route (as the original) is there all the same.
-            Ok(answer) if answer.status < 500 => return Ok(()),
+            Ok(answer) if answer.status < 500 => return Ok(true),
             Ok(answer) => format!("{} {}", answer.status, answer.excerpt()),
             Err(failure) => failure.to_string(),
         };

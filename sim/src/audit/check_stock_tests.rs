@@ -116,6 +116,21 @@ fn a_store_that_was_skipped_is_found_if_it_certainly_had_the_units() {
     assert_eq!(skipped(product, all, 1), std::slice::from_ref(&expected));
     let others = skipped(product, all, 2);
     assert!(!others.contains(&expected), "{others:?}");
+    // Orders that came before the stock of all stores took the stores that were there.
+    let (record, mut evidence) = sound();
+    evidence.orders[2].store_id = Some(STORE);
+    evidence.orders[2].products = vec![Product {
+        id: product,
+        quantity: 1,
+    }];
+    let is_judged = |record: &OrderRecord| {
+        let mut findings = Vec::new();
+        crate::audit::stock::check_choice(&evidence, record, &mut findings);
+        findings.contains(&expected)
+    };
+    let record = OrderRecord::new(record);
+    assert!(is_judged(&record));
+    assert!(!is_judged(&record.without_judged_stores()));
 }
 
 #[test]

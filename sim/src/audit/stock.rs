@@ -105,7 +105,8 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
     }
 }
 
-/// Checks the choice of the store for the orders of a run, as far as it can be known afterwards. A
+/// Checks the choice of the store for the orders of a run, as far as it can be known afterwards: not
+/// at all if the first orders came before the stock of all stores. A
 /// store certainly had the units of an order if the stock of its first day covers them beside all
 /// units that may have been missing when the order came:
 ///
@@ -115,7 +116,7 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
 /// - those of its deliveries once more. A snapshot counts a delivery before its confirmation ends
 ///   the reservation, so that both are subtracted for a while.
 pub(super) fn check_choice(evidence: &Evidence, record: &OrderRecord, findings: &mut Vec<Finding>) {
-    if record.orders().is_empty() {
+    if record.orders().is_empty() || !record.judges_stores() {
         return;
     }
     let first_day = first_day(evidence);

@@ -94,13 +94,33 @@ impl RecordedOrder {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OrderRecord {
     orders: Vec<RecordedOrder>,
+    /// `true` if the order management had the stock of all stores before the first order. Otherwise
+    /// the audit cannot know which store was the first one.
+    judges_stores: bool,
 }
 
 impl OrderRecord {
     /// Returns a record of these orders, given in any order; ids must differ.
     pub fn new(mut orders: Vec<RecordedOrder>) -> Self {
         orders.sort_unstable_by_key(|order| order.id);
-        Self { orders }
+        Self {
+            orders,
+            judges_stores: true,
+        }
+    }
+
+    /// Returns the record of orders that came before the stock of all stores.
+    #[must_use]
+    pub fn without_judged_stores(self) -> Self {
+        Self {
+            judges_stores: false,
+            ..self
+        }
+    }
+
+    /// Returns `true` if the order management had the stock of all stores before the first order.
+    pub fn judges_stores(&self) -> bool {
+        self.judges_stores
     }
 
     /// Returns the orders by id.
