@@ -17,7 +17,7 @@ use imt_sim::Endpoint;
 use serde::Serialize;
 use serde_json::json;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -27,6 +27,10 @@ const FIRST_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval of polls for the end of a node.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Maximum wait for the start of a node that took the port of the first node. It listens before it
+/// joins.
+const FIRST_NODE_WAIT: Duration = Duration::from_secs(2);
 
 /// Maximum wait for the process of a node that has left. It is longer than the time to drain.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
@@ -186,17 +190,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     otlp::start(&args.otlp, &name)?;
     let mut signals = StopSignals::listen()?;
     let others_port = SocketAddr::new(FIRST_LISTEN.ip(), 0);
-    let is_first = match (&args.engine, args.listen) {
-        (_, Some(_)) => false,
-        (Some(url), None) => {
-            let cluster = Cluster::Engine {
-                url: url.clone(),
-                secret_file: None,
-            };
-            cluster.look().await?.running().next().is_none()
-        }
-        (None, None) => !imt_oms::has_coordinator(&args.data),
-    };
+    let is_first = args.listen.is_none() && !others_run(args.engine.as_ref(), &args.data).await?;
     let mut config = NodeConfig {
         listen: args
             .listen
@@ -213,9 +207,14 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     };
     args.limits.apply(&mut config);
     crate::rlimit::fit(&mut config);
-    let node = Node::start(config)
-        .await
-        .map_err(|error| cannot_start(&name, error, "--listen"))?;
+    let mut started = Node::start(config.clone()).await;
+    // Of two nodes that start at the same moment, both count as the first one.
+    let is_taken = matches!(started, Err(NodeError::AddressInUse { .. }));
+    if is_first && is_taken && another_has_begun(&config).await? {
+        config.listen = others_port;
+        started = Node::start(config).await;
+    }
+    let node = started.map_err(|error| cannot_start(&name, error, "--listen"))?;
     tracing::info!("node '{name}' serves http://{}", node.address());
     tokio::select! {
         signal = signals.next() => {
@@ -229,6 +228,33 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         .map_err(|error| CliError::because(format!("node '{name}' did not stop cleanly"), error))?;
     tracing::info!("node '{name}' has stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns `true` if a node of this data folder or engine is running.
+async fn others_run(engine: Option<&EngineUrl>, data: &Path) -> Result<bool, CliError> {
+    match engine {
+        Some(url) => {
+            let cluster = Cluster::Engine {
+                url: url.clone(),
+                secret_file: None,
+            };
+            Ok(cluster.look().await?.running().next().is_some())
+        }
+        None => Ok(imt_oms::has_coordinator(data)),
+    }
+}
+
+/// Waits until another node runs, if one took the port of the first node at the same moment. Returns
+/// `false` if there is none, so that another program has the port.
+async fn another_has_begun(config: &NodeConfig) -> Result<bool, CliError> {
+    let until = Instant::now() + FIRST_NODE_WAIT;
+    while !others_run(config.engine.as_ref(), &config.data).await? {
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(true)
 }
 
 /// Returns the error of a node that does not start. A taken port names the flag that changes it.
