@@ -4,8 +4,8 @@
 //! - The state in memory is loaded when the volume is opened. When the ring changes, the server
 //!   follows it (`handover`) while all other slots are served.
 //! - A server first sets its mark or seal for a migration, and then asks whether the migration is
-//!   still under way. Both steps are finished even if the request is dropped. So no mark of an ended
-//!   migration remains.
+//!   still under way. Both steps are finished even if the request is dropped. So no mark of an
+//!   ended migration remains.
 //! - A server for which a change of slots was not prepared quiesces and is started again from its
 //!   volume.
 //!
@@ -131,7 +131,8 @@ impl VolumeServer {
             batch.set_ownership(slots.record());
             if stale_rows == Some(StaleRows::Counted) || is_sealed {
                 // This record replaces the only evidence of the stale rows, so the note about them
-                // is written with it. Sealed slots leave stale rows if their migration is committed.
+                // is written with it. Sealed slots leave stale rows if their migration is
+                // committed.
                 batch.put_raw(Table::Meta, CLEANUP, &cluster_state.version.to_be_bytes());
             }
             storage.permit().await?.send(batch).durable().await?;
