@@ -10,7 +10,9 @@
 //! - Each delivery is subtracted exactly once: by the warehouse in the snapshot, or by this module.
 //! - Units are reserved only in a store that has every product of the order available. So no unit
 //!   is sold twice.
-//! - A snapshot never changes reservations.
+//! - A snapshot never changes reservations or loans.
+//! - Units lent to other volumes (`loans`) are on hand and not free. The search for a store counts
+//!   them as available, because they can be called back. A reservation never takes them.
 //! - Memory mirrors the volume: callers change both under one lock, in one order.
 //!
 //! Deliberately absent: disk, clock and locks (see `storage` and `volume`).
@@ -21,6 +23,9 @@ mod plausible;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use imt_ring::NodeName;
+
+use crate::domain::loans::{Loan, Loans, lines_of};
 use crate::domain::reserved_units::ReservedUnits;
 pub(crate) use crate::domain::stock::journal::{Journal, Moment as StockMoment};
 
@@ -41,6 +46,21 @@ pub(crate) struct Reservation {
     /// in this volume: order and reservation then were one commit. With a nonce the order may not
     /// exist, so `remote_stock` asks its volume.
     pub nonce: Option<u64>,
+}
+
+/// Free units of a product below which the loans of its store are called back. A volume needs a few
+/// messages for that, and orders must not wait for them.
+pub(crate) const RECALL_BELOW: u32 = if cfg!(test) { 2 } else { 256 };
+
+/// The outcome of a search for the units of an order in one store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// The units are free.
+    Free,
+    /// Some units are lent to other volumes and are being called back.
+    Lent,
+    /// The store lacks units.
+    Short,
 }
 
 /// Units that left a store and that the last snapshot does not count.
@@ -134,6 +154,7 @@ pub(crate) struct Applied {
 pub(crate) struct Stock {
     matrix: StockMatrix,
     reserved: ReservedUnits,
+    loans: Loans,
     uncounted: HashMap<OrderId, Delivery>,
     /// Deliveries that the quantities of their store count, but with rows that still exist.
     counted: Vec<(OrderId, Delivery)>,
@@ -224,6 +245,7 @@ impl Stock {
     pub(crate) fn depart(&mut self, stays: impl Fn(u32) -> bool) {
         self.matrix.retain_stores(&stays);
         self.reserved.retain_stores(&stays);
+        self.loans.retain_stores(&stays);
         self.uncounted.retain(|_, delivery| stays(delivery.store));
         self.counted.retain(|(_, delivery)| stays(delivery.store));
         self.counted_to_overrides.retain(|store, _| stays(*store));
@@ -237,14 +259,37 @@ impl Stock {
         Some(store)
     }
 
-    /// Reserves an order's units in this store if it has them all. Returns `true` on success.
-    pub(crate) fn reserve_at(&mut self, store: u32, lines: &[Line]) -> bool {
+    /// Reserves an order's units in this store if it has them all free.
+    pub(crate) fn reserve_at(&mut self, store: u32, lines: &[Line]) -> Found {
         self.sum_demands(lines);
-        let has_all = self.matrix.has_all(store, &self.demands);
-        if has_all {
+        if !self.matrix.has_all(store, &self.demands) {
+            return Found::Short;
+        }
+        let found = self.find_free(store, lines);
+        if found == Found::Free {
             self.reserve_units(store, lines);
         }
-        has_all
+        found
+    }
+
+    /// Returns whether units that the store has available are free. Lent ones are called back.
+    pub(crate) fn find_free(&mut self, store: u32, lines: &[Line]) -> Found {
+        if !self.loans.any() {
+            return Found::Free;
+        }
+        self.sum_demands(lines);
+        let is_free = |line: &Line| self.free(store, line.id) >= i64::from(line.quantity);
+        if self.demands.iter().all(is_free) {
+            return Found::Free;
+        }
+        self.loans.recall(store);
+        Found::Lent
+    }
+
+    /// Returns the units of a product in a store that are neither reserved nor lent.
+    pub(crate) fn free(&self, store: u32, product: u32) -> i64 {
+        let available = self.matrix.available_in(product, store).unwrap_or(0);
+        i64::from(available) - i64::from(self.loans.of(store, product))
     }
 
     /// Returns the first store, ascending, that has all of an order's units.
@@ -263,6 +308,67 @@ impl Stock {
         for line in lines {
             self.matrix.deduct(store, *line);
         }
+        if self.loans.any() {
+            for line in lines {
+                self.recall_if_scarce(store, line.id);
+            }
+        }
+    }
+
+    /// Calls the loans of a store back if few units of a lent product are free.
+    fn recall_if_scarce(&mut self, store: u32, product: u32) {
+        if self.loans.of(store, product) > 0 && self.free(store, product) < i64::from(RECALL_BELOW) {
+            self.loans.recall(store);
+        }
+    }
+
+    /// Returns the loans of the stores.
+    pub(crate) fn loans(&mut self) -> &mut Loans {
+        &mut self.loans
+    }
+
+    /// Returns `true` if the quantities on hand suffice for all lent units. A new snapshot may have
+    /// fewer.
+    pub(crate) fn covers_loans(&self) -> bool {
+        let stores = self.loans.stores().into_iter();
+        let mut cells = stores.flat_map(|store| {
+            let products = self.loans.products(store).into_iter();
+            products.map(move |product| Cell { product, store })
+        });
+        cells.all(|cell| {
+            self.loans.of(cell.store, cell.product) == 0 || self.free(cell.store, cell.product) >= 0
+        })
+    }
+
+    /// Adds loans of stores that are here.
+    pub(crate) fn add_loans(&mut self, loans: BTreeMap<(u32, NodeName), Loan>, now_ms: u64) {
+        for ((store, borrower), loan) in loans {
+            self.loans.set(store, &borrower, loan, now_ms);
+        }
+    }
+
+    /// Counts the units of a silent borrower as reserved, so that the search for a store passes
+    /// over them.
+    pub(crate) fn hide_loan(&mut self, store: u32, borrower: &NodeName) {
+        let Some(open) = self.loans.get_mut(store, borrower).filter(|open| !open.is_hidden) else {
+            return;
+        };
+        open.is_hidden = true;
+        let lines = lines_of(&open.loan);
+        self.loans.put_back(store, &lines);
+        self.reserved.add(store, &lines);
+        lines.iter().for_each(|line| self.matrix.deduct(store, *line));
+    }
+
+    /// Undoes `hide_loan`.
+    pub(crate) fn show_loan(&mut self, store: u32, borrower: &NodeName) {
+        let Some(open) = self.loans.get_mut(store, borrower).filter(|open| open.is_hidden) else {
+            return;
+        };
+        open.is_hidden = false;
+        let lines = lines_of(&open.loan);
+        self.loans.set_aside(store, &lines);
+        self.release(store, &lines);
     }
 
     /// Releases an order's units.
@@ -375,6 +481,15 @@ impl Stock {
         })
     }
 
+    /// Calls the loans of all stores back that have few free units of a lent product.
+    fn recall_scarce(&mut self) {
+        for store in self.loans.stores() {
+            for product in self.loans.products(store) {
+                self.recall_if_scarce(store, product);
+            }
+        }
+    }
+
     /// Undoes a snapshot with a failed or incomplete write. `matrix` and `counted_to_overrides` are
     /// the state of the volume.
     pub(crate) fn undo(
@@ -436,6 +551,7 @@ impl Stock {
     fn replace(&mut self, matrix: StockMatrix) -> StockMatrix {
         let (before, has_deductions) = self.matrix.replace(matrix);
         if has_deductions {
+            self.recall_scarce();
             return before;
         }
         self.reserved.each(|store, line| self.matrix.deduct(store, line));
@@ -445,6 +561,7 @@ impl Stock {
                 .iter()
                 .for_each(|line| self.matrix.deduct(delivery.store, *line));
         }
+        self.recall_scarce();
         before
     }
 
@@ -540,10 +657,12 @@ impl Stock {
     }
 
     fn level(&self, cell: Cell, available: i32) -> Level {
+        let lent = self.loans.of(cell.store, cell.product);
         Level {
             cell,
-            available,
-            reserved: self.reserved.of(cell.store, cell.product),
+            available: available.saturating_sub_unsigned(lent),
+            reserved: self.reserved.of(cell.store, cell.product).saturating_add(lent),
+            lent: self.loans.lent(cell.store, cell.product),
         }
     }
 
@@ -597,7 +716,10 @@ pub(crate) struct Level {
     pub(crate) cell: Cell,
     /// Negative where the last snapshot has fewer units than are reserved.
     pub(crate) available: i32,
+    /// Units reserved for orders or lent to other volumes.
     pub(crate) reserved: u32,
+    /// Those of the reserved units that are lent to other volumes.
+    pub(crate) lent: u32,
 }
 
 #[cfg(test)]

@@ -336,7 +336,7 @@ impl Work {
         };
         let placement = RemotePlacement {
             were_asked: remote.is_some(),
-            store: reserved.as_ref().map(|reserved| reserved.store),
+            reserved,
         };
         let known = self.known.take();
         match self.guarded(|| begin(&state, &self.id, known, ask, placement, permit))? {
@@ -344,7 +344,15 @@ impl Work {
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
                 let outcome = self.settle().await?;
-                if let (Some(reserved), Some(remote)) = (reserved, remote) {
+                if reserved.is_some_and(|reserved| reserved.is_lent) {
+                    let counters = &self.transactors.counters;
+                    counters
+                        .orders_from_borrowed_units
+                        .fetch_add(1, Ordering::Relaxed);
+                }
+                if let (Some(reserved), Some(remote)) =
+                    (reserved.filter(|reserved| !reserved.is_lent), remote)
+                {
                     remote.confirm(&self.id, reserved.nonce, reserved.store);
                 }
                 Ok(outcome)

@@ -10,6 +10,7 @@ use imt_ring::NodeName;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::channel::wire::{Decoder, Encoder, WireError};
+use crate::domain::loans::{AllotRequest, SpentUnits};
 use crate::domain::order::{Line, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::outbox::Kind;
@@ -52,6 +53,10 @@ pub(crate) enum Question {
     FollowStock(FollowStock),
     /// Available quantities, row by row.
     ReadStock(ReadStock),
+    /// Enter orders, take units back and lend others.
+    Allot(AllotRequest),
+    /// Return the borrowed units of a store. Has no answer.
+    Recall(u32),
     /// A request that is part of a trace.
     Traced(TraceContext, Box<Question>),
 }
@@ -181,6 +186,9 @@ pub(crate) enum Reply {
     StockLayout(StockLayout),
     /// To `ReadStock`: quantities of whole rows.
     StockRows(Vec<i32>),
+    /// To `Allot`: the last incarnation of the borrower that the owner knows, and the lent units if
+    /// the request is the newest of that one.
+    Allotted { incarnation: u64, granted: Vec<Line> },
 }
 
 /// A response to a client, made by the owner.
@@ -300,6 +308,27 @@ impl Question {
                 to.number(read.generation);
                 to.number(u64::from(read.first_row));
             }
+            Question::Allot(request) => {
+                to.byte(10);
+                to.text(request.borrower.as_str());
+                to.number(request.incarnation);
+                to.number(request.sequence);
+                to.number(u64::from(request.store));
+                to.flag(request.clears);
+                to.number(request.spent.len() as u64);
+                for spent in &request.spent {
+                    to.text(spent.order.as_str());
+                    to.fixed_u64(spent.nonce);
+                    to.lines(&spent.lines);
+                }
+                to.lines(&request.returned);
+                to.lines(&request.wanted);
+                to.flag(request.wants_all);
+            }
+            Question::Recall(store) => {
+                to.byte(11);
+                to.number(u64::from(*store));
+            }
             Question::Traced(trace, question) => {
                 to.byte(TRACED);
                 to.fixed_u64((trace.trace >> 64) as u64);
@@ -384,6 +413,8 @@ impl Question {
                 generation: from.number("a generation")?,
                 first_row: from.number_u32("a row")?,
             }),
+            10 => Question::Allot(decode_allot(from)?),
+            11 => Question::Recall(from.number_u32("a store")?),
             _ => return from.fault("a known kind of request"),
         })
     }
@@ -505,6 +536,39 @@ impl Answer {
     }
 }
 
+fn decode_allot(from: &mut Decoder<'_>) -> Result<AllotRequest, WireError> {
+    let Ok(borrower) = NodeName::new(from.text("a volume")?) else {
+        return from.fault("a volume");
+    };
+    let (incarnation, sequence) = (
+        from.number("an incarnation")?,
+        from.number("a number of a request")?,
+    );
+    let store = from.number_u32("a store")?;
+    let clears = from.flag("a flag of units that are returned")?;
+    // An order's id, its nonce and its number of lines.
+    let count = from.count(10, "a number of orders")?;
+    let spent = |_| {
+        Ok(SpentUnits {
+            order: from.order()?,
+            nonce: from.fixed_u64("a nonce")?,
+            lines: from.lines()?,
+        })
+    };
+    let spent = (0..count).map(spent).collect::<Result<_, _>>()?;
+    Ok(AllotRequest {
+        borrower,
+        incarnation,
+        sequence,
+        store,
+        clears,
+        spent,
+        returned: from.lines()?.into_vec(),
+        wanted: from.lines()?.into_vec(),
+        wants_all: from.flag("a flag of all products")?,
+    })
+}
+
 fn encode_cells(to: &mut Encoder<'_>, cells: &[Cell]) {
     to.number(cells.len() as u64);
     for cell in cells {
@@ -601,6 +665,11 @@ impl Reply {
                 to.number(quantities.len() as u64);
                 quantities.iter().for_each(|quantity| to.fixed_i32(*quantity));
             }
+            Reply::Allotted { incarnation, granted } => {
+                to.byte(14);
+                to.number(*incarnation);
+                to.lines(granted);
+            }
         }
     }
 
@@ -639,6 +708,10 @@ impl Reply {
                 let quantities = (0..count).map(|_| from.fixed_i32("a quantity"));
                 Reply::StockRows(quantities.collect::<Result<_, _>>()?)
             }
+            14 => Reply::Allotted {
+                incarnation: from.number("an incarnation")?,
+                granted: from.lines()?.into_vec(),
+            },
             _ => return from.fault("a known kind of answer"),
         })
     }
