@@ -152,7 +152,7 @@ pub(crate) struct StartArgs {
     /// Maximum rows per second copied to this node during a rebalance [default: unlimited]
     #[arg(long, env = "IMT_MOVE_ROWS_PER_SECOND", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     move_rows_per_second: Option<u64>,
-    /// Borrow units of hot stores from other nodes in advance, and lend them; no effect with --engine
+    /// Borrow units of hot stores from other nodes, and lend them; no effect with --engine
     #[arg(long, env = "IMT_ALLOTMENTS")]
     allotments: bool,
     #[command(flatten)]

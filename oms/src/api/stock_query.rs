@@ -23,8 +23,8 @@ struct Quantities {
     on_hand: i64,
     /// Units reserved for orders, or lent to other volumes for their next orders.
     reserved: u32,
-    /// Those of the reserved units that are lent. An order that needs them gets them back. Absent if
-    /// there are none.
+    /// Those of the reserved units that are lent. An order that needs them gets them back. Absent
+    /// if there are none.
     #[serde(skip_serializing_if = "is_none_lent")]
     lent: u32,
     /// Units that an order can still get. Negative if a new stock has fewer units than are

@@ -102,7 +102,7 @@ fn run_behind_engine(seed: u64, keeps_lines: bool) -> Outcome {
 fn run_on(seed: u64, keeps_lines: bool, has_engine: bool) -> Outcome {
     in_virtual_time(async {
         let world = World::new(seed, &NAMES, keeps_lines, has_engine);
-        // Some runs have many orders and plenty of units, so that stores are hot and units are lent.
+        // Some runs have many orders and plenty of units: stores are hot, and units are lent.
         let is_busy = world.has_allotments && seed.is_multiple_of(3);
         let warehouse = WarehouseModel::new(&world, is_busy);
         let watching = tokio::spawn(loans::watch(Arc::clone(&world)));

@@ -14,7 +14,7 @@
 //! | `answers` | idempotency key | the request and its response, kept for a day |
 //! | `settlements` | order id | the end of a reservation in a store of another volume |
 //! | `loans` | store, u32 big-endian, borrower | units of the store lent to another volume |
-//! | `spent` | order id `/` store | units that an order took from an allotment, until the owner knows |
+//! | `spent` | order id `/` store | units that an order took from an allotment, not yet entered |
 //! | `arriving` | source, table, key | staged stock of a migration (`volume::migration`) |
 //! | `meta` | see `write_batch` | counters, slot ownership, snapshot head, migration state |
 //!

@@ -292,7 +292,7 @@ impl WriteBatch {
         );
     }
 
-    /// Adds the units that an order of this volume took from an allotment of another volume's store.
+    /// Adds the units that an order of this volume took from an allotment.
     pub(crate) fn spend(&mut self, order: &OrderId, store: u32, lines: &[Line], nonce: u64) {
         self.row(
             Table::Spent,

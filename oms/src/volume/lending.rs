@@ -245,8 +245,8 @@ impl VolumeState {
         self.followers.stock_has_changed();
     }
 
-    /// Waits until no volume can use units that a new stock does not have, so that the stock decides
-    /// over the next order. Volumes that do not answer are waited for only for a while.
+    /// Waits until no volume can use units that a new stock does not have, so that the stock
+    /// decides over the next order. Volumes that do not answer are waited for only for a while.
     pub(crate) async fn loans_are_covered(&self) {
         let until = Instant::now() + COVERED_WITHIN;
         while !self.stock().covers_loans() && Instant::now() < until {

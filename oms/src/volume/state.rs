@@ -103,7 +103,7 @@ pub(crate) enum Begun {
 pub(crate) struct RemotePlacement {
     /// `true` if the other volumes were asked for a store, if there were any.
     pub(crate) were_asked: bool,
-    /// Units in a store of another volume that are already reserved or borrowed (see `remote_stock`).
+    /// Units in a store of another volume that are reserved or borrowed (see `remote_stock`).
     pub(crate) reserved: Option<ReservedElsewhere>,
 }
 

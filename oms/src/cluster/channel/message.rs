@@ -5,12 +5,14 @@
 //! answers. Decoding checks every length and code. An unknown code is an error, and the connection
 //! is closed: both ends speak the version that the handshake named.
 
+mod allot;
+
 use bytes::Bytes;
 use imt_ring::NodeName;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::channel::wire::{Decoder, Encoder, WireError};
-use crate::domain::loans::{AllotRequest, SpentUnits};
+use crate::domain::loans::AllotRequest;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::outbox::Kind;
@@ -310,20 +312,7 @@ impl Question {
             }
             Question::Allot(request) => {
                 to.byte(10);
-                to.text(request.borrower.as_str());
-                to.number(request.incarnation);
-                to.number(request.sequence);
-                to.number(u64::from(request.store));
-                to.flag(request.clears);
-                to.number(request.spent.len() as u64);
-                for spent in &request.spent {
-                    to.text(spent.order.as_str());
-                    to.fixed_u64(spent.nonce);
-                    to.lines(&spent.lines);
-                }
-                to.lines(&request.returned);
-                to.lines(&request.wanted);
-                to.flag(request.wants_all);
+                allot::encode(request, to);
             }
             Question::Recall(store) => {
                 to.byte(11);
@@ -413,7 +402,7 @@ impl Question {
                 generation: from.number("a generation")?,
                 first_row: from.number_u32("a row")?,
             }),
-            10 => Question::Allot(decode_allot(from)?),
+            10 => Question::Allot(allot::decode(from)?),
             11 => Question::Recall(from.number_u32("a store")?),
             _ => return from.fault("a known kind of request"),
         })
@@ -536,39 +525,6 @@ impl Answer {
     }
 }
 
-fn decode_allot(from: &mut Decoder<'_>) -> Result<AllotRequest, WireError> {
-    let Ok(borrower) = NodeName::new(from.text("a volume")?) else {
-        return from.fault("a volume");
-    };
-    let (incarnation, sequence) = (
-        from.number("an incarnation")?,
-        from.number("a number of a request")?,
-    );
-    let store = from.number_u32("a store")?;
-    let clears = from.flag("a flag of units that are returned")?;
-    // An order's id, its nonce and its number of lines.
-    let count = from.count(10, "a number of orders")?;
-    let spent = |_| {
-        Ok(SpentUnits {
-            order: from.order()?,
-            nonce: from.fixed_u64("a nonce")?,
-            lines: from.lines()?,
-        })
-    };
-    let spent = (0..count).map(spent).collect::<Result<_, _>>()?;
-    Ok(AllotRequest {
-        borrower,
-        incarnation,
-        sequence,
-        store,
-        clears,
-        spent,
-        returned: from.lines()?.into_vec(),
-        wanted: from.lines()?.into_vec(),
-        wants_all: from.flag("a flag of all products")?,
-    })
-}
-
 fn encode_cells(to: &mut Encoder<'_>, cells: &[Cell]) {
     to.number(cells.len() as u64);
     for cell in cells {
@@ -665,11 +621,7 @@ impl Reply {
                 to.number(quantities.len() as u64);
                 quantities.iter().for_each(|quantity| to.fixed_i32(*quantity));
             }
-            Reply::Allotted { incarnation, granted } => {
-                to.byte(14);
-                to.number(*incarnation);
-                to.lines(granted);
-            }
+            Reply::Allotted { incarnation, granted } => allot::encode_reply(*incarnation, granted, to),
         }
     }
 
@@ -708,10 +660,7 @@ impl Reply {
                 let quantities = (0..count).map(|_| from.fixed_i32("a quantity"));
                 Reply::StockRows(quantities.collect::<Result<_, _>>()?)
             }
-            14 => Reply::Allotted {
-                incarnation: from.number("an incarnation")?,
-                granted: from.lines()?.into_vec(),
-            },
+            allot::REPLY => allot::decode_reply(from)?,
             _ => return from.fault("a known kind of answer"),
         })
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::domain::loans::SpentUnits;
 
 fn id(text: &str) -> OrderId {
     OrderId::parse(text).unwrap()
