@@ -21,11 +21,19 @@ use crate::volume::app::App;
 struct Quantities {
     /// Units in the store: available and reserved ones.
     on_hand: i64,
-    /// Units reserved for orders.
+    /// Units reserved for orders, or lent to other volumes for their next orders.
     reserved: u32,
+    /// Those of the reserved units that are lent. An order that needs them gets them back. Absent
+    /// if there are none.
+    #[serde(skip_serializing_if = "is_none_lent")]
+    lent: u32,
     /// Units that an order can still get. Negative if a new stock has fewer units than are
     /// reserved.
     available: i32,
+}
+
+fn is_none_lent(lent: &u32) -> bool {
+    *lent == 0
 }
 
 impl Quantities {
@@ -33,6 +41,7 @@ impl Quantities {
         Quantities {
             on_hand: i64::from(level.available) + i64::from(level.reserved),
             reserved: level.reserved,
+            lent: level.lent,
             available: level.available,
         }
     }

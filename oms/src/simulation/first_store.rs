@@ -203,7 +203,8 @@ async fn available(world: &Arc<World>, product: u64) -> Result<Available, Ended>
             let page: Value = serde_json::from_slice(&body).unwrap_or_default();
             let stores = page["stores"].as_array().into_iter().flatten();
             let level = |store: &Value| {
-                let reserved = store["reserved"].as_i64()?;
+                // An order gets lent units, too: they are called back for it.
+                let reserved = store["reserved"].as_i64()? - store["lent"].as_i64().unwrap_or(0);
                 Some((store["store_id"].as_u64()?, store["on_hand"].as_i64()? - reserved))
             };
             return Ok(stores.filter_map(level).collect());

@@ -28,15 +28,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imt_ring::Epoch;
+use imt_ring::{Epoch, NodeName};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::cluster::channel::message::{Cell, Confirm, Reply, Reserve};
+use crate::domain::loans::AllotRequest;
 use crate::domain::order::{Line, Order, OrderId};
 use crate::domain::settlement::Settlement;
-use crate::domain::stock::Stock;
+use crate::domain::stock::{Found, Stock};
 use crate::runtime;
 use crate::runtime::seeded::seeded;
 use crate::storage::fence::Fence;
@@ -83,6 +84,12 @@ pub(crate) trait RemoteVolumes: Send + Sync {
     /// Confirms a reservation to the store's volume: its order is durable. The message may be lost.
     fn confirm(&self, order: &OrderId, nonce: u64, store: u32);
 
+    /// Sends a borrower's request to a store's volume.
+    fn allot<'a>(&'a self, request: &'a AllotRequest) -> Answer<'a, Reply>;
+
+    /// Asks a volume to return the borrowed units of a store. May get lost.
+    fn recall(&self, borrower: &NodeName, store: u32);
+
     /// Sends a settlement to the store's volume. Returns once that volume has committed it.
     fn settle<'a>(&'a self, order: &'a OrderId, settlement: &'a Settlement) -> Answer<'a, ()>;
 
@@ -104,6 +111,8 @@ pub(crate) struct Searched {
 pub(crate) struct ReservedElsewhere {
     pub(crate) store: u32,
     pub(crate) nonce: u64,
+    /// `true` if the units are to be taken from those that this volume has borrowed.
+    pub(crate) is_lent: bool,
 }
 
 /// A reservation for an order of another volume with a queued row.
@@ -150,10 +159,25 @@ impl VolumeState {
                 });
             };
             let nonce = runtime::random_u64();
-            if remote.reserve(id, nonce, store, lines).await? {
+            let elsewhere = |is_lent| ReservedElsewhere {
+                store,
+                nonce,
+                is_lent,
+            };
+            if self.allotments().suffices(store, lines, self.now().monotonic_ms) {
                 return Ok(Searched {
                     here,
-                    elsewhere: Some(ReservedElsewhere { store, nonce }),
+                    elsewhere: Some(elsewhere(true)),
+                });
+            }
+            if remote.reserve(id, nonce, store, lines).await? {
+                let now_ms = self.now().monotonic_ms;
+                if self.allotments().note_reserved(store, lines, now_ms) {
+                    self.borrower_called.notify_one();
+                }
+                return Ok(Searched {
+                    here,
+                    elsewhere: Some(elsewhere(false)),
                 });
             }
         }
@@ -251,8 +275,13 @@ impl VolumeState {
             return Err(OrderError::Moved);
         }
         let is_known = known.is_some_and(|known| *known.lines == **lines);
-        if !is_known && !stock.reserve_at(*store, lines) {
-            return Ok(None);
+        if !is_known {
+            match stock.reserve_at(*store, lines) {
+                Found::Free => {}
+                Found::Short => return Ok(None),
+                // The units are being called back from other volumes; the caller asks again.
+                Found::Lent => return Err(OrderError::Moved),
+            }
         }
         let fence = self.slots.fence_of_store(*store);
         if !batch.fences().any(|other| other == fence) {
@@ -424,7 +453,9 @@ impl VolumeState {
     /// Makes a reservation the order's own if the order has migrated to this volume.
     fn adopt_reservation(&self, order: &OrderId, store: u32, nonce: u64) {
         let _stock = self.stock();
-        let is_settled = self.settlements().contains_key(order);
+        // The row of an order that this volume has not entered yet must stay known, or the order
+        // would be entered twice.
+        let is_settled = self.settlements().contains_key(order) || self.allotments().is_unsettled(order);
         let mut remote_reservations = self.remote_reservations();
         let is_it = |known: &RemoteReservation| known.nonce == nonce && !known.is_changing;
         if self.slots.has_order(order)
@@ -468,6 +499,8 @@ async fn settle_all(state: &VolumeState, remote: &Arc<dyn RemoteVolumes>) {
         let some: Vec<(OrderId, Settlement)> = state
             .settlements()
             .iter()
+            // The store's volume must know of a reservation before it learns of its end.
+            .filter(|(order, _)| !state.allotments().is_unsettled(order))
             .take(SETTLEMENTS_AT_A_TIME)
             .map(|(order, settlement)| (order.clone(), settlement.clone()))
             .collect();

@@ -8,22 +8,25 @@
 //! - Memory and rows change in the same order.
 //! - No step awaits, so a step is never cancelled halfway.
 //! - Only the transactor of an order takes its steps, so no two run for one order at a time.
-//! - The lock of the stock is taken before that of the remote reservations.
+//! - The lock of the stock is taken before that of the remote reservations, and that of the
+//!   allotments last.
 //!
 //! Deliberately absent: waiting and retrying, which belong to `transactor`.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::domain::allotments::Allotments;
 use crate::domain::order::{self, Command, Event, Line, Order, OrderId, Refusal, State};
 use crate::domain::settlement::Settlement;
-use crate::domain::stock::{Counting, Stock};
+use crate::domain::stock::{Counting, Found, Stock};
 use crate::error::StorageError;
 use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
 use crate::runtime::clock::{Clock, Moment};
@@ -35,7 +38,7 @@ use crate::storage::volume::{Loaded, Volume};
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::followers::Followers;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
-use crate::volume::remote_stock::{self, RemoteVolumes};
+use crate::volume::remote_stock::{self, RemoteVolumes, ReservedElsewhere};
 use crate::volume::traced_orders::TracedOrders;
 
 /// The reason why a step was not taken.
@@ -106,8 +109,8 @@ pub(crate) struct RemotePlacement {
     /// First store here that had the units before the other volumes were asked. They were asked for
     /// an earlier one only.
     pub(crate) asked_below: Option<u32>,
-    /// Store of another volume in which the units are already reserved (see `remote_stock`).
-    pub(crate) store: Option<u32>,
+    /// Units in a store of another volume that are reserved or borrowed (see `remote_stock`).
+    pub(crate) reserved: Option<ReservedElsewhere>,
 }
 
 impl RemotePlacement {
@@ -129,6 +132,8 @@ pub(crate) struct Pending {
     pub(crate) ticket: Ticket,
     order: Arc<Order>,
     units: Units,
+    /// `true` if the order takes borrowed units.
+    is_lent: bool,
     /// The fence of the units' store at the beginning of the step.
     store_fence: Option<Fence>,
     /// The remote reservation of the order in that store, which the step replaces.
@@ -148,6 +153,15 @@ pub(crate) struct VolumeState {
     outbox: Mutex<Outbox>,
     remote_reservations: Mutex<RemoteReservations>,
     settlements: Mutex<BTreeMap<OrderId, Settlement>>,
+    allotments: Mutex<Allotments>,
+    /// `true` if units of this volume's stores may be lent.
+    lends: AtomicBool,
+    /// Notified when there is a new loan.
+    pub(crate) lender_called: Notify,
+    /// Notified when an owner should be asked.
+    pub(crate) borrower_called: Notify,
+    /// Notified when orders with borrowed units have been entered at their owners.
+    pub(crate) orders_entered: Notify,
     /// Notified when there is a new settlement.
     pub(crate) settler_called: Notify,
     /// Notified when a message may be due.
@@ -180,12 +194,14 @@ impl VolumeState {
             head: loaded.stock_head,
             overrides: loaded.snapshot.counted_to_overrides(&loaded.stock_head),
         };
-        let stock = Stock::new(
+        let mut stock = Stock::new(
             loaded.snapshot.into_matrix(&Arc::default()),
             counting,
             &loaded.reservations,
             loaded.deliveries,
         );
+        stock.add_loans(loaded.loans, 0);
+        let allotments = Allotments::new(slots.volume().clone(), loaded.borrower, loaded.spent);
         let began = Instant::now();
         let opened = Moment {
             wall_ms: clock.now_ms(),
@@ -200,6 +216,11 @@ impl VolumeState {
             outbox: Mutex::new(outbox),
             remote_reservations: Mutex::new(remote_reservations),
             settlements: Mutex::new(settlements),
+            allotments: Mutex::new(allotments),
+            lends: AtomicBool::new(false),
+            lender_called: Notify::new(),
+            borrower_called: Notify::new(),
+            orders_entered: Notify::new(),
             settler_called: Notify::new(),
             message_due: Notify::new(),
             clock,
@@ -238,6 +259,23 @@ impl VolumeState {
         self.settlements.lock()
     }
 
+    /// Locks the allotments. No other lock is taken while the guard is held.
+    pub(crate) fn allotments(&self) -> MutexGuard<'_, Allotments> {
+        self.allotments.lock()
+    }
+
+    /// Turns allotments on or off: lending by this volume's stores, and borrowing for its orders.
+    pub(crate) fn set_allotments(&self, is_on: bool) {
+        let is_on = is_on && !self.storage.is_behind_log();
+        self.lends.store(is_on, Ordering::Relaxed);
+        self.allotments().set_on(is_on);
+    }
+
+    /// Returns `true` if units of this volume's stores may be lent.
+    pub(crate) fn lends(&self) -> bool {
+        self.lends.load(Ordering::Relaxed)
+    }
+
     /// Returns the client for other volumes, even if there is no other volume now.
     pub(crate) fn remote_client(&self) -> Option<&Arc<dyn RemoteVolumes>> {
         self.remote.as_ref()
@@ -265,6 +303,8 @@ impl VolumeState {
         let permit = self.storage.try_permit()?;
         let mut batch = WriteBatch::of_order();
         let (mut store_fence, mut replaced) = (None, None);
+        let remote_store = remote.reserved.map(|reserved| reserved.store);
+        let lent = remote.reserved.filter(|reserved| reserved.is_lent);
         let (order, ticket) = {
             let mut stock = self.stock();
             self.slots.check_order(id)?;
@@ -272,18 +312,24 @@ impl VolumeState {
                 // Another volume has joined since then. Its stores may come before the stores here.
                 return Err(OrderError::Moved);
             }
-            if remote.store.is_none()
+            if remote_store.is_none()
                 && self.slots.some_sealed()
                 && let Some(store) = stock.first_store(&lines)
             {
                 self.slots.check_store(store)?;
             }
-            let here = match remote.store {
+            let here = match remote_store {
                 None => stock.first_store(&lines),
                 Some(_) => None,
             };
-            if remote.store.is_none() && !remote.covers(here) && !seeded("search-not-repeated") {
+            if remote.reserved.is_none() && !remote.covers(here) && !seeded("search-not-repeated") {
                 return Ok(Begun::SearchAgain(lines));
+            }
+            if let Some(store) = here
+                && stock.find_free(store, &lines) != Found::Free
+            {
+                // The units are being called back from other volumes.
+                return Err(OrderError::Moved);
             }
             if let Some(store) = here {
                 // A reservation from an earlier attempt to place the order at another volume is
@@ -291,12 +337,20 @@ impl VolumeState {
                 replaced = self.remote_reservations().take_over(id, store)?;
                 stock.reserve_units(store, &lines);
             }
-            let store = remote.store.or(here);
+            let store = remote_store.or(here);
+            if let Some(lent) = lent {
+                let now_ms = self.now().monotonic_ms;
+                let mut allotments = self.allotments();
+                if !allotments.spend(id, lent.nonce, lent.store, &lines, now_ms) {
+                    return Err(OrderError::Moved);
+                }
+                batch.spend(id, lent.store, &lines, lent.nonce);
+            }
             batch.fence(self.slots.fence_of_order(id));
             let order = Order::place(id.clone(), lines, store, now_ms);
             batch.order(&order, None);
             if let Some(store) = store {
-                if remote.store.is_none() {
+                if remote_store.is_none() {
                     let fence = self.slots.fence_of_store(store);
                     store_fence = Some(fence);
                     batch.fence(fence);
@@ -308,10 +362,11 @@ impl VolumeState {
         };
         Ok(Begun::Pending(Pending {
             ticket,
-            units: match (order.store, remote.store) {
+            units: match (order.store, remote_store) {
                 (Some(_), None) => Units::Reserve,
                 _ => Units::Unchanged,
             },
+            is_lent: lent.is_some(),
             store_fence,
             replaced,
             settlement: None,
@@ -397,6 +452,10 @@ impl VolumeState {
             if !is_here {
                 settlement = step.settlement(&after);
             } else if let (Units::Release | Units::Deliver { .. }, Some(store)) = (&step.units, after.store) {
+                if self.allotments().is_unsettled(&after.id) {
+                    // The store has come here before its former owner knew of the reservation.
+                    return Err(OrderError::Moved);
+                }
                 let fence = self.slots.fence_of_store(store);
                 store_fence = Some(fence);
                 batch.fence(fence);
@@ -421,6 +480,7 @@ impl VolumeState {
             } else {
                 step.units
             },
+            is_lent: false,
             store_fence,
             replaced,
             answered: step.answered,
@@ -438,6 +498,7 @@ impl VolumeState {
         let Pending {
             order,
             units,
+            is_lent,
             store_fence,
             replaced,
             answered,
@@ -445,6 +506,9 @@ impl VolumeState {
             settlement,
             ..
         } = step;
+        if is_lent && self.allotments().end_spending(&order.id, durable.is_ok()) {
+            self.borrower_called.notify_one();
+        }
         if let (Some(store), Some(fence)) = (order.store, store_fence) {
             self.update_units(&order, store, fence, units, replaced, durable.as_ref().ok());
             self.followers.stock_has_changed();
@@ -552,6 +616,7 @@ impl VolumeState {
             ticket,
             order,
             units: Units::Unchanged,
+            is_lent: false,
             store_fence: None,
             replaced: None,
             answered: None,
@@ -594,6 +659,7 @@ impl VolumeState {
             replaced: None,
             answered: Some(kind),
             wanted: None,
+            is_lent: false,
             settlement: None,
         }))
     }
