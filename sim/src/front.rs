@@ -268,8 +268,8 @@ pub async fn run_front(
     })
 }
 
-/// Waits until the order management answers and has stock. Returns `false` if it still lacks some of
-/// the warehouse's stores after `stock_timeout`.
+/// Waits until the order management answers and has stock. Returns `false` if it still lacks some
+/// of the warehouse's stores after `stock_timeout`.
 ///
 /// # Errors
 /// [`Error::Unreachable`] if it does not answer within `ready_timeout`, [`Error::Interrupted`]

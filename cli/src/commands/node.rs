@@ -248,8 +248,8 @@ async fn others_run(engine: Option<&EngineUrl>, data: &Path) -> Result<bool, Cli
     }
 }
 
-/// Waits until another node runs, if one took the port of the first node at the same moment. Returns
-/// `false` if there is none, so that another program has the port.
+/// Waits until another node runs, if one took the port of the first node at the same moment.
+/// Returns `false` if there is none, so that another program has the port.
 async fn another_has_begun(config: &NodeConfig) -> Result<bool, CliError> {
     let until = Instant::now() + FIRST_NODE_WAIT;
     while !others_run(config.engine.as_ref(), &config.data).await? {

@@ -317,8 +317,8 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Marks a node as leaving: a member, or one that is about to become a member. Fails if the node
-    /// cannot leave or is leaving already.
+    /// Marks a node as leaving: a member, or one that is about to become a member. Fails if the
+    /// node cannot leave or is leaving already.
     pub(crate) fn with_leaving(&self, node: &NodeName) -> Result<ClusterState, Unleavable> {
         let takes_slots = |member: &Member| {
             member.name() != node && member.weight() > 0 && !self.leaving.contains(member.name())

@@ -90,8 +90,8 @@ async fn order_beside_takeover(
     let Some((_, units)) = before.iter().find(|(_, units)| **units > 0) else {
         return Ok(());
     };
-    // A kill is short, so the orders take more units than the first store has. Slots move for longer,
-    // and as long as units are left, the first store is certain.
+    // A kill is short, so the orders take more units than the first store has. Slots move for
+    // longer, and as long as units are left, the first store is certain.
     let count = if is_kill { units + 3 } else { (units - 1).max(1) };
     let ids: Vec<String> = (0..count.min(ORDERS_MAX))
         .map(|number| format!("takeover-{round}-{number}"))

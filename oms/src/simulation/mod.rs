@@ -10,8 +10,8 @@
 //!   statistics files.
 //!
 //! In runs with customers, the audit compares their answers with the final state. In runs with
-//! clients, their histories are checked for linearizability. In both, the rows, counters and messages
-//! of the volumes are compared again and again (`invariants`).
+//! clients, their histories are checked for linearizability. In both, the rows, counters and
+//! messages of the volumes are compared again and again (`invariants`).
 //!
 //! **Invariant**: the same seed gives the same trace. `IMT_SIM_SEED=N` runs one seed and prints its
 //! trace, `IMT_SIM_SEEDS=N` sets the number of seeds, and `IMT_SIM_FIRST=N` sets the first one.

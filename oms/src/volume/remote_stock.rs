@@ -1,9 +1,9 @@
 //! Orders and stores that live in different volumes: reserve there, commit here, settle later.
 //!
 //! 1. The order's volume asks the others for their first suitable store, and has the units reserved
-//!    where the first store of all is. Then it commits the order. All answers of a search are by one
-//!    ring. If the first store of all is here and other orders take its units in the meantime, the
-//!    search is repeated.
+//!    where the first store of all is. Then it commits the order. All answers of a search are by
+//!    one ring. If the first store of all is here and other orders take its units in the meantime,
+//!    the search is repeated.
 //! 2. The order's volume confirms the reservation once the order is durable.
 //! 3. When the units are released or delivered, a settlement is committed with the order's change
 //!    and sent to the store's volume until that volume confirms it.
@@ -68,8 +68,8 @@ pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, OrderError
 /// Client for the other volumes, in this process or another one.
 pub(crate) trait RemoteVolumes: Send + Sync {
     /// Returns the first store of all other volumes that has these units, if it comes before
-    /// `below`. Fails with `Moved` unless all volumes follow the ring of this epoch: under two rings,
-    /// a store that moves could be in neither volume.
+    /// `below`. Fails with `Moved` unless all volumes follow the ring of this epoch: under two
+    /// rings, a store that moves could be in neither volume.
     fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>, epoch: Epoch) -> Answer<'a, Option<u32>>;
 
     /// Reserves units in a store of another volume. Returns `false` if the store lacks some.

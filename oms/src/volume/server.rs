@@ -4,8 +4,8 @@
 //! - The state in memory is loaded when the volume is opened. When the ring changes, the server
 //!   follows it (`handover`) while all other slots are served.
 //! - A server first sets its mark or seal for a migration, and then asks whether the migration is
-//!   still under way. Both steps are finished even if the request is dropped. So no mark of an ended
-//!   migration remains.
+//!   still under way. Both steps are finished even if the request is dropped. So no mark of an
+//!   ended migration remains.
 //! - A server for which a change of slots was not prepared quiesces and is started again from its
 //!   volume.
 //!
@@ -26,7 +26,6 @@ use crate::config::NodeContext;
 use crate::domain::sales::Statistics;
 use crate::error::{NodeError, StorageError};
 use crate::runtime;
-use crate::runtime::seeded::seeded;
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
 use crate::storage::write_batch::{CLEANUP, Table, WriteBatch};
@@ -115,7 +114,7 @@ impl VolumeServer {
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
         let mut stale_rows = target::resolve_unfinished(&storage, cluster_state.committed).await?;
         let is_sealed = seal_leaving(&slots, cluster_state);
-        if is_sealed && !seeded("seal-note-removed") {
+        if is_sealed {
             // The note is that of the seal, because no migration begins while there are stale rows.
             // It stays until the migration ends: a cleanup would find nothing and remove it.
             stale_rows = stale_rows.filter(|rows| *rows != StaleRows::Counted);
@@ -133,7 +132,8 @@ impl VolumeServer {
             batch.set_ownership(slots.record());
             if stale_rows == Some(StaleRows::Counted) || is_sealed {
                 // This record replaces the only evidence of the stale rows, so the note about them
-                // is written with it. Sealed slots leave stale rows if their migration is committed.
+                // is written with it. Sealed slots leave stale rows if their migration is
+                // committed.
                 batch.put_raw(Table::Meta, CLEANUP, &cluster_state.version.to_be_bytes());
             }
             storage.permit().await?.send(batch).durable().await?;

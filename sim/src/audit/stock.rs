@@ -105,8 +105,8 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
     }
 }
 
-/// Checks the choice of the store for the orders of a run, as far as it can be known afterwards: not
-/// at all if the first orders came before the stock of all stores. A
+/// Checks the choice of the store for the orders of a run, as far as it can be known afterwards:
+/// not at all if the first orders came before the stock of all stores. A
 /// store certainly had the units of an order if the stock of its first day covers them beside all
 /// units that may have been missing when the order came:
 ///

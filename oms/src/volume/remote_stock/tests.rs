@@ -440,8 +440,8 @@ impl RemoteVolumes for SlowVolume {
     }
 }
 
-/// A volume that was taken over is asked, because no copy of its stock is ready. In that time, other
-/// orders take the units of the first store here.
+/// A volume that was taken over is asked, because no copy of its stock is ready. In that time,
+/// other orders take the units of the first store here.
 #[tokio::test]
 async fn an_order_skips_no_store_of_a_volume_that_answers_late() {
     let (_, shared) = rings();
