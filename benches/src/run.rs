@@ -69,7 +69,7 @@ pub struct Results {
 pub struct Sample {
     /// The engine's name.
     pub engine: String,
-    /// The figure.
+    /// The measured value, with its row of the table.
     #[serde(flatten)]
     pub measurement: Measurement,
 }

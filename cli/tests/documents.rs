@@ -276,7 +276,8 @@ impl Session {
         seen.map_err(|difference| format!("it printed:\n{printed}\n{difference}"))
     }
 
-    /// Stops the servers as Ctrl-C does. Each must end well, unless the document killed it before.
+    /// Stops the servers gracefully (SIGTERM). Each must end without an error, unless a command of
+    /// the document has killed it before.
     fn stop_servers(&mut self) {
         while let Some(server) = self.servers.pop() {
             let (exit, log) = server.terminate();

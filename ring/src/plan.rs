@@ -179,8 +179,8 @@ pub struct Plan {
     pub to_digest: Digest,
     /// Members of the ring that the plan leads to, sorted by name.
     pub members: Vec<Member>,
-    /// Pinned slots of the ring that the plan leads to, ascending. Pins of leaving nodes are
-    /// removed.
+    /// Pinned slots of the ring that the plan leads to, ascending. A pinned slot keeps its owner
+    /// (see [`Ring::pin`]). A slot of a leaving node loses its pin.
     pub pins: Vec<Slot>,
     /// The moves, sorted by role and slot.
     pub moves: Vec<Move>,

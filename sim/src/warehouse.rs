@@ -57,7 +57,7 @@ pub struct WarehouseConfig {
     pub data: PathBuf,
     /// Seed of everything random.
     pub seed: u64,
-    /// Products and stores that a new ledger begins with. An existing ledger has its own.
+    /// Numbers of products and stores in a new ledger. An existing ledger keeps its own numbers.
     pub shape: StockShape,
     /// Time from one stock snapshot to the next.
     pub snapshot_every: Duration,

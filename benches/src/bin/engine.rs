@@ -64,7 +64,8 @@ struct Arguments {
     #[arg(long, value_delimiter = ',')]
     from: Vec<PathBuf>,
 
-    /// Do not measure the limits of the machine, which needs more memory than a small cgroup has.
+    /// Skip the measurement of the machine's own limits (syncs, writes, copies of memory). It needs
+    /// more memory than a small cgroup has.
     #[arg(long)]
     no_limits: bool,
 

@@ -392,7 +392,8 @@ pub(super) struct ShopPlan {
     pub(super) plain: bool,
 }
 
-/// Starts the nodes, the warehouse and the front of a plan, and stops them after the run.
+/// Starts the nodes, the warehouse and the shop front with the settings of `plan`, and stops them
+/// after the run.
 pub(super) async fn run_shop(
     plan: ShopPlan,
     tune: impl FnOnce(&mut NodeConfig),

@@ -13,7 +13,7 @@ use unicode_width::UnicodeWidthStr;
 
 /// Name of the column with coloured cells.
 const STATE: &str = "state";
-/// Columns between two columns of a table.
+/// Number of blanks between two columns of a table.
 const GAP: usize = 2;
 /// Width below which no column is cut.
 const COLUMN_MIN: usize = 4;

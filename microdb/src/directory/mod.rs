@@ -121,8 +121,8 @@ impl Directory {
         Self::of_chunks(0, vec![Arc::new(Chunk::new(0, 0, 1, 0))], Vec::new())
     }
 
-    /// Returns a directory of these chunks, which cover all hashes in order and are at most `depth`
-    /// deep.
+    /// Returns a directory with `1 << depth` entries. The chunks must cover all hashes in ascending
+    /// order, and no chunk may have a larger depth than `depth`.
     fn of_chunks(depth: u8, chunks: Vec<Arc<Chunk>>, stash: Stash) -> Self {
         let keys = chunks.iter().map(|chunk| chunk.keys() as u64).sum::<u64>() + stash.len() as u64;
         let mut bytes = chunks.iter().map(|chunk| chunk.bytes()).sum::<u64>();

@@ -58,7 +58,8 @@ impl Spare {
     }
 }
 
-/// The readers' side, shared through an `Arc`. Created by [`TailWriter::with_capacity`].
+/// The memory, as readers share it through an `Arc`. Its only writer is a [`TailWriter`]. Created
+/// by [`TailWriter::with_capacity`].
 pub(crate) struct TailBuffer {
     /// The bytes of `map`. Only the one writer writes, through this pointer and never through the
     /// map.

@@ -234,7 +234,7 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// A database at work, with its histories and marks.
+/// One run of random operations on a database, with the histories and marks that it has recorded.
 pub(crate) struct Run {
     pub(crate) disk: Disk,
     shape: Shape,

@@ -37,7 +37,8 @@ enum Round {
     ToBelow,
 }
 
-/// Chooses a primary for each slot. `before` is [`NONE`] for a slot that lost its primary.
+/// Chooses a primary for each slot among the nodes of its set. `before` has the current primary of
+/// each slot, and [`NONE`] for a slot that lost its primary.
 pub(super) fn choose(problem: &Problem<'_>, sets: &[Node], before: Vec<Node>, shares: &[Share]) -> Vec<Node> {
     let nodes = problem.weights.len();
     let mut primaries = Primaries {

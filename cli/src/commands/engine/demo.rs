@@ -1,11 +1,12 @@
-//! `imt engine demo`: a primary and synchronous standbys on this machine.
+//! `imt engine demo`: a PostgreSQL primary and its synchronous standbys on this machine.
 //!
 //! Invariants:
 //! - Nothing outside the demonstration's folder is written.
-//! - An acknowledged commit is on the primary and on at least one standby. After the end of the
-//!   primary, the standby with the newest log is promoted, which has all of these commits.
+//! - If there are standbys, an acknowledged commit is on the primary and on at least one of them.
+//!   When the primary's process has ended, the standby with the newest log is promoted. This
+//!   standby has every acknowledged commit.
 //!
-//! Deliberately absent: a second start on the same folder, and a return of a failed primary.
+//! Deliberately absent: a second start on the same folder, and a restart of a failed primary.
 
 use super::binaries::Binaries;
 use super::server::{Server, create_folder, url_of};

@@ -313,7 +313,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Returns one line about the events and the times until every volume answered again.
+    /// Returns one line for the end of the run: the number of kills, stops, leaves and pauses of
+    /// nodes, and the time until every volume answered again. `None` without such an event.
     pub(super) fn tally(&self) -> Option<String> {
         self.tally.line()
     }

@@ -243,7 +243,8 @@ pub(super) struct State<'a> {
     /// The node that answers.
     node: &'a str,
     version: &'static str,
-    /// For clients that poll. As `Last-Event-ID` it asks for the changes since this document.
+    /// Cursor for clients that poll: a request with this text in the header `Last-Event-ID` gets
+    /// only the changes since this document.
     pub(super) cursor: String,
     now_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
