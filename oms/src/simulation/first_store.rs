@@ -41,25 +41,28 @@ const READ_INTERVAL: Duration = Duration::from_millis(100);
 /// Units available of one product, by store.
 type Available = BTreeMap<u64, i64>;
 
-/// Orders in a cluster at rest, and reports each order that skipped a store.
-pub(super) async fn first_stores_are_taken(world: &Arc<World>) {
+/// Orders in a cluster at rest, and reports each order that skipped a store. Returns `true` if each
+/// of these orders has certainly ended.
+pub(super) async fn first_stores_are_taken(world: &Arc<World>) -> bool {
     for round in 0..ROUNDS {
         let product = world.dice.between(1, u64::from(PRODUCTS));
         match probe(world, round, product).await {
             Ok(()) => {}
             // An order without an answer may reserve units later, so the cluster is not at rest.
-            Err(Ended::Unanswered) => return,
+            Err(Ended::Unanswered) => return false,
             Err(Ended::Wrong(wrong)) => world.violated(format!("at rest, product {product}: {wrong}")),
         }
     }
+    true
 }
 
 /// Kills a node, or asks it to leave for good, and reports each order that skips a store meanwhile.
+/// Returns `true` if each of these orders has certainly ended.
 pub(super) async fn first_stores_are_taken_beside_takeovers(
     world: &Arc<World>,
     warehouse: &Arc<WarehouseModel>,
     stops: &Stops,
-) {
+) -> bool {
     // An order of an earlier check that got no answer may still reserve units.
     tokio::time::sleep(ENDED_WITHIN).await;
     for round in 0..TAKEOVERS {
@@ -70,12 +73,14 @@ pub(super) async fn first_stores_are_taken_beside_takeovers(
         faults::start(world, warehouse, stops, victim);
         match ended {
             Ok(()) => {}
-            Err(Ended::Unanswered) => return,
+            Err(Ended::Unanswered) => return false,
             Err(Ended::Wrong(wrong)) => {
                 world.violated(format!("beside a takeover, product {product}: {wrong}"));
+                return false;
             }
         }
     }
+    true
 }
 
 async fn order_beside_takeover(

@@ -123,7 +123,7 @@ impl OrderCommand {
                 Self::List(args) => list::run(&args, output).await?,
                 Self::Show { id, node } => show::order(&api(&node).await?, &id, output).await?,
                 Self::History { id, node, table } => {
-                    show::history(&api(&node).await?, &id, &table, output).await?
+                    show::history(&api(&node).await?, &id, &table, output).await?;
                 }
                 Self::Cancel { ids, node } => change::cancel(&api(&node).await?, &ids, output).await?,
                 Self::Pay {
