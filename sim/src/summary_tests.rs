@@ -31,7 +31,7 @@ fn front() -> FrontReport {
             route: Route::Order.template(),
             requests: 1_012,
             ok: 1_000,
-            errors: BTreeMap::from([("409 no-store".to_owned(), 12)]),
+            errors: BTreeMap::from([("409 insufficient-stock".to_owned(), 12)]),
             latency: Latency {
                 count: 1_012,
                 p50_us: 480,
@@ -107,7 +107,7 @@ fn the_table_shows_the_run_its_routes_and_the_verdict() {
         "7,012 with payments, 230.0/s",
         "lag p50 0.04 ms, p99 0.70 ms, max 12.3 ms; 3 late (over 10 ms), 0 dropped",
         "   1,012     12   0.48 ms   12.3 ms  1,234 ms",
-        "order: 12 x 409 no-store",
+        "order: 12 x 409 insufficient-stock",
         "orders     1,000 delivered, 12 rejected\n",
         "folder     1,172 orders, 3 stock snapshots and 1 statistics file since it was made",
         "1,000 announced, 1,000 delivered, 0 refused",
@@ -128,7 +128,7 @@ fn the_table_shows_the_run_its_routes_and_the_verdict() {
     let json = serde_json::to_value(&summary).unwrap();
     assert_eq!(json["verdict"], "clean");
     assert_eq!(json["scenario"], "calm");
-    assert_eq!(json["errors"]["409 no-store"], 12);
+    assert_eq!(json["errors"]["409 insufficient-stock"], 12);
     assert_eq!(json["routes"][0]["latency"]["p99_us"], 12_340);
     assert_eq!(json["data_folder"]["orders"]["delivered"], 1_160);
 }

@@ -117,7 +117,7 @@ impl Answer {
         let kind = match (step, status, problem) {
             (_, 429 | 500..=599, _) => return Ok(None),
             (Step::Place(_), 200, _) => Kind::Placed,
-            (Step::Place(_), 409, Some("no-store")) => Kind::NoStore,
+            (Step::Place(_), 409, Some("insufficient-stock")) => Kind::NoStore,
             (Step::Pay(_), 200, _) => Kind::Paid,
             (Step::Pay(_), 409, Some("refund-wanted")) => Kind::RefundWanted,
             (Step::Cancel, 200, _) => Kind::Cancelled,

@@ -342,7 +342,10 @@ mod tests {
     fn the_name_of_a_problem_is_the_last_part_of_its_type() {
         let body = |kind: &str| format!(r#"{{"type":"{kind}","title":"t","status":409}}"#);
         for (kind, expected) in [
-            ("urn:imt-order:problem:no-store", Some("no-store")),
+            (
+                "urn:imt-order:problem:insufficient-stock",
+                Some("insufficient-stock"),
+            ),
             ("https://example.org/problems#busy", Some("busy")),
             ("urn:x:", None),
             ("urn:x:a b", None),
