@@ -11,6 +11,7 @@
 //! Deliberately absent: TLS and authentication for clients, and routing. Bodies have their own
 //! timeouts in `content`.
 
+mod leftover;
 mod stream;
 
 use std::convert::Infallible;
@@ -32,6 +33,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::api::forward::Api;
 use crate::api::internal::Origin;
 use crate::api::routes::Target;
+use crate::api::server::leftover::WatchedBody;
 use crate::api::server::stream::WriteTimeout;
 use crate::api::{AnswerBody, Problem};
 use crate::cluster::channel::{self, LinkError, PREFACE, PeerKey, Protection, Purpose, Service, TLS_BEGINS};
@@ -130,10 +132,12 @@ impl ConnectionHandler {
         // matter most then.
         let is_probe = target.is_probe();
         let turn = self.requests.try_acquire().ok();
+        let (request, leftover) = leftover::watch(request);
         let header = request.headers().get(trace::TRACEPARENT);
         let span = trace::begin(header.map(HeaderValue::as_bytes)).filter(|_| !is_probe);
         let mut response = match span {
             _ if turn.is_none() && !is_probe => {
+                drop(request);
                 let busy = Problem::busy("too many requests are in progress");
                 busy.into_response().map(AnswerBody::Long)
             }
@@ -159,6 +163,7 @@ impl ConnectionHandler {
                 took,
             });
         }
+        leftover.settle(&mut response).await;
         response.headers_mut().insert(REQUEST_ID, id);
         Ok(response)
     }
@@ -169,7 +174,7 @@ impl ConnectionHandler {
         span: RequestSpan,
         name: &'static str,
         target: Target,
-        request: Request<Incoming>,
+        request: Request<WatchedBody>,
     ) -> Response<AnswerBody> {
         let (started, begun) = (SystemTime::now(), Instant::now());
         let response = span.context.scope(self.api.answer(target, request)).await;

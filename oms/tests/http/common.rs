@@ -282,9 +282,10 @@ impl Shop {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Reply {
-        self.try_send(method, path, headers, body.into())
-            .await
-            .expect("an answer")
+        let body = body.into();
+        let length = body.len();
+        let answered = self.try_send(method, path, headers, body).await;
+        answered.unwrap_or_else(|| panic!("no answer to {method} {path} {headers:?} with {length} bytes"))
     }
 
     /// Begins a stock upload. Returns once the node asks for the body.

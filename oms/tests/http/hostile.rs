@@ -30,6 +30,34 @@ async fn a_body_over_the_limit_is_rejected_before_it_is_sent() {
 }
 
 #[tokio::test]
+async fn a_connection_takes_the_next_request_after_a_body_that_no_route_reads() {
+    let world = World::start().await;
+    let mut stream = TcpStream::connect(world.node.address()).await.unwrap();
+    let head = "POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 70000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // The route is refused by its head. The body comes in pieces behind it.
+    for _ in 0..7 {
+        stream.write_all(&[b'x'; 10_000]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let next = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(next).await.unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).await.unwrap();
+    assert!(answers.starts_with("HTTP/1.1 404"), "{answers}");
+    assert!(answers.contains("HTTP/1.1 200"), "{answers}");
+}
+
+#[tokio::test]
+async fn an_answer_before_a_long_body_says_that_the_connection_closes() {
+    let world = World::start().await;
+    let request = "POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n";
+    let answer = raw(&world, request.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
 async fn malformed_http_is_rejected_and_other_clients_are_served() {
     let world = World::start().await;
     let flood = format!(
