@@ -225,9 +225,12 @@ fn histories_of_clients_are_linearizable_under_every_fault() {
     assert!(all.is_none_or(|all| happened(&all.counts)));
 }
 
+/// A function that runs a seed, and keeps the lines of its trace if the second argument is `true`.
+type Run = fn(u64, bool) -> Outcome;
+
 /// Runs the seeds that the environment names, or the first `count` and those given. Returns the
 /// results of more than one seed.
-fn run_seeds(run: fn(u64, bool) -> Outcome, count: u64, further: &[u64]) -> Option<Summary> {
+fn run_seeds(run: Run, count: u64, further: &[u64]) -> Option<Summary> {
     if let Some(seed) = number("IMT_SIM_SEED") {
         let outcome = run(seed, true);
         outcome.lines.iter().for_each(|line| println!("{line}"));
@@ -283,7 +286,7 @@ impl Summary {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    let runs: [(&str, fn(u64, bool) -> Outcome); 4] = [
+    let runs: [(&str, Run); 4] = [
         ("disks", run),
         ("an engine", run_behind_engine),
         ("two engines", run_behind_two_engines),
