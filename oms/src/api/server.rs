@@ -27,7 +27,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::api::forward::Api;
 use crate::api::internal::Origin;
@@ -38,6 +38,7 @@ use crate::cluster::channel::{self, LinkError, PREFACE, PeerKey, Protection, Pur
 use crate::config::ServerLimits;
 use crate::runtime;
 use crate::runtime::trace::{self, FinishedSpan, RequestSpan, SpanKind, SpanOutcome};
+use crate::runtime::watch;
 
 /// Longest wait for the first byte, for the rest of the headers, and for the next request of a
 /// connection.

@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::HeaderMap;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::api::content;
@@ -28,6 +27,7 @@ use crate::domain::routing_key::RoutingKey;
 use crate::error::with_causes;
 use crate::runtime;
 use crate::runtime::clock::Clock;
+use crate::runtime::watch;
 use crate::volume::app::App;
 use crate::volume::jobs::stat_import::folder::FILE_BYTES_MAX;
 use crate::volume::jobs::stat_import::folder_id::{FolderId, is_id};

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use imt_ring::{Member, NodeName};
 use serde::Serialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -35,6 +35,7 @@ use crate::control::topology::Topology;
 use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::{NodeError, with_causes};
 use crate::runtime;
+use crate::runtime::watch;
 use crate::volume::migration::target::{AskProgress, ImportRequest, Imported, Progress};
 use crate::volume::server::VolumeServer;
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use imt_ring::NodeName;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::cluster::peer_client::Peers;
@@ -22,6 +22,7 @@ use crate::cluster::{Authority, Event, Membership};
 use crate::control::stock_copies::StockCopies;
 use crate::control::topology::Topology;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::watch;
 use crate::volume::app::SNAPSHOTS_ARRIVING_MAX;
 use crate::volume::migration::target::Imported;
 

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -27,6 +27,7 @@ use crate::control::reconciler::Reconciler;
 use crate::control::topology::Topology;
 use crate::error::{NodeError, with_causes};
 use crate::runtime;
+use crate::runtime::watch;
 
 /// Longest time for a node to be admitted by the others.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(30);

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imt_ring::{NodeName, Ring};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::cluster::{ClusterState, Expected, NodeInfo, Volumes};
@@ -25,6 +24,7 @@ use crate::control::handle::ClusterHandle;
 use crate::control::remote_volumes::RemoteVolumeClient;
 use crate::control::topology::Topology;
 use crate::error::{NodeError, StorageError, with_causes};
+use crate::runtime::watch;
 use crate::volume::migration::target::staged_migration;
 use crate::volume::server::VolumeServer;
 

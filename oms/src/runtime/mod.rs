@@ -18,6 +18,7 @@ pub(crate) mod seeded;
 #[cfg(test)]
 pub(crate) mod simulated;
 pub(crate) mod trace;
+pub(crate) mod watch;
 
 use tokio::task::JoinHandle;
 

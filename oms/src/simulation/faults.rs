@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Method, Request};
-use tokio::sync::watch;
 
 use crate::cluster::peer_client::{Peers, SECRET as SECRET_HEADER};
 use crate::cluster::{Membership, NodeInfo};
@@ -20,6 +19,7 @@ use crate::control::member::Member;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::simulated::{Dice, Process};
+use crate::runtime::watch;
 use crate::simulation::engine::SimEngine;
 use crate::simulation::warehouse::{Caller, WarehouseModel};
 use crate::simulation::world::{SECRET, VirtualClock, World};

@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use imt_ring::NodeName;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::error::{StorageError, with_causes};
 use crate::runtime;
+use crate::runtime::watch;
 use crate::storage::log::Log;
 use crate::storage::log::cache::{Cache, CatchUpError, catch_up};
 

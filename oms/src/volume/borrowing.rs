@@ -15,7 +15,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -23,6 +22,7 @@ use crate::cluster::channel::message::Reply;
 use crate::domain::order::OrderId;
 use crate::error::StorageError;
 use crate::runtime;
+use crate::runtime::watch;
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::remote_stock::RemoteVolumes;
 use crate::volume::state::{OrderError, VolumeState};

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imt_ring::NodeName;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::cluster::channel::message::Reply;
@@ -27,6 +26,7 @@ use crate::domain::order::Line;
 use crate::domain::stock::{RECALL_BELOW, Stock};
 use crate::runtime;
 use crate::runtime::seeded::seeded;
+use crate::runtime::watch;
 use crate::storage::fence::Fence;
 use crate::storage::group_commit::Durable;
 use crate::storage::write_batch::WriteBatch;

@@ -29,7 +29,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imt_ring::{Epoch, NodeName};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -40,6 +39,7 @@ use crate::domain::settlement::Settlement;
 use crate::domain::stock::{Found, Stock};
 use crate::runtime;
 use crate::runtime::seeded::seeded;
+use crate::runtime::watch;
 use crate::storage::fence::Fence;
 use crate::storage::group_commit::Durable;
 use crate::storage::write_batch::WriteBatch;

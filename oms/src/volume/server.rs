@@ -17,7 +17,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use imt_ring::{Epoch, NodeName, Ring, Slot};
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -26,6 +25,7 @@ use crate::config::NodeContext;
 use crate::domain::sales::Statistics;
 use crate::error::{NodeError, StorageError};
 use crate::runtime;
+use crate::runtime::watch;
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
 use crate::storage::write_batch::{CLEANUP, Table, WriteBatch};

@@ -28,7 +28,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Response};
 use imt_ring::NodeName;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -39,6 +39,7 @@ use crate::cluster::peer_call::PeerCall;
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
 use crate::runtime::clock::Clock;
+use crate::runtime::watch;
 use events::{Log, Scene, VolumeScene};
 use figures::{AskFigures, NodeFigures, VolumeFigures};
 use samples::Recorder;

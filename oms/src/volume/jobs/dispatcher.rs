@@ -13,7 +13,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -22,6 +21,7 @@ use crate::outbox::warehouse_client::{Answer, Warehouse};
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, Outbox};
 use crate::runtime;
 use crate::runtime::trace::{self, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
+use crate::runtime::watch;
 use crate::volume::state::{OrderError, VolumeState, wants};
 use crate::volume::transactor::{Ask, Transactors};
 

@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::domain::order::{Command, State};
+use crate::runtime::watch;
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::{Ask, Transactors};

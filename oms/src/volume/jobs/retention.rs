@@ -12,11 +12,10 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use crate::error::{StorageError, with_causes};
 use crate::runtime;
 use crate::runtime::clock::{StepWatch, Watched};
+use crate::runtime::watch;
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::jobs::stat_import::name::next_mark;
 use crate::volume::state::VolumeState;

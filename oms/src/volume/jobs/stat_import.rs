@@ -30,13 +30,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::{StorageError, with_causes};
 use crate::runtime;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::VolumeCounters;
+use crate::runtime::watch;
 use crate::volume::jobs::stat_import::folder::{Content, Found, Stamp};
 use crate::volume::jobs::stat_import::importer::{Imported, Importer};
 use crate::volume::jobs::stat_import::watched::{Step, Watched};
