@@ -62,7 +62,7 @@ pub(super) fn is_settled(world: &Arc<World>) -> bool {
 }
 
 /// Returns the servers that have the right to serve their volumes.
-fn servers(world: &Arc<World>) -> Vec<Arc<VolumeServer>> {
+pub(super) fn servers(world: &Arc<World>) -> Vec<Arc<VolumeServer>> {
     let clusters: Vec<_> = {
         let inside = world.inside();
         let alive = inside
@@ -158,7 +158,7 @@ fn compare_messages(name: &str, some: &Messages, others: &Messages, faults: &mut
 }
 
 /// Returns the orders that the volume owns.
-fn orders(state: &VolumeState) -> Result<BTreeMap<OrderId, Order>, StorageError> {
+pub(super) fn orders(state: &VolumeState) -> Result<BTreeMap<OrderId, Order>, StorageError> {
     let mut orders = BTreeMap::new();
     state.storage.each_row(Table::Orders, |key, value| {
         let decoded = order_id(key).and_then(|id| codec::decode_order(id, value));

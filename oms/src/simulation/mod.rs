@@ -29,6 +29,7 @@ mod history;
 mod invariants;
 mod loans;
 mod net;
+mod units;
 mod warehouse;
 pub(crate) mod world;
 
@@ -152,6 +153,7 @@ fn run_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
         audit::audit(&world, &records, &warehouse).await;
         first_store::first_stores_are_taken(&world).await;
         first_store::first_stores_are_taken_beside_takeovers(&world, &warehouse, &stops).await;
+        units::no_unit_is_lost(&world, &warehouse).await;
         loans::count_orders(&world);
         watching.abort();
         invariants::check_now(&world);

@@ -56,7 +56,7 @@ pub(crate) const STOCK_CHANGES: &str = "the stock changes faster than a store ca
 /// confirmed before that age and need no question.
 pub(super) const ASK_AFTER: Duration = Duration::from_secs(2);
 /// Longest time between two such questions. The time doubles with each question.
-pub(super) const ASK_AFTER_MAX: Duration = Duration::from_secs(600);
+pub(crate) const ASK_AFTER_MAX: Duration = Duration::from_secs(600);
 /// Interval at which unconfirmed reservations are checked and failed settlements are retried.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Maximum number of settlements that are sent together and removed in one commit.
