@@ -58,7 +58,9 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question
             settled.map_or_else(Reply::from, |()| Reply::Settled)
         }
         Question::Keeps { order, store } => match server.app.transactors.ask(&order, Ask::Look).await {
-            Ok(outcome) => Reply::Kept(state.is_kept(&outcome.order, store)),
+            Ok(outcome) => state
+                .keeps(&outcome.order, store)
+                .map_or_else(Reply::from, Reply::Kept),
             Err(OrderError::Unknown) => Reply::Kept(false),
             Err(fault) => fault.into(),
         },

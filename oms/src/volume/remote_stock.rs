@@ -445,9 +445,22 @@ impl VolumeState {
 
     /// Returns `true` if an order here keeps its reservation in that store. The question goes
     /// through the order's transactor, so the order is not being placed at the same time.
-    pub(crate) fn is_kept(&self, order: &Order, store: u32) -> bool {
-        order.store == Some(store)
-            && (order.state.holds_reservation() || self.settlements().contains_key(&order.id))
+    ///
+    /// # Errors
+    /// `Busy` while the settlement of the order is not confirmed. The store's volume may have ended
+    /// the reservation, and a late request may have reserved the units again. So it neither keeps
+    /// them for ever nor releases them before they are settled, but asks again.
+    pub(crate) fn keeps(&self, order: &Order, store: u32) -> Result<bool, OrderError> {
+        if order.store != Some(store) {
+            return Ok(false);
+        }
+        if self.settlements().contains_key(&order.id) {
+            if seeded("settling-is-kept") {
+                return Ok(true);
+            }
+            return Err(OrderError::Busy("the reservation of the order is being settled"));
+        }
+        Ok(order.state.holds_reservation())
     }
 
     /// Makes a reservation the order's own if the order has migrated to this volume.

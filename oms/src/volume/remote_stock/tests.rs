@@ -271,6 +271,29 @@ async fn units_of_an_order_that_never_came_are_released_by_the_volume_that_has_i
     close(&opened).await;
 }
 
+/// The store's volume may have ended the reservation by the settlement, and have got a late request
+/// of an earlier server afterwards. An answer "kept" would reserve those units for ever.
+#[tokio::test]
+async fn a_reservation_is_neither_kept_nor_given_up_while_the_settlement_of_its_order_waits() {
+    let (_, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let store = store_where(&shared, false);
+    let id = orders_where(&shared, true).next().unwrap();
+    let mut order = Order::place(id.clone(), units(2).into(), Some(store), 1);
+    assert!(state.keeps(&order, store).unwrap());
+    assert!(!state.keeps(&order, store + 1).unwrap());
+    order.apply(vec![crate::domain::order::Event::Cancelled], 2);
+    let settlement = settlement(store, false);
+    state.settlements().insert(id.clone(), settlement);
+    let answer = state.keeps(&order, store);
+    assert!(matches!(answer, Err(OrderError::Busy(_))), "{answer:?}");
+    assert!(!state.keeps(&order, store + 1).unwrap());
+    state.settlements().remove(&id);
+    assert!(!state.keeps(&order, store).unwrap());
+    close(&state).await;
+}
+
 #[tokio::test]
 async fn what_reaches_a_volume_beside_its_order_is_asked_after_if_it_was_asked_for_from_elsewhere() {
     let (alone, shared) = rings();
