@@ -120,7 +120,9 @@ async fn order_beside_takeover(
                 Some(Some(last)) => last >= *store,
                 Some(None) | None => true,
             });
-            **units > held.count() as i64
+            let is_certain = **units > held.count() as i64;
+            // A borrower that has died does not return its units at once, and its store is skipped.
+            is_certain && !invariants::is_lending(world, **store as u32)
         });
         if let Some((store, units)) = skipped {
             let wrong =
@@ -194,6 +196,8 @@ async fn cancel(world: &Arc<World>, id: &str) -> Result<(), Ended> {
     answered.map(drop).ok_or(Ended::Unanswered)
 }
 
+/// Reads the units available, once none are lent. An order gets lent units too, unless the answer of
+/// their borrower is late: then they count as reserved.
 async fn available(world: &Arc<World>, product: u64) -> Result<Available, Ended> {
     for _ in 0..READS_MAX {
         let path = format!("/stocks/{product}");
@@ -202,12 +206,14 @@ async fn available(world: &Arc<World>, product: u64) -> Result<Available, Ended>
         {
             let page: Value = serde_json::from_slice(&body).unwrap_or_default();
             let stores = page["stores"].as_array().into_iter().flatten();
+            let is_lent = stores.clone().any(|store| store["lent"].as_i64() > Some(0));
             let level = |store: &Value| {
-                // An order gets lent units, too: they are called back for it.
-                let reserved = store["reserved"].as_i64()? - store["lent"].as_i64().unwrap_or(0);
-                Some((store["store_id"].as_u64()?, store["on_hand"].as_i64()? - reserved))
+                let available = store["on_hand"].as_i64()? - store["reserved"].as_i64()?;
+                Some((store["store_id"].as_u64()?, available))
             };
-            return Ok(stores.filter_map(level).collect());
+            if !is_lent {
+                return Ok(stores.filter_map(level).collect());
+            }
         }
         tokio::time::sleep(READ_INTERVAL).await;
     }

@@ -61,6 +61,13 @@ pub(super) fn is_settled(world: &Arc<World>) -> bool {
     state.moving.is_none() && state.ring.members().iter().all(serves)
 }
 
+/// Returns `true` if units of a store are lent.
+pub(super) fn is_lending(world: &Arc<World>, store: u32) -> bool {
+    let servers = servers(world);
+    let mut states = servers.iter().map(|server| server.app.state());
+    states.any(|state| state.stock().loans().stores().contains(&store))
+}
+
 /// Returns the servers that have the right to serve their volumes.
 pub(super) fn servers(world: &Arc<World>) -> Vec<Arc<VolumeServer>> {
     let clusters: Vec<_> = {
