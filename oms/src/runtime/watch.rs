@@ -1,8 +1,8 @@
 //! Values of which tasks await changes, with a substitute for the simulation.
 //!
-//! A channel of tokio spreads its receivers over several lists, by random numbers that no seed sets.
-//! So a change wakes them in another order in each run. The substitute wakes them in the order in
-//! which they began to wait.
+//! A channel of tokio spreads its receivers over several lists, by random numbers that no seed
+//! sets. So a change wakes them in another order in each run. The substitute wakes them in the
+//! order in which they began to wait.
 
 #[cfg(not(test))]
 pub(crate) use tokio::sync::watch::{Receiver, Sender, channel};
