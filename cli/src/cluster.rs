@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 /// Address of a node without any setting.
 const USUAL_NODE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
-/// Maximum time to connect to a node whose address the engine names.
+/// Maximum time to connect to a node at an address from the engine.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Arguments that name the nodes.

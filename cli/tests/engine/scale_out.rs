@@ -349,7 +349,7 @@ fn volumes_spread_over_two_engines_and_one_that_is_away_stops_only_its_volumes()
     let engines = ok_json(&["engine", "list", "--engine", url]);
     assert_eq!(engines[1]["volumes"], json!(["gamma"]));
     assert_there(&gamma.address, &orders);
-    // The other node takes a volume over whose log is on the second engine.
+    // The other node takes over a volume with its log on the second engine.
     gamma.kill();
     assert_there(&alpha.address, &orders);
 }

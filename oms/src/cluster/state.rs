@@ -35,7 +35,7 @@ pub(crate) struct ClusterState {
     /// admits no earlier server.
     #[serde(default)]
     pub(crate) since: BTreeMap<NodeName, u64>,
-    /// The version at which each volume was created. A volume whose node left and came back is a
+    /// The version at which each volume was created. A volume of a node that left and returned is a
     /// new one, and a local copy of the earlier one says nothing about it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) born: BTreeMap<NodeName, u64>,

@@ -29,7 +29,7 @@ const REST_BYTES_MAX: usize = 256 << 10;
 /// Longest time for reading them.
 const REST_TIME_MAX: Duration = Duration::from_millis(200);
 
-/// The body of a request. What is not read of it goes to its [`Leftover`].
+/// The body of a request. Its unread rest goes to its [`Leftover`].
 pub(super) struct WatchedBody {
     /// `None` only while it is dropped.
     body: Option<Incoming>,

@@ -152,7 +152,7 @@ pub(crate) async fn serve_stream(
     serve(link(stream.into_split()), service).await
 }
 
-/// Serves an encrypted connection of another node, whose proof was checked, to its end.
+/// Serves an encrypted connection of another node, after the check of its proof, to its end.
 pub(crate) async fn serve_encrypted<S>(stream: S, service: Arc<dyn Service>) -> Result<(), LinkError>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,

@@ -78,7 +78,7 @@ pub(crate) struct EngineCluster {
     table: Arc<StateTable>,
     beating: parking_lot::Mutex<Option<JoinHandle<()>>>,
     followers: Followers,
-    /// URLs of further engines whose tables and settings were checked.
+    /// URLs of further engines, after a check of their tables and settings.
     fit: parking_lot::Mutex<BTreeSet<String>>,
 }
 

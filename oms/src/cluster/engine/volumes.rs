@@ -1,4 +1,4 @@
-//! Opens a volume whose log is in an engine: bring the local copy up to date, take the log over,
+//! Opens a volume with its log in an engine: bring the local copy up to date, take the log over,
 //! copy the last entries.
 //!
 //! **Invariants**
