@@ -59,8 +59,8 @@ const SILENCE_DURATION: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time after which an unanswered ping is dropped. A process that was paused for less answers it.
 const PING_OPEN_MAX: Duration = Duration::from_secs(30);
-/// Shortest timeout of a call that leads to a ping when it fails. A shorter call may only have been too
-/// short.
+/// Shortest timeout of a call that leads to a ping when it fails. A shorter call may only have been
+/// too short.
 const PINGED_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 /// Maximum size of an answer in bytes. A page of 10,000 orders has some megabytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
