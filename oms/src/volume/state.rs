@@ -536,28 +536,9 @@ impl VolumeState {
                 repeated: true,
             }));
         }
-        let permit = match permit {
-            Some(permit) => permit,
-            None => self.storage.try_permit()?,
-        };
         let mut batch = WriteBatch::default();
         batch.message(&order.id, kind, message);
-        let ticket = {
-            let _stock = self.stock();
-            self.slots.check_order(&order.id)?;
-            batch.fence(self.slots.fence_of_order(&order.id));
-            permit.send(batch)
-        };
-        Ok(Begun::Pending(Pending {
-            ticket,
-            order,
-            units: Units::Unchanged,
-            store_fence: None,
-            replaced: None,
-            answered: None,
-            wanted: None,
-            settlement: None,
-        }))
+        self.change_message(order, batch, permit, None)
     }
 
     /// Begins to remove a message that its order does not need. Does nothing if the order needs it,
@@ -574,12 +555,23 @@ impl VolumeState {
                 repeated: true,
             }));
         }
+        let mut batch = WriteBatch::default();
+        batch.forget_message(&order.id, kind);
+        self.change_message(order, batch, permit, Some(kind))
+    }
+
+    /// Begins to commit a change of an order's messages that leaves the order as it is.
+    fn change_message(
+        &self,
+        order: Arc<Order>,
+        mut batch: WriteBatch,
+        permit: Option<Permit<'_>>,
+        answered: Option<Kind>,
+    ) -> Result<Begun, OrderError> {
         let permit = match permit {
             Some(permit) => permit,
             None => self.storage.try_permit()?,
         };
-        let mut batch = WriteBatch::default();
-        batch.forget_message(&order.id, kind);
         let ticket = {
             let _stock = self.stock();
             self.slots.check_order(&order.id)?;
@@ -592,7 +584,7 @@ impl VolumeState {
             units: Units::Unchanged,
             store_fence: None,
             replaced: None,
-            answered: Some(kind),
+            answered,
             wanted: None,
             settlement: None,
         }))
