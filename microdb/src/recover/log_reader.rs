@@ -475,7 +475,7 @@ mod tests {
             for last in [0, 1, 4094, 4095, 4096, 4097, 8191, 8192, 12_287] {
                 let mut bytes = vec![0; len];
                 assert_eq!(significant(&bytes), 0);
-                // Two bytes are set, so that an error which adds page sums is detected.
+                // Two equal bytes, which would cancel each other if they were combined by XOR.
                 for at in [last, last / 2] {
                     if let Some(byte) = bytes.get_mut(at) {
                         *byte = 5;

@@ -1,4 +1,4 @@
-//! The storage of the operating system.
+//! The real disk: implements the storage traits by calls of the operating system.
 //!
 //! - A database is the folder that was opened, not the folder that its path names later. So the
 //!   engine works with [`HeldFolders`], which keeps the folder open and resolves paths relative to
