@@ -332,7 +332,8 @@ impl Iterator for Iter {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        // There is no upper bound, because damage of the directory adds an error to the items.
+        // The number of items has no upper bound, because damage of the directory adds an error to
+        // the items.
         (0, None)
     }
 }

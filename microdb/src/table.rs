@@ -218,8 +218,8 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`Table::put`], and [`Error::Corrupt`] if damage makes it unknown if the key
-    /// exists.
+    /// The errors of [`Table::put`], and [`Error::Corrupt`] if a damaged record may be that of
+    /// `key`.
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         self.delete_with(key, self.engine.options.durability)
     }

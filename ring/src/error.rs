@@ -45,7 +45,7 @@ pub enum Error {
     },
     /// All weights are 0, so no member could own a slot.
     NoWeight,
-    /// The plan would remove the last member of a ring that owns slots.
+    /// The plan would remove the last member, although all slots need an owner.
     NoMembers,
     /// The node is not a member of this ring.
     UnknownNode {

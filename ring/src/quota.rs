@@ -128,7 +128,8 @@ pub(crate) fn whole(total: u64, claims: &[Claim], shares: &[Share]) -> Vec<u64> 
     let mut order: Vec<usize> = Vec::new();
     if sum > total {
         order.extend((0..claims.len()).filter(|&i| quotas[i] > shares[i].floor));
-        // A claim that does not hold its odd slot now gives it up before a claim that holds it.
+        // Here each claim has one slot more than the floor of its share. A claim that does not hold
+        // that slot now gives it up before a claim that holds it.
         order.sort_by_key(|&i| {
             (
                 quotas[i] <= claims[i].held,

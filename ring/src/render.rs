@@ -20,7 +20,7 @@ const LETTERS: &[u8; 52] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 /// Width and colours of a drawing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
-    /// Maximum number of columns in a line. Less than 40 is treated as 40.
+    /// Maximum number of columns in a line. A width below 40 is treated as 40.
     pub width: usize,
     /// `true` to colour bars and letters with ANSI escape codes.
     pub colour: bool,

@@ -1,4 +1,4 @@
-//! Cache-line buckets of eight 64-bit words, in own memory or in place in a read-only [`Map`].
+//! Cache-line buckets of eight 64-bit words, in owned memory or in place in a read-only [`Map`].
 //!
 //! - Readers load words while the one writer stores them. Each access is a single atomic load or
 //!   store, so a reader sees either the old or the new value of a word.
@@ -91,13 +91,13 @@ impl Buckets {
         self.count
     }
 
-    /// Returns `true` if the buckets are in own memory, so that words can be stored.
+    /// Returns `true` if the buckets are in owned memory. Only then can words be stored.
     #[inline]
     pub(crate) fn is_owned(&self) -> bool {
         matches!(self.memory, Memory::Owned)
     }
 
-    /// Returns the size of the own memory in bytes, which is 0 for mapped buckets.
+    /// Returns the size of the owned memory in bytes, which is 0 for mapped buckets.
     pub(crate) fn owned_bytes(&self) -> usize {
         if self.is_owned() {
             self.count * BUCKET_BYTES
@@ -130,7 +130,7 @@ impl Buckets {
         self.bucket(index).0[word].store(value.to_le(), Ordering::Release);
     }
 
-    /// Returns a copy in own memory.
+    /// Returns a copy in owned memory.
     pub(crate) fn copied(&self) -> Self {
         #[cfg(not(loom))]
         if !self.is_owned() {
@@ -181,7 +181,7 @@ impl Drop for Buckets {
     }
 }
 
-/// One bucket, for reading.
+/// A reference to one bucket, through which its words are loaded.
 #[derive(Clone, Copy)]
 pub(crate) struct BucketRef<'a>(&'a [AtomicU64; BUCKET_WORDS]);
 

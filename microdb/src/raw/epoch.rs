@@ -160,10 +160,10 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
         } else {
             Ordering::Acquire
         };
-        // SAFETY: the pointer comes from `Arc::into_raw` and the cell owns a count of it. Only two
-        // places release that count. `replace` defers it beyond every pin that existed when the
-        // pointer left the cell, which includes this pin if it read the old pointer. `drop` cannot
-        // run while the cell is borrowed for 'g.
+        // SAFETY: the pointer comes from `Arc::into_raw`, and the cell owns a count of it. Only
+        // `replace` and `drop` release that count. `replace` releases the count after every pin has
+        // ended that existed when the pointer left the cell. If this call reads the old pointer,
+        // `_guard` is such a pin. `drop` cannot run while the cell is borrowed for 'g.
         unsafe { &*self.pointer.load(order) }
     }
 

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::sigbus::Watch;
 
-/// Size of a cache line, and alignment of the first byte of every map in bytes. A multiple of the
-/// page size is a multiple of this size too.
+/// Alignment in bytes of the first byte of every map, which is the size of a cache line. Mapped
+/// pages have a larger alignment.
 const ALIGN: usize = 64;
 
 /// Maximum number of bytes in one read-ahead request to the operating system.
@@ -33,7 +33,7 @@ const SCATTERED: u8 = 2;
 #[repr(C, align(64))]
 struct Line([u8; ALIGN]);
 
-/// Location of the bytes.
+/// Memory that holds the bytes of the file.
 enum Memory {
     /// The pages of the file and their watch. Fields are dropped in order, so the watch ends before
     /// the pages are unmapped.
@@ -54,7 +54,7 @@ impl Map {
     /// must never be written again (see the module).
     ///
     /// # Errors
-    /// Those of `mmap`.
+    /// Errors of `mmap`.
     pub(crate) fn of_file(file: &File, len: u64) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         if len == 0 {
@@ -126,9 +126,9 @@ impl Map {
         self.first().wrapping_add(offset.min(self.len))
     }
 
-    /// Advises the operating system about reads of this map. With `scattered`, it reads only the
-    /// touched page. Without, it may read ahead in large pages, which need one entry of the page
-    /// table instead of hundreds. A failure costs only speed.
+    /// Advises the operating system about reads of this map. If `scattered` is `true`, the system
+    /// reads only touched pages. Otherwise it may read ahead in large pages, which need one entry
+    /// of the page table instead of hundreds. A failure costs only speed.
     pub(crate) fn advise(&self, scattered: bool) {
         let Memory::Mapped(_, map) = &self.memory else {
             return;

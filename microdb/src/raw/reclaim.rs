@@ -1,8 +1,9 @@
 //! Prompt release of retired memory, maps and descriptors, independent of later calls by the user.
 //!
+//! - A round frees retired values and returns freed memory to the operating system.
 //! - A retired value ([`crate::raw::epoch`]) is freed by a thread that calls the collector after
-//!   the last pin has ended. The thread that retired the value may never call again. So a job is
-//!   scheduled while any retired value waits.
+//!   the last pin has ended. The thread that retired the value may never call again. So a job that
+//!   runs rounds is scheduled while any retired value waits.
 //! - The job has a thread of its own, because other background threads may be waiting for a disk.
 //!
 //! Deliberately absent: any wait for readers.
@@ -39,7 +40,8 @@ static FREED_BYTES: AtomicUsize = AtomicUsize::new(0);
 /// soon reused, and returning them would cost page faults later.
 const TRIM_BYTES: usize = 16 << 20;
 
-/// The same threshold after a whole directory was freed, in bytes.
+/// Number of freed bytes from which memory is returned to the operating system after a whole
+/// directory was freed.
 const TRIM_BYTES_AT_END: usize = 1 << 20;
 
 /// Schedules the job if any retired value is not freed yet.

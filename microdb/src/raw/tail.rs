@@ -60,8 +60,8 @@ impl Spare {
     }
 }
 
-/// The memory, shared by readers through an `Arc`. The one writer is the [`TailWriter`] that
-/// created it.
+/// Memory of a segment, shared by readers through an `Arc`. Its one writer is the [`TailWriter`]
+/// that created it.
 pub(crate) struct TailBuffer {
     /// The first byte of the buffer, in `map`. The writer writes through this pointer and never
     /// through `map`.
@@ -91,7 +91,7 @@ impl TailBuffer {
     /// Returns a full, published buffer with a copy of `bytes`.
     ///
     /// # Errors
-    /// Those of `mmap` if there is no memory.
+    /// Errors of `mmap` if there is no memory.
     pub(crate) fn of_bytes(bytes: &[u8]) -> io::Result<Arc<Self>> {
         let mut writer = TailWriter::with_capacity(bytes.len(), 0, &Arc::default())?;
         writer.append(bytes);
@@ -211,7 +211,7 @@ impl TailWriter {
     /// which the bytes will begin.
     ///
     /// # Errors
-    /// Those of `mmap` if there is no memory.
+    /// Errors of `mmap` if there is no memory.
     pub(crate) fn with_capacity(capacity: usize, base: u32, spare: &Arc<Spare>) -> io::Result<Self> {
         // Page borders of the file must match those of the memory, as `lay_over` exchanges whole
         // pages.

@@ -63,8 +63,8 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
         dirty: false,
         cut: false,
     });
-    // The end 0 excludes the segment from compaction, which takes only complete segments, because
-    // it is active again.
+    // The segment is active again. The end 0 excludes it from compaction, which takes only complete
+    // segments.
     core.usages.set_end(segment.id, 0);
     core.active = Some(Active {
         segment,

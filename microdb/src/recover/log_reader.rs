@@ -4,6 +4,7 @@
 //! - Later segments are found by their headers. Each header states the end of the previous segment.
 //! - All other files are foreign, or leftovers of an unfinished removal.
 //! - A frame is complete if its header, its records and its link to the previous frame are valid.
+//!   The link is the sequence of the commit and the chain, a checksum over all commits so far.
 //!
 //! Deliberately absent: changes of files or of the engine.
 
@@ -238,8 +239,8 @@ impl Scan {
             if previous.segment == before.id() {
                 before.sealed_end = Some(previous.offset);
             } else if known && previous.segment < id {
-                // Compaction removed the segments between the previous one and this. So the
-                // previous one is complete, and its file was cut to the length of its frames.
+                // Compaction removed the segments between the previous segment and `id`. So the
+                // previous segment is complete, and its file was cut to the length of its frames.
                 before.sealed_end = Some(before.segment.end());
             }
         }

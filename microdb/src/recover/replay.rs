@@ -148,8 +148,8 @@ fn check_frontier(segment: &SegmentFile, end: Frontier, known: Frontier) -> Resu
     ))
 }
 
-/// Fails if a segment before the checkpoint is shorter than the checkpoint recorded, or missing in
-/// it.
+/// Checks a segment before the checkpoint. Fails if the checkpoint does not list the segment, or
+/// recorded a greater length.
 fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
     let (found, path) = (segment.segment.end(), &segment.segment.path);
     match core.usages.get(segment.id()) {
@@ -496,8 +496,8 @@ pub(super) fn name_tables(engine: &Engine) -> Result<()> {
     catalog.by_id.retain(|id, _| kept.contains(id));
     catalog.by_name = named;
     drop(catalog);
-    // Also removes the counts of tables that have no other trace. Earlier versions accepted commits
-    // after the drop of a table, which left such counts.
+    // Also removes the counts of tables that exist only in usage counts. Earlier versions accepted
+    // commits after the drop of a table, which left such counts.
     lock(&engine.core).usages.retain_tables(|id| kept.contains(&id));
     Ok(())
 }

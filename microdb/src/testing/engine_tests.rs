@@ -28,7 +28,7 @@ fn shop(folder: &Path) -> Db {
     db
 }
 
-/// Overwrites a byte in the file at the record of `key`.
+/// Overwrites one byte of the record of `key` in its file.
 fn rot(db: &Db, key: &str) {
     let table = db.table("t").unwrap();
     let guard = pin();
@@ -152,7 +152,7 @@ fn change_super(folder: &Path, change: impl FnOnce(State) -> State) -> State {
     state
 }
 
-/// No crash leaves this state, but a manual copy of files may.
+/// No crash leaves a checkpoint without the log behind it, but a manual copy of files may.
 #[test]
 fn a_checkpoint_without_the_log_behind_it_is_damage() {
     let folder = tempfile::tempdir().unwrap();

@@ -332,8 +332,8 @@ fn copy_segment(storage: &dyn Storage, segment: &Arc<Segment>, len: u32, to: &Pa
     Ok(len.into())
 }
 
-/// Copies up to `bytes_max` bytes of a file to a new file and syncs it. Returns the number of
-/// copied bytes.
+/// Copies up to `bytes_max` bytes of a file to a new file and syncs the new file. Returns the
+/// number of copied bytes.
 fn copy(storage: &dyn Storage, from: &Path, to: &Path, bytes_max: u64) -> Result<u64> {
     let source = storage
         .open(from, OpenMode::Read)

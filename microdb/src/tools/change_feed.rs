@@ -74,16 +74,16 @@ pub enum Operation {
     Put {
         /// Id of the table.
         table: u32,
-        /// The key.
+        /// Key that was set.
         key: Vec<u8>,
-        /// The value.
+        /// Value to which the key was set.
         value: Vec<u8>,
     },
     /// The key was deleted.
     Delete {
         /// Id of the table.
         table: u32,
-        /// The key.
+        /// Key that was deleted.
         key: Vec<u8>,
     },
     /// All keys of the table were deleted.
@@ -231,8 +231,8 @@ fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
         };
         left.push_back((file, end.position.offset));
     }
-    // A segment is not needed if its successor begins at or before `sequence`: all its commits are
-    // then older.
+    // The header of the next segment states the last commit before it. If that commit is not after
+    // `sequence`, the first segment has no requested commit.
     while left
         .get(1)
         .is_some_and(|(next, _)| next.header.sequence <= sequence)

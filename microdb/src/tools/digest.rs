@@ -91,7 +91,7 @@ pub struct Digest {
 pub struct TableDigest {
     /// Name of the table.
     pub name: String,
-    /// Number of keys.
+    /// Number of keys in the table.
     pub keys: u64,
     /// Digest over the digests of all prefixes.
     pub root: DigestHash,

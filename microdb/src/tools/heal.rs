@@ -93,7 +93,7 @@ pub struct HealReport {
     pub chunks_checked: u64,
     /// Number of healed chunks.
     pub chunks_healed: u64,
-    /// All damaged chunks.
+    /// All damaged chunks, healed or not.
     pub damaged: Vec<ChunkReport>,
     /// Segments that were neither checked nor changed: they have no seal, and their frames are
     /// complete or the backup cannot help. [`crate::Db::verify`] checks them.
@@ -322,8 +322,8 @@ impl Healing<'_> {
                 .by_frames(id, file)
                 .map(|(seal, damaged)| (seal, Some(damaged)));
         }
-        // The file is missing, so the backup's segment is the reference, if its frames lead to a
-        // known position.
+        // The file is missing, so the backup's segment is the reference. Its frames must lead to
+        // the anchor, a position known from the next segment or SUPER.
         let (backup, end) = self.whole_backup(id)?;
         let (.., met) = backup.walk_by(&self.anchor(id)?);
         met.then(|| (Seal::of(self.database, id, &backup.bytes[..end as usize]), None))
@@ -374,8 +374,8 @@ impl Healing<'_> {
         loop {
             let (end, _, met) = own.walk_by(&anchor);
             if end >= backup_end {
-                // The backup fits if further frames of this database continue it, or if it leads to
-                // a known position.
+                // The backup fits if further frames of this database continue it, or if its frames
+                // lead to the anchor.
                 let data = own.bytes.get(..backup_end as usize)?;
                 let fits = (met || end > backup_end) && !replaced.is_empty();
                 return fits.then(|| (Seal::of(self.database, id, data), replaced));

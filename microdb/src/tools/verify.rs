@@ -45,11 +45,11 @@ use crate::snapshot::Snapshot;
 pub struct VerifyReport {
     /// Number of segments of the log.
     pub segments: u64,
-    /// Number of frames.
+    /// Number of complete frames in these segments.
     pub frames: u64,
     /// Number of records in the frames, live and dead.
     pub records: u64,
-    /// Bytes of the log.
+    /// Size of the verified log in bytes.
     pub log_bytes: u64,
     /// Number of directory slots for which the record was read.
     pub slots: u64,

@@ -176,7 +176,7 @@ impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
         let mut turned: Option<std::thread::Result<Result<Run<'a, T, E>>>> = None;
         let mut runner = |group| -> Ran {
             // A panic must not end the group. After the group, the thread that runs the transaction
-            // resumes it.
+            // resumes the panic.
             let run = catch_unwind(AssertUnwindSafe(|| self.run(Some(group))));
             let (run, encoded) = match run {
                 Ok(Ok(mut run)) => match run.writes() {

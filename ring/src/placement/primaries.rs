@@ -186,7 +186,8 @@ impl Primaries<'_> {
                         continue;
                     }
                     let takes = self.takes(node, round);
-                    // A path that is longer than that to the nearest taking node is never shortest.
+                    // The path to a node that does not take, at this distance or beyond, is no part
+                    // of a shortest path.
                     if (nearest != u32::MAX && !takes) || !self.may_pass(slot, to) {
                         continue;
                     }

@@ -19,7 +19,8 @@ pub(super) struct Zones<'p> {
     /// Zone of each node.
     pub(super) of: &'p [usize],
     pub(super) count: usize,
-    /// Number of replicas of each slot, at most one per node with weight.
+    /// Number of replicas of each slot: the requested number, or the number of nodes with a weight
+    /// above 0 if there are fewer nodes.
     pub(super) depth: usize,
     /// Number of distinct zones that the replicas of a slot must cover.
     needed: usize,

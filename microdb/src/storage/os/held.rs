@@ -76,7 +76,8 @@ impl HeldFolder {
 
 fn names_in(folder: &File) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
-    // A new handle is opened, because the clones of one handle share a position in the list.
+    // A new handle is opened, because the clones of one handle share the position at which the next
+    // name is read.
     let handle = open_folder(folder, Path::new("."))?;
     for entry in Dir::new(handle)? {
         // Files of a database have UTF-8 names, so any other name is foreign.

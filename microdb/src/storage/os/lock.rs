@@ -168,7 +168,8 @@ fn lock_folder(held: &HeldFolder) -> io::Result<Result<Option<Arc<FolderLock>>, 
             Ok(Ok(Some(lock)))
         }
         Ok(None) => Ok(Err(Busy)),
-        // NFS locks only files that are open for writing, and folders cannot be.
+        // NFS locks only files that are open for writing, and a folder cannot be opened for
+        // writing.
         Err(error) => match Errno::from_io_error(&error) {
             Some(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => Ok(Ok(None)),
             _ => Err(error),

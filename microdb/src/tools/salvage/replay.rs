@@ -46,7 +46,8 @@ pub(super) struct Replay<'a> {
     /// Index of the first loss since the last complete commit. If the next commit shows that
     /// commits are missing, they belong to this loss.
     open_loss: Option<usize>,
-    /// Table ids and keys of lost records, by index of the loss. An empty key is unknown.
+    /// Table ids and keys of lost records, by index of the loss. An empty key stands for an unknown
+    /// key.
     lost: BTreeMap<usize, Vec<(u32, Vec<u8>)>>,
     /// Byte ranges of the losses, for finding the loss of a location: id of the segment, from, to,
     /// index of the loss.
@@ -173,7 +174,7 @@ impl<'a> Replay<'a> {
 
     /// Lists the bytes behind `seen` that the segment once had, according to the next segment, the
     /// checkpoint or the durable frontier. Sequence numbers alone would not show such a loss,
-    /// because copies made by compaction have no sequence number.
+    /// because copies made by compaction have no sequence number of their own.
     fn lose_end(&mut self, file: &SourceSegment, seen: u32, durable: LogPosition) {
         let segment = &file.segment;
         let by_checkpoint = self.known_ends.get(&segment.id).copied().unwrap_or(0);

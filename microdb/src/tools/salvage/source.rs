@@ -399,7 +399,8 @@ pub(super) fn chain(error: &Error) -> String {
     text
 }
 
-/// Lists segments as losses that should exist according to SUPER or the next segment, and do not.
+/// Lists missing segments as losses: segments that SUPER or the header of the next segment names,
+/// and that have no file.
 pub(super) fn note_missing(
     engine: &Engine,
     source: &Source,

@@ -328,8 +328,8 @@ impl<'a, S: Serializer> Serializer for Watch<'a, S> {
     }
 }
 
-/// Returns the length, or an error without one, because an encoded sequence or map begins with its
-/// length.
+/// Returns the length of a sequence or map. Fails without a length, because the encoding begins
+/// with the length.
 fn known_len<E: ser::Error>(len: Option<usize>) -> Result<usize, E> {
     len.ok_or_else(|| {
         E::custom("a map or sequence without a known length (for example of flatten) has no encoding")
