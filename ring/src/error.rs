@@ -1,5 +1,5 @@
-//! Errors of the crate. Each variant contains the wrong value and its limits, so that a person can
-//! act on the text and a program can match on the variant. No input makes this crate panic.
+//! Errors of the crate. Each variant contains the wrong value and its limits. So a person can act
+//! on the text, and a program can match on the variant. No input makes this crate panic.
 
 use alloc::string::String;
 use core::fmt;

@@ -20,9 +20,9 @@ use alloc::vec::Vec;
 pub(crate) struct Claim {
     /// Weight to which the exact share is proportional.
     pub weight: u64,
-    /// Minimum quota.
+    /// Smallest quota that pins and zones permit.
     pub lower: u64,
-    /// Maximum quota.
+    /// Largest quota that pins and zones permit.
     pub upper: u64,
     /// Number of slots that the node holds now.
     pub held: u64,
@@ -46,8 +46,8 @@ impl Share {
 ///
 /// The rule is that of CSS flexible boxes. The total less all fixed shares is divided among the
 /// claims without a fixed share. Some results then break a bound. If the broken lower bounds
-/// outweigh the broken upper bounds, the claims below are fixed to their lower bounds, otherwise
-/// those above to their upper bounds. This repeats until no bound is broken.
+/// outweigh the broken upper bounds, each claim below its lower bound is fixed to that bound.
+/// Otherwise each claim above its upper bound is fixed. This repeats until no bound is broken.
 pub(crate) fn shares(total: u64, claims: &[Claim]) -> Vec<Share> {
     let mut result = vec![
         Share {

@@ -14,7 +14,7 @@
 //! - The collector belongs to this crate. Pins that other crates of the process take delay nothing
 //!   here.
 //! - Each process has a collector of its own. The memory of a forked child contains the pins of its
-//!   parent, but the threads that would end these pins do not exist in the child.
+//!   parent, but not the threads that would end these pins.
 //! - [`retired`] counts the values that wait for the end of a pin. Only a thread that calls
 //!   [`collect`] frees values, so `collect` must be repeated while the count is not zero.
 //!   `reclaim.rs` repeats it.

@@ -35,9 +35,9 @@ use super::map::Map;
 use super::sigbus::Watch;
 use super::sync::ignore_poison;
 
-/// Memory of one buffer that has no readers any more, kept for the next buffer of the same size,
-/// because fresh memory costs a fault per page. The operating system may take the pages back if it
-/// runs short.
+/// Memory of one buffer that has no readers any more. It is kept for the next buffer of the same
+/// size, because fresh memory costs a fault per page. The operating system may take the pages back
+/// if memory runs short.
 #[derive(Debug, Default)]
 pub(crate) struct Spare(Mutex<Option<MmapMut>>);
 

@@ -1,7 +1,7 @@
 //! The traits through which the engine reaches the disk.
 //!
-//! - Every request to the operating system goes through [`Storage`] and [`StorageFile`], so that a
-//!   test can replace the disk and cut the power, fill the disk or damage it at any call.
+//! - Every request to the operating system goes through [`Storage`] and [`StorageFile`]. So a test
+//!   can replace the disk, and cut the power, fill the disk or damage it at any call.
 //! - Implementations need to promise no more than POSIX does: data is durable after `sync_data`, a
 //!   name after `sync_folder`, and nothing earlier.
 //! - [`OsStorage`] is the real disk.

@@ -525,7 +525,8 @@ impl Db {
     /// the result is not returned, the body names the type: `Ok::<_, microdb::Error>(rest)`.
     ///
     /// All reads of a run belong to one moment. If another commit changed a key that a run has
-    /// read, the run gets [`Error::Conflict`] from its next read or at its end, and is repeated.
+    /// read, the run gets [`Error::Conflict`] from its next read or at its end. Then the run is
+    /// repeated.
     ///
     /// A body that conflicts is repeated while other writers wait. It succeeds if it ends within
     /// the time limit of its turn: 50 ms at first, twice as much in each further turn, 10 s at

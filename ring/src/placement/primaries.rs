@@ -186,8 +186,8 @@ impl Primaries<'_> {
                         continue;
                     }
                     let takes = self.takes(node, round);
-                    // The path to a node that does not take, at this distance or beyond, is no part
-                    // of a shortest path.
+                    // From here on, nodes are as far away as the nearest taking node, or farther.
+                    // Such a node is on no shortest path unless it takes.
                     if (nearest != u32::MAX && !takes) || !self.may_pass(slot, to) {
                         continue;
                     }

@@ -346,8 +346,8 @@ fn states(bytes: &[u8]) -> [Result<State, Flaw>; 2] {
     STATE_OFFSETS.map(|offset| State::decode(block(bytes, offset, STATE_BLOCK_BYTES)))
 }
 
-/// Returns the bytes of a file. A file with an unreadable part is copied into memory with zeros in
-/// place of that part, and the manifest gets a note about the part.
+/// Returns the bytes of a file. If a part is unreadable, the file is copied into memory with zeros
+/// in place of that part. The manifest gets a note about the part.
 fn read_file(path: &std::path::Path, options: &Options, manifest: &mut Manifest) -> Result<Arc<Map>> {
     let file = options
         .storage
