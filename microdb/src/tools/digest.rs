@@ -7,8 +7,8 @@
 //!   prefixes. The digest of the database covers names and digests of its tables.
 //! - Leaves are sorted and hashed, not added up. A sum or XOR could be updated without the other
 //!   leaves. But an author of records can make such values collide with modest work: by linear
-//!   algebra for XOR, by Wagner's lists for sums of less than kilobytes. A sequence of sorted leaves
-//!   under BLAKE3 is as strong as BLAKE3.
+//!   algebra for XOR, by Wagner's lists for sums of less than kilobytes. A sequence of sorted
+//!   leaves under BLAKE3 is as strong as BLAKE3.
 //! - Digests are computed on request and kept in memory, so a database without such requests pays
 //!   nothing. For a later request, the log shows which prefixes were written since, and only these
 //!   are hashed again. One pass over the directory of the table finds their keys: it reads all keys
