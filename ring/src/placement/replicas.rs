@@ -324,8 +324,8 @@ impl<'p> Work<'p> {
         self.scattered_slots().flat_map(of_slot).collect()
     }
 
-    /// Returns `true` if `node` may leave the set of the slot. A pinned primary and the last holder
-    /// of the data may not.
+    /// Returns `true` if `node` may leave the set of the slot. The last holder of the data may not,
+    /// nor a pinned primary. With [`Giving::Copies`], no primary may.
     fn may_give(&self, slot: usize, node: Node, giving: Giving) -> bool {
         let primary = node == self.primary[slot];
         if node == NONE || (primary && (giving == Giving::Copies || self.problem.pinned[slot])) {
