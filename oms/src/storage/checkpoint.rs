@@ -9,8 +9,8 @@
 //! - An entry stays in the log for at least `KEPT_FOR` after its acknowledgement. A statement of a
 //!   former owner ends before that time, so it cannot append at the number of a removed entry.
 //!
-//! Deliberately absent: the tables (`cluster::engine::schema`), and help for a follower whose next
-//! entry was removed. Such a follower copies the engine's rows again.
+//! Deliberately absent: the tables (`cluster::engine::schema`), and help for a follower that needs
+//! a removed entry. Such a follower copies the engine's rows again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

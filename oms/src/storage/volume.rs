@@ -235,7 +235,7 @@ impl Volume {
         Ok(names.into_iter().flatten().collect())
     }
 
-    /// Returns the newest name of all statistics files whose stored names were removed.
+    /// Returns the newest name of a statistics file that was removed from the stored names.
     pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StorageError> {
         let row = self.volume.table(Table::Meta).get(STATS_FORGOTTEN);
         let row = row.map_err(reading("meta"))?;
@@ -254,7 +254,7 @@ impl Volume {
             .map_err(|fault| broken("answers", key.as_bytes(), fault))
     }
 
-    /// Returns the idempotency keys whose responses have a time outside `kept` (UTC milliseconds).
+    /// Returns the idempotency keys with a response from a time outside `kept` (UTC milliseconds).
     pub(crate) fn answers_outside(&self, kept: &RangeInclusive<u64>) -> Result<Vec<Vec<u8>>, StorageError> {
         let keys = self.scan(Table::Answers, |key, value| {
             let at_ms = codec::decode_answer(value)?.at_ms;

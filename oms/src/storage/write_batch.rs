@@ -78,7 +78,7 @@ pub(crate) const ARRIVING: &[u8] = b"arriving";
 pub(crate) const SLOTS: &[u8] = b"slots";
 /// Key that exists while the volume may still have rows of slots that it does not own.
 pub(crate) const CLEANUP: &[u8] = b"purge";
-/// Key of the newest name of all statistics files whose stored names were removed.
+/// Key of the newest name of a statistics file that was removed from the stored names.
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
 /// Size at which a part of a stock snapshot is complete. A disk writes such a part in about the
@@ -216,7 +216,7 @@ impl WriteBatch {
         self.row(table, |bytes| bytes.extend_from_slice(key), Some(write));
     }
 
-    /// Adds a row whose value is already encoded, such as a row copied from another volume.
+    /// Adds a row with an encoded value, such as a row copied from another volume.
     pub(crate) fn put_raw(&mut self, table: Table, key: &[u8], value: &[u8]) {
         self.put(table, key, |row| row.extend_from_slice(value));
     }
@@ -396,7 +396,7 @@ impl WriteBatch {
         );
     }
 
-    /// Replaces the whole stock. `stores_before` are the stores of the former stock, whose rows are
+    /// Replaces the whole stock. `stores_before` are the stores of the former stock. Their rows are
     /// removed if the new stock lacks them.
     pub(crate) fn stock(&mut self, snapshot: &StockSnapshot, stores_before: &[u32]) {
         self.catalogue(snapshot.products());

@@ -6,8 +6,8 @@
 //!   position are written in one commit without a sync, so a crash leaves the rows of an earlier
 //!   position.
 //! - A database without a position is empty or an unfinished copy. It is cleared and filled again.
-//! - A copy whose chain differs from the engine's is cleared and an error is logged, because the
-//!   engine has lost or changed entries.
+//! - If the chain of the copy differs from the engine's chain, the engine has lost or changed
+//!   entries. The copy is cleared and an error is logged.
 //!
 //! Deliberately absent: the choice of the entries that are final (`takeover`, `follow`).
 
