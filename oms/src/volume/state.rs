@@ -54,7 +54,8 @@ pub(crate) enum OrderError {
     /// The node that owns the order or store does not answer.
     #[error("{0}")]
     Away(String),
-    /// A queue is full or the disk is. The caller may retry later.
+    /// The request cannot be executed now, for example because a queue is full. The caller may
+    /// retry later.
     #[error("{0}")]
     Busy(&'static str),
     /// Reading or writing the volume failed.

@@ -93,7 +93,7 @@ pub(crate) enum Settled {
     },
     /// The engine lost the previous entry, although it had acknowledged that entry.
     PredecessorLost,
-    /// The writer was told to stop while the outcome was unknown.
+    /// The writer was stopped while the outcome was unknown.
     Abandoned,
 }
 
