@@ -36,7 +36,7 @@ pub struct Plan {
     pub repeat: u64,
     /// Minimum time for the measurement of a rate, in seconds.
     pub seconds: f64,
-    /// `true` to measure the limits of the machine too.
+    /// Folder of the databases, on the disk to be measured.
     pub folder: PathBuf,
     /// `true` to measure the machine's limits too.
     pub limits: bool,
@@ -53,13 +53,13 @@ pub struct Results {
     pub command: String,
     /// Number of records loaded.
     pub records: u64,
-    /// Measured limits of the machine, each with one figure per repetition.
+    /// Size of a value in bytes.
     pub value_bytes: usize,
-    /// All figures of all engines and repetitions.
+    /// Measured limits of the machine, each with one figure per repetition.
     pub limits: Vec<Limit>,
-    /// Workloads that an engine does not support, with the reason.
+    /// All figures of all engines and repetitions.
     pub samples: Vec<Sample>,
-    /// Workloads that an engine cannot do, with the reason.
+    /// Workloads that an engine does not support, with the reason.
     pub unsupported: Vec<Absence>,
     /// Children that failed, with the reason.
     pub failures: Vec<Absence>,

@@ -15,8 +15,8 @@ pub(crate) fn count(value: u64) -> String {
     text
 }
 
-/// Returns a count in at most `width` columns. `width` must be at least 6 for large counts. A count
-/// that does not fit is rounded to a power of 1,000 with its letter, such as `1.5k`.
+/// Returns a count in at most `width` columns, which must be at least 6 for large counts. A count
+/// that does not fit is given in thousands, millions and so on with a letter, such as `1.5k`.
 pub(crate) fn short(value: u64, width: usize) -> String {
     let exact = count(value);
     if exact.len() <= width {

@@ -49,7 +49,7 @@ impl TerminalEnv {
     }
 }
 
-/// Returns the style for each kind of text or figure.
+/// The styles of the view: a method for each kind of text or figure.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Theme {
     palette: Palette,

@@ -157,7 +157,7 @@ pub(super) fn draw_footer(frame: &mut Frame, area: Rect, state: &State, theme: T
         frame.render_widget(notice.alignment(Alignment::Right), area);
         return;
     }
-    // Without data of the web console, its address would lead nowhere.
+    // A node without a web console sends no details, so no address is shown.
     let has_console = !state.run.cluster.detail.nodes.is_empty();
     if let Some(console) = state.console.as_ref().filter(|_| has_console) {
         let link = Line::from(vec![

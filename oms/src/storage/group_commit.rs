@@ -99,8 +99,8 @@ impl Queue {
             let _ = self.submissions.try_send(Submission::Stop);
             return;
         }
-        // Wakes the thread: it may wait for the bell while the queue is full, and the next call
-        // needs free space in the queue.
+        // The next call needs space in the queue. The queue may be full while the thread waits for
+        // the bell, so the bell is rung first.
         self.bell.ring();
         // The send fails if the committer has stopped already.
         let _ = self.submissions.blocking_send(Submission::Stop);
@@ -279,10 +279,11 @@ struct Committer {
     /// The writer of the volume's log. `None` without an engine.
     log: Option<LogWriter>,
     waiting: mpsc::Receiver<Submission>,
-    /// `true` if the queue may still hold batches for which the bell has already rung.
+    /// A batch above `ALONE_BYTES` that was found while a group was gathered. It is committed
+    /// alone, after the group.
     too_large: Option<(WriteBatch, Waiting)>,
     bell: Arc<Bell>,
-    /// `true` if a group was full, so that batches may wait for which the bell was rung.
+    /// `true` if the queue may still hold batches for which the bell has already rung.
     has_more: bool,
     /// The runtime in which the volume was opened, if any.
     runtime: Option<Handle>,

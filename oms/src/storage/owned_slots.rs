@@ -356,7 +356,7 @@ impl Slots {
         }
     }
 
-    /// Seals all slots, because the volume will be closed.
+    /// Seals all slots, so that no further rows are queued before the volume is closed.
     pub(crate) fn seal_all(&self) {
         self.seal(0..self.states.len() as u32, u64::MAX);
     }

@@ -89,14 +89,14 @@ impl Volume {
         Volume::open_by(microdb::Options::new().create(false), folder)
     }
 
-    /// Opens a volume behind an engine. `cache` holds all entries of the log, and `log` has the
-    /// right to append to it.
+    /// Opens or creates the volume with other database options, such as a simulated disk.
     pub(crate) fn open_by(options: microdb::Options, folder: &Path) -> Result<Volume, StorageError> {
         let tables = Arc::new(VolumeTables::open(options, folder)?);
         Volume::start(tables, None)
     }
 
-    /// Serves a cache that is up to date, with the right to append to its log.
+    /// Opens a volume behind an engine. `cache` has the rows of all log entries, and `log` has the
+    /// right to append to the log.
     pub(crate) fn behind_log(cache: Cache, log: LogWriter) -> Result<Volume, StorageError> {
         Volume::start(cache.0, Some(log))
     }

@@ -80,10 +80,10 @@ impl From<StorageError> for OrderError {
     }
 }
 
-/// The result of a step.
+/// The result of a finished step.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
-    /// The result of a finished step.
+    /// The order after the step.
     pub(crate) order: Arc<Order>,
     /// `true` if the command had been executed before.
     pub(crate) repeated: bool,

@@ -57,13 +57,13 @@ pub(crate) enum Ask {
     Place(Box<[Line]>),
     /// Execute this command.
     Command(Command),
-    /// Put a dead letter (a message that was given up) back into the outbox.
+    /// Record the failed attempts of a message to the warehouse.
     Note(Kind, Message),
-    /// Put a dead letter back into the outbox.
+    /// Put a dead letter (a message that was given up) back into the outbox.
     Retry(Kind),
-    /// Return the current state of the order.
+    /// Remove a message that the order does not need.
     Drop(Kind),
-    /// Return the current state.
+    /// Return the current state of the order.
     Look,
     #[cfg(test)]
     Panic,

@@ -1,4 +1,4 @@
-//! Reads the work of the nodes from their metrics.
+//! Reads from the nodes' metrics how many messages, frames and commits they made.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -24,14 +24,14 @@ pub(crate) const HEAD: &str = "what                                         a se
 
 /// Number of products of the usual stock.
 const PRODUCTS: u32 = 10_000;
-/// Quantity of a product in each store that has it. No run uses this many units.
+/// Number of stores of the usual stock.
 const STORES: u32 = 200;
+/// Quantity of a product in each store that has it. No run uses this many units.
+const PLENTY: u32 = 1_000_000;
 /// Number of connections of an open loop. More than are in use while the server keeps up with the
 /// rate.
-const PLENTY: u32 = 1_000_000;
-/// Address of a warehouse that does not exist: no process listens there.
 const OPEN_CONNECTIONS: usize = 512;
-/// An address without a listener.
+/// Address of a warehouse that does not exist: no process listens there.
 const NOWHERE: &str = "http://127.0.0.1:9";
 
 fn print(label: &str, answers: &Answers, server_us: f64) {

@@ -209,7 +209,7 @@ pub(crate) fn encode_arrivals<'a>(ids: impl ExactSizeIterator<Item = &'a OrderId
     }
 }
 
-/// Decodes a page of arrivals.
+/// Decodes a page of arrivals: the ids of the new orders of one commit.
 pub(crate) fn decode_arrivals(bytes: &[u8]) -> Result<Vec<OrderId>, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let count = row.number("a number of ids")? as usize;

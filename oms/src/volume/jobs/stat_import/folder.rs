@@ -83,9 +83,9 @@ pub(crate) fn look(folder: &Path) -> Result<Vec<Found>> {
 
 /// The outcome of reading a file.
 pub(crate) enum Content {
-    /// The last line does not end with a line break.
+    /// The bytes of the whole file.
     Whole(Vec<u8>),
-    /// The last line has no line end.
+    /// The last line does not end with a line break.
     Unfinished,
     /// The file was changed or replaced after its stamp was taken.
     Changed,
