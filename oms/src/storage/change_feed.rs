@@ -45,7 +45,8 @@ pub(crate) struct Feed {
     tables: HashMap<u32, Table>,
 }
 
-/// The latest changes of some rows, sorted by table and key.
+/// The result of one read of a feed: the last change of each row that was read, sorted by table and
+/// key.
 #[derive(Debug)]
 pub(crate) struct Changed {
     pub(crate) rows: Vec<RawRow>,
@@ -124,7 +125,8 @@ impl Walk {
 }
 
 impl Feed {
-    /// Includes the commits made so far, and keeps their log from being removed before it is read.
+    /// Extends the feed to all commits made so far. Their part of the log is kept until the feed
+    /// has read it.
     pub(crate) fn extend(&mut self) -> Result<(), StorageError> {
         self.changes.extend().map_err(reading("log"))
     }

@@ -90,10 +90,11 @@ impl Followers {
         follower?.1.stop().await
     }
 
-    /// Sets the volumes to follow: starts missing followers with `start`, and stops all others. The
-    /// number is the version of the cluster's state that created the volume.
+    /// Sets the volumes to follow: starts missing followers with `start`, and stops all others.
+    /// Each number in `volumes` is the version of the cluster's state that created the volume.
     pub(crate) async fn set(&self, volumes: &BTreeMap<NodeName, u64>, start: impl Fn(&NodeName) -> Follower) {
-        // The number tells a volume from an earlier volume of that name, which had another log.
+        // The number `born` distinguishes a volume from an earlier volume of that name, which had
+        // another log.
         let is_wanted = |volume: &str, born: u64| {
             let mut volumes = volumes.iter();
             volumes.any(|(wanted, wanted_born)| wanted.as_str() == volume && *wanted_born == born)

@@ -25,8 +25,8 @@ use crate::storage::write_batch::WriteBatch;
 
 /// Maximum number of waiting batches. With a few hundred bytes per batch, they use a few megabytes.
 const QUEUE_CHANGES_MAX: usize = 8_192;
-/// Maximum number of rows of one group. Beyond a few thousand, a shared sync gains nothing and
-/// delays the first batch.
+/// Maximum number of rows of one group. With more than a few thousand rows, a shared sync saves
+/// nothing more, and the first batch is delayed.
 const GROUP_ROWS_MAX: usize = 8_192;
 /// Batches above this size are committed alone. Otherwise a part of a stock snapshot would delay
 /// the other batches of its group.

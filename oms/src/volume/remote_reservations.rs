@@ -193,7 +193,7 @@ impl RemoteReservations {
             }
             true
         });
-        // The order of the list is random, and a simulation needs the same order in each run.
+        // The entries may be in any order, and a simulation needs the same order in each run.
         due.sort_unstable();
         due
     }

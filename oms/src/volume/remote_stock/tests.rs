@@ -454,8 +454,8 @@ impl RemoteVolumes for SlowVolume {
     }
 }
 
-/// The other volume was just taken over, so no copy of its stock is ready and it is asked itself.
-/// While it answers, other orders take the units of the first store here.
+/// The other volume was just taken over, so no copy of its stock is ready and the search must ask
+/// the volume. While the volume answers, other orders take the units of the first store here.
 #[tokio::test]
 async fn an_order_skips_no_store_of_a_volume_that_answers_late() {
     let (_, shared) = rings();

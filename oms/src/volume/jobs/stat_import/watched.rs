@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use crate::volume::jobs::stat_import::folder::{FILE_BYTES_MAX, Found, Stamp};
 
 /// Longest wait for an incomplete file, counted from its last change. Writers finish within
-/// seconds, or within ten minutes over a stalled network. A longer wait would delay the operator
-/// who inspects the file.
+/// seconds, and ten minutes also cover a copy over a network that stalls. After that an operator
+/// can inspect the file.
 pub(crate) const INCOMPLETE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// A file that a scan has found and not added yet.
