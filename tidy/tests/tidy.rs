@@ -21,7 +21,7 @@ const LINE_COLUMNS_MAX: usize = 100;
 const PARAGRAPH_WORDS_MAX: usize = 90;
 /// Maximum length of a Rust file, in lines.
 const FILE_LINES_MAX: usize = 700;
-/// Maximum number of trouble words per 1,000 words of prose.
+/// Maximum number of trouble words (relative pronouns without a noun) per 1,000 words of prose.
 const TROUBLE_MAX: usize = 3;
 
 const CRATES: [&str; 8] = ["microdb", "ring", "oms", "sim", "live", "cli", "benches", "tidy"];

@@ -11,8 +11,8 @@
 //! | `cache` | the local database as a copy of the beginning of the log |
 //!
 //! **Invariants**
-//! - An entry is appended only under the volume's epoch and directly behind an entry that exists.
-//!   So a former owner appends nothing, and a log has no gap.
+//! - An entry is appended only under the volume's epoch and directly after an existing entry. So a
+//!   former owner appends nothing, and a log has no gap.
 //! - An entry is durable once the engine has acknowledged it or a later entry. An entry that was
 //!   only read may exist on one machine only.
 //! - If no result of a statement arrives, its outcome is *unknown*. The writer repeats the

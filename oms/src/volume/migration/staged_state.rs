@@ -2,7 +2,7 @@
 //!
 //! **Invariants**
 //! - Work that grows with the number of open orders is done here, before activation: messages are
-//!   parked in the outbox, and reserved units are summed by store.
+//!   parked in the outbox (stored there, but not sent), and reserved units are summed by store.
 //! - No request reads this state before activation. Activation moves a few maps, in constant time
 //!   per store.
 //!

@@ -6,10 +6,10 @@
 //! in a different order.
 //!
 //! **Invariants**
-//! - A fitted column has the row order of this volume. Products that are new to the volume are
-//!   appended.
-//! - Each fitted column names the last delivery that it counts, because the stock heads of the two
-//!   volumes differ.
+//! - A fitted (rearranged) column has the row order of this volume. Products that are new to the
+//!   volume are appended.
+//! - Each fitted column names the last delivery that it counts, because the two volumes have
+//!   different stock heads (facts about their last snapshot).
 
 use std::collections::{BTreeMap, HashMap};
 

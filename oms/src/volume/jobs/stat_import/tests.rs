@@ -233,7 +233,8 @@ async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_are_added() 
     assert_eq!(world.units(), 3, "a file older than the mark is not added");
 }
 
-/// Earlier releases accepted any name, and the newest removed name became the mark.
+/// Earlier releases accepted any file name. So the mark, the newest of the removed names, may be
+/// ahead of the clock.
 #[tokio::test]
 async fn a_mark_of_an_earlier_version_ahead_of_the_clock_does_not_block_later_files() {
     let mut world = World::new();
