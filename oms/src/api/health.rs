@@ -1,4 +1,4 @@
-//! The answer of `GET /health`.
+//! The response to `GET /health`.
 //!
 //! **Invariants**
 //! - The health of a cluster is the sum of the health of its volumes. Each volume reports only
@@ -6,7 +6,7 @@
 //! - A volume that is missing or does not answer makes the status "degraded", and its name is
 //!   listed.
 //!
-//! Deliberately absent: probes and metrics, which are in `node_status`.
+//! Probes and metrics are in `node_status`.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ pub(crate) struct VolumeHealth {
     transactors: usize,
     transactor_panics: u64,
     up_since_ms: u64,
-    /// `true` if a commit failed, so that the volume takes no more writes.
+    /// `true` if a commit failed. The volume then accepts no more writes.
     has_failed: bool,
 }
 
@@ -94,7 +94,8 @@ impl VolumeHealth {
         }
     }
 
-    /// Adds another volume. Snapshots are not summed, since each one is applied to all volumes.
+    /// Adds the health of another volume. The number of stock snapshots is the maximum instead of
+    /// the sum, because each snapshot is applied to all volumes.
     pub(super) fn add(&mut self, other: VolumeHealth) {
         for (state, count) in other.orders {
             *self.orders.entry(state).or_default() += count;

@@ -1,11 +1,11 @@
 //! The operations on orders: place, pay, cancel, show, list.
 //!
 //! **Invariants**
-//! - A repeated order or payment gets the answer of the first one, however far the order has
-//!   progressed since.
+//! - A repeated order or payment gets the response to the first one, even if the state of the order
+//!   has changed since.
 //! - A page of a list reads at most `ORDERS_PER_PAGE_READ_MAX` orders.
 //!
-//! Deliberately absent: the rules of an order's life, which are in `domain::order`.
+//! The rules for state changes of an order are in `domain::order`.
 
 use std::sync::Arc;
 
@@ -24,8 +24,8 @@ use crate::volume::app::App;
 use crate::volume::state::Outcome;
 use crate::volume::transactor::Ask;
 
-/// Maximum number of orders read for one page of a list. A filter that selects few orders gets a
-/// short page early instead of a full page late.
+/// Maximum number of orders read for one page of a list. With a filter that few orders match, a
+/// request thus returns a short page early instead of a full page late.
 const ORDERS_PER_PAGE_READ_MAX: usize = 50_000;
 
 /// The answer to a placed order or a payment. It does not depend on later events of the order.
@@ -94,7 +94,7 @@ impl<'a> Current<'a> {
     }
 }
 
-/// Renders JSON with its content type.
+/// Renders a value as a JSON response with its content type.
 pub(crate) fn json(value: &impl Serialize) -> Response {
     Json::of(value).into_response()
 }
@@ -110,12 +110,12 @@ fn accepted(order: &Order, state: OrderState, transaction_id: Option<u64>) -> Re
     })
 }
 
-/// Sends a request to the transactor (actor) of an order.
+/// Sends a request to the transactor (the actor) of an order, and returns its outcome.
 async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
     Ok(app.transactors.ask(id, ask).await?)
 }
 
-/// Places an order.
+/// Places an order: reserves its units in the first store that has all its products.
 pub(super) async fn place(app: &App, id: &OrderId, lines: Box<[Line]>) -> Result<Json, Problem> {
     let Outcome { order, repeated } = ask(app, id, Ask::Place(lines)).await?;
     if order.store.is_none() {
@@ -124,10 +124,10 @@ pub(super) async fn place(app: &App, id: &OrderId, lines: Box<[Line]>) -> Result
     Ok(accepted(&order, OrderState::Reserved, None)?.replayed(repeated))
 }
 
-/// Maximum number of order lines that a sentence names.
+/// Maximum number of order lines that the text of a problem names.
 const LINES_NAMED_MAX: usize = 10;
 
-/// 409: no store has the products of an order.
+/// Returns the problem 409: no single store has all products of an order.
 fn insufficient_stock(order: &Order) -> Problem {
     let named = order.lines.iter().take(LINES_NAMED_MAX);
     let mut lines: Vec<String> = named
@@ -144,7 +144,7 @@ fn insufficient_stock(order: &Order) -> Problem {
     Problem::new(Kind::InsufficientStock, detail)
 }
 
-/// Records the payment of an order.
+/// Records the payment of an order. Returns the problem 409 if the payment has to be refunded.
 pub(super) async fn pay(app: &App, id: &OrderId, transaction: u64) -> Result<Json, Problem> {
     let Outcome { order, repeated } = ask(app, id, Ask::Command(Command::Pay { transaction })).await?;
     let pays = |entry: &Entry| entry.event == Event::Paid { transaction };
@@ -162,7 +162,7 @@ pub(super) async fn pay(app: &App, id: &OrderId, transaction: u64) -> Result<Jso
     Ok(accepted(&order, OrderState::Paid, order.transaction)?.replayed(repeated))
 }
 
-/// Cancels an order.
+/// Cancels an order and returns its new state.
 pub(super) async fn cancel(app: &App, id: &OrderId) -> Result<Json, Problem> {
     let outcome = ask(app, id, Ask::Command(Command::Cancel)).await?;
     Json::of(&Current::of(&outcome.order))
@@ -174,7 +174,7 @@ fn find(app: &App, id: &OrderId) -> Result<Order, Problem> {
     order.ok_or_else(|| Problem::not_found(format!("there is no order {id}")))
 }
 
-/// Shows an order.
+/// Returns the current state of an order.
 pub(super) fn show(app: &App, id: &OrderId) -> Result<Json, Problem> {
     Json::of(&Current::of(&find(app, id)?))
 }
@@ -215,7 +215,7 @@ pub(super) struct History<'a> {
     events: Vec<HistoryEntry<'a>>,
 }
 
-/// Lists the events of an order, oldest first.
+/// Returns the events of an order, oldest first.
 pub(super) fn history(app: &App, id: &OrderId) -> Result<Json, Problem> {
     let order = find(app, id)?;
     let entry = |at_ms: u64, event: &'static str| HistoryEntry {
@@ -255,7 +255,7 @@ pub(super) fn history(app: &App, id: &OrderId) -> Result<Json, Problem> {
     })
 }
 
-/// An order of a page, and the position after it.
+/// An order in a volume's page of a list, with the position after the order.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct OrderEntry {
     pub(crate) created_at_ms: u64,
@@ -263,17 +263,17 @@ pub(crate) struct OrderEntry {
     pub(crate) order: Box<RawValue>,
 }
 
-/// Orders of one volume in order of arrival.
+/// A page of orders of one volume in order of arrival.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct OrdersPage {
     pub(crate) entries: Vec<OrderEntry>,
-    /// The position after the last order that was read.
+    /// The position after the last order that was read, which may be later than the last entry.
     pub(crate) end: Position,
     /// `true` if there are unread orders after `end`.
     pub(crate) more: bool,
 }
 
-/// Lists orders of this volume.
+/// Returns a page of the orders of this volume that match the filter.
 pub(super) async fn page(app: &App, ask: AskOrders) -> Result<OrdersPage, Problem> {
     let state = Arc::clone(app.transactors.state());
     let walk = runtime::blocking(move || walk(&state, &ask)).await;

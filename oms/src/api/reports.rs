@@ -1,9 +1,8 @@
-//! The reports on sales, reservations and messages to the warehouse, and the retry of a dead
-//! letter.
+//! Reports on sales, reservations and messages to the warehouse, and the retry of a dead letter.
 //!
 //! **Invariants**
 //! - Only the volume that owns the statistics reports sales.
-//! - The entries of a page are sorted by the key that its cursor names.
+//! - The entries of a page are sorted by the key that its cursor contains.
 
 use std::sync::Arc;
 
@@ -22,7 +21,7 @@ use crate::volume::app::App;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::Ask;
 
-/// Reports the sales of a product.
+/// Returns the sales of a product.
 pub(super) fn product_sales(app: &App, product: u32) -> Result<Json, Problem> {
     app.state()
         .slots
@@ -49,7 +48,7 @@ pub(super) struct Ranking {
     products: Vec<Ranked>,
 }
 
-/// Ranks the products that sold best.
+/// Returns the `count` products with the highest revenue.
 pub(super) fn top_sales(app: &App, count: usize) -> Result<Json, Problem> {
     app.state()
         .slots
@@ -78,7 +77,7 @@ pub(super) struct ListedReservation {
     products: Box<[Line]>,
 }
 
-/// Lists the reservations of this volume by order id.
+/// Returns the first reservations of this volume after an order id, sorted by order id.
 pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entry<OrderId>>, Problem> {
     let after = ask.after.as_deref().map(OrderId::parse).transpose();
     let after = after.map_err(|reason| Problem::field("cursor", reason))?;
@@ -100,7 +99,7 @@ pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entr
     page.into_iter().map(entry).collect()
 }
 
-/// Lists the messages of this volume to the warehouse, by order id and kind.
+/// Returns the first outbox messages of this volume after a message, sorted by order id and kind.
 pub(super) fn messages(app: &App, ask: &AskEntries) -> Result<Vec<Entry<(OrderId, String)>>, Problem> {
     let after = match ask.after.as_deref() {
         None => None,
