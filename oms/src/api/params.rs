@@ -74,7 +74,7 @@ fn invalid_cursor() -> Problem {
 pub(crate) struct ListQuery<K> {
     /// Maximum number of entries.
     pub(crate) limit: usize,
-    /// The key after which the page begins.
+    /// The last key of the previous page; `None` to start at the first entry.
     pub(crate) after: Option<K>,
 }
 

@@ -280,7 +280,7 @@ pub(super) fn all() -> &'static [Route] {
 }
 
 impl Route {
-    /// Returns the path with its parameters in braces.
+    /// Returns the path with its parameters in braces, such as `/order/{id}`.
     pub(super) fn template(&self) -> String {
         format!("/{}", self.path.join("/"))
     }

@@ -1,8 +1,8 @@
-//! The operations that show stock: a product in all stores, and a store with all its products.
+//! The operations that read stock: a product in all stores, and a store with all its products.
 //!
 //! **Invariants**
 //! - `on_hand` is always the sum of `available` and `reserved`.
-//! - A store is shown only by the volume that owns its slot.
+//! - Only the volume that owns a store's slot reports the store.
 
 use axum::response::Response;
 use serde::Serialize;
@@ -77,7 +77,7 @@ pub(super) struct StorePage {
     products: Vec<OfProduct>,
 }
 
-/// Lists the stores of this volume that have, or had, a product.
+/// Returns the stores of this volume that have, or had, a product.
 pub(super) fn product(app: &App, product: u32) -> Result<Vec<Entry<u32>>, Problem> {
     let levels = app.state().stock().product(product);
     let entry = |level: Level| {
@@ -87,7 +87,7 @@ pub(super) fn product(app: &App, product: u32) -> Result<Vec<Entry<u32>>, Proble
     levels.into_iter().map(entry).collect()
 }
 
-/// Renders a product with its stores in all volumes.
+/// Renders the stock of a product, merged from the stores of all volumes.
 pub(super) fn render_product(product: u32, stores: Vec<Box<RawValue>>) -> Result<Response, Problem> {
     if stores.is_empty() {
         let detail = format!("no store has ever had product {product}");
@@ -96,10 +96,10 @@ pub(super) fn render_product(product: u32, stores: Vec<Box<RawValue>>) -> Result
     Ok(json(&ProductPage { product, stores }))
 }
 
-/// Shows a store with all its products.
+/// Returns a store with the quantities of all its products.
 pub(super) fn store(app: &App, store: u32) -> Result<Json, Problem> {
     let state = app.state();
-    // A store that is being migrated, or was migrated, is shown by its new volume.
+    // After or during the migration of a store's slot, only the new owner reports the store.
     if !state.slots.has_store(store) {
         return Err(Problem::moved());
     }
