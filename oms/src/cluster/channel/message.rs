@@ -1,8 +1,8 @@
 //! The messages between nodes: requests about one volume, and their answers.
 //!
-//! A request has an id, the name of its volume, the epoch of the ring by which it was routed, and
-//! the time that its sender waits for an answer. An answer has the id of its request and the epoch
-//! of the answering node.
+//! A request has an id, the name of its volume, the epoch of the ring by which it was routed, and a
+//! deadline. The deadline is the time that its sender waits for the answer. An answer has the id of
+//! its request and the epoch of the answering node.
 //!
 //! Decoding checks every length and code. An unknown code is an error and ends the connection. An
 //! unknown code cannot come from another version of the protocol, because the handshake refuses
@@ -70,7 +70,7 @@ pub(crate) enum Read {
     StoreStock(u32),
     /// The sales of one product.
     ProductSales(u32),
-    /// The best-selling products, up to this number.
+    /// The given number of products with the highest revenue.
     TopSales(u32),
 }
 
@@ -151,7 +151,7 @@ pub(crate) struct ReadStock {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) id: u64,
-    /// Epoch of the ring of the node that answers.
+    /// Epoch of the ring of the answering node.
     pub(crate) epoch: u64,
     pub(crate) reply: Reply,
 }
@@ -179,12 +179,13 @@ pub(crate) enum Reply {
     Short(Vec<Cell>),
     /// Answer to `Settle`: the end of the reservation is durable.
     Settled,
-    /// Answer to `Keeps`.
+    /// Answer to `Keeps`: `true` if the order still has the reservation.
     Kept(bool),
-    /// Answer to `FollowStock`: the new position, and the cells that changed since the known one.
+    /// Answer to `FollowStock`: the new position, and the cells that changed since the position in
+    /// the request.
     StockChanges(StockPosition, Vec<Cell>),
-    /// Answer to `FollowStock`: the volume server cannot continue from the known position. The copy
-    /// must read all quantities with `ReadStock`.
+    /// Answer to `FollowStock`: the volume server cannot list the changes since the position in the
+    /// request. The copy must read all quantities with `ReadStock`.
     StockLayout(StockLayout),
     /// Answer to `ReadStock`: the available quantities of some rows, row by row.
     StockRows(Vec<i32>),
@@ -203,8 +204,8 @@ pub(crate) struct HttpReply {
 /// The available quantity of one product in one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cell {
-    /// In a stock change the index `row * width + column`, with the width of the stock matrix. In
-    /// `Short` the product's id.
+    /// In a change of stock, the cell's index `row * width + column` in the stock matrix. In
+    /// `Short`, the id of the product.
     pub(crate) at: u32,
     pub(crate) available: i32,
 }

@@ -28,11 +28,11 @@ const SPARE_BYTES_MAX: usize = 2 * FRAME_BYTES_FULL;
 /// The reason why a message was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// Too many bytes are waiting.
+    /// Too many bytes are waiting to be sent.
     Full,
     /// The connection has ended.
     Closed,
-    /// The message is larger than a frame may be.
+    /// The message is larger than the maximum payload of a frame.
     TooLarge,
 }
 
