@@ -62,7 +62,7 @@ pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Prob
     }
 }
 
-/// A body that is read piece by piece as it arrives.
+/// Reads a body piece by piece as it arrives, within the bounds on time and size.
 pub(super) struct Pieces<B> {
     body: B,
     /// Time spent waiting for the sender, without the time in which the pieces were processed.
@@ -72,7 +72,7 @@ pub(super) struct Pieces<B> {
 }
 
 impl<B: RequestBody> Pieces<B> {
-    /// Reads a body of at most `limit` bytes.
+    /// Creates a reader for a body of at most `limit` bytes.
     pub(super) fn of(body: B, limit: usize) -> Pieces<B> {
         Pieces {
             body,
@@ -147,7 +147,7 @@ pub(super) struct Codings {
     limit: usize,
 }
 
-/// One layer of gzip.
+/// The decoder of one gzip layer, with the number of bytes decoded so far.
 struct Layer {
     gzip: MultiGzDecoder<Vec<u8>>,
     bytes: usize,

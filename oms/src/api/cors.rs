@@ -28,7 +28,7 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const STOCK_AS_OF: HeaderName = HeaderName::from_static("x-stock-as-of");
 
-/// The CORS rules of the public routes.
+/// The CORS rules for requests to the public routes.
 pub(crate) struct Cors(CorsLayer);
 
 impl Cors {

@@ -81,7 +81,7 @@ pub(super) struct Json {
 }
 
 impl Json {
-    /// Renders a value as JSON.
+    /// Renders a value as the body of a JSON response.
     pub(super) fn of(value: &impl serde::Serialize) -> Result<Json, Problem> {
         match serde_json::to_vec(value) {
             Ok(body) => Ok(Json {

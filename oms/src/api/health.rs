@@ -130,7 +130,7 @@ enum Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum WarehouseStatus {
-    /// Messages are sent.
+    /// Messages are sent to the warehouse.
     Ok,
     /// The circuit breaker to the warehouse is open.
     Away,
@@ -151,7 +151,7 @@ pub(crate) struct Health {
     refunds_wanted: u64,
     /// Number of messages that the warehouse has not answered yet.
     outbox: usize,
-    /// Number of dead letters among them.
+    /// Number of messages in the outbox that are dead letters.
     outbox_dead: usize,
     /// Number of calls to the warehouse in flight.
     outbox_in_flight: usize,
@@ -171,7 +171,7 @@ pub(crate) struct Health {
     transactor_panics: u64,
     /// Start of this node's process in UTC milliseconds.
     up_since_ms: u64,
-    /// The ring.
+    /// The ring: its epoch and the slots of its members.
     ring: RingHealth,
     /// Volumes that this node serves.
     volumes: Vec<String>,
@@ -179,7 +179,7 @@ pub(crate) struct Health {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(required = false)]
     missing_volumes: BTreeMap<String, String>,
-    /// Volumes that are missing or did not answer.
+    /// Volumes that are missing or did not answer this node.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     unreachable: Vec<String>,

@@ -33,7 +33,7 @@ use crate::volume::state::OrderError;
 
 /// The request header with the client's idempotency key.
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// Maximum length of a key in bytes. A UUID has 36.
+/// Maximum length of an idempotency key in bytes. A UUID has 36 bytes.
 pub(crate) const KEY_BYTES_MAX: usize = 255;
 
 /// A command of a client with its parsed body. Commands are idempotent, so a command may be

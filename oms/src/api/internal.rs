@@ -91,7 +91,7 @@ pub struct NodeReport {
     pub slots: BTreeMap<String, usize>,
     /// The node that serves each volume, by name of the volume.
     pub serving: BTreeMap<String, String>,
-    /// Nodes that are leaving for good.
+    /// Nodes that are leaving the cluster permanently.
     pub leaving: Vec<String>,
     /// The reason why a required migration cannot run now. Set only by the coordinator.
     #[serde(default)]
@@ -103,7 +103,7 @@ pub struct NodeReport {
     pub moving: bool,
     /// Progress of the migration of slots to the volumes of this node.
     pub copy: CopyProgress,
-    /// Epoch of the ring.
+    /// Epoch of the current ring.
     pub epoch: u64,
 }
 

@@ -134,7 +134,8 @@ impl<'de> Deserialize<'de> for WireLine {
 #[derive(Deserialize, ToSchema)]
 #[schema(as = Payment)]
 pub(super) struct WirePayment {
-    /// The transaction, for a refund. Every JSON reader keeps numbers up to the maximum exact.
+    /// Id of the payment's transaction, which a refund must name. Every JSON reader represents
+    /// numbers up to the maximum exactly.
     #[schema(value_type = u64, maximum = 9_007_199_254_740_991_u64, example = 4_711)]
     transaction_id: Whole,
 }
@@ -171,14 +172,14 @@ impl<'de> Deserialize<'de> for Whole {
     }
 }
 
-/// A parsed order request.
+/// The parsed and checked body of a request to place an order.
 #[derive(Debug)]
 pub(super) struct NewOrder {
     pub(super) id: OrderId,
     pub(super) lines: Box<[Line]>,
 }
 
-/// Parses `{"id":"17","products":[{"id":812,"quantity":3}]}`.
+/// Parses the body of an order, such as `{"id":"17","products":[{"id":812,"quantity":3}]}`.
 pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
     let wire: WireOrder<'_> = object(body)?;
     let id = parse_id(&wire.id)?;
@@ -215,7 +216,7 @@ pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
     })
 }
 
-/// Parses `{"transaction_id":4711}`.
+/// Parses the body of a payment, such as `{"transaction_id":4711}`, and returns the id.
 pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
     let WirePayment { transaction_id } = object(body)?;
     // A client that reads JSON numbers as doubles would round the id and refund another

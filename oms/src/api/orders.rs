@@ -32,16 +32,16 @@ const ORDERS_PER_PAGE_READ_MAX: usize = 50_000;
 #[derive(Serialize, ToSchema)]
 #[schema(as = AcceptedOrder)]
 pub(super) struct Accepted<'a> {
-    /// The order.
+    /// Id of the order.
     id: &'a OrderId,
     /// The products, as they were ordered.
     products: &'a [Line],
-    /// The store that has the units.
+    /// The store in which the units are reserved.
     #[schema(required = true, nullable = false, example = 5)]
     store_id: Option<u32>,
     /// `reserved` for an order, `paid` for a payment.
     state: OrderState,
-    /// The payment.
+    /// Transaction id of the payment; absent in the answer to an order.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = 4_711)]
     transaction_id: Option<u64>,
@@ -58,16 +58,16 @@ pub(super) struct Current<'a> {
     id: &'a OrderId,
     /// The products, as they were ordered.
     products: &'a [Line],
-    /// The store that has the units; null if no store has all products.
+    /// The store in which the units are reserved; null if no store has all products.
     #[schema(required = true, example = 5)]
     store_id: Option<u32>,
     /// The state of the order.
     state: OrderState,
-    /// The payment, if the order is paid.
+    /// Transaction id of the payment, if the order is paid.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = 4_711)]
     transaction_id: Option<u64>,
-    /// Ids of the payments to be refunded.
+    /// Transaction ids of the payments to be refunded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     refund_transaction_ids: Vec<u64>,
@@ -188,19 +188,19 @@ struct HistoryEntry<'a> {
     /// The event: the name of a new state, or of a step that keeps the state.
     #[schema(example = "reserved")]
     event: &'static str,
-    /// The store of a reservation.
+    /// The store in which the units were reserved, for the event of a reservation.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     store_id: Option<u32>,
-    /// The payment of a payment or of a wanted refund.
+    /// Transaction id of the payment, for the event of a payment or of a wanted refund.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     transaction_id: Option<u64>,
-    /// Number of a delivery in the ledger of the warehouse. May exceed 2^53.
+    /// The warehouse's number of the delivery, for the event of a delivery. May exceed 2^53.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     stock_sequence: Option<u64>,
-    /// The reason why the warehouse refused the order.
+    /// The reason why the warehouse refused the order, for the event of a failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     reason: Option<&'a str>,

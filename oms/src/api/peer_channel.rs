@@ -139,7 +139,7 @@ async fn answer_traced(
     answered
 }
 
-/// Exports the span of an answered request.
+/// Exports the trace span of an answered request.
 fn finish_span(
     name: &'static str,
     parent: TraceContext,

@@ -47,18 +47,19 @@ pub(crate) struct Report {
     /// Number of the invalid line of a CSV body, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<u64>,
-    /// Column of the fault in that line, from 1.
+    /// Column of the fault in the invalid line of a CSV body, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     column: Option<usize>,
-    /// Stores of a stock that was applied in part, by the volumes that confirmed.
+    /// If a stock was applied in part: the stores for which a volume confirmed the change.
     #[serde(skip_serializing_if = "Option::is_none")]
     applied: Option<Vec<u32>>,
-    /// Stores of a stock that was applied in part that no volume confirmed. They may have changed.
+    /// If a stock was applied in part: the stores that no volume confirmed. Their stock may have
+    /// changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<Vec<u32>>,
     #[serde(skip)]
     replayed: bool,
-    /// A header that belongs to the status, such as `Allow`.
+    /// A response header that the kind of problem requires, such as `Allow` for 405.
     #[serde(skip)]
     header: Option<(HeaderName, HeaderValue)>,
 }
@@ -194,7 +195,7 @@ impl Problem {
         self.0.kind == Kind::Moved
     }
 
-    /// Returns the text for people.
+    /// Returns the detail, the sentence for people about this request.
     pub(crate) fn detail(&self) -> &str {
         &self.0.detail
     }

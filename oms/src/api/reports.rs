@@ -41,7 +41,7 @@ struct Ranked {
     stats: ProductStats,
 }
 
-/// The products that sold best.
+/// The products with the highest revenue.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Ranking {
     /// The products, most revenue first.
@@ -72,7 +72,7 @@ pub(super) struct ListedReservation {
     order: OrderId,
     /// The store.
     store: u32,
-    /// The units of each product.
+    /// The number of units reserved of each product.
     #[schema(value_type = Vec<Line>)]
     products: Box<[Line]>,
 }
@@ -131,7 +131,7 @@ pub(super) struct Retried<'a> {
     state: MessageState,
 }
 
-/// Puts a dead letter back into the outbox.
+/// Puts a dead letter back into the outbox, where it is sent again.
 pub(super) async fn retry(app: &App, order: &OrderId, kind: Kind) -> Result<Json, Problem> {
     app.transactors
         .ask(order, Ask::Retry(kind))

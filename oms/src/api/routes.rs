@@ -285,7 +285,7 @@ impl Route {
         format!("/{}", self.path.join("/"))
     }
 
-    /// Returns the method.
+    /// Returns the HTTP method of the route.
     pub(super) fn method(&self) -> &Method {
         &self.method
     }
@@ -324,7 +324,7 @@ impl Route {
 pub(crate) enum Target {
     /// A route of the API, as an index into `ROUTES`.
     Route(usize),
-    /// A call of another node.
+    /// A call of another node, with a path under `/peer/`.
     Peer,
     /// The page of the web console at `/`.
     Page,

@@ -201,7 +201,7 @@ impl ConnectionHandler {
 struct Answered<'a> {
     /// Method and URI, if the request is part of the sample or the level is debug.
     request: Option<&'a str>,
-    /// Name of the route.
+    /// Name of the route, such as `GET /order/{id}`.
     route: &'static str,
     /// `true` if the access log is at debug level.
     logs_all: bool,
@@ -443,7 +443,7 @@ async fn serve_peer(
 enum Protocol {
     Http1,
     Http2,
-    /// The channel between nodes, unencrypted.
+    /// The channel between nodes, without encryption.
     Peer,
     /// The channel or HTTP/2 between nodes, encrypted with TLS.
     Tls,

@@ -19,11 +19,11 @@ use crate::volume::app::App;
 /// The quantities of one product in one store.
 #[derive(Serialize, ToSchema)]
 struct Quantities {
-    /// Units in the store: available and reserved ones.
+    /// Units in the store, including the reserved ones.
     on_hand: i64,
     /// Units reserved for orders.
     reserved: u32,
-    /// Units that an order can still get. Negative if a new stock has fewer units than are
+    /// Units that orders can still reserve. Negative if a new stock has fewer units than are
     /// reserved.
     available: i32,
 }

@@ -60,7 +60,7 @@ impl VolumeQuestion for BeginStock {
 /// The answer of a volume to [`BeginStock`].
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Begun {
-    /// The volume accepts the snapshot.
+    /// The volume accepts the snapshot, so it may be sent.
     Taken {
         /// Token that marks the present moment in the volume's sequence of deliveries.
         token: String,
@@ -275,7 +275,7 @@ pub(super) async fn read_lines(
 pub(super) struct ChangedCells {
     /// Number of lines, including empty ones.
     pub(super) lines: u64,
-    /// Product, store and quantity of each cell.
+    /// Product, store and new quantity of each changed cell.
     pub(super) cells: Vec<[u32; 3]>,
 }
 

@@ -176,7 +176,7 @@ pub(crate) type Soon<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> 
 
 /// Access to the cluster's state, which all nodes share.
 pub(crate) trait Authority: Send + Sync {
-    /// Returns the current state.
+    /// Returns the current state of the cluster.
     fn read(&self) -> Soon<'_, ClusterState>;
 
     /// Replaces the state atomically and durably. Fails unless this process is the coordinator and

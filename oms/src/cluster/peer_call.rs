@@ -29,7 +29,7 @@ const PREFIX: &str = "/peer/";
 /// The path of `PeerCall::Ping`.
 pub(crate) const PING: &str = "/peer/ping";
 
-/// A call between nodes.
+/// A call between nodes, as its path expresses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PeerCall {
     /// Check that the node responds.

@@ -70,7 +70,7 @@ pub(crate) struct ClusterState {
 pub(crate) struct Moving {
     /// The id of the move: the version of the state that began it.
     pub(crate) id: u64,
-    /// The ring after the move.
+    /// The ring that becomes active when the move is committed.
     pub(crate) next: Ring,
 }
 
@@ -414,7 +414,7 @@ pub(crate) fn slots_in(ranges: &[(u32, u32)]) -> impl Iterator<Item = u32> {
     ranges.iter().flat_map(|(first, last)| *first..=*last)
 }
 
-/// A set of slots with constant-time look-up.
+/// A set of slots. A look-up takes constant time.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SlotSet(Vec<bool>);
 

@@ -60,7 +60,7 @@ pub enum SessionError {
     Refused {
         /// The SQLSTATE code of the error.
         code: String,
-        /// The engine's message.
+        /// The engine's error message.
         message: String,
     },
     /// No host of the engine accepts writes now. The statement was not sent, or it has no effect.
@@ -127,7 +127,7 @@ pub(crate) type Statement<'a> = (&'a str, &'a [Param<'a>]);
 /// The behaviour of a transaction if its first statement affects no row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnNone {
-    /// The transaction is committed like any other.
+    /// The transaction continues with its further statements and is committed.
     Continue,
     /// The transaction is rolled back before its second statement.
     RollBack,

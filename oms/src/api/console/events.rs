@@ -87,7 +87,7 @@ pub(super) enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Event {
     pub(super) id: u64,
-    /// UTC milliseconds since 1970.
+    /// Time of the event, in UTC milliseconds since 1970.
     pub(super) at_ms: u64,
     pub(super) kind: Kind,
     /// The node that changed, or for an event about a volume the node that serves it.

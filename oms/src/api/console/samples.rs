@@ -25,7 +25,7 @@ pub(super) const SECONDS_KEPT: u64 = 300;
 /// step the clock counts as set back, and a new series begins.
 const CLOCK_STEP_MAX: u64 = 5;
 
-/// The requests of one second on one node or on several.
+/// Counts of the requests of one second, on one node or summed over several nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Sample {
     /// The second's end, in seconds since 1970.
@@ -34,7 +34,7 @@ pub(super) struct Sample {
     pub(super) routes: Vec<RouteSample>,
 }
 
-/// The requests of one route within a second.
+/// Counts of the requests of one route within a second.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RouteSample {
     pub(super) route: Cow<'static, str>,

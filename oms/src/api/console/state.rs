@@ -36,7 +36,7 @@ struct Heard {
     fault: Option<String>,
 }
 
-/// All known figures of the cluster.
+/// The last figures of all nodes, the summed seconds, and the log of events.
 #[derive(Default)]
 pub(super) struct Overview {
     nodes: BTreeMap<NodeName, Heard>,
@@ -218,7 +218,7 @@ enum NodeStatus {
     Degraded,
     /// The process runs but did not answer the last request for figures.
     Silent,
-    /// The node was stopped.
+    /// The node was stopped in an orderly way.
     Stopped,
     /// The process ended without an orderly stop.
     Died,
@@ -299,7 +299,7 @@ impl RingShown {
 struct Moving {
     epoch: u64,
     steps: Vec<Step>,
-    /// Rows copied so far.
+    /// Number of rows copied so far.
     rows: u64,
     /// Estimated number of rows of the whole move.
     about: u64,
@@ -334,10 +334,11 @@ struct NodeShown<'a> {
 #[derive(Serialize)]
 struct VolumeShown<'a> {
     name: &'a str,
-    /// The node to which the volume is assigned.
+    /// The node that is assigned to serve the volume.
     node: Option<&'a str>,
     slots: usize,
     missing: Option<&'a str>,
-    /// Absent while the node does not answer or has not opened the volume.
+    /// The volume's figures; absent while the serving node does not answer or has not opened the
+    /// volume.
     figures: Option<&'a VolumeFigures>,
 }

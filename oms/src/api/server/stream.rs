@@ -36,7 +36,7 @@ impl<S> WriteTimeout<S> {
         }
     }
 
-    /// Returns the result of a write, or an error if the write has waited too long.
+    /// Returns the result of a write, or an error if the write has waited for `pause_max`.
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.pause = None;

@@ -153,7 +153,7 @@ async fn a_snapshot_interrupted_between_any_two_parts_never_oversells() {
                 let is_less = left.iter().zip(&truth).all(|(left, truth)| left <= truth);
                 assert!(is_less, "cut after {cut} parts: {left:?}");
             }
-            // The warehouse sends the snapshot again.
+            // The warehouse sends the whole snapshot again after the crash.
             assert_eq!(put(&app, counts_to, as_of).await, StatusCode::OK);
             assert_eq!(available(&app), truth, "cut after {cut} parts and sent again");
             close(app).await;

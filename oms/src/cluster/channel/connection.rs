@@ -26,7 +26,7 @@ use crate::runtime::metrics::ChannelCounters;
 /// Maximum number of requests without an answer. It equals the default maximum of client
 /// connections of a node.
 const WAITING_MAX: usize = 8_192;
-/// Maximum number of bytes that wait to be sent.
+/// Maximum number of bytes of requests that wait to be sent on a connection.
 const QUEUE_BYTES_MAX: usize = 16 << 20;
 
 /// The reason why a request gets no answer.
@@ -176,7 +176,7 @@ impl Connection {
                 }
             }
             for (caller, answer) in callers {
-                // The caller may have stopped waiting.
+                // The send fails if the caller no longer waits, so its result is ignored.
                 let _ = caller.send(answer);
             }
         }

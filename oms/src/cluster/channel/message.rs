@@ -41,7 +41,7 @@ pub(crate) enum Question {
     Command(OrderCommand),
     /// Execute a client's read.
     Read(Read),
-    /// Find the first store of the volume that has these units.
+    /// Find the volume's first store, by ascending id, that has all these units.
     FindStore(Box<[Line]>),
     /// Reserve units for an order of another volume.
     Reserve(Reserve),

@@ -25,7 +25,7 @@ use crate::runtime::metrics::ChannelCounters;
 /// Maximum number of requests of one connection in progress. It equals the maximum number of
 /// unanswered requests at the other end.
 const IN_PROGRESS_MAX: usize = 8_192;
-/// Maximum number of bytes of answers that wait to be sent.
+/// Maximum number of bytes of answers that wait to be sent on a connection.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 
 /// Executes the requests that other nodes send to this node.

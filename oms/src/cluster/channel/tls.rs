@@ -38,8 +38,8 @@ use crate::config::PeerEncryption;
 
 /// First byte of every TLS connection: the type of a handshake record.
 pub(crate) const TLS_BEGINS: u8 = 0x16;
-/// Label of the exported keying material. RFC 5705 reserves labels that begin with `EXPORTER-` for
-/// use without registration.
+/// Label of the exported keying material. By RFC 5705 labels should begin with `EXPORTER`, so that
+/// they differ from the labels of TLS itself.
 const EXPORT_LABEL: &[u8] = b"EXPORTER-imt-order-peer-v1";
 /// Size of the exported keying material in bytes. It equals the size of the hash that covers it.
 const EXPORT_BYTES: usize = 32;

@@ -55,7 +55,7 @@ impl Troubles {
     }
 }
 
-/// The result of one beat.
+/// The outcome of an attempt to send one beat.
 enum Beaten {
     Acknowledged(Option<Box<Confirmed>>),
     Replaced,

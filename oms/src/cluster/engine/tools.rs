@@ -128,7 +128,7 @@ async fn run_on_standby(url: &EngineUrl, sql: &str) -> Result<(), NodeError> {
 pub enum Verdict {
     /// The check found no fault.
     Good,
-    /// Nodes can run, but the operator should read the finding.
+    /// Nodes can run, but the finding describes a risk for the operator to consider.
     Warning,
     /// Nodes would refuse to start, or acknowledged orders could be lost.
     Bad,
