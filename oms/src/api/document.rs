@@ -332,8 +332,8 @@ fn kinds(route: &Route) -> Vec<Kind> {
         Scope::Volumes => kinds.extend([Kind::Busy, Kind::NotServedHere]),
     }
     if about.body.is_some() || *route.method() == Method::POST {
-        // Every POST route accepts an idempotency key, and the hash of a keyed request covers its
-        // body. So bodies are read even where the command has none.
+        // Every POST route accepts an idempotency key, and keyed requests are compared by path and
+        // body. So the body is read even if the command has none.
         kinds.extend([Kind::SlowBody, Kind::TooLarge, Kind::Encoding]);
     }
     if *route.method() == Method::POST {

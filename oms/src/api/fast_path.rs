@@ -92,7 +92,7 @@ impl Json {
         }
     }
 
-    /// Sets `replayed`.
+    /// Sets whether the response repeats the stored response to an earlier request.
     pub(super) fn replayed(mut self, replayed: bool) -> Json {
         self.replayed = replayed;
         self

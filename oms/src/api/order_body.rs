@@ -228,8 +228,8 @@ pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
     Ok(transaction_id.0)
 }
 
-/// Parses a JSON object after two checks that serde omits: a derived struct would also accept an
-/// array of its fields, and serde_json does not validate UTF-8 inside ignored fields.
+/// Parses a JSON object. An array is rejected first, because a derived struct would accept an array
+/// of its fields. UTF-8 is validated first, because serde_json does not validate ignored fields.
 fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     if body.is_empty() {
         return Err(Problem::body("the body is empty; it must be a JSON object"));

@@ -54,7 +54,7 @@ pub(super) struct Accepted<'a> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Order)]
 pub(super) struct Current<'a> {
-    /// The order.
+    /// Id of the order.
     id: &'a OrderId,
     /// The products, as they were ordered.
     products: &'a [Line],
@@ -209,7 +209,7 @@ struct HistoryEntry<'a> {
 /// The events of an order.
 #[derive(Serialize, ToSchema)]
 pub(super) struct History<'a> {
-    /// The order.
+    /// Id of the order.
     id: &'a OrderId,
     /// The events, oldest first.
     events: Vec<HistoryEntry<'a>>,

@@ -35,7 +35,7 @@ pub(super) fn product_sales(app: &App, product: u32) -> Result<Json, Problem> {
 /// The sales of one product of a ranking.
 #[derive(Serialize, ToSchema)]
 struct Ranked {
-    /// The product.
+    /// Id of the product.
     product: u32,
     #[serde(flatten)]
     stats: ProductStats,
@@ -68,9 +68,9 @@ pub(super) fn top_sales(app: &App, count: usize) -> Result<Json, Problem> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Reservation)]
 pub(super) struct ListedReservation {
-    /// The order.
+    /// Id of the order.
     order: OrderId,
-    /// The store.
+    /// Id of the store.
     store: u32,
     /// The number of units reserved of each product.
     #[schema(value_type = Vec<Line>)]
@@ -123,9 +123,9 @@ pub(super) fn messages(app: &App, ask: &AskEntries) -> Result<Vec<Entry<(OrderId
 #[derive(Serialize, ToSchema)]
 #[schema(as = RetriedMessage)]
 pub(super) struct Retried<'a> {
-    /// The order.
+    /// Id of the order.
     order: &'a OrderId,
-    /// The kind of the message.
+    /// The kind of the message: `announce` or `deliver`.
     kind: Kind,
     /// The state of the message: `waiting`.
     state: MessageState,

@@ -34,7 +34,7 @@ pub(crate) enum Operation {
     Volume(VolumeOperation),
     /// A read that merges the responses of all volumes.
     List(List),
-    /// An operation that the node executes that receives the request.
+    /// An operation that is executed by the node that receives the request.
     Node(NodeOperation),
 }
 
@@ -51,7 +51,7 @@ pub(crate) enum VolumeOperation {
     ChangeStock,
 }
 
-/// An operation that the node executes that receives the request.
+/// An operation that is executed by the node that receives the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NodeOperation {
     /// Read the ring document.

@@ -45,11 +45,11 @@ use crate::runtime::watch;
 /// Longest wait for the first byte of a connection, for a complete request head, and for the next
 /// request on a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest time without progress of a write, after which a client that does not read its response
-/// is disconnected.
+/// Time without progress of a write after which the connection is closed, because the client does
+/// not read its response.
 const WRITE_PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Pause after a failed accept. Its usual cause is that the process is out of file descriptors, and
-/// an immediate retry would only use up a core.
+/// Pause after a failed accept. Usually the process has used up its file descriptors, and an
+/// immediate retry would only use up a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum size of a request head in bytes. A typical head has a few hundred bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1_024;

@@ -123,8 +123,8 @@ async fn begin(
             Ok(Begun::Implausible { largest }) => {
                 bound = Some(bound.map_or(largest, |bound: u64| bound.min(largest)));
             }
-            // The volume has left the ring. Without its token, the new owners of its stores treat
-            // only deliveries that they recorded as not counted by the snapshot.
+            // The volume has left the ring, so it needs no token. Deliveries that migrate with its
+            // stores after the new owners' tokens are treated as not counted by the snapshot.
             Err(problem) if problem.is_moved() => {}
             Err(problem) => return Err(problem),
         }

@@ -41,7 +41,7 @@ impl Quantities {
 /// The quantities of a product in a store.
 #[derive(Serialize, ToSchema)]
 struct InStore {
-    /// The store.
+    /// Id of the store.
     store_id: u32,
     #[serde(flatten)]
     quantities: Quantities,
@@ -50,7 +50,7 @@ struct InStore {
 /// The quantities of a product.
 #[derive(Serialize, ToSchema)]
 struct OfProduct {
-    /// The product.
+    /// Id of the product.
     product: u32,
     #[serde(flatten)]
     quantities: Quantities,
@@ -60,7 +60,7 @@ struct OfProduct {
 #[derive(Serialize, ToSchema)]
 #[schema(as = ProductStock)]
 pub(super) struct ProductPage {
-    /// The product.
+    /// Id of the product.
     product: u32,
     /// The stores that have, or had, the product, by ascending id.
     #[schema(value_type = Vec<InStore>)]
@@ -71,7 +71,7 @@ pub(super) struct ProductPage {
 #[derive(Serialize, ToSchema)]
 #[schema(as = StoreStock)]
 pub(super) struct StorePage {
-    /// The store.
+    /// Id of the store.
     store: u32,
     /// The products, by ascending id.
     products: Vec<OfProduct>,
@@ -99,7 +99,7 @@ pub(super) fn render_product(product: u32, stores: Vec<Box<RawValue>>) -> Result
 /// Returns a store with the quantities of all its products.
 pub(super) fn store(app: &App, store: u32) -> Result<Json, Problem> {
     let state = app.state();
-    // After or during the migration of a store's slot, only the new owner reports the store.
+    // If another volume owns the store's slot, only that volume reports the store.
     if !state.slots.has_store(store) {
         return Err(Problem::moved());
     }

@@ -340,7 +340,7 @@ impl LocalCluster {
     }
 }
 
-/// Runs work that may wait for the disk on a blocking thread.
+/// Runs `work` on a blocking thread, because it may wait for the disk.
 fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
 ) -> Soon<'static, T> {

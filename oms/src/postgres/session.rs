@@ -563,8 +563,8 @@ impl SessionError {
     }
 }
 
-/// Classifies an error: a refusal has no effect, and every other error leaves the result unknown,
-/// except for a server that did not run the statement.
+/// Classifies an error by the effect of its statement. `Refused` and `Away` mean that the statement
+/// has no effect. With every other error the result is `Unknown`.
 fn judged(error: &tokio_postgres::Error, host: &str) -> SessionError {
     let Some(answer) = error.as_db_error() else {
         return SessionError::Unknown {

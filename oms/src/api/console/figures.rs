@@ -46,7 +46,7 @@ pub(super) struct VolumeFigures {
     pub(super) volume: String,
     /// The reason why the volume accepts no orders; `None` while it accepts them.
     pub(super) fault: Option<String>,
-    /// Number of write batches that wait for the sync that makes them durable.
+    /// Number of write batches that wait for their commit.
     pub(super) commit_queue: u64,
     /// Progress of a migration of slots to the volume.
     pub(super) copy: CopyProgress,

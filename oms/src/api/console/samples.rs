@@ -21,8 +21,8 @@ use crate::runtime::metrics::{BUCKETS_US, OTHER_ROUTE, RouteCounts};
 
 /// Number of seconds kept, which is the time span of the charts.
 pub(super) const SECONDS_KEPT: u64 = 300;
-/// Largest backward step of the clock, in seconds, that keeps the recorded series. After a larger
-/// step the clock counts as set back, and a new series begins.
+/// Backward step of the clock, in seconds, from which the clock counts as set back. A new series
+/// then begins.
 const CLOCK_STEP_MAX: u64 = 5;
 
 /// Counts of the requests of one second, on one node or summed over several nodes.

@@ -109,8 +109,8 @@ impl Overview {
     ) -> State<'a> {
         let epoch = topology.ring.epoch().0;
         let ring = (cursor.epoch != Some(epoch)).then(|| RingShown::of(&topology.ring));
-        // With several nodes the present second is left out, because figures of other nodes are
-        // still missing.
+        // With several nodes, the second that has just ended is left out, because the figures of
+        // other nodes are still missing.
         let last = now_ms / 1_000 - u64::from(topology.state.serving.len() > 1);
         let after = cursor.second.min(last).saturating_sub(SECONDS_REPEATED);
         let samples = self.merged.between(after, last);

@@ -68,8 +68,8 @@ pub(super) async fn apply(
     arrival: Arrival,
     slots: u64,
 ) -> Result<(), Problem> {
-    // Concurrent uploads would interleave, because each snapshot replaces the stores of the
-    // previous one.
+    // The lock lets only one upload run at a time, because a snapshot is encoded against the
+    // products and stores of the previous one.
     let _applying = app.applying.lock().await;
     let state = app.state();
     let known = {
@@ -143,8 +143,8 @@ async fn write(
 /// The stock of a volume as read from its rows.
 struct StoredStock {
     matrix: StockMatrix,
-    /// The stores that count up to another delivery than the stock as a whole, with the number of
-    /// that delivery.
+    /// Number of the last delivery that a store's quantities count, for each store where it differs
+    /// from that of the whole stock. `None` if the store's snapshot had no number.
     counted_to_overrides: BTreeMap<u32, Option<u64>>,
 }
 

@@ -124,9 +124,10 @@ pub(crate) struct Confirm {
 pub(crate) struct StockPosition {
     /// Random number of the volume server. The number changes whenever a process opens the volume.
     pub(crate) incarnation: u64,
-    /// Number that grows whenever cells are added or removed, or all quantities are replaced.
+    /// Number that grows when the list of changes begins again: after cells were added or removed,
+    /// after all quantities were replaced, and when recording begins.
     pub(crate) generation: u64,
-    /// Number of changes of single cells so far, within this generation.
+    /// Number of recorded changes of single cells so far.
     pub(crate) changes: u64,
 }
 

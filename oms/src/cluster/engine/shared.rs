@@ -296,7 +296,7 @@ impl Shared {
         }
     }
 
-    /// Returns callers without a result to the list, so that the next beat reads the state for
+    /// Puts callers without a result back into the list, so that the next beat reads the state for
     /// them.
     pub(super) fn ask_again(&self, readers: Vec<Reader>) {
         self.inside().readers.extend(readers);
