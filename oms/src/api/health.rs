@@ -23,7 +23,7 @@ use crate::volume::app::App;
 pub(super) struct RingHealth {
     /// Epoch of the ring.
     epoch: u64,
-    /// Number of slots by member.
+    /// Number of slots of each member, by name.
     members: BTreeMap<String, usize>,
 }
 
@@ -186,8 +186,8 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// Builds the report from the sum over all volumes that answered and this node's view of the
-    /// cluster.
+    /// Builds the report from the sum over all volumes that answered, and from this node's view of
+    /// the cluster.
     pub(super) fn of(
         topology: &Topology,
         whole: VolumeHealth,

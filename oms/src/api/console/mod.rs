@@ -257,7 +257,7 @@ impl Console {
         }
     }
 
-    /// Renders as JSON the state since a cursor, and advances the cursor to the newest state.
+    /// Renders the changes since a cursor as JSON, and advances the cursor to the newest state.
     fn render(&self, cursor: &mut Cursor) -> Result<Vec<u8>, serde_json::Error> {
         let topology = self.cluster.topology();
         let overview = self.overview();

@@ -175,7 +175,8 @@ impl Judge {
             && own.is_some()
         {
             // Either a former primary has answered, or this process was replaced. The next beat of
-            // this process decides that, because only the present primary answers it.
+            // this process shows which case it is, because only the present primary acknowledges
+            // it.
             return Looked::OldPrimary;
         }
         if own.is_some_and(|own| mine.is_none_or(|mine| mine.number < own)) {
