@@ -1,13 +1,13 @@
 //! The kinds of problems: their names for programs, statuses, titles and meanings.
 //!
-//! The API document and `docs/errors.md` are made from this table.
+//! The API document and `docs/errors.md` are generated from this table.
 //!
 //! **Invariant**: the name of a kind never changes.
 
 use axum::http::StatusCode;
 use serde::{Serialize, Serializer};
 
-/// A kind of problem.
+/// A kind of problem, the `type` of an error response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Malformed,
@@ -34,18 +34,18 @@ pub(crate) enum Kind {
     PartlyApplied,
 }
 
-/// The texts of a kind.
+/// The texts that describe a kind of problem.
 pub(crate) struct Texts {
-    /// Last part of the type.
+    /// Last part of the URN in `type`.
     pub(crate) slug: &'static str,
     pub(crate) title: &'static str,
     pub(crate) meaning: &'static str,
-    /// The next step of a client.
+    /// The action that the client should take.
     pub(crate) next: &'static str,
 }
 
 impl Kind {
-    /// Every kind, by status.
+    /// Every kind, sorted by status.
     pub(crate) const ALL: [Kind; 22] = [
         Kind::Malformed,
         Kind::MalformedLine,
@@ -71,7 +71,8 @@ impl Kind {
         Kind::PartlyApplied,
     ];
 
-    /// Returns the usual status. `PartlyApplied` may have another one.
+    /// Returns the default status of the kind. A problem of the kind `PartlyApplied` may have
+    /// another status.
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Kind::Malformed | Kind::MalformedLine => StatusCode::BAD_REQUEST,
@@ -95,7 +96,8 @@ impl Kind {
         }
     }
 
-    /// Returns `true` if only nodes get this kind, and clients never do.
+    /// Returns `true` if the kind occurs only in responses to other nodes, never in responses to
+    /// clients.
     pub(crate) fn is_between_nodes(self) -> bool {
         matches!(
             self,
@@ -103,12 +105,12 @@ impl Kind {
         )
     }
 
-    /// Returns the type, a URN.
+    /// Returns the URN that is the `type` of the error response.
     pub(crate) fn urn(self) -> String {
         format!("urn:imt-order:problem:{}", self.texts().slug)
     }
 
-    /// Returns the texts.
+    /// Returns the texts that describe the kind.
     pub(crate) fn texts(self) -> &'static Texts {
         match self {
             Kind::Malformed => &Texts {
@@ -267,7 +269,7 @@ impl Serialize for Kind {
     }
 }
 
-/// Returns `docs/errors.md`.
+/// Generates the content of `docs/errors.md`.
 #[cfg(test)]
 pub(crate) fn page() -> String {
     let mut page = "# Errors of the API\n\n\
@@ -302,7 +304,7 @@ pub(crate) fn page() -> String {
     page
 }
 
-/// Wraps a list item at 100 columns.
+/// Wraps a Markdown list item at 100 columns.
 #[cfg(test)]
 fn wrap(item: &str) -> String {
     let (mut text, mut columns) = (String::new(), 0);
