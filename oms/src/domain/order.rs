@@ -2,7 +2,7 @@
 //!
 //! An order is its lines and its history of events. Everything else, the state included, is a fold
 //! over the events. `decide` returns the events that a command causes, or the reason to refuse it.
-//! `apply` appends them to the order.
+//! `apply` appends events to the order.
 //!
 //! **Invariants**
 //! - A repeated command causes no new event.
@@ -26,8 +26,8 @@ use crate::runtime::seeded::seeded;
 /// a message waits.
 pub const ORDER_ID_BYTES_MAX: usize = 64;
 
-/// Maximum number of payments kept beside the one that paid the order. Each makes the order's row
-/// longer, and a shop that sends more has a defect.
+/// Maximum number of payments stored in addition to the payment that paid the order. Each stored
+/// payment makes the order's row longer, and a shop that sends more has a defect.
 pub const EXTRA_PAYMENTS_MAX: usize = 32;
 
 /// The identity of an order: 1 to 64 characters of `A-Z a-z 0-9 - _ . ~ :`. Such an id needs no
@@ -315,7 +315,7 @@ pub struct Order {
     pub store: Option<u32>,
     /// The transaction that paid the order.
     pub transaction: Option<u64>,
-    /// Further transactions. Each needs a refund in every state of the order.
+    /// Transactions of further payments. Each of them needs a refund, in every state of the order.
     pub extra_payments: Vec<u64>,
 }
 
@@ -354,8 +354,8 @@ impl Order {
         self.history.last().map_or(0, |entry| entry.at_ms)
     }
 
-    /// Appends events to the history. Their time is never before that of an earlier event, even if
-    /// the clock is set back.
+    /// Appends events to the history. The time of an event is never before the time of an earlier
+    /// event, even if the clock is set back.
     pub fn apply(&mut self, events: Vec<Event>, now_ms: u64) {
         let at_ms = now_ms.max(self.updated_at_ms());
         for event in events {
@@ -399,7 +399,7 @@ impl Order {
         own.into_iter().chain(self.extra_payments.iter().copied())
     }
 
-    /// Checks an order that is placed again: its lines must be equal.
+    /// Checks a repeated request to place this order: the lines must be equal.
     pub fn placed_again(&self, lines: &[Line]) -> Result<(), Refusal> {
         if *self.lines == *lines {
             Ok(())
@@ -451,7 +451,8 @@ pub fn decide(order: &Order, command: &Command) -> Result<Vec<Event>, Refusal> {
     }
 }
 
-/// Returns the events of a permanent refusal by the warehouse: a payment needs a refund.
+/// Returns the events of a permanent refusal by the warehouse. If the order was paid, the events
+/// include a wanted refund.
 fn refused(order: &Order, reason: &str) -> Vec<Event> {
     let failed = Event::Failed {
         reason: reason.to_owned(),
@@ -476,7 +477,7 @@ fn decide_payment(order: &Order, transaction: u64) -> Result<Vec<Event>, Refusal
     match order.state {
         State::Reserved => Ok(vec![Event::Paid { transaction }]),
         State::Announced => Ok(vec![Event::Paid { transaction }, Event::DeliveryStarted]),
-        // The payment buys nothing, so it must stay known until it is refunded.
+        // The order will not be delivered, so the payment is recorded until it is refunded.
         State::Rejected | State::Cancelled | State::Expired | State::Failed => {
             Ok(vec![Event::RefundWanted { transaction }])
         }
