@@ -2,7 +2,7 @@
 //!
 //! In production a node is an operating system process, and these functions call tokio and `rand`.
 //! In the simulation (`simulation`, tests only) several nodes share one thread and virtual time.
-//! Each of them is a `Process` with tasks that are stopped, resumed and killed together.
+//! Each simulated node is a `Process` with tasks that are stopped, resumed and killed together.
 //!
 //! **Invariants**
 //! - Every task, every wait for a disk and every random number uses these functions. Otherwise the
@@ -67,7 +67,7 @@ where
     tokio::task::spawn_blocking(work)
 }
 
-/// Returns an unpredictable number.
+/// Returns a random number. In the simulation, the seed determines the number.
 pub(crate) fn random_u64() -> u64 {
     #[cfg(test)]
     if let Some(process) = simulated::Process::current() {
