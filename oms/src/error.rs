@@ -14,13 +14,13 @@ use thiserror::Error;
 
 use crate::postgres::SessionError;
 
-/// A row with bytes that this version does not write.
+/// A stored row with bytes that this version of the program does not write.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected {expected} at byte {offset}")]
 pub struct DecodeError {
-    /// Byte offset in the value.
+    /// Byte offset in the row's value.
     pub offset: usize,
-    /// The content expected there.
+    /// The content expected at the offset.
     pub expected: &'static str,
 }
 
@@ -168,7 +168,7 @@ pub enum NodeError {
         /// The URL that the running nodes call.
         known: String,
     },
-    /// A statement about the cluster failed in its engine.
+    /// A statement failed in the engine that holds the cluster's state.
     #[error("cannot {action} in the engine {url}")]
     Engine {
         /// The failed action: "read the state" and the like.
@@ -269,13 +269,14 @@ impl NodeError {
             NodeError::Engine { source, .. } => {
                 matches!(source, SessionError::Away { .. } | SessionError::Unknown { .. })
             }
-            // A volume that was opened a moment ago lost its engine, or a newer owner took it.
+            // The engine of the volume stopped answering just after the opening, or a newer owner
+            // took the volume.
             NodeError::Storage(error) => matches!(error, StorageError::EngineAway | StorageError::Stale),
             _ => false,
         }
     }
 
-    /// Returns `true` if a volume is missing that the ring names.
+    /// Returns `true` if the ring names a volume that has no database or log.
     pub(crate) fn is_missing_volume(&self) -> bool {
         matches!(
             self,
@@ -284,7 +285,7 @@ impl NodeError {
     }
 }
 
-/// Renders the description of another process, if there is one.
+/// Renders the description of another process in brackets, or nothing if there is no description.
 fn in_brackets(holder: &Option<String>) -> String {
     holder
         .as_ref()
