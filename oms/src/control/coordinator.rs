@@ -432,9 +432,9 @@ impl Coordinator {
 
 /// The reason why a migration ended without a move of slots.
 enum Unmoved {
-    /// A step failed.
+    /// A step of the migration failed, for this reason.
     Failed(String),
-    /// The nodes changed, so the plan of the migration is outdated.
+    /// The nodes changed as described, so the plan of the migration is outdated.
     Interrupted(String),
 }
 

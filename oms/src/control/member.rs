@@ -38,7 +38,7 @@ const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// volumes to be taken over.
 const HELLO_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A running member of the cluster.
+/// A running node as a member of the cluster.
 pub(crate) struct Member {
     cluster: Arc<ClusterHandle>,
     stop: watch::Sender<bool>,

@@ -147,7 +147,7 @@ impl StockCopies {
     }
 }
 
-/// The task of one copy.
+/// The task that keeps one copy up to date.
 struct Following {
     cluster: Weak<ClusterHandle>,
     volume: NodeName,

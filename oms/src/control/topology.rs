@@ -2,7 +2,7 @@
 //! serves, and the addresses of the other nodes.
 //!
 //! **Invariants**
-//! - A topology never changes. A new one is published instead (`handle`).
+//! - A topology never changes. `handle` publishes a new topology instead.
 //! - A request keeps the topology by which it was routed until it ends.
 //!
 //! Deliberately absent: calls to volumes (`errand`).
@@ -85,12 +85,12 @@ impl Topology {
         Some((node, node_info.address))
     }
 
-    /// Returns the address of a volume's server for the header `OWNER`.
+    /// Returns the address of a volume's server as the value of the header `X-Imt-Owner`.
     pub(crate) fn owner_header(&self, volume: &NodeName) -> Option<&HeaderValue> {
         self.addresses.get(volume)
     }
 
-    /// Returns the volume that owns a key.
+    /// Returns the volume that owns the slot of a key.
     pub(crate) fn volume_of(&self, key: &RoutingKey) -> Option<NodeName> {
         let slot = match key {
             RoutingKey::Order(order) => owned_slots::of_order(&self.ring, order),

@@ -131,7 +131,7 @@ pub enum State {
 }
 
 impl State {
-    /// Every state, in the order of the codes.
+    /// All states, in the sequence of their numbers (`State as usize`).
     pub const ALL: [State; 11] = [
         State::Received,
         State::Reserved,
@@ -146,7 +146,7 @@ impl State {
         State::RefundWanted,
     ];
 
-    /// Returns the name used in JSON.
+    /// Returns the name of the state in JSON.
     pub fn name(self) -> &'static str {
         match self {
             State::Received => "received",
@@ -183,48 +183,48 @@ impl fmt::Display for State {
     }
 }
 
-/// A change of an order.
+/// A change in the life of an order, as its history records it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Units were reserved in a store.
     Reserved {
-        /// The store.
+        /// The number of the store that has the units.
         store: u32,
     },
     /// No store had every product.
     Rejected,
     /// The warehouse confirmed the announcement.
     Announced,
-    /// The customer paid.
+    /// The customer paid the order.
     Paid {
-        /// The payment's transaction.
+        /// Transaction number of the payment.
         transaction: u64,
     },
     /// The delivery request was queued for the warehouse.
     DeliveryStarted,
-    /// The warehouse delivered.
+    /// The warehouse delivered the order.
     Delivered {
         /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
         sequence: Option<u64>,
     },
-    /// The customer cancelled.
+    /// The customer cancelled the order.
     Cancelled,
-    /// The payment timeout passed.
+    /// The order was not paid within the payment timeout.
     Expired,
     /// The warehouse refused the order permanently.
     Failed {
-        /// The warehouse's answer.
+        /// Text of the warehouse's answer, with its reason.
         reason: String,
     },
     /// A payment was accepted for an order that will not be delivered.
     RefundWanted {
-        /// The payment's transaction.
+        /// Transaction number of the payment that needs a refund.
         transaction: u64,
     },
 }
 
 impl Event {
-    /// Returns the name used in JSON.
+    /// Returns the name of the event in JSON.
     pub fn name(&self) -> &'static str {
         match self {
             Event::Reserved { .. } => "reserved",
@@ -244,56 +244,56 @@ impl Event {
 /// An event and its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// UTC milliseconds since 1970.
+    /// Time of the event in UTC milliseconds since 1970.
     pub at_ms: u64,
-    /// The event.
+    /// The event that happened at this time.
     pub event: Event,
 }
 
 /// A request to change an existing order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// The customer pays.
+    /// The customer pays the order.
     Pay {
-        /// The payment's transaction.
+        /// Transaction number of the payment.
         transaction: u64,
     },
     /// The warehouse began to prepare the order.
     ConfirmAnnouncement,
     /// The warehouse will never prepare the order.
     RefuseAnnouncement {
-        /// The warehouse's answer.
+        /// Text of the warehouse's answer, with its reason.
         reason: String,
     },
-    /// The warehouse delivered.
+    /// The warehouse delivered the order.
     ConfirmDelivery {
         /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
         sequence: Option<u64>,
     },
     /// The warehouse will never deliver the order.
     RefuseDelivery {
-        /// The warehouse's answer.
+        /// Text of the warehouse's answer, with its reason.
         reason: String,
     },
     /// The customer cancels the order.
     Cancel,
-    /// The payment timeout passed.
+    /// The order was not paid within the payment timeout.
     Expire,
 }
 
 /// The reason to refuse a command.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// The same id was used with other lines.
+    /// An order with this id was placed before with other lines.
     #[error("this order id was used before with other products")]
     OtherContent,
     /// The order has the maximum number of payments to refund.
     #[error("{EXTRA_PAYMENTS_MAX} payments of this order are to be refunded already; no further one is kept")]
     TooManyPayments,
-    /// The command is not possible in this state.
+    /// The order's state does not allow the command.
     #[error("the order is {state} and cannot be {wanted}")]
     NotInState {
-        /// The order's state.
+        /// The present state of the order.
         state: State,
         /// The participle that completes "cannot be", such as `paid`.
         wanted: &'static str,
@@ -303,7 +303,7 @@ pub enum Refusal {
 /// An order: its lines and its history, with the values that follow from the history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// The order's id.
+    /// The identity of the order.
     pub id: OrderId,
     /// The lines as the shop sent them.
     pub lines: Box<[Line]>,

@@ -1,6 +1,6 @@
 //! Reserved units by store and product.
 //!
-//! The outer map is by store, because a store moves between volumes with all its reservations.
+//! The outer map is by store, because a store migrates between volumes with all its reservations.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -14,11 +14,11 @@ use crate::domain::order::OrderId;
 /// The part of a request that decides which volume answers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RoutingKey {
-    /// An order.
+    /// The order with this id.
     Order(OrderId),
-    /// A store.
+    /// The store with this number.
     Store(u32),
-    /// The statistics.
+    /// The sales statistics of all products.
     Statistics,
 }
 

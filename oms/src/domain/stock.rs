@@ -81,10 +81,12 @@ impl StockHead {
 /// The last delivery that the quantities of a store count, as given in the store's row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum CountedTo {
-    /// The row names no delivery, as in earlier versions. The head of the volume names it instead.
+    /// The row of the store names no delivery, as in earlier versions. The head of the volume names
+    /// the delivery instead.
     #[default]
     OfVolume,
-    /// The row names the delivery. `None` if the store's snapshot had no `X-Stock-As-Of`.
+    /// The row of the store names the delivery. `None` if the store's snapshot had no
+    /// `X-Stock-As-Of`.
     Delivery(Option<u64>),
 }
 

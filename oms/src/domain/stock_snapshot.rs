@@ -19,7 +19,8 @@ use crate::domain::csv::FieldFault;
 use crate::domain::stock::{CountedTo, StockHead};
 use crate::domain::stock_matrix::{LANES, Layout, NO_STORE, StockMatrix};
 
-/// Largest product id. The table from product to row has four bytes for each id up to the largest.
+/// Largest product id. The table from product to row has four bytes for each id up to the largest
+/// id in use.
 pub(crate) const PRODUCT_MAX: u32 = 1_000_000;
 /// Largest store id.
 pub(crate) const STORE_MAX: u32 = 10_000;

@@ -32,7 +32,7 @@ fn invalid(setting: &'static str, reason: impl Into<String>) -> NodeError {
     }
 }
 
-/// Joins the cluster of an engine.
+/// Joins the cluster that has its state in the engine at `url`.
 pub(super) async fn join(config: &NodeConfig, url: &EngineUrl) -> Result<EngineCluster, NodeError> {
     let named =
         Member::new(&config.name).map_err(|error| invalid("name", format!("cannot be used: {error}")))?;

@@ -22,7 +22,7 @@ const PROBES_MAX: u32 = 16;
 pub(super) enum CircuitBreaker {
     /// Calls are made. `failures` counts the failures in a row.
     Closed { failures: u32 },
-    /// Only probes are sent.
+    /// The breaker lets only probes through.
     Open {
         /// Monotonic time of the next probe.
         until_ms: u64,

@@ -49,7 +49,7 @@ impl Default for OutboxLimits {
             retry_percent: 20,
             retries_per_second: 20,
             // A healthy warehouse answers one call in fifteen with a 504. So sixteen failures in a
-            // row are no accident.
+            // row are not a coincidence but an outage.
             breaker_failures: 16,
             probe_first_ms: 250,
             probe_max_ms: 2_000,

@@ -13,7 +13,7 @@ use crate::outbox::MessageState;
 /// Number of maps. With a million messages, each map has about 4,000.
 const PARTS: usize = 256;
 
-/// A message in memory.
+/// A message in memory, with its schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
     pub(crate) state: MessageState,

@@ -49,7 +49,7 @@ impl Kind {
     /// Both kinds, in the sequence in which the messages of one order are sent.
     pub(crate) const ALL: [Kind; 2] = [Kind::Announce, Kind::Deliver];
 
-    /// Returns the name used in keys and JSON.
+    /// Returns the name of the kind in keys and JSON.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Announce => "announce",
@@ -104,7 +104,7 @@ impl Message {
 pub(crate) enum FailureKind {
     /// No answer, or an answer that means "not available now".
     Unreachable,
-    /// An answer with an error of the warehouse.
+    /// An answer that reports an error of the warehouse, such as status 500.
     Error,
     /// The warehouse still processes an earlier try of the same message.
     InProgress,
@@ -112,7 +112,7 @@ pub(crate) enum FailureKind {
     Malformed,
 }
 
-/// A failed call.
+/// A failed call to the warehouse.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) kind: FailureKind,
@@ -425,7 +425,7 @@ fn slot(limits: &OutboxLimits, message: &Message, now: Moment) -> Slot {
     }
 }
 
-/// Returns the `limit` smallest elements by key, ascending, without sorting all.
+/// Returns the `limit` smallest elements by key, ascending, without sorting all elements.
 pub(crate) fn smallest<T, K: Ord>(
     all: impl Iterator<Item = T>,
     limit: usize,

@@ -49,7 +49,7 @@ impl RetryClass {
     }
 }
 
-/// The messages of one kind.
+/// The queue of all messages of one kind.
 #[derive(Debug, Default)]
 pub(super) struct MessageQueue {
     pub(super) messages: Messages,

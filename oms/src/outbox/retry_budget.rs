@@ -8,7 +8,7 @@ use crate::outbox::OutboxLimits;
 /// The number of retries permitted now.
 #[derive(Debug, Default)]
 pub(super) struct RetryBudget {
-    /// Saved budget in hundredths of a try.
+    /// Number of permitted retries, in hundredths of a retry.
     saved: u64,
     filled_at_ms: Option<u64>,
 }

@@ -28,7 +28,7 @@ impl SlowStart {
         self.0.min(in_flight_max)
     }
 
-    /// Returns `true` if another call may be made beside those in flight.
+    /// Returns `true` if another call may be made in addition to the calls in flight.
     pub(super) fn has_room(self, in_flight: usize, in_flight_max: usize) -> bool {
         in_flight < self.room(in_flight_max)
     }

@@ -42,14 +42,15 @@ const IN_PROGRESS: [&str; 2] = ["in-progress", "key-in-progress"];
 /// Number of characters of an answer's body that are kept as the reason of a failure.
 const REASON_CHARS_MAX: usize = 200;
 
-/// The meaning of an answer.
+/// The meaning of the warehouse's answer to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// Done, with the number of the delivery if the warehouse sends one.
+    /// The warehouse executed the call. `sequence` is the number of the delivery, if the warehouse
+    /// sends one.
     Done { sequence: Option<u64> },
-    /// Refused permanently.
+    /// The warehouse refused the order permanently.
     Refused { reason: String },
-    /// Failed, or without an answer. The warehouse may have executed the call.
+    /// The call failed or got no answer. The warehouse may have executed the call.
     Failed(Failure),
 }
 
@@ -65,9 +66,9 @@ pub(crate) struct WmsConfig {
 /// The future of one call to the warehouse.
 pub(crate) type SendFuture<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
 
-/// Access to the warehouse. The simulation has its own implementation.
+/// Access to the warehouse. The simulation has another implementation.
 pub(crate) trait Warehouse: Send + Sync {
-    /// Sends a message about an order, once.
+    /// Sends a message about an order once, without a retry.
     fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a>;
 
     /// Returns the URL of the warehouse, for the log.
@@ -182,8 +183,8 @@ fn problem_name(body: &[u8]) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// Returns the seconds of a `Retry-After` in milliseconds. A date is ignored, because it would make
-/// the wait depend on two wall clocks.
+/// Returns the wait that the header `Retry-After` requests, in milliseconds. A date is ignored,
+/// because it would make the wait depend on two wall clocks.
 fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
     Some(text.trim().parse::<u64>().ok()?.saturating_mul(1_000))

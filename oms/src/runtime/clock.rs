@@ -15,10 +15,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-/// The source of timestamps.
+/// The source of wall clock times.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Clock {
-    /// The machine's clock.
+    /// The clock of the operating system.
     #[default]
     System,
     /// A clock that only a test advances.

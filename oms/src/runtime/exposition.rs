@@ -11,10 +11,10 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-/// Content type of the text.
+/// Content type of a response with the metrics as text.
 pub(crate) const TEXT_TYPE: &str = CONTENT_TYPE;
 
-/// Labels of one sample.
+/// Labels of one sample, as pairs of name and value.
 pub(crate) type Labels = Vec<(&'static str, String)>;
 
 /// The empty label set of an info metric. Its labels are written as those of its sample.
@@ -68,7 +68,7 @@ impl Value {
     }
 }
 
-/// All samples of one name.
+/// All samples of one metric.
 #[derive(Clone, Debug)]
 pub(crate) struct Family {
     /// The name of the metric, with the suffix of its type, such as `_total`.
@@ -88,7 +88,7 @@ impl Family {
     }
 }
 
-/// The families of one scrape.
+/// The metric families of one scrape.
 #[derive(Debug)]
 struct Scrape(Vec<Family>);
 

@@ -86,8 +86,8 @@ pub(crate) struct VolumeCounters {
     pub(crate) stat_files_set_aside: AtomicU64,
     /// Number of statistics files that the last scan found and did not process (a gauge).
     pub(crate) stat_files_waiting: AtomicU64,
-    /// End of the last scan for statistics files in UTC milliseconds; 0 before the first one (a
-    /// gauge).
+    /// End of the last scan for statistics files in UTC milliseconds. 0 before the end of the first
+    /// scan (a gauge).
     pub(crate) stat_scan_ended_ms: AtomicU64,
 }
 

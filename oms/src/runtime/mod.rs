@@ -35,7 +35,7 @@ where
     tokio::spawn(task)
 }
 
-/// Runs work in a task of its own, so that the work is finished even if its caller is dropped.
+/// Runs work in a separate task, so that the work is finished even if its caller is dropped.
 /// Returns `None` if the work panicked.
 pub(crate) async fn to_completion<F>(work: F) -> Option<F::Output>
 where

@@ -148,7 +148,7 @@ impl Process {
         handle
     }
 
-    /// Runs work after a short virtual time, in which the process may die.
+    /// Runs work after a short pause in virtual time, during which the process may die.
     pub(crate) fn blocking<T, F>(self: &Arc<Self>, work: F) -> JoinHandle<T>
     where
         F: FnOnce() -> T + Send + 'static,
@@ -233,7 +233,7 @@ impl Process {
     }
 }
 
-/// Makes a process the current one, and restores the former one when dropped.
+/// Makes a process the current process of this thread. Restores the former process when dropped.
 struct CurrentProcess(Option<Arc<Process>>);
 
 impl CurrentProcess {

@@ -30,7 +30,7 @@ pub struct TraceContext {
     pub trace: u128,
     /// Identity of the span. Never 0.
     pub span: u64,
-    /// Flags of the trace.
+    /// Trace flags of the standard. The lowest bit is set if the spans of the trace are recorded.
     pub flags: u8,
 }
 
@@ -118,9 +118,9 @@ pub(crate) fn current() -> Option<TraceContext> {
 /// The role of a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpanKind {
-    /// A request that was answered.
+    /// A request that this process answered.
     Server,
-    /// A call to another service.
+    /// A call from this process to another service.
     Client,
 }
 
@@ -131,7 +131,7 @@ pub enum SpanOutcome {
     Status(u16),
     /// An answer between nodes, which has no status.
     Answered,
-    /// No answer.
+    /// No answer arrived.
     Unanswered,
 }
 
@@ -156,7 +156,7 @@ pub struct FinishedSpan {
     pub attributes: Vec<(&'static str, String)>,
 }
 
-/// The start of a span, by both clocks.
+/// The start of a span, by the wall clock and by the monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Begun {
     pub(crate) started: SystemTime,
@@ -180,7 +180,7 @@ impl Begun {
 
 /// Receives spans that have ended. An implementation must not block.
 pub trait SpanSink: Send + Sync {
-    /// Takes one span.
+    /// Receives one span that has ended.
     fn finished(&self, span: FinishedSpan);
 }
 

@@ -85,7 +85,7 @@ mod in_order {
 
     impl<T> Drop for Sender<T> {
         fn drop(&mut self) {
-            // Receivers that wake must find the channel closed.
+            // The channel is closed first, so that receivers that wake find it closed.
             self.channel = None;
             self.changed.notify_waiters();
         }

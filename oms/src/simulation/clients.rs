@@ -56,7 +56,7 @@ impl Histories {
         self.0.lock()
     }
 
-    /// Chooses an order for one operation.
+    /// Chooses a random order for the next operation of a client.
     fn choose(&self, world: &World) -> u64 {
         let mut inside = self.inside();
         while inside.open.len() < ORDERS_AT_ONCE {

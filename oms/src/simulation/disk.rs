@@ -29,7 +29,7 @@ struct Inside {
     locks_taken: u64,
 }
 
-/// The owner of a lock.
+/// The process that owns a lock, with the number of this acquisition.
 struct Owner {
     turn: u64,
     process: Option<Arc<Process>>,

@@ -28,7 +28,7 @@ use crate::simulation::{NAMES, invariants, net};
 /// Time after which a stopped process loses its lease, in runs with leases.
 const LEASE: Duration = Duration::from_millis(1_200);
 
-/// Sends the name of the node that must stop gracefully.
+/// Channel with the name of the node that must stop gracefully.
 pub(super) type Stops = Arc<watch::Sender<Option<&'static str>>>;
 
 /// Starts a node unless it is running.
@@ -241,7 +241,7 @@ pub(super) async fn cause_engine_faults(engine: Arc<SimEngine>, until: tokio::ti
     engine.pause_standbys(false);
 }
 
-/// Ends all faults and restarts the nodes.
+/// Ends all faults, and starts the nodes that do not run.
 pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: &Stops) {
     world.loss.store(0, Ordering::Relaxed);
     world.disk.set_full(false);
@@ -257,7 +257,8 @@ pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, st
     tokio::time::sleep(Duration::from_secs(6)).await;
     world.elect();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    // A volume with a failed commit writes nothing until it is opened again.
+    // A volume with a failed commit writes nothing until it is opened again, so its process is
+    // killed.
     let failed: Vec<_> = {
         let inside = world.inside();
         let clusters = inside

@@ -39,7 +39,7 @@ const MOVE_MS: u64 = 400;
 const READS_MAX: u32 = 600;
 const READ_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Units available of one product, by store.
+/// Available units of one product, by store.
 type Available = BTreeMap<u64, i64>;
 
 /// Places orders in a cluster at rest, and reports each order that skipped a store. Returns `true`
@@ -114,7 +114,7 @@ async fn order_beside_takeover(
         let (world, wait_ms) = (Arc::clone(world), world.dice.between(0, arrival_ms));
         placing.spawn(async move {
             tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-            // An order without an answer may have reserved units anywhere.
+            // An order without an answer may have reserved units in any store.
             place(&world, &id, product, 1).await.ok()
         });
     }
@@ -230,7 +230,7 @@ async fn until_settled(world: &Arc<World>) -> Result<(), Ended> {
     Err(Ended::Unanswered)
 }
 
-/// Waits until released units are available again.
+/// Waits until the released units of a product are available again.
 async fn until_available(world: &Arc<World>, product: u64, expected: &Available) -> Result<(), Ended> {
     let mut found = Available::new();
     for _ in 0..READS_MAX {

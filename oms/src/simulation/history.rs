@@ -25,7 +25,7 @@ use serde_json::Value;
 /// An operation on one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Places the order with one of several contents.
+    /// Places the order with this content, which is the number of units.
     Place(u8),
     /// Pays the order with this transaction.
     Pay(u64),

@@ -95,7 +95,7 @@ fn run(seed: u64, keeps_lines: bool) -> Outcome {
     run_on(seed, keeps_lines, 0)
 }
 
-/// Runs one seed with volumes behind an engine, which has faults too.
+/// Runs one seed with volumes that keep their logs in an engine. The engine has faults too.
 fn run_behind_engine(seed: u64, keeps_lines: bool) -> Outcome {
     run_on(seed, keeps_lines, 1)
 }

@@ -230,7 +230,7 @@ impl WarehouseModel {
     }
 }
 
-/// Returns the number of an order's customer.
+/// Returns the number of the customer, which is part of the order's id.
 fn number_of(order: &str) -> u64 {
     order.trim_start_matches('o').parse().unwrap_or(0)
 }

@@ -64,7 +64,7 @@ pub(super) struct Inside {
     /// The moment of the last change of the warehouse's address.
     warehouse_since: Option<Instant>,
     pub(super) incarnations: Vec<Incarnation>,
-    /// Published descriptions. They remain when a node dies.
+    /// Published descriptions of nodes. The description of a node remains when the node dies.
     node_infos: BTreeMap<NodeName, NodeInfo>,
     coordinator: Option<usize>,
     standing: Vec<(usize, UnboundedSender<Event>)>,
@@ -149,7 +149,7 @@ impl World {
         }
     }
 
-    /// Counts an event.
+    /// Counts one occurrence of a kind of event.
     pub(super) fn count(&self, event: &'static str) {
         *self.inside().counts.entry(event).or_default() += 1;
     }

@@ -1,5 +1,5 @@
-//! The routes over real HTTP: bodies of the original system, repeated requests, rejections and
-//! lists.
+//! Tests of the routes over real HTTP: bodies as in the original system, repeated requests,
+//! rejections and lists.
 
 use crate::common::{Mood, World, until};
 use serde_json::json;
@@ -35,7 +35,7 @@ async fn an_order_runs_from_stock_to_delivery() {
     );
     shop.until("17", "delivered").await;
 
-    // A repeated request gets the same bytes, however far the order has progressed.
+    // A repeated request gets the same bytes, even after the order has progressed.
     let again = shop.order("17", &[(812, 3), (44, 1)]).await;
     assert_eq!((again.status, &again.body), (200, &first.body));
     assert_eq!(again.headers["idempotent-replayed"], "true");

@@ -34,7 +34,7 @@ use tokio::sync::watch;
 
 use crate::documented;
 
-/// The behaviour of the warehouse.
+/// The behaviour of the simulated warehouse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
     /// Executes the call and answers 200.

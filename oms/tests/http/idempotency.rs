@@ -1,5 +1,5 @@
-//! `Idempotency-Key`: a repeated request gets the stored answer, and another request with the same
-//! key is rejected.
+//! Tests of the header `Idempotency-Key`: a repeated request gets the stored answer, and another
+//! request with the same key is rejected.
 
 use serde_json::json;
 

@@ -145,7 +145,7 @@ async fn sigkill_at_any_moment_loses_no_acknowledged_order_or_payment() {
     settle_and_audit(&shop, &warehouse, &answers).await;
 }
 
-/// Returns the number of kills: a few, or `IMT_KILLS`.
+/// Returns the number of kills: 6, or the value of the environment variable `IMT_KILLS`.
 fn rounds() -> usize {
     std::env::var("IMT_KILLS").map_or(6, |kills| kills.parse().unwrap())
 }

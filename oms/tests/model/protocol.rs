@@ -38,7 +38,7 @@ pub(crate) enum Mistake {
     AcceptOldCopy,
 }
 
-/// All mistakes.
+/// All mistakes except `None`.
 pub(crate) const MISTAKES: [Mistake; 8] = [
     Mistake::CopyWithoutSeal,
     Mistake::OpenUnsealedDuringMove,
@@ -53,7 +53,7 @@ pub(crate) const MISTAKES: [Mistake; 8] = [
 const ONE_SERVER: &str = "at most one process serves a slot";
 const NOTHING_LOST: &str = "acknowledged orders are stored";
 const ONE_CONTENT: &str = "no order is acknowledged with two contents";
-/// Properties of every state.
+/// Names of the properties that every state must have.
 pub(crate) const ALWAYS: [&str; 3] = [ONE_SERVER, NOTHING_LOST, ONE_CONTENT];
 
 /// The protocol with one mistake, and the maximum numbers of crashes, sent orders and moves.

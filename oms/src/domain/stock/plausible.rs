@@ -11,8 +11,8 @@
 //! | below 10^12: a count of deliveries | that number plus 10^9 |
 //! | 10^12 or more: Unix milliseconds | the clock plus ten minutes, at least that number |
 
-/// Maximum distance of a number from the highest known one. No warehouse makes that many deliveries
-/// between two messages.
+/// Maximum distance of a number from the highest known number. No warehouse makes that many
+/// deliveries between two messages.
 const AHEAD_MAX: u64 = 1_000_000_000;
 /// Smallest number that is taken for Unix milliseconds. As a time it is in the year 2001, and no
 /// warehouse makes that many deliveries.
