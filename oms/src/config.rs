@@ -25,8 +25,8 @@ pub const DEFAULT_WAREHOUSE: &str = "http://127.0.0.1:9091";
 pub struct NodeConfig {
     /// Name of the node and of its volume.
     pub name: String,
-    /// The data folder, shared with all other nodes of the cluster and with the simulators. It is
-    /// created if it is missing.
+    /// The data folder, shared with all other nodes of the cluster and with the simulators. A
+    /// missing folder is created.
     pub data: PathBuf,
     /// The engine that holds the cluster's state and the logs of its volumes. `None` keeps both in
     /// the data folder. With an engine, each node has a data folder that no other node uses, for

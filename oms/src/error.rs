@@ -73,7 +73,7 @@ pub enum StorageError {
     /// migration. Nothing was written.
     #[error("the volume no longer owns the slots of this write")]
     Stale,
-    /// The engine of the volume does not answer. It is not known whether the rows were written.
+    /// The engine of the volume does not answer, so the rows may or may not have been written.
     #[error("the engine of the volume does not answer, so the change may or may not have been made; retry")]
     EngineAway,
     /// An entry of the volume's log cannot be used.

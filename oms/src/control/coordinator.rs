@@ -2,8 +2,8 @@
 //! in the cluster's state.
 //!
 //! Every node runs this task. It acts only while its process holds the coordinator's lock. Each
-//! round compares the running nodes with the state: it assigns volumes of dead nodes to survivors,
-//! returns a volume to its own node, moves slots to a new node, and moves slots away from a leaving
+//! round compares the running nodes with the state. It assigns volumes of dead nodes to survivors,
+//! and returns a volume to its own node. It moves slots to a new node, and away from a leaving
 //! node.
 //!
 //! **Invariants**
@@ -79,8 +79,8 @@ const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
 struct Coordinator {
     cluster: Arc<ClusterHandle>,
     /// Other nodes that were seen alive and have not ended since. A stopping node stays in the map
-    /// after it has withdrawn its description, because it must learn at once that other nodes have
-    /// taken its volumes.
+    /// after it has withdrawn its description. It must learn at once that other nodes have taken
+    /// its volumes.
     watched: BTreeMap<NodeName, NodeInfo>,
     leaving: Vec<NodeName>,
     /// Warehouse that an operator has set and that is not yet in the cluster's state.

@@ -1,8 +1,8 @@
 //! The reconciler: makes the volumes that this process serves match the cluster's state.
 //!
-//! One task runs one pass at a time. A pass reads the state and closes volumes that are assigned to
-//! other nodes. It opens volumes that are assigned to this node once their lock is free. It also
-//! lets volume servers follow a changed ring, and publishes the new topology.
+//! One task runs one pass at a time. A pass reads the state and lets volume servers follow a
+//! changed ring. It closes volumes that are assigned to other nodes, and opens volumes that are
+//! assigned to this node once their lock is free. Finally the pass publishes the new topology.
 //!
 //! **Invariants**
 //! - The reconciler decides nothing: it only applies the state.
@@ -318,8 +318,8 @@ impl Reconciler {
         }
         let storage = Arc::new(storage);
         let is_mine = now.serving.get(volume) == Some(&self.cluster.me);
-        // Staged rows of an undecided migration may be neither removed nor served: a coordinator
-        // that does not know of this restart may still commit the migration. A volume with such
+        // Staged rows of an undecided migration may be neither removed nor served. A coordinator
+        // that does not know of this restart may still commit the migration. So a volume with such
         // rows is closed again until the migration has ended.
         let under_way = now.moving.as_ref().map(|moving| moving.id);
         let is_decided = under_way.is_none() || staged_migration(&storage).await? != under_way;

@@ -26,8 +26,8 @@ pub(crate) enum VolumeLocation<'a> {
         node: &'a NodeName,
         address: SocketAddr,
     },
-    /// No node is assigned to the volume, or the assigned node has no known address, or this node
-    /// is assigned and has not opened the volume yet.
+    /// No node is assigned to the volume, the assigned node has no known address, or this node has
+    /// not opened the volume yet.
     Nowhere(Option<&'a NodeName>),
 }
 

@@ -7,8 +7,9 @@
 //! **Invariants**
 //! - A repeated command causes no new event.
 //! - A payment that arrives before the warehouse confirms the announcement is kept.
-//! - Every payment that buys nothing becomes a wanted refund. This holds for an unpaid order that
-//!   ended, for a paid order that the warehouse refused, and for a second payment of one order.
+//! - Every payment that buys nothing becomes a wanted refund. The rule covers payments for an
+//!   unpaid order that ended, for a paid order that the warehouse refused, and for a second payment
+//!   of one order.
 //!
 //! Deliberately absent: the choice of the store (`stock`) and the messages to the warehouse
 //! (`outbox`).

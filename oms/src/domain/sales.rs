@@ -19,9 +19,9 @@ use crate::domain::stock_snapshot::PRODUCT_MAX;
 /// Revenue and units of one product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sums {
-    /// Units times price, over all lines.
+    /// Sum of units times price, over all lines of the product.
     pub(crate) revenue: u128,
-    /// Units over all lines.
+    /// Sum of units, over all lines of the product.
     pub(crate) units: u128,
 }
 

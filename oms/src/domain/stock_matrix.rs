@@ -21,8 +21,8 @@ use crate::domain::stock_snapshot::{Column, NOWHERE, note};
 /// Number of stores that are compared together: sixteen 32-bit cells fill one cache line and two
 /// AVX2 registers.
 pub(crate) const LANES: usize = 16;
-/// Quantity of the cells that pad a row to a multiple of `LANES`. It is too low for any demand, and
-/// far from overflow.
+/// Quantity of the cells that pad a row to a multiple of `LANES`: too low for any demand, and far
+/// from overflow.
 pub(crate) const NO_STORE: i32 = i32::MIN / 2;
 
 /// The arrangement of the cells: one row for each product, one column for each store.

@@ -61,8 +61,8 @@ pub(super) async fn join(config: &NodeConfig, url: &EngineUrl) -> Result<EngineC
 /// Reads the file with the cluster's secret, by which nodes prove that they belong together.
 ///
 /// # Errors
-/// Returns an error if the file cannot be read, or if its secret is too short or has a space or
-/// control character in it.
+/// Returns an error if the file cannot be read, or if its secret is too short or has a forbidden
+/// character.
 pub fn read_secret_file(path: &Path) -> Result<String, NodeError> {
     let bytes = regular_file::read(path, SECRET_BYTES_MAX).map_err(|source| NodeError::Folder {
         action: "read the secret file",

@@ -1,8 +1,8 @@
 //! The outbox: the messages to the warehouse and the time of each next try.
 //!
 //! A message is committed with the change of an order that requires the message. The change that
-//! records the answer removes the message. This module is the schedule of these rows. It is in
-//! memory, has no IO, and gets the time from its caller. Each kind of message has a separate queue,
+//! records the answer removes the message. This module is the schedule of these rows in memory. The
+//! module has no IO and gets the time from its caller. Each kind of message has a separate queue,
 //! limit of calls in flight and circuit breaker, so that slow announcements do not delay
 //! deliveries.
 //!

@@ -19,8 +19,8 @@ struct Model {
     reaction: Box<dyn Fn(u32, u64) -> Reaction>,
     /// Time until the warehouse answers, in milliseconds, by reaction.
     latency_ms: fn(Reaction) -> u64,
-    /// Calls in flight, earliest end first. Each has its end, its message's number, and `probe` and
-    /// `again` of its job.
+    /// Calls in flight, earliest end first: the time of the end, the number of the message, and
+    /// `probe` and `again` of the job.
     calls: BinaryHeap<Reverse<(u64, u32, bool, bool)>>,
     arrived: BTreeMap<u32, u64>,
     /// Time at which each message was accepted.

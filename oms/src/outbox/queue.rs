@@ -4,7 +4,7 @@
 //! can block the other.
 //!
 //! **Invariants**
-//! - If both classes have a message that is due, the classes take turns. This holds for probes too.
+//! - If both classes have a message that is due, the classes take turns, for probes too.
 //! - Failed messages use at most half of the calls in flight, and a budget of retries.
 //! - The breaker counts a failure unless another call succeeded since the same message last failed.
 //!   A message that fails while others succeed is itself at fault.

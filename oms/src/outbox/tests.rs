@@ -142,8 +142,8 @@ fn retries_are_a_share_of_first_tries_which_never_wait() {
         assert_eq!(new, 100, "second {second}");
         first += new;
     }
-    // The budget permits the retries of ten seconds at the start, then ten per second, and one for
-    // every five first tries.
+    // The budget permits the retries of ten seconds at the start, then ten retries per second, and
+    // one retry for every five first tries.
     let allowed = 100 + 60 * 10 + first / 5;
     assert!(again <= allowed + 1, "{again} of {allowed}");
     assert!(again * 10 >= allowed * 9, "{again} of {allowed}");

@@ -10,7 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::runtime::exposition::{Family, Value};
 
 /// Positions of the used fields of `/proc/self/stat`, counted from the first field after the
-/// program's name. Each is the field's number in `proc(5)` less 3.
+/// program's name. A position is the field's number in `proc(5)` less 3.
 const USER_TICKS: usize = 11;
 const SYSTEM_TICKS: usize = 12;
 const THREADS: usize = 17;

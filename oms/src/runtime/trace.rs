@@ -205,7 +205,7 @@ pub(crate) struct RequestSpan {
     pub(crate) parent: Option<u64>,
 }
 
-/// Returns the span of a request. It is a child of the span in the header. Without a header, a
+/// Returns the span of a request, which is a child of the span in the header. Without a header, a
 /// share of the requests begins a new trace while spans are exported.
 pub(crate) fn begin(header: Option<&[u8]>) -> Option<RequestSpan> {
     let given = header.and_then(|header| TraceContext::parse(std::str::from_utf8(header).ok()?));

@@ -16,8 +16,8 @@ use crate::simulation::invariants;
 use crate::simulation::warehouse::{PRODUCTS, STORES, WarehouseModel};
 use crate::simulation::world::World;
 
-/// Maximum number of checks. Faults that the last check finds are violations. There are many
-/// checks, because orphaned reservations are rechecked at growing intervals of up to ten minutes.
+/// Maximum number of checks. Faults that the last check finds are violations. Many checks are
+/// needed, because orphaned reservations are rechecked at growing intervals of up to ten minutes.
 const CHECKS_MAX: u32 = 120;
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 

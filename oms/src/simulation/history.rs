@@ -12,8 +12,8 @@
 //!   code with the order's state machine.
 //! - An operation without a response may have been executed at any time after its invocation, or
 //!   never.
-//! - The state of the specification is the set of all possible states of the order, because the
-//!   choice of the store and the steps of the warehouse are not visible to clients.
+//! - The state of the specification is the set of all possible states of the order. The choice of
+//!   the store and the steps of the warehouse are not visible to clients.
 //!
 //! Deliberately absent: expiry, and refusals by the warehouse. The runs have neither.
 
@@ -497,7 +497,7 @@ impl History {
 
     /// Returns the operations that the check needs. A read without a response is left out, because
     /// it proves nothing. A read is also left out if another read with the same response began
-    /// later and ended earlier. Both may have been executed at the same moment.
+    /// later and ended earlier, because both may have been executed at the same moment.
     fn essential(&self) -> Vec<&Operation> {
         let needed = |one: &&Operation| {
             let Some((ended, answer)) = &one.answered else {

@@ -4,8 +4,8 @@
 //! - **Real**: routing, API handlers, transactors, stock, outbox, dispatcher, storage over microdb,
 //!   reconciler, coordinator, migrations, settlements.
 //! - **Simulated**: membership and the cluster's state (`world`), the disk below microdb (`disk`),
-//!   the engine that holds the logs of the volumes in some runs (`engine`), calls between nodes
-//!   (`net`), the warehouse, the clocks. Threads are replaced by tasks (`runtime`).
+//!   calls between nodes (`net`), the warehouse, and the clocks. In some runs a simulated engine
+//!   holds the logs of the volumes (`engine`). Threads are replaced by tasks (`runtime`).
 //! - **Deliberately absent**: HTTP, sockets and real files, power cuts (tested by microdb),
 //!   statistics files.
 //!

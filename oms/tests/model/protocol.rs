@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 use stateright::{Model, Property};
 
 pub(crate) const NODES: usize = 2;
-/// Number of slots. One is enough, because slots do not interact.
+/// Number of slots. One slot is enough, because slots do not interact.
 const SLOTS: usize = 1;
-/// Number of orders, one in each slot. Each is sent with content 0 and with content 1.
+/// Number of orders, one in each slot. Every order is sent with content 0 and with content 1.
 const ORDERS: usize = SLOTS;
 /// Maximum number of calls in progress: two customers.
 const CALLS: usize = 2;
@@ -535,7 +535,7 @@ impl Model for Protocol {
                 server.sealed = None;
             }
             Step::Copy(copy) => {
-                // If a process cannot do its part, the copy ends. This is a valid step of the
+                // If a process cannot do its part, the copy ends, which is a valid step of the
                 // model.
                 let _ = next.advance_copy(self.mistake, &copy);
             }
