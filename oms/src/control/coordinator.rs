@@ -46,7 +46,7 @@ const NOTIFY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest time that a migration waits until all volumes have removed the rows of earlier
 /// migrations.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(600);
-/// Timeout of one question to a volume whether the rows of earlier migrations are removed. Shorter
+/// Timeout of one request that asks a volume if the rows of earlier migrations are removed. Shorter
 /// than `CLEANUP_TIMEOUT`, so that the reason of the wait is published early.
 const CLEANUP_QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Timeout of a copy round between a source and a target. The source serves the slots during the
@@ -73,7 +73,7 @@ const SILENT_READS_MAX: u32 = 10;
 const IDLE_READS_MAX: u32 = 3;
 /// Pause after a failed round or migration before the coordinator tries again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// Pause between two questions to a volume whether its old rows are removed.
+/// Pause between two requests that ask a volume if its old rows are removed.
 const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
 
 struct Coordinator {

@@ -35,7 +35,8 @@ fn order_in(body: &[u8]) -> Option<OrderId> {
     OrderId::parse(&only.id).ok()
 }
 
-/// Returns the order of a stored request: method, path and body (`codec::KeptAnswer`).
+/// Returns the order that a stored request is about. `request` has the method, path and body
+/// (`codec::KeptAnswer`).
 ///
 /// Earlier versions stored the path as the client had encoded it, so the id is decoded here.
 pub(crate) fn order_of(request: &[u8]) -> Option<OrderId> {

@@ -305,7 +305,7 @@ mod tests {
     use crate::runtime;
 
     /// Returns a process and a counter. The only task of the process increments the counter at each
-    /// poll, and starts another task when it is dropped.
+    /// poll. When the task is dropped, it starts another task.
     fn counting(deaths: &Arc<AtomicU64>) -> (Arc<Process>, Arc<AtomicU64>) {
         struct Last(Arc<AtomicU64>);
         impl Drop for Last {

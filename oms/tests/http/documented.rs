@@ -64,7 +64,7 @@ pub(crate) fn check(method: &str, path: &str, status: u16, headers: &HeaderMap) 
     };
     for name in headers.keys().map(HeaderName::as_str) {
         // The headers of CORS belong to the Fetch standard. The introduction of the document names
-        // them.
+        // these headers.
         let is_known =
             OF_HTTP.contains(&name) || name.starts_with("access-control-") || documented.contains(name);
         assert!(
