@@ -42,7 +42,7 @@ pub struct Node {
     address: SocketAddr,
     serving: JoinHandle<usize>,
     member: Member,
-    /// The cluster's engine, if it has one.
+    /// The engine of the cluster. `None` if the cluster is in a data folder.
     engine: Option<Arc<EngineCluster>>,
 }
 
@@ -85,8 +85,8 @@ impl Node {
         Ok(Node { address, ..node })
     }
 
-    /// Starts to serve as a member of the cluster behind `backend`. The address is the one that
-    /// other nodes use.
+    /// Starts to serve as a member of the cluster behind `backend`. `address` is the address at
+    /// which other nodes reach this node.
     async fn begin<C>(
         config: NodeConfig,
         backend: Arc<C>,
@@ -103,7 +103,8 @@ impl Node {
         let (limits, drain_timeout) = (config.server, config.drain_timeout);
         let encryption = match &config.engine {
             Some(_) => config.peer_encryption,
-            // Nodes of a data folder are on one machine, also if their addresses are not loopback.
+            // Nodes that share a data folder are on one machine, even if their addresses are not
+            // loopback.
             None => PeerEncryption::Never,
         };
         let protection = Protection::new(encryption).map_err(|error| NodeError::Config {
@@ -158,8 +159,8 @@ impl Node {
         self.address
     }
 
-    /// Returns a function that describes in a few words the shares of the nodes, as this node sees
-    /// them at each call. Its text is empty while the node is alone.
+    /// Returns a function that describes the slots of each node in a few words, as this node sees
+    /// them at each call. The text is empty while the cluster has only one volume.
     pub fn overview(&self) -> impl Fn() -> String + Send + use<> {
         let cluster = Arc::clone(self.member.cluster());
         move || {
@@ -181,7 +182,7 @@ impl Node {
     /// good.
     pub async fn asked_to_stop(&self) {
         let mut asked = self.member.cluster().asked_to_stop.subscribe();
-        // The sender lives as long as this node.
+        // The sender lives as long as this node, so the wait cannot fail.
         let _ = asked.wait_for(|asked| *asked).await;
     }
 
