@@ -3,7 +3,8 @@
 //! Invariants:
 //! - Counts include this run only. Totals of the data folder have a separate field.
 //! - Rates are those of the sending window. The time after the window is reported as the drain.
-//! - There is one verdict. A run with a large lag is invalid unless the audit has findings.
+//! - There is one verdict. A run with a large lag is invalid, unless the audit has findings or
+//!   could not be done.
 //!
 //! This module measures nothing.
 

@@ -95,7 +95,7 @@ impl Stock {
     }
 
     /// Adds units to the stock. Returns `false`, and changes nothing, if there is no such product
-    /// or store, or if the quantity would exceed [`QUANTITY_MAX`].
+    /// or store, or if the quantity would not fit into 16 bits.
     pub(crate) fn put(&mut self, product: u32, store: u32, units: u32) -> bool {
         let Some(cell) = self.cell(product, store) else {
             return false;
