@@ -16,9 +16,9 @@ pub enum Error {
     /// A setting that cannot be used.
     #[error("{setting}: {problem}")]
     Config {
-        /// Description of the fault, with the allowed values.
+        /// Name of the setting, as in the configuration.
         setting: &'static str,
-        /// The fault, and the values that are allowed.
+        /// Description of the fault, with the allowed values.
         problem: String,
     },
     /// An address that is not of the form `http://HOST:PORT`.

@@ -138,41 +138,41 @@ impl FrontConfig {
 pub struct FrontReport {
     /// Seed of all random choices.
     pub seed: u64,
-    /// Length of the sending window, as configured.
+    /// Start of the first request, unix milliseconds.
     pub started_at_ms: u64,
-    /// Actual length of the sending window; shorter than `duration` if the run was stopped early.
+    /// Length of the sending window, as configured.
     pub duration: Duration,
-    /// Time from the end of the sending window to the last answer.
+    /// Actual length of the sending window; shorter than `duration` if the run was stopped early.
     pub window: Duration,
-    /// Time from the end of the window to the last answer.
+    /// Time from the end of the sending window to the last answer.
     pub drain: Duration,
-    /// Number of requests started, payments and cancellations included.
+    /// `true` if the run was stopped before its end.
     pub stopped_early: bool,
-    /// Number of requests with an intended start in the sending window.
+    /// Number of requests started, payments and cancellations included.
     pub requests: u64,
-    /// Number of requests that started more than 10 ms after their intended start.
+    /// Number of requests with an intended start in the sending window.
     pub requests_in_window: u64,
-    /// Number of requests that were dropped because their lag exceeded `drop_after`.
+    /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
-    /// Lag of the requests: actual start minus intended start.
+    /// Number of requests that were dropped because their lag exceeded `drop_after`.
     pub dropped: u64,
+    /// Lag of the requests: actual start minus intended start.
+    pub lag: Latency,
     /// Number of payments that were never sent, because the run was stopped early or a request was
     /// dropped.
-    pub lag: Latency,
-    /// Results of each route, in the order of [`Route::ALL`].
     pub payments_not_sent: u64,
-    /// Latencies of each route without the warm-up, in the order of [`Route::ALL`].
+    /// Results of each route, in the order of [`Route::ALL`].
     pub routes: Vec<RouteReport>,
-    /// Path of the log of requests; `None` if the settings wanted no log.
+    /// Latencies of each route without the warm-up, in the order of [`Route::ALL`].
     pub histograms: [LatencyHistogram; Route::COUNT],
+    /// Path of the log of requests; `None` if the settings wanted no log.
+    pub stats_csv: Option<PathBuf>,
     /// Reason for which the log of requests or the series is incomplete; `None` if both are
     /// complete.
-    pub stats_csv: Option<PathBuf>,
-    /// Every order that the front sent, with its outcome.
     pub log_problem: Option<String>,
-    /// Counts of the routing of requests to owners; `None` without `route`.
+    /// Every order that the front sent, with its outcome.
     pub record: OrderRecord,
-    /// Counts of a run that sent requests to the owners of their orders; `None` otherwise.
+    /// Counts of the routing of requests to owners; `None` without `route`.
     pub routing: Option<RoutingCounts>,
 }
 

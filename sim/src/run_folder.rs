@@ -41,17 +41,17 @@ const HISTOGRAMS_CSV: &str = "histograms.csv";
 pub struct RunFacts {
     /// Version of the program.
     pub version: String,
-    /// The scenario as TOML text.
+    /// Name of the scenario.
     pub scenario: String,
-    /// The scenario as TOML.
+    /// The scenario as TOML text.
     pub scenario_toml: String,
-    /// Command line that repeats the run.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// Start of the program, unix milliseconds.
+    /// Command line that repeats the run.
     pub repeat: String,
-    /// Number of logical processors of the machine.
+    /// Start of the program, unix milliseconds.
     pub begun_at_ms: u64,
-    /// Logical processors of the machine.
+    /// Number of logical processors of the machine.
     pub processors: usize,
     /// Operating system and architecture.
     pub platform: String,

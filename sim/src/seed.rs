@@ -22,15 +22,15 @@ pub(crate) enum Purpose {
     Requests = 2,
     /// Stock on the first day.
     Stock = 3,
-    /// Units that are put back into stock.
+    /// Lines of the statistics files.
     StatFiles = 4,
-    /// Delays and faults of announcement calls.
+    /// Units that are put back into stock.
     Restock = 5,
-    /// Delays and faults of delivery calls.
+    /// Delays and faults of announcement calls.
     Announcement = 6,
-    /// Payments and cancellations that deviate from the usual behaviour of customers.
+    /// Delays and faults of delivery calls.
     Delivery = 7,
-    /// Payments and cancellations that deviate from the usual course.
+    /// Payments and cancellations that deviate from the usual behaviour of customers.
     Habits = 8,
     /// Random node events.
     Faults = 9,

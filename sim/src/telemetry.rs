@@ -255,9 +255,9 @@ pub enum EventKind {
     Kill,
     /// A node's process was paused.
     Pause,
-    /// A node left the cluster for good.
+    /// The process of a paused node continues.
     Resume,
-    /// A node left for good.
+    /// A node left the cluster for good.
     Leave,
     /// A member appeared in or disappeared from the ring.
     Ring,

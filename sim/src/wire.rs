@@ -144,7 +144,7 @@ pub struct Order {
 /// A page of `GET /orders`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrdersPage {
-    /// A page of `GET /orders`.
+    /// The orders of this page.
     pub orders: Vec<Order>,
     /// Cursor of the next page; `None` on the last page.
     pub next: Option<String>,
@@ -206,9 +206,9 @@ pub struct Message {
     pub order: String,
     /// The kind of the message.
     pub kind: MessageKind,
-    /// Number of attempts to send the message.
+    /// The state of the message.
     pub state: MessageState,
-    /// Number of tries.
+    /// Number of attempts to send the message.
     #[serde(default)]
     pub attempts: u32,
     /// Reason of the last failed attempt; `None` if no attempt has failed.

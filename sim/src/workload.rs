@@ -38,14 +38,14 @@ pub enum Request {
     },
     /// `POST /order`.
     Order(PlannedOrder),
-    /// Id of the order.
+    /// `POST /order/{order}/payment-callback`.
     Payment {
-        /// The bank's number of the payment.
+        /// Id of the order.
         order: u64,
+        /// The bank's number of the payment.
+        transaction_id: u32,
         /// `true` for a payment ahead of its order. Such a payment does not wait for the order's
         /// answer.
-        transaction_id: u32,
-        /// `true` for a payment ahead of its order, which waits for nothing.
         is_early: bool,
     },
     /// `POST /order/{order}/cancel`.
