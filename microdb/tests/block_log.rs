@@ -25,7 +25,7 @@ use crate::support::mount::{Mounted, command};
 use crate::support::random::Random;
 use microdb::{Db, Durability, Options};
 
-/// Default number of power cuts, each with a rebuilt disk. They take some seconds.
+/// Default number of power cuts, each with a rebuilt disk. All cuts together take some seconds.
 const CUTS: u64 = 25;
 /// Number of steps of the logged work.
 const STEPS: u64 = 400;

@@ -58,7 +58,7 @@ fn fill(db: &Db, first: usize, bytes: usize) {
 }
 
 fn run(db: &Db, work: Work) {
-    // Work that is interrupted by the close may fail. Its result is ignored.
+    // Work that is interrupted by the close may fail. The result of the work is ignored.
     match work {
         Work::Checkpoint => drop(db.checkpoint()),
         Work::Compaction => drop(db.compact()),
@@ -259,8 +259,8 @@ fn a_read_only_open_maps_the_durable_log_and_copies_what_is_behind_it() {
     let db = open_options.segment_bytes_max(16 << 20).open(ROOT).unwrap();
     fill(&db, 0, 8 << 20);
     db.sync().unwrap();
-    // The writer still has the database open. Its segment has some MiB of allocated blocks after
-    // the durable frontier, and the writer may cut them off at any time.
+    // The writer still has the database open. The writer's segment has some MiB of allocated blocks
+    // after the durable frontier, and the writer may cut off these blocks at any time.
     db.table("t").unwrap().put("behind", "buffered").unwrap();
     let before = gate.read_bytes();
     let reader = read_only();
@@ -285,8 +285,8 @@ fn a_read_only_open_maps_the_durable_log_and_copies_what_is_behind_it() {
     assert!(table.contains_key("behind").unwrap());
 }
 
-/// Maximum number of an open's calls to the disk, without the calls for each segment. They concern
-/// locks, SUPER, the checkpoint and folders.
+/// Maximum number of an open's calls to the disk, without the calls for each segment. These calls
+/// concern locks, SUPER, the checkpoint and folders.
 const OPENING_CALLS_MAX: u64 = 24;
 /// Maximum number of an open's calls for each segment: open, length, header, map.
 const CALLS_PER_SEGMENT_MAX: u64 = 4;

@@ -1,9 +1,9 @@
 //! Writers, readers, snapshots, transactions, checkpoints, compactions and digests run at once. All
 //! their observations must fit one order of all commits.
 //!
-//! - Every key has one writer, which numbers its values. It publishes the last number begun and the
-//!   last number acknowledged. From them a reader knows, without a lock, the permitted range of the
-//!   value. A value must also not be older than the value that the reader saw before.
+//! - Every key has one writer, which numbers its values. The writer publishes the last number begun
+//!   and the last number acknowledged. From them a reader knows, without a lock, the permitted
+//!   range of the value. A value must also not be older than the value that the reader saw before.
 //! - Transactions move money between accounts. No snapshot may see more or less money in total.
 //! - Shared counters are incremented by compare-and-swap and by transactions. Each success must
 //!   count once.
@@ -54,8 +54,8 @@ fn number(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes[..8].try_into().unwrap())
 }
 
-/// Returns the bytes of the value with this number. Their count varies, and each byte depends on
-/// the number.
+/// Returns the bytes of the value with this number. The length varies, and each byte depends on the
+/// number.
 fn value(number: u64) -> Vec<u8> {
     let mut bytes = number.to_le_bytes().to_vec();
     bytes.resize(8 + (number % 300) as usize, number as u8);
@@ -78,9 +78,9 @@ impl Marks {
         self.0[key as usize].1.store(number, Ordering::SeqCst);
     }
 
-    /// Reads a key and checks the value. It must not be older than `seen` or the last write
-    /// acknowledged before the read. It must not be newer than the last write begun by the end of
-    /// the read. Returns the lower bound for the next read.
+    /// Reads a key and checks the value. The value must not be older than `seen` or the last write
+    /// acknowledged before the read. The value must not be newer than the last write begun by the
+    /// end of the read. Returns the lower bound for the next read.
     fn check(&self, key: u64, seen: u64, read: impl FnOnce() -> Option<Vec<u8>>) -> u64 {
         let oldest = self.0[key as usize].1.load(Ordering::SeqCst).max(seen);
         let found = read();

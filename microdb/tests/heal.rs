@@ -190,8 +190,8 @@ fn damage_missing_in_the_backup_is_reported_and_not_changed() {
 fn a_backup_with_its_own_history_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (path, backup) = shop(folder.path());
-    // The backup is opened and written to. It continues in the segment that was active at the
-    // backup.
+    // The backup is opened and written to. Its new commits go into the segment that was active at
+    // the backup.
     let db = options().open(&backup).unwrap();
     for number in 0..400_u32 {
         db.table("t")

@@ -68,7 +68,7 @@ fn until(mut done: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// Runs as a second process for another test. It has few threads, because forking needs that.
+/// Runs as a second process for another test. A process that forks must have few threads.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {

@@ -29,8 +29,8 @@ use microdb::{Db, Error, Options};
 /// Path of the test that runs as the second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
-/// Default number of calls between two tries. It is coprime to the number of calls of a repeated
-/// step, so that the tries hit different calls of that step.
+/// Default number of calls between two tries. The number is coprime to the number of calls of a
+/// repeated step, so that the tries hit different calls of that step.
 const STRIDE: u64 = 23;
 
 /// State of the victim's database after a strike.

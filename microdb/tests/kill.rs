@@ -1,10 +1,11 @@
 //! Tests with other processes: a writer that is killed at any time, writers that exclude each
 //! other, and readers beside a writer that compacts.
 //!
-//! - The other process is this test binary. An environment variable selects its part. It prints its
-//!   promises to a pipe that outlives it. So acknowledged commits are known without the database.
+//! - The other process is this test binary. An environment variable selects its part. The other
+//!   process prints its promises to a pipe that outlives the process. So acknowledged commits are
+//!   known without the database.
 //! - A kill does not change the page cache. So these tests cover recovery from any intermediate
-//!   state of the process. They do not test syncs (see `power_cut.rs`).
+//!   state of the process. These tests do not cover syncs (see `power_cut.rs`).
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;

@@ -409,7 +409,7 @@ fn remove(disk: &Disk, segment: u64) {
         .unwrap();
 }
 
-/// Removes the hints from SUPER. Its states date from the creation of the database.
+/// Removes the hints from SUPER. The remaining states date from the creation of the database.
 fn forget(disk: &Disk) {
     overwrite(
         disk,
@@ -487,8 +487,8 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
         }
     };
     // The log was synced after the first record of the fourth segment. Only the frame of the second
-    // record in that segment proves the sync. Its offset is smaller than that of the damage in the
-    // third segment.
+    // record in that segment proves the sync. The offset of that frame is smaller than that of the
+    // damage in the third segment.
     let image = unsettled(|number| number == 9);
     let (db, _) = found(&image, |_| {}).unwrap();
     let third = db.table("t").unwrap().location(11u32.to_be_bytes());

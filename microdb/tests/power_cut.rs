@@ -23,7 +23,7 @@ use crate::support::disk::{Disk, Lie, Record};
 use crate::support::random::{Random, mix};
 use crate::support::workload::{Op, ROOT, Run, Shape};
 
-/// Default number of workloads. They take a minute of one core at opt-level 1.
+/// Default number of workloads. All workloads together take a minute of one core at opt-level 1.
 const WORKLOADS: u64 = 14;
 const OPS: u64 = 24;
 /// Numbers of disks for each cut: in the workload itself, and in later work on one of the resulting

@@ -218,8 +218,8 @@ fn is_gone(folder: &Path) -> bool {
     gone
 }
 
-/// Runs as a second process for another test. It gets the promises before the last cut, checks
-/// them, and commits until the file system is shut down.
+/// Runs as a second process for another test. The process gets the promises before the last cut,
+/// checks them, and commits until the file system is shut down.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {

@@ -1,8 +1,8 @@
 //! Torn tails and damage, at every byte and every bit of small databases.
 //!
 //! After a reopen, the database must have the records of a time at or after the last durable
-//! commit, or report an error that names the damage. It must never return a wrong value, and never
-//! report a damaged record as absent.
+//! commit, or report an error that names the damage. The database must never return a wrong value,
+//! and never report a damaged record as absent.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;

@@ -29,8 +29,8 @@ use crate::support::random::{Random, mix};
 use crate::support::workload::{KEYS, Op, Point, ROOT, Run, Shape, chain, key};
 use microdb::{Db, Error};
 
-/// Limit of the process' address space in bytes. It suffices for all these tests, and an allocation
-/// by a damaged length would exceed it.
+/// Limit of the process' address space in bytes. The limit suffices for all these tests. An
+/// allocation by a damaged length would exceed it.
 const MEMORY_BYTES_MAX: u64 = 4 << 30;
 const OPS: u64 = 14;
 /// In padding, one bit in this many is flipped. The number is a prime, so that all bit positions

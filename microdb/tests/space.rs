@@ -75,7 +75,7 @@ impl Before {
         let mut samples = 0;
         let mut most = (0, 0, 0, 0);
         while !done.load(Ordering::Relaxed) {
-            // The directory and the live bytes only grow in these workloads. They are read last, so
+            // The directory and the live bytes only grow in these workloads. Both are read last, so
             // that the bounds computed from them are not too low for the values read before.
             let (memory, open) = (anonymous_bytes(), descriptors());
             let disk = disk_bytes(db.path());
@@ -224,8 +224,8 @@ fn hold_snapshots(folder: &Path) {
     let (views, done) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut snapshots: Vec<(u64, Snapshot)> = Vec::new();
     std::thread::scope(|scope| {
-        // A removed segment that a snapshot still holds has no name in the folder any more. Its
-        // disk space is neither counted nor bounded.
+        // A removed segment that a snapshot still holds has no name in the folder any more. The
+        // disk space of such segments is neither counted nor bounded.
         scope.spawn(|| assert!(before.watch(&db, &views, &done) > 0));
         for round in 0..150 {
             for number in 0..KEYS {
@@ -254,8 +254,8 @@ fn snapshots_of_many_moments_hold_no_memory_of_segments_and_no_descriptors() {
     play("hold snapshots");
 }
 
-/// Workload: values are read from the active segment and kept. They share the memory of that
-/// segment.
+/// Workload: values are read from the active segment and kept. These values share the memory of
+/// that segment.
 fn hold_values(folder: &Path) {
     let before = Before::new();
     let (db, table) = buffered(folder);
@@ -307,7 +307,7 @@ fn fall_silent(folder: &Path) {
                     }
                 }
                 // The thread stays alive with its thread-local part of the epoch-based memory
-                // reclamation. It makes no further call.
+                // reclamation. The thread makes no further call.
                 drop((table, db));
                 while !stop.load(Ordering::Relaxed) {
                     std::thread::park();
@@ -387,8 +387,8 @@ fn a_log_of_any_number_of_segments_needs_a_constant_number_of_descriptors() {
     play("few descriptors");
 }
 
-/// Number of records in a large batch. It is so large that each chunk of the directory is replaced
-/// many times.
+/// Number of records in a large batch. Such a batch replaces each chunk of the directory many
+/// times.
 const LARGE_BATCH: u32 = 400_000;
 /// Number of rounds before the memory is compared. During these rounds, segments and the
 /// allocator's memory still grow.

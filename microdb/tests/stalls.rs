@@ -1,4 +1,4 @@
-//! Tests that commits at the bound of the log wait only for compaction.
+//! Tests that commits wait only for compaction when the log has reached its maximum size.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -50,8 +50,8 @@ fn overwrite(db: &Db, writer: u32, rounds: u32, commits: &AtomicU64) -> microdb:
     Ok(())
 }
 
-/// Waits until the writers are stopped at the bound of the log and commit nothing. The log never
-/// exceeds its bound during the wait.
+/// Waits until the writers are stopped at the maximum size of the log and commit nothing. The log
+/// never exceeds that size during the wait.
 fn wait_for_stalls(db: &Db, commits: &AtomicU64) {
     let started = Instant::now();
     // Number of polls in a row without a commit. A commit can still pass from time to time, because
@@ -149,7 +149,7 @@ fn a_long_backup_does_not_delay_commits() {
         while gate.waiting() == 0 {
             std::thread::yield_now();
         }
-        // These commits are about ten times the bound of the log.
+        // These commits are about ten times the maximum size of the log.
         overwrite(&db, 0, 30, &commits).unwrap();
         assert!(!backup.is_finished(), "it waits at the gate");
         gate.open();

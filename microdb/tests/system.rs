@@ -304,7 +304,8 @@ fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
     let options = || options().segment_bytes_first(2 << 20).segment_bytes_max(2 << 20);
     let db = options().open(place.join("db")).unwrap();
     let table = db.table("t").unwrap();
-    // A copy of SUPER from before the first record. It does not record that any record is durable.
+    // A copy of SUPER from before the first record. This copy does not prove that any record is
+    // durable.
     let young = std::fs::read(place.join("db/SUPER")).unwrap();
     let end = 3000;
     for number in 0..end {

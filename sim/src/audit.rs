@@ -97,7 +97,8 @@ pub enum AuditProgress {
         /// Number of messages to be sent or sent again; dead letters excluded.
         waiting: u64,
     },
-    /// The audit reads both sides and compares them. It repeats this if there was a finding.
+    /// The audit reads both sides and compares them. If there was a finding, it reads both sides
+    /// again.
     Comparing {
         /// Number of the current reading, from 1.
         look: u32,
@@ -150,7 +151,8 @@ pub struct AuditReport {
     pub outbox_dead: u64,
     /// `true` if the circuit breaker of the order management's calls to the warehouse is open.
     pub warehouse_away: bool,
-    /// Messages that still wait in the outbox, by reason. They are no findings.
+    /// Number of messages that still wait in the outbox, by kind and reason. Waiting messages are
+    /// no findings.
     pub waiting: Vec<Waiting>,
     /// Number of orders with a checked history.
     pub histories: u64,

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - Each row is a number that both summaries have, with the relative change from the first run to
 //!   the second.
-//! - Differences of scenario, seed, version or machine are listed above the table. They decide if
-//!   the numbers can be compared.
+//! - Differences of scenario, seed, version or machine are listed above the table. These
+//!   differences decide if the numbers can be compared.
 
 use std::fmt;
 

@@ -45,7 +45,7 @@ pub const BUILT_IN: [(&str, &str); 8] = [
 /// Maximum number of further nodes, beside the node that the front calls.
 pub const NODES_MAX: u32 = 16;
 
-/// Maximum number of random events of a run. It bounds the memory of a long run with short
+/// Maximum number of random events of a run. The limit bounds the memory of a long run with short
 /// intervals.
 const RANDOM_EVENTS_MAX: usize = 10_000;
 
@@ -71,7 +71,8 @@ pub enum NodeAction {
     Kill,
     /// Pauses the process of a node (`SIGSTOP`) and lets it continue later.
     Pause,
-    /// Removes a node from the cluster for good. It joins again later with an empty data folder.
+    /// Removes a node from the cluster for good. The node joins again later with an empty data
+    /// folder.
     Leave,
 }
 
@@ -192,7 +193,8 @@ pub struct Scenario {
     pub seed: Option<u64>,
     /// Time after the start of the run during which requests do not count for the latencies.
     pub warm_up: Duration,
-    /// Number of further nodes, beside the node that the front calls. Each is a separate process.
+    /// Number of further nodes, beside the node that the front calls. Each further node is a
+    /// separate process.
     pub nodes: u32,
     /// `true` if the front sends each request to the node that owns its order.
     pub route: bool,

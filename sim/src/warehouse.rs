@@ -1,8 +1,8 @@
 //! The warehouse: the system that receives the order management's outbox messages, with real stock.
 //!
 //! The warehouse follows the contract for warehouses, `docs/warehouse.md`. On purpose, it answers
-//! slowly and sometimes wrongly ([`Behaviour`]). It sends a stock snapshot every 15 s and writes a
-//! statistics file every 10 s, both for the first time at its start.
+//! slowly and sometimes wrongly ([`Behaviour`]). The warehouse sends a stock snapshot every 15 s
+//! and writes a statistics file every 10 s. The first of each is made at the start.
 //!
 //! Invariants:
 //! - A delivery of units that are not in stock is refused and counted.

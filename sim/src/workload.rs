@@ -1,9 +1,9 @@
 //! Planned requests of the front and their intended starts: a pure function of one seed.
 //!
 //! Invariants:
-//! - The whole timeline, payments included, is fixed before the first request is sent. It does not
-//!   depend on answers. So a run is repeatable, and a slow answer cannot slow the load down (open
-//!   loop).
+//! - The whole timeline, payments included, is fixed before the first request is sent. The timeline
+//!   does not depend on answers. So a run is repeatable, and a slow answer cannot slow the load
+//!   down (open loop).
 //! - Requests are ordered by their intended starts. A payment or cancellation comes after its
 //!   order, except for a payment ahead of its order.
 //! - Every statistics request and every order has a new id, from `first_id`. Payments and

@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 /// Starts a warehouse with faults like the original's but short delays, and an order management
-/// with `fault`. Each has the address of the other.
+/// with `fault`. Both have the address of the other server.
 async fn neighbours(data: &Path, fault: Fault) -> (Warehouse, FakeOms) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let warehouse = Warehouse::start(quick(data, listener.local_addr().unwrap()))
@@ -163,7 +163,8 @@ async fn findings(fault: Fault) -> Vec<Finding> {
     let folder = tempfile::tempdir().unwrap();
     let (warehouse, oms) = neighbours(folder.path(), fault).await;
     let config = FrontConfig {
-        // With only 4 products, the first store runs out of units. Only then does this fault show.
+        // With only 4 products, the first store runs out of units. Otherwise this fault would have
+        // no effect.
         customers: Customers {
             products: if fault == Fault::SellsWhatIsReserved {
                 4
@@ -557,7 +558,7 @@ async fn a_warehouse_started_again_goes_on_with_its_real_stock() {
     let before = warehouse.stop().await;
     assert!(before.delivered > 0);
 
-    // A process killed in the middle of a write leaves this incomplete line. It was never
+    // A process killed in the middle of a write leaves this incomplete line. Its entry was never
     // confirmed.
     let ledger = folder.path().join("warehouse/ledger.jsonl");
     let mut text = std::fs::read(&ledger).unwrap();

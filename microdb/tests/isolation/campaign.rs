@@ -328,7 +328,8 @@ fn batch(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random, 
     let (mut batch, mut effects) = (shared.db.batch(), Effects::default());
     for at in 0..2 + random.below(3) {
         let (handle, number) = (shared.table(random), random.below(KEYS.into()) as u8);
-        // The first operation is always a put. Its value identifies the batch among the commits.
+        // The first operation is always a put. The value of the put identifies the batch among the
+        // commits.
         if at > 0 && random.chance(1, 4) && !effects.writes.contains_key(&handle.key(number)) {
             batch.delete(&handle.table, key_bytes(number));
             effects.writes.insert(handle.key(number), None);
@@ -422,8 +423,8 @@ fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
             }
         }
     }
-    // Each list comes from one thread. It is sorted in descending order, so that `pop` returns the
-    // oldest operation.
+    // Each list comes from one thread. The list is sorted in descending order, so that `pop`
+    // returns the oldest operation.
     for list in removals.values_mut() {
         list.sort_unstable_by_key(|index| Reverse(ops[*index].begin));
     }

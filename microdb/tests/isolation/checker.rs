@@ -14,7 +14,7 @@
 //!    version that B replaced (*rw*), or if A ended before B began (*real time*).
 //!
 //! A value is written once in a history, so a read of a value identifies its version. A read of an
-//! absent key does not. Its version is chosen by the time of the operation.
+//! absent key does not. The version of such a read is chosen by the time of the operation.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -88,7 +88,7 @@ struct Checker<'a> {
     /// For each operation, the number of its commit; 0 for an operation without a commit.
     positions: Vec<usize>,
     versions: HashMap<Key, Vec<Version>>,
-    /// Edges by node. The first nodes are the operations. They are followed by an extra node for
+    /// Edges by node. The first nodes are the operations. The other nodes are extra nodes, one for
     /// the end of each operation.
     edges: Vec<Vec<(usize, Why)>>,
     faults: Vec<String>,

@@ -4,7 +4,8 @@
 //! - Calls are recorded as [`Event`]s, from which [`super::cut::Cuts`] derives the disks after a
 //!   power cut.
 //! - [`Disk::kill`] is a crash of the process. The handles of the process fail from then on, and
-//!   its locks are released. Its writes stay visible, and unsynced writes stay unsynced.
+//!   its locks are released. The writes of the process stay visible, and unsynced writes stay
+//!   unsynced.
 //! - A [`Fault`] makes the Nth call fail, and `capacity` limits the size of the disk.
 //! - Listings change their order from call to call, because the trait promises no order.
 //!
@@ -238,7 +239,8 @@ impl Disk {
         }
     }
 
-    /// Returns a disk that records no events. It is cheaper, for tests without a power cut.
+    /// Returns a disk that records no events. Such a disk is cheaper, for tests without a power
+    /// cut.
     pub(crate) fn unrecorded(image: Image) -> Self {
         let disk = Self::of(image);
         disk.guard().recording = false;

@@ -2,7 +2,8 @@
 //!
 //! - [`disk::Disk`] implements the storage trait in memory and records each call.
 //! - [`cut::Cuts`] replays that record and builds the disks after a power cut at any call.
-//! - [`image::Image`] is the content of a disk. It is cheap to copy, and tests can damage any byte.
+//! - [`image::Image`] is the content of a disk. An image is cheap to copy, and tests can damage any
+//!   byte.
 //! - All random numbers come from [`random::Random`], so a seed repeats a run.
 //!
 //! Deliberately absent: knowledge of the database's format.

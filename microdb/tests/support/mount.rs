@@ -14,7 +14,7 @@ pub(crate) fn command(name: &str, args: &[&str]) -> Result<String, String> {
     Err(format!("{name} {}: {}", args.join(" "), told.trim()))
 }
 
-/// A mounted file system. It is unmounted when this value is dropped.
+/// A mounted file system. Dropping this value unmounts the file system.
 pub(crate) struct Mounted(pub(crate) PathBuf);
 
 impl Mounted {

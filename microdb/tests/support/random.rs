@@ -28,7 +28,8 @@ impl Random {
         }
     }
 
-    /// Returns `true` if the input bytes are used up. The following numbers are always the same.
+    /// Returns `true` if the input bytes are used up. From then on, the numbers are those of a
+    /// fixed seed.
     pub(crate) fn is_exhausted(&self) -> bool {
         self.taken >= self.bytes.len()
     }
@@ -57,7 +58,7 @@ impl Random {
         self.below(whole) < part
     }
 
-    /// Returns an independent stream. It takes only one number from this stream.
+    /// Returns an independent stream. Creating it takes only one number from this stream.
     pub(crate) fn fork(&mut self) -> Self {
         Self::new(self.next())
     }

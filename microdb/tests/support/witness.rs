@@ -2,8 +2,8 @@
 //!
 //! Each writer has a separate table and numbers its commits. Commit N puts the number N under
 //! several keys. The numbers promised as durable are kept outside of the database. The last number
-//! found determines the whole expected content of the table. It must not be below the last promised
-//! number.
+//! found determines the whole expected content of the table. The last number found must not be
+//! below the last promised number.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use microdb::{Db, Durability};
 
 /// Number of concurrent writers.
 pub(crate) const WRITERS: u64 = 3;
-/// Number of keys per writer. They are few, so that segments fill up with dead records.
+/// Number of keys per writer. A small number, so that segments fill up with dead records.
 const KEYS: u64 = 50;
 
 /// Commits until a commit fails. Calls `promise` with the number of each commit that is known to be

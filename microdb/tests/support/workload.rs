@@ -20,7 +20,7 @@ use super::random::Random;
 
 /// Folder of the database. Neither this folder nor its parent exists at first.
 pub(crate) const ROOT: &str = "/data/shop";
-/// Number of keys. They are few, so that they are often overwritten and deleted.
+/// Number of keys. A small number, so that keys are often overwritten and deleted.
 pub(crate) const KEYS: u64 = 10;
 const TABLES: [&str; 3] = ["orders", "stocks", "stats"];
 
@@ -182,8 +182,8 @@ pub(crate) fn key(number: u64) -> Vec<u8> {
     format!("{number}").repeat(number as usize).into_bytes()
 }
 
-/// Returns the whole content of a database. It is read by iteration, and compared with single reads
-/// and the table's length.
+/// Returns the whole content of a database, read by iteration. Checks that single reads and the
+/// length of each table agree with the iteration.
 pub(crate) fn read(db: &Db) -> microdb::Result<Model> {
     let mut model = Model::new();
     for info in db.tables() {
@@ -254,8 +254,8 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Opens the database on `disk` after a crash. It must be in a state of `allowed`. The error
-    /// describes the violation.
+    /// Opens the database on `disk` after a crash. The database must be in one of the states
+    /// `allowed`. The error describes the violation.
     pub(crate) fn open(disk: Disk, shape: Shape, allowed: &[Point]) -> Result<Self, String> {
         Self::try_open(disk, shape, allowed).map_err(|failure| format!("open: {failure}"))
     }
@@ -290,7 +290,8 @@ impl Run {
         self.db.as_ref().unwrap()
     }
 
-    /// Returns `true` if the database is open. It is not open after a close or a failed open.
+    /// Returns `true` if the database is open. The database is not open after a close or a failed
+    /// open.
     pub(crate) fn is_open(&self) -> bool {
         self.db.is_some()
     }
@@ -326,8 +327,8 @@ impl Run {
     }
 
     /// Opens the database and compares it with the permitted states. The state found becomes the
-    /// end of the history. It is durable, because an open makes the content durable before it is
-    /// visible.
+    /// end of the history. This state is durable, because an open makes the content durable before
+    /// it is visible.
     pub(crate) fn reopen(&mut self) -> Result<(), Failure> {
         let db = self.shape.options(&self.disk).open(ROOT)?;
         let found = self.found(&db).map_err(Failure::Wrong)?;
@@ -381,7 +382,8 @@ impl Run {
                 db.recovery(),
             ));
         };
-        // Commits without a change leave equal contents. Their sequence numbers differ.
+        // Commits without a change leave equal contents, which differ only in their sequence
+        // numbers.
         let same = |point: &Point| point.sequence == sequence && *point.model == model;
         let exact = self.history().iter().skip(found).position(same);
         exact

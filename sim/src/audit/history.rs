@@ -1,7 +1,7 @@
 //! The legal transitions of an order's state, pure: a history goes in, findings come out.
 //!
-//! The rules are those of the contract. They are written here a second time and not taken from the
-//! order management. So the audit detects a change in either of them.
+//! The rules are those of the contract. The rules are written here a second time and not taken from
+//! the order management. So the audit detects a change in either of them.
 
 use serde::Deserialize;
 
@@ -77,7 +77,8 @@ impl Walk {
             ("cancelled", Some(Reserved | Announced | Paid)) => Cancelled,
             ("expired", Some(Reserved | Announced)) => Expired,
             ("failed", Some(Reserved | Paid | Delivering)) => Failed,
-            // A second payment is to be refunded. It does not change the state of the order.
+            // A second payment is to be refunded. Such a payment does not change the state of the
+            // order.
             ("refund_wanted", Some(state))
                 if self.paid.is_some_and(|paid| Some(paid) != event.transaction_id) =>
             {

@@ -24,8 +24,8 @@ use crate::telemetry::{EventKind, Phase, Telemetry};
 use crate::wire::{Payment, Problem};
 use crate::workload::{Arrival, Load, LoadPhase, Request, Workload};
 
-/// Lag above which a request is late. It is well above the cost of a timer and a busy scheduler,
-/// and well below the time that a customer notices.
+/// Lag above which a request is late. The limit is well above the cost of a timer and a busy
+/// scheduler, and well below the time that a customer notices.
 const LATE_AFTER: Duration = Duration::from_millis(10);
 /// Number of arrivals that the pacer can hand over in advance. If the queue is full, the pacer
 /// waits and catches up later.
@@ -222,8 +222,8 @@ async fn perform(shop: Arc<Shop>, task: Task) {
     if let Some(mut order) = after {
         let is_pending = *order.borrow() == OrderProgress::Pending;
         let reached = order.wait_for(|order| *order != OrderProgress::Pending).await;
-        // The sender was dropped without a result: the order's task panicked. Its follow-ups are
-        // dropped.
+        // The sender was dropped without a result, because the order's task panicked. The
+        // follow-ups of the order are dropped.
         is_dropped = reached.map_or(true, |order| *order == OrderProgress::Dropped);
         if is_pending {
             // A customer pays only after the order was answered. So the intended start moves to the

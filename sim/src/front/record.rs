@@ -15,7 +15,7 @@ pub enum Outcome {
     Closed,
     /// No answer arrived before the deadline. The request may have been performed.
     TimedOut,
-    /// The request failed for another reason. It may have been performed.
+    /// The request failed for another reason. The request may have been performed.
     Failed,
 }
 

@@ -212,8 +212,8 @@ impl Chart<'_> {
             root.present()?;
             overlay
         };
-        // The library draws text and axes in black. They take the text colour of the page instead,
-        // so that they are readable on a dark page.
+        // The library draws text and axes in black. They are changed to the text colour of the
+        // page, so that a chart is readable on a dark page.
         let mut svg = svg.replace("#000000", "currentColor");
         if let Some(end) = svg.rfind("</svg>") {
             svg.insert_str(end, &overlay);

@@ -76,7 +76,7 @@ pub(super) struct Timeline {
     /// End of the last second of the run, in seconds since the first request.
     pub(super) end_s: f64,
     pub(super) lanes: Vec<Lane>,
-    /// Faults of nodes, of the warehouse and of the circuit breaker, ordered by time.
+    /// Marks for faults of nodes, of the warehouse and of the circuit breaker, ordered by time.
     pub(super) marks: Vec<Mark>,
 }
 

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - Delay and fault of a call derive from the seed, the order and the number of the attempt, and
 //!   not from the order of arrival. So the same seed treats an order in the same way in every run.
-//! - A fault never changes the books. They contain exactly the calls that were performed.
+//! - A fault never changes the books. The books contain exactly the calls that were performed.
 //! - Each fault that happens is counted under its name.
 
 use std::fmt;

@@ -24,11 +24,11 @@ pub(crate) const LEDGER_VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub(crate) enum Entry {
-    /// The first line of the ledger. It determines the stock of the first day.
+    /// The first line of the ledger. This line determines the stock of the first day.
     Begin {
         version: u32,
         seed: u64,
-        /// Start of the sequence numbers of deliveries. It is the time of creation in unix
+        /// The sequence number before the first delivery. The value is the time of creation in unix
         /// milliseconds, so that a new ledger has higher numbers than an old one.
         base: u64,
         products: u32,
@@ -331,9 +331,9 @@ impl Books {
         page.delivery_attempts - 1
     }
 
-    /// Returns an entry that fills up some of the quantities from which units were sold. Each is
-    /// chosen with probability one half and raised to a random quantity, if that is higher. So
-    /// stores do not run empty in a long run. Returns `None` if no quantity is raised.
+    /// Returns an entry that fills up some of the quantities from which units were sold. Each
+    /// quantity is chosen with probability one half and raised to a random quantity, if that is
+    /// higher. So stores do not run empty in a long run. Returns `None` if no quantity is raised.
     pub(crate) fn restock(&self, seed: u64) -> Option<Entry> {
         let mut dice = Dice::numbered(seed, Purpose::Restock, self.restockings);
         let units: Vec<_> = self

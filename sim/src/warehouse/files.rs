@@ -2,8 +2,8 @@
 //! and deletes.
 //!
 //! Invariants:
-//! - A file under its final name is complete. It is written and synced under a temporary name,
-//!   which no reader uses, and then renamed.
+//! - A file under its final name is complete. The file is written and synced under a temporary
+//!   name, which no reader uses, and then renamed.
 //! - A process never uses the same file name twice.
 
 use std::fmt::Write as _;

@@ -3,12 +3,12 @@
 //! Invariants:
 //! - An entry that [`Ticket::durable`] has confirmed survives a power cut.
 //! - Only one process writes the file (file lock).
-//! - An incomplete last line, left by a killed process, is removed and logged. Its entry was never
-//!   confirmed. Any other malformed line is an error with the line's number, and nothing is
-//!   changed.
+//! - An incomplete last line, left by a killed process, is removed and logged. The entry of such a
+//!   line was never confirmed. Any other malformed line is an error with the line's number, and
+//!   nothing is changed.
 //!
 //! A separate thread collects lines for a short time and syncs once for all of them. This delay
-//! does not matter, because answers take 200 ms and more. It leaves the disk to the order
+//! does not matter, because answers take 200 ms and more. Fewer syncs leave the disk to the order
 //! management.
 
 use std::fs::{File, OpenOptions};
@@ -43,7 +43,8 @@ pub(crate) struct Ledger {
     writer: Option<JoinHandle<()>>,
 }
 
-/// A position in the ledger. Its holder can wait until the ledger is durable up to it.
+/// A position in the ledger. The holder of a ticket can wait until the ledger is durable up to this
+/// position.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     line: u64,
@@ -195,7 +196,7 @@ fn read(file: &mut File, path: &Path) -> Result<(Option<Books>, u64)> {
     Ok((books, end))
 }
 
-/// Syncs the folder of a new file. Only then is the file's name durable.
+/// Syncs the folder of a new file. A new file's name is durable only after a sync of its folder.
 fn sync_folder(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     File::open(folder)
@@ -203,8 +204,8 @@ fn sync_folder(path: &Path) -> Result<()> {
         .map_err(Error::io("sync", folder))
 }
 
-/// The writer thread: collects lines, writes and syncs them, and publishes the progress. It ends
-/// when the ledger is dropped, or at the first failure.
+/// The writer thread: collects lines, writes and syncs them, and publishes the progress. The thread
+/// ends when the ledger is dropped, or at the first failure.
 fn write_lines(mut file: File, queue: &Receiver<Vec<u8>>, publish: &watch::Sender<Progress>) {
     while let Ok(mut text) = queue.recv() {
         let mut gathered = 1;

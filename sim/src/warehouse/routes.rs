@@ -121,8 +121,8 @@ impl Course {
         match fault {
             Fault::ResetBefore | Fault::ResetAfterActing => {
                 control.reset();
-                // The connection is dropped together with this call before an answer can be
-                // written. This wait only keeps the call open until then.
+                // The reset drops the connection, and this call with it, before an answer can be
+                // written. The wait only keeps the call open until then.
                 shared.stopped().await;
                 stopping()
             }

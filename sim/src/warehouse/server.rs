@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::Shared;
 use super::stream::{Control, FaultyStream};
 
-/// Maximum time to receive a request head. It is also the maximum idle time of a kept connection.
+/// Maximum time to receive a request head, and maximum idle time of a kept connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum time to complete the calls in flight after a stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);

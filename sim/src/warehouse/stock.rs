@@ -19,16 +19,16 @@ use crate::seed::{Dice, Purpose};
 /// Maximum number of units of one product in one store, also after a restocking.
 pub(crate) const QUANTITY_MAX: u32 = 15;
 
-/// Size of a piece of the CSV in bytes. It is large enough to make the overhead of a piece
-/// negligible. It takes about 0.1 ms to generate, so that other asynchronous tasks are not delayed.
+/// Size of a piece of the CSV in bytes. A piece is large enough to make its overhead negligible. A
+/// piece takes about 0.1 ms to generate, so that other asynchronous tasks are not delayed.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Numbers of products and stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StockShape {
-    /// Number of products. They are numbered from 1.
+    /// Number of products. Products are numbered from 1.
     pub products: u32,
-    /// Number of stores. They are numbered from 1.
+    /// Number of stores. Stores are numbered from 1.
     pub stores: u32,
 }
 

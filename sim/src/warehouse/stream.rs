@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - Without a fault, the stream passes every call through unchanged.
-//! - A fault applies to one answer. It ends with the flush of that answer.
+//! - A fault applies to one answer. The fault ends with the flush of that answer.
 //! - A reset is a real TCP reset (RST, through a linger time of zero), like that of a dying server.
 
 use std::io;

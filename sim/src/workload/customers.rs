@@ -27,8 +27,8 @@ const PAYMENT_STEPS: u32 = 17;
 pub(super) const EARLY_BY: Duration = Duration::from_millis(100);
 /// Maximum time from a payment to its repetition, milliseconds.
 const REPEAT_WITHIN_MS: u32 = 500;
-/// Smallest and largest delay of a cancellation after its order, milliseconds. Both are shorter
-/// than the delay of a usual payment.
+/// Smallest and largest delay of a cancellation after its order, milliseconds. Both delays are
+/// shorter than the delay of a usual payment.
 const CANCEL_AFTER_MS: (u32, u32) = (500, 1_500);
 
 /// The lines of an order: 1 to [`BASKET_MAX`] distinct products.
@@ -84,8 +84,8 @@ pub struct Zipf {
 }
 
 impl Zipf {
-    /// Returns the distribution for products 1 to `products`. It takes 8 bytes of memory per
-    /// product.
+    /// Returns the distribution for products 1 to `products`. The distribution takes 8 bytes of
+    /// memory per product.
     pub fn new(products: u32, exponent: f64) -> Self {
         let mut sum = 0.0;
         let weights = (1..=products).map(|rank| {

@@ -57,8 +57,8 @@ impl LoadPhase {
         if under_root < 0.0 {
             return None;
         }
-        // This form of the quadratic formula avoids the loss of digits by subtraction. It is exact
-        // for a constant rate.
+        // This form of the quadratic formula avoids the loss of digits by subtraction. The form is
+        // exact for a constant rate.
         let at_s = 2.0 * count / (self.rate + under_root.sqrt());
         at_s.is_finite().then_some(at_s)
     }

@@ -1,8 +1,8 @@
 //! Requests of an earlier run, read from its `stats.csv`, to be sent again.
 //!
 //! The file has the times and paths of the requests, and the order of each payment and
-//! cancellation. It has no bodies, so baskets and transaction ids are drawn from the seed. Orders
-//! get new ids, because the order management would answer a known id with its first answer.
+//! cancellation. The file has no bodies, so baskets and transaction ids are drawn from the seed.
+//! Orders get new ids, because the order management would answer a known id with its first answer.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,7 +16,8 @@ use crate::{Error, Result};
 /// Maximum number of lines of a file: three hours at 1,000 requests/s, about 400 MB in memory.
 const LINES_MAX: usize = 10_000_000;
 
-/// A request of an earlier run. Its order is given by a number from 0 in the order of the file.
+/// A request of an earlier run. `number` identifies its order: orders are numbered from 0, as they
+/// appear in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Replayed {
     Stats { product: u32 },
@@ -112,8 +113,8 @@ impl Replay {
         self.requests.get(place).copied()
     }
 
-    /// Returns the number of distinct orders. It includes orders of which the file has only a
-    /// payment or a cancellation.
+    /// Returns the number of distinct orders. The number includes orders of which the file has only
+    /// a payment or a cancellation.
     pub(super) fn orders(&self) -> u64 {
         let numbers = self.requests.iter().filter_map(|(_, request)| match request {
             Replayed::Stats { .. } => None,
