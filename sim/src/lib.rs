@@ -1,11 +1,11 @@
-//! The world around the order management: a shop front that loads it, a warehouse that supplies and
-//! serves it, and an audit that compares both sides.
+//! Simulators of the systems around the order management: a shop front that sends load, and a
+//! warehouse that supplies stock and delivers. An audit compares both sides.
 //!
-//! The simulators reach the order management over HTTP only, as real neighbours would. One seed
-//! drives everything random.
+//! The simulators use the order management over HTTP only, as real systems would. All random
+//! choices derive from one seed.
 //!
 //! - [`mod@audit`]: compares both sides after a run; the comparison is pure.
-//! - [`cluster_detail`]: ring and nodes, as the web console describes them.
+//! - [`cluster_detail`]: the ring and the nodes, as the web console describes them.
 //! - [`compare`]: two runs side by side.
 //! - [`front`]: open-loop load, latencies from the intended start, `stats.csv`.
 //! - [`latency`]: latency histograms and their percentiles.
@@ -19,7 +19,7 @@
 //! - [`telemetry`]: live state of a run, for views.
 //! - [`thresholds`]: conditions under which a run fails.
 //! - [`warehouse`]: a server with real stock and a durable ledger, slow and unreliable on purpose.
-//! - [`workload`]: requests and their moments, pure.
+//! - [`workload`]: planned requests and their moments, pure.
 #![forbid(unsafe_code)]
 
 pub mod audit;
@@ -43,7 +43,7 @@ pub mod warehouse;
 pub mod wire;
 pub mod workload;
 
-/// The example of the guide for clients, compiled by the documentation tests.
+/// Compiles the examples of the guide for clients as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/clients.md")]
 struct ClientExamples;

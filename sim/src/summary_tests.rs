@@ -1,4 +1,4 @@
-//! The table names every result once, fits 80 columns, and has one verdict.
+//! Tests that the table names every result once, fits 80 columns, and has one verdict.
 
 use super::*;
 use crate::front::OrderRecord;

@@ -1,5 +1,5 @@
-//! Tests of the checker itself: a history without faults, and one for each anomaly that it must
-//! find.
+//! Tests of the checker itself: histories without faults, and a history for each anomaly that it
+//! must find.
 
 use super::checker::{History, Key, Op, Seen, check};
 
@@ -35,7 +35,7 @@ impl Op {
     }
 }
 
-/// Checks the operations. Those with writes are committed in the given order.
+/// Checks the operations as a history. Operations with writes are committed in the given order.
 fn checked(ops: Vec<Op>) -> Result<(), String> {
     let writers = ops.iter().enumerate().filter(|(_, op)| !op.writes.is_empty());
     let order = writers.map(|(index, _)| index).collect();
@@ -56,7 +56,8 @@ fn checker_accepts_a_serial_history_with_clears_and_absent_keys() {
         op("absent", (0, 1)).reads(X, Seen::Absent),
         op("put", (2, 3)).writes(X, Some(1)),
         op("clear", (4, 6)).writes(X, None).writes(Y, None),
-        // Concurrent with the clear, on either side of it.
+        // The two operations overlap with the clear in time. The first one precedes it in the
+        // order, and the second one follows it.
         op("beside", (5, 9)).reads(X, Seen::Value(1)),
         op("beside too", (5, 9))
             .reads(X, Seen::Absent)
