@@ -45,7 +45,7 @@ impl Serialize for DigestHash {
     }
 }
 
-/// Digests and numbers of keys of the prefixes with keys. Shared with the cache.
+/// Digest and number of keys of each key prefix that has keys. The map is shared with the cache.
 pub(crate) type Prefixes = Arc<BTreeMap<u16, (DigestHash, u64)>>;
 
 /// The digests computed last, kept by the engine.

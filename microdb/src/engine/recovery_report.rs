@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::engine::counters::Bytes;
 use crate::sequence::Sequence;
 
-/// Findings of an open.
+/// Report on the recovery of a database while it was opened.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -29,7 +29,7 @@ use crate::sequence::Sequence;
 pub struct RecoveryReport {
     /// `true` if this open created the database.
     pub created: bool,
-    /// `true` if the database had been closed properly.
+    /// `true` if the database had been closed properly before this open.
     pub clean: bool,
     /// Sequence of the last commit found.
     pub sequence: Sequence,
@@ -43,7 +43,7 @@ pub struct RecoveryReport {
     pub bytes_replayed: u64,
     /// Number of frames that were replayed.
     pub frames_replayed: u64,
-    /// Number of records in these frames.
+    /// Number of records in the replayed frames.
     pub records_replayed: u64,
     /// Bytes of a torn tail that were dropped. None of them had been acknowledged as durable.
     pub dropped_bytes: u64,

@@ -18,7 +18,7 @@ use crate::format::usage::{Live, SegmentUsage};
 pub(crate) struct SegmentUsages {
     first: u64,
     list: VecDeque<Option<SegmentUsage>>,
-    /// Sum of the ends of all segments.
+    /// Sum of the sizes of all complete segments.
     bytes: u64,
     /// Sum of all live bytes.
     live_bytes: u64,
@@ -117,8 +117,8 @@ impl SegmentUsages {
         let Some(usage) = self.at(at) else { return };
         if let Ok(index) = usage.live_at(table) {
             let live = &mut usage.live[index];
-            // The record was not verified when it died, so a damaged one may claim any length. Only
-            // the sum is wrong then, since no segment is removed because of its bytes alone (see
+            // The dead record was not verified, so its length may be wrong if it is damaged. Then
+            // only the sum is wrong, because no segment is removed by its live bytes alone (see
             // `checkpoint`).
             let bytes = live.bytes.min(bytes as u64);
             live.bytes -= bytes;
@@ -202,7 +202,7 @@ mod tests {
         usages.set_end(7, 1000);
         usages.set_end(7, 2000);
         assert_eq!((usages.bytes(), usages.live_bytes()), (2000, 180));
-        // More than the live bytes, as a damaged length would be.
+        // Subtracts more than the live bytes, as a record with a damaged length would.
         usages.sub_live(first, 1, 5000);
         assert_eq!(usages.live_bytes(), 80);
         assert!(!usages.get(7).unwrap().has_no_live_record());

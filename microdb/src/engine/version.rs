@@ -3,7 +3,7 @@
 //! - A sequence lock: the version is odd while a commit is being published, and even otherwise.
 //!   Reads between two equal even versions saw no commit in part.
 //! - Readers never block a commit.
-//! - Copies made by compaction do not count: they move a record and change no value.
+//! - Compaction does not change the version, because its copies change no value.
 //!
 //! Follows Transactional Locking II (Dice, Shalev, Shavit 2006), with one clock for all keys.
 
@@ -24,7 +24,7 @@ impl Version {
     }
 
     /// Returns `true` if [`Version::load`] returned `version`, no commit was being published then,
-    /// and none was published since. Call this after the reads that it is to validate.
+    /// and none was published since. Call this function after the reads to be validated.
     #[inline]
     pub(crate) fn is_still(&self, version: u64) -> bool {
         fence(Ordering::Acquire);
