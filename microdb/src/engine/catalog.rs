@@ -81,7 +81,7 @@ impl TableCore {
 }
 
 /// A change of the catalog. It is applied under the commit lock, in the step that makes its commit
-/// visible, so that a snapshot sees the catalog and the tables of one moment.
+/// visible. So a snapshot sees the catalog and the tables of one moment.
 pub(crate) enum CatalogChange {
     Create(Arc<TableCore>),
     Drop(Arc<TableCore>),

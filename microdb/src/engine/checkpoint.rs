@@ -212,8 +212,8 @@ impl Engine {
     }
 
     fn moment(&self) -> Moment {
-        // The lock prevents that a table is created or dropped while the list of tables and their
-        // views are taken, so that both are of one moment.
+        // No table can be created or dropped while this lock is held, so the list of tables and
+        // their views are of one moment.
         let _ddl = lock(&self.ddl);
         let tables = self.tables();
         let next_table = self.next_table();
@@ -241,8 +241,8 @@ impl Engine {
         }
     }
 
-    /// Writes the file of a checkpoint. Each view of `moment` is dropped as soon as it is written,
-    /// because writers copy the parts of a directory that they change while a view of it exists.
+    /// Writes the file of a checkpoint. Each view of `moment` is dropped as soon as it is written:
+    /// while a view of a directory exists, writers must copy the parts that they change.
     fn write_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
         let path = self.paths.checkpoint_temporary(generation);
         let file = self.options.storage.open(&path, OpenMode::CreateNew);

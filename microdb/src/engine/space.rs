@@ -13,15 +13,15 @@
 //!
 //! Invariants:
 //!
-//! - With the default options, `hard` is below twice the live bytes plus four segments, including
-//!   room for frames that other threads append at the same time.
+//! - With the default options, `hard` is below twice the live bytes plus four segments. This
+//!   includes room for frames that other threads append at the same time.
 //! - Compaction never waits for space.
 //! - A commit waits before it takes any lock and before it joins a group. Commits of the catalog do
 //!   not wait, because they hold a lock that a checkpoint needs.
 //! - A commit never waits longer than [`WAIT_MAX`]. It does not wait if nothing can be freed: while
 //!   a backup or a requested compaction holds the segments, after a failed compaction, or if all
 //!   dead bytes are in damaged segments.
-//! - The disk space of removed segments that a snapshot, an iterator, a feed or a value still holds
+//! - A snapshot, an iterator, a feed or a value may still hold removed segments. Their disk space
 //!   is not part of the size, since readers must not stop writers.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
