@@ -11,8 +11,8 @@
 //! second bucket.
 //!
 //! - In a chunk, a key moves only from home to second, never back.
-//! - The flag of its class is set before the key appears in the second bucket, and the key appears
-//!   there before its old slot is reused.
+//! - The flag of its class is set before the key appears in the second bucket. The key appears in
+//!   the second bucket before its old slot is reused.
 //! - So a reader who misses the key in the home finds its flag, and then the key.
 //!
 //! Deliberately absent: growth, which is in `grow.rs`.
@@ -46,8 +46,8 @@ pub(super) struct Chunk {
     /// `true` while the checksum of `source` is still to be verified.
     unverified: AtomicBool,
     depth: u8,
-    /// Number of extra bytes per slot (0, 1 or 2), which hold the bits of a hash that neither the
-    /// tag nor the position of the slot determines.
+    /// Number of extra bytes per slot: 0, 1 or 2. They hold the bits of a hash that neither tag nor
+    /// position of the slot determine.
     extra_bytes: u8,
     path: u32,
     keys: AtomicU32,

@@ -10,9 +10,9 @@
 //! - *tag*: the low 20 bits of the key's *prefix*, which is the top 34 bits of its hash. Tags
 //!   distinguish the keys of a bucket without reading records.
 //! - *rank*: 0 if the key is in its home bucket, 1 if it is in its second one.
-//! - *flag*: unrelated to the key of this slot. Flag `c` of a bucket, stored in slot `c`, is set if
-//!   some key of class `c` (the low three bits of the tag) with this home is in its second bucket.
-//!   If the flag is not set, a lookup ends in the home bucket.
+//! - *flag*: unrelated to the key of this slot. Slot `c` of a bucket stores the flag of class `c`.
+//!   It is set if a key of this class with this home is in its second bucket. The class of a key is
+//!   the low three bits of its tag. If the flag is not set, a lookup ends in the home bucket.
 
 /// Number of bits of a hash that the directory can recover from a slot and its position. With 34
 /// bits, the probability that a lookup finds another key with the same prefix is keys / 2^34, or

@@ -148,7 +148,8 @@ fn check_view(view: &View, model: &BTreeMap<u64, Location>, hashing: Hashing, lo
     }
 }
 
-/// Runs a random history of growth, rest and decline, with views taken and checked later.
+/// Runs random operations in six phases, of which some add more keys and some delete more keys.
+/// Views are taken in between and checked later.
 fn history(seed: u64, hashing: Hashing, keys: u64, steps: u64) {
     let mut random = Random(seed);
     let mut bench = Bench::new(hashing);
