@@ -73,7 +73,7 @@ pub enum Error {
     },
     /// Another process, or another `Db` of this process, has the database open for writing.
     Locked {
-        /// The lock file.
+        /// The file that is locked.
         path: PathBuf,
         /// Process id of the holder, if known.
         holder: Option<u32>,
@@ -96,7 +96,7 @@ pub enum Error {
     /// body of a transaction, the error means that the current run has read outdated data. The body
     /// will run again.
     Conflict {
-        /// Number of runs.
+        /// Number of runs of the body.
         tries: u32,
     },
     /// A key, value, batch, name or transaction exceeds a limit of the format or the options.

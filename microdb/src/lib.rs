@@ -1,5 +1,5 @@
-//! An embedded key-value engine for point access. An append-only log holds all records, and
-//! everything else is derived from it. A hash directory in memory finds the record of a key.
+//! An embedded key-value engine for point access. An append-only log holds all records. A hash
+//! directory in memory finds the record of a key.
 //!
 //! ```
 //! # fn main() -> microdb::Result<()> {

@@ -81,8 +81,8 @@ impl Default for Options {
             // Small, so that thousands of small databases in one process take little memory and
             // disk space.
             segment_bytes_first: 256 * 1024,
-            // Bounds the memory of the active segment, and is the unit in which space is freed.
-            // 16,384 such segments hold 256 GiB.
+            // This size bounds the memory of the active segment, and is the unit in which space is
+            // freed. 16,384 such segments hold 256 GiB.
             segment_bytes_max: 16 << 20,
             // One write call carries a few thousand records, so that its fixed cost is negligible.
             buffer_bytes: 256 * 1024,
@@ -195,8 +195,8 @@ impl Options {
     }
 
     /// Growth of the log, in bytes, after which a checkpoint is written. If twice the size of the
-    /// directory is more than this value, it is used instead. The option bounds the time of an open
-    /// after a crash. Default: 32 MiB.
+    /// directory is more than this value, that size is used instead. The option bounds the time of
+    /// an open after a crash. Default: 32 MiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -319,7 +319,7 @@ impl Db {
     pub fn checkpoint(&self) -> Result<()> {
         self.engine.checkpoint()?;
         if !self.engine.options.background {
-            // A seal is derived from its segment, so a failure here does no harm.
+            // A failure is ignored, because a seal can be computed again from its segment.
             let _ = self.engine.seal_segments();
         }
         Ok(())

@@ -178,7 +178,9 @@ impl Db {
 
     /// Returns the digests of all live records at this moment. Databases with the same records have
     /// the same digests, even if their histories differ. The first call reads every record. Later
-    /// calls read the keys of the tables written since, and the records of the written prefixes.
+    /// calls read all keys of the tables that were written since the previous call. Of these
+    /// tables, they read only records with the key prefix of a written key (see
+    /// [`crate::digest_prefix`]).
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -49,7 +49,7 @@ impl BenchDirectory {
         }
     }
 
-    /// Adds one absent key.
+    /// Adds one absent key with this hash at the location `number`.
     pub fn insert(&self, hash: u64, number: u64) {
         self.0
             .insert(&pin(), KeyHash(hash), location(number))

@@ -398,8 +398,8 @@ impl Chunk {
         true
     }
 
-    /// Returns a free word in the home or else in the second bucket, after moving other keys if
-    /// necessary.
+    /// Returns a free slot (bucket and word) in the home or else in the second bucket, after moving
+    /// other keys if necessary.
     fn room(&self, home: usize, second: usize) -> Option<(usize, usize)> {
         (0..=MOVES_MAX).find_map(|moves| {
             let free = |bucket| self.vacate(bucket, moves).map(|word| (bucket, word));
@@ -407,7 +407,8 @@ impl Chunk {
         })
     }
 
-    /// Frees a word in `bucket` by at most `moves` moves of keys from home to second.
+    /// Frees a slot of `bucket` by at most `moves` moves of keys from their home to their second
+    /// bucket. Returns the word of the slot.
     pub(super) fn vacate(&self, bucket: usize, moves: u32) -> Option<usize> {
         if let Some(word) = self.free_word(bucket) {
             return Some(word);
@@ -543,7 +544,7 @@ impl Chunk {
     /// shares the returned copy, so the writer may change it.
     ///
     /// # Errors
-    /// As [`Chunk::copied`].
+    /// The errors of [`Chunk::copied`].
     pub(super) fn prepared_or_copied(&self, born: u64) -> Result<Arc<Self>, Damage> {
         let prepared = self.source.as_ref().and_then(|source| source.prepared.get());
         match prepared.filter(|copy| copy.born() >= born) {

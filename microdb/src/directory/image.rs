@@ -33,9 +33,11 @@ use crate::raw::map::Map;
 /// Alignment of chunks in the file, in bytes: the size of a cache line.
 pub(crate) const IMAGE_ALIGN: u64 = 64;
 
-/// First bytes of a table: "DIR1".
+/// First bytes of the table of an image: "DIR1".
 const MAGIC: u32 = u32::from_le_bytes(*b"DIR1");
 
+/// Header of the table of an image:
+///
 /// | offset | bytes | header field |
 /// | --- | --- | --- |
 /// | 0 | 4 | magic |
@@ -45,6 +47,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"DIR1");
 /// | 16 | 8 | number of keys |
 pub(super) const HEADER_BYTES: usize = 4 + 4 + 4 + 4 + 8;
 
+/// Entry of a chunk in the table of an image:
+///
 /// | offset | bytes | chunk entry field |
 /// | --- | --- | --- |
 /// | 0 | 8 | offset in the file, a multiple of 64 |
@@ -56,7 +60,7 @@ pub(super) const HEADER_BYTES: usize = 4 + 4 + 4 + 4 + 8;
 /// | 28 | 4 | zero |
 const ENTRY_BYTES: usize = 8 + 6 * 4;
 
-/// A stash entry: prefix and location.
+/// Size of a stash entry in bytes: prefix and location.
 const STASH_ENTRY_BYTES: usize = 8 + 8;
 
 const _: () = assert!(HEADER_BYTES == 24 && ENTRY_BYTES == 32);
@@ -78,7 +82,7 @@ pub(crate) struct ImageTable {
 /// Reason why an image could not be written.
 #[derive(Debug)]
 pub(crate) enum EncodeError {
-    /// The writer failed.
+    /// Writing to the output failed.
     Io(io::Error),
     /// A chunk in an older checkpoint is damaged.
     Damage(Damage),

@@ -44,8 +44,8 @@ impl Location {
     /// Returns the location at `offset` of the segment with id `segment`.
     ///
     /// # Panics
-    /// If the offset is 0 (the segment header is there, and zero marks an empty slot) or beyond 64
-    /// MiB, which is a bug of the caller.
+    /// If the offset is 0 or beyond 64 MiB, which is a bug of the caller. The segment header is at
+    /// offset 0, and zero marks an empty slot.
     #[inline]
     pub(crate) fn new(segment: u64, offset: u32) -> Self {
         assert!(
@@ -93,7 +93,7 @@ impl KeyHash {
     }
 }
 
-/// The top [`PREFIX_BITS`] of a hash.
+/// The top [`PREFIX_BITS`] bits of a hash.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Prefix(pub(super) u64);
 
@@ -118,7 +118,7 @@ impl Prefix {
     }
 }
 
-/// The low [`TAG_BITS`] of a prefix.
+/// The low [`TAG_BITS`] bits of a prefix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Tag(pub(super) u64);
 
@@ -162,7 +162,7 @@ impl Pattern {
 pub(super) struct Slot(pub(super) u64);
 
 impl Slot {
-    /// Returns a full slot without the flag.
+    /// Returns the slot of a key at `location`. Its flag is not set.
     #[inline]
     pub(super) fn new(tag: Tag, rank: Rank, location: Location) -> Self {
         Self(tag.pattern(rank).0 | location.0)

@@ -37,7 +37,7 @@ pub(super) struct Parts {
     pub(super) chunks: Vec<Arc<Chunk>>,
     pub(super) stash: Arc<Stash>,
     pub(super) keys: u64,
-    /// The token of the view ([`Frozen`]).
+    /// The token of the view, which shows the directory that the view exists (see [`Frozen`]).
     pub(super) token: Token,
 }
 

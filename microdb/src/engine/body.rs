@@ -13,7 +13,8 @@ use crate::format::record::{self, RECORD_CRC_BYTES, RecordKind};
 use crate::format::{BATCH_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::raw::prefetch::prefetch;
 
-/// Prefetch distance, in operations, of the search for duplicates.
+/// Distance, in operations, at which the search for duplicates prefetches entries of its hash
+/// table.
 const PLACE_AHEAD: usize = 16;
 
 /// One record of a body.
@@ -35,7 +36,7 @@ pub(crate) struct Op {
     pub(crate) superseded: bool,
 }
 
-/// Records that are committed together.
+/// The encoded records that are committed together, and one `Op` for each of them.
 #[derive(Debug, Default)]
 pub(crate) struct Body {
     pub(crate) bytes: Vec<u8>,

@@ -89,7 +89,7 @@ pub(crate) enum CatalogChange {
         table: Arc<TableCore>,
         to: String,
     },
-    /// Renames tables to the names of other tables, which are dropped.
+    /// Renames tables. Tables that had the new names are dropped.
     Replace {
         dropped: Vec<Arc<TableCore>>,
         renamed: Vec<(Arc<TableCore>, String)>,

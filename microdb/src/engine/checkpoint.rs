@@ -41,7 +41,7 @@ use crate::raw::map::Map;
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, StorageFile};
 
-/// The log and the directories of one moment.
+/// State of the log and of the directories at one moment, to be written to a checkpoint.
 struct Moment {
     at: Frontier,
     /// Size of the log up to `at`.
@@ -58,7 +58,7 @@ struct Moment {
 }
 
 /// A set of segments, stored as the low 16 bits of their ids. A location holds only these bits, and
-/// no two segments of a log have the same.
+/// no two segments of a log have the same low 16 bits.
 struct SegmentSet(Vec<bool>);
 
 impl Default for SegmentSet {
@@ -90,7 +90,7 @@ impl Engine {
     /// segments. Returns the generation of the new checkpoint.
     pub(crate) fn checkpoint(&self) -> Result<u64> {
         self.check_process()?;
-        // One checkpoint at a time.
+        // This lock ensures that only one checkpoint is written at a time.
         let _one = lock(&self.checkpointing);
         // Checked under the lock, because `close` takes the same lock and nothing may be written
         // after `close`.
@@ -98,7 +98,7 @@ impl Engine {
         self.checkpoint_now()
     }
 
-    /// Like [`Engine::checkpoint`], for a caller that holds `checkpointing`.
+    /// Like [`Engine::checkpoint`], for a caller that holds the lock `checkpointing`.
     pub(crate) fn checkpoint_now(&self) -> Result<u64> {
         self.check_identity()?;
         let mut moment = self.moment();
@@ -402,7 +402,7 @@ impl Engine {
 /// Writes a file sequentially, in large pieces.
 struct Appender<'a> {
     file: &'a dyn StorageFile,
-    /// File offset of the start of the buffer.
+    /// Offset in the file at which the content of `buffer` begins.
     at: u64,
     buffer: Vec<u8>,
 }

@@ -3,7 +3,7 @@
 //! - A digest is computed only on request, by `tools::digest`.
 //! - The cache is empty after an error, so that it never differs from the log.
 //!
-//! Deliberately absent: the computation.
+//! Deliberately absent: the computation of digests.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

@@ -1,8 +1,8 @@
 //! Group commit: commits that wait at the same time share one sync of the disk.
 //!
 //! A durable commit joins the forming group. A waiting thread that finds no leader becomes the
-//! leader of all waiting threads. It appends their frames in order, syncs once, publishes the
-//! frames in the order of the log and wakes the members.
+//! leader of all waiting threads. The leader appends the frames of these members in order, syncs
+//! once, publishes the frames in the order of the log and wakes the members.
 //!
 //! - While a group waits for the disk, its frames are in the log but not visible. Commits that
 //!   arrive then, buffered or durable, join the next group.
@@ -16,8 +16,9 @@
 //! the earlier frames of the group. So the transaction cannot meet a conflict. All turns of a group
 //! share its sync.
 //!
-//! - Progress: a transaction commits in its turn if its body ends within the time limit, or ends
-//!   with the error of its body. Each further turn of the same transaction doubles the limit.
+//! - Progress: if the body of a transaction ends within the time limit of its turn, the transaction
+//!   commits, or returns the error of its body. Each further turn of the same transaction doubles
+//!   the limit.
 //! - A slower body loses its turn, and another waiting thread takes the group over. So a body that
 //!   waits for a writer delays writers by the limit, but never blocks them for good. The
 //!   transaction then commits like an ordinary one, with checks, in the next group.
@@ -45,12 +46,12 @@ const GATHER_SHARE: u32 = 2;
 /// Interval at which waiting threads look for an overdue turn.
 const WATCH: Duration = Duration::from_millis(50);
 
-/// Commits that wait for a group.
+/// State of group commit: the commits that wait for the next group, and the current group.
 #[derive(Default)]
 pub(crate) struct Queue {
     waiting: Vec<Request>,
     leading: bool,
-    /// Number of the forming group.
+    /// Number of the group that the waiting commits will form.
     group: usize,
     /// Number of members expected in the next group: the members of the last group, and the commits
     /// that arrived during its sync.
@@ -174,7 +175,7 @@ pub(crate) type Ran = Option<(Body, Vec<Arc<TableCore>>)>;
 /// Runs the body of a transaction in its turn.
 pub(crate) type Runner<'a> = &'a mut dyn FnMut(Arc<GroupWrites>) -> Ran;
 
-/// A group with a leader.
+/// A group of commits that is being appended, synced and published together.
 struct Group {
     number: usize,
     members: usize,
@@ -370,8 +371,8 @@ impl Engine {
         self.go_on(group);
     }
 
-    /// Syncs the frames of the group if a member asks for durability, publishes them, and wakes the
-    /// members.
+    /// Syncs the frames of the group if the commit of a member must be durable. Publishes the
+    /// frames, and wakes the members.
     fn finish(&self, group: Group) {
         let mut synced = Ok(());
         let mut sync_time = Duration::ZERO;
@@ -444,7 +445,7 @@ impl Engine {
         Ok(Outcome { sequence, replaced })
     }
 
-    /// Takes the commit lock at a moment at which all frames of the log are published.
+    /// Waits until all frames of the log are published. Returns with the commit lock held.
     pub(crate) fn lock_quiet(&self) -> MutexGuard<'_, Core> {
         let mut core = lock_briefly(&self.core);
         while core.in_flight {

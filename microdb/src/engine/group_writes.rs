@@ -67,7 +67,7 @@ impl GroupWrites {
         }
     }
 
-    /// Returns the state of a key.
+    /// Returns the state of the key with this hash after the commits of the group.
     pub(crate) fn key(&self, table: u32, hash: KeyHash) -> Pending {
         match self.keys.get(&(table, hash.0)) {
             Some(Some(location)) => Pending::At(*location),

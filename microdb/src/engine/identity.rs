@@ -128,7 +128,8 @@ pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dy
 pub(crate) fn is_own_segment(storage: &dyn Storage, path: &Path, database: DatabaseId) -> Result<bool> {
     let head = match read_head(storage, path)? {
         Head::Bytes(head) => head,
-        // A missing file may be removed. The removal then reports the error.
+        // If the file is missing, the caller may try to remove it. The removal then reports that it
+        // is missing.
         Head::Missing => return Ok(true),
         Head::NoFile => return Ok(false),
     };

@@ -66,25 +66,28 @@ use crate::raw::tail::Spare;
 use crate::seeded::seeded;
 use crate::storage::StorageFile;
 
-/// Largest log since the last checkpoint for which `close` writes no further checkpoint. Replaying
-/// it takes about half a millisecond, not counting the directory.
+/// Maximum number of bytes of log since the last checkpoint for which `close` writes no further
+/// checkpoint. Replaying so much log takes about half a millisecond, without the time for copying
+/// directory chunks.
 const CLOSE_REPLAY_BYTES: u64 = 256 * 1024;
 
-/// Largest part of the directory copied by a replay for which `close` writes no checkpoint.
-/// Reading, verifying and copying it takes about a millisecond.
+/// Maximum number of bytes of the directory that the next open may copy during its replay. If it
+/// would copy more, `close` writes a checkpoint. Reading, verifying and copying so much takes about
+/// a millisecond.
 const CLOSE_COPY_BYTES: u64 = 2 << 20;
 
-/// Upper bound for the bytes of the directory copied by one replayed record: a chunk of usual size.
+/// Upper bound for the bytes of the directory that are copied to replay one record: the size of a
+/// usual chunk.
 const CHUNK_COPY_BYTES: u64 = 48 * 1024;
 
-/// Purpose of a close, which decides if a checkpoint is worth its time.
+/// Purpose of a close. It decides if `close` takes the time to write a checkpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Closing {
-    /// The next open should take about a millisecond, so more of the log is covered by a
-    /// checkpoint.
+    /// `close` writes a checkpoint if the next open would otherwise take more than about a
+    /// millisecond.
     Usual,
-    /// Another process waits to open the database, so the close and the open together must be
-    /// short.
+    /// Another process waits to open the database, so the time of `close` matters too. `close`
+    /// writes a checkpoint only if the replay of the log would take longer.
     Quick,
 }
 
@@ -104,7 +107,7 @@ pub(crate) struct Engine {
     /// Condition variables of the groups with even and with odd numbers. With two of them, a
     /// finished group wakes only its own members.
     pub(crate) group_done: [Condvar; 2],
-    /// Signals a leader that gathers members that enough of them have joined its group.
+    /// Signals the leader that is gathering members: enough of them have joined its group.
     pub(crate) group_full: Condvar,
     /// Signals that all appended frames are published. Used with the mutex `core`.
     pub(crate) quiet: Condvar,
@@ -136,7 +139,7 @@ pub(crate) struct Engine {
     /// The most recently computed digests. This mutex is locked before `ddl`.
     pub(crate) digests: Mutex<Option<DigestCache>>,
     pub(crate) reads: DiskReads,
-    /// Bounds for the size of the log.
+    /// Bounds of the size of the log, and the commits that wait for space.
     pub(crate) space: Space,
     /// Number of complete segments with bytes that were not yet handed to the operating system.
     pub(crate) rolled_segments: std::sync::atomic::AtomicUsize,
@@ -152,7 +155,8 @@ impl Engine {
         KeyHash(siphasher::sip::SipHasher13::new_with_key(&self.hash_seed).hash(key))
     }
 
-    /// Fails if writes are not accepted.
+    /// Returns an error if the database accepts no writes: it is closed, read-only or poisoned, or
+    /// this process is a forked child.
     pub(crate) fn check_writable(&self) -> Result<()> {
         self.check_process()?;
         if self.closed.load(Ordering::Relaxed) {
@@ -273,13 +277,13 @@ impl Engine {
 /// database. Background jobs hold the [`Engine`] itself, so they never keep a database open.
 pub(crate) struct Handle {
     engine: Arc<Engine>,
-    /// Dropped after the engine.
+    /// Declared last, so that it is dropped after `engine`.
     _end: End,
 }
 
-/// Returns the maps and the memory of the database to the system before the drop of the last handle
-/// returns. Otherwise another thread would return them later. The next open in this process would
-/// then wait for the locks of the address space and of the allocator.
+/// Its drop returns the maps and the memory of the database to the system before the drop of the
+/// last handle ends. Otherwise another thread would return them later. The next open in this
+/// process would then wait for the locks of the address space and of the allocator.
 struct End {
     birth: Birth,
     jobs: Arc<RunningJobs>,
@@ -287,7 +291,8 @@ struct End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        // A forked child has no threads that could end the jobs of its parent.
+        // The threads that run the jobs of the parent do not exist in a forked child, so waiting
+        // for these jobs would never end.
         if self.birth.is_here() {
             // A running job may hold the last reference to the engine, so the engine is dropped
             // once all jobs have ended.

@@ -1,4 +1,4 @@
-//! List of the databases of which the current thread is running the body of a transaction.
+//! List of the databases in which the current thread is inside the body of a transaction.
 //!
 //! - Inside the body of a transaction, a direct write to the same database is refused. It would
 //!   wait for a commit group that itself waits for the body, and each run of the body would repeat
@@ -54,7 +54,7 @@ fn address(engine: &Engine) -> usize {
 /// Refuses operations that are forbidden inside the body of a transaction on this database.
 ///
 /// # Errors
-/// [`Error::InTransaction`] if the current thread is inside one.
+/// [`Error::InTransaction`] if the current thread is inside such a body.
 #[inline]
 pub(crate) fn check_outside(engine: &Engine) -> Result<()> {
     let bodies = BODIES.get();

@@ -1,6 +1,7 @@
-//! The findings of an open, for programs and for operators.
+//! Report on the recovery of a database while it was opened, for programs and for operators.
 //!
-//! - The text says which commits exist, which were dropped, and why that is correct.
+//! - The displayed text names the commits that exist and the bytes that were dropped, and explains
+//!   why nothing durable is missing.
 //! - Only bytes that were never acknowledged as durable count as dropped.
 //!
 //! Deliberately absent: damage, which is an error of the open.
@@ -31,7 +32,7 @@ pub struct RecoveryReport {
     pub created: bool,
     /// `true` if the database had been closed properly before this open.
     pub clean: bool,
-    /// Sequence of the last commit found.
+    /// Sequence of the last commit in the log after recovery.
     pub sequence: Sequence,
     /// Sequence of the last commit known to be durable.
     pub durable_sequence: Sequence,

@@ -1,6 +1,7 @@
 //! Live bytes of all segments, by table.
 //!
-//! - Changed under the commit lock together with the directory, and saved with each checkpoint.
+//! - The counts are changed under the commit lock together with the directory, and saved with each
+//!   checkpoint.
 //! - Compaction chooses its victims by these counts. Dropping a table subtracts its bytes without
 //!   reading a record.
 //! - A damaged record may claim a wrong length, so the counts are a guide. No segment is removed
@@ -53,12 +54,12 @@ impl SegmentUsages {
         }
     }
 
-    /// Returns the bytes of all segments except the active one.
+    /// Returns the size of all segments except the active one, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Returns the bytes of all live records.
+    /// Returns the size of all live records, in bytes.
     pub(crate) fn live_bytes(&self) -> u64 {
         self.live_bytes
     }

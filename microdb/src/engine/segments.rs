@@ -57,7 +57,7 @@ pub(crate) struct Segment {
     /// Map of the file, of which the first `head_bytes` are read.
     head: Option<Arc<Map>>,
     head_bytes: u32,
-    /// Bytes behind the map, if the segment is active or not mapped yet.
+    /// Memory buffer with the bytes behind the map, if the segment is active or not mapped yet.
     tail: Option<Arc<TailBuffer>>,
 }
 
@@ -440,7 +440,8 @@ impl Segments {
         });
     }
 
-    /// Removes segments from the table. Readers of an earlier table can still read them.
+    /// Removes segments from the current table. Readers that hold an earlier table can still read
+    /// them.
     pub(crate) fn remove(&self, ids: &[u64]) {
         if !ids.is_empty() {
             self.change(|table| ids.iter().for_each(|id| table.remove(*id)));

@@ -37,7 +37,7 @@ use crate::seeded::seeded;
 /// Maximum delay of one commit.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Interval at which a waiting commit looks again, in case it is not woken.
+/// Interval at which a waiting commit checks the size of the log again, in case nothing wakes it.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Number of bytes committed between two sleeps, while writers are slowed.

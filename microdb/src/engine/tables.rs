@@ -3,7 +3,7 @@
 //! - Each change is one durable commit of the catalog, made under `ddl`.
 //! - Changes are refused inside the body of a transaction.
 //!
-//! Deliberately absent: records of tables.
+//! Deliberately absent: reading and writing of the records in tables.
 
 use std::sync::Arc;
 

@@ -31,7 +31,8 @@ impl Version {
         version.is_multiple_of(2) && self.0.load(Ordering::Relaxed) == version
     }
 
-    /// Begins to publish. The caller holds the commit lock until [`Version::end`].
+    /// Makes the version odd before a commit is published. The caller holds the commit lock until
+    /// [`Version::end`].
     #[inline]
     pub(crate) fn begin(&self) {
         let version = self.0.load(Ordering::Relaxed);
@@ -41,7 +42,7 @@ impl Version {
         fence(Ordering::Release);
     }
 
-    /// Ends the publication.
+    /// Makes the version even again after a commit was published.
     #[inline]
     pub(crate) fn end(&self) {
         let version = self.0.load(Ordering::Relaxed);

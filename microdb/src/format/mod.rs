@@ -41,8 +41,8 @@ pub(crate) const SEGMENT_ID_LIMIT: u64 = 1 << (64 - OFFSET_BITS);
 /// copied into batches and into the read sets of transactions.
 pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
 
-/// Maximum size of a value, in bytes: half a segment, so that compaction can always move a record
-/// together with others.
+/// Maximum size of a value, in bytes: half of the largest segment, so that compaction can always
+/// copy a record together with others into one segment.
 pub const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Maximum size of an encoded batch, in bytes. A record takes 7 to 16 bytes besides key and value.

@@ -169,7 +169,8 @@ mod tests {
         assert!(!seal.is_chunk(0, &bytes[..5]) && !seal.is_chunk(3, &[]) && seal.range(3).is_empty());
         let encoded = seal.encode();
         assert_eq!((encoded.len(), SEAL_BYTES_MAX), (80 + 3 * 32, 80 + 1024 * 32));
-        // Forged: a valid number of hashes for a segment of another length.
+        // A forged seal: its root is valid, but its number of hashes does not fit the length of its
+        // segment.
         let mut forged = seal.clone();
         forged.data_bytes = 65_536;
         forged.root = forged.computed_root();

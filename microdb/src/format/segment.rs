@@ -19,7 +19,7 @@ use crate::format::checksum::{self, SegmentMask};
 /// | 12 | 4 | crc | CRC-32C of bytes 16 to 95 and of the version, XOR the mask of offset 0 |
 /// | 16 | 16 | database | id of the database |
 /// | 32 | 8 | id | of this segment |
-/// | 40 | 8 | previous end | position after which this segment continues the log, packed; 0 in the first |
+/// | 40 | 8 | previous end | end of the log before this segment, packed; 0 in the first segment |
 /// | 48 | 8 | sequence | of the last commit before this segment |
 /// | 56 | 8 | chain | link of the chain at that commit |
 /// | 64 | 8 | frontier | durable frontier when the segment was begun, packed |

@@ -171,7 +171,7 @@ impl Engine {
     ) -> Result<()> {
         let at = Location::new(segment.id, offset);
         if record.head.kind == RecordKind::Put {
-            // A first check without the lock, which sorts out most dead records.
+            // This first check runs without the commit lock and excludes most dead records.
             if !self.is_live(guard, &table, hash, at)? {
                 return Ok(());
             }

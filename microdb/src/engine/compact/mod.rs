@@ -194,7 +194,8 @@ impl Engine {
         self.compact_due(&mut compaction, self.options.compaction_bytes_per_second)
     }
 
-    /// Like [`Engine::compact_in_background`], for a caller that holds `compacting`.
+    /// Like [`Engine::compact_in_background`], for a caller that holds the lock `compacting`.
+    /// `rate` is the maximum number of bytes copied per second.
     fn compact_due(&self, compaction: &mut Compaction, rate: Option<u64>) -> Result<Option<Duration>> {
         let mut report = CompactReport::default();
         let mut is_above_target = self.is_above_target();

@@ -51,7 +51,7 @@ const RESERVE_SHARE: u32 = 8;
 /// the segment id.
 const MANY_SEGMENTS: usize = 1 << 14;
 
-/// State under the commit lock.
+/// State that the commit lock protects.
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) active: Option<Active>,
@@ -155,7 +155,7 @@ impl Active {
         Ok(())
     }
 
-    /// Frees the allocated blocks behind the end. A failure does no harm.
+    /// Frees the allocated blocks behind the last frame. A failure only wastes disk space.
     pub(crate) fn cut(&mut self) {
         let end = self.end();
         if self.allocated > end && self.file.set_len(end.into()).is_ok() {
@@ -163,12 +163,13 @@ impl Active {
         }
     }
 
-    /// Returns the upper bound for the end of frames.
+    /// Returns the upper bound for the end of the segment's frames.
     fn capacity(&self) -> u32 {
         self.base + self.tail.buffer().capacity() as u32
     }
 
-    /// Returns the number of bytes behind the end that only space-freeing frames may use.
+    /// Returns the number of bytes behind the last frame that only `clear` and `drop_table` may
+    /// use.
     fn reserve(&self) -> u32 {
         reserve_of(self.capacity())
     }
@@ -189,7 +190,8 @@ pub(crate) struct Place {
     pub(crate) appended: u64,
 }
 
-/// Returns the reserve of a segment of `capacity` bytes.
+/// Returns the number of bytes reserved for `clear` and `drop_table` in a segment of `capacity`
+/// bytes.
 fn reserve_of(capacity: u32) -> u32 {
     (capacity / RESERVE_SHARE).min(RESERVE_BYTES_MAX)
 }
@@ -356,7 +358,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Turns the active segment into a complete one.
+    /// Completes the active segment: no more frames are appended to it.
     pub(crate) fn complete_active(&self, core: &mut Core) {
         if let Some(active) = core.active.take() {
             let end = active.end();

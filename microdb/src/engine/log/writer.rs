@@ -47,7 +47,7 @@ const FREE_TRIES: usize = 4;
 /// that a single failed map refuses no commit.
 const UNMAPPED_BYTES_MAX: u64 = 64 << 20;
 
-/// State under the writer lock.
+/// State that the writer lock protects.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     /// Segments not yet written or synced to their end, in log order. The last one is active.
@@ -68,9 +68,9 @@ pub(crate) struct Pending {
     pub(crate) segment: Arc<Segment>,
     /// File of the segment, kept open until the segment is complete and durable.
     pub(crate) file: Arc<dyn StorageFile>,
-    /// End of the bytes handed to the operating system.
+    /// Offset up to which the segment was handed to the operating system.
     pub(crate) written: u32,
-    /// End of the segment, once it is complete.
+    /// Offset of the end of the segment. `None` while the segment is active.
     pub(crate) sealed_end: Option<u32>,
     pub(crate) dirty: bool,
     /// `true` if the file was cut to the end of the segment.
@@ -111,7 +111,7 @@ impl Unmapped {
         self.bytes.load(Ordering::Relaxed) > UNMAPPED_BYTES_MAX
     }
 
-    /// Fails if [`Unmapped::is_full`].
+    /// Returns the error of the last failed map if [`Unmapped::is_full`].
     pub(super) fn check(&self, log: &std::path::Path) -> Result<()> {
         if !self.is_full() {
             return Ok(());
