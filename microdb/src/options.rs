@@ -36,9 +36,9 @@ pub enum Durability {
     /// loses at most the latest commits: the surviving commits are always a prefix of all commits.
     /// [`crate::Db::sync`] makes all of them durable.
     ///
-    /// A process that ends without closing or dropping its handles counts as crashed. Rust never
-    /// drops a `static`, and `std::process::exit` drops nothing. Call [`crate::Db::close`] or
-    /// [`crate::Db::sync`] first.
+    /// If a process ends without closing or dropping its handles, commits can be lost as in a
+    /// crash. Rust never drops a `static`, and `std::process::exit` drops nothing. Call
+    /// [`crate::Db::close`] or [`crate::Db::sync`] first.
     Buffered,
 }
 

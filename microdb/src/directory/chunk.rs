@@ -85,9 +85,9 @@ pub(super) struct Place {
     pub(super) word: usize,
 }
 
-/// Returns the extra bytes per slot for a chunk of `buckets` at `depth`. The interval of a home has
-/// ceil(2^(34 - depth) / buckets) prefixes. The tag and the extra bytes must distinguish all of
-/// these prefixes.
+/// Returns the number of extra bytes per slot for a chunk of `buckets` at `depth`. Each home bucket
+/// has up to ceil(2^(34 - depth) / buckets) different prefixes. The tag and the extra bytes must
+/// distinguish all of them.
 pub(super) fn extra_bytes(buckets: usize, depth: u8) -> u8 {
     let width = PREFIX_BITS - u32::from(depth);
     (0..2)
@@ -398,8 +398,8 @@ impl Chunk {
         true
     }
 
-    /// Returns a free slot (bucket and word) in the home or else in the second bucket, after moving
-    /// other keys if necessary.
+    /// Returns a free slot (bucket, and index in the bucket) in the home or else in the second
+    /// bucket, after moving other keys if necessary.
     fn room(&self, home: usize, second: usize) -> Option<(usize, usize)> {
         (0..=MOVES_MAX).find_map(|moves| {
             let free = |bucket| self.vacate(bucket, moves).map(|word| (bucket, word));
@@ -408,7 +408,7 @@ impl Chunk {
     }
 
     /// Frees a slot of `bucket` by at most `moves` moves of keys from their home to their second
-    /// bucket. Returns the word of the slot.
+    /// bucket. Returns the index of the slot in the bucket.
     pub(super) fn vacate(&self, bucket: usize, moves: u32) -> Option<usize> {
         if let Some(word) = self.free_word(bucket) {
             return Some(word);

@@ -100,7 +100,8 @@ impl From<Damage> for EncodeError {
     }
 }
 
-/// Returns the checksum of `bytes` at `offset`.
+/// Returns the checksum of `bytes`, which are at `offset` in the file. The checksum also covers
+/// `seed` and `offset`.
 fn checksum(seed: u32, offset: u64, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(seed);
     hasher.update(&offset.to_le_bytes());
@@ -193,7 +194,7 @@ impl Source {
 impl View {
     /// Writes the image of this view, which begins at offset `start` of the file. Returns the
     /// position of its table. Each chunk is released once it is written. A chunk that the writer
-    /// changes during the call is in memory twice until then.
+    /// changes during the call is in memory twice, but only until it is written.
     ///
     /// # Errors
     /// Those of `out`, and damage of a chunk in an older checkpoint.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::*;
 use crate::raw::epoch::pin;
 
-/// A small generator (SplitMix64) for repeatable histories.
+/// A small random number generator (SplitMix64), so that a failed test can be repeated.
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
@@ -149,7 +149,7 @@ fn check_view(view: &View, model: &BTreeMap<u64, Location>, hashing: Hashing, lo
 }
 
 /// Runs random operations in six phases, of which some add more keys and some delete more keys.
-/// Views are taken in between and checked later.
+/// Takes views during the run and checks them later.
 fn history(seed: u64, hashing: Hashing, keys: u64, steps: u64) {
     let mut random = Random(seed);
     let mut bench = Bench::new(hashing);

@@ -81,7 +81,8 @@ impl Background {
         };
         let running = self.running.clone();
         pool::submit(lane, delay, move || {
-            // The job begins before the engine is upgraded and ends after the engine is released.
+            // The job begins before its weak reference to the engine is upgraded, and ends after
+            // the upgraded reference is dropped.
             let _job = RunningJob::begin(running);
             if let Some(engine) = engine.upgrade() {
                 flag(&engine.background).store(false, Ordering::Release);
@@ -136,8 +137,8 @@ impl Engine {
         }
     }
 
-    /// Schedules the next turn of a throttled compaction after `wait`. Seals and checkpoints can be
-    /// scheduled before.
+    /// Schedules a compaction to continue after `wait`, because the rate limit has paused it. Seals
+    /// and checkpoints may be scheduled earlier.
     fn schedule_compaction(&self, wait: Duration) {
         let flag: fn(&Background) -> &AtomicBool = |background| &background.compaction_scheduled;
         let delay = wait.min(COMPACTION_WAIT_MAX);

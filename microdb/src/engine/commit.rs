@@ -128,14 +128,14 @@ impl Engine {
     }
 
     /// Commits a transaction in a group. `runner` runs the body of the transaction again if the
-    /// transaction gets a turn.
+    /// transaction gets a turn (see [`crate::engine::group`]).
     pub(crate) fn commit_transaction(&self, request: Request, runner: Runner<'_>) -> Committed {
         let durable = request.durability == Durability::Sync;
         self.timed(durable, || self.commit_in_group(request, Some(runner)))
     }
 
-    /// Commits a transaction in a group. The transaction gets no turn, so a conflict is returned as
-    /// an error.
+    /// Commits a transaction in a group. A conflict is returned as an error, because the
+    /// transaction gets no turn (see [`crate::engine::group`]).
     pub(crate) fn commit_without_turn(&self, request: Request) -> Committed {
         let durable = request.durability == Durability::Sync;
         self.timed(durable, || self.commit_in_group(request, None))

@@ -3,10 +3,10 @@
 //! - A directory has its keys in hash order. Reading the records in that order costs a cache miss
 //!   for each record. If the log is larger than memory, it also costs reading a page from the disk.
 //! - So locations are sorted into log order first, some millions at a time. Records ahead of the
-//!   current one are prefetched: the next pages from the disk, the next lines from memory.
+//!   current one are prefetched: their pages from the disk, and their cache lines from memory.
 //!
-//! Deliberately absent: one order over the whole view. Each sorted part (stride) begins again at
-//! the front of the log.
+//! Deliberately absent: one order over the whole view. Each sorted part, called a stride, begins
+//! again at the front of the log.
 
 use crate::directory::{Damage, Location, View};
 use crate::engine::segments::SegmentTable;
@@ -40,7 +40,7 @@ pub(crate) struct Walk {
     view: Option<View>,
     /// Index of the next part of the view.
     part: usize,
-    /// Number of strides so far.
+    /// Number of strides that were sorted until now.
     strides: usize,
     order: LogOrder,
 }

@@ -111,7 +111,7 @@ pub(crate) struct Engine {
     pub(crate) group_full: Condvar,
     /// Signals that all appended frames are published. Used with the mutex `core`.
     pub(crate) quiet: Condvar,
-    /// Version of the visible state, changed under `core`.
+    /// Version of the visible state, changed only while the mutex `core` is held.
     pub(crate) version: Version,
     pub(crate) super_file: Option<Arc<dyn StorageFile>>,
     /// Durable frontier in packed form, for frame headers.
@@ -131,7 +131,7 @@ pub(crate) struct Engine {
     pub(crate) checkpointing: Mutex<()>,
     pub(crate) compacting: Mutex<Compaction>,
     pub(crate) background: Background,
-    /// Segments known to have a complete seal. Held while sealing.
+    /// Segments known to have a complete seal. This mutex is held while segments are sealed.
     pub(crate) sealed: Mutex<HashSet<u64>>,
     /// Segments in which compaction found damage. Background compaction skips them until the next
     /// open.

@@ -19,9 +19,9 @@ use crate::raw::sigbus::any_cut;
 use crate::raw::sync::Ordering;
 use crate::value::Value;
 
-/// Maximum number of attempts of a look-up whose record is moved by compaction. An attempt fails
-/// only if a whole segment is compacted and removed during the read, so even a second attempt is
-/// very unlikely.
+/// Maximum number of attempts of a look-up while compaction moves the record. An attempt fails only
+/// if a whole segment is compacted and removed during the read, so even a second attempt is very
+/// unlikely.
 const MOVED_TRIES: u32 = 16;
 
 /// Number of keys that `multi_get` takes through its stages together. It exceeds the number of

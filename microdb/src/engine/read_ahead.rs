@@ -40,7 +40,8 @@ pub(crate) struct DiskReads {
 /// A round of lookups, in which pages may be requested before they are needed.
 pub(crate) struct Lookups<'a> {
     reads: &'a DiskReads,
-    /// `None` while memory holds the log: nothing is requested and nothing is timed.
+    /// Start time of the round. `None` while memory can hold the log, because then lookups are not
+    /// timed and request no pages.
     started: Option<Instant>,
     asking: bool,
     done: u32,

@@ -2,7 +2,7 @@
 //!
 //! - The displayed text names the commits that exist and the bytes that were dropped, and explains
 //!   why nothing durable is missing.
-//! - Only bytes that were never acknowledged as durable count as dropped.
+//! - The report counts dropped bytes. None of them was ever acknowledged as durable.
 //!
 //! Deliberately absent: damage, which is an error of the open.
 

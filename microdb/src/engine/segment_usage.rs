@@ -2,19 +2,19 @@
 //!
 //! - The counts are changed under the commit lock together with the directory, and saved with each
 //!   checkpoint.
-//! - Compaction chooses its victims by these counts. Dropping a table subtracts its bytes without
-//!   reading a record.
+//! - Compaction chooses the segments to compact by these counts. Dropping a table subtracts its
+//!   bytes without reading a record.
 //! - A damaged record may claim a wrong length, so the counts are a guide. No segment is removed
 //!   because of them alone.
 //!
-//! Deliberately absent: the positions of live records, which only the directory knows.
+//! Deliberately absent: the positions of live records, which only the directory has.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::directory::Location;
 use crate::format::usage::{Live, SegmentUsage};
 
-/// Usage of all segments, by id.
+/// Live and dead bytes of all segments, by segment id.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SegmentUsages {
     first: u64,

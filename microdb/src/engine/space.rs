@@ -126,8 +126,8 @@ impl Engine {
             core.usages.live_bytes(),
             u64::from(self.options.segment_bytes_max),
         );
-        // Share of live bytes in the log at which compaction begins. 0 for the option of 100 % dead
-        // bytes, with which compaction never begins.
+        // Share of live bytes in the log, in percent, below which compaction begins. If the option
+        // `compaction_dead_percent` is 100, the share is 0 and compaction never begins.
         let alive_percent = 100_u64.saturating_sub(self.options.compaction_dead_percent.into());
         let target = (live.saturating_mul(100)).checked_div(alive_percent);
         let target = target.unwrap_or(u64::MAX / 2);

@@ -37,8 +37,9 @@ impl Version {
     pub(crate) fn begin(&self) {
         let version = self.0.load(Ordering::Relaxed);
         self.0.store(version | 1, Ordering::Relaxed);
-        // A reader that sees the old version afterwards does not see anything published from here
-        // on.
+        // The fence orders the store of the odd version before the stores that publish the commit.
+        // So a reader that still loads the old version after its reads has seen nothing of this
+        // commit.
         fence(Ordering::Release);
     }
 

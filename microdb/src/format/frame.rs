@@ -11,7 +11,7 @@
 use super::{Flaw, LogPosition, Reader};
 use crate::format::checksum::{self, SegmentMask};
 
-/// Frame header, 48 bytes:
+/// Frame header, 48 bytes. Positions are packed by `LogPosition::to_u64`.
 ///
 /// | offset | size | field | meaning |
 /// | --- | --- | --- | --- |

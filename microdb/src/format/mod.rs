@@ -79,8 +79,8 @@ impl fmt::Debug for DatabaseId {
     }
 }
 
-/// A position in the log: segment and offset, in the order of the log. The default (0, 0) precedes
-/// every other position.
+/// A position in the log: a segment and an offset in it. Positions compare in the order of the log.
+/// The default (0, 0) precedes every other position.
 ///
 /// ```
 /// let position = microdb::LogPosition { segment: 3, offset: 128 };

@@ -10,7 +10,7 @@
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader};
 use crate::format::checksum::{self, SegmentMask};
 
-/// Segment header, 96 bytes:
+/// Segment header, 96 bytes. Positions are packed by `LogPosition::to_u64`.
 ///
 /// | offset | size | field | meaning |
 /// | --- | --- | --- | --- |

@@ -42,7 +42,8 @@ pub(crate) const STATE_MAGIC: [u8; 8] = *b"MicroDb\n";
 /// First bytes of a hint.
 pub(crate) const HINT_MAGIC: [u8; 4] = *b"hint";
 
-/// State block, fixed part of 124 bytes, then the bitmap:
+/// State block, fixed part of 124 bytes, then the bitmap. Positions are packed by
+/// `LogPosition::to_u64`.
 ///
 /// | offset | size | field | meaning |
 /// | --- | --- | --- | --- |
@@ -71,7 +72,7 @@ const _: () = assert!(STATE_FIXED_BYTES == 8 + 4 + 4 + 4 + 16 + 16 + 8 + 8 + 8 +
 pub(crate) const SEGMENT_SPAN_MAX: u64 = 1 << 16;
 const _: () = assert!(STATE_FIXED_BYTES + (SEGMENT_SPAN_MAX as usize / 8) + 8 <= STATE_BLOCK_BYTES);
 
-/// Hint, 44 bytes:
+/// Hint, 44 bytes. Positions are packed by `LogPosition::to_u64`.
 ///
 /// | offset | size | field | meaning |
 /// | --- | --- | --- | --- |
@@ -147,8 +148,9 @@ impl State {
         bytes
     }
 
-    /// Decodes a state block. A block of a newer version is a flaw in the field "version". The
-    /// version is checked before the checksum, which a newer version may compute in another way.
+    /// Decodes a state block. A block of a newer version gives a [`Flaw`] in the field "version".
+    /// The version is checked before the checksum, which a newer version may compute in another
+    /// way.
     pub(crate) fn decode(block: &[u8]) -> Result<Self, Flaw> {
         let short = || Flaw::short("state block", STATE_FIXED_BYTES, block.len());
         let mut reader = Reader(block);

@@ -1,8 +1,8 @@
 //! Copying the live records of one segment to the end of the log.
 //!
 //! - A step collects some records without a lock. Under the commit lock, the step drops the records
-//!   that were replaced or deleted in between. It appends copies of the rest and points the
-//!   directory to the copies.
+//!   that were replaced or deleted after they were collected. It appends copies of the rest and
+//!   points the directory to the copies.
 //! - A damaged record ends the copy with an error, and its segment is kept.
 //!
 //! Deliberately absent: the choice of segments, which is in `compact`.
@@ -62,7 +62,8 @@ impl Place {
     };
 }
 
-/// Outcome of a turn of copying.
+/// Outcome of a turn. A turn copies records until the segment is empty or the rate limit is
+/// reached.
 pub(super) enum Turn {
     /// All live records were copied.
     Emptied,

@@ -104,8 +104,8 @@ impl Engine {
         };
         let removed = self.counters.segments_removed.get();
         let emptied = self.empty_all(&mut report);
-        // The checkpoint removes the emptied segments even after an error. On a full disk, this
-        // provides the space to compact the others.
+        // The checkpoint removes the emptied segments even after an error. On a full disk, their
+        // space is needed to compact the remaining segments.
         let checkpointed = self.checkpoint();
         let damage = emptied?;
         checkpointed?;
@@ -155,7 +155,7 @@ impl Engine {
                 emptied = self.empty_segment(victim, report);
             }
             match emptied {
-                // The damaged segment stays, and the others are compacted.
+                // The damaged segment is kept, and the remaining segments are compacted.
                 Err(error @ Error::Corrupt { .. }) => {
                     self.set_aside(victim);
                     damage.get_or_insert(error);
@@ -249,7 +249,8 @@ impl Engine {
         }
     }
 
-    /// Returns the partly copied segment of the last turn if it still exists, else the next victim.
+    /// Returns the segment that the last turn has copied in part if it still exists, else the next
+    /// segment to compact. The place is the position at which copying begins.
     fn begun_or_next_victim(&self, compaction: &mut Compaction) -> Option<(u64, Place)> {
         let is_left = |id: u64| {
             let core = lock(&self.core);
@@ -359,8 +360,8 @@ impl Engine {
         let mut victims = Vec::new();
         for (id, usage) in core.complete() {
             let bytes = u64::from(usage.end);
-            // Tombstones in the oldest segment count as dead, because no older put exists that they
-            // could hide.
+            // Tombstones in the oldest segment are dead bytes, because no older put exists that
+            // they could hide.
             let kept = usage.live_bytes() + if id == oldest { 0 } else { usage.tombstones };
             let dead = bytes.saturating_sub(kept + u64::from(SEGMENT_HEADER_BYTES));
             if wanted(id, dead) {

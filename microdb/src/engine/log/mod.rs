@@ -255,7 +255,8 @@ impl Engine {
         })
     }
 
-    /// Returns the active segment, with room for `bytes` more.
+    /// Returns the active segment. If it has no room for `bytes` more, creates a new active segment
+    /// first.
     fn make_room<'a>(
         &self,
         core: &'a mut Core,

@@ -307,8 +307,8 @@ impl Engine {
     }
 }
 
-/// Frees the memory buffer of a segment whose bytes are all in its file. If snapshots or values
-/// still hold the buffer, the pages of the file replace its memory.
+/// Frees the memory buffer of a segment after all its bytes were written to its file. If snapshots
+/// or values still hold the buffer, the pages of the file replace its memory.
 fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
     let Some((tail, base)) = segment.tail() else {
         return;
