@@ -159,7 +159,8 @@ pub enum Error {
         /// Name of the table.
         name: String,
     },
-    /// The body of a transaction wrote through the database, or began another transaction on it.
+    /// The body of a transaction wrote directly to its database, or began another transaction on
+    /// that database.
     InTransaction,
     /// The requested sequence of a change feed is higher than that of the last commit.
     FeedAhead {

@@ -12,7 +12,7 @@
 //!
 //! A name describes the mistake in kebab case. The script refuses names that no source file has.
 
-/// Returns `false`: this build makes no mistakes on purpose.
+/// Returns `false`: this build contains none of the mistakes.
 #[cfg(not(microdb_seeded))]
 #[inline(always)]
 pub(crate) const fn seeded(_name: &str) -> bool {

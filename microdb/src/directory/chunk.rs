@@ -46,8 +46,8 @@ pub(super) struct Chunk {
     /// `true` while the checksum of `source` is still to be verified.
     unverified: AtomicBool,
     depth: u8,
-    /// Number of extra bytes per slot: 0, 1 or 2. They hold the bits of a hash that neither tag nor
-    /// position of the slot determine.
+    /// Number of extra bytes per slot: 0, 1 or 2. They hold the bits of a hash that neither the tag
+    /// nor the position of the slot determines.
     extra_bytes: u8,
     path: u32,
     keys: AtomicU32,

@@ -1,6 +1,6 @@
 //! Tables of an open database: look-up, creation, renaming, dropping and clearing.
 //!
-//! - Each change is one durable commit of the catalog, made under `ddl`.
+//! - Each change is one durable commit of the catalog, made while the mutex `ddl` is held.
 //! - Changes are refused inside the body of a transaction.
 //!
 //! Deliberately absent: reading and writing of the records in tables.

@@ -105,12 +105,14 @@ pub(crate) struct TableEntry {
     pub(crate) image_bytes: u64,
 }
 
-/// Content of a checkpoint besides the directories. Encoded as position, sequence and chain (8
-/// bytes each), then variable-length numbers: next segment, next table, number of tables, number of
-/// segments. The number of tables is followed by an entry for each table: id, length of the name,
-/// name, offset and length of the table of its image. The number of segments is followed by an
-/// entry for each segment: id, end, tombstone bytes, number of tables with live bytes. That number
-/// is followed by the id and the live bytes of each table.
+/// Content of a checkpoint besides the directories.
+///
+/// It is encoded as position, sequence and chain (8 bytes each), then variable-length numbers: next
+/// segment, next table, number of tables, number of segments. The number of tables is followed by
+/// an entry for each table: id, length of the name, name, offset and length of the table of its
+/// image. The number of segments is followed by an entry for each segment: id, end, tombstone
+/// bytes, number of tables with live bytes. That number is followed by the id and the live bytes of
+/// each table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Block {
     pub(crate) at: Frontier,

@@ -344,7 +344,7 @@ impl Writer {
             .retain(|pending| pending.dirty || !pending.is_finished());
     }
 
-    /// Returns the entry of a segment. Appends a new entry if there is none.
+    /// Returns the entry of a segment in `pending`. Appends a new entry if the segment has none.
     fn pending_for(&mut self, segment: Arc<Segment>, file: Arc<dyn StorageFile>) -> &mut Pending {
         let known = self
             .pending
