@@ -38,7 +38,8 @@ pub struct Batch {
     tables: Vec<Arc<TableCore>>,
     /// The first error of an added record, returned by `commit`.
     error: Option<Error>,
-    /// Declared last: the last handle gives back all memory of the database when it is dropped.
+    /// Declared last, so that the other fields are dropped before it. The drop of the last handle
+    /// returns all memory of the database to the system.
     engine: Arc<Handle>,
 }
 
