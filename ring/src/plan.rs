@@ -140,7 +140,7 @@ pub struct Move {
     pub slots: SlotRange,
     /// The role that changes its node.
     pub role: Role,
-    /// Node that has the role now, or `None` in a new ring or for an added replica.
+    /// Node that has the role now, or `None` if the ring is empty or the replica is new.
     pub from: Option<NodeName>,
     /// Node that gets the role, or `None` if the remaining nodes are too few for this replica.
     pub to: Option<NodeName>,

@@ -18,9 +18,9 @@
 //! - Compaction never waits for space.
 //! - A commit waits before it takes any lock and before it joins a group. Commits of the catalog do
 //!   not wait, because they hold a lock that a checkpoint needs.
-//! - A commit never waits longer than [`WAIT_MAX`]. It does not wait if nothing can be freed: while
-//!   a backup or a requested compaction holds the segments, after a failed compaction, or if all
-//!   dead bytes are in damaged segments.
+//! - A commit never waits longer than [`WAIT_MAX`]. It does not wait while a backup or a requested
+//!   compaction holds the segments. Nor does it wait after a failed compaction, or if all dead
+//!   bytes are in damaged segments.
 //! - A snapshot, an iterator, a feed or a value may still hold removed segments. Their disk space
 //!   is not part of the size, since readers must not stop writers.
 

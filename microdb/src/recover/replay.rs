@@ -173,7 +173,7 @@ fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
     }
 }
 
-/// State of replay that spans records: the treatment of copied clear markers.
+/// State that replay keeps from record to record, for the treatment of copied clear markers.
 #[derive(Default)]
 pub(crate) struct Rules {
     /// `true` if the whole log is replayed, without a checkpoint.
