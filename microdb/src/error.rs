@@ -94,7 +94,7 @@ pub enum Error {
     },
     /// Other commits changed keys that the transaction had read, in every permitted run. Inside the
     /// body of a transaction, the error means that the current run has read outdated data. The body
-    /// will run again.
+    /// runs again unless this run was the last one permitted.
     Conflict {
         /// Number of runs of the body.
         tries: u32,

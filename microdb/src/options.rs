@@ -258,8 +258,9 @@ impl Options {
     /// Maximum number of runs of a transaction's body before the transaction fails with
     /// [`Error::Conflict`]. Default: 64.
     ///
-    /// Two runs are enough for a body that takes less than a millisecond, because its second run
-    /// cannot meet a conflict. With one run, every conflict is reported.
+    /// With [`Durability::Sync`], two runs are enough for a body that takes less than a
+    /// millisecond, because its second run cannot meet a conflict. With one run, every conflict is
+    /// reported.
     #[must_use]
     pub fn transaction_tries(mut self, tries: u32) -> Self {
         self.transaction_tries = tries;
@@ -313,8 +314,9 @@ impl Options {
         self
     }
 
-    /// Maps a file for reading, or reads it if the storage has no maps. All maps of a database are
-    /// made by this function, so that the handler for SIGBUS is installed before any map is read.
+    /// Maps a file for reading, or reads it if the storage has no maps. Segments and checkpoints
+    /// are first mapped by this function, so that the handler for SIGBUS is installed before any
+    /// map is read.
     pub(crate) fn map(&self, file: &dyn StorageFile, len: u64) -> io::Result<Arc<Map>> {
         let map = map_or_read(file, len)?;
         if self.sigbus_handler && map.is_mapped() {

@@ -197,8 +197,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Ring, DecodeError> {
             "was written by another release; this one reads version 1",
         ));
     }
-    // The digest is checked first, so that damage is reported as damage. The later checks detect
-    // mistakes of the program that wrote the bytes.
+    // The digest is checked before the fields behind the version, so that damage is reported as
+    // damage. The later checks detect mistakes of the program that wrote the bytes.
     let content = check_digest(bytes)?;
     reader.bytes = content.get(reader.offset..).unwrap_or_default();
     let slot_bits = reader.u8("slot bits")?;

@@ -5,7 +5,7 @@
 //! plan is carried out as a whole. First the data of all moves with `transfer` is copied, then the
 //! new ring replaces the old one at once. So the new primary of a slot has the data when it becomes
 //! the primary. With two replicas or more, it had the data even before the plan was made, unless
-//! the node has just joined.
+//! the node joins, gains weight or gets a pin.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -140,7 +140,7 @@ pub struct Move {
     pub slots: SlotRange,
     /// The role that changes its node.
     pub role: Role,
-    /// Node that has the role now, or `None` in a new ring or for an added replica.
+    /// Node that has the role now, or `None` if the ring is empty or the replica is new.
     pub from: Option<NodeName>,
     /// Node that gets the role, or `None` if the remaining nodes are too few for this replica.
     pub to: Option<NodeName>,

@@ -77,7 +77,7 @@ impl Db {
         Stats::of(&self.engine)
     }
 
-    /// Verifies all files of the database.
+    /// Verifies all segments with their seals, the directory, and the newest checkpoint.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -178,9 +178,8 @@ impl Db {
 
     /// Returns the digests of all live records at this moment. Databases with the same records have
     /// the same digests, even if their histories differ. The first call reads every record. Later
-    /// calls read all keys of the tables that were written since the previous call. Of these
-    /// tables, they read only records with the key prefix of a written key (see
-    /// [`crate::digest_prefix`]).
+    /// calls read only the tables that were written since the previous call. Of these tables, they
+    /// hash only records with the key prefix of a written key (see [`crate::digest_prefix`]).
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

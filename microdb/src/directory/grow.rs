@@ -22,8 +22,8 @@ use crate::raw::epoch::{ArcCell, Guard};
 
 /// Number of buckets of each half after a split, by the top four bits (n) of its hashes: 512 x
 /// 2^(n/32). Such a chunk grows only once more, by a factor of 1.41, before it splits. So a chunk
-/// of this kind has at most 63 KiB, which are rebuilt or copied in tens of microseconds. It has
-/// 3,000 keys or more, so the memory of its header and root entry is negligible.
+/// of this kind has at most 63 KiB, which are rebuilt or copied in tens of microseconds. Each half
+/// begins with 2,600 keys or more, so the memory of its header and root entry is negligible.
 const SPLIT_SIZES: [usize; 16] = [
     512, 523, 535, 546, 558, 571, 583, 596, 609, 622, 636, 650, 664, 679, 693, 709,
 ];

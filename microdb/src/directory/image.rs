@@ -70,7 +70,7 @@ const BUCKETS_MAX: u32 = 1 << 16;
 /// Maximum depth of a chunk, as in `grow.rs`.
 const DEPTH_MAX: u32 = 24;
 
-/// Position of the table of an image in its file, which is all that is needed to open the image.
+/// Position of the table of an image in its file, from which the image is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ImageTable {
     /// Offset of the table in the file.

@@ -264,8 +264,8 @@ impl Directory {
     /// Adds an absent key.
     ///
     /// # Errors
-    /// If its chunk is in a checkpoint and damaged. This error does not occur after a successful
-    /// `find` or `candidates` of this hash.
+    /// If its chunk is in a checkpoint and damaged. After a successful `find` or `candidates` of
+    /// this hash, the error occurs only for damage since then.
     pub(crate) fn insert(&self, guard: &Guard, hash: KeyHash, to: Location) -> Result<(), Damage> {
         let prefix = hash.prefix();
         loop {

@@ -6,7 +6,6 @@
 //! intervals (few buckets, small tables), one or two *extra* bytes per slot hold the remaining
 //! bits. Extra bytes are stored beside the buckets, and lookups never read them. Position, tag and
 //! extra bytes together determine the whole prefix.
-//!
 
 use super::chunk::{Chunk, Place};
 use super::slot::{Location, Prefix, Rank, Slot, TAG_BITS};

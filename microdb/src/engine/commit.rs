@@ -337,8 +337,8 @@ impl Engine {
                 at,
                 bytes: op.bytes as usize,
             };
-            // An error means that the directory is damaged in memory. The database is poisoned
-            // before the damage can spread.
+            // An error means that a chunk of the directory is damaged in the checkpoint. The frame
+            // is then visible only in part, so the database is poisoned.
             let applied = self.apply(&guard, core, table, &record, hint);
             replaced += u32::from(applied.map_err(|error| self.poisoned(error))?);
         }

@@ -20,7 +20,7 @@ use crate::seeded::seeded;
 /// State of a key after the commits that the group has appended so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Pending {
-    /// The group has not written the key; the directory has its record.
+    /// The group has not written the key. The directory has the record of the key, if there is one.
     Untouched,
     /// The group has deleted the key.
     Absent,

@@ -180,8 +180,8 @@ impl LogOrder {
 
 /// Binary logarithm of the distance, in bytes, below which records need no order. One cache line.
 const GRAIN_BITS: u32 = 6;
-/// Number of bits by which one pass sorts. One cache line for each of the resulting buckets fits
-/// into the first-level cache.
+/// Number of bits by which one pass sorts. One cache line for each of the 2,048 resulting buckets
+/// fits into the second-level cache.
 const DIGIT_BITS: u32 = 11;
 /// Number of locations below which a comparison sort is as fast as the radix sort.
 const RADIX_RECORDS: usize = 4096;

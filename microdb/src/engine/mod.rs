@@ -87,7 +87,7 @@ pub(crate) enum Closing {
     /// millisecond.
     Usual,
     /// Another process waits to open the database, so the time of `close` matters too. `close`
-    /// writes a checkpoint only if the replay of the log would take longer.
+    /// writes a checkpoint only for more than [`CLOSE_REPLAY_BYTES`] of log.
     Quick,
 }
 

@@ -198,7 +198,7 @@ impl Engine {
                         segment,
                         record,
                     }),
-                    // The record has another key with the same fingerprint, is damaged, or was
+                    // The record has another key with the same hash prefix, is damaged, or was
                     // moved by compaction. The full look-up decides.
                     _ => self.lookup(&guard, table, hash, key)?,
                 };

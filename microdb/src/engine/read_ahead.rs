@@ -63,7 +63,8 @@ impl DiskReads {
         self.scattered.load(Ordering::Relaxed) && self.asking.load(Ordering::Relaxed) > 0
     }
 
-    /// Records the result of a round: `asked` if its pages were requested, and the time per lookup.
+    /// Records the result of a round. `asked` is `true` if its pages were requested, and `took` is
+    /// the time per lookup.
     fn note(&self, asked: bool, took: Duration) {
         if took > SLOW {
             self.asking.store(ASKING_ROUNDS, Ordering::Relaxed);

@@ -34,7 +34,7 @@ pub struct RecoveryReport {
     pub clean: bool,
     /// Sequence of the last commit in the log after recovery.
     pub sequence: Sequence,
-    /// Sequence of the last commit known to be durable.
+    /// Sequence of the last commit that was known to be durable before this open.
     pub durable_sequence: Sequence,
     /// Generation of the checkpoint in use, or 0 if the whole log was replayed.
     pub checkpoint: u64,

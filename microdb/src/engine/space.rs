@@ -1,4 +1,4 @@
-//! Bound of the size of the log. The bound holds at every moment.
+//! Bound of the size of the log. Commits wait at the bound, except in the cases named below.
 //!
 //! ```text
 //! 0         live      target       soft                hard
@@ -18,9 +18,9 @@
 //! - Compaction never waits for space.
 //! - A commit waits before it takes any lock and before it joins a group. Commits of the catalog do
 //!   not wait, because they hold a lock that a checkpoint needs.
-//! - A commit never waits longer than [`WAIT_MAX`]. It does not wait if nothing can be freed: while
-//!   a backup or a requested compaction holds the segments, after a failed compaction, or if all
-//!   dead bytes are in damaged segments.
+//! - A commit never waits longer than [`WAIT_MAX`]. It does not wait while a backup or a requested
+//!   compaction holds the segments. Nor does it wait after a failed compaction, or if all dead
+//!   bytes are in damaged segments.
 //! - A snapshot, an iterator, a feed or a value may still hold removed segments. Their disk space
 //!   is not part of the size, since readers must not stop writers.
 
@@ -46,8 +46,8 @@ const PACE_BYTES: u64 = 64 * 1024;
 /// duration permits 32 MB/s, which compaction reaches on slow disks too.
 const PACE_SLEEP_MAX: Duration = Duration::from_millis(2);
 
-/// Distance between `target` and `hard` in percent of the live bytes, which gives compaction time
-/// to take effect.
+/// Distance between `target` and `hard`, besides two segments, in percent of the live bytes. The
+/// distance gives compaction time to take effect.
 const SLACK_PERCENT: u64 = 15;
 
 /// Limits for commits, as values of `Engine::appended_bytes`. So a commit can check them without a

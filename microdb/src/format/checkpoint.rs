@@ -4,8 +4,8 @@
 //! - The file is a fixed head, the image of each table's directory (see `directory`), and a block
 //!   of variable length.
 //! - The head is written last.
-//! - A checkpoint contains only data that can be derived from the log. If a checkpoint is damaged
-//!   in any way, the whole log is replayed instead.
+//! - A checkpoint contains only data that can be derived from the log. If an open finds a
+//!   checkpoint damaged, the whole log is replayed instead.
 //!
 //! Deliberately absent: the layout of an image, which `directory` defines.
 

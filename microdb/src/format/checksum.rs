@@ -3,8 +3,8 @@
 //! - Content is covered by CRC-32C, which hardware computes. It detects every single flipped bit
 //!   and every burst of up to 32 bits.
 //! - The stored value is the checksum of the content XORed with a *mask* of database id, segment id
-//!   and offset. So a record can be checksummed before its position is known, and copied to another
-//!   position without reading it again.
+//!   and offset. So a record can be checksummed before its position is known. A copy at another
+//!   position differs only in the mask.
 //! - Stale or misplaced bytes were masked differently, so their checksum does not match. Examples
 //!   are an older use of the disk blocks, a file of another database, or a block written to the
 //!   wrong place. In a segment, two offsets never have the same mask, because multiplication by an

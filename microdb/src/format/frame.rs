@@ -35,7 +35,7 @@ pub(crate) const FRAME_MAGIC: [u8; 4] = [0xF7, b'm', b'd', 0xB1];
 pub(crate) enum FrameKind {
     /// A batch of puts, deletes and clear markers, in the order of the batch.
     Commit,
-    /// Records copied by compaction. Each of them was the live record of its key when the frame was
+    /// Records copied by compaction. Each was the last record of its key when the frame was
     /// appended.
     Relocation,
 }

@@ -45,7 +45,7 @@ pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
 /// copy a record together with others into one segment.
 pub const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// Maximum size of an encoded batch, in bytes. A record takes 7 to 16 bytes besides key and value.
+/// Maximum size of an encoded batch, in bytes. A record takes 7 to 17 bytes besides key and value.
 /// The limit exists because a batch is one frame, which must fit into one segment.
 pub const BATCH_BYTES_MAX: usize = SEGMENT_BYTES_LIMIT as usize - 64 * 1024;
 

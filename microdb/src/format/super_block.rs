@@ -59,7 +59,7 @@ pub(crate) const HINT_MAGIC: [u8; 4] = *b"hint";
 /// | 76 | 8 | frontier | durable frontier, packed |
 /// | 84 | 8 | sequence | of the last commit before the frontier |
 /// | 92 | 8 | chain | link of the chain at that commit |
-/// | 100 | 8 | next segment | no segment ever had this id or a higher one when this was written |
+/// | 100 | 8 | next segment | no segment up to the frontier ever had this id or a higher one |
 /// | 108 | 8 | first live | id that bit 0 of the bitmap stands for |
 /// | 116 | 4 | words | 64-bit words of the bitmap |
 /// | 120 | 4 | reserved | zero |

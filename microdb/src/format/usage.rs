@@ -34,7 +34,7 @@ pub(crate) struct SegmentUsage {
     pub(crate) live: Vec<Live>,
     /// Bytes of tombstones, which are neither live nor dead.
     pub(crate) tombstones: u64,
-    /// `true` if compaction has emptied the segment, so that the next checkpoint removes it. Not
+    /// `true` if no live record is left in the segment, so that the next checkpoint removes it. Not
     /// saved.
     pub(crate) dying: bool,
     /// `true` if the segment is dying because of unverified byte counts alone. Not saved.

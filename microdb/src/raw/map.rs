@@ -23,7 +23,7 @@ const ALIGN: usize = 64;
 /// Maximum number of bytes in one read-ahead request to the operating system.
 const ASK_BYTES: usize = 128 * 1024;
 
-/// Kinds of advice to the operating system. Without advice, it reads ahead in small pages.
+/// Kinds of advice to the operating system, which reads ahead in small pages without advice.
 const NO_ADVICE: u8 = 0;
 const READ_AHEAD: u8 = 1;
 const SCATTERED: u8 = 2;

@@ -101,8 +101,8 @@ fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<
     Ok(())
 }
 
-/// Brings the files into the state found by replay: makes the log durable, cuts the torn tail off,
-/// and removes files that do not belong to the database.
+/// Brings the files into the state found by replay. Makes the log durable, cuts the torn tail off,
+/// and removes own files that are no longer part of the log.
 pub(super) fn settle(
     engine: &Engine,
     scan: &Scan,

@@ -78,15 +78,15 @@ impl SegmentFile {
 pub(crate) struct Scan {
     pub(crate) segments: Vec<SegmentFile>,
     /// Lower bound for the id of the next segment: no segment of this database had this id or a
-    /// higher one. Foreign files with names of segments are ignored here: they are removed, and
-    /// their ids may be far beyond the span of a log.
+    /// higher one. Files without a valid segment header do not count, because their ids may be far
+    /// beyond the span of a log.
     pub(crate) next_segment: u64,
     /// Durable frontier according to SUPER.
     pub(crate) frontier: Frontier,
     /// Files with ids above the frontier's segment that are no part of the log: their header is
     /// damaged, or does not follow the previous segment.
     unreadable: Vec<(u64, PathBuf)>,
-    /// Number of nonzero bytes in the files with a damaged header.
+    /// Number of bytes, without trailing zeros, in the files with a damaged header.
     pub(crate) unreadable_bytes: u64,
     /// All segments of the log. Those behind the end found by replay are removed.
     all: Vec<(u64, PathBuf)>,
@@ -184,7 +184,7 @@ impl Scan {
             file => file.map_err(Error::io("cannot open", &path))?,
         };
         let len = file.len().map_err(Error::io("cannot read", &path))?;
-        // Frames end within this limit. Only a footer may follow them.
+        // Frames end within this limit, so bytes behind it do not matter.
         let len = len.min(u64::from(SEGMENT_BYTES_LIMIT));
         // A writer may still truncate the blocks allocated behind the durable frontier. A read-only
         // open copies the bytes there, because reading them through a map could raise SIGBUS.

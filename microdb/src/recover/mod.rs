@@ -3,8 +3,8 @@
 //!
 //! - The log is replayed frame by frame until the first incomplete frame.
 //! - The bytes behind the last complete frame are rot if anything proves that they were once
-//!   durable: the state or a hint in SUPER, or the frontier in a valid frame behind them. Then the
-//!   open fails with `Error::Corrupt` and changes no byte.
+//!   durable. The proof is in SUPER (the state or a hint), or in the frontier of a valid frame
+//!   behind them. Then the open fails with `Error::Corrupt` and changes no byte.
 //! - Otherwise these bytes are the torn tail of commits that were never acknowledged as durable.
 //!   The tail is cut off and reported. The log continues in a new segment, so that no later open
 //!   can take bytes of the tail for frames.

@@ -1,9 +1,8 @@
 //! Replay: applies the records of the log, frame by frame, up to the last complete frame.
 //!
 //! - One rule: the later record of a key wins.
-//! - One exception: a clear marker (the record of a cleared table) that compaction has copied. It
-//!   clears only records of older segments than the one it was first written to, and none put
-//!   since.
+//! - One exception: a clear marker (the record of a cleared table) that compaction has copied. Such
+//!   a marker clears only records in segments older than the one to which it was first written.
 //! - If bytes follow the last complete frame, they are rot if anything proves that they were once
 //!   durable, and a torn tail otherwise.
 //!
@@ -174,7 +173,7 @@ fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
     }
 }
 
-/// State of replay that spans records: the treatment of copied clear markers.
+/// State that replay keeps from record to record, for the treatment of copied clear markers.
 #[derive(Default)]
 pub(crate) struct Rules {
     /// `true` if the whole log is replayed, without a checkpoint.

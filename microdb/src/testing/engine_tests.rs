@@ -254,8 +254,8 @@ fn a_tail_cut_off_by_an_open_is_not_mapped() {
     }
 }
 
-/// Compaction copies a clear marker as long as a segment older than the marker holds records that
-/// it cleared. Records behind the marker's first position must stay.
+/// Compaction copies a clear marker as long as the log has a segment older than the marker. Records
+/// behind the marker's first position must stay.
 #[test]
 fn replay_of_a_copied_clear_marker_clears_records_before_its_first_position() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,7 +5,8 @@
 //!   [`Change::follows`] proves that it missed no commit.
 //! - The feed reads the log itself. If compaction has removed requested commits, the feed returns
 //!   an error.
-//! - A feed keeps the segments that it has not read yet, so compaction cannot remove them.
+//! - A feed keeps the segments that it has not read yet, so they stay readable after compaction has
+//!   removed them.
 //!
 //! Deliberately absent: notification of new commits. Callers use [`Changes::extend`].
 
@@ -256,8 +257,9 @@ fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
 
 impl Changes {
     /// Adds the commits made since the creation or the last extension, and reads no commit twice.
-    /// The feed keeps unread segments, so compaction cannot remove them. So a follower that extends
-    /// often misses nothing, even if it reads slowly. The kept segments cost disk space.
+    /// Unread segments stay readable for the feed, even after compaction has removed them. So a
+    /// follower that extends often misses nothing, even if it reads slowly. The kept segments cost
+    /// disk space.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

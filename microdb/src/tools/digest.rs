@@ -11,8 +11,8 @@
 //!   leaves under BLAKE3 is as strong as BLAKE3.
 //! - Digests are computed on request and kept in memory, so a database without such requests pays
 //!   nothing. For a later request, the log shows which prefixes were written since, and only these
-//!   are hashed again. One pass over the directory of the table finds their keys: it reads all keys
-//!   but hashes none of the other records.
+//!   are hashed again. One pass over the table finds the records with these prefixes. The pass
+//!   reads every record but hashes no other record.
 //!
 //! Deliberately absent: digests on disk.
 

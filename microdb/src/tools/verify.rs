@@ -1,4 +1,5 @@
-//! Verification: checks every checksum of every file, and compares the directory with the log.
+//! Verification: checks the log, its seals and the checkpoint, and compares the directory with the
+//! log.
 //!
 //! A read verifies only one record. Verification covers all frames of all segments (dead records
 //! too), the chain from commit to commit, and the checkpoint. It also checks that each slot of each
@@ -99,8 +100,8 @@ impl VerifyReport {
     }
 }
 
-/// Verifies all files of a database. Calls `watch` with the number of verified bytes of the log and
-/// the number of all bytes.
+/// Verifies a database. Calls `watch` with the number of verified bytes of the log and the number
+/// of all bytes.
 pub(crate) fn verify(engine: &Arc<Handle>, mut watch: impl FnMut(u64, u64)) -> Result<VerifyReport> {
     engine.check_process()?;
     if engine.closed.load(std::sync::atomic::Ordering::Acquire) {
@@ -137,7 +138,7 @@ pub(crate) fn verify(engine: &Arc<Handle>, mut watch: impl FnMut(u64, u64)) -> R
     Ok(report)
 }
 
-/// Verifies the newest checkpoint by loading it.
+/// Verifies the newest checkpoint by loading it. Loading reads no chunk of a directory.
 fn verify_checkpoint(engine: &Engine, report: &mut VerifyReport) {
     let newest = || lock(&engine.writer).checkpoint;
     let mut checkpoint = newest();

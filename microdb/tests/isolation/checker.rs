@@ -542,11 +542,11 @@ impl Checker<'_> {
 /// the operation began.
 #[derive(Default)]
 struct Floors {
-    /// Of point reads.
+    /// Minimum for point reads.
     point_reads: usize,
-    /// Of point reads of a key, if higher.
+    /// Minimum for point reads of a key, if higher.
     by_key: HashMap<Key, usize>,
-    /// Of all other operations.
+    /// Minimum for all other operations.
     others: usize,
 }
 

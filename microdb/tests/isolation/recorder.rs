@@ -98,7 +98,7 @@ pub(crate) struct Recorder<'a> {
 #[derive(Clone, Default)]
 pub(crate) struct Effects {
     pub(crate) reads: Vec<(Key, Seen)>,
-    /// As in [`Op`].
+    /// `true` for a point read, as in [`Op`].
     pub(crate) is_point_read: bool,
     pub(crate) writes: BTreeMap<Key, Option<u64>>,
 }

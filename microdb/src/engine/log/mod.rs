@@ -40,8 +40,8 @@ pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
 /// small enough that a search for a torn tail after a crash is short.
 const ALLOCATE_BYTES: u32 = 4 << 20;
 
-/// Allocated blocks behind the end of the log that only `clear` and `drop_table` may use. These
-/// must work on a full disk, since they free space. Such a commit takes 100 to 400 bytes.
+/// Maximum number of bytes allocated behind the end of the log for `clear` and `drop_table` alone.
+/// Both must work on a full disk, since they free space. Their commits take 100 to 400 bytes.
 const RESERVE_BYTES_MAX: u32 = 16 * 1024;
 
 /// A segment reserves at most 1/`RESERVE_SHARE` of its capacity for `clear` and `drop_table`.

@@ -252,7 +252,7 @@ pub struct FolderView {
     pub states: Vec<std::result::Result<u64, String>>,
     /// Durable frontier: the highest position stated by SUPER, if a state in SUPER is valid.
     pub frontier: Option<LogPosition>,
-    /// Generation of the checkpoint named by SUPER, or 0 if SUPER names none.
+    /// Generation of the checkpoint named by SUPER, or 0 for none, if a state in SUPER is valid.
     pub checkpoint: Option<u64>,
     /// Ids of existing segments with the lengths of their files in bytes, in ascending order.
     pub segments: Vec<(u64, u64)>,
