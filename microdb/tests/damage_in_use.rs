@@ -246,6 +246,33 @@ fn a_checkpoint_truncated_while_mapped_hides_no_key() {
 }
 
 #[test]
+fn verify_finds_damage_in_a_chunk_of_the_checkpoint_that_was_verified_before() {
+    use std::os::unix::fs::FileExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = shop(folder.path());
+    let checkpoint = std::fs::read_dir(path.join("directory")).unwrap().next();
+    let checkpoint = checkpoint.unwrap().unwrap().path();
+    let db = options().open(&path).unwrap();
+    assert!(db.verify().unwrap().is_sound());
+    // The chunks come first in the file, behind a page of the head.
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&checkpoint)
+        .unwrap();
+    let mut byte = [0];
+    let at = 4096 + 100;
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    let report = db.verify().unwrap();
+    assert!(report.damage.is_empty(), "{:?}", report.damage);
+    let [damage] = &report.derived_damage[..] else {
+        panic!("{:?}", report.derived_damage);
+    };
+    assert!(damage.contains(&checkpoint.display().to_string()), "{damage}");
+}
+
+#[test]
 fn a_damaged_key_is_neither_absent_nor_free() {
     let folder = tempfile::tempdir().unwrap();
     let path = shop(folder.path());
