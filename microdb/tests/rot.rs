@@ -3,8 +3,8 @@
 //!
 //! - The databases are created by random work. In the end they are closed, or their process is
 //!   killed, or the power is cut.
-//! - Then one file is damaged. Any bit flips; sectors and pages are zeroed, overwritten by another
-//!   one or swapped; the file ends early or is too long; the file is missing, empty, of another
+//! - Then one file is damaged. Any bit flips. Sectors and pages are zeroed, overwritten by another
+//!   one or swapped. The file ends early or is too long. The file is missing, empty, of another
 //!   database, or an earlier version of itself.
 //! - A value must never be wrong, no record or table may be missing without an error, and no error
 //!   may name a sound file. The engine must not panic, nor allocate memory according to a damaged

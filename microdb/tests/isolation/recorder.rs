@@ -98,7 +98,7 @@ pub(crate) struct Recorder<'a> {
 #[derive(Clone, Default)]
 pub(crate) struct Effects {
     pub(crate) reads: Vec<(Key, Seen)>,
-    /// As in [`Op`].
+    /// `true` for a read of one key outside of snapshots, iterators and transactions.
     pub(crate) is_point_read: bool,
     pub(crate) writes: BTreeMap<Key, Option<u64>>,
 }
