@@ -1,10 +1,10 @@
 //! Micro-benchmarks of microdb's hash directory: look-ups (found or absent, one by one or
 //! overlapped), insertion with growth, views, images.
 //!
-//! `cargo bench -p imt-benches --bench directory`. With 2 million keys the directory has 21 MB.
-//! This exceeds the caches of a core, so each look-up has one cache miss. The baseline `memory`
-//! makes the same number of random reads in an array of the same size, and so shows the cost of a
-//! cache miss in this run.
+//! `cargo bench -p imt-benches --bench directory`. With 2 million keys the directory has 21 MB,
+//! more than the caches of a core, so each look-up has one cache miss. The baseline `memory` makes
+//! the same number of random reads in an array of the same size. The baseline's time is the cost of
+//! a cache miss in this run.
 #![allow(missing_docs)] // criterion's macros make public functions.
 
 use std::hint::black_box;

@@ -1,5 +1,5 @@
-//! The parent process. It prepares folders, starts a child for each engine, workload and
-//! repetition, and collects samples.
+//! The parent process: prepares folders, starts a child for each engine, workload and repetition,
+//! and collects samples.
 //!
 //! **Invariants**
 //! - Repetitions are the outer loop and engines the inner one. So a change of the machine's speed

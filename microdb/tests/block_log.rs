@@ -56,9 +56,10 @@ const EXT4: Kind = Kind {
     tear: 1,
 };
 
-/// Each block of xfs has a version at its start. Recovery of xfs takes a block with a new start and
-/// an old end for a new block. So a sector is as large as a block here, and blocks are never torn.
-/// All rebuilt disks have the same id, and the previous disk may still be in use, hence `nouuid`.
+/// Each block of xfs has a version at its start. Recovery of xfs treats a block with a new start
+/// and an old end as a new block. So a sector is as large as a block here, and blocks are never
+/// torn. All rebuilt disks have the same id, and the previous disk may still be in use, hence
+/// `nouuid`.
 const XFS: Kind = Kind {
     name: "xfs",
     disk_mib: 320,

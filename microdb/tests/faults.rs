@@ -2,8 +2,8 @@
 //! error and keep its promises.
 //!
 //! One small and varied workload runs many times. In run N, the Nth call that the fault can hit
-//! fails (an IO error, a full disk, a write that stops half way), alone or with all later calls.
-//! Then these promises are checked:
+//! fails, alone or with all later calls. The fault is an IO error, a full disk, or a write that
+//! stops half way. Then these promises are checked:
 //!
 //! - the error names the fault and reports no damage;
 //! - acknowledged commits are present, and the failed commit is not visible;

@@ -451,7 +451,7 @@ fn a_missing_segment_is_damage_if_later_bytes_were_durable_and_else_the_end() {
             }
         };
         for segment in [2, 4, 6, 7] {
-            // Without the hints, only the header of the eighth segment shows the frontier: all
+            // Without the hints, only the header of the eighth segment shows the frontier. All
             // segments up to the seventh were durable when the eighth was begun. So the error names
             // the seventh.
             let named = if lost { 7 } else { segment };

@@ -1,7 +1,7 @@
 //! Power cuts on real file systems: ext4 and xfs on loop devices, shut down without writing their
 //! journal while the engine works.
 //!
-//! Here the assumptions of the disk in memory (`support/disk.rs`) are checked with real file
+//! These tests check the assumptions of the disk in memory (`support/disk.rs`) with real file
 //! systems. A shutdown drops unsynced data like a power cut, but never tears or reorders writes
 //! that the disk has received. So this test shows that the engine requests syncs where it needs
 //! them. The disk in memory covers torn and reordered writes.

@@ -123,8 +123,8 @@ fn refused_value_fails_the_batch_and_the_transaction() {
     assert!(other.is_empty() && table.is_empty());
 }
 
-/// A key type with a borrowed form that is encoded differently. This breaks the contract of
-/// borrowed keys.
+/// A key type with a borrowed form that is encoded differently, against the contract of borrowed
+/// keys.
 #[derive(Serialize, Deserialize, PartialEq, Debug)]
 struct Named {
     name: String,

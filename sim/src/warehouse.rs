@@ -67,8 +67,8 @@ pub struct WarehouseConfig {
     pub stat_file_lines: u32,
     /// Behaviour when the warehouse starts.
     pub behaviour: Behaviour,
-    /// `true` if sold units are put back into stock before each snapshot, about half of them at a
-    /// time.
+    /// `true` if sold units are put back into stock before each snapshot, for about half of the
+    /// products and stores at a time.
     pub restock: bool,
 }
 

@@ -208,7 +208,7 @@ pub struct Message {
     pub kind: MessageKind,
     /// The state of the message.
     pub state: MessageState,
-    /// Number of attempts to send the message.
+    /// Number of failed attempts to send the message.
     #[serde(default)]
     pub attempts: u32,
     /// Reason of the last failed attempt; `None` if no attempt has failed.

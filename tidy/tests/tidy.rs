@@ -1,8 +1,8 @@
 //! Checks the sources of the whole workspace against the project's rules on structure and prose.
 //!
 //! A crate or document that breaks a rule has an entry in one of the tables of debts below: the
-//! permitted number of breaches. The test fails if there are more breaches than that. It also fails
-//! if there are fewer, so that the entry is lowered.
+//! permitted number of breaches. The test fails if there are more breaches than that. The test also
+//! fails if there are fewer, so that the entry is lowered.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it cannot read its input")]
 

@@ -1,8 +1,8 @@
 //! LMDB through heed: a copy-on-write B-tree in a memory map.
 //!
 //! Durable commits use the defaults of LMDB. Without durability the map is written directly and
-//! nothing is flushed before [`Engine::sync`]. This is the fastest mode of LMDB. A read session
-//! keeps one read transaction open.
+//! nothing is flushed before [`Engine::sync`]. No mode of LMDB is faster. A read session keeps one
+//! read transaction open.
 
 use std::path::{Path, PathBuf};
 

@@ -33,8 +33,8 @@ mod rocksdb;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-/// Size of an engine's own cache in bytes, if it has one. This exceeds the size of 2,000,000
-/// records, so that cache misses affect no figure.
+/// Size of an engine's own cache in bytes, if the engine has one. The cache holds more than
+/// 2,000,000 records, so that cache misses affect no figure.
 #[cfg(any(feature = "fjall", feature = "redb", feature = "rocksdb", feature = "sqlite"))]
 const CACHE_BYTES: usize = 1 << 30;
 

@@ -16,7 +16,7 @@ use crate::Outcome;
 const PUT: &str = "INSERT OR REPLACE INTO records (key, value) VALUES (?1, ?2)";
 const GET: &str = "SELECT value FROM records WHERE key = ?1";
 
-/// Maximum wait of a writer for another writer, in milliseconds. This exceeds the time of any row.
+/// Maximum wait of a writer for another writer, in milliseconds: more than the time of any row.
 const BUSY_TIMEOUT_MS: u64 = 600_000;
 
 pub(super) struct Sqlite {

@@ -24,8 +24,8 @@ const LATER: Duration = Duration::from_secs(1);
 /// Number of times that the database is closed and opened.
 const TRIES: u64 = 100;
 
-/// Upper limit of the random time of writing before a close, in milliseconds. This is enough to
-/// start background work.
+/// Upper limit of the random time of writing before a close, in milliseconds: enough time to start
+/// background work.
 const WRITING_MS_MAX: u64 = 1_000;
 
 /// Number of records of one commit before a close.

@@ -148,8 +148,8 @@ pub struct Task {
     pub value_bytes: usize,
     /// Minimum time for the measurement of a rate, in seconds.
     pub seconds: f64,
-    /// Number of the repetition. It is part of the seed. So a repetition does not draw the same
-    /// records as an earlier one, which left them in the caches.
+    /// Number of the repetition, which is part of the seed. So a repetition does not draw the
+    /// records that an earlier repetition left in the caches.
     pub repetition: u64,
 }
 

@@ -19,8 +19,8 @@ const BATCH_RECORDS: u64 = 1_000;
 /// Maximum size of one commit in bytes. With large values, a batch has fewer records.
 const BATCH_BYTES: u64 = 1 << 20;
 
-/// Number of records that are overwritten before the process is killed. The first half of them is
-/// synced.
+/// Number of records that are overwritten before the process is killed. The first half of these
+/// records is synced.
 const OVERWRITTEN_BEFORE_KILL: u64 = 200_000;
 
 /// Maximum size of all values together, in bytes, in the rows with other value sizes.

@@ -17,8 +17,8 @@
 //! absent key does not. The version of such a read is chosen by the time of the operation.
 //!
 //! A batch becomes visible to point reads key by key. So a point read that saw a batch of several
-//! keys is not ordered before a later point read of another key. The later read may miss this batch,
-//! but no commit before this batch.
+//! keys is not ordered before a later point read of another key. The later read may miss this
+//! batch, but no commit before this batch.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -405,9 +405,9 @@ impl Checker<'_> {
         }
     }
 
-    /// Adds a path from each operation of `earlier` to each operation of `later` that began after
-    /// the first one ended. The paths share a chain of extra nodes, one for the end of each operation
-    /// of `earlier`, ordered by time.
+    /// Adds a path from each operation A of `earlier` to each operation of `later` that began after
+    /// A had ended. The paths share a chain of extra nodes, one for the end of each operation of
+    /// `earlier`, ordered by time.
     fn add_chain(&mut self, mut earlier: Vec<usize>, later: &[usize]) {
         let ops = &self.history.ops;
         earlier.sort_unstable_by_key(|index| ops[*index].end);
@@ -538,7 +538,7 @@ impl Checker<'_> {
     }
 }
 
-/// Minimum number of commits that an operation must see, because of operations that ended before
+/// Minimum numbers of commits that an operation must see, because of operations that ended before
 /// the operation began.
 #[derive(Default)]
 struct Floors {
@@ -551,9 +551,9 @@ struct Floors {
 }
 
 impl Floors {
-    /// Raises the minimums by an operation that has ended. `sees` is the number of commits that the
-    /// operation saw. If the operation was a point read that saw the last of them early, `early` is
-    /// the key.
+    /// Raises the minimums because of an operation that has ended. `sees` is the number of commits
+    /// that the operation saw. If it was a point read that saw the last of these commits early,
+    /// `early` is the key.
     fn raise(&mut self, sees: usize, early: Option<Key>) {
         self.others = self.others.max(sees);
         let Some(key) = early else {

@@ -1,8 +1,8 @@
 //! The disks that a power cut can leave.
 //!
 //! - Syncs make changes durable. `sync_data` covers the writes and the length of a file,
-//!   `sync_folder` covers the names in a folder. Neither covers the other. All other events are
-//!   *pending*.
+//!   `sync_folder` covers the names in a folder. Neither sync covers the changes of the other. All
+//!   other events are *pending*.
 //! - Each pending event has a separate [`Fate`]: kept, lost, or torn. So later events may survive
 //!   earlier ones. A name may survive without the bytes of its file, bytes without a name, and a
 //!   length without its data. In the last case, the file shows old blocks or random bytes.

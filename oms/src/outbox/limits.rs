@@ -6,7 +6,8 @@
 /// Limits of tries, waits and calls in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxLimits {
-    /// Maximum number of tries before a message becomes a dead letter.
+    /// Number of failed tries after which a message becomes a dead letter. While the breaker shows
+    /// that the warehouse is at fault, a message may be tried more often.
     pub tries_max: u32,
     /// Maximum wait after the first failed try, in milliseconds. The maximum doubles with each
     /// further failed try.

@@ -17,7 +17,7 @@ pub(crate) const TEXT_TYPE: &str = CONTENT_TYPE;
 /// Labels of one sample, as pairs of name and value.
 pub(crate) type Labels = Vec<(&'static str, String)>;
 
-/// The empty label set of an info metric. Its labels are written as those of its sample.
+/// An empty label set for the value of an info metric, because its sample has the labels.
 const NO_LABELS: [(&str, &str); 0] = [];
 
 /// The value of one sample.

@@ -72,7 +72,7 @@ pub(crate) struct ChannelCounters {
 /// process and returns.
 #[derive(Default)]
 pub(crate) struct VolumeCounters {
-    /// Number of transactors that ended in a panic.
+    /// Number of steps of transactors that ended in a panic.
     pub(crate) transactor_panics: AtomicU64,
     /// Number of group commits, each with one sync.
     pub(crate) commits: AtomicU64,

@@ -1,10 +1,10 @@
 //! A simulated engine in memory: three servers, of which one is the primary and the others are
 //! standbys.
 //!
-//! The engine has the faults of a real engine (`docs/scale-out.md`). It loses answers, stalls
-//! commits and fails over. It also keeps two primaries, answers a cancelled wait as a success, and
-//! forgets commits that no standby had. A statement checks its conditions when it begins and writes
-//! later, as at the isolation level "read committed".
+//! The engine has the faults of a real engine (`docs/scale-out.md`). The engine loses answers,
+//! stalls commits and fails over. The engine also keeps two primaries, answers a cancelled wait as
+//! a success, and forgets commits that no standby had. A statement checks its conditions when it
+//! begins and writes later, as at the isolation level "read committed".
 //!
 //! **Invariants**
 //! - A commit is acknowledged once a standby has it. A standby that is promoted has every

@@ -97,7 +97,8 @@ async fn order_beside_takeover(
         return Ok(());
     };
     // A takeover after a kill is short, so the orders take more units than the first store has. A
-    // migration takes longer. There the orders leave a unit, so that the first store stays certain.
+    // migration takes longer. There the orders leave a unit in the first store, so that no order
+    // may skip it.
     let count = if is_kill { units + 3 } else { (units - 1).max(1) };
     let ids: Vec<String> = (0..count.min(ORDERS_MAX))
         .map(|number| format!("takeover-{round}-{number}"))

@@ -396,7 +396,7 @@ impl Possible {
 struct Search<'a> {
     operations: Vec<&'a Operation>,
     /// Visited sets of executed operations, each with the states that were possible then. From none
-    /// of them can all operations be executed.
+    /// of them can the remaining operations be executed.
     seen: BTreeSet<(u64, Possible)>,
 }
 
@@ -497,7 +497,7 @@ impl History {
 
     /// Returns the operations that the check needs. A read without a response is left out, because
     /// it proves nothing. A read is also left out if another read with the same response began
-    /// later and ended earlier, because both may have been executed at the same moment.
+    /// later and ended earlier: both may have been executed at the same moment.
     fn essential(&self) -> Vec<&Operation> {
         let needed = |one: &&Operation| {
             let Some((ended, answer)) = &one.answered else {

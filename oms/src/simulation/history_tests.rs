@@ -109,7 +109,7 @@ fn an_operation_without_a_response_may_have_happened_at_any_later_time_or_never(
             .unknown(Step::Place(1))
             .absent()
             .shown("reserved", None),
-        // The payment without a response has not been executed by the last read, after the
+        // The payment without a response is not executed before the last read, which follows the
         // cancellation.
         Sequence::default()
             .placed()

@@ -279,8 +279,8 @@ struct Committer {
     /// The writer of the volume's log. `None` without an engine.
     log: Option<LogWriter>,
     waiting: mpsc::Receiver<Submission>,
-    /// A batch above `ALONE_BYTES` that was found while a group was gathered. It is committed
-    /// alone, after the group.
+    /// A batch above `ALONE_BYTES` that was found while a group was gathered, to be committed alone
+    /// after the group.
     too_large: Option<(WriteBatch, Waiting)>,
     bell: Arc<Bell>,
     /// `true` if the queue may still hold batches for which the bell has already rung.

@@ -275,7 +275,7 @@ impl CopyBatch<'_> {
         })
     }
 
-    /// Writes the rows without a sync, together with the log position of the last row.
+    /// Writes the rows without a sync, together with the log position that they reach.
     pub(super) fn commit_at(mut self, position: &Position) -> Result<(), StorageError> {
         self.tables.put_position(&mut self.rows, position);
         self.commit()

@@ -137,8 +137,8 @@ impl Volume {
         seeded("reads-not-fenced") || (self.lease.as_ref().is_none_or(|lease| lease()) && !self.has_ended())
     }
 
-    /// Returns `true` once the volume can no longer commit behind a log: another process has taken
-    /// it over, or its local database has failed. The volume can then only be closed.
+    /// Returns `true` once the volume can no longer commit behind a log, for example because
+    /// another process has taken it over. The volume can then only be closed.
     pub(crate) fn has_ended(&self) -> bool {
         self.log_status.as_ref().is_some_and(|status| status.has_ended())
     }

@@ -144,7 +144,7 @@ pub(crate) struct WriteBatch {
     expired_page: Option<u64>,
     /// Slots that the volume must own at commit: usually those of an order and of a store.
     fences: [Option<Fence>; 2],
-    /// Fields of batches for stock and migrations, allocated only for such batches.
+    /// Further fences and the fields of migrations, allocated only for batches that need them.
     rare: Option<Box<Rare>>,
 }
 
@@ -153,8 +153,8 @@ struct Rare {
     fences: Vec<Fence>,
     /// The slot ownership after this batch.
     record: Option<SlotOwnership>,
-    /// Ids of orders that came from another volume, for the page of arrivals of this commit. They
-    /// are added to the counters only at activation.
+    /// Ids of orders that came from another volume, for the page of arrivals of this commit. The
+    /// counters include these orders only after activation.
     migrated_in: Vec<OrderId>,
     /// Change of the volume's counters by orders that came from other volumes or moved there.
     counts: OrderCounts,

@@ -2,7 +2,7 @@
 //!
 //! A copy requests the changes since its position. The owner answers after a group commit that
 //! changed the stock, but not sooner than `ANSWER_SPACING` after its previous answer. Without a
-//! change it answers after `ANSWER_AFTER`. So one answer has the changes of many orders, a copy has
+//! change it answers after `ANSWER_AFTER`. So one answer has the changes of many orders. A copy has
 //! one request open at a time, and an answer is never older than its request.
 //!
 //! **Invariants**
@@ -36,7 +36,7 @@ pub(crate) const COPY_AGE_MAX: Duration = Duration::from_millis(300);
 const ANSWER_AFTER: Duration = Duration::from_millis(100);
 /// Shortest time between two answers to a copy, unless a new stock was uploaded. With an answer for
 /// each group commit, each node would send nearly as many messages as it takes orders. The value is
-/// a part of `COPY_AGE_MAX`, so a copy is current enough to be used.
+/// a fraction of `COPY_AGE_MAX`, so no copy becomes too old between two answers.
 const ANSWER_SPACING: Duration = Duration::from_millis(50);
 /// Time without a request after which the owner forgets a copy.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);

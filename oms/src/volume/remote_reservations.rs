@@ -72,8 +72,8 @@ pub(crate) struct DueReservation {
 pub(crate) struct RemoteReservations {
     by_store: BTreeMap<u32, HashMap<OrderId, RemoteReservation>>,
     /// The unconfirmed reservations, and some that were confirmed or removed since the last call of
-    /// `due`. The list is short, so `due` needs no scan of all reservations. Confirmed entries are
-    /// removed only by `due`, so adding and confirming need no search in the list.
+    /// `due`. The list is short, so `due` needs no scan of all reservations. A confirmed entry
+    /// stays until the next call of `due`, so adding and confirming need no search in the list.
     unconfirmed: Vec<(u32, OrderId)>,
 }
 
@@ -134,8 +134,8 @@ impl RemoteReservations {
         self.by_store.get_mut(&store)?.remove(order)
     }
 
-    /// Removes and returns the reservation of an order that is in this volume and changes the row
-    /// by its own step. Returns an error while another commit changes that row.
+    /// Removes and returns the reservation of an order of this volume, so that a step of the order
+    /// can change the row. Returns an error while another commit changes that row.
     pub(crate) fn take_over(
         &mut self,
         order: &OrderId,

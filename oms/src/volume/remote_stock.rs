@@ -18,7 +18,7 @@
 //! has another nonce and stays.
 //!
 //! **Invariants**
-//! - A reservation has one row. It is tracked in one place: by the order if the order is in this
+//! - A reservation has one row, and is tracked in one place: by the order if the order is in this
 //!   volume, otherwise in `RemoteReservations`.
 //! - At most one commit at a time changes a reservation. Other changes are rejected until the
 //!   outcome of that commit is known.
@@ -362,8 +362,8 @@ impl VolumeState {
         let store = settlement.store;
         let (mut ticket, fence, is_held) = {
             let mut stock = self.stock();
-            // The order is leaving this volume. Its reservation may not be in `RemoteReservations`
-            // yet.
+            // If the order is leaving this volume, its reservation may not be in
+            // `RemoteReservations` yet.
             if !self.slots.check_store(store)? || self.slots.is_order_sealed(order) {
                 return Err(OrderError::Moved);
             }

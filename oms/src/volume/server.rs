@@ -108,8 +108,8 @@ impl VolumeServer {
         remote: Arc<dyn RemoteVolumes>,
     ) -> Result<Arc<VolumeServer>, NodeError> {
         storage.count_commits(&context.metrics.of_volume(volume.as_str()));
-        // A former server over this open volume may have left the page of a migration that has
-        // ended.
+        // A former server of this open volume may have limited expiry for a migration that has
+        // ended since.
         storage.first_inactive_page.store(u64::MAX, Ordering::Release);
         let record = storage.slot_ownership();
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
@@ -425,8 +425,8 @@ impl VolumeServer {
         let (storage, note, staged) = (Arc::clone(&state.storage), arrived.note, arrived.staged.take());
         let staged = target::blocking(move || match staged {
             Some(staged) if staged.fits(&storage)? => Ok(staged),
-            // A stock snapshot was applied after the staged rows were fitted, so they are fitted
-            // again.
+            // If a stock snapshot was applied after the staged rows were rearranged, they are
+            // rearranged again.
             _ => StagedRows::read(&storage, &note),
         });
         let staged = staged.await?;
@@ -535,7 +535,8 @@ impl VolumeServer {
         if state.storage.check_engine().is_err() {
             return;
         }
-        // The lock waits for a page that is being stored. Later pages are rejected.
+        // `incoming` is locked while a page is stored, so this line waits for that page. Later
+        // pages are rejected.
         drop(self.incoming.lock().await.take());
         if let Ok(permit) = state.storage.permit().await {
             // This empty batch is committed after all queued batches. Their own callers receive

@@ -501,8 +501,8 @@ impl VolumeState {
         durable: Option<&Durable>,
     ) {
         let mut stock = self.stock();
-        // The fence differs because the store has migrated since the step began. Its rows moved
-        // with it, even if the store has returned in the meantime.
+        // If the fence differs, the store has migrated since the step began. Its rows moved with
+        // it, even if the store has returned in the meantime.
         if self.slots.fence_of_store(store) != fence {
             return;
         }

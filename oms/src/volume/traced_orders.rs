@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::domain::order::OrderId;
 use crate::runtime::trace::{self, TraceContext};
 
-/// Maximum number of orders with a trace. They use some megabytes.
+/// Maximum number of orders with a trace. This number of traces uses some megabytes of memory.
 const ORDERS_MAX: usize = 16_384;
 
 /// The traces of orders, by order.

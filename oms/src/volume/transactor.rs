@@ -222,7 +222,7 @@ impl Transactors {
 enum Entered {
     /// The order was idle. The caller is now its transactor.
     Free(Ask),
-    /// Another transactor is running. It will send the answer.
+    /// Another transactor is running and will send the answer.
     Busy(oneshot::Receiver<Result<Outcome, OrderError>>),
 }
 
@@ -270,7 +270,7 @@ enum Ended {
     SearchAgain(Box<[Line]>),
 }
 
-/// The work on one order. One task at a time owns it.
+/// The work on one order, owned by one task at a time.
 struct Work {
     transactors: Arc<Transactors>,
     id: OrderId,

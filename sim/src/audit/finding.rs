@@ -48,7 +48,7 @@ pub enum Finding {
         /// Number of units in the warehouse.
         there: u32,
     },
-    /// An acknowledged order is missing in the order management.
+    /// An order with an acknowledged request is missing in the order management.
     OrderMissing {
         /// Id of the order.
         order: String,

@@ -111,8 +111,8 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
 /// Checks the choice of the store for the orders of a run, as far as it can be known afterwards.
 /// Nothing is checked if the first orders came before the stock of all stores.
 ///
-/// A store certainly had the units of an order if its stock of the first day covers the order and
-/// all units that may have been missing at that time. These missing units are the sum of:
+/// A store certainly had the units of an order if its stock of the first day covers two things: the
+/// order, and all units that may have been missing at that time. The missing units are the sum of:
 ///
 /// - the units of every order, of any run, that got this store. With several volumes, the units of
 ///   every order that got a later store or none are added. An order asks the stores in ascending

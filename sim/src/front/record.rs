@@ -42,8 +42,8 @@ impl Outcome {
         }
     }
 
-    /// Returns the outcome of two payments for one order: an acknowledgement is kept, otherwise the
-    /// later outcome counts.
+    /// Returns the outcome of two payments for one order. An acknowledgement is kept. Otherwise the
+    /// later outcome counts, if the later payment was sent.
     fn merged(self, later: Self) -> Self {
         match self.is_acknowledged() || later == Self::NotSent {
             true => self,

@@ -350,8 +350,8 @@ impl Book {
         }
     }
 
-    /// Returns the entry of an order whose request has ended; `None` otherwise. A payment that ends
-    /// before its order's request is not recorded.
+    /// Returns the entry of an order, or `None` before the request of the order has ended. So a
+    /// payment that ends before its order's request is not recorded.
     fn recorded(&mut self, order: u64) -> Option<&mut RecordedOrder> {
         let place = *self.places.get(&order)?;
         self.orders.get_mut(place)

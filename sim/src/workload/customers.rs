@@ -4,8 +4,8 @@
 //! - The content of an order depends only on the seed and the order's position. Shares of late
 //!   payments, repetitions or cancellations never change a basket, because they use a separate
 //!   random stream.
-//! - The defaults are those of the original: two products of 1,000, 1 to 5 units, a payment 2 to 4
-//!   s after the order in steps of 0.125 s, transaction ids from 1 to 10,000.
+//! - The defaults are those of the original: two products of 1,000, 1 to 5 units, transaction ids
+//!   from 1 to 10,000. A payment comes 2 to 4 s after its order, in steps of 0.125 s.
 
 use std::fmt;
 use std::ops::Deref;

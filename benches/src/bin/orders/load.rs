@@ -51,7 +51,7 @@ impl Ask {
     }
 }
 
-/// Number of orders between an order of a mix and its payment and read. This exceeds the number of
+/// Number of orders between an order of a mix and its payment and read. The number exceeds that of
 /// connections, so the order is answered before its payment is sent.
 const MIX_AHEAD: u64 = 1_000;
 

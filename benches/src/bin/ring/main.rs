@@ -22,7 +22,7 @@ use candidates::{Candidate, Key};
 /// Time after which a measurement is no longer repeated, except for its first three repetitions.
 /// Some rivals need seconds to build.
 const TIME_MAX: Duration = Duration::from_secs(4);
-/// Number of keys for look-ups. The keys (82 KiB) and the largest table (128 KiB) together fit into
+/// Number of keys for look-ups. The keys (80 KiB) and the largest table (128 KiB) together fit into
 /// a second-level cache of 512 KiB, for any placement of their pages. So the look-up is measured
 /// and not the memory.
 const KEYS_TIMED: usize = 4_096;
@@ -50,7 +50,7 @@ struct Arguments {
     memory: bool,
 }
 
-/// Returns keys of 20 bytes, like order ids with a prefix. They are the same in every run.
+/// Returns keys of 20 bytes, like order ids with a prefix. Every run has the same keys.
 fn keys(count: usize) -> Vec<Key> {
     let key = |index: usize| {
         let mixed = (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);

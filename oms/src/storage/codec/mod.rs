@@ -26,8 +26,8 @@ pub(crate) use crate::storage::codec::stock::{
 };
 
 /// Appends the key of an order in a store: order id, a slash (never part of an id), the store. An
-/// order may have rows for two stores for some time, because an abandoned attempt to reserve its
-/// units may leave a reservation in another store.
+/// order may have rows for two stores for some time: an abandoned attempt to reserve its units may
+/// leave a reservation in another store.
 pub(crate) fn encode_order_store_key(order: &OrderId, store: u32, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(order.as_bytes());
     bytes.push(b'/');
@@ -112,7 +112,7 @@ pub(crate) fn decode_sums(bytes: &[u8]) -> Result<Sums, DecodeError> {
     Ok(Sums { revenue, units })
 }
 
-/// A stored response. It is returned again for each repetition of its request with the same
+/// A stored response, which is returned again for each repetition of its request with the same
 /// idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeptAnswer {

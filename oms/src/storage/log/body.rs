@@ -207,7 +207,7 @@ mod tests {
         assert!(rows_of(&longer).is_err());
     }
 
-    /// The bytes of version 1. They must not change, because logs in existing engines have this
+    /// The bytes of version 1, which must not change, because logs in existing engines have this
     /// layout.
     #[test]
     fn the_layout_of_version_1_is_kept() {

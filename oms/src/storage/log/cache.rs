@@ -5,7 +5,7 @@
 //! - The database holds exactly the rows of the log up to the position in `meta`, `log`. Rows and
 //!   position are written in one commit without a sync, so a crash leaves the rows of an earlier
 //!   position.
-//! - A database without a position is empty or an unfinished copy. It is cleared and filled again.
+//! - A database without a position is empty or an unfinished copy, and is cleared and filled again.
 //! - If the chain of the copy differs from the engine's chain, the engine has lost or changed
 //!   entries. The copy is cleared and an error is logged.
 //!

@@ -17,8 +17,8 @@
 //!   only read may exist on one machine only.
 //! - If no result of a statement arrives, its outcome is *unknown*. The writer repeats the
 //!   statement until the outcome is known, and never guesses.
-//! - A server may show an older log than this process knows. It is treated as an old primary, which
-//!   a fail-over left behind. Only if the log stays old in many reads, the engine has lost entries.
+//! - A server that shows an older log than this process knows is treated as an old primary, which a
+//!   fail-over left behind. Only if the log stays old in many reads, the engine has lost entries.
 //! - The chain of an entry covers all entries before it. So comparing one chain compares a whole
 //!   copy with the log.
 //!

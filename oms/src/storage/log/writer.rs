@@ -91,7 +91,7 @@ pub(crate) enum Settled {
         /// `true` if an earlier attempt had no result. Its entry may still appear in the log.
         may_appear: bool,
     },
-    /// The engine lost the previous entry, although it had acknowledged that entry.
+    /// The previous entry is missing in the engine, although this process saw it in the log.
     PredecessorLost,
     /// The writer was stopped while the outcome was unknown.
     Abandoned,

@@ -3,8 +3,8 @@
 //!
 //! **Invariants**
 //! - A message is sent at least once. A crash may repeat a message, but never loses it.
-//! - A message leaves the outbox only with the commit of the order's next state, made by its
-//!   transactor.
+//! - A message leaves the outbox only after a commit by its order's transactor, or after its order
+//!   has migrated.
 //! - The number of calls in flight is bounded by the outbox.
 //!
 //! Deliberately absent: the schedule of retries, the circuit breaker and the retry budget, which

@@ -95,7 +95,7 @@ impl Expiry {
         let state = transactors.state();
         self.mark(state.storage.counters().next_page, state.clock.now_ms());
         let recorded = state.storage.counters().expired_page;
-        // Pages with staged orders are skipped until the orders are active.
+        // The pass ends before the first page that may list staged orders.
         let in_force = state.storage.first_inactive_page.load(Ordering::Acquire);
         let end = self.marks.back().map_or(0, |mark| mark.end).min(in_force);
         while self.page < end {

@@ -55,8 +55,8 @@ pub(crate) async fn run(state: Arc<VolumeState>, mut stop: watch::Receiver<bool>
 ///
 /// After a step of the clock forward, responses look older than they are. So for a day, the step is
 /// subtracted from the clock. A response with a time in the future was stored while the clock was
-/// ahead. It is removed once the clock has been steady for a day, because it is then at least a day
-/// old.
+/// ahead. Once the clock has been steady for a day, such a response is at least a day old and is
+/// removed.
 fn answers_kept(watched: Watched) -> RangeInclusive<u64> {
     let trusted_ms = watched.wall_ms.saturating_sub(watched.forward_ms);
     let last_ms = if watched.is_steady {

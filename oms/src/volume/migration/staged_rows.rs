@@ -5,8 +5,8 @@
 //! rearranges them in the order of this volume's products (`StagedStock`).
 //!
 //! **Invariants**
-//! - Each page is one commit. It includes a note with the migration's id and the changes that
-//!   activation will make to the volume's counters.
+//! - Each page is one commit. The commit includes a note with the migration's id and the changes
+//!   that activation will make to the volume's counters.
 //! - No row is active before the batch of `StagedRows` is committed.
 
 use crate::domain::stock::StockHead;

@@ -1,7 +1,7 @@
 //! The state in memory of incoming slots, built page by page during the copy.
 //!
 //! **Invariants**
-//! - Work that grows with the number of open orders is done here, before activation: messages are
+//! - Work that grows with the number of open orders is done here, before activation. Messages are
 //!   parked in the outbox (stored there, but not sent), and reserved units are summed by store.
 //! - No request reads this state before activation. Activation moves a few maps, in constant time
 //!   per store.

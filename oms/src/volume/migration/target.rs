@@ -52,7 +52,7 @@ pub(crate) struct ImportRequest {
     pub(crate) id: u64,
     /// The slots to copy, as ranges.
     pub(crate) slots: Vec<(u32, u32)>,
-    /// `true` if the source must seal the slots. The copy is then completed.
+    /// `true` if the source must seal the slots and the copy must be completed.
     pub(crate) seal: bool,
 }
 

@@ -210,8 +210,8 @@ async fn a_volume_that_is_opened_again_knows_what_was_asked_for_from_elsewhere()
     let again = open(folder.path(), &alone);
     assert!(again.remote_reservations().get(&asked, store).is_some());
     assert!(again.remote_reservations().get(&own_order, store).is_none());
-    // A settlement with the nonce of another attempt ends nothing. One with this nonce ends the
-    // reservation once.
+    // A settlement with the nonce of another attempt ends nothing. A settlement with this nonce
+    // ends the reservation once.
     for (nonce, left) in [(76, (2, 3)), (77, (4, 1)), (77, (4, 1))] {
         let settlement = settlement(store, false);
         let ended = again.end_reservation(&asked, &settlement, Some(nonce)).await;

@@ -27,7 +27,7 @@ const ID_BYTES_MAX: usize = 63 + 1 + 16;
 #[derive(Debug)]
 pub(crate) struct FolderId {
     id: String,
-    /// The open file with the id. It keeps the folder locked.
+    /// The open file with the id, which keeps the folder locked.
     _file: File,
 }
 

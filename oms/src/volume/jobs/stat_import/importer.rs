@@ -74,8 +74,8 @@ impl Importer {
         Ok(None)
     }
 
-    /// Adds the content of a whole file to the statistics. A caller must not drop this future
-    /// before it returns: the file could be committed without its sums in memory.
+    /// Adds the content of a whole file to the statistics. A caller must await this future to its
+    /// end. Otherwise the file could be committed without its sums in memory.
     pub(crate) async fn add(&self, key: &str, name: &str, body: &[u8]) -> Result<Imported, StorageError> {
         let _turn = self.turn.lock().await;
         let state = &self.state;

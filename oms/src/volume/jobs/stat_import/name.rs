@@ -37,8 +37,8 @@ fn of_key(key: &str) -> &str {
     key.rsplit_once('/').map_or(key, |(_, name)| name)
 }
 
-/// Returns the new mark after the stored names `forgotten` were removed. The mark never becomes
-/// older.
+/// Returns the new mark after the stored names `forgotten` were removed. The new mark is the newest
+/// of these names and the former mark. Names ahead of the clock are left out.
 pub(crate) fn next_mark<'a>(
     mark: Option<&'a str>,
     forgotten: impl IntoIterator<Item = &'a str>,

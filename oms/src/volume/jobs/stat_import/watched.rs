@@ -3,7 +3,7 @@
 //! **Invariants**
 //! - A file is added once two scans in a row saw the same stamp.
 //! - An incomplete file waits: one that is empty, that cannot be read, or that ends within a line.
-//!   It is reported once, and set aside after `INCOMPLETE_TIMEOUT`.
+//!   Such a file is reported once, and set aside after `INCOMPLETE_TIMEOUT`.
 //! - Waiting times are measured by the monotonic clock.
 
 use std::collections::HashMap;
