@@ -273,7 +273,7 @@ pub(super) async fn read_lines(
 
 /// The parsed lines of a `PATCH`.
 pub(super) struct ChangedCells {
-    /// Number of lines, including empty ones.
+    /// Number of lines, empty lines excluded.
     pub(super) lines: u64,
     /// Product, store and new quantity of each changed cell.
     pub(super) cells: Vec<[u32; 3]>,
