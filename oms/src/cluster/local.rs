@@ -5,12 +5,12 @@
 //! | `nodes/NAME.lock` | held by the process that runs the node NAME |
 //! | `nodes/NAME.json` | the description of that process |
 //! | `coordinator.lock` | held by the process that may replace the cluster's state |
-//! | `ring.json` | the cluster's state; replaced by a temporary file, a sync and a rename |
+//! | `ring.json` | the cluster's state; written to a temporary file, synced, and renamed |
 //! | `secret` | authenticates nodes to each other; readable by its owner only |
 //! | `volumes/NAME/` | the volume of the node NAME |
 //!
 //! **Invariants**
-//! - The kernel reports the end of a node: a thread waits for a shared lock on the node's lock
+//! - The kernel reports the end of a node. A thread waits for a shared lock on the node's lock
 //!   file, and gets it when the node's process ends.
 //! - A node belongs to the folder that it joined, even if the path later leads to another folder.
 //!   Before each change the node checks its folder and lock files, and fails if any of them was
