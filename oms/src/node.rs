@@ -47,8 +47,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node: locks its name, joins the cluster, listens, opens its volume and resumes
-    /// unfinished work.
+    /// Starts a node: listens, locks the node's name, joins the cluster, opens its volume and
+    /// resumes unfinished work.
     ///
     /// # Errors
     /// Each fault that an operator can correct has a separate variant of `NodeError`. Examples are

@@ -52,7 +52,7 @@ const NAME_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest wait for the cluster's first state. The first node writes it right after it has taken
 /// the coordinator's lock.
 const STATE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval between two attempts during these waits.
+/// Interval between two attempts to take a lock or to read the first state.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The membership of this process in the cluster of a data folder, and its access to the state and
