@@ -3,7 +3,8 @@
 //! **Invariants**
 //! - The warehouse, the origins and a weight of 0 are checked before anything is written. A start
 //!   that such a check refuses leaves the data folder as it was.
-//! - The HTTP server answers requests until the node's volumes have been handed over or closed.
+//! - A stop hands volumes over before the HTTP server stops. The remaining volumes are closed
+//!   afterwards.
 //!
 //! Deliberately absent: membership, coordination and the choice of volumes, which belong to
 //! `control::member`.

@@ -3,7 +3,8 @@
 //!
 //! **Invariants**
 //! - No part is sent before every line is read and every volume has accepted the upload.
-//! - Each volume applies its part in one atomic step.
+//! - Each volume replaces the quantities in memory in one step. After a crash, only some stores may
+//!   have their new quantities (`stock_upload::apply`).
 //! - A failed part is sent again for up to `APPLY_TIMEOUT`, unless it was rejected or its node is
 //!   silent. If other parts were applied, the problem `partly-applied` lists the changed stores and
 //!   the unconfirmed stores.

@@ -3,7 +3,7 @@
 //! **Invariants**
 //! - One upload is applied at a time. Memory and rows are changed under the lock of the stock, so
 //!   both see uploads in the same order.
-//! - If a commit fails, the stock in memory is restored from the rows of the volume.
+//! - If a commit fails, the stock in memory is set back to the stock in the volume's rows.
 //! - If the volume's set of slots changed since the upload was split or its reading began, the
 //!   response is "moved" (421).
 //!
