@@ -1,9 +1,10 @@
 //! A node as a process of this machine: its HTTP server, its data folder, its clock.
 //!
 //! **Invariants**
-//! - Settings are checked before anything is written, so a refused start leaves the data folder as
-//!   it was.
-//! - The HTTP server answers requests until the node's volumes have been handed over or closed.
+//! - The warehouse, the origins and a weight of 0 are checked before anything is written. A start
+//!   that such a check refuses leaves the data folder as it was.
+//! - A stop hands volumes over before the HTTP server stops. The remaining volumes are closed
+//!   afterwards.
 //!
 //! Deliberately absent: membership, coordination and the choice of volumes, which belong to
 //! `control::member`.
@@ -47,12 +48,12 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node: locks its name, joins the cluster, listens, opens its volume and resumes
-    /// unfinished work.
+    /// Starts a node: listens, locks the node's name, joins the cluster, opens its volume and
+    /// resumes unfinished work.
     ///
     /// # Errors
-    /// A fault that an operator can correct has its own `NodeError`: a port in use, a data folder
-    /// that is in use or unreadable, an invalid setting.
+    /// Each fault that an operator can correct has a separate variant of `NodeError`. Examples are
+    /// a port in use, an unreadable data folder and an invalid setting.
     pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
         let asked = asked_warehouse(&config)?;
         let cors = Cors::of(&config.cors_origins)?;
@@ -186,9 +187,9 @@ impl Node {
         let _ = asked.wait_for(|asked| *asked).await;
     }
 
-    /// Stops the node: hands its volumes over if there are other nodes, takes no more connections,
-    /// finishes the requests in progress, then checkpoints and closes the remaining volumes. The
-    /// next node that serves a volume repeats its unanswered calls to the warehouse.
+    /// Stops the node. Hands its volumes over if there are other nodes, takes no more connections,
+    /// and finishes the requests in progress. Then checkpoints and closes the remaining volumes.
+    /// The next node that serves a volume repeats its unanswered calls to the warehouse.
     ///
     /// # Errors
     /// `NodeError::Drain` if requests outlasted the drain timeout, or the error of a volume that

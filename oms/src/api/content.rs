@@ -7,8 +7,8 @@
 //! **Invariants**
 //! - A body is rejected if no byte arrives for `SILENCE_MAX`, or if its average rate is below
 //!   `BYTES_PER_SECOND_MIN` after `GRACE`.
-//! - The route's size limit applies to the body as received and to the output of each decoding
-//!   step.
+//! - The route's size limit applies to the body as received and to the total output of each gzip
+//!   layer.
 
 use std::fmt::Display;
 use std::io::Write;

@@ -3,7 +3,7 @@
 //! **Invariants**
 //! - A cluster of one node merges the page of its one volume with the same code. So its responses
 //!   have the same fields in the same order as those of several nodes.
-//! - A page has a `next` if and only if a further entry is known.
+//! - A page has a `next` if and only if a further entry is known or a volume has unread orders.
 //!
 //! Deliberately absent: a consistent view over volumes. While slots migrate, a list may miss or
 //! repeat entries of these slots. After the migration the list is complete again.
@@ -311,7 +311,7 @@ struct Source {
 }
 
 /// Merges pages of orders by time of arrival. Orders of one volume keep their relative order. If
-/// further orders exist, the result has a cursor after the last returned order.
+/// further or unread orders exist, the result has a cursor after the last returned order.
 fn merge_orders(pages: Vec<(NodeName, Position, OrdersPage)>, limit: usize) -> Merged<Cursor> {
     let mut sources: Vec<Source> = pages
         .into_iter()
@@ -325,7 +325,7 @@ fn merge_orders(pages: Vec<(NodeName, Position, OrdersPage)>, limit: usize) -> M
         .collect();
     let mut orders = Vec::new();
     let has_next = loop {
-        // All entries of this volume's page are merged, but the volume has more orders. Its next
+        // All entries of this volume's page are merged, but the volume has unread orders. Its next
         // order may be older than the remaining entries of other volumes, so the merged page ends
         // here.
         let is_unknown = |source: &mut Source| source.more && source.entries.peek().is_none();

@@ -39,7 +39,7 @@ pub(crate) struct Entrance<'a> {
 pub(crate) enum AnswerBody {
     /// A body that is one buffer in memory.
     Short(Full<Bytes>),
-    /// Any other body, such as a stream.
+    /// A body of the general type of axum, such as a stream.
     Long(Body),
 }
 
@@ -74,7 +74,8 @@ impl HttpBody for AnswerBody {
     }
 }
 
-/// A JSON response. `replayed` is `true` if it repeats the stored response to an earlier request.
+/// A JSON response. `replayed` is `true` if the response repeats the response to an earlier
+/// request.
 pub(super) struct Json {
     pub(super) body: Vec<u8>,
     pub(super) replayed: bool,
@@ -92,7 +93,7 @@ impl Json {
         }
     }
 
-    /// Sets whether the response repeats the stored response to an earlier request.
+    /// Sets whether this response repeats the response to an earlier request.
     pub(super) fn replayed(mut self, replayed: bool) -> Json {
         self.replayed = replayed;
         self

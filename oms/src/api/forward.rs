@@ -298,9 +298,9 @@ impl Errand for VolumeErrand {
     }
 }
 
-/// Classifies a response as the result of an attempt. Status 421 means that the slot moved. The
-/// epoch of the refusal is taken from its headers, or else is `epoch`, by which the call was
-/// routed.
+/// Classifies a response as the result of an attempt. Status 421 means that the slot or its volume
+/// moved. The epoch of the refusal is taken from its headers, or else is `epoch`, by which the call
+/// was routed.
 fn attempt(response: Response<Body>, epoch: u64) -> Attempt<Response<Body>> {
     if response.status() == StatusCode::MISDIRECTED_REQUEST {
         let epoch = epoch_of(response.headers()).unwrap_or(epoch);

@@ -181,8 +181,8 @@ pub fn log_entry(bytes: &[u8]) {
     });
     if read.is_ok() {
         let (again, _) = again.seal(&Position::default(), 1);
-        // The result may differ from the input: a writer encodes lengths in the shortest form, and
-        // the checksum chain depends on the position in the log.
+        // The result may differ from the input. A writer encodes lengths in the shortest form, and
+        // the hash chain depends on the position in the log.
         assert!(again.len() <= bytes.len());
         assert!(Body::parse(&again).is_ok_and(|body| body.follows(&Position::default(), 1)));
     }

@@ -2,9 +2,9 @@
 //!
 //! **Invariants**
 //! - A call without the cluster's secret is refused before its body is read. On an encrypted
-//!   connection the handshake has proven the secret, so its calls need not contain it. An
-//!   unencrypted call from another machine is refused even with the secret, unless the operator
-//!   allows such calls.
+//!   connection the handshake has proven the secret, so its calls need not contain it. Behind an
+//!   engine, an unencrypted call from another machine is refused even with the secret, unless the
+//!   operator allows such calls.
 //! - A call about a volume that this node does not serve gets 421 with the epoch of this node's
 //!   ring. The node with the older epoch reads the cluster's state again, and the caller repeats
 //!   the call.
@@ -112,8 +112,8 @@ pub struct NodeReport {
 pub(crate) enum Origin {
     /// An encrypted connection. The other end has proven that it knows the cluster's secret.
     Proven,
-    /// An unencrypted connection within the machine, or on a network that the operator declared
-    /// safe with `--insecure-plaintext`.
+    /// An unencrypted connection that is allowed: within the machine, between nodes that share a
+    /// data folder, or with `--insecure-plaintext`.
     Plain,
     /// An unencrypted connection from another machine.
     Exposed,

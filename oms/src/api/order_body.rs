@@ -134,8 +134,8 @@ impl<'de> Deserialize<'de> for WireLine {
 #[derive(Deserialize, ToSchema)]
 #[schema(as = Payment)]
 pub(super) struct WirePayment {
-    /// Id of the payment's transaction, which a refund must name. Every JSON reader represents
-    /// numbers up to the maximum exactly.
+    /// Id of the payment's transaction, for a possible refund. Every JSON reader represents numbers
+    /// up to the maximum exactly.
     #[schema(value_type = u64, maximum = 9_007_199_254_740_991_u64, example = 4_711)]
     transaction_id: Whole,
 }

@@ -128,8 +128,8 @@ impl Filter {
     }
 }
 
-/// A position between two orders of one volume: a page of its list of arrivals, and the number of
-/// orders on that page before the position.
+/// A position between two orders in a volume's list of arrivals: the page, and the number of orders
+/// on that page before the position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
     pub(crate) page: u64,

@@ -3,7 +3,7 @@
 //! **Invariants**
 //! - `type` and `field` are stable names for programs. `detail` is text for people and may change.
 //! - Every 503 response has a `Retry-After` header.
-//! - A fault of this node (500) is logged when it is converted to a problem.
+//! - A storage error that is answered with 500 is logged when it is converted to a problem.
 
 mod kind;
 
@@ -200,7 +200,7 @@ impl Problem {
         &self.0.detail
     }
 
-    /// Sets whether this response repeats the stored response to an earlier request.
+    /// Sets whether this response repeats the response to an earlier request.
     pub(crate) fn replayed(mut self, replayed: bool) -> Problem {
         self.0.replayed = replayed;
         self

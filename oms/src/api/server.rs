@@ -51,7 +51,8 @@ const WRITE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Pause after a failed accept. Usually the process has used up its file descriptors, and an
 /// immediate retry would only use up a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Maximum size of a request head in bytes. A typical head has a few hundred bytes.
+/// Maximum size of an HTTP/2 request head in bytes. HTTP/1.1 allows four times this size. A typical
+/// head has a few hundred bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1_024;
 /// Time without requests in progress after which a stop treats all responses as sent.
 const LAST_ANSWERS_TIME: Duration = Duration::from_millis(200);

@@ -1,5 +1,5 @@
-//! Import of statistics files where each node has a separate folder: every node scans its folder
-//! and sends the files to the volume that owns the statistics.
+//! Imports statistics files where each node has a separate folder. Every node scans its folder and
+//! sends the files to the volume that owns the statistics.
 //!
 //! **Invariants**
 //! - A file is identified by the id of its folder and its name. So files with one name in the
@@ -40,7 +40,7 @@ const ADD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum number of bytes that are read from another node's response.
 const REFUSAL_BYTES_MAX: usize = 4_096;
 
-/// Scans the statistics folder of this node every `every` until `stop` becomes true.
+/// Scans the statistics folder of this node at intervals of `every` until `stop` becomes true.
 pub(crate) async fn run(
     cluster: Arc<ClusterHandle>,
     folder: PathBuf,
@@ -126,7 +126,8 @@ impl FileTarget for StatisticsOwner {
     }
 }
 
-/// Imports a statistics file that a node has sent. `query` is the id of its folder and its name.
+/// Imports a statistics file that a node has sent. `query` is `FOLDER/NAME`, with the id of the
+/// folder and the name of the file.
 pub(crate) async fn take(app: &Arc<App>, query: &str, body: Body) -> Result<Imported, Problem> {
     let known_by = query.split_once('/');
     let Some((folder, name)) = known_by.filter(|(folder, name)| is_id(folder) && stamp_of(name).is_some())

@@ -3,9 +3,11 @@
 //!
 //! **Invariants**
 //! - No part is sent before every line is read and every volume has accepted the upload.
-//! - Each volume applies its part in one atomic step.
-//! - A failed part is retried for up to `APPLY_TIMEOUT`. If it still fails, the problem
-//!   `partly-applied` lists the changed stores and the unconfirmed stores.
+//! - Each volume replaces the quantities in memory in one step. After a crash, only some stores may
+//!   have their new quantities (`stock_upload::apply`).
+//! - A failed part is sent again for up to `APPLY_TIMEOUT`, unless it was rejected or its node is
+//!   silent. If other parts were applied, the problem `partly-applied` lists the changed stores and
+//!   the unconfirmed stores.
 //! - Each part names all products of the upload, because a volume's stock has a cell for each pair
 //!   of product and store.
 //!
@@ -170,7 +172,7 @@ struct VolumePart {
 #[derive(Default)]
 struct Failures {
     reason: Option<String>,
-    /// `true` if a node did not respond.
+    /// `true` if a node is silent or a volume's database is missing, so a retry is useless.
     is_silent: bool,
     /// `true` if a part may have been applied although no response arrived.
     is_unknown: bool,

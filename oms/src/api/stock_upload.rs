@@ -5,7 +5,7 @@
 //! - Nothing is applied before the whole body has been read and checked.
 //! - One upload is applied at a time. Memory and rows are changed under the lock of the stock, so
 //!   both see uploads in the same order.
-//! - If a commit fails, the stock in memory is restored from the rows of the volume.
+//! - If a commit fails, the stock in memory is set back to the stock in the volume's rows.
 //! - If the volume's set of slots changed since the upload was split or its reading began, the
 //!   response is "moved" (421).
 //!
@@ -273,7 +273,7 @@ pub(super) async fn read_lines(
 
 /// The parsed lines of a `PATCH`.
 pub(super) struct ChangedCells {
-    /// Number of lines, including empty ones.
+    /// Number of lines, empty lines excluded.
     pub(super) lines: u64,
     /// Product, store and new quantity of each changed cell.
     pub(super) cells: Vec<[u32; 3]>,

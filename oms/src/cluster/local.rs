@@ -5,12 +5,12 @@
 //! | `nodes/NAME.lock` | held by the process that runs the node NAME |
 //! | `nodes/NAME.json` | the description of that process |
 //! | `coordinator.lock` | held by the process that may replace the cluster's state |
-//! | `ring.json` | the cluster's state; replaced by a temporary file, a sync and a rename |
+//! | `ring.json` | the cluster's state; written to a temporary file, synced, and renamed |
 //! | `secret` | authenticates nodes to each other; readable by its owner only |
 //! | `volumes/NAME/` | the volume of the node NAME |
 //!
 //! **Invariants**
-//! - The kernel reports the end of a node: a thread waits for a shared lock on the node's lock
+//! - The kernel reports the end of a node. A thread waits for a shared lock on the node's lock
 //!   file, and gets it when the node's process ends.
 //! - A node belongs to the folder that it joined, even if the path later leads to another folder.
 //!   Before each change the node checks its folder and lock files, and fails if any of them was
@@ -52,7 +52,7 @@ const NAME_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest wait for the cluster's first state. The first node writes it right after it has taken
 /// the coordinator's lock.
 const STATE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval between two attempts during these waits.
+/// Interval between two attempts to take a lock or to read the first state.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The membership of this process in the cluster of a data folder, and its access to the state and

@@ -256,8 +256,8 @@ impl Peers {
         is_answered
     }
 
-    /// Fails at once if the node is silent. If the last ping is more than a second ago, the node is
-    /// pinged again first.
+    /// Fails at once within a second after a failed ping to the node. Later calls to a silent node
+    /// ping it again first, and fail if that ping fails too.
     async fn check(&self, address: SocketAddr) -> Result<(), NoAnswer> {
         let known = self.silent.nodes().get(&address).copied();
         let may_answer = match known {

@@ -1,10 +1,9 @@
 //! The coordinator: assigns volumes to nodes, starts migrations of slots and records the decisions
 //! in the cluster's state.
 //!
-//! Every node runs this task. It acts only while its process holds the coordinator's lock. Each
-//! round compares the running nodes with the state. It assigns volumes of dead nodes to survivors,
-//! and returns a volume to its own node. It moves slots to a new node, and away from a leaving
-//! node.
+//! Every node runs this task. The task acts only while its process is the coordinator. Each round
+//! compares the running nodes with the state. It assigns volumes of dead nodes to survivors, and
+//! returns a volume to its own node. It moves slots to a new node, and away from a leaving node.
 //!
 //! **Invariants**
 //! - Each step is one replacement of the state. All nodes are notified after it.
@@ -40,8 +39,9 @@ use crate::runtime::watch;
 use crate::volume::migration::target::{AskProgress, ImportRequest, Imported, Progress};
 use crate::volume::server::VolumeServer;
 
-/// Timeout of the message to one node that the cluster's state has changed. A node that misses the
-/// message reads the state within a second, because every node reads the state periodically.
+/// Timeout of a message to one node that the cluster's state has changed, and of a request for the
+/// progress of a copy. A node that misses the message reads the state within a second, because
+/// every node reads the state periodically.
 const NOTIFY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest time that a migration waits until all volumes have removed the rows of earlier
 /// migrations.
@@ -91,7 +91,7 @@ struct Coordinator {
     is_elected: bool,
 }
 
-/// Acts as the coordinator whenever this process holds the lock, until `stop` becomes true.
+/// Acts as the coordinator whenever this process is elected, until `stop` becomes true.
 pub(crate) async fn coordinate(
     cluster: Arc<ClusterHandle>,
     mut events: mpsc::UnboundedReceiver<Event>,

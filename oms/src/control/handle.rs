@@ -31,7 +31,8 @@ pub(crate) const ROUTING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for requests of an earlier topology before slots are sealed.
 const EARLIER_REQUESTS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// This node's view of the cluster.
+/// The topology of this node, its access to other nodes and to the cluster's state, and the signals
+/// to its tasks.
 pub(crate) struct ClusterHandle {
     pub(crate) me: NodeName,
     pub(crate) peers: Arc<Peers>,

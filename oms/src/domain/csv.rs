@@ -55,7 +55,7 @@ const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 enum Mark {
     /// Number of bytes of the mark received so far.
     Seen(usize),
-    /// The text after the mark has begun.
+    /// The mark is complete or absent, so the text has begun.
     Over,
 }
 

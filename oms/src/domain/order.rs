@@ -7,9 +7,8 @@
 //! **Invariants**
 //! - A repeated command causes no new event.
 //! - A payment that arrives before the warehouse confirms the announcement is kept.
-//! - Every payment that buys nothing becomes a wanted refund. The rule covers payments for an
-//!   unpaid order that ended, for a paid order that the warehouse refused, and for a second payment
-//!   of one order.
+//! - Every payment that buys nothing becomes a wanted refund. These are payments for orders that
+//!   ended unpaid, payments for orders that were refused or cancelled later, and second payments.
 //!
 //! Deliberately absent: the choice of the store (`stock`) and the messages to the warehouse
 //! (`outbox`).
@@ -314,7 +313,8 @@ pub struct Order {
     pub state: State,
     /// The store in which units were reserved, if any store had them.
     pub store: Option<u32>,
-    /// The transaction that paid the order.
+    /// Transaction of the first payment. The payment paid the order or, in the state
+    /// `RefundWanted`, needs a refund.
     pub transaction: Option<u64>,
     /// Transactions of further payments. Each of them needs a refund, in every state of the order.
     pub extra_payments: Vec<u64>,

@@ -1,4 +1,4 @@
-//! Sales statistics: revenue and units of each product over all stat files of the warehouse.
+//! Sales statistics: revenue and units of each product over all statistics files of the warehouse.
 //!
 //! A file `stat_TTTTTTTTTTTTTTT.csv` has lines `PRODUCT,UNITS_SOLD,UNIT_PRICE`. This module
 //! computes the sums of one file and of all files.

@@ -119,7 +119,7 @@ pub(crate) struct Arrival(pub(crate) u64);
 pub(crate) struct StaleSnapshot {
     /// Number of the last delivery that the rejected snapshot counts.
     pub as_of: u64,
-    /// Number of the last delivery that the current stock counts.
+    /// Highest `X-Stock-As-Of` of any applied snapshot.
     pub newest: u64,
 }
 
@@ -384,7 +384,7 @@ impl Stock {
     }
 
     /// Undoes a snapshot with a failed or incomplete write. `matrix` and `counted_to_overrides` are
-    /// the quantities that the volume has stored.
+    /// read from the rows of the volume.
     pub(crate) fn undo(
         &mut self,
         applied: Applied,

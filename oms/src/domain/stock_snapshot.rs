@@ -27,7 +27,8 @@ pub(crate) const STORE_MAX: u32 = 10_000;
 /// Largest quantity of one product in one store. Sums of reserved units then fit into 32 bits.
 pub(crate) const QUANTITY_MAX: u32 = 1_000_000_000;
 /// Maximum number of cells (product in store) of a snapshot: seven times the usual stock. A
-/// snapshot is one atomic batch, and a batch of the volume has at most 64 MiB.
+/// snapshot with new products or stores is one atomic batch, and a batch of the volume has at most
+/// 64 MiB.
 pub(crate) const CELLS_MAX: usize = 15_000_000;
 
 /// Row or column of an id that has none.

@@ -41,7 +41,8 @@ use crate::postgres::tls;
 use crate::postgres::url::{Encryption, EngineUrl, Host};
 use crate::runtime;
 
-/// Longest time to connect to one host, if the URL has several hosts.
+/// Longest time to open a TCP connection to a host. With several hosts in the URL, the limit
+/// includes TLS and login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time without traffic after which the kernel sends keepalive probes on a connection.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);

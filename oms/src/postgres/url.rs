@@ -101,8 +101,8 @@ pub struct EngineUrl {
 #[error("{0}; write postgres://USER@HOST:PORT/DATABASE")]
 pub struct InvalidEngineUrl(String);
 
-/// Access to environment variables and files, from which a missing password is taken. Tests replace
-/// it.
+/// Access to environment variables and files, from which a missing password is taken. Tests pass
+/// substitutes.
 struct Outside<'a> {
     variable: &'a dyn Fn(&str) -> Option<String>,
     read_file: &'a dyn Fn(&Path) -> std::io::Result<String>,

@@ -1,8 +1,8 @@
 //! Fixtures for tests over real HTTP: a node, a simulated warehouse and a client.
 //!
 //! With the environment variable `IMT_TEST_ENGINE`, the nodes of all tests keep their orders in
-//! that engine instead of their data folder. The program itself does not read this variable,
-//! because tests create databases.
+//! that engine instead of their data folder. The tests create databases, so they do not use
+//! `IMT_ENGINE`, which is the setting of the program.
 
 #![allow(
     clippy::unwrap_used,

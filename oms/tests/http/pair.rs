@@ -430,7 +430,7 @@ async fn the_stored_answer_of_a_key_is_returned_through_the_other_node() {
 async fn a_new_stock_decides_over_the_next_order_at_either_node() {
     let pair = Pair::start().await;
     for round in 0..30u64 {
-        // In each round another store is the only one with units. It belongs to either node.
+        // In each round another store is the only store with units. Either node may own that store.
         let only = round * 7 % 40 + 1;
         let quantity = |store: u64| if store == only { 100 } else { 0 };
         let csv: String = (1..=40)

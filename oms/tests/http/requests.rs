@@ -14,7 +14,7 @@ pub(crate) const PRODUCTS: u32 = 5;
 /// Largest store id of the stock.
 pub(crate) const STORES: u32 = 12;
 
-/// One request.
+/// A generated request to the API.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub method: String,

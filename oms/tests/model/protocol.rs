@@ -96,7 +96,7 @@ struct Moving {
     to: Volume,
 }
 
-/// A volume served by a process.
+/// The server of a volume in a process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Server {
     ring: [Volume; SLOTS],
@@ -212,8 +212,8 @@ impl World {
         node.is_alive.then_some(node)
     }
 
-    /// Returns `true` if no rows of an earlier ring remain. The coordinator requires this before a
-    /// move.
+    /// Returns `true` if no rows of an earlier ring remain. The coordinator begins a move only in
+    /// such a state.
     fn is_settled(&self) -> bool {
         (0..NODES as Volume).all(|volume| {
             let node = self.state.serving[volume as usize];

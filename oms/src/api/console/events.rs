@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::ClusterState;
 use crate::control::topology::Topology;
 
-/// Maximum number of events kept. That covers some hours of an idle cluster, or a whole rolling
+/// Maximum number of events kept. It suffices for some hours of an idle cluster, or for a rolling
 /// restart of 20 nodes.
 const EVENTS_KEPT: usize = 256;
 

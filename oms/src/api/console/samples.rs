@@ -180,8 +180,8 @@ impl Recorder {
         }
     }
 
-    /// Returns the seconds after `second`. Returns all seconds if `second` lies ahead of the newest
-    /// one, because the clock was then set back.
+    /// Returns the seconds after `second`. If `second` is more than `CLOCK_STEP_MAX` ahead of the
+    /// newest one, the clock was set back, and all seconds are returned.
     pub(super) fn since(&self, second: u64) -> Vec<Sample> {
         let newest = self.samples.back().map_or(0, |sample| sample.second);
         let second = if second > newest + CLOCK_STEP_MAX {

@@ -9,8 +9,8 @@
 //! **Invariants**
 //! - A short rest is read and dropped before the response is sent: at most `REST_BYTES_MAX` bytes,
 //!   for at most `REST_TIME_MAX`.
-//! - With a longer rest, the response has the header `Connection: close`, so that the client opens
-//!   a new connection.
+//! - Otherwise the response has the header `Connection: close`, so that the client opens a new
+//!   connection.
 //!
 //! HTTP/2 needs none of this, because each of its requests has a separate stream.
 

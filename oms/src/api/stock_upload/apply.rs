@@ -3,7 +3,7 @@
 //! **Invariants**
 //! - One upload is applied at a time. Memory and rows are changed under the lock of the stock, so
 //!   both see uploads in the same order.
-//! - If a commit fails, the stock in memory is restored from the rows of the volume.
+//! - If a commit fails, the stock in memory is set back to the stock in the volume's rows.
 //! - If the volume's set of slots changed since the upload was split or its reading began, the
 //!   response is "moved" (421).
 //!
@@ -53,8 +53,8 @@ impl Prepared {
     }
 }
 
-/// Applies a whole snapshot: encodes it on a blocking thread, writes its parts between the commits
-/// of orders, and replaces the stock in memory under its lock.
+/// Applies a whole snapshot. The snapshot is encoded on a blocking thread, and its parts are
+/// written between the commits of orders. Then the stock in memory is replaced under its lock.
 ///
 /// If the snapshot has the products and stores of the current stock, it is written store by store.
 /// After a crash in between, only some stores have their new quantities. Each store's row records

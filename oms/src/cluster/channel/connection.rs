@@ -116,8 +116,8 @@ impl Connection {
         answer.map_err(|_| self.broken())
     }
 
-    /// Queues a request that has no answer. It is sent in the frame of the next request that has an
-    /// answer.
+    /// Queues a request that has no answer. Such a request is usually sent in the frame of the next
+    /// request with an answer.
     pub(crate) fn tell(&self, request: &Request) -> Result<(), Unanswered> {
         self.pushed(self.queue.push_along(|bytes| request.encode(bytes)))
     }

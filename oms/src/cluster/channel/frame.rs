@@ -20,7 +20,7 @@ use crate::cluster::channel::LinkError;
 /// Size of a frame's header in bytes.
 pub(crate) const HEADER_BYTES: usize = 12;
 /// Maximum size of a payload in bytes. The largest typical message has 4 MB: the layout of a stock
-/// with a million products, sent when another node begins a copy of the stock.
+/// with a million products, which begins a copy of the stock.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 8 << 20;
 /// Size of the read buffer in bytes. Most frames are smaller, so one system call reads a frame.
 const READ_AHEAD_BYTES: usize = 64 << 10;

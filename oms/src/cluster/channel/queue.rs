@@ -16,7 +16,7 @@ use crate::cluster::channel::LinkError;
 use crate::cluster::channel::frame::{self, FrameSink, HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use crate::runtime::metrics::ChannelCounters;
 
-/// Size in bytes at which a frame is full, so the next message begins another frame. So the
+/// Size in bytes at which a frame is full and the next message begins another frame. Thus the
 /// receiver can process one frame while the next one is sent.
 const FRAME_BYTES_FULL: usize = 256 << 10;
 /// Number of waiting bytes from which messages of `push_along` are sent without waiting for a

@@ -237,8 +237,8 @@ impl Shared {
         }
     }
 
-    /// Sets the receiver of events about the role of this process: candidate, coordinator, or
-    /// replaced.
+    /// Sets the receiver of all events of this process except `Event::Gone`, which is sent to
+    /// watchers. An earlier election or replacement is reported at once.
     pub(super) fn stand(&self, events: UnboundedSender<Event>) {
         let mut inside = self.inside();
         if inside.judge.is_replaced() {

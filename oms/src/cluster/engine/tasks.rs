@@ -34,8 +34,7 @@ const CARD_BYTES_MAX: usize = 64 * 1_024;
 /// Only one of this many consecutive failures is logged.
 const FAILURES_PER_LOG: u32 = 50;
 
-/// Logs the first failure of a series, then every failure after `FAILURES_PER_LOG` further ones,
-/// and the end of the series.
+/// Logs the first of every `FAILURES_PER_LOG` failures in a series, and the end of the series.
 #[derive(Default)]
 struct Troubles(u32);
 

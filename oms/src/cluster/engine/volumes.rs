@@ -330,7 +330,7 @@ async fn take(
     if newest.seq > 1 {
         match catch_up(cache, &mut *log, volume, newest.seq - 1, false).await {
             // The log may come from an old primary that lacks the newest entries. The copy after
-            // the takeover compares the chains again.
+            // the takeover compares the hash chains again.
             Err(CatchUpError::Differs(fault)) => tracing::warn!(volume, fault, "local copy differs"),
             copied => drop(copied?),
         }

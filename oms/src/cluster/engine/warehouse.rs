@@ -16,8 +16,8 @@ use crate::cluster::{ClusterState, Membership, agreed_warehouse};
 use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
 
-/// Longest wait until the cluster's first node has stored a URL. It does so right after it has
-/// written the first state.
+/// Longest wait until the cluster's first node has stored a URL. The first node stores the URL
+/// right after it has written the first state.
 const NAMED_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two reads of the cluster's state.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);

@@ -2,8 +2,8 @@
 //! the state.
 //!
 //! **Invariants**
-//! - The state is replaced by a temporary file, a sync and a rename. So a reader sees the old or
-//!   the new state, never a part.
+//! - The state is written to a temporary file, synced, and renamed. So a reader sees the old or the
+//!   new state, never a part.
 //! - The secret is created once. Only the owner of the file can read it.
 //! - The size of a file is checked before it is read.
 //!
