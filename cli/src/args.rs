@@ -10,7 +10,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Minimum time between two polls. A shorter one would keep a processor busy.
+/// Minimum time between two polls. A shorter interval would keep a processor busy.
 pub(crate) const INTERVAL_MIN: Duration = Duration::from_millis(50);
 
 /// Parses a duration.
@@ -72,7 +72,8 @@ pub(crate) fn listen(text: &str) -> Result<SocketAddr, String> {
         )
     })?;
     let mut found: Vec<SocketAddr> = found.collect();
-    // `localhost` often has both kinds, and the addresses of other settings are of the older kind.
+    // IPv4 addresses come first. `localhost` often has addresses of both families, and the defaults
+    // of other settings are IPv4 addresses.
     found.sort_by_key(SocketAddr::is_ipv6);
     let first = found.first().copied();
     first.ok_or_else(|| format!("the host {host:?} has no address; for example 127.0.0.1:{number}"))
@@ -83,7 +84,7 @@ pub(crate) fn node_name(text: &str) -> Result<NodeName, String> {
     NodeName::new(text).map_err(|_| name_rule("alpha or node-1"))
 }
 
-/// Parses the name of a context. The rule is that of a node's name.
+/// Parses the name of a context. It follows the rule for the name of a node.
 pub(crate) fn context_name(text: &str) -> Result<String, String> {
     let name = NodeName::new(text).map_err(|_| name_rule("prod or local"))?;
     Ok(name.to_string())
@@ -115,7 +116,7 @@ fn check_folder(path: PathBuf) -> Result<PathBuf, String> {
     }
 }
 
-/// Parses the location of a frame in a log.
+/// Parses the location of a frame in a log: the id of the segment and the offset in bytes.
 pub(crate) fn frame(text: &str) -> Result<(u64, u64), String> {
     let parts = text.split_once(':');
     let numbers = parts.and_then(|(id, offset)| Some((id.parse().ok()?, offset.parse().ok()?)));

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - Only the owner can read or write the file, because addresses may contain a password. A file
 //!   that others can read or write is refused.
-//! - The file is replaced as a whole, so that a crash leaves the old or the new one.
-//! - A context is read only if a command follows contexts (`config::follows_context`).
+//! - The file is replaced as a whole, so that a crash leaves either the old or the new file.
+//! - A context changes only commands for which `config::follows_context` returns `true`.
 
 use crate::config::flag_value;
 use crate::error::CliError;
@@ -44,7 +44,7 @@ impl Context {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Contexts {
-    /// Name of the context in use.
+    /// Name of the context that `imt context use` has chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) current: Option<String>,
     /// Settings of each context by its name.
@@ -62,7 +62,7 @@ pub(crate) fn path() -> Option<PathBuf> {
 }
 
 impl Contexts {
-    /// Reads all contexts. A missing file has none.
+    /// Reads all contexts. Without a file, there are none.
     pub(crate) fn read() -> Result<Self, CliError> {
         match path() {
             Some(path) => Self::read_from(&path),
@@ -101,7 +101,7 @@ impl Contexts {
         serde_json::from_str(&text).map_err(|error| wrong(format!("is not a file of contexts: {error}")))
     }
 
-    /// Replaces the file.
+    /// Replaces the file by one with these contexts.
     pub(crate) fn write(&self) -> Result<(), CliError> {
         let path = path().ok_or_else(|| {
             CliError::Usage("there is no folder for contexts; set HOME or XDG_CONFIG_HOME".to_owned())

@@ -4,13 +4,13 @@ use crate::exit::Exit;
 use serde_json::json;
 use std::error::Error;
 
-/// Failure of a command: one line with the remedy, and the cause below that line.
+/// Failure of a command. It is printed as one line with the remedy, and its causes follow below.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
-    /// The arguments are valid one by one, but contradict each other or cannot be used here.
+    /// Each argument is valid, but the arguments contradict each other or cannot be used here.
     #[error("{0}")]
     Usage(String),
-    /// The command was understood and failed.
+    /// The arguments were accepted, and the command failed.
     #[error("{message}")]
     Failed {
         /// The failure and its remedy.
@@ -23,7 +23,7 @@ pub(crate) enum CliError {
     Refused {
         /// The failure and its remedy.
         message: String,
-        /// The document.
+        /// The problem document as the node sent it.
         problem: Box<serde_json::Value>,
     },
     /// A server does not answer.
@@ -57,7 +57,7 @@ impl CliError {
         }
     }
 
-    /// Returns the error as a document for programs.
+    /// Returns the error as a JSON document.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let mut causes = Vec::new();
         let mut source = self.source();

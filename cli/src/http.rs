@@ -11,14 +11,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Media type of the errors of a node.
 const PROBLEM: &str = "application/problem+json";
 
-/// Sends `GET path` to a node, with a connection of its own.
+/// Sends `GET path` to a node on a new connection.
 pub(crate) async fn get(node: &Endpoint, path: &str) -> Result<Answer, CliError> {
     let client = Client::new(node.clone(), ANSWER_TIMEOUT);
     let answer = client.get(path).await;
     answer.map_err(|failure| unanswered(&client, path, failure))
 }
 
-/// Returns the error of a call without a whole answer, with its remedy.
+/// Returns the error for a request without a complete response. Its message has a remedy.
 fn unanswered(client: &Client, path: &str, failure: Failure) -> CliError {
     let node = client.endpoint();
     let message = match failure.kind {
@@ -66,8 +66,8 @@ impl Api {
         self.understand(path, answer)
     }
 
-    /// Returns the document of a success, or the error that a problem document describes. Any other
-    /// response is not from a node.
+    /// Returns the JSON document of a successful response, or the error that a problem document
+    /// describes. Any other response is an error too, because no node would send it.
     fn understand(&self, path: &str, answer: Result<Answer, Failure>) -> Result<Value, CliError> {
         let answer = answer.map_err(|failure| unanswered(&self.client, path, failure))?;
         let (node, status) = (self.node(), answer.status);
