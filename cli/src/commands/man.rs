@@ -1,4 +1,4 @@
-//! `imt man`: the manual pages, made from the definitions of the commands.
+//! `imt man`: the manual pages, generated from the definitions of the commands.
 
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};

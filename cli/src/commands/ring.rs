@@ -47,7 +47,7 @@ Examples:
     },
 }
 
-/// Parses a member.
+/// Parses a member of the ring: `NAME`, `NAME:WEIGHT` or `NAME:WEIGHT@ZONE`.
 fn member(text: &str) -> Result<Member, String> {
     let parsed = text.parse();
     parsed.map_err(|error: imt_ring::Error| format!("{error}; for example beta, beta:2 or beta:2@north"))
@@ -98,7 +98,7 @@ impl RingCommand {
     }
 }
 
-/// Returns the members after the planned change.
+/// Returns the members of the ring after the planned change.
 fn target(ring: &Ring, add: Vec<Member>, remove: &[NodeName]) -> Result<Vec<Member>, CliError> {
     if add.is_empty() && remove.is_empty() {
         return Err(CliError::Usage(
@@ -118,7 +118,7 @@ fn target(ring: &Ring, add: Vec<Member>, remove: &[NodeName]) -> Result<Vec<Memb
     Ok(target)
 }
 
-/// Returns options with the width of the terminal, and with colour where it is wanted.
+/// Returns the style of a drawing: the width of the terminal, and colour if the output is coloured.
 fn style() -> render::Style {
     render::Style {
         width: output::width().unwrap_or(WIDTH),

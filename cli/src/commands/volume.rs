@@ -1,4 +1,4 @@
-//! `imt volume`: copies of a volume out of an engine.
+//! `imt volume`: copies a volume out of an engine.
 
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};

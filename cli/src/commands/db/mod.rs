@@ -299,10 +299,10 @@ impl DbCommand {
     }
 }
 
-/// Exit code of a check with findings.
+/// Exit code of a check that found damage or a difference.
 pub(crate) const FOUND: u8 = 3;
 
-/// Returns the exit code of a check.
+/// Returns the exit code of a check: success for a sound database, else [`FOUND`].
 fn verdict(sound: bool) -> ExitCode {
     if sound {
         ExitCode::SUCCESS
