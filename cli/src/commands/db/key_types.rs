@@ -11,7 +11,8 @@ use super::show::{digits, hex};
 
 /// Largest number whose encoding is one byte with the number itself.
 const ONE_BYTE_MAX: u64 = 250;
-/// First byte of an encoded number. It says that two, four or eight bytes with the number follow.
+/// `TWO`, `FOUR` and `EIGHT` are first bytes of an encoded number. Two, four or eight bytes with
+/// the number follow.
 const TWO: u8 = 251;
 const FOUR: u8 = 252;
 const EIGHT: u8 = 253;

@@ -91,7 +91,7 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
         .into_iter()
         .map(|table| (table.id, table.name))
         .collect();
-    // The link before the first commit is known: it is 0.
+    // The hash chain has the link 0 before the first commit.
     let mut place = Place {
         sequence: since,
         chain: (since == 0).then_some(0),

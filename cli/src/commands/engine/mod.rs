@@ -1,5 +1,5 @@
-//! `imt engine`: prepares, checks and tries out the PostgreSQL server of a cluster on many
-//! machines.
+//! `imt engine`: prepares and checks the PostgreSQL servers of a cluster on many machines, and runs
+//! a demonstration of them on this machine.
 
 mod binaries;
 mod demo;
