@@ -1,4 +1,5 @@
-//! `imt context`: addresses under names, and the order of flag, environment, context and file.
+//! `imt context`: keeps addresses under names. Flag, environment, context and file have precedence
+//! in this order.
 
 use crate::support::{imt, stderr, stdout};
 use serde_json::Value;
@@ -7,7 +8,7 @@ use std::path::Path;
 use std::process::Output;
 use tempfile::{TempDir, tempdir};
 
-/// A user with a configuration folder and a working folder.
+/// A user whose home folder is also the working directory and has the configuration folder.
 struct User {
     home: TempDir,
 }
@@ -51,7 +52,7 @@ impl User {
         (text("value"), text("source"))
     }
 
-    /// Returns the address that `imt order show` asks.
+    /// Returns the address to which `imt order show` sends its request. No node listens there.
     fn asked(&self, variables: &[(&str, &str)], flags: &[&str]) -> String {
         let output = self.run_with(variables, &[&["order", "show", "17"], flags].concat());
         assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
