@@ -1,8 +1,8 @@
-//! Parsers of values on the command line, in the environment and in `imt.toml`.
+//! Parsers of the values of flags, which come from the command line, the environment or `imt.toml`.
 //!
 //! Invariants:
 //! - A value that a command cannot use is refused here, before anything starts, with exit code 2.
-//! - Each refusal has an example of a value that is accepted.
+//! - Each error message has an example of a value that is accepted.
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use imt_ring::{NodeName, ZoneName};
@@ -51,7 +51,7 @@ pub(crate) fn moment(text: &str) -> Result<u64, String> {
     since.map(|since| since.as_millis() as u64).ok_or_else(wrong)
 }
 
-/// Parses the address of a server. A host name is resolved.
+/// Parses the address on which a server listens. A host name is resolved to an IP address.
 pub(crate) fn listen(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
@@ -101,7 +101,7 @@ fn name_rule(example: &str) -> String {
     )
 }
 
-/// Parses a folder that exists or can be created. A file at its path is refused.
+/// Parses the path of a folder that exists or can be created. The path of a file is refused.
 pub(crate) fn folder() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(check_folder)
 }

@@ -87,9 +87,9 @@ pub(crate) struct Look {
     /// Descriptions that the nodes have published. Stopped nodes are included.
     pub(crate) cards: Vec<NodeInfo>,
     running: BTreeSet<NodeName>,
-    /// The ring in force. `None` if no node was ever started.
+    /// The ring that the nodes use at present. `None` if no node was ever started.
     pub(crate) ring: Option<Ring>,
-    /// The URL of the cluster's warehouse, if a node has named it.
+    /// URL of the cluster's warehouse. `None` if no node has named a warehouse yet.
     pub(crate) warehouse: Option<String>,
     secret: Option<String>,
 }
@@ -243,7 +243,7 @@ impl Look {
         })
     }
 
-    /// Returns `true` if a process runs the node.
+    /// Returns `true` if the node's process runs.
     pub(crate) fn runs(&self, node: &NodeName) -> bool {
         self.running.contains(node)
     }

@@ -60,7 +60,7 @@ pub(crate) fn script(shell: Shell) -> std::io::Result<Vec<u8>> {
     Ok(script)
 }
 
-/// Completes the names of the nodes of the data folder.
+/// Completes a node's name with the names of the nodes in the data folder.
 pub(crate) fn nodes() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         let data = data_folder();
@@ -75,7 +75,7 @@ pub(crate) fn nodes() -> ArgValueCandidates {
     })
 }
 
-/// Completes the names of the runs of the data folder.
+/// Completes a run's name with the names of the runs in the data folder.
 pub(crate) fn runs() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         let folder = data_folder().join(imt_sim::run_folder::RUNS);
@@ -89,12 +89,12 @@ pub(crate) fn runs() -> ArgValueCandidates {
     })
 }
 
-/// Completes the names of the built-in scenarios.
+/// Completes a scenario's name with the names of the built-in scenarios.
 pub(crate) fn scenarios() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(imt_sim::scenario::BUILT_IN.map(|(name, _)| name.to_owned())))
 }
 
-/// Completes the names of the contexts.
+/// Completes a context's name with the names of the user's contexts.
 pub(crate) fn contexts() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Contexts::read().unwrap_or_default().contexts.into_keys()))
 }

@@ -23,7 +23,7 @@ use crate::contexts::Context;
 use crate::error::CliError;
 use crate::suggest;
 
-/// File that is read if it exists and no other file is named.
+/// Settings file that is read if it exists and no other file is named.
 pub(crate) const USUAL_FILE: &str = "imt.toml";
 /// Prefix of the environment variables that set flags.
 const PREFIX: &str = "IMT_";
@@ -46,7 +46,7 @@ pub(crate) struct FileValue {
 /// The settings in a configuration file.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ConfigFile {
-    /// Path of the file, or `None` without a file.
+    /// Path of the file. `None` if no file was read.
     pub(crate) path: Option<PathBuf>,
     values: BTreeMap<String, FileValue>,
 }
@@ -60,7 +60,7 @@ pub(crate) struct Defaults {
 }
 
 impl Defaults {
-    /// Returns the command with these values as defaults of its flags.
+    /// Returns the definition of a command, with these values as defaults of its flags.
     pub(crate) fn apply(&self, command: Command) -> Command {
         self.apply_below("", command)
     }
@@ -109,7 +109,7 @@ fn key_of(arg: &Arg) -> Option<String> {
     (!CHOICE_KEYS.contains(&key.as_str())).then_some(key)
 }
 
-/// Returns all settings of all commands.
+/// Returns the settings of a command and of all its subcommands.
 pub(crate) fn settings(command: &Command) -> Vec<Setting> {
     fn collect(command: &Command, path: &str, found: &mut BTreeMap<String, Setting>) {
         for arg in command.get_arguments() {
@@ -201,7 +201,7 @@ impl ConfigFile {
         })
     }
 
-    /// Returns the file's value of a setting.
+    /// Returns the value that the file gives to a setting.
     pub(crate) fn value(&self, key: &str) -> Option<&FileValue> {
         self.values.get(key)
     }
@@ -280,7 +280,7 @@ fn text_of(value: &DeValue<'_>) -> Option<String> {
     }
 }
 
-/// Checks a value with the parser of its flag.
+/// Checks a value in the file with the parser of the flag that it sets.
 fn check(arg: &Arg, text: &str) -> Result<(), String> {
     let alone = arg.clone().env(None::<&str>).long("value").required(true);
     let command = Command::new("imt").no_binary_name(true).disable_help_flag(true);

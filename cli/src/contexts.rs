@@ -21,7 +21,7 @@ const FILE: &str = "contexts.json";
 /// Maximum size of the file. A thousand contexts take about 200 KiB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// A named set of settings.
+/// A context: settings, such as addresses, under a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Context {
     pub(crate) name: String,
@@ -34,7 +34,7 @@ impl Context {
         Self { name, values }
     }
 
-    /// Returns the value of a setting.
+    /// Returns the value that the context gives to a setting.
     pub(crate) fn value(&self, key: &str) -> Option<&str> {
         self.values.get(key).map(String::as_str)
     }
@@ -52,7 +52,7 @@ pub(crate) struct Contexts {
     pub(crate) contexts: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// Returns the path of the file, or `None` without a home folder.
+/// Returns the path of the contexts file. `None` if there is no home folder.
 pub(crate) fn path() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     let base = variable("XDG_CONFIG_HOME").filter(|path| path.is_absolute());
@@ -135,7 +135,7 @@ impl Contexts {
         })
     }
 
-    /// Returns a context by its name.
+    /// Returns the context with this name. If it does not exist, the error lists all names.
     pub(crate) fn get(&self, name: &str) -> Result<Context, CliError> {
         let values = self.contexts.get(name).ok_or_else(|| {
             let names: Vec<&str> = self.contexts.keys().map(String::as_str).collect();

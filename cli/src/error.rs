@@ -1,4 +1,4 @@
-//! Failures of a command, with the exit code of each.
+//! Errors of commands, each with its exit code.
 
 use crate::exit::Exit;
 use serde_json::json;
@@ -13,7 +13,7 @@ pub(crate) enum CliError {
     /// The arguments were accepted, and the command failed.
     #[error("{message}")]
     Failed {
-        /// The failure and its remedy.
+        /// Sentence that names the failure and its remedy.
         message: String,
         /// Error of the called library or of the system, if there is one.
         source: Option<Box<dyn Error + Send + Sync>>,
@@ -21,7 +21,7 @@ pub(crate) enum CliError {
     /// A node answered with a problem document (RFC 9457).
     #[error("{message}")]
     Refused {
-        /// The failure and its remedy.
+        /// Sentence that names the failure and its remedy.
         message: String,
         /// The problem document as the node sent it.
         problem: Box<serde_json::Value>,
@@ -29,7 +29,7 @@ pub(crate) enum CliError {
     /// A server does not answer.
     #[error("{message}")]
     Unreachable {
-        /// The failure and its remedy.
+        /// Sentence that names the failure and its remedy.
         message: String,
         /// Error of the connection.
         source: Box<dyn Error + Send + Sync>,

@@ -8,7 +8,7 @@
 use clap::Command;
 use std::ffi::OsString;
 
-/// Widest line of a help text, in columns.
+/// Maximum width of a line of a help text, in columns.
 pub(crate) const WIDTH: usize = 78;
 
 /// Returns the command with help texts of at most [`WIDTH`] columns, short ones if `-h` is in

@@ -1,4 +1,4 @@
-//! HTTP calls from commands to a running node, through the client of the simulators.
+//! HTTP calls from commands to a running node, with the HTTP client of the crate `imt-sim`.
 
 use crate::error::CliError;
 use imt_sim::Endpoint;
@@ -6,9 +6,9 @@ use imt_sim::client::{Answer, Client, Failure, FailureKind};
 use serde_json::Value;
 use std::time::Duration;
 
-/// Timeout of a request to a node.
+/// Maximum time for a node to answer a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Media type of the errors of a node.
+/// Media type of a node's error responses.
 const PROBLEM: &str = "application/problem+json";
 
 /// Sends `GET path` to a node on a new connection.
@@ -51,13 +51,13 @@ impl Api {
         self.client.endpoint()
     }
 
-    /// Sends `GET path`. Returns the document of the response.
+    /// Sends `GET path`. Returns the JSON document in the response.
     pub(crate) async fn get(&self, path: &str) -> Result<Value, CliError> {
         let answer = self.client.get(path).await;
         self.understand(path, answer)
     }
 
-    /// Sends `POST path`. Returns the document of the response.
+    /// Sends `POST path`. Returns the JSON document in the response.
     pub(crate) async fn post(&self, path: &str, json: Option<&Value>) -> Result<Value, CliError> {
         let answer = match json {
             Some(json) => self.client.post_json(path, json.to_string().into()).await,

@@ -72,7 +72,8 @@ pub(crate) fn keep_view_lines_in(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Prints the newest warnings of the live view after the view has left the terminal.
+/// Prints the newest warnings again on standard error. Call this after the live view has left the
+/// terminal.
 pub(crate) fn repeat_warnings() {
     let lines = view_lines().newest(usize::MAX);
     let warnings: Vec<&String> = lines
@@ -105,7 +106,7 @@ fn write_line(line: &[u8]) {
         view_lines().push(&String::from_utf8_lossy(line));
         let mut file = VIEW_FILE.lock();
         if let Some(file) = file.as_mut() {
-            // A full disk must not end the run.
+            // The error is ignored, because a full disk must not end the run.
             let _ = file.write_all(line);
         }
     }

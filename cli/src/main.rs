@@ -265,7 +265,7 @@ fn report(error: &CliError, args: &[OsString]) {
             source = cause.source();
         }
     }
-    // Nothing can be done if even standard error is closed.
+    // An error is ignored, because a closed standard error leaves no way to report it.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 

@@ -16,7 +16,7 @@ pub(crate) struct Display {
 }
 
 impl Display {
-    /// Starts a display of `total` steps.
+    /// Starts a display of progress in `total` steps.
     pub(crate) fn new(total: u64) -> Self {
         let is_shown = std::io::stderr().is_terminal() && !output::is_quiet();
         let bar = is_shown.then(|| {

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM as one event that a command waits for.
+//! Waits for Ctrl-C and SIGTERM, and ends child processes together with this process.
 
 use crate::error::CliError;
 use parking_lot::{Mutex, MutexGuard};
@@ -8,7 +8,7 @@ use std::process::Child;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Listener for both signals that ask a process to stop.
+/// Listener for SIGINT (Ctrl-C) and SIGTERM, the two signals that ask a process to stop.
 pub(crate) struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
@@ -74,7 +74,7 @@ impl Drop for Registered {
 fn kill_children() {
     for id in children().iter() {
         if let Some(pid) = i32::try_from(*id).ok().and_then(Pid::from_raw) {
-            // The process may have ended already.
+            // The error is ignored, because the process may have ended already.
             let _ = kill_process(pid, rustix::process::Signal::KILL);
         }
     }
@@ -90,7 +90,7 @@ pub(crate) fn interrupt_self() {
 /// thread that hangs, for example on a lost network file system, must not keep the process alive.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 
-/// Runs a future on a new runtime.
+/// Runs a future to its end on a new tokio runtime.
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

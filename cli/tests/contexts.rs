@@ -156,7 +156,8 @@ fn contexts_are_kept_for_the_owner_alone_and_listed() {
     user.done(&["context", "use", "local"]);
     user.done(&["context", "use", "--none"]);
     assert!(!user.done(&["context", "list", "--no-header"]).contains('*'));
-    // A file that others can read is refused, except by commands that need no context.
+    // A file of contexts that other users can read is refused. Commands that need no context still
+    // work.
     std::fs::set_permissions(user.file(), std::fs::Permissions::from_mode(0o644)).unwrap();
     let output = user.run(&["order", "show", "17"]);
     assert_eq!(output.status.code(), Some(2));

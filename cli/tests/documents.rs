@@ -463,7 +463,7 @@ fn every_command_in_a_sentence_has_known_words_and_flags() {
     assert!(count > 100, "{count} commands were found");
 }
 
-/// Packages with tests.
+/// Packages of the workspace that have tests.
 const PACKAGES: [&str; 7] = [
     "imt",
     "imt-live",

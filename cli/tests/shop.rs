@@ -131,7 +131,7 @@ fn a_missed_threshold_is_exit_code_four_and_a_kept_one_is_not() {
         let told = format!("{}\n{}", stdout(&output), stderr(&output));
         assert_eq!(output.status.code(), Some(code), "{told}");
         assert!(told.contains(condition) && told.contains("--seed 1"), "{told}");
-        // Without a terminal, each second prints a line of at most 80 columns.
+        // Without a terminal, the run prints a progress line of at most 80 columns each second.
         let lines = stderr(&output);
         let lines: Vec<&str> = lines.lines().filter(|line| line.contains("/s p99")).collect();
         assert!(!lines.is_empty(), "{told}");
@@ -178,8 +178,8 @@ fn killing_the_node_halfway_loses_nothing() {
     let warehouse_data = data.path().join("warehouse-side");
     let front_data = data.path().join("front-side");
 
-    // The node and the warehouse need each other's address. The node starts first, with a free port
-    // that the warehouse takes later.
+    // The node and the warehouse need each other's address before they start. The node starts
+    // first. It gets the address of a free port, on which the warehouse listens later.
     let warehouse_address = crate::support::free_address();
     let node_args = |listen: &str| {
         [
@@ -373,7 +373,7 @@ fn requests_of_the_original_get_the_documented_responses() {
     assert_eq!(bad.status, 400);
     assert!(bad.body.contains('2'), "the line should be named: {}", bad.body);
 
-    // The command shows the same order.
+    // `imt order show` prints the same order.
     let output = run(&["order", "show", "17", "--oms", &node.url()]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stdout(&output).contains("4711"), "{}", stdout(&output));

@@ -74,7 +74,7 @@ impl Harm {
     }
 }
 
-/// Runs the shop and the random events.
+/// Runs the shop while random events happen to its nodes.
 pub(super) async fn run(args: ChaosArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let mut scenario = args.load.scenario("chaos")?;
     scenario.nodes = args.nodes;

@@ -1,4 +1,4 @@
-//! `imt config`: shows the settings in force and the source of each.
+//! `imt config`: shows each setting with the value that commands use, and the source of that value.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use crate::config::{self, Defaults};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat, TableArgs};
 
-/// `imt config ...`
+/// Subcommands of `imt config`.
 #[derive(clap::Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Show every setting with its value and the source of the value.

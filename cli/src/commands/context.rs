@@ -1,4 +1,4 @@
-//! `imt context`: names for the addresses of a shop.
+//! `imt context`: keeps the addresses of a shop under a name.
 
 use crate::args;
 use crate::completion;
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// `imt context ...`
+/// Subcommands of `imt context`.
 #[derive(clap::Subcommand)]
 pub(crate) enum ContextCommand {
     /// Add a context, or change one with --replace.

@@ -9,7 +9,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// `imt man`
+/// Arguments of `imt man`.
 #[derive(clap::Args)]
 pub(crate) struct ManArgs {
     /// Words of a command, such as `sim run` [default: imt itself]

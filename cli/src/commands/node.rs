@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const FIRST_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9090);
 /// Timeout of a request to a node. A node that exceeds it is listed as not answering.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Interval of polls for the end of a node.
+/// Interval of polls while a command waits for a change of a node's state.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Maximum wait for another node that uses [`FIRST_LISTEN`] to join the cluster. A node listens
@@ -42,7 +42,7 @@ fn origin(text: &str) -> Result<String, String> {
     imt_oms::check_origin(text).map(|()| text.to_owned())
 }
 
-/// `imt node ...`
+/// Subcommands of `imt node`.
 #[derive(clap::Subcommand)]
 pub(crate) enum NodeCommand {
     /// Start a node and serve until Ctrl-C or SIGTERM.
@@ -584,8 +584,8 @@ async fn is_member(cluster: &Cluster, node: &NodeName) -> Result<bool, CliError>
     Ok(ring.is_some_and(|ring| ring.member(node).is_some()))
 }
 
-/// Refuses a leave that cannot end. The node must be a member, and another member must be able to
-/// take its orders.
+/// Refuses a leave that could never be completed. The node must be a member of the ring, and
+/// another member with a weight must be able to take its orders.
 async fn check_leaving(cluster: &Cluster, name: &NodeName) -> Result<(), CliError> {
     // If the data folder does not exist, `look` fails with a message that names the folder.
     let ring = cluster.look().await?.ring;
@@ -630,7 +630,7 @@ async fn remind(cluster: &Cluster, name: &str) {
             .iter()
             .any(|report| report.leaving.iter().any(|known| known == name))
     {
-        // An error is not needed here. `why_not_left` reports unreachable nodes at the timeout.
+        // The error is ignored, because `why_not_left` reports unreachable nodes at the timeout.
         let _ = tell_to_leave(cluster, name).await;
     }
     if let Some(reason) = reports.iter().find_map(|report| report.trouble.as_ref()) {

@@ -7,10 +7,10 @@ use crate::{args, completion, signals};
 use imt_ring::{Member, NodeName, Ring, render};
 use std::process::ExitCode;
 
-/// Width of the drawing if the terminal reports no width, in columns.
+/// Width of a drawing in columns, if the width of the terminal is unknown.
 const WIDTH: usize = 80;
 
-/// `imt ring ...`
+/// Subcommands of `imt ring`.
 #[derive(clap::Subcommand)]
 pub(crate) enum RingCommand {
     /// Draw the shares of the ring by node and zone.
@@ -53,7 +53,7 @@ fn member(text: &str) -> Result<Member, String> {
     parsed.map_err(|error: imt_ring::Error| format!("{error}; for example beta, beta:2 or beta:2@north"))
 }
 
-/// Returns the ring in force, even if no node runs.
+/// Returns the ring that the nodes use. No node has to run.
 async fn ring_of(cluster: ClusterArgs) -> Result<Ring, CliError> {
     let cluster = Cluster::from(cluster);
     cluster.ring().await?.ok_or_else(|| {

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Default interval of the search for statistics files in a simulated shop. It is short, so that
-/// the first sales are known within a second.
+/// Default interval at which the node of a simulated shop searches for statistics files. It is
+/// short, so that the first sales are known within a second.
 const STAT_SCAN_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) mod fleet;
@@ -29,7 +29,7 @@ pub(super) mod load;
 mod progress;
 mod run;
 
-/// `imt sim ...`
+/// Subcommands of `imt sim`.
 #[derive(clap::Subcommand)]
 pub(crate) enum SimCommand {
     /// Run a node, a warehouse and a shop front together, then audit them.

@@ -1,4 +1,5 @@
-//! Prints results to standard output, as text or JSON. A reader that closes the pipe is no failure.
+//! Prints results to standard output, as text or JSON. If the reader closes the pipe early, this is
+//! no failure.
 
 mod table;
 mod terminal;
@@ -31,7 +32,7 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
         })
 }
 
-/// Prints text and a line break after it if it has none.
+/// Prints text with exactly one line break at its end.
 pub(crate) fn print_text(text: &str) -> Result<(), CliError> {
     let mut text = text.trim_end_matches('\n').to_owned();
     text.push('\n');
@@ -67,7 +68,7 @@ pub(crate) fn print_either(
 /// log line.
 pub(crate) fn remark(text: &str) {
     if !is_quiet() {
-        // A closed standard error must not end the command.
+        // The error is ignored, because a closed standard error must not end the command.
         let _ = writeln!(std::io::stderr().lock(), "{text}");
     }
 }

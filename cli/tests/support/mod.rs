@@ -33,17 +33,17 @@ pub fn run(args: &[&str]) -> Output {
     imt(args).output().expect("the binary starts")
 }
 
-/// Returns standard output as text.
+/// Returns the standard output of a process as text.
 pub fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("output is UTF-8")
 }
 
-/// Returns standard error as text.
+/// Returns the standard error of a process as text.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("output is UTF-8")
 }
 
-/// A server in a separate process, killed when dropped.
+/// A server in a separate process. Dropping it kills the process.
 pub struct Server {
     child: Child,
     /// Address `127.0.0.1:PORT` that the server serves, as its log names it.
@@ -67,8 +67,8 @@ impl Server {
         let lines = BufReader::new(child.stderr.take().expect("standard error is piped")).lines();
         let (send, log) = channel();
         std::thread::spawn(move || {
-            // The pipe is read to its end even without a receiver, so that the child never blocks
-            // on it.
+            // The thread reads the pipe to its end, even if nobody receives the lines. Otherwise
+            // the child would block on a full pipe.
             for line in lines.map_while(Result::ok) {
                 let _ = send.send(line);
             }

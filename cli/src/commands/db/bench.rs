@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Duration of each measurement. It covers several hundred syncs of a slow disk.
+/// Duration of each measurement. In this time even a slow disk makes several hundred syncs.
 const EACH: Duration = Duration::from_millis(700);
 /// Bytes that are written before each sync.
 const BLOCK: [u8; 4096] = [0x5a; 4096];
@@ -22,7 +22,7 @@ const VALUE_BYTES: usize = 100;
 /// microsecond, so a reading after each put would distort the rate.
 const STRIDE: u64 = 256;
 
-/// Temporary folder of the measurement, removed when dropped.
+/// Temporary folder with the files of the measurement. Dropping it removes the folder.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {

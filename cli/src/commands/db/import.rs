@@ -31,7 +31,7 @@ const BATCH_BYTES: usize = 1 << 20;
 /// tables.
 const NEW_TABLE_PREFIX: &str = "~imt-import-";
 
-/// `imt db import`
+/// Arguments of `imt db import`.
 #[derive(clap::Args)]
 pub(crate) struct ImportArgs {
     /// Folder of the database
@@ -71,7 +71,7 @@ enum Stop {
     Read(u64, std::io::Error),
     /// The line that ends an export is missing.
     End(String),
-    /// The database returned an error.
+    /// The database returned an error to a put or commit.
     Database(Error),
 }
 
@@ -143,7 +143,8 @@ fn fill(args: &ImportArgs, lines: impl BufRead) -> Result<u64, CliError> {
     }
 }
 
-/// Reads lines and passes each to `take`. The lines may be several exports, one after another.
+/// Reads lines and passes each to `take`. The lines may have several exports, one after another.
+/// Fails if the last line of an export is missing, unless `partial` is set.
 fn read(
     partial: bool,
     lines: impl BufRead,
@@ -245,7 +246,7 @@ fn field(object: &Map<String, Json>, name: &str, bytes_max: usize) -> Result<Opt
     Ok(Some(bytes))
 }
 
-/// An import in progress.
+/// State of an import while lines are read.
 struct Import<'a> {
     db: &'a Db,
     /// `true` if new tables replace the old tables at the end of the import.

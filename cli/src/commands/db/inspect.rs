@@ -16,7 +16,7 @@ const SIZES_KEYS_MAX: u64 = 1_000_000;
 /// Maximum number of rows in the list of segments. The middle of a longer list is left out.
 const SEGMENT_ROWS: usize = 40;
 
-/// `imt db inspect`
+/// Arguments of `imt db inspect`.
 #[derive(clap::Args)]
 pub(crate) struct InspectArgs {
     /// Folder of the database

@@ -134,7 +134,7 @@ fn close(db: Db, path: &Path, state: &str) -> Result<(), CliError> {
     db.close().map_err(|error| open::failed(path, &state, error))
 }
 
-/// `imt db scan`
+/// Arguments of `imt db scan`.
 #[derive(clap::Args)]
 pub(crate) struct ScanArgs {
     #[command(flatten)]

@@ -23,7 +23,7 @@ use std::time::Instant;
 /// Id of the engine's catalog, the table with the names of all tables.
 const CATALOG: u32 = 0;
 
-/// `imt db space`
+/// Arguments of `imt db space`.
 #[derive(clap::Args)]
 pub(crate) struct SpaceArgs {
     /// Folder of the database
@@ -63,12 +63,12 @@ struct Report {
     dead_bytes: u64,
     /// Bytes of the log outside records: headers and footers of frames and segments.
     frame_bytes: u64,
-    /// Bytes of all files of the folder.
+    /// Total size of all files in the database's folder, in bytes.
     folder_bytes: u64,
     directory_bytes: u64,
     bytes_to_free_at_most: u64,
     tables: Vec<TableSpace>,
-    /// Dead bytes of tables that were dropped.
+    /// Dead bytes in the log of tables that were dropped.
     dropped_tables_bytes: u64,
     largest_keys: Vec<Large>,
     largest_values: Vec<Large>,
@@ -169,7 +169,7 @@ impl Logged {
     }
 }
 
-/// The largest keys and values of all tables.
+/// The largest keys and the largest values of all tables, and the number of unreadable records.
 #[derive(Default)]
 struct Largest {
     keys: Vec<Large>,

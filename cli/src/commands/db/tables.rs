@@ -11,7 +11,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// `imt db table ...`
+/// Subcommands of `imt db table`.
 #[derive(clap::Subcommand)]
 pub(crate) enum TableCommand {
     /// List the tables with their keys and bytes. Changes nothing.

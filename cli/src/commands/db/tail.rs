@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-/// `imt db tail`
+/// Arguments of `imt db tail`.
 #[derive(clap::Args)]
 pub(crate) struct TailArgs {
     /// Folder of the database
@@ -77,7 +77,7 @@ struct Place {
     sequence: u64,
     /// Link of the hash chain at this position. `None` before the first change was read.
     chain: Option<u64>,
-    /// Names of tables by id, according to the changes read so far.
+    /// Names of tables by id. Changes that create a table add its name.
     names: HashMap<u32, String>,
 }
 

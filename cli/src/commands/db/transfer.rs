@@ -20,7 +20,7 @@ use std::process::ExitCode;
 /// Number of records between two updates of the progress display.
 const SHOW_EVERY: u64 = 4096;
 
-/// `imt db export`
+/// Arguments of `imt db export`.
 #[derive(clap::Args)]
 pub(crate) struct ExportArgs {
     /// Folder of the database

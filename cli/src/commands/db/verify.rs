@@ -38,7 +38,8 @@ pub(super) fn run(path: &Path, output: OutputFormat) -> Result<ExitCode, CliErro
         Err(error) => return Err(open::refused(path, error)),
     };
     let seconds = started.elapsed().as_secs_f64();
-    // The same damage may be found twice: in the frame of a record, and through the directory.
+    // The same damage may be found twice, by reading a record's frame and by following the
+    // directory to the record.
     let mut seen = std::collections::HashSet::new();
     findings.damage.retain(|damage| seen.insert(damage.clone()));
     print(path, &findings, seconds, output)?;

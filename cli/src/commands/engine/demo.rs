@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 /// Maximum time for a server to answer after its start.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Interval of polls for the state of a server.
+/// Interval of polls of the servers' state.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(clap::Args)]

@@ -16,7 +16,7 @@ use imt_ring::NodeName;
 use serde_json::json;
 use std::process::ExitCode;
 
-/// `imt engine ...`
+/// Subcommands of `imt engine`.
 #[derive(clap::Subcommand)]
 pub(crate) enum EngineCommand {
     /// Create the tables of a cluster and the settings of the role. Can be repeated.

@@ -24,7 +24,7 @@ const ROLE: &str = "imt";
 const DATABASE: &str = "postgres";
 /// Maximum time for a server to stop after SIGINT. Then its process is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval of polls for the end of a process.
+/// Interval of polls while waiting for the end of a process.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A server of the demonstration, running or not.

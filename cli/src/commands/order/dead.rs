@@ -8,7 +8,7 @@ use crate::http::Api;
 use crate::output::{self, OutputFormat, TableArgs};
 use serde_json::Value;
 
-/// `imt order dead ...`
+/// Subcommands of `imt order dead`.
 #[derive(clap::Subcommand)]
 pub(crate) enum DeadCommand {
     /// List the dead letters with their order, message and last error.

@@ -30,7 +30,7 @@ fn state() -> impl TypedValueParser<Value = String> {
     PossibleValuesParser::new(State::ALL.map(State::name))
 }
 
-/// `imt order list`
+/// Arguments of `imt order list`.
 #[derive(clap::Args)]
 pub(crate) struct ListArgs {
     /// Only orders in this state

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 /// this number exactly.
 const TRANSACTION_MAX: u64 = (1 << 53) - 1;
 
-/// `imt order ...`
+/// Subcommands of `imt order`.
 #[derive(clap::Subcommand)]
 pub(crate) enum OrderCommand {
     /// List orders, the oldest first.

@@ -21,7 +21,7 @@ fn state() -> impl TypedValueParser<Value = String> {
     PossibleValuesParser::new(State::ALL.map(State::name))
 }
 
-/// `imt order watch`
+/// Arguments of `imt order watch`.
 #[derive(clap::Args)]
 pub(crate) struct WatchArgs {
     /// Id of the order

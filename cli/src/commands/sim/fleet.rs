@@ -28,9 +28,9 @@ use tokio::time::Instant;
 /// Maximum time for a node to start, and for every volume to answer after an event. A longer time
 /// is an error that ends the run.
 const BACK_MAX: Duration = Duration::from_secs(30);
-/// Interval of polls until every volume answers.
+/// Interval of polls while waiting until every volume answers.
 const PROBE_EVERY: Duration = Duration::from_millis(5);
-/// Interval of polls for the end of a process.
+/// Interval of polls while waiting for the end of a process.
 const END_POLL: Duration = Duration::from_millis(5);
 /// Maximum time for the processes to end after SIGTERM. Then they are killed.
 const END_MAX: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// Waits for the end of the process.
+    /// Waits for the end of the node's process.
     fn wait(self) {
         let Self {
             mut child,
@@ -55,7 +55,7 @@ impl NodeProcess {
         drop(registered);
     }
 
-    /// Kills the process, and waits for its end.
+    /// Kills the node's process, and waits for its end.
     fn kill(self) {
         let Self {
             mut child,
@@ -80,7 +80,7 @@ impl FleetNode {
             .as_ref()
             .and_then(|process| i32::try_from(process.child.id()).ok());
         if let Some(pid) = id.and_then(Pid::from_raw) {
-            // The process may have ended already.
+            // The error is ignored, because the process may have ended already.
             let _ = kill_process(pid, signal);
         }
     }
@@ -323,7 +323,8 @@ impl Fleet {
         self.tally.line()
     }
 
-    /// Stops the processes gracefully, and kills those that exceed the time limit.
+    /// Stops the processes of all nodes gracefully (SIGTERM). Kills those that run longer than
+    /// [`END_MAX`].
     pub(super) async fn stop(mut self) {
         for node in &self.nodes {
             node.signal(Signal::TERM);

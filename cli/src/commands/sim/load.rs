@@ -39,7 +39,7 @@ fn above_zero(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Parses a share such as `5%`.
+/// Parses a share in percent, such as `5%`. Returns a number from 0 to 1.
 fn share(text: &str) -> Result<f64, String> {
     let number: Option<f64> = text.strip_suffix('%').and_then(|number| number.parse().ok());
     match number {
@@ -233,7 +233,7 @@ impl LoadArgs {
         }
     }
 
-    /// Returns the scenario that the flags describe.
+    /// Returns the scenario, called `name`, that these flags describe.
     pub(in crate::commands) fn scenario(&self, name: &str) -> Result<Scenario, CliError> {
         let load = match &self.replay {
             Some(path) => Load::Replay(

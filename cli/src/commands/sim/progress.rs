@@ -33,7 +33,7 @@ const LOG_FILE: &str = "run.log";
 /// Width of the narrowest supported terminal, in columns.
 const COLUMNS: usize = 80;
 
-/// Settings and data sources of a display.
+/// Settings of a progress display, and the sources of its data.
 pub(super) struct DisplayConfig {
     pub(super) telemetry: Telemetry,
     pub(super) is_plain: bool,
@@ -147,7 +147,7 @@ async fn print_lines(telemetry: &Telemetry) {
     loop {
         beat.tick().await;
         let text = line(&telemetry.snapshot(RECENT, 0));
-        // A closed standard error must not end the run.
+        // The error is ignored, because a closed standard error must not end the run.
         let _ = logging::progress_display().suspend(|| writeln!(std::io::stderr().lock(), "{text}"));
     }
 }
@@ -173,7 +173,7 @@ impl Drop for Cleared {
     }
 }
 
-/// Returns the progress line for a state of the run.
+/// Returns the progress line that shows a state of the run.
 fn line(state: &RunState) -> String {
     let elapsed = state.elapsed.as_secs();
     let window = state.sending_window.as_secs_f64().round() as u64;

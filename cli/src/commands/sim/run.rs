@@ -1,7 +1,7 @@
 //! Conducts one run, from its first poll to its exit code.
 //!
-//! Order of a run: wait for the order management, take the baseline, create the run folder, send
-//! requests beside faults and node events, audit, judge, write the results, print the summary.
+//! Steps of a run: wait for the order management, create the run folder, send requests while faults
+//! and node events happen, audit, check the thresholds, write the results, print the summary.
 
 use super::fleet::Fleet;
 use super::progress::{Display, DisplayConfig};
@@ -242,7 +242,8 @@ impl Session {
     }
 }
 
-/// Returns a receiver that becomes `true` at the first signal. The second signal ends the process.
+/// Returns a receiver that becomes `true` at the first signal. A second signal ends the process at
+/// once.
 fn stop_on_signal(mut signals: StopSignals) -> watch::Receiver<bool> {
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(async move {
@@ -252,7 +253,7 @@ fn stop_on_signal(mut signals: StopSignals) -> watch::Receiver<bool> {
         );
         stop.send_replace(true);
         signals.exit_on_next();
-        // Keeps the sender alive. A closed channel would look like a signal to the receivers.
+        // This task keeps the sender alive. Receivers would take a closed channel for a signal.
         std::future::pending::<()>().await;
     });
     stopping
@@ -271,8 +272,8 @@ fn front_failure(error: Error) -> CliError {
     }
 }
 
-/// Returns the exit code of a run. Findings of the audit take precedence, because they mean lost or
-/// doubled orders.
+/// Returns the exit code of a run. Findings of the audit take precedence over all other outcomes,
+/// because they mean lost or doubled orders.
 fn exit_of(summary: &Summary, unreachable: bool) -> Exit {
     match summary.verdict {
         Verdict::Findings => Exit::Found,
