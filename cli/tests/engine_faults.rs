@@ -25,7 +25,7 @@ const SHORT_PAUSES: usize = 5;
 /// Maximum number of pauses until a volume has moved. At least one of them must stop the node
 /// during a commit.
 const LONG_PAUSES: usize = 5;
-/// Clients that keep a node committing.
+/// Number of clients that keep a node committing.
 const CLIENTS: usize = 8;
 
 pub fn rounds() -> usize {
@@ -147,7 +147,7 @@ impl Shop {
         let listed = run(&["node", "list", "--output", "json", "--engine", &self.engine.url]);
         match listed.status.code() {
             Some(0) => serde_json::from_str(&stdout(&listed)).unwrap(),
-            // The engine is failing over.
+            // The command fails while the engine promotes a standby. The list is empty then.
             _ => Vec::new(),
         }
     }

@@ -97,7 +97,8 @@ fn add(args: AddArgs, output: OutputFormat) -> Result<(), CliError> {
         )));
     }
     let data = args.data.map(|data| {
-        // A relative path would name another folder when the user works in another directory.
+        // The absolute path is stored. A relative path would name another folder when the user
+        // works in another directory.
         let absolute = std::path::absolute(&data).unwrap_or(data);
         absolute.display().to_string()
     });
