@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Output;
 use tempfile::{TempDir, tempdir};
 
-/// A user whose home folder is also the working directory and has the configuration folder.
+/// A user with a home folder, which is also the working directory and has the configuration folder.
 struct User {
     home: TempDir,
 }

@@ -205,8 +205,8 @@ pub fn http(address: &str, method: &str, path: &str, headers: &[(&str, &str)], b
         .unwrap_or_else(|| panic!("{method} {path} at {address} was not answered"))
 }
 
-/// Polls a condition until it is true. Panics after [`HANG`]; `what` names the condition in the
-/// error.
+/// Polls a condition until it is true. After [`HANG`], panics with a message that names the
+/// condition.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {

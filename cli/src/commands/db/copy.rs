@@ -173,7 +173,7 @@ impl Unsound {
     }
 }
 
-/// Verifies a database with a progress display. `what` names the database in the display.
+/// Verifies a database. A progress display shows the given name of the database.
 fn verify(db: &Db, what: &str) -> Result<(), Unsound> {
     let mut display = Display::new(1);
     let report = db.verify_with(|done, total| {

@@ -9,7 +9,7 @@
 
 use super::show::{digits, hex};
 
-/// Largest number whose encoding is one byte with the number itself.
+/// Largest number with an encoding of one byte, which is the number itself.
 const ONE_BYTE_MAX: u64 = 250;
 /// `TWO`, `FOUR` and `EIGHT` are first bytes of an encoded number. Two, four or eight bytes with
 /// the number follow.
