@@ -197,14 +197,15 @@ impl Chunk {
         }
     }
 
-    /// Verifies a mapped chunk even if it was verified before, because its bytes are about to be
-    /// copied.
+    /// Verifies a mapped chunk even if it was verified before, for instance because its bytes are
+    /// about to be copied. After an error, each later call of `verify` verifies the chunk too.
     ///
     /// # Errors
     /// The errors of `verify`.
     #[cold]
     pub(super) fn verify_again(&self) -> Result<(), Damage> {
         if let Some(source) = &self.source {
+            self.unverified.store(true, Ordering::Relaxed);
             source.verify(self.buckets.count(), self.depth)?;
             let in_use = |slots: [u64; BUCKET_WORDS]| slots.map(|slot| usize::from(!Slot(slot).is_empty()));
             let found = (0..self.buckets.count())
