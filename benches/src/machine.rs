@@ -52,7 +52,7 @@ pub const LIMITS: [(&str, &str, &str); 9] = [
 pub struct Limit {
     /// Name of the limit, as in [`LIMITS`].
     pub name: String,
-    /// The figure, in the unit of the limit.
+    /// Measured figure, in the unit that [`LIMITS`] gives.
     pub value: f64,
 }
 

@@ -161,7 +161,7 @@ struct Global {
 }
 
 impl Global {
-    /// Returns the filter of the log, which `--quiet` or `--verbose` decides before `--log-level`.
+    /// Returns the filter of the log. `--quiet` and `--verbose` override `--log-level`.
     fn filter(&self) -> &str {
         match (self.quiet, self.verbose) {
             (true, _) => "error",
@@ -314,8 +314,7 @@ fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
     let first = first.and_then(|matches| Cli::from_arg_matches(&matches));
     let (mut defaults, mut broken) = (Defaults::default(), None);
     match &first {
-        // Any error but this one is final. A required argument that is missing may be set in a
-        // file.
+        // Only a missing argument is not final, because a file may set it.
         Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => {}
         Ok(cli) if cli.command.needs_no_files() => {}
         _ => {

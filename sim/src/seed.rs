@@ -41,7 +41,7 @@ pub(crate) enum Purpose {
 pub(crate) struct Dice(ChaCha8Rng);
 
 impl Dice {
-    /// Returns the stream of a purpose that needs only one.
+    /// Returns the stream of a purpose that needs only one stream.
     pub(crate) fn new(seed: u64, purpose: Purpose) -> Self {
         Self::stream(seed, purpose, 0)
     }

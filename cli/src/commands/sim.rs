@@ -359,6 +359,7 @@ fn scenarios(output: OutputFormat) -> Result<ExitCode, CliError> {
 }
 
 /// Runs a node, a warehouse and a shop front in this process. They call each other over loopback.
+/// Further nodes of the scenario have processes of their own.
 async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let mut scenario = args.load.scenario()?;
     if let Some(profile) = args.warehouse_profile {

@@ -113,7 +113,7 @@ impl Display {
         }
     }
 
-    /// Removes the display. Prints the warnings again that only the live view has shown.
+    /// Removes the display. After a live view, prints the newest warnings again.
     pub(super) fn close(self) {
         if let Self::Live(view) = self {
             if let Err(error) = view.close() {

@@ -104,8 +104,8 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Returns a piece with the valid records between the offsets `at` and `to`, and the holes
-    /// between them.
+    /// Returns the piece that begins at `from`. It has the valid records between the offsets `at`
+    /// and `to`, and the holes of bytes without a valid record.
     fn piece(&mut self, header: Option<FrameHeader>, from: u32, mut at: u32, to: u32) -> Piece {
         let (mut records, mut holes) = (Vec::new(), Vec::new());
         while at < to {
