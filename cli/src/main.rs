@@ -187,7 +187,8 @@ Examples:
   imt audit --oms http://127.0.0.1:9090 --warehouse http://127.0.0.1:9091
   imt audit --output json
 
-Messages that wait for an absent warehouse are listed, and are no finding.
+Both sides must answer. Messages that still wait after --wait are listed, and
+are no finding.
 Exit codes: 0 clean, 1 failure, 3 something is wrong, 5 no answer of a server.")]
     Audit(commands::audit::AuditArgs),
     /// List, show, pay, cancel and watch orders.
