@@ -51,11 +51,11 @@ impl Ask {
     }
 }
 
-/// Number of orders between an order of a mix and its payment and read. The number exceeds that of
-/// connections, so the order is answered before its payment is sent.
+/// In a mix, an order is paid and read when this many further orders have been sent. The number
+/// exceeds that of connections, so the order is answered before its payment is sent.
 const MIX_AHEAD: u64 = 1_000;
 
-/// Key of the statistics in the ring.
+/// Key by which the ring locates the statistics of all products.
 const STATISTICS: &str = "statistics/";
 
 /// The pace of the requests.
