@@ -14,7 +14,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use microdb::bench_support::BenchDirectory;
 
 const KEYS: u64 = 2_000_000;
-/// Number of look-ups or insertions in one iteration of a benchmark.
+/// Number of look-ups in one iteration of a benchmark.
 const OPERATIONS: usize = 100_000;
 
 /// Returns the hash of a number (SplitMix64). Distinct numbers have distinct hashes.
