@@ -20,7 +20,7 @@ fn a_counter_that_disagrees_with_its_list_is_found() {
     );
 }
 
-/// Returns the units of a product in a store on the first day.
+/// Returns the units of a product in a store in the stock with which the warehouse began.
 fn there(product: u32, store: u32) -> u32 {
     let shape = StockShape {
         products: 50,
