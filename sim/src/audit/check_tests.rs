@@ -539,7 +539,7 @@ fn a_delivery_that_the_order_management_forgot_is_found() {
             state: OrderState::Delivering,
         }],
     );
-    // The warehouse delivered behind a 504, and the message is still in the outbox. There is no
+    // The warehouse delivered but answered 504, and the message is still in the outbox. There is no
     // finding, because the message will be sent again.
     found(
         |_, e| {
