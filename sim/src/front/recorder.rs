@@ -240,7 +240,7 @@ struct Book {
     failed: u64,
     in_window: u64,
     orders: Vec<RecordedOrder>,
-    /// From the id of an order to its index in `orders`.
+    /// Index of each order in `orders`, by the id of the order.
     places: HashMap<u64, usize>,
     second: Second,
     sent_before: u64,

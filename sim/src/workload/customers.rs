@@ -222,7 +222,8 @@ impl Customers {
             true => self.basket_min,
             false => dice.between(self.basket_min, self.basket_max),
         };
-        // The drawn ids, ascending. A draw among the remaining products skips them in one pass.
+        // The ids drawn so far, in ascending order. A number drawn among the remaining products
+        // skips these ids in one pass.
         let mut drawn: Vec<u32> = Vec::with_capacity(BASKET_MAX);
         let mut ids: Vec<u32> = Vec::with_capacity(BASKET_MAX);
         for taken in 0..len {

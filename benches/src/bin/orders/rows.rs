@@ -218,7 +218,7 @@ pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
                 return Err(format!("a stock was answered {status}").into());
             }
             took.push(ms);
-            // A warehouse also pauses between snapshots, but for longer.
+            // A warehouse also pauses between two snapshots of its stock, but for longer than this.
             std::thread::sleep(Duration::from_millis(500));
         }
         Ok(took)
