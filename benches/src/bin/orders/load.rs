@@ -35,8 +35,8 @@ pub(crate) enum Ask {
     Order(String),
     /// The statistics of a product.
     Statistics,
-    /// By turns a new order, a payment and a read of an earlier order, and statistics. Order ids
-    /// begin with this text.
+    /// In turn, a new order, the payment of an earlier order, a read of that order, and the
+    /// statistics of a product. Order ids begin with this text.
     Mix(String),
 }
 
