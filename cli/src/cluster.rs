@@ -193,7 +193,7 @@ impl Cluster {
     /// Returns a client for the internal API of the nodes, which requires the cluster's secret.
     pub(crate) fn client(&self, look: &Look) -> Result<NodeClient, CliError> {
         let encryption = match self {
-            // All nodes of a data folder run on this machine.
+            // All nodes of a data folder run on this machine, so their calls need no encryption.
             Self::Folder(_) => PeerEncryption::Never,
             Self::Engine { encryption, .. } => *encryption,
         };

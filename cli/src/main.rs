@@ -299,7 +299,8 @@ fn refuse(error: clap::Error, args: &[OsString]) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Returns the definition of the command line. `--color` or `IMT_COLOR` decides about colour in it.
+/// Returns the definition of the command line. `--color` or `IMT_COLOR` decides if its help texts
+/// and errors are coloured.
 fn definition(args: &[OsString]) -> clap::Command {
     let color = flag_value(args, "color", None).or_else(|| std::env::var_os("IMT_COLOR"));
     let color = match color.as_ref().and_then(|color| color.to_str()) {
