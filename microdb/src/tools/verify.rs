@@ -167,7 +167,7 @@ fn verify_checkpoint(engine: &Engine, report: &mut VerifyReport) {
         }
         let now = newest();
         if now == checkpoint {
-            // A writer beside this read-only database may remove the checkpoint of its opening.
+            // A writer may remove the checkpoint from which this read-only database was opened.
             // Such a checkpoint is not reported as missing.
             report.checkpoint_missing = !engine.options.read_only || engine.recovery.checkpoint_unusable;
             return;
