@@ -441,8 +441,8 @@ impl Directory {
     }
 }
 
-/// The part of a directory that is dropped last. Its drop reports that the memory of a directory
-/// was freed.
+/// The part of a directory that is dropped last. Its drop reports to `raw::reclaim` that the memory
+/// of a directory was freed.
 struct End;
 
 impl Drop for End {

@@ -137,7 +137,7 @@ impl Tag {
     }
 }
 
-/// The bucket in which a key is stored.
+/// The bucket in which a key is stored: its home bucket or its second one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Rank {
     Home,

@@ -166,8 +166,8 @@ impl Engine {
         result
     }
 
-    /// Performs the steps of a commit that need no lock: checks that can fail early, and loads into
-    /// the processor's caches of the memory that the commit will access.
+    /// Performs the steps of a commit that need no lock. Makes the checks that can fail early, and
+    /// loads into the processor's caches the memory that the commit will access.
     pub(crate) fn prepare(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         nesting::check_outside(self)?;
         self.check_writable()?;

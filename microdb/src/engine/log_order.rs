@@ -97,7 +97,7 @@ impl Walk {
     }
 }
 
-/// Locations in log order, with prefetching.
+/// Locations in log order. Records ahead of the current location are prefetched.
 #[derive(Default)]
 pub(crate) struct LogOrder {
     locations: Vec<Location>,

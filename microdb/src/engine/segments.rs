@@ -231,7 +231,7 @@ impl Segment {
         }
     }
 
-    /// Prefetches the three cache lines of a small record at `offset` from memory.
+    /// Prefetches the three cache lines of a small record at `offset` into the processor's cache.
     #[inline]
     pub(crate) fn prefetch(&self, offset: u32) {
         if let Some(address) = self.address(offset) {

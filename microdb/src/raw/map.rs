@@ -52,7 +52,7 @@ pub(crate) struct Map {
 
 impl Map {
     /// Maps the first `len` bytes of `file`. The file must not be shorter, and a range that is read
-    /// must never be written again (see the module).
+    /// must never be written again (see the header of this file).
     ///
     /// # Errors
     /// Errors of `mmap`.

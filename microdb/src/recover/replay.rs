@@ -399,7 +399,8 @@ fn read_frames<'a>(
     })
 }
 
-/// Some frames. The second field is set in the last piece, and tells why reading stopped.
+/// A piece of a segment: some frames. The second field is set in the last piece of the segment, and
+/// tells why reading stopped.
 type Piece<'a> = (Vec<Frame<'a>>, Option<Stopped>);
 
 /// Reads the frames of a segment in pieces, from `end` on.

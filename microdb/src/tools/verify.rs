@@ -105,7 +105,7 @@ impl VerifyReport {
 }
 
 /// Verifies a database. Calls `watch` with the number of verified bytes of the log and the number
-/// of all bytes.
+/// of all its bytes.
 pub(crate) fn verify(engine: &Arc<Handle>, mut watch: impl FnMut(u64, u64)) -> Result<VerifyReport> {
     engine.check_process()?;
     if engine.closed.load(std::sync::atomic::Ordering::Acquire) {
