@@ -102,7 +102,8 @@ fn least_copies(ring: &Ring) -> u32 {
             .map(|zone| ring.slots().min(zone.nodes * (share + copies)))
             .sum()
     };
-    // The room grows with the number of copies, so a binary search finds the bound.
+    // The room for replicas grows with the number of copies per node. So a binary search finds the
+    // smallest number with enough room.
     let (mut low, mut high) = (0, ring.slots());
     while low < high {
         let middle = (low + high) / 2;
