@@ -254,7 +254,8 @@ fn verify_finds_damage_in_a_chunk_of_the_checkpoint_that_was_verified_before() {
     let checkpoint = checkpoint.unwrap().unwrap().path();
     let db = options().open(&path).unwrap();
     assert!(db.verify().unwrap().is_sound());
-    // The chunks come first in the file, behind a page of the head.
+    // In the file of the checkpoint, the chunks of the directories follow the head. A byte of a
+    // chunk is changed.
     let file = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
