@@ -74,8 +74,9 @@ impl VolumeState {
                 .collect(),
         );
         settlements.append(&mut staged_state.settlements);
-        // The reservation of an order that is now in this volume remains until the order confirms
-        // that it still needs the reservation. The slot alone does not prove that the order exists.
+        // Orders of some remote reservations are now in this volume. Such a reservation stays
+        // remote until its order confirms that it still needs the units. The slot alone does not
+        // prove that the order exists.
         remote_reservations.join(std::mem::take(&mut staged_state.remote_reservations));
         // The dispatcher is notified at the end of this function, even if no message is due.
         if !seeded("parked-forgotten") {
