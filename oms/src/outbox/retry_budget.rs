@@ -14,7 +14,7 @@ pub(super) struct RetryBudget {
 }
 
 impl RetryBudget {
-    /// Adds `retries_per_second` for the time since the last call of `fill`. The result is at most
+    /// Adds `retries_per_second` for the time since the last call of `fill`, until `saved` reaches
     /// the retries of ten seconds. The first call fills the budget.
     pub(super) fn fill(&mut self, limits: &OutboxLimits, now_ms: u64) {
         let full = u64::from(limits.retries_per_second) * 10 * 100;

@@ -24,9 +24,9 @@ use crate::volume::remote_reservations::RemoteReservations;
 use crate::volume::state::VolumeState;
 
 impl VolumeState {
-    /// Applies a ring that takes slots away. Removes the state of these slots from memory, and adds
-    /// the reservations that their orders keep in stores of this volume. `left_behind` is `None` if
-    /// no slot is taken away. Call `forget_messages` afterwards.
+    /// Applies a ring that takes slots away. Removes the state of these slots from memory. Adds
+    /// `left_behind`, the reservations that orders of these slots keep in stores of this volume.
+    /// `left_behind` is `None` if no slot is taken away. Call `forget_messages` afterwards.
     pub(crate) fn release_slots(&self, ring: &Arc<Ring>, left_behind: Option<RemoteReservations>) {
         let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
         let mut settlements = self.settlements();

@@ -42,7 +42,7 @@ pub(crate) const TLS_BEGINS: u8 = 0x16;
 /// they differ from the labels of TLS itself.
 const EXPORT_LABEL: &[u8] = b"EXPORTER-imt-order-peer-v1";
 /// Size of the exported keying material in bytes. It equals the size of a proof, which is a hash
-/// over this material.
+/// that covers this material.
 const EXPORT_BYTES: usize = 32;
 /// The server name that rustls requires of a client. It is neither checked nor sent, because SNI is
 /// off.

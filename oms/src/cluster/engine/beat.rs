@@ -36,8 +36,8 @@ pub(super) const LEASE: Duration = Duration::from_millis(900);
 /// Maximum age of this process's last acknowledged beat, and maximum time since the previous look,
 /// at which a look may declare nodes gone. In intervals of beats.
 const OWN_BEATS_MAX: u32 = 3;
-/// Maximum duration of a look that is in time, in intervals of beats. After a late look, the period
-/// without a new beat begins later by the same time for every node.
+/// Maximum duration of a look that is in time, in intervals of beats. After a late look, every node
+/// has this much more time for its next beat.
 const LATE_BEATS: u32 = 2;
 /// Number of nodes from which beats and looks are less frequent. Every node reads the rows of all
 /// nodes, so the load grows with the square of the number of nodes.
@@ -73,8 +73,8 @@ pub(super) struct Beat {
 #[derive(Clone, Debug)]
 struct Seen {
     beat: Beat,
-    /// Begin of the period without a new beat: the time of the first look that showed this beat.
-    /// A late look, or a time without acknowledged beats of this process, makes it later.
+    /// Start of the period without a new beat: the time of the first look that showed this beat. A
+    /// late look, or a time without acknowledged beats of this process, moves it to a later time.
     since: Duration,
     is_gone: bool,
 }

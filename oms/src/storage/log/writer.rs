@@ -1,7 +1,7 @@
 //! The writer of a volume's log: appends an entry and does not return before its outcome is known.
 //!
 //! An entry without an acknowledgement is appended again. If the log already has an entry with its
-//! number, the writer reads that entry. If the entry read is its own, it may exist on one machine
+//! number, the writer reads that entry. If that entry is its own, it may exist on one machine
 //! only, so the writer appends an empty entry after it. An acknowledgement of the empty entry means
 //! that both are durable. If a fail-over lost the entry, the writer appends it again.
 //!
