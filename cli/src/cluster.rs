@@ -3,7 +3,8 @@
 //!
 //! Invariants:
 //! - A [`Look`] shows the cluster at one moment. Commands that wait for a change read a new one.
-//! - The secret of the nodes is read only by commands that send it.
+//! - A secret in a file is read only by commands that send it. A secret in the engine is read with
+//!   each look.
 
 use crate::args;
 use crate::error::CliError;
@@ -54,7 +55,8 @@ pub(crate) struct NodeAddress {
 }
 
 impl NodeAddress {
-    /// Returns the engine that lists the nodes, or `None` if the address of a node is given.
+    /// Returns the engine that lists the nodes. `None` if no engine or the address of a node is
+    /// given.
     pub(crate) fn engine(&self) -> Option<Cluster> {
         let engine = self.engine.as_ref().filter(|_| self.oms.is_none());
         engine.map(|url| Cluster::new(Path::new(""), Some(url)))
@@ -191,7 +193,7 @@ impl Cluster {
     /// Returns a client for the internal API of the nodes, which requires the cluster's secret.
     pub(crate) fn client(&self, look: &Look) -> Result<NodeClient, CliError> {
         let encryption = match self {
-            // All nodes of a data folder run on this machine.
+            // All nodes of a data folder run on this machine, so their calls need no encryption.
             Self::Folder(_) => PeerEncryption::Never,
             Self::Engine { encryption, .. } => *encryption,
         };

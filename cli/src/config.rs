@@ -9,7 +9,7 @@
 //!   overrides the environment, the environment overrides the context, and the context overrides
 //!   the file.
 //! - An unknown key, or a value that its flag would reject, is an error that names the file and the
-//!   line. The error comes before any command runs.
+//!   line. The error comes before any command runs, except for `imt config`, which reports it last.
 //! - Help, version and completions work without the file, so a broken file never hides them.
 
 use std::collections::BTreeMap;

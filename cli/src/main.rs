@@ -161,7 +161,7 @@ struct Global {
 }
 
 impl Global {
-    /// Returns the filter of the log, which `--quiet` or `--verbose` decides before `--log-level`.
+    /// Returns the filter of the log. `--quiet` and `--verbose` override `--log-level`.
     fn filter(&self) -> &str {
         match (self.quiet, self.verbose) {
             (true, _) => "error",
@@ -187,7 +187,8 @@ Examples:
   imt audit --oms http://127.0.0.1:9090 --warehouse http://127.0.0.1:9091
   imt audit --output json
 
-Messages that wait for an absent warehouse are listed, and are no finding.
+Both sides must answer. Messages that still wait after --wait are listed, and
+are no finding.
 Exit codes: 0 clean, 1 failure, 3 something is wrong, 5 no answer of a server.")]
     Audit(commands::audit::AuditArgs),
     /// List, show, pay, cancel and watch orders.
@@ -298,7 +299,8 @@ fn refuse(error: clap::Error, args: &[OsString]) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Returns the definition of the command line. `--color` or `IMT_COLOR` decides about colour in it.
+/// Returns the definition of the command line. `--color` or `IMT_COLOR` decides if its help texts
+/// and errors are coloured.
 fn definition(args: &[OsString]) -> clap::Command {
     let color = flag_value(args, "color", None).or_else(|| std::env::var_os("IMT_COLOR"));
     let color = match color.as_ref().and_then(|color| color.to_str()) {
@@ -326,8 +328,7 @@ fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
     let first = first.and_then(|matches| Cli::from_arg_matches(&matches));
     let (mut defaults, mut broken) = (Defaults::default(), None);
     match &first {
-        // Any error but this one is final. A required argument that is missing may be set in a
-        // file.
+        // Only a missing argument is not final, because a file may set it.
         Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => {}
         Ok(cli) if cli.command.needs_no_files() => {}
         _ => {

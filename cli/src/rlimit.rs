@@ -7,7 +7,8 @@
 use imt_oms::NodeConfig;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Number of descriptors that a node needs under full load. A lower limit is worth a warning.
+/// Number of descriptors that a node needs under full load. A lower limit that cannot be raised is
+/// logged as a warning.
 const WANTED: u64 = 32_768;
 
 /// Raises the soft limit of open files to the hard limit.
@@ -47,8 +48,8 @@ pub(crate) fn fit(config: &mut NodeConfig) {
     if (fewer_connections, fewer_calls) == (connections, calls) {
         return;
     }
-    // The defaults are upper bounds, so lowering them needs no warning. Lowering a number that a
-    // setting asks for does.
+    // The defaults are upper bounds, so lowering them needs no warning. A lowered setting of the
+    // user needs one.
     if is_usual(config) {
         tracing::debug!(
             limit,

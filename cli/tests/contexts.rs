@@ -52,7 +52,7 @@ impl User {
         (text("value"), text("source"))
     }
 
-    /// Returns the address to which `imt order show` sends its request. No node listens there.
+    /// Returns the address that `imt order show` calls. No node listens at this address.
     fn asked(&self, variables: &[(&str, &str)], flags: &[&str]) -> String {
         let output = self.run_with(variables, &[&["order", "show", "17"], flags].concat());
         assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));

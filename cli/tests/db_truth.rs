@@ -325,8 +325,8 @@ fn a_database_on_a_read_only_mount_is_backed_up() {
     mount(&["mount", "-o", "remount,bind,ro", target]);
     let copy = kept.path().join("copy");
     let output = run(&["db", "backup", target, copy.to_str().unwrap()]);
-    // The target is inside the source, although its path leads through another mount. The command
-    // refuses it.
+    // The new folder is inside the source, although the path of the source leads through another
+    // mount. The command refuses to restore.
     let within = run(&["db", "restore", target, path.join("here").to_str().unwrap()]);
     mount(&["umount", target]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

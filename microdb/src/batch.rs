@@ -205,7 +205,7 @@ impl Batch {
     }
 
     fn table_index(&mut self, table: &Table) -> Result<u32> {
-        // The most recently used table is the most likely one.
+        // A change most likely has the table that the batch used last, so the search begins there.
         let known = self
             .tables
             .iter()

@@ -226,7 +226,8 @@ fn a_run_with_many_reads_beside_many_commits_sees_one_moment() {
         Ok::<_, Error>(a + b)
     });
     assert_eq!((sums.unwrap(), runs), (10, 1));
-    // If such a run writes, the commit finds that it is outdated, and the run is repeated.
+    // If a run that reads from a snapshot also writes, the commit finds that the run is outdated,
+    // and the run is repeated.
     let mut runs = 0;
     db.transaction(|tx| {
         runs += 1;

@@ -145,7 +145,8 @@ struct Ring {
 }
 
 impl Known {
-    /// Applies a document. If the document has no ring, the known ring stays.
+    /// Replaces the known detail by that in `document`. If the document has no ring, the known ring
+    /// stays.
     fn take(&mut self, document: Document) {
         if let Some(ring) = document.ring {
             let runs = ring.runs.into_iter();

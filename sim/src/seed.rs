@@ -20,7 +20,7 @@ pub(crate) enum Purpose {
     Arrivals = 1,
     /// Content of the front's requests.
     Requests = 2,
-    /// Stock on the first day.
+    /// The stock with which a new warehouse begins.
     Stock = 3,
     /// Lines of the statistics files.
     StatFiles = 4,
@@ -41,7 +41,7 @@ pub(crate) enum Purpose {
 pub(crate) struct Dice(ChaCha8Rng);
 
 impl Dice {
-    /// Returns the stream of a purpose that needs only one.
+    /// Returns the stream of a purpose that needs only one stream.
     pub(crate) fn new(seed: u64, purpose: Purpose) -> Self {
         Self::stream(seed, purpose, 0)
     }

@@ -369,7 +369,7 @@ pub struct WarehouseSummary {
     pub restocked: u64,
     /// Sequence number of the last delivery.
     pub sequence: u64,
-    /// Seed of the stock on the first day.
+    /// Seed of the stock with which the warehouse's ledger began.
     #[serde(default)]
     pub seed: u64,
     /// Number of products.

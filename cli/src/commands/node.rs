@@ -521,8 +521,8 @@ async fn stop(name: &NodeName, cluster: Cluster, output: OutputFormat) -> Result
 }
 
 /// Removes a node from the ring, and waits until its slots have moved and its process has ended.
-/// Once a node has accepted the request, the nodes complete the removal even if this command is
-/// stopped.
+/// Once the coordinator has recorded the request, the nodes complete the removal even if this
+/// command is stopped.
 async fn leave(
     node: &NodeName,
     cluster: Cluster,
@@ -548,8 +548,8 @@ async fn leave(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    // The process ends without another request. The wait has a limit, because a paused process does
-    // not end.
+    // The process of a node that has left ends by itself. The wait has a limit, because a paused
+    // process does not end.
     let has_ended = async {
         loop {
             let look = cluster.look().await?;
@@ -671,8 +671,8 @@ pub(super) async fn tell_to_leave(cluster: &Cluster, name: &str) -> Result<(), C
     tell_all(cluster, &format!("/peer/leave/{name}"), &advice).await
 }
 
-/// Sends a request of an operator to all running nodes, of which the coordinator acts on it. Fails
-/// if no node accepts the request. `advice` is the end of the error message.
+/// Sends an operator's request to all running nodes. The coordinator acts on the request. Fails if
+/// no node accepts the request. `advice` is the end of the error message.
 pub(super) async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Result<(), CliError> {
     let mut told = 0;
     let look = cluster.look().await?;
@@ -687,7 +687,8 @@ pub(super) async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Res
     )))
 }
 
-/// Returns the host's name without the characters that are not allowed in a node's name.
+/// Returns the host's name in lower case, reduced to letters, digits, `-` and `_`. Returns `node`
+/// if nothing is left.
 pub(crate) fn host_name() -> String {
     let host = gethostname::gethostname().to_string_lossy().to_lowercase();
     let name: String = host

@@ -30,7 +30,7 @@ use crate::raw::map::Map;
 const FULL_OF_1024: usize = 922;
 
 /// Maximum number of keys that an insertion moves to make room. If more moves are needed, the chunk
-/// grows. With three moves, random keys fill a chunk to 0.94 or more before an insertion fails.
+/// grows. With three moves, random keys fill at least 94 % of the slots before an insertion fails.
 const MOVES_MAX: u32 = 3;
 
 /// Distance from home to second bucket by class, in 1/65,536 of the number of buckets. The
@@ -197,14 +197,15 @@ impl Chunk {
         }
     }
 
-    /// Verifies a mapped chunk even if it was verified before, because its bytes are about to be
-    /// copied.
+    /// Verifies a mapped chunk even if it was verified before, for instance because its bytes are
+    /// about to be copied. After an error, each later call of `verify` verifies the chunk too.
     ///
     /// # Errors
     /// The errors of `verify`.
     #[cold]
     pub(super) fn verify_again(&self) -> Result<(), Damage> {
         if let Some(source) = &self.source {
+            self.unverified.store(true, Ordering::Relaxed);
             source.verify(self.buckets.count(), self.depth)?;
             let in_use = |slots: [u64; BUCKET_WORDS]| slots.map(|slot| usize::from(!Slot(slot).is_empty()));
             let found = (0..self.buckets.count())
@@ -269,8 +270,8 @@ impl Chunk {
         ((u128::from(within) * self.buckets.count() as u128) >> 64) as usize
     }
 
-    /// Returns the distance from home to second bucket: 1 to count - 1, or 0 if there is only one
-    /// bucket.
+    /// Returns the distance from home to second bucket, in buckets. It is at least 1 and less than
+    /// the number of buckets, or 0 if the chunk has only one bucket.
     #[inline]
     fn distance(&self, tag: Tag) -> usize {
         let others = self.buckets.count() - 1;
@@ -298,7 +299,7 @@ impl Chunk {
         self.buckets.prefetch(self.home(prefix));
     }
 
-    /// Prefetches the second bucket of a prefix if its home is full.
+    /// Prefetches the second bucket of a prefix into the processor's cache if its home is full.
     #[inline]
     pub(super) fn prefetch_room(&self, prefix: Prefix) {
         let home = self.home(prefix);

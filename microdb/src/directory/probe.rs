@@ -1,7 +1,7 @@
 //! Lock-free lookup of one key in a chunk, beside the writer.
 //!
 //! A lookup reads the home bucket, then its flag, then the second bucket. The writer orders its
-//! stores so that this finds each key (see the races in `chunk.rs`).
+//! stores so that such a lookup finds each present key (see the races in `chunk.rs`).
 
 use super::chunk::Chunk;
 use super::slot::{Location, Pattern, Prefix, Rank, Slot, Tag};

@@ -93,6 +93,14 @@ impl View {
         self.chunk(hash.prefix()).check_uncut()
     }
 
+    /// Verifies each part in a checkpoint again, and marks damaged parts: from now on each access to
+    /// such a part gives an error.
+    pub(crate) fn verify_again(&self) {
+        for chunk in &self.0.chunks {
+            let _ = chunk.verify_again();
+        }
+    }
+
     /// Returns the number of parts, each of which [`View::part`] returns.
     pub(crate) fn parts(&self) -> usize {
         self.0.chunks.len() + 1

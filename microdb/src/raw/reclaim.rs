@@ -44,7 +44,7 @@ const TRIM_BYTES: usize = 16 << 20;
 /// directory was freed.
 const TRIM_BYTES_AT_END: usize = 1 << 20;
 
-/// Schedules the job if any retired value is not freed yet.
+/// Schedules the job that frees retired values, if any retired value is not freed yet.
 #[inline]
 pub(crate) fn request() {
     if epoch::retired() > 0 {

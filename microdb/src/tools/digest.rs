@@ -33,7 +33,7 @@ use crate::snapshot::Snapshot;
 use crate::tools::change_feed::{Changes, Operation};
 
 /// Number of prefixes of a table. Fewer prefixes make the digests smaller. More prefixes make a
-/// comparison read fewer records: with a million keys, a prefix has some hundred.
+/// comparison read fewer records: with a million keys, a prefix has about 250.
 pub const DIGEST_PREFIXES: usize = 4096;
 
 /// Maximum number of leaves (32 bytes each) in memory at a time. A table with more leaves is read

@@ -105,7 +105,7 @@ impl VerifyReport {
 }
 
 /// Verifies a database. Calls `watch` with the number of verified bytes of the log and the number
-/// of all bytes.
+/// of all its bytes.
 pub(crate) fn verify(engine: &Arc<Handle>, mut watch: impl FnMut(u64, u64)) -> Result<VerifyReport> {
     engine.check_process()?;
     if engine.closed.load(std::sync::atomic::Ordering::Acquire) {
@@ -142,8 +142,7 @@ pub(crate) fn verify(engine: &Arc<Handle>, mut watch: impl FnMut(u64, u64)) -> R
     Ok(report)
 }
 
-/// Verifies the newest checkpoint: loads it, and verifies each chunk of its directories. The
-/// directory in use does not verify a chunk a second time, so the chunks are those of a new load.
+/// Verifies the newest checkpoint: loads it, and verifies each chunk of its directories.
 fn verify_checkpoint(engine: &Engine, report: &mut VerifyReport) {
     let newest = || lock(&engine.writer).checkpoint;
     let mut checkpoint = newest();
@@ -168,7 +167,7 @@ fn verify_checkpoint(engine: &Engine, report: &mut VerifyReport) {
         }
         let now = newest();
         if now == checkpoint {
-            // A writer beside this read-only database may remove the checkpoint of its opening.
+            // A writer may remove the checkpoint from which this read-only database was opened.
             // Such a checkpoint is not reported as missing.
             report.checkpoint_missing = !engine.options.read_only || engine.recovery.checkpoint_unusable;
             return;
@@ -281,6 +280,8 @@ impl Snapshot {
     fn verify_slots(&self, report: &mut VerifyReport) {
         let (engine, segments) = (self.engine(), self.segments());
         for (table, view) in self.views() {
+            // A part may have been damaged since its first verification.
+            view.verify_again();
             let mut walk = Walk::new(Some(view));
             while let Some(location) = walk.next(segments) {
                 report.slots += 1;

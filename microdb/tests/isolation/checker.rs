@@ -84,8 +84,8 @@ enum Why {
     Replaced(Key),
     /// The first operation read the version that the second one replaced.
     Overwritten(Key),
-    /// The first operation ended before the second one began. Edges of the extra nodes have this
-    /// reason too.
+    /// The first operation ended before the second one began. Edges from and to the nodes for ends
+    /// of operations have this reason too.
     RealTime,
 }
 

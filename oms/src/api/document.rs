@@ -332,8 +332,8 @@ fn kinds(route: &Route) -> Vec<Kind> {
         Scope::Volumes => kinds.extend([Kind::Busy, Kind::NotServedHere]),
     }
     if about.body.is_some() || *route.method() == Method::POST {
-        // Every POST route accepts an idempotency key, and keyed requests are compared by path and
-        // body. So the body is read even if the command has none.
+        // Every POST route accepts an idempotency key, and requests with equal keys are compared by
+        // path and body. So a body is read even for a command that needs none.
         kinds.extend([Kind::SlowBody, Kind::TooLarge, Kind::Encoding]);
     }
     if *route.method() == Method::POST {

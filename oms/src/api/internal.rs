@@ -93,7 +93,8 @@ pub struct NodeReport {
     pub serving: BTreeMap<String, String>,
     /// Nodes that are leaving the cluster permanently.
     pub leaving: Vec<String>,
-    /// The reason why a required migration cannot run now. Set only by the coordinator.
+    /// The reason why a required migration cannot run now. Always `None` in the report of a node
+    /// that is not the coordinator.
     #[serde(default)]
     pub trouble: Option<String>,
     /// Volumes that are assigned to the node and that it cannot open, each with the reason as text.

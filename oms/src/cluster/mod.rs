@@ -159,7 +159,8 @@ pub(crate) trait Membership: Send + Sync {
     /// until other nodes serve them.
     fn retire(&self);
 
-    /// Ends the membership of this node. Its locks are released, or its last beat is sent.
+    /// Ends the membership of this node. In a data folder, its locks are released. On an engine,
+    /// its last beat is sent.
     fn withdraw(&self);
 
     /// Returns the secret by which nodes authenticate each other.

@@ -4,9 +4,12 @@
 //! | --- | --- |
 //! | `/peer/ping` | checks that the node responds |
 //! | `/peer/state` | notifies the node that the cluster's state has changed |
-//! | `/peer/hello`, `/peer/leave/NODE`, `/peer/warehouse?URL` | requests to the coordinator |
+//! | `/peer/hello` | tells the coordinator that a node has started or stops |
+//! | `/peer/leave/NODE` | asks the coordinator to let a node leave permanently |
+//! | `/peer/warehouse?URL` | asks the coordinator to set the cluster's warehouse |
 //! | `/peer/engine/NAME?URL` | tells the coordinator that this engine may store volumes too |
-//! | `/peer/node`, `/peer/stop` | returns the node's report; stops the node |
+//! | `/peer/node` | returns the node's report |
+//! | `/peer/stop` | stops the node |
 //! | `/peer/console` | returns the node's figures for the console |
 //! | `/peer/volume/V/OPERATION` | executes an operation at volume V (`VolumeCall`) |
 //!

@@ -296,8 +296,9 @@ impl Peers {
         self.answered_by(address, until, sending).await
     }
 
-    /// Waits for an answer until `until`. If none has arrived shortly before, the node is pinged to
-    /// find out if it is silent.
+    /// Waits for an answer until `until`. If no answer has arrived `PING_TIMEOUT` before `until`,
+    /// the node is pinged to find out if it is silent. A wait that is shorter than
+    /// `PINGED_TIMEOUT_MIN` has no ping.
     async fn answered_by<T>(
         &self,
         address: SocketAddr,

@@ -434,7 +434,7 @@ impl Coordinator {
 enum Unmoved {
     /// A step of the migration failed, for this reason.
     Failed(String),
-    /// The nodes changed as described, so the plan of the migration is outdated.
+    /// The nodes changed, so the plan of the migration is outdated. Contains the change as text.
     Interrupted(String),
 }
 
@@ -611,7 +611,8 @@ async fn until_target_is_idle(cluster: &ClusterHandle, copy: &Copying) {
     while idle < IDLE_READS_MAX {
         tokio::time::sleep(PROGRESS_INTERVAL).await;
         let answer = ask_progress(cluster, copy).await;
-        // `copy_all` handles a target that does not answer, by `SILENT_READS_MAX`.
+        // A target that does not answer is not idle. `copy_all` ends the migration after more than
+        // `SILENT_READS_MAX` reads without an answer.
         let is_idle = answer.is_ok_and(|progress| !progress.importing.contains(&copy.request.source));
         idle = if is_idle { idle + 1 } else { 0 };
     }

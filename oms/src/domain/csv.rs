@@ -12,7 +12,7 @@
 
 use thiserror::Error;
 
-/// Maximum length of a line in bytes. Three ten-digit numbers take 34.
+/// Maximum length of a line in bytes. Three ten-digit numbers with commas and line break take 34.
 const LINE_BYTES_MAX: usize = 64;
 
 /// A fault in a body, with its line and column.

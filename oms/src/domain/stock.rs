@@ -100,7 +100,8 @@ impl CountedTo {
     }
 }
 
-/// The last delivery that the quantities count: of the volume, and of stores that differ from it.
+/// The last delivery that the quantities count. `head` names it for the whole volume, and
+/// `overrides` for the stores that differ from the volume.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counting {
     pub(crate) head: StockHead,

@@ -24,7 +24,8 @@ use crate::domain::stock_matrix::{LANES, Layout, NO_STORE, StockMatrix};
 pub(crate) const PRODUCT_MAX: u32 = 1_000_000;
 /// Largest store id.
 pub(crate) const STORE_MAX: u32 = 10_000;
-/// Largest quantity of one product in one store. Sums of reserved units then fit into 32 bits.
+/// Largest quantity of one product in one store. The reserved units of a product in a store are at
+/// most as many, so their sum fits into 32 bits.
 pub(crate) const QUANTITY_MAX: u32 = 1_000_000_000;
 /// Maximum number of cells (product in store) of a snapshot: seven times the usual stock. A
 /// snapshot with new products or stores is one atomic batch, and a batch of the volume has at most

@@ -335,8 +335,8 @@ impl Session {
     }
 
     /// Executes statements in one transaction, and returns the number of rows that each of them
-    /// affected. All statements are sent at once. With `OnNone::RollBack`, the others are sent
-    /// after the answer to the first one.
+    /// affected. With `OnNone::Continue`, all statements are sent at once. With `OnNone::RollBack`,
+    /// the further statements are sent after the answer to the first one.
     pub(crate) async fn transaction(
         &mut self,
         statements: &[Statement<'_>],

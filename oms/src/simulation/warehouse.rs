@@ -53,9 +53,10 @@ struct Inside {
 enum Behaviour {
     /// All orders are treated alike.
     None,
-    /// Every message about two of three orders is answered with an error, until `cure` is called.
+    /// Every message about two of every three orders is answered with an error, until `cure` is
+    /// called.
     Fails,
-    /// The delivery of one of three orders is permanently refused.
+    /// The delivery of one of every three orders is permanently refused.
     Refuses,
 }
 

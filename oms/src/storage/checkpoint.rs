@@ -36,8 +36,8 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const ENTRIES_MAX: u64 = 4_096;
 /// Interval between two checks whether a checkpoint is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Maximum size of the rows of one transaction. A larger transaction would delay the commits of
-/// other volumes.
+/// Maximum size in bytes of the rows of one transaction. A larger transaction would delay the
+/// commits of other volumes.
 const WORDS_BYTES_MAX: usize = 8 * 1_024 * 1_024;
 
 /// Makes the checkpoints of one volume, in the process that owns the volume.

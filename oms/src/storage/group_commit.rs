@@ -28,8 +28,8 @@ const QUEUE_CHANGES_MAX: usize = 8_192;
 /// Maximum number of rows of one group. With more than a few thousand rows, a shared sync saves
 /// nothing more, and the first batch is delayed.
 const GROUP_ROWS_MAX: usize = 8_192;
-/// Batches above this size are committed alone. Otherwise a part of a stock snapshot would delay
-/// the other batches of its group.
+/// Batches above this size in bytes are committed alone. Otherwise a part of a stock snapshot would
+/// delay the other batches of its group.
 const ALONE_BYTES: usize = 256 * 1_024;
 
 type Waiting = oneshot::Sender<Result<Durable, StorageError>>;

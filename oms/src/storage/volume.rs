@@ -75,7 +75,7 @@ pub(crate) struct Volume {
     log_status: Option<Arc<LogStatus>>,
 }
 
-/// Returns `true` while this process has the right to serve the volume.
+/// A function that returns `true` while this process has the right to serve the volume.
 type Lease = Box<dyn Fn() -> bool + Send + Sync>;
 
 impl Volume {
@@ -137,7 +137,7 @@ impl Volume {
         seeded("reads-not-fenced") || (self.lease.as_ref().is_none_or(|lease| lease()) && !self.has_ended())
     }
 
-    /// Returns `true` once the volume can no longer commit behind a log, for example because
+    /// Returns `true` once a volume behind an engine can no longer commit, for example because
     /// another process has taken it over. The volume can then only be closed.
     pub(crate) fn has_ended(&self) -> bool {
         self.log_status.as_ref().is_some_and(|status| status.has_ended())
@@ -235,7 +235,8 @@ impl Volume {
         Ok(names.into_iter().flatten().collect())
     }
 
-    /// Returns the newest name of a statistics file that was removed from the stored names.
+    /// Returns the newest of all names of statistics files that were stored and then removed again.
+    /// `None` if no name was removed yet.
     pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StorageError> {
         let row = self.volume.table(Table::Meta).get(STATS_FORGOTTEN);
         let row = row.map_err(reading("meta"))?;

@@ -78,12 +78,12 @@ pub(crate) const ARRIVING: &[u8] = b"arriving";
 pub(crate) const SLOTS: &[u8] = b"slots";
 /// Key that exists while the volume may still have rows of slots that it does not own.
 pub(crate) const CLEANUP: &[u8] = b"purge";
-/// Key of the newest name of a statistics file that was removed from the stored names.
+/// Key of the newest of all names of statistics files that were stored and then removed again.
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
-/// Size at which a part of a stock snapshot is complete. A disk writes such a part in about the
-/// time of a sync, so orders that share its sync are hardly delayed. Tests have small stocks and
-/// use small parts, for more places to crash.
+/// Size in bytes at which a part of a stock snapshot is complete. A disk writes such a part in
+/// about the time of a sync, so orders that share its sync are hardly delayed. Tests have small
+/// stocks and use small parts, so that a crash can happen between many parts.
 const PART_BYTES: usize = if cfg!(test) { 16 } else { 128 * 1_024 };
 
 /// Changes of a volume's counters of orders.

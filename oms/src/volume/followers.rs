@@ -158,7 +158,8 @@ impl Followers {
     }
 }
 
-/// Makes answers to copies immediate until it is dropped. Held by a call that waits for all copies.
+/// While a value of this type exists, answers to copies do not wait for `ANSWER_SPACING`. Each call
+/// of `copies_are_current` holds one.
 struct Hurried<'a>(&'a Followers);
 
 impl Hurried<'_> {

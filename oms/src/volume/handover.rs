@@ -24,9 +24,9 @@ use crate::volume::remote_reservations::RemoteReservations;
 use crate::volume::state::VolumeState;
 
 impl VolumeState {
-    /// Applies a ring that takes slots away. Removes the state of these slots from memory, and adds
-    /// the reservations that their orders keep in stores of this volume. `left_behind` is `None` if
-    /// no slot is taken away. Call `forget_messages` afterwards.
+    /// Applies a ring that takes slots away. Removes the state of these slots from memory. Adds
+    /// `left_behind`, the reservations that orders of these slots keep in stores of this volume.
+    /// `left_behind` is `None` if no slot is taken away. Call `forget_messages` afterwards.
     pub(crate) fn release_slots(&self, ring: &Arc<Ring>, left_behind: Option<RemoteReservations>) {
         let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
         let mut settlements = self.settlements();
@@ -74,8 +74,9 @@ impl VolumeState {
                 .collect(),
         );
         settlements.append(&mut staged_state.settlements);
-        // The reservation of an order that is now in this volume remains until the order confirms
-        // that it still needs the reservation. The slot alone does not prove that the order exists.
+        // Orders of some remote reservations are now in this volume. Such a reservation stays
+        // remote until its order confirms that it still needs the units. The slot alone does not
+        // prove that the order exists.
         remote_reservations.join(std::mem::take(&mut staged_state.remote_reservations));
         // The dispatcher is notified at the end of this function, even if no message is due.
         if !seeded("parked-forgotten") {

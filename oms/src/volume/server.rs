@@ -511,7 +511,8 @@ impl VolumeServer {
     /// the jobs end.
     pub(crate) async fn quiesce(&self) {
         let state = self.app.state();
-        // Sent before the seal, so that the end of a migration does not remove the seal.
+        // The stop is signalled before the seal, so that the end of a migration does not remove the
+        // seal.
         let _ = self.stop.send(true);
         {
             let _stock = state.stock();

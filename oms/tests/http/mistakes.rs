@@ -5,9 +5,10 @@ use serde_json::json;
 
 use crate::common::{Mood, World, config, until};
 
-/// Mistakes 1, 2 and 10. Each node had one point on a circle of 360 points. Orders were lost with
-/// each change of nodes. API and ring were on one node. Here the ring assigns exact shares. When
-/// the node of an order changes, its volume is handed over or its slots are migrated.
+/// Mistakes 1, 2 and 10. In the original system, each node had one point on a circle of 360 points.
+/// Orders were lost with each change of nodes. API and ring were on one node. Here the ring assigns
+/// exact shares. When the node of an order changes, its volume is handed over or its slots are
+/// migrated.
 #[tokio::test]
 async fn the_ring_assigns_every_slot_to_a_node() {
     let world = World::start().await;

@@ -257,7 +257,7 @@ impl Generator {
             return format!("key-{}", self.count);
         }
         if name == "X-Stock-As-Of" {
-            // Small numbers, so that a later snapshot may be newer.
+            // The numbers are small, so that a later snapshot often has an equal or higher number.
             return self.pick(&["0", "1", "2", "3", "-1", "1.0", "x", ""]).to_owned();
         }
         self.value(parameter).trim().replace('\u{e9}', "e")

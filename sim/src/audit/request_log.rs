@@ -171,9 +171,9 @@ impl RequestLog {
         }
     }
 
-    /// Compares the log with the counters of the asked node, if that node has run since before the
-    /// first request. A counter may be higher than the log, because the node may have other
-    /// clients.
+    /// Compares the log with the counters of the node at the audit's address, if that node has run
+    /// since before the first request. A counter may be higher than the log, because the node may
+    /// have other clients.
     fn check_counters(&self, evidence: &Evidence, findings: &mut Vec<Finding>) {
         let started_at_ms = evidence.node_started_at_ms;
         if evidence.answered.is_empty() || started_at_ms == 0 || started_at_ms > self.begun_at_ms {

@@ -29,7 +29,8 @@ use crate::{Error, Result, series};
 const BATCH: Duration = Duration::from_millis(20);
 /// Time between two publications of the counts in the telemetry.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
-/// Time from the end of a second to its closing, so that the second's last samples have arrived.
+/// Time from the end of a second until its counts are closed and published, so that the second's
+/// last samples have arrived.
 const SECOND_SLACK: Duration = Duration::from_millis(100);
 
 /// The request that a sample describes.
@@ -67,7 +68,7 @@ pub(super) struct Sample {
     pub(super) is_late: bool,
     /// Outcome of the request; `NotSent` if it was dropped.
     pub(super) outcome: Outcome,
-    /// Name of the problem in an error answer; `None` without one.
+    /// Name of the problem (RFC 9457) in an error answer; `None` without a problem.
     pub(super) problem: Option<Box<str>>,
 }
 
@@ -82,7 +83,8 @@ pub struct RouteReport {
     pub requests: u64,
     /// Number of requests answered with a status below 400.
     pub ok: u64,
-    /// Number of failed requests, by status and problem, or by the reason of a missing answer.
+    /// Number of failed requests, by status and problem (RFC 9457), or by the reason of a missing
+    /// answer.
     pub errors: BTreeMap<String, u64>,
     /// Percentiles of the latency, without the requests of the warm-up.
     pub latency: Latency,
@@ -100,7 +102,8 @@ pub(super) struct Recorded {
     pub(super) record: OrderRecord,
     pub(super) stats_csv: Option<PathBuf>,
     pub(super) log_problem: Option<String>,
-    /// Number of requests with an intended start in the sending window.
+    /// Number of requests with an intended start in the sending window, the time in which orders
+    /// and statistics requests start.
     pub(super) in_window: u64,
 }
 
@@ -214,7 +217,7 @@ impl RouteBook {
     }
 }
 
-/// Counts of the current second, which is not yet closed.
+/// Counts of the current second, which is not yet closed and published.
 #[derive(Default)]
 struct Second {
     point: SecondPoint,
@@ -237,7 +240,7 @@ struct Book {
     failed: u64,
     in_window: u64,
     orders: Vec<RecordedOrder>,
-    /// From the id of an order to its index in `orders`.
+    /// Index of each order in `orders`, by the id of the order.
     places: HashMap<u64, usize>,
     second: Second,
     sent_before: u64,
@@ -357,7 +360,8 @@ impl Book {
         self.orders.get_mut(place)
     }
 
-    /// Closes all seconds that ended before `until`, a time since the start of the run.
+    /// Closes and publishes all seconds that ended before `until`, a time since the start of the
+    /// run.
     fn close_seconds(&mut self, until: Duration) {
         while until >= Duration::from_secs(self.second.point.second + 1) {
             let second = self.second.point.second;

@@ -35,8 +35,8 @@ pub(crate) enum Ask {
     Order(String),
     /// The statistics of a product.
     Statistics,
-    /// By turns a new order, a payment and a read of an earlier order, and statistics. Order ids
-    /// begin with this text.
+    /// In turn, a new order, the payment of an earlier order, a read of that order, and the
+    /// statistics of a product. Order ids begin with this text.
     Mix(String),
 }
 
@@ -51,11 +51,11 @@ impl Ask {
     }
 }
 
-/// Number of orders between an order of a mix and its payment and read. The number exceeds that of
-/// connections, so the order is answered before its payment is sent.
+/// In a mix, an order is paid and read when this many further orders have been sent. The number
+/// exceeds that of connections, so the order is answered before its payment is sent.
 const MIX_AHEAD: u64 = 1_000;
 
-/// Key of the statistics in the ring.
+/// Key by which the ring locates the statistics of all products.
 const STATISTICS: &str = "statistics/";
 
 /// The pace of the requests.

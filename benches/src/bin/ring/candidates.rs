@@ -11,7 +11,6 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 /// Name of the baseline of every look-up: only the hash of the key, without a ring.
 pub(crate) const HASH_ALONE: &str = "xxh3 of the key alone";
 
-/// A key: 20 bytes.
 pub(crate) type Key = [u8; 20];
 
 /// A structure that can be measured, and the way to build rings of it.
@@ -251,8 +250,8 @@ pub(crate) fn all() -> Vec<Box<dyn Candidate>> {
 
 #[cfg(feature = "ring-rivals")]
 mod rivals {
-    //! The rival crates, each used as in its documentation. Crates with a choice get 160 points per
-    //! node.
+    //! The rival crates, each used as in its documentation. Crates with a configurable number of
+    //! points on the hash circle get 160 points per node.
 
     use anchorhash::AnchorHash;
     use maglev::{ConsistentHasher, Maglev};

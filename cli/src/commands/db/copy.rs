@@ -103,8 +103,8 @@ pub(super) fn restore(backup: &Path, to: &Path, output: OutputFormat) -> Result<
     check_apart(backup, to)?;
     let db = open::to_look(backup)?;
     verify(&db, "the backup").map_err(|error| error.told(backup, "nothing was restored"))?;
-    // The copy gets its final name last. So an interrupted restore leaves no folder that looks like
-    // a complete database.
+    // The copy gets its final name last. So an interrupted restore leaves no unverified database
+    // under that name.
     let mut unfinished = to.as_os_str().to_owned();
     unfinished.push(".restoring");
     let unfinished = PathBuf::from(unfinished);
@@ -173,7 +173,7 @@ impl Unsound {
     }
 }
 
-/// Verifies a database. A progress display shows the given name of the database.
+/// Verifies a database. `what` names the database in the progress display.
 fn verify(db: &Db, what: &str) -> Result<(), Unsound> {
     let mut display = Display::new(1);
     let report = db.verify_with(|done, total| {

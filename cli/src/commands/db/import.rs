@@ -1,6 +1,6 @@
 //! `imt db import`: reads records from JSON lines in the format of `imt db export`.
 //!
-//! Each message describes the data on disk, not the data in memory. Invariants:
+//! Each error message describes the data on disk, not the data in memory. Invariants:
 //!
 //! - All lines of a file are read and checked before the first record is put.
 //! - The lines of a pipe are put in batches. An error names the number of records that were put

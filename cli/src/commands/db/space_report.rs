@@ -68,7 +68,7 @@ struct Report {
     directory_bytes: u64,
     bytes_to_free_at_most: u64,
     tables: Vec<TableSpace>,
-    /// Dead bytes in the log of tables that were dropped.
+    /// Bytes in the log that belong to dropped tables.
     dropped_tables_bytes: u64,
     largest_keys: Vec<Large>,
     largest_values: Vec<Large>,

@@ -75,7 +75,7 @@ impl TailArgs {
 /// Position of this command in the change feed.
 struct Place {
     sequence: u64,
-    /// Link of the hash chain at this position. `None` before the first change was read.
+    /// Link of the hash chain at this position. `None` if it is not known yet.
     chain: Option<u64>,
     /// Names of tables by id. Changes that create a table add its name.
     names: HashMap<u32, String>,

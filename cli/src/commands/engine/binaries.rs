@@ -79,8 +79,8 @@ impl Binaries {
         }
     }
 
-    /// Returns the name of the user who runs the servers. `None` if this process does so as its own
-    /// user.
+    /// Returns the name of the user who runs the servers. `None` if they run as the user of this
+    /// process.
     pub(super) fn user(&self) -> Option<&str> {
         self.user.as_ref().map(|user| user.name.as_str())
     }

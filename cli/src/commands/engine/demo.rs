@@ -4,7 +4,7 @@
 //! - Nothing outside the demonstration's folder is written.
 //! - If there are standbys, an acknowledged commit is on the primary and on at least one of them.
 //!   When the primary's process has ended, the standby with the newest log is promoted. This
-//!   standby has every acknowledged commit.
+//!   standby has every acknowledged commit, unless a standby with a newer log has ended too.
 //!
 //! Deliberately absent: a second start on the same folder, and a restart of a failed primary.
 
@@ -256,7 +256,7 @@ impl Demo {
         for at in 0..self.servers.len() {
             let [server, primary] = match self.servers.get_disjoint_mut([at, next]) {
                 Ok(both) => both,
-                // The positions are equal: the server at `at` is the new primary, which follows no
+                // The indexes are equal: the server at `at` is the new primary, which follows no
                 // server.
                 Err(_) => continue,
             };

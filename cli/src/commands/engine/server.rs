@@ -3,7 +3,7 @@
 //! Invariants:
 //! - A server listens on a loopback port and not on a socket file. So the path of its folder may
 //!   have any length.
-//! - If `setpriv` is installed, a server ends whenever this process ends, even if it is killed.
+//! - If `setpriv` is installed, a server ends whenever this process ends, even by a kill.
 
 use super::binaries::Binaries;
 use crate::error::CliError;
@@ -44,7 +44,8 @@ where
     move |error| CliError::because(format!("cannot {action} {path}"), error)
 }
 
-/// Creates a folder that only the user who runs the servers can read.
+/// Creates a folder that belongs to the user who runs the servers. Other users cannot read it if it
+/// is new.
 pub(super) fn create_folder(binaries: &Binaries, path: &Path) -> Result<(), CliError> {
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -200,7 +201,8 @@ impl Server {
         is_running.then(|| child.id())
     }
 
-    /// Returns `true` at the first call after the server has ended without `stop`.
+    /// Returns `true` at the first call after the server has ended without `stop`. A call of
+    /// `process` in between also notices the end, and this function then returns `false`.
     pub(super) fn has_ended(&mut self) -> bool {
         let has_ended = self.child.is_some() && self.process().is_none();
         if has_ended {

@@ -1,8 +1,8 @@
 //! Runs nodes in separate processes and applies the node events of a scenario to them.
 //!
 //! Invariants:
-//! - Events happen one after another. After each event, the next one waits until every volume
-//!   answers requests.
+//! - Events happen one after another. After an event other than a join, the next one waits until
+//!   every volume answers requests.
 //! - Each node that an event has ended is started again before the end of the run, so that the
 //!   audit can read every volume.
 //! - Dropping the fleet kills its processes, and so does a second Ctrl-C.

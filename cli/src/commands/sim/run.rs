@@ -179,8 +179,8 @@ impl Session {
         let report = imt_sim::run_front(config, telemetry, stop).await;
         over.send_replace(true);
         if let Some(faults) = faults {
-            // If this task panics, the latest fault of the warehouse stays in force, and the audit
-            // waits longer for an empty outbox.
+            // If the task that drives the faults panics, the latest fault of the warehouse stays in
+            // force. The audit then waits longer for an empty outbox.
             let _ = faults.await;
         }
         let fleet = match suffering {

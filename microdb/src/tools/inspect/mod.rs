@@ -325,8 +325,9 @@ pub fn folder(path: impl AsRef<Path>) -> Result<FolderView> {
     })
 }
 
-/// Returns the files of a folder with a name that `parse` accepts: number and length in bytes, by
-/// number. Returns an empty list if the folder does not exist.
+/// Returns the files of a folder, sorted by number: for each file, its number and its length in
+/// bytes. `parse` reads the number from the name; files without a number are skipped. Returns an
+/// empty list if the folder does not exist.
 fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64, u64)>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,

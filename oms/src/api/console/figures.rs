@@ -21,7 +21,7 @@ use crate::volume::server::VolumeServer;
 /// A request for the figures of a node.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct AskFigures {
-    /// The process that sent the previous response; 0 before the first response.
+    /// Random number of the process that sent the previous response; 0 before the first response.
     pub(super) incarnation: u64,
     /// The newest second in the responses so far, in seconds since 1970.
     pub(super) second: u64,

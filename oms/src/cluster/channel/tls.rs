@@ -41,7 +41,8 @@ pub(crate) const TLS_BEGINS: u8 = 0x16;
 /// Label of the exported keying material. By RFC 5705 labels should begin with `EXPORTER`, so that
 /// they differ from the labels of TLS itself.
 const EXPORT_LABEL: &[u8] = b"EXPORTER-imt-order-peer-v1";
-/// Size of the exported keying material in bytes, equal to the size of the hash over the material.
+/// Size of the exported keying material in bytes. It equals the size of a proof, which is a hash
+/// that covers this material.
 const EXPORT_BYTES: usize = 32;
 /// The server name that rustls requires of a client. It is neither checked nor sent, because SNI is
 /// off.

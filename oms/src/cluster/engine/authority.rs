@@ -27,9 +27,9 @@ use crate::postgres::{EngineUrl, OnNone, Param, Row, Session, SessionError};
 const STATE_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 /// Longest time to wait for one statement.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest time to determine the result of a replacement.
+/// Longest time to determine the result of a replacement of the cluster's state.
 const REPLACE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause before a failed replacement is repeated.
+/// Pause before a failed replacement of the cluster's state is repeated.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Access to the tables with the cluster's state and its nodes, over one connection.

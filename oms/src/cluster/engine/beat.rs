@@ -36,7 +36,8 @@ pub(super) const LEASE: Duration = Duration::from_millis(900);
 /// Maximum age of this process's last acknowledged beat, and maximum time since the previous look,
 /// at which a look may declare nodes gone. In intervals of beats.
 const OWN_BEATS_MAX: u32 = 3;
-/// Time that all nodes are granted after a late look, in intervals of beats.
+/// Maximum duration of a look that is in time, in intervals of beats. After a late look, every node
+/// has this much more time for its next beat.
 const LATE_BEATS: u32 = 2;
 /// Number of nodes from which beats and looks are less frequent. Every node reads the rows of all
 /// nodes, so the load grows with the square of the number of nodes.
@@ -72,8 +73,8 @@ pub(super) struct Beat {
 #[derive(Clone, Debug)]
 struct Seen {
     beat: Beat,
-    /// The time of the first look that showed this beat, moved forward by the periods in which the
-    /// node is excused.
+    /// Start of the period without a new beat: the time of the first look that showed this beat. A
+    /// late look, or a time without acknowledged beats of this process, moves it to a later time.
     since: Duration,
     is_gone: bool,
 }
@@ -348,8 +349,8 @@ mod tests {
         let mut world = World::new();
         world.pass(500, (true, true));
         assert_eq!(world.pass(5_000, (false, false)), None, "all commits stand still");
-        // The first acknowledged beat is one of this process. The other node beats again within two
-        // beats.
+        // Commits work again. The first beat is one of this process, and the other node's first
+        // beat follows after two intervals of beats.
         assert_eq!(world.pass(200, (true, false)), None);
         assert_eq!(world.pass(2_000, (true, true)), None);
         // A node that died while commits were blocked is detected afterwards.

@@ -65,7 +65,8 @@ impl Joining {
         let mut session = Session::new(Arc::clone(&self.url), "node");
         check_fitness(&mut session, &self.url).await?;
         let name = self.member.name().clone();
-        // Positive, and random so that two processes with one name have different numbers.
+        // The incarnation is positive, and random so that two processes with one name have
+        // different incarnations.
         let incarnation = (runtime::random_u64() >> 1) as i64;
         let table = Arc::new(StateTable::new(Arc::clone(&self.url)));
         self.check_weight(&mut session).await?;

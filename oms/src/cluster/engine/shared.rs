@@ -95,8 +95,8 @@ impl Inside {
 pub(super) struct Due {
     pub(super) card: Option<NodeInfo>,
     pub(super) is_last: bool,
-    /// Callers that wait for the cluster's state. The state must be read after this moment to be
-    /// recent enough for them.
+    /// Callers that wait for the cluster's state. A state that is read after the creation of this
+    /// value is recent enough for them.
     pub(super) readers: Vec<Reader>,
     pub(super) cached: Option<Confirmed>,
 }

@@ -40,7 +40,8 @@ pub(crate) async fn run(
     let mut calls = JoinSet::new();
     loop {
         while calls.try_join_next().is_some() {}
-        // Created before the outbox is read, so that a notification after the read is not lost.
+        // The future is created before the outbox is read, so that a notification after the read is
+        // not lost.
         let notified = state.message_due.notified();
         let now_ms = state.now().monotonic_ms;
         let next = state.outbox().next(now_ms);
