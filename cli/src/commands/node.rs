@@ -1,5 +1,6 @@
 //! `imt node`: starts, lists, stops and removes the nodes of a data folder or of an engine.
 
+mod default_name;
 mod warehouse;
 
 use super::node_args::NodeArgs;
@@ -184,7 +185,9 @@ impl NodeCommand {
 }
 
 async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
-    let name = args.name.map_or_else(host_name, |name| name.to_string());
+    let name = args
+        .name
+        .map_or_else(default_name::of_host, |name| name.to_string());
     if args.engine.is_none() {
         imt_oms::check_weight(&args.data, &name, args.weight)
             .and_then(|()| imt_oms::check_warehouse(&args.data, args.warehouse.as_ref()))
@@ -685,15 +688,4 @@ pub(super) async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Res
     Err(CliError::failed(format!(
         "no node answers on {cluster}; {advice}"
     )))
-}
-
-/// Returns the host's name in lower case, reduced to letters, digits, `-` and `_`. Returns `node`
-/// if nothing is left.
-pub(crate) fn host_name() -> String {
-    let host = gethostname::gethostname().to_string_lossy().to_lowercase();
-    let name: String = host
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
-        .collect();
-    if name.is_empty() { "node".to_owned() } else { name }
 }
