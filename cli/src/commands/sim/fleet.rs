@@ -233,8 +233,8 @@ impl Fleet {
             }
             NodeAction::Stop => {
                 telemetry.event(EventKind::Stop, &name, format!("{name} asked to stop"));
-                let (look, card) = node::running(&self.cluster, &name).await?;
-                node::ask(&self.cluster, &look, &card, "/peer/stop").await?;
+                let card = node::running(&self.cluster, &name).await?;
+                node::ask(&self.cluster.client().await?, &card, "/peer/stop").await?;
             }
             NodeAction::Leave => {
                 telemetry.event(EventKind::Leave, &name, format!("{name} asked to leave for good"));
