@@ -122,8 +122,8 @@ pub(crate) struct StartArgs {
     /// Name of the node and of its volume [default: the host's name]
     #[arg(short, long, env = "IMT_NAME", value_parser = args::node_name)]
     name: Option<NodeName>,
-    /// Data folder, created if it does not exist. With an engine it is this node's alone and holds
-    /// caches
+    /// Data folder, created if it does not exist. With an engine, the folder holds only a cache of
+    /// the engine's rows, and statistics files not counted yet
     #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
     /// Engine that holds the orders of nodes on several machines, such as
