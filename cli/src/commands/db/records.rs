@@ -122,9 +122,11 @@ pub(super) fn delete(place: &Place, key: &str, output: OutputFormat) -> Result<E
 
 /// Returns a sentence about the data on disk after a failed write: `refused`, or an unknown state
 /// after a failed sync.
-fn outcome(refused: &'static str, error: &Error) -> &'static str {
+pub(super) fn outcome<'a>(refused: &'a str, error: &Error) -> &'a str {
     match error {
-        Error::Poisoned { .. } => "it is not known whether the change reached the disk: look with imt db get",
+        Error::Poisoned { .. } => {
+            "it is not known whether the change reached the disk: look with imt db get or imt db table list"
+        }
         _ => refused,
     }
 }
