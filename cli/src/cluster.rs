@@ -244,7 +244,8 @@ impl Look {
         };
         Err(CliError::Unreachable {
             message: format!(
-                "no node of {cluster} can be reached from here, the last one tried is '{}' at {}",
+                "cannot connect to any node of {cluster}; the last one tried was '{}' at {}; name the address \
+                 of a node that this machine reaches with --oms",
                 card.name, card.address
             ),
             source: Box::new(error),

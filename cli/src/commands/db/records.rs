@@ -42,12 +42,12 @@ pub(super) fn get(place: &Place, key: &str, output: OutputFormat) -> Result<Exit
 
 /// Returns the error for a key that the table does not have. If the table's keys are no text, the
 /// error advises `--key-type`, because a typed table encodes its keys.
-fn no_such_key(table: &Table, name: &str, key: &str) -> CliError {
+pub(super) fn no_such_key(table: &Table, name: &str, key: &str) -> CliError {
     let is_text = |key: &Value| std::str::from_utf8(key).is_ok_and(|key| !key.contains(char::is_control));
     let first = table.keys().next().and_then(Result::ok);
     let advice = match first {
         Some(first) if !is_text(&first) => {
-            "; its keys are no plain text (imt db scan shows some): --key-type names their type, such as string or u64"
+            "; its keys are not plain text (imt db scan shows some), so name their type with --key-type, such as string or u64"
         }
         _ => "",
     };
