@@ -158,7 +158,7 @@ impl Recorder {
         }
         new.retain(|route| route.answers.iter().any(|count| *count > 0));
         let last = self.samples.back().map(|sample| sample.second);
-        let last = last.filter(|last| second + CLOCK_STEP_MAX > *last);
+        let last = last.filter(|last| second + CLOCK_STEP_MAX >= *last);
         if last.is_none() {
             // Either this is the first call, or the clock was set back.
             self.samples.clear();
