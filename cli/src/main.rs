@@ -28,7 +28,7 @@ mod signals;
 mod suggest;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use config::{ConfigFile, Defaults, flag_value};
 use contexts::Contexts;
 use error::CliError;
@@ -311,6 +311,18 @@ fn definition(args: &[OsString]) -> clap::Command {
     help::shaped(Cli::command(), args).color(color)
 }
 
+/// Returns the path of the command, such as `node start`, even if required arguments are missing.
+fn command_path(args: &[OsString]) -> String {
+    let matches = definition(args).ignore_errors(true).try_get_matches_from(args);
+    let mut names = Vec::new();
+    let mut below = matches.as_ref().ok().and_then(ArgMatches::subcommand);
+    while let Some((name, inner)) = below {
+        names.push(name);
+        below = inner.subcommand();
+    }
+    names.join(" ")
+}
+
 fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
     let first = definition(args).try_get_matches_from(args);
     let first = first.and_then(|matches| Cli::from_arg_matches(&matches));
@@ -328,7 +340,8 @@ fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
                 (Err(error), Ok(cli)) if matches!(cli.command, Command::Config(_)) => broken = Some(error),
                 (Err(error), _) => return Err(error),
             }
-            if !matches!(&first, Ok(cli) if matches!(cli.command, Command::Context(_))) {
+            let is_context = matches!(&first, Ok(cli) if matches!(cli.command, Command::Context(_)));
+            if !is_context && config::follows_context(&command_path(args)) {
                 defaults.context = Contexts::chosen(args)?;
             }
         }

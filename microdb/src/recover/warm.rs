@@ -66,7 +66,8 @@ impl<'a> Warmer<'a> {
             let guard = pin();
             for (table, hash) in keys {
                 if let Some(table) = self.tables.get(table) {
-                    table.directory.load(&guard).prepare(&guard, *hash);
+                    // Damage is ignored here, because the first thread finds it again.
+                    let _ = table.directory.load(&guard).prepare(&guard, *hash);
                 }
             }
         }

@@ -227,7 +227,7 @@ const FAMILIES: [VolumeFamily; 16] = [
     VolumeFamily {
         name: "imt_commit_batches_total",
         kind: Kind::Counter,
-        help: "Write batches in group commits.",
+        help: "Write batches made durable by group commits.",
         value: |sample| load(&sample.counters.batches),
     },
     VolumeFamily {

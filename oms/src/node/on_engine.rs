@@ -33,16 +33,11 @@ fn invalid(setting: &'static str, reason: impl Into<String>) -> NodeError {
 }
 
 /// Joins the cluster that has its state in the engine at `url`.
-pub(super) async fn join(config: &NodeConfig, url: &EngineUrl) -> Result<EngineCluster, NodeError> {
-    let named =
-        Member::new(&config.name).map_err(|error| invalid("name", format!("cannot be used: {error}")))?;
-    let member = named
-        .with_weight(config.weight)
-        .and_then(|member| match &config.zone {
-            Some(zone) => member.with_zone(zone),
-            None => Ok(member),
-        })
-        .map_err(|error| invalid("weight or zone", format!("cannot be used: {error}")))?;
+pub(super) async fn join(
+    config: &NodeConfig,
+    url: &EngineUrl,
+    member: Member,
+) -> Result<EngineCluster, NodeError> {
     let secret = config.secret_file.as_deref().map(read_secret_file).transpose()?;
     let data = std::path::absolute(&config.data).map_err(|source| NodeError::Folder {
         action: "find",

@@ -76,7 +76,7 @@ pub(crate) struct VolumeCounters {
     pub(crate) transactor_panics: AtomicU64,
     /// Number of group commits, each with one sync.
     pub(crate) commits: AtomicU64,
-    /// Number of write batches in all group commits.
+    /// Number of durable write batches in all group commits.
     pub(crate) batches: AtomicU64,
     /// Number of stock snapshots applied.
     pub(crate) stock_snapshots: AtomicU64,

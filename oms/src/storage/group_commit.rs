@@ -393,8 +393,9 @@ impl Committer {
         false
     }
 
-    /// Records whether the commit failed because of the local database. `EngineAway` and `Stale`
-    /// (taken over by another process) are not failures of the local database.
+    /// Counts the batches of the group that became durable. Records if the commit failed because of
+    /// the local database. `EngineAway` and `Stale` (taken over by another process) are not failures
+    /// of the local database.
     fn note(&self, outcome: &Result<Committed, StorageError>, batches: usize) {
         let failed = match outcome {
             Ok(_) | Err(StorageError::EngineAway | StorageError::Stale) => false,
@@ -405,9 +406,14 @@ impl Committer {
             }
         };
         self.volume.failed.store(failed, Ordering::Relaxed);
-        if let Some(counters) = self.volume.commit_counters.get() {
+        // A group without a durable batch wrote nothing, so there was no sync.
+        let durable = match outcome {
+            Ok(committed) => batches - committed.rejected.len(),
+            Err(_) => 0,
+        };
+        if let Some(counters) = self.volume.commit_counters.get().filter(|_| durable > 0) {
             counters.commits.fetch_add(1, Ordering::Relaxed);
-            counters.batches.fetch_add(batches as u64, Ordering::Relaxed);
+            counters.batches.fetch_add(durable as u64, Ordering::Relaxed);
         }
     }
 

@@ -367,7 +367,7 @@ impl VolumeServer {
     /// state.
     pub(crate) async fn undo(&self, cluster_state: &ClusterState) -> Result<(), StorageError> {
         let under_way = cluster_state.moving.as_ref().map(|moving| moving.id);
-        self.exports.keep_only(under_way);
+        self.exports.drop_ended(cluster_state.version, under_way);
         let dropped = {
             let mut incoming = self.incoming.lock().await;
             let is_over = |incoming: &mut Incoming| {

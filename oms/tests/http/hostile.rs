@@ -173,6 +173,17 @@ async fn start_errors_name_the_port_the_folder_and_the_setting() {
         let wrong = start(&|config| config.warehouse = Some(warehouse.to_owned())).await;
         assert!(wrong.contains("warehouse"), "{warehouse}: {wrong}");
     }
+    let absent = world.data.path().join("absent");
+    for (setting, weight, zone) in [("zone", 1, Some("a b")), ("weight", u32::MAX, None)] {
+        let refused = start(&|config| {
+            config.data = absent.clone();
+            config.weight = weight;
+            config.zone = zone.map(str::to_owned);
+        })
+        .await;
+        assert!(refused.contains(setting), "{refused}");
+        assert!(!absent.exists(), "a refused {setting} creates no folder");
+    }
     let file = world.data.path().join("file");
     std::fs::write(&file, "").unwrap();
     let folder = start(&|config| config.data = file.clone()).await;

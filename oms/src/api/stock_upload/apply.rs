@@ -57,10 +57,10 @@ impl Prepared {
 /// written between the commits of orders. Then the stock in memory is replaced under its lock.
 ///
 /// If the snapshot has the products and stores of the current stock, it is written store by store.
-/// After a crash in between, only some stores have their new quantities. Each store's row records
-/// the last delivery that its quantities count, so no delivery is subtracted twice. If neither
-/// snapshots nor deliveries are numbered, too few units may be sold until the next snapshot, but
-/// never too many.
+/// After a crash or a failure in between, only some stores have their new quantities. Each store's
+/// row records the last delivery that its quantities count, so no delivery is subtracted twice. If
+/// neither snapshots nor deliveries are numbered, too few units may be sold until the next snapshot,
+/// but never too many.
 pub(super) async fn apply(
     app: Arc<App>,
     snapshot: StockSnapshot,
@@ -84,13 +84,10 @@ pub(super) async fn apply(
         parts,
         mut last,
     } = prepared.map_err(|error| Problem::internal(error.to_string()))?;
-    if let Err(problem) = write(state, parts, &stores, slots).await {
-        // Some stores may have been written, so the stock in memory is read again from the rows.
-        restore(state).await?;
-        return Err(problem);
-    }
-    let permit = state.storage.permit().await?;
-    let (applied, ticket) = {
+    let has_parts = !parts.is_empty();
+    let replaced = async {
+        write(state, parts, &stores, slots).await?;
+        let permit = state.storage.permit().await?;
         let mut stock = state.stock();
         check_stores(&state.slots, &stores, slots)?;
         stores
@@ -102,7 +99,18 @@ pub(super) async fn apply(
             .counted
             .iter()
             .for_each(|(order, delivery)| last.forget_delivery(order, delivery.store));
-        (applied, permit.send(last))
+        Ok::<_, Problem>((applied, permit.send(last)))
+    };
+    let (applied, ticket) = match replaced.await {
+        Ok(replaced) => replaced,
+        Err(problem) => {
+            if has_parts {
+                // Some stores may have been written, so the stock in memory is read again from the
+                // rows.
+                restore(state).await?;
+            }
+            return Err(problem);
+        }
     };
     if let Err(error) = ticket.durable().await {
         let stored = read_stored(state).await?;
