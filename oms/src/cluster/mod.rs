@@ -1,9 +1,9 @@
 //! Traits for the membership of nodes, the shared state of the cluster, and the opening of volumes.
 //!
 //! **Invariants**
-//! 1. At most one process serves a slot: the one that has opened the slot's volume. On one machine,
-//!    opening a volume takes a file lock, which the kernel grants to one process. Behind an engine,
-//!    each commit is fenced by the volume's epoch.
+//! 1. At most one process serves a slot: the one that has opened the slot's volume. In a data
+//!    folder, opening a volume takes a file lock, which the kernel grants to one process. In an
+//!    engine, opening a volume raises its epoch, and commits with a lower epoch are refused.
 //! 2. The slot of a command is checked under the same lock under which the command's rows are
 //!    queued. If the slot is already sealed, the command is rejected (`OrderError::Moved`) and
 //!    retried at the new owner.

@@ -43,7 +43,8 @@ pub(crate) struct Reconciler {
     volumes: Arc<dyn Volumes>,
     servers: BTreeMap<NodeName, Arc<VolumeServer>>,
     /// For each open volume, the version of the cluster's state that assigned the volume to this
-    /// node. A later version in the state means that another node had the volume in between.
+    /// node. If the present state names a later version for the volume, another node had the
+    /// volume in between.
     opened: BTreeMap<NodeName, u64>,
     /// Volumes that could not be opened at the last attempt.
     unopened: BTreeSet<NodeName>,

@@ -1,11 +1,11 @@
-//! Copies of the available quantities of volumes that other nodes serve. With a copy, a search for
-//! an order's first store needs no message.
+//! Copies of the available quantities of volumes that other nodes serve. With a copy, the search
+//! for the store with the lowest id that has an order's units needs no message.
 //!
 //! The first search in a volume begins a copy, and `KEPT_FOR` without a search ends the copy. The
 //! task of a copy reads the layout and all quantities. Then it requests changes from the volume's
 //! owner, one request at a time. If the incarnation or generation of the volume's stock changes,
-//! the task reads everything again. `volume::followers` is the owner's side and defines the maximum
-//! age of a copy.
+//! the task reads everything again. The owner of a volume is the node that serves it. In that node,
+//! `volume::followers` answers the requests and defines the maximum age of a copy.
 //!
 //! **Invariants**
 //! - A copy only suggests a store. The owner decides when it reserves the units.

@@ -48,7 +48,7 @@ pub(crate) struct Reservation {
 pub(crate) struct Delivery {
     pub(crate) store: u32,
     pub(crate) lines: Box<[Line]>,
-    /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
+    /// Number that the warehouse gave to the delivery, if it sent one.
     pub(crate) sequence: Option<u64>,
     /// Number of this delivery among the confirmations since the volume was opened. A snapshot
     /// without `X-Stock-As-Of` counts the deliveries with a number up to that of its [`Arrival`].
@@ -81,8 +81,8 @@ impl StockHead {
 /// The last delivery that the quantities of a store count, as given in the store's row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum CountedTo {
-    /// The row of the store names no delivery, as in earlier versions. The head of the volume names
-    /// the delivery instead.
+    /// The row of the store names no delivery, because an earlier version of this program wrote it.
+    /// The head of the volume names the delivery instead.
     #[default]
     OfVolume,
     /// The row of the store names the delivery. `None` if the store's snapshot had no
@@ -91,7 +91,7 @@ pub(crate) enum CountedTo {
 }
 
 impl CountedTo {
-    /// Returns the number of the delivery, if the volume has this head.
+    /// Returns the number of the last counted delivery. `head` is the head of the store's volume.
     pub(crate) fn resolve(self, head: &StockHead) -> Option<u64> {
         match self {
             CountedTo::OfVolume => head.counted_to,
@@ -120,7 +120,7 @@ pub(crate) struct Arrival(pub(crate) u64);
 pub(crate) struct StaleSnapshot {
     /// Number of the last delivery that the rejected snapshot counts.
     pub as_of: u64,
-    /// Highest `X-Stock-As-Of` of any applied snapshot.
+    /// Highest number of a delivery that an applied snapshot, or the row of a store, counts.
     pub newest: u64,
 }
 
@@ -149,7 +149,8 @@ pub(crate) struct Stock {
     /// from another volume, or the write of a later snapshot stopped half-way.
     counted_to_overrides: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
-    /// Highest number of a delivery seen since the volume was opened.
+    /// Highest number that the warehouse gave to a delivery, over all deliveries that this value
+    /// has ever recorded.
     newest_sequence: Option<u64>,
     demands: Vec<Line>,
 }
@@ -334,8 +335,9 @@ impl Stock {
         plausible::largest_plausible(newest, now_ms)
     }
 
-    /// Rejects a snapshot that counts fewer deliveries than a store already counts. Counted
-    /// deliveries are no longer stored, so they could not be subtracted from an older snapshot.
+    /// Rejects a snapshot that counts fewer deliveries than an applied snapshot, or than the
+    /// quantities of a store. Counted deliveries are no longer stored, so they could not be
+    /// subtracted from the rejected snapshot.
     pub(crate) fn accepts(&self, as_of: Option<u64>) -> Result<(), StaleSnapshot> {
         let newest_override = self.counted_to_overrides.values().copied().max().flatten();
         match (as_of, self.head.newest_as_of.max(newest_override)) {

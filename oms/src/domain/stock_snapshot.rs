@@ -24,12 +24,12 @@ use crate::domain::stock_matrix::{LANES, Layout, NO_STORE, StockMatrix};
 pub(crate) const PRODUCT_MAX: u32 = 1_000_000;
 /// Largest store id.
 pub(crate) const STORE_MAX: u32 = 10_000;
-/// Largest quantity of one product in one store. The reserved units of a product in a store are at
-/// most as many, so their sum fits into 32 bits.
+/// Largest quantity of one product in one store. At most this many units of a product in a store
+/// can be reserved, so the sum of quantity and reserved units fits into 32 bits.
 pub(crate) const QUANTITY_MAX: u32 = 1_000_000_000;
-/// Maximum number of cells (product in store) of a snapshot: seven times the usual stock. A
-/// snapshot with new products or stores is one atomic batch, and a batch of the volume has at most
-/// 64 MiB.
+/// Maximum number of cells (product in store) of a snapshot: seven times the size of a typical
+/// stock. A snapshot with new products or stores is one atomic batch, and a batch of the volume has
+/// at most 64 MiB.
 pub(crate) const CELLS_MAX: usize = 15_000_000;
 
 /// Row or column of an id that has none.

@@ -7,8 +7,8 @@
 //! - At most `EVENTS_KEPT` events are kept. Event ids ascend by one.
 //! - Events about the ring or a node are computed by the node to which the browser's page is
 //!   connected. Events about a volume come from the node that serves the volume.
-//! - A node that is absent and removed its own description has stopped. A node that is absent while
-//!   its description remains has died.
+//! - A node publishes a description (`NodeInfo`), and removes it when it stops. So an absent node
+//!   without a description has stopped, and an absent node with a description has died.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

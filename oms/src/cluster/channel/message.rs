@@ -111,7 +111,8 @@ pub(crate) struct Reserve {
     pub(crate) lines: Box<[Line]>,
 }
 
-/// Identifies a reservation of an order that is now durable.
+/// Identifies a reservation, to tell the store's volume that the order of the reservation is
+/// durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Confirm {
     pub(crate) order: OrderId,

@@ -274,8 +274,9 @@ pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Res
     }
 }
 
-/// Waits for `Pace::gone`. Returns `true` if the process did not beat in that time, and `false` as
-/// soon as it beats. Time in which the statements of this session wait is not counted.
+/// Waits for `Pace::gone`. Returns `true` if the process that has the name `name` did not beat in
+/// that time, and `false` as soon as it beats. Time in which the statements of this session wait is
+/// not counted.
 async fn has_stopped(
     session: &mut Session,
     name: &str,

@@ -5,9 +5,11 @@
 //! | `imt_schema` | one | the version of this layout |
 //! | `imt_cluster` | one | the state, its version, the coordinator, the cluster's secret |
 //! | `imt_node` | one for each node | incarnation, beat, description while it takes requests |
-//! | `imt_volume` | one for each volume | epoch, owner, and `kept_from`: its first log entry |
+//! | `imt_volume` | one for each volume | epoch, owner, `kept_from`: first entry not in `imt_row` |
 //! | `imt_log` | one for each group commit | the changed rows |
 //! | `imt_row` | one for each row of a volume | the row as of the last entry before `kept_from` |
+//!
+//! The owner of a volume is the node that took over its log last.
 //!
 //! **Invariants**
 //! - A database holds one cluster.

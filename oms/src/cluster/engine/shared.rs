@@ -314,7 +314,7 @@ impl Shared {
         inside.readers.clear();
     }
 
-    /// Begins the periods of all nodes again, after a new connection.
+    /// Restarts, after a new connection, the time without a new beat of every node.
     pub(super) fn restart(&self) {
         let now = self.now();
         self.inside().judge.restart(now);

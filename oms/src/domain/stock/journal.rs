@@ -10,8 +10,9 @@
 
 use std::collections::VecDeque;
 
-/// Maximum number of recorded changes: some seconds of orders at full speed, in one megabyte. A
-/// copy that is further behind reads the whole stock, which takes less time than so many changes.
+/// Maximum number of recorded changes. They are the changes of some seconds at full load, and take
+/// one megabyte. A copy that lacks more changes reads the whole stock, which takes less time than
+/// reading so many changes.
 const CHANGES_MAX: usize = if cfg!(test) { 64 } else { 256 << 10 };
 
 /// A moment of the stock: the generation of its cells, and the changes recorded so far.
