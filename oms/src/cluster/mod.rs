@@ -207,17 +207,17 @@ pub(crate) struct VolumeLog {
 
 /// Access to the volumes of the cluster.
 pub(crate) trait Volumes: Send + Sync {
-    /// Opens a volume. Returns `None` if another process still has the volume open. While it is
-    /// open here, no other process can commit to it. If this process can lose the volume while it
-    /// runs, `Volume::is_ours` tells so, and commits after the loss are rejected. Fails with
-    /// `NodeError::VolumeMissing` if an existing volume was expected and is not found.
+    /// Opens a volume. Returns `None` if another process still has the volume open. While this
+    /// process has the volume open, no other process can commit to it. On an engine, this process
+    /// may lose the volume. Then `Volume::is_ours` returns `false`, and commits are rejected. Fails
+    /// with `NodeError::VolumeMissing` if an existing volume was expected and is not found.
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>>;
 
     /// Removes a volume that no longer has slots.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
 
-    /// Starts to follow exactly these volumes, which other nodes serve. A local copy of each volume
-    /// is kept close to the end of its log.
+    /// Follows these volumes, which other nodes serve, and no others. This node then keeps a local
+    /// copy of each of them close to the end of the volume's log.
     fn follow(self: Arc<Self>, _volumes: BTreeMap<NodeName, VolumeLog>) -> Soon<'static, ()> {
         Box::pin(std::future::ready(Ok(())))
     }

@@ -83,7 +83,7 @@ pub(crate) enum VolumeCall {
     Export,
     /// Copy rows of slots that move to the volume.
     Import,
-    /// Read the progress of the copy.
+    /// Read the progress of the copies that `Import` began.
     Progress,
     /// Import a statistics file from a node's folder.
     StatFile,

@@ -2,8 +2,9 @@
 //! in the cluster's state.
 //!
 //! Every node runs this task. The task acts only while its process is the coordinator. Each round
-//! compares the running nodes with the state. It assigns volumes of dead nodes to survivors, and
-//! returns a volume to its own node. It moves slots to a new node, and away from a leaving node.
+//! compares the running nodes with the state. It assigns volumes of dead nodes to running nodes,
+//! and returns a volume to its own node. It moves slots to a new node, and away from a leaving
+//! node.
 //!
 //! **Invariants**
 //! - Each step is one replacement of the state. All nodes are notified after it.

@@ -95,7 +95,8 @@ impl Attempt<Reply> {
 /// The reason why one try of an errand had no result.
 pub(crate) struct Unanswered {
     pub(crate) reason: String,
-    /// `true` if the node is silent or the volume's database is missing. Waiting is useless then.
+    /// `true` if the node answers neither calls nor pings, or if the volume's database is missing.
+    /// Waiting is useless then.
     pub(crate) is_silent: bool,
     /// `true` if the errand may have been performed.
     pub(crate) was_sent: bool,

@@ -47,7 +47,7 @@ pub(crate) struct StockCopies(Mutex<BTreeMap<NodeName, Arc<StockCopy>>>);
 /// The result of a search in a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// The first store of the volume that has the units.
+    /// The volume's store with the lowest id that has the units; `None` if no store has them.
     First(Option<u32>),
     /// The copy is missing, too old or of another epoch, so the owner must be asked.
     NotKnown,
@@ -95,8 +95,8 @@ impl StockCopies {
         self.0.lock()
     }
 
-    /// Searches the copy of a volume for the first store that has these units, under the ring of
-    /// this epoch. `demands` names each product once. Begins a copy if the volume has none.
+    /// Searches the copy of a volume for the store with the lowest id that has these units, under
+    /// the ring of this epoch. `demands` names each product once. Begins a copy if there is none.
     pub(crate) fn first_store(
         cluster: &Arc<ClusterHandle>,
         volume: &NodeName,

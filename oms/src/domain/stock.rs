@@ -39,7 +39,8 @@ pub(crate) struct Reservation {
     pub lines: Box<[Line]>,
     /// Nonce of the request by which another volume reserved the units. `None` if the order is in
     /// this volume, where order and reservation were one commit. A reservation with a nonce may
-    /// have no order, so `remote_stock` asks the order's volume.
+    /// have no order, for example after a crash. So `remote_stock` asks the order's volume if the
+    /// order has the reservation.
     pub nonce: Option<u64>,
 }
 
@@ -401,7 +402,7 @@ impl Stock {
         drop(self.replace_quantities(matrix, counted_to_overrides));
     }
 
-    /// Replaces the quantities by those that the volume has stored, and keeps the head. Returns the
+    /// Replaces the quantities by those that the volume has stored, and keeps `head`. Returns the
     /// former matrix, so that the caller can free its memory after the lock is released.
     pub(crate) fn replace_quantities(
         &mut self,

@@ -1,7 +1,8 @@
 //! The log of cluster events that the web console shows, as one node observed them.
 //!
-//! Events are computed as differences between two consecutive observations of the cluster. So no
-//! code reports events, and a node that joins and leaves between two observations produces none.
+//! Events are computed as differences between two consecutive observations of the cluster. So the
+//! code that changes the cluster reports no events. A node that joins and leaves between two
+//! observations produces none.
 //!
 //! Invariants:
 //! - At most `EVENTS_KEPT` events are kept. Event ids ascend by one.

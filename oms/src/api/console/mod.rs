@@ -172,7 +172,7 @@ impl Console {
             };
             let now = figures.scene();
             // For a volume that was just opened, its present faults are logged. Its present dead
-            // letters are not, because the node that served the volume before has logged them.
+            // letters are not, because the process that served the volume before has logged them.
             let before = volumes.remove(&volume).unwrap_or_else(|| VolumeScene {
                 dead_letters: now.dead_letters,
                 ..VolumeScene::default()

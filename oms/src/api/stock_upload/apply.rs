@@ -25,7 +25,7 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::app::App;
 use crate::volume::state::{OrderError, VolumeState};
 
-/// A whole snapshot, encoded as write batches and as the matrix for the memory.
+/// A whole snapshot, encoded as write batches and as the matrix that replaces the one in memory.
 pub(super) struct Prepared {
     matrix: StockMatrix,
     stores: Vec<u32>,

@@ -238,7 +238,7 @@ impl Shared {
     }
 
     /// Sets the receiver of all events of this process except `Event::Gone`, which is sent to
-    /// watchers. An earlier election or replacement is reported at once.
+    /// watchers. If this process was elected or replaced before the call, sends that event at once.
     pub(super) fn stand(&self, events: UnboundedSender<Event>) {
         let mut inside = self.inside();
         if inside.judge.is_replaced() {

@@ -123,7 +123,7 @@ async fn run_on_standby(url: &EngineUrl, sql: &str) -> Result<(), NodeError> {
     done.map(drop).map_err(failed(url, "change a standby"))
 }
 
-/// The result of one check.
+/// The severity of the result of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// The check found no fault.
@@ -409,7 +409,7 @@ pub struct FurtherEngine {
 }
 
 /// Checks if an engine can become a further engine of a cluster. It must have the tables and
-/// settings of imt, and must not contain the state of another cluster.
+/// settings that `init_engine` creates, and must not contain the state of another cluster.
 ///
 /// # Errors
 /// `NodeError::EngineUnfit` with the reason, or `NodeError::Engine` if the engine does not respond.

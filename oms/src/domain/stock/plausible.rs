@@ -1,9 +1,9 @@
 //! An upper bound for delivery numbers from outside: `X-Stock-As-Of` of a snapshot and
 //! `X-Stock-Sequence` of a delivery.
 //!
-//! With a number that is far too high, a snapshot would make every later snapshot stale, and a
-//! delivery would be subtracted from every later snapshot. Such a number is above the bound. The
-//! bound depends on the highest number of all snapshots and deliveries so far:
+//! A snapshot with a number that is far too high would make every later snapshot stale. A delivery
+//! with such a number would be subtracted from every later snapshot. So numbers above the bound are
+//! not accepted. The bound depends on the highest number of all snapshots and deliveries so far:
 //!
 //! | highest number so far | bound |
 //! | --- | --- |
