@@ -48,11 +48,11 @@ pub(crate) enum PeerCall {
     /// Tell the coordinator that the engine with this name, and with the URL in the query, may
     /// store volumes too.
     Engine(NodeName),
-    /// Stop the node.
+    /// Stop the called node.
     Stop,
-    /// Read the report on the node.
+    /// Read the report on the called node.
     Node,
-    /// Read the node's figures for the console.
+    /// Read the called node's figures for the console.
     Console,
     /// Execute an operation at a volume.
     Volume(NodeName, VolumeCall),

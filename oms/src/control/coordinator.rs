@@ -74,7 +74,7 @@ const SILENT_READS_MAX: u32 = 10;
 const IDLE_READS_MAX: u32 = 3;
 /// Pause after a failed round or migration before the coordinator tries again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// Pause between two requests that ask a volume if its old rows are removed.
+/// Pause between two requests that ask a volume if the rows of earlier migrations are removed.
 const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
 
 struct Coordinator {

@@ -251,8 +251,8 @@ impl Following {
         }
         let mut quantities = Vec::new();
         let mut first_row = 0;
-        // At least one request is sent, because it tells the owner that this node no longer uses
-        // the former content.
+        // At least one request is sent, even for a stock without cells. It tells the owner that
+        // this node no longer uses the content that the copy had before this read.
         loop {
             let read = ReadStock {
                 follower: self.copy.follower,
@@ -277,8 +277,8 @@ impl Following {
     }
 }
 
-/// Builds a matrix with the rows of the owner. Returns `None` if the quantities do not fit the
-/// layout.
+/// Builds a matrix from the quantities that the owner sent. Returns `None` if their number does not
+/// fit the layout, or if the stores are not ascending.
 fn assemble(stores: Vec<u32>, products: &[u32], quantities: &[i32]) -> Option<StockMatrix> {
     if quantities.len() != stores.len() * products.len() || !stores.is_sorted() {
         return None;

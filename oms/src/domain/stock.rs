@@ -51,8 +51,9 @@ pub(crate) struct Delivery {
     pub(crate) lines: Box<[Line]>,
     /// Number that the warehouse gave to the delivery, if it sent one.
     pub(crate) sequence: Option<u64>,
-    /// Number of this delivery among the confirmations since the volume was opened. A snapshot
-    /// without `X-Stock-As-Of` counts the deliveries with a number up to that of its [`Arrival`].
+    /// Number of this delivery, from 1, in the order in which `Stock` recorded deliveries. The ones
+    /// read when the volume was opened come first. A snapshot without `X-Stock-As-Of` counts the
+    /// deliveries with a number up to that of its [`Arrival`].
     pub(crate) ordinal: u64,
 }
 
@@ -107,7 +108,7 @@ impl CountedTo {
 pub(crate) struct Counting {
     pub(crate) head: StockHead,
     /// Stores that count deliveries up to another number than `head.counted_to`. Such a store came
-    /// from another volume, or the write of a later snapshot stopped half-way.
+    /// from another volume, or a crash interrupted the write of the next snapshot.
     pub(crate) overrides: BTreeMap<u32, Option<u64>>,
 }
 
@@ -147,11 +148,10 @@ pub(crate) struct Stock {
     counted: Vec<(OrderId, Delivery)>,
     head: StockHead,
     /// Stores that count deliveries up to another number than `head.counted_to`. Such a store came
-    /// from another volume, or the write of a later snapshot stopped half-way.
+    /// from another volume, or a crash or failed commit interrupted the write of the next snapshot.
     counted_to_overrides: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
-    /// Highest number that the warehouse gave to a delivery, over all deliveries that this value
-    /// has ever recorded.
+    /// Highest number that the warehouse gave to a delivery, over all deliveries recorded here.
     newest_sequence: Option<u64>,
     demands: Vec<Line>,
 }

@@ -11,8 +11,8 @@
 //! - crashes of any node, the coordinator included, between any two steps. Only the disk survives.
 //!
 //! Deliberately absent: time, sizes and faults of disks. The simulation (`oms/src/simulation`) runs
-//! the real code. Each `Mistake` breaks one rule of the protocol, and a test proves that the checker
-//! finds the mistake. Four of the mistakes were once in the code.
+//! the real code. Each `Mistake` breaks one rule of the protocol, and a test proves that the
+//! checker finds the mistake. Four of the mistakes were once in the code.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at an impossible state")]
 

@@ -241,8 +241,8 @@ pub(super) async fn change(
         for product in products {
             snapshot.name_product(product).map_err(too_large)?;
         }
-        // Deliveries since the last snapshot are subtracted from the row's quantity. The new
-        // quantity already excludes these units, so they are added here.
+        // `domain::stock` subtracts the deliveries that the snapshot does not count from the
+        // row's quantity. The new quantity already excludes these units, so they are added here.
         let left = state.stock().uncounted();
         let mut steps = Vec::with_capacity(cells.len());
         for [product, store, quantity] in cells {

@@ -198,8 +198,9 @@ impl Judge {
         for (name, row) in rows {
             match self.seen.get_mut(name) {
                 Some(seen) if seen.beat == *row => {
-                    // Periods without commits are not counted against the node. After a late look,
-                    // the node's next beat may already be on its way.
+                    // While this process's beats are not acknowledged, the node's beats may not
+                    // be either, so this time is not counted. After a late look, the node's next
+                    // beat may already be on its way.
                     let added = match (is_stalled, is_late) {
                         (true, _) => gap + beat * LATE_BEATS,
                         (false, true) => beat * LATE_BEATS,

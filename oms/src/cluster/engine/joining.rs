@@ -275,8 +275,8 @@ pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Res
 }
 
 /// Waits for `Pace::gone`. Returns `true` if the process that has the name `name` did not beat in
-/// that time, or if its row is gone. Returns `false` as soon as the process beats. Time in which the
-/// statements of this session wait is not counted.
+/// that time, or if its row is gone. Returns `false` as soon as the process beats. Time in which
+/// the statements of this session wait is not counted.
 async fn has_stopped(
     session: &mut Session,
     name: &str,

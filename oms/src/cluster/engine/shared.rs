@@ -366,8 +366,8 @@ impl Shared {
             let _ = events.send(Event::Changed);
         }
         if is_other && inside.is_elected {
-            // A node that was declared gone may beat again after a pause. Such a node does not say
-            // hello, so the coordinator is notified here.
+            // A node that was declared gone may beat again after a pause. Such a node does not call
+            // `/peer/hello`, so the coordinator is notified here.
             let _ = events.send(Event::Hello);
         }
         let is_vacant = match of_label(&inside.look.coordinator) {
