@@ -57,7 +57,7 @@ pub(crate) struct Delivery {
     pub(crate) ordinal: u64,
 }
 
-/// Facts about the last snapshot, stored beside its quantities.
+/// Facts about the applied snapshots, stored beside the quantities of the last one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StockHead {
     /// Highest `X-Stock-As-Of` of any applied snapshot. Snapshots with a lower number are rejected.
@@ -151,7 +151,7 @@ pub(crate) struct Stock {
     /// from another volume, or a crash or failed commit interrupted the write of the next snapshot.
     counted_to_overrides: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
-    /// Highest number that the warehouse gave to a delivery, over all deliveries recorded here.
+    /// Highest number that the warehouse gave to a delivery, over all that this value recorded.
     newest_sequence: Option<u64>,
     demands: Vec<Line>,
 }
@@ -608,7 +608,7 @@ pub(crate) struct ChangedCell {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Level {
     pub(crate) cell: Cell,
-    /// Available units. Negative if the last snapshot has fewer units than are reserved.
+    /// Available units. Negative if the current snapshot has fewer units than are reserved.
     pub(crate) available: i32,
     pub(crate) reserved: u32,
 }

@@ -23,8 +23,8 @@ use crate::control::topology::Topology;
 /// restart of 20 nodes.
 const EVENTS_KEPT: usize = 256;
 
-/// A copy of the parts of a topology from which events are computed. A held [`Topology`] would
-/// delay moves of slots, so the copy does not contain its volume servers.
+/// A copy of the parts of a topology from which events are computed. While a [`Topology`] is held,
+/// moves of slots wait for its release. So this copy is kept between two observations instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Scene {
     state: ClusterState,

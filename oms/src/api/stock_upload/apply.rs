@@ -210,8 +210,9 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
     }
 }
 
-/// Applies the lines of a `PATCH`, and returns the number of changed stores. Only these stores are
-/// read, changed and written. Each product in `products` gets a cell in every store.
+/// Applies the lines of a `PATCH`, and returns the number of stores in them. Only these stores are
+/// changed and written. The other stores are read too if a product or store is new. Each product in
+/// `products` gets a cell in every store.
 pub(super) async fn change(
     app: Arc<App>,
     cells: Vec<[u32; 3]>,
