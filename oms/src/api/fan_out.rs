@@ -3,8 +3,8 @@
 //! **Invariants**
 //! - A cluster of one node merges the page of its one volume with the same code. So its responses
 //!   have the same fields in the same order as those of several nodes.
-//! - A page has a `next` if and only if the volumes returned more entries than fit into the page,
-//!   or a volume has unread orders.
+//! - A page has a `next` if the volumes returned more entries than fit into the page, or if a
+//!   volume has unread orders. Otherwise it has none.
 //!
 //! Deliberately absent: a consistent view over volumes. While slots migrate, a list may miss or
 //! repeat entries of these slots. After the migration the list is complete again.

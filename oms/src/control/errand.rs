@@ -6,8 +6,8 @@
 //!
 //! **Invariants**
 //! - Errands are idempotent, so an errand without an answer may be repeated.
-//! - An errand fails at once if the volume's node is silent (answers neither calls nor pings, see
-//!   `cluster::peer_client`), or if the volume's database is missing.
+//! - An errand fails at once if the volume's node is silent: it answers neither calls nor pings
+//!   (`cluster::peer_client`). An errand also fails at once if the volume's database is missing.
 //!
 //! Deliberately absent: the errands that carry requests of clients, which `api::forward` defines.
 

@@ -26,7 +26,7 @@ pub(crate) const PRODUCT_MAX: u32 = 1_000_000;
 /// Largest store id.
 pub(crate) const STORE_MAX: u32 = 10_000;
 /// Largest quantity of one product in one store. At most this many units of a product in a store
-/// can be reserved, so the sum of quantity and reserved units fits into 32 bits.
+/// can be reserved. So the sum of quantity and reserved units fits into 32 bits.
 pub(crate) const QUANTITY_MAX: u32 = 1_000_000_000;
 /// Maximum number of cells (product in store) of a snapshot: seven times the size of a typical
 /// stock. A snapshot with new products or stores is one atomic batch, and a batch of the volume has

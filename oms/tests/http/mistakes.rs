@@ -6,10 +6,9 @@ use serde_json::json;
 use crate::common::{Mood, World, config, until};
 
 /// Mistakes 1, 2 and 10. In the original system, each node had one point on a circle of 360
-/// points.
-/// Orders were lost with each change of nodes. API and ring were on one node. In IMT Order, the
-/// ring assigns exact shares. When the node of an order changes, the order's volume is handed over
-/// or the order's slot is migrated.
+/// points. Orders were lost with each change of nodes. API and ring were on one node. In IMT
+/// Order, the ring assigns exact shares. When the node of an order changes, the order's volume is
+/// handed over or the order's slot is migrated.
 #[tokio::test]
 async fn the_ring_assigns_every_slot_to_a_node() {
     let world = World::start().await;
@@ -239,8 +238,8 @@ async fn an_order_without_a_store_never_reaches_the_warehouse() {
     assert_eq!(world.warehouse.seen.lock().unwrap().keys, ["some/announce"]);
 }
 
-/// Mistake 9 of the original system: a statistics file was counted twice or lost if the process
-/// died between adding the file to the sums and deleting it.
+/// Mistake 9 of the original system: a statistics file was counted twice or lost. It happened if
+/// the process died between adding the file to the sums and deleting it.
 #[tokio::test]
 async fn a_statistics_file_counts_once_after_a_crash_at_any_point() {
     let mut world = World::start().await;

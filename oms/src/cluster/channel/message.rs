@@ -171,8 +171,8 @@ pub(crate) enum Reply {
     TooLarge,
     /// Answer to `Command` and `Read`: the HTTP response for the client.
     Http(HttpReply),
-    /// Answer to `FindStore`: the store with the lowest id that has the units. `None` if no store of
-    /// the volume has them.
+    /// Answer to `FindStore`: the store with the lowest id that has the units. `None` if no store
+    /// of the volume has them.
     FoundStore(Option<u32>),
     /// Answer to `Reserve`: the reservation is durable.
     Reserved,
