@@ -28,7 +28,7 @@ use crate::runtime::metrics::VolumeCounters;
 use crate::runtime::process_metrics;
 use crate::volume::server::VolumeServer;
 
-/// The answer to the liveness or the readiness probe.
+/// The answer to a probe.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Probe)]
 pub(super) struct Alive {

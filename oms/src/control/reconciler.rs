@@ -320,8 +320,8 @@ impl Reconciler {
         let storage = Arc::new(storage);
         let is_mine = now.serving.get(volume) == Some(&self.cluster.me);
         // Staged rows may be neither removed nor served while their migration is neither committed
-        // nor undone. A coordinator that does not know of this restart may still commit it. So a
-        // volume with such rows is closed again until the migration has ended.
+        // nor undone. A coordinator that does not know of this restart may still commit the
+        // migration. So a volume with such rows is closed again until the migration has ended.
         let under_way = now.moving.as_ref().map(|moving| moving.id);
         let is_decided = under_way.is_none() || staged_migration(&storage).await? != under_way;
         if !is_mine || !is_decided {
