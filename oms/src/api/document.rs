@@ -524,8 +524,8 @@ mod tests {
         for (at, route) in routes::all().iter().enumerate() {
             let is_probe = routes::Target::Route(at).is_probe();
             let may_be_busy = kinds(route).contains(&Kind::Busy);
-            // The readiness probe is exempt from overload. It responds 503 if a volume accepts no
-            // orders.
+            // The readiness probe is answered even under overload. It responds 503 if a volume
+            // accepts no orders.
             let is_ready = route.about.id == "ready";
             assert_eq!(may_be_busy, !is_probe || is_ready, "{}", route.about.id);
         }

@@ -6,7 +6,7 @@
 //! - A volume that is missing or does not answer makes the status "degraded", and its name is
 //!   listed.
 //!
-//! Probes and metrics are in `node_status`.
+//! Health probes and metrics are in `node_status`.
 
 use std::collections::BTreeMap;
 

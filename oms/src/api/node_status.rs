@@ -1,7 +1,8 @@
-//! Probes and metrics of this node. They cover all volumes that the node serves.
+//! Health probes and metrics of this node. They cover all volumes that the node serves.
 //!
 //! **Invariants**
-//! - A probe or a scrape of metrics is answered by the node that receives it and never forwarded.
+//! - A health probe or a scrape of metrics is answered by the node that receives it and never
+//!   forwarded.
 //! - Each time series of a volume has the label `volume`. So serving a further volume adds series
 //!   and does not change existing ones.
 //! - Counters count from the start of the process and never decrease (`metrics::VolumeCounters`).

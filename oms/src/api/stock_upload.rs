@@ -126,9 +126,9 @@ impl App {
         }
     }
 
-    /// Returns the moment that a token marks. For a token of an earlier instance of this volume's
-    /// server, that is the moment before all deliveries known here. So no known delivery is treated
-    /// as counted by the snapshot.
+    /// Returns the moment that a token marks. A token may come from another process, or from this
+    /// process before it opened the volume again. For such a token, returns the moment before all
+    /// stored deliveries, so that a snapshot without a delivery number counts none of them.
     fn arrival_of(&self, token: &str) -> Option<Arrival> {
         let (incarnation, ordinal) = token.split_once('.')?;
         let is_ours = incarnation == self.incarnation.to_string();

@@ -43,7 +43,8 @@ pub(crate) struct Reconciler {
     volumes: Arc<dyn Volumes>,
     servers: BTreeMap<NodeName, Arc<VolumeServer>>,
     /// For each open volume, the version of the cluster's state that assigned the volume to this
-    /// node. A later version in the state means that another node had the volume in between.
+    /// node. If the present state names a later version for the volume, another node had the
+    /// volume in between.
     opened: BTreeMap<NodeName, u64>,
     /// Volumes that could not be opened at the last attempt.
     unopened: BTreeSet<NodeName>,
@@ -189,7 +190,7 @@ impl Reconciler {
             announce(&self.ring);
         }
         // Slots are activated before volumes are closed: requests wait for the activation, and
-        // closing takes longer.
+        // closing volumes takes longer than activating slots.
         self.follow_ring(&state, &kept).await?;
         if has_more || self.servers.keys().any(|volume| !kept.contains(volume)) {
             self.hand_over(&state, &kept).await?;
@@ -318,9 +319,9 @@ impl Reconciler {
         }
         let storage = Arc::new(storage);
         let is_mine = now.serving.get(volume) == Some(&self.cluster.me);
-        // Staged rows of an undecided migration may be neither removed nor served. A coordinator
-        // that does not know of this restart may still commit the migration. So a volume with such
-        // rows is closed again until the migration has ended.
+        // Staged rows may be neither removed nor served while their migration is neither committed
+        // nor undone. A coordinator that does not know of this restart may still commit the
+        // migration. So a volume with such rows is closed again until the migration has ended.
         let under_way = now.moving.as_ref().map(|moving| moving.id);
         let is_decided = under_way.is_none() || staged_migration(&storage).await? != under_way;
         if !is_mine || !is_decided {

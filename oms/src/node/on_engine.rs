@@ -1,5 +1,5 @@
-//! The entry of a process into a cluster on an engine: its address for the other nodes, and its
-//! secret.
+//! The entry of a process into a cluster on an engine: the address that the process publishes for
+//! the other nodes, and the cluster's secret.
 //!
 //! **Invariants**
 //! - A node never publishes an address that the other nodes cannot reach. An address that means
@@ -20,9 +20,9 @@ use crate::error::NodeError;
 use crate::postgres::EngineUrl;
 use crate::runtime::regular_file;
 
-/// Maximum size of a file with a secret in bytes.
+/// Maximum size in bytes of a file with the cluster's secret.
 const SECRET_BYTES_MAX: u64 = 4_096;
-/// Minimum length of a secret in characters.
+/// Minimum length of the cluster's secret in characters.
 const SECRET_LENGTH_MIN: usize = 16;
 
 fn invalid(setting: &'static str, reason: impl Into<String>) -> NodeError {

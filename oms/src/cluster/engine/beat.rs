@@ -14,7 +14,8 @@
 //!   commits are probably blocked for all nodes.
 //! - A look that lacks the last acknowledged beat of this process is ignored, because a former
 //!   primary of the engine has answered it.
-//! - After a new connection all periods begin again, because the engine may have failed over.
+//! - After a new connection, the period without a new beat begins again for every node, because the
+//!   engine may have failed over.
 //!
 //! Deliberately absent: statements, tasks and clocks (`tasks`).
 
@@ -152,8 +153,8 @@ impl Judge {
         self.acknowledged.map(|(_, number)| number)
     }
 
-    /// Begins the periods of all nodes again. Must be called after a new connection, because the
-    /// engine may have failed over.
+    /// Begins the period without a new beat again for every node. Must be called after a new
+    /// connection, because the engine may have failed over.
     pub(super) fn restart(&mut self, now: Duration) {
         for seen in self.seen.values_mut() {
             seen.since = now;
@@ -197,8 +198,9 @@ impl Judge {
         for (name, row) in rows {
             match self.seen.get_mut(name) {
                 Some(seen) if seen.beat == *row => {
-                    // Periods without commits are not counted against the node. After a late look,
-                    // the node's next beat may already be on its way.
+                    // While this process's beats are not acknowledged, the node's beats may not
+                    // be either, so this time is not counted. After a late look, the node's next
+                    // beat may already be on its way.
                     let added = match (is_stalled, is_late) {
                         (true, _) => gap + beat * LATE_BEATS,
                         (false, true) => beat * LATE_BEATS,

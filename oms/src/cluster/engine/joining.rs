@@ -235,8 +235,8 @@ impl Joining {
     }
 }
 
-/// Fails unless the engine has the tables of imt, and settings under which no acknowledged order
-/// can be lost.
+/// Fails unless the engine has the tables that `imt engine init` creates, and settings under which
+/// no acknowledged order can be lost.
 pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Result<(), NodeError> {
     let unfit = |reason: String| NodeError::EngineUnfit {
         url: url.to_string(),
@@ -274,8 +274,9 @@ pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Res
     }
 }
 
-/// Waits for `Pace::gone`. Returns `true` if the process did not beat in that time, and `false` as
-/// soon as it beats. Time in which the statements of this session wait is not counted.
+/// Waits for `Pace::gone`. Returns `true` if the process that has the name `name` did not beat in
+/// that time, or if its row is gone. Returns `false` as soon as the process beats. Time in which
+/// the statements of this session wait is not counted.
 async fn has_stopped(
     session: &mut Session,
     name: &str,

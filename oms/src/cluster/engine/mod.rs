@@ -19,12 +19,12 @@
 //! | `tools` | for the command line: creation of the tables, checks, a list of the nodes |
 //!
 //! **Invariants**
-//! - The engine refuses commits of a former owner of a volume. So the safety of writes depends
-//!   neither on beats nor on leases. Leases protect reads, and beats decide how soon a volume is
-//!   taken over.
+//! - The owner of a volume is the process that took over its log last. The engine refuses commits
+//!   of former owners. So the safety of writes depends neither on beats nor on leases. Leases
+//!   protect reads, and beats decide how soon a volume is taken over.
 //! - The engine acknowledges a beat once its standbys have received it. So an *old primary*, a
 //!   server that still runs after a fail-over to another server, cannot extend a lease.
-//! - After `read` has read a state, it waits for a beat that is acknowledged on the same
+//! - After `Authority::read` has read a state, it waits for a beat that is acknowledged on the same
 //!   connection. So the state does not come from an old primary.
 //! - While the engine does not respond, no node is declared gone.
 //!

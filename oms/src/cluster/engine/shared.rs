@@ -238,7 +238,7 @@ impl Shared {
     }
 
     /// Sets the receiver of all events of this process except `Event::Gone`, which is sent to
-    /// watchers. An earlier election or replacement is reported at once.
+    /// watchers. If this process was elected or replaced before the call, sends that event at once.
     pub(super) fn stand(&self, events: UnboundedSender<Event>) {
         let mut inside = self.inside();
         if inside.judge.is_replaced() {
@@ -314,7 +314,7 @@ impl Shared {
         inside.readers.clear();
     }
 
-    /// Begins the periods of all nodes again, after a new connection.
+    /// Restarts, after a new connection, the time without a new beat of every node.
     pub(super) fn restart(&self) {
         let now = self.now();
         self.inside().judge.restart(now);
@@ -366,8 +366,8 @@ impl Shared {
             let _ = events.send(Event::Changed);
         }
         if is_other && inside.is_elected {
-            // A node that was declared gone may beat again after a pause. Such a node does not say
-            // hello, so the coordinator is notified here.
+            // A node that was declared gone may beat again after a pause. Such a node does not call
+            // `/peer/hello`, so the coordinator is notified here.
             let _ = events.send(Event::Hello);
         }
         let is_vacant = match of_label(&inside.look.coordinator) {

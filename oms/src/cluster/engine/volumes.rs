@@ -4,8 +4,8 @@
 //! **Invariants**
 //! - A log is taken over only under a valid lease. So a process that was replaced does not take a
 //!   volume from its successor.
-//! - A takeover appends an entry to the log. The volume is served once the local copy has all
-//!   entries up to that one.
+//! - A takeover appends an entry to the log and makes this process the owner of the volume. The
+//!   volume is served once the local copy has all entries up to that one.
 //! - If the engine does not respond, or the log has a newer owner, the volume stays closed without
 //!   an error. In the first case the caller tries again. In the second case the state names another
 //!   node.
