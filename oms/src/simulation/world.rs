@@ -267,7 +267,8 @@ impl World {
             return;
         };
         incarnation.is_member = false;
-        // A process that has lost its lease without knowing it still listens and answers.
+        // A process that has lost its lease while it was stopped does not know the loss, so it
+        // still listens and answers.
         if incarnation.process.is_dead() || !incarnation.process.is_fenced() {
             incarnation.cluster = None;
         }
@@ -416,7 +417,8 @@ impl Node {
             volume: volume.as_str(),
             owner: self.name.as_str(),
             since: state.since(volume),
-            // The simulated engine loses no volume.
+            // The simulated engine loses no volume. So a volume that is not in the engine is a new
+            // one.
             expected: Expected::MaybeNew,
             place: "the simulated engine".to_owned(),
             logs: [
