@@ -299,7 +299,7 @@ impl Work {
     /// is empty.
     async fn run(mut self) {
         if self.pending.is_some() {
-            // The caller has disconnected, but its step must be finished.
+            // The caller of the pending step has disconnected, but the step must be finished.
             let outcome = self.settle().await;
             self.remember(&outcome);
         }
@@ -328,7 +328,7 @@ impl Work {
     }
 
     fn remember(&mut self, outcome: &Result<Outcome, OrderError>) {
-        // After a failed step, the next step reads the order from the volume again.
+        // After a failed step, `known` is empty, so the next step reads the order from the volume.
         self.known = outcome.as_ref().ok().map(|outcome| Arc::clone(&outcome.order));
     }
 
