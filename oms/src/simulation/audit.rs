@@ -17,7 +17,7 @@ use crate::simulation::warehouse::{PRODUCTS, STORES, WarehouseModel};
 use crate::simulation::world::World;
 
 /// Maximum number of checks. Faults that the last check finds are violations. Many checks are
-/// needed, because orphaned reservations are rechecked at growing intervals of up to ten minutes.
+/// needed: a reservation without an order is rechecked at growing intervals of up to ten minutes.
 const CHECKS_MAX: u32 = 120;
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 

@@ -1,7 +1,7 @@
 //! A simulated engine in memory: three servers, of which one is the primary and the others are
 //! standbys.
 //!
-//! The engine has the faults of a real engine (`docs/scale-out.md`). The engine loses answers,
+//! The engine has the faults of a real engine (PostgreSQL with standbys). The engine loses answers,
 //! stalls commits and fails over. The engine also runs two primaries at once, forgets commits that
 //! no standby had, and reports success after a cancelled wait for a standby. A statement checks its
 //! conditions when it begins and writes later, as at the isolation level "read committed".

@@ -83,7 +83,7 @@ struct Trace {
     violations: Vec<String>,
 }
 
-/// URL of the further engine in the cluster's state.
+/// URL of the second engine, which the cluster's state has as a further engine.
 const FURTHER_ENGINE: &str = "postgres://imt@further/shop";
 
 /// The shared environment of all nodes.
@@ -338,7 +338,7 @@ impl World {
         let _ = events.send(Event::Elected);
     }
 
-    /// Notifies the watchers of a node that it has ended, unless its name is in use again.
+    /// Notifies the watchers of a node that the node has ended, unless its name is in use again.
     fn report_end(&self, node: &NodeName) {
         let mut inside = self.inside();
         if inside.holder(node.as_str()).is_some() {

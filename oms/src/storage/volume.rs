@@ -89,7 +89,7 @@ impl Volume {
         Volume::open_by(microdb::Options::new().create(false), folder)
     }
 
-    /// Opens or creates the volume with other database options, such as a simulated disk.
+    /// Opens or creates the volume with these options of the database, such as a simulated disk.
     pub(crate) fn open_by(options: microdb::Options, folder: &Path) -> Result<Volume, StorageError> {
         let tables = Arc::new(VolumeTables::open(options, folder)?);
         Volume::start(tables, None)

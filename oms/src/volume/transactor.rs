@@ -35,8 +35,8 @@ use crate::volume::state::{Begun, OrderError, Outcome, Pending, RemotePlacement,
 /// Maximum number of waiting requests of one order. A normal client never has so many for one
 /// order. More are an attack or a bug.
 const MAILBOX_MESSAGES_MAX: usize = 64;
-/// Number of shards of the registry, each with its own lock, so that requests on different threads
-/// rarely contend.
+/// Number of shards of the registry of transactors, each with its own lock, so that requests on
+/// different threads rarely contend.
 const SHARDS: usize = 64;
 /// Number of panics after which requests for an order are rejected for some time. The first panics
 /// may have had a passing cause.
