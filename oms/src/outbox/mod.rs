@@ -68,7 +68,7 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum MessageState {
-    /// Sent again until the warehouse answers.
+    /// Sent until the warehouse gives a final answer.
     Waiting,
     /// Given up: a dead letter. An operator can retry it.
     Dead,

@@ -197,8 +197,8 @@ impl StorageLock for HeldLock {}
 impl Drop for HeldLock {
     fn drop(&mut self) {
         let mut inside = self.disk.inside();
-        // Another process may have taken the lock, because the process of this guard has died or
-        // lost its lease.
+        // Another process may have taken the lock after the process of this guard died or lost its
+        // lease.
         if inside
             .locks
             .get(&self.path)

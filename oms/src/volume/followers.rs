@@ -45,7 +45,8 @@ const QUANTITIES_AT_A_TIME: usize = 64 << 10;
 
 /// The copies of a volume's stock that other nodes keep, as the owner knows them.
 pub(crate) struct Followers {
-    /// Random number that distinguishes this server of the volume from its earlier servers.
+    /// Random number that distinguishes this volume server from earlier volume servers of the same
+    /// volume.
     incarnation: u64,
     known: Mutex<BTreeMap<u64, Follower>>,
     /// Number of commits that changed the stock.
@@ -195,8 +196,8 @@ impl VolumeState {
                 generation: known.generation,
                 changes: known.changes,
             },
-            // The position belongs to an earlier server of the volume, so it is older than all
-            // positions of this server.
+            // The position was given by an earlier volume server of this volume, so it is older
+            // than all positions of this server.
             false => StockMoment::default(),
         });
         let mut answered = self.followers.note(ask.follower, then);

@@ -262,7 +262,8 @@ mod tests {
         state.release_slots(&shared, Some(left_behind));
         let mut seal = WriteBatch::default();
         seal.set_ownership(state.slots.record());
-        // Nearly all batches share one group commit. A rejected batch must not affect the others.
+        // Nearly all batches share one group commit. A rejected batch must not affect the other
+        // batches.
         let sealed = state.storage.permit().await.unwrap().send(seal);
         for (id, batch) in stale {
             waiting.push((id, state.storage.permit().await.unwrap().send(batch)));

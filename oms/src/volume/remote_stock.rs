@@ -449,8 +449,9 @@ impl VolumeState {
         Ok(order.state.holds_reservation())
     }
 
-    /// Removes a reservation from `RemoteReservations` if its order is in this volume now. The
-    /// order then owns the reservation.
+    /// Removes a reservation from `RemoteReservations` if its order is in this volume now and has
+    /// no settlement. The order then owns the reservation. Does nothing if the reservation has
+    /// another nonce or is being changed.
     fn adopt_reservation(&self, order: &OrderId, store: u32, nonce: u64) {
         let _stock = self.stock();
         let is_settled = self.settlements().contains_key(order);

@@ -108,8 +108,8 @@ impl VolumeServer {
         remote: Arc<dyn RemoteVolumes>,
     ) -> Result<Arc<VolumeServer>, NodeError> {
         storage.count_commits(&context.metrics.of_volume(volume.as_str()));
-        // An earlier server of this open volume may have limited expiry for a migration that has
-        // ended since.
+        // An earlier volume server of this open volume may have limited expiry for a migration that
+        // has ended since.
         storage.first_inactive_page.store(u64::MAX, Ordering::Release);
         let record = storage.slot_ownership();
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));

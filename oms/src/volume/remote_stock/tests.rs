@@ -120,7 +120,7 @@ fn request(order: &OrderId, nonce: u64, store: u32, quantity: u32) -> Reserve {
     }
 }
 
-/// Reserves units for an order of another volume. Returns `false` if the store lacks some.
+/// Reserves units for an order of another volume. Returns `false` if the store lacks some of them.
 pub(crate) async fn reserve(
     state: &Arc<VolumeState>,
     order: &OrderId,
@@ -352,7 +352,7 @@ async fn each_request_of_a_batch_gets_its_own_answer_and_a_refusal_says_what_is_
     );
     assert_eq!(reply(6), left(0));
     assert_eq!(level(&state, here), (0, 5));
-    // The same batch again changes nothing.
+    // A repetition of the same batch changes nothing.
     let again = state.reserve_all(batch).await;
     assert!(matches!(again[0], Ok(Reply::Reserved)) && matches!(again[4], Ok(Reply::Reserved)));
     assert_eq!(level(&state, here), (0, 5));
