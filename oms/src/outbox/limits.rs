@@ -6,14 +6,14 @@
 /// Limits of tries, waits and calls in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxLimits {
-    /// Number of failed tries after which a message becomes a dead letter. While the breaker shows
-    /// that the warehouse is at fault, a message may be tried more often.
+    /// Number of failed tries after which a message becomes a dead letter. While the breaker is
+    /// open and the warehouse answers nothing, a message may be tried more often.
     pub tries_max: u32,
     /// Maximum wait after the first failed try, in milliseconds. The maximum doubles with each
     /// further failed try.
     pub backoff_first_ms: u64,
-    /// Maximum wait after any failed try, in milliseconds. The warehouse's `Retry-After` is limited
-    /// to it too.
+    /// Maximum wait after any failed try, in milliseconds. This value also limits the wait that the
+    /// warehouse requests by `Retry-After`.
     pub backoff_max_ms: u64,
     /// Maximum number of calls in flight of each kind.
     pub in_flight_max: usize,

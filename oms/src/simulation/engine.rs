@@ -1,10 +1,10 @@
 //! A simulated engine in memory: three servers, of which one is the primary and the others are
 //! standbys.
 //!
-//! The engine has the faults of a real engine (`docs/scale-out.md`). The engine loses answers,
-//! stalls commits and fails over. The engine also keeps two primaries, answers a cancelled wait as
-//! a success, and forgets commits that no standby had. A statement checks its conditions when it
-//! begins and writes later, as at the isolation level "read committed".
+//! The engine has the faults of a real engine (PostgreSQL with standbys). The engine loses answers,
+//! stalls commits and fails over. The engine also runs two primaries at once, forgets commits that
+//! no standby had, and reports success after a cancelled wait for a standby. A statement checks its
+//! conditions when it begins and writes later, as at the isolation level "read committed".
 //!
 //! **Invariants**
 //! - A commit is acknowledged once a standby has it. A standby that is promoted has every
@@ -141,7 +141,7 @@ pub(super) struct Server {
     pub(super) data: Data,
     /// Indexes of changes of this server that wait for a standby. These changes are invisible.
     waiting: BTreeSet<usize>,
-    /// Indexes of changes with a cancelled wait for a standby.
+    /// Indexes of changes that waited for a standby until the wait was cancelled.
     cancelled: BTreeSet<usize>,
 }
 
@@ -255,7 +255,7 @@ pub(super) struct Inside {
     is_failing_over: bool,
     /// Number of lost messages per thousand.
     loss: u64,
-    /// Number of statements per thousand that are stalled for up to some seconds.
+    /// Number of statements per thousand that are stalled for 100 ms to 4 s.
     stalls: u64,
     /// Time for which the next write is stalled, if set.
     stalls_next: Option<Duration>,

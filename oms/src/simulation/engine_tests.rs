@@ -1,5 +1,5 @@
-//! Tests of a volume's log against the simulated engine: one for each trap of `docs/scale-out.md`,
-//! and one with random faults and several owners.
+//! Tests of a volume's log against the simulated engine: most with one fault of the engine, and one
+//! with random faults and several owners.
 //!
 //! Tests with a comment "Detects the mistake" fail if this deliberate mistake is selected
 //! (`runtime::seeded`).
@@ -224,7 +224,7 @@ fn a_commit_in_flight_is_refused_or_known_to_the_takeover() {
         engine.stall_next(Duration::from_millis(700));
         let appending = append(former, 2);
         wait_ms(50).await;
-        // The statement of the former owner checked the fence before the takeover, and writes its
+        // The statement of the former owner checked the epoch before the takeover, and writes its
         // row after the takeover.
         let present = owner(&engine, "bob", 2).await;
         let known = ids_in(&engine, &cache_at("/a")).await;

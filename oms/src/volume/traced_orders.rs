@@ -3,7 +3,7 @@
 //!
 //! **Invariants**
 //! - At most `ORDERS_MAX` orders are kept. A newer order displaces the oldest one.
-//! - While no order has a trace, each function only reads an atomic counter.
+//! - While no order has a trace, the functions `of` and `forget` only read an atomic counter.
 //!
 //! Deliberately absent: durability. After a restart or a migration of the order, its calls are no
 //! longer part of the trace.

@@ -360,8 +360,8 @@ impl FaultDriver {
         switches
     }
 
-    /// Applies the changes at their times. Restores the usual behaviour at the end, even if the run
-    /// ends early.
+    /// Changes the behaviour of the warehouse as `switches` says. At the end, restores the usual
+    /// behaviour, even if the run ends early.
     async fn drive(self, mut is_over: watch::Receiver<bool>) {
         let mut state = self.telemetry.subscribe();
         tokio::select! {

@@ -36,8 +36,8 @@ const APPEND: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT v.volume, $2, v.epoch, $4 FROM imt_volume v, imt_log l \
     WHERE v.volume = $1 AND v.epoch = $3 AND l.volume = $1 AND l.seq = $5 AND l.epoch = $6 \
     ON CONFLICT (volume, seq) DO NOTHING";
-/// An append without a fence: it succeeds under any epoch. A test uses it to show that the tests of
-/// the fence detect a missing fence.
+/// An append that succeeds under any epoch. A test uses this append to show that the tests of the
+/// epoch's check would detect that the check is missing.
 #[cfg(test)]
 const APPEND_WITHOUT_FENCE: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT $1, coalesce(max(l.seq), 0) + 1, $3, $4 FROM imt_log l WHERE l.volume = $1 AND $2 > 0 \
@@ -82,7 +82,7 @@ impl EngineLog {
         }
     }
 
-    /// Makes appends ignore the epoch, for a test that must detect the missing fence.
+    /// Makes appends ignore the epoch, for a test that must detect the missing check.
     #[cfg(test)]
     pub(crate) fn without_fence(self) -> EngineLog {
         EngineLog {

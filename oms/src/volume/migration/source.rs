@@ -41,7 +41,7 @@ use crate::volume::state::VolumeState;
 
 /// Size of the header of a page, in bytes.
 const PAGE_HEAD_BYTES: usize = 1 + 8 + 8 + 16;
-/// Size of the header of a row, in bytes.
+/// Size of the header of each row of a page, in bytes.
 const ROW_HEAD_BYTES: usize = 9;
 /// Added to the table code of a row that was removed.
 const REMOVED: u8 = 128;
@@ -63,7 +63,7 @@ pub(crate) struct ExportRequest {
     pub(crate) id: u64,
     /// Name of the target volume.
     pub(crate) to: NodeName,
-    /// The slots to copy, as ranges.
+    /// The slots to copy, as ranges of first and last slot.
     pub(crate) slots: Vec<(u32, u32)>,
     /// Number of the requested page. The first page is 0.
     pub(crate) page: u64,
