@@ -98,7 +98,7 @@ impl Tag {
             Tag::Orders => "Place, pay, cancel and read orders.",
             Tag::Stock => "The quantities of the stores, and the units that orders have reserved.",
             Tag::Statistics => "Sales by product, from the statistics files of the warehouse.",
-            Tag::Warehouse => "Messages to the warehouse that it has not answered yet.",
+            Tag::Warehouse => "Messages to the warehouse that it has not confirmed yet.",
             Tag::Node => "Health, metrics and the cluster as this node sees it.",
         }
     }

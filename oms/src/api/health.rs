@@ -149,7 +149,7 @@ pub(crate) struct Health {
     orders: BTreeMap<String, u64>,
     /// Number of payments to be refunded.
     refunds_wanted: u64,
-    /// Number of messages that the warehouse has not answered yet.
+    /// Number of messages that the warehouse has not confirmed yet, dead letters included.
     outbox: usize,
     /// Number of messages in the outbox that are dead letters.
     outbox_dead: usize,

@@ -165,7 +165,7 @@ const FAMILIES: [VolumeFamily; 16] = [
     VolumeFamily {
         name: "imt_outbox_messages",
         kind: Kind::Gauge,
-        help: "Messages that the warehouse has not answered.",
+        help: "Messages that the warehouse has not confirmed, dead letters included.",
         value: |sample| Some(sample.outbox_messages),
     },
     VolumeFamily {

@@ -1,7 +1,7 @@
 //! Limits of the calls to the warehouse.
 //!
-//! The limits bound memory (waiting messages), the load of the warehouse (calls in flight,
-//! retries), and the time until a message is given up.
+//! The limits bound memory (messages), the load of the warehouse (calls in flight, retries), and
+//! the time until a message is given up.
 
 /// Limits of tries, waits and calls in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +17,9 @@ pub struct OutboxLimits {
     pub backoff_max_ms: u64,
     /// Maximum number of calls in flight of each kind.
     pub in_flight_max: usize,
-    /// Maximum number of messages, dead letters included. At this number, new orders are rejected.
-    pub waiting_max: usize,
+    /// Maximum number of messages, dead letters included, because they need the same memory. At
+    /// this number, new orders are rejected.
+    pub messages_max: usize,
     /// Number of retries permitted per hundred first tries. The limit keeps retries from adding to
     /// the load of a warehouse in trouble.
     pub retry_percent: u32,
@@ -45,7 +46,7 @@ impl Default for OutboxLimits {
             in_flight_max: 6_400,
             // A message takes about 150 bytes. A million messages cover an outage of an hour at 250
             // orders per second.
-            waiting_max: 1_000_000,
+            messages_max: 1_000_000,
             // A healthy warehouse needs seven retries per hundred first tries.
             retry_percent: 20,
             retries_per_second: 20,

@@ -325,10 +325,10 @@ impl Outbox {
         }
     }
 
-    /// Returns `true` if the outbox has the maximum number of messages. New orders are rejected
-    /// then.
+    /// Returns `true` if the outbox has the maximum number of messages, dead letters included. New
+    /// orders are rejected then.
     pub(crate) fn is_full(&self) -> bool {
-        self.len() >= self.limits.waiting_max
+        self.len() >= self.limits.messages_max
     }
 
     /// Returns the number of messages of both kinds, dead letters included.

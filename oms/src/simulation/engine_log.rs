@@ -80,7 +80,7 @@ impl SimLog {
             Ok(Ok(Reply::Warned(_))) => Err(LogError::Unknown(
                 "the wait for a standby was cancelled".to_owned(),
             )),
-            Ok(Ok(Reply::Refused)) => Err(LogError::Away("a lock was held for too long".to_owned())),
+            Ok(Ok(Reply::Cancelled)) => Err(LogError::Away("the statement was cancelled".to_owned())),
             Ok(Err(_)) => self.lost("the connection broke"),
             Err(_) => self.lost("no answer in time"),
         }

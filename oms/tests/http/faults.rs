@@ -236,7 +236,7 @@ async fn a_full_disk_rejects_orders_and_loses_none() {
 async fn overload_is_answered_with_200_or_503_and_the_outbox_stays_bounded() {
     let world = World::start_with(|config| {
         config.server.requests_max = 16;
-        config.outbox.waiting_max = 200;
+        config.outbox.messages_max = 200;
         config.warehouse = Some("http://127.0.0.1:9".to_owned());
     })
     .await;

@@ -28,6 +28,7 @@ use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::cluster::{SlotSet, slots_in};
+use crate::domain::stock_snapshot::PRODUCT_MAX;
 use crate::error::StorageError;
 use crate::runtime::seeded::seeded;
 use crate::storage::change_feed::{Feed, RawRow, Walk};
@@ -52,9 +53,13 @@ const PAGE_ROWS_MAX: usize = 4_000;
 const PAGE_BYTES: usize = 1 << 20;
 /// Maximum number of rows read for one page, including rows of other slots.
 const ROWS_READ_MAX: usize = 200_000;
-/// Maximum size of a key or value, in bytes. The quantities of a store with a million products need
-/// several megabytes.
-const FIELD_BYTES_MAX: usize = 16 << 20;
+/// Maximum size of a key or value, in bytes. A larger size in a page is taken for damage. The
+/// largest rows are the catalogue and the quantities of a store: four bytes for each of
+/// `PRODUCT_MAX` products. The limit is four times as large, because a row above it could not be
+/// moved, and because it does not bound memory: a page is already in memory when it is decoded.
+const FIELD_BYTES_MAX: usize = 4 * ROW_BYTES_MAX;
+/// Maximum size of a value that a volume has, in bytes.
+const ROW_BYTES_MAX: usize = 4 * PRODUCT_MAX as usize + 16;
 
 /// The request for a page, sent to the server of the source volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -455,6 +460,8 @@ pub(crate) fn broken(table: Table, key: &[u8], fault: DecodeError) -> StorageErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::stock::CountedTo;
+    use crate::domain::stock_snapshot::QUANTITY_MAX;
 
     fn row(table: Table, key: &[u8], value: Option<&[u8]>) -> RawRow {
         RawRow {
@@ -545,5 +552,21 @@ mod tests {
             bent[at] ^= 1;
             assert!(Page::decode(&bent).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_page_has_room_for_the_largest_rows_of_a_volume() {
+        let products: Vec<u32> = (1..=PRODUCT_MAX).collect();
+        let quantities = vec![QUANTITY_MAX as i32; products.len()];
+        let counted_to = CountedTo::Delivery(Some(u64::MAX));
+        let (mut catalogue, mut column) = (Vec::new(), Vec::new());
+        codec::encode_catalogue(&products, &mut catalogue);
+        codec::encode_quantities(counted_to, &quantities, &mut column);
+        let mut page = Page::default();
+        for value in [catalogue, column] {
+            assert!(value.len() <= ROW_BYTES_MAX, "{}", value.len());
+            page.add(row(Table::Stock, b"key", Some(&value)));
+        }
+        assert_eq!(Page::decode(&page.encode()).unwrap().rows, page.rows);
     }
 }
