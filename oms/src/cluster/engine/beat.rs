@@ -20,6 +20,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::runtime::seeded::seeded;
+
 /// The times of a cluster, which depend on its number of nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pace {
@@ -121,7 +123,7 @@ impl Judge {
 
     /// Records an acknowledged beat of this process, which was sent at `sent`.
     pub(super) fn acknowledge(&mut self, sent: Duration, number: i64) {
-        if !self.is_replaced {
+        if !self.is_replaced || seeded("engine-replaced-has-lease") {
             self.acknowledged = Some((sent, number));
         }
     }
@@ -151,6 +153,9 @@ impl Judge {
     /// Starts the times of all nodes again. Call it after a new connection, because the engine may
     /// have failed over.
     pub(super) fn restart(&mut self, now: Duration) {
+        if seeded("engine-times-go-on") {
+            return;
+        }
         for seen in self.seen.values_mut() {
             seen.since = now;
         }
@@ -175,7 +180,8 @@ impl Judge {
             // this process tells, because only the present primary acknowledges it.
             return Looked::OldPrimary;
         }
-        if own.is_some_and(|own| mine.is_none_or(|mine| mine.number < own)) {
+        let is_old = own.is_some_and(|own| mine.is_none_or(|mine| mine.number < own));
+        if is_old && !seeded("engine-old-primary-counts") {
             return Looked::OldPrimary;
         }
         self.pace = Pace::of(rows.len());
@@ -185,9 +191,11 @@ impl Judge {
             .map_or(Duration::ZERO, |last| answered.saturating_sub(last));
         self.last_look = Some(answered);
         let is_late = answered.saturating_sub(sent) > beat * LATE_BEATS || gap > beat * OWN_BEATS_MAX;
+        let is_late = is_late && !seeded("engine-late-look-counts");
         let is_stalled = self
             .acknowledged
             .is_none_or(|(at, _)| answered.saturating_sub(at) > beat * OWN_BEATS_MAX);
+        let is_stalled = is_stalled && !seeded("engine-stall-ignored");
         self.seen.retain(|name, _| rows.contains_key(name));
         for (name, row) in rows {
             match self.seen.get_mut(name) {
