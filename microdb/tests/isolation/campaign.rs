@@ -216,13 +216,13 @@ fn step(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random) {
         0 => recorder.record("get", || {
             table
                 .get(bytes)
-                .map(|value| Effects::read(key, seen(value.as_ref())))
+                .map(|value| Effects::point_read(key, seen(value.as_ref())))
         }),
         1 => recorder.record("contains_key", || {
             let seen = |found| if found { Seen::Present } else { Seen::Absent };
             table
                 .contains_key(bytes)
-                .map(|found| Effects::read(key, seen(found)))
+                .map(|found| Effects::point_read(key, seen(found)))
         }),
         2 => many(shared, recorder, &handle),
         3 => recorder.record("iterator", || {
@@ -252,7 +252,7 @@ fn many(shared: &Shared<'_>, recorder: &mut Recorder<'_>, handle: &Handle) {
     let values = handle.table.multi_get(&keys);
     let end = shared.clock.now();
     for (number, value) in (0..KEYS).zip(values.into_iter().flatten()) {
-        let effects = Effects::read(handle.key(number), seen(value.as_ref()));
+        let effects = Effects::point_read(handle.key(number), seen(value.as_ref()));
         recorder.push("multi_get", (begin, end), effects, true);
     }
 }

@@ -16,6 +16,10 @@
 //!
 //! A value is written once in a history, so a read identifies its version. Absence does not, and is
 //! judged by the moment of the operation.
+//!
+//! A batch becomes visible to point reads key by key. A point read that saw a batch of several keys
+//! is therefore not in real time before a point read of another key. The second read may still miss
+//! this batch, and no commit before this batch.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -40,6 +44,8 @@ pub(crate) struct Op {
     pub(crate) begin: u64,
     pub(crate) end: u64,
     pub(crate) reads: Vec<(Key, Seen)>,
+    /// `true` for a read of one key outside of snapshots, iterators and transactions.
+    pub(crate) is_point_read: bool,
     /// The last write of each key; `None` stands for absence. A clear writes each key of its table.
     pub(crate) writes: Vec<(Key, Option<u64>)>,
     /// `true` if acknowledged. A refused operation must have no effect.
@@ -87,8 +93,11 @@ struct Checker<'a> {
     /// Number of the commit, by operation.
     positions: Vec<usize>,
     versions: HashMap<Key, Vec<Version>>,
-    /// Edges by node: operations first, then one node for each end of an operation.
+    /// Edges by node: operations first, then nodes for ends of operations.
     edges: Vec<Vec<(usize, Why)>>,
+    /// The key of each point read that saw a batch of several keys, by operation. Other point reads
+    /// may see this batch later.
+    early: Vec<Option<Key>>,
     faults: Vec<String>,
 }
 
@@ -108,6 +117,7 @@ pub(crate) fn check(history: &History) -> Result<Summary, String> {
         positions: vec![0; history.ops.len()],
         versions: HashMap::new(),
         edges: vec![Vec::new(); history.ops.len()],
+        early: vec![None; history.ops.len()],
         faults: Vec::new(),
     };
     checker.order();
@@ -271,21 +281,22 @@ impl Checker<'_> {
             let own = Some(self.positions[*index]).filter(|position| *position > 0);
             first_commits[at] = own.unwrap_or(usize::MAX).min(first_commits[at + 1]);
         }
-        let (mut running, mut floor) = (BinaryHeap::new(), 0);
+        let (mut running, mut floors) = (BinaryHeap::new(), Floors::default());
         for index in &by_begin {
             let op = &ops[*index];
-            while let Some(Reverse((_, sees))) = running
+            while let Some(Reverse((_, sees, early))) = running
                 .peek()
-                .filter(|Reverse((end, _))| *end < op.begin)
+                .filter(|Reverse((end, ..))| *end < op.begin)
                 .copied()
             {
-                floor = floor.max(sees);
+                floors.raise(sees, early);
                 running.pop();
             }
             if self.positions[*index] > 0 {
-                running.push(Reverse((op.end, self.positions[*index])));
+                running.push(Reverse((op.end, self.positions[*index], None)));
                 continue;
             }
+            let floor = floors.of(op);
             let later = by_begin.partition_point(|other| ops[*other].begin <= op.end);
             let bound = first_commits[later].saturating_sub(1).min(history.order.len());
             let moment = self.earliest_moment(&op.reads, floor);
@@ -301,9 +312,22 @@ impl Checker<'_> {
                     floor.min(bound)
                 }
             };
-            running.push(Reverse((op.end, moments[*index])));
+            self.early[*index] = self.key_seen_early(op, moments[*index]);
+            running.push(Reverse((op.end, moments[*index], self.early[*index])));
         }
         moments
+    }
+
+    /// Returns the key of a point read at `moment` if its version was written by commit number
+    /// `moment`, and this commit wrote further keys.
+    fn key_seen_early(&self, op: &Op, moment: usize) -> Option<Key> {
+        let (key, _) = *op.reads.first().filter(|_| op.is_point_read)?;
+        let writer = self
+            .versions(key)
+            .iter()
+            .find(|version| version.position == moment)?
+            .writer?;
+        (self.history.ops[writer].writes.len() > 1).then_some(key)
     }
 
     /// Shows each read that does not hold at `moment`, with the versions around that moment.
@@ -346,23 +370,49 @@ impl Checker<'_> {
         }
     }
 
-    /// Adds the edges of real time: a chain of moments, one for each end of an operation.
+    /// Adds the edges of real time. Point reads that saw a batch early come before point reads of
+    /// their own key only.
     fn real_time(&mut self) {
         let ops = &self.history.ops;
-        let mut by_end: Vec<usize> = (0..ops.len()).collect();
-        by_end.sort_unstable_by_key(|index| ops[*index].end);
-        self.edges.resize(2 * ops.len(), Vec::new());
-        for (at, index) in by_end.iter().enumerate() {
-            let moment = ops.len() + at;
-            self.edges[*index].push((moment, Why::RealTime));
+        let all: Vec<usize> = (0..ops.len()).collect();
+        let (point_reads, others): (Vec<_>, Vec<_>) =
+            all.iter().copied().partition(|index| ops[*index].is_point_read);
+        let (early, punctual): (Vec<_>, Vec<_>) = all
+            .iter()
+            .copied()
+            .partition(|index| self.early[*index].is_some());
+        let mut early_by_key = HashMap::<Key, Vec<usize>>::new();
+        for index in early {
+            early_by_key.entry(ops[index].reads[0].0).or_default().push(index);
+        }
+        self.add_chain(all, &others);
+        self.add_chain(punctual, &point_reads);
+        for (key, early) in early_by_key {
+            let of_key = point_reads
+                .iter()
+                .copied()
+                .filter(|index| ops[*index].reads[0].0 == key);
+            self.add_chain(early, &of_key.collect::<Vec<_>>());
+        }
+    }
+
+    /// Adds a path from each of `earlier` to each of `later` that began after its end: a chain of
+    /// nodes, one for each end of an operation of `earlier`.
+    fn add_chain(&mut self, mut earlier: Vec<usize>, later: &[usize]) {
+        let ops = &self.history.ops;
+        earlier.sort_unstable_by_key(|index| ops[*index].end);
+        let first = self.edges.len();
+        self.edges.resize(first + earlier.len(), Vec::new());
+        for (at, index) in earlier.iter().enumerate() {
+            self.edges[*index].push((first + at, Why::RealTime));
             if at > 0 {
-                self.edges[moment - 1].push((moment, Why::RealTime));
+                self.edges[first + at - 1].push((first + at, Why::RealTime));
             }
         }
-        for (index, op) in ops.iter().enumerate() {
-            let ended = by_end.partition_point(|other| ops[*other].end < op.begin);
+        for index in later {
+            let ended = earlier.partition_point(|other| ops[*other].end < ops[*index].begin);
             if ended > 0 {
-                self.edges[ops.len() + ended - 1].push((index, Why::RealTime));
+                self.edges[first + ended - 1].push((*index, Why::RealTime));
             }
         }
     }
@@ -474,6 +524,43 @@ impl Checker<'_> {
         }
         cyclic.sort_unstable();
         cyclic
+    }
+}
+
+/// The number of commits that an operation must see at least, because of operations that ended
+/// before it began.
+#[derive(Default)]
+struct Floors {
+    /// Of point reads.
+    point_reads: usize,
+    /// Of point reads of a key, if higher.
+    by_key: HashMap<Key, usize>,
+    /// Of all other operations.
+    others: usize,
+}
+
+impl Floors {
+    /// Takes account of an operation that has ended. It saw `sees` commits, the last of them early
+    /// if `early` has a key.
+    fn raise(&mut self, sees: usize, early: Option<Key>) {
+        self.others = self.others.max(sees);
+        let Some(key) = early else {
+            self.point_reads = self.point_reads.max(sees);
+            return;
+        };
+        self.point_reads = self.point_reads.max(sees - 1);
+        let of_key = self.by_key.entry(key).or_default();
+        *of_key = sees.max(*of_key);
+    }
+
+    fn of(&self, op: &Op) -> usize {
+        match op.reads.first().filter(|_| op.is_point_read) {
+            Some((key, _)) => self
+                .by_key
+                .get(key)
+                .map_or(self.point_reads, |it| self.point_reads.max(*it)),
+            None => self.others,
+        }
     }
 }
 

@@ -98,6 +98,8 @@ pub(crate) struct Recorder<'a> {
 #[derive(Clone, Default)]
 pub(crate) struct Effects {
     pub(crate) reads: Vec<(Key, Seen)>,
+    /// As in [`Op`].
+    pub(crate) is_point_read: bool,
     pub(crate) writes: BTreeMap<Key, Option<u64>>,
 }
 
@@ -109,9 +111,23 @@ impl Effects {
         }
     }
 
+    pub(crate) fn point_read(key: Key, seen: Seen) -> Self {
+        Self {
+            is_point_read: true,
+            ..Self::read(key, seen)
+        }
+    }
+
     pub(crate) fn write(key: Key, value: Option<u64>) -> Self {
         Self {
             writes: BTreeMap::from([(key, value)]),
+            ..Self::default()
+        }
+    }
+
+    fn without_reads(self) -> Self {
+        Self {
+            writes: self.writes,
             ..Self::default()
         }
     }
@@ -145,19 +161,11 @@ impl Recorder<'_> {
             Ok(true) => self.push(name, (begin, end), effects, true),
             // The reads were made for the write, and do not hold.
             Ok(false) => {
-                let writes = effects.writes;
-                let reads = Vec::new();
-                self.push(name, (begin, end), Effects { reads, writes }, false);
+                self.push(name, (begin, end), effects.without_reads(), false);
             }
             Err(Error::TableDropped { .. }) => {
-                let writes = effects.writes;
-                let reads = Vec::new();
-                self.push(
-                    &format!("refused {name}"),
-                    (begin, end),
-                    Effects { reads, writes },
-                    false,
-                );
+                let name = format!("refused {name}");
+                self.push(&name, (begin, end), effects.without_reads(), false);
             }
             Err(error) => panic!("{name}: {error}"),
         }
@@ -169,6 +177,7 @@ impl Recorder<'_> {
             begin,
             end,
             reads: effects.reads,
+            is_point_read: effects.is_point_read,
             writes: effects.writes.into_iter().collect(),
             committed,
         });
