@@ -148,6 +148,7 @@ impl Reconciler {
         self.publish(&state)?;
         for server in servers.into_values() {
             server.close().await?;
+            Arc::clone(&self.volumes).release(server.volume.clone()).await?;
         }
         Ok(())
     }
@@ -255,6 +256,7 @@ impl Reconciler {
                 }
                 closed => closed?,
             }
+            Arc::clone(&self.volumes).release(server.volume.clone()).await?;
             // A volume without a slot in the ring has no data that anybody needs.
             if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {
                 Arc::clone(&self.volumes).remove(server.volume.clone()).await?;

@@ -401,11 +401,6 @@ fn started(setup: &Setup, count: usize) -> Outcome<Vec<Node>> {
     Ok(nodes)
 }
 
-fn position(nodes: &[Node], name: &str) -> Outcome<usize> {
-    let at = nodes.iter().position(|node| node.name == name);
-    Ok(at.ok_or_else(|| format!("no node is called {name}"))?)
-}
-
 fn wait(condition: &str, mut holds: impl FnMut() -> Outcome<bool>) -> Outcome<()> {
     let until = Instant::now() + SETTLED_WITHIN;
     while !holds()? {

@@ -34,6 +34,9 @@ pub(super) struct Pace {
 /// Time for which an acknowledged beat lets its node answer reads. It is the same for every pace,
 /// because two processes may see different numbers of nodes for a moment.
 pub(super) const LEASE: Duration = Duration::from_millis(900);
+/// Time after which the lease of another process has ended, if it was not extended. It is longer
+/// than a lease by a quarter, for clocks that do not run at the same rate.
+pub(super) const LEASE_WAIT: Duration = Duration::from_millis(1_125);
 /// Longest time since the last acknowledged beat of this process at which a look still decides, in
 /// intervals of beats. Also the longest time between two looks.
 const OWN_BEATS_MAX: u32 = 3;
@@ -243,6 +246,12 @@ impl Judge {
             Some(seen) => seen.beat.incarnation != incarnation || seen.is_gone,
             None => true,
         }
+    }
+
+    /// Returns `true` if a node has ended, or if its beat has been the same for this time.
+    pub(super) fn is_silent(&self, name: &str, now: Duration, time: Duration) -> bool {
+        let seen = self.seen.get(name);
+        seen.is_none_or(|seen| seen.is_gone || now.saturating_sub(seen.since) >= time)
     }
 
     /// Returns the last seen beat of a node.

@@ -25,6 +25,9 @@
 //! - A state returned by `read` was read before a beat that was acknowledged on the same
 //!   connection. So it does not come from an old primary.
 //! - While the engine does not answer, no node is declared gone.
+//! - A volume is taken over once its former server has no lease: that server has released the
+//!   volume, or is silent for longer than a lease, or cannot extend its lease since the state
+//!   changed.
 //!
 //! Deliberately absent: the replication and the fail-over of the engine.
 
@@ -41,7 +44,7 @@ mod tools;
 pub(crate) mod volumes;
 mod warehouse;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +61,7 @@ pub use crate::cluster::engine::tools::{
     EngineCheck, EngineView, FurtherEngine, Verdict, check_engine, check_further_engine, engine_answers,
     init_engine, promote_standby, reload_standby, standby_position, view_engine,
 };
+use crate::cluster::engine::volumes::Waiting;
 use crate::cluster::{Authority, ClusterState, Event, Membership, NodeInfo, Soon};
 use crate::error::NodeError;
 use crate::postgres::EngineUrl;
@@ -80,16 +84,11 @@ pub(crate) struct EngineCluster {
     followers: Followers,
     /// URLs of further engines, after a check of their tables and settings.
     fit: parking_lot::Mutex<BTreeSet<String>>,
+    /// Volumes that wait for the end of their former server's lease.
+    waiting: parking_lot::Mutex<BTreeMap<NodeName, Waiting>>,
 }
 
 impl EngineCluster {
-    /// Returns a function that returns `true` while this process may answer reads. A call reads the
-    /// clock and takes no lock.
-    pub(crate) fn lease(&self) -> impl Fn() -> bool + Send + Sync + use<> {
-        let shared = Arc::clone(&self.shared);
-        move || shared.has_lease()
-    }
-
     /// Waits until the engine has the last beat of this process. Call it after `withdraw`.
     pub(crate) async fn farewell(&self) {
         let beating = self.beating.lock().take();

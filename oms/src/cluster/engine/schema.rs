@@ -87,9 +87,11 @@ pub(super) const UNDEFINED_TABLE: &str = "42P01";
 pub(super) const LOOK: &str = "
 SELECT n.name, n.incarnation, n.beat, n.card, c.version, c.coordinator FROM imt_node n, imt_cluster c
     WHERE c.one = 1";
-/// Writes the next beat of a node. Changes no row if the process was replaced.
+/// Writes the next beat of a node, and returns the version of the state at that time, or 0. Changes
+/// no row if the process was replaced.
 pub(super) const BEAT: &str = "
-UPDATE imt_node SET beat = $3, card = $4 WHERE name = $1 AND incarnation = $2";
+UPDATE imt_node SET beat = $3, card = $4 WHERE name = $1 AND incarnation = $2
+    RETURNING coalesce((SELECT version FROM imt_cluster WHERE one = 1), 0)";
 /// Adds a node with a new name. Changes no row if the name exists.
 pub(super) const ADD_NODE: &str = "
 INSERT INTO imt_node (name, incarnation, beat, card) VALUES ($1, $2, 1, NULL)
