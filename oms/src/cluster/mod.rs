@@ -213,6 +213,11 @@ pub(crate) trait Volumes: Send + Sync {
     /// with `NodeError::VolumeMissing` if an existing volume was expected and is not found.
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>>;
 
+    /// Tells the next server of a volume that this process has closed it. Call it after the close.
+    fn release(self: Arc<Self>, _volume: NodeName) -> Soon<'static, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Removes a volume that no longer has slots.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
 

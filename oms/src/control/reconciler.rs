@@ -150,6 +150,7 @@ impl Reconciler {
         self.publish(&state)?;
         for server in servers.into_values() {
             server.close().await?;
+            Arc::clone(&self.volumes).release(server.volume.clone()).await?;
         }
         Ok(())
     }
@@ -258,6 +259,7 @@ impl Reconciler {
                 }
                 closed => closed?,
             }
+            Arc::clone(&self.volumes).release(server.volume.clone()).await?;
             // A volume that has no slot in the ring and no serving node holds no data that is
             // needed.
             if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {

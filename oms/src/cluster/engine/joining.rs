@@ -93,6 +93,7 @@ impl Joining {
             beating: Mutex::new(Some(beating)),
             followers: Followers::default(),
             fit: Mutex::default(),
+            waiting: Mutex::default(),
         })
     }
 

@@ -92,9 +92,11 @@ pub(super) const UNDEFINED_TABLE: &str = "42P01";
 pub(super) const LOOK: &str = "
 SELECT n.name, n.incarnation, n.beat, n.card, c.version, c.coordinator FROM imt_node n, imt_cluster c
     WHERE c.one = 1";
-/// Writes the next beat of a process. Changes no row if another process has taken the node's name.
+/// Writes the next beat of a process, and returns the version of the state at that time, or 0.
+/// Changes no row if another process has taken the node's name.
 pub(super) const BEAT: &str = "
-UPDATE imt_node SET beat = $3, card = $4 WHERE name = $1 AND incarnation = $2";
+UPDATE imt_node SET beat = $3, card = $4 WHERE name = $1 AND incarnation = $2
+    RETURNING coalesce((SELECT version FROM imt_cluster WHERE one = 1), 0)";
 /// Adds a node. Changes no row if a node has this name already.
 pub(super) const ADD_NODE: &str = "
 INSERT INTO imt_node (name, incarnation, beat, card) VALUES ($1, $2, 1, NULL)
