@@ -318,7 +318,7 @@ fn a_torn_tail_is_distinguished_from_damage() {
     assert_eq!(code(&["db", "verify", saved]), 0);
     // The segments of a database without SUPER still state its id.
     let id = json(&["db", "inspect", saved])["stats"]["database"].to_string();
-    std::fs::remove_file(std::path::Path::new(saved).join("SUPER")).unwrap();
+    std::fs::remove_file(Path::new(saved).join("SUPER")).unwrap();
     let output = run(&["db", "inspect", saved]);
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     let shown = format!("id             {}\n", id.trim_matches('"'));
