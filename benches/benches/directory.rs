@@ -1,5 +1,6 @@
-//! Micro-benchmarks of microdb's hash directory: look-ups (found or absent, one by one or
-//! overlapped), insertion with growth, views, images.
+//! Micro-benchmarks of microdb's hash directory: look-ups of present and absent keys, one by one or
+//! overlapped, and insertion with growth. Also views (the directory as of one moment), and
+//! images (the form in which a checkpoint file stores a view).
 //!
 //! `cargo bench -p imt-benches --bench directory`. With 2 million keys the directory has 21 MB,
 //! more than the caches of a core, so each look-up has one cache miss. The baseline `memory` makes
@@ -13,7 +14,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use microdb::bench_support::BenchDirectory;
 
 const KEYS: u64 = 2_000_000;
-/// Number of operations of one iteration.
+/// Number of look-ups in one iteration of a benchmark.
 const OPERATIONS: usize = 100_000;
 
 /// Returns the hash of a number (SplitMix64). Distinct numbers have distinct hashes.

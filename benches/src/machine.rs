@@ -20,7 +20,8 @@ use crate::data::mix;
 /// Size in bytes of a block that engines write.
 const BLOCK_BYTES: usize = 4096;
 
-/// Size in bytes of a record of the default workloads, with the smallest header.
+/// Size in bytes of a record of the default workloads: a key of 16 bytes, a value of 100 bytes
+/// and a small header.
 const RECORD_BYTES: usize = 128;
 
 /// Size in bytes of the memory for the measurement of cache misses. This size exceeds all caches
@@ -121,7 +122,7 @@ pub fn measure_syncs(folder: &Path, seconds: f64) -> Outcome<Vec<Limit>> {
     ])
 }
 
-/// Measures all other limits, each for about `seconds`.
+/// Measures all limits except for the syncs, each for about `seconds`.
 ///
 /// # Errors
 /// Returns an error if a file in `folder` cannot be written.

@@ -14,7 +14,7 @@ use crate::workloads::Measurement;
 /// Name of the engine of this project.
 const OURS: &str = "microdb";
 
-/// Engines in the order of the columns.
+/// Names of the engines, in the order of the table's columns.
 const COLUMNS: [&str; 7] = [OURS, "lmdb", "rocksdb", "candystore", "redb", "fjall", "sqlite"];
 
 /// Size of the load for which `AtMostScaled` goals are stated: number of records, and bytes of a

@@ -191,7 +191,7 @@ impl Cluster {
     /// API requires.
     pub(crate) async fn client(&self) -> Result<NodeClient, CliError> {
         let encryption = match self {
-            // All nodes of a data folder run on this machine.
+            // All nodes of a data folder run on this machine, so their calls need no encryption.
             Self::Folder(_) => PeerEncryption::Never,
             Self::Engine { encryption, .. } => *encryption,
         };

@@ -4,7 +4,8 @@
 //! - Only the owner can read or write the file, because addresses may contain a password. A file
 //!   that others can read or write is refused.
 //! - The file is replaced as a whole, so that a crash leaves either the old or the new file.
-//! - A context changes only commands for which `config::follows_context` returns `true`.
+//! - A context changes only commands for which `config::follows_context` returns `true`. Other
+//!   commands do not read the file, so a broken file does not stop them.
 
 use crate::config::flag_value;
 use crate::error::CliError;

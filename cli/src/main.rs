@@ -28,7 +28,7 @@ mod signals;
 mod suggest;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use config::{ConfigFile, Defaults, flag_value};
 use contexts::Contexts;
 use error::CliError;
@@ -187,7 +187,8 @@ Examples:
   imt audit --oms http://127.0.0.1:9090 --warehouse http://127.0.0.1:9091
   imt audit --output json
 
-Messages that wait for an absent warehouse are listed, and are no finding.
+Both sides must answer. Messages that still wait after --wait are listed, and
+are no finding.
 Exit codes: 0 clean, 1 failure, 3 something is wrong, 5 no answer of a server.")]
     Audit(commands::audit::AuditArgs),
     /// List, show, pay, cancel and watch orders.
@@ -298,7 +299,8 @@ fn refuse(error: clap::Error, args: &[OsString]) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Returns the definition of the command line. `--color` or `IMT_COLOR` decides about colour in it.
+/// Returns the definition of the command line. `--color` or `IMT_COLOR` decides if its help texts
+/// and errors are coloured.
 fn definition(args: &[OsString]) -> clap::Command {
     let color = flag_value(args, "color", None).or_else(|| std::env::var_os("IMT_COLOR"));
     let color = match color.as_ref().and_then(|color| color.to_str()) {
@@ -307,6 +309,18 @@ fn definition(args: &[OsString]) -> clap::Command {
         _ => clap::ColorChoice::Auto,
     };
     help::shaped(Cli::command(), args).color(color)
+}
+
+/// Returns the path of the command, such as `node start`, even if required arguments are missing.
+fn command_path(args: &[OsString]) -> String {
+    let matches = definition(args).ignore_errors(true).try_get_matches_from(args);
+    let mut names = Vec::new();
+    let mut below = matches.as_ref().ok().and_then(ArgMatches::subcommand);
+    while let Some((name, inner)) = below {
+        names.push(name);
+        below = inner.subcommand();
+    }
+    names.join(" ")
 }
 
 fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
@@ -326,7 +340,8 @@ fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
                 (Err(error), Ok(cli)) if matches!(cli.command, Command::Config(_)) => broken = Some(error),
                 (Err(error), _) => return Err(error),
             }
-            if !matches!(&first, Ok(cli) if matches!(cli.command, Command::Context(_))) {
+            let is_context = matches!(&first, Ok(cli) if matches!(cli.command, Command::Context(_)));
+            if !is_context && config::follows_context(&command_path(args)) {
                 defaults.context = Contexts::chosen(args)?;
             }
         }

@@ -86,7 +86,7 @@ pub(crate) fn interrupt_self() {
     let _ = kill_process(rustix::process::getpid(), rustix::process::Signal::INT);
 }
 
-/// Maximum time for blocking threads to end after a command. All durable work is finished before. A
+/// Maximum time for blocking threads to end after a command, when its durable work is finished. A
 /// thread that hangs, for example on a lost network file system, must not keep the process alive.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 

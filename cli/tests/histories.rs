@@ -140,8 +140,8 @@ impl Shared {
     }
 }
 
-/// Sends an operation. Returns the status, `true` for a replayed response, and the body. Returns
-/// `None` if no complete response comes in time.
+/// Sends an operation. Returns the status, `true` if the node repeated the stored response to an
+/// earlier request, and the body. Returns `None` if no complete response comes in time.
 fn exchange(address: &str, order: u64, step: &Step) -> Option<(u16, bool, Value)> {
     let (method, path, body) = match step {
         Step::Place(content) => {

@@ -23,6 +23,7 @@ mod db_shell;
 mod db_truth;
 mod documents;
 mod engine;
+mod engine_cut;
 mod engine_faults;
 mod foreign_files;
 mod histories;

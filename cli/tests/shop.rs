@@ -1,5 +1,5 @@
 //! The shop as its users see it: in one process, in three processes of which one is killed, and
-//! with the requests of the original system.
+//! with the requests of the original system, from which this project grew.
 
 use crate::support::{Server, http, imt, run, stderr, stdout, try_http, until};
 use serde_json::json;

@@ -55,7 +55,8 @@ pub struct Theme {
     palette: Palette,
 }
 
-/// Colours of nodes by their position among the members. Neighbours also differ in lightness.
+/// Colours of nodes by their position among the members. Colours of neighbouring positions also
+/// differ in lightness.
 const NODE_INDEXED: [u8; 6] = [31, 166, 29, 133, 136, 67];
 const NODE_BASIC: [Color; 6] = [
     Color::Cyan,

@@ -82,7 +82,7 @@ impl Default for Options {
             // disk space.
             segment_bytes_first: 256 * 1024,
             // This size bounds the memory of the active segment, and is the unit in which space is
-            // freed. 16,384 such segments hold 256 GiB.
+            // freed. A log of more than 16,384 segments, or 256 GiB, gets larger segments.
             segment_bytes_max: 16 << 20,
             // One write call carries a few thousand records, so that its fixed cost is negligible.
             buffer_bytes: 256 * 1024,
@@ -93,8 +93,9 @@ impl Default for Options {
             // frees. With one third of dead bytes, the log has at most 1.5 times the live bytes.
             compaction_dead_percent: 33,
             compaction_bytes_per_second: None,
-            // Long before the 64th run, the time limit of a turn is at its maximum. A body that
-            // exceeds this time limit is an error of the caller.
+            // After some conflicts, a run gets an exclusive turn with a time limit, which each
+            // further turn doubles. Long before the 64th run, the limit is at its maximum. A body
+            // that exceeds the maximum is an error of the caller.
             transaction_tries: 64,
             memory_bytes: None,
             sigbus_handler: true,
@@ -259,8 +260,8 @@ impl Options {
     /// [`Error::Conflict`]. Default: 64.
     ///
     /// With [`Durability::Sync`], two runs are enough for a body that takes less than a
-    /// millisecond, because its second run cannot meet a conflict. With one run, every conflict is
-    /// reported.
+    /// millisecond: no other commit is made during the second run, so that run meets no conflict.
+    /// With one run, every conflict is reported.
     #[must_use]
     pub fn transaction_tries(mut self, tries: u32) -> Self {
         self.transaction_tries = tries;

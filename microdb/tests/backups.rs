@@ -230,7 +230,8 @@ fn a_backup_beside_a_writer_has_the_moment_of_the_view_and_heals_the_original() 
     let (sequence, records) = (view.sequence(), records(&view));
     let early = folder.path().join("early");
     view.backup_to(&early).unwrap();
-    // Compaction removes most segments that the view needs, and its checkpoint is replaced.
+    // Compaction removes most segments that the view needs, and a new checkpoint replaces the one
+    // from which the view was opened.
     for round in 3..6 {
         fill(&db, round);
     }

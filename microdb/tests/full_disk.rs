@@ -14,7 +14,7 @@ use microdb::{Db, Durability, Options, Table};
 
 const ROOT: &str = "/db";
 const VALUE_BYTES: usize = 1_000;
-/// Number of live records: the keys are written in turn.
+/// Number of keys, which are written in turn. So it is also the number of live records.
 const KEYS: u32 = 20;
 const CAPACITY: u64 = 1 << 20;
 

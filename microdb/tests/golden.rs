@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use microdb::{Durability, Options};
 
-/// Names of the golden folders, one for each version of the format, the newest last.
+/// Names of the golden folders, the newest last. Each addition to the format has a folder.
 const GOLDEN: [&str; 2] = ["microdb-1", "microdb-1-sealed"];
 
 fn golden(name: &str) -> PathBuf {

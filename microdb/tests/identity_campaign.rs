@@ -268,8 +268,8 @@ struct Promised {
     errors: Vec<String>,
 }
 
-/// Runs the victim's work: each kind of call, and some of them after each other kind. Returns the
-/// acknowledged records and the errors.
+/// Runs the victim's work: an open, puts, checkpoints, a compaction, a backup and a close. Returns
+/// the acknowledged records and the errors.
 fn history(options: Options, trigger: &Trigger) -> Promised {
     let mut promised = Promised::default();
     if let Err(error) = work(options, trigger, &mut promised) {

@@ -634,12 +634,12 @@ fn newer_format_is_named_as_such_and_left_alone() {
         assert!(error.to_string().contains("format version 2"), "{error}");
     }
     assert_eq!(std::fs::read(&super_file).unwrap(), before);
-    // The newer version is also recognised if the first copy of SUPER is damaged.
+    // The newer version is also recognised if the first copy of the state in SUPER is damaged.
     bytes[..8].fill(0);
     std::fs::write(&super_file, &bytes).unwrap();
     assert!(matches!(Db::open(&path), Err(Error::Version { found: 2, .. })));
-    // If only one copy has another version, the version is damaged, and the database is not of a
-    // newer format.
+    // If only one copy of the state has another version, the version is damaged, and the database
+    // is not of a newer format.
     let other = folder.path().join("other");
     Db::open(&other).unwrap().close().unwrap();
     let super_file = other.join("SUPER");

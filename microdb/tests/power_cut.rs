@@ -26,15 +26,15 @@ use crate::support::workload::{Op, ROOT, Run, Shape};
 /// Default number of workloads. All workloads together take a minute of one core at opt-level 1.
 const WORKLOADS: u64 = 14;
 const OPS: u64 = 24;
-/// Numbers of disks for each cut: in the workload itself, and in later work on one of the resulting
-/// disks.
+/// Numbers of disks checked for each cut: in the workload itself, and in later work on one of the
+/// resulting disks.
 const DISKS: usize = 16;
 const DISKS_DEEP: usize = 3;
 /// On one disk in this many, the work after the cut is cut as well.
 const DEEPER_ONE_IN: u64 = 100;
 const KILL_ONE_IN: u64 = 50;
 const DEPTH_MAX: u32 = 3;
-/// Maximum number of workloads until a forgotten sync must be noticed.
+/// Maximum number of workloads on a disk that forgets one kind of sync, until a check must fail.
 const LIE_WORKLOADS: u64 = 10;
 
 #[derive(Default, Debug)]

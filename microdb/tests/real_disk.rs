@@ -23,17 +23,18 @@ use microdb::{Error, Options};
 /// Path of the test that runs as the second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
-/// Default numbers of cuts for ext4 and xfs, for a few seconds.
+/// Default numbers of power cuts: on ext4, and on xfs. All of these cuts together take a few
+/// seconds.
 const CUTS: &str = "20,5";
-/// Number of cuts per database. The first of them can hit the creation of the database.
+/// Number of power cuts per database. The first of them can hit the creation of the database.
 const CUTS_EACH: u64 = 25;
-/// Maximum number of acknowledged commits before a cut.
+/// Exclusive upper bound for the number of acknowledged commits after which the power is cut.
 const PROMISES_MAX: u64 = 40;
 /// Number of the signal that ends a process when it reads an unreadable map.
 const SIGBUS: i32 = 7;
-/// Command to the other process: check the database and end.
+/// Command to the second process: check the database and end.
 const ONLY_LOOK: &str = "only look";
-/// Size of the image in MiB, the smallest that mkfs.xfs accepts.
+/// Size in MiB of the image file with the file system, the smallest that mkfs.xfs accepts.
 const IMAGE_MIB: u64 = 320;
 
 /// Runs a command. Returns its error output if it failed.

@@ -333,9 +333,9 @@ fn damage_in_a_frame_is_named_with_its_position() {
         .to_vec();
     let image = folder.path().join("image");
     copy(&live, &image);
-    // The damaged bytes: a byte in two of the values, and the length of the last record, which then
-    // extends beyond its frame. The last damage is reported for the frame, 48 bytes before its
-    // first record.
+    // The damaged bytes: one byte in each of the first two values, and the length of the last
+    // record, which then extends beyond its frame. The damage of the last record is reported for
+    // the frame, 48 bytes before the first record.
     let first = u64::from(places[0].offset);
     let damaged = |place: LogPosition| (u64::from(place.offset) + 20, u64::from(place.offset));
     let damaged = [
@@ -391,8 +391,8 @@ fn differing_copies_of_super_are_repaired_and_sound_ones_are_not_written() {
     assert!(generation() > first, "it counts on from where it was");
     let newer = fs::read(&path).unwrap();
     let found = contents(&options().read_only(true).open(&live).unwrap()).unwrap();
-    // The two copies of SUPER differ: the power was cut between their writes, or one copy is
-    // damaged.
+    // The two copies of the state in SUPER differ: the power was cut between their writes, or one
+    // copy is damaged.
     let mixed = |first: &[u8], second: &[u8]| [&first[..COPY], &second[COPY..]].concat();
     let rotten = vec![0x55; newer.len()];
     for mixed in [

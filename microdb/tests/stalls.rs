@@ -173,7 +173,7 @@ fn a_segment_without_live_records_is_removed_unread() {
         .map(|segment| segment.id)
         .collect();
     assert!(dead.len() > 5, "{stats}");
-    // Each of these segments is damaged. Any code that reads them would report the damage.
+    // Each segment without live records is damaged. Any code that reads one would report damage.
     for id in &dead {
         let path = folder.path().join(format!("log/{id:010}.seg"));
         let file = OpenOptions::new().write(true).open(path).unwrap();

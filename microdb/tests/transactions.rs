@@ -226,7 +226,8 @@ fn a_run_with_many_reads_beside_many_commits_sees_one_moment() {
         Ok::<_, Error>(a + b)
     });
     assert_eq!((sums.unwrap(), runs), (10, 1));
-    // If such a run writes, the commit finds that it is outdated, and the run is repeated.
+    // If a run that reads from a snapshot also writes, the commit finds that the run is outdated,
+    // and the run is repeated.
     let mut runs = 0;
     db.transaction(|tx| {
         runs += 1;
@@ -324,6 +325,42 @@ fn an_error_of_the_body_is_returned_unchanged_and_one_of_the_engine_is_converted
     let value = vec![0; VALUE_BYTES_MAX + 1];
     let result: Result<(), Refused> = db.transaction(|tx| Ok(tx.put(&table, "k", &value)?));
     assert!(matches!(result, Err(Refused::Database(reason)) if reason.contains("exceeds the limit")));
+}
+
+#[test]
+fn a_body_that_fails_after_an_outdated_read_runs_again() {
+    let (_folder, db, table) = open(Durability::Sync);
+    shift(&db, &table, 3);
+    for returns_conflict in [true, false] {
+        // The second read of the first run gets a conflict. The error of the body is then based on
+        // values of two moments, so the engine must not return it.
+        let mut runs = 0;
+        let result: Result<u64, Refused> = db.transaction(|tx| {
+            runs += 1;
+            let a = number(&tx.get(&table, "a")?.unwrap());
+            if runs == 1 {
+                beside(|| shift(&db, &table, a + 1));
+            }
+            match tx.get(&table, "b") {
+                Err(error) if returns_conflict => Err(error.into()),
+                Err(_) => Err(Refused::TooFew { left: 99 }),
+                Ok(b) => Ok(a + number(&b.unwrap())),
+            }
+        });
+        assert_eq!((result, runs), (Ok(10), 2), "{returns_conflict}");
+    }
+    // If the last run is outdated too, the result is a conflict and not the error of the body.
+    let folder = tempfile::tempdir().unwrap();
+    let db = Options::new().transaction_tries(1).open(folder.path()).unwrap();
+    let table = db.table("t").unwrap();
+    let result: Result<(), Refused> = db.transaction(|tx| {
+        tx.get(&table, "a")?;
+        beside(|| shift(&db, &table, 1));
+        assert!(matches!(tx.get(&table, "b"), Err(Error::Conflict { .. })));
+        Err(Refused::TooFew { left: 99 })
+    });
+    let conflict = Refused::from(Error::Conflict { tries: 1 });
+    assert_eq!(result, Err(conflict));
 }
 
 #[test]

@@ -25,12 +25,12 @@ pub const DEFAULT_WAREHOUSE: &str = "http://127.0.0.1:9091";
 pub struct NodeConfig {
     /// Name of the node and of its volume.
     pub name: String,
-    /// The data folder, shared with all other nodes of the cluster and with the simulators. A
-    /// missing folder is created.
+    /// The data folder. Without an engine, all nodes of the cluster share it. A missing folder is
+    /// created.
     pub data: PathBuf,
     /// The engine that holds the cluster's state and the logs of its volumes. `None` keeps both in
-    /// the data folder. With an engine, each node has a data folder that no other node uses, for
-    /// caches.
+    /// the data folder. With an engine, each node keeps local copies of volumes in a data folder
+    /// that no other node uses.
     pub engine: Option<EngineUrl>,
     /// With an engine: `HOST:PORT` at which the other nodes reach this node. `None` if that is the
     /// address of the API.
@@ -120,8 +120,8 @@ pub struct ServerLimits {
 
 impl Default for ServerLimits {
     fn default() -> ServerLimits {
-        // A connection costs about 20 KB and a request a few KB, so the worst case is some hundred
-        // megabytes.
+        // A connection takes about 20 KB of memory and a request a few KB. So both maximum numbers
+        // together take some hundred megabytes.
         ServerLimits {
             connections_max: 8_192,
             requests_max: 8_192,

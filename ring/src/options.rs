@@ -8,11 +8,11 @@ pub const SLOTS_MIN: u32 = 16;
 /// Maximum number of slots. A table of 128 KiB fits in a second-level cache, and 1,000 nodes still
 /// own 65 slots each.
 pub const SLOTS_MAX: u32 = 65_536;
-/// Maximum number of replicas of a slot, primary included. More are not needed in practice, and so
-/// few can be compared in pairs.
+/// Maximum number of replicas of a slot, primary included. More are not needed in practice. With
+/// so few, the check that they are distinct nodes can compare each pair.
 pub const REPLICATION_MAX: u8 = 8;
-/// Default number of slots. Up to 80 nodes, shares are within 0.5 % of exact. The table takes 32
-/// KiB.
+/// Default number of slots. With up to 80 nodes of equal weight, the share of each node differs
+/// from the exact share by at most 0.5 %. The table takes 32 KiB.
 const SLOTS_DEFAULT: u32 = 16_384;
 
 /// Properties of a new ring. [`Ring::double`](crate::Ring::double) changes the number of slots

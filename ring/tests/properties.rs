@@ -154,8 +154,8 @@ fn check_plan(ring: &Ring, plan: &Plan, next: &Ring) {
     let _drawn = format!("{plan}");
 }
 
-/// Checks a plan with one replica. Without pins, shares must be within one slot of exact. The
-/// number of moves must be minimal.
+/// Checks a plan with one replica. The number of moves must be minimal. Without pins, each node's
+/// number of slots must differ from its exact share by less than one slot.
 fn check_exact(ring: &Ring, plan: &Plan, next: &Ring) {
     assert_eq!(plan.moved, plan.minimum);
     if !next.pins().is_empty() || !ring.pins().is_empty() {

@@ -102,7 +102,8 @@ fn least_copies(ring: &Ring) -> u32 {
             .map(|zone| ring.slots().min(zone.nodes * (share + copies)))
             .sum()
     };
-    // The room grows with the number of copies, so a binary search finds the bound.
+    // The room for replicas grows with the number of copies per node. So a binary search finds the
+    // smallest number with enough room.
     let (mut low, mut high) = (0, ring.slots());
     while low < high {
         let middle = (low + high) / 2;
@@ -158,8 +159,9 @@ fn three_hundred_joins_and_leaves_over_four_zones_stay_balanced_and_cheap() {
 
 #[test]
 fn copies_exceed_the_goal_only_where_zones_force_them_to() {
-    // Of 13 nodes with 5 in one zone, the other 8 nodes must hold two thirds of all copies: 1.125
-    // of the mean.
+    // If 5 of 13 nodes are in one zone, the other 8 nodes must hold two thirds of all replicas.
+    // With equal numbers of primaries, each of the 8 nodes holds 1.125 of the mean number of
+    // copies.
     for seed in 0..3 {
         let worst = history(seed, 4096, 16, 12, 20, 300);
         assert_eq!((worst.broken_zones, worst.without_data), (0, 0), "{worst:?}");

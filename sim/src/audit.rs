@@ -10,8 +10,8 @@
 //!   cannot be read, there is an error and no verdict.
 //! - A finding is reported only if three readings in a row show it. The two sides are not read at
 //!   the same instant, so a message in flight can look like a difference.
-//! - The stock of the first day is computed from the seed and not requested from the warehouse. So
-//!   the warehouse's own bookkeeping is checked as well.
+//! - The stock of the first day, with which the warehouse's ledger began, is computed from the seed
+//!   and not requested from the warehouse. So the warehouse's own bookkeeping is checked as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

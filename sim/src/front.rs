@@ -31,6 +31,7 @@ use crate::{Error, Result};
 
 mod dispatch;
 mod ids;
+mod order_book;
 mod owners;
 mod pacer;
 mod record;
@@ -50,7 +51,8 @@ pub const LAG_P99_MAX: Duration = Duration::from_millis(5);
 /// Pause between two polls of an order management that is not ready yet.
 const READY_PAUSE: Duration = Duration::from_millis(50);
 
-/// Settings of a front. `Default` gives the settings of the original shop front.
+/// Settings of a front. `Default` gives the settings of the shop front of the original system, from
+/// which this project grew.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FrontConfig {
     /// Address of the order management.
@@ -140,7 +142,8 @@ pub struct FrontReport {
     pub seed: u64,
     /// Start of the first request, unix milliseconds.
     pub started_at_ms: u64,
-    /// Length of the sending window, as configured.
+    /// Configured length of the sending window, the time in which orders and statistics requests
+    /// start.
     pub duration: Duration,
     /// Actual length of the sending window; shorter than `duration` if the run was stopped early.
     pub window: Duration,
@@ -317,8 +320,8 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<bool> {
                 }
                 "it has no stock yet".to_owned()
             }
-            // A server without this route, such as the original order management, is ready if it
-            // answers at all.
+            // A server without this route, such as the order management of the original system, is
+            // ready if it answers at all.
             Ok(answer) if answer.status < 500 => return Ok(true),
             Ok(answer) => format!("{} {}", answer.status, answer.excerpt()),
             Err(failure) => failure.to_string(),

@@ -12,7 +12,7 @@
 //! - [`monitor`]: polls both servers during a run.
 //! - [`report`]: a run as one HTML page.
 //! - [`run_folder`]: the record of a run on disk.
-//! - [`samples`]: small files in the original's formats.
+//! - [`samples`]: small files in the formats of the original system, from which this project grew.
 //! - [`scenario`]: load, faults, node events and thresholds of a run, from TOML.
 //! - [`series`]: a run second by second.
 //! - [`summary`]: the results of a run, as a table and as JSON.

@@ -20,8 +20,8 @@ use crate::wire::{Health, WarehouseStatus, WarehouseSummary};
 
 /// Time between two polls. Two polls a second give each second of the series a fresh poll.
 const POLL_EVERY: Duration = Duration::from_millis(500);
-/// Every this many polls, the detail of ring and nodes is read as well. A node counts its requests
-/// by whole seconds, so that one reading a second suffices.
+/// One of this many polls also reads the detail of ring and nodes. A node counts its requests by
+/// whole seconds, so one reading of the detail per second is enough.
 const DETAIL_EVERY: u64 = 2;
 /// Maximum time of one poll.
 const POLL_TIMEOUT: Duration = Duration::from_secs(2);

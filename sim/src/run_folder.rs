@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `run.json` | scenario, seed, versions; written at the start, so that a killed run has it |
 //! | `series.csv` | a line for each second |
-//! | `stats.csv` | a line for each request, in the original's format |
+//! | `stats.csv` | a line for each request, in the format of the original system |
 //! | `events.csv` | events of load, nodes and warehouse |
 //! | `histograms.csv` | latencies of each route without the warm-up |
 //! | `run.log` | log lines written while a live view used the terminal; written by the view |

@@ -1,4 +1,5 @@
-//! Small sample files in the original's formats, for tests and for trying the routes with curl.
+//! Small sample files in the formats of the original system, from which this project grew. They are
+//! for tests and for trying the routes with curl.
 //!
 //! The samples are generated from a fixed seed, by the code that generates the stock, statistics
 //! files and orders of a run. So they always match the simulators. A test generates them again and

@@ -20,7 +20,7 @@ pub(crate) enum Purpose {
     Arrivals = 1,
     /// Content of the front's requests.
     Requests = 2,
-    /// Stock on the first day.
+    /// The stock with which a new warehouse begins.
     Stock = 3,
     /// Lines of the statistics files.
     StatFiles = 4,

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - Counts include this run only. Totals of the data folder have a separate field.
-//! - Rates are those of the sending window. The time after the window is reported as the drain.
+//! - Rates are those of the sending window, the time in which orders and statistics requests start.
+//!   The time after the window is reported as the drain.
 //! - There is one verdict. A run with a large lag is invalid, unless the audit has findings or
 //!   could not be done.
 //!
@@ -107,7 +108,8 @@ pub struct Summary {
     pub payments_not_sent: u64,
     /// Results of each route.
     pub routes: Vec<RouteReport>,
-    /// Number of errors on all routes, by status and problem, or by the reason of a missing answer.
+    /// Number of errors on all routes, by status and problem (RFC 9457), or by the reason of a
+    /// missing answer.
     pub errors: BTreeMap<String, u64>,
     /// Number of orders of this run by state at the end; `None` without an audit.
     pub orders: Option<BTreeMap<String, u64>>,

@@ -85,8 +85,8 @@ pub enum Phase {
     Waiting,
     /// The front starts requests.
     Sending,
-    /// The sending window is over. Payments that are due are still sent, and requests in flight are
-    /// completed.
+    /// The sending window, in which orders and statistics requests start, is over. Payments that
+    /// are due are still sent, and requests in flight are completed.
     Draining,
     /// The audit compares the order management with the warehouse.
     Auditing,
@@ -114,7 +114,8 @@ pub struct RouteState {
     pub requests: u64,
     /// Number of requests answered with a status below 400.
     pub ok: u64,
-    /// Number of failed requests, by status and problem, or by the reason of a missing answer.
+    /// Number of failed requests, by status and problem (RFC 9457), or by the reason of a missing
+    /// answer.
     pub errors: BTreeMap<String, u64>,
     /// Percentiles of the latency, without the requests of the warm-up.
     pub latency: Latency,
@@ -189,7 +190,7 @@ pub struct NodeState {
     pub name: String,
     /// Number of slots of the node's volume.
     pub slots: u64,
-    /// `true` if a node serves the node's volume.
+    /// `true` if this node or another one serves this node's volume.
     pub is_served: bool,
 }
 
@@ -319,7 +320,8 @@ pub struct RunState {
     pub started_at_ms: u64,
     /// Time since the start of the first request.
     pub elapsed: Duration,
-    /// Length of the sending window, as configured.
+    /// Configured length of the sending window, the time in which orders and statistics requests
+    /// start.
     pub sending_window: Duration,
     /// Number of requests started.
     pub sent: u64,

@@ -46,7 +46,8 @@ use books::{Books, Entry, LEDGER_VERSION, OrderCounts};
 use ledger::{Ledger, Ticket};
 pub use stock::{Stock, StockCsv, StockShape};
 
-/// Settings of a warehouse. `Default` gives the settings of the original warehouse.
+/// Settings of a warehouse. `Default` gives the settings of the warehouse of the original system,
+/// from which this project grew.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WarehouseConfig {
     /// Address to listen on. Port 0 selects a free port.

@@ -141,6 +141,18 @@ pub struct Order {
     pub updated_at_ms: u64,
 }
 
+impl Order {
+    /// Returns `true` if the order was rejected, because no store had its units. A rejected order
+    /// that was paid is in the state `RefundWanted`, and has no store.
+    pub fn is_rejected(&self) -> bool {
+        match self.state {
+            OrderState::Rejected => true,
+            OrderState::RefundWanted => self.store_id.is_none(),
+            _ => false,
+        }
+    }
+}
+
 /// A page of `GET /orders`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrdersPage {
@@ -369,7 +381,7 @@ pub struct WarehouseSummary {
     pub restocked: u64,
     /// Sequence number of the last delivery.
     pub sequence: u64,
-    /// Seed of the stock on the first day.
+    /// Seed of the stock with which the warehouse's ledger began.
     #[serde(default)]
     pub seed: u64,
     /// Number of products.

@@ -64,7 +64,8 @@ pub struct Arrival {
     pub request: Request,
 }
 
-/// Source of the intended starts of all requests, except for payments and cancellations of phases.
+/// Source of the intended starts. With phases, this does not include payments and cancellations,
+/// which start at random times relative to their order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Load {
     /// Phases, each with a rate of requests.
@@ -79,7 +80,8 @@ impl Load {
         Self::Phases(vec![LoadPhase::steady("steady", rate, duration, arrivals)])
     }
 
-    /// Returns the length of the sending window.
+    /// Returns the length of the sending window, the time in which orders and statistics requests
+    /// start.
     pub fn duration(&self) -> Duration {
         match self {
             Self::Phases(phases) => phases.iter().map(|phase| phase.duration).sum(),
@@ -119,7 +121,7 @@ impl Load {
 pub struct Workload {
     /// Seed of all random choices.
     pub seed: u64,
-    /// Id of the first request. The following requests have the following ids.
+    /// Lowest id of the run. Orders and statistics requests have consecutive ids from this one.
     pub first_id: u64,
     /// Source of the intended starts.
     pub load: Load,

@@ -86,7 +86,8 @@ fn the_schedule_has_the_originals_mix_and_ranges() {
     }
     assert_eq!(stats + orders.len(), 10_000);
     assert_eq!(payments, orders.len());
-    // A share of 2 in 12 of 10,000 requests, within five standard deviations.
+    // 2 in 12 of the 10,000 requests are orders. The limits are five standard deviations away from
+    // the expected count.
     assert!((1480..1853).contains(&orders.len()), "{}", orders.len());
     assert_eq!(workload(Arrivals::Fixed).request_count(), 10_000);
 }

@@ -24,8 +24,8 @@ use support::{FakeOms, Fault};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-/// Starts a warehouse with faults like the original's but short delays, and an order management
-/// with `fault`. Both have the address of the other server.
+/// Starts a warehouse with the kinds of faults of the original system but with short delays, and
+/// an order management with `fault`. Both have the address of the other server.
 async fn neighbours(data: &Path, fault: Fault) -> (Warehouse, FakeOms) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let warehouse = Warehouse::start(quick(data, listener.local_addr().unwrap()))

@@ -101,7 +101,7 @@ fn order(id: &str, product: u32, store: u32, quantity: u32) -> Value {
     })
 }
 
-/// Returns a product, a store and their quantity on the first day, which is at least `units`.
+/// Returns a product, a store and their quantity, at least `units`, in the warehouse's first stock.
 fn shelf(units: u32) -> (u32, u32, u32) {
     let stock = Stock::first_day(1, SHAPE);
     let all = (1..=SHAPE.products).flat_map(|p| (1..=SHAPE.stores).map(move |s| (p, s)));

@@ -83,7 +83,7 @@ impl Session for MicrodbSession<'_> {
         let table = self.table.clone();
         let added = self.db.transaction(|tx| {
             let value = tx.get(&table, key)?;
-            // A value of another length is replaced by 0, so the final count is too low. The
+            // A value that has not 8 bytes is replaced by 0, so the final count is too low. The
             // workload checks the count at its end.
             let next = plus_one(value.as_deref()).unwrap_or_default();
             tx.put(&table, key, next)

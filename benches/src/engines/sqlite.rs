@@ -16,7 +16,8 @@ use crate::Outcome;
 const PUT: &str = "INSERT OR REPLACE INTO records (key, value) VALUES (?1, ?2)";
 const GET: &str = "SELECT value FROM records WHERE key = ?1";
 
-/// Maximum wait of a writer for another writer, in milliseconds: more than the time of any row.
+/// Maximum wait of a writer for another writer, in milliseconds: longer than any workload takes, so
+/// that no write fails.
 const BUSY_TIMEOUT_MS: u64 = 600_000;
 
 pub(super) struct Sqlite {

@@ -28,7 +28,7 @@ const TRIES: u64 = 100;
 /// background work.
 const WRITING_MS_MAX: u64 = 1_000;
 
-/// Number of records of one commit before a close.
+/// Number of records of each commit between an open and a close of the database.
 const BATCH_RECORDS: usize = 1_000;
 
 /// Overwrites every record twice in random order without a pause. Measures the peak of the disk

@@ -70,7 +70,7 @@ pub enum Workload {
     /// Peak disk usage while everything is overwritten twice at full speed, and the usage one
     /// second later.
     Overwrite,
-    /// Open after a close at a random moment of the earlier work, 100 times.
+    /// Open, write for a random time and close, 100 times.
     CloseOpen,
     /// One counter incremented in durable transactions by 32 threads.
     HotCounter,

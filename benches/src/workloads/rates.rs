@@ -21,8 +21,8 @@ const FAST_STEP: u64 = 256;
 /// Number of keys of one call of `multi_get`.
 const MULTI_GET_KEYS: usize = 64;
 
-/// Number of random records read before a reading row is measured. The reads fill the caches and
-/// load the pages of memory maps.
+/// Number of random records read before a workload that reads is measured. These reads fill the
+/// caches and load the pages of memory maps.
 const WARM_UP_GETS: u64 = 300_000;
 
 /// Maximum time of the warm-up in seconds. On a busy machine the warm-up takes long, and a warm-up

@@ -23,7 +23,7 @@ const BATCH_BYTES: u64 = 1 << 20;
 /// records is synced.
 const OVERWRITTEN_BEFORE_KILL: u64 = 200_000;
 
-/// Maximum size of all values together, in bytes, in the rows with other value sizes.
+/// Maximum size of all values together, in bytes, in the workloads that [`size`] measures.
 const SIZE_BYTES: u64 = 256 << 20;
 
 const MIB: f64 = (1_u64 << 20) as f64;

@@ -78,7 +78,7 @@ async fn audit(args: AuditArgs, output: OutputFormat) -> Result<Exit, CliError> 
         stalled_after: args.wait.min(STALLED_AFTER),
         wait_max: args.wait,
         log: args.requests.or_else(|| own_log(&args.data, is_own)),
-        // With several nodes, a shop may have sent the requests of its log to each of them.
+        // With several nodes, the shop may have sent requests of the log to other nodes than `oms`.
         log_is_of_node: imt_oms::node_infos(&args.data).is_ok_and(|nodes| nodes.len() == 1),
         repeats: args.repeat.into(),
         ..AuditConfig::new(oms, warehouse(asked, &args.data, is_own)?)

@@ -42,8 +42,8 @@ pub(crate) struct ChaosArgs {
     /// Print one line per second instead of a display
     #[arg(long)]
     plain: bool,
-    // The flags of the load come last, because their last heading would also apply to flags after
-    // them.
+    // The flags of the load come last, because their last help heading would also apply to flags
+    // after them.
     #[command(flatten)]
     load: LoadArgs,
 }

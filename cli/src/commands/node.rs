@@ -551,8 +551,8 @@ async fn leave(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    // The process ends without another request. The wait has a limit, because a paused process does
-    // not end.
+    // The process of a node that has left ends by itself. The wait has a limit, because a paused
+    // process does not end.
     let has_ended = async {
         loop {
             let look = cluster.look().await?;

@@ -91,8 +91,8 @@ Example:
 
 #[derive(clap::Args)]
 pub(crate) struct RunArgs {
-    // `stay` and `plain` come before the flags of the load, because the last heading of the load
-    // would also apply to flags after it.
+    // `stay` and `plain` come before the flags of the load, because the last help heading of the
+    // load would also apply to flags after it.
     /// Keep the node and the warehouse running after the run, until Ctrl-C
     #[arg(long)]
     stay: bool,
@@ -172,8 +172,8 @@ pub(crate) struct FrontArgs {
     /// Print one line per second instead of a display
     #[arg(long)]
     plain: bool,
-    // The flags of the load come last, because their last heading would also apply to flags after
-    // them.
+    // The flags of the load come last, because their last help heading would also apply to flags
+    // after them.
     #[command(flatten)]
     load: LoadArgs,
 }

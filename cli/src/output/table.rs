@@ -15,7 +15,7 @@ use unicode_width::UnicodeWidthStr;
 const STATE: &str = "state";
 /// Number of blanks between two columns of a table.
 const GAP: usize = 2;
-/// Minimum width to which a column is narrowed.
+/// Minimum width to which a column of a table is narrowed, in characters.
 const COLUMN_MIN: usize = 4;
 
 /// Flags of a command that prints a table.

@@ -1,7 +1,7 @@
 //! Draws the orders of the run by state, as a funnel.
 //!
-//! A bar of the usual path has two parts. The full part stands for the orders in that state, and
-//! the light part for the orders in later states of the path.
+//! The bar of a state on the usual path of an order has two parts. The full part stands for the
+//! orders in that state, and the light part for the orders in later states of the path.
 
 use std::collections::BTreeMap;
 

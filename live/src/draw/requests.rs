@@ -12,9 +12,9 @@ use crate::figures::{count, latency, short};
 use crate::state::State;
 use crate::theme::Theme;
 
-/// Maximum height of one route, in rows.
+/// Maximum height of the area of one route, in rows.
 const ROUTE_ROWS_MAX: u16 = 9;
-/// Width of the figures beside curves of one row, in columns.
+/// Width of the figures beside curves that are one row high, in columns.
 const FIGURES_NARROW: u16 = 29;
 /// Width of the figures beside higher curves, in columns.
 const FIGURES_WIDE: u16 = 26;

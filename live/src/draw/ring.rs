@@ -14,12 +14,12 @@ use crate::figures::{fit, padded, short};
 use crate::state::State;
 use crate::theme::{Palette, Theme};
 
-/// Bounds of the width of the column with the nodes' names.
+/// Minimum and maximum width of the names of nodes in the table, in columns of the terminal.
 const NAME_MIN: usize = 4;
 const NAME_MAX: usize = 13;
-/// Minimum width of the panel for a circle beside the table, in columns.
+/// Minimum width of the panel at which a circle is drawn beside the table, in columns.
 const CIRCLE_BESIDE: u16 = 64;
-/// Minimum height of the panel for a circle above the table, in rows.
+/// Minimum height of the panel at which a circle is drawn above the table, in rows.
 const CIRCLE_ABOVE: u16 = 22;
 /// Width of a share in columns: a blank and `99.9 %`.
 const SHARE: usize = 7;

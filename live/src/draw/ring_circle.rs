@@ -84,7 +84,7 @@ impl Circle<'_> {
         if self.slots == 0 || distance > self.radius || distance < self.radius * HOLE {
             return None;
         }
-        // Share of a full turn, clockwise from the top.
+        // Direction of the point from the centre, as a share of a full turn clockwise from the top.
         let turn = (x.atan2(-y) / TAU).rem_euclid(1.0);
         let slot = ((turn * self.slots as f64) as u64).min(self.slots - 1);
         let mut end = 0_u64;

@@ -18,7 +18,7 @@ use crate::theme::Theme;
 const LABEL: usize = 11;
 /// Minimum number of free rows for the curve of the outbox, its heading and a blank row.
 const CURVE_ROWS_MIN: usize = 4;
-/// Maximum height of the curve with its heading, in rows.
+/// Maximum height of the curve of the outbox with its heading, in rows.
 const CURVE_ROWS_MAX: usize = 7;
 
 struct Fact {
@@ -27,8 +27,8 @@ struct Fact {
     style: Style,
 }
 
-/// Draws the panel of the warehouse and the outbox. Facts are sorted by importance. The last ones
-/// are left out if they do not fit.
+/// Draws the panel of the warehouse and the outbox. Each line is a fact: a label and a value. Facts
+/// are sorted by importance, and the last ones are left out if they do not fit.
 pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let title = Line::styled(" Warehouse and outbox ", theme.strong());
     let inner = panel(frame, area, title, theme);
@@ -60,7 +60,7 @@ fn facts(run: &RunState, theme: Theme) -> Vec<Fact> {
         value,
         style: Style::new(),
     };
-    // A count that is 0 in a healthy run.
+    // Builds the fact for a count that is 0 in a healthy run.
     let fault = |label, count: u64, text: String| Fact {
         label,
         value: text,

@@ -8,8 +8,8 @@ use super::{Directory, ImageTable, KeyHash, Location, View};
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 
-/// Prefetch distance in hashes. A processor has ten to sixteen line-fill buffers, and more requests
-/// in flight cost nothing.
+/// Number of hashes for which buckets are prefetched into the processor's cache before the first
+/// look-up. A processor has ten to sixteen line-fill buffers, and further prefetches cost nothing.
 const WINDOW: usize = 32;
 
 /// A directory for benchmarks. Locations are given as numbers.
@@ -56,7 +56,7 @@ impl BenchDirectory {
             .expect("nothing is mapped");
     }
 
-    /// Returns the first candidate of a hash.
+    /// Returns the number of the first location at which the key with this hash may be.
     pub fn get(&self, hash: u64) -> Option<u64> {
         let guard = pin();
         self.0
@@ -66,8 +66,8 @@ impl BenchDirectory {
             .map(number)
     }
 
-    /// Returns the sum of the first candidates of these hashes. Prefetches ahead, so that the waits
-    /// for memory overlap.
+    /// Returns the sum of the results of [`BenchDirectory::get`] for these hashes. Prefetches the
+    /// buckets of several hashes into the processor's cache, so that the waits for memory overlap.
     pub fn get_all(&self, hashes: &[u64]) -> u64 {
         let mut sum = 0;
         for window in hashes.chunks(WINDOW) {

@@ -30,7 +30,7 @@ use crate::raw::map::Map;
 const FULL_OF_1024: usize = 922;
 
 /// Maximum number of keys that an insertion moves to make room. If more moves are needed, the chunk
-/// grows. With three moves, random keys fill a chunk to 0.94 or more before an insertion fails.
+/// grows. With three moves, random keys fill at least 94 % of the slots before an insertion fails.
 const MOVES_MAX: u32 = 3;
 
 /// Distance from home to second bucket by class, in 1/65,536 of the number of buckets. The
@@ -270,8 +270,8 @@ impl Chunk {
         ((u128::from(within) * self.buckets.count() as u128) >> 64) as usize
     }
 
-    /// Returns the distance from home to second bucket: 1 to count - 1, or 0 if there is only one
-    /// bucket.
+    /// Returns the distance from home to second bucket, in buckets. It is at least 1 and less than
+    /// the number of buckets, or 0 if the chunk has only one bucket.
     #[inline]
     fn distance(&self, tag: Tag) -> usize {
         let others = self.buckets.count() - 1;
@@ -299,7 +299,7 @@ impl Chunk {
         self.buckets.prefetch(self.home(prefix));
     }
 
-    /// Prefetches the second bucket of a prefix if its home is full.
+    /// Prefetches the second bucket of a prefix into the processor's cache if its home is full.
     #[inline]
     pub(super) fn prefetch_room(&self, prefix: Prefix) {
         let home = self.home(prefix);
@@ -530,14 +530,24 @@ impl Chunk {
 
     /// Copies a mapped chunk in advance for the writer, which needs a copy to change it. Any thread
     /// may call this function while the writer works, since a chunk in a checkpoint never changes.
-    /// Damage is ignored here, because the writer finds it again.
-    pub(super) fn prepare(&self, born: u64) {
-        if let Some(source) = &self.source
-            && source.prepared.get().is_none()
-            && let Ok(copy) = self.copied(born)
-        {
-            // The copy is dropped if another thread has already set one.
-            let _ = source.prepared.set(Arc::new(copy));
+    ///
+    /// # Errors
+    /// The errors of [`Chunk::copied`]. After a success, [`Chunk::prepared_or_copied`] fails only if
+    /// a view was taken and the chunk was damaged since.
+    pub(super) fn prepare(&self, born: u64) -> Result<(), Damage> {
+        let Some(source) = &self.source else {
+            return Ok(());
+        };
+        match source.prepared.get() {
+            Some(copy) if copy.born() >= born => Ok(()),
+            // A view was taken since the copy was made, so the writer copies the chunk again.
+            Some(_) => self.verify_again(),
+            None => {
+                let copy = self.copied(born)?;
+                // The copy is dropped if another thread has already set one.
+                let _ = source.prepared.set(Arc::new(copy));
+                Ok(())
+            }
         }
     }
 

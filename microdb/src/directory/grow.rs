@@ -75,8 +75,8 @@ impl Directory {
     /// Rebuilds a chunk with fewer buckets if less than a fifth of its slots are used.
     pub(super) fn shrink_if_sparse(&self, guard: &Guard, chunk: &Chunk) {
         let size = chunk.bucket_count();
-        // A chunk that is one fifth full is rebuilt to be six tenths full. This is far from both
-        // limits, so a changing number of keys does not cause a rebuild each time.
+        // A chunk that is one fifth full is rebuilt to be six tenths full. Shrinking begins at one
+        // fifth and growth at nine tenths, so a changing number of keys causes few rebuilds.
         if size > 1 && chunk.keys() * 5 < chunk.slots() {
             self.resize(guard, chunk, (chunk.keys() / 5).clamp(1, size - 1));
         }

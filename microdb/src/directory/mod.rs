@@ -183,21 +183,26 @@ impl Directory {
         let _ = self.writable(guard, hash.prefix());
     }
 
-    /// Copies the chunk of a key in advance, for a later `thaw`. Any thread may call this function
-    /// while the writer works.
-    pub(crate) fn prepare(&self, guard: &Guard, hash: KeyHash) {
+    /// Copies the chunk of a key in advance, for a later change of the key. Any thread may call this
+    /// function while the writer works.
+    ///
+    /// # Errors
+    /// If the chunk is in a checkpoint and damaged.
+    #[inline]
+    pub(crate) fn prepare(&self, guard: &Guard, hash: KeyHash) -> Result<(), Damage> {
         let prefix = hash.prefix();
-        self.root.load(guard).chunk(prefix, guard).prepare(self.stamp());
+        self.root.load(guard).chunk(prefix, guard).prepare(self.stamp())
     }
 
-    /// Prefetches the bucket of a key.
+    /// Prefetches the home bucket of a key into the processor's cache.
     #[inline]
     pub(crate) fn prefetch(&self, guard: &Guard, hash: KeyHash) {
         let prefix = hash.prefix();
         self.root.load(guard).chunk(prefix, guard).prefetch(prefix);
     }
 
-    /// Prefetches the memory in which an absent key will be stored, if that is not its home bucket.
+    /// Prefetches into the processor's cache the bucket in which an absent key will be stored,
+    /// unless that is its home bucket.
     #[inline]
     pub(crate) fn prefetch_room(&self, guard: &Guard, hash: KeyHash) {
         let prefix = hash.prefix();
@@ -298,8 +303,8 @@ impl Directory {
         to: Location,
     ) -> Result<bool, Damage> {
         let prefix = hash.prefix();
-        // The key is looked up before the chunk is copied, so that an outdated relocation copies
-        // nothing.
+        // The key is looked up before the chunk is copied, so that nothing is copied for a key that
+        // is no longer at `from`.
         let chunk = self.chunk(guard, prefix)?;
         let Some(place) = chunk.find(prefix, from) else {
             return Ok(self.stash_position(guard, prefix, from).is_some_and(|position| {
@@ -440,8 +445,8 @@ impl Directory {
     }
 }
 
-/// The part of a directory that is dropped last. Its drop reports that the memory of a directory
-/// was freed.
+/// The part of a directory that is dropped last. Its drop reports to `raw::reclaim` that the memory
+/// of a directory was freed.
 struct End;
 
 impl Drop for End {

@@ -1,13 +1,13 @@
 //! Lock-free lookup of one key in a chunk, beside the writer.
 //!
 //! A lookup reads the home bucket, then its flag, then the second bucket. The writer orders its
-//! stores so that this finds each key (see the races in `chunk.rs`).
+//! stores so that such a lookup finds each present key (see the races in `chunk.rs`).
 
 use super::chunk::Chunk;
 use super::slot::{Location, Pattern, Prefix, Rank, Slot, Tag};
 use crate::raw::buckets::{BUCKET_WORDS, BucketRef, fence_loads};
 
-/// Lookup of one key in a chunk: home, flag, second bucket.
+/// Lookup of one key in a chunk: reads the home bucket, its flag and the second bucket.
 pub(super) struct Probe<'a> {
     chunk: &'a Chunk,
     bucket: BucketRef<'a>,

@@ -19,7 +19,7 @@
 /// 0.12 % at 20 million keys. Tables of more than 100,000 keys need no extra bytes (see
 /// `rebuild.rs`).
 pub(super) const PREFIX_BITS: u32 = 34;
-/// Number of bits of the prefix in a slot.
+/// Number of low bits of the prefix that a slot stores as its tag.
 pub(super) const TAG_BITS: u32 = 20;
 /// Number of bits of a location: 16 of the segment id, 26 of the offset (segments have at most 64
 /// MiB).
@@ -137,7 +137,7 @@ impl Tag {
     }
 }
 
-/// The bucket in which a key is stored.
+/// The bucket in which a key is stored: its home bucket or its second one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Rank {
     Home,

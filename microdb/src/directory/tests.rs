@@ -1,4 +1,5 @@
-//! Comparison of the directory with a plain map, over random histories, with good and bad hashes.
+//! Comparison of the directory with a plain map, over random histories, with evenly distributed
+//! hashes and with colliding ones.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -199,7 +200,7 @@ fn any_history_equals_a_plain_map_where_hashes_collide() {
     }
 }
 
-/// Fills a directory with the keys `0..keys` and calls `watch` after each.
+/// Fills a directory with the keys `0..keys` and calls `watch` after each key.
 fn fill(keys: u64, mut watch: impl FnMut(u64, &Directory)) -> Directory {
     let directory = Directory::new();
     for key in 0..keys {

@@ -1,7 +1,8 @@
 //! The records of one commit, encoded before any lock is taken.
 //!
 //! - A body is the sequence of records of one frame, with their content checksums.
-//! - Checksums are masked only once the position in the log is known, under the commit lock.
+//! - Each checksum is masked under the commit lock, once the position of its record in the log is
+//!   known. The mask ties the checksum to that position (see `format::checksum`).
 //!
 //! Deliberately absent: the frame header, which `log` writes.
 
@@ -13,8 +14,8 @@ use crate::format::record::{self, RECORD_CRC_BYTES, RecordKind};
 use crate::format::{BATCH_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::raw::prefetch::prefetch;
 
-/// Distance, in operations, at which the search for duplicates prefetches entries of its hash
-/// table.
+/// Distance, in operations, at which the search for duplicate keys prefetches entries of its hash
+/// table into the processor's cache.
 const PLACE_AHEAD: usize = 16;
 
 /// One record of a body.

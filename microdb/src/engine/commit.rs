@@ -68,12 +68,14 @@ pub(crate) struct Outcome {
     pub(crate) replaced: u32,
 }
 
-/// Distance, in operations, at which the directory chunk of a later operation is copied for
-/// writing. A miss in the caches and page tables takes as long as this many operations.
+/// Distance, in operations, at which the directory chunk of a later operation's key is copied for
+/// writing. A miss in the processor's caches and page tables takes as long as this many operations.
 const CHUNK_AHEAD: usize = 48;
-/// Distance, in operations, at which the bucket of a later operation is prefetched.
+/// Distance, in operations, at which the directory bucket of a later operation's key is prefetched
+/// into the processor's cache.
 const BUCKET_AHEAD: usize = 32;
-/// Distance, in operations, at which the record of a later operation is prefetched.
+/// Distance, in operations, at which the present record of a later operation's key is prefetched
+/// into the processor's cache.
 const RECORD_AHEAD: usize = 16;
 
 /// Maximum number of records published under one pin. Replaced chunks of the directory are freed
@@ -82,7 +84,7 @@ const RECORD_AHEAD: usize = 16;
 const PINNED_RECORDS: usize = 4096;
 
 /// Maximum number of records of a body that are looked up before the commit lock is taken. With
-/// more records, the caches would evict the first ones before they are published.
+/// more records, the processor's caches would evict the first ones before they are published.
 const WARM_RECORDS: usize = 512;
 
 impl Engine {
@@ -164,8 +166,8 @@ impl Engine {
         result
     }
 
-    /// Performs the steps of a commit that need no lock: checks that can fail early, and
-    /// prefetching.
+    /// Performs the steps of a commit that need no lock. Makes the checks that can fail early, and
+    /// loads into the processor's caches the memory that the commit will access.
     pub(crate) fn prepare(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         nesting::check_outside(self)?;
         self.check_writable()?;
@@ -204,23 +206,28 @@ impl Engine {
         }))
     }
 
-    /// Looks up the slot of each key before any lock is taken. The look-ups fill the caches, and
-    /// find damage in the directory while the commit can still be refused.
-    fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
+    /// Prepares the directory for a commit before any lock is taken. Look-ups of the first keys fill
+    /// the caches. Each chunk that the commit changes is verified, and copied if it is in a
+    /// checkpoint. So damage in the directory is found while the commit can still be refused.
+    pub(crate) fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         let guard = pin();
-        let ops = || {
-            body.ops
-                .iter()
-                .take(WARM_RECORDS)
-                .filter(|op| op.kind != RecordKind::Clear)
-        };
+        let (first, later) = body.ops.split_at(body.ops.len().min(WARM_RECORDS));
+        let is_key = |op: &&Op| op.kind != RecordKind::Clear;
         let directory = |op: &Op| tables[op.table as usize].directory.load(&guard);
-        ops().for_each(|op| directory(op).prefetch(&guard, op.hash));
+        let damaged = |damage| self.directory_damage(damage);
+        for op in first.iter().filter(is_key) {
+            directory(op).prefetch(&guard, op.hash);
+        }
         let segments = self.segments.load(&guard);
-        for op in ops() {
+        for op in first.iter().filter(is_key) {
+            // The copy verifies the chunk, so it is made before the look-up.
+            let is_put = op.kind == RecordKind::Put;
+            if is_put {
+                directory(op).prepare(&guard, op.hash).map_err(damaged)?;
+            }
             let candidates = directory(op).candidates(&guard, op.hash);
-            let mut candidates = candidates.map_err(|damage| self.directory_damage(damage))?;
-            match candidates.next() {
+            let found = candidates.map_err(damaged)?.next();
+            match found {
                 Some(location) => {
                     if let Some(segment) = segments.get(location) {
                         segment.prefetch_key(location.offset());
@@ -228,6 +235,13 @@ impl Engine {
                 }
                 None => directory(op).prefetch_room(&guard, op.hash),
             }
+            // The removal of an absent key changes no chunk.
+            if found.is_some() && !is_put {
+                directory(op).prepare(&guard, op.hash).map_err(damaged)?;
+            }
+        }
+        for op in later.iter().filter(is_key) {
+            directory(op).prepare(&guard, op.hash).map_err(damaged)?;
         }
         Ok(())
     }
@@ -337,8 +351,9 @@ impl Engine {
                 at,
                 bytes: op.bytes as usize,
             };
-            // An error means that a chunk of the directory is damaged in the checkpoint. The frame
-            // is then visible only in part, so the database is poisoned.
+            // An error means that a chunk of the directory was damaged in the checkpoint after
+            // `warm` had verified it. The frame is in the log, but visible only in part, so the
+            // database is poisoned.
             let applied = self.apply(&guard, core, table, &record, hint);
             replaced += u32::from(applied.map_err(|error| self.poisoned(error))?);
         }
@@ -408,10 +423,11 @@ impl Engine {
     }
 }
 
-/// Prefetches for a sequence of operations in three stages. The first copies the directory chunk
-/// for writing, the second prefetches the bucket, and the third prefetches the record that the
-/// bucket points to. The location of that record is kept for the operation. The kept location may
-/// be outdated, but the key comparison prevents its use for another key.
+/// Loads into the processor's caches the memory that a sequence of operations will access, in three
+/// stages. The first copies the directory chunk of a key for writing. The second prefetches the
+/// bucket in the chunk, and the third the record to which the bucket points. The location of that
+/// record is kept for the operation. The kept location may be outdated, but the key comparison
+/// prevents its use for another key.
 pub(crate) struct LookAhead<'a> {
     engine: &'a Engine,
     guard: &'a Guard,
@@ -421,8 +437,8 @@ pub(crate) struct LookAhead<'a> {
 }
 
 impl<'a> LookAhead<'a> {
-    /// Prefetches for the first operations. `key` returns the table and the key hash of the
-    /// operation at an index, or `None` after the last operation.
+    /// Performs the three stages for the first operations. `key` returns the table and the key hash
+    /// of the operation at an index, or `None` after the last operation.
     pub(crate) fn new<'t>(
         engine: &'a Engine,
         guard: &'a Guard,
@@ -482,8 +498,8 @@ impl<'a> LookAhead<'a> {
 }
 
 impl Engine {
-    /// Prefetches the memory that the bucket of a key points to: the record of the key, or the
-    /// space for a new key. Returns the location of the record.
+    /// Prefetches memory into the processor's cache: the record to which the bucket of a key
+    /// points, or the slot for a new key. Returns the location of the record.
     #[inline]
     fn look_ahead(&self, guard: &Guard, table: &TableCore, hash: KeyHash) -> Option<Location> {
         let directory = table.directory.load(guard);

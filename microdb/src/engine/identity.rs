@@ -3,9 +3,9 @@
 //! - Opening a database keeps its folder open (`Storage::hold_folder`). Renaming the database, a
 //!   `chdir`, a changed symbolic link or another database under the old path have no effect.
 //! - LOCK is checked after each sync. LOCK and SUPER are checked before each new segment,
-//!   checkpoint and state. If either file was removed or replaced, the database is poisoned and
-//!   acknowledges no further commits. SUPER is locked too, so that a second opener that creates a
-//!   new LOCK is refused.
+//!   checkpoint and state of SUPER. If either file was removed or replaced, the database is
+//!   poisoned and acknowledges no further commits. SUPER is locked too, so that a second opener
+//!   that creates a new LOCK is refused.
 //! - A handle inherited by a forked child refuses each call with `Error::Forked`. It writes,
 //!   removes and unlocks nothing, not even when dropped.
 //! - A file in the folder is removed only if it belongs to this database: the segment header has
@@ -113,7 +113,7 @@ pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dy
     };
     make()?;
     match hold(root, storage) {
-        // The folder was renamed between the two calls, or the path is relative and the working
+        // After its creation, the folder was renamed, or the path is relative and the working
         // folder changed.
         Err(Error::NotADatabase { .. }) => {
             make()?;

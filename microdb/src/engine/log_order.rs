@@ -19,14 +19,14 @@ const STRIDE_RECORDS: usize = 2 << 20;
 /// arrive soon: sorting two million locations takes tens of milliseconds.
 const FIRST_STRIDES: [usize; 2] = [4 << 10, 64 << 10];
 
-/// Prefetch distance in records. It is large enough that a cache miss ends while the records before
-/// are processed.
+/// Distance, in records, at which a record is prefetched from memory into the processor's cache. It
+/// is large enough that a cache miss ends while the records before are processed.
 const PREFETCH_RECORDS: usize = 16;
 
 /// Number of bytes of the log in one batch of requests to the disk. While the records of one batch
 /// are read, the next batch is already requested.
 const ASK_BYTES: u32 = 4 << 20;
-/// Maximum number of requests in a batch, for records that are far apart.
+/// Maximum number of requests in a batch. Records that are far apart need one request each.
 const ASK_RANGES: usize = 256;
 /// Gaps between records up to this size are requested along with the records. A disk reads such a
 /// gap faster than it starts another request.
@@ -97,7 +97,7 @@ impl Walk {
     }
 }
 
-/// Locations in log order, with prefetching.
+/// Locations in log order. Records ahead of the current location are prefetched.
 #[derive(Default)]
 pub(crate) struct LogOrder {
     locations: Vec<Location>,
@@ -178,10 +178,11 @@ impl LogOrder {
     }
 }
 
-/// Binary logarithm of the distance, in bytes, below which records need no order. One cache line.
+/// Binary logarithm of the distance, in bytes, below which records need no order. The distance is
+/// one cache line.
 const GRAIN_BITS: u32 = 6;
-/// Number of bits by which one pass sorts. One cache line for each of the 2,048 resulting buckets
-/// fits into the second-level cache.
+/// Number of bits by which one pass of the radix sort sorts. One cache line for each of the 2,048
+/// resulting buckets fits into the second-level cache.
 const DIGIT_BITS: u32 = 11;
 /// Number of locations below which a comparison sort is as fast as the radix sort.
 const RADIX_RECORDS: usize = 4096;

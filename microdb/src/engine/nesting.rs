@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 const DEPTH_MAX: usize = 4;
 
 thread_local! {
-    /// Addresses of the engines, outermost first. 0 means none.
+    /// Addresses of the engines with a transaction body that this thread is running, in the order
+    /// in which the thread entered the bodies. 0 marks a free entry.
     static BODIES: Cell<[usize; DEPTH_MAX]> = const { Cell::new([0; DEPTH_MAX]) };
 }
 

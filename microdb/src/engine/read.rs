@@ -149,7 +149,7 @@ impl Engine {
     }
 
     /// Returns the values of many keys, in stages: buckets, records, values. Each stage prefetches
-    /// for one key and continues with another instead of waiting.
+    /// the memory of one key and continues with another key instead of waiting for that memory.
     pub(crate) fn multi_get<K: AsRef<[u8]>>(
         &self,
         table: &TableCore,

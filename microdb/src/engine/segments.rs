@@ -231,7 +231,7 @@ impl Segment {
         }
     }
 
-    /// Prefetches the cache lines of a small record at `offset`.
+    /// Prefetches the three cache lines of a small record at `offset` into the processor's cache.
     #[inline]
     pub(crate) fn prefetch(&self, offset: u32) {
         if let Some(address) = self.address(offset) {
@@ -280,7 +280,7 @@ impl Segment {
         }
     }
 
-    /// Prefetches the record at `offset` up to the end of a short key.
+    /// Prefetches the record at `offset` into the processor's cache, up to the end of a short key.
     #[inline]
     pub(crate) fn prefetch_key(&self, offset: u32) {
         if let Some(address) = self.address(offset) {

@@ -154,8 +154,8 @@ impl Engine {
         sizes.log > sizes.soft
     }
 
-    /// Delays a commit of `bytes` while the log has no room for it, as described in the module. The
-    /// caller holds no lock.
+    /// Delays a commit of `bytes` while the log has no room for it. The rules are in the header of
+    /// this file. The caller holds no lock.
     ///
     /// # Errors
     /// If the database is closed or poisoned during the wait.

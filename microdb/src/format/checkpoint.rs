@@ -1,11 +1,12 @@
-//! Layout of a checkpoint file: its identity, the position of the log that it covers, and the
-//! tables and segments at that position.
+//! Layout of a checkpoint file. The file has three parts, in this order:
 //!
-//! - The file is a fixed head, the image of each table's directory (see `directory`), and a block
-//!   of variable length.
-//! - The head is written last.
-//! - A checkpoint contains only data that can be derived from the log. If an open finds a
-//!   checkpoint damaged, the whole log is replayed instead.
+//! - a *head* of fixed size: the identity of the file, and the position and checksum of the block;
+//! - an *image* of the directory of each table, one behind the other;
+//! - a *block* of variable size: the position of the log that the checkpoint covers, and the
+//!   tables and segments at that position.
+//!
+//! The head is written last. A checkpoint contains only data that can be derived from the log. If
+//! an open finds a checkpoint damaged, the whole log is replayed instead.
 //!
 //! Deliberately absent: the layout of an image, which `directory` defines.
 
@@ -107,12 +108,14 @@ pub(crate) struct TableEntry {
 
 /// Content of a checkpoint besides the directories.
 ///
-/// It is encoded as position, sequence and chain (8 bytes each), then variable-length numbers: next
-/// segment, next table, number of tables, number of segments. The number of tables is followed by
-/// an entry for each table: id, length of the name, name, offset and length of the table of its
-/// image. The number of segments is followed by an entry for each segment: id, end, tombstone
-/// bytes, number of tables with live bytes. That number is followed by the id and the live bytes of
-/// each table.
+/// Its encoding has these fields, in this order. Position, sequence and chain have 8 bytes each.
+/// All other numbers have a variable length.
+///
+/// - position, sequence and chain of the log; next segment id; next table id
+/// - number of tables, then for each table: id, length of the name, name, offset and length of the
+///   table of its image
+/// - number of segments, then for each segment: id, end, tombstone bytes, number of tables with
+///   live bytes, then for each of these tables: id, live bytes
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Block {
     pub(crate) at: Frontier,

@@ -26,8 +26,8 @@ pub struct KeyCodec {
 }
 
 impl KeyCodec {
-    /// Returns the record for keys of type `K`. Returns `None` if the text would be too long, or if
-    /// the name of the codec is empty or has a space.
+    /// Returns the codec and type of keys of type `K`. Returns `None` if the text would be too
+    /// long, or if the name of the codec is empty or has a space.
     pub(crate) fn of<K>(codec: &str) -> Option<Self> {
         let found = Self {
             codec: codec.to_owned(),

@@ -191,7 +191,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Maximum length of a variable-length number: 10 groups of 7 bits.
+/// Maximum length of a variable-length number in bytes, each of which holds 7 bits.
 pub(crate) const VARINT_BYTES_MAX: usize = 10;
 
 /// Appends `value` in groups of seven bits, lowest first. Each group is a byte, and the top bit is

@@ -23,7 +23,8 @@ const ALIGN: usize = 64;
 /// Maximum number of bytes in one read-ahead request to the operating system.
 const ASK_BYTES: usize = 128 * 1024;
 
-/// Kinds of advice to the operating system, which reads ahead in small pages without advice.
+/// Advice given to the operating system for a map: none, read ahead in large pages, or read only
+/// touched pages. Without advice, the system reads ahead in small pages.
 const NO_ADVICE: u8 = 0;
 const READ_AHEAD: u8 = 1;
 const SCATTERED: u8 = 2;
@@ -45,13 +46,13 @@ enum Memory {
 pub(crate) struct Map {
     memory: Memory,
     len: usize,
-    /// The last advice given to the operating system.
+    /// The last advice given to the operating system: one of the three constants above.
     advice: AtomicU8,
 }
 
 impl Map {
     /// Maps the first `len` bytes of `file`. The file must not be shorter, and a range that is read
-    /// must never be written again (see the module).
+    /// must never be written again (see the header of this file).
     ///
     /// # Errors
     /// Errors of `mmap`.
@@ -138,7 +139,8 @@ impl Map {
             let _ = map.advise(memmap2::Advice::Random);
             let _ = map.advise(memmap2::Advice::NoHugePage);
         } else {
-            // The number of system calls matters when a database with many segments is opened.
+            // `Normal` only reverts `Random`. It is omitted otherwise, because the number of system
+            // calls matters when a database with many segments is opened.
             if self.advice.swap(READ_AHEAD, Ordering::Relaxed) == SCATTERED {
                 let _ = map.advise(memmap2::Advice::Normal);
             }
@@ -152,8 +154,8 @@ impl Map {
     }
 
     /// Requests `len` bytes at `offset` from the disk without waiting. For bytes in memory this
-    /// costs only a system call. Does nothing unless reads are scattered, because the operating
-    /// system then reads ahead in larger pieces.
+    /// costs only a system call. Does nothing unless the advice is to read only touched pages:
+    /// with other advice, the operating system itself reads ahead in larger pieces.
     pub(crate) fn will_need(&self, offset: usize, len: usize) {
         let Memory::Mapped(_, map) = &self.memory else {
             return;

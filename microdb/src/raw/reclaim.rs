@@ -44,7 +44,7 @@ const TRIM_BYTES: usize = 16 << 20;
 /// directory was freed.
 const TRIM_BYTES_AT_END: usize = 1 << 20;
 
-/// Schedules the job if any retired value is not freed yet.
+/// Schedules the job that frees retired values, if any retired value is not freed yet.
 #[inline]
 pub(crate) fn request() {
     if epoch::retired() > 0 {
@@ -108,7 +108,7 @@ fn round() -> MutexGuard<'static, ()> {
     round.unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns freed memory to the operating system. The caller holds the round lock.
+/// Returns freed memory to the operating system. The caller holds the lock `ROUND`.
 fn trim() {
     if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES {
         FREED_BYTES.store(0, Ordering::Relaxed);

@@ -284,8 +284,8 @@ mod tests {
         }
     }
 
-    /// Environment variable that gives the child process its earlier handler and the cause of the
-    /// signal.
+    /// Environment variable for the child process, with two words: the handler that the process
+    /// installs before ours, and the cause of the signal.
     const PART: &str = "MICRODB_SIGBUS_PART";
     /// Exit codes of child processes that end in an earlier handler, without and with signal
     /// information.

@@ -23,7 +23,7 @@ use crate::recover::log_reader::{Scan, SegmentFile};
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, StorageFile};
 
-/// Continues the log at the end that replay found, in memory. Changes no file.
+/// Continues the log in memory, from the end that replay found. Changes no file.
 pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     let mut core = lock(&engine.core);
     core.end = cut.end;

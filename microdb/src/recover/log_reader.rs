@@ -140,8 +140,8 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
     if let (Some(first), Some(last)) = (scan.segments.first(), scan.segments.last())
         && last.id() - first.id() >= SEGMENT_SPAN_MAX
     {
-        // Some tables have one entry for each id between first and last. The limit bounds their
-        // memory even if a forged file has a huge id.
+        // In memory, the table of segments and the usage counts have one entry for each id between
+        // the first and the last. The limit bounds this memory even if a forged file has a huge id.
         let (path, first) = (engine.paths.segment(last.id()), first.id());
         return Err(Error::corrupt(
             &path,

@@ -292,8 +292,8 @@ impl<'a> Replayed<'a> {
 }
 
 impl Waiting<'_> {
-    /// Applies the waiting records in order, and prefetches memory for the records behind the
-    /// current one.
+    /// Applies the waiting records in order, and prefetches the memory that the records behind the
+    /// current one will access.
     fn apply(&mut self, engine: &Engine, core: &mut Core, rules: &mut Rules) -> Result<()> {
         // The pin covers this group of records only, so that replaced chunks can be freed before
         // the next group.
@@ -363,7 +363,7 @@ const READ_AHEAD_BYTES: usize = 1 << 20;
 
 /// Maximum number of frames in a piece, which one thread hands to the other.
 const PIECE_FRAMES: usize = 4096;
-/// Number of bytes from which a piece is complete.
+/// Number of bytes of frames from which a piece is complete and handed over.
 const PIECE_BYTES: u32 = 1 << 20;
 
 /// Passes the complete frames behind `end` to `apply`, in order. Returns `None` at the end of the
@@ -399,7 +399,8 @@ fn read_frames<'a>(
     })
 }
 
-/// Some frames. The second field is set in the last piece, and tells why reading stopped.
+/// A piece of a segment: some frames. The second field is set in the last piece of the segment, and
+/// tells why reading stopped.
 type Piece<'a> = (Vec<Frame<'a>>, Option<Stopped>);
 
 /// Reads the frames of a segment in pieces, from `end` on.

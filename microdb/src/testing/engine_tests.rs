@@ -135,8 +135,8 @@ fn background_compaction_skips_a_damaged_segment() {
     assert_eq!(table.get("key 10").unwrap().as_deref(), Some(&[7; 100][..]));
 }
 
-/// Rewrites both states of SUPER with `change` applied, and removes the hints. Returns the new
-/// state.
+/// Rewrites both copies of the state in SUPER with `change` applied, and removes the hints. Returns
+/// the new state.
 fn change_super(folder: &Path, change: impl FnOnce(State) -> State) -> State {
     let path = folder.join("SUPER");
     let mut bytes = std::fs::read(&path).unwrap();

@@ -268,7 +268,8 @@ fn an_open_counts_bytes_of_unnamed_tables_as_dead() {
         other,
     } = fixture();
     let segment = lock(&db.engine.core).published.position.segment;
-    // An earlier version acknowledged commits after the drop of their table and left such counts.
+    // The usage counts get live bytes of a table that does not exist. An earlier version left such
+    // counts, because it acknowledged commits after the drop of their table.
     let at = Location::new(segment, 4096);
     lock(&db.engine.core).usages.add_live(at, 77, 1 << 20);
     db.checkpoint().unwrap();

@@ -11,8 +11,9 @@
 //!   leaves under BLAKE3 is as strong as BLAKE3.
 //! - Digests are computed on request and kept in memory, so a database without such requests pays
 //!   nothing. For a later request, the log shows which prefixes were written since, and only these
-//!   are hashed again. One pass over the table finds the records with these prefixes. The pass
-//!   reads every record but hashes no other record.
+//!   are hashed again. One pass over each written table finds the records with these prefixes.
+//!   - The pass reads and verifies every record of the table, because only a verified key tells its
+//!     prefix. The directory cannot select them: it is divided by a hash with a secret seed.
 //!
 //! Deliberately absent: digests on disk.
 
@@ -32,7 +33,7 @@ use crate::snapshot::Snapshot;
 use crate::tools::change_feed::{Changes, Operation};
 
 /// Number of prefixes of a table. Fewer prefixes make the digests smaller. More prefixes make a
-/// comparison read fewer records: with a million keys, a prefix has some hundred.
+/// comparison read fewer records: with a million keys, a prefix has about 250.
 pub const DIGEST_PREFIXES: usize = 4096;
 
 /// Maximum number of leaves (32 bytes each) in memory at a time. A table with more leaves is read

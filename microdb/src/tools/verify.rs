@@ -46,7 +46,7 @@ use crate::snapshot::Snapshot;
 pub struct VerifyReport {
     /// Number of segments of the log.
     pub segments: u64,
-    /// Number of complete frames in these segments.
+    /// Number of complete frames in all segments.
     pub frames: u64,
     /// Number of records in the frames, live and dead.
     pub records: u64,
@@ -105,7 +105,7 @@ impl VerifyReport {
 }
 
 /// Verifies a database. Calls `watch` with the number of verified bytes of the log and the number
-/// of all bytes.
+/// of all its bytes.
 pub(crate) fn verify(engine: &Arc<Handle>, mut watch: impl FnMut(u64, u64)) -> Result<VerifyReport> {
     engine.check_process()?;
     if engine.closed.load(std::sync::atomic::Ordering::Acquire) {
@@ -167,7 +167,7 @@ fn verify_checkpoint(engine: &Engine, report: &mut VerifyReport) {
         }
         let now = newest();
         if now == checkpoint {
-            // A writer beside this read-only database may remove the checkpoint of its opening.
+            // A writer may remove the checkpoint from which this read-only database was opened.
             // Such a checkpoint is not reported as missing.
             report.checkpoint_missing = !engine.options.read_only || engine.recovery.checkpoint_unusable;
             return;

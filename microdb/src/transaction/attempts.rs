@@ -25,7 +25,8 @@ use crate::seeded::seeded;
 /// delays other writers.
 const SHORT_BODY: Duration = Duration::from_millis(1);
 
-/// Number of runs after which a longer body, or one without durability, gets a turn at a conflict.
+/// Number of runs after which any other body gets a turn at a conflict: a body that takes longer
+/// than [`SHORT_BODY`], or that of a transaction with [`Durability::Buffered`].
 const TRIES_BEFORE_TURN: u32 = 8;
 
 /// Time limit of a transaction's first turn. Each further turn has twice the limit. The limit is

@@ -56,8 +56,8 @@ pub trait Codec: 'static {
 
     /// `true` if the bytes contain the names of fields, so that omitted fields are read as absent.
     ///
-    /// With any other encoding, a put refuses values with omitted fields. It also reads back each
-    /// new shape of a value before the value is stored.
+    /// If `false`, a put refuses values with omitted fields. The put also reads back each new shape
+    /// of a value before the value is stored; [`TypedTable`](crate::TypedTable) explains shapes.
     const SELF_DESCRIBING: bool = false;
 
     /// Appends the encoding of `value` to `to`.

@@ -26,8 +26,8 @@ use self::watch::Trace;
 use super::codec::Codec;
 use crate::seeded::seeded;
 
-/// Number of buckets for paths per table handle, enough for types with hundreds of fields and
-/// variants.
+/// Number of buckets in the table of a handle's known paths, enough for types with hundreds of
+/// fields and variants.
 const BUCKETS: usize = 256;
 /// Number of paths in a bucket, which takes half a cache line.
 const BUCKET_SLOTS: usize = 4;

@@ -382,7 +382,8 @@ fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Ra
         gate.get_or_insert_with(|| shared.gate.read().unwrap());
         Ok(())
     };
-    // The engine repeats the transaction, or there is one run and this caller commits.
+    // After `begin`, there is one run, which this caller commits. Otherwise the engine commits, and
+    // repeats the body after a conflict.
     let result = if is_begun {
         let mut tx = shared.db.begin();
         body(&mut tx).and_then(|()| tx.commit().map(drop))

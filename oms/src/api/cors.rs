@@ -23,7 +23,7 @@ use crate::error::NodeError;
 
 /// Time for which a browser may cache the answer to a preflight request.
 const PREFLIGHT_KEPT: Duration = Duration::from_secs(60 * 60);
-/// Request headers that a page may send, in addition to the content headers of HTTP.
+/// Request headers that a page may send, in addition to `Content-Type` and `Content-Encoding`.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const STOCK_AS_OF: HeaderName = HeaderName::from_static("x-stock-as-of");

@@ -98,7 +98,7 @@ impl Tag {
             Tag::Orders => "Place, pay, cancel and read orders.",
             Tag::Stock => "The quantities of the stores, and the units that orders have reserved.",
             Tag::Statistics => "Sales by product, from the statistics files of the warehouse.",
-            Tag::Warehouse => "Messages to the warehouse that it has not answered yet.",
+            Tag::Warehouse => "Messages to the warehouse that it has not confirmed yet.",
             Tag::Node => "Health, metrics and the cluster as this node sees it.",
         }
     }
@@ -332,8 +332,8 @@ fn kinds(route: &Route) -> Vec<Kind> {
         Scope::Volumes => kinds.extend([Kind::Busy, Kind::NotServedHere]),
     }
     if about.body.is_some() || *route.method() == Method::POST {
-        // Every POST route accepts an idempotency key, and keyed requests are compared by path and
-        // body. So the body is read even if the command has none.
+        // Every POST route accepts an idempotency key, and requests with equal keys are compared by
+        // path and body. So a body is read even for a command that needs none.
         kinds.extend([Kind::SlowBody, Kind::TooLarge, Kind::Encoding]);
     }
     if *route.method() == Method::POST {
@@ -524,8 +524,8 @@ mod tests {
         for (at, route) in routes::all().iter().enumerate() {
             let is_probe = routes::Target::Route(at).is_probe();
             let may_be_busy = kinds(route).contains(&Kind::Busy);
-            // The readiness probe is exempt from overload. It responds 503 if a volume accepts no
-            // orders.
+            // The readiness probe is answered even under overload. It responds 503 if a volume
+            // accepts no orders.
             let is_ready = route.about.id == "ready";
             assert_eq!(may_be_busy, !is_probe || is_ready, "{}", route.about.id);
         }

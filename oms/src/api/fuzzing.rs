@@ -78,7 +78,7 @@ pub fn peer_frame(bytes: &[u8]) {
 }
 
 /// Parses a stock snapshot as a whole and in pieces, and compares both with the reference parser.
-/// The first byte is the size of the pieces.
+/// The first byte is the size of the pieces, and the rest is the snapshot.
 pub fn stock_csv(bytes: &[u8]) {
     let Some((size, body)) = bytes.split_first() else {
         return;

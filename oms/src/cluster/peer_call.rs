@@ -4,9 +4,12 @@
 //! | --- | --- |
 //! | `/peer/ping` | checks that the node responds |
 //! | `/peer/state` | notifies the node that the cluster's state has changed |
-//! | `/peer/hello`, `/peer/leave/NODE`, `/peer/warehouse?URL` | requests to the coordinator |
+//! | `/peer/hello` | tells the coordinator that a node has started or stops |
+//! | `/peer/leave/NODE` | asks the coordinator to let a node leave permanently |
+//! | `/peer/warehouse?URL` | asks the coordinator to set the cluster's warehouse |
 //! | `/peer/engine/NAME?URL` | tells the coordinator that this engine may store volumes too |
-//! | `/peer/node`, `/peer/stop` | returns the node's report; stops the node |
+//! | `/peer/node` | returns the node's report |
+//! | `/peer/stop` | stops the node |
 //! | `/peer/console` | returns the node's figures for the console |
 //! | `/peer/volume/V/OPERATION` | executes an operation at volume V (`VolumeCall`) |
 //!
@@ -45,11 +48,11 @@ pub(crate) enum PeerCall {
     /// Tell the coordinator that the engine with this name, and with the URL in the query, may
     /// store volumes too.
     Engine(NodeName),
-    /// Stop the node.
+    /// Stop the called node.
     Stop,
-    /// Read the report on the node.
+    /// Read the report on the called node.
     Node,
-    /// Read the node's figures for the console.
+    /// Read the called node's figures for the console.
     Console,
     /// Execute an operation at a volume.
     Volume(NodeName, VolumeCall),
@@ -80,7 +83,7 @@ pub(crate) enum VolumeCall {
     Export,
     /// Copy rows of slots that move to the volume.
     Import,
-    /// Read the progress of the copy.
+    /// Read the progress of the copies that `Import` began.
     Progress,
     /// Import a statistics file from a node's folder.
     StatFile,

@@ -2,8 +2,9 @@
 //! in the cluster's state.
 //!
 //! Every node runs this task. The task acts only while its process is the coordinator. Each round
-//! compares the running nodes with the state. It assigns volumes of dead nodes to survivors, and
-//! returns a volume to its own node. It moves slots to a new node, and away from a leaving node.
+//! compares the running nodes with the state. It assigns volumes of dead nodes to running nodes,
+//! and returns a volume to its own node. It moves slots to a new node, and away from a leaving
+//! node.
 //!
 //! **Invariants**
 //! - Each step is one replacement of the state. All nodes are notified after it.
@@ -73,7 +74,7 @@ const SILENT_READS_MAX: u32 = 10;
 const IDLE_READS_MAX: u32 = 3;
 /// Pause after a failed round or migration before the coordinator tries again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// Pause between two requests that ask a volume if its old rows are removed.
+/// Pause between two requests that ask a volume if the rows of earlier migrations are removed.
 const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
 
 struct Coordinator {
@@ -434,7 +435,7 @@ impl Coordinator {
 enum Unmoved {
     /// A step of the migration failed, for this reason.
     Failed(String),
-    /// The nodes changed as described, so the plan of the migration is outdated.
+    /// The nodes changed, so the plan of the migration is outdated. Contains the change as text.
     Interrupted(String),
 }
 
@@ -611,7 +612,8 @@ async fn until_target_is_idle(cluster: &ClusterHandle, copy: &Copying) {
     while idle < IDLE_READS_MAX {
         tokio::time::sleep(PROGRESS_INTERVAL).await;
         let answer = ask_progress(cluster, copy).await;
-        // `copy_all` handles a target that does not answer, by `SILENT_READS_MAX`.
+        // A target that does not answer is not idle. `copy_all` ends the migration after more than
+        // `SILENT_READS_MAX` reads without an answer.
         let is_idle = answer.is_ok_and(|progress| !progress.importing.contains(&copy.request.source));
         idle = if is_idle { idle + 1 } else { 0 };
     }

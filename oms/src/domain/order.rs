@@ -22,8 +22,8 @@ use utoipa::ToSchema;
 
 use crate::runtime::seeded::seeded;
 
-/// Maximum length of an order id in bytes. Ids are part of every key, and keys stay in memory while
-/// a message waits.
+/// Maximum length of an order id in bytes. The keys of an order's rows contain its id, and the id
+/// stays in memory while a message of the order waits.
 pub const ORDER_ID_BYTES_MAX: usize = 64;
 
 /// Maximum number of payments stored in addition to the payment that paid the order. Each stored
@@ -204,7 +204,7 @@ pub enum Event {
     DeliveryStarted,
     /// The warehouse delivered the order.
     Delivered {
-        /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
+        /// Number that the warehouse gave to the delivery, if it sent one.
         sequence: Option<u64>,
     },
     /// The customer cancelled the order.
@@ -267,7 +267,7 @@ pub enum Command {
     },
     /// The warehouse delivered the order.
     ConfirmDelivery {
-        /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
+        /// Number that the warehouse gave to the delivery, if it sent one.
         sequence: Option<u64>,
     },
     /// The warehouse will never deliver the order.

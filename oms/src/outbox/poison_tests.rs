@@ -192,7 +192,8 @@ fn messages_that_time_out_delay_no_healthy_one() {
 
 #[test]
 fn a_healthy_message_among_poisoned_ones_is_found_while_the_breaker_is_open() {
-    // Every tenth message is healthy, and all arrive together behind an open breaker.
+    // The first 16 messages fail and open the breaker. The further messages arrive together 200 ms
+    // later, and every tenth of them is healthy.
     let is_poisoned = |number: u32| !number.is_multiple_of(10) || number < 16;
     let reaction = move |number: u32, _: u64| {
         if is_poisoned(number) {

@@ -30,16 +30,16 @@ use crate::runtime::trace;
 
 /// Name of the response header with the number of the delivery in the warehouse's ledger.
 const STOCK_SEQUENCE: &str = "x-stock-sequence";
-/// Maximum size of an answer's body. Answers are empty or a short problem.
+/// Maximum size of an answer's body in bytes. Answers are empty or a short problem.
 const ANSWER_BYTES_MAX: usize = 16 * 1_024;
-/// Maximum time to connect. The warehouse is in the same network.
+/// Maximum time to connect to the warehouse, which is in the same network.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Problem types of a final refusal (the last part of the `type` member, RFC 9457).
 const FINAL_REFUSALS: [&str; 2] = ["out-of-stock", "refused"];
 /// Problem types of the answer that an earlier try of the same call is still in progress.
 const IN_PROGRESS: [&str; 2] = ["in-progress", "key-in-progress"];
-/// Number of characters of an answer's body that are kept as the reason of a failure.
+/// Maximum number of characters of an answer's body that are kept as the reason of a failure.
 const REASON_CHARS_MAX: usize = 200;
 
 /// The meaning of the warehouse's answer to a call.

@@ -335,8 +335,8 @@ impl Session {
     }
 
     /// Executes statements in one transaction, and returns the number of rows that each of them
-    /// affected. All statements are sent at once. With `OnNone::RollBack`, the others are sent
-    /// after the answer to the first one.
+    /// affected. With `OnNone::Continue`, all statements are sent at once. With `OnNone::RollBack`,
+    /// the further statements are sent after the answer to the first one.
     pub(crate) async fn transaction(
         &mut self,
         statements: &[Statement<'_>],
@@ -495,7 +495,8 @@ impl Session {
         Err(error)
     }
 
-    /// Connects to the first suitable host, beginning with the present one.
+    /// Connects to the first host that responds and, if `servers` requires it, accepts writes.
+    /// Begins with the host at index `host`.
     async fn connect(&mut self, deadline: Instant) -> Result<Open, SessionError> {
         let mut reasons: Vec<String> = Vec::new();
         let url = Arc::clone(&self.url);

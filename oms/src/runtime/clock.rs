@@ -5,8 +5,9 @@
 //!   differs between machines. So no wait and no limit of a running process depends on the wall
 //!   clock.
 //! - Waits follow the monotonic clock.
-//! - A wall clock time from a row becomes a monotonic time once, when the row is loaded. The result
-//!   is at most the longest wait for such a row in the future (`Moment::due_ms`).
+//! - A wall clock time from a row becomes a monotonic time once, when the row is loaded. The
+//!   monotonic time is never further in the future than the longest wait for such a row
+//!   (`Moment::due_ms`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -17,7 +17,8 @@ pub(crate) const TEXT_TYPE: &str = CONTENT_TYPE;
 /// Labels of one sample, as pairs of name and value.
 pub(crate) type Labels = Vec<(&'static str, String)>;
 
-/// An empty label set for the value of an info metric, because its sample has the labels.
+/// An empty label set for the value of an info metric. The labels of the sample are the
+/// information, so the value adds none.
 const NO_LABELS: [(&str, &str); 0] = [];
 
 /// The value of one sample.
@@ -34,7 +35,7 @@ pub(crate) enum Value {
 
 /// Returns a number without a fraction as an integer, which is written without `.0`.
 fn whole(value: f64) -> Option<u64> {
-    // From 2^53 on, an `f64` has no exact fractions, and not every integer.
+    // From 2^53 on, an `f64` represents neither fractions nor every integer.
     let is_whole = value.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&value);
     is_whole.then_some(value as u64)
 }

@@ -44,7 +44,8 @@ struct Announced {
 struct Inside {
     on_hand: BTreeMap<(u32, u32), i64>,
     announced: BTreeMap<String, Announced>,
-    /// Number and transaction of each delivery.
+    /// Number and transaction of the delivery of each delivered order. Deliveries are numbered in
+    /// sequence from 1.
     delivered: BTreeMap<String, (u64, Option<u64>)>,
 }
 
@@ -53,9 +54,10 @@ struct Inside {
 enum Behaviour {
     /// All orders are treated alike.
     None,
-    /// Every message about two of three orders is answered with an error, until `cure` is called.
+    /// Every message about two of every three orders is answered with an error, until `cure` is
+    /// called.
     Fails,
-    /// The delivery of one of three orders is permanently refused.
+    /// The delivery of one of every three orders is permanently refused.
     Refuses,
 }
 
@@ -76,7 +78,7 @@ impl WarehouseModel {
         })
     }
 
-    /// Creates a warehouse that treats all orders alike. Only single calls fail.
+    /// Creates a warehouse that treats all orders alike. Single calls still fail at random.
     pub(super) fn without_faults(world: &Arc<World>) -> Arc<WarehouseModel> {
         WarehouseModel::with(world, |_| Behaviour::None)
     }

@@ -36,8 +36,8 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const ENTRIES_MAX: u64 = 4_096;
 /// Interval between two checks whether a checkpoint is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Maximum size of the rows of one transaction. A larger transaction would delay the commits of
-/// other volumes.
+/// Maximum size in bytes of the rows of one transaction. A larger transaction would delay the
+/// commits of other volumes.
 const WORDS_BYTES_MAX: usize = 8 * 1_024 * 1_024;
 
 /// Makes the checkpoints of one volume, in the process that owns the volume.
@@ -84,8 +84,9 @@ impl Checkpointer {
         }
     }
 
-    /// Writes the entries up to `acknowledged` as rows, and removes old entries. Returns the number
-    /// of the first entry that is not in the rows, or 0 if the volume does not exist.
+    /// Copies the rows of the entries up to `acknowledged` into the table of rows, and removes old
+    /// entries. Returns the number of the first entry that is not in this table, or 0 if the volume
+    /// does not exist.
     pub(crate) async fn pass(&mut self, acknowledged: u64) -> Result<u64, CatchUpError> {
         let now = Instant::now();
         if self.known.back().is_none_or(|(seq, _)| *seq < acknowledged) {

@@ -24,9 +24,9 @@ use crate::volume::remote_reservations::RemoteReservations;
 use crate::volume::state::VolumeState;
 
 impl VolumeState {
-    /// Applies a ring that takes slots away. Removes the state of these slots from memory, and adds
-    /// the reservations that their orders keep in stores of this volume. `left_behind` is `None` if
-    /// no slot is taken away. Call `forget_messages` afterwards.
+    /// Applies a ring that takes slots away. Removes the state of these slots from memory. Adds
+    /// `left_behind`, the reservations that orders of these slots keep in stores of this volume.
+    /// `left_behind` is `None` if no slot is taken away. Call `forget_messages` afterwards.
     pub(crate) fn release_slots(&self, ring: &Arc<Ring>, left_behind: Option<RemoteReservations>) {
         let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
         let mut settlements = self.settlements();
@@ -39,8 +39,8 @@ impl VolumeState {
         settlements.retain(|order, _| slots.has_order(order));
     }
 
-    /// Removes the messages of migrated orders from the outbox. Yields between parts, so that
-    /// orders are not delayed. The dispatcher skips messages that are not removed yet.
+    /// Removes the messages of migrated orders from the outbox. Yields between parts of the outbox,
+    /// so that orders are not delayed. The dispatcher skips messages that are not removed yet.
     pub(crate) async fn forget_messages(&self) {
         let mut at = 0;
         while self.outbox().forget(at, |order| self.slots.has_order(order)) {
@@ -74,8 +74,9 @@ impl VolumeState {
                 .collect(),
         );
         settlements.append(&mut staged_state.settlements);
-        // The reservation of an order that is now in this volume remains until the order confirms
-        // that it still needs the reservation. The slot alone does not prove that the order exists.
+        // Orders of some remote reservations are now in this volume. Such a reservation stays
+        // remote until its order confirms that it still needs the units. The slot alone does not
+        // prove that the order exists.
         remote_reservations.join(std::mem::take(&mut staged_state.remote_reservations));
         // The dispatcher is notified at the end of this function, even if no message is due.
         if !seeded("parked-forgotten") {
@@ -246,8 +247,8 @@ mod tests {
         let transactors = full(folder.path(), &alone).await;
         let state = transactors.state();
         let mut waiting = Vec::new();
-        // The batches are fenced while all slots are here, and committed after the slots have left,
-        // as if their writer had been suspended in between.
+        // The batches get their fences while all slots are here, and are committed after the slots
+        // have left. So they resemble batches of a writer that was suspended in between.
         let stale: Vec<(OrderId, WriteBatch)> = (1..=40)
             .map(|number| {
                 let id = OrderId::parse(&format!("o{number}")).unwrap();
@@ -261,7 +262,8 @@ mod tests {
         state.release_slots(&shared, Some(left_behind));
         let mut seal = WriteBatch::default();
         seal.set_ownership(state.slots.record());
-        // Nearly all batches share one group commit. A rejected batch must not affect the others.
+        // Nearly all batches share one group commit. A rejected batch must not affect the other
+        // batches.
         let sealed = state.storage.permit().await.unwrap().send(seal);
         for (id, batch) in stale {
             waiting.push((id, state.storage.permit().await.unwrap().send(batch)));

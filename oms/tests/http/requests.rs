@@ -252,12 +252,12 @@ impl Generator {
             if self.one_in(10) {
                 return self.pick(&["", long.as_str()]).to_owned();
             }
-            // Each request has its own key, because a key is checked only by the volume of its
-            // order.
+            // Each request has a separate key. A single node notices a key that is used for two
+            // orders, but a pair does not if the orders are in different volumes.
             return format!("key-{}", self.count);
         }
         if name == "X-Stock-As-Of" {
-            // Small numbers, so that a later snapshot may be newer.
+            // The numbers are small, so that a later snapshot often has an equal or higher number.
             return self.pick(&["0", "1", "2", "3", "-1", "1.0", "x", ""]).to_owned();
         }
         self.value(parameter).trim().replace('\u{e9}', "e")

@@ -12,7 +12,7 @@ use crate::common::{Mood, Shop, Warehouse, config, order_body, until};
 
 const CHILD_DATA: &str = "IMT_OMS_TEST_CHILD_DATA";
 const CHILD_WAREHOUSE: &str = "IMT_OMS_TEST_CHILD_WAREHOUSE";
-/// File of the child's process id and address in the data folder.
+/// Name of the file in the data folder to which the child writes its process id and address.
 const CHILD_ADDRESS: &str = "child-address";
 
 /// Not a test. Other tests start this function in a child process and kill the process.
@@ -68,7 +68,7 @@ async fn start_child(data: &Path, warehouse: &str) -> (KilledOnDrop, Shop) {
     (child, Shop::at(address.unwrap()))
 }
 
-/// The answers that the shop received, each with the id of its order: to orders, and to payments.
+/// The answers to orders and to payments that the shop received, each with the id of its order.
 #[derive(Default)]
 struct Acknowledged {
     orders: Vec<(String, bytes::Bytes)>,
@@ -94,8 +94,8 @@ async fn sigkill_at_any_moment_loses_no_acknowledged_order_or_payment() {
                 Mood::ActsAndTimesOut
             })
             .unwrap();
-        // Checks the orders acknowledged since the last check, byte for byte. The end of the test
-        // checks all of them again.
+        // Repeats the requests acknowledged since the last check, and compares the answers byte for
+        // byte. The end of the test checks all of them again.
         checked = check_acknowledged(&shop, &answers, checked).await;
         let acknowledged = Arc::new(AtomicUsize::new(0));
         let mut clients = tokio::task::JoinSet::new();

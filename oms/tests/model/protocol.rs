@@ -148,8 +148,8 @@ pub(crate) struct Call {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct World {
     state: ClusterState,
-    /// The node that is the coordinator. `awaited` is the id of the move with the copy that it
-    /// waits for.
+    /// The node that is the coordinator. `awaited` is the id of a move while the coordinator waits
+    /// for the copy of its slots.
     coordinator: Option<Node>,
     awaited: Option<u8>,
     is_copied: bool,

@@ -114,7 +114,7 @@ pub(super) struct Demand<'z> {
     nodes_of: Vec<BinaryHeap<Entry>>,
     queue: BinaryHeap<Entry>,
     /// Zones with a quota above half of all slots. Only such a zone may be needed in every
-    /// remaining slot. There are fewer than twice as many as replicas.
+    /// remaining slot. There are fewer such zones than twice the number of replicas of a slot.
     large: Vec<usize>,
     /// Buffer for entries that a search passes over and queues again at its end. Kept to reuse its
     /// memory.
@@ -159,9 +159,9 @@ impl<'z> Demand<'z> {
         self.left == 0
     }
 
-    /// Returns `true` if no node can enter the set in place of `leaves`, for one of two reasons
-    /// that are cheap to check. Either no zone needs a slot, or the set has no room for the only
-    /// zone that does.
+    /// Returns `true` if no node can enter `set`, the holders of a slot, in place of `leaves`. Only
+    /// two reasons are checked, because their check is cheap: no zone needs a slot, or the zone
+    /// rule admits no node of the only zone that needs one.
     pub(super) fn is_hopeless(&self, set: &[Node], leaves: Node) -> bool {
         match self.queue.peek() {
             Some(only) if self.queue.len() == 1 && self.zones.distinct() => {
@@ -171,8 +171,9 @@ impl<'z> Demand<'z> {
         }
     }
 
-    /// Takes the node with the largest relative need that may enter the set in place of `leaves`.
-    /// `slots_left` is the number of slots that still have vacancies, `slot` included.
+    /// Takes the node with the largest relative need that may enter `set`, the holders of `slot`,
+    /// in place of `leaves`. `slots_left` is the number of slots that still have vacancies, `slot`
+    /// included.
     pub(super) fn take(&mut self, slot: usize, set: &[Node], leaves: Node, slots_left: u64) -> Option<Node> {
         if let Some(zone) = self.urgent(set, leaves, slots_left) {
             return self.take_in(zone, slot, set, leaves);

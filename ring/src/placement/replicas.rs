@@ -23,10 +23,11 @@ enum Giving {
     All,
 }
 
-/// Maximum number of offers examined for one chain. About one offer in three fits.
+/// Maximum number of offers examined for one chain. An offer is a slot that a node above its quota
+/// may give away. A chain passes replicas through a third node. About one offer in three fits.
 const LOOKS_PER_CHAIN: usize = 32;
-/// Maximum number of offers examined per slot, on average. The limit bounds the time of a plan in
-/// which zones permit no chain.
+/// Maximum number of offers examined per slot of the ring, on average. The limit bounds the time of
+/// a plan in which zones permit no chain.
 const LOOKS_PER_SLOT: usize = 4;
 
 struct Work<'p> {

@@ -1,11 +1,11 @@
 //! The zone rule, and the quotas that follow from the rule.
 //!
-//! The `depth` replicas of a slot cover `min(depth, number of zones)` distinct zones. If there are
-//! enough zones, each replica is in another zone. Otherwise every zone has at least one replica. So
-//! a zone holds at most `slots x (depth - needed + 1)` replicas, and at least `slots` if every zone
-//! is needed. A zone with more weight gets that maximum, and the other zones share the rest. Such
-//! quotas can always be met, by McNaughton's wrap-around rule: zone by zone, the largest remainder
-//! first.
+//! The `depth` replicas of a slot cover `needed` distinct zones: the smaller one of `depth` and the
+//! number of zones. If there are enough zones, each replica is in another zone. Otherwise every
+//! zone has at least one replica of each slot. So a zone holds at most
+//! `slots x (depth - needed + 1)` replicas, and at least `slots` if every zone is needed. A zone
+//! with more weight gets that maximum, and the other zones share the rest. Such quotas can always
+//! be met, by McNaughton's wrap-around rule: zone by zone, the largest remainder first.
 
 use alloc::vec;
 use alloc::vec::Vec;

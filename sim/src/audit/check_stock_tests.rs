@@ -20,7 +20,7 @@ fn a_counter_that_disagrees_with_its_list_is_found() {
     );
 }
 
-/// Returns the units of a product in a store on the first day.
+/// Returns the units of a product in a store in the stock with which the warehouse began.
 fn there(product: u32, store: u32) -> u32 {
     let shape = StockShape {
         products: 50,
@@ -84,7 +84,8 @@ fn skipped(product: u32, quantity: u32, volumes: usize) -> Vec<Finding> {
         id: product,
         quantity,
     }];
-    // The record has order 3 only. The audit judges stores only for orders of the record.
+    // The record has order 3 only. The audit judges the choice of the store only for orders of the
+    // record.
     record.truncate(3);
     record.drain(..2);
     record[0].products = Basket::new(&products);
@@ -116,8 +117,8 @@ fn a_store_that_was_skipped_is_found_if_it_certainly_had_the_units() {
     assert_eq!(skipped(product, all, 1), std::slice::from_ref(&expected));
     let others = skipped(product, all, 2);
     assert!(!others.contains(&expected), "{others:?}");
-    // The record of a run that began before all stores had stock: the audit does not judge its
-    // stores.
+    // If a run began before all stores had stock, the audit does not judge the choice of stores of
+    // its orders.
     let (record, mut evidence) = sound();
     evidence.orders[2].store_id = Some(STORE);
     evidence.orders[2].products = vec![Product {

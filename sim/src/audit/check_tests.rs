@@ -196,8 +196,8 @@ fn a_delivery_beyond_what_was_there_is_found_and_goods_that_came_count() {
         units: 6,
         after,
     };
-    // Goods that arrive before the delivery make it legal. If they arrive after the delivery, only
-    // the later reservations are covered.
+    // If goods arrive before the delivery, there is no finding. If goods arrive after the delivery,
+    // the delivery oversold, but the open reservations are covered.
     found(
         |_, e| {
             all(e, there);
@@ -250,6 +250,16 @@ fn an_acknowledged_order_that_is_gone_is_found() {
         |_, e| {
             e.orders.remove(2);
             e.reservations.remove(1);
+        },
+        &[Finding::OrderMissing { order: "3".into() }],
+    );
+    // An acknowledged cancellation shows that the order existed.
+    found(
+        |record, e| {
+            e.orders.remove(2);
+            e.reservations.remove(1);
+            record[2].order = Outcome::TimedOut;
+            record[2].cancel = Outcome::Status(200);
         },
         &[Finding::OrderMissing { order: "3".into() }],
     );
@@ -539,7 +549,7 @@ fn a_delivery_that_the_order_management_forgot_is_found() {
             state: OrderState::Delivering,
         }],
     );
-    // The warehouse delivered behind a 504, and the message is still in the outbox. There is no
+    // The warehouse delivered but answered 504, and the message is still in the outbox. There is no
     // finding, because the message will be sent again.
     found(
         |_, e| {

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - Both sides are read whole. The warehouse is read last, so its ledger has every delivery that
 //!   an order already shows.
-//! - A route outside of the contract may be absent. Then the audit leaves out the check that needs
-//!   it.
+//! - The lists of both sides and the warehouse's `/summary` are required. If another route, such as
+//!   `/metrics`, is absent, the audit leaves out the checks that need that route.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::wire::{
     ReservationsPage, Restock, RestocksPage, WarehouseStatus, WarehouseSummary,
 };
 
-/// Number of entries that the audit requests per page; the contract's maximum.
+/// Number of entries that the audit requests per page: the most that the servers accept.
 const PAGE: u32 = 10_000;
 /// Maximum number of stores with compared stock. The answer for each store has some hundred
 /// kilobytes.
@@ -47,10 +47,10 @@ pub struct Evidence {
     pub volumes: usize,
     /// Number of orders by state, as the order management counts them; empty if it has no counters.
     pub counted_orders: BTreeMap<String, u64>,
-    /// Number of requests that the asked node has answered with 2xx since its start, by route;
-    /// empty if the node has no metrics.
+    /// Number of requests that the node at the audit's address has answered with 2xx since its
+    /// start, by route; empty if the node has no metrics.
     pub answered: BTreeMap<String, u64>,
-    /// Start of the asked node, unix milliseconds; 0 if unknown.
+    /// Start of the node at the audit's address, unix milliseconds; 0 if unknown.
     pub node_started_at_ms: u64,
     /// All deliveries of the warehouse, ordered by sequence number.
     pub deliveries: Vec<Delivery>,

@@ -1,7 +1,7 @@
 //! The legal transitions of an order's state, pure: a history goes in, findings come out.
 //!
-//! The rules are those of the contract. The rules are written here a second time and not taken from
-//! the order management. So the audit detects a change in either of them.
+//! The rules are those that the order management must follow. They are written here a second time
+//! and not taken from the order management's code. So the audit detects a change in either of them.
 
 use serde::Deserialize;
 

@@ -9,7 +9,7 @@ use crate::summary::{line, plural, thousands, wrapped};
 const FINDINGS_SHOWN: usize = 20;
 /// Maximum number of groups of waiting messages in the table.
 const WAITING_SHOWN: usize = 3;
-/// Maximum length of a wait's reason in the table, in characters.
+/// Maximum length in the table of the reason for which messages wait, in characters.
 const REASON_CHARS_MAX: usize = 160;
 
 impl AuditReport {

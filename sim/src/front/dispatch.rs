@@ -1,8 +1,9 @@
 //! Starts each request of the timeline and waits until all requests have ended.
 //!
 //! Invariants:
-//! - A permit is acquired before an arrival is received. So every received arrival is sent or
-//!   dropped, and always recorded.
+//! - A permit (one of `FrontConfig::in_flight_max`) is acquired before an [`Arrival`], the next
+//!   planned request, is received from the pacer. So every received arrival is sent or dropped, and
+//!   always recorded.
 //! - A payment or cancellation waits for the answer to its order. If the order is dropped, they are
 //!   dropped as well.
 
@@ -27,11 +28,11 @@ use crate::workload::{Arrival, Load, LoadPhase, Request, Workload};
 /// Lag above which a request is late. The limit is well above the cost of a timer and a busy
 /// scheduler, and well below the time that a customer notices.
 const LATE_AFTER: Duration = Duration::from_millis(10);
-/// Number of arrivals that the pacer can hand over in advance. If the queue is full, the pacer
-/// waits and catches up later.
+/// Maximum number of arrivals that the pacer (the clock of the run) has handed over and that are
+/// not received yet. If the queue is full, the pacer waits and catches up later.
 const ARRIVALS_QUEUED: usize = 1024;
-/// Maximum length of a problem's name in bytes. A longer name is not recorded. The longest name of
-/// the contract has 15 bytes.
+/// Maximum length of a problem's name in bytes. A longer name is not recorded. All names in
+/// `docs/errors.md` are shorter.
 const PROBLEM_NAME_MAX: usize = 40;
 
 /// The receivers of the front's requests.
@@ -59,7 +60,7 @@ enum OrderProgress {
     Dropped,
 }
 
-/// One request to be sent, with its permit.
+/// One request to be sent, with its permit to be in flight.
 struct Task {
     arrival: Arrival,
     /// Progress of the order that this request waits for; `None` if it waits for none.
@@ -164,7 +165,8 @@ fn relate(
     }
 }
 
-/// Reports the beginnings of load phases and the end of the sending window to the telemetry.
+/// Reports the beginnings of load phases, and the end of the time in which orders and statistics
+/// requests start, to the telemetry.
 struct PhaseEvents {
     upcoming: Vec<(Duration, LoadPhase)>,
     window: Duration,
@@ -266,7 +268,7 @@ async fn perform(shop: Arc<Shop>, task: Task) {
 /// Result of one request.
 struct Ended {
     outcome: Outcome,
-    /// Name of the problem in an error answer; `None` without one.
+    /// Name of the problem (RFC 9457) in an error answer; `None` without a problem.
     problem: Option<Box<str>>,
 }
 

@@ -185,7 +185,8 @@ async fn a_request_for_an_owner_that_is_away_goes_to_another_node() {
     cancel(&owners, cluster.order_of(1)).await.unwrap();
     assert_eq!(cluster.requests(), [1, 0]);
     assert_eq!((owners.counts().resent, owners.counts().reads), (1, 2));
-    // The other node serves both volumes now. The next failure reads the new routes.
+    // The other node serves both volumes now. After the next failure, the client reads the new
+    // routes.
     *cluster.serving.lock().unwrap() = [0, 0];
     cancel(&owners, cluster.order_of(1)).await.unwrap();
     cancel(&owners, cluster.order_of(1)).await.unwrap();

@@ -8,7 +8,7 @@
 //! - Counts, and the latencies of single seconds, include the warm-up. Latencies and lags of the
 //!   whole run do not.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::order_book::OrderBook;
 use super::stats_csv::{self, TextLog};
-use super::{FrontConfig, OrderRecord, Outcome, RecordedOrder};
+use super::{FrontConfig, OrderRecord, Outcome};
 use crate::latency::{Latency, LatencyHistogram};
 use crate::telemetry::{Route, RouteSecond, RouteState, SecondPoint, Telemetry};
 use crate::workload::PlannedOrder;
@@ -29,7 +30,8 @@ use crate::{Error, Result, series};
 const BATCH: Duration = Duration::from_millis(20);
 /// Time between two publications of the counts in the telemetry.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
-/// Time from the end of a second to its closing, so that the second's last samples have arrived.
+/// Time from the end of a second until its counts are closed and published, so that the second's
+/// last samples have arrived.
 const SECOND_SLACK: Duration = Duration::from_millis(100);
 
 /// The request that a sample describes.
@@ -67,7 +69,7 @@ pub(super) struct Sample {
     pub(super) is_late: bool,
     /// Outcome of the request; `NotSent` if it was dropped.
     pub(super) outcome: Outcome,
-    /// Name of the problem in an error answer; `None` without one.
+    /// Name of the problem (RFC 9457) in an error answer; `None` without a problem.
     pub(super) problem: Option<Box<str>>,
 }
 
@@ -82,7 +84,8 @@ pub struct RouteReport {
     pub requests: u64,
     /// Number of requests answered with a status below 400.
     pub ok: u64,
-    /// Number of failed requests, by status and problem, or by the reason of a missing answer.
+    /// Number of failed requests, by status and problem (RFC 9457), or by the reason of a missing
+    /// answer.
     pub errors: BTreeMap<String, u64>,
     /// Percentiles of the latency, without the requests of the warm-up.
     pub latency: Latency,
@@ -100,7 +103,8 @@ pub(super) struct Recorded {
     pub(super) record: OrderRecord,
     pub(super) stats_csv: Option<PathBuf>,
     pub(super) log_problem: Option<String>,
-    /// Number of requests with an intended start in the sending window.
+    /// Number of requests with an intended start in the sending window, the time in which orders
+    /// and statistics requests start.
     pub(super) in_window: u64,
 }
 
@@ -141,8 +145,7 @@ impl Recorder {
             ended: 0,
             failed: 0,
             in_window: 0,
-            orders: Vec::new(),
-            places: HashMap::new(),
+            orders: OrderBook::default(),
             second: Second::default(),
             sent_before: 0,
             csv,
@@ -214,7 +217,7 @@ impl RouteBook {
     }
 }
 
-/// Counts of the current second, which is not yet closed.
+/// Counts of the current second, which is not yet closed and published.
 #[derive(Default)]
 struct Second {
     point: SecondPoint,
@@ -236,9 +239,7 @@ struct Book {
     ended: u64,
     failed: u64,
     in_window: u64,
-    orders: Vec<RecordedOrder>,
-    /// From the id of an order to its index in `orders`.
-    places: HashMap<u64, usize>,
+    orders: OrderBook,
     second: Second,
     sent_before: u64,
     csv: Option<TextLog>,
@@ -325,39 +326,14 @@ impl Book {
     fn enter_order(&mut self, sample: &Sample) {
         match sample.target {
             Target::Stats { .. } => {}
-            Target::Order(order) => {
-                let mut recorded = RecordedOrder::new(order, sample.outcome);
-                // A replay sends an order twice if its log has the order twice. The outcome of the
-                // payments is kept.
-                if let Some(place) = self.places.get(&order.id) {
-                    recorded.payment = self.orders[*place].payment;
-                    self.orders[*place] = recorded;
-                    return;
-                }
-                self.places.insert(order.id, self.orders.len());
-                self.orders.push(recorded);
-            }
-            Target::Payment { order } => {
-                if let Some(recorded) = self.recorded(order) {
-                    recorded.add_payment(sample.outcome);
-                }
-            }
-            Target::Cancel { order } => {
-                if let Some(recorded) = self.recorded(order) {
-                    recorded.cancel = sample.outcome;
-                }
-            }
+            Target::Order(planned) => self.orders.add_order(planned, sample.outcome),
+            Target::Payment { order } => self.orders.add_payment(order, sample.outcome),
+            Target::Cancel { order } => self.orders.add_cancel(order, sample.outcome),
         }
     }
 
-    /// Returns the entry of an order, or `None` before the request of the order has ended. So a
-    /// payment that ends before its order's request is not recorded.
-    fn recorded(&mut self, order: u64) -> Option<&mut RecordedOrder> {
-        let place = *self.places.get(&order)?;
-        self.orders.get_mut(place)
-    }
-
-    /// Closes all seconds that ended before `until`, a time since the start of the run.
+    /// Closes and publishes all seconds that ended before `until`, a time since the start of the
+    /// run.
     fn close_seconds(&mut self, until: Duration) {
         while until >= Duration::from_secs(self.second.point.second + 1) {
             let second = self.second.point.second;
@@ -433,7 +409,7 @@ impl Book {
             lag: self.lag.summary(),
             routes: routes.collect(),
             histograms: self.routes.map(|book| book.latency),
-            record: OrderRecord::new(self.orders),
+            record: self.orders.into_record(),
             stats_csv: self.stats_csv,
             log_problem: csv_problem.or(series_problem),
             in_window: self.in_window,

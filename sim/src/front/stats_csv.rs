@@ -1,5 +1,5 @@
-//! The log of requests, `stats.csv`, in the format of the original:
-//! `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`.
+//! The log of requests, `stats.csv`, in the format of the original system, from which this project
+//! grew: `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`.
 //!
 //! Invariants:
 //! - The time stamp is the intended start, and the duration counts from the intended start. A
@@ -19,7 +19,7 @@ use crate::{Error, Result};
 
 /// Offset between an order's id and the request id of its payments in `stats.csv`.
 const PAYMENT_ID: u64 = 900_000_000;
-/// Offset between an order's id and the request id of its cancellation. The original had no
+/// Offset between an order's id and the request id of its cancellation. The original system had no
 /// cancellations.
 const CANCEL_ID: u64 = 1_800_000_000;
 /// Size of a write in bytes: text collects in memory until it has this size.
@@ -92,8 +92,8 @@ pub(super) fn create(config: &FrontConfig) -> Result<(TextLog, PathBuf)> {
     Ok((log, usual))
 }
 
-/// Frees the path of the latest log. A hard link is removed. A log without a further link is
-/// renamed, so that it is not lost.
+/// Frees the path of the latest log. An empty log, a symbolic link or one of several hard links is
+/// removed. Any other log is renamed, so that it is not lost.
 fn keep_earlier(usual: &Path) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
     let metadata = match fs::symlink_metadata(usual) {

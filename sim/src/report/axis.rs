@@ -9,7 +9,8 @@ const TICKS: f64 = 5.0;
 /// Factors of ticks within a power of ten.
 const STEPS: [f64; 3] = [1.0, 2.0, 5.0];
 
-/// Range and ticks of an axis, in the axis' own coordinates.
+/// Range and ticks of an axis, in coordinates of the axis: values, or decimal logarithms of values
+/// for [`Scale::Logarithmic`].
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Axis {
     pub(super) low: f64,

@@ -17,7 +17,7 @@ use crate::seed::Dice;
 pub struct Delay {
     /// Shortest delay.
     pub min: Duration,
-    /// Length of a step.
+    /// Difference between two successive possible delays.
     pub step: Duration,
     /// Number of possible delays, the shortest one included; at least 1.
     pub steps: u32,
@@ -162,8 +162,8 @@ pub struct Behaviour {
 /// A named behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
-    /// The behaviour of the original: announcements take 2 to 4 s, one delivery in 15 is answered
-    /// 504.
+    /// The behaviour of the original system, from which this project grew: announcements take 2 to
+    /// 4 s, one delivery in 15 is answered 504.
     Original,
     /// No delay and no fault.
     Fast,
@@ -191,7 +191,8 @@ pub enum Profile {
 
 /// Share of the calls with the fault, in a profile with one fault.
 const FAULT_SHARE: f64 = 0.2;
-/// Faults of the original: one delivery in 15 is answered 504, and half of these are performed.
+/// Faults of the original system: one delivery in 15 is answered 504, and half of these are
+/// performed.
 const ORIGINAL_FAULTS: [(Fault, f64); 2] = [
     (Fault::TimeoutBefore, 1.0 / 30.0),
     (Fault::TimeoutAfterActing, 1.0 / 30.0),

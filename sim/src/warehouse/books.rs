@@ -24,7 +24,7 @@ pub(crate) const LEDGER_VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub(crate) enum Entry {
-    /// The first line of the ledger. This line determines the stock of the first day.
+    /// The first line of the ledger. This line determines the stock with which the ledger begins.
     Begin {
         version: u32,
         seed: u64,
@@ -357,7 +357,7 @@ impl Books {
         self.base + self.deliveries.len() as u64
     }
 
-    /// Returns the seed of the first day's stock.
+    /// Returns the seed of the stock with which the ledger begins.
     pub(crate) fn seed(&self) -> u64 {
         self.seed
     }

@@ -84,7 +84,8 @@ struct SnapshotSender<'a> {
     shared: &'a Shared,
     client: &'a Client,
     number: u64,
-    /// The snapshot before the last one, to be sent when it is out of date.
+    /// The last snapshot, kept by the fault [`SnapshotFault::Late`]. It is sent once more after the
+    /// next snapshot, so that it is out of date.
     earlier: Option<Snapshot>,
 }
 

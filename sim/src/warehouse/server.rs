@@ -24,7 +24,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept. The usual cause is a lack of file descriptors, and connections
 /// close during the pause.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Maximum number of open calls on one HTTP/2 connection: 4 s of 4,000 orders per second.
+/// Maximum number of open calls on one HTTP/2 connection: enough for 4,000 announcements per second
+/// that take 4 s each.
 const STREAMS_MAX: u32 = 16_384;
 
 /// Accepts connections until the warehouse stops, then completes the calls in flight.

@@ -1,7 +1,7 @@
 //! The warehouse's real stock: the units of each product in each store, and its form as CSV.
 //!
-//! The stock of the first day is a function of the seed and the shape. So an audit can compute it
-//! alone and check the warehouse's deliveries against it.
+//! The stock of the first day, with which a new ledger begins, is a function of the seed and the
+//! shape. So an audit can compute it alone and check the warehouse's deliveries against it.
 //!
 //! The CSV (`PRODUCT,STORE,QUANTITY`, 2,000,000 lines, about 22 MB) is generated in pieces while it
 //! is sent. The whole text is never in memory, and a slow receiver slows the generation down.
@@ -33,7 +33,8 @@ pub struct StockShape {
 }
 
 impl Default for StockShape {
-    /// Returns the numbers of the original: 10,000 products in 200 stores.
+    /// Returns the numbers of the original system, from which this project grew: 10,000 products in
+    /// 200 stores.
     fn default() -> Self {
         Self {
             products: 10_000,

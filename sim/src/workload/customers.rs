@@ -4,8 +4,9 @@
 //! - The content of an order depends only on the seed and the order's position. Shares of late
 //!   payments, repetitions or cancellations never change a basket, because they use a separate
 //!   random stream.
-//! - The defaults are those of the original: two products of 1,000, 1 to 5 units, transaction ids
-//!   from 1 to 10,000. A payment comes 2 to 4 s after its order, in steps of 0.125 s.
+//! - The defaults are those of the original system, from which this project grew: two products of
+//!   1,000, 1 to 5 units, transaction ids from 1 to 10,000. A payment comes 2 to 4 s after its
+//!   order, in steps of 0.125 s.
 
 use std::fmt;
 use std::ops::Deref;
@@ -131,7 +132,7 @@ pub struct Habits {
     pub cancelled: f64,
 }
 
-/// Behaviour of all customers. `Default` gives the behaviour of the original.
+/// Behaviour of all customers. `Default` gives the behaviour in the original system.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Customers {
     /// Weight of statistics requests in the mix, relative to `order_parts`.
@@ -221,7 +222,8 @@ impl Customers {
             true => self.basket_min,
             false => dice.between(self.basket_min, self.basket_max),
         };
-        // The drawn ids, ascending. A draw among the remaining products skips them in one pass.
+        // The ids drawn so far, in ascending order. A number drawn among the remaining products
+        // skips these ids in one pass.
         let mut drawn: Vec<u32> = Vec::with_capacity(BASKET_MAX);
         let mut ids: Vec<u32> = Vec::with_capacity(BASKET_MAX);
         for taken in 0..len {

@@ -41,7 +41,7 @@ impl Replay {
     pub fn read(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let mut requests = Vec::new();
-        // From an order's id in the file to the order's number in the replay.
+        // Maps the id of each order in the file to the number of the order in the replay.
         let mut numbers: HashMap<String, u64> = HashMap::new();
         for (line, text) in (1..).zip(BufReader::new(file).lines()) {
             let text = text.map_err(Error::io("read", path))?;

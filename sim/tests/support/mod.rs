@@ -1,7 +1,7 @@
 //! A small order management in memory, for tests of the simulators.
 //!
-//! This order management has only the routes of the contract, one lock, and neither a disk nor
-//! nodes. A [`Fault`] is one thing that it does wrong, and tests check that the audit finds it.
+//! This order management has only the routes that the simulators need, one lock, and neither a disk
+//! nor nodes. A [`Fault`] is one thing that it does wrong, and tests check that the audit finds it.
 #![allow(clippy::unwrap_used)] // Test support: a failure here fails the test.
 
 use std::collections::{BTreeMap, HashMap};

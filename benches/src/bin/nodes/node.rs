@@ -29,7 +29,7 @@ pub(crate) fn serve(serve: &Serve) -> Outcome<()> {
     }
     let mut config = NodeConfig::new(&serve.name, &serve.data);
     config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    // No process listens at this address.
+    // No process listens at this address, because the benchmark has no warehouse.
     config.warehouse = Some("http://127.0.0.1:1".to_owned());
     config.stat_scan_every = std::time::Duration::ZERO;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -35,9 +35,11 @@ pub(crate) enum Ask {
     Order(String),
     /// The statistics of a product.
     Statistics,
-    /// By turns a new order, a payment and a read of an earlier order, and statistics. Order ids
-    /// begin with this text.
+    /// In turn, a new order, the payment of an earlier order, a read of that order, and the
+    /// statistics of a product. Order ids begin with this text.
     Mix(String),
+    /// A payment for each of the first orders with this prefix, up to this number of them.
+    Payment(String, u64),
 }
 
 impl Ask {
@@ -47,15 +49,24 @@ impl Ask {
             Ask::Order(prefix) => Ask::Order(format!("{prefix}{number}-")),
             Ask::Mix(prefix) => Ask::Mix(format!("{prefix}{number}-")),
             Ask::Statistics => Ask::Statistics,
+            Ask::Payment(prefix, count) => Ask::Payment(format!("{prefix}{number}-"), *count),
+        }
+    }
+
+    /// Returns the number of requests, if it is limited.
+    fn count(&self) -> Option<u64> {
+        match self {
+            Ask::Payment(_, count) => Some(*count),
+            _ => None,
         }
     }
 }
 
-/// Number of orders between an order of a mix and its payment and read. The number exceeds that of
-/// connections, so the order is answered before its payment is sent.
+/// In a mix, an order is paid and read when this many further orders have been sent. The number
+/// exceeds that of connections, so the order is answered before its payment is sent.
 const MIX_AHEAD: u64 = 1_000;
 
-/// Key of the statistics in the ring.
+/// Key by which the ring locates the statistics of all products.
 const STATISTICS: &str = "statistics/";
 
 /// The pace of the requests.
@@ -289,7 +300,9 @@ async fn run_client(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
                 meant
             }
         };
-        if shared.stop.is_called() || started.duration_since(shared.begun()) >= shared.load.lasting {
+        let is_last = shared.load.ask.count().is_some_and(|count| number >= count);
+        let is_over = started.duration_since(shared.begun()) >= shared.load.lasting;
+        if is_last || is_over || shared.stop.is_called() {
             return seen;
         }
         write_request(&shared.load.ask, number, &mut request);
@@ -345,6 +358,11 @@ fn write_request(ask: &Ask, number: u64, request: &mut Request) {
         Ask::Order(prefix) => {
             *key = format!("{prefix}{number}");
             return post("/order", &order_body(prefix, number));
+        }
+        Ask::Payment(prefix, _) => {
+            *key = format!("{prefix}{number}");
+            let path = format!("/order/{key}/payment-callback");
+            return post(&path, &format!(r#"{{"transaction_id":{number}}}"#));
         }
         Ask::Statistics => {
             STATISTICS.clone_into(key);

@@ -1,4 +1,5 @@
 //! The rows of the table. Each row starts its servers, puts a load on them and prints the result.
+//! The servers are a bare server, a durable ceiling and the node (`servers`).
 //!
 //! **Invariants**
 //! - Servers that are compared get the same load, one after the other within one row.
@@ -28,8 +29,8 @@ const PRODUCTS: u32 = 10_000;
 const STORES: u32 = 200;
 /// Quantity of a product in each store that has it. No run uses this many units.
 const PLENTY: u32 = 1_000_000;
-/// Number of connections of an open loop. More than are in use while the server keeps up with the
-/// rate.
+/// Number of connections of an open loop. While the server keeps up with the rate, some of them are
+/// always free.
 const OPEN_CONNECTIONS: usize = 512;
 /// Address of a warehouse that does not exist: no process listens there.
 const NOWHERE: &str = "http://127.0.0.1:9";
@@ -218,7 +219,7 @@ pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
                 return Err(format!("a stock was answered {status}").into());
             }
             took.push(ms);
-            // A warehouse also pauses between snapshots, but for longer.
+            // A warehouse also pauses between two snapshots of its stock, but for longer than this.
             std::thread::sleep(Duration::from_millis(500));
         }
         Ok(took)

@@ -250,8 +250,8 @@ pub(crate) fn all() -> Vec<Box<dyn Candidate>> {
 
 #[cfg(feature = "ring-rivals")]
 mod rivals {
-    //! The rival crates, each used as in its documentation. Crates with a choice get 160 points per
-    //! node.
+    //! The rival crates, each used as in its documentation. Crates with a configurable number of
+    //! points on the hash circle get 160 points per node.
 
     use anchorhash::AnchorHash;
     use maglev::{ConsistentHasher, Maglev};

@@ -51,7 +51,8 @@ pub(crate) fn print_plans(markdown: bool, repeat: usize) {
     }
 }
 
-/// Goal for long histories: maximum ratio of the copies on the fullest node to the mean.
+/// Goal for long histories: the node with the most copies (replicas other than primaries) has at
+/// most this many times the mean of all nodes.
 const COPIES_GOAL: f64 = 1.12;
 
 /// The worst values of all steps of a history.
@@ -60,11 +61,13 @@ struct Worst {
     primaries: f64,
     uneven: u32,
     copies: f64,
-    /// Highest value of the least possible ratio of copies to the mean, given the zones of a step.
+    /// In each step, the zones force a least possible ratio of the copies on the fullest node to
+    /// the mean of all nodes. This is the highest of these ratios.
     forced: f64,
     /// Largest excess of the copies on the fullest node over the least possible number, in slots.
     copies_unforced: u32,
-    /// Highest ratio of copies to the mean, over the steps in which the zones permit `COPIES_GOAL`.
+    /// Highest ratio of the copies on the fullest node to the mean, over the steps in which the
+    /// zones permit `COPIES_GOAL`.
     copies_where_possible: f64,
     moved: u64,
     minimum: u64,

@@ -19,8 +19,8 @@ use clap::Parser;
 
 use candidates::{Candidate, Key};
 
-/// Time after which a measurement is no longer repeated, except for its first three repetitions.
-/// Some rivals need seconds to build.
+/// Time after which a measurement is no longer repeated, because some rivals need seconds to build.
+/// The first three repetitions are always made.
 const TIME_MAX: Duration = Duration::from_secs(4);
 /// Number of keys for look-ups. The keys (80 KiB) and the largest table (128 KiB) together fit into
 /// a second-level cache of 512 KiB, for any placement of their pages. So the look-up is measured

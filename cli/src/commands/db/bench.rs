@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const EACH: Duration = Duration::from_millis(700);
 /// Bytes that are written before each sync.
 const BLOCK: [u8; 4096] = [0x5a; 4096];
-/// Size of each value that is put.
+/// Size of each value that is put into the database, in bytes.
 const VALUE_BYTES: usize = 100;
 /// Number of operations between two readings of the clock. A buffered put takes about a
 /// microsecond, so a reading after each put would distort the rate.

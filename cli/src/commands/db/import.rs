@@ -428,7 +428,10 @@ mod tests {
             ("{\"table\":\"\"}".to_owned(), "empty or has control"),
             ("{\"table\":\"a\\nb\"}".to_owned(), "empty or has control"),
             ("{\"table\":\"~imt-import-0\"}".to_owned(), "reserved"),
-            ("{\"table\":\"t\",\"key\":\"k\"}".to_owned(), "a value without a key"),
+            (
+                "{\"table\":\"t\",\"key\":\"k\"}".to_owned(),
+                "a value without a key",
+            ),
             (
                 "{\"table\":\"t\",\"key\":7,\"value\":\"v\"}".to_owned(),
                 "key is not a string",

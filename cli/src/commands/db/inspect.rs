@@ -218,7 +218,7 @@ fn head(
     )
 }
 
-/// Returns the share of the slots in all directories that lead to a key. A slot has 8 bytes.
+/// Returns the used share of the slots in all hash directories of the engine. A slot has 8 bytes.
 fn directory_fill(stats: &Stats) -> f64 {
     (stats.keys * 8) as f64 / stats.directory_bytes.max(1) as f64
 }
@@ -342,6 +342,9 @@ fn damaged(path: &Path, error: Error, output: OutputFormat) -> Result<ExitCode, 
             |generation| format!("whole, generation {generation}"),
         );
         text.push_str(&format!("SUPER, copy {}  {state}\n", copy + 1));
+    }
+    if let Some(database) = &folder.database {
+        text.push_str(&format!("id             {database}\n"));
     }
     if let Some(frontier) = folder.frontier {
         text.push_str(&format!(

@@ -120,8 +120,8 @@ pub(super) fn delete(place: &Place, key: &str, output: OutputFormat) -> Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns a sentence about the data on disk after a failed write: `refused`, or an unknown state
-/// after a failed sync.
+/// Returns a sentence about the data on disk after a failed write. The sentence is `refused`, but
+/// after a failed sync it says that the state of the data is unknown.
 pub(super) fn outcome<'a>(refused: &'a str, error: &Error) -> &'a str {
     match error {
         Error::Poisoned { .. } => {

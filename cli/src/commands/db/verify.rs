@@ -12,7 +12,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Damage as text, and the numbers of segments, frames, records, bytes and slots that were checked.
+/// Damage as text, and the numbers of segments, frames, records, log bytes and directory slots that
+/// were checked.
 #[derive(Default)]
 struct Findings {
     segments: u64,

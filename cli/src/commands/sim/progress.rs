@@ -26,7 +26,8 @@ use tokio::task::JoinHandle;
 const LINE_EVERY: Duration = Duration::from_secs(1);
 /// Time between two redraws of the progress line on a terminal.
 const REDRAW_EVERY: Duration = Duration::from_millis(200);
-/// Number of latest seconds in the snapshot from which rate and latency are shown.
+/// Number of the latest seconds of the run over which the progress line takes the highest 99th
+/// percentile of the order latencies.
 const RECENT: usize = 2;
 /// Name of the file in the run's folder that receives the log lines of the live view.
 const LOG_FILE: &str = "run.log";

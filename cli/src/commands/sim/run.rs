@@ -179,8 +179,8 @@ impl Session {
         let report = imt_sim::run_front(config, telemetry, stop).await;
         over.send_replace(true);
         if let Some(faults) = faults {
-            // If this task panics, the latest fault of the warehouse stays in force, and the audit
-            // waits longer for an empty outbox.
+            // If the task that drives the faults panics, the latest fault of the warehouse stays in
+            // force. The audit then waits longer for an empty outbox.
             let _ = faults.await;
         }
         let fleet = match suffering {
@@ -358,8 +358,8 @@ impl FaultDriver {
         switches
     }
 
-    /// Applies the changes at their times. Restores the usual behaviour at the end, even if the run
-    /// ends early.
+    /// Changes the behaviour of the warehouse as `switches` says. At the end, restores the usual
+    /// behaviour, even if the run ends early.
     async fn drive(self, mut is_over: watch::Receiver<bool>) {
         let mut state = self.telemetry.subscribe();
         tokio::select! {

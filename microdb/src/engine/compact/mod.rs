@@ -326,8 +326,8 @@ impl Engine {
 
     /// Returns the next segment for background compaction: the one with the largest share of dead
     /// bytes. While the share in the whole log is below the option `compaction_dead_percent`,
-    /// returns only a segment named by [`Engine::old_segments`]. Waiting leaves fewer live records
-    /// to copy.
+    /// returns only a segment named by [`Engine::old_segments`]. The later a segment is compacted,
+    /// the fewer live records must be copied.
     fn next_victim(&self) -> Option<u64> {
         let percent = u64::from(self.options.compaction_dead_percent);
         let damaged = lock(&self.damaged).clone();

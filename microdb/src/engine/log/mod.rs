@@ -36,8 +36,8 @@ use crate::storage::{OpenMode, StorageFile};
 /// end is a valid offset too.
 pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
 
-/// Number of bytes for which disk blocks are allocated ahead. It is large enough for few calls, and
-/// small enough that a search for a torn tail after a crash is short.
+/// Number of bytes for which disk blocks are allocated ahead. It is so large that the system
+/// is called rarely, and so small that a search for a torn tail after a crash is short.
 const ALLOCATE_BYTES: u32 = 4 << 20;
 
 /// Maximum number of bytes allocated behind the end of the log for `clear` and `drop_table` alone.

@@ -18,7 +18,7 @@ struct Bytes {
 #[derive(Debug)]
 struct File {
     bytes: Mutex<Bytes>,
-    /// Number of syncs that still succeed, shared with the disk.
+    /// Number of syncs that succeed before one fails. All files of the disk share this number.
     syncs_left: Arc<AtomicU32>,
 }
 

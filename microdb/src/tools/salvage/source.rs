@@ -292,8 +292,9 @@ impl Source {
     }
 }
 
-/// Omits segments with an id far from the median. Some tables have one entry for each id between
-/// first and last, so a forged id could require too much memory.
+/// Omits segments with an id far from the median. In memory, the table of segments and the usage
+/// counts have one entry for each id between the first and the last. So a forged id could require
+/// too much memory.
 fn within_span(found: &mut Vec<SourceSegment>, manifest: &mut Manifest) {
     let Some(middle) = found.get(found.len() / 2).map(|segment| segment.segment.id) else {
         return;

@@ -16,11 +16,12 @@ use crate::format::record::{Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::format::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-/// Maximum number of bytes that are checksummed for false records during the search in one segment.
-/// Checksumming so many bytes takes some seconds. The search then gives up the rest of the piece.
+/// Maximum number of bytes that the searches for records behind damage checksum in one segment.
+/// Checksumming so many bytes takes some seconds. A search then gives up the rest of the piece.
 const SEARCH_BYTES_MAX: u64 = 16 << 30;
 
-/// A part of a segment.
+/// A part of a segment: one frame, or the bytes from a damaged frame header to the next valid
+/// header.
 pub(super) struct Piece {
     /// Header of the frame, or `None` if the header is damaged. In that case `records` are the
     /// records found behind the header.

@@ -21,11 +21,11 @@ use crate::volume::server::VolumeServer;
 /// A request for the figures of a node.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct AskFigures {
-    /// The process that sent the previous response; 0 before the first response.
+    /// Random number of the process that sent the previous response; 0 before the first response.
     pub(super) incarnation: u64,
     /// The newest second in the responses so far, in seconds since 1970.
     pub(super) second: u64,
-    /// The id of the newest event that was received from that process.
+    /// The id of the newest event received from the process with this `incarnation`.
     pub(super) event: u64,
 }
 

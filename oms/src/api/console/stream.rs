@@ -41,7 +41,7 @@ pub(super) fn answer(console: &Arc<Console>, headers: &HeaderMap) -> Response<An
         return refusal(Problem::busy("too many consoles are open on this node"));
     };
     let cursor = last_event(headers, console.incarnation);
-    // A capacity of one message, in addition to the message that is being written.
+    // One message waits in the channel, in addition to the message that is being written.
     let (sender, channel) = Channel::<Bytes, axum::Error>::new(1);
     runtime::spawn(feed(
         Arc::clone(console),

@@ -165,15 +165,16 @@ impl Kind {
             Kind::Refused => &Texts {
                 slug: "refused",
                 title: "The state of the order does not allow this",
-                meaning: "The id was used for an order with other products, or the order cannot be \
-                          cancelled any more, or its message is not a dead letter.",
+                meaning: "The id was used for an order with other products. Or the order cannot be \
+                          cancelled any more. Or its message is not a dead letter, so it cannot be \
+                          retried.",
                 next: "Read the order (`GET /order/{id}`) and decide by its state.",
             },
             Kind::RefundWanted => &Texts {
                 slug: "refund-wanted",
                 title: "The payment buys nothing",
                 meaning: "The order was paid by another transaction, was rejected, or ended before it was \
-                          paid. The payment is recorded as a wanted refund.",
+                          paid. The payment is recorded for a refund.",
                 next: "Refund the transaction. `GET /orders?state=refund_wanted` lists all such orders.",
             },
             Kind::KeyInProgress => &Texts {
@@ -191,26 +192,28 @@ impl Kind {
             Kind::StaleSnapshot => &Texts {
                 slug: "stale-snapshot",
                 title: "A newer stock was applied",
-                meaning: "A stock with a higher `X-Stock-As-Of` was applied before. Nothing was changed.",
+                meaning: "A stock snapshot with a higher `X-Stock-As-Of` was applied before. Nothing was \
+                          changed.",
                 next: "Send the current stock.",
             },
             Kind::NoSuchMove => &Texts {
                 slug: "no-such-move",
                 title: "The migration has ended",
-                meaning: "Slots are asked for by a migration that has ended.",
+                meaning: "A node requests slots for a migration that has ended.",
                 next: "The coordinator starts the migration again.",
             },
             Kind::NoSuchCopy => &Texts {
                 slug: "no-such-copy",
                 title: "The copy has ended",
-                meaning: "The copy of these slots was broken off.",
+                meaning: "The copy of the requested slots ended before it was complete.",
                 next: "The coordinator starts the migration again.",
             },
             Kind::TooLarge => &Texts {
                 slug: "too-large",
                 title: "The body is too large",
                 meaning: "The body, as sent or unpacked, is larger than the route allows.",
-                next: "Send less: an order has at most 100 products, a change of stock 100,000 lines.",
+                next: "Send less: an order has at most 100 products, a change of stock (`PATCH /stocks`) \
+                       100,000 lines.",
             },
             Kind::ContentType => &Texts {
                 slug: "content-type",
@@ -233,7 +236,8 @@ impl Kind {
             Kind::Internal => &Texts {
                 slug: "internal",
                 title: "Internal error",
-                meaning: "The node failed. Its log has the cause and the id of the request \
+                meaning: "A node failed. The log of the node that serves the order or store has the \
+                          cause. The log of the node that was asked has the id of the request \
                           (`X-Request-Id`).",
                 next: "Repeat the request: each one is idempotent. Tell the operator if it fails again.",
             },
@@ -278,9 +282,9 @@ pub(crate) fn page() -> String {
         change. Every 503 has a `Retry-After` header.\n\n\
         Every request of the API may be repeated: a repeated order, payment or cancellation is carried\n\
         out once and gets the answer of the first one.\n\n\
-        A test of `imt-oms` compares this page with the table that the program answers by\n\
-        (`oms/src/api/problem/kind.rs`). `IMT_WRITE_DOCUMENTS=1 cargo test -p imt-oms --lib problem`\n\
-        writes it.\n"
+        The program answers from the table in `oms/src/api/problem/kind.rs`. A test of `imt-oms` compares\n\
+        this page with the table. `IMT_WRITE_DOCUMENTS=1 cargo test -p imt-oms --lib problem` writes the\n\
+        page.\n"
         .to_owned();
     for (heading, is_between_nodes) in [("For clients", false), ("Between nodes", true)] {
         page.push_str(&format!("\n## {heading}\n"));

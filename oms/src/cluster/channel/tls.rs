@@ -35,13 +35,15 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use crate::cluster::channel::LinkError;
 use crate::cluster::channel::handshake::{self, PeerKey};
 use crate::config::PeerEncryption;
+use crate::runtime::address;
 
 /// First byte of every TLS connection: the type of a handshake record.
 pub(crate) const TLS_BEGINS: u8 = 0x16;
 /// Label of the exported keying material. By RFC 5705 labels should begin with `EXPORTER`, so that
 /// they differ from the labels of TLS itself.
 const EXPORT_LABEL: &[u8] = b"EXPORTER-imt-order-peer-v1";
-/// Size of the exported keying material in bytes, equal to the size of the hash over the material.
+/// Size of the exported keying material in bytes. It equals the size of a proof, which is a hash
+/// that covers this material.
 const EXPORT_BYTES: usize = 32;
 /// The server name that rustls requires of a client. It is neither checked nor sent, because SNI is
 /// off.
@@ -91,7 +93,7 @@ impl Protection {
 
     /// Returns `true` if connections to or from this address must be encrypted.
     pub(crate) fn is_needed(&self, other: IpAddr) -> bool {
-        self.encryption == PeerEncryption::BetweenMachines && !other.to_canonical().is_loopback()
+        self.encryption == PeerEncryption::BetweenMachines && !address::is_loopback(other)
     }
 
     /// Encrypts a connection that this node opened, and exchanges proofs with the acceptor.

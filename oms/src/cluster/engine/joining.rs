@@ -65,7 +65,8 @@ impl Joining {
         let mut session = Session::new(Arc::clone(&self.url), "node");
         check_fitness(&mut session, &self.url).await?;
         let name = self.member.name().clone();
-        // Positive, and random so that two processes with one name have different numbers.
+        // The incarnation is positive, and random so that two processes with one name have
+        // different incarnations.
         let incarnation = (runtime::random_u64() >> 1) as i64;
         let table = Arc::new(StateTable::new(Arc::clone(&self.url)));
         self.check_weight(&mut session).await?;
@@ -92,6 +93,7 @@ impl Joining {
             beating: Mutex::new(Some(beating)),
             followers: Followers::default(),
             fit: Mutex::default(),
+            waiting: Mutex::default(),
         })
     }
 
@@ -243,8 +245,8 @@ pub(super) async fn read_secret(session: &mut Session) -> Result<String, Session
     }
 }
 
-/// Fails unless the engine has the tables of imt, and settings under which no acknowledged order
-/// can be lost.
+/// Fails unless the engine has the tables that `imt engine init` creates, and settings under which
+/// no acknowledged order can be lost.
 pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Result<(), NodeError> {
     let unfit = |reason: String| NodeError::EngineUnfit {
         url: url.to_string(),
@@ -282,8 +284,9 @@ pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Res
     }
 }
 
-/// Waits for `Pace::gone`. Returns `true` if the process did not beat in that time, and `false` as
-/// soon as it beats. Time in which the statements of this session wait is not counted.
+/// Waits for `Pace::gone`. Returns `true` if the process that has the name `name` did not beat in
+/// that time, or if its row is gone. Returns `false` as soon as the process beats. Time in which
+/// the statements of this session wait is not counted.
 async fn has_stopped(
     session: &mut Session,
     name: &str,

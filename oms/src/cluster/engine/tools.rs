@@ -123,12 +123,12 @@ async fn run_on_standby(url: &EngineUrl, sql: &str) -> Result<(), NodeError> {
     done.map(drop).map_err(failed(url, "change a standby"))
 }
 
-/// The result of one check.
+/// The severity of the result of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// The check found no fault.
     Good,
-    /// Nodes can run, but the finding describes a risk for the operator to consider.
+    /// Nodes can run, but the check found a risk that the operator should consider.
     Warning,
     /// Nodes would refuse to start, or acknowledged orders could be lost.
     Bad,
@@ -139,17 +139,17 @@ pub enum Verdict {
 pub struct EngineCheck {
     /// The checked subject in one or two words.
     pub subject: &'static str,
-    /// The severity of the finding.
+    /// The severity of the result.
     pub verdict: Verdict,
-    /// The finding as text, with a remedy if there is one.
+    /// The result as text, with a remedy if there is one.
     pub finding: String,
 }
 
 /// Checks if an engine can store a cluster without losing an acknowledged order.
 ///
 /// # Errors
-/// `NodeError::Engine` if the engine cannot be reached. Faults of the engine are findings, not
-/// errors.
+/// `NodeError::Engine` if the engine cannot be reached. A fault of the engine is a result of a
+/// check, not an error.
 pub async fn check_engine(url: &EngineUrl) -> Result<Vec<EngineCheck>, NodeError> {
     let failed = failed(url, "run the checks");
     let mut session = Session::new(Arc::new(url.clone()), "check");
@@ -341,8 +341,9 @@ struct Tested {
     times: Vec<Duration>,
 }
 
-/// Appends five entries that test the fence, and then `TEST_COMMITS` entries to measure the
-/// latency.
+/// Appends five entries. The engine must refuse two of them: one of a former owner of the volume,
+/// and one with a number that the log has already. Then appends `TEST_COMMITS` entries to measure
+/// the latency.
 async fn test_entries(session: &mut Session, volume: &str) -> Result<Tested, SessionError> {
     let name = Param::Text(volume);
     session
@@ -406,7 +407,7 @@ pub struct FurtherEngine {
 }
 
 /// Checks if an engine can become a further engine of a cluster. It must have the tables and
-/// settings of imt, and must not contain the state of another cluster.
+/// settings that `init_engine` creates, and must not contain the state of another cluster.
 ///
 /// # Errors
 /// `NodeError::EngineUnfit` with the reason, or `NodeError::Engine` if the engine does not respond.

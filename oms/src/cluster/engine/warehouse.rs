@@ -24,7 +24,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 impl EngineCluster {
     /// Returns the URL of the cluster's warehouse, and stores it if no other node runs. `asked` is
-    /// the setting of this node. Without a setting and a stored URL, the result is `usual`.
+    /// the setting of this node. If there is neither a setting nor a stored URL, the result is
+    /// `usual`.
     pub(crate) async fn agree_on_warehouse(
         &self,
         asked: Option<&WarehouseUrl>,
@@ -67,8 +68,8 @@ enum Agreement {
     Unnamed,
 }
 
-/// Determines the warehouse from a state. If this node decides, its setting replaces the stored
-/// URL.
+/// Determines the warehouse from a state. If `decides` is `true`, because no other node runs, the
+/// setting `asked` replaces the stored URL.
 fn agreement(
     state: &ClusterState,
     decides: bool,

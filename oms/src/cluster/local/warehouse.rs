@@ -36,7 +36,8 @@ pub fn check_warehouse(data: &Path, asked: Option<&WarehouseUrl>) -> Result<(), 
 
 impl LocalCluster {
     /// Returns the URL of the cluster's warehouse, and stores it if no other node runs. `asked` is
-    /// the setting of this node. Without a setting and a stored URL, the result is `usual`.
+    /// the setting of this node. If there is neither a setting nor a stored URL, the result is
+    /// `usual`.
     pub(crate) fn agree_on_warehouse(
         &self,
         asked: Option<&WarehouseUrl>,

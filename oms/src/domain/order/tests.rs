@@ -12,7 +12,8 @@ fn lines() -> Box<[Line]> {
     [Line { id: 812, quantity: 3 }].into()
 }
 
-/// Returns an order in this state with the usual history, without a payment if that is possible.
+/// Returns an order in this state, with a history that leads to this state. The history has a
+/// payment only if the state requires one.
 fn in_state(state: State) -> Order {
     let reserved = Event::Reserved { store: 5 };
     let paid = Event::Paid {

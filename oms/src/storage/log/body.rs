@@ -3,7 +3,7 @@
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
 //! | version | 1 | 1 |
-//! | chain | 16 | XXH3-128 of: previous entry's chain, number, epoch, all bytes after this field |
+//! | chain | 16 | XXH3-128 of the previous chain, then this entry's number, epoch, later fields |
 //! | count | 4 | number of rows, little-endian |
 //! | rows | | in order of their writes; a later row of the same key replaces an earlier one |
 //!

@@ -26,7 +26,7 @@ use crate::storage::write_batch::{Row, TABLES, Table};
 
 /// Key of the log position in the table `meta`.
 pub(crate) const POSITION: &[u8] = b"log";
-/// Size of one commit while entries or rows are copied. Larger commits are not faster.
+/// Size in bytes of one commit while entries or rows are copied. Larger commits are not faster.
 const COPY_BYTES: usize = 1_024 * 1_024;
 /// Maximum number of attempts to make a copy. An attempt fails if entries are removed from the log
 /// while it runs.

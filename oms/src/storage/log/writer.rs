@@ -1,9 +1,9 @@
 //! The writer of a volume's log: appends an entry and does not return before its outcome is known.
 //!
 //! An entry without an acknowledgement is appended again. If the log already has an entry with its
-//! number, the writer reads that entry. If the writer wrote it, it may exist on one machine only,
-//! so the writer appends an empty entry after it. An acknowledgement of the empty entry means that
-//! both are durable. If a fail-over lost the entry, the writer appends it again.
+//! number, the writer reads that entry. If that entry is its own, it may exist on one machine
+//! only, so the writer appends an empty entry after it. An acknowledgement of the empty entry means
+//! that both are durable. If a fail-over lost the entry, the writer appends it again.
 //!
 //! **Invariants**
 //! - At most one entry of a volume is being appended at any time.
@@ -27,13 +27,13 @@ use crate::storage::log::{Entry, Log, LogError, Position};
 /// may reach the new primary.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum number of entries that wait for an acknowledgement: one with rows, and empty ones after
-/// it. So many are found only if each answer is lost, and then the writer starts again with the
-/// first.
+/// it. This number is reached only if every answer is lost. Then the writer appends all of these
+/// entries again, beginning with the one with rows.
 const UNACKNOWLEDGED_MAX: usize = 16;
 
-/// Number of reads without the previous acknowledged entry after which that entry is treated as
-/// lost. The next host is tried after each read, so a primary that has the entry would be found
-/// earlier.
+/// Number of successive reads that do not show the previous acknowledged entry, after which that
+/// entry is treated as lost. The next host is tried after each read, so a primary that has the
+/// entry would be found earlier.
 const OLD_ANSWERS_MAX: u32 = 40;
 
 /// The state that a writer and its volume share.
@@ -179,7 +179,8 @@ enum Found {
     Same,
     /// The volume has another owner, or another entry has this number.
     Another,
-    /// This server knows only an earlier epoch of the volume, so it must be an old primary.
+    /// This server has an earlier epoch of the volume than the writer, so it must be an old
+    /// primary.
     OldPrimary,
     /// The previous entry does not exist at this server.
     NothingBefore,
