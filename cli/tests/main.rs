@@ -32,6 +32,7 @@ mod live_view;
 mod nodes;
 mod orders;
 mod otlp;
+mod read_only_role;
 mod routing;
 mod several_volumes;
 mod shop;

@@ -49,8 +49,8 @@ use crate::storage::volume::Volume;
 
 pub use crate::cluster::engine::{
     EngineCheck, EngineView, FurtherEngine, Verdict, VolumeCopy, check_engine, check_further_engine,
-    engine_answers, export_volume, init_engine, promote_standby, rebuild_volume, reload_standby,
-    standby_position, view_engine,
+    engine_answers, engine_secret, export_volume, init_engine, promote_standby, rebuild_volume,
+    reload_standby, standby_position, view_engine,
 };
 pub(crate) use crate::cluster::local::LocalCluster;
 pub use crate::cluster::local::{

@@ -185,11 +185,9 @@ impl Session {
         }
         let fleet = match suffering {
             None => None,
-            Some(suffering) => Some(
-                suffering
-                    .await
-                    .map_err(|error| CliError::because("the node events ended early", error))??,
-            ),
+            Some(suffering) => Some(suffering.await.map_err(|error| {
+                CliError::because("the task that applies the node events ended early", error)
+            })??),
         };
         let report = report.map_err(front_failure)?;
         Ok(Sent { report, fleet })

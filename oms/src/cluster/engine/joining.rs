@@ -210,17 +210,16 @@ impl Joining {
                 .query(schema::STATE, &[Param::Int8(-1)], STATEMENT_TIMEOUT)
                 .await
                 .map_err(&failed)?;
-            if let Some(row) = rows.first() {
-                decoded_state(&rows, None).map_err(&failed)?;
-                let kept = row.text(3).map_err(&failed)?;
-                return match (&self.secret, kept) {
+            if decoded_state(&rows, None).map_err(&failed)?.is_some() {
+                let kept = read_secret(session).await.map_err(&failed)?;
+                return match (&self.secret, kept.as_str()) {
                     (Some(given), "") => Ok(given.clone()),
                     (Some(given), kept) if given == kept => Ok(given.clone()),
                     (None, "") => Err(NodeError::Config {
                         setting: "secret file",
                         reason: "is missing: the first node of this cluster was started with --secret-file, and each node needs the same file".to_owned(),
                     }),
-                    (None, kept) => Ok(kept.to_owned()),
+                    (None, _) => Ok(kept),
                     (Some(_), _) => Err(NodeError::Config {
                         setting: "secret file",
                         reason: "has another secret than the cluster; use the file of the other nodes, or none".to_owned(),
@@ -233,6 +232,16 @@ impl Joining {
             let kept = if self.secret.is_some() { "" } else { fresh.as_str() };
             table.write_first(self.member.clone(), label, kept).await?;
         }
+    }
+}
+
+/// Reads the cluster's secret. It is empty if no node was ever started, or if the nodes read it
+/// from a file.
+pub(super) async fn read_secret(session: &mut Session) -> Result<String, SessionError> {
+    let rows = session.query(schema::SECRET, &[], STATEMENT_TIMEOUT).await?;
+    match rows.first() {
+        Some(row) => Ok(row.text(0)?.to_owned()),
+        None => Ok(String::new()),
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) use crate::cluster::engine::joining::Joining;
 use crate::cluster::engine::shared::{Shared, Watcher};
 pub use crate::cluster::engine::tools::{
     EngineCheck, EngineView, FurtherEngine, Verdict, check_engine, check_further_engine, engine_answers,
-    init_engine, promote_standby, reload_standby, standby_position, view_engine,
+    engine_secret, init_engine, promote_standby, reload_standby, standby_position, view_engine,
 };
 use crate::cluster::engine::volumes::Waiting;
 use crate::cluster::{Authority, ClusterState, Event, Membership, NodeInfo, Soon};

@@ -118,8 +118,11 @@ pub(super) const PROBE: &str = "UPDATE imt_schema SET version = version WHERE on
 /// Reads the cluster's state. The text of the state is long, so it is left out if the version is
 /// still $1.
 pub(super) const STATE: &str = "
-SELECT version, CASE WHEN version = $1 THEN NULL ELSE state END, coordinator, secret
+SELECT version, CASE WHEN version = $1 THEN NULL ELSE state END, coordinator
     FROM imt_cluster WHERE one = 1";
+/// Reads the cluster's secret. The statement is separate from `STATE`, so that a role without the
+/// right to read the secret can read the state.
+pub(super) const SECRET: &str = "SELECT secret FROM imt_cluster WHERE one = 1";
 /// Writes the cluster's first state. Changes no row if a state exists already.
 pub(super) const FIRST_STATE: &str = "
 INSERT INTO imt_cluster (one, version, state, coordinator, secret) VALUES (1, $1, $2, $3, $4)

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::cluster::engine::authority::decoded_state;
 use crate::cluster::engine::beat::Pace;
-use crate::cluster::engine::joining::{check_fitness, unfit_setting};
+use crate::cluster::engine::joining::{check_fitness, read_secret, unfit_setting};
 use crate::cluster::engine::schema;
 use crate::cluster::engine::tasks::decoded_look;
 use crate::cluster::engine::volumes::further_engine;
@@ -389,8 +389,6 @@ pub struct EngineView {
     pub ring: Option<Ring>,
     /// The URL of the cluster's warehouse, if one is set.
     pub warehouse: Option<String>,
-    /// The cluster's secret; empty if the nodes read it from a file.
-    pub secret: String,
     /// The volumes that this engine stores.
     pub volumes: Vec<String>,
     /// The further engines, which store other volumes of the cluster.
@@ -485,10 +483,6 @@ pub async fn view_engine(url: &EngineUrl) -> Result<EngineView, NodeError> {
         .map(|state| volumes_on(state, None))
         .unwrap_or_default();
     let ring = state.map(|state| state.ring);
-    let secret = match rows.first() {
-        Some(row) => row.text(3).map_err(&failed)?.to_owned(),
-        None => String::new(),
-    };
     let pace = Pace::of(usize::MAX);
     let until = Instant::now() + pace.gone;
     let rows = session.query(schema::LOOK, &[], STATEMENT_TIMEOUT).await;
@@ -519,8 +513,20 @@ pub async fn view_engine(url: &EngineUrl) -> Result<EngineView, NodeError> {
         nodes: nodes.collect(),
         ring,
         warehouse,
-        secret,
         volumes,
         further,
     })
+}
+
+/// Reads the cluster's secret from an engine. Returns `None` if no node has ever been started, or
+/// if the nodes read the secret from a file.
+///
+/// # Errors
+/// `NodeError::Engine` if the engine cannot be reached, has no tables, or refuses to show the
+/// secret to the role.
+pub async fn engine_secret(url: &EngineUrl) -> Result<Option<String>, NodeError> {
+    let mut session = Session::new(Arc::new(url.clone()), "view");
+    let secret = read_secret(&mut session).await;
+    let secret = secret.map_err(failed(url, "read the secret"))?;
+    Ok(Some(secret).filter(|secret| !secret.is_empty()))
 }
