@@ -322,6 +322,7 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
         let lines = lines.await?;
         let stores = run_to_completion(change(Arc::clone(app), cells, products, slots)).await?;
         app.state().copies_are_current().await;
+        app.state().loans_are_covered().await;
         return taken(lines, stores);
     }
     let arrival = {
@@ -340,6 +341,7 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
     let stores = snapshot.stores().len();
     run_to_completion(apply(Arc::clone(app), snapshot, part.as_of, arrival, slots)).await?;
     app.state().copies_are_current().await;
+    app.state().loans_are_covered().await;
     taken(lines, stores)
 }
 

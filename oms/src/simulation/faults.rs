@@ -54,6 +54,7 @@ pub(super) fn start(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: 
         let mut config = NodeConfig::new(name, "/nowhere");
         config.payment_timeout = Duration::from_secs(24 * 60 * 60);
         config.stat_scan_every = Duration::ZERO;
+        config.allotments = world.has_allotments;
         // With a breaker that opens after few failures, probes of failing messages would stop the
         // other messages for longer than the audit allows.
         config.outbox.breaker_failures = 4;

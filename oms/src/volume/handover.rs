@@ -72,6 +72,7 @@ impl VolumeState {
                 .map(|((order, _), delivery)| (order, delivery))
                 .collect(),
         );
+        stock.add_loans(std::mem::take(&mut staged_state.loans), self.now().monotonic_ms);
         settlements.append(&mut staged_state.settlements);
         // The reservation of an order that is in this volume now, or arrived in the same migration,
         // remains until the order has been asked whether it still needs it. Owning the order's slot
@@ -86,6 +87,7 @@ impl VolumeState {
         drop((stock, remote_reservations, settlements, outbox));
         self.message_due.notify_one();
         self.settler_called.notify_one();
+        self.lender_called.notify_one();
         ticket
     }
 }
@@ -168,7 +170,7 @@ mod tests {
             page: 0,
             seal: true,
         };
-        source::seal(state, &request).await.unwrap();
+        assert!(source::seal(state, &request).await.unwrap());
         let exports = Exports::default();
         // The first byte of a page says whether it is the last one.
         while exports.page(state, &request).await.unwrap()[0] == 0 {

@@ -48,6 +48,11 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question
             state.confirm(&confirm);
             Reply::Kept(true)
         }
+        Question::Allot(request) => state.allot(request).await.unwrap_or_else(Reply::from),
+        Question::Recall(store) => {
+            state.recall(store);
+            Reply::Kept(true)
+        }
         Question::Settle { order, settlement } => {
             let settled = state.settle(&order, &settlement).await;
             settled.map_or_else(Reply::from, |()| Reply::Settled)

@@ -233,6 +233,12 @@ impl RemoteVolumes for NothingKept {
 
     fn confirm(&self, _: &OrderId, _: u64, _: u32) {}
 
+    fn allot<'a>(&'a self, _: &'a AllotRequest) -> Answer<'a, Reply> {
+        Box::pin(async { Err(OrderError::Moved) })
+    }
+
+    fn recall(&self, _: &NodeName, _: u32) {}
+
     fn settle<'a>(&'a self, _: &'a OrderId, _: &'a Settlement) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
     }
@@ -441,6 +447,12 @@ impl RemoteVolumes for SlowVolume {
     }
 
     fn confirm(&self, _: &OrderId, _: u64, _: u32) {}
+
+    fn allot<'a>(&'a self, _: &'a AllotRequest) -> Answer<'a, Reply> {
+        Box::pin(std::future::ready(Err(OrderError::Moved)))
+    }
+
+    fn recall(&self, _: &NodeName, _: u32) {}
 
     fn settle<'a>(&'a self, _: &'a OrderId, _: &'a Settlement) -> Answer<'a, ()> {
         Box::pin(std::future::ready(Ok(())))
