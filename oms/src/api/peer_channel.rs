@@ -67,8 +67,8 @@ impl Service for ClusterHandle {
                     server.app.state().confirm(&confirm);
                     asked.caller.forget();
                 }
-                Question::Recall(store) => {
-                    server.app.state().recall(store);
+                Question::Recall(recall) => {
+                    server.app.state().recall(&recall);
                     asked.caller.forget();
                 }
                 Question::Reserve(reserve) => {

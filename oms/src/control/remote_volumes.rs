@@ -14,7 +14,7 @@ use crate::cluster::channel::message::{Confirm, Question, Reply, Reserve};
 use crate::control::handle::ClusterHandle;
 use crate::control::stock_copies::{Found, StockCopies};
 use crate::control::topology::{Topology, VolumeLocation};
-use crate::domain::loans::AllotRequest;
+use crate::domain::loans::{AllotRequest, Recall};
 use crate::domain::order::{Line, OrderId};
 use crate::domain::routing_key::RoutingKey;
 use crate::domain::settlement::Settlement;
@@ -206,16 +206,16 @@ impl RemoteVolumes for RemoteVolumeClient {
         })
     }
 
-    fn recall(&self, borrower: &NodeName, store: u32) {
+    fn recall(&self, borrower: &NodeName, recall: Recall) {
         let Ok(cluster) = self.cluster() else { return };
         let topology = cluster.topology();
         match topology.locate(borrower) {
-            VolumeLocation::Here(server) => server.app.state().recall(store),
+            VolumeLocation::Here(server) => server.app.state().recall(&recall),
             VolumeLocation::There { address, .. } => {
                 let epoch = topology.ring.epoch().0;
                 cluster
                     .peers
-                    .tell(address, borrower, epoch, Question::Recall(store));
+                    .tell(address, borrower, epoch, Question::Recall(recall));
             }
             VolumeLocation::Nowhere(_) => {}
         }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use imt_ring::NodeName;
 
-use crate::domain::loans::{AllotRequest, SpentUnits};
+use crate::domain::loans::{AllotRequest, Recall, SpentUnits};
 use crate::domain::order::{Line, OrderId};
 use crate::domain::stock::{Reservation, summed};
 use crate::runtime::seeded::seeded;
@@ -56,7 +56,7 @@ const PAUSE_MS: u64 = 2_000;
 struct Cell {
     usable: u32,
     target: u32,
-    /// The owner granted nothing, so it is not asked before this time.
+    /// The owner granted nothing, or has recalled the units. It is not asked before this time.
     paused_until_ms: u64,
 }
 
@@ -64,6 +64,8 @@ struct Cell {
 #[derive(Debug, Default)]
 struct Allotment {
     cells: BTreeMap<u32, Cell>,
+    /// Recalled units, which the next request returns.
+    recalled: BTreeMap<u32, u32>,
     /// Products of which more units are wanted.
     low: BTreeSet<u32>,
     /// Orders with units of this store that are not durable yet.
@@ -73,7 +75,7 @@ struct Allotment {
     in_flight: Option<Arc<AllotRequest>>,
     /// Nothing is borrowed or used before this time, and everything is returned.
     recalled_until_ms: u64,
-    /// The owner must be asked even if there is nothing to tell: it has recalled the loan.
+    /// The owner must be asked even if there is nothing to tell: it has recalled units.
     must_ask: bool,
     /// `true` once the owner has confirmed that the loan has no units of earlier servers or
     /// incarnations (`AllotRequest::clears`). Before that nothing is usable here.
@@ -271,7 +273,7 @@ impl Allotments {
         for line in lines {
             if let Some(cell) = allotment.cells.get_mut(&line.id) {
                 cell.usable -= line.quantity;
-                if cell.usable < cell.target / 2 {
+                if cell.usable < cell.target / 2 && now_ms >= cell.paused_until_ms {
                     allotment.low.insert(line.id);
                 }
             }
@@ -323,16 +325,31 @@ impl Allotments {
         self.suspended_until_ms = self.suspended_until_ms.max(until_ms);
     }
 
-    /// Has the units of a store returned, because its owner needs them.
-    pub(crate) fn recall(&mut self, store: u32, now_ms: u64) {
-        let known = self.stores.get(&store);
+    /// Makes units unusable that their owner needs. The next request returns them.
+    pub(crate) fn recall(&mut self, recall: &Recall, now_ms: u64) {
+        let known = self.stores.get(&recall.store);
         if known.is_none() && self.stores.len() >= 2 * STORES_MAX {
             return;
         }
-        let allotment = self.stores.entry(store).or_default();
+        let is_all = recall.products.is_empty() || known.is_none();
+        let allotment = self.stores.entry(recall.store).or_default();
         allotment.must_ask = true;
-        allotment.recalled_until_ms = now_ms + PAUSE_MS;
-        allotment.low.clear();
+        if is_all {
+            allotment.recalled_until_ms = now_ms + PAUSE_MS;
+            allotment.low.clear();
+            return;
+        }
+        for product in &recall.products {
+            allotment.low.remove(product);
+            if let Some(cell) = allotment.cells.get_mut(product) {
+                let units = std::mem::take(&mut cell.usable);
+                cell.target = 0;
+                cell.paused_until_ms = now_ms + PAUSE_MS;
+                if units > 0 {
+                    *allotment.recalled.entry(*product).or_default() += units;
+                }
+            }
+        }
     }
 
     /// Returns `true` if there is nothing to tell to an owner, and no row to remove.
@@ -378,6 +395,7 @@ impl Allotments {
             allotment.must_ask = true;
             allotment.is_clear = false;
             allotment.cells.clear();
+            allotment.recalled.clear();
             allotment.low.clear();
         }
         for (order, spent) in &mut self.spent {
@@ -460,6 +478,9 @@ impl Allotments {
         let clears = !allotment.is_clear && allotment.unsent.is_empty();
         let can_borrow = allotment.is_clear || clears;
         let wants_all = !returns && can_borrow && std::mem::take(&mut allotment.asks_all);
+        for (id, quantity) in std::mem::take(&mut allotment.recalled) {
+            returned.push(Line { id, quantity });
+        }
         if returns {
             let cells = std::mem::take(&mut allotment.cells);
             if seeded("allotment-used-after-return") {
@@ -551,14 +572,21 @@ impl Allotments {
     /// Returns the units of a store that the owner must have lent to this volume.
     #[cfg(test)]
     pub(crate) fn claims(&self, store: u32) -> Claims {
-        let cells = self.stores.get(&store).into_iter();
-        let cells = cells.flat_map(|allotment| &allotment.cells);
+        let mut usable: BTreeMap<u32, u32> = BTreeMap::new();
+        if let Some(allotment) = self.stores.get(&store) {
+            for (id, cell) in &allotment.cells {
+                *usable.entry(*id).or_default() += cell.usable;
+            }
+            for (id, units) in &allotment.recalled {
+                *usable.entry(*id).or_default() += units;
+            }
+        }
         let open = self.spent.iter().filter(|(_, spent)| {
             spent.store == store && matches!(spent.progress, Progress::Queued | Progress::Durable)
         });
         Claims {
             incarnation: self.incarnation,
-            usable: cells.map(|(id, cell)| (*id, cell.usable)).collect(),
+            usable,
             orders: open
                 .map(|(order, spent)| SpentUnits {
                     order: order.clone(),
@@ -574,7 +602,7 @@ impl Allotments {
 #[cfg(test)]
 pub(crate) struct Claims {
     pub(crate) incarnation: u64,
-    /// Usable units by product.
+    /// Usable and recalled units by product.
     pub(crate) usable: BTreeMap<u32, u32>,
     /// Orders with units that no request has entered. An earlier server may have entered them.
     pub(crate) orders: Vec<SpentUnits>,

@@ -40,9 +40,9 @@ pub(crate) struct OpenLoan {
     pub(crate) is_changing: bool,
     /// Time of the last request, in monotonic milliseconds.
     pub(crate) heard_ms: u64,
-    /// Time of the first recall since the last request, in monotonic milliseconds.
-    pub(crate) recalled_ms: Option<u64>,
-    /// Time of the next recall, if the loan is recalled.
+    /// The products that are recalled until the borrower's next request. All if there are none.
+    pub(crate) recalled: Option<BTreeSet<u32>>,
+    /// Time of the next recall, if units are recalled.
     pub(crate) recall_at_ms: u64,
 }
 
@@ -53,11 +53,14 @@ impl OpenLoan {
             loan,
             is_changing: false,
             heard_ms: now_ms,
-            recalled_ms: None,
+            recalled: None,
             recall_at_ms: 0,
         }
     }
 }
+
+/// Products to be recalled, by store.
+pub(crate) type Recalled = BTreeMap<u32, BTreeSet<u32>>;
 
 /// All loans of a volume's stores.
 #[derive(Debug, Default)]
@@ -67,8 +70,8 @@ pub(crate) struct Loans {
     sum: ReservedUnits,
     /// Number of loans with units.
     with_units: usize,
-    /// Stores that lack free units. Their loans are recalled.
-    recalled: BTreeSet<u32>,
+    /// Products that stores have few free units of. They are recalled.
+    recalled: Recalled,
 }
 
 impl Loans {
@@ -101,9 +104,9 @@ impl Loans {
         self.open.get_mut(&(store, borrower.clone()))
     }
 
-    /// Returns all loans.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&(u32, NodeName), &OpenLoan)> {
-        self.open.iter()
+    /// Returns all loans, to change their flags.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&(u32, NodeName), &mut OpenLoan)> {
+        self.open.iter_mut()
     }
 
     /// Adds units to the lent ones of a store.
@@ -170,7 +173,7 @@ impl Loans {
         open.is_changing = false;
         let back = if is_durable {
             open.heard_ms = now_ms;
-            open.recalled_ms = None;
+            open.recalled = None;
             change.left
         } else {
             (open.loan.incarnation, open.loan.sequence) = change.before;
@@ -208,13 +211,13 @@ impl Loans {
         self.count();
     }
 
-    /// Notes that the loans of a store must be recalled.
-    pub(crate) fn recall(&mut self, store: u32) {
-        self.recalled.insert(store);
+    /// Notes that the lent units of a product in a store must be recalled.
+    pub(crate) fn recall(&mut self, store: u32, product: u32) {
+        self.recalled.entry(store).or_default().insert(product);
     }
 
-    /// Returns the stores to be recalled since the last call.
-    pub(crate) fn take_recalled(&mut self) -> BTreeSet<u32> {
+    /// Returns the products to be recalled since the last call.
+    pub(crate) fn take_recalled(&mut self) -> Recalled {
         std::mem::take(&mut self.recalled)
     }
 
@@ -236,7 +239,7 @@ impl Loans {
     pub(crate) fn retain_stores(&mut self, stays: impl Fn(u32) -> bool) {
         self.open.retain(|(store, _), _| stays(*store));
         self.sum.retain_stores(&stays);
-        self.recalled.retain(|store| stays(*store));
+        self.recalled.retain(|store, _| stays(*store));
         self.count();
     }
 }
@@ -281,6 +284,14 @@ pub(crate) struct AllotRequest {
     pub(crate) wanted: Vec<Line>,
     /// Some units of every other product are asked for, too.
     pub(crate) wants_all: bool,
+}
+
+/// A request of a store's owner for lent units.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Recall {
+    pub(crate) store: u32,
+    /// The products to be returned. All units of the store if there are none.
+    pub(crate) products: Vec<u32>,
 }
 
 /// Units that an order took from an allotment.

@@ -55,7 +55,7 @@ fn look(world: &World) {
                     continue;
                 }
                 counts[0] |= loan.is_some_and(|open| !open.loan.units.is_empty());
-                counts[1] |= loan.is_some_and(|open| open.recalled_ms.is_some());
+                counts[1] |= loan.is_some_and(|open| open.recalled.is_some());
                 let mut held = claims.usable;
                 for spent in claims.orders {
                     let known = reservations.get(&spent.order, store);

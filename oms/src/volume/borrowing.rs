@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::cluster::channel::message::Reply;
+use crate::domain::loans::Recall;
 use crate::domain::order::OrderId;
 use crate::error::StorageError;
 use crate::runtime;
@@ -36,9 +37,9 @@ const SUSPENDED_MS: u64 = 2_000;
 const ENTERED_WITHIN: Duration = Duration::from_millis(1_500);
 
 impl VolumeState {
-    /// Returns the borrowed units of a store on request of its owner.
-    pub(crate) fn recall(&self, store: u32) {
-        self.allotments().recall(store, self.now().monotonic_ms);
+    /// Returns borrowed units on request of their store's owner.
+    pub(crate) fn recall(&self, recall: &Recall) {
+        self.allotments().recall(recall, self.now().monotonic_ms);
         self.borrower_called.notify_one();
     }
 

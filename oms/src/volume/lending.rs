@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::cluster::channel::message::Reply;
 use crate::domain::allotments::{CELLS_MAX, TARGET_FIRST};
-use crate::domain::loans::{AllotRequest, Change, SpentUnits, Turn};
+use crate::domain::loans::{AllotRequest, Change, Recall, SpentUnits, Turn};
 use crate::domain::order::Line;
 use crate::domain::stock::{RECALL_BELOW, Stock};
 use crate::runtime;
@@ -293,16 +293,16 @@ impl VolumeState {
         ended.await.unwrap_or(Err(OrderError::Interrupted))
     }
 
-    /// Recalls loans of scarce stores and unused ones. Returns `true` while units are lent,
-    /// and the loans of volumes that have left.
+    /// Recalls units of scarce products, and loans that were not used for long. Returns `true` while
+    /// units are lent, and the loans of volumes that have left.
     fn look_at_loans(&self, remote: &dyn RemoteVolumes) -> (bool, Vec<(u32, NodeName)>) {
         let now_ms = self.now().monotonic_ms;
         let ring = self.slots.ring();
         let mut stock = self.stock();
-        let recalled = stock.loans().take_recalled();
-        let (mut gone, mut told) = (Vec::new(), Vec::new());
+        let scarce = stock.loans().take_recalled();
+        let (mut gone, mut recalls) = (Vec::new(), Vec::new());
         let mut is_lent = false;
-        for ((store, borrower), open) in stock.loans().iter() {
+        for ((store, borrower), open) in stock.loans().iter_mut() {
             if ring.member(borrower).is_none() {
                 gone.push((*store, borrower.clone()));
                 is_lent = true;
@@ -312,26 +312,39 @@ impl VolumeState {
                 continue;
             }
             is_lent = true;
-            let is_forgotten = now_ms >= open.heard_ms + FORGOTTEN_AFTER_MS;
-            match open.recalled_ms {
-                None if recalled.contains(store) || is_forgotten => told.push((*store, borrower.clone())),
-                None => {}
-                Some(_) if now_ms >= open.recall_at_ms => told.push((*store, borrower.clone())),
-                Some(_) => {}
+            let products = scarce.get(store).into_iter().flatten();
+            let products: BTreeSet<u32> = products
+                .filter(|product| open.loan.units.contains_key(product))
+                .copied()
+                .collect();
+            if now_ms >= open.heard_ms + FORGOTTEN_AFTER_MS {
+                open.recalled = Some(BTreeSet::new());
+            } else if !products.is_empty() {
+                let is_known = match &open.recalled {
+                    None => false,
+                    Some(known) => known.is_empty() || known.is_superset(&products),
+                };
+                if !is_known {
+                    open.recalled.get_or_insert_default().extend(products);
+                    open.recall_at_ms = now_ms;
+                }
             }
-        }
-        for (store, borrower) in &told {
-            if let Some(open) = stock.loans().get_mut(*store, borrower) {
-                open.recalled_ms.get_or_insert(now_ms);
+            if let Some(products) = &open.recalled
+                && now_ms >= open.recall_at_ms
+            {
                 open.recall_at_ms = now_ms + RECALL_EVERY_MS;
+                let recall = Recall {
+                    store: *store,
+                    products: products.iter().copied().collect(),
+                };
+                recalls.push((borrower.clone(), recall));
             }
         }
         drop(stock);
-        for (store, borrower) in told {
-            if seeded("recall-forgotten") {
-                continue;
+        for (borrower, recall) in recalls {
+            if !seeded("recall-forgotten") {
+                remote.recall(&borrower, recall);
             }
-            remote.recall(&borrower, store);
         }
         (is_lent, gone)
     }

@@ -49,8 +49,8 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question
             Reply::Kept(true)
         }
         Question::Allot(request) => state.allot(request).await.unwrap_or_else(Reply::from),
-        Question::Recall(store) => {
-            state.recall(store);
+        Question::Recall(recall) => {
+            state.recall(&recall);
             Reply::Kept(true)
         }
         Question::Settle { order, settlement } => {

@@ -33,7 +33,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::cluster::channel::message::{Cell, Confirm, Reply, Reserve};
-use crate::domain::loans::AllotRequest;
+use crate::domain::loans::{AllotRequest, Recall};
 use crate::domain::order::{Line, Order, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::domain::stock::{Found, Stock};
@@ -90,8 +90,8 @@ pub(crate) trait RemoteVolumes: Send + Sync {
     /// Sends a borrower's request to a store's volume.
     fn allot<'a>(&'a self, request: &'a AllotRequest) -> Answer<'a, Reply>;
 
-    /// Asks a volume to return the borrowed units of a store. May get lost.
-    fn recall(&self, borrower: &NodeName, store: u32);
+    /// Asks a volume to return borrowed units. The message may be lost.
+    fn recall(&self, borrower: &NodeName, recall: Recall);
 
     /// Sends a settlement to the store's volume. Returns once that volume has committed it.
     fn settle<'a>(&'a self, order: &'a OrderId, settlement: &'a Settlement) -> Answer<'a, ()>;

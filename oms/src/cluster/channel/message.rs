@@ -15,7 +15,7 @@ use imt_ring::NodeName;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::channel::wire::{Decoder, Encoder, WireError};
-use crate::domain::loans::AllotRequest;
+use crate::domain::loans::{AllotRequest, Recall};
 use crate::domain::order::{Line, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::outbox::Kind;
@@ -60,8 +60,8 @@ pub(crate) enum Question {
     ReadStock(ReadStock),
     /// Enter orders that took lent units, take units back and lend others.
     Allot(AllotRequest),
-    /// Return the borrowed units of a store. Has no answer.
-    Recall(u32),
+    /// Return borrowed units. Has no answer.
+    Recall(Recall),
     /// One of the other requests, as part of a trace.
     Traced(TraceContext, Box<Question>),
 }
@@ -195,8 +195,8 @@ pub(crate) enum Reply {
     StockLayout(StockLayout),
     /// Answer to `ReadStock`: the quantities of some whole rows.
     StockRows(Vec<i32>),
-    /// Answer to `Allot`: the last incarnation of the borrower that the owner knows, and the lent units if
-    /// the request is the newest of that one.
+    /// Answer to `Allot`: the last incarnation of the borrower that the owner knows, and the lent
+    /// units if the request is the newest of that one.
     Allotted { incarnation: u64, granted: Vec<Line> },
 }
 
@@ -322,9 +322,9 @@ impl Question {
                 to.byte(10);
                 allot::encode(request, to);
             }
-            Question::Recall(store) => {
+            Question::Recall(recall) => {
                 to.byte(11);
-                to.number(u64::from(*store));
+                allot::encode_recall(recall, to);
             }
             Question::Traced(trace, question) => {
                 to.byte(TRACED);
@@ -411,7 +411,7 @@ impl Question {
                 first_row: from.number_u32("a row")?,
             }),
             10 => Question::Allot(allot::decode(from)?),
-            11 => Question::Recall(from.number_u32("a store")?),
+            11 => Question::Recall(allot::decode_recall(from)?),
             _ => return from.fault("a known kind of request"),
         })
     }

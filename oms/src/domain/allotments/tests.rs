@@ -66,7 +66,9 @@ fn units_are_taken_once_and_come_back_if_the_order_is_not_durable() {
     );
     assert!(allotments.spend(&id("b"), 2, 1, &lines, 1_000));
     assert!(!allotments.suffices(1, &[line(8, 1)], 1_000), "never borrowed");
-    assert_eq!(allotments.claims(1), (5, [(7, 5)].into()));
+    let claims = allotments.claims(1);
+    assert_eq!((claims.incarnation, claims.usable), (5, [(7, 3)].into()));
+    assert_eq!(claims.orders.len(), 1);
 }
 
 #[test]
@@ -89,10 +91,18 @@ fn a_request_is_repeated_unchanged_until_it_is_answered_and_answered_once() {
     assert!(!allotments.is_unsettled(&id("a")) && allotments.is_unsettled(&id("b")));
 }
 
+fn recall(products: &[u32]) -> Recall {
+    Recall {
+        store: 1,
+        products: products.to_vec(),
+    }
+}
+
 #[test]
 fn recalled_idle_and_suspended_units_are_unusable_before_they_are_returned() {
-    let cases: [fn(&mut Allotments); 3] = [
-        |allotments| allotments.recall(1, 1_000),
+    let cases: [fn(&mut Allotments); 4] = [
+        |allotments| allotments.recall(&recall(&[]), 1_000),
+        |allotments| allotments.recall(&recall(&[7]), 1_000),
         |allotments| allotments.suspend(1_500),
         |allotments| allotments.set_on(false),
     ];

@@ -8,7 +8,7 @@ use crate::domain::loans::{Loan, Loans};
 use crate::domain::order::Line;
 use crate::domain::stock::{Cell, Stock};
 
-/// Free units of a product below which the loans of its store are recalled. A volume needs a few
+/// Free units of a product below which its lent units are recalled. A volume needs a few
 /// messages for that, and orders must not wait for them.
 pub(crate) const RECALL_BELOW: u32 = if cfg!(test) { 2 } else { 256 };
 
@@ -30,12 +30,14 @@ impl Stock {
             return Found::Free;
         }
         self.sum_demands(lines);
-        let is_free = |line: &Line| self.free(store, line.id) >= i64::from(line.quantity);
-        if self.demands.iter().all(is_free) {
-            return Found::Free;
+        let mut found = Found::Free;
+        for line in &self.demands {
+            if self.free(store, line.id) < i64::from(line.quantity) {
+                found = Found::Lent;
+                self.loans.recall(store, line.id);
+            }
         }
-        self.loans.recall(store);
-        Found::Lent
+        found
     }
 
     /// Returns the units of a product in a store that are neither reserved nor lent.
@@ -44,10 +46,10 @@ impl Stock {
         i64::from(available) - i64::from(self.loans.of(store, product))
     }
 
-    /// Recalls the loans of a store if few units of a lent product are free.
+    /// Recalls the lent units of a product if few of its units are free.
     pub(super) fn recall_if_scarce(&mut self, store: u32, product: u32) {
         if self.loans.of(store, product) > 0 && self.free(store, product) < i64::from(RECALL_BELOW) {
-            self.loans.recall(store);
+            self.loans.recall(store, product);
         }
     }
 
@@ -76,7 +78,7 @@ impl Stock {
         }
     }
 
-    /// Recalls the loans of all stores that have few free units of a lent product.
+    /// Recalls the lent units of all products with few free units.
     pub(super) fn recall_scarce(&mut self) {
         for store in self.loans.stores() {
             for product in self.loans.products(store) {

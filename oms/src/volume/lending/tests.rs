@@ -58,7 +58,7 @@ fn lent(state: &VolumeState, store: u32) -> u32 {
 
 /// Other volumes that only note what they are asked to return.
 #[derive(Default)]
-struct Recalled(Mutex<Vec<u32>>);
+struct Recalled(Mutex<Vec<Recall>>);
 
 impl RemoteVolumes for Recalled {
     fn find<'a>(&'a self, _: &'a [Line], _: Option<u32>, _: Epoch) -> Answer<'a, Option<u32>> {
@@ -75,9 +75,9 @@ impl RemoteVolumes for Recalled {
         Box::pin(async { Err(OrderError::Moved) })
     }
 
-    fn recall(&self, volume: &NodeName, store: u32) {
+    fn recall(&self, volume: &NodeName, recall: Recall) {
         assert_eq!(*volume, borrower());
-        self.0.lock().push(store);
+        self.0.lock().push(recall);
     }
 
     fn settle<'a>(&'a self, _: &'a OrderId, _: &'a Settlement) -> Answer<'a, ()> {
@@ -208,7 +208,8 @@ async fn lent_units_are_recalled_for_an_order_and_their_store_is_never_passed_ov
     let remote = Recalled::default();
     let (is_lent, gone) = state.look_at_loans(&remote);
     assert!(is_lent && gone.is_empty());
-    assert_eq!(*remote.0.lock(), [store]);
+    let products = vec![7];
+    assert_eq!(*remote.0.lock(), [Recall { store, products }]);
     let mut back = request(1, 2, store);
     (back.wanted, back.returned) = (Vec::new(), vec![line(1)]);
     granted(&state, &back).await;
@@ -252,7 +253,7 @@ async fn a_snapshot_changes_no_loan_and_the_loan_of_a_volume_that_left_ends() {
         assert_eq!(stock.covers_loans(), is_covered);
     }
     assert_eq!((level(&state, store), lent(&state, store)), ((1, 0), 1));
-    assert!(state.stock().loans().take_recalled().contains(&store));
+    assert!(state.stock().loans().take_recalled().contains_key(&store));
     close(&state).await;
     let state = open(folder.path(), &alone);
     let remote = Recalled::default();

@@ -237,7 +237,7 @@ impl RemoteVolumes for NothingKept {
         Box::pin(async { Err(OrderError::Moved) })
     }
 
-    fn recall(&self, _: &NodeName, _: u32) {}
+    fn recall(&self, _: &NodeName, _: Recall) {}
 
     fn settle<'a>(&'a self, _: &'a OrderId, _: &'a Settlement) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
@@ -452,7 +452,7 @@ impl RemoteVolumes for SlowVolume {
         Box::pin(std::future::ready(Err(OrderError::Moved)))
     }
 
-    fn recall(&self, _: &NodeName, _: u32) {}
+    fn recall(&self, _: &NodeName, _: Recall) {}
 
     fn settle<'a>(&'a self, _: &'a OrderId, _: &'a Settlement) -> Answer<'a, ()> {
         Box::pin(std::future::ready(Ok(())))

@@ -1,10 +1,10 @@
-//! The bytes of a request for units of a store (`Question::Allot`) and of its answer.
+//! The bytes of a request for units of a store (`Question::Allot`), of its answer and of a recall.
 
 use imt_ring::NodeName;
 
 use crate::cluster::channel::message::Reply;
 use crate::cluster::channel::wire::{Decoder, Encoder, WireError};
-use crate::domain::loans::{AllotRequest, SpentUnits};
+use crate::domain::loans::{AllotRequest, Recall, SpentUnits};
 use crate::domain::order::Line;
 
 /// Code of the answer.
@@ -74,5 +74,25 @@ pub(super) fn decode_reply(from: &mut Decoder<'_>) -> Result<Reply, WireError> {
     Ok(Reply::Allotted {
         incarnation: from.number("an incarnation")?,
         granted: from.lines()?.into_vec(),
+    })
+}
+
+/// Appends a recall.
+pub(super) fn encode_recall(recall: &Recall, to: &mut Encoder<'_>) {
+    to.number(u64::from(recall.store));
+    to.number(recall.products.len() as u64);
+    for product in &recall.products {
+        to.number(u64::from(*product));
+    }
+}
+
+/// Reads a recall.
+pub(super) fn decode_recall(from: &mut Decoder<'_>) -> Result<Recall, WireError> {
+    let store = from.number_u32("a store")?;
+    let count = from.count(1, "a number of products")?;
+    let products = (0..count).map(|_| from.number_u32("a product"));
+    Ok(Recall {
+        store,
+        products: products.collect::<Result<_, _>>()?,
     })
 }

@@ -92,7 +92,10 @@ fn questions() -> Vec<Question> {
             wanted: vec![line(9, 300), line(10, 1)],
             wants_all: true,
         }),
-        Question::Recall(10_000),
+        Question::Recall(Recall {
+            store: 10_000,
+            products: vec![7, u32::MAX],
+        }),
         Question::ReadStock(ReadStock {
             follower: 8,
             incarnation: 9,
