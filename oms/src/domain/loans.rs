@@ -109,13 +109,8 @@ impl Loans {
         self.open.iter_mut()
     }
 
-    /// Adds units to the lent ones of a store.
-    pub(crate) fn set_aside(&mut self, store: u32, lines: &[Line]) {
-        self.sum.add(store, lines);
-    }
-
     /// Removes units from the lent ones of a store.
-    pub(crate) fn put_back(&mut self, store: u32, lines: &[Line]) {
+    fn put_back(&mut self, store: u32, lines: &[Line]) {
         for line in lines {
             self.sum.take(store, *line);
         }

@@ -119,8 +119,8 @@ impl RemoteReservations {
     /// about an earlier reservation that a repeated request has made again. Such an answer changes
     /// nothing, and the question is repeated.
     pub(crate) fn confirm_asked(&mut self, asked: &DueReservation) {
-        let known = self.get_mut(&asked.order, asked.store);
-        if let Some(known) = known.filter(|known| known.ask_at == asked.next_question) {
+        let known = self.get(&asked.order, asked.store);
+        if known.is_some_and(|known| known.ask_at == asked.next_question) {
             self.confirm(&asked.order, asked.store, asked.nonce);
         }
     }

@@ -67,7 +67,7 @@ fn units_are_taken_once_and_come_back_if_the_order_is_not_durable() {
     assert!(allotments.spend(&id("b"), 2, 1, &lines, 1_000));
     assert!(!allotments.suffices(1, &[line(8, 1)], 1_000), "never borrowed");
     let claims = allotments.claims(1);
-    assert_eq!((claims.incarnation, claims.usable), (5, [(7, 3)].into()));
+    assert_eq!((claims.incarnation, claims.usable), (5, [(7, 2)].into()));
     assert_eq!(claims.orders.len(), 1);
 }
 
