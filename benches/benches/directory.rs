@@ -1,10 +1,11 @@
-//! Micro-benchmarks of the hash directory: look-up (found, absent, one by one, overlapped),
-//! insertion with growth, views, images.
+//! Micro-benchmarks of microdb's hash directory: look-ups of present and absent keys, one by one or
+//! overlapped, and insertion with growth. Also views (the directory as of one moment), and
+//! images (the form in which a checkpoint file stores a view).
 //!
-//! `cargo bench -p imt-benches --bench directory`. With 2 million keys the directory has 21 MB. It
-//! exceeds the caches of a core, so a single look-up is one cache miss. The baseline `memory` makes
-//! the same number of random reads in an array of the same size. It shows the cost of such a miss
-//! in this run.
+//! `cargo bench -p imt-benches --bench directory`. With 2 million keys the directory has 21 MB,
+//! more than the caches of a core, so each look-up has one cache miss. The baseline `memory` makes
+//! the same number of random reads in an array of the same size. The baseline's time is the cost of
+//! a cache miss in this run.
 #![allow(missing_docs)] // criterion's macros make public functions.
 
 use std::hint::black_box;
@@ -13,10 +14,10 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use microdb::bench_support::BenchDirectory;
 
 const KEYS: u64 = 2_000_000;
-/// Number of operations of one iteration.
+/// Number of look-ups in one iteration of a benchmark.
 const OPERATIONS: usize = 100_000;
 
-/// Returns a hash for every number (SplitMix64).
+/// Returns the hash of a number (SplitMix64). Distinct numbers have distinct hashes.
 fn hash(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -65,10 +66,11 @@ fn look_up(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Makes reads that each depend on the result of the previous one, so that the full latency is
-/// measured.
+/// Makes reads that each depend on the result of the previous read, so that the full latency of a
+/// read is measured.
 fn chained(hashes: &[u64], read: impl Fn(u64) -> u64) -> u64 {
-    // Results are below 2^63, so the hash does not change. The compiler does not know this.
+    // Results are below 2^63, so the shift gives 0 and the hash does not change. The compiler does
+    // not know this, and so cannot reorder the reads.
     black_box(hashes)
         .iter()
         .fold(0, |last, hash| read(hash ^ (last >> 63)))

@@ -1,5 +1,5 @@
-//! Micro-benchmarks of the log format: encoding the records of a commit with their checksums, and
-//! decoding them with verification, like every read.
+//! Micro-benchmarks of microdb's log format: encoding the records of a commit with their checksums,
+//! and decoding them with verification, as every read does.
 //!
 //! `cargo bench -p imt-benches --bench format`. Each iteration has a thousand records with keys of
 //! 16 bytes and values of 16 bytes, 100 bytes, 1 KiB or 64 KiB (fewer records of the last size).
@@ -14,7 +14,7 @@ use microdb::bench_support::{BenchBody, decode};
 /// Size of a value in bytes, and number of records of one iteration.
 const SIZES: [(usize, u64); 4] = [(16, 1000), (100, 1000), (1024, 1000), (64 * 1024, 16)];
 
-/// Returns records that are incompressible and distinct.
+/// Returns distinct records with random bytes, which cannot be compressed.
 fn records(count: u64, value_bytes: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let mut byte = || {

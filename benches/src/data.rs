@@ -1,29 +1,30 @@
-//! Seeded keys, values and choices: every engine gets the same ones in the same order.
+//! Seeded keys, values and choices. Every engine gets the same sequence of them.
 //!
 //! **Invariants**
-//! - A key is computed from its record's index. A table of keys would compete with the engine for
-//!   the caches.
-//! - A value is a slice of one pool of random bytes, so its creation costs nothing beside the
-//!   measured put. Every get can be checked byte for byte.
+//! - A key is computed from its record's index, because a table of keys would compete with the
+//!   engine for the caches.
+//! - A value is a slice of one pool of random bytes. So its creation costs almost nothing compared
+//!   with the measured put, and every get can be checked byte for byte.
 //! - Each value has two versions, so that an overwrite changes it.
 
 /// Size of a key in bytes.
 pub const KEY_BYTES: usize = 16;
 
-/// A key.
+/// The key of a record.
 pub type Key = [u8; KEY_BYTES];
 
-/// Size of the pool that all values are cut from. It fits into the second-level cache, so a value
-/// costs no memory access.
+/// Size of the pool from which all values are cut, in bytes. The pool fits into the second-level
+/// cache of a processor, so reading a value from the pool causes no access to main memory.
 const POOL_BYTES: usize = 256 << 10;
 
-/// Start of the indexes of absent records. No run stores that many records.
+/// First index of the absent records. No run stores this many records.
 const ABSENT_FROM: u64 = 1 << 40;
 
 const KEY_SEED: u64 = 0x6d69_6372_6f64_6221;
 const VALUE_SEED: u64 = 0x7661_6c75_6573_2e2e;
 
-/// Finalizer of SplitMix64: a bijection, so distinct indexes give distinct keys.
+/// Mixes the bits of a number (the finalizer of SplitMix64). The function is a bijection, so
+/// distinct numbers give distinct results.
 #[must_use]
 pub const fn mix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -42,13 +43,13 @@ pub fn key(index: u64) -> Key {
     key
 }
 
-/// Returns a key that no record has.
+/// Returns the key of an absent record. `index` distinguishes such keys.
 #[must_use]
 pub fn absent_key(index: u64) -> Key {
     key(ABSENT_FROM + index)
 }
 
-/// The values of all records.
+/// The values of all records, cut from one pool.
 #[derive(Debug)]
 pub struct Values {
     pool: Vec<u8>,
@@ -56,7 +57,7 @@ pub struct Values {
 }
 
 impl Values {
-    /// Creates values of `value_bytes` each.
+    /// Creates values of `value_bytes` bytes each.
     #[must_use]
     pub fn new(value_bytes: usize) -> Self {
         let mut random = Random::new(VALUE_SEED);
@@ -72,14 +73,14 @@ impl Values {
         &self.pool[start..start + self.value_bytes]
     }
 
-    /// Returns `true` if `found` is one of the two versions of record `index`.
+    /// Returns `true` if `found` is the value of record `index` in version 0 or 1.
     #[must_use]
     pub fn is_right(&self, index: u64, found: &[u8]) -> bool {
         found == self.value(index, 0) || found == self.value(index, 1)
     }
 }
 
-/// A small seeded generator (SplitMix64). A draw takes a nanosecond, which is negligible.
+/// A small seeded random number generator (SplitMix64). A draw takes about a nanosecond.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -90,25 +91,26 @@ impl Random {
         Self(mix(seed))
     }
 
-    /// Returns the next 64 random bits.
+    /// Returns the next random number of 64 bits.
     pub const fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
-    /// Returns a number below `limit`, uniform to within `limit` / 2^64.
+    /// Returns a random number below `limit`. Each value is equally likely, up to a deviation of
+    /// `limit` / 2^64.
     pub const fn below(&mut self, limit: u64) -> u64 {
         ((self.bits() as u128 * limit as u128) >> 64) as u64
     }
 
-    /// Returns a fraction in [0, 1).
+    /// Returns a random fraction from 0 (included) to 1 (excluded).
     pub const fn fraction(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 
 /// Zipfian choice of records as in YCSB (Gray et al., "Quickly generating billion-record synthetic
-/// databases"), with the ranks scattered over the key space.
+/// databases"). The frequent records are scattered over the key space.
 #[derive(Clone, Debug)]
 pub struct Zipf {
     records: u64,
@@ -119,7 +121,7 @@ pub struct Zipf {
 }
 
 impl Zipf {
-    /// Creates choices among `records` records with exponent `theta` (0.99 in YCSB).
+    /// Creates a generator of choices among `records` records with exponent `theta` (0.99 in YCSB).
     #[must_use]
     pub fn new(records: u64, theta: f64) -> Self {
         let zeta = |n: u64| (1..=n).map(|i| (i as f64).powf(-theta)).sum::<f64>();
@@ -133,7 +135,7 @@ impl Zipf {
         }
     }
 
-    /// Returns the next rank. Rank 0 is the most frequent.
+    /// Returns the rank of the next choice. Rank 0 is the most frequent.
     pub fn rank(&self, random: &mut Random) -> u64 {
         let u = random.fraction();
         let scaled = u * self.zeta;
@@ -147,7 +149,7 @@ impl Zipf {
         rank.min(self.records - 1)
     }
 
-    /// Returns the next record.
+    /// Returns the index of the next chosen record.
     pub fn index(&self, random: &mut Random) -> u64 {
         mix(self.rank(random)) % self.records
     }
@@ -184,7 +186,7 @@ mod tests {
         let ranks: Vec<u64> = (0..100_000).map(|_| zipf.rank(&mut random)).collect();
         assert!(ranks.iter().all(|rank| *rank < 10_000));
         let top = ranks.iter().filter(|rank| **rank < 100).count();
-        // The hundred most frequent of 10,000 ranks take about half of the draws.
+        // The hundred most frequent of 10,000 ranks get about half of the choices.
         assert!((40_000..65_000).contains(&top), "{top}");
     }
 

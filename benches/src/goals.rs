@@ -1,12 +1,12 @@
-//! The rows of the engine table and the goal of each.
+//! The rows of the engine table, each with the goal of microdb.
 //!
 //! Most goals are ratios to a rival, or to a limit of the machine measured in the same run. A goal
-//! is absolute if its figure does not depend on the machine's speed (bytes), or if users notice it
-//! directly (opening).
+//! is absolute if its figure does not depend on the machine's speed (bytes), or if users notice the
+//! figure directly (time to open).
 
 use crate::workloads::Workload;
 
-/// The unit of a row's figures, which also defines the better direction.
+/// The unit of a row's figures. The unit also decides if more or less is better.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Unit {
     /// Operations per second, shown in thousands; more is better.
@@ -25,7 +25,7 @@ pub enum Unit {
     KibAGet,
     /// Page faults with a disk read per get; less is better.
     FaultsAGet,
-    /// A plain number; less is better.
+    /// A number without unit; less is better.
     Count,
 }
 
@@ -58,7 +58,7 @@ impl Unit {
         }
     }
 
-    /// Returns `true` if more is better.
+    /// Returns `true` if a larger figure is better.
     #[must_use]
     pub const fn more_is_better(self) -> bool {
         matches!(self, Self::Rate)
@@ -68,27 +68,27 @@ impl Unit {
 /// The goal of microdb in a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Goal {
-    /// At least this factor times the best rival.
+    /// At least this factor times the figure of the best rival.
     TimesBest(f64),
-    /// At least this factor times this rival.
+    /// At least this factor times the figure of this rival.
     TimesRival(&'static str, f64),
-    /// At least this factor times this limit of the machine, and better than every rival.
+    /// At least this factor times this limit of the machine, and a better figure than every rival.
     TimesLimitAndBest(&'static str, f64),
     /// At most this figure.
     AtMost(f64),
-    /// At most this figure for 2,000,000 records of 16 + 100 bytes, scaled in proportion to other
-    /// sizes.
+    /// At most this figure for 2,000,000 records of 16 + 100 bytes. For other sizes, the figure
+    /// grows or shrinks in proportion to all bytes.
     AtMostScaled(f64),
     /// At least this figure.
     AtLeast(f64),
-    /// No goal; the row is shown for comparison.
+    /// No goal. The row is shown for comparison.
     None,
 }
 
-/// One row of the table.
+/// A row of the engine table.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// The name of the row in measurements.
+    /// Identifier of the row in measurements and results.
     pub id: &'static str,
     /// The workload that measures the row.
     pub workload: Workload,
@@ -110,7 +110,7 @@ const fn row(id: &'static str, workload: Workload, label: &'static str, unit: Un
     }
 }
 
-/// All rows, in the table's order.
+/// All rows of the engine table, in their order.
 pub const ROWS: [Row; 36] = {
     use Goal::{AtLeast, AtMost, AtMostScaled, None, TimesBest, TimesLimitAndBest, TimesRival};
     use Unit::{BytesAKey, Count, FaultsAGet, Flushes, KibAGet, Mib, Milliseconds, Rate, Seconds};

@@ -1,8 +1,8 @@
-//! Benchmarks of IMT Order, alone and beside its rivals.
+//! Benchmarks of IMT Order, alone and in comparison with rivals.
 //!
 //! The `engine` program runs every workload of the engine table on microdb and, with feature
 //! `rivals`, on six other embedded stores. All of them get the same keys, values and durability,
-//! and each (engine, workload) runs in its own process.
+//! and each pair of engine and workload runs in a separate process.
 //!
 //! - [`data`]: seeded keys, values and choices, independent of the engines
 //! - [`engines`]: one small trait and a file for each engine
@@ -24,6 +24,6 @@ pub mod report;
 pub mod run;
 pub mod workloads;
 
-/// The result of a benchmark step. The engines have six error types, and only the text of a failure
-/// is needed.
+/// The result of a step of a benchmark. The engines have different error types, and only the text
+/// of an error is needed.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -1,9 +1,9 @@
 //! The limits of this machine, measured in the same run as the engines.
 //!
-//! A goal such as "0.9 of the disk's syncs" needs a limit from the same time. The same disk reached
-//! 100 to 9,000 syncs per second within an hour. So each limit is measured once in every
-//! repetition. The syncs of the disk are measured directly before and after the row that is
-//! compared with them.
+//! A goal such as "0.9 of the disk's syncs" needs a limit that was measured at about the same time.
+//! One disk had between 100 and 9,000 syncs per second within an hour. So each limit is measured
+//! once in every repetition. The disk's syncs are measured directly before and after the row that
+//! is compared with them.
 
 use std::fs::{File, OpenOptions};
 use std::hint::black_box;
@@ -17,20 +17,21 @@ use serde::{Deserialize, Serialize};
 use crate::Outcome;
 use crate::data::mix;
 
-/// Size of a block, as engines write it.
+/// Size in bytes of a block that engines write.
 const BLOCK_BYTES: usize = 4096;
 
-/// Size of a record of the default workloads with its smallest header.
+/// Size in bytes of a record of the default workloads: a key of 16 bytes, a value of 100 bytes
+/// and a small header.
 const RECORD_BYTES: usize = 128;
 
-/// Size of the memory for cache misses. It exceeds all caches and is about the size of 2,000,000
-/// records.
+/// Size in bytes of the memory for the measurement of cache misses. This size exceeds all caches
+/// and is about that of 2,000,000 records.
 const MISS_BYTES: usize = 256 << 20;
 
-/// Size of one copy. It exceeds all caches.
+/// Size in bytes of one measured copy. This size exceeds all caches.
 const COPY_BYTES: usize = 64 << 20;
 
-/// The limits: name, description and unit.
+/// The measured limits of the machine: name, description and unit.
 pub const LIMITS: [(&str, &str, &str); 9] = [
     ("sync-append", "fdatasync after appending 4 KiB", "/s"),
     ("sync-in-place", "fdatasync after writing 4 KiB in place", "/s"),
@@ -47,12 +48,12 @@ pub const LIMITS: [(&str, &str, &str); 9] = [
     ("miss-independent", "independent random read of memory", "ns"),
 ];
 
-/// The figure of one limit.
+/// The measured figure of one limit.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Limit {
-    /// One of [`LIMITS`].
+    /// Name of the limit, as in [`LIMITS`].
     pub name: String,
-    /// The figure, in the unit of the limit.
+    /// Measured figure, in the unit that [`LIMITS`] gives.
     pub value: f64,
 }
 
@@ -67,7 +68,7 @@ pub struct Description {
     pub memory_gib: f64,
     /// Operating system and kernel.
     pub system: String,
-    /// Type of the file system that holds the databases.
+    /// Type of the file system that contains the databases.
     pub file_system: String,
 }
 
@@ -91,7 +92,8 @@ pub fn describe(folder: &Path) -> Description {
     }
 }
 
-/// Returns the type of the mount with the longest path that contains `folder`.
+/// Returns the type of the file system that contains `folder`. Of all mounts above `folder`, the
+/// one with the longest path is used.
 fn file_system(mounts: &str, folder: &Path) -> String {
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
     let mounts = mounts.lines().filter_map(|line| {
@@ -104,7 +106,8 @@ fn file_system(mounts: &str, folder: &Path) -> String {
         .map_or_else(String::new, |(_, kind)| kind.to_owned())
 }
 
-/// Measures the syncs per second of the disk, for about `seconds` in each way.
+/// Measures the syncs per second of the disk, for about `seconds` with appended blocks and again
+/// with blocks in place.
 ///
 /// # Errors
 /// Returns an error if a file in `folder` cannot be written.
@@ -119,7 +122,7 @@ pub fn measure_syncs(folder: &Path, seconds: f64) -> Outcome<Vec<Limit>> {
     ])
 }
 
-/// Measures all other limits, each for about `seconds`.
+/// Measures all limits except for the syncs, each for about `seconds`.
 ///
 /// # Errors
 /// Returns an error if a file in `folder` cannot be written.
@@ -147,8 +150,8 @@ fn limit(name: &str, value: f64) -> Limit {
     }
 }
 
-/// Calls `step` until `seconds` have passed, and reads the clock after every `look` calls. Returns
-/// the calls per second.
+/// Calls `step` until `seconds` have passed. Reads the clock after every `look` calls, because a
+/// reading takes time. Returns the calls per second.
 fn rate(seconds: f64, look: u64, mut step: impl FnMut(u64) -> Outcome<()>) -> Outcome<f64> {
     let began = Instant::now();
     let mut calls = 0;
@@ -172,8 +175,8 @@ fn fresh(path: &Path) -> Outcome<File> {
         .open(path)?)
 }
 
-/// Writes single blocks, each followed by fdatasync: at the growing end of the file, or over
-/// existing blocks.
+/// Returns the number per second of writes of a block that are each followed by fdatasync. The
+/// blocks are appended to the file or, with `in_place`, overwrite existing blocks.
 fn syncs(path: &Path, seconds: f64, in_place: bool) -> Outcome<f64> {
     const BLOCKS: u64 = 1024;
     let file = fresh(path)?;
@@ -189,7 +192,7 @@ fn syncs(path: &Path, seconds: f64, in_place: bool) -> Outcome<f64> {
     })
 }
 
-/// Returns the MB/s of writes to the page cache, without and with the final sync.
+/// Returns the MB/s of sequential writes to the page cache: without the final sync, and with it.
 fn sequential(path: &Path) -> Outcome<(f64, f64)> {
     const WRITES: usize = 256;
     let mut file = fresh(path)?;
@@ -237,11 +240,11 @@ fn copies(seconds: f64) -> f64 {
     copied.unwrap_or_default() * COPY_BYTES as f64 / 1e6
 }
 
-/// Returns the nanoseconds of a random read of memory: dependent on the previous read, and
-/// independent.
+/// Returns the nanoseconds of a random read of memory: first of reads that each depend on the
+/// previous read, then of independent reads.
 fn misses(seconds: f64) -> (f64, f64) {
-    // Every value is 1, but the processor cannot know it. So each position depends on the value
-    // read before.
+    // Every value is 1, but the processor does not know this. So the position of each read depends
+    // on the value of the previous read.
     let memory = vec![1_u64; MISS_BYTES / size_of::<u64>()];
     let mask = memory.len() - 1;
     let mut place = 0;

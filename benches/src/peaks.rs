@@ -1,12 +1,12 @@
-//! Peak memory and peak disk usage of a child process that works on a database.
+//! Measures peak memory and peak disk usage of a child process that works on a database.
 //!
 //! The parent samples its child from outside, in the same way for every engine. So the sampling
 //! does not add to the processor time of the child.
 //!
 //! - Anonymous memory is `RssAnon` of `/proc/PID/status`: heap and private maps, without pages of
 //!   files.
-//! - Disk usage is the size of the allocated blocks in the database's folder. Preallocated blocks
-//!   count, holes do not.
+//! - Disk usage is the size of the allocated blocks in the database's folder, including
+//!   preallocated blocks, without holes.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -19,17 +19,17 @@ use crate::workloads::Measurement;
 /// Interval between two samples. Shorter peaks can be missed.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// One of this number of samples includes the folder, which needs a system call for each file.
+/// Only every n-th sample includes the folder, because that takes a system call for each file.
 const DISK_EVERY: u32 = 4;
 
 const MIB: f64 = (1_u64 << 20) as f64;
 
-/// The highest samples so far.
+/// The highest values of all samples so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Peaks {
-    /// Anonymous memory, in bytes.
+    /// Anonymous memory of the child, in bytes.
     pub anonymous_bytes: u64,
-    /// Allocated blocks of the folder, in bytes.
+    /// Allocated blocks of the database's folder, in bytes.
     pub disk_bytes: u64,
 }
 
@@ -42,7 +42,8 @@ impl Peaks {
         let mut peaks = Self::default();
         let status = format!("/proc/{}/status", child.id());
         for sample in 0_u32.. {
-            // A process that has ended has no status, so its last sample is empty.
+            // A process that has ended has no memory in its status, so its last sample adds
+            // nothing.
             let text = std::fs::read_to_string(&status).unwrap_or_default();
             peaks.anonymous_bytes = peaks.anonymous_bytes.max(anonymous_bytes(&text).unwrap_or(0));
             if sample % DISK_EVERY == 0 {
@@ -72,8 +73,8 @@ fn anonymous_bytes(status: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Returns the size of the blocks that the files in `folder` have, in bytes. Files that vanish
-/// during the call are skipped.
+/// Returns the size of all blocks that are allocated to the files in `folder`, in bytes. Files that
+/// are removed during the call are skipped.
 #[must_use]
 pub fn allocated_bytes(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else {

@@ -1,7 +1,8 @@
-//! The report: microdb beside its rivals, the ratio to the best one, the goal, and the verdict.
+//! The report. For each row: the figures of microdb and its rivals, the ratio to the best rival,
+//! the goal, and the verdict.
 //!
-//! Missed goals are shown like reached ones. The report lists the rows during which other processes
-//! used the processors. Figures of such rows are at most comparable with each other.
+//! Missed goals are shown like reached goals. The report lists the rows during which other
+//! processes used the processors. The figures of such a row can only be compared within that row.
 
 use std::fmt::Write as _;
 
@@ -13,17 +14,18 @@ use crate::workloads::Measurement;
 /// Name of the engine of this project.
 const OURS: &str = "microdb";
 
-/// Engines in the order of the columns.
+/// Names of the engines, in the order of the table's columns.
 const COLUMNS: [&str; 7] = [OURS, "lmdb", "rocksdb", "candystore", "redb", "fjall", "sqlite"];
 
-/// Size of the load for which the goals of bytes are stated: records, and bytes of a record. For
-/// other loads these goals grow or shrink in proportion.
+/// Size of the load for which `AtMostScaled` goals are stated: number of records, and bytes of a
+/// record. For other loads these goals grow or shrink in proportion.
 const SCALE: (f64, f64) = (2e6, 116.0);
 
-/// Share of the processors from which on other processes count as a disturbance.
+/// Share of the processors (0 to 1) above which the work of other processes is reported as a
+/// disturbance.
 const DISTURBED: f64 = 0.10;
 
-/// A table of text. Its first line is the head.
+/// A table of text cells, by row. The first row has the column names.
 type Table = Vec<Vec<String>>;
 
 /// Returns the report as plain text.
@@ -161,7 +163,7 @@ fn best_rival(results: &Results, row: &Row, columns: &[&str]) -> Option<f64> {
     }
 }
 
-/// Returns the factor by which our figure is better.
+/// Returns the factor by which the figure of microdb is better than another figure.
 fn ratio(unit: Unit, ours: f64, other: f64) -> f64 {
     if unit.more_is_better() {
         ours / other
@@ -170,8 +172,8 @@ fn ratio(unit: Unit, ours: f64, other: f64) -> f64 {
     }
 }
 
-/// Returns the goal in words, and `true` if it is reached. The second value is `None` without the
-/// figures to decide it.
+/// Returns the goal as text, and `true` if microdb reached it. The second value is `None` if a
+/// figure is missing or the row has no goal.
 fn judge(results: &Results, row: &Row, best: Option<f64>) -> (String, Option<bool>) {
     let ours = results.median(row.id, OURS);
     let times = |factor: f64, other: Option<f64>| ours.zip(other).map(|(ours, other)| ours >= factor * other);
@@ -206,7 +208,8 @@ fn judge(results: &Results, row: &Row, best: Option<f64>) -> (String, Option<boo
     }
 }
 
-/// Returns a table of medians of one value of the samples, with the rows that have it.
+/// Returns a table of medians of one value of the measurements. Rows without this value are left
+/// out.
 fn by_row(
     results: &Results,
     columns: &[&str],
@@ -245,7 +248,7 @@ fn limits(results: &Results) -> Table {
     table
 }
 
-/// Appends the machine, versions, command, missing figures and disturbed rows.
+/// Appends the machine, versions, command, missing figures and disturbed rows to the report.
 fn notes(results: &Results, out: &mut String) {
     let machine = &results.machine;
     line(

@@ -1,10 +1,11 @@
-//! The parent process: prepares folders, starts a child for each (engine, workload, repetition),
-//! collects samples.
+//! The parent process: prepares folders, starts a child for each engine, workload and repetition,
+//! and collects samples.
 //!
 //! **Invariants**
 //! - Repetitions are the outer loop and engines the inner one. So a change of the machine's speed
 //!   during the run affects all engines of a row.
-//! - All dirty pages are written back before each child, so that no engine pays for an earlier one.
+//! - All dirty pages are written back before each child starts, so that no engine is slowed by the
+//!   writes of an earlier child.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -20,12 +21,12 @@ use crate::machine::{self, Description, Limit};
 use crate::peaks::Peaks;
 use crate::workloads::{Answer, Measurement, Start, Task, Workload};
 
-/// The work of a run.
+/// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Engines, in the order of the table.
+    /// Engines to measure, in the order of the table.
     pub engines: Vec<EngineName>,
-    /// Workloads, in the order of running.
+    /// Workloads to run, in this order.
     pub workloads: Vec<Workload>,
     /// Number of records to load.
     pub records: u64,
@@ -41,35 +42,35 @@ pub struct Plan {
     pub limits: bool,
 }
 
-/// The results: the input of the report, and the format of `--output json`.
+/// The results of a run: the input of the report, and the format of `--output json`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Results {
-    /// The machine.
+    /// Description of the machine.
     pub machine: Description,
     /// Package versions by engine.
     pub versions: BTreeMap<String, String>,
-    /// The command line.
+    /// Command line of the run.
     pub command: String,
     /// Number of records loaded.
     pub records: u64,
     /// Size of a value in bytes.
     pub value_bytes: usize,
-    /// The machine's limits, one measurement for each repetition.
+    /// Measured limits of the machine, each with one figure per repetition.
     pub limits: Vec<Limit>,
-    /// All samples.
+    /// All figures of all engines and repetitions.
     pub samples: Vec<Sample>,
-    /// Workloads that an engine cannot do, with the reason.
+    /// Workloads that an engine does not support, with the reason.
     pub unsupported: Vec<Absence>,
     /// Children that failed, with the reason.
     pub failures: Vec<Absence>,
 }
 
-/// One figure of one engine.
+/// One figure of one engine in one repetition.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Sample {
     /// The engine's name.
     pub engine: String,
-    /// The measured value, with its row of the table.
+    /// The figure, with its row of the table.
     #[serde(flatten)]
     pub measurement: Measurement,
 }
@@ -77,22 +78,22 @@ pub struct Sample {
 /// A missing figure and its reason.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Absence {
-    /// The engine's name.
+    /// Name of the engine.
     pub engine: String,
     /// The workload's name.
     pub workload: String,
-    /// The reason.
+    /// The reason for the missing figure.
     pub reason: String,
 }
 
 impl Results {
-    /// Returns the median of a row's samples for an engine, if there are any.
+    /// Returns the median of the figures of an engine in a row, if there are any.
     #[must_use]
     pub fn median(&self, row: &str, engine: &str) -> Option<f64> {
         self.median_of(row, engine, |measurement| Some(measurement.value))
     }
 
-    /// Returns the median of one value of a row's samples for an engine.
+    /// Returns the median of one value of the measurements of an engine in a row.
     pub fn median_of(
         &self,
         row: &str,
@@ -106,7 +107,7 @@ impl Results {
         median(samples.filter_map(|sample| of(&sample.measurement)))
     }
 
-    /// Returns the median of a limit, if it was measured.
+    /// Returns the median of the figures of a limit, if it was measured.
     #[must_use]
     pub fn limit(&self, name: &str) -> Option<f64> {
         median(
@@ -117,8 +118,8 @@ impl Results {
         )
     }
 
-    /// Merges a later run. Its rows replace the existing ones for the engines that it measured, and
-    /// its limits replace the existing limits.
+    /// Merges the results of a later run. For the engines that it measured, its rows replace the
+    /// existing rows. Its limits replace the existing limits.
     pub fn merge(&mut self, later: Self) {
         let (mut samples, mut limits) = (
             std::mem::take(&mut self.samples),
@@ -154,7 +155,7 @@ impl Absence {
     }
 }
 
-/// Returns the middle value, or the mean of the two middle values.
+/// Returns the median: the middle value, or the mean of the two middle values.
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
@@ -166,11 +167,11 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     }
 }
 
-/// Runs a plan.
+/// Runs all workloads of a plan and returns the results.
 ///
 /// # Errors
 /// Returns an error if a folder cannot be written. `results.json` in the folder then has the
-/// results so far. A failed child is recorded in the results instead.
+/// results so far. A child that fails is recorded in the results and causes no error.
 pub fn run(plan: &Plan) -> Outcome<Results> {
     std::fs::create_dir_all(&plan.folder)?;
     let mut results = Results {
@@ -208,7 +209,7 @@ pub fn run(plan: &Plan) -> Outcome<Results> {
             if is_compared_with_syncs {
                 results.limits.extend(machine::measure_syncs(&plan.folder, 1.0)?);
             }
-            // A run takes long, so the results so far are saved in case it is aborted.
+            // A run takes long, so the results so far are saved in case the run is aborted.
             std::fs::write(
                 plan.folder.join("results.json"),
                 serde_json::to_vec_pretty(&results)?,
@@ -250,7 +251,7 @@ fn each_engine(plan: &Plan, workload: Workload, repetition: u64, results: &mut R
     Ok(())
 }
 
-/// Prepares the database of a workload, and runs the workload in its own process.
+/// Prepares the database of a workload, and runs the workload in a child process.
 fn one(
     plan: &Plan,
     engine: EngineName,
@@ -287,7 +288,7 @@ fn one(
         })?;
     }
     write_back();
-    // The answer fits into the pipe, so the child can end before the pipe is read.
+    // The child's answer fits into the pipe's buffer. So the child can end before the pipe is read.
     let mut child = child(&task)?.stdout(Stdio::piped()).spawn()?;
     let peaks = Peaks::until_end(&mut child, &task.folder)?;
     let output = child.wait_with_output()?;
@@ -311,7 +312,7 @@ fn child(task: &Task) -> Outcome<Command> {
     Ok(command)
 }
 
-/// Starts a child that writes, waits for its report, and kills it.
+/// Starts a child that writes, waits until it reports that it has written enough, and kills it.
 fn kill_while_writing(task: &Task) -> Outcome<()> {
     let mut child = child(task)?.stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
@@ -334,7 +335,7 @@ fn remove(folder: &Path) -> Outcome<()> {
     }
 }
 
-/// Copies a folder with `cp`, which preserves the holes of sparse files.
+/// Copies a folder with `cp`, which keeps the holes of sparse files.
 fn copy(from: &Path, to: &Path) -> Outcome<()> {
     let status = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
     if status.success() {
@@ -344,7 +345,8 @@ fn copy(from: &Path, to: &Path) -> Outcome<()> {
     }
 }
 
-/// Writes dirty pages back. If `sync` cannot be run, the figures are noisier but not wrong.
+/// Writes all dirty pages back to the disk. If `sync` cannot be run, the figures vary more but are
+/// not wrong.
 fn write_back() {
     drop(Command::new("sync").status());
 }

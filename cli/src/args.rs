@@ -1,8 +1,8 @@
-//! Parsers of values on the command line, in the environment and in `imt.toml`.
+//! Parsers of the values of flags, which come from the command line, the environment or `imt.toml`.
 //!
 //! Invariants:
 //! - A value that a command cannot use is refused here, before anything starts, with exit code 2.
-//! - Each refusal has an example of a value that is accepted.
+//! - Each error message has an example of a value that is accepted.
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use imt_ring::{NodeName, ZoneName};
@@ -10,7 +10,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Minimum time between two polls. A shorter one would keep a processor busy.
+/// Minimum time between two polls. A shorter interval would keep a processor busy.
 pub(crate) const INTERVAL_MIN: Duration = Duration::from_millis(50);
 
 /// Parses a duration.
@@ -51,7 +51,7 @@ pub(crate) fn moment(text: &str) -> Result<u64, String> {
     since.map(|since| since.as_millis() as u64).ok_or_else(wrong)
 }
 
-/// Parses the address of a server. A host name is resolved.
+/// Parses the address on which a server listens. A host name is resolved to an IP address.
 pub(crate) fn listen(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
@@ -72,7 +72,8 @@ pub(crate) fn listen(text: &str) -> Result<SocketAddr, String> {
         )
     })?;
     let mut found: Vec<SocketAddr> = found.collect();
-    // `localhost` often has both kinds, and the addresses of other settings are of the older kind.
+    // IPv4 addresses come first. `localhost` often has addresses of both families, and the defaults
+    // of other settings are IPv4 addresses.
     found.sort_by_key(SocketAddr::is_ipv6);
     let first = found.first().copied();
     first.ok_or_else(|| format!("the host {host:?} has no address; for example 127.0.0.1:{number}"))
@@ -83,7 +84,7 @@ pub(crate) fn node_name(text: &str) -> Result<NodeName, String> {
     NodeName::new(text).map_err(|_| name_rule("alpha or node-1"))
 }
 
-/// Parses the name of a context. The rule is that of a node's name.
+/// Parses the name of a context. It follows the rule for the name of a node.
 pub(crate) fn context_name(text: &str) -> Result<String, String> {
     let name = NodeName::new(text).map_err(|_| name_rule("prod or local"))?;
     Ok(name.to_string())
@@ -100,7 +101,7 @@ fn name_rule(example: &str) -> String {
     )
 }
 
-/// Parses a folder that exists or can be created. A file at its path is refused.
+/// Parses the path of a folder that exists or can be created. The path of a file is refused.
 pub(crate) fn folder() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(check_folder)
 }
@@ -115,7 +116,7 @@ fn check_folder(path: PathBuf) -> Result<PathBuf, String> {
     }
 }
 
-/// Parses the location of a frame in a log.
+/// Parses the location of a frame in a log: the id of the segment and the offset in bytes.
 pub(crate) fn frame(text: &str) -> Result<(u64, u64), String> {
     let parts = text.split_once(':');
     let numbers = parts.and_then(|(id, offset)| Some((id.parse().ok()?, offset.parse().ok()?)));

@@ -1,8 +1,10 @@
-//! The nodes that a command is about: those of a data folder, or those of an engine.
+//! The cluster that a command addresses: the nodes that share a data folder, or those that share an
+//! engine.
 //!
 //! Invariants:
-//! - A look is of one moment. Commands that wait look again.
-//! - The secret of the nodes is read only by commands that send it.
+//! - A [`Look`] shows the cluster at one moment. Commands that wait for a change read a new one.
+//! - A secret in a file is read only by commands that send it. A secret in the engine is read with
+//!   each look.
 
 use crate::args;
 use crate::error::CliError;
@@ -17,9 +19,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// Address of a node without any setting.
+/// Default address of a node. It applies if neither an address nor an engine is given.
 const USUAL_NODE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
-/// Maximum time to connect to a node at an address from the engine.
+/// Maximum time to connect to a node that the engine lists.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Arguments that name the nodes.
@@ -53,13 +55,15 @@ pub(crate) struct NodeAddress {
 }
 
 impl NodeAddress {
-    /// Returns the engine to look into, if no address is given.
+    /// Returns the engine that lists the nodes. `None` if no engine or the address of a node is
+    /// given.
     pub(crate) fn engine(&self) -> Option<Cluster> {
         let engine = self.engine.as_ref().filter(|_| self.oms.is_none());
         engine.map(|url| Cluster::new(Path::new(""), Some(url)))
     }
 
-    /// Returns the given address, or that of a running node of the engine.
+    /// Returns the given address. Without an address, returns that of a running node of the engine.
+    /// Without an engine, returns [`USUAL_NODE`].
     pub(crate) async fn endpoint(&self) -> Result<Endpoint, CliError> {
         match (&self.oms, self.engine()) {
             (Some(oms), _) => Ok(oms.clone()),
@@ -69,7 +73,7 @@ impl NodeAddress {
     }
 }
 
-/// The nodes of a data folder or of an engine.
+/// A cluster, named by the data folder or by the engine that its nodes share.
 #[derive(Clone, Debug)]
 pub(crate) enum Cluster {
     Folder(PathBuf),
@@ -80,19 +84,20 @@ pub(crate) enum Cluster {
     },
 }
 
-/// The nodes and the ring at one moment.
+/// State of a cluster at one moment.
 pub(crate) struct Look {
-    /// Published descriptions, by name.
+    /// Descriptions that the nodes have published. Stopped nodes are included.
     pub(crate) cards: Vec<NodeInfo>,
     running: BTreeSet<NodeName>,
-    /// The ring in force. `None` if no node was ever started.
+    /// The ring that the nodes use at present. `None` if no node was ever started.
     pub(crate) ring: Option<Ring>,
-    /// The URL of the cluster's warehouse, if a node has named it.
+    /// URL of the cluster's warehouse. `None` if no node has named a warehouse yet.
     pub(crate) warehouse: Option<String>,
     secret: Option<String>,
 }
 
-/// Returns the encryption that a flag stands for.
+/// Returns the encryption of calls between nodes. `is_plaintext` is the flag
+/// `--insecure-plaintext`.
 pub(crate) fn encryption(is_plaintext: bool) -> PeerEncryption {
     match is_plaintext {
         true => PeerEncryption::Never,
@@ -123,7 +128,7 @@ impl fmt::Display for Cluster {
 }
 
 impl Cluster {
-    /// Returns the nodes of an engine, or of a data folder without one.
+    /// Returns the cluster of the engine, or that of the data folder if `engine` is `None`.
     pub(crate) fn new(data: &Path, engine: Option<&EngineUrl>) -> Self {
         match engine {
             Some(url) => Self::Engine {
@@ -135,7 +140,7 @@ impl Cluster {
         }
     }
 
-    /// Reads the nodes and the ring.
+    /// Reads the present state of the cluster.
     pub(crate) async fn look(&self) -> Result<Look, CliError> {
         match self {
             Self::Folder(data) => {
@@ -176,7 +181,7 @@ impl Cluster {
         }
     }
 
-    /// Reads the ring alone, which needs no running node.
+    /// Reads the ring alone. No node has to run.
     pub(crate) async fn ring(&self) -> Result<Option<Ring>, CliError> {
         match self {
             Self::Folder(data) => imt_oms::read_ring(data)
@@ -185,10 +190,10 @@ impl Cluster {
         }
     }
 
-    /// Returns a client for calls that only nodes may make.
+    /// Returns a client for the internal API of the nodes, which requires the cluster's secret.
     pub(crate) fn client(&self, look: &Look) -> Result<NodeClient, CliError> {
         let encryption = match self {
-            // Nodes of a data folder are on this machine.
+            // All nodes of a data folder run on this machine, so their calls need no encryption.
             Self::Folder(_) => PeerEncryption::Never,
             Self::Engine { encryption, .. } => *encryption,
         };
@@ -196,7 +201,8 @@ impl Cluster {
             .map_err(|error| CliError::because("nodes cannot be called", error))
     }
 
-    /// Returns the secret that the nodes accept.
+    /// Returns the cluster's secret, which the nodes require from each caller of their internal
+    /// API.
     fn secret(&self, look: &Look) -> Result<String, CliError> {
         let unread = |error| CliError::because("the nodes' secret cannot be read", error);
         match self {
@@ -239,7 +245,7 @@ impl Look {
         })
     }
 
-    /// Returns `true` if a process runs the node.
+    /// Returns `true` if the node's process runs.
     pub(crate) fn runs(&self, node: &NodeName) -> bool {
         self.running.contains(node)
     }

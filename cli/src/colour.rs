@@ -7,19 +7,21 @@ const RED: &str = "\x1b[1;31m";
 const YELLOW: &str = "\x1b[1;33m";
 const USUAL: &str = "\x1b[0m";
 
-/// Decides if results are coloured.
+/// Choice of colour in results: `true` for coloured results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Paint(bool);
 
 impl Paint {
-    /// Colours for a terminal that shows them, unless `NO_COLOR` or `--plain` is set.
+    /// Chooses colours if standard output is a terminal that shows them, unless `NO_COLOR` or
+    /// `--plain` is set.
     pub(crate) fn of_stdout(is_plain: bool) -> Self {
         let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Self(!is_plain && !is_set("NO_COLOR") && !is_dumb && std::io::stdout().is_terminal())
     }
 
-    /// Colours the word of the line that begins with `verdict`.
+    /// Colours the first word after `verdict` in the lines that begin with `verdict`. Other text is
+    /// unchanged.
     pub(crate) fn verdict(self, text: &str) -> String {
         if !self.0 {
             return text.to_owned();

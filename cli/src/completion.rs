@@ -1,11 +1,13 @@
-//! Completion of words that only this machine knows: nodes, runs, scenarios and contexts.
+//! Shell completion of names: nodes, runs, scenarios and contexts.
 //!
 //! The shell's script calls this binary for each completion. clap's engine completes commands,
-//! flags and paths, and calls the functions below for the rest.
+//! flags and paths, and calls the functions below for names.
 //!
 //! Invariants:
-//! - A completion changes nothing, and a fault of a file yields no words instead of an error.
-//! - The data folder is the one of the line, else of the environment, the context or `imt.toml`.
+//! - A completion changes nothing, and a file that cannot be read yields no names instead of an
+//!   error.
+//! - The data folder comes from the command line, else from the environment, the context or
+//!   `imt.toml`, in this order.
 
 use crate::config::{ConfigFile, flag_value};
 use crate::contexts::Contexts;
@@ -33,14 +35,15 @@ pub(crate) enum Shell {
     Zsh,
 }
 
-/// Answers a shell that asks for completions, and ends the process then.
+/// Prints completions and ends the process if a shell asked for them with [`VARIABLE`]. Otherwise
+/// does nothing.
 pub(crate) fn answer_shell() {
     CompleteEnv::with_factory(<crate::Cli as clap::CommandFactory>::command)
         .var(VARIABLE)
         .complete();
 }
 
-/// Returns the script that makes a shell ask this binary.
+/// Returns the script that makes a shell call this binary for completions.
 pub(crate) fn script(shell: Shell) -> std::io::Result<Vec<u8>> {
     let name = match shell {
         Shell::Bash => "bash",
@@ -57,7 +60,7 @@ pub(crate) fn script(shell: Shell) -> std::io::Result<Vec<u8>> {
     Ok(script)
 }
 
-/// Completes the names of the nodes of the data folder.
+/// Completes a node's name with the names of the nodes in the data folder.
 pub(crate) fn nodes() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         let data = data_folder();
@@ -72,7 +75,7 @@ pub(crate) fn nodes() -> ArgValueCandidates {
     })
 }
 
-/// Completes the names of the runs of the data folder.
+/// Completes a run's name with the names of the runs in the data folder.
 pub(crate) fn runs() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         let folder = data_folder().join(imt_sim::run_folder::RUNS);
@@ -86,12 +89,12 @@ pub(crate) fn runs() -> ArgValueCandidates {
     })
 }
 
-/// Completes the names of the built-in scenarios.
+/// Completes a scenario's name with the names of the built-in scenarios.
 pub(crate) fn scenarios() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(imt_sim::scenario::BUILT_IN.map(|(name, _)| name.to_owned())))
 }
 
-/// Completes the names of the contexts.
+/// Completes a context's name with the names of the user's contexts.
 pub(crate) fn contexts() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(Contexts::read().unwrap_or_default().contexts.into_keys()))
 }
@@ -100,10 +103,10 @@ fn candidates(names: impl IntoIterator<Item = String>) -> Vec<CompletionCandidat
     names.into_iter().map(CompletionCandidate::new).collect()
 }
 
-/// Returns the data folder of the line that is being completed.
+/// Returns the data folder of the command line that is being completed.
 fn data_folder() -> PathBuf {
     let args: Vec<OsString> = std::env::args_os().collect();
-    // The line follows on two dashes: `imt -- imt node stop al`.
+    // The shell passes the line to complete after two dashes: `imt -- imt node stop al`.
     let line = args.split(|arg| arg == "--").nth(1).unwrap_or_default();
     let of_line = flag_value(line, "data", Some('d'));
     let of_context = || {

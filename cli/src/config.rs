@@ -9,7 +9,7 @@
 //!   overrides the environment, the environment overrides the context, and the context overrides
 //!   the file.
 //! - An unknown key, or a value that its flag would reject, is an error that names the file and the
-//!   line. The error comes before any command runs.
+//!   line. The error comes before any command runs, except for `imt config`, which reports it last.
 //! - Help, version and completions work without the file, so a broken file never hides them.
 
 use std::collections::BTreeMap;
@@ -23,35 +23,36 @@ use crate::contexts::Context;
 use crate::error::CliError;
 use crate::suggest;
 
-/// File that is read if it exists and no other file is named.
+/// Settings file that is read if it exists and no other file is named.
 pub(crate) const USUAL_FILE: &str = "imt.toml";
-/// Prefix of all environment variables.
+/// Prefix of the environment variables that set flags.
 const PREFIX: &str = "IMT_";
 /// Keys of flags that decide which file and which context are read. The file cannot set them.
 const CHOICE_KEYS: [&str; 2] = ["config", "context"];
-/// Commands that no context applies to. They start servers or send orders, and a context may name a
-/// real shop.
+/// Commands that ignore contexts. They start servers or send orders, and a context may name a real
+/// shop.
 const WITHOUT_CONTEXT: [&str; 2] = ["sim", "node start"];
 
-/// Maximum number of characters of a line that an error repeats.
+/// Maximum number of characters of a line of the file that an error message shows.
 const LINE_SHOWN_MAX: usize = 70;
 
-/// A setting in the file, with its line.
+/// Value of a setting in the file, with the number of its line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileValue {
     pub(crate) text: String,
     pub(crate) line: usize,
 }
 
-/// The settings of a file.
+/// The settings in a configuration file.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ConfigFile {
-    /// Path of the file, or `None` without a file.
+    /// Path of the file. `None` if no file was read.
     pub(crate) path: Option<PathBuf>,
     values: BTreeMap<String, FileValue>,
 }
 
-/// The values that become defaults of flags.
+/// Values that become defaults of flags. A value of the context has precedence over one of the
+/// file.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Defaults {
     pub(crate) file: ConfigFile,
@@ -59,7 +60,7 @@ pub(crate) struct Defaults {
 }
 
 impl Defaults {
-    /// Returns the command with these values as defaults of its flags.
+    /// Returns the definition of a command, with these values as defaults of its flags.
     pub(crate) fn apply(&self, command: Command) -> Command {
         self.apply_below("", command)
     }
@@ -83,7 +84,8 @@ impl Defaults {
     }
 }
 
-/// Returns `true` if a context applies to a command.
+/// Returns `true` if the command with this path, such as `order list`, uses the values of a
+/// context.
 pub(crate) fn follows_context(path: &str) -> bool {
     let is_at_or_below = |known: &&str| {
         path.strip_prefix(*known)
@@ -92,7 +94,7 @@ pub(crate) fn follows_context(path: &str) -> bool {
     !WITHOUT_CONTEXT.iter().any(is_at_or_below)
 }
 
-/// A setting that flags know: its key, and the flags with that key.
+/// A setting: its key in the file, its environment variable, and all flags that have this key.
 pub(crate) struct Setting {
     pub(crate) key: String,
     pub(crate) variable: String,
@@ -107,7 +109,7 @@ fn key_of(arg: &Arg) -> Option<String> {
     (!CHOICE_KEYS.contains(&key.as_str())).then_some(key)
 }
 
-/// Returns all settings of all commands.
+/// Returns the settings of a command and of all its subcommands.
 pub(crate) fn settings(command: &Command) -> Vec<Setting> {
     fn collect(command: &Command, path: &str, found: &mut BTreeMap<String, Setting>) {
         for arg in command.get_arguments() {
@@ -199,7 +201,7 @@ impl ConfigFile {
         })
     }
 
-    /// Returns the file's value of a setting.
+    /// Returns the value that the file gives to a setting.
     pub(crate) fn value(&self, key: &str) -> Option<&FileValue> {
         self.values.get(key)
     }
@@ -241,7 +243,7 @@ pub(crate) fn flag_value(args: &[OsString], long: &str, short: Option<char>) -> 
     None
 }
 
-/// Warns of variables that look like settings and are none.
+/// Warns of each environment variable that begins with `IMT_` and is no setting.
 pub(crate) fn warn_of_unknown_variables(command: &Command) {
     let known: Vec<String> = settings(command)
         .into_iter()
@@ -266,7 +268,8 @@ pub(crate) fn warn_of_unknown_variables(command: &Command) {
     }
 }
 
-/// Returns a TOML value in the form of a flag's argument.
+/// Returns a TOML value in the form of a flag's argument, or `None` for an array, a table or a
+/// date.
 fn text_of(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),
@@ -277,7 +280,7 @@ fn text_of(value: &DeValue<'_>) -> Option<String> {
     }
 }
 
-/// Checks a value with the parser of its flag.
+/// Checks a value in the file with the parser of the flag that it sets.
 fn check(arg: &Arg, text: &str) -> Result<(), String> {
     let alone = arg.clone().env(None::<&str>).long("value").required(true);
     let command = Command::new("imt").no_binary_name(true).disable_help_flag(true);

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - Only the owner can read or write the file, because addresses may contain a password. A file
 //!   that others can read or write is refused.
-//! - The file is replaced as a whole, so that a crash leaves the old or the new one.
-//! - A context is read only if a command follows contexts (`config::follows_context`).
+//! - The file is replaced as a whole, so that a crash leaves either the old or the new file.
+//! - A context changes only commands for which `config::follows_context` returns `true`.
 
 use crate::config::flag_value;
 use crate::error::CliError;
@@ -21,7 +21,7 @@ const FILE: &str = "contexts.json";
 /// Maximum size of the file. A thousand contexts take about 200 KiB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// A named set of settings.
+/// A context: settings, such as addresses, under a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Context {
     pub(crate) name: String,
@@ -34,7 +34,7 @@ impl Context {
         Self { name, values }
     }
 
-    /// Returns the value of a setting.
+    /// Returns the value that the context gives to a setting.
     pub(crate) fn value(&self, key: &str) -> Option<&str> {
         self.values.get(key).map(String::as_str)
     }
@@ -44,7 +44,7 @@ impl Context {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Contexts {
-    /// Name of the context in use.
+    /// Name of the context that `imt context use` has chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) current: Option<String>,
     /// Settings of each context by its name.
@@ -52,7 +52,7 @@ pub(crate) struct Contexts {
     pub(crate) contexts: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// Returns the path of the file, or `None` without a home folder.
+/// Returns the path of the contexts file. `None` if there is no home folder.
 pub(crate) fn path() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     let base = variable("XDG_CONFIG_HOME").filter(|path| path.is_absolute());
@@ -62,7 +62,7 @@ pub(crate) fn path() -> Option<PathBuf> {
 }
 
 impl Contexts {
-    /// Reads all contexts. A missing file has none.
+    /// Reads all contexts. Without a file, there are none.
     pub(crate) fn read() -> Result<Self, CliError> {
         match path() {
             Some(path) => Self::read_from(&path),
@@ -101,7 +101,7 @@ impl Contexts {
         serde_json::from_str(&text).map_err(|error| wrong(format!("is not a file of contexts: {error}")))
     }
 
-    /// Replaces the file.
+    /// Replaces the file by one with these contexts.
     pub(crate) fn write(&self) -> Result<(), CliError> {
         let path = path().ok_or_else(|| {
             CliError::Usage("there is no folder for contexts; set HOME or XDG_CONFIG_HOME".to_owned())
@@ -135,7 +135,7 @@ impl Contexts {
         })
     }
 
-    /// Returns a context by its name.
+    /// Returns the context with this name. If it does not exist, the error lists all names.
     pub(crate) fn get(&self, name: &str) -> Result<Context, CliError> {
         let values = self.contexts.get(name).ok_or_else(|| {
             let names: Vec<&str> = self.contexts.keys().map(String::as_str).collect();

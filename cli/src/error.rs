@@ -1,19 +1,19 @@
-//! Failures of a command, with the exit code of each.
+//! Errors of commands, each with its exit code.
 
 use crate::exit::Exit;
 use serde_json::json;
 use std::error::Error;
 
-/// Failure of a command: one line with the remedy, and the cause below that line.
+/// Failure of a command. It is printed as one line with the remedy, and its causes follow below.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
-    /// The arguments are valid one by one, but contradict each other or cannot be used here.
+    /// Each argument is valid, but the arguments contradict each other or cannot be used here.
     #[error("{0}")]
     Usage(String),
-    /// The command was understood and failed.
+    /// The arguments were accepted, and the command failed.
     #[error("{message}")]
     Failed {
-        /// The failure and its remedy.
+        /// Sentence that names the failure and its remedy.
         message: String,
         /// Error of the called library or of the system, if there is one.
         source: Option<Box<dyn Error + Send + Sync>>,
@@ -21,15 +21,15 @@ pub(crate) enum CliError {
     /// A node answered with a problem document (RFC 9457).
     #[error("{message}")]
     Refused {
-        /// The failure and its remedy.
+        /// Sentence that names the failure and its remedy.
         message: String,
-        /// The document.
+        /// The problem document as the node sent it.
         problem: Box<serde_json::Value>,
     },
     /// A server does not answer.
     #[error("{message}")]
     Unreachable {
-        /// The failure and its remedy.
+        /// Sentence that names the failure and its remedy.
         message: String,
         /// Error of the connection.
         source: Box<dyn Error + Send + Sync>,
@@ -57,7 +57,7 @@ impl CliError {
         }
     }
 
-    /// Returns the error as a document for programs.
+    /// Returns the error as a JSON document.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let mut causes = Vec::new();
         let mut source = self.source();

@@ -1,17 +1,18 @@
-//! The form of help texts.
+//! Layout of help texts.
 //!
 //! Invariants:
 //! - No line is wider than 78 columns, so that help fits a terminal of 80.
-//! - `-h` is short: it leaves out the environment variables and the limits of a node. `--help` has
-//!   everything.
+//! - `-h` is short: it leaves out the environment variables and the limits of a node. `--help`
+//!   shows both.
 
 use clap::Command;
 use std::ffi::OsString;
 
-/// Widest line of a help text, in columns.
+/// Maximum width of a line of a help text, in columns.
 pub(crate) const WIDTH: usize = 78;
 
-/// Returns the command with the form of its help.
+/// Returns the command with help texts of at most [`WIDTH`] columns, short ones if `-h` is in
+/// `args`.
 pub(crate) fn shaped(command: Command, args: &[OsString]) -> Command {
     let is_short = args.iter().any(|arg| arg == "-h");
     shaped_below(command.max_term_width(WIDTH), is_short)
@@ -53,7 +54,8 @@ mod tests {
                         assert!(line.chars().count() <= WIDTH, "{path}: {line}");
                     }
                 }
-                // Wider lines would be wrapped in the middle of an example.
+                // The examples stand after the options. clap would wrap a wider line in the middle
+                // of an example.
                 let written = command
                     .get_after_help()
                     .map(ToString::to_string)
@@ -89,7 +91,7 @@ mod tests {
         );
     }
 
-    /// Splits an example into words as a shell does, without the explanation behind it.
+    /// Splits an example into words as a shell does. An explanation after three blanks is dropped.
     fn words(line: &str) -> Vec<String> {
         let mut words = Vec::new();
         let (mut word, mut quote, mut is_open) = (String::new(), None, false);
@@ -118,7 +120,7 @@ mod tests {
                 .get_after_help()
                 .map(ToString::to_string)
                 .unwrap_or_default();
-            // An example may go on behind a backslash.
+            // A backslash at the end of a line continues an example on the next line.
             let text = text.replace("\\\n", "");
             for line in text.lines().filter_map(|line| line.strip_prefix("  imt ")) {
                 let line = line.split(" | ").next().unwrap_or(line);
@@ -127,7 +129,7 @@ mod tests {
                     let shell = |word: &String| matches!(word.as_str(), ">" | "<" | ">>" | "#");
                     let args = words(part).into_iter().take_while(|word| !shell(word));
                     let args: Vec<String> = std::iter::once("imt".to_owned()).chain(args).collect();
-                    // The environment of the test must not decide.
+                    // Environment variables of the test process must not set flags.
                     let plain = plain(crate::Cli::command());
                     if let Err(error) = plain.try_get_matches_from(&args) {
                         panic!("an example of {path}: {args:?}: {error}");

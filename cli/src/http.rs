@@ -1,4 +1,4 @@
-//! HTTP calls from commands to a running node, through the client of the simulators.
+//! HTTP calls from commands to a running node, with the HTTP client of the crate `imt-sim`.
 
 use crate::error::CliError;
 use imt_sim::Endpoint;
@@ -6,19 +6,19 @@ use imt_sim::client::{Answer, Client, Failure, FailureKind};
 use serde_json::Value;
 use std::time::Duration;
 
-/// Timeout of a request to a node.
+/// Maximum time for a node to answer a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Media type of the errors of a node.
+/// Media type of a node's error responses.
 const PROBLEM: &str = "application/problem+json";
 
-/// Sends `GET path` to a node, with a connection of its own.
+/// Sends `GET path` to a node on a new connection.
 pub(crate) async fn get(node: &Endpoint, path: &str) -> Result<Answer, CliError> {
     let client = Client::new(node.clone(), ANSWER_TIMEOUT);
     let answer = client.get(path).await;
     answer.map_err(|failure| unanswered(&client, path, failure))
 }
 
-/// Returns the error of a call without a whole answer, with its remedy.
+/// Returns the error for a request without a complete response. Its message has a remedy.
 fn unanswered(client: &Client, path: &str, failure: Failure) -> CliError {
     let node = client.endpoint();
     let message = match failure.kind {
@@ -51,13 +51,13 @@ impl Api {
         self.client.endpoint()
     }
 
-    /// Sends `GET path`. Returns the document of the response.
+    /// Sends `GET path`. Returns the JSON document in the response.
     pub(crate) async fn get(&self, path: &str) -> Result<Value, CliError> {
         let answer = self.client.get(path).await;
         self.understand(path, answer)
     }
 
-    /// Sends `POST path`. Returns the document of the response.
+    /// Sends `POST path`. Returns the JSON document in the response.
     pub(crate) async fn post(&self, path: &str, json: Option<&Value>) -> Result<Value, CliError> {
         let answer = match json {
             Some(json) => self.client.post_json(path, json.to_string().into()).await,
@@ -66,8 +66,8 @@ impl Api {
         self.understand(path, answer)
     }
 
-    /// Returns the document of a success, or the error that a problem document describes. Any other
-    /// response is not from a node.
+    /// Returns the JSON document of a successful response, or the error that a problem document
+    /// describes. Any other response is an error too, because no node would send it.
     fn understand(&self, path: &str, answer: Result<Answer, Failure>) -> Result<Value, CliError> {
         let answer = answer.map_err(|failure| unanswered(&self.client, path, failure))?;
         let (node, status) = (self.node(), answer.status);

@@ -28,13 +28,13 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Progress bars of the process. Log lines are printed above them.
+/// Returns the progress bars of the process. Log lines are printed above them.
 pub(crate) fn progress_display() -> &'static MultiProgress {
     static DISPLAY: OnceLock<MultiProgress> = OnceLock::new();
     DISPLAY.get_or_init(MultiProgress::new)
 }
 
-/// Installs the log of the process.
+/// Installs the logger of the process. `filter` is a level or a filter by module.
 pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         CliError::Usage(format!(
@@ -53,26 +53,27 @@ pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Maximum number of warnings that are repeated after a live view.
+/// Maximum number of warnings that are printed again after a live view has ended.
 const WARNINGS_REPEATED: usize = 20;
 
-/// File for the log lines of a live view.
+/// File that receives the log lines while a live view uses the terminal.
 static VIEW_FILE: Mutex<Option<File>> = Mutex::new(None);
 
-/// Returns the newest lines of the log, for the live view.
+/// Returns the newest lines of the log, which the live view shows.
 pub(crate) fn view_lines() -> &'static LogLines {
     static LINES: OnceLock<LogLines> = OnceLock::new();
     LINES.get_or_init(LogLines::default)
 }
 
-/// Also writes the log lines of a live view to a file.
+/// Makes the log also write to this file while a live view uses the terminal.
 pub(crate) fn keep_view_lines_in(path: &Path) -> std::io::Result<()> {
     let file = File::options().create(true).append(true).open(path)?;
     *VIEW_FILE.lock() = Some(file);
     Ok(())
 }
 
-/// Prints the newest warnings of the live view after the view has left the terminal.
+/// Prints the newest warnings again on standard error. Call this after the live view has left the
+/// terminal.
 pub(crate) fn repeat_warnings() {
     let lines = view_lines().newest(usize::MAX);
     let warnings: Vec<&String> = lines
@@ -84,7 +85,8 @@ pub(crate) fn repeat_warnings() {
     }
 }
 
-/// Copies the lines of another process to this log until the other process closes its end.
+/// Copies lines from the output of another process to this log, with a prefix, until that process
+/// closes its output. A new thread does the work.
 pub(crate) fn forward(source: impl Read + Send + 'static, prefix: String) -> std::io::Result<()> {
     let copy = move || {
         for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
@@ -104,7 +106,7 @@ fn write_line(line: &[u8]) {
         view_lines().push(&String::from_utf8_lossy(line));
         let mut file = VIEW_FILE.lock();
         if let Some(file) = file.as_mut() {
-            // A full disk must not end the run.
+            // The error is ignored, because a full disk must not end the run.
             let _ = file.write_all(line);
         }
     }
@@ -114,7 +116,7 @@ fn write_line(line: &[u8]) {
     }
 }
 
-/// Writer of whole log lines.
+/// Writer of log lines. Each call of `write` has one whole line.
 #[derive(Clone, Copy)]
 struct AboveProgress;
 

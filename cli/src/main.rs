@@ -4,8 +4,9 @@
 //! outcome into an exit code (`exit.rs`). Commands parse, call the libraries and print. Decisions
 //! belong to the libraries.
 //!
-//! The line is parsed twice: first without the files of settings and contexts, so that help, the
-//! version and wrong usage need neither, and then with their values as defaults.
+//! The command line is parsed twice. The first time is without the files of settings and contexts,
+//! so help, the version and errors of usage work without them. The second time takes their values
+//! as defaults.
 
 mod args;
 mod cluster;
@@ -71,7 +72,8 @@ struct Cli {
 #[derive(clap::Args)]
 struct Global {
     /// File of settings [default: imt.toml, if it exists]
-    // `config` reads this flag before clap parses. It stands here for the help and the grammar.
+    // `config` reads this flag before clap parses the line. The field only makes clap accept and
+    // document the flag.
     #[arg(
         long,
         global = true,
@@ -82,7 +84,8 @@ struct Global {
     )]
     config: Option<PathBuf>,
     /// Context to use, see `imt context` [default: the one in use]
-    // `Contexts` reads this flag before clap parses, like `config`.
+    // `Contexts` reads this flag before clap parses the line. The field only makes clap accept and
+    // document the flag.
     #[arg(
         long,
         global = true,
@@ -158,7 +161,7 @@ struct Global {
 }
 
 impl Global {
-    /// Returns the filter of the log.
+    /// Returns the filter of the log. `--quiet` and `--verbose` override `--log-level`.
     fn filter(&self) -> &str {
         match (self.quiet, self.verbose) {
             (true, _) => "error",
@@ -184,7 +187,8 @@ Examples:
   imt audit --oms http://127.0.0.1:9090 --warehouse http://127.0.0.1:9091
   imt audit --output json
 
-Messages that wait for an absent warehouse are listed, and are no finding.
+Both sides must answer. Messages that still wait after --wait are listed, and
+are no finding.
 Exit codes: 0 clean, 1 failure, 3 something is wrong, 5 no answer of a server.")]
     Audit(commands::audit::AuditArgs),
     /// List, show, pay, cancel and watch orders.
@@ -249,7 +253,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints an error, as text or as a document for programs.
+/// Prints an error to standard error, as text or as a JSON document.
 fn report(error: &CliError, args: &[OsString]) {
     let mut text = String::new();
     if wants_json(args) {
@@ -262,17 +266,19 @@ fn report(error: &CliError, args: &[OsString]) {
             source = cause.source();
         }
     }
-    // Nothing can be done if even standard error is closed.
+    // An error is ignored, because a closed standard error leaves no way to report it.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Returns `true` if errors are wanted as JSON. Errors of the line itself come before it is parsed.
+/// Returns `true` if the user asked for errors as JSON. Reads the unparsed arguments, because an
+/// error may occur before clap has parsed them.
 fn wants_json(args: &[OsString]) -> bool {
     let named = flag_value(args, "output", Some('o')).or_else(|| std::env::var_os("IMT_OUTPUT"));
     named.is_some_and(|format| format == "json")
 }
 
-/// Ends the command after an error of clap, which may also be a help text or the version.
+/// Prints an error of clap, which may also be a help text or the version, and returns the exit
+/// code.
 fn refuse(error: clap::Error, args: &[OsString]) -> ExitCode {
     let code = u8::try_from(error.exit_code()).unwrap_or(exit::Exit::Usage as u8);
     let error = suggest::improve(error, &Cli::command(), args);
@@ -287,13 +293,14 @@ fn refuse(error: clap::Error, args: &[OsString]) -> ExitCode {
         }
         let _ = writeln!(std::io::stderr().lock(), "{}", json!({ "error": object }));
     } else {
-        // A reader that closes the pipe of a help text is no failure.
+        // The reader of a help text may close the pipe early. This is no failure.
         let _ = error.print();
     }
     ExitCode::from(code)
 }
 
-/// Returns the definition of the command line, with colour as the line asks for it.
+/// Returns the definition of the command line. `--color` or `IMT_COLOR` decides if its help texts
+/// and errors are coloured.
 fn definition(args: &[OsString]) -> clap::Command {
     let color = flag_value(args, "color", None).or_else(|| std::env::var_os("IMT_COLOR"));
     let color = match color.as_ref().and_then(|color| color.to_str()) {
@@ -309,14 +316,15 @@ fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
     let first = first.and_then(|matches| Cli::from_arg_matches(&matches));
     let (mut defaults, mut broken) = (Defaults::default(), None);
     match &first {
-        // A setting of a file may be the one that is missing.
+        // Only a missing argument is not final, because a file may set it.
         Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => {}
         Ok(cli) if cli.command.needs_no_files() => {}
         _ => {
             let file = ConfigFile::find(args, &Cli::command());
             match (file, &first) {
                 (Ok(file), _) => defaults.file = file,
-                // The settings are shown without the file, and the error comes last.
+                // `imt config` shows the settings without a broken file, and reports the error of
+                // the file last.
                 (Err(error), Ok(cli)) if matches!(cli.command, Command::Config(_)) => broken = Some(error),
                 (Err(error), _) => return Err(error),
             }

@@ -1,15 +1,16 @@
 //! Exports the spans of a node to an OpenTelemetry collector, by OTLP over HTTP.
 //!
 //! Invariants:
-//! - A span never waits for the collector. Spans beyond the queue are dropped and counted.
-//! - Without the feature `otlp` the flag is an error, not a silent no.
+//! - A span never waits for the collector. Spans for which the queue has no room are dropped and
+//!   counted.
+//! - A binary without the feature `otlp` rejects the flag `--otlp` instead of ignoring it.
 
 #[cfg(not(feature = "otlp"))]
 pub(crate) use absent::start;
 #[cfg(feature = "otlp")]
 pub(crate) use present::start;
 
-/// Settings of the export.
+/// Settings of the export of spans.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Traces")]
 pub(crate) struct OtlpArgs {
@@ -34,7 +35,7 @@ mod absent {
     use super::OtlpArgs;
     use crate::error::CliError;
 
-    /// Refuses to export.
+    /// Fails if `--otlp` is set, because this binary cannot export spans.
     pub(crate) fn start(args: &OtlpArgs, _node: &str) -> Result<(), CliError> {
         let _ = args.otlp_share;
         match &args.otlp {
@@ -69,11 +70,11 @@ mod present {
     const QUEUE_MAX: usize = 4_096;
     /// Maximum number of spans in one request to the collector.
     const BATCH_MAX: usize = 512;
-    /// Maximum age of a span at its export.
+    /// Maximum time to collect spans for one request, measured from the first span.
     const BATCH_TIME: Duration = Duration::from_secs(1);
-    /// Interval of warnings about a collector that does not answer.
+    /// Minimum time between two warnings about failed exports.
     const WARN_EVERY: Duration = Duration::from_secs(60);
-    /// Path of spans at a collector.
+    /// Default path at which a collector accepts spans.
     const TRACES: &str = "/v1/traces";
 
     struct Queue {
@@ -89,7 +90,8 @@ mod present {
         }
     }
 
-    /// Starts to export, if the arguments name a collector. Must be called within the runtime.
+    /// Starts the task that exports spans, if the arguments name a collector. Must be called within
+    /// the runtime.
     pub(crate) fn start(args: &OtlpArgs, node: &str) -> Result<(), CliError> {
         let Some(url) = &args.otlp else {
             return Ok(());
@@ -111,7 +113,7 @@ mod present {
         Ok(())
     }
 
-    /// Returns the URL of the collector's path for spans.
+    /// Returns the URL to send spans to. A URL without a path gets the path [`TRACES`].
     fn endpoint(url: &str) -> Result<String, CliError> {
         let wrong = |problem: &str| {
             CliError::Usage(format!(

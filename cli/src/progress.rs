@@ -1,22 +1,22 @@
-//! Progress displays: a bar on a terminal, otherwise a log line at intervals. Standard output stays
-//! untouched.
+//! Progress displays: a bar on a terminal, otherwise a log line at intervals. Nothing is written to
+//! standard output.
 
 use crate::{logging, output};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Minimum time between two lines if there is no terminal.
+/// Minimum time between two log lines about progress, if standard error is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// A progress display. It ends when it is dropped.
+/// A progress display. Dropping it removes the bar from the terminal.
 pub(crate) struct Display {
     bar: Option<ProgressBar>,
     lined: Instant,
 }
 
 impl Display {
-    /// Starts a display of `total` steps.
+    /// Starts a display of progress in `total` steps.
     pub(crate) fn new(total: u64) -> Self {
         let is_shown = std::io::stderr().is_terminal() && !output::is_quiet();
         let bar = is_shown.then(|| {
@@ -36,7 +36,7 @@ impl Display {
         }
     }
 
-    /// Shows the number of finished steps.
+    /// Shows that `done` of `total` steps are finished, with a text.
     pub(crate) fn show(&mut self, done: u64, total: u64, text: &str) {
         match &self.bar {
             Some(bar) => {

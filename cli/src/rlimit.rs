@@ -7,7 +7,8 @@
 use imt_oms::NodeConfig;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Number of descriptors that a node needs under full load.
+/// Number of descriptors that a node needs under full load. A lower limit that cannot be raised is
+/// logged as a warning.
 const WANTED: u64 = 32_768;
 
 /// Raises the soft limit of open files to the hard limit.
@@ -33,11 +34,11 @@ pub(crate) fn raise_limit() {
     }
 }
 
-/// Descriptors reserved for database files, listeners and connections to other nodes.
+/// Number of descriptors reserved for database files, listeners and connections to other nodes.
 const FOR_FILES: u64 = 512;
 
-/// Limits the connections and calls of a node to the available descriptors. Without descriptors, a
-/// call to the warehouse would fail and a client would wait.
+/// Lowers the maximum numbers of connections and of warehouse calls to fit the limit of open files.
+/// Without a free descriptor, a call to the warehouse would fail and a client would wait.
 pub(crate) fn fit(config: &mut NodeConfig) {
     let Some(limit) = getrlimit(Resource::Nofile).current else {
         return;
@@ -47,8 +48,8 @@ pub(crate) fn fit(config: &mut NodeConfig) {
     if (fewer_connections, fewer_calls) == (connections, calls) {
         return;
     }
-    // The defaults are upper bounds, and a lower bound is no fault. A number that a flag asked for
-    // and that does not fit is one.
+    // The defaults are upper bounds, so lowering them needs no warning. A lowered setting of the
+    // user needs one.
     if is_usual(config) {
         tracing::debug!(
             limit,
@@ -68,23 +69,24 @@ pub(crate) fn fit(config: &mut NodeConfig) {
     config.outbox.in_flight_max = fewer_calls;
 }
 
-/// Returns `true` if the bounds are the defaults.
+/// Returns `true` if both maximum numbers have their default values.
 fn is_usual(config: &NodeConfig) -> bool {
     let usual = NodeConfig::new("", "");
     config.server.connections_max == usual.server.connections_max
         && config.outbox.in_flight_max == usual.outbox.in_flight_max
 }
 
-/// Returns the number of requests that a shop front may have in flight. A request to a node of the
-/// same process takes two descriptors, and the node needs most of the limit for itself.
+/// Returns the maximum number of requests in flight of a shop front. If the node runs in the same
+/// process, a request takes two descriptors. The node needs most of the limit for itself.
 pub(crate) fn front_in_flight_max() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit / 8).unwrap_or(usize::MAX).clamp(64, 2_048)
 }
 
-/// Returns the connections, and the calls of each of the two kinds, that fit into a limit of open
-/// files. Returns the configured numbers if they fit. Otherwise clients get half of the descriptors
-/// and each kind of call a quarter.
+/// Returns the numbers of connections and of warehouse calls that fit into a limit of open files.
+/// The number of calls applies to each of the two kinds: announcements and deliveries. If the
+/// configured numbers do not fit, connections get half of the descriptors and each kind of call a
+/// quarter. The part that one side does not need goes to the other.
 fn fitting(limit: u64, connections: usize, calls: usize) -> (usize, usize) {
     let left = usize::try_from(limit.saturating_sub(FOR_FILES)).unwrap_or(usize::MAX);
     if calls.saturating_mul(2).saturating_add(connections) <= left {

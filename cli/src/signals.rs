@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM as one event that a command waits for.
+//! Waits for Ctrl-C and SIGTERM, and ends child processes together with this process.
 
 use crate::error::CliError;
 use parking_lot::{Mutex, MutexGuard};
@@ -8,14 +8,14 @@ use std::process::Child;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Listener for both signals that ask a process to stop.
+/// Listener for SIGINT (Ctrl-C) and SIGTERM, the two signals that ask a process to stop.
 pub(crate) struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl StopSignals {
-    /// Starts to listen. From then on, the signals no longer end the process by themselves.
+    /// Starts to listen. From then on, neither signal ends the process directly.
     pub(crate) fn listen() -> Result<Self, CliError> {
         let listen =
             |kind| signal(kind).map_err(|error| CliError::because("cannot listen for signals", error));
@@ -33,8 +33,8 @@ impl StopSignals {
         }
     }
 
-    /// Ends the process and its child processes at the next signal, as a way out of a shutdown that
-    /// hangs. The wait is in the background.
+    /// Starts a task that ends this process and its child processes at the next signal. It is a way
+    /// out of a shutdown that hangs.
     pub(crate) fn exit_on_next(mut self) {
         tokio::spawn(async move {
             let name = self.next().await;
@@ -46,15 +46,15 @@ impl StopSignals {
     }
 }
 
-/// Processes that end with this one, by their ids.
+/// Ids of the child processes that are killed if this process exits at a second signal.
 static CHILDREN: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
 fn children() -> MutexGuard<'static, BTreeSet<u32>> {
     CHILDREN.lock()
 }
 
-/// A child process that an exit at once kills as well. The registration ends with this value. It
-/// must end with the process, because the id may belong to another one afterwards.
+/// Registration of a child process that is killed if this process exits at a second signal. Drop it
+/// once the child has ended, because another process may then get the same id.
 pub(crate) struct Registered(u32);
 
 impl Registered {
@@ -74,23 +74,23 @@ impl Drop for Registered {
 fn kill_children() {
     for id in children().iter() {
         if let Some(pid) = i32::try_from(*id).ok().and_then(Pid::from_raw) {
-            // The process may have ended already.
+            // The error is ignored, because the process may have ended already.
             let _ = kill_process(pid, rustix::process::Signal::KILL);
         }
     }
 }
 
-/// Sends Ctrl-C's signal to this process. A terminal in raw mode sends none.
+/// Sends SIGINT, the signal of Ctrl-C, to this process. A terminal in raw mode sends no signal.
 pub(crate) fn interrupt_self() {
-    // Cannot fail: this process exists and may signal itself.
+    // This call cannot fail, because the process exists and may signal itself.
     let _ = kill_process(rustix::process::getpid(), rustix::process::Signal::INT);
 }
 
-/// Time for blocking threads to end after a command. All durable work is finished by then. A thread
-/// that hangs, for example on a lost network file system, must not keep the process.
+/// Maximum time for blocking threads to end after a command, when its durable work is finished. A
+/// thread that hangs, for example on a lost network file system, must not keep the process alive.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 
-/// Runs a future on a new runtime.
+/// Runs a future to its end on a new tokio runtime.
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -6,7 +6,7 @@
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 
-/// Returns the known word that is nearest to a mistyped one, if it is near enough.
+/// Returns the known word that is nearest to a mistyped one, or `None` if it needs too many edits.
 pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let edits_max = match word.chars().count() {
         0..=2 => 1,
@@ -15,11 +15,12 @@ pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     };
     let distance = |known: &&str| strsim::osa_distance(word, known);
     let found = known.min_by_key(distance)?;
-    // A word of another length altogether shares nothing with the typed one.
+    // A word that needs as many edits as the typed word has letters has nothing in common with it.
     (distance(&found) <= edits_max && distance(&found) < word.chars().count()).then_some(found)
 }
 
-/// Adds the nearest subcommand, or the list of all, to an error that names an unknown one.
+/// Adds suggestions to an error about an unknown subcommand: the nearest subcommand, or all if none
+/// is near.
 pub(crate) fn improve(mut error: Error, root: &Command, args: &[std::ffi::OsString]) -> Error {
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand).cloned() else {
         return error;

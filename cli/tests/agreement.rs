@@ -1,12 +1,12 @@
-//! One run, seen from all sides: its summary, its log, its report, the node's metrics, the node's
-//! console, the warehouse and the audit must name the same figures.
+//! All outputs of one run must agree. The summary, the log, the report, the node's metrics and
+//! console, the warehouse and the audit give the same figures.
 
 use crate::support::{Server, free_address, http, imt, run, stderr, stdout, until};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use tempfile::tempdir;
 
-/// Routes as the log, the metrics and the console name them.
+/// Names of the routes: first in the log, then in the metrics and the console.
 const ROUTES: [(&str, &str); 4] = [
     ("stats", "GET /aggregate-stats/{product}"),
     ("order", "POST /order"),
@@ -14,7 +14,7 @@ const ROUTES: [(&str, &str); 4] = [
     ("cancel", "POST /order/{id}/cancel"),
 ];
 
-/// Answers of a route: successes, and answers of the classes 4xx and 5xx.
+/// Numbers of responses of a route: successes, and responses of the classes 4xx and 5xx.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Answers {
     good: u64,
@@ -87,7 +87,7 @@ fn of_metrics(text: &str) -> ByRoute {
     routes
 }
 
-/// Adds the seconds of the console together.
+/// Returns the responses by route, as the sum over all seconds that the console has recorded.
 fn of_console(state: &Value) -> ByRoute {
     let mut routes = ByRoute::new();
     for sample in state["samples"].as_array().unwrap() {
@@ -104,7 +104,7 @@ fn of_console(state: &Value) -> ByRoute {
     routes
 }
 
-/// Returns the orders above 0 by state.
+/// Returns the numbers of orders by state, without states that no order has.
 fn states(orders: &Value) -> BTreeMap<String, u64> {
     let orders = orders.as_object().unwrap().iter();
     let orders = orders.map(|(state, count)| (state.clone(), count.as_u64().unwrap()));
@@ -168,7 +168,7 @@ fn summary_log_report_metrics_console_warehouse_and_audit_name_the_same_figures(
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let summary: Value = serde_json::from_str(&stdout(&output)).unwrap();
 
-    // Requests, by route and kind of answer.
+    // Compares the numbers of requests by route and kind of response.
     let expected = of_summary(&summary);
     assert!(
         ROUTES.iter().all(|(name, _)| expected[name].good > 0),
@@ -190,7 +190,7 @@ fn summary_log_report_metrics_console_warehouse_and_audit_name_the_same_figures(
         of_console(&state) == expected
     });
 
-    // Orders by state.
+    // Compares the numbers of orders by state.
     let orders = states(&summary["orders"]);
     assert_eq!(
         states(&http(&oms, "GET", "/health", &[], b"").json()["orders"]),
@@ -211,7 +211,8 @@ fn summary_log_report_metrics_console_warehouse_and_audit_name_the_same_figures(
         );
     }
 
-    // The series adds up, and the histograms hold each request without the warm-up.
+    // The seconds of the time series add up to the numbers of requests. The histograms have each
+    // request except those of the warm-up.
     let series = read("series.csv");
     let mut lines = series.lines().map(|line| line.split(',').collect::<Vec<_>>());
     let names = lines.next().unwrap();
@@ -244,7 +245,7 @@ fn summary_log_report_metrics_console_warehouse_and_audit_name_the_same_figures(
         );
     }
 
-    // The page, the warehouse and the audit.
+    // Compares the report, the warehouse and the audit.
     let output = run(&["sim", "report", "--data", data]);
     let page = std::fs::read_to_string(stdout(&output).trim()).unwrap();
     for (name, route) in ROUTES {

@@ -1,4 +1,5 @@
-//! `imt audit` against real servers, and the one warehouse of a cluster.
+//! `imt audit` against a real node and a real warehouse, and the warehouse's address that all nodes
+//! of a cluster share.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,8 +17,8 @@ fn post(at: &str, path: &str, body: &Value) -> Answer {
     http(at, "POST", path, JSON, body.to_string().as_bytes())
 }
 
-/// A node and a warehouse that sends its stock to the node. The node calls the warehouse, or the
-/// given address.
+/// Starts a node, and a warehouse that sends stock to the node. The node calls the address
+/// `called`, or the warehouse if `called` is `None`.
 fn shop(data: &Path, called: Option<&str>) -> (Server, Server) {
     let folder = data.to_str().unwrap();
     let (oms, warehouse) = (free_address(), free_address());
@@ -73,7 +74,7 @@ fn an_audit_is_clean_then_finds_and_explains_a_delivery_that_nobody_ordered() {
         assert_eq!(paid.status, 200);
     }
     place(&node, 6);
-    // The address of the warehouse comes from the data folder.
+    // The command reads the address of the warehouse from the data folder.
     let clean = audit(data.path(), &node, &[]);
     assert_eq!(
         clean.status.code(),
@@ -124,7 +125,7 @@ fn an_audit_is_clean_then_finds_and_explains_a_delivery_that_nobody_ordered() {
 #[test]
 fn messages_that_wait_for_an_absent_warehouse_are_no_finding() {
     let data = tempdir().unwrap();
-    // Nothing listens at the address that the node calls.
+    // Nothing listens at the warehouse's address that the node calls.
     let (node, warehouse) = shop(data.path(), Some("http://127.0.0.1:9"));
     for id in 1..=30 {
         place(&node, id);

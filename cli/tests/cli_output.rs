@@ -1,4 +1,4 @@
-//! The form of output: JSON errors, colour, silence, suggestions, manual pages and completions.
+//! Format of output: JSON errors, colour, quiet mode, suggestions, manual pages and completions.
 
 use crate::support::{Server, imt, run, stderr, stdout};
 use serde_json::Value;
@@ -81,7 +81,8 @@ fn help_version_and_scripts_work_beside_a_broken_file_of_settings() {
         assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
         assert!(!stdout(&output).is_empty(), "{args:?}");
     }
-    // Wrong usage is reported as such, and a command that needs settings names the line.
+    // A mistyped command is reported as such. A command that needs settings reports the broken line
+    // of the file.
     assert!(stderr(&here(&["sim", "rnu"])).contains("'run'"));
     let output = here(&["ring", "show"]);
     assert_eq!(output.status.code(), Some(2));

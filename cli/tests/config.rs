@@ -1,11 +1,12 @@
-//! Settings: a flag overrides the environment, the environment overrides the file, and each mistake
-//! is named.
+//! Settings: a flag overrides the environment, the environment overrides the file, and each error
+//! names the wrong setting.
 
 use crate::support::{imt, run, stderr, stdout};
 use serde_json::Value;
 use tempfile::tempdir;
 
-/// Returns the settings of `imt config show` with a file of this content and these variables.
+/// Returns the settings that `imt config show` prints, with a settings file of this content and
+/// with these environment variables.
 fn shown(file: &str, variables: &[(&str, &str)]) -> Vec<Value> {
     let folder = tempdir().unwrap();
     let path = folder.path().join("imt.toml");

@@ -1,5 +1,5 @@
 //! The web console in a browser: it loads without script errors, shows a joining node, finds an
-//! order, connects again, and shows markup in names as text.
+//! order, connects again after a lost connection, and shows markup in names as text.
 
 use crate::support::browser::Browser;
 use crate::support::{Server, free_address, http, until};
@@ -22,12 +22,12 @@ fn search(browser: &mut Browser, id: &str) {
     browser.press("Enter", "\r");
 }
 
-/// Returns the states in the table of nodes.
+/// Returns the states that the table of nodes shows.
 fn states(browser: &mut Browser) -> Value {
     browser.value("[...document.querySelectorAll('#nodes .badge')].map((one) => one.textContent)")
 }
 
-/// Returns the roles and names of the elements for assistive technology.
+/// Returns the roles and names of the page's elements, as assistive technology sees them.
 fn accessible(browser: &mut Browser) -> Vec<(String, String)> {
     let tree = browser.call("Accessibility.getFullAXTree", json!({}));
     let nodes = tree["nodes"].as_array().into_iter().flatten();
@@ -49,7 +49,7 @@ fn the_console_shows_joins_and_orders_without_a_complaint() {
     until("the console is live", || browser.text("#link-text") == "live");
     assert_eq!(browser.text("#me"), "alpha");
 
-    // Measures the time from the join to the new row in the table of nodes, and prints it.
+    // Measures and prints the time from the join of a node to its new row in the table of nodes.
     browser.value(
         "globalThis.shownAt = new Promise((shown) => new MutationObserver(() => {
              if (document.querySelector('#nodes tr[data-key=beta]')) shown(Date.now());
@@ -123,7 +123,8 @@ fn the_console_shows_joins_and_orders_without_a_complaint() {
     let complaints = browser.complaints();
     assert!(complaints.is_empty(), "{complaints:#?}");
 
-    // Markup in an id is shown as text. The browser itself logs the rejected request.
+    // Markup in an id is shown as text. The browser logs the rejected request, so this part comes
+    // after the check for complaints.
     let markup = "<img src=x onerror=alert(1)>";
     search(&mut browser, markup);
     until("the id is refused", || {
@@ -132,7 +133,8 @@ fn the_console_shows_joins_and_orders_without_a_complaint() {
     assert_eq!(browser.text("#order-title"), format!("Order {markup}"));
     assert_eq!(browser.value("document.images.length"), 0);
 
-    // After a node is killed, the page says so, names the other node, and connects again later.
+    // After a node is killed, the page shows the loss, names the other node, and connects again
+    // when the first node is back.
     first.kill();
     until("the loss is shown", || {
         browser.text("#banner").contains("Consoles of other nodes: beta")

@@ -1,4 +1,5 @@
-//! `imt context`: addresses under names, and the order of flag, environment, context and file.
+//! `imt context`: keeps addresses under names. Flag, environment, context and file have precedence
+//! in this order.
 
 use crate::support::{imt, stderr, stdout};
 use serde_json::Value;
@@ -7,7 +8,7 @@ use std::path::Path;
 use std::process::Output;
 use tempfile::{TempDir, tempdir};
 
-/// A user with a configuration folder and a working folder.
+/// A user with a home folder, which is also the working directory and has the configuration folder.
 struct User {
     home: TempDir,
 }
@@ -51,7 +52,7 @@ impl User {
         (text("value"), text("source"))
     }
 
-    /// Returns the address that `imt order show` asks.
+    /// Returns the address that `imt order show` calls. No node listens at this address.
     fn asked(&self, variables: &[(&str, &str)], flags: &[&str]) -> String {
         let output = self.run_with(variables, &[&["order", "show", "17"], flags].concat());
         assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
@@ -155,7 +156,8 @@ fn contexts_are_kept_for_the_owner_alone_and_listed() {
     user.done(&["context", "use", "local"]);
     user.done(&["context", "use", "--none"]);
     assert!(!user.done(&["context", "list", "--no-header"]).contains('*'));
-    // A file that others can read is refused, except by commands that need no context.
+    // A file of contexts that other users can read is refused. Commands that need no context still
+    // work.
     std::fs::set_permissions(user.file(), std::fs::Permissions::from_mode(0o644)).unwrap();
     let output = user.run(&["order", "show", "17"]);
     assert_eq!(output.status.code(), Some(2));

@@ -1,5 +1,5 @@
-//! `imt db` on healthy, open, crashed and damaged databases: output, untouched bytes, and exit
-//! codes.
+//! `imt db` on healthy, open, crashed and damaged databases. Checks output, exit codes, and that
+//! reading commands change no byte.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ fn code(args: &[&str]) -> i32 {
     output.status.code().unwrap()
 }
 
-/// Returns all files with their bytes, except the lock.
+/// Returns all files of a database with their bytes, except the file LOCK.
 fn bytes(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(path).unwrap().map(Result::unwrap) {
@@ -76,7 +76,7 @@ fn bytes(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-/// Returns the segments of a database without their seals.
+/// Returns the segment files of a database with their bytes.
 fn segments(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = bytes(&path.join("log"));
     found.retain(|(file, _)| file.extension().is_some_and(|extension| extension == "seg"));
@@ -122,7 +122,8 @@ fn read_only_commands_work_on_a_database_in_use_and_change_no_byte() {
     let copy = copy.to_str().unwrap();
     assert_eq!(json(&["db", "backup", db, copy])["in_use"], true);
     assert_eq!(code(&["db", "diff", db, copy]), 0);
-    // Commands that change the database are refused. The error names the holder of the lock.
+    // Commands that change the database are refused, because another process has it open. The error
+    // names that process.
     for args in [&["db", "compact", db][..], &["db", "import", db]] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(1));
@@ -196,7 +197,7 @@ fn an_export_imports_to_the_same_database_and_a_truncated_one_is_rejected() {
         text.contains("\"key_hex\":\"00ff01\"") && text.contains("{\"table\":\"empty\"}"),
         "{text}"
     );
-    // An import through a pipe without the last line.
+    // An import through a pipe fails if the line that ends the export is missing.
     let short = &text[..text.rfind("{\"end\"").unwrap()];
     let mut child = imt(&["db", "import", copy])
         .stdin(Stdio::piped())
@@ -207,7 +208,7 @@ fn an_export_imports_to_the_same_database_and_a_truncated_one_is_rejected() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("cut short"), "{}", stderr(&output));
-    // An invalid line is named.
+    // The error of an import names the invalid line.
     std::fs::write(
         file,
         "{\"table\":\"t\",\"key\":\"k\",\"value\":\"v\"}\n{\"table\":\"t\",\"key\":7}\n",
@@ -264,7 +265,7 @@ fn the_change_feed_is_followed_beside_the_writer() {
 fn a_torn_tail_is_distinguished_from_damage() {
     let (_kept, path) = shop();
     let db = path.to_str().unwrap();
-    // A crash leaves half a frame after the end.
+    // A crash may leave the first bytes of a frame after the end of the log.
     let last = segments(&path).pop().unwrap();
     let half = [&last.1[..], &[0xF7, b'm', b'd', 0xB1, 1, 2, 3]].concat();
     std::fs::write(&last.0, &half).unwrap();
@@ -297,7 +298,8 @@ fn a_torn_tail_is_distinguished_from_damage() {
     let output = run(&["db", "inspect", db, "--segment", id]);
     assert_eq!(output.status.code(), Some(3));
     assert!(stdout(&output).contains("DAMAGED"), "{}", stdout(&output));
-    // A database without the header of a segment does not open. The error names the remedy.
+    // A database cannot be opened if the header of a segment is damaged. The error names the
+    // remedy.
     rotten[0] ^= 1;
     std::fs::write(&file, &rotten).unwrap();
     let output = run(&["db", "inspect", db]);
@@ -324,10 +326,10 @@ fn inspect_reports_damage_in_its_output_and_its_exit_code() {
     assert_eq!(code(&["db", "inspect", db]), 0);
     let checkpoint = std::fs::read_dir(path.join("directory")).unwrap().next();
     let checkpoint = checkpoint.unwrap().unwrap().path();
-    // Records of the second half are alive.
+    // The second half of the segments has live records. The first half has only replaced records.
     let segment = segments(&path).swap_remove(5).0;
-    // Damage of a copy of SUPER, of the checkpoint or of a live record does not keep the database
-    // from opening.
+    // A database opens although a copy of its state in the file SUPER, its checkpoint or a live
+    // record is damaged.
     for (file, at, told) in [
         (path.join("SUPER"), 30, "copy 1 of the state"),
         (checkpoint, 20, "the log is read instead"),
@@ -335,8 +337,8 @@ fn inspect_reports_damage_in_its_output_and_its_exit_code() {
     ] {
         let whole = std::fs::read(&file).unwrap();
         let mut rotten = whole.clone();
-        // Two bytes are changed, so that at least one is outside a frame's header. Reads do not
-        // need that header.
+        // Two bytes are changed, so that at least one of them is outside the header of a frame. A
+        // read of a record does not use that header and would not find damage in it.
         rotten[at] ^= 1;
         rotten[at + 60] ^= 1;
         std::fs::write(&file, rotten).unwrap();
@@ -379,7 +381,7 @@ fn damage_is_healed_from_a_backup() {
     let (file, mut rotten) = segments(&path).swap_remove(2);
     let at = rotten.len() / 2;
     rotten[at] ^= 0x10;
-    // The backup may share the file by a hard link, so the damage goes to a new file.
+    // The backup may share this file by a hard link. A new file keeps the damage out of the backup.
     std::fs::remove_file(&file).unwrap();
     std::fs::write(&file, &rotten).unwrap();
     assert_eq!(code(&["db", "verify", db]), 3);

@@ -1,4 +1,5 @@
-//! `imt db` from a shell: typed keys, marked digits, scans, tables, space, and salvaged keys.
+//! `imt db` as a user runs it in a shell: typed keys, hexadecimal digits after a mark, scans,
+//! changes of tables, use of space, and keys of lost records.
 
 use crate::support::{Server, http, run, stderr, stdout, until};
 use microdb::{Db, Options};
@@ -16,7 +17,7 @@ fn json(args: &[&str]) -> Json {
     serde_json::from_str(&done(&[args, &["-o", "json"]].concat())).unwrap()
 }
 
-/// A database with typed tables, and a large value.
+/// Creates a database with typed tables and one large value.
 fn library() -> (TempDir, PathBuf) {
     let kept = tempdir().unwrap();
     let path = kept.path().join("library");

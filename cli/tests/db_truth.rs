@@ -1,4 +1,5 @@
-//! `imt db`: compares messages about the data on disk with the disk.
+//! Messages of `imt db` about the data on disk must be true. Each test compares a message with the
+//! disk.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -26,7 +27,7 @@ fn shop() -> (TempDir, PathBuf) {
     (kept, path)
 }
 
-/// Returns all tables with their records.
+/// Returns the records of all tables, as text.
 fn content(path: &Path) -> BTreeMap<String, BTreeMap<String, String>> {
     let db = Options::new().read_only(true).open(path).unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -51,7 +52,7 @@ fn end(records: u64) -> String {
     format!("{{\"end\":{{\"records\":{records}}}}}\n")
 }
 
-/// Imports `lines` from a file or through a pipe.
+/// Runs `imt db import` with `lines`, from a file or through a pipe.
 fn import(path: &Path, lines: &str, piped: bool, options: &[&str]) -> Output {
     let db = path.to_str().unwrap();
     if !piped {
@@ -65,12 +66,12 @@ fn import(path: &Path, lines: &str, piped: bool, options: &[&str]) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A failed import does not read the rest of the pipe.
+    // The write may fail, because a failed import does not read the rest of the pipe.
     let _ = child.stdin.take().unwrap().write_all(lines.as_bytes());
     child.wait_with_output().unwrap()
 }
 
-/// Asserts that a command failed, with these parts in its error.
+/// Asserts that a command failed and that its error contains these parts.
 fn fails(output: &Output, parts: &[&str]) {
     let told = stderr(output);
     assert_eq!(output.status.code(), Some(1), "{told}");
@@ -124,7 +125,7 @@ fn an_import_that_fails_changes_no_table_and_says_so() {
 #[test]
 fn an_import_through_a_pipe_counts_the_records_that_are_in_the_database() {
     let (_kept, path) = shop();
-    // A batch has 1 MiB, so that some batches are committed before the invalid line.
+    // A batch has 1 MiB, so some batches are committed before the import meets the invalid line.
     let value = "v".repeat(100_000);
     let lines: String = (0..25)
         .map(|number| format!("{{\"table\":\"large\",\"key\":\"{number:02}\",\"value\":\"{value}\"}}\n"))
@@ -140,7 +141,7 @@ fn an_import_through_a_pipe_counts_the_records_that_are_in_the_database() {
 fn an_import_with_clear_replaces_the_named_tables_and_no_others() {
     let (_kept, path) = shop();
     let others = content(&path)["others"].clone();
-    // A killed import leaves such tables.
+    // A table with this name is left when an import with `--clear` is killed.
     let db = Db::open(&path).unwrap();
     db.table("~imt-import-0").unwrap().put("left", "over").unwrap();
     db.close().unwrap();
@@ -201,7 +202,7 @@ fn a_copy_into_its_own_source_is_refused_and_copies_nothing() {
     fails(&output, &["nothing was changed"]);
 }
 
-/// Returns the number of files and folders below a folder.
+/// Returns the number of files and folders in a folder, including the folder itself.
 fn run_find(folder: &Path) -> usize {
     let output = Command::new("find").arg(folder).output().unwrap();
     output.stdout.iter().filter(|byte| **byte == b'\n').count()
@@ -232,7 +233,7 @@ fn a_damaged_checkpoint_is_distinguished_from_damaged_records() {
         "{told}"
     );
     assert!(!told.contains("dmesg") && !told.contains("salvage"), "{told}");
-    // A deleted checkpoint, as the advice says, is no damage.
+    // A user who follows the advice deletes the checkpoint. A missing checkpoint is no damage.
     std::fs::remove_file(&checkpoint).unwrap();
     for command in ["verify", "inspect"] {
         let output = run(&["db", command, db]);
@@ -272,7 +273,7 @@ fn put_refuses_a_row_that_the_node_could_not_read() {
         Some(0)
     );
     assert_eq!(content(&path)["orders"]["99"], "hello");
-    // A table with this name in another database is not a node's table.
+    // A table `orders` in a database that is not a node's may have any values.
     let (_kept, path) = shop();
     let text = path.to_str().unwrap();
     assert_eq!(
@@ -324,7 +325,8 @@ fn a_database_on_a_read_only_mount_is_backed_up() {
     mount(&["mount", "-o", "remount,bind,ro", target]);
     let copy = kept.path().join("copy");
     let output = run(&["db", "backup", target, copy.to_str().unwrap()]);
-    // A target inside the source by way of another mount is refused, too.
+    // The new folder is inside the source, although the path of the source leads through another
+    // mount. The command refuses to restore.
     let within = run(&["db", "restore", target, path.join("here").to_str().unwrap()]);
     mount(&["umount", target]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

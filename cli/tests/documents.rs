@@ -1,26 +1,28 @@
-//! The command blocks of the documents, run as a reader would run them.
+//! Runs the command blocks of the documents as a reader would run them.
 //!
-//! Each document is a session in a folder of its own. Its blocks run in order:
+//! Each document runs as a session in a folder of its own. The blocks of a document run in order:
 //! - `sh`: a script that must end with exit code 0.
-//! - `console`: each line behind `$ ` is a command, and the lines below are its output. `[..]`
-//!   stands for any text of a line, `...` for any lines.
+//! - `console`: each line that begins with `$ ` is a command, and the lines below it are its
+//!   output. `[..]` stands for any text in a line, and `...` for any lines.
 //!
 //! A comment before a block ([`blocks`]) can set these options, separated by semicolons:
 //! - `not run: REASON`: the block needs more than this machine has.
 //! - `servers`: each line starts a server that runs until the end of the document.
-//! - `fresh`: the servers of earlier blocks are stopped before.
-//! - `exit 3 0`: exit codes of the commands of the block, if one is not 0.
+//! - `fresh`: the servers of earlier blocks are stopped before this block.
+//! - `exit 3 0`: expected exit codes of the commands in the block, in order. Without the option,
+//!   each is 0.
 //! - `figures`: numbers and line breaks of the output may differ, words may not.
-//! - `loose WORD,WORD`: with `figures`, the text behind these labels may differ, too, because the
-//!   pace of the machine decides.
+//! - `loose WORD,WORD`: with `figures`, the text after these labels may differ too, because it
+//!   depends on the speed of the machine.
 //! - `varies TEXT,TEXT`: these texts of the output may differ.
-//! - `until`: the block is repeated until it succeeds, because a server needs a while.
+//! - `until`: the block is repeated until it succeeds, because a server needs time before the
+//!   output is as expected.
 //! - `log`: the output contains the log (standard error) as well.
-//! - `write FILE`: the text of the block is written to a file of the session.
+//! - `write FILE`: the text of the block is written to this file in the session's folder.
 //!
-//! Two things differ from a reader's machine. The ports 9090 and 9091 of the loopback interface are
-//! replaced by free ones, and absolute folders are below the folder of the session.
-//! `cargo run --release --` means the binary under test. `IMT_DOCUMENTS_BINARY` names another one.
+//! Two things differ from a reader's machine. The loopback ports 9090 and 9091 are replaced by free
+//! ports, and absolute paths are placed below the folder of the session. `cargo run --release --`
+//! means the binary under test. The variable `IMT_DOCUMENTS_BINARY` names another binary.
 
 use crate::support::markdown::{Block, blocks, inline_code};
 use crate::support::{Server, free_address, run, stderr, until};
@@ -29,34 +31,34 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use tempfile::{TempDir, tempdir};
 
-/// Maximum number of blocks with the option `not run`. A further one needs a reason good enough to
-/// raise this number.
+/// Maximum number of blocks with the option `not run`. Raise this number only if a further block
+/// cannot run in a test.
 const NOT_RUN_MAX: usize = 40;
 
-/// Longest time of a command, in seconds. The slowest one sends requests for 30 s.
+/// Maximum time of a command, in seconds. The slowest command sends requests for 30 s.
 const TIMEOUT: &str = "180";
 
 /// Exit code of a run that a signal ends.
 const INTERRUPTED: i32 = 130;
 
-/// Languages of the blocks that hold commands.
+/// Languages of the code blocks that have commands.
 const SHELL: [&str; 2] = ["sh", "console"];
 
-/// First words of a line that is a command. A block in another language must have no such line.
+/// Beginnings of lines that are commands. A code block in another language must have no such line.
 const COMMANDS: [&str; 9] = [
     "$ ", "imt ", "cargo ", "curl ", "apt-get ", "export ", "kill ", "pip ", "cp ",
 ];
 
-/// Absolute folders that documents use. They are below the folder of the session. That folder may
-/// itself be below the first of them, so the first one is replaced first.
+/// Absolute folders that documents use. In a session they are below the session's folder. That
+/// folder may itself be below `/tmp/`, so `/tmp/` is replaced first.
 const ROOTS: [&str; 4] = ["/tmp/", "/srv/", "/other-disk/", "/etc/"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Returns the documents of the tree by their paths. Dated logs describe runs of their day, so they
-/// are left out.
+/// Returns the documents of the tree by their paths. Dated log files are left out, because they
+/// describe runs of an earlier version.
 fn documents() -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![String::new()];
@@ -68,7 +70,8 @@ fn documents() -> Vec<String> {
             let is_left_out = name.starts_with('.') || name.starts_with("target") || path == "docs/log";
             match entry.file_type().unwrap() {
                 kind if kind.is_dir() && !is_left_out => folders.push(format!("{path}/")),
-                // Documents of packages are links or copies of those in `docs/`.
+                // Symbolic links are left out: documents in the folders of packages may be links to
+                // files in `docs/`.
                 kind if kind.is_file() && name.ends_with(".md") => found.push(path),
                 _ => {}
             }
@@ -94,11 +97,11 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// A reader who follows one document.
+/// State of a reader who follows one document.
 struct Session {
     folder: TempDir,
     document: String,
-    /// Texts of the document, and their replacements in the session.
+    /// Pairs of a text in the document and its replacement in the session.
     replaced: Vec<(String, String)>,
     servers: Vec<Server>,
 }
@@ -112,7 +115,7 @@ impl Session {
         let binary = std::env::var_os("IMT_DOCUMENTS_BINARY")
             .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_imt")), PathBuf::from);
         std::os::unix::fs::symlink(binary, bin.join("imt")).unwrap();
-        // The folders of a clone that commands name.
+        // Commands name these folders as they are in a clone of the repository.
         std::fs::create_dir(folder.path().join("data")).unwrap();
         for data in ["samples", "scenarios", "golden"] {
             copy_folder(
@@ -152,7 +155,8 @@ impl Session {
         format!("{}:{}", self.document, block.line)
     }
 
-    /// Returns a command that runs a script of the document. It is ended after a long time.
+    /// Returns a command that runs a script of the document, and kills it after [`TIMEOUT`]
+    /// seconds.
     fn shell(&self, script: &str) -> Command {
         self.command(&["timeout", TIMEOUT, "bash", "-euo", "pipefail", "-c"], script)
     }
@@ -177,7 +181,7 @@ impl Session {
         command
     }
 
-    /// Runs a block. A failure names its line.
+    /// Runs a block. An error names the document and the line of the block.
     fn run(&mut self, block: &Block) {
         let place = self.place(block);
         if block.option("fresh").is_some() {
@@ -188,7 +192,7 @@ impl Session {
         } else if block.option("servers").is_some() {
             for line in block.text.lines() {
                 let mut command = self.command(&["bash", "-c"], &format!("exec {line}"));
-                // The first node has the usual port. A later one takes a free port.
+                // The first node uses the port in `imt.toml`. Each further node uses a free port.
                 if !self.servers.is_empty() && line.starts_with("imt node start") {
                     command.env("IMT_LISTEN", "127.0.0.1:0");
                 }
@@ -237,7 +241,8 @@ impl Session {
         }
     }
 
-    /// Runs a command. Returns how its output and exit code differ from the expected ones.
+    /// Runs a command. Returns an error if its output or its exit code differs from the expected
+    /// one.
     fn check(&self, block: &Block, command: &str, expected: &str, exit: i32) -> Result<(), String> {
         let merged = match block.option("log") {
             Some(_) => format!("{{ {command}\n}} 2>&1"),
@@ -276,8 +281,8 @@ impl Session {
         seen.map_err(|difference| format!("it printed:\n{printed}\n{difference}"))
     }
 
-    /// Stops the servers gracefully (SIGTERM). Each must end without an error, unless a command of
-    /// the document has killed it before.
+    /// Stops the servers gracefully (SIGTERM). Each server must end without an error, unless a
+    /// command of the document has killed it before.
     fn stop_servers(&mut self) {
         while let Some(server) = self.servers.pop() {
             let (exit, log) = server.terminate();
@@ -287,13 +292,13 @@ impl Session {
     }
 }
 
-/// Returns the commands of a `console` block, each with its output.
+/// Returns the commands of a `console` block, each with its expected output.
 fn commands(text: &str) -> Vec<(String, String)> {
     let mut commands: Vec<(String, String)> = Vec::new();
     for line in text.lines() {
         match (line.strip_prefix("$ "), commands.last_mut()) {
             (Some(command), _) => commands.push((command.to_owned(), String::new())),
-            // A command continues behind a backslash.
+            // A backslash at the end of a command continues it on the next line.
             (None, Some((command, output))) if command.ends_with('\\') && output.is_empty() => {
                 command.push('\n');
                 command.push_str(line.strip_prefix("> ").unwrap_or(line));
@@ -308,8 +313,9 @@ fn commands(text: &str) -> Vec<(String, String)> {
     commands
 }
 
-/// Returns one word a line, with `#` for each number. The text behind a loose label is left out, up
-/// to the next label. A label begins a line, after two spaces.
+/// Returns the words of a text, one per line, with `#` in place of each number. The text between a
+/// loose label and the next label is left out. A label is the first word of a line that is indented
+/// by two spaces.
 fn words(text: &str, loose: &[&str]) -> String {
     let mut found = String::new();
     let mut is_left_out = false;
@@ -331,7 +337,7 @@ fn words(text: &str, loose: &[&str]) -> String {
     found
 }
 
-/// Returns a word with `#` for each number in it.
+/// Returns a word with `#` in place of each number in it.
 fn without_number(word: &str) -> String {
     let mut found = String::new();
     let mut rest = word.chars().peekable();
@@ -355,7 +361,7 @@ fn without_number(word: &str) -> String {
     found
 }
 
-/// Runs all blocks of a document.
+/// Runs all blocks of a document, and stops its servers at the end.
 fn follow(document: &str) {
     let mut session = Session::new(document);
     let mut count = 0;
@@ -372,7 +378,7 @@ fn follow(document: &str) {
 
 macro_rules! follow {
     ($($name:ident: $document:literal,)*) => {
-        /// Documents with a test of their own below.
+        /// Documents that a test generated by this macro runs.
         const FOLLOWED: &[&str] = &[$($document),*];
 
         $(
@@ -439,7 +445,7 @@ fn every_command_in_a_sentence_has_known_words_and_flags() {
             .iter()
             .filter(|code| code.starts_with("imt ") && !code.contains("COMMAND"))
         {
-            // Only `imt` itself is checked, not the pipe behind it.
+            // Only the command `imt` is checked, not the commands after a pipe or redirections.
             let command = code.split(['|', '<', '>', '&']).next().unwrap();
             let words = command
                 .split_whitespace()
@@ -457,7 +463,7 @@ fn every_command_in_a_sentence_has_known_words_and_flags() {
     assert!(count > 100, "{count} commands were found");
 }
 
-/// Packages with tests.
+/// Packages of the workspace that have tests.
 const PACKAGES: [&str; 7] = [
     "imt",
     "imt-live",
@@ -468,7 +474,7 @@ const PACKAGES: [&str; 7] = [
     "imt-tidy",
 ];
 
-/// Returns the folder of a package.
+/// Returns the folder of a package: `cli` for the package `imt`, else the name without `imt-`.
 fn folder_of(package: &str) -> PathBuf {
     root().join(package.strip_prefix("imt-").unwrap_or("cli"))
 }
@@ -492,7 +498,7 @@ fn sources_of(package: &str) -> String {
     text
 }
 
-/// Returns `true` if a package has this target of `--test`.
+/// Returns `true` if a package has a test target with this name, as in `cargo test --test NAME`.
 fn has_test_target(package: &str, target: &str) -> bool {
     let tests = folder_of(package).join("tests");
     let manifest = std::fs::read_to_string(folder_of(package).join("Cargo.toml")).unwrap();
@@ -501,7 +507,8 @@ fn has_test_target(package: &str, target: &str) -> bool {
         || manifest.contains(&format!("name = \"{target}\""))
 }
 
-/// A test command passes if its filter fits no test, because it finds none.
+/// `cargo test` succeeds if its filter matches no test. So each filter in a document must be
+/// checked.
 #[test]
 fn every_test_command_names_tests_that_exist() {
     let mut count = 0;
@@ -528,7 +535,7 @@ fn every_test_command_names_tests_that_exist() {
             );
             let sources: String = packages.iter().map(|package| sources_of(package)).collect();
             let values = [behind("--target"), target, behind("-p")];
-            // A word in capitals stands for any name.
+            // A word in capitals is a placeholder for any name.
             let is_flag = |word: &&&str| {
                 word.starts_with('-') || values.contains(&Some(**word)) || **word == word.to_uppercase()
             };

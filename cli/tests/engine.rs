@@ -78,8 +78,8 @@ impl Engine {
         signal(*process, "KILL");
     }
 
-    /// Returns the answer of the primary to a statement, asked again while there is no primary:
-    /// lines of values between `|`.
+    /// Runs a statement on the primary, and repeats it while there is no primary. Returns the rows
+    /// as lines, with `|` between values.
     pub fn ask(&self, sql: &str) -> String {
         let url = format!("{}?target_session_attrs=read-write&connect_timeout=5", self.url);
         let mut answer = None;
@@ -94,7 +94,7 @@ impl Engine {
         answer.unwrap().trim().to_owned()
     }
 
-    /// Asserts that no log has an entry of a former owner behind one of its successor, or a gap.
+    /// Asserts that no log has an entry of an older epoch after one of a newer epoch, and no gap.
     pub fn assert_fenced(&self) {
         let wrong = self.ask(
             "SELECT volume, seq FROM (SELECT volume, seq, epoch < lag(epoch) OVER log AS stale, \
@@ -121,7 +121,7 @@ impl Drop for Engine {
     }
 }
 
-/// A node that may be started again.
+/// An engine, and the data folders of the nodes that a test starts on it.
 struct World {
     engine: Engine,
     folders: TempDir,
@@ -191,7 +191,8 @@ pub fn post(at: &str, path: &str, body: &Value) -> Answer {
     http(at, "POST", path, JSON, body.to_string().as_bytes())
 }
 
-/// Sends a request until it is not answered with 503, as a client does.
+/// Repeats a request while its response is 503, as a client should. Returns the first other
+/// response.
 pub fn patient(mut send: impl FnMut() -> Answer) -> Answer {
     let mut last = None;
     until("the cluster answers", || {
@@ -265,7 +266,7 @@ fn orders_survive_kills_of_a_node_of_the_coordinator_and_of_its_cache() {
         [("alpha", "gone"), ("beta", "gone"), ("gamma", "serving")]
             .map(|(name, state)| (name.to_owned(), state.to_owned()))
     );
-    // A data folder is only a cache.
+    // The other nodes and the engine have all data. The data folder of a node is only a cache.
     std::fs::remove_dir_all(world.folders.path().join("alpha")).unwrap();
     let [alpha, beta] = ["alpha", "beta"].map(|name| world.start(name));
     until("each serves its own volume", || {
@@ -300,7 +301,8 @@ fn orders_survive_the_end_of_the_primary_and_no_node_is_taken_for_gone() {
             .iter()
             .filter(|line| line.contains("node went down"))
             .collect();
-        // A node that stops in good order is reported as well, but after this one began to stop.
+        // A node may report another one that stops regularly, but only after it began to stop
+        // itself.
         let stop = log.iter().position(|line| line.contains("finishing requests"));
         let before = log.iter().position(|line| line.contains("node went down"));
         assert!(before.is_none() || before > stop, "{gone:?}");
@@ -392,7 +394,7 @@ fn engine_check_passes_a_sound_engine_and_names_each_fault() {
         let check = check.unwrap_or_else(|| panic!("{subject} is missing: {checks}"));
         assert_ne!(check["verdict"], "BAD", "{check}");
     }
-    // Another database of the same server has no tables, and the settings are not its own.
+    // Another database of the same server has no tables of a cluster.
     let other = engine.url.replace("/postgres", "/template1");
     let checked = run(&["engine", "check", &other]);
     assert_eq!(checked.status.code(), Some(3), "{}", stdout(&checked));

@@ -1,8 +1,8 @@
 //! A shop on a real engine while nodes and servers of the engine fail.
 //!
-//! A front sends orders and payments all the time, through a node without faults of its own. The
-//! audit at its end compares each acknowledged request with the nodes and the warehouse: nothing is
-//! lost, and nothing is delivered twice.
+//! A front sends orders and payments all the time, through a node that has no faults. The audit at
+//! its end compares each acknowledged request with the nodes and the warehouse: nothing is lost,
+//! and nothing is delivered twice.
 //!
 //! `IMT_ENGINE_ROUNDS=N` repeats all faults N times, each time on a new engine.
 
@@ -16,14 +16,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::{TempDir, tempdir};
 
-/// Standbys of the engine. One is killed, and one is promoted, which then needs another one.
+/// Number of standbys of the engine. The test kills one standby and promotes another one, which
+/// then needs a standby of its own.
 const STANDBYS: usize = 3;
-/// Pauses of one second, of which one must move no volume. More of them are tried because a busy
-/// machine can make a pause longer.
+/// Maximum number of pauses of one second. At least one of them must move no volume. A busy machine
+/// may lengthen a pause, so one try is not enough.
 const SHORT_PAUSES: usize = 5;
-/// Pauses until a volume has moved, of which one must catch the node with a commit to make.
+/// Maximum number of pauses until a volume has moved. At least one of them must stop the node
+/// during a commit.
 const LONG_PAUSES: usize = 5;
-/// Clients that keep a node committing.
+/// Number of clients that keep a node committing.
 const CLIENTS: usize = 8;
 
 pub fn rounds() -> usize {
@@ -145,7 +147,7 @@ impl Shop {
         let listed = run(&["node", "list", "--output", "json", "--engine", &self.engine.url]);
         match listed.status.code() {
             Some(0) => serde_json::from_str(&stdout(&listed)).unwrap(),
-            // The engine is failing over.
+            // The command fails while the engine promotes a standby. The list is empty then.
             _ => Vec::new(),
         }
     }
@@ -231,7 +233,7 @@ impl Shop {
         for _ in 0..SHORT_PAUSES {
             let before = self.epochs();
             signal(self.nodes[name].id(), "STOP");
-            // The length of the fault.
+            // This time is the length of the fault, not a wait for a condition.
             std::thread::sleep(Duration::from_secs(1));
             signal(self.nodes[name].id(), "CONT");
             self.wait_until_home();
@@ -243,12 +245,13 @@ impl Shop {
         panic!("each of {SHORT_PAUSES} pauses of one second moved a volume");
     }
 
-    /// Pauses a node with commits to make until another one serves its volume. Its commits are
-    /// refused afterwards.
+    /// Pauses a node while it commits, until another node serves its volume. Asserts that the
+    /// node's commits are refused after the pause, and that no acknowledged order is lost.
     fn pause_until_replaced(&self, name: &str) {
         let node = &self.nodes[name];
         for attempt in 0..LONG_PAUSES {
-            // Lines of earlier pauses. No line has a line break.
+            // Discards the log lines of earlier pauses. No line contains a line break, so the
+            // result is not used.
             node.said("\n");
             let placed = self.load_across(name, attempt);
             self.wait_until_home();
@@ -263,7 +266,8 @@ impl Shop {
         panic!("the node had no commit to make in {LONG_PAUSES} pauses");
     }
 
-    /// Sends orders to a node before, during and after a pause. Returns the acknowledged ones.
+    /// Sends orders to a node before, during and after a pause. Returns the ids of the acknowledged
+    /// ones.
     fn load_across(&self, name: &str, attempt: usize) -> Vec<String> {
         let (process, address) = (self.nodes[name].id(), &self.nodes[name].address);
         let is_over = AtomicBool::new(false);
@@ -298,7 +302,7 @@ impl Shop {
         })
     }
 
-    /// Ends the front. Its audit finds nothing.
+    /// Ends the front, and asserts that its audit found nothing.
     pub fn finish(mut self) {
         signal(self.front.0.id(), "INT");
         let mut output = String::new();
@@ -309,7 +313,7 @@ impl Shop {
         let audit = &summary["audit"];
         assert_eq!(audit["findings"], json!([]), "{summary}");
         assert!(audit["orders_acknowledged"].as_u64() > Some(0), "{audit}");
-        // Interrupted, which the audit's findings would replace.
+        // Exit code 130 means interrupted. Findings of the audit would give another code.
         assert_eq!(ended.code(), Some(130), "{summary}");
         println!(
             "{} requests, {} orders and {} payments acknowledged, errors {}",

@@ -1,5 +1,5 @@
-//! FIFOs and folders that others put into the data folder, and requests from pages of another
-//! origin.
+//! FIFOs and folders that other programs put into the data folder must not block a node. Requests
+//! from web pages of another origin are refused.
 
 use std::path::Path;
 
@@ -37,7 +37,8 @@ fn a_fifo_in_the_data_folder_stops_neither_statistics_nor_the_process() {
     let units = || http(&alpha.address, "GET", "/aggregate-stats/5", &[], b"").json()["total_qty"].clone();
     until("the file beside the FIFO counts", || units() == 3);
     assert!(data.path().join("stat_001700000000000.csv.rejected").exists());
-    // The reconciler reads the information of all nodes every second.
+    // The reconciler of each node reads the descriptions of all nodes every second. A FIFO must not
+    // block it.
     make_fifo(&data.path().join("nodes/gamma.json"));
     make_fifo(&data.path().join("nodes/delta.json"));
     make_fifo(&data.path().join("nodes/delta.lock"));

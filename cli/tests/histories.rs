@@ -1,13 +1,13 @@
-//! Histories of clients of four real nodes are linearizable while nodes are killed, paused and
-//! removed.
+//! The histories of clients of four real nodes must be linearizable while nodes are killed, paused
+//! and removed.
 //!
-//! The judge is the one of the simulation (`oms/src/simulation/history.rs`). Every history must be
-//! linearizable, at any timing of the processes: the test depends on no duration.
-//! A client that waits too long gives up, and the outcome of its operation is unknown.
+//! The check is that of the simulation (`oms/src/simulation/history.rs`). It holds for any timing
+//! of the processes, so the test depends on no duration. A client that waits too long gives up, and
+//! the outcome of its operation is unknown.
 //!
-//! Nodes with an engine bear the faults of its servers as well.
+//! If the nodes share an engine, its servers fail as well.
 //!
-//! `IMT_HISTORY_ROUNDS=N` repeats the faults N times.
+//! The variable `IMT_HISTORY_ROUNDS=N` repeats the faults N times.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -30,16 +30,16 @@ use tempfile::{TempDir, tempdir};
 
 const NODES: [&str; 4] = ["alpha", "beta", "gamma", "delta"];
 const CLIENTS: u64 = 8;
-/// Number of orders that the clients choose from at a time.
+/// Number of orders on which the clients work at the same time.
 const ORDERS_AT_ONCE: usize = 4;
-/// Number of operations of an order, without the last read.
+/// Number of operations on an order while faults happen. One last read follows at the end.
 const STEPS_PER_ORDER: usize = 24;
-/// Number of operations during a pause of a node, and between two faults.
+/// Number of operations that the clients begin during a pause of a node, and between two faults.
 const OPERATIONS_BETWEEN: u64 = 200;
-/// Time after which a client gives up.
+/// Time without a response after which a client gives up.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Random numbers of a client: a linear congruential generator.
+/// Random numbers of a client, from a linear congruential generator.
 struct Dice(u64);
 
 impl Dice {
@@ -64,12 +64,12 @@ impl Dice {
 #[derive(Default)]
 struct Orders {
     histories: BTreeMap<u64, History>,
-    /// Orders that get further operations, with the number of these.
+    /// Orders on which clients work at present, each with its number of further operations.
     open: Vec<(u64, usize)>,
     next: u64,
 }
 
-/// State shared by clients and faults.
+/// State that the clients share with the thread that causes the faults.
 #[derive(Default)]
 struct Shared {
     addresses: Mutex<BTreeMap<&'static str, String>>,
@@ -102,7 +102,8 @@ impl Shared {
         addresses.values().nth(at).unwrap().clone()
     }
 
-    /// Carries out one operation. Returns `true` if it has an outcome.
+    /// Carries out one operation on an order, and records it in the order's history. Returns `true`
+    /// if a response came, so that the outcome is known.
     fn carry_out(&self, client: u64, dice: &mut Dice, order: u64, step: Step) -> bool {
         let address = self.any_address(dice);
         let number = {
@@ -130,7 +131,7 @@ impl Shared {
         }
     }
 
-    /// Waits until the clients have begun some further operations.
+    /// Waits until the clients have begun [`OPERATIONS_BETWEEN`] more operations.
     fn let_clients_work(&self) {
         let wanted = self.operations.load(Ordering::Relaxed) + OPERATIONS_BETWEEN;
         until("the clients work", || {
@@ -139,7 +140,8 @@ impl Shared {
     }
 }
 
-/// Sends an operation. `None` without a whole response in time.
+/// Sends an operation. Returns the status, `true` if the node repeated the stored response to an
+/// earlier request, and the body. Returns `None` if no complete response comes in time.
 fn exchange(address: &str, order: u64, step: &Step) -> Option<(u16, bool, Value)> {
     let (method, path, body) = match step {
         Step::Place(content) => {
@@ -165,7 +167,7 @@ fn exchange(address: &str, order: u64, step: &Step) -> Option<(u16, bool, Value)
     stream.read_to_string(&mut answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    // A body that was cut off is no response.
+    // A body that was cut off cannot be parsed. The exchange then has no response.
     let body = serde_json::from_str(body).ok()?;
     Some((
         status,
@@ -176,7 +178,7 @@ fn exchange(address: &str, order: u64, step: &Step) -> Option<(u16, bool, Value)
 
 struct Cluster<'a> {
     data: TempDir,
-    /// The engine that holds the orders in place of the folder.
+    /// Engine that keeps the orders. `None` if the data folder keeps them.
     engine: Option<Engine>,
     servers: BTreeMap<&'static str, Server>,
     shared: &'a Shared,
@@ -200,7 +202,7 @@ impl<'a> Cluster<'a> {
         cluster
     }
 
-    /// Returns the arguments that name the cluster for a command about a node.
+    /// Returns the arguments that name the cluster in a command about the node `name`.
     fn place(&self, name: &str) -> Vec<String> {
         let shared = self.data.path();
         match &self.engine {
@@ -226,7 +228,7 @@ impl<'a> Cluster<'a> {
     }
 
     fn kill(&mut self, name: &'static str) {
-        // Clients keep its address and are refused.
+        // Clients keep the address of the killed node, and their connections to it are refused.
         self.servers.remove(name).unwrap().kill();
     }
 
@@ -263,8 +265,8 @@ impl<'a> Cluster<'a> {
         nodes.any(|node| node["name"] == name && node["state"] == "gone")
     }
 
-    /// Kills a standby and the primary of the engine, with two standbys left, while the clients
-    /// work.
+    /// Kills a standby and then the primary of the engine while the clients work. Two standbys
+    /// remain.
     fn fail_over(&self) {
         let Some(engine) = &self.engine else { return };
         engine.kill("standby3");
@@ -275,7 +277,8 @@ impl<'a> Cluster<'a> {
         self.shared.let_clients_work();
     }
 
-    /// Kills, pauses and removes nodes while the clients work. The first node coordinates.
+    /// Kills, pauses and removes nodes while the clients work. The node `alpha` coordinates at
+    /// first.
     fn suffer(&mut self) {
         self.kill("beta");
         self.shared.let_clients_work();
@@ -309,7 +312,7 @@ fn histories_of_clients_are_linearizable_while_nodes_are_killed_paused_and_remov
     check_histories(cluster, |cluster| (0..rounds()).for_each(|_| cluster.suffer()));
 }
 
-/// An engine loses servers that do not come back, so each round has a new one.
+/// A killed server of an engine does not start again, so each round has a new engine.
 #[test]
 #[ignore = "needs an engine"]
 fn histories_of_clients_are_linearizable_while_nodes_and_servers_of_an_engine_fail() {
@@ -323,14 +326,14 @@ fn histories_of_clients_are_linearizable_while_nodes_and_servers_of_an_engine_fa
     }
 }
 
-/// Lets clients work during the faults, and judges the history of each order.
+/// Lets clients work while `faults` runs, and then checks the history of each order.
 fn check_histories<'a>(mut cluster: Cluster<'a>, faults: impl FnOnce(&mut Cluster<'a>)) {
     let shared = cluster.shared;
     std::thread::scope(|scope| {
         for client in 1..=CLIENTS {
             scope.spawn(move || shared.work(client));
         }
-        // Also after a failure, or the clients would go on for ever.
+        // A panic in `faults` is caught, because the clients stop only when `is_over` is set.
         let suffered = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             faults(&mut cluster);
         }));

@@ -1,4 +1,5 @@
-//! Nodes that leave for good, and leaves that cannot end. Each command ends and gives the reason.
+//! `imt node leave`: nodes that leave for good, and leaves that cannot be completed. A command that
+//! cannot complete a leave ends and gives the reason.
 
 use std::process::Output;
 

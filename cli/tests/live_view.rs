@@ -1,5 +1,5 @@
-//! The live view on a pseudo terminal: it opens, ends by a key or a signal, and restores the
-//! terminal.
+//! Runs the live view on a pseudo terminal. The view opens, ends by a key or a signal, and restores
+//! the terminal.
 
 use crate::support::{imt, until};
 use rustix::process::{Pid, Signal, kill_process};
@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 const ENTER: &str = "\u{1b}[?1049h";
 const LEAVE: &str = "\u{1b}[?1049l";
 
-/// A run on a pseudo terminal of 100 x 30 cells.
+/// A process of `imt sim run` on a pseudo terminal of 100 columns and 30 rows.
 struct OnTerminal {
     master: File,
     slave: File,
@@ -26,7 +26,7 @@ struct OnTerminal {
     reader: JoinHandle<()>,
 }
 
-/// Outcome of a run on a pseudo terminal.
+/// Result of a run on a pseudo terminal.
 struct Ended {
     status: ExitStatus,
     output: String,
@@ -41,7 +41,7 @@ impl OnTerminal {
         let slave = File::options()
             .read(true)
             .write(true)
-            // The controlling terminal of the test must not change.
+            // The pseudo terminal must not become the controlling terminal of the test process.
             .custom_flags(OpenptFlags::NOCTTY.bits() as i32)
             .open(name.to_str().unwrap())
             .unwrap();
@@ -76,7 +76,7 @@ impl OnTerminal {
         let (mut source, sink) = (master.try_clone().unwrap(), Arc::clone(&output));
         let reader = std::thread::spawn(move || {
             let mut piece = [0; 4_096];
-            // Linux ends reads with an error after the other side is closed.
+            // Linux ends reads from a pseudo terminal with an error once the other side is closed.
             while let Ok(length @ 1..) = source.read(&mut piece) {
                 sink.lock().unwrap().extend_from_slice(&piece[..length]);
             }
@@ -109,7 +109,7 @@ impl OnTerminal {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Waits for the end of the run. The terminal must have its original modes.
+    /// Waits for the end of the run, and asserts that the terminal has its original modes again.
     fn end(mut self) -> Ended {
         let status = self.child.wait().unwrap();
         let after = tcgetattr(&self.slave).unwrap();
@@ -126,7 +126,7 @@ impl OnTerminal {
     }
 }
 
-/// Asserts that the view was shown and closed, and that the summary was printed after it.
+/// Asserts that the live view opened and closed, and that the summary was printed after it.
 #[track_caller]
 fn check_end(ended: &Ended) {
     let output = &ended.output;

@@ -1,4 +1,5 @@
-//! The tests of the binary from outside, in one test binary so that a build links once.
+//! Tests that run the binary `imt` as a process. All are in one test binary, so that a build links
+//! only once.
 //!
 //! `cargo test -p imt --test cli MODULE::` runs the tests of one module.
 #![allow(
@@ -35,7 +36,7 @@ mod several_volumes;
 mod shop;
 mod usage;
 
-/// A file that is no module would hold tests that never run.
+/// A file that is not declared as a module would have tests that never run.
 #[test]
 fn every_file_of_this_folder_is_a_module() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");

@@ -1,5 +1,5 @@
-//! Several nodes on one data folder, as real processes: they share the orders, and the volume of a
-//! killed node stays available.
+//! Runs several nodes as real processes on one data folder. The nodes share the orders, and the
+//! volume of a killed node stays available.
 
 use crate::support::{Answer, Server, http, run, stderr, stdout, try_http, until};
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");
 const CSV: &[(&str, &str)] = &[("Content-Type", "text/csv")];
 const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
 
-/// A data folder for nodes, without a warehouse.
+/// A data folder in which a test starts nodes. There is no warehouse.
 struct World {
     data: TempDir,
 }
@@ -50,7 +50,7 @@ fn post(at: &str, path: &str, body: &Value) -> Answer {
     http(at, "POST", path, JSON, body.to_string().as_bytes())
 }
 
-/// Returns products of the sample with much stock.
+/// Returns all products of the sample file, those with the most units first.
 fn products() -> Vec<u64> {
     let rows = std::str::from_utf8(SAMPLE_STOCKS).unwrap();
     let mut units = std::collections::BTreeMap::<u64, u64>::new();
@@ -66,7 +66,7 @@ fn products() -> Vec<u64> {
     products.into_iter().map(|(_, product)| product).collect()
 }
 
-/// Places orders, which must succeed. Returns their ids with the responses.
+/// Places orders, and asserts that each is accepted. Returns their ids with the responses.
 fn place(at: &str, prefix: &str, count: usize) -> Vec<(String, String)> {
     let products = products();
     let order = |number: usize| {
@@ -91,7 +91,7 @@ fn assert_there(at: &str, orders: &[(String, String)]) {
     }
 }
 
-/// Returns the ids of all orders, page by page.
+/// Returns the ids of all orders that a node lists, read page by page.
 fn listed(at: &str) -> Vec<String> {
     let mut ids = Vec::new();
     let mut cursor = String::new();
@@ -169,7 +169,7 @@ fn two_nodes_share_the_orders_and_those_of_a_killed_one_live_on() {
     };
     assert_eq!((shares(&alpha.address), shares(&beta.address)), (8_192, 8_192));
 
-    // One body holds stock for stores of both nodes. Reserved units stay reserved.
+    // One request has stock for stores of both nodes. Reserved units stay reserved.
     let stock = http(&beta.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
     assert_eq!(stock.status, 200, "{}", stock.body);
     assert_lists(&alpha.address, &orders);
@@ -194,21 +194,21 @@ fn two_nodes_share_the_orders_and_those_of_a_killed_one_live_on() {
         assert_eq!(paid.status, 200, "{id}: {}", paid.body);
     }
 
-    // A node that starts again under its name gets its volume back without a copy.
+    // A node that starts again under its name serves its volume again, and no rows are copied.
     let beta = world.start("beta");
     assert_eq!(shares(&beta.address), 8_192);
     assert_there(&beta.address, &orders);
     assert_lists(&beta.address, &orders);
 
-    // The coordinator is killed, too.
+    // The node that coordinates is killed as well.
     alpha.kill();
     assert_there(&beta.address, &orders);
     assert_lists(&beta.address, &orders);
     assert_eq!(beta.terminate().0, Some(0));
 }
 
-/// Starts a node with orders, and a second one to which slots move slowly. Returns after the first
-/// rows were copied.
+/// Starts a node with orders, and a second node to which slots move slowly. Returns while rows are
+/// being copied.
 fn slowly_moving() -> (World, Server, Server, Vec<(String, String)>) {
     let world = World::new();
     let alpha = world.start("alpha");
@@ -219,7 +219,7 @@ fn slowly_moving() -> (World, Server, Server, Vec<(String, String)>) {
     (world, alpha, beta, orders)
 }
 
-/// Changes on either node during a migration are kept.
+/// Changes that clients make through either node during a migration are kept.
 #[test]
 fn migration_keeps_changes_made_while_slots_are_copied() {
     let (world, alpha, beta, mut orders) = slowly_moving();
@@ -251,7 +251,7 @@ fn migration_keeps_changes_made_while_slots_are_copied() {
     drop(world);
 }
 
-/// Kills a node during a migration and starts it again.
+/// Kills the node `name` during a migration, starts it again, and asserts that no order is lost.
 fn kill_during_migration(name: &str) {
     let (world, alpha, beta, mut orders) = slowly_moving();
     let (dead, other) = if name == "alpha" {
@@ -260,7 +260,8 @@ fn kill_during_migration(name: &str) {
         (beta, alpha)
     };
     dead.kill();
-    // The other node has taken the volume of the killed one, or did not need it.
+    // The other node answers for all orders. It has taken over the volume of the killed node, or
+    // all slots are still in its own volume.
     orders.extend(place(&other.address, "after-", 20));
     assert_there(&other.address, &orders);
     assert_lists(&other.address, &orders);
@@ -368,7 +369,7 @@ fn a_paused_node_is_listed_as_not_answering_and_resumes() {
     assert_lists(&beta.address, &orders);
 }
 
-/// The response for an idempotency key moves together with its order.
+/// When an order moves, the stored response for its idempotency key moves with it.
 #[test]
 fn an_idempotency_key_moves_with_its_order() {
     let world = World::new();
@@ -426,7 +427,7 @@ fn an_old_disk_under_a_reused_name_restores_no_old_state() {
     let stopped = world.nodes(&["stop", "beta"]);
     assert_eq!(stopped.status.code(), Some(0), "{}", stderr(&stopped));
     assert_eq!(beta.ended(), Some(0));
-    // Copies the volume while alpha has taken it over and only reads it.
+    // The node alpha serves this volume now. The copy lacks the changes that alpha makes later.
     let (volume, old) = (
         world.data.path().join("volumes/beta"),
         world.data.path().join("old"),
@@ -473,7 +474,7 @@ fn a_port_that_is_taken_is_named() {
     assert!(stderr(&taken).contains(&alpha.address), "{}", stderr(&taken));
 }
 
-/// A small file system. `None` without the right to mount one.
+/// A file system of 3 MiB, mounted at a folder. Unmounted when dropped.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
@@ -493,7 +494,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // A lazy unmount succeeds even if a process still has a file open.
+        // A lazy unmount (`-l`) succeeds even if a process still has a file open.
         let _ = std::process::Command::new("umount")
             .arg("-l")
             .arg(&self.0)
@@ -507,7 +508,7 @@ fn a_full_disk_of_the_target_leaves_slots_at_their_source() {
     let world = World::new();
     let _disk = SmallDisk::at(world.data.path().join("volumes/beta"));
     let alpha = world.start("alpha");
-    // Beta's share of this stock does not fit on its disk.
+    // The share of this stock that moves to the node beta does not fit on its disk.
     let mut wide = String::new();
     for store in 1..=200 {
         (1..=10_000).for_each(|product| wide.push_str(&format!("{product},{store},{}\n", 70_000 + product)));

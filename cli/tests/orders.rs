@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Output, Stdio};
 use tempfile::{TempDir, tempdir};
 
-/// A node with stock, and without a warehouse.
+/// A node with stock. There is no warehouse.
 struct Shop {
     node: Server,
     _data: TempDir,
@@ -244,7 +244,7 @@ fn a_watched_order_outlives_a_restart_of_its_node() {
     assert_eq!(watch.wait().unwrap().code(), Some(0));
 }
 
-/// Answers each request with 404 and a page, as a file server does.
+/// The server of this test answers each request with 404 and a page, as a file server does.
 #[test]
 fn a_server_that_is_no_node_is_recognized() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

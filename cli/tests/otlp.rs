@@ -1,7 +1,8 @@
-//! The export of spans, read by a collector of this test: one trace leads from the client's request
-//! over the node that owns the order and the node that owns the stock to the warehouse.
+//! Nodes export spans to a collector that this test runs. One trace covers the client's request,
+//! the node that owns the order, the node that owns the stock, and the call to the warehouse.
 //!
-//! Needs a build with the feature: `cargo test -p imt --features otlp --test cli otlp::`.
+//! These tests need a build with the feature `otlp`:
+//! `cargo test -p imt --features otlp --test cli otlp::`.
 #![cfg(feature = "otlp")]
 
 use crate::support::{Server, free_address, http, until};
@@ -17,7 +18,7 @@ enum Field<'a> {
     Bytes(&'a [u8]),
 }
 
-/// Splits a message into its fields, by their numbers.
+/// Splits a message into its fields. Returns each field with its number.
 fn fields(mut message: &[u8]) -> Vec<(u64, Field<'_>)> {
     fn varint(message: &mut &[u8]) -> u64 {
         let mut value = 0;
@@ -54,7 +55,7 @@ fn fields(mut message: &[u8]) -> Vec<(u64, Field<'_>)> {
     fields
 }
 
-/// Returns the messages or texts of a field.
+/// Returns the bytes of each field with this number, which are messages or texts.
 fn all(message: &[u8], number: u64) -> Vec<&[u8]> {
     let fields = fields(message).into_iter();
     let bytes = fields.filter_map(|field| match field {
@@ -82,7 +83,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Returns attributes as text by key. Numbers of the exporter are whole.
+/// Returns the attributes in the fields with the number `at`, as text by key. All numbers of the
+/// exporter are integers.
 fn attributes(message: &[u8], at: u64) -> BTreeMap<String, String> {
     let pairs = all(message, at).into_iter();
     let pairs = pairs.map(|pair| {
@@ -98,20 +100,20 @@ fn attributes(message: &[u8], at: u64) -> BTreeMap<String, String> {
 
 #[derive(Clone, Debug)]
 struct Span {
-    /// Node that exported the span.
+    /// Name of the node that exported the span.
     node: String,
     trace: String,
     id: String,
     parent: String,
     name: String,
-    /// 2 for a server, 3 for a client.
+    /// Kind of the span in the OTLP format: 2 for a server, 3 for a client.
     kind: u64,
     begun_ns: u64,
     ended_ns: u64,
     attributes: BTreeMap<String, String>,
 }
 
-/// Reads an `ExportTraceServiceRequest`.
+/// Reads the spans of an `ExportTraceServiceRequest`.
 fn spans_of(request: &[u8]) -> Vec<Span> {
     let mut spans = Vec::new();
     for of_resource in all(request, 1) {
@@ -135,7 +137,7 @@ fn spans_of(request: &[u8]) -> Vec<Span> {
     spans
 }
 
-/// Answers the exports of one connection until it is closed.
+/// Receives the spans that come on one connection, until the connection is closed.
 fn collect(stream: TcpStream, spans: &Mutex<Vec<Span>>) -> std::io::Result<()> {
     let mut answer = stream.try_clone()?;
     let mut stream = BufReader::new(stream);
@@ -168,7 +170,7 @@ fn collect(stream: TcpStream, spans: &Mutex<Vec<Span>>) -> std::io::Result<()> {
     }
 }
 
-/// Starts a collector. Returns its address and the spans that it received.
+/// Starts a collector. Returns its address, and the list to which it adds all received spans.
 fn collector() -> (String, Arc<Mutex<Vec<Span>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -183,7 +185,7 @@ fn collector() -> (String, Arc<Mutex<Vec<Span>>>) {
     (address, spans)
 }
 
-/// Returns the span of this name and node below another one, if it has come.
+/// Returns the child of the span `parent` that has this name, or `None` if it has not arrived yet.
 fn below<'a>(spans: &'a [Span], parent: &Span, name: &str) -> Option<&'a Span> {
     let found = spans
         .iter()
@@ -197,8 +199,9 @@ fn below<'a>(spans: &'a [Span], parent: &Span, name: &str) -> Option<&'a Span> {
     Some(found)
 }
 
-/// Follows an order from the client's request to the warehouse. Returns `true` if the order's owner
-/// and the owner of its stock are two other nodes than the one that the client called.
+/// Follows a trace from the client's request to the call of the warehouse. Returns `true` if three
+/// different nodes received the request, own the order and own its stock. Returns `None` if a span
+/// has not arrived yet.
 fn leads_over_three_nodes(spans: &[Span], client: &str) -> Option<bool> {
     let request = spans
         .iter()
@@ -293,8 +296,8 @@ fn one_trace_leads_from_the_client_over_the_owners_of_order_and_stock_to_the_war
         },
     );
 
-    // A request without a trace begins none, by `--otlp-share 0`. The payment's trace replaces that
-    // of the order for the delivery.
+    // With `--otlp-share 0`, a request without a trace begins no trace. The delivery continues the
+    // trace of the payment instead of that of the order.
     let payment = br#"{"transaction_id":7}"#;
     let paying = [
         json[0],

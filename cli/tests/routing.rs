@@ -1,4 +1,4 @@
-//! A shop that sends each request to the node that owns its order.
+//! The shop front sends each request directly to the node that owns the order.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -38,7 +38,7 @@ fn a_routed_shop_loses_nothing_while_its_nodes_are_killed_and_removed() {
     let routing = &summary["routing"];
     let count = |name: &str| routing[name].as_u64().unwrap();
     assert!(count("direct") > 0 && count("reads") > 1, "{routing}");
-    // Requests to killed nodes were sent again, so none failed.
+    // Requests that met a killed node were sent again, so no request failed.
     assert!(count("resent") > 0, "{routing}");
     assert_eq!(summary["errors"], serde_json::json!({}), "{summary}");
 }

@@ -1,5 +1,5 @@
-//! A node that serves more than one volume, or cannot serve a volume that it should: probes,
-//! metrics and lists cover all volumes.
+//! A node serves more than one volume, or cannot serve a volume that it should. Probes, metrics and
+//! lists must cover all volumes.
 
 use std::collections::BTreeMap;
 
@@ -66,7 +66,7 @@ fn pair(data: &TempDir) -> (Server, Server) {
     (alpha, beta)
 }
 
-/// Returns the samples of `/metrics` by series.
+/// Returns the values in `/metrics` by the name and labels of the series.
 fn series(at: &Server) -> BTreeMap<String, f64> {
     let answer = get(at, "/metrics");
     assert_eq!(answer.status, 200);
@@ -160,8 +160,8 @@ fn metrics_cover_every_served_volume_and_counters_never_decrease() {
     let taken = series(&alpha)["imt_stock_snapshots_total{volume=\"beta\"}"];
     assert_eq!(taken, 1.0);
 
-    // Beta takes its volume back, and alpha takes it over again. The counters of alpha's process
-    // continue.
+    // Beta takes its volume back, is killed, and alpha takes the volume over again. The counters of
+    // alpha's process continue.
     let beta = start(&data, "beta");
     until("beta serves its own", || orders(&series(&alpha), "beta") == 0.0);
     check(&series(&alpha));
@@ -170,7 +170,7 @@ fn metrics_cover_every_served_volume_and_counters_never_decrease() {
     check(&series(&alpha));
     assert_eq!(series(&alpha)["imt_stock_snapshots_total{volume=\"beta\"}"], 1.0);
 
-    // Lists include both volumes, too.
+    // Lists of orders include both volumes, too.
     let listed = get(&alpha, "/orders?limit=10000").json();
     let page = listed["orders"].as_array().unwrap().len() as f64;
     let rest = listed["next"].as_str().map_or(0.0, |next| {
@@ -204,7 +204,8 @@ fn a_volume_whose_folder_is_missing_is_named_and_not_replaced_by_an_empty_one() 
     let (volume, elsewhere) = (data.path().join("volumes/beta"), data.path().join("unmounted"));
     std::fs::rename(&volume, &elsewhere).unwrap();
 
-    // Beta itself does not start without its volume. The error names the folder.
+    // The node beta does not start if the folder of its volume is missing. The error names the
+    // folder.
     let own = run(&[
         "node",
         "start",
@@ -249,7 +250,8 @@ fn a_volume_whose_folder_is_missing_is_named_and_not_replaced_by_an_empty_one() 
         "its orders are not there to be moved"
     );
 
-    // A disk that is not mounted looks like an empty folder.
+    // If a disk is not mounted, the folder of its volume is empty. Alpha must not create a database
+    // there.
     std::fs::create_dir_all(&volume).unwrap();
     assert_eq!(get(&alpha, "/health/ready").status, 503);
     std::fs::remove_dir_all(&volume).unwrap();

@@ -1,5 +1,5 @@
-//! The shop from outside: in one process, in three processes with a `kill -9` of one, and with the
-//! original's requests.
+//! The shop as its users see it: in one process, in three processes of which one is killed, and
+//! with the requests of the original system, from which this project grew.
 
 use crate::support::{Server, http, imt, run, stderr, stdout, try_http, until};
 use serde_json::json;
@@ -87,7 +87,7 @@ fn the_shop_runs_and_its_audit_is_clean() {
     assert_reports(folder, &runs);
 }
 
-/// Asserts that runs can be drawn and compared.
+/// Asserts that `imt sim report` and `imt sim compare` draw these runs.
 fn assert_reports(folder: &str, runs: &[std::path::PathBuf]) {
     let output = run(&["sim", "report", "--data", folder]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -131,7 +131,7 @@ fn a_missed_threshold_is_exit_code_four_and_a_kept_one_is_not() {
         let told = format!("{}\n{}", stdout(&output), stderr(&output));
         assert_eq!(output.status.code(), Some(code), "{told}");
         assert!(told.contains(condition) && told.contains("--seed 1"), "{told}");
-        // Without a terminal, each second prints a line of at most 80 columns.
+        // Without a terminal, the run prints a progress line of at most 80 columns each second.
         let lines = stderr(&output);
         let lines: Vec<&str> = lines.lines().filter(|line| line.contains("/s p99")).collect();
         assert!(!lines.is_empty(), "{told}");
@@ -139,8 +139,8 @@ fn a_missed_threshold_is_exit_code_four_and_a_kept_one_is_not() {
     }
 }
 
-/// Checks lines of `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`. The id of a
-/// payment is that of its order plus 900,000,000.
+/// Asserts that each line is `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`. The
+/// request id of a payment is the id of its order plus 900,000,000.
 fn assert_stats_csv(text: &str) {
     let mut payments = 0;
     assert!(
@@ -178,8 +178,8 @@ fn killing_the_node_halfway_loses_nothing() {
     let warehouse_data = data.path().join("warehouse-side");
     let front_data = data.path().join("front-side");
 
-    // The node and the warehouse need each other's address. The node starts first, with a free port
-    // that the warehouse takes later.
+    // The node and the warehouse need each other's address before they start. The node starts
+    // first. It gets the address of a free port, on which the warehouse listens later.
     let warehouse_address = crate::support::free_address();
     let node_args = |listen: &str| {
         [
@@ -237,7 +237,7 @@ fn killing_the_node_halfway_loses_nothing() {
     .spawn()
     .unwrap();
 
-    // The kill comes when orders are in several states and some are paid.
+    // The node is killed when orders are in several states and some orders are paid.
     until("some orders are paid", || {
         let health = http(&node_address, "GET", "/health", &[], b"").json();
         ["paid", "delivering", "delivered"]
@@ -268,7 +268,7 @@ fn killing_the_node_halfway_loses_nothing() {
 fn requests_of_the_original_get_the_documented_responses() {
     let data = tempdir().unwrap();
     let folder = data.path().to_str().unwrap();
-    // Orders are answered without a warehouse.
+    // No warehouse listens at this address. Orders are answered all the same.
     let node = Server::node("alpha", folder, &["--warehouse", "http://127.0.0.1:9"]);
     let at = node.address.as_str();
     let json_type: &[(&str, &str)] = &[("Content-Type", "application/json")];
@@ -284,7 +284,7 @@ fn requests_of_the_original_get_the_documented_responses() {
     );
     assert_eq!(answer.status, 200, "{}", answer.body);
 
-    // A row of the sample with stock.
+    // Finds a row of the sample with more than one unit in stock.
     let rows = std::str::from_utf8(SAMPLE_STOCKS).unwrap();
     let row = rows
         .lines()
@@ -373,7 +373,7 @@ fn requests_of_the_original_get_the_documented_responses() {
     assert_eq!(bad.status, 400);
     assert!(bad.body.contains('2'), "the line should be named: {}", bad.body);
 
-    // The command shows the same order.
+    // `imt order show` prints the same order.
     let output = run(&["order", "show", "17", "--oms", &node.url()]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stdout(&output).contains("4711"), "{}", stdout(&output));

@@ -1,11 +1,12 @@
 //! Help, wrong arguments, taken ports and folders in use: each failure prints one clear line and
-//! has its exit code.
+//! ends with the exit code of its kind.
 
 use crate::support::{Server, run, stderr, stdout};
 use std::net::TcpListener;
 use tempfile::tempdir;
 
-/// Asserts that one line names the failure. Indented causes may follow, and there is no panic.
+/// Asserts that one line of the error describes the failure, that the error contains all of
+/// `names`, and that nothing panicked.
 fn assert_clear(error: &str, names: &[&str]) {
     assert!(!error.contains("panicked"), "{error}");
     // Log lines may precede the error.
@@ -149,7 +150,7 @@ fn a_front_without_a_node_ends_at_once_on_ctrl_c_with_130() {
         .spawn()
         .unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(front.stderr.take().unwrap()));
-    // The command listens for signals before it logs that it waits.
+    // The command already listens for signals when it logs that it waits for the node.
     let said = lines
         .by_ref()
         .map_while(Result::ok)
@@ -255,7 +256,7 @@ fn a_data_folder_in_use_is_refused_and_left_alone() {
     let output = run(&args);
     assert_eq!(output.status.code(), Some(1));
     assert_clear(&stderr(&output), &["alpha"]);
-    // The running node is not disturbed.
+    // The failed commands above do not disturb the running node.
     assert_eq!(
         crate::support::http(&node.address, "GET", "/health", &[], b"").status,
         200

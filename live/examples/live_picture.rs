@@ -1,4 +1,4 @@
-//! Prints a picture of the live view as SVG, from a moment that the key `s` saved.
+//! Prints a picture of the live view as SVG. The input is a moment of a run that the key `s` saved.
 //!
 //! `cargo run -p imt-live --example live_picture -- [COLUMNS ROWS [light]] < view-1.json`
 

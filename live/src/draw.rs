@@ -1,11 +1,12 @@
-//! Draws one moment of a run; pure.
+//! Draws one moment of a run on a terminal frame. Without IO.
 //!
-//! The size of the terminal chooses one of three layouts. Each panel draws into the area that it is
-//! given and leaves out its least important lines first.
+//! The size of the terminal decides between three layouts. Each panel draws into a given area and
+//! leaves out its least important lines first.
 //!
 //! Invariants:
-//! - Any size is drawn without a panic; a size below 80 x 24 shows a sentence that says so.
-//! - Text of others (names, log lines) is cut to its place and has no control characters.
+//! - Any size is drawn without a panic. Below 80 x 24, only a sentence about the size is drawn.
+//! - Text from outside (names, log lines) is cut to the available width and has no control
+//!   characters.
 
 mod chart;
 mod chrome;
@@ -24,9 +25,9 @@ use ratatui::widgets::{Block, BorderType, Padding};
 use crate::state::{Overlay, Pane, State};
 use crate::theme::Theme;
 
-/// Columns of the smallest terminal that shows the view.
+/// Minimum width of a terminal for the view, in columns.
 pub const COLUMNS_MIN: u16 = 80;
-/// Rows of the smallest terminal that shows the view.
+/// Minimum height of a terminal for the view, in rows.
 pub const ROWS_MIN: u16 = 24;
 
 /// Draws `state` on the whole frame.
@@ -54,7 +55,7 @@ pub fn draw(frame: &mut Frame, state: &State, theme: Theme) {
     }
 }
 
-/// Areas of the parts.
+/// Areas of the header, the panels and the footer. `None` if a panel is not shown.
 struct Panels {
     header: Rect,
     requests: Rect,
@@ -81,7 +82,7 @@ impl Panels {
         panels
     }
 
-    /// 80 x 24: events and log share one place.
+    /// Layout from 80 x 24 on. Events and log share one area.
     fn compact(body: Rect, pane: Pane) -> Self {
         let [left, right] = columns(
             body,
@@ -119,7 +120,7 @@ impl Panels {
         }
     }
 
-    /// 120 x 36 and more.
+    /// Layout from 120 x 36 on.
     fn two_columns(body: Rect) -> Self {
         let [top, bottom] = rows(body, [Constraint::Fill(3), Constraint::Fill(1)]);
         let [left, right] = columns(top, [Constraint::Fill(3), Constraint::Fill(2)]);
@@ -138,7 +139,7 @@ impl Panels {
         }
     }
 
-    /// 160 x 44 and more.
+    /// Layout from 160 x 44 on.
     fn three_columns(body: Rect) -> Self {
         let [top, bottom] = rows(body, [Constraint::Fill(5), Constraint::Fill(2)]);
         let [left, middle, right] = columns(
@@ -168,7 +169,7 @@ fn columns<const N: usize>(area: Rect, constraints: [Constraint; N]) -> [Rect; N
     Layout::horizontal(constraints).areas(area)
 }
 
-/// Draws a frame with a title and returns the area within.
+/// Draws a border with a title and returns the area inside the border.
 fn panel(frame: &mut Frame, area: Rect, title: Line<'_>, theme: Theme) -> Rect {
     let block = Block::bordered()
         .border_type(BorderType::Rounded)

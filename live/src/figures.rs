@@ -1,4 +1,4 @@
-//! Numbers and names as text of a bounded width.
+//! Formats numbers and names as text of a bounded width.
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -15,8 +15,8 @@ pub(crate) fn count(value: u64) -> String {
     text
 }
 
-/// Returns a count of at most `width` columns where 6 suffice for any value: exact if it fits, else
-/// rounded down with the letter of its power of 1,000.
+/// Returns a count in at most `width` columns, which must be at least 6 for large counts. A count
+/// that does not fit is given in thousands, millions and so on with a letter, such as `1.5k`.
 pub(crate) fn short(value: u64, width: usize) -> String {
     let exact = count(value);
     if exact.len() <= width {
@@ -36,8 +36,8 @@ pub(crate) fn short(value: u64, width: usize) -> String {
     exact
 }
 
-/// Returns a latency of at most 7 columns for anything below 10,000 s: `0.42 ms`, `12.3 ms`,
-/// `1.25 s`.
+/// Returns a latency in microseconds as text, such as `0.42 ms`, `12.3 ms` or `1.25 s`. Below
+/// 10,000 s the text has at most 7 columns.
 pub(crate) fn latency(us: u64) -> String {
     let ms = us as f64 / 1_000.0;
     match us {
@@ -49,8 +49,8 @@ pub(crate) fn latency(us: u64) -> String {
     }
 }
 
-/// Returns the text in at most `width` columns, with an ellipsis in place of the rest. Control
-/// characters, which would move the cursor, are left out.
+/// Returns the text in at most `width` columns. A text that is too long ends with an ellipsis.
+/// Control characters are removed, because they would move the cursor.
 pub(crate) fn fit(text: &str, width: usize) -> String {
     let plain: String = text.chars().filter(|c| !c.is_control()).collect();
     if plain.width() <= width {
@@ -60,7 +60,7 @@ pub(crate) fn fit(text: &str, width: usize) -> String {
     let mut columns = 0;
     for c in plain.chars() {
         let wide = c.width().unwrap_or(0);
-        // One column is kept for the ellipsis.
+        // One column is reserved for the ellipsis.
         if columns + wide + 1 > width {
             break;
         }
@@ -73,7 +73,7 @@ pub(crate) fn fit(text: &str, width: usize) -> String {
     fitted
 }
 
-/// Returns the text padded on the right to `width` columns, or cut to them.
+/// Returns the text in exactly `width` columns: padded with blanks on the right, or cut.
 pub(crate) fn padded(text: &str, width: usize) -> String {
     let mut text = fit(text, width);
     let blanks = width.saturating_sub(text.width());

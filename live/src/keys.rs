@@ -1,26 +1,27 @@
-//! Keys and their meaning; pure.
+//! Keys of the view and their effects. Without IO.
 
 use ratatui::crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use crate::state::{Overlay, Pane, State};
 
-/// Effect of an input on more than the picture.
+/// Effect of an input that the loop of the view must carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// None.
+    /// Nothing is to be done.
     Nothing,
-    /// The picture must be drawn again.
+    /// The frame must be drawn again at once.
     Redraw,
-    /// The picture is to be saved.
+    /// A picture of the current moment must be saved.
     Save,
-    /// The run is to be ended.
+    /// The run must be ended.
     End,
 }
 
 /// Applies an input to the state of the view.
 pub fn apply(event: &Event, state: &mut State) -> Effect {
     match event {
-        // Terminals with the enhanced protocol report the release of a key too.
+        // Terminals with the enhanced keyboard protocol also report the release of a key, which is
+        // ignored.
         Event::Key(key) if key.kind != KeyEventKind::Release => apply_key(*key, state),
         Event::Resize(..) => Effect::Redraw,
         _ => Effect::Nothing,

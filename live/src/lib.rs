@@ -4,13 +4,14 @@
 //! waits for the view.
 //!
 //! - [`state`]: everything that is drawn, as plain data.
-//! - [`draw`](mod@draw): draws it; pure.
-//! - [`keys`]: keys and their meaning; pure.
-//! - [`log_lines`]: the newest lines of the log, which must not tear the picture.
-//! - [`theme`]: colours for light and dark terminals, and for none.
+//! - [`draw`](mod@draw): draws the state, without IO.
+//! - [`keys`]: keys and their effects, without IO.
+//! - [`log_lines`]: collects the newest log lines. Lines that are printed directly would damage the
+//!   drawn view.
+//! - [`theme`]: colours for light and dark terminals, and for terminals without colours.
 //! - [`svg`], [`picture`]: pictures of the view for documents.
-//! - [`terminal`]: takes the terminal over and gives it back, also on a panic.
-//! - [`view`]: the loop.
+//! - [`terminal`]: switches the terminal to the view and restores it, also on a panic.
+//! - [`view`]: the loop that reads input and draws.
 //!
 //! Absent on purpose: measurements. `imt-sim` measures and works without a terminal.
 #![forbid(unsafe_code)]

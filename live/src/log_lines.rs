@@ -1,4 +1,4 @@
-//! Newest lines of the log, for the view's pane.
+//! The newest lines of the log, for the log panel of the view.
 //!
 //! Invariants:
 //! - At most [`LINES_MAX`] lines of at most [`COLUMNS_MAX`] characters are kept.
@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Lines that are kept: more than the tallest screen shows.
+/// Maximum number of kept lines: more than the tallest screen shows.
 pub const LINES_MAX: usize = 200;
-/// Characters of a line that are kept: more than the widest screen shows.
+/// Maximum number of kept characters of a line: more than the widest screen shows.
 pub const COLUMNS_MAX: usize = 400;
 
-/// Newest lines of the log; clones share them.
+/// The newest lines of the log. Clones share the same lines.
 #[derive(Debug, Clone, Default)]
 pub struct LogLines(Arc<Mutex<VecDeque<String>>>);
 
@@ -46,7 +46,7 @@ fn plain(line: &str) -> String {
         match c {
             '\u{1b}' if chars.peek() == Some(&'[') => {
                 chars.next();
-                // The sequence ends at its first letter or sign from `@` to `~`.
+                // The sequence ends at its first character from `@` to `~`, such as a letter.
                 while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
             }
             '\t' => text.push(' '),

@@ -1,4 +1,5 @@
-//! Saves the picture of the moment into the run's folder: as SVG to look at, as JSON to draw again.
+//! Saves a picture of the current moment in the run's folder: as SVG for readers, and as JSON from
+//! which the picture can be drawn again.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,16 +15,16 @@ use crate::state::{Overlay, Recording, State};
 use crate::svg::{self, Paper};
 use crate::theme::{Palette, Theme};
 
-/// Most pictures of one run.
+/// Maximum number of pictures of one run.
 const PICTURES_MAX: u32 = 99;
-/// Text for screen readers.
+/// Title of a picture, which screen readers read aloud.
 const TITLE: &str = "Live view of a run: requests, orders, ring, warehouse, events and log";
 
-/// Draws a state into a buffer of its own.
+/// Draws a state into a new buffer of the given size.
 ///
 /// # Errors
 ///
-/// None in practice: the buffer is in memory.
+/// Returns no error in practice, because the buffer is in memory.
 pub fn drawn(state: &State, size: Size) -> io::Result<Buffer> {
     let backend = TestBackend::new(size.width, size.height);
     let mut screen = Terminal::new(backend).map_err(io::Error::other)?;
@@ -37,19 +38,19 @@ pub fn drawn(state: &State, size: Size) -> io::Result<Buffer> {
 ///
 /// # Errors
 ///
-/// As [`drawn`].
+/// Returns the errors of [`drawn`].
 pub fn svg_of(state: &State, size: Size, paper: Paper) -> io::Result<String> {
     Ok(svg::render(&drawn(state, size)?, paper, TITLE))
 }
 
 /// Writes `view-N.svg` and `view-N.json` into a folder and returns the path of the SVG. `N` is the
-/// first number from 1 that is free.
+/// first free number from 1.
 ///
 /// # Errors
 ///
-/// A file cannot be written, or the folder has 99 pictures.
+/// Returns an error if a file cannot be written, or if the folder already has 99 pictures.
 pub fn save(folder: &Path, state: &State, size: Size) -> io::Result<PathBuf> {
-    // The help would cover the picture.
+    // The picture is saved without the help window, which would cover it.
     let state = State {
         overlay: Overlay::None,
         ..state.clone()

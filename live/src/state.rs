@@ -4,12 +4,13 @@ use imt_sim::summary::Verdict;
 use imt_sim::telemetry::RunState;
 use serde::{Deserialize, Serialize};
 
-/// Seconds of the series that a picture needs: one column each on the widest screen.
+/// Number of seconds of a run that the view reads: one for each column of the widest screen.
 pub const SECONDS_SHOWN: usize = 300;
-/// Events and log lines that a picture needs: one row each on the tallest screen.
+/// Number of events and of log lines that the view reads: one for each row of the tallest screen.
 pub const LINES_SHOWN: usize = 100;
 
-/// Content of the pane at the bottom of a small screen. Larger screens show both.
+/// Content of the panel at the bottom of a small screen. Larger screens show events and log in two
+/// panels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pane {
     /// Events of the run.
@@ -19,66 +20,67 @@ pub enum Pane {
     Log,
 }
 
-/// A window on top of the picture.
+/// A window on top of the view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overlay {
     /// No window.
     #[default]
     None,
-    /// The keys and the symbols.
+    /// A window with the keys and the symbols.
     Help,
 }
 
-/// Progress of an end that was asked for.
+/// State of a requested end of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Ending {
-    /// The run goes on.
+    /// No end of the run was requested.
     #[default]
     NotAsked,
-    /// No request is started any more; requests in flight and the audit go on.
+    /// The end was requested. No new request is sent, but requests in flight and the audit are
+    /// completed.
     Asked,
 }
 
 /// Result of a run that has been audited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
-    /// Verdict of the audit and the thresholds.
+    /// Verdict of the audit and of the thresholds together.
     pub verdict: Verdict,
-    /// Findings of the audit.
+    /// Number of findings of the audit.
     pub findings: usize,
-    /// Thresholds that were missed.
+    /// Number of thresholds that were missed.
     pub thresholds_missed: usize,
 }
 
-/// One moment of a run and of the view.
+/// One moment of a run, with the settings of the view.
 #[derive(Debug, Clone, Default)]
 pub struct State {
     /// The run, with its newest seconds and events.
     pub run: RunState,
-    /// Newest lines of the log, oldest first.
+    /// Newest lines of the log, from the oldest to the newest.
     pub log: Vec<String>,
-    /// Pane at the bottom of a small screen.
+    /// Content of the panel at the bottom of a small screen.
     pub pane: Pane,
-    /// Window on top.
+    /// Window on top of the view.
     pub overlay: Overlay,
-    /// `Ending::Asked` after `q`, Ctrl-C or a signal.
+    /// `Ending::Asked` once the user pressed `q` or Ctrl-C, or a signal was received.
     pub ending: Ending,
-    /// Result, once the audit has ended.
+    /// Result of the run. `None` before the audit has ended.
     pub outcome: Option<Outcome>,
-    /// Address of the web console.
+    /// Address of the web console, if there is one.
     pub console: Option<String>,
-    /// A sentence in place of the address, for a moment.
+    /// A message that is shown for a few seconds in place of the console's address.
     pub notice: Option<String>,
 }
 
-/// A moment of a run on disk, for pictures in documents.
+/// A moment of a run as JSON, from which a picture for documents can be drawn.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Recording {
-    /// The run.
+    /// State of the run at this moment.
     pub run: RunState,
     /// Newest lines of the log.
     pub log: Vec<String>,
-    /// Address of the web console.
+    /// Address of the web console, if there is one.
     pub console: Option<String>,
 }
 

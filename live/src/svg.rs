@@ -1,8 +1,8 @@
-//! A picture of the view as SVG, for documents.
+//! Renders a picture of the view as SVG, for documents.
 //!
-//! Each word becomes a `text` element with a forced length, so that the columns stay aligned in any
-//! monospace font of the reader. Blocks and frames are drawn as shapes, because fonts leave gaps
-//! between them.
+//! Each word becomes a `text` element with a forced length. So the columns stay aligned in any
+//! monospace font. Block and frame characters are drawn as shapes, because fonts leave gaps between
+//! them.
 
 use std::fmt::Write as _;
 
@@ -10,20 +10,20 @@ use ratatui::buffer::{Buffer, Cell};
 use ratatui::style::{Color, Modifier};
 use unicode_width::UnicodeWidthStr;
 
-/// Width and height of a cell, in units of the picture.
+/// Width and height of a cell, in units of the SVG's coordinates.
 const CELL: [f64; 2] = [8.4, 17.0];
-/// Space around the cells.
+/// Empty space around the cells, in units of the SVG's coordinates.
 const MARGIN: f64 = 14.0;
-/// Font size.
+/// Font size, in units of the SVG's coordinates.
 const FONT: f64 = 14.0;
 
-/// Background and foreground of a picture.
+/// Colours of a picture's background and of its usual text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Paper {
-    /// Light text on a dark ground.
+    /// Light text on a dark background.
     #[default]
     Dark,
-    /// Dark text on a light ground.
+    /// Dark text on a light background.
     Light,
 }
 
@@ -93,7 +93,7 @@ fn hex([red, green, blue]: [u8; 3]) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
-/// Colours and weight of a cell.
+/// Colours and style of a cell.
 #[derive(Clone, PartialEq)]
 struct Look {
     ink: [u8; 3],
@@ -184,14 +184,14 @@ fn render_row(svg: &mut String, buffer: &Buffer, row: u16, paper: Paper) {
     }
 }
 
-/// Cells of one row with one look.
+/// Position and width of adjacent cells in one row that have the same style.
 struct Run {
     x: f64,
     y: f64,
     width: f64,
 }
 
-/// A block character as a part of its cell.
+/// The filled part of a cell for a block character, as shares of the cell's height.
 struct Block {
     top: f64,
     height: f64,
@@ -232,14 +232,14 @@ fn is_shape(symbol: &str) -> bool {
     Block::of(symbol).is_some() || Stroke::of(symbol).is_some()
 }
 
-/// A part of a frame as a line through its cells.
+/// A line through a cell that replaces a frame character.
 #[derive(Clone, Copy)]
 enum Stroke {
-    /// From the left to the right, with its width.
+    /// A line from the left to the right, of this thickness.
     Across(f64),
-    /// From the top to the bottom.
+    /// A line from the top to the bottom.
     Down,
-    /// A quarter of a circle that joins these two sides.
+    /// A rounded corner that joins the right or left side of the cell with its lower or upper side.
     Corner { is_right: bool, is_below: bool },
 }
 
@@ -264,7 +264,8 @@ impl Stroke {
         let (x, y) = (left + width / 2.0, top + height / 2.0);
         let (path, thickness) = match self {
             Self::Across(thickness) => (format!("M{left:.1} {y:.1}H{:.1}", left + run.width), thickness),
-            // Neighbours of one look are one run.
+            // Adjacent cells of the same style form one run, so a vertical line is drawn for each
+            // column.
             Self::Down => {
                 let columns = (run.width / width).round() as u32;
                 let lines = (0..columns).map(|column| {
@@ -296,7 +297,8 @@ impl Stroke {
     }
 }
 
-/// Appends a rectangle over a share of the rows' height, as `[top, height]`.
+/// Appends a rectangle over the width of a run. `top` and `share` are its upper edge and its
+/// height, as shares of the cell's height.
 fn rectangle(svg: &mut String, run: &Run, [top, share]: [f64; 2], fill: &str, opacity: f64) {
     // Writing to a string cannot fail.
     let _ = writeln!(
@@ -310,7 +312,8 @@ fn rectangle(svg: &mut String, run: &Run, [top, share]: [f64; 2], fill: &str, op
     );
 }
 
-/// Appends the words of a run. Each word has its own place, because viewers collapse blanks.
+/// Appends the words of a run. Each word has a position of its own, because viewers collapse
+/// blanks.
 fn render_text(svg: &mut String, run: &Run, text: &str, look: &Look) {
     let mut attributes = String::new();
     if look.is_bold {

@@ -1,9 +1,9 @@
-//! Takes the terminal over and gives it back.
+//! Switches the terminal to the view and restores it.
 //!
 //! Invariants:
-//! - [`restore`] restores the terminal once, at the first of these calls: the view's end, an error,
-//!   a panic anywhere, or the exit on a second signal.
-//! - Nothing is drawn after [`restore`]: [`is_taken`] is asked before each picture.
+//! - [`restore`] restores the terminal once, at the first of several calls. These come from the end
+//!   of the view, an error, a panic in any thread, or the exit on a second signal.
+//! - Nothing is drawn after [`restore`], because the view checks [`is_taken`] before it draws.
 
 use std::io::{self, Stdout};
 use std::sync::Once;
@@ -17,20 +17,21 @@ use ratatui::crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
 
-/// `true` while the view has the terminal.
+/// `true` while the terminal is switched to the view.
 static IS_TAKEN: AtomicBool = AtomicBool::new(false);
 static PANIC_HOOK: Once = Once::new();
 
-/// Takes the terminal over: raw mode and a screen of its own.
+/// Switches the terminal to the view: raw mode and the alternate screen.
 ///
 /// # Errors
 ///
-/// The terminal refuses a mode; it is given back then.
+/// Returns an error if the terminal refuses a mode. The terminal is then restored.
 pub fn take() -> io::Result<Terminal<CrosstermBackend<Stdout>>> {
     PANIC_HOOK.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            // The message would be lost on the screen that goes away.
+            // Restored first, because the message of the panic would be lost with the alternate
+            // screen.
             restore();
             usual(panic);
         }));
@@ -45,15 +46,15 @@ pub fn take() -> io::Result<Terminal<CrosstermBackend<Stdout>>> {
     taken
 }
 
-/// Returns `true` while the view has the terminal.
+/// Returns `true` while the terminal is switched to the view.
 pub fn is_taken() -> bool {
     IS_TAKEN.load(Ordering::SeqCst)
 }
 
-/// Gives the terminal back; does nothing without a view.
+/// Restores the terminal. Does nothing if no view is open.
 pub fn restore() {
     if IS_TAKEN.swap(false, Ordering::SeqCst) {
-        // Nothing can be done for a terminal that has gone.
+        // Errors are ignored, because the terminal may have been closed.
         let _ = execute!(io::stdout(), LeaveAlternateScreen, Show);
         let _ = disable_raw_mode();
     }

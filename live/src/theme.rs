@@ -1,15 +1,15 @@
 //! Colours of the view.
 //!
 //! Invariants:
-//! - Text has the terminal's own colours, so that light and dark terminals both work.
-//! - The other colours have a contrast of at least 3 to both white and black, and hues that
-//!   people with any common colour blindness can tell apart (after Okabe and Ito).
-//! - No fact is shown by colour alone. Each has a word or a symbol too. So `NO_COLOR` loses
-//!   nothing.
+//! - Usual text has the terminal's default colours, so that light and dark terminals both work.
+//! - The other colours have a contrast of at least 3 to both white and black, and hues that people
+//!   with any common colour blindness can tell apart (after Okabe and Ito).
+//! - No fact is shown by colour alone. Each also has a word or a symbol, so nothing is lost with
+//!   `NO_COLOR`.
 
 use ratatui::style::{Color, Modifier, Style};
 
-/// Colours that a terminal can show.
+/// The set of colours that the view uses on a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Palette {
     /// The 256 indexed colours.
@@ -17,23 +17,23 @@ pub enum Palette {
     Indexed,
     /// The 16 colours of the terminal's theme.
     Basic,
-    /// None: bold, dim and reversed text only.
+    /// No colours: bold, dim and reversed text only.
     Monochrome,
 }
 
-/// Environment variables that choose the palette.
+/// Values of the environment variables that decide the palette. `None` if a variable is not set.
 #[derive(Debug, Clone, Default)]
 pub struct TerminalEnv {
-    /// `NO_COLOR`.
+    /// Value of `NO_COLOR`.
     pub no_color: Option<String>,
-    /// `COLORTERM`.
+    /// Value of `COLORTERM`.
     pub colorterm: Option<String>,
-    /// `TERM`.
+    /// Value of `TERM`.
     pub term: Option<String>,
 }
 
 impl TerminalEnv {
-    /// Returns the variables of this process.
+    /// Reads the variables of this process.
     pub fn of_process() -> Self {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self {
@@ -43,19 +43,20 @@ impl TerminalEnv {
         }
     }
 
-    /// Returns `true` if the terminal can move its cursor.
+    /// Returns `true` if the terminal can move its cursor, which the view needs.
     pub fn can_draw(&self) -> bool {
         self.term.as_deref().is_some_and(|term| term != "dumb")
     }
 }
 
-/// Styles by meaning.
+/// The styles of the view: a method for each kind of text or figure.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Theme {
     palette: Palette,
 }
 
-/// Order of the hues of nodes: neighbours differ in lightness too.
+/// Colours of nodes by their position among the members. Colours of neighbouring positions also
+/// differ in lightness.
 const NODE_INDEXED: [u8; 6] = [31, 166, 29, 133, 136, 67];
 const NODE_BASIC: [Color; 6] = [
     Color::Cyan,
@@ -67,12 +68,12 @@ const NODE_BASIC: [Color; 6] = [
 ];
 
 impl Theme {
-    /// Returns the theme of a palette.
+    /// Creates the theme with a palette.
     pub fn new(palette: Palette) -> Self {
         Self { palette }
     }
 
-    /// Returns the theme for a terminal.
+    /// Creates the theme for a terminal with these variables.
     pub fn of(env: &TerminalEnv) -> Self {
         let has = |variable: &Option<String>, words: &[&str]| {
             let value = variable.as_deref().unwrap_or_default();
@@ -91,27 +92,27 @@ impl Theme {
         self.palette
     }
 
-    /// Curves of load.
+    /// Returns the style of curves of load.
     pub fn load(self) -> Style {
         self.colour(31, Color::Cyan)
     }
 
-    /// Curves of latency.
+    /// Returns the style of curves of latency.
     pub fn latency(self) -> Style {
         self.colour(133, Color::Magenta)
     }
 
-    /// Healthy states.
+    /// Returns the style of healthy states.
     pub fn good(self) -> Style {
         self.colour(29, Color::Green)
     }
 
-    /// States that need attention.
+    /// Returns the style of states that need attention.
     pub fn warning(self) -> Style {
         self.colour(136, Color::Yellow).add_modifier(Modifier::BOLD)
     }
 
-    /// Failures.
+    /// Returns the style of failures.
     pub fn bad(self) -> Style {
         let style = self.colour(166, Color::Red).add_modifier(Modifier::BOLD);
         match self.palette {
@@ -120,12 +121,12 @@ impl Theme {
         }
     }
 
-    /// Names and figures that matter most.
+    /// Returns the style of important names and figures.
     pub fn strong(self) -> Style {
         Style::new().add_modifier(Modifier::BOLD)
     }
 
-    /// Labels, units and frames.
+    /// Returns the style of labels, units and frames.
     pub fn quiet(self) -> Style {
         match self.palette {
             Palette::Indexed => Style::new().fg(Color::Indexed(244)),
@@ -133,7 +134,7 @@ impl Theme {
         }
     }
 
-    /// Colour of a node by its place among the members.
+    /// Returns the style of a node by its position among the members.
     pub fn node(self, place: usize) -> Style {
         match self.palette {
             Palette::Indexed => Style::new().fg(Color::Indexed(NODE_INDEXED[place % NODE_INDEXED.len()])),
@@ -179,7 +180,7 @@ mod tests {
         assert!(!TerminalEnv::default().can_draw());
     }
 
-    /// Relative luminance as in WCAG 2.
+    /// Returns the relative luminance of a colour, as defined by WCAG 2.
     fn luminance([red, green, blue]: [u8; 3]) -> f64 {
         let linear = |channel: u8| match f64::from(channel) / 255.0 {
             value if value <= 0.040_45 => value / 12.92,

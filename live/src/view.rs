@@ -1,10 +1,10 @@
-//! The loop of the view, in a thread of its own: input, state, picture.
+//! The loop of the view, in a thread of its own: reads input and state, and draws.
 //!
 //! Invariants:
-//! - The run never waits for the view: the thread only reads copies.
-//! - An input or a change of size is drawn at once, everything else `PICTURES_PER_SECOND` times a
-//!   second.
-//! - The terminal is given back before [`View::close`] returns, and on every error.
+//! - The run never waits for the view: the thread only reads copies of the run's state.
+//! - The effect of a key or of a new terminal size is drawn at once. All other changes are drawn
+//!   `PICTURES_PER_SECOND` times a second.
+//! - The terminal is restored before [`View::close`] returns, and on every error.
 
 use std::io;
 use std::path::PathBuf;
@@ -23,29 +23,29 @@ use crate::keys::{self, Effect};
 use crate::state::{Ending, LINES_SHOWN, Outcome, SECONDS_SHOWN, State};
 use crate::{LogLines, Theme, draw, picture, terminal};
 
-/// Pictures a second: smooth for the eye, about 1 % of a processor.
+/// Number of frames drawn per second: smooth for the eye, for about 1 % of a processor.
 const PICTURES_PER_SECOND: u32 = 5;
-/// Longest wait for an input, so that the end of the run is noticed soon.
+/// Longest wait for an input. The view notices the end of the run after at most this time.
 const INPUT_WAIT: Duration = Duration::from_millis(50);
 
-/// Time for which a notice is shown: long enough to read a path.
+/// Time for which a message is shown: long enough to read a path.
 const NOTICE: Duration = Duration::from_secs(4);
 
-/// Sources and looks of a view.
+/// Sources of the shown data, and settings of a view.
 pub struct ViewConfig {
-    /// The run.
+    /// Telemetry of the run to show.
     pub telemetry: Telemetry,
-    /// The log.
+    /// Source of the shown log lines.
     pub log: LogLines,
-    /// Colours.
+    /// Colours and styles of the view.
     pub theme: Theme,
-    /// Address of the web console.
+    /// Address of the web console, if there is one.
     pub console: Option<String>,
-    /// Called when the user asks for the end of the run, each time.
+    /// Called each time the user requests the end of the run.
     pub on_end: Box<dyn Fn() + Send>,
 }
 
-/// Facts about a run that its telemetry does not have.
+/// Facts about a run that its telemetry does not contain. Shared by the view and its handles.
 #[derive(Debug, Default)]
 struct News {
     ending: Ending,
@@ -54,18 +54,18 @@ struct News {
     is_over: bool,
 }
 
-/// A view that has the terminal.
+/// An open view, which uses the terminal until it is closed.
 pub struct View {
     news: Arc<Mutex<News>>,
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl View {
-    /// Takes the terminal over and shows the run until [`View::close`].
+    /// Switches the terminal to the view and shows the run until [`View::close`].
     ///
     /// # Errors
     ///
-    /// The terminal cannot be taken over, or no thread can be started.
+    /// Returns an error if the terminal cannot be switched or no thread can be started.
     pub fn open(config: ViewConfig) -> io::Result<Self> {
         let news = Arc::new(Mutex::new(News::default()));
         let screen = terminal::take()?;
@@ -84,16 +84,17 @@ impl View {
         })
     }
 
-    /// Returns a handle that can outlive the view.
+    /// Returns a handle that reports facts about the run to the view. The handle may outlive the
+    /// view.
     pub fn handle(&self) -> ViewHandle {
         ViewHandle(Arc::clone(&self.news))
     }
 
-    /// Ends the view and gives the terminal back.
+    /// Ends the view and restores the terminal.
     ///
     /// # Errors
     ///
-    /// The terminal could not be read or written at some time; the view ended then.
+    /// Returns the error of the terminal by which the view ended earlier, if any.
     pub fn close(mut self) -> io::Result<()> {
         self.end()
     }
@@ -111,17 +112,17 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        // An error of the view is no error of the run that drops it.
+        // An error of the view must not affect the run that drops it.
         let _ = self.end();
     }
 }
 
-/// Tells a view about its run; clones tell the same view.
+/// Reports facts about a run to its view. Clones report to the same view.
 #[derive(Debug, Clone)]
 pub struct ViewHandle(Arc<Mutex<News>>);
 
 impl ViewHandle {
-    /// Shows that the end of the run was asked for.
+    /// Shows that the end of the run was requested.
     pub fn set_ending(&self) {
         self.0.lock().ending = Ending::Asked;
     }
@@ -186,7 +187,7 @@ where
     Ok(())
 }
 
-/// Saves the picture and returns a sentence about it.
+/// Saves a picture of the view. Returns a message for the user.
 fn save(state: &State, size: Size, news: &Mutex<News>) -> String {
     let Some(folder) = news.lock().folder.clone() else {
         return "The run has no folder yet.".to_owned();

@@ -1,5 +1,5 @@
-//! Moves money between accounts. Shows transactions with an error of the program, counters that
-//! many threads change, and a consistent view.
+//! Moves money between accounts. Shows transactions that end with an error of the program,
+//! counters that many threads change, and a consistent view.
 //!
 //!     cargo run --example accounts -- FOLDER
 

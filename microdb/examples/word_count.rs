@@ -11,7 +11,8 @@ use std::path::Path;
 
 use microdb::{Db, Durability, Options};
 
-/// Lines per commit. One commit per word would be slower, one for all would fit no limit.
+/// Number of lines per commit. One commit per word would be slower. One commit for all lines could
+/// exceed the maximum size of a batch.
 const LINES_PER_BATCH: usize = 1000;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -14,7 +14,7 @@ use crate::snapshot::Iter;
 use crate::table::Table;
 use crate::value::Value;
 
-/// Keeps [`AnyTable`] to the tables of this crate.
+/// Seals [`AnyTable`], so that only the tables of this crate can implement it.
 pub(crate) mod sealed {
     pub trait Sealed {}
 }
@@ -37,14 +37,14 @@ pub(crate) mod sealed {
 /// # }
 /// ```
 pub trait AnyTable: sealed::Sealed {
-    /// Key as returned by reads.
+    /// Type of the keys that reads return.
     type Key;
-    /// Value as returned by reads.
+    /// Type of the values that reads return.
     type Value;
     /// Iterator over keys and values.
     type Iter: Iterator<Item = Result<(Self::Key, Self::Value)>>;
 
-    /// Returns the table of bytes.
+    /// Returns the table of bytes that holds the records.
     fn raw(&self) -> &Table;
 
     #[doc(hidden)]

@@ -38,7 +38,8 @@ pub struct Batch {
     tables: Vec<Arc<TableCore>>,
     /// The first error of an added record, returned by `commit`.
     error: Option<Error>,
-    /// Declared last: the last handle gives back all memory of the database when it is dropped.
+    /// Declared last, so that the other fields are dropped before it. The drop of the last handle
+    /// returns all memory of the database to the system.
     engine: Arc<Handle>,
 }
 
@@ -200,7 +201,7 @@ impl Batch {
     }
 
     fn table_index(&mut self, table: &Table) -> Result<u32> {
-        // The most recently used table is the most likely one.
+        // A change most likely has the table that the batch used last, so the search begins there.
         let known = self
             .tables
             .iter()

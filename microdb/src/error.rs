@@ -1,8 +1,10 @@
-//! Errors of the engine, with place and evidence.
+//! Errors of the engine. Each names the place of the failure and the evidence for it.
 //!
 //! - Damage on disk is always [`Error::Corrupt`]; faults of the operating system are always
-//!   [`Error::Io`]. The first needs a backup, the second an administrator of the machine.
-//! - `Display` never repeats the source. Print the chain of `source()` for the full cause.
+//!   [`Error::Io`]. The remedy for damage is a backup. Faults of the operating system require an
+//!   administrator of the machine.
+//! - The text of an error does not contain the text of its source. Print the chain of `source()`
+//!   for the full cause.
 //! - Nothing on disk has changed after an error, unless the variant says otherwise.
 
 use std::fmt;
@@ -47,11 +49,11 @@ pub enum Error {
         path: PathBuf,
         /// Offset in the file, in bytes.
         offset: u64,
-        /// Field of the format.
+        /// Name of the damaged field of the file format.
         field: &'static str,
-        /// Expected content.
+        /// Expected content of the field.
         expected: String,
-        /// Content found on disk.
+        /// Content of the field found on disk.
         found: String,
     },
     /// The operating system reported an error.
@@ -66,12 +68,12 @@ pub enum Error {
     /// An earlier write or sync failed. The state of the disk is unknown, so nothing more is
     /// written. Reads continue. Remove the cause, then reopen the database.
     Poisoned {
-        /// The first failure.
+        /// The error of the first write or sync that failed.
         cause: Arc<Error>,
     },
     /// Another process, or another `Db` of this process, has the database open for writing.
     Locked {
-        /// The lock file.
+        /// The file that is locked.
         path: PathBuf,
         /// Process id of the holder, if known.
         holder: Option<u32>,
@@ -90,10 +92,11 @@ pub enum Error {
         /// Newest version that this build can read.
         supported: u32,
     },
-    /// Other commits changed keys that the transaction had read, in every permitted run. Inside a
-    /// body the error means that this run is outdated; the body will run again.
+    /// Other commits changed keys that the transaction had read, in every permitted run. Inside the
+    /// body of a transaction, the error means that the current run has read outdated data. The body
+    /// runs again unless this run was the last one permitted.
     Conflict {
-        /// Number of runs.
+        /// Number of runs of the body.
         tries: u32,
     },
     /// A key, value, batch, name or transaction exceeds a limit of the format or the options.
@@ -101,14 +104,14 @@ pub enum Error {
         /// The part that is too large: "key", "value", "batch", "table name", or the reads or
         /// writes of a transaction.
         what: &'static str,
-        /// Its size in bytes.
+        /// Size of the part in bytes.
         bytes: u64,
-        /// Limit in bytes.
+        /// Maximum size of the part in bytes.
         bytes_max: u64,
     },
     /// A stored key or value of a typed table does not decode as the requested type.
     Decode {
-        /// The table.
+        /// Name of the table.
         table: String,
         /// The key, as stored.
         key: Vec<u8>,
@@ -117,7 +120,7 @@ pub enum Error {
     },
     /// A key or value of a typed table cannot be encoded.
     Encode {
-        /// The table.
+        /// Name of the table.
         table: String,
         /// Message of the encoder.
         reason: String,
@@ -129,17 +132,17 @@ pub enum Error {
         /// Reason of the refusal.
         reason: String,
     },
-    /// No table has the name.
+    /// There is no table with this name.
     NoSuchTable {
-        /// The name.
+        /// Name of the table.
         name: String,
     },
-    /// A table already has the name.
+    /// There is already a table with this name.
     TableExists {
-        /// The name.
+        /// Name of the table.
         name: String,
     },
-    /// The table of the handle was dropped.
+    /// The table was dropped after this handle to it was created.
     TableDropped {
         /// Name of the table before it was dropped.
         name: String,
@@ -153,19 +156,20 @@ pub enum Error {
     Forked,
     /// A batch, transaction or snapshot was used with a table of another database.
     ForeignTable {
-        /// The table.
+        /// Name of the table.
         name: String,
     },
-    /// The body of a transaction wrote through the database, or began another transaction on it.
+    /// The body of a transaction wrote directly to its database, or began another transaction on
+    /// that database.
     InTransaction,
     /// The requested sequence of a change feed is higher than that of the last commit.
     FeedAhead {
         /// The requested sequence.
         asked: Sequence,
-        /// The last sequence.
+        /// Sequence of the last commit.
         last: Sequence,
     },
-    /// The log no longer holds the commits that a change feed asked for.
+    /// Compaction has removed commits that a change feed requested.
     FeedGone {
         /// The requested sequence.
         asked: Sequence,

@@ -1,5 +1,5 @@
-//! An embedded key-value engine for point access. An append-only log of records is the only truth;
-//! a hash directory in memory finds them.
+//! An embedded key-value engine for point access. An append-only log holds all records. A hash
+//! directory in memory finds the record of a key.
 //!
 //! ```
 //! # fn main() -> microdb::Result<()> {
@@ -19,7 +19,7 @@
 //!
 //! - [`Db`] is an open database, [`Table`] and [`TypedTable`] are its tables. [`Batch`] and
 //!   [`Db::transaction`] change several records at once. [`Snapshot`] is a view of one moment.
-//!   They accept both kinds of tables.
+//!   Batches, transactions and snapshots accept both kinds of tables.
 //! - Handles are cheap to clone and usable from any thread.
 //! - Every read verifies a checksum. A read returns the right value, absence, or an error that
 //!   names the damage.
@@ -29,9 +29,9 @@
 //!   [`Db::digest`] and [`diff`] find the differences between two databases.
 //! - The first mapped file installs a handler for SIGBUS, so that a file truncated by another
 //!   program reads as damage. Signals from other memory go to the handler that was installed
-//!   before. [`Options::sigbus_handler`] refuses it.
-//! - The feature `bincode`, on by default, is the default encoding of typed tables. Without it,
-//!   the program brings a [`Codec`] of its own.
+//!   before. [`Options::sigbus_handler`] can prevent the installation.
+//! - The feature `bincode`, on by default, is the default encoding of typed tables. Without this
+//!   feature, the program must provide a [`Codec`] of its own.
 //! - Deliberately absent: key order, networking, asynchrony, and threads for an idle database.
 
 mod any_table;

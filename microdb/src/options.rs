@@ -1,6 +1,6 @@
 //! Options of an open database, each with the reason for its default.
 //!
-//! - An option has effect only while the database is open; none is stored in it.
+//! - An option has effect only while the database is open. No option is stored in the database.
 //! - `check` refuses combinations that cannot work before anything is opened.
 //!
 //! Deliberately absent: tuning of the hash directory, which adapts to the number of keys.
@@ -36,9 +36,9 @@ pub enum Durability {
     /// loses at most the latest commits: the surviving commits are always a prefix of all commits.
     /// [`crate::Db::sync`] makes all of them durable.
     ///
-    /// A process that ends without closing or dropping its handles counts as crashed. Rust never
-    /// drops a `static`, and `std::process::exit` drops nothing. Call [`crate::Db::close`] or
-    /// [`crate::Db::sync`] first.
+    /// If a process ends without closing or dropping its handles, commits can be lost as in a
+    /// crash. Rust never drops a `static`, and `std::process::exit` drops nothing. Call
+    /// [`crate::Db::close`] or [`crate::Db::sync`] first.
     Buffered,
 }
 
@@ -78,22 +78,24 @@ impl Default for Options {
             durability: Durability::Sync,
             create: true,
             read_only: false,
-            // Small, so that thousands of small databases in one process stay cheap.
+            // Small, so that thousands of small databases in one process take little memory and
+            // disk space.
             segment_bytes_first: 256 * 1024,
-            // Bounds the memory of the active segment, and is the unit in which space is freed.
-            // 16,384 such segments hold 256 GiB.
+            // This size bounds the memory of the active segment, and is the unit in which space is
+            // freed. A log of more than 16,384 segments, or 256 GiB, gets larger segments.
             segment_bytes_max: 16 << 20,
             // One write call carries a few thousand records, so that its fixed cost is negligible.
             buffer_bytes: 256 * 1024,
             // Replaying 32 MiB of log takes tens of milliseconds.
             checkpoint_log_bytes: 32 << 20,
             background: true,
-            // Compaction of segments with fewer dead bytes copies more than it frees. One third of
-            // dead bytes gives the promised bound of live bytes x 1.5.
+            // With fewer dead bytes, compaction would copy more than twice as many bytes as it
+            // frees. With one third of dead bytes, the log has at most 1.5 times the live bytes.
             compaction_dead_percent: 33,
             compaction_bytes_per_second: None,
-            // Long before the 64th run, the time limit of a turn is at its maximum. A slower body
-            // is an error of the caller.
+            // After some conflicts, a run gets an exclusive turn with a time limit, which each
+            // further turn doubles. Long before the 64th run, the limit is at its maximum. A body
+            // that exceeds the maximum is an error of the caller.
             transaction_tries: 64,
             memory_bytes: None,
             sigbus_handler: true,
@@ -103,14 +105,14 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Returns the default options: durable commits, created if missing, compacted in the
-    /// background.
+    /// Returns the default options: commits are durable, a missing database is created, and
+    /// compaction runs in the background.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Durability of commits that do not choose their own. Default: [`Durability::Sync`].
+    /// Durability of commits for which the caller specifies none. Default: [`Durability::Sync`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -145,8 +147,9 @@ impl Options {
         self
     }
 
-    /// Opens without the lock and without changing a byte, also while another process writes.
-    /// Readers see the state at the time of opening. Default: `false`.
+    /// If `true`, opens the database without taking its lock and without changing its files, even
+    /// while another process writes. Reads return the state at the time of opening. Default:
+    /// `false`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -176,8 +179,8 @@ impl Options {
 
     /// Maximum size of a segment, in bytes: 4 KiB to 64 MiB. Default: 16 MiB.
     ///
-    /// The active segment is in memory. A larger frame gets a segment of its own size. Segments of
-    /// a log with more than 16,384 segments may have up to 64 MiB.
+    /// The active segment is in memory. A frame larger than the maximum gets a segment of its own.
+    /// Segments of a log with more than 16,384 segments may have up to 64 MiB.
     #[must_use]
     pub fn segment_bytes_max(mut self, bytes: u32) -> Self {
         self.segment_bytes_max = bytes;
@@ -192,9 +195,9 @@ impl Options {
         self
     }
 
-    /// Growth of the log, in bytes, after which a checkpoint is written. Twice the size of the
-    /// directory is used if that is more. Bounds the time of an open after a crash. Default: 32
-    /// MiB.
+    /// Growth of the log, in bytes, after which a checkpoint is written. If twice the size of the
+    /// directory is more than this value, that size is used instead. The option bounds the time of
+    /// an open after a crash. Default: 32 MiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -231,8 +234,9 @@ impl Options {
         self
     }
 
-    /// Percentage of dead bytes in the log at which background compaction starts. Compaction takes
-    /// the segments with the most dead bytes first and ends below this percentage. Default: 33.
+    /// Percentage of dead bytes in the log at which background compaction starts. Compaction begins
+    /// with the segments that have the largest share of dead bytes, and ends below this percentage.
+    /// Default: 33.
     ///
     /// A higher value makes updates cheaper, since segments have fewer live records when they are
     /// compacted, but uses more disk. Commits are slowed and finally wait before the log exceeds
@@ -255,8 +259,9 @@ impl Options {
     /// Maximum number of runs of a transaction's body before the transaction fails with
     /// [`Error::Conflict`]. Default: 64.
     ///
-    /// Two runs are enough for a body that takes less than a millisecond, because its second run
-    /// cannot meet a conflict. With one run, every conflict is reported.
+    /// With [`Durability::Sync`], two runs are enough for a body that takes less than a
+    /// millisecond: no other commit is made during the second run, so that run meets no conflict.
+    /// With one run, every conflict is reported.
     #[must_use]
     pub fn transaction_tries(mut self, tries: u32) -> Self {
         self.transaction_tries = tries;
@@ -286,14 +291,14 @@ impl Options {
 
     /// Installs the handler for SIGBUS when a file is mapped, if `true`. Default: `true`.
     ///
-    /// The handler is one for the whole process. With it, a mapped file that another program cuts
-    /// short, or that the disk cannot read, is reported as [`Error::Corrupt`]. It passes all other
-    /// signals on to the handler that was installed before.
+    /// The process has one handler for all its databases. With it, a mapped file that another
+    /// program cuts short, or that the disk cannot read, is reported as [`Error::Corrupt`]. It
+    /// passes all other signals on to the handler that was installed before.
     ///
     /// If `false`, this database installs nothing, and such a read ends the process by SIGBUS
-    /// unless the program handles the signal itself. Choose it where another library needs the
-    /// signal for itself, or where the policy of the process forbids handlers. A handler stays
-    /// installed once any other database of the process has installed it.
+    /// unless the program handles the signal itself. Choose `false` where another library handles
+    /// the signal, or where the policy of the process forbids handlers. A handler stays installed
+    /// once any other database of the process has installed it.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -310,8 +315,9 @@ impl Options {
         self
     }
 
-    /// Maps a file for reading, or reads it if the storage has no maps. All maps of a database are
-    /// made here, so that none is read without the handler that the options ask for.
+    /// Maps a file for reading, or reads it if the storage has no maps. Segments and checkpoints
+    /// are first mapped by this function, so that the handler for SIGBUS is installed before any
+    /// map is read.
     pub(crate) fn map(&self, file: &dyn StorageFile, len: u64) -> io::Result<Arc<Map>> {
         let map = map_or_read(file, len)?;
         if self.sigbus_handler && map.is_mapped() {

@@ -1,19 +1,19 @@
-//! Mistakes that tests make on purpose, so that a test which cannot fail is found.
+//! Mistakes in the code that can be switched on, to find tests that do not notice them.
 //!
-//! A build with `RUSTFLAGS="--cfg microdb_seeded"` holds all mistakes. The environment variable
-//! `MICRODB_SEEDED` names the one that is made. In every other build [`seeded`] is the constant
-//! `false`, and the compiler removes the mistake.
+//! A build with `RUSTFLAGS="--cfg microdb_seeded"` contains all mistakes. The environment variable
+//! `MICRODB_SEEDED` names the mistake to be made. In every other build [`seeded`] is the constant
+//! `false`, and the compiler removes the mistakes.
 //!
 //! To add a mistake:
 //! 1. Put `if seeded("name") { .. }` or `&& !seeded("name")` where the mistake is to be made.
-//! 2. Add a line with the name and the test that must fail to the table of `.ci/seeded`, or of
-//!    `.ci/seeded-isolation` if a test of isolation notices the mistake.
-//! 3. Run that script with the name. The script fails if the test passes with the mistake.
+//! 2. Add a line with the name and the test that must fail to the table of `.ci/seeded`. If a test
+//!    of isolation notices the mistake, use the table of `.ci/seeded-isolation`.
+//! 3. Run the script with that table, and give it the name as argument. The script fails if the
+//!    test passes in spite of the mistake.
 //!
-//! A name describes the mistake in kebab case. The script refuses names that no source file has.
+//! A name describes the mistake in kebab case. The scripts refuse names that no source file has.
 
-/// Returns `true` if the mistake called `name` is to be made, which is never the case in this
-/// build.
+/// Returns `false`: this build contains none of the mistakes.
 #[cfg(not(microdb_seeded))]
 #[inline(always)]
 pub(crate) const fn seeded(_name: &str) -> bool {

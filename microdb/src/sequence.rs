@@ -1,6 +1,6 @@
 //! The number of a commit, as a type of its own.
 //!
-//! - Parts of the engine that count commits use plain numbers; the interface uses this type.
+//! - Internal code uses plain numbers. The public interface uses this type.
 //!
 //! Deliberately absent: the difference of two numbers, which is a count of commits.
 

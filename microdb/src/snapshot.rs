@@ -1,8 +1,8 @@
 //! Views of one moment: snapshots, and iterators over their records.
 //!
-//! - A view holds the directory of its moment, and the segments to which the directory points.
-//! - Writers never wait for a view. They copy the part of the directory that they change.
-//! - A segment removed by compaction stays readable until its last view is dropped.
+//! - A view holds the directory of its moment, and the segments to which that directory points.
+//! - Writers never wait for a view. A writer copies the part of the directory that it changes.
+//! - A segment removed by compaction stays readable until the last view of it is dropped.
 //!
 //! Deliberately absent: key order, and writes.
 
@@ -24,8 +24,8 @@ use crate::sequence::Sequence;
 use crate::table::Table;
 use crate::value::Value;
 
-/// All tables of a database at one moment. Cheap to take. A snapshot keeps disk space that
-/// compaction would otherwise free.
+/// All tables of a database at one moment. Taking a snapshot is cheap. A snapshot keeps disk space
+/// that compaction would otherwise free.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -44,7 +44,8 @@ pub struct Snapshot {
     segments: Arc<SegmentTable>,
     views: Arc<BTreeMap<u32, View>>,
     sequence: u64,
-    /// Declared last: the last handle gives back all memory of the database when it is dropped.
+    /// Declared last. The drop of the last handle frees all memory of the database, so it must
+    /// follow the drop of the other fields.
     engine: Arc<Handle>,
 }
 
@@ -80,7 +81,7 @@ impl Snapshot {
         value.map(|value| table.value_of(&key, value)).transpose()
     }
 
-    /// Returns `true` if the table had a value for `key` at the moment of the snapshot.
+    /// Returns `true` if the table had a record of `key` at the moment of the snapshot.
     ///
     /// # Errors
     /// The errors of [`Snapshot::get`].
@@ -172,12 +173,13 @@ impl Snapshot {
         &self.segments
     }
 
-    /// Returns the views of all tables by id, including the catalog.
+    /// Returns the directory views of all tables by table id, including the catalog.
     pub(crate) fn views(&self) -> &BTreeMap<u32, View> {
         &self.views
     }
 
-    /// Returns the view of a table, or `None` if the table was created later.
+    /// Returns the directory view of a table, or `None` if the table was created after the
+    /// snapshot. Fails for a table of another database.
     fn view(&self, table: &Table) -> Result<Option<&View>> {
         if !Arc::ptr_eq(&self.engine, &table.engine) {
             return Err(Error::ForeignTable { name: table.name() });
@@ -194,7 +196,7 @@ impl std::fmt::Debug for Snapshot {
 
 /// Iterator over the keys and values of a table at one moment, in no particular order.
 ///
-/// After an error the iterator continues with the next record, so that everything readable can be
+/// After an error the iterator continues with the next record, so that all undamaged records can be
 /// read.
 ///
 /// ```
@@ -217,7 +219,8 @@ pub struct Iter {
     table: u32,
     walk: Walk,
     left: u64,
-    /// Declared last: the last handle gives back all memory of the database when it is dropped.
+    /// Declared last. The drop of the last handle frees all memory of the database, so it must
+    /// follow the drop of the other fields.
     engine: Arc<Handle>,
 }
 
@@ -260,8 +263,8 @@ impl Iter {
     }
 
     /// Calls `visit` with the key and value of each remaining record, without copying them. This is
-    /// the fastest way to read a table. Stops at the first error, and the next call continues
-    /// behind that record.
+    /// the fastest way to read a table. Stops at the first error. The next call continues with the
+    /// following record.
     ///
     /// The name differs from [`Iterator::for_each`], which takes the iterator by value and would
     /// hide this method.
@@ -297,7 +300,7 @@ impl Iter {
         Ok(())
     }
 
-    /// Returns the reason why `location` holds no record of this table.
+    /// Returns the error that explains why `location` holds no readable record of this table.
     #[cold]
     fn unreadable(&self, location: Location) -> Error {
         let segment = match self.segments.find(location, self.engine.paths.root()) {
@@ -329,8 +332,8 @@ impl Iterator for Iter {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        // No upper bound: a damaged part of the directory counts as one error in place of its
-        // records.
+        // The number of items has no upper bound, because damage of the directory adds an error to
+        // the items.
         (0, None)
     }
 }
@@ -344,8 +347,8 @@ impl std::fmt::Debug for Iter {
 impl Handle {
     pub(crate) fn iter_table(self: &Arc<Self>, table: &TableCore) -> Iter {
         let (segments, view) = {
-            // Under this lock no commit changes the directory or the segments. The pin is taken
-            // afterwards, because a pin never waits for a lock.
+            // While `core` is locked, no commit changes the directory or the segments. The thread
+            // is pinned after it has the lock, because a pinned thread must not wait for a lock.
             let _core = lock(&self.core);
             let guard = pin();
             (
@@ -360,14 +363,14 @@ impl Handle {
 impl Snapshot {
     /// Takes a snapshot of all tables at this moment. Writers are not blocked.
     pub(crate) fn of(engine: &Arc<Handle>) -> Self {
-        // No commit changes a directory, the catalog or the segments while the lock is held.
+        // While `core` is locked, no commit changes a directory, the catalog or the segments.
         let mut core = lock(&engine.core);
-        // Pinned only now, because a pin never waits for a lock.
+        // Pinned after the lock is taken, because a pinned thread must not wait for a lock.
         let guard = pin();
         let catalog = ignore_poison(engine.catalog.read());
         let mut tables: Vec<_> = catalog.by_id.values().cloned().collect();
         drop(catalog);
-        // A fixed order, because the model checker repeats each step exactly.
+        // The order of ids is fixed, because the model checker must repeat each step exactly.
         tables.sort_unstable_by_key(|table| table.id);
         let mut views = BTreeMap::new();
         for table in tables {

@@ -1,6 +1,6 @@
 //! Statistics of an open database, for operators.
 //!
-//! - Counters begin at zero with each open; sizes are those of the moment.
+//! - Counters begin at zero with each open. Sizes are the current ones.
 //! - Taking statistics reads no record.
 //!
 //! Deliberately absent: resetting counters, and rates. A caller subtracts two [`Stats`].
@@ -37,7 +37,7 @@ pub struct Stats {
     pub database: String,
     /// Sequence of the last visible commit.
     pub sequence: Sequence,
-    /// Sequence of the last durable commit. It and all earlier commits survive power loss.
+    /// Sequence of the last durable commit. This commit and all earlier commits survive power loss.
     pub durable_sequence: Sequence,
     /// Durable frontier: everything before it survives power loss.
     pub frontier: LogPosition,
@@ -55,11 +55,11 @@ pub struct Stats {
     pub buffered_bytes: u64,
     /// Number of commits since opening.
     pub commits: u64,
-    /// Number of records in these commits.
+    /// Number of records in the commits since opening.
     pub records: u64,
-    /// Number of groups of durable commits that shared a sync.
+    /// Number of commit groups since opening. The commits of one group share a sync.
     pub groups: u64,
-    /// Number of syncs of segments.
+    /// Number of syncs of segment files since opening.
     pub syncs: u64,
     /// Number of checkpoints written since opening.
     pub checkpoints: u64,
@@ -70,13 +70,14 @@ pub struct Stats {
     /// Number of commits since opening that were slowed, or waited for compaction, because the log
     /// was near its bound.
     pub write_stalls: u64,
-    /// Total delay of these commits, in nanoseconds.
+    /// Total delay of the commits counted in `write_stalls`, in nanoseconds.
     pub write_stall_ns: u64,
-    /// Number of commits per sync.
+    /// Distribution of the number of commits per sync.
     pub group_commits: Histogram,
-    /// Duration of the sync of a segment, in nanoseconds.
+    /// Distribution of the durations of syncs of segment files, in nanoseconds.
     pub sync_ns: Histogram,
-    /// Duration of durable commit from call to acknowledgement, in nanoseconds.
+    /// Distribution of the durations of durable commits, from call to acknowledgement, in
+    /// nanoseconds.
     pub durable_commit_ns: Histogram,
     /// Number of segments that compaction skips because of damage. Verify the database, then heal
     /// it.

@@ -1,7 +1,7 @@
 //! Tables of byte keys and byte values.
 //!
 //! - A read takes no lock, and returns only bytes with a verified checksum.
-//! - A single put uses a spare buffer of its thread, so that a put allocates nothing.
+//! - A single put encodes its record in a spare buffer of the thread, so it allocates nothing.
 //! - A delete of an absent key writes nothing.
 //!
 //! Deliberately absent: key order. A scan by prefix reads every key.
@@ -40,16 +40,18 @@ use crate::value::Value;
 #[derive(Clone)]
 pub struct Table {
     pub(crate) core: Arc<TableCore>,
-    /// Declared last: the last handle gives back all memory of the database when it is dropped.
+    /// Declared last. The drop of the last handle frees all memory of the database, so it must
+    /// follow the drop of `core`.
     pub(crate) engine: Arc<Handle>,
 }
 
 thread_local! {
-    /// Buffer for the body of single puts, so that a put needs no allocation.
+    /// Buffer in which a single put of this thread encodes its record, so that the put allocates
+    /// nothing.
     static SPARE_BODY: Cell<Option<Body>> = const { Cell::new(None) };
 }
 
-/// A spare buffer that grew beyond this size is freed.
+/// Maximum size in bytes of a buffer that the thread keeps. A larger buffer is freed.
 const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 impl Table {
@@ -80,9 +82,9 @@ impl Table {
         self.engine.get(&self.core, key.as_ref())
     }
 
-    /// Returns the values of several keys, in the order of `keys`. Faster than single reads, since
-    /// the memory accesses of several keys overlap. The values may belong to different moments; use
-    /// a [`crate::Snapshot`] for values of one moment.
+    /// Returns the values of several keys, in the order of `keys`. Faster than single reads,
+    /// because the memory accesses of several keys overlap. Commits may become visible between the
+    /// reads of two keys. A [`crate::Snapshot`] returns values of one moment.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -132,8 +134,8 @@ impl Table {
 
     /// Returns `true` if the table has a value for `key`.
     ///
-    /// Reads the whole record, because the one checksum that proves the key also covers the value.
-    /// For large values the cost is that of [`Table::get`].
+    /// Reads the whole record, because one checksum covers key and value. So the call takes as long
+    /// as [`Table::get`] for a large value.
     ///
     /// # Errors
     /// The errors of [`Table::get`].
@@ -216,7 +218,8 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`Table::put`], and [`Error::Corrupt`] if damage hides whether the key exists.
+    /// The errors of [`Table::put`], and [`Error::Corrupt`] if a damaged record may be that of
+    /// `key`.
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         self.delete_with(key, self.engine.options.durability)
     }
@@ -227,20 +230,21 @@ impl Table {
     /// The errors of [`Table::delete`].
     pub fn delete_with(&self, key: impl AsRef<[u8]>, durability: Durability) -> Result<bool> {
         self.engine.check_writable()?;
-        // A tombstone for an absent key would only take space.
+        // A tombstone for an absent key would only take space, so an absent key is not deleted.
         while self.contains_key(key.as_ref())? {
             let outcome =
                 self.commit_one(RecordKind::Delete, key.as_ref(), &[], durability, Checks::none())?;
             if outcome.replaced > 0 {
                 return Ok(true);
             }
-            // Another commit changed the key in between; repeat.
+            // Another commit deleted the key after the check, so the check is repeated.
         }
         Ok(false)
     }
 
-    /// Replaces the value of `key` by `new` if the current value is `expected`. `None` stands for
-    /// an absent key on either side. Returns `true` if the value was as expected and was replaced.
+    /// Replaces the value of `key` by `new` if the current value is `expected`. As `expected` or
+    /// `new`, `None` stands for an absent key. Returns `true` if the value was as expected and was
+    /// replaced.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -295,21 +299,22 @@ impl Table {
             }
             let committed = match &new {
                 Some(new) => self.commit_one(RecordKind::Put, key, new.as_ref(), durability, checks),
-                // The key is absent and is to stay absent, so nothing is written.
+                // The key is absent and `new` is `None` too, so nothing is written.
                 None if is_absent => return self.engine.check_writable().map(|()| true),
                 None => self.commit_one(RecordKind::Delete, key, &[], durability, checks),
             };
             match committed {
                 Ok(_) => return Ok(true),
-                // Another commit changed the key in between; repeat. One of the two made progress.
+                // Another commit changed the key after the comparison, so the comparison is
+                // repeated. That commit made progress.
                 Err(Error::Conflict { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Returns an iterator over all records at this moment, in no particular order. Writers are not
-    /// blocked, and later commits are not visible.
+    /// Returns an iterator over all records of this moment, in no particular order. Writers are not
+    /// blocked, and the iterator does not see later commits.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -331,8 +336,8 @@ impl Table {
     /// Returns an iterator over all keys, like [`Table::iter`]. A collected key takes 128 bytes,
     /// the size of a [`Value`]. Use `to_vec` to keep many small keys.
     ///
-    /// Also reads the values: a record has one checksum, and a key is returned only if the checksum
-    /// matches.
+    /// Reads the values too: a record has one checksum over key and value, and a key is returned
+    /// only if the checksum matches.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -356,7 +361,7 @@ impl Table {
     }
 
     /// Returns an iterator over the records with keys that begin with `prefix`, in no particular
-    /// order. Reads every key of the table, since the engine is made for access by key.
+    /// order. Reads every key of the table, because the engine keeps no order of keys.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -423,8 +428,8 @@ impl Table {
         durability: Durability,
         checks: Checks,
     ) -> Result<Outcome> {
-        // A thread that is ending has no spare buffer any more, but its other thread-local values
-        // may still write.
+        // The thread-local buffer of a thread that is ending may be gone, while destructors of its
+        // other thread-local values may still write.
         let mut body = SPARE_BODY.try_with(Cell::take).ok().flatten().unwrap_or_default();
         body.clear();
         let hash = self.engine.hash(key);

@@ -1,7 +1,8 @@
 //! Values returned by reads: short ones copied, long ones shared with their segment.
 //!
 //! - A shared value keeps its segment readable, even after compaction removed the segment.
-//! - Once a read has met the end of a truncated file, access to its bytes panics.
+//! - After a read has noticed that the file of a shared value was truncated, access to the value's
+//!   bytes panics.
 //!
 //! Deliberately absent: mutation.
 
@@ -15,7 +16,7 @@ use crate::engine::segments::Segment;
 use crate::raw::sigbus::any_cut;
 
 /// Values up to this size are copied, which is cheaper than counting references to a segment shared
-/// by all readers. Including its length, such a value has two cache lines.
+/// by all readers. A [`Value`] then fills two cache lines, including its length.
 const INLINE_BYTES_MAX: usize = 112;
 
 /// A key or value read from a database; dereferences to `[u8]`.
@@ -24,8 +25,8 @@ const INLINE_BYTES_MAX: usize = 112;
 /// read allocates nothing. A collection of many small keys or values is smaller as `Vec<u8>` or
 /// `Box<[u8]>`.
 ///
-/// A larger value shares the memory of its segment, usually a mapped file. The memory of the
-/// segment is kept as long as the value. Use `to_vec` to keep bytes for a long time. If another
+/// A larger value shares the memory of its segment, usually a mapped file. The segment stays in
+/// memory as long as the value exists. Use `to_vec` to keep bytes for a long time. If another
 /// program truncates the file in that time, truncated bytes read as zeros until a read has noticed
 /// the truncation; dereferencing panics from then on.
 ///
@@ -48,8 +49,8 @@ const INLINE_BYTES_MAX: usize = 112;
 #[derive(Clone)]
 pub struct Value(Repr);
 
-/// Aligned like the stores that fill it. A load that crosses the borders of earlier stores waits
-/// for all of them.
+/// The bytes of a copied value, aligned like the 16-byte stores that fill them. A load that spans
+/// several earlier stores would have to wait for all of them.
 #[derive(Clone, Copy)]
 #[repr(align(16))]
 struct Inline([u8; INLINE_BYTES_MAX]);
@@ -75,7 +76,8 @@ impl Value {
     /// may extend beyond the value.
     #[inline(always)]
     pub(crate) fn new(bytes: &[u8], len: usize, segment: &Arc<Segment>, offset: u32) -> Self {
-        // A copy of constant length takes a few instructions. The surplus bytes are never read.
+        // A copy of constant length takes a few instructions. Bytes behind the first `len` are
+        // never read.
         match bytes.first_chunk::<INLINE_BYTES_MAX>() {
             Some(bytes) if len <= INLINE_BYTES_MAX => Self(Repr::Inline {
                 len: len as u8,
@@ -120,7 +122,7 @@ impl Deref for Value {
             // The range was inside the segment when the value was made, and segments only grow.
             Repr::Shared { segment, offset, len } => {
                 let bytes = &segment.bytes_at(*offset)[..*len as usize];
-                // A panic is better than zeros that nobody wrote.
+                // A panic is better than returning zeros that were never written.
                 assert!(
                     !any_cut() || !segment.is_cut(),
                     "{} was truncated by another program while in use",

@@ -1,4 +1,4 @@
-//! The public interface: each promise once, on a real disk.
+//! Tests of the public interface on a real disk: each promise of the interface once.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;
@@ -196,7 +196,7 @@ fn snapshots_and_iterators_do_not_change() {
     assert_eq!(snapshot.iter(&table).unwrap().count(), 500);
 }
 
-/// An error of the program, not of the engine.
+/// Error type of the calling program, to which errors of the engine are converted.
 #[derive(PartialEq, Debug)]
 enum Stop {
     Enough,
@@ -429,7 +429,8 @@ fn an_extended_feed_misses_nothing_while_the_log_is_compacted() {
         if round % 3 == 0 {
             db.compact().unwrap();
         }
-        // Every other round holds on to bytes for later reads, and reads only some of them.
+        // In even rounds nothing is read, so the feed keeps the bytes of all changes for later
+        // rounds. In odd rounds at most 100 changes are read.
         let most = if round % 2 == 0 { 0 } else { 100 };
         for change in feed.by_ref().take(most) {
             seen = seen.next();
@@ -510,8 +511,8 @@ fn space_is_bounded_once_background_work_is_done() {
         .segment_bytes_max(segment_bytes);
     let db = options.open(folder.path()).unwrap();
     let table = db.table("rows").unwrap();
-    // Another order each time, so that no segment dies as a whole: the factors have no divisor in
-    // common with the number of rows.
+    // Each version writes the rows in a different order, so that no segment has only dead records.
+    // Each factor is coprime to the number of rows, so that every row is written once.
     for (version, factor) in [1_u32, 3, 7, 9, 11, 13].into_iter().enumerate() {
         for row in 0..4_000_u32 {
             let key = row * factor % 4_000;

@@ -1,4 +1,5 @@
-//! Backups, salvage and healing: folders inside each other, read-only media, a writer beside.
+//! Tests of backups, salvage and healing: with folders inside each other, on read-only media, and
+//! during the work of a writer.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeSet;
@@ -17,7 +18,8 @@ fn options() -> Options {
         .background(false)
 }
 
-/// Writes records in several segments. Those of a later round replace those of an earlier one.
+/// Puts 200 records in several segments. The records of a later round replace those of an earlier
+/// round.
 fn fill(db: &Db, round: u32) {
     let table = db.table("events").unwrap();
     for number in 0..200_u32 {
@@ -29,7 +31,7 @@ fn fill(db: &Db, round: u32) {
     db.sync().unwrap();
 }
 
-/// Returns all files and folders below a folder.
+/// Returns all files and folders below a folder, at any depth.
 fn names(folder: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -41,7 +43,7 @@ fn names(folder: &Path) -> BTreeSet<PathBuf> {
     found
 }
 
-/// Asserts that a call was refused because of its folders.
+/// Asserts that a call was refused because one folder is inside the other.
 fn is_refused<T: std::fmt::Debug>(result: microdb::Result<T>, how: &str) {
     match result {
         Err(Error::Invalid { reason, .. }) => assert!(reason.contains("lies within"), "{how}: {reason}"),
@@ -83,7 +85,7 @@ fn a_copy_within_its_source_is_refused_by_every_name() {
         );
         assert_eq!(names(&path), before, "{}", target.display());
     }
-    // A sibling with a similar name is accepted.
+    // A sibling folder is accepted, even if its name begins with that of the database's folder.
     db.backup_to(folder.path().join("db-copy")).unwrap();
     db.close().unwrap();
     for backup in [path.join("log"), link.clone(), path.clone()] {
@@ -109,7 +111,7 @@ fn a_source_within_its_target_is_refused() {
     is_refused(heal(&inner, &outer), "heal from around");
 }
 
-/// A disk with one folder mounted read-only.
+/// A storage that behaves as if one folder were mounted read-only.
 #[derive(Debug)]
 struct ReadOnlyMount(PathBuf);
 
@@ -153,7 +155,7 @@ impl Storage for ReadOnlyMount {
     }
 
     fn hard_link(&self, _: &Path, _: &Path) -> io::Result<()> {
-        // Another mount is another device.
+        // The read-only folder counts as another device, and hard links cannot cross devices.
         Err(io::ErrorKind::CrossesDevices.into())
     }
 
@@ -179,7 +181,7 @@ fn a_database_on_read_only_media_is_backed_up_whole() {
     fill(&db, 1);
     db.checkpoint().unwrap();
     fill(&db, 2);
-    // As after a crash: the log continues behind the checkpoint.
+    // This copy looks like a database after a crash: its log continues after the checkpoint.
     let crashed = folder.path().join("crashed");
     copy_folder(&path, &crashed);
     db.close().unwrap();
@@ -228,7 +230,8 @@ fn a_backup_beside_a_writer_has_the_moment_of_the_view_and_heals_the_original() 
     let (sequence, records) = (view.sequence(), records(&view));
     let early = folder.path().join("early");
     view.backup_to(&early).unwrap();
-    // Most segments of the view are removed by compaction, and its checkpoint is replaced.
+    // Compaction removes most segments that the view needs, and a new checkpoint replaces the one
+    // from which the view was opened.
     for round in 3..6 {
         fill(&db, round);
     }
@@ -241,7 +244,7 @@ fn a_backup_beside_a_writer_has_the_moment_of_the_view_and_heals_the_original() 
         assert!(backup.verify().unwrap().is_sound());
         assert_eq!(self::records(&backup), records);
     }
-    // A segment that the last backup contains is damaged, and healed from it.
+    // A segment that is also in the last backup is damaged, and then healed from that backup.
     let late = folder.path().join("late");
     options()
         .read_only(true)

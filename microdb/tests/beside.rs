@@ -1,8 +1,8 @@
-//! Power cuts while commits are made beside a checkpoint: at each of its calls to the disk, another
-//! thread commits until the log has a new segment.
+//! Power cuts after commits that happen during a checkpoint. Before each call of the checkpoint to
+//! the disk, another thread commits until the log has a new segment.
 //!
-//! The campaign of `power_cut.rs` does one thing at a time. This test finds faults in work that one
-//! thread began and another made durable.
+//! The campaign of `power_cut.rs` has only one thread. This test finds faults in work that one
+//! thread begins and another thread makes durable.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::io;
@@ -19,7 +19,7 @@ use microdb::{Db, Durability, Options, Sequence};
 
 const DISKS: usize = 12;
 
-/// A disk on which another thread works on a database before each call that names a file of the
+/// A disk that lets another thread work on a database before each call that names a file of a
 /// checkpoint.
 #[derive(Clone, Debug)]
 struct Beside {
@@ -28,7 +28,7 @@ struct Beside {
     work: fn(&Db),
 }
 
-/// Commits more than a segment holds.
+/// Commits more records than a segment can hold.
 fn fill_a_segment(db: &Db) {
     let table = db.table("beside").unwrap();
     for _ in 0..4 {
@@ -42,7 +42,8 @@ fn fill_a_segment(db: &Db) {
 impl Beside {
     fn before(&self, path: &Path) {
         let of_checkpoint = path.components().any(|part| part.as_os_str() == "directory");
-        // Taken out during the work, so that its own calls do not recurse.
+        // The handle is taken out during the work. So the calls of that work do not start further
+        // work.
         let db = self.db.lock().unwrap().take_if(|_| of_checkpoint);
         let Some(db) = db else { return };
         let worked = std::thread::scope(|scope| scope.spawn(|| (self.work)(&db)).join());
@@ -103,7 +104,8 @@ fn commits_beside_a_checkpoint_are_a_prefix_after_any_cut() {
     let table = db.table("beside").unwrap();
     let first = db.sequence().next();
     table.put(first.to_string(), vec![first.0 as u8; 1500]).unwrap();
-    // Acknowledged commits, with the event from which they must be durable.
+    // For each sync: the number of the disk's events at its end, and the last commit that is
+    // durable from that event on.
     let mut durable = vec![(disk.position(), first)];
     for _ in 0..3 {
         *beside.db.lock().unwrap() = Some(db.clone());
@@ -135,8 +137,8 @@ fn commits_beside_a_checkpoint_are_a_prefix_after_any_cut() {
     println!("cuts beside a checkpoint: {disks} disks");
 }
 
-/// Checks that the database on the disk holds its commits up to some sequence, and at least up to
-/// the promised one.
+/// Checks that the database on the disk has all commits up to some sequence number, at least up to
+/// `promised`. Also checks that work can continue.
 fn check(image: Image, promised: Sequence, first: Sequence) -> Result<(), String> {
     let storage = Arc::new(Disk::unrecorded(image));
     let told = |error: microdb::Error| chain(&error);

@@ -1,15 +1,15 @@
-//! Power cuts on real file systems at the level of the disk: every block written by ext4 or xfs is
-//! logged, and the disk is rebuilt as it was after any of them.
+//! Power cuts on real file systems at the level of the disk. Every block written by ext4 or xfs is
+//! logged, and the disk is rebuilt as it was after any of these writes.
 //!
-//! - `real_disk.rs` shuts file systems down at random moments. Here the cut comes between any two
-//!   writes of the disk. Writes that no flush has covered, including the journal, are lost, kept or
-//!   torn in any subset.
-//! - So the test covers changed names (SUPER, checkpoints, tables), growing segments and compaction
-//!   on these file systems.
-//! - The oracle is that of the disk in memory: a state between the last commit acknowledged as
-//!   durable and the last one attempted.
+//! - `real_disk.rs` shuts file systems down at random moments. Here the cut can be between any two
+//!   writes of the disk. Writes that no flush has covered, including those of the journal, are
+//!   lost, kept or torn in any combination.
+//! - So this test covers changed names (SUPER, checkpoints, tables), growing segments and
+//!   compaction on these file systems.
+//! - After a cut, the database must have a state between the last commit acknowledged as durable
+//!   and the last commit attempted. The tests with a disk in memory check the same.
 //!
-//! `qemu-storage-daemon` serves the disk and logs its writes (`blklogwrites`). The test needs it,
+//! `qemu-storage-daemon` serves the disk and logs its writes (`blklogwrites`). The test also needs
 //! root, FUSE, loop devices, `mkfs.ext4` and `mkfs.xfs`; without them it says so and passes.
 //! `MICRODB_BLOCK_CUTS=2000` sets the number of disks, `MICRODB_BLOCK_SEED` selects other work.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
@@ -25,13 +25,13 @@ use crate::support::mount::{Mounted, command};
 use crate::support::random::Random;
 use microdb::{Db, Durability, Options};
 
-/// Number of disks by default, for some seconds.
+/// Default number of power cuts, each with a rebuilt disk. All cuts together take some seconds.
 const CUTS: u64 = 25;
-/// Number of logged steps of work.
+/// Number of steps of the logged work.
 const STEPS: u64 = 400;
-/// Atomic unit of the disk, and unit of the log.
+/// Smallest unit of a write on the disk, and unit of the block log, in bytes.
 const SECTOR: u64 = 512;
-/// Flags of a log entry: all earlier writes are durable, this write is durable, blocks are
+/// Flags of a log entry: all earlier writes are durable; this write is durable; the blocks are
 /// discarded.
 const FLUSH: u64 = 1;
 const FORCED: u64 = 2;
@@ -40,11 +40,11 @@ const DISCARD: u64 = 4;
 /// A file system under test.
 struct Kind {
     name: &'static str,
-    /// Size of the disk: the smallest that its mkfs accepts, or a convenient one.
+    /// Size of the disk in MiB: at least the smallest size that mkfs accepts.
     disk_mib: u64,
     mkfs: &'static [&'static str],
     mount: &'static str,
-    /// Number of sectors of a write that are kept or lost together.
+    /// Number of neighbouring sectors of a write that are kept or lost together.
     tear: u64,
 }
 
@@ -56,9 +56,10 @@ const EXT4: Kind = Kind {
     tear: 1,
 };
 
-/// A block of xfs contains its own version, and recovery takes a block with a new beginning and an
-/// old end for new. So sectors are as large as blocks here, and not torn. All these disks have one
-/// id, and the previous one may not be released yet (`nouuid`).
+/// Each block of xfs has a version at its start. Recovery of xfs treats a block with a new start
+/// and an old end as a new block. So a sector is as large as a block here, and blocks are never
+/// torn. All rebuilt disks have the same id, and the previous disk may still be in use, hence
+/// `nouuid`.
 const XFS: Kind = Kind {
     name: "xfs",
     disk_mib: 320,
@@ -71,7 +72,8 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
 }
 
-/// An image served as a file with logged writes, and a loop device on that file, until dropped.
+/// A disk image that is served as a file with logged writes, and a loop device on that file. Both
+/// end when this value is dropped.
 struct Logged {
     daemon: Child,
     file: PathBuf,
@@ -99,7 +101,7 @@ impl Logged {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| format!("qemu-storage-daemon: {error}"))?;
-        // The daemon greets once all exports exist.
+        // The daemon prints its greeting after all exports exist.
         let mut greeting = String::new();
         let heard = BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut greeting);
         let mut logged = Self {
@@ -114,7 +116,7 @@ impl Logged {
         Ok(logged)
     }
 
-    /// Ends the log.
+    /// Detaches the loop device and ends the daemon, so that the log is complete.
     fn end(mut self) {
         command("losetup", &["--detach", &self.device]).unwrap();
         self.device.clear();
@@ -140,15 +142,15 @@ impl Drop for Logged {
 /// A write in the log.
 struct Entry {
     flags: u64,
-    /// Offset on the disk, offset in the log, and number of bytes.
+    /// Offset of the write on the disk. `from` is its offset in the log, and `bytes` its length.
     to: u64,
     from: u64,
     bytes: u64,
-    /// Length of the log including this entry.
+    /// Length of the log in bytes up to the end of this entry.
     end: u64,
 }
 
-/// Returns the entries of the log in order.
+/// Returns the entries of the log in the order in which they were written.
 fn entries(log: &File) -> Vec<Entry> {
     let numbers = |at: u64| {
         let mut bytes = [0; 32];
@@ -174,7 +176,7 @@ fn entries(log: &File) -> Vec<Entry> {
     (0..count).map(|_| read()).collect()
 }
 
-/// Writes an entry to a disk, or only the sectors for which `keep` returns `true`.
+/// Writes the sectors of an entry for which `keep` returns `true` to a disk.
 fn write(entry: &Entry, log: &File, disk: &File, keep: impl Fn(u64) -> bool) {
     if entry.flags & DISCARD != 0 {
         return;
@@ -191,12 +193,13 @@ fn write(entry: &Entry, log: &File, disk: &File, keep: impl Fn(u64) -> bool) {
 
 type State = BTreeMap<(String, Vec<u8>), Vec<u8>>;
 
-/// Actions and their moments, given as lengths of the log.
+/// The states of a run, with their times. A time is given as the length of the block log.
 struct History {
     on: &'static Kind,
-    /// The state after each step, and the length of the log at the beginning of that step.
+    /// The state after each step, and the length of the block log at the beginning of the step.
     states: Vec<(State, u64)>,
-    /// Length of the log at the acknowledgement of the state with this number.
+    /// Length of the block log when a state was acknowledged as durable, and the index of that
+    /// state in `states`.
     durable: Vec<(u64, usize)>,
 }
 
@@ -208,11 +211,12 @@ fn options() -> Options {
         .checkpoint_log_bytes(60_000)
 }
 
-/// The two names of the table that is renamed in turn.
+/// The two names of the table that is renamed back and forth.
 const NAMES: [&str; 2] = ["one name", "another"];
 
-/// Commits of one to three records, durable or not; renamed tables; many keys at once, so that
-/// directory and log grow; compactions, checkpoints, reopenings.
+/// Runs the logged work and returns its history: commits of one to three records, durable or not;
+/// renamed tables; many keys at once, so that directory and log grow; compactions, checkpoints,
+/// reopenings.
 fn work(on: &'static Kind, folder: &Path, log: &Path, random: &mut Random) -> History {
     let now = || fs::metadata(log).unwrap().len();
     let mut history = History {
@@ -278,8 +282,8 @@ fn work(on: &'static Kind, folder: &Path, log: &Path, random: &mut Random) -> Hi
     history
 }
 
-/// Checks the database on a disk after a cut at length `end` of the log. Returns the number of its
-/// state, or a description of the violation.
+/// Checks the database on a disk after a power cut at length `end` of the block log. Returns the
+/// number of the state that it has, or a description of the violation.
 fn look(disk: &Path, folder: &Path, history: &History, end: u64) -> Result<usize, String> {
     let mounted = Mounted::new(&["-o", history.on.mount, disk.to_str().unwrap()], folder)?;
     let durable = history.durable.iter().rev().find(|(at, _)| *at <= end);
@@ -315,7 +319,7 @@ fn look(disk: &Path, folder: &Path, history: &History, end: u64) -> Result<usize
     if found(&db)? != place {
         return Err("opened again it is another".to_owned());
     }
-    // Work continues on the disk.
+    // A commit after the cut must survive as well.
     let table = db
         .table("after")
         .and_then(|table| table.put("the cut", "a commit").map(|()| table));
@@ -343,16 +347,16 @@ fn contents(db: &Db) -> microdb::Result<State> {
     Ok(state)
 }
 
-/// Fate of the writes that no flush has covered.
+/// Fate of the writes that no flush has covered, when the power is cut.
 #[derive(Clone, Copy)]
 enum Fate {
     Kept,
     Lost,
-    /// Any of them are kept, and of some only some sectors.
+    /// Each write is kept, lost, or kept in some of its sectors, chosen at random by the seed.
     Mixed(u64),
 }
 
-/// Writes the surviving part of unflushed writes to a disk.
+/// Applies unflushed writes to a disk, as far as `fate` keeps them.
 fn cut(pending: &[Entry], tear: u64, log: &File, disk: &File, fate: Fate) {
     let mut dice = Random::new(if let Fate::Mixed(seed) = fate { seed } else { 0 });
     for entry in pending {
@@ -403,15 +407,15 @@ fn any_cut(kind: &'static Kind) {
     campaign(folder, &history, &mut random);
 }
 
-/// Makes a copy that shares nothing with the previous file of its name, which may not be unmounted
-/// completely.
+/// Copies a file to a new file. An existing file of that name is removed and not overwritten,
+/// because a previous mount may still use it.
 fn copy_anew(from: &Path, to: &Path) {
     let _ = fs::remove_file(to);
-    // Skips holes, unlike `fs::copy`.
+    // Unlike `fs::copy`, `cp` keeps holes, so the sparse copy is fast.
     command("cp", &[from.to_str().unwrap(), to.to_str().unwrap()]).unwrap();
 }
 
-/// Builds the disks and checks each.
+/// Rebuilds a disk for each random cut and checks the database on it.
 fn campaign(folder: &Path, history: &History, random: &mut Random) {
     let path = |name: &str| folder.join(name);
     let log = File::open(path("log")).unwrap();
@@ -431,8 +435,8 @@ fn campaign(folder: &Path, history: &History, random: &mut Random) {
     let mut found = std::collections::BTreeSet::new();
     for (number, point) in points.into_iter().enumerate() {
         let end = if point == 0 { 0 } else { entries[point - 1].end };
-        // Checks the check itself: a disk without its last flushes lacks commits acknowledged
-        // since.
+        // This block tests the check itself. A disk without its last flushes must lack commits that
+        // were acknowledged since then, and the check must notice it.
         let promised = |end: u64| history.durable.iter().filter(|(at, _)| *at <= end).count();
         if number % 4 == 1 && promised(end) > promised(last) {
             copy_anew(&path("base"), &path("cut"));
@@ -440,7 +444,8 @@ fn campaign(folder: &Path, history: &History, random: &mut Random) {
             noticed += u64::from(look(&path("cut"), &path("mounted"), history, end).is_err());
         }
         last = end;
-        // All writes up to the last flush are durable.
+        // All writes before the last flush are durable, so they are applied to the base of all
+        // later disks.
         let flushed = entries[..point]
             .iter()
             .rposition(|entry| entry.flags & FLUSH != 0);

@@ -1,7 +1,8 @@
-//! A database that was closed opens with almost nothing to replay, even if the close interrupted
+//! Tests that a closed database opens with almost nothing to replay, even if the close interrupted
 //! background work.
 //!
-//! No test here reads the clock: the recovery report states the amount of log replayed by an open.
+//! No test here reads the clock. The recovery report contains the amount of log that an open
+//! replayed.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -12,17 +13,18 @@ use crate::support::gate::Gate;
 use crate::support::image::Image;
 use microdb::{Db, Durability, Options};
 
-/// Largest log replayed by an open after a clean close, the bound of the engine.
+/// Maximum number of bytes that an open replays after a clean close. The engine promises this
+/// bound.
 const REPLAYED_BYTES_MAX: u64 = 256 * 1024;
 
-/// Amount of log written while the background work is stopped, far above the bound.
+/// Number of bytes written to the log while the background work is stopped, far above that bound.
 const MEANWHILE_BYTES: usize = 1 << 20;
 
 const VALUE_BYTES: usize = 4000;
 
 const ROOT: &str = "/db";
 
-/// Work of the engine during which a close may happen.
+/// Kind of the engine's work that a close interrupts.
 #[derive(Clone, Copy, Debug)]
 enum Work {
     Checkpoint,
@@ -31,7 +33,7 @@ enum Work {
     DurableBatch,
 }
 
-/// The way in which the database is closed.
+/// How the database is closed: with `close`, or by dropping its last handle.
 #[derive(Clone, Copy, Debug)]
 enum Ending {
     Close,
@@ -47,7 +49,7 @@ fn options(gate: &Gate) -> Options {
         .storage(Arc::new(gate.clone()))
 }
 
-/// Puts `bytes` of values under keys from `first` on.
+/// Puts values of `bytes` bytes in total, under consecutive keys from `first` on.
 fn fill(db: &Db, first: usize, bytes: usize) {
     let table = db.table("t").unwrap();
     for number in first..first + bytes / VALUE_BYTES {
@@ -56,7 +58,7 @@ fn fill(db: &Db, first: usize, bytes: usize) {
 }
 
 fn run(db: &Db, work: Work) {
-    // Work interrupted by the close may fail, for that reason only.
+    // Work that is interrupted by the close may fail. The result of the work is ignored.
     match work {
         Work::Checkpoint => drop(db.checkpoint()),
         Work::Compaction => drop(db.compact()),
@@ -72,7 +74,8 @@ fn run(db: &Db, work: Work) {
     }
 }
 
-/// Opens a database of 2 MiB, a third of it dead, with the first megabyte covered by a checkpoint.
+/// Opens a database and writes 2 MiB. A third of the log is dead, and a checkpoint covers the first
+/// MiB.
 fn prepared(gate: &Gate) -> Db {
     let db = options(gate).open(ROOT).unwrap();
     fill(&db, 0, MEANWHILE_BYTES);
@@ -88,8 +91,8 @@ fn end(db: Db, ending: Ending) {
     }
 }
 
-/// Closes the database while `work` is stopped before its call number `at` to the disk. Returns
-/// `false` if the work has fewer calls.
+/// Closes the database while `work` is stopped before its call number `at` to the disk, then checks
+/// the next open. Returns `false` if the work has fewer calls.
 fn close_during(work: Work, ending: Ending, at: u64) -> bool {
     let gate = Gate::new(Arc::new(Disk::unrecorded(Image::default())));
     let db = prepared(&gate);
@@ -109,7 +112,8 @@ fn close_during(work: Work, ending: Ending, at: u64) -> bool {
         });
         is_armed.recv().unwrap();
         let was_held = gate.wait_for_held();
-        // A put behind a batch that waits for the disk waits too.
+        // A put would wait for the durable batch, which is stopped. So there are no puts beside
+        // that batch.
         if was_held && !matches!(work, Work::DurableBatch) {
             fill(&db, 10_000, MEANWHILE_BYTES);
         }
@@ -185,8 +189,8 @@ fn a_checkpoint_counts_the_log_that_was_written_while_it_was_made() {
         fill(&db, 10_000, MEANWHILE_BYTES);
         gate.release();
     });
-    // The log behind the checkpoint is large enough for another one, so that both a kill now and a
-    // later close leave little.
+    // The log after the checkpoint is large enough for another checkpoint. So the close writes
+    // another one, and the next open replays little.
     let before = db.stats().checkpoints;
     drop(db);
     let db = options(&gate).open(ROOT).unwrap();
@@ -255,8 +259,8 @@ fn a_read_only_open_maps_the_durable_log_and_copies_what_is_behind_it() {
     let db = open_options.segment_bytes_max(16 << 20).open(ROOT).unwrap();
     fill(&db, 0, 8 << 20);
     db.sync().unwrap();
-    // Beside a writer: its segment has some MiB of blocks behind the durable frontier, which the
-    // writer may cut at any time.
+    // The writer still has the database open. The writer's segment has some MiB of allocated blocks
+    // after the durable frontier, and the writer may cut off these blocks at any time.
     db.table("t").unwrap().put("behind", "buffered").unwrap();
     let before = gate.read_bytes();
     let reader = read_only();
@@ -281,9 +285,10 @@ fn a_read_only_open_maps_the_durable_log_and_copies_what_is_behind_it() {
     assert!(table.contains_key("behind").unwrap());
 }
 
-/// Calls to the disk of an open, without those for each segment: locks, SUPER, checkpoint, folders.
+/// Maximum number of an open's calls to the disk, without the calls for each segment. These calls
+/// concern locks, SUPER, the checkpoint and folders.
 const OPENING_CALLS_MAX: u64 = 24;
-/// Open, length, header, map.
+/// Maximum number of an open's calls for each segment: open, length, header, map.
 const CALLS_PER_SEGMENT_MAX: u64 = 4;
 
 #[test]

@@ -1,11 +1,12 @@
-//! Writers, readers, snapshots, transactions, checkpoints, compactions and digests at once: all
-//! observations must fit one order of all commits.
+//! Writers, readers, snapshots, transactions, checkpoints, compactions and digests run at once. All
+//! their observations must fit one order of all commits.
 //!
-//! - Every key has one writer, who numbers its values and publishes the last number begun and the
-//!   last one acknowledged. So a reader knows, without a lock, the permitted range of the value,
-//!   which must not be older than the value seen before.
-//! - Money moved between accounts is never created or lost in any snapshot.
-//! - Shared counters, incremented by compare-and-swap and by transactions, count each success once.
+//! - Every key has one writer, which numbers its values. The writer publishes the last number begun
+//!   and the last number acknowledged. From them a reader knows, without a lock, the permitted
+//!   range of the value. A value must also not be older than the value that the reader saw before.
+//! - Transactions move money between accounts. No snapshot may see more or less money in total.
+//! - Shared counters are incremented by compare-and-swap and by transactions. Each success must
+//!   count once.
 //!
 //! `MICRODB_THREADS_WRITES` sets the number of writes per writer.
 
@@ -35,7 +36,8 @@ fn options() -> Options {
         .buffer_bytes(8 << 10)
 }
 
-/// Every fifth value of a key is its absence.
+/// Returns `true` if the value with this number is the absence of the key, which is every fifth
+/// value.
 fn is_absent(number: u64) -> bool {
     number.is_multiple_of(5)
 }
@@ -52,7 +54,7 @@ fn number(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes[..8].try_into().unwrap())
 }
 
-/// Returns the value with this number. Its length varies, and all of its bytes depend on the
+/// Returns the bytes of the value with this number. The length varies, and each byte depends on the
 /// number.
 fn value(number: u64) -> Vec<u8> {
     let mut bytes = number.to_le_bytes().to_vec();
@@ -60,7 +62,7 @@ fn value(number: u64) -> Vec<u8> {
     bytes
 }
 
-/// The last number begun and the last number acknowledged, for each key.
+/// For each key: the number of the last write begun, and the number of the last write acknowledged.
 struct Marks(Vec<(AtomicU64, AtomicU64)>);
 
 impl Marks {
@@ -76,8 +78,9 @@ impl Marks {
         self.0[key as usize].1.store(number, Ordering::SeqCst);
     }
 
-    /// Reads and checks the result: not older than the last value acknowledged before (or seen),
-    /// not newer than the last one begun afterwards. Returns the lower bound for the next read.
+    /// Reads a key and checks the value. The value must not be older than `seen` or the last write
+    /// acknowledged before the read. The value must not be newer than the last write begun by the
+    /// end of the read. Returns the lower bound for the next read.
     fn check(&self, key: u64, seen: u64, read: impl FnOnce() -> Option<Vec<u8>>) -> u64 {
         let oldest = self.0[key as usize].1.load(Ordering::SeqCst).max(seen);
         let found = read();
@@ -156,7 +159,8 @@ fn watch_snapshots(db: &Db, table: &Table, accounts: &Table, marks: &Marks, done
                     .map(|value| value.to_vec())
             };
             let from = seen[number as usize].max(before[number as usize]);
-            // The moment is that of the snapshot, so later acknowledgements do not count.
+            // The upper bound is taken after the snapshot and before the read. The snapshot cannot
+            // contain a write that begins later.
             let newest = marks.0[number as usize].0.load(Ordering::SeqCst);
             let found = read();
             let found = match found {
@@ -174,7 +178,7 @@ fn watch_snapshots(db: &Db, table: &Table, accounts: &Table, marks: &Marks, done
         assert_eq!(money(&snapshot, accounts), MONEY * ACCOUNTS);
         let counted = snapshot.iter(table).unwrap().map(Result::unwrap).count() as u64;
         assert_eq!(counted, snapshot.len(table).unwrap());
-        // An old snapshot still shows the same.
+        // The previous snapshot must still show the same content as when it was taken.
         if let Some((old, count)) = older.replace((snapshot, counted)) {
             assert_eq!(old.iter(table).unwrap().map(Result::unwrap).count() as u64, count);
             assert_eq!(money(&old, accounts), MONEY * ACCOUNTS);
@@ -187,7 +191,7 @@ fn money(snapshot: &Snapshot, accounts: &Table) -> u64 {
     (0..ACCOUNTS).map(balance).sum()
 }
 
-/// Moves money and counts, against a thread that does the same.
+/// Moves money and increments the counters, while another thread does the same.
 fn transfer(db: &Db, accounts: &Table, thread: u64) {
     for step in 0..writes() / 10 {
         let (from, to) = (
@@ -255,7 +259,8 @@ fn everything_at_once_fits_one_order_of_all_commits() {
         scope.spawn(|| read(table, marks, done));
         scope.spawn(|| watch_snapshots(db, table, accounts, marks, done));
         scope.spawn(|| keep_house(db, done));
-        // The other threads run until the work is done, and also end if it fails.
+        // The readers and the background work run until the writers have ended, also if a writer
+        // fails.
         let results: Vec<_> = work
             .into_iter()
             .map(std::thread::ScopedJoinHandle::join)

@@ -1,4 +1,4 @@
-//! Every input kept by the fuzzers, and every one that once broke something, is run again.
+//! Runs all inputs that the fuzzers have kept, including every input that once caused a failure.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

@@ -1,4 +1,5 @@
-//! A system call that could not begin is an error of the call that needed it, and never poisons.
+//! Tests that a system call that could not begin is an error of the operation that needed it. Such
+//! an error never poisons the database.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::io;
@@ -12,13 +13,13 @@ use microdb::storage::{Mapping, OpenMode, OsStorage, Storage, StorageFile, Stora
 use microdb::{Db, Durability, Error, Options};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Name of the test that is the second process.
+/// Path of the test that runs as the second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 const ENOMEM: i32 = 12;
 const EMFILE: i32 = 24;
 
-/// The real disk, which refuses to map files while `refuses` is set.
+/// The real disk, which refuses to map files into memory while `refuses` is set.
 #[derive(Clone, Debug)]
 struct Unmappable {
     inner: Arc<dyn Storage>,
@@ -117,7 +118,8 @@ fn check(db: &Db, numbers: std::ops::Range<u32>, bytes: usize) {
     }
 }
 
-/// Returns the system's error number behind an error that does not poison.
+/// Returns the system's error number of an IO error. Panics for any other error, also for a
+/// poisoned database.
 fn number(error: &Error) -> Option<i32> {
     match error {
         Error::Io { source, .. } => source.raw_os_error(),
@@ -187,14 +189,14 @@ fn segments_that_cannot_be_mapped_refuse_new_ones_before_they_fill_the_memory() 
     assert_eq!(number(&error), Some(ENOMEM), "{}", chain(&error));
     assert!(end > 64, "refused after {end} MiB");
     check(&db, 0..end, VALUE);
-    // The same handle recovers by itself.
+    // The same handle works again once maps are possible.
     disk.refuses.store(false, Ordering::SeqCst);
     put(&db, end..end + 20, VALUE).unwrap();
     check(&db, 0..end + 20, VALUE);
     db.close().unwrap();
 }
 
-/// Not a test by itself: the process at its limit.
+/// Runs as a second process for another test: it reaches its limit of file descriptors.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
@@ -210,8 +212,9 @@ fn the_other_process() {
         setrlimit(Resource::Nofile, limit).unwrap();
     };
     for durability in [Durability::Sync, Durability::Buffered] {
-        // No descriptor left at the next segment, one left, and so on. A complete segment releases
-        // its descriptor, so with some to spare the log continues without end.
+        // Each case leaves a different number of free descriptors when the log needs the next
+        // segment. A complete segment releases its descriptor. So with enough free descriptors the
+        // log continues without end.
         for spare in SPARE {
             let path = folder.join(format!("{durability:?}-{spare}"));
             let options = || options().durability(durability);
@@ -224,7 +227,8 @@ fn the_other_process() {
             }
             taken.truncate(taken.len() - spare);
             let (mut end, mut refusals) = (1, 0);
-            // The first refusal, then twice more: the handle stays as it is.
+            // The loop ends after three refusals, or after all puts. The handle must stay usable
+            // after a refusal.
             while end < PUTS_MAX && refusals < 3 {
                 let before = db.sequence();
                 match put(&db, end..end + 1, 900) {
@@ -251,10 +255,10 @@ fn the_other_process() {
     }
 }
 
-/// Number of puts that fill some dozens of segments.
+/// Number of puts, enough to fill some dozens of segments.
 const PUTS_MAX: u32 = 400;
-/// Numbers of spare descriptors. With the last one the log continues: at most 16 segments wait to
-/// be written, and 16 to be synced.
+/// Numbers of free descriptors to test. With 40, no put is refused: at most 16 segments wait to be
+/// written, and 16 wait to be synced.
 const SPARE: [usize; 8] = [0, 1, 2, 3, 4, 5, 6, 40];
 
 #[test]

@@ -1,5 +1,5 @@
-//! Damage of an open database: files truncated while mapped, and damage of bytes that were sound
-//! when it was opened.
+//! Tests of damage to an open database: files truncated while they are mapped, and bytes damaged
+//! after the open.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::support::other::{self, Other, say};
 use microdb::{Db, Durability, Error, Options};
 
-/// Name of the test that is the second process.
+/// Path of the test that runs as the second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
-/// Signal of a read behind the end of a mapped file.
+/// Number of the signal that a process gets for a read after the end of a mapped file.
 const SIGBUS: i32 = 7;
 
 fn options() -> Options {
@@ -34,7 +34,8 @@ fn value(number: u32) -> Vec<u8> {
         .collect()
 }
 
-/// Three sealed segments, an active one, and a checkpoint of all; closed.
+/// Creates and closes a database with three sealed segments, an active segment, and a checkpoint of
+/// all of them. Returns its path.
 fn shop(folder: &Path) -> PathBuf {
     let path = folder.join("shop");
     let db = options().open(&path).unwrap();
@@ -51,7 +52,8 @@ fn segment(path: &Path, id: u32) -> PathBuf {
     path.join(format!("log/{id:010}.seg"))
 }
 
-/// Changes a file in place, so that maps of it show the change.
+/// Writes `with` over the first occurrence of `text`, in place. So existing maps of the file show
+/// the change.
 fn overwrite(path: &Path, text: &[u8], with: &[u8]) {
     use std::os::unix::fs::FileExt;
     let bytes = std::fs::read(path).unwrap();
@@ -72,8 +74,8 @@ fn cut(path: &Path, len: u64) {
         .unwrap();
 }
 
-/// Reads every key in every way. Each read gives the right value or names `damaged`. Returns the
-/// number of the latter.
+/// Reads every key through each kind of read. Each read must return the right value or an error
+/// that names `damaged`. Returns the number of keys with an error.
 fn read(db: &Db, damaged: &Path) -> u32 {
     let table = db.table("t").unwrap();
     let names = |error: Error| match error {
@@ -119,12 +121,13 @@ fn read(db: &Db, damaged: &Path) -> u32 {
     errors
 }
 
-/// Returns the number of records of segment `id` that end behind byte `len` of its file.
+/// Returns the number of records in segment `id` that end after byte `len` of its file.
 fn records_behind(db: &Db, id: u64, len: u64) -> u32 {
     let table = db.table("t").unwrap();
     let is_behind = |number: &u32| {
         let at = table.location(key(*number)).unwrap().unwrap();
-        // Checksum, tag, length of the key, length of the value; then both.
+        // The record's header has 8 bytes: checksum, tag, length of the key, length of the value.
+        // Key and value follow.
         let bytes = 4 + 1 + 1 + 2 + key(*number).len() + value(*number).len();
         at.segment == id && u64::from(at.offset) + bytes as u64 > len
     };
@@ -141,15 +144,15 @@ fn a_segment_truncated_while_mapped_is_damage_and_not_a_crash() {
         let lost = records_behind(&db, 2, len);
         assert!(lost > 50, "cut to {len}: {lost} records");
         cut(&segment(&path, 2), len);
-        // Exactly the records that are gone: no other read fails, and none of these succeeds.
+        // Exactly the reads of the lost records fail.
         assert_eq!(read(&db, &segment(&path, 2)), lost, "cut to {len}");
         let message = db.verify().unwrap().damage.join("\n");
         assert!(message.contains("0000000002.seg"), "{message}");
-        // Everything else continues to work.
+        // Writes to the database and syncs still work.
         db.table("t").unwrap().put("new", "value").unwrap();
         db.sync().unwrap();
         drop(db);
-        // The next open, or the reads behind it, say that durable records are missing.
+        // The next open fails and names the segment, or reads of the lost records fail.
         match options().open(&path) {
             Err(error) => assert!(error.to_string().contains("0000000002.seg"), "{error}"),
             Ok(db) => {
@@ -161,14 +164,16 @@ fn a_segment_truncated_while_mapped_is_damage_and_not_a_crash() {
     }
 }
 
-/// Not a test by itself: reads behind the end of a file that it cuts.
+/// Runs as a second process for another test: it cuts a mapped file short and reads after its new
+/// end.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
     let Some((part, folder)) = other::part() else {
         return;
     };
-    // Made by the first process, since making it installs the handler.
+    // The first process has created the database. Creating it here would already install the SIGBUS
+    // handler.
     let path = folder.join("shop");
     let db = options().sigbus_handler(part == "installed").open(&path).unwrap();
     let table = db.table("t").unwrap();
@@ -235,8 +240,44 @@ fn a_checkpoint_truncated_while_mapped_hides_no_key() {
         );
         assert!(table.iter().any(|record| record.is_err()));
         drop((table, db));
-        // The checkpoint is derived: the log is sufficient.
+        // The log alone is sufficient for recovery, because a checkpoint is only derived from it.
         assert_eq!(read(&options().open(&copy).unwrap(), Path::new("")), 0);
+    }
+}
+
+#[test]
+fn verify_finds_damage_in_a_chunk_of_the_checkpoint_that_was_verified_before() {
+    use std::os::unix::fs::FileExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = shop(folder.path());
+    let checkpoint = std::fs::read_dir(path.join("directory")).unwrap().next();
+    let checkpoint = checkpoint.unwrap().unwrap().path();
+    let db = options().open(&path).unwrap();
+    assert!(db.verify().unwrap().is_sound());
+    // In the file of the checkpoint, the chunks of the directories follow the head. A byte of a
+    // chunk is changed.
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&checkpoint)
+        .unwrap();
+    let mut byte = [0];
+    let at = 4096 + 100;
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    let report = db.verify().unwrap();
+    assert!(report.damage.is_empty(), "{:?}", report.damage);
+    let [damage] = &report.derived_damage[..] else {
+        panic!("{:?}", report.derived_damage);
+    };
+    assert!(damage.contains(&checkpoint.display().to_string()), "{damage}");
+    // The keys of this chunk are in doubt, and no read takes them for absent.
+    let table = db.table("t").unwrap();
+    for number in 0..1500 {
+        match table.get(key(number)) {
+            Ok(found) => assert_eq!(found.as_deref(), Some(&value(number)[..])),
+            Err(error) => assert!(error.is_corrupt(), "{error}"),
+        }
     }
 }
 
@@ -253,7 +294,7 @@ fn a_damaged_key_is_neither_absent_nor_free() {
     assert!(swapped.unwrap_err().is_corrupt());
     let read = db.transaction(|tx| tx.get(&table, key(77)).map(|_| ()));
     assert!(read.unwrap_err().is_corrupt());
-    // A new write gives the key its new value.
+    // A put for the key with the damaged record is accepted and replaces the record.
     table.put(key(77), "anew").unwrap();
     assert_eq!(table.get(key(77)).unwrap().as_deref(), Some(&b"anew"[..]));
 }
@@ -304,7 +345,8 @@ fn nobody_sees_the_middle_of_a_batch_that_writes_a_key_twice() {
                 reads.fetch_add(1, Ordering::Relaxed);
             }
         });
-        // Until the reader has met enough batches, on any machine.
+        // The loop ends after a minimum of batches and a minimum of reads, so that it is
+        // independent of the speed of the machine.
         let mut batches = 0;
         while batches < 30_000 || reads.load(Ordering::Relaxed) < 10_000 {
             batches += 1;

@@ -1,4 +1,4 @@
-//! Digests and differences against a full comparison, over random histories.
+//! Compares digests and differences of databases with a full comparison, over random histories.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -30,7 +30,8 @@ fn contents(db: &Db) -> Contents {
     all
 }
 
-/// Returns all differences, as reported and as computed.
+/// Returns all differences of two databases: as reported by `diff`, and as computed by a full
+/// comparison.
 fn differences(one: &Db, two: &Db) -> (Vec<Difference>, Keys) {
     let mut found = Vec::new();
     let report = diff(one, two, |difference| {
@@ -155,7 +156,7 @@ fn equal_contents_have_equal_digests_whatever_the_history_and_the_seed() {
             .unwrap()
             .is_equal()
     );
-    // One key with another value: one prefix.
+    // One key has a different value in the second database, so exactly one prefix differs.
     b.put(17_u32.to_be_bytes(), "else").unwrap();
     let report = diff(&one, &two, |difference| {
         assert_eq!(difference.key, 17_u32.to_be_bytes());
@@ -205,7 +206,7 @@ fn a_digest_of_a_damaged_record_is_an_error() {
     let mut bytes = std::fs::read(&path).unwrap();
     let at = bytes.windows(20).position(|window| window == [7; 20]).unwrap();
     bytes[at] ^= 1;
-    // Opened while sound, damaged afterwards.
+    // The file is sound during the open and damaged afterwards.
     let db = options().open(folder.path()).unwrap();
     std::fs::write(&path, &bytes).unwrap();
     let error = db.digest().unwrap_err();
@@ -258,7 +259,8 @@ fn a_diff_with_a_backup_compares_only_later_writes() {
                 "{report:?}"
             );
         }
-        // A clear, after which the logs cannot decide.
+        // After a clear, the logs alone cannot show all differences, so the comparison by log is
+        // not used.
         table.clear().unwrap();
         assert!(!diff(&db, &backup, |_| ControlFlow::Continue(())).unwrap().by_log);
     }

@@ -1,5 +1,5 @@
-//! Tests of the test disk: synced content is on every disk after a cut, unsynced content on some
-//! and not on others.
+//! Tests of the test disk: after a power cut, synced content is on every possible disk. Unsynced
+//! content is on some of these disks and not on others.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::support::image::Image;
 use crate::support::random::Random;
 use microdb::storage::{OpenMode, Storage};
 
-/// Returns many disks after a cut at the last event of `disk`.
+/// Returns many disks that a power cut after the last event of `disk` can leave.
 fn disks_at_the_end(disk: &Disk) -> Vec<Image> {
     let record = disk.record();
     let mut cuts = Cuts::new(&record);

@@ -1,4 +1,4 @@
-//! The programs of `examples/` do as they say.
+//! Tests that the programs in `examples/` run and print the expected output.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 #![cfg(feature = "bincode")]

@@ -1,16 +1,16 @@
-//! Every call to the disk fails once, and once forever. The engine reports a typed error and keeps
-//! its promises.
+//! Tests that every call to the disk may fail, once or forever. The engine must report a typed
+//! error and keep its promises.
 //!
-//! One small and varied workload runs again and again. In run N the Nth call that the fault can hit
-//! fails (an IO error, a full disk, a write that stops half way), alone or with all later ones.
-//! Then:
+//! One small and varied workload runs many times. In run N, the Nth call that the fault can hit
+//! fails, alone or with all later calls. The fault is an IO error, a full disk, or a write that
+//! stops half way. Then these promises are checked:
 //!
-//! - the error names the fault and no damage;
-//! - acknowledged commits are present, and the failed one is not visible;
-//! - a failed write or sync refuses further ones while reads continue;
-//! - a power cut at this moment loses nothing;
-//! - once the cause is removed, the same handle (or, if it was poisoned, the next open) completes
-//!   the workload.
+//! - the error names the fault and reports no damage;
+//! - acknowledged commits are present, and the failed commit is not visible;
+//! - after a failed write or sync, further writes are refused while reads continue;
+//! - a power cut at this time loses nothing that was acknowledged;
+//! - once the cause is removed, the same handle completes the workload. If the handle is poisoned,
+//!   the next open completes it.
 //!
 //! All N and all kinds of calls are tried.
 
@@ -24,9 +24,9 @@ use crate::support::workload::{Change, Failure, Op, ROOT, Run, Shape, chain, key
 use microdb::storage::{OpenMode, Storage};
 use microdb::{Durability, Error};
 
-/// Number of disks checked after a power cut right after the fault, and at the end.
+/// Number of disks that are checked for each power cut.
 const DISKS: usize = 2;
-/// A fault that does not end by itself.
+/// Number of failing calls for a fault that never ends.
 const FOR_GOOD: u64 = u64::MAX;
 
 fn put(table: usize, number: u64, len: usize, durability: Durability) -> Op {
@@ -35,7 +35,8 @@ fn put(table: usize, number: u64, len: usize, durability: Durability) -> Op {
     Op::Batch(vec![Change::Put(table, key(number % 10), value)], durability)
 }
 
-/// Makes every kind of call to the disk, each in more than one state of the log.
+/// Returns a workload that makes every kind of call to the disk, each in more than one state of the
+/// log.
 fn script() -> Vec<Op> {
     use Durability::{Buffered, Sync};
     let mut ops = vec![Op::Make(0), put(0, 1, 100, Sync), put(1, 2, 1500, Sync)];
@@ -88,11 +89,11 @@ fn script() -> Vec<Op> {
 #[derive(Default, Debug)]
 struct Tally {
     runs: u64,
-    /// Number of failed operations after which the same handle continued.
+    /// Number of runs in which the engine refused an operation and the same handle continued.
     refused: u64,
-    /// Number of poisoned handles after which the next open continued.
+    /// Number of runs in which the handle was poisoned and the next open continued.
     poisoned: u64,
-    /// Number of failures without an effect.
+    /// Number of runs in which the fault was hit and no operation failed.
     unnoticed: u64,
     disks: u64,
     calls: BTreeMap<String, u64>,
@@ -111,7 +112,7 @@ fn a_fault_at_any_call_is_a_typed_error_and_nothing_acknowledged_is_lost() {
     for shape in [Shape::small(true), Shape::small(false)] {
         for kind in [FaultKind::Io, FaultKind::Full, FaultKind::Short] {
             for times in [1, FOR_GOOD] {
-                // Without maps, only reads differ.
+                // Without maps only the read calls differ, so one kind of fault suffices.
                 if !shape.maps && (kind, times) != (FaultKind::Io, 1) {
                     continue;
                 }
@@ -125,7 +126,7 @@ fn a_fault_at_any_call_is_a_typed_error_and_nothing_acknowledged_is_lost() {
         }
     }
     println!("faults: {tally:?}");
-    // Every kind of call was hit somewhere.
+    // Checks that the faults have hit every kind of call in at least one run.
     for call in [
         Call::CreateFolder,
         Call::Open,
@@ -151,7 +152,8 @@ fn a_fault_at_any_call_is_a_typed_error_and_nothing_acknowledged_is_lost() {
     }
 }
 
-/// Runs the script once with one fault. Returns `false` if the script ends before the fault's turn.
+/// Runs the script once with one fault. Returns `false` if the script ends before the call that
+/// should fail.
 fn trial(shape: Shape, fault: Fault, tally: &mut Tally) -> Result<bool, String> {
     let disk = Disk::default();
     disk.set_fault(Some(fault));
@@ -210,7 +212,7 @@ fn trial(shape: Shape, fault: Fault, tally: &mut Tally) -> Result<bool, String> 
     Ok(true)
 }
 
-/// Checks that the failure is a refusal of the engine that reports this fault and nothing else.
+/// Checks that the failure is an error of the engine that reports exactly this fault.
 fn check_told(disk: &Disk, fault: Fault, failure: &Failure) -> Result<(), String> {
     let Failure::Refused(error) = failure else {
         return Err(failure.to_string());
@@ -233,8 +235,8 @@ fn check_told(disk: &Disk, fault: Fault, failure: &Failure) -> Result<(), String
 }
 
 impl Trial {
-    /// After a failed operation: checks reads, refusals and a power cut, then continues without the
-    /// fault. Returns `true` if the handle was poisoned.
+    /// Handles a failed operation: checks reads, refusals and a power cut, then removes the fault
+    /// and continues. Returns `true` if the handle was poisoned.
     fn recover(&mut self, failure: &Failure, tally: &mut Tally) -> Result<bool, String> {
         let poisoned = matches!(failure, Failure::Refused(Error::Poisoned { .. }));
         if self.run.is_open() {
@@ -244,8 +246,8 @@ impl Trial {
             }
         }
         self.check_cut(tally)?;
-        // A permanent fault is removed by the reader of the error. The call that it hit stays
-        // known.
+        // The fault is removed, as an operator would remove its cause. The disk still reports the
+        // call that the fault hit.
         self.run.disk.end_fault();
         if poisoned || !self.run.is_open() {
             if self.run.is_open() && self.run.close().is_ok() {
@@ -254,15 +256,15 @@ impl Trial {
             self.run
                 .reopen()
                 .map_err(|failure| format!("reopened after it: {failure}"))?;
-            // Content visible in the handle may have been lost by a failed sync. After it was seen
-            // again, it must not be lost.
+            // A failed sync may have lost content that was visible in the handle. The content
+            // visible after the reopening must survive a power cut.
             self.check_cut(tally)
                 .map_err(|error| format!("reopened, then {error}"))?;
         }
         Ok(poisoned)
     }
 
-    /// Reads continue and show the last commit that succeeded.
+    /// Checks that reads still succeed and show the last successful commit.
     fn check_reads(&self) -> Result<(), String> {
         let db = self.run.db();
         let seen = read(db).map_err(|error| format!("a read: {}", chain(&error)))?;
@@ -278,7 +280,7 @@ impl Trial {
         }
     }
 
-    /// A poisoned database accepts no more writes.
+    /// Checks that a poisoned database refuses all writes.
     fn check_refusals(&self) -> Result<(), String> {
         let db = self.run.db();
         let table = db.tables().first().and_then(|table| db.get_table(&table.name));
@@ -311,7 +313,8 @@ impl Trial {
         Ok(())
     }
 
-    /// Cuts the power now.
+    /// Cuts the power at the last event and checks the database and all backups on the resulting
+    /// disks.
     fn check_cut(&mut self, tally: &mut Tally) -> Result<(), String> {
         let record = self.run.disk.record();
         let mut cuts = Cuts::new(&record);
@@ -330,11 +333,11 @@ impl Trial {
         Ok(())
     }
 
-    /// Closes and cuts the power: everything ever acknowledged must exist.
+    /// Closes the database and cuts the power. All acknowledged commits must exist.
     fn end(mut self, tally: &mut Tally) -> Result<(), String> {
         self.run.disk.end_fault();
         if let Err(failure) = self.run.close() {
-            // A fault that no operation has met yet is met here.
+            // If no operation has met the fault yet, the close may meet it.
             check_told(&self.run.disk, self.fault, &failure)?;
             self.run
                 .reopen()
@@ -367,8 +370,8 @@ fn a_full_disk_refuses_before_it_acknowledges_and_goes_on_once_there_is_room() {
                 Ok(()) => {}
                 Err(Failure::Refused(error)) if error.is_disk_full() => {
                     refusals += 1;
-                    // Space is freed. A handle without a partial write continues, the other is
-                    // reopened.
+                    // Space is freed. A poisoned handle, after a partial write, must be reopened.
+                    // Any other handle continues.
                     disk.set_capacity(disk.image().used_bytes() + 20_000);
                     if matches!(error, Error::Poisoned { .. }) {
                         assert!(run.close().is_err());
@@ -395,7 +398,8 @@ fn a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one() {
     run.close().unwrap();
     disk.remove(&std::path::Path::new(ROOT).join("SUPER")).unwrap();
     let before = disk.image();
-    // The first listing of an open without SUPER asks for the existence of a log.
+    // An open without SUPER lists the log folder to find out if a log exists. If that listing
+    // fails, the open must fail and change nothing.
     for read_only in [false, true] {
         let mut at = 0;
         loop {

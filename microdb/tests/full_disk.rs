@@ -1,5 +1,5 @@
-//! On a full disk, `compact`, `clear` and `drop_table` free space without a free byte, and without
-//! a risk for live records.
+//! Tests that `compact`, `clear` and `drop_table` free space on a disk without a free byte, and
+//! never risk live records.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -14,7 +14,7 @@ use microdb::{Db, Durability, Options, Table};
 
 const ROOT: &str = "/db";
 const VALUE_BYTES: usize = 1_000;
-/// Number of live records.
+/// Number of keys, which are written in turn. So it is also the number of live records.
 const KEYS: u32 = 20;
 const CAPACITY: u64 = 1 << 20;
 
@@ -27,7 +27,7 @@ fn open(disk: &Disk) -> Db {
     options.storage(Arc::new(disk.clone())).open(ROOT).unwrap()
 }
 
-/// Puts records until the disk has no free byte. Returns the number of the last put that succeeded.
+/// Puts records until the disk has no free byte. Returns the number of the last successful put.
 fn fill(disk: &Disk, table: &Table, keys: u32) -> u32 {
     disk.set_capacity(CAPACITY);
     for number in 0_u32.. {
@@ -41,7 +41,7 @@ fn fill(disk: &Disk, table: &Table, keys: u32) -> u32 {
     unreachable!("the disk gets full")
 }
 
-/// Checks that each key has its newest value after the put with number `last`.
+/// Checks that each key has its newest value after put number `last`.
 fn check(table: &Table, last: u32) {
     for number in last + 1 - KEYS..=last {
         let value = table.get((number % KEYS).to_be_bytes()).unwrap().unwrap();
@@ -62,7 +62,7 @@ fn compact_frees_dead_segments_on_a_disk_without_a_free_byte() {
     let last = fill(&disk, &table, KEYS);
     check(&table, last);
     db.sync().unwrap();
-    // The next process, after this one dies.
+    // The process is killed, and the next process opens the database.
     let disk = disk.kill();
     let db = open(&disk);
     check(&db.table("t").unwrap(), last);
@@ -75,7 +75,7 @@ fn compact_keeps_the_space_it_freed_when_it_fails_later() {
     let table = db.table("t").unwrap();
     let last = fill(&disk, &table, KEYS);
     db.sync().unwrap();
-    // The freed space does not return to this process: another one takes it at once.
+    // Another process uses up all freed space at once, so none of it is available to this process.
     let taken = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

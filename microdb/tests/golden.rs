@@ -1,15 +1,15 @@
-//! Compatibility: databases written by earlier builds are read correctly.
+//! Tests of compatibility: databases written by earlier builds are read correctly.
 //!
-//! `data/golden/microdb-1` was written before segments had seals, `data/golden/microdb-1-sealed` by
-//! `make_golden`. Run `make_golden` by hand after an addition to the format; it then writes the
-//! next folder, and old ones stay.
+//! `data/golden/microdb-1` was written before segments had seals. `data/golden/microdb-1-sealed`
+//! was written by `make_golden`. Run `make_golden` by hand after an addition to the format.
+//! `make_golden` writes a new folder and keeps the old ones.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::{Path, PathBuf};
 
 use microdb::{Durability, Options};
 
-/// Versions of the format, the newest last.
+/// Names of the golden folders, the newest last. Each addition to the format has a folder.
 const GOLDEN: [&str; 2] = ["microdb-1", "microdb-1-sealed"];
 
 fn golden(name: &str) -> PathBuf {
@@ -18,7 +18,8 @@ fn golden(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Returns key and value number `number`. Every seventh is deleted.
+/// Returns key and value of record number `number`. Every seventh record is deleted in the golden
+/// databases.
 fn record(number: u32) -> ([u8; 4], Vec<u8>) {
     (
         number.to_be_bytes(),

@@ -1,5 +1,5 @@
-//! Seals and healing: damage in a segment is found by its seal, and repaired with a chunk of a
-//! backup.
+//! Tests of seals and healing: a seal finds damage in its segment, and a chunk of a backup repairs
+//! it.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -23,8 +23,8 @@ fn value(number: u32) -> Vec<u8> {
         .collect()
 }
 
-/// A database of four sealed segments and an active one, and its backup on another disk, so that no
-/// file is shared.
+/// Creates a database with four sealed segments and an active segment, and a backup that shares no
+/// file with it, as on another disk. Returns both paths.
 fn shop(folder: &Path) -> (PathBuf, PathBuf) {
     let (path, linked, backup) = (folder.join("shop"), folder.join("linked"), folder.join("backup"));
     let db = options().open(&path).unwrap();
@@ -35,7 +35,7 @@ fn shop(folder: &Path) -> (PathBuf, PathBuf) {
     let report = db.backup_to(&linked).unwrap();
     assert!(report.segments_linked >= 4);
     copy(&linked, &backup);
-    // Commits continue after the backup.
+    // The database has a commit that the backup does not have.
     table.put("late", "later than the backup").unwrap();
     db.close().unwrap();
     (path, backup)
@@ -105,7 +105,7 @@ fn complete_segments_are_sealed_and_verified_by_their_seals() {
     );
     db.checkpoint().unwrap();
     assert_eq!(db.verify().unwrap().unsealed_segments, 0, "and is made anew");
-    // Only the seal covers bytes outside of frames.
+    // Only the seal covers this byte, because it is not part of a frame.
     drop(db);
     change(&path.join("log/0000000002.seg"), |bytes| bytes[80] ^= 1);
     let error = options().open(&path).unwrap_err();
@@ -125,7 +125,7 @@ fn damaged_chunks_are_replaced_from_the_backup() {
     change(&segment(2), |bytes| bytes[60_000..130_000].fill(0));
     change(&segment(3), |bytes| bytes.truncate(70_000));
     std::fs::remove_file(segment(4)).unwrap();
-    // The active segment has no seal, so its frames are checked.
+    // The active segment has no seal, so healing checks its frames instead.
     let active = before
         .keys()
         .rfind(|path| path.extension().unwrap() == "seg")
@@ -190,7 +190,8 @@ fn damage_missing_in_the_backup_is_reported_and_not_changed() {
 fn a_backup_with_its_own_history_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (path, backup) = shop(folder.path());
-    // Written to, in the segment that was active when the backup was made.
+    // The backup is opened and written to. Its new commits go into the segment that was active at
+    // the backup.
     let db = options().open(&backup).unwrap();
     for number in 0..400_u32 {
         db.table("t")
@@ -202,7 +203,7 @@ fn a_backup_with_its_own_history_changes_nothing() {
     let before = files(&path);
     assert!(heal(&path, &backup).unwrap().damaged.is_empty());
     assert!(files(&path) == before);
-    // Our last record is damaged, and the backup has other frames at its position.
+    // The last record of the original is damaged. The backup has different frames at that position.
     let active = before
         .keys()
         .rfind(|path| path.extension().unwrap() == "seg")

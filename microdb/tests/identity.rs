@@ -1,4 +1,5 @@
-//! Identity: the opened database is the one that is written to, by one process.
+//! Tests of identity: a handle writes only to the database that it opened, and only one process
+//! writes to a database.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;
@@ -10,10 +11,10 @@ use crate::support::workload::chain;
 use microdb::fuzzing::{fork, wait};
 use microdb::{Db, Durability, Error, Options, Sequence};
 
-/// Name of the test that is the second process.
+/// Path of the test that runs as the second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
-/// Longer than any awaited event takes.
+/// Maximum time to wait for an event, longer than any awaited event takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn options() -> Options {
@@ -55,7 +56,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .collect()
 }
 
-/// Polls until `done` returns `true`.
+/// Polls `done` until it returns `true`, or until the maximum time is over.
 fn until(mut done: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while !done() {
@@ -67,7 +68,7 @@ fn until(mut done: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// Not a test by itself: processes that fork have few threads.
+/// Runs as a second process for another test. A process that forks must have few threads.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
@@ -144,8 +145,9 @@ fn name_of_the_next_segment_that_is_taken_is_passed_over() {
     put(&db, 0..20).unwrap();
     db.close().unwrap();
     let foreign = std::fs::read(other.join("log/0000000003.seg")).unwrap();
-    // Without a name of its own, the segment behind them holds the frontier of a hint; and with a
-    // checkpoint.
+    // In the first case, the process is killed. Then SUPER does not name the segment after the
+    // foreign files, but a hint has its frontier in that segment. In the second case, the database
+    // has a checkpoint and is closed.
     for with_state in [false, true] {
         let path = folder.path().join(format!("db {with_state}"));
         let db = options().open(&path).unwrap();
@@ -165,7 +167,7 @@ fn name_of_the_next_segment_that_is_taken_is_passed_over() {
             db.checkpoint().unwrap();
             db.close().unwrap();
         } else {
-            // As after kill -9: SUPER has only the hints.
+            // The copy looks like a database after `kill -9`: its SUPER has only the hints.
             let copy = folder.path().join("copy");
             let copied = std::process::Command::new("cp")
                 .arg("-a")
@@ -179,7 +181,7 @@ fn name_of_the_next_segment_that_is_taken_is_passed_over() {
         check(&path, 0..40);
         check(&path, 0..40);
         for (id, bytes) in taken {
-            // An empty file belongs to nobody.
+            // An empty file contains nothing of another program, so the engine may replace it.
             if id != 6 {
                 assert!(
                     std::fs::read(name(id)).unwrap() == bytes,
@@ -342,7 +344,8 @@ fn inherit(folder: &Path) {
     let mut last = Some(db);
     let refused = |done: microdb::Result<()>| matches!(done, Err(Error::Forked));
     let child = fork(|| {
-        // The last handle of this process: dropping it closes nothing.
+        // This is the only handle in the child. Dropping it must not close the database of the
+        // parent.
         let db = last.take().unwrap();
         let table = db.get_table("t").unwrap();
         let calls = [
@@ -373,7 +376,7 @@ fn inherit(folder: &Path) {
     assert!(files(&path.join("log")) == before && !folder.join("copy").exists());
     let db = last.take().unwrap();
     put(&db, 3..20).unwrap();
-    // A child that lives on does not keep the lock from the next opener.
+    // A child that still runs must not keep the lock from the next process that opens the database.
     let child = fork(|| until(|| matches!(options().open(&path), Ok(db) if put(&db, 20..30).is_ok())));
     db.close().unwrap();
     assert!(wait(child));

@@ -1,14 +1,16 @@
-//! Identity campaign: at each call of the engine to the disk, the path of its database, its LOCK or
-//! the working folder is changed, and a second process opens the folder that is found there.
+//! A campaign on identity. At each call of the engine to the disk, the path of its database, its
+//! LOCK or the working folder is changed. A second process then opens the folder that the path
+//! leads to.
 //!
-//! A victim process works on a database by a relative path. At call N a strike hits it, as
-//! described at [`STRIKES`]. Afterwards:
+//! A victim process works on a database by a relative path. At its call number N, one of
+//! [`STRIKES`] is performed. Afterwards:
 //!
 //! - if the database still exists, the victim continues without an error, and the database has all
 //!   acknowledged records and is sound;
-//! - if its lock was taken away, no record begun after that is acknowledged, and no record
+//! - if the victim's lock was taken away, no record begun after that is acknowledged, and no record
 //!   acknowledged before is lost;
-//! - the second process is refused, or has a database of its own, of which no file is changed.
+//! - the second process is refused, or has a different database, and the victim changes no file of
+//!   that database.
 //!
 //! Each test tries every [`STRIDE`]th N. `MICRODB_IDENTITY_STRIDE=1` tries all.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
@@ -24,27 +26,27 @@ use crate::support::struck::{Struck, Trigger};
 use crate::support::workload::chain;
 use microdb::{Db, Error, Options};
 
-/// Name of the test that is the second process.
+/// Path of the test that runs as the second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
-/// Calls between two strikes in the short form. Not a divisor of the number of calls of a repeated
-/// step.
+/// Default number of calls between two tries. The number is coprime to the number of calls of a
+/// repeated step, so that the tries hit different calls of that step.
 const STRIDE: u64 = 23;
 
-/// Fate of the victim's database.
+/// State of the victim's database after a strike.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum After {
-    /// It has this name in the sandbox.
+    /// The database has this name in the sandbox.
     Named(&'static str),
-    /// Like `Named`, and its lock was taken away.
+    /// The database has this name in the sandbox, and its lock was taken away.
     Unlocked(&'static str),
     Removed,
 }
 
-/// Name, action, and outcome of a strike.
+/// A strike: its name, its action, and the state of the victim's database afterwards.
 type Strike = (&'static str, fn(&Sandbox), After);
 
-/// All strikes.
+/// All strikes of the campaign.
 const STRIKES: [Strike; 9] = [
     ("rename", rename, After::Named("moved")),
     ("replace", replace, After::Named("moved")),
@@ -57,25 +59,25 @@ const STRIKES: [Strike; 9] = [
     ("lock replaced", lock_replaced, After::Unlocked("db")),
 ];
 
-/// The victim's database, for use by a forked child.
+/// The victim's handle of its database, so that a forked child can try to use it.
 static HANDLE: Mutex<Option<Db>> = Mutex::new(None);
 
-/// Folder of one try.
+/// The folder of one try, and the second process.
 struct Sandbox {
     root: PathBuf,
-    /// The second process.
+    /// The second process, which opens databases on command.
     other: Mutex<Other>,
     answer: Mutex<Option<Answer>>,
 }
 
-/// Answer of the second process, and the files that it found or created.
+/// The second process' answer, and the files of its database at that time.
 struct Answer {
     said: String,
     place: PathBuf,
     files: Files,
 }
 
-/// Contents by path.
+/// Contents of files by path.
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 fn files(folder: &Path) -> Files {
@@ -100,7 +102,7 @@ impl Sandbox {
         self.root.join(name)
     }
 
-    /// Lets the second process open `place`, and hold it open if it can.
+    /// Makes the second process open the database at `place`, and hold it if the open succeeds.
     fn second_opens(&self, place: &Path) {
         let said = ask(
             &mut self.other.lock().unwrap(),
@@ -156,7 +158,7 @@ fn bind(sandbox: &Sandbox) {
     sandbox.second_opens(&to);
 }
 
-/// The second process is a forked child, which also tries the handle of its parent.
+/// Forks a child as the second process. The child also tries to use the handle of its parent.
 fn fork(sandbox: &Sandbox) {
     let is_open = HANDLE.lock().unwrap().is_some();
     let child = microdb::fuzzing::fork(|| {
@@ -173,7 +175,7 @@ fn fork(sandbox: &Sandbox) {
         }
         match options().open(sandbox.path("db")) {
             Err(Error::Locked { .. }) => true,
-            // The victim had no lock yet, or no longer.
+            // An open succeeds if the victim did not have the lock at that time.
             done => done.is_ok() && !is_open,
         }
     });
@@ -202,7 +204,8 @@ fn options() -> Options {
         .background(false)
 }
 
-/// Not a test by itself: the victim, and the second process.
+/// Runs as a second process for another test: the victim, or the process that opens databases
+/// beside it.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
@@ -217,7 +220,8 @@ fn the_other_process() {
 
 const SECOND_RECORDS: u32 = 12;
 
-/// Follows commands: opens a database and holds it, checks that it is sound, closes it.
+/// Reads commands from its input: open a database and hold it, or check that it is sound and close
+/// it.
 fn second() {
     let mut held = None;
     for line in std::io::stdin().lines().map(Result::unwrap) {
@@ -254,17 +258,18 @@ fn check_second(db: &Db) {
     assert!(db.verify().unwrap().is_sound());
 }
 
-/// Promises made to the victim.
+/// Records of the victim, and the errors that it got.
 #[derive(Default)]
 struct Promised {
-    /// Acknowledged records.
+    /// Numbers of the acknowledged records.
     records: Vec<u32>,
-    /// Acknowledged records that were begun after the strike.
+    /// Numbers of the acknowledged records that were begun after the strike.
     late: Vec<u32>,
     errors: Vec<String>,
 }
 
-/// Makes each kind of call, some of them after each other kind.
+/// Runs the victim's work: an open, puts, checkpoints, a compaction, a backup and a close. Returns
+/// the acknowledged records and the errors.
 fn history(options: Options, trigger: &Trigger) -> Promised {
     let mut promised = Promised::default();
     if let Err(error) = work(options, trigger, &mut promised) {
@@ -291,7 +296,7 @@ fn work(options: Options, trigger: &Trigger, promised: &mut Promised) -> microdb
                 }
                 Err(error) => promised.errors.push(chain(&error)),
             }
-            // Dead bytes for the compaction.
+            // This record is overwritten each time, so the compaction finds dead bytes.
             let _ = table.put("hot", vec![1; 700]);
             number += 1;
         }
@@ -313,7 +318,7 @@ fn work(options: Options, trigger: &Trigger, promised: &mut Promised) -> microdb
     Ok(())
 }
 
-/// Number of records in the database before the victim opens it.
+/// Number of records that exist in a database before the victim opens it.
 const BEFORE: u32 = 6;
 
 fn make(path: &Path) {
@@ -336,7 +341,8 @@ fn victim(strike: &str, folder: &Path) {
             answer: Mutex::default(),
         });
         std::fs::create_dir_all(sandbox.path("elsewhere")).unwrap();
-        // Every other try creates its database, unless the strike needs an existing one.
+        // In every second try the victim creates its database, unless the strike needs an existing
+        // one.
         let is_link = after == After::Named("real");
         let exists = is_link || after == After::Removed || at % 2 == 0;
         if is_link {
@@ -371,7 +377,8 @@ fn victim(strike: &str, folder: &Path) {
     say(&format!("{struck} {held}"));
 }
 
-/// Returns 1 if the second process had a database of its own.
+/// Checks the promises after a strike. Returns 1 if the second process had a different database,
+/// else 0.
 fn check(sandbox: &Sandbox, after: After, existed: bool, promised: &Promised, at: u64) -> u32 {
     let answer = sandbox.answer.lock().unwrap().take().unwrap();
     let (said, errors) = (&answer.said, &promised.errors);
@@ -387,7 +394,7 @@ fn check(sandbox: &Sandbox, after: After, existed: bool, promised: &Promised, at
     assert_eq!(released, "released", "{}", told());
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     if let Some(path) = sandbox.path("db").to_str().filter(|path| mounts.contains(path)) {
-        // The second process may still have a segment mapped.
+        // The second process may still have a segment mapped, so a normal unmount can fail.
         let unmounted = command("umount", &[path]).or_else(|_| command("umount", &["--lazy", path]));
         unmounted.unwrap();
     }
@@ -408,7 +415,8 @@ fn check(sandbox: &Sandbox, after: After, existed: bool, promised: &Promised, at
         }
     };
     let is_right = |error: &String| match after {
-        // The second process had the lock before the victim requested it.
+        // An error is expected only if the second process got the lock before the victim requested
+        // it.
         After::Named(_) => error.contains("is locked by") && promised.records.is_empty(),
         _ => error.contains("is locked by") || error.contains("LOCK was"),
     };
@@ -471,7 +479,7 @@ fn changing_a_symbolic_link_harms_no_database() {
     campaign("symlink");
 }
 
-/// `cargo test -p imt-microdb --test main identity_campaign:: -- --ignored`, as root.
+/// Run as root: `cargo test -p imt-microdb --test main identity_campaign:: -- --ignored`.
 #[test]
 #[ignore = "needs root"]
 fn mounting_over_an_open_database_harms_no_database() {

@@ -1,11 +1,11 @@
-//! Other processes: a writer that is killed at any moment, writers that exclude each other, readers
-//! beside a writer that compacts.
+//! Tests with other processes: a writer that is killed at any time, writers that exclude each
+//! other, and readers beside a writer that compacts.
 //!
-//! - The other process is this test binary, with one of the parts below given by its environment.
-//!   It prints its promises to a pipe that outlives it, so the witness of acknowledgements is not
-//!   the database.
-//! - A kill leaves the page cache unchanged. So the test covers recovery from any intermediate
-//!   state of the process, and nothing about syncs (see `power_cut.rs`).
+//! - The other process is this test binary. An environment variable selects its part. The other
+//!   process prints its promises to a pipe that outlives the process. So acknowledged commits are
+//!   known without the database.
+//! - A kill does not change the page cache. So these tests cover recovery from any intermediate
+//!   state of the process. These tests do not cover syncs (see `power_cut.rs`).
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;
@@ -16,15 +16,17 @@ use crate::support::random::Random;
 use crate::support::witness::{self, WRITERS, number};
 use microdb::{Error, Options};
 
-/// Name of the test that is the second process.
+/// Path of the test that runs as the second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
-/// Number of kills per test, each of some tens of milliseconds. `MICRODB_KILL_ROUNDS` overrides it.
+/// Number of kills per test, each after some tens of milliseconds. `MICRODB_KILL_ROUNDS` overrides
+/// it.
 const ROUNDS: u64 = 20;
-/// Keys that a round writes at once, so that a reader must see the same round in all of them.
+/// Number of keys that a round writes in one batch. A reader must see the same round in all of
+/// them.
 const ALIKE: u64 = 100;
 
-/// Not a test by itself: the part of the other process.
+/// Runs as a second process for another test. An environment variable selects the part.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
@@ -49,7 +51,7 @@ fn options() -> Options {
         .checkpoint_log_bytes(30_000)
 }
 
-/// Commits without end, each writer in its own table, and prints durable numbers.
+/// Commits without end, each writer in a separate table. Prints the number of each durable commit.
 fn write(folder: &Path) {
     let db = options().open(folder).unwrap();
     std::thread::scope(|scope| {
@@ -80,7 +82,7 @@ fn kill_9_at_any_moment_keeps_every_acknowledged_commit_whole() {
             note(other.said().unwrap());
         }
         other.kill();
-        // Output before the death is in the pipe.
+        // Lines that were printed before the kill are still in the pipe.
         while let Some(line) = other.said() {
             note(line);
         }
@@ -98,7 +100,7 @@ fn kill_9_at_any_moment_keeps_every_acknowledged_commit_whole() {
     );
 }
 
-/// Opens for writing if possible, and prints the result.
+/// Tries to open the database for writing, and prints the result.
 fn try_to_open(folder: &Path) {
     match options().open(folder) {
         Ok(db) => {
@@ -110,7 +112,7 @@ fn try_to_open(folder: &Path) {
     }
 }
 
-/// Opens for writing and stays until its input ends.
+/// Opens the database for writing and holds it until the standard input ends.
 fn hold(folder: &Path) {
     let _db = options().open(folder).unwrap();
     say("open");
@@ -141,8 +143,8 @@ fn two_processes_never_write_at_the_same_time_and_death_frees_the_lock() {
     options().open(folder.path()).unwrap();
 }
 
-/// Opens read-only repeatedly until its input ends. Each time all keys must have one round, and no
-/// round may be older than the previous one.
+/// Opens the database read-only, again and again, until the standard input ends. At each open, all
+/// keys must show the same round, and the round must not be older than at the previous open.
 fn read_until_told(folder: &Path) {
     let told = std::thread::spawn(|| std::io::stdin().lines().count());
     let (mut last, mut times) = (0, 0);
@@ -182,7 +184,7 @@ fn readers_in_other_processes_see_whole_commits_while_the_writer_compacts() {
         .map(|_| Other::start(ENTRY, "read", folder.path()))
         .collect();
     let mut round = 1;
-    // Until each reader has run several times, each time beside new commits, compactions and
+    // Each reader opens the database several times, always beside new commits, compactions and
     // checkpoints.
     for _ in 0..12 {
         for reader in &mut readers {

@@ -1,8 +1,8 @@
-//! Most integration tests of the engine, in one binary, so that the crate is linked once.
+//! Most integration tests of the engine, in one binary, so that the crate is linked only once.
 //!
-//! - Each file beside this one is a module: `cargo test -p imt-microdb --test main recovery::`.
-//! - A test with a process-wide effect runs in a second process ([`support::other`]), or its file
-//!   is a binary of its own, listed in `Cargo.toml` with the reason.
+//! - Each file in this folder is a module: `cargo test -p imt-microdb --test main recovery::`.
+//! - A test with an effect on the whole process runs in a second process ([`support::other`]), or
+//!   its file is a separate binary. `Cargo.toml` lists these binaries with the reason.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -41,8 +41,8 @@ mod transactions;
 mod typed;
 mod typed_api;
 
-/// Every file is a module of this binary or a binary of its own, since a forgotten one would never
-/// run.
+/// Every test file must be a module of this binary or a binary in `Cargo.toml`. Otherwise its tests
+/// would never run.
 #[test]
 fn every_test_file_is_part_of_a_binary() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,4 +1,4 @@
-//! Many tables in one log: the statistics of each are its own.
+//! Tests that the statistics of many tables in one log are kept separately.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -15,7 +15,8 @@ fn tables_tells_keys_and_bytes_of_each_of_many_tables() {
     let folder = tempfile::tempdir().unwrap();
     let options = || Options::new().durability(Durability::Buffered).background(false);
     let db = options().open(folder.path()).unwrap();
-    // In another order, so that segments meet table ids in no particular order.
+    // Tables are created in ascending order and written in another order. So segments meet the
+    // table ids in no particular order.
     for number in 0..TABLES {
         db.table(&format!("t{number:03}")).unwrap();
     }

@@ -1,4 +1,4 @@
-//! The engine against a plain map, over random histories: operations, batches, table changes,
+//! Compares the engine with a plain map, over random histories: operations, batches, table changes,
 //! snapshots, compactions, checkpoints, reopenings with and without the checkpoint.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -9,7 +9,7 @@ use microdb::{Db, Durability, Options, Snapshot, Table};
 
 type Model = BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>;
 
-/// A small generator (SplitMix64), so that a seed always means the same.
+/// A small random generator (SplitMix64), so that a seed gives the same numbers on every machine.
 struct Random(u64);
 
 impl Random {
@@ -47,7 +47,7 @@ fn options(seed: u64) -> Options {
         .buffer_bytes(seed % 3 * 2000)
         .checkpoint_log_bytes(20_000)
         .background(seed.is_multiple_of(2))
-        // For some seeds, the log is larger than memory.
+        // For every third seed, the log is larger than the configured memory.
         .memory_bytes(Some(if seed.is_multiple_of(3) { 15_000 } else { u64::MAX }))
 }
 
@@ -94,7 +94,7 @@ fn forget_checkpoints(path: &Path) {
     }
 }
 
-/// A snapshot, its expected content, and the tables of its time.
+/// A snapshot, its expected content, and the tables that existed when it was taken.
 type Taken = (Snapshot, Model, Vec<(String, Table)>);
 
 fn run(seed: u64) {

@@ -1,8 +1,8 @@
-//! Opens beside other work, and in folders that must not be read.
+//! Tests of opens beside other work, and of opens in folders that must not be read.
 //!
-//! A disk in memory is wrapped by a storage with an action at chosen calls: it lets a writer
-//! continue each time a reader has listed the log, or it refuses folders. So each case that
-//! `kill.rs` meets by chance is met for certain.
+//! A storage with an action at chosen calls wraps a disk in memory. The action lets a writer
+//! continue each time a reader has listed the log, or refuses folders. So each case that `kill.rs`
+//! meets by chance is certain to happen here.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::fmt;
@@ -20,12 +20,13 @@ use microdb::{Db, Durability, Error, Options};
 
 type Hook = dyn FnMut(&Disk) -> io::Result<()> + Send;
 
-/// A disk, and actions at some of its calls.
+/// A disk with actions at some of its calls.
 struct Watched {
     disk: Disk,
-    /// Called each time the folder of the log is listed, which is once per look at the log.
+    /// Action at each listing of the log folder. A reader lists that folder once per attempt to
+    /// open.
     listed: Mutex<Box<Hook>>,
-    /// Error for syncs of folders above that of the database.
+    /// Error of a sync of a folder above the database's folder; `None` for success.
     above: Option<io::ErrorKind>,
 }
 
@@ -93,7 +94,7 @@ fn overwrite(disk: &Disk, path: &str, bytes: &[u8]) {
     file.unwrap().write_at(bytes, 0).unwrap();
 }
 
-/// Ten keys, each written in its segment.
+/// Puts ten keys, each in a segment of its own.
 fn write(db: &Db, byte: u8) {
     let table = db.table("t").unwrap();
     for key in 0..10u8 {
@@ -106,8 +107,8 @@ fn is_whole(db: &Db, byte: u8) -> bool {
     (0..10u8).all(|key| table.get([key]).unwrap().as_deref() == Some(&[byte; 3000][..]))
 }
 
-/// Returns a disk with a database that was compacted, and SUPER as it was before, which names
-/// removed segments.
+/// Returns a disk with a compacted database, and the content of SUPER before the compaction. The
+/// old SUPER names segments that are now removed.
 fn gone_on() -> (Disk, Vec<u8>) {
     let disk = Disk::default();
     let db = options(Arc::new(disk.clone())).open(ROOT).unwrap();
@@ -146,7 +147,8 @@ fn a_reader_starts_over_when_the_writer_has_moved_on() {
 #[test]
 fn a_reader_beside_a_busy_writer_gives_up_with_the_last_error() {
     let (disk, before) = gone_on();
-    // Always new, and always of a log that is gone.
+    // The two versions of SUPER alternate, so each attempt sees a change. Neither can be opened:
+    // one names removed segments, and the last segment of the other is removed.
     let supers = [before, bytes(&disk.image(), "SUPER")];
     let segment = disk
         .list(&Path::new(ROOT).join("log"))
@@ -174,7 +176,7 @@ fn a_reader_beside_a_busy_writer_gives_up_with_the_last_error() {
 fn damage_is_reported_at_the_first_look_without_a_writer() {
     let (disk, _) = gone_on();
     let mut image = disk.image();
-    // In the middle of the oldest segment.
+    // A bit in the middle of the oldest segment is flipped.
     let (_, node) = image
         .files()
         .into_iter()
@@ -183,7 +185,7 @@ fn damage_is_reported_at_the_first_look_without_a_writer() {
         .unwrap();
     image.file_mut(node).flip(8 * 1000);
     for (path, node) in image.files() {
-        // From the log, and not from the checkpoint.
+        // The checkpoints are damaged too, so that recovery must read the damaged segment.
         if path.parent().is_some_and(|folder| folder.ends_with("directory")) {
             image.file_mut(node).flip(8 * 20);
         }
@@ -264,7 +266,7 @@ fn leftover_checkpoints_are_removed_and_foreign_files_stay() {
     assert_eq!(names(&disk, "directory"), left);
     db.close().unwrap();
 
-    // A damaged checkpoint is kept for inspection.
+    // Recovery keeps a damaged checkpoint, so that it can be inspected.
     overwrite(&disk, &format!("directory/{}", own[0]), &[0x55; 64]);
     create(&disk, "directory/0000000099.tmp", b"of no use");
     let reader = open(true).unwrap();
@@ -305,7 +307,7 @@ fn leftover_segments_and_seals_are_removed() {
     assert!(is_whole(&db, 2));
     assert!(db.recovery().dropped_bytes == 0, "{:?}", db.recovery());
     db.close().unwrap();
-    // The next open finds seals without their segments, which were just removed.
+    // The previous open removed segments and left their seals. The next open removes these seals.
     drop(open(false).unwrap());
     let left = names(&disk, "log");
     assert!(own.iter().all(|name| left.contains(name)), "{left:?}");
@@ -366,8 +368,9 @@ fn a_log_that_cannot_be_listed_is_not_treated_as_missing() {
     }
 }
 
-/// Commits in segments that the states of SUPER do not know yet, all of them in their files. Each
-/// is synced if `sync` returns `true`. The records 0 to 29 are so long that three fit a segment.
+/// Returns the disk of a running writer. The states in SUPER do not name its later segments yet,
+/// but every commit is in a file. The log is synced after each record for which `sync` returns
+/// `true`. The records 0 to 29 are so long that three of them fill a segment.
 fn unsettled(sync: fn(u32) -> bool) -> Image {
     let disk = Disk::default();
     let db = options(Arc::new(disk.clone()))
@@ -387,7 +390,8 @@ fn unsettled(sync: fn(u32) -> bool) -> Image {
     disk.image()
 }
 
-/// Returns the numbers found by an open, which must be all up to one, or the damage.
+/// Opens a changed copy of the image. Returns the handle and the number of records found, which
+/// must be a prefix of all records.
 fn found(image: &Image, change: impl FnOnce(&Disk)) -> microdb::Result<(Db, u32)> {
     let disk = Disk::unrecorded(image.clone());
     change(&disk);
@@ -405,7 +409,7 @@ fn remove(disk: &Disk, segment: u64) {
         .unwrap();
 }
 
-/// Removes the hints: the states of SUPER date from the creation of the database.
+/// Removes the hints from SUPER. The remaining states date from the creation of the database.
 fn forget(disk: &Disk) {
     overwrite(
         disk,
@@ -430,12 +434,14 @@ fn names_segment(found: microdb::Result<(Db, u32)>, segment: u64) {
 
 #[test]
 fn a_missing_segment_is_damage_if_later_bytes_were_durable_and_else_the_end() {
-    // Nothing was synced: the log ends before it, and later segments are removed.
+    // Nothing was synced, so the log ends before the missing segment, and later segments are
+    // removed.
     let (db, count) = found(&unsettled(|_| false), |disk| remove(disk, 4)).unwrap();
     assert_eq!(count, 9, "three segments");
     assert!(!db.recovery().clean);
     drop(db);
-    // Known from the hints of SUPER, or only from the next segment's header.
+    // That later bytes were durable is known from the hints of SUPER, or only from the header of
+    // the next segment.
     for lost in [false, true] {
         let image = unsettled(|number| number == 20);
         let gone = |disk: &Disk, segment| {
@@ -445,8 +451,9 @@ fn a_missing_segment_is_damage_if_later_bytes_were_durable_and_else_the_end() {
             }
         };
         for segment in [2, 4, 6, 7] {
-            // Without the hints it is known from the eighth segment: when it was begun, all up to
-            // the seventh was durable.
+            // Without the hints, only the header of the eighth segment shows the frontier. All
+            // segments up to the seventh were durable when the eighth was begun. So the error names
+            // the seventh.
             let named = if lost { 7 } else { segment };
             names_segment(found(&image, |disk| gone(disk, segment)), named);
         }
@@ -464,12 +471,12 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
         file.read_at(&mut byte, at).unwrap();
         file.write_at(&[byte[0] ^ 1], at).unwrap();
     };
-    // The end of the third record of the third segment, without hints.
+    // Damages the end of the third record in the third segment, and removes the hints.
     let damaged = |disk: &Disk| {
         forget(disk);
         flip(disk, 3, 3000);
     };
-    // Cuts the fourth segment at an offset, and removes those behind it.
+    // Cuts off the fourth segment at an offset, and removes all later segments.
     let shorten = |disk: &Disk, to: usize| {
         let whole = bytes(&disk.image(), "log/0000000004.seg");
         let zeros = vec![0; whole.len() - to];
@@ -479,8 +486,9 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
             disk.remove(&Path::new(ROOT).join("log").join(name)).unwrap();
         }
     };
-    // Synced at the first record of the fourth segment. Only the second record shows that, closer
-    // to the start of its segment than the damage is.
+    // The log was synced after the first record of the fourth segment. Only the frame of the second
+    // record in that segment proves the sync. The offset of that frame is smaller than that of the
+    // damage in the third segment.
     let image = unsettled(|number| number == 9);
     let (db, _) = found(&image, |_| {}).unwrap();
     let third = db.table("t").unwrap().location(11u32.to_be_bytes());
@@ -491,13 +499,15 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
         shorten(disk, third);
     });
     names_segment(told, 3);
-    // Synced at the last record of the third segment. Only the header of the fourth shows that.
+    // The log was synced after the last record of the third segment. Only the header of the fourth
+    // segment proves the sync.
     let told = found(&unsettled(|number| number == 8), |disk| {
         damaged(disk);
         shorten(disk, 96);
     });
     names_segment(told, 3);
-    // Nothing was synced: everything from there on is dropped and counted.
+    // Nothing was synced, so all bytes from the damaged frame on are dropped, and their number is
+    // reported.
     let image = unsettled(|_| false);
     let (db, count) = found(&image, damaged).unwrap();
     assert_eq!(count, 8);
@@ -514,13 +524,15 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
     assert_eq!(db.recovery().dropped_bytes, dropped);
 }
 
-/// End of the frame with the last record, behind which the next one was cut off.
+/// Returns the end of the frame with the last surviving record, in its segment. The next frame was
+/// cut off there.
 fn end_of_the_eighth(db: &Db) -> u64 {
     let table = db.table("t").unwrap();
     let at = table.location(7u32.to_be_bytes()).unwrap().unwrap();
     let before = table.location(6u32.to_be_bytes()).unwrap().unwrap();
     assert_eq!((at.segment, before.segment), (3, 3));
-    // All these frames have one length.
+    // All these frames have the same length, so the distance of two records is the length of a
+    // frame.
     u64::from(at.offset + (at.offset - before.offset)) - 48
 }
 
@@ -555,13 +567,14 @@ fn a_damaged_header_of_a_durable_segment_is_reported() {
             "{field}"
         );
     }
-    // Bytes behind it belong to the segment being created.
+    // The ninth segment is after the durable frontier. Recovery treats it as a segment that was
+    // still being created.
     let (_, count) = found(&image, |disk| overwrite(disk, "log/0000000009.seg", &[0x55; 96])).unwrap();
     assert_eq!(count, 24);
 }
 
-/// Its creator may have died before the name of SUPER was durable. The next open makes it durable
-/// before it promises anything.
+/// The creator of a database may die before the name of SUPER is durable. The next open must make
+/// the name durable before any commit is acknowledged.
 #[test]
 fn the_first_durable_commit_makes_the_database_itself_durable() {
     let made = Disk::default();
@@ -589,7 +602,8 @@ fn the_first_durable_commit_makes_the_database_itself_durable() {
     assert!(disks > 20, "{disks}");
 }
 
-/// A later format may compute its checksums in any way, so the version is read before them.
+/// The version is read before any checksum is checked, because a later format may compute its
+/// checksums in another way.
 #[test]
 fn newer_format_is_named_as_such_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -620,11 +634,12 @@ fn newer_format_is_named_as_such_and_left_alone() {
         assert!(error.to_string().contains("format version 2"), "{error}");
     }
     assert_eq!(std::fs::read(&super_file).unwrap(), before);
-    // Also if one of the copies is damaged.
+    // The newer version is also recognised if the first copy of the state in SUPER is damaged.
     bytes[..8].fill(0);
     std::fs::write(&super_file, &bytes).unwrap();
     assert!(matches!(Db::open(&path), Err(Error::Version { found: 2, .. })));
-    // A database of this version with a damaged version in one copy is no newer one.
+    // If only one copy of the state has another version, the version is damaged, and the database
+    // is not of a newer format.
     let other = folder.path().join("other");
     Db::open(&other).unwrap().close().unwrap();
     let super_file = other.join("SUPER");

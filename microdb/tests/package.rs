@@ -1,4 +1,5 @@
-//! The published package is complete: its documents link to nothing outside of it.
+//! Tests that the published package is complete: its documents link only to files inside the
+//! package.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::{Path, PathBuf};

@@ -1,16 +1,17 @@
-//! Power cuts at every call: the database opens on every possible disk and has kept its promises.
+//! Power cuts at every call: the database must open on every possible disk and have kept its
+//! promises.
 //!
 //! - A random workload runs on a disk that records its calls. After each call, disks are built as a
-//!   cut there could leave them. Each must open in one of the states that the history permits:
+//!   power cut at that call could leave them. Each must open in a state that the history permits:
 //!   everything acknowledged as durable, nothing that was not attempted, each batch whole, in
 //!   order.
-//! - Then work continues there, and the database is closed and opened again. In some cases the
-//!   recovery itself is cut in the same way, or its process is killed, so that its writes are still
-//!   unsynced when the power goes.
+//! - Then work continues on such a disk, and the database is closed and opened again. In some cases
+//!   this work is also cut in the same way. Or its process is killed, so that its writes are still
+//!   unsynced when the power is cut.
 //!
-//! `MICRODB_CUT_WORKLOADS` sets the number of workloads (the long form). `MICRODB_CUT_SEED` runs a
-//! single one, for example a failed one; with `MICRODB_CUT_TRACE` it prints the calls that led
-//! there.
+//! `MICRODB_CUT_WORKLOADS` sets the number of workloads, for a long run. `MICRODB_CUT_SEED` runs a
+//! single workload, for example a failed one. With `MICRODB_CUT_TRACE` it prints the calls before
+//! the failure.
 
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,17 +23,18 @@ use crate::support::disk::{Disk, Lie, Record};
 use crate::support::random::{Random, mix};
 use crate::support::workload::{Op, ROOT, Run, Shape};
 
-/// Number of workloads by default, for a minute of one core at opt-level 1.
+/// Default number of workloads. All workloads together take a minute of one core at opt-level 1.
 const WORKLOADS: u64 = 14;
 const OPS: u64 = 24;
-/// Number of disks at each cut of the workload, and at each cut of later work on one of them.
+/// Numbers of disks checked for each cut: in the workload itself, and in later work on one of the
+/// resulting disks.
 const DISKS: usize = 16;
 const DISKS_DEEP: usize = 3;
-/// One disk in this many is followed further.
+/// On one disk in this many, the work after the cut is cut as well.
 const DEEPER_ONE_IN: u64 = 100;
 const KILL_ONE_IN: u64 = 50;
 const DEPTH_MAX: u32 = 3;
-/// Number of workloads in which a forgotten sync must be noticed.
+/// Maximum number of workloads on a disk that forgets one kind of sync, until a check must fail.
 const LIE_WORKLOADS: u64 = 10;
 
 #[derive(Default, Debug)]
@@ -108,7 +110,7 @@ fn in_database(path: &Path) -> bool {
     path.starts_with(ROOT)
 }
 
-/// Each sync that the engine makes, forgotten.
+/// Each kind of sync that the engine makes. In a test, the disk forgets all syncs of one kind.
 const LIES: [Lie; 8] = [
     Lie {
         name: "segments",
@@ -205,7 +207,7 @@ fn try_workload(disk: Disk, context: &mut Context<'_>) -> Result<(), String> {
     cut(&run, 1, DISKS, context)
 }
 
-/// Cuts the power at every event of `run`.
+/// Cuts the power at every event of `run`, and checks `budget` disks for each cut.
 fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Result<(), String> {
     let record = run.disk.record();
     let mut cuts = Cuts::new(&record);
@@ -237,7 +239,7 @@ fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Resul
     }
 }
 
-/// Returns the events before event `at`, if the variable asks for them.
+/// Returns the events before event `at` as text, if `MICRODB_CUT_TRACE` is set.
 fn trace(record: &Record, at: usize) -> String {
     let events = record.events[..at].iter().enumerate();
     let lines = events.map(|(number, event)| format!("\n  {number} {}", event.shown()));
@@ -248,8 +250,8 @@ fn trace(record: &Record, at: usize) -> String {
     }
 }
 
-/// Opens the database after a crash at event `at` of `run`, continues the work, opens it once more,
-/// and checks the backups. In some cases cuts all of that too.
+/// Opens the database after a crash at event `at` of `run`, continues the work, opens the database
+/// once more, and checks the backups. In some cases this work is cut as well.
 fn follow(disk: Disk, run: &Run, at: usize, depth: u32, context: &mut Context<'_>) -> Result<(), String> {
     let unsynced = !disk.began_settled();
     let deeper = depth < DEPTH_MAX && (unsynced || context.random.chance(1, DEEPER_ONE_IN));
@@ -271,7 +273,7 @@ fn follow(disk: Disk, run: &Run, at: usize, depth: u32, context: &mut Context<'_
         }
         Ok(next)
     };
-    // A panic of the engine is a finding too, and its place must be printed.
+    // A panic of the engine is also a finding. The caller then prints the place of the cut.
     let next: Result<Run, String> =
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("panic".to_owned()));
     let next = next?;

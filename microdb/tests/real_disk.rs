@@ -1,12 +1,12 @@
 //! Power cuts on real file systems: ext4 and xfs on loop devices, shut down without writing their
 //! journal while the engine works.
 //!
-//! The assumptions of the disk in memory (`support/disk.rs`) are checked against real file systems
-//! here. A shutdown drops unsynced data like a power cut, but never tears or reorders writes that
-//! the disk received. So this test shows that syncs are requested where needed, and the disk in
-//! memory covers the rest.
+//! These tests check the assumptions of the disk in memory (`support/disk.rs`) with real file
+//! systems. A shutdown drops unsynced data like a power cut, but never tears or reorders writes
+//! that the disk has received. So this test shows that the engine requests syncs where it needs
+//! them. The disk in memory covers torn and reordered writes.
 //!
-//! Needs root, loop devices, mount, mkfs and `xfs_io`, which belongs to xfsprogs.
+//! The test needs root, loop devices, mount, mkfs and `xfs_io`, which belongs to xfsprogs.
 //! `MICRODB_REAL_CUTS=2000,500` sets the number of cuts for ext4 and xfs.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -20,20 +20,21 @@ use crate::support::random::Random;
 use crate::support::witness::{self, WRITERS};
 use microdb::{Error, Options};
 
-/// Name of the test that is the second process.
+/// Path of the test that runs as the second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
-/// Numbers of cuts by default, for a few seconds.
+/// Default numbers of power cuts: on ext4, and on xfs. All of these cuts together take a few
+/// seconds.
 const CUTS: &str = "20,5";
-/// Number of cuts per database. The creation of a database is cut too.
+/// Number of power cuts per database. The first of them can hit the creation of the database.
 const CUTS_EACH: u64 = 25;
-/// Maximum number of promises before a cut.
+/// Exclusive upper bound for the number of acknowledged commits after which the power is cut.
 const PROMISES_MAX: u64 = 40;
-/// Signal that ends a process which reads an unreadable map.
+/// Number of the signal that ends a process when it reads an unreadable map.
 const SIGBUS: i32 = 7;
-/// Tells the other process to end after its check.
+/// Command to the second process: check the database and end.
 const ONLY_LOOK: &str = "only look";
-/// Smallest image that mkfs.xfs accepts.
+/// Size in MiB of the image file with the file system, the smallest that mkfs.xfs accepts.
 const IMAGE_MIB: u64 = 320;
 
 /// Runs a command. Returns its error output if it failed.
@@ -52,7 +53,7 @@ fn command(name: &str, args: &[&str]) -> Result<(), String> {
     ))
 }
 
-/// A file system in a file, mounted until dropped.
+/// A file system in an image file, mounted until this value is dropped.
 struct Mounted {
     image: PathBuf,
     folder: PathBuf,
@@ -95,7 +96,8 @@ impl Mounted {
         command("umount", &[self.folder.to_str().unwrap()])
     }
 
-    /// Cuts the power: nothing unsynced is written any more, nor is the journal.
+    /// Shuts the file system down, like a power cut: neither unsynced data nor the journal is
+    /// written any more.
     fn shut_down(&self) -> Result<(), String> {
         command("xfs_io", &["-x", "-c", "shutdown", self.folder.to_str().unwrap()])
     }
@@ -103,8 +105,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // After a failure some file may still be open there. A lazy unmount removes the file system
-        // from the tree, and the loop device with its last user.
+        // After a failed test, a file on the file system may still be open. Then a lazy unmount
+        // removes the file system from the tree, and the loop device ends with its last user.
         let folder = self.folder.to_str().unwrap();
         let _ = self.unmount().or_else(|_| command("umount", &["--lazy", folder]));
     }
@@ -131,8 +133,9 @@ fn cuts() -> (u64, u64) {
     (ext4.parse().unwrap(), xfs.parse().unwrap())
 }
 
-/// Each round is another process, so that no file is open when the file system is mounted again. It
-/// checks the result of the previous cut, then works until the next one.
+/// Runs the cuts on one kind of file system. Each cut has a new process, so that no file is open
+/// when the file system is mounted again. The process checks the result of the previous cut and
+/// then works until the next one.
 fn campaign(kind: &str, cuts: u64) {
     let kept = tempfile::tempdir().unwrap();
     let mounted = &Mounted::make(kept.path(), kind).unwrap();
@@ -146,7 +149,8 @@ fn campaign(kind: &str, cuts: u64) {
             numbers.clear();
         }
         let mut other = Other::start(ENTRY, &told(&numbers), &folder);
-        // In some cases before any promise, while the database is created or opened.
+        // If the number is 0, the cut is before any acknowledged commit: while the database is
+        // created or opened.
         let mut wanted = random.below(PROMISES_MAX);
         let mut is_cut = false;
         loop {
@@ -166,7 +170,8 @@ fn campaign(kind: &str, cuts: u64) {
             }
         }
         let status = other.child.wait().unwrap();
-        // A map of an unreadable file ends a process: the operating system has no other answer.
+        // A read of an unreadable map ends the process by SIGBUS, because the operating system
+        // cannot report it in another way.
         let by_sigbus = status.signal() == Some(SIGBUS);
         sigbus += u64::from(by_sigbus);
         if !is_cut || !(status.success() || by_sigbus) {
@@ -175,7 +180,7 @@ fn campaign(kind: &str, cuts: u64) {
         mounted.unmount().unwrap_or_else(|error| fail(error));
         mounted.mount().unwrap_or_else(|error| fail(error));
         if cut % CUTS_EACH == CUTS_EACH - 1 {
-            // Checked once more and removed, to free space for the next one.
+            // The database is checked once more and removed, to free space for the next one.
             let mut other = Other::start(ENTRY, &format!("{ONLY_LOOK},{}", told(&numbers)), &folder);
             while let Some(line) = other.said() {
                 assert_eq!(line, "torn", "{kind}, cut {cut}");
@@ -189,7 +194,7 @@ fn campaign(kind: &str, cuts: u64) {
     );
 }
 
-/// Returns the promises in the form for the other process.
+/// Returns the promised numbers as a text for the other process.
 fn told(numbers: &BTreeMap<u64, u64>) -> String {
     let told: Vec<String> = numbers
         .iter()
@@ -206,7 +211,7 @@ fn options() -> Options {
         .checkpoint_log_bytes(100_000)
 }
 
-/// Returns `true` if the file system has been shut down, so that it accepts no new file.
+/// Returns `true` if the file system was shut down. Then it accepts no new file.
 fn is_gone(folder: &Path) -> bool {
     let probe = folder.with_extension("probe");
     let gone = std::fs::write(&probe, []).is_err();
@@ -214,7 +219,7 @@ fn is_gone(folder: &Path) -> bool {
     gone
 }
 
-/// Not a test by itself: the part of the other process. It gets the promises before the last cut,
+/// Runs as a second process for another test. The process gets the promises before the last cut,
 /// checks them, and commits until the file system is shut down.
 #[test]
 #[ignore = "the second process of other tests"]
@@ -230,7 +235,7 @@ fn the_other_process() {
     let refused = |error: &Error| matches!(error, Error::Io { .. } | Error::Poisoned { .. });
     let db = match options().create(promised.is_empty()).open(&folder) {
         Ok(db) => db,
-        // The file system was shut down in the meantime.
+        // The file system was shut down during the open.
         Err(error) if refused(&error) => return,
         Err(error) => return say(&format!("WRONG {}", crate::support::workload::chain(&error))),
     };
@@ -239,7 +244,8 @@ fn the_other_process() {
     }
     match witness::check(&db, &promised) {
         Ok(()) => {}
-        // Shut down during the check. Unreadable records are checked after the next mount.
+        // The file system was shut down during the check. Unreadable records are checked after the
+        // next mount.
         Err(_) if is_gone(&folder) => return,
         Err(error) => return say(&format!("WRONG {error}")),
     }

@@ -1,7 +1,8 @@
 //! Torn tails and damage, at every byte and every bit of small databases.
 //!
-//! A reopen gives the records of a moment at or after the last durable commit, or an error that
-//! names the damage. It never gives another value, and never absence in place of damage.
+//! After a reopen, the database must have the records of a time at or after the last durable
+//! commit, or report an error that names the damage. The database must never return a wrong value,
+//! and never report a damaged record as absent.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;
@@ -58,8 +59,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Creates a database of several segments. Returns its states: after the last durable commit, and
-/// after each later buffered one.
+/// Creates a database of several segments. Returns the states that it may have later: after the
+/// last durable commit, and after each later buffered commit.
 fn build(path: &Path) -> (Db, Vec<Model>) {
     let db = options().open(path).unwrap();
     let table = db.table("t").unwrap();
@@ -96,17 +97,19 @@ fn every_cut_of_the_log_keeps_what_was_durable() {
     let folder = tempfile::tempdir().unwrap();
     let live = folder.path().join("live");
     let (db, states) = build(&live);
-    // Read-only opens see the content of the files: exactly the bytes of the last sync.
+    // The copy has exactly the bytes of the last sync, because the buffered commits are not in the
+    // files.
     let image = folder.path().join("image");
     copy(&live, &image);
     drop(db);
-    // After a proper close everything is durable.
+    // After a close, all commits are durable.
     for (path, durable) in [(&image, &states[0]), (&live, states.last().unwrap())] {
         let segments: Vec<_> = files(&path.join("log"));
         assert!(segments.len() > 2);
         for segment in &segments {
             let bytes = fs::read(segment).unwrap();
-            // All cuts in the trailing zeros are equivalent.
+            // Cuts in the zeros at the end of the file are all equivalent, so only a few of them
+            // are tried.
             let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
             for cut in (0..bytes.len().min(used + 3)).rev().step_by(7) {
                 fs::write(segment, &bytes[..cut]).unwrap();
@@ -136,8 +139,8 @@ fn every_flipped_bit_is_healed_or_named() {
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let bytes = fs::read(&path).unwrap();
         for at in (0..bytes.len()).filter(|at| interesting(&bytes, *at)) {
-            // `rot.rs` flips all bits on a disk in memory. Here, on a real one, two or three of
-            // each byte.
+            // `rot.rs` flips bits on a disk in memory, by default one of each byte. This test flips
+            // two or three bits of each byte on a real disk.
             for bit in (at % 3..8).step_by(3) {
                 file.write_all_at(&[bytes[at] ^ 1 << bit], at as u64).unwrap();
                 match options().read_only(true).open(&live).and_then(|db| contents(&db)) {
@@ -158,7 +161,8 @@ fn every_flipped_bit_is_healed_or_named() {
     assert!(tried > 4_000 && named > tried / 2, "{named} of {tried}");
 }
 
-/// All bytes except those deep in a run of zeros, of which one in 512 is taken.
+/// Returns `true` for a byte to be damaged: each byte except those deep in a run of zeros. Of
+/// these, one in 1024 is damaged.
 fn interesting(bytes: &[u8], at: usize) -> bool {
     at.is_multiple_of(1024)
         || bytes[at.saturating_sub(8)..bytes.len().min(at + 8)]
@@ -172,8 +176,8 @@ fn files_of_two_histories_of_a_database_are_refused() {
     let (one, other) = (folder.path().join("one"), folder.path().join("other"));
     drop(build(&one));
     copy(&one, &other);
-    // The two databases diverge from here, with records of the same lengths: all positions are
-    // equal, and all checksums are valid in both.
+    // From here the two databases diverge. Their records have the same lengths, so all positions
+    // are equal and all checksums are valid in both.
     for (path, byte) in [(&one, 1), (&other, 2)] {
         let db = options().open(path).unwrap();
         let table = db.table("t").unwrap();
@@ -181,7 +185,8 @@ fn files_of_two_histories_of_a_database_are_refused() {
             table.put(number.to_be_bytes(), [byte; 120]).unwrap();
         }
         db.close().unwrap();
-        // From the log alone, because a checkpoint replaces the part that it covers.
+        // Without the checkpoint, recovery must read the whole log. A checkpoint would replace the
+        // part that it covers.
         fs::remove_dir_all(path.join("directory")).unwrap();
     }
     let expected = contents(&options().read_only(true).open(&one).unwrap()).unwrap();
@@ -211,14 +216,14 @@ fn files_of_two_histories_of_a_database_are_refused() {
         fs::write(&segment, own).unwrap();
     }
     assert!(mixed > 2, "{mixed}");
-    // All segments of one, and the other's record of their ends.
+    // SUPER of the other database records other ends of the segments.
     fs::copy(other.join("SUPER"), one.join("SUPER")).unwrap();
     let error = options().read_only(true).open(&one).unwrap_err();
     assert!(error.is_corrupt(), "{error}");
 }
 
-/// Behind the frontier, neither SUPER nor a later segment knows the expected log. Only each frame
-/// shows that it does not follow.
+/// After the durable frontier, neither SUPER nor a later segment proves which frames belong to the
+/// log. Only the frame itself shows that it does not follow the previous frame.
 #[test]
 fn frames_of_two_histories_are_refused_behind_the_frontier() {
     const KEYS: [&str; 4] = ["one", "two", "three", "four"];
@@ -228,7 +233,7 @@ fn frames_of_two_histories_are_refused_behind_the_frontier() {
     let synced = folder.path().join("synced");
     copy(&live, &synced);
     drop(db);
-    // Two databases continue from there, with records of the same lengths.
+    // Two copies of the synced database continue, with records of the same lengths.
     let mut starts = Vec::new();
     let [own, foreign] = [1u8, 2].map(|byte| {
         let path = folder.path().join(format!("history {byte}"));
@@ -238,7 +243,7 @@ fn frames_of_two_histories_are_refused_behind_the_frontier() {
         for key in KEYS {
             table.put_with(key, [byte; 50], Durability::Buffered).unwrap();
         }
-        // A frame header has 48 bytes, and the record follows directly.
+        // A frame header has 48 bytes, and the record follows directly after it.
         starts = KEYS
             .map(|key| table.location(key).unwrap().unwrap().offset as usize - 48)
             .to_vec();
@@ -265,7 +270,8 @@ fn a_torn_tail_is_cut_off_and_the_log_continues() {
     let before_close = folder.path().join("synced");
     copy(&live, &before_close);
     let frontier = db.stats().frontier;
-    // Closing writes the buffered commits behind the frontier known to the copy.
+    // Closing writes the buffered commits. In the copy, they are after the durable frontier of its
+    // SUPER.
     drop(db);
     for path in files(&live.join("log")) {
         fs::copy(&path, before_close.join("log").join(path.file_name().unwrap())).unwrap();
@@ -280,7 +286,7 @@ fn a_torn_tail_is_cut_off_and_the_log_continues() {
         let _ = fs::remove_dir_all(&again);
         copy(&before_close, &again);
         let path = again.join("log").join(last.file_name().unwrap());
-        // The blocks behind the tear hold old content: zeros, or random bytes.
+        // The blocks after the tear have old content: zeros or other bytes.
         let torn = File::options().write(true).open(&path).unwrap();
         torn.write_all_at(
             &vec![if cut % 2 == 0 { 0 } else { 0xA5 }; bytes.len() - cut],
@@ -289,8 +295,8 @@ fn a_torn_tail_is_cut_off_and_the_log_continues() {
         .unwrap();
         let db = options().open(&again).unwrap();
         let found = contents(&db).unwrap();
-        // No part of the tail is left. It would be found once compaction has removed the segment
-        // that continues from there.
+        // The file must not keep any byte of the torn tail. Otherwise a recovery would read the
+        // tail again once compaction has removed the segment with the continuation of the log.
         let torn = db.recovery().dropped_bytes > 0;
         assert!(
             !torn || fs::metadata(&path).unwrap().len() <= cut as u64,
@@ -327,8 +333,9 @@ fn damage_in_a_frame_is_named_with_its_position() {
         .to_vec();
     let image = folder.path().join("image");
     copy(&live, &image);
-    // A byte of a value, and the length of the last record, which then extends beyond the frame.
-    // The latter is damage of the frame, 48 bytes before its first record.
+    // The damaged bytes: one byte in each of the first two values, and the length of the last
+    // record, which then extends beyond its frame. The damage of the last record is reported for
+    // the frame, 48 bytes before the first record.
     let first = u64::from(places[0].offset);
     let damaged = |place: LogPosition| (u64::from(place.offset) + 20, u64::from(place.offset));
     let damaged = [
@@ -350,7 +357,7 @@ fn damage_in_a_frame_is_named_with_its_position() {
             panic!("{error}")
         };
         assert_eq!((named, *offset), (&path, expected), "{error}");
-        // A direct inspection of the file names the same position.
+        // `inspect` must name the same position for the damage.
         let seen = microdb::inspect::segment(&image, places[0].segment)
             .unwrap()
             .damage();
@@ -384,7 +391,8 @@ fn differing_copies_of_super_are_repaired_and_sound_ones_are_not_written() {
     assert!(generation() > first, "it counts on from where it was");
     let newer = fs::read(&path).unwrap();
     let found = contents(&options().read_only(true).open(&live).unwrap()).unwrap();
-    // The power was cut between the two writes, or one copy is damaged.
+    // The two copies of the state in SUPER differ: the power was cut between their writes, or one
+    // copy is damaged.
     let mixed = |first: &[u8], second: &[u8]| [&first[..COPY], &second[COPY..]].concat();
     let rotten = vec![0x55; newer.len()];
     for mixed in [
@@ -463,14 +471,15 @@ fn files_of_another_database_or_position_are_refused() {
     options().open(&one).unwrap();
 }
 
-/// More than a megabyte behind the checkpoint, so that frames are read ahead of their application.
+/// The log after the checkpoint has more than a megabyte, so recovery reads frames ahead while it
+/// applies earlier ones.
 #[test]
 fn a_long_torn_tail_is_replayed_up_to_the_tear_and_a_damaged_one_is_refused() {
     const BATCHES: u32 = 300;
     const RECORDS: u32 = 50;
     let folder = tempfile::tempdir().unwrap();
     let live = folder.path().join("live");
-    // Handed to the system commit by commit, so that the files have all of it.
+    // Each commit is written to its file at once, so the copied files contain all commits.
     let options = Options::new()
         .segment_bytes_first(8 << 20)
         .buffer_bytes(0)

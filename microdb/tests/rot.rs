@@ -1,17 +1,18 @@
-//! Damage of every kind to small closed databases: each read gives the right value or an error that
+//! Damage of every kind to small databases: each read must return the right value or an error that
 //! names the damaged file.
 //!
-//! - The databases are made by random work and end closed, with their process killed, or with a
-//!   power cut.
-//! - Then one damage happens to one file. Any bit flips; sectors and pages are zeroed, overwritten
-//!   by another or swapped; the file ends early or is too long; it is missing, empty, of another
+//! - The databases are created by random work. In the end they are closed, or their process is
+//!   killed, or the power is cut.
+//! - Then one file is damaged. Any bit flips. Sectors and pages are zeroed, overwritten by another
+//!   one or swapped. The file ends early or is too long. Or the file is missing, empty, of another
 //!   database, or an earlier version of itself.
-//! - A value must never be wrong, no record or table may be missing without an error, no error may
-//!   name a sound file. The engine must not panic, nor allocate memory by a damaged length.
+//! - A value must never be wrong, no record or table may be missing without an error, and no error
+//!   may name a sound file. The engine must not panic, nor allocate memory according to a damaged
+//!   length.
 //!
-//! `MICRODB_ROT_SEEDS` sets the number of databases per ending, `MICRODB_ROT_FIRST_SEED` the first
-//! seed, and `MICRODB_ROT_ALL_BITS` flips all eight bits of each byte, including padding, instead
-//! of a sample.
+//! `MICRODB_ROT_SEEDS` sets the number of databases per ending, and `MICRODB_ROT_FIRST_SEED` the
+//! first seed. `MICRODB_ROT_ALL_BITS` flips all bits of all bytes, including padding, instead of a
+//! sample.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -28,23 +29,25 @@ use crate::support::random::{Random, mix};
 use crate::support::workload::{KEYS, Op, Point, ROOT, Run, Shape, chain, key};
 use microdb::{Db, Error};
 
-/// Address space that is sufficient for all these tests. A hostile length asks for more.
+/// Limit of the process' address space in bytes. The limit suffices for all these tests. An
+/// allocation by a damaged length would exceed it.
 const MEMORY_BYTES_MAX: u64 = 4 << 30;
 const OPS: u64 = 14;
-/// One bit in this many is flipped in padding. A prime, so that all bit positions occur.
+/// In padding, one bit in this many is flipped. The number is a prime, so that all bit positions
+/// occur.
 const PADDING_STRIDE: usize = 509;
 
 #[derive(Default, Debug)]
 struct Tally {
     cases: u64,
-    /// The damage had no effect, or was healed.
+    /// Number of cases in which the damage had no effect or was healed.
     right: u64,
-    /// The damage was named by the open, or by a read.
+    /// Numbers of cases in which the open, or a later read, reported the damage.
     named_by_open: u64,
     named_by_read: u64,
 }
 
-/// A closed database, its permitted contents, and earlier versions of its files.
+/// A database that is no longer open, its permitted contents, and earlier versions of its files.
 struct Subject {
     name: String,
     shape: Shape,
@@ -66,8 +69,8 @@ fn number(variable: &str) -> Option<u64> {
         .map(|text| text.parse().expect("the variable holds a number"))
 }
 
-/// Returns the subjects of a test: one for each ending and seed, `count` seeds unless the variable
-/// says otherwise.
+/// Returns the databases to damage: one for each ending and seed. There are `count` seeds unless
+/// `MICRODB_ROT_SEEDS` is set.
 fn subjects(salt: u64, count: u64) -> Vec<Subject> {
     let limit = rustix::process::Rlimit {
         current: Some(MEMORY_BYTES_MAX),
@@ -106,9 +109,9 @@ fn subject(seed: u64, ending: Ending) -> Subject {
     };
     let mut allowed = run.allowed(cuts.at()).to_vec();
     if ending == Ending::PowerCut {
-        // The cut may have removed the newest record of the durable frontier. Damage beyond the
-        // newest one left cannot be distinguished from a torn tail: two faults at once. No other
-        // exception is made.
+        // The cut may have lost the newest record of the durable frontier. Then damage after the
+        // newest surviving record looks like a torn tail, because there are two faults at once. So
+        // all states from that surviving frontier on are permitted. There is no other exception.
         let disk = Disk::unrecorded(image.clone());
         let db = shape.options(&disk).read_only(true).open(ROOT).unwrap();
         let durable = db.recovery().durable_sequence;
@@ -128,7 +131,8 @@ fn subject(seed: u64, ending: Ending) -> Subject {
     }
 }
 
-/// Opens a damaged copy and judges it. An error may name the files `damaged` only.
+/// Opens a damaged copy of the subject and checks all promises. An error may name only the files in
+/// `damaged`.
 fn judge(subject: &Subject, image: Image, damaged: &[&Path], what: &str, tally: &mut Tally) {
     tally.cases += 1;
     let disk = Disk::unrecorded(image);
@@ -166,7 +170,7 @@ fn examine(subject: &Subject, disk: &Disk, damaged: &[&Path], tally: &mut Tally)
     }
 }
 
-/// Checks that `error` reports damage and names a damaged file.
+/// Checks that `error` reports damage and names one of the damaged files.
 fn named(error: &Error, damaged: &[&Path]) -> Result<(), String> {
     match error {
         Error::Corrupt { path, .. } if damaged.iter().any(|damaged| path.starts_with(damaged)) => Ok(()),
@@ -177,7 +181,8 @@ fn named(error: &Error, damaged: &[&Path]) -> Result<(), String> {
     }
 }
 
-/// Reads everything. Returns `true` if a read reported damage.
+/// Reads the whole database and compares it with the permitted states. Returns `true` if a read
+/// reported damage.
 fn compare(db: &Db, allowed: &[Point], damaged: &[&Path]) -> Result<bool, String> {
     let tables: Vec<String> = db.tables().into_iter().map(|info| info.name).collect();
     let mut found: BTreeMap<(String, Vec<u8>), Option<Vec<u8>>> = BTreeMap::new();
@@ -248,7 +253,7 @@ fn compare(db: &Db, allowed: &[Point], damaged: &[&Path]) -> Result<bool, String
     }
 }
 
-/// Returns the files of a database that are not empty.
+/// Returns the non-empty files of a database.
 fn files(image: &Image) -> Vec<(PathBuf, usize)> {
     image
         .files()
@@ -272,8 +277,8 @@ fn any_flipped_bit_is_named_or_does_not_matter() {
             let content = subject.image.file(node);
             let bytes = content.bytes();
             for bit in 0..bytes.len() * 8 {
-                // Long rows of zeros are padding. In all other bytes one bit is flipped, or all of
-                // them if requested.
+                // Long runs of zeros are padding. In each other byte one bit is flipped, or all
+                // bits if requested.
                 let near = bytes[(bit / 8).saturating_sub(16)..(bit / 8 + 16).min(bytes.len())]
                     .iter()
                     .any(|byte| *byte != 0);
@@ -446,8 +451,8 @@ fn missing_exchanged_old_and_foreign_files_are_named_or_do_not_matter() {
             for (age, image) in subject.earlier.iter().enumerate() {
                 let Ok(old) = image.find(path) else { continue };
                 let content = image.file(old).clone();
-                // An old SUPER names other segments: some removed since, some created since. Those
-                // are missing then.
+                // An earlier SUPER names segments that were removed since then, and lacks segments
+                // that were created since then. So an error may name any file of the database.
                 let mut suspects: Vec<&Path> = vec![path];
                 if path.ends_with("SUPER") {
                     suspects.push(Path::new(ROOT));
@@ -465,8 +470,8 @@ fn missing_exchanged_old_and_foreign_files_are_named_or_do_not_matter() {
             for (_, other) in others {
                 if let Ok(foreign) = other.image.find(path) {
                     let content = other.image.file(foreign).clone();
-                    // With a foreign SUPER, every other file is foreign, and its own files are
-                    // missing.
+                    // SUPER of another database does not match any other file. So an error may name
+                    // any file of the database.
                     let mut suspects: Vec<&Path> = vec![path];
                     if path.ends_with("SUPER") {
                         suspects.push(Path::new(ROOT));

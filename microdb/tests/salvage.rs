@@ -1,5 +1,5 @@
-//! Salvage: for any damage, everything readable is saved, nothing wrong is, and everything missing
-//! is listed.
+//! Tests of salvage: after any damage, all readable records are saved, no wrong value is saved, and
+//! everything missing is listed.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -14,7 +14,7 @@ use microdb::{Durability, Error, Manifest, Options, Sequence, salvage};
 
 const SAVED: &str = "/data/saved";
 
-/// A closed database, its content, and every key with every value that it ever had.
+/// A closed database, its content, and every pair of key and value that it ever contained.
 struct Subject {
     shape: Shape,
     image: Image,
@@ -55,7 +55,8 @@ fn files(image: &Image) -> Vec<(PathBuf, usize)> {
         .collect()
 }
 
-/// Salvages a damaged copy. Returns `None` if nothing of a database was left.
+/// Salvages a damaged copy of the subject. Returns the manifest and the salvaged content, or `None`
+/// if nothing of a database was left.
 fn saved(subject: &Subject, image: Image, what: &str) -> Option<(Manifest, Model)> {
     let before = image.clone();
     let disk = Disk::unrecorded(image);
@@ -87,7 +88,7 @@ fn saved(subject: &Subject, image: Image, what: &str) -> Option<(Manifest, Model
     Some((manifest, model))
 }
 
-/// Checks the effects of one damage: nothing, or losses that are listed.
+/// Checks the salvage after one damage: either all records are saved, or the manifest lists losses.
 fn judge(subject: &Subject, image: Image, what: &str) {
     let Some((manifest, model)) = saved(subject, image, what) else {
         return;
@@ -165,8 +166,8 @@ fn every_loss_of_one_damage_is_listed() {
     }
 }
 
-/// Copies made by compaction have no sequence number of their own. A file without any other loss
-/// must not pass as complete.
+/// A record that compaction has copied has no sequence number of its own, so a gap in the numbers
+/// does not reveal its loss. The manifest must still list a truncated segment.
 #[test]
 fn a_segment_truncated_anywhere_is_listed() {
     for seed in 1..=60 {
@@ -211,8 +212,8 @@ fn many_damages_at_once_give_no_wrong_value() {
     }
 }
 
-/// A database on the real disk: 100 keys, some of them overwritten and some deleted, then a
-/// checkpoint, then some more.
+/// Creates a database on the real disk: 100 keys, one of them overwritten and one deleted, a
+/// checkpoint, and then a further put. Returns its path.
 fn shop(folder: &Path) -> PathBuf {
     let path = folder.join("shop");
     let options = Options::new().segment_bytes_first(64 << 10).background(false);
@@ -231,7 +232,7 @@ fn shop(folder: &Path) -> PathBuf {
     path
 }
 
-/// Flips a bit `behind` bytes after the first occurrence of `text`.
+/// Flips a bit at `behind` bytes after the start of the first occurrence of `text`.
 fn damage(path: &Path, text: &str, behind: usize) {
     let mut bytes = std::fs::read(path).unwrap();
     let at = bytes
@@ -278,7 +279,7 @@ fn a_lost_deletion_is_named() {
     let path = shop(folder.path());
     let segment = path.join("log/0000000001.seg");
     let bytes = std::fs::read(&segment).unwrap();
-    // The tombstone is the last occurrence of the key.
+    // The last occurrence of the key is its tombstone.
     let at = bytes.windows(5).rposition(|window| window == b"key 8").unwrap();
     let mut damaged = bytes.clone();
     damaged[at - 60..at + 5].fill(0);
@@ -286,7 +287,8 @@ fn a_lost_deletion_is_named() {
     let manifest = salvage(&path, folder.path().join("saved")).unwrap();
     let stale: Vec<_> = manifest.stale.iter().map(|stale| &stale.key[..]).collect();
     assert!(stale.contains(&&b"key 8"[..]), "{manifest}");
-    // Without the checkpoint the loss is unknown, and the manifest warns.
+    // Without the checkpoint, salvage cannot know that a tombstone is lost. So the manifest only
+    // warns.
     std::fs::remove_dir_all(path.join("directory")).unwrap();
     let manifest = salvage(&path, folder.path().join("again")).unwrap();
     assert!(
@@ -299,7 +301,8 @@ fn a_lost_deletion_is_named() {
 fn records_behind_a_damaged_frame_header_are_found() {
     let folder = tempfile::tempdir().unwrap();
     let path = shop(folder.path());
-    // 48 bytes of frame header, and 7 of the record's header before the key.
+    // The key begins after 48 bytes of frame header and 7 bytes of record header, so `at - 40` is
+    // in the frame header.
     damage(&path.join("log/0000000001.seg"), "LATE-OF-9", 0);
     let text = "key 50first";
     let segment = path.join("log/0000000001.seg");

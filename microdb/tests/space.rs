@@ -1,9 +1,9 @@
-//! Bounds of memory, descriptors and disk space. They hold at every moment, so a thread samples
-//! them during the workload.
+//! Tests of the bounds of memory, descriptors and disk space. The bounds hold at all times, so a
+//! thread samples them during the workload.
 //!
-//! The figures belong to the whole process, so each workload runs in a process of its own: this
-//! test binary, with its part given by the environment. `MICRODB_SOAK_SECONDS=600` runs the soak
-//! for ten minutes instead of some seconds.
+//! The numbers are those of the whole process. So each workload runs in a separate process: this
+//! test binary, with its part selected by the environment. `MICRODB_SOAK_SECONDS=600` runs the soak
+//! test for ten minutes instead of some seconds.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::Path;
@@ -18,19 +18,19 @@ use crate::support::usage::{anonymous_bytes, descriptors, disk_bytes, maps};
 use microdb::{Db, Durability, Options, Snapshot, Table, Value};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Name of the test that is the second process.
+/// Path of the test that runs as the second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
-/// Permitted anonymous memory of a database, besides its directory.
+/// Maximum anonymous memory of a database in bytes, besides its directory.
 const MEMORY_BYTES_MAX: u64 = 64 << 20;
-/// Permitted number of descriptors of a database of any size.
+/// Maximum number of file descriptors of a database, independent of its size.
 const DESCRIPTORS_MAX: u64 = 64;
-/// Size of the largest segments by default.
+/// Default size of the largest segments in bytes.
 const SEGMENT_BYTES: u64 = 16 << 20;
 /// Maximum wait for a condition that must become true.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Not a test by itself: the other process.
+/// Runs as a second process for another test. An environment variable selects the workload.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
@@ -55,7 +55,7 @@ fn play(part: &str) {
     Other::start(ENTRY, part, folder.path()).ended_well();
 }
 
-/// Resources of the process before it opened a database.
+/// Memory in bytes and number of descriptors of the process before it opened a database.
 struct Before {
     memory: u64,
     descriptors: u64,
@@ -70,12 +70,13 @@ impl Before {
     }
 
     /// Samples all bounds until `done`. `views` is the number of snapshots, each of which may keep
-    /// a directory of its own. Returns the number of samples.
+    /// a separate directory. Returns the number of samples.
     fn watch(&self, db: &Db, views: &AtomicU64, done: &AtomicBool) -> u64 {
         let mut samples = 0;
         let mut most = (0, 0, 0, 0);
         while !done.load(Ordering::Relaxed) {
-            // The directory and the live bytes only grow in these workloads, so they are read last.
+            // The directory and the live bytes only grow in these workloads. Both are read last, so
+            // that the bounds computed from them are not too low for the values read before.
             let (memory, open) = (anonymous_bytes(), descriptors());
             let disk = disk_bytes(db.path());
             let stats = db.stats();
@@ -89,7 +90,7 @@ impl Before {
             assert!(open <= open_max, "{open} descriptors, at most {open_max}");
             let log_max = 2 * stats.live_bytes + 4 * SEGMENT_BYTES;
             assert!(stats.log_bytes <= log_max, "at most {log_max}\n{stats}");
-            // Two checkpoints while one is being written, and seals.
+            // Besides the log there are two checkpoints while one is being written, and seals.
             let disk_max = log_max + 2 * stats.directory_bytes + (4 << 20);
             assert!(
                 disk <= disk_max,
@@ -115,12 +116,12 @@ impl Before {
         samples
     }
 
-    /// Waits until all resources are released.
+    /// Waits until the process uses no more memory and descriptors than before, and no map is left.
     fn check_given_back(&self, folder: &Path) {
         let started = Instant::now();
         loop {
             let (memory, open, maps) = (anonymous_bytes(), descriptors(), maps(folder));
-            // The allocator may keep some pages.
+            // The allocator may keep some freed pages.
             if memory <= self.memory + (8 << 20) && open <= self.descriptors && maps.is_empty() {
                 return;
             }
@@ -156,7 +157,7 @@ fn value(writer: u64, number: u64, version: u64, bytes: usize) -> Vec<u8> {
     value
 }
 
-/// Returns the version in a value, which must belong to this key.
+/// Returns the version number in a value, and checks that the value belongs to this key.
 fn version(value: &[u8], writer: u64, number: u64) -> u64 {
     let word = |at: usize| u64::from_le_bytes(value[at..at + 8].try_into().unwrap());
     assert_eq!((word(0), word(8)), (writer, number));
@@ -164,7 +165,7 @@ fn version(value: &[u8], writer: u64, number: u64) -> u64 {
     word(16)
 }
 
-/// Opens a database with buffered commits, and a table in it.
+/// Opens a database with buffered commits. Returns its handle and a table.
 fn buffered(folder: &Path) -> (Db, Table) {
     let options = Options::new().durability(Durability::Buffered);
     let db = options.open(folder).unwrap();
@@ -172,7 +173,7 @@ fn buffered(folder: &Path) -> (Db, Table) {
     (db, table)
 }
 
-/// Eight writers overwrite 8 MB again and again.
+/// Workload: eight writers overwrite 8 MB many times.
 fn overwrite(folder: &Path) {
     const KEYS: u64 = 1000;
     const ROUNDS: u64 = 60;
@@ -214,7 +215,8 @@ fn eight_writers_that_overwrite_stay_within_all_bounds_and_all_is_given_back() {
     play("overwrite");
 }
 
-/// Snapshots are taken at many moments and kept. Each holds another active segment.
+/// Workload: snapshots are taken in many rounds and kept. Each snapshot is taken with a different
+/// active segment.
 fn hold_snapshots(folder: &Path) {
     const KEYS: u64 = 1000;
     let before = Before::new();
@@ -222,8 +224,8 @@ fn hold_snapshots(folder: &Path) {
     let (views, done) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut snapshots: Vec<(u64, Snapshot)> = Vec::new();
     std::thread::scope(|scope| {
-        // Disk space of removed segments that a snapshot holds is not in the folder any more, and
-        // is not bounded.
+        // A removed segment that a snapshot still holds has no name in the folder any more. The
+        // disk space of such segments is neither counted nor bounded.
         scope.spawn(|| assert!(before.watch(&db, &views, &done) > 0));
         for round in 0..150 {
             for number in 0..KEYS {
@@ -252,7 +254,8 @@ fn snapshots_of_many_moments_hold_no_memory_of_segments_and_no_descriptors() {
     play("hold snapshots");
 }
 
-/// Values read from the active segment share its memory.
+/// Workload: values are read from the active segment and kept. These values share the memory of
+/// that segment.
 fn hold_values(folder: &Path) {
     let before = Before::new();
     let (db, table) = buffered(folder);
@@ -283,7 +286,7 @@ fn values_of_many_moments_hold_no_memory_of_segments() {
     play("hold values");
 }
 
-/// Writers that make no further call leave nothing behind.
+/// Workload: writers that make no further call must not keep removed segments.
 fn fall_silent(folder: &Path) {
     let before = Before::new();
     let options = Options::new()
@@ -303,7 +306,8 @@ fn fall_silent(folder: &Path) {
                             .unwrap();
                     }
                 }
-                // Alive, with its part of the collector, and silent.
+                // The thread stays alive with its thread-local part of the epoch-based memory
+                // reclamation. The thread makes no further call.
                 drop((table, db));
                 while !stop.load(Ordering::Relaxed) {
                     std::thread::park();
@@ -335,7 +339,7 @@ fn removed_segments_are_given_back_though_the_threads_that_removed_them_never_ca
     play("fall silent");
 }
 
-/// Hundreds of segments, fewer descriptors.
+/// Workload: hundreds of segments, with a limit of descriptors far below that number.
 fn few_descriptors(folder: &Path) {
     let before = Before::new();
     let limit = before.descriptors + DESCRIPTORS_MAX;
@@ -351,8 +355,8 @@ fn few_descriptors(folder: &Path) {
     for round in 0..2 {
         let db = options().open(folder).unwrap();
         let table = db.table("t").unwrap();
-        // All live, so that no segment is removed. Snapshots of many moments exist at the same
-        // time.
+        // All records are live, so that no segment is removed. Snapshots of many rounds exist at
+        // the same time.
         let mut snapshots = Vec::new();
         for number in 0..8000 {
             table
@@ -383,18 +387,20 @@ fn a_log_of_any_number_of_segments_needs_a_constant_number_of_descriptors() {
     play("few descriptors");
 }
 
-/// Records of a large batch. It replaces each chunk of the directory many times.
+/// Number of records in a large batch. Such a batch replaces each chunk of the directory many
+/// times.
 const LARGE_BATCH: u32 = 400_000;
-/// Rounds before the memory of the process is compared: until then segments and allocator still
-/// grow.
+/// Number of rounds before the memory is compared. During these rounds, segments and the
+/// allocator's memory still grow.
 const LARGE_ROUNDS_FIRST: u32 = 8;
 const LARGE_ROUNDS: u32 = 24;
-/// Permitted growth in all later rounds together: the active segment, the memory for the next one,
-/// and some for the allocator. The directories of the later rounds have twice as much.
+/// Maximum growth of memory in all later rounds together: the active segment, the memory for the
+/// next segment, and some memory of the allocator. A leak of the directories would be twice as
+/// large.
 const LARGE_GROWTH_MAX: u64 = 2 * SEGMENT_BYTES + (4 << 20);
 
-/// A batch of many small records replaces each chunk of the directory many times, and a clear
-/// replaces all of them.
+/// Workload: a batch of many small records replaces each chunk of the directory many times, and a
+/// clear replaces all chunks.
 fn large_batch(folder: &Path) {
     let before = Before::new();
     let (db, table) = buffered(folder);
@@ -413,7 +419,8 @@ fn large_batch(folder: &Path) {
             }
             batch.commit().unwrap();
             table.clear().unwrap();
-            // All segments written and mapped: the rest is memory that is kept for later.
+            // After the sync all segments are written and mapped. The remaining memory is kept for
+            // later use.
             db.sync().unwrap();
             db.wait_idle().unwrap();
             if round < LARGE_ROUNDS_FIRST {
@@ -428,14 +435,15 @@ fn large_batch(folder: &Path) {
     });
     let most = most.load(Ordering::Relaxed) - before.memory;
     println!("most: {} KiB", most >> 10);
-    // The batch itself: 12 bytes per record, 40 per operation with room to grow, and 8 to find
-    // duplicates. Its segment, and the directory.
+    // Memory of the batch itself: 12 bytes per record, 40 per operation with room to grow, and 8 to
+    // find duplicates. Added are its segment and the directory.
     let records = u64::from(LARGE_BATCH);
     let own = records * (2 * (12 + 48) + 8) + records * 12;
     assert!(most <= own + records * 13 + MEMORY_BYTES_MAX, "{most}");
     drop(table);
     db.close().unwrap();
-    // Memory is not compared with that before the first batch, because the allocator keeps some.
+    // Memory is not compared with the value before the first batch, because the allocator keeps
+    // some.
     wait_until("maps and descriptors are given back", || {
         maps(folder).is_empty() && descriptors() <= before.descriptors
     });
@@ -446,7 +454,7 @@ fn a_large_batch_and_a_clear_leave_no_old_parts_of_the_directory() {
     play("large batch");
 }
 
-/// A file system in memory.
+/// Mounts a file system in memory (tmpfs) of `mib` MiB.
 fn small_disk(folder: &Path, mib: u64) -> Mounted {
     let size = format!("size={mib}m");
     Mounted::new(&["-t", "tmpfs", "-o", &size, "tmpfs"], folder).unwrap()
@@ -479,10 +487,10 @@ fn a_disk_of_64_mib_with_4_mib_alive_is_never_full() {
     db.close().unwrap();
 }
 
-/// Drops databases with busy background work. The next open finds none of it.
+/// Workload: drops databases with busy background work. After the drop, no map is left.
 fn drop_busy_databases(folder: &Path) {
     for round in 0..30 {
-        // Small segments, so that there is work at each moment.
+        // Small segments keep the background work busy all the time.
         let options = Options::new().durability(Durability::Buffered);
         let options = options.segment_bytes_first(256 * 1024).segment_bytes_max(1 << 20);
         let db = options.open(folder.join("db")).unwrap();
@@ -512,7 +520,7 @@ fn soak_seconds() -> u64 {
     std::env::var("MICRODB_SOAK_SECONDS").map_or(5, |text| text.parse().unwrap())
 }
 
-/// Versions of each key: the one being put, and the newest acknowledged one.
+/// For each key: the version of the last put begun, and the newest acknowledged version.
 struct Marks(Vec<(AtomicU64, AtomicU64)>);
 
 impl Marks {
@@ -531,7 +539,7 @@ fn soak_write(table: &Table, writer: u64, marks: &Marks, end: Instant) {
             let (begun, acknowledged) = marks.at(writer, number);
             let next = begun.fetch_add(1, Ordering::AcqRel) + 1;
             let bytes = 24 + random.below(2000) as usize;
-            // Mostly buffered; a durable one syncs them all.
+            // Most puts are buffered. A durable put syncs all earlier ones.
             let durability = if round % 20 == 0 {
                 Durability::Sync
             } else {
@@ -584,7 +592,7 @@ fn soak_transfer(db: &Db, accounts: &Table, end: Instant) {
 fn soak_snapshots(db: &Db, table: &Table, accounts: &Table, views: &AtomicU64, end: Instant) {
     let mut random = Random::new(78);
     while Instant::now() < end {
-        // Counted before it is taken, and until it is dropped.
+        // The snapshot is counted in `views` from before it is taken until after it is dropped.
         views.fetch_add(1, Ordering::Relaxed);
         let snapshot = db.snapshot();
         let money = snapshot.iter(accounts).unwrap().map(|record| {
@@ -608,7 +616,8 @@ fn soak_snapshots(db: &Db, table: &Table, accounts: &Table, views: &AtomicU64, e
     }
 }
 
-/// Writers, readers, snapshots and transactions at once on a small disk.
+/// Workload: writers, readers, snapshots and transactions run at once, while all bounds are
+/// watched.
 fn soak(folder: &Path) {
     let before = Before::new();
     let options = || Options::new().durability(Durability::Buffered);

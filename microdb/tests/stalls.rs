@@ -1,4 +1,4 @@
-//! Commits at the bound of the log wait for compaction, and for nothing else.
+//! Tests that commits wait only for compaction when the log has reached its maximum size.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -34,7 +34,8 @@ fn log_max(db: &Db) -> (u64, u64) {
     )
 }
 
-/// Overwrites all keys of a writer `rounds` times, or until a commit is refused.
+/// Overwrites all keys of a writer `rounds` times, or until a commit is refused. Counts the
+/// commits.
 fn overwrite(db: &Db, writer: u32, rounds: u32, commits: &AtomicU64) -> microdb::Result<()> {
     let table = db.table("t")?;
     for round in 0..rounds {
@@ -49,11 +50,12 @@ fn overwrite(db: &Db, writer: u32, rounds: u32, commits: &AtomicU64) -> microdb:
     Ok(())
 }
 
-/// Waits until the writers are at the bound and commit almost nothing. The bound holds all the
-/// time.
+/// Waits until the writers are stopped at the maximum size of the log and commit nothing. The log
+/// never exceeds that size during the wait.
 fn wait_for_stalls(db: &Db, commits: &AtomicU64) {
     let started = Instant::now();
-    // A commit passes after a second at most, so "nothing" means less than a segment.
+    // Number of polls in a row without a commit. A commit can still pass from time to time, because
+    // its wait is at most a second.
     let mut at_bound = 0;
     while at_bound < 200 {
         let before = commits.load(Ordering::Relaxed);
@@ -117,7 +119,8 @@ fn commits_that_wait_for_space_are_refused_when_the_database_is_closed() {
             let db = db.clone();
             scope.spawn(move || db.close())
         };
-        // One of them may be inside a call to the disk, on behalf of all.
+        // One writer may be in a call to the disk at the closed gate, on behalf of all writers. So
+        // only the other writers must have ended.
         let started = Instant::now();
         let left = || writers.iter().filter(|writer| writer.is_finished()).count();
         while left() + 1 < WRITERS as usize {
@@ -146,7 +149,7 @@ fn a_long_backup_does_not_delay_commits() {
         while gate.waiting() == 0 {
             std::thread::yield_now();
         }
-        // Ten times the bound.
+        // These commits are about ten times the maximum size of the log.
         overwrite(&db, 0, 30, &commits).unwrap();
         assert!(!backup.is_finished(), "it waits at the gate");
         gate.open();
@@ -170,7 +173,7 @@ fn a_segment_without_live_records_is_removed_unread() {
         .map(|segment| segment.id)
         .collect();
     assert!(dead.len() > 5, "{stats}");
-    // Damage in each of them, which any reader would find.
+    // Each segment without live records is damaged. Any code that reads one would report damage.
     for id in &dead {
         let path = folder.path().join(format!("log/{id:010}.seg"));
         let file = OpenOptions::new().write(true).open(path).unwrap();

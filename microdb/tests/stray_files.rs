@@ -1,5 +1,5 @@
-//! Foreign files in the folders of a database change nothing: not the ids of later segments, not
-//! the generations of later checkpoints, and no record.
+//! Tests that foreign files in the folders of a database change nothing: not the ids of later
+//! segments, not the generations of later checkpoints, and no record.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -28,7 +28,7 @@ fn open(path: &Path) -> Db {
     options.background(false).open(path).unwrap()
 }
 
-/// Opens, writes, compacts and checkpoints with the foreign file `name` in the folder.
+/// Opens, writes, compacts and checkpoints a database with the foreign file `name` in its folder.
 fn go_on_beside(name: &str, content: impl Fn(&Path) -> Vec<u8>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
@@ -64,7 +64,7 @@ fn a_stray_segment_far_ahead_does_not_end_writing() {
     ] {
         go_on_beside(name, |_| Vec::new());
         go_on_beside(name, |_| b"no segment at all".to_vec());
-        // A segment of this database under a wrong name.
+        // The foreign file is a copy of a segment of this database under a wrong name.
         go_on_beside(name, |path| {
             std::fs::read(path.join("log/0000000001.seg")).unwrap()
         });
@@ -101,7 +101,7 @@ fn stray_checkpoints_seals_and_temporary_files_do_not_end_writing() {
     }
 }
 
-/// Opens, writes and checkpoints with a file that is no regular file in the folder.
+/// Opens, writes and checkpoints a database with something that is no regular file in its folder.
 fn works_beside(name: &str, make: impl Fn(&Path)) {
     let folder = tempfile::tempdir().unwrap();
     let db = open(folder.path());

@@ -1,9 +1,9 @@
 //! Real faults of the operating system: no descriptors, a small disk that fills up, a read-only
 //! file system, a removed folder, an unreadable disk, a clock that jumps.
 //!
-//! The storage in memory (`faults.rs`) fails at every call. This test checks that the real causes
-//! behave as that storage does. Parts that need root, loop devices or mounts say so and pass
-//! without them.
+//! The storage in memory (`faults.rs`) can fail at every call. These tests check that real faults
+//! have the same effects. Tests that need root, loop devices or mounts say so and pass without
+//! them.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use crate::support::workload::chain;
 use microdb::{Db, Durability, Error, Options};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Name of the test that is the second process.
+/// Path of the test that runs as the second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
-/// Error numbers: no descriptor left, unreadable disk, read-only file system.
+/// Error numbers of the system: no free descriptor, unreadable disk, read-only file system.
 const EMFILE: i32 = 24;
 const EIO: i32 = 5;
 const EROFS: i32 = 30;
@@ -38,11 +38,11 @@ fn value(number: u64) -> String {
     format!("value of {number} {}", "v".repeat(300 + number as usize % 100))
 }
 
-/// Number of records put at once, with one sync for all.
+/// Number of records in a batch, which is committed with one sync.
 const BATCH: u64 = 8;
 
-/// Puts records from `number` on until one is refused or `end` is reached. Returns the first record
-/// without acknowledgement, and the reason.
+/// Puts records in batches from `number` on, until a batch is refused or `end` is reached. Returns
+/// the first record without acknowledgement, and the error.
 fn fill(db: &Db, mut number: u64, end: u64) -> (u64, Option<Error>) {
     let put = |numbers: std::ops::Range<u64>| -> microdb::Result<()> {
         let (table, mut batch) = (db.table("t")?, db.batch());
@@ -60,8 +60,8 @@ fn fill(db: &Db, mut number: u64, end: u64) -> (u64, Option<Error>) {
     (number, None)
 }
 
-/// All records up to `end` exist and no others, except perhaps the next batch, which was refused
-/// and may have been written.
+/// Checks that exactly the records before `end` exist. The following batch may exist as well,
+/// because a refused batch may have been written.
 fn check(db: &Db, end: u64) {
     let table = db.table("t").unwrap();
     for number in 0..end {
@@ -80,7 +80,7 @@ fn check(db: &Db, end: u64) {
     assert!(db.verify().unwrap().is_sound());
 }
 
-/// Returns the system's error number.
+/// Returns the system's error number that caused an error.
 fn reason(error: &Error) -> Option<i32> {
     match error {
         Error::Io { source, .. } => source.raw_os_error(),
@@ -89,7 +89,7 @@ fn reason(error: &Error) -> Option<i32> {
     }
 }
 
-/// A file as a disk with an ext4 on it, until dropped.
+/// A loop device with ext4 on an image file, until this value is dropped.
 struct DiskFile {
     image: PathBuf,
     device: String,
@@ -119,7 +119,7 @@ impl Drop for DiskFile {
     }
 }
 
-/// Not a test by itself: the process without descriptors.
+/// Runs as a second process for another test: it works with too few descriptors.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
@@ -137,7 +137,7 @@ fn the_other_process() {
     };
     let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
     let (mut refused, mut whole) = (0, 0);
-    // From too few descriptors for opening the database to enough for all of it.
+    // The cases range from too few descriptors to open the database to enough for all of the work.
     for spare in 0..40 {
         let path = folder.join(spare.to_string());
         limit(Some(open + spare));
@@ -194,7 +194,7 @@ fn a_full_file_system_refuses_commits_until_there_is_space() {
         let path = mounted.0.join("db");
         let mut db = options().open(&path).unwrap();
         let (mut end, mut refusals) = (0, 0);
-        // Filled up, given space, filled up again.
+        // In each round the disk fills up and is then given more space.
         for round in 0..3 {
             let (acknowledged, error) = fill(&db, end, u64::MAX);
             end = acknowledged;
@@ -290,8 +290,8 @@ fn a_renamed_database_stays_usable() {
     check(&options().open(folder.path().join("copy")).unwrap(), further);
 }
 
-/// A loop device returns an IO error behind the end of its file, like a disk with an unreadable
-/// rear part.
+/// A loop device returns an IO error for reads after the end of its file. So it behaves like a disk
+/// with an unreadable end.
 #[test]
 #[ignore = "needs root"]
 fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
@@ -299,11 +299,13 @@ fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
     let disk = DiskFile::new(folder.path().join("image"), 16).unwrap();
     let mounted = disk.mount().unwrap();
     let place = mounted.0.clone();
-    // All records in one segment, so that its front is readable and its rear is not.
+    // All records are in one segment, so that the start of the segment is readable and its end is
+    // not.
     let options = || options().segment_bytes_first(2 << 20).segment_bytes_max(2 << 20);
     let db = options().open(place.join("db")).unwrap();
     let table = db.table("t").unwrap();
-    // As at a time when nothing is known to be durable yet.
+    // A copy of SUPER from before the first record. This copy does not prove that any record is
+    // durable.
     let young = std::fs::read(place.join("db/SUPER")).unwrap();
     let end = 3000;
     for number in 0..end {
@@ -313,7 +315,7 @@ fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
     }
     db.checkpoint().unwrap();
     drop((table, db));
-    // The checkpoint is on another disk, which is readable.
+    // The checkpoint is moved to another disk, so that it stays readable.
     let (checkpoints, moved) = (place.join("db/directory"), folder.path().join("directory"));
     std::fs::create_dir(&moved).unwrap();
     for entry in std::fs::read_dir(&checkpoints).unwrap().map(Result::unwrap) {
@@ -330,7 +332,7 @@ fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
     let cut = first(end / 2).unwrap() / 4096 * 4096;
     let file = std::fs::OpenOptions::new().write(true).open(&disk.image).unwrap();
     file.set_len(cut as u64).unwrap();
-    // Mounted again, so that nothing of it is in memory.
+    // The disk is mounted again, so that none of its data is in the page cache.
     let _mounted = disk.mount().unwrap();
     let db = options().open(place.join("db")).unwrap();
     let table = db.table("t").unwrap();
@@ -358,11 +360,12 @@ fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
     assert!(!db.verify().unwrap().is_sound());
     println!("{right} records right, {unreadable} named");
     drop((table, db));
-    // Without proof of durability it is still no torn tail, and nothing is cut off.
+    // With the early SUPER, nothing proves that the records were durable. The unreadable part must
+    // still be an IO error and not a torn tail, and nothing may be cut off.
     std::fs::write(place.join("young"), young).unwrap();
     std::fs::rename(place.join("young"), place.join("db/SUPER")).unwrap();
     command("sync", &["--file-system", place.to_str().unwrap()]).unwrap();
-    // Writes in between may have extended the disk again.
+    // Writes since the cut may have extended the image file, so it is cut again.
     file.set_len(cut as u64).unwrap();
     let segment = place.join("db/log/0000000001.seg");
     let before = std::fs::metadata(&segment).unwrap().len();
@@ -371,8 +374,8 @@ fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
     assert_eq!(std::fs::metadata(&segment).unwrap().len(), before);
 }
 
-/// The engine uses the order of commits, not time, so a clock that jumps changes nothing. The clock
-/// is read once, when a database is created, for display.
+/// The engine uses the order of commits and not the time, so a clock that jumps changes nothing.
+/// The clock is read only once, when a database is created, for display.
 #[test]
 fn the_wall_clock_is_read_once_in_the_life_of_a_database() {
     fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -406,7 +409,7 @@ fn the_wall_clock_is_read_once_in_the_life_of_a_database() {
         [("mod.rs".to_owned(), 1)],
         "only `recover/mod.rs`, where a database is made"
     );
-    // The reported time does not matter.
+    // The time of the creation is only displayed. Writes do not depend on it.
     let folder = tempfile::tempdir().unwrap();
     let db = options().open(folder.path().join("db")).unwrap();
     db.table("t")
@@ -416,8 +419,8 @@ fn the_wall_clock_is_read_once_in_the_life_of_a_database() {
     assert!(db.stats().keys >= 1);
 }
 
-/// Returns the numbers of the process' maps of files in `folder` that are advised for random reads,
-/// and for read-ahead.
+/// Counts the process' maps of files in `folder`. Returns the number advised for random reads, and
+/// the number with the usual read-ahead.
 fn maps(folder: &Path) -> (usize, usize) {
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let (mut random, mut normal, mut ours) = (0, 0, false);
@@ -437,13 +440,14 @@ fn maps(folder: &Path) -> (usize, usize) {
     (random, normal)
 }
 
-/// A get on a log larger than memory must cost a page, not the device's read-ahead. A log that fits
-/// must be read ahead.
+/// If a log is larger than memory, a get must read one page and not the device's read-ahead. A log
+/// that fits into memory must be read ahead.
 #[test]
 fn only_a_log_larger_than_memory_is_read_page_by_page() {
     let folder = tempfile::tempdir().unwrap();
     let limit = 100_000;
-    // A folder for each, because maps of a database may outlive it for a while.
+    // Each database has a separate folder, because maps of a database may outlive its handle for a
+    // while.
     let path = |name: &str| folder.path().join(name);
     let grown = path("grown");
     let db = options().memory_bytes(Some(limit)).open(&grown).unwrap();
@@ -464,13 +468,13 @@ fn only_a_log_larger_than_memory_is_read_page_by_page() {
         db.backup_to(path(name)).unwrap();
         let db = options().memory_bytes(bytes).open(path(name)).unwrap();
         check(&db, end);
-        // Including the map of the checkpoint.
+        // The counts include the map of the checkpoint.
         let (random, normal) = maps(&path(name));
         let expected = if name == "small" { normal == 0 } else { random == 0 };
         assert!(expected && random + normal > 4, "{name}: {random} {normal}");
         assert!(db.verify().unwrap().is_sound());
     }
-    // Most of it is removed, and the rest fits.
+    // After most of the log is removed, the rest fits into memory.
     let table = db.table("t").unwrap();
     for number in 40..end {
         table.put_with(key(number), "", Durability::Buffered).unwrap();

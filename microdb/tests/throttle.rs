@@ -1,6 +1,7 @@
-//! A throttled compaction waits without a thread and without a lock, so nothing else waits for it.
+//! Tests that a throttled compaction waits without a thread and without a lock, so that no other
+//! work waits for it.
 //!
-//! The throttle is so strict that waiting for it would take days. Each wait of a test is for a
+//! The throttle is so strict that a wait for it would take days. Each wait of a test is for a
 //! condition, with a deadline that only a stuck engine reaches.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
@@ -30,7 +31,8 @@ fn throttled(folder: &Path) -> Db {
         .unwrap()
 }
 
-/// Puts 400 records, every second one twice: a third of the log is dead, half of each segment.
+/// Puts 400 records, every second one twice. So a third of the log is dead, spread over all
+/// segments.
 fn fill(db: &Db) {
     let table = db.table("t").unwrap();
     for number in 0..400_u32 {
@@ -59,7 +61,7 @@ fn wait_for(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Runs `work` in a thread of its own, so that the test fails if the engine is stuck.
+/// Runs `work` in a separate thread. Panics if the work does not end before the deadline.
 fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = channel();
     std::thread::spawn(move || sender.send(work()));
@@ -126,7 +128,8 @@ fn backup_compact_wait_idle_and_close_do_not_wait_for_the_throttle() {
 #[test]
 fn a_throttled_compaction_is_resumed_until_it_is_done() {
     let folder = tempfile::tempdir().unwrap();
-    // One step of a compaction copies up to 128 KiB, so each of these takes many turns.
+    // A step of a compaction copies at most 128 KiB and then waits for the throttle. So each
+    // compaction takes many steps.
     let options = options().compaction_bytes_per_second(Some(4 << 20));
     let db = options.open(folder.path()).unwrap();
     fill(&db);

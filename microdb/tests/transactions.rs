@@ -1,4 +1,5 @@
-//! Transactions under contention: progress, one moment for all reads, bounds, and forbidden writes.
+//! Tests of transactions under contention: progress, consistent reads, bounds, and forbidden
+//! writes.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -19,7 +20,7 @@ fn number(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes.try_into().unwrap())
 }
 
-/// Commits in a thread of its own, like another user of the database, and waits for it.
+/// Runs commits in a separate thread, as another user of the database would, and waits for its end.
 fn beside(work: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         scope.spawn(work);
@@ -63,7 +64,8 @@ fn a_transaction_makes_progress_beside_writers_that_never_pause() {
         for _ in 0..50 {
             db.transaction(|tx| {
                 let hot = tx.get(&table, "hot")?;
-                // Long enough for other writers to interfere if there is no turn.
+                // The body runs long enough for other writers to interfere, unless the transaction
+                // has an exclusive turn.
                 for _ in 0..2_000 {
                     std::hint::black_box(&hot);
                     std::hint::spin_loop();
@@ -123,7 +125,7 @@ fn a_write_through_the_database_inside_a_body_is_refused_and_runs_the_body_once(
     check("rename", &|| db.rename_table("t", "u"));
     check("new table", &|| db.table("new").map(|_| ()));
     check("compact", &|| db.compact().map(|_| ()));
-    // Outside of a body all of that is permitted again.
+    // After the body has ended, all these calls are permitted again.
     table.put("k", "w").unwrap();
 }
 
@@ -159,7 +161,7 @@ fn a_body_that_panics_leaves_the_thread_outside_of_the_transaction() {
     table.put("k", "v").unwrap();
 }
 
-/// Two keys that always add up to ten.
+/// Sets the keys `a` and `b` in one batch, so that their values always add up to ten.
 fn shift(db: &Db, table: &Table, units: u64) {
     let mut batch = db.batch();
     batch.put(table, "a", units.to_le_bytes());
@@ -179,7 +181,7 @@ fn a_read_after_another_commit_is_refused_if_an_earlier_read_is_outdated() {
         }
         let b = tx.get(&table, "b").map(|b| number(&b.unwrap()));
         runs.push((a, b.as_ref().ok().copied()));
-        // A body that replaces the error is repeated all the same.
+        // The body ignores the error of the read, but the engine repeats the run in spite of that.
         tx.put(&table, "seen", b.unwrap_or(99).to_le_bytes())
     })
     .unwrap();
@@ -216,14 +218,16 @@ fn a_run_with_many_reads_beside_many_commits_sees_one_moment() {
             assert!(tx.get(&table, key.to_le_bytes())?.is_some());
             table_beside(&table);
         }
-        // By now the run is in a snapshot, from which both are read.
+        // After many reads beside many commits, the run reads from a snapshot. So `a` and `b` are
+        // consistent in spite of the commit between their reads.
         let a = number(&tx.get(&table, "a")?.unwrap());
         beside(|| shift(&db, &table, a + 1));
         let b = number(&tx.get(&table, "b")?.unwrap());
         Ok::<_, Error>(a + b)
     });
     assert_eq!((sums.unwrap(), runs), (10, 1));
-    // With a write the same run is outdated, and is repeated.
+    // If a run that reads from a snapshot also writes, the commit finds that the run is outdated,
+    // and the run is repeated.
     let mut runs = 0;
     db.transaction(|tx| {
         runs += 1;
@@ -242,7 +246,7 @@ fn a_run_with_many_reads_beside_many_commits_sees_one_moment() {
     assert_eq!(table.get("copy of a").unwrap(), table.get("a").unwrap());
 }
 
-/// A commit of a key that no run reads.
+/// Commits a change of a key that no transaction reads.
 fn table_beside(table: &Table) {
     beside(|| table.put("unread", "value").unwrap());
 }
@@ -266,12 +270,12 @@ fn reads_and_writes_of_a_transaction_are_bounded() {
         assert!(refused.is_err(), "at the put, before memory grows");
         refused
     }));
-    // A key that is written again counts once.
+    // Only the last put of a key counts for the limit of a transaction's size.
     db.transaction(|tx| (0..8).try_for_each(|_| tx.put(&table, "k", &value)))
         .unwrap();
 }
 
-/// An error of the program, not of the engine.
+/// Error type of the calling program, to which errors of the engine are converted.
 #[derive(PartialEq, Debug)]
 enum Refused {
     TooFew { left: u64 },
@@ -291,7 +295,7 @@ fn an_error_of_the_body_is_returned_unchanged_and_one_of_the_engine_is_converted
     let take = |units: u64| {
         db.transaction(|tx| {
             let left = number(&tx.get(&table, "k")?.unwrap());
-            // Written before the refusal, and discarded with it.
+            // This put is discarded if the body returns an error.
             tx.put(&table, "k", left.saturating_sub(units).to_le_bytes())?;
             if units > left {
                 return Err(Refused::TooFew { left });
@@ -302,7 +306,7 @@ fn an_error_of_the_body_is_returned_unchanged_and_one_of_the_engine_is_converted
     assert_eq!(take(2), Ok(1));
     assert_eq!(take(2), Err(Refused::TooFew { left: 1 }));
     assert_eq!(number(&table.get("k").unwrap().unwrap()), 1);
-    // A conflict in every run, reported at the commit.
+    // The body returns an error, and the key that it has read changes before its end.
     let folder = tempfile::tempdir().unwrap();
     let db = Options::new().transaction_tries(2).open(folder.path()).unwrap();
     let table = db.table("t").unwrap();
@@ -315,7 +319,8 @@ fn an_error_of_the_body_is_returned_unchanged_and_one_of_the_engine_is_converted
         }
         Err(Refused::TooFew { left: runs })
     });
-    // The first run read an outdated value, and its error is an answer about that moment.
+    // An error of the body is valid for the time of its reads. So it is returned without a
+    // repetition, and no conflict is reported.
     assert_eq!((result, runs), (Err(Refused::TooFew { left: 1 }), 1));
     let value = vec![0; VALUE_BYTES_MAX + 1];
     let result: Result<(), Refused> = db.transaction(|tx| Ok(tx.put(&table, "k", &value)?));
@@ -332,11 +337,12 @@ fn begun_transaction_commits_once_or_reports_the_conflict() {
         let a = number(&tx.get(&table, "a").unwrap().unwrap());
         tx.put(&table, "sum", (a + 1).to_le_bytes()).unwrap();
         assert!(table.get("sum").unwrap().is_none(), "invisible before the commit");
-        // Other commits of the same thread are permitted, as long as they change other keys.
+        // The same thread may commit beside its open transaction, if it changes other keys than
+        // those read.
         table.put("another", "key").unwrap();
         assert_eq!(tx.commit().unwrap(), before + 2);
         assert_eq!(number(&table.get("sum").unwrap().unwrap()), 4);
-        // A changed key, and a key that appeared.
+        // A commit fails if a key that was read has changed, or has been created since the read.
         for key in ["a", "new"] {
             let mut tx = db.begin();
             let _ = tx.get(&table, key).unwrap();
@@ -348,7 +354,7 @@ fn begun_transaction_commits_once_or_reports_the_conflict() {
                 "{key}: {result:?}"
             );
         }
-        // A later read notices the conflict, and the transaction is lost.
+        // A later read detects the conflict. After that, the transaction can never commit.
         let mut tx = db.begin();
         let _ = tx.get(&table, "a").unwrap();
         shift(&db, &table, 4);
@@ -366,7 +372,7 @@ fn begun_transaction_without_writes_needs_no_commit_and_a_dropped_one_writes_not
     let sequence = db.sequence();
     let mut tx = db.begin();
     let a = number(&tx.get(&table, "a").unwrap().unwrap());
-    // The moment of the reads has passed, which a transaction without writes may ignore.
+    // The values read are outdated. A transaction without writes commits nevertheless.
     shift(&db, &table, 7);
     assert_eq!((a, tx.commit().unwrap()), (3, sequence.next()));
     let mut tx = db.begin();
@@ -374,7 +380,8 @@ fn begun_transaction_without_writes_needs_no_commit_and_a_dropped_one_writes_not
     drop(tx);
     assert!(table.get("k").unwrap().is_none());
     assert_eq!(db.sequence(), sequence.next());
-    // Also on a database that accepts no writes.
+    // A transaction without writes also commits on a read-only database, and one with writes is
+    // refused.
     let path = db.path().to_owned();
     db.close().unwrap();
     let db = Options::new().read_only(true).open(&path).unwrap();
@@ -432,7 +439,8 @@ fn the_destructor_of_a_thread_local_value_may_read_and_write() {
     let thread = std::thread::spawn({
         let (db, table) = (db.clone(), table.clone());
         move || {
-            // Set before the engine's own thread-local values, so that it is destroyed after them.
+            // This value is set before the engine's thread-local values, so it is destroyed after
+            // them.
             AT_EXIT.with(|at_exit| *at_exit.borrow_mut() = Some(AtExit(db, table.clone())));
             table.put("before", "the end").unwrap();
         }
@@ -511,9 +519,11 @@ fn a_body_that_waits_for_a_compaction_loses_its_turn_to_it() {
             runs += 1;
             let value = tx.get(&table, [1])?;
             match runs {
-                // Outdated in each of the runs before a buffered transaction gets a turn.
+                // In the first eight runs, another commit makes the read outdated. Then the
+                // buffered transaction gets an exclusive turn.
                 1..=8 => beside(|| table.put([1], "changed").unwrap()),
-                // No other thread waits for the end of this turn.
+                // The ninth run has the turn and waits for a compaction. The compaction must not
+                // wait for the end of the turn.
                 9 => {
                     compact.send(()).unwrap();
                     is_compacted.recv_timeout(PATIENCE).unwrap();

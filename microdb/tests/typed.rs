@@ -1,4 +1,4 @@
-//! Typed tables: every value that a put accepts is read back as the same value.
+//! Tests of typed tables: a value that a put accepts is read back as the same value.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 #![cfg(feature = "bincode")]
 
@@ -16,11 +16,11 @@ fn open() -> (TempDir, Db) {
     (folder, db)
 }
 
-/// Returns the reason for which a put of `value` is refused. Nothing is stored then.
+/// Checks that puts of `value` are refused and store nothing. Returns the reason of the refusal.
 fn refused<V: Serialize + DeserializeOwned>(db: &Db, value: &V) -> String {
     let table = db.typed_table::<u32, V>("refused").unwrap();
     for _ in 0..2 {
-        // The handle does not forget a refusal.
+        // The same handle refuses the value each time.
         let Err(Error::Encode { reason, .. }) = table.put(&1, value) else {
             panic!("a {} was taken", std::any::type_name::<V>());
         };
@@ -109,7 +109,8 @@ enum Often {
 #[test]
 fn put_refuses_an_omitted_field() {
     let (_folder, db) = open();
-    // The bytes of the first two are those of a complete value with another content.
+    // The bytes of the first two values equal those of a complete value with other content. So the
+    // fault is not visible in the bytes alone.
     let list = || vec![0];
     for reason in [
         refused(
@@ -150,7 +151,7 @@ fn put_refuses_an_omitted_field() {
     ] {
         assert!(reason.contains("could not be read back"), "{reason}");
     }
-    // Complete values of the same types are accepted, also after a refusal by the same handle.
+    // Complete values of the same types are accepted, also by a handle that has refused a value.
     taken(
         &db,
         Sparse {
@@ -267,7 +268,7 @@ fn values_of_every_kind_that_serde_knows_are_read_back() {
     taken(&db, std::num::NonZeroU8::new(7));
 }
 
-/// Text that becomes lower case when read.
+/// A text that is converted to lower case when it is deserialized.
 #[derive(PartialEq, Debug)]
 struct Lower(String);
 
@@ -294,7 +295,7 @@ fn a_type_that_normalises_on_reading_is_accepted() {
 #[test]
 fn the_limit_of_a_value_is_the_same_for_writing_and_reading() {
     let (_folder, db) = open();
-    // 8.5 million numbers with 16 bytes each in memory and one byte each on disk.
+    // The vector has 8.5 million numbers. Each needs 16 bytes in memory and one byte on disk.
     let table = db.typed_table::<u32, Vec<u128>>("large").unwrap();
     table.put(&1, &vec![1; 8_500_000]).unwrap();
     assert_eq!(table.get(&1).unwrap().unwrap().len(), 8_500_000);
@@ -326,7 +327,8 @@ fn changed_types_follow_the_documented_rule() {
     assert_eq!(after.get(&1000).unwrap(), Some(After::Renamed(2000)));
     after.put(&2, &After::Two { value: -1 }).unwrap();
     assert!(matches!(before.get(&2), Err(Error::Decode { .. })));
-    // The reason for the rule.
+    // The rule does not permit a change of the sign. The unsigned 6 would be read as the signed 3,
+    // without an error.
     db.typed_table::<u16, u32>("signs").unwrap().put(&1, &6).unwrap();
     assert_eq!(
         db.typed_table::<u16, i32>("signs").unwrap().get(&1).unwrap(),

@@ -1,5 +1,5 @@
-//! Typed tables beside tables of bytes: the same operations, in batches, transactions and
-//! snapshots, with borrowed keys, other codecs, and the record of the keys' encoding.
+//! Tests of typed tables beside tables of bytes: the same operations, in batches, transactions and
+//! snapshots, with borrowed keys, other codecs, and the recorded encoding of the keys.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 #![cfg(feature = "bincode")]
 
@@ -62,7 +62,7 @@ fn swap_compares_values_whose_encoding_is_not_fixed() {
     let table = db.typed_table::<u8, HashMap<u32, u32>>("t").unwrap();
     let map = || (0..50).map(|n| (n, n)).collect::<HashMap<u32, u32>>();
     table.put(&1, &map()).unwrap();
-    // Each map has an order of its own, so the bytes differ.
+    // Equal maps iterate in different orders, so their encoded bytes differ.
     for _ in 0..20 {
         assert!(table.compare_and_swap(&1, Some(&map()), Some(&map())).unwrap());
     }
@@ -123,7 +123,8 @@ fn refused_value_fails_the_batch_and_the_transaction() {
     assert!(other.is_empty() && table.is_empty());
 }
 
-/// Text with a borrowed form that has another encoding, against the contract of keys.
+/// A key type with a borrowed form that is encoded differently, against the contract of borrowed
+/// keys.
 #[derive(Serialize, Deserialize, PartialEq, Debug)]
 struct Named {
     name: String,
@@ -217,7 +218,7 @@ fn take_gives_each_value_to_one_of_several_workers() {
     assert_eq!((taken.len(), jobs.len()), (100, 0));
 }
 
-/// Text that people can read.
+/// A codec that stores values as JSON text.
 struct Json;
 
 impl Codec for Json {
@@ -258,7 +259,7 @@ fn another_codec_stores_its_own_bytes_and_may_omit_fields() {
         "{error}"
     );
     assert!(users.iter().any(|record| record.is_err()) && users.iter().any(|record| record.is_ok()));
-    // The default encoding refuses the same type.
+    // The default codec refuses the type that the JSON codec accepts.
     let refused = db.typed_table::<u32, User>("others").unwrap().put(&7, &ann());
     assert!(matches!(refused, Err(Error::Encode { .. })));
 }
@@ -291,7 +292,7 @@ fn encoding_of_keys_is_known_after_reopening_renaming_and_salvage() {
     db.close().unwrap();
     let db = Db::open(&path).unwrap();
     check(&db, "old stock");
-    // From a checkpoint as well as from the log.
+    // The encoding of the keys must also be restored from a checkpoint, not only from the log.
     db.checkpoint().unwrap();
     db.replace_tables(&[("old stock", "stock")]).unwrap();
     db.compact().unwrap();

@@ -17,7 +17,7 @@ use crate::postgres::EngineUrl;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 
-/// URL of the warehouse of a cluster without a setting for it.
+/// URL of the warehouse if no node of the cluster has a setting for it.
 pub const DEFAULT_WAREHOUSE: &str = "http://127.0.0.1:9091";
 
 /// Settings of a node.
@@ -25,24 +25,25 @@ pub const DEFAULT_WAREHOUSE: &str = "http://127.0.0.1:9091";
 pub struct NodeConfig {
     /// Name of the node and of its volume.
     pub name: String,
-    /// The data folder, shared with all other nodes of the cluster and with the simulators. It is
-    /// created if it is missing.
+    /// The data folder. Without an engine, all nodes of the cluster share it. A missing folder is
+    /// created.
     pub data: PathBuf,
     /// The engine that holds the cluster's state and the logs of its volumes. `None` keeps both in
-    /// the data folder. With an engine, the data folder is this node's alone and holds caches.
+    /// the data folder. With an engine, each node keeps local copies of volumes in a data folder
+    /// that no other node uses.
     pub engine: Option<EngineUrl>,
-    /// With an engine: `HOST:PORT` at which the other nodes reach this one, if it is not the
+    /// With an engine: `HOST:PORT` at which the other nodes reach this node. `None` if that is the
     /// address of the API.
     pub advertise: Option<String>,
-    /// With an engine: a file with the secret that authenticates the nodes to each other. Without
-    /// it, the secret is kept in the engine.
+    /// With an engine: a file with the secret that authenticates the nodes to each other. `None`
+    /// keeps the secret in the engine.
     pub secret_file: Option<PathBuf>,
     /// With an engine: the encryption of the connections to other nodes.
     pub peer_encryption: PeerEncryption,
-    /// Address of the API. Port 0 takes any free port.
+    /// Address of the API. Port 0 selects any free port.
     pub listen: SocketAddr,
-    /// URL of the warehouse, `http://HOST:PORT`. `None` takes the URL that the cluster has stored,
-    /// or [`DEFAULT_WAREHOUSE`] for the first node.
+    /// URL of the warehouse, `http://HOST:PORT`. `None` selects the URL that the cluster has
+    /// stored, or [`DEFAULT_WAREHOUSE`] for the first node.
     pub warehouse: Option<String>,
     /// Timeout of an announcement. The warehouse usually answers within 2 to 4 s.
     pub announce_timeout: Duration,
@@ -59,7 +60,7 @@ pub struct NodeConfig {
     pub stat_scan_every: Duration,
     /// Longest time for which a stop waits for requests in progress.
     pub drain_timeout: Duration,
-    /// The node's share of the slots relative to the weights of the other nodes.
+    /// Weight of the node: its share of the slots relative to the weights of the other nodes.
     pub weight: u32,
     /// The zone (rack, room or site) of the node, if zones are used. Nodes of one zone may fail
     /// together.
@@ -105,7 +106,8 @@ impl NodeConfig {
 /// The encryption of connections between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerEncryption {
-    /// Connections that can leave the machine are encrypted, and others are refused.
+    /// Connections to and from other machines are encrypted. An unencrypted connection from another
+    /// machine is refused.
     BetweenMachines,
     /// Nothing is encrypted. The operator keeps strangers off the network between the nodes.
     Never,
@@ -114,16 +116,16 @@ pub enum PeerEncryption {
 /// Limits of the HTTP server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerLimits {
-    /// Maximum number of open connections. Further ones wait in the kernel's queue.
+    /// Maximum number of open connections. Further connections wait in the kernel's queue.
     pub connections_max: usize,
-    /// Maximum number of requests in progress. Further ones are answered with 503.
+    /// Maximum number of requests in progress. Further requests are answered with 503.
     pub requests_max: usize,
 }
 
 impl Default for ServerLimits {
     fn default() -> ServerLimits {
-        // A connection costs about 20 KB and a request a few KB, so the worst case is some hundred
-        // megabytes.
+        // A connection takes about 20 KB of memory and a request a few KB. So both maximum numbers
+        // together take some hundred megabytes.
         ServerLimits {
             connections_max: 8_192,
             requests_max: 8_192,
@@ -131,7 +133,7 @@ impl Default for ServerLimits {
     }
 }
 
-/// The state that all volume servers of a node share.
+/// The parts of a node that all its volume servers share.
 pub(crate) struct NodeContext {
     pub(crate) config: NodeConfig,
     pub(crate) wms: Arc<dyn Warehouse>,

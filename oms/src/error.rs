@@ -2,7 +2,7 @@
 //!
 //! **Invariants**
 //! - `Display` names the failed action and its object, and does not repeat the `source`.
-//! - Each fault that an operator can correct has a variant of its own.
+//! - Each fault that an operator can correct has a separate variant.
 //!
 //! Deliberately absent: HTTP statuses and problem types, which belong to `api::problem`.
 
@@ -14,13 +14,13 @@ use thiserror::Error;
 
 use crate::postgres::SessionError;
 
-/// A row with bytes that this version does not write.
+/// A stored row with bytes that this version of the program does not write.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected {expected} at byte {offset}")]
 pub struct DecodeError {
-    /// Byte offset in the value.
+    /// Byte offset in the row's value.
     pub offset: usize,
-    /// The content expected there.
+    /// The content expected at the offset.
     pub expected: &'static str,
 }
 
@@ -32,38 +32,38 @@ pub enum StorageError {
     Open {
         /// The folder of the volume.
         folder: PathBuf,
-        /// The cause.
+        /// The error of the database engine.
         source: Arc<microdb::Error>,
     },
     /// The commit thread could not be started.
     #[error("cannot start the commit thread")]
     Thread {
-        /// The cause.
+        /// The error of the operating system.
         source: Arc<std::io::Error>,
     },
     /// A row could not be read.
     #[error("cannot read the table {table}")]
     Read {
-        /// The table.
+        /// Name of the table.
         table: &'static str,
-        /// The cause.
+        /// The error of the database engine.
         source: Arc<microdb::Error>,
     },
     /// A row was read but could not be decoded.
     #[error("cannot decode the row {key} of the table {table}")]
     Row {
-        /// The table.
+        /// Name of the table.
         table: &'static str,
         /// The row's key, as text.
         key: String,
-        /// The fault.
+        /// The reason why the row's value cannot be decoded.
         #[source]
         fault: DecodeError,
     },
     /// A write batch could not be made durable. None of its rows was written.
     #[error("cannot make a write durable")]
     Commit {
-        /// The cause.
+        /// The error of the database engine.
         source: Arc<microdb::Error>,
     },
     /// The commit queue is full. The caller may try again.
@@ -73,15 +73,15 @@ pub enum StorageError {
     /// migration. Nothing was written.
     #[error("the volume no longer owns the slots of this write")]
     Stale,
-    /// The engine of the volume does not answer. It is not known whether the rows were written.
+    /// The engine of the volume does not answer, so the rows may or may not have been written.
     #[error("the engine of the volume does not answer, so the change may or may not have been made; retry")]
     EngineAway,
     /// An entry of the volume's log cannot be used.
     #[error("entry {entry} of the volume's log cannot be used: {reason}; restore the engine from a backup")]
     Log {
-        /// The number of the entry.
+        /// Number of the entry in the log.
         entry: u64,
-        /// The fault.
+        /// The reason why the entry cannot be used.
         reason: String,
     },
     /// The volume is being closed.
@@ -107,23 +107,23 @@ pub enum NodeError {
     /// A setting is invalid.
     #[error("the setting {setting} {reason}")]
     Config {
-        /// The setting.
+        /// Name of the setting.
         setting: &'static str,
-        /// The fault.
+        /// The fault, as the end of a sentence that begins with the name of the setting.
         reason: String,
     },
     /// Another program listens on the address.
     #[error("cannot listen on {address}: another program listens there; stop it or choose another address")]
     AddressInUse {
-        /// The address.
+        /// The address on which the node was to listen.
         address: SocketAddr,
     },
     /// The address cannot be bound.
     #[error("cannot listen on {address}")]
     Listen {
-        /// The address.
+        /// The address on which the node was to listen.
         address: SocketAddr,
-        /// The cause.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// A file or folder of the data folder cannot be used.
@@ -131,9 +131,9 @@ pub enum NodeError {
     Folder {
         /// The failed action: "create", "read" and the like.
         action: &'static str,
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The cause.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// Another process runs a node of this name on this data folder.
@@ -142,9 +142,9 @@ pub enum NodeError {
         data.display(), in_brackets(holder)
     )]
     NameInUse {
-        /// The name.
+        /// Name of the node.
         name: String,
-        /// The data folder.
+        /// Path of the data folder.
         data: PathBuf,
         /// The description that the other process published, if it could be read.
         holder: Option<String>,
@@ -152,9 +152,9 @@ pub enum NodeError {
     /// The ring file is damaged or of another format.
     #[error("the ring in {} cannot be used: {reason}", path.display())]
     Ring {
-        /// The file.
+        /// Path of the ring file.
         path: PathBuf,
-        /// The fault.
+        /// The reason why the ring file cannot be used.
         reason: String,
     },
     /// The node was given another warehouse than the running nodes call.
@@ -168,14 +168,14 @@ pub enum NodeError {
         /// The URL that the running nodes call.
         known: String,
     },
-    /// A statement about the cluster failed in its engine.
+    /// A statement failed in the engine that holds the cluster's state.
     #[error("cannot {action} in the engine {url}")]
     Engine {
         /// The failed action: "read the state" and the like.
         action: &'static str,
         /// The URL of the engine.
         url: String,
-        /// The cause.
+        /// The error of the session with the engine.
         source: SessionError,
     },
     /// The engine's tables or settings cannot hold a cluster.
@@ -192,19 +192,19 @@ pub enum NodeError {
         in_brackets(holder)
     )]
     NameInEngine {
-        /// The name.
+        /// Name of the node.
         name: String,
         /// The URL of the engine.
         url: String,
         /// The description that the other process published, if it could be read.
         holder: Option<String>,
     },
-    /// The ring names a volume, and the engine has no log of it.
+    /// The ring names a volume, and the engine has no log of this volume.
     #[error(
         "the engine {url} has no log of volume {volume}, and the volume has orders; restore the engine from its newest backup"
     )]
     VolumeNotInEngine {
-        /// The volume.
+        /// Name of the volume.
         volume: String,
         /// The URL of the engine.
         url: String,
@@ -218,16 +218,16 @@ pub enum NodeError {
     /// The node was not admitted: no coordinator assigned its volume to it in time.
     #[error("the node {name} was not admitted by the nodes that run on this data folder; see their logs")]
     NotAdmitted {
-        /// The node's name.
+        /// Name of the node.
         name: String,
     },
-    /// The ring names a volume, and there is no database in its folder.
+    /// The ring names a volume, and the folder of this volume has no database.
     #[error(
         "the database of volume {volume} is missing, and the volume has orders; mount or restore {}",
         folder.display()
     )]
     VolumeMissing {
-        /// The volume.
+        /// Name of the volume.
         volume: String,
         /// The folder of the volume.
         folder: PathBuf,
@@ -238,7 +238,7 @@ pub enum NodeError {
     /// The node still had requests in flight when its drain timeout ended.
     #[error("{requests} requests were cut because they outlasted the drain timeout")]
     Drain {
-        /// Number of those requests.
+        /// Number of requests that were cut.
         requests: usize,
     },
 }
@@ -269,13 +269,14 @@ impl NodeError {
             NodeError::Engine { source, .. } => {
                 matches!(source, SessionError::Away { .. } | SessionError::Unknown { .. })
             }
-            // A volume that was opened a moment ago lost its engine, or a newer owner took it.
+            // The engine of the volume stopped answering just after the opening, or a newer owner
+            // took the volume.
             NodeError::Storage(error) => matches!(error, StorageError::EngineAway | StorageError::Stale),
             _ => false,
         }
     }
 
-    /// Returns `true` if a volume is missing that the ring names.
+    /// Returns `true` if the ring names a volume that has no database or log.
     pub(crate) fn is_missing_volume(&self) -> bool {
         matches!(
             self,
@@ -284,7 +285,7 @@ impl NodeError {
     }
 }
 
-/// Renders the description of another process, if there is one.
+/// Renders the description of another process in brackets, or nothing if there is no description.
 fn in_brackets(holder: &Option<String>) -> String {
     holder
         .as_ref()

@@ -1,9 +1,10 @@
 //! A node as a process of this machine: its HTTP server, its data folder, its clock.
 //!
 //! **Invariants**
-//! - Settings are checked before anything is written, so a refused start leaves the data folder as
-//!   it was.
-//! - The HTTP server answers requests until the node's volumes have been handed over or closed.
+//! - The warehouse, the origins and a weight of 0 are checked before anything is written. A start
+//!   that such a check refuses leaves the data folder as it was.
+//! - A stop hands volumes over before the HTTP server stops. The remaining volumes are closed
+//!   afterwards.
 //!
 //! Deliberately absent: membership, coordination and the choice of volumes, which belong to
 //! `control::member`.
@@ -42,17 +43,17 @@ pub struct Node {
     address: SocketAddr,
     serving: JoinHandle<usize>,
     member: Member,
-    /// The cluster's engine, if it has one.
+    /// The engine of the cluster. `None` if the cluster is in a data folder.
     engine: Option<Arc<EngineCluster>>,
 }
 
 impl Node {
-    /// Starts a node: locks its name, joins the cluster, listens, opens its volume and resumes
-    /// unfinished work.
+    /// Starts a node: listens, locks the node's name, joins the cluster, opens its volume and
+    /// resumes unfinished work.
     ///
     /// # Errors
-    /// A fault that an operator can correct has its own `NodeError`: a port in use, a data folder
-    /// that is in use or unreadable, an invalid setting.
+    /// Each fault that an operator can correct has a separate variant of `NodeError`. Examples are
+    /// a port in use, an unreadable data folder and an invalid setting.
     pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
         let asked = asked_warehouse(&config)?;
         let cors = Cors::of(&config.cors_origins)?;
@@ -85,8 +86,8 @@ impl Node {
         Ok(Node { address, ..node })
     }
 
-    /// Starts to serve as a member of the cluster behind `backend`. The address is the one that
-    /// other nodes use.
+    /// Starts to serve as a member of the cluster behind `backend`. `address` is the address at
+    /// which other nodes reach this node.
     async fn begin<C>(
         config: NodeConfig,
         backend: Arc<C>,
@@ -103,7 +104,8 @@ impl Node {
         let (limits, drain_timeout) = (config.server, config.drain_timeout);
         let encryption = match &config.engine {
             Some(_) => config.peer_encryption,
-            // Nodes of a data folder are on one machine, also if their addresses are not loopback.
+            // Nodes that share a data folder are on one machine, even if their addresses are not
+            // loopback.
             None => PeerEncryption::Never,
         };
         let protection = Protection::new(encryption).map_err(|error| NodeError::Config {
@@ -158,8 +160,8 @@ impl Node {
         self.address
     }
 
-    /// Returns a function that describes in a few words the shares of the nodes, as this node sees
-    /// them at each call. Its text is empty while the node is alone.
+    /// Returns a function that describes the slots of each node in a few words, as this node sees
+    /// them at each call. The text is empty while the cluster has only one volume.
     pub fn overview(&self) -> impl Fn() -> String + Send + use<> {
         let cluster = Arc::clone(self.member.cluster());
         move || {
@@ -181,13 +183,13 @@ impl Node {
     /// good.
     pub async fn asked_to_stop(&self) {
         let mut asked = self.member.cluster().asked_to_stop.subscribe();
-        // The sender lives as long as this node.
+        // The sender lives as long as this node, so the wait cannot fail.
         let _ = asked.wait_for(|asked| *asked).await;
     }
 
-    /// Stops the node: hands its volumes over if there are other nodes, takes no more connections,
-    /// finishes the requests in progress, then checkpoints and closes the remaining volumes. The
-    /// next node that serves a volume repeats its unanswered calls to the warehouse.
+    /// Stops the node. Hands its volumes over if there are other nodes, takes no more connections,
+    /// and finishes the requests in progress. Then checkpoints and closes the remaining volumes.
+    /// The next node that serves a volume repeats its unanswered calls to the warehouse.
     ///
     /// # Errors
     /// `NodeError::Drain` if requests outlasted the drain timeout, or the error of a volume that

@@ -1,4 +1,5 @@
-//! Replays the corpus of each fuzz target, and every input that once broke one.
+//! Replays the corpus of each fuzz target, and each input with which a fuzz run once found a
+//! failure.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 

@@ -1,4 +1,5 @@
-//! A ring that grows, loses a node, and shows what happens: `cargo run -p imt-ring --example tour`.
+//! Prints a ring, the plans for a node that joins and a node that leaves, and the locations of
+//! keys. Run it with `cargo run -p imt-ring --example tour`.
 
 use imt_ring::render::{self, Style};
 use imt_ring::{Error, Member, Options, Ring, Slot};

@@ -1,4 +1,4 @@
-//! Counts of slots by node and by zone, and their distance from the weights.
+//! Numbers of slots by node and by zone, compared with the weights.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use crate::ring::{NONE, Node};
 use crate::{Member, Ring, ZoneName};
 
-/// Slots held by one node.
+/// Numbers of slots that one node holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct NodeShare<'a> {
@@ -14,11 +14,11 @@ pub struct NodeShare<'a> {
     pub member: &'a Member,
     /// Number of slots that the node owns.
     pub primaries: u32,
-    /// Number of slots that the node holds a copy of.
+    /// Number of slots of which the node holds a copy.
     pub copies: u32,
 }
 
-/// Slots held by the nodes of one zone together.
+/// Numbers of slots that all nodes of one zone hold together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ZoneShare<'a> {
@@ -30,22 +30,24 @@ pub struct ZoneShare<'a> {
     pub weight: u64,
     /// Number of slots that these nodes own.
     pub primaries: u32,
-    /// Number of slots that these nodes hold copies of.
+    /// Number of slot copies that these nodes hold.
     pub copies: u32,
 }
 
-/// Evenness of one kind of replica over the nodes with a weight above 0.
+/// Evenness of the primaries, or of the copies, over the nodes with a weight above 0. The exact
+/// share of a node is proportional to its weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Spread {
-    /// Fewest slots on a node.
+    /// Smallest number of slots on a node.
     pub least: u32,
-    /// Most slots on a node.
+    /// Largest number of slots on a node.
     pub most: u32,
-    /// Smallest ratio of slots held to slots by weight, in thousandths, rounded down.
+    /// Smallest ratio of a node's slots to its exact share, in thousandths, rounded down.
     pub emptiest_permille: u32,
-    /// Largest ratio of slots held to slots by weight, in thousandths, rounded up. The value 1,000
-    /// is exact. Copies cannot be exact where a zone is too small or too large for the zone rule.
+    /// Largest ratio of a node's slots to its exact share, in thousandths, rounded up. A value of
+    /// 1,000 is exact. Copies cannot be exact where a zone is too small or too large for the zone
+    /// rule.
     pub fullest_permille: u32,
 }
 
@@ -59,10 +61,10 @@ pub struct Balance {
     pub copies: Spread,
 }
 
-/// Computes the evenness of `counts` by weight.
+/// Computes the evenness of `counts`, the number of slots of each member, by weight.
 ///
-/// The arithmetic cannot overflow: a node holds at most 65,536 x 7 copies and all weights add up to
-/// at most 16,384 x 1,000,000, so 1,000 times their product stays below 2^63.
+/// The arithmetic cannot overflow. A node holds at most 65,536 x 7 copies, and all weights add up
+/// to at most 16,384 x 1,000,000. So 1,000 times their product stays below 2^63.
 fn spread(members: &[Member], counts: &[u32]) -> Spread {
     let weight: u64 = members.iter().map(|member| u64::from(member.weight())).sum();
     let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
@@ -95,7 +97,8 @@ fn spread(members: &[Member], counts: &[u32]) -> Spread {
 }
 
 impl Ring {
-    /// Returns the number of slots owned, and of copies held, for each member.
+    /// Returns for each member the number of slots that it owns, and the number of copies that it
+    /// holds.
     fn counts(&self) -> (Vec<u32>, Vec<u32>) {
         let count = |cells: &[Node]| {
             let mut counts = vec![0; self.members.len()];
@@ -108,7 +111,7 @@ impl Ring {
         (count(primaries), count(copies))
     }
 
-    /// Returns the slots held by each node, in the order of names.
+    /// Returns the numbers of slots of each node, in the order of names.
     #[must_use]
     pub fn shares(&self) -> Vec<NodeShare<'_>> {
         let (primaries, copies) = self.counts();
@@ -121,7 +124,8 @@ impl Ring {
         self.members.iter().zip(counts).map(share).collect()
     }
 
-    /// Returns the slots held by each zone, in the order of names. Nodes without a zone come first.
+    /// Returns the numbers of slots of each zone, in the order of names. The nodes without a zone
+    /// come first, as one entry.
     #[must_use]
     pub fn zone_shares(&self) -> Vec<ZoneShare<'_>> {
         let mut zones: Vec<ZoneShare<'_>> = Vec::new();
@@ -151,7 +155,7 @@ impl Ring {
         zones
     }
 
-    /// Returns the evenness of this ring.
+    /// Returns the evenness of primaries and copies in this ring.
     #[must_use]
     pub fn balance(&self) -> Balance {
         let (primaries, copies) = self.counts();

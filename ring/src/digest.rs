@@ -1,7 +1,8 @@
 //! The fingerprint of a whole ring: XXH3-128 with seed 0 over its encoding.
 //!
-//! Two rings have the same digest if options, epoch, members, assignment and pins are the same. The
-//! digest finds mistakes and mix-ups. It is no defence against forgery.
+//! Two rings have equal digests if options, epoch, members, assignment and pins are equal. A digest
+//! detects accidental damage, and a ring that is used in place of another. It does not protect
+//! against forgery.
 
 use alloc::string::{String, ToString};
 use core::fmt;

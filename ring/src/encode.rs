@@ -1,5 +1,5 @@
-//! The whole ring as bytes, version 1. Little-endian, without padding. Every ring has exactly one
-//! encoding, and the ring's digest is computed from it.
+//! The encoding of a whole ring as bytes, version 1. Numbers are little-endian, without padding.
+//! Every ring has exactly one encoding, which ends with the ring's digest.
 //!
 //! ```text
 //! offset  size  field
@@ -21,8 +21,8 @@
 //!    end    16  XXH3-128 (seed 0) of all bytes before
 //! ```
 //!
-//! A node is the number of its member; 65,535 marks an empty cell. A column is written as runs if
-//! and only if that is shorter.
+//! A node is stored as the index of its member; 65,535 marks an empty cell. A column is written as
+//! runs if and only if runs are shorter.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -44,7 +44,7 @@ const _: () = assert!(RUN_BYTES == size_of::<u32>() + size_of::<Node>() && CELL_
 /// The error for bytes that are not an encoded ring.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeError {
-    /// The wrong field, by its name in the format.
+    /// Name of the wrong field, as in the format.
     pub field: &'static str,
     /// Offset of the wrong field in the bytes.
     pub offset: usize,
@@ -60,7 +60,7 @@ impl fmt::Display for DecodeError {
 
 impl core::error::Error for DecodeError {}
 
-/// Returns the encoding without its digest.
+/// Returns the encoding of a ring without the digest at its end.
 pub(crate) fn content(ring: &Ring) -> Vec<u8> {
     let mut out =
         Vec::with_capacity(HEADER_BYTES + ring.members.len() * 16 + ring.cells.len() * CELL_BYTES + 64);
@@ -102,7 +102,7 @@ pub(crate) fn content(ring: &Ring) -> Vec<u8> {
 }
 
 fn push_column(out: &mut Vec<u8>, column: &[Node]) {
-    // Neighbours are compared in pairs, a loop that compilers vectorise.
+    // Counts changes between neighbours in a loop that compilers vectorise.
     let changes = column.iter().zip(&column[1..]).filter(|(a, b)| a != b);
     let count = changes.count() + 1;
     if count * RUN_BYTES < column.len() * CELL_BYTES {
@@ -128,7 +128,7 @@ pub(crate) fn encode(ring: &Ring) -> Vec<u8> {
     out
 }
 
-/// Takes fields off the front of a byte string and remembers its offset.
+/// Reads fields from the front of a byte string and counts their offsets.
 struct Reader<'a> {
     bytes: &'a [u8],
     offset: usize,
@@ -197,8 +197,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Ring, DecodeError> {
             "was written by another release; this one reads version 1",
         ));
     }
-    // The digest is checked first, so that damage is called damage. The other checks find mistakes
-    // of a writer.
+    // The digest is checked before the fields behind the version, so that damage is reported as
+    // damage. The later checks detect mistakes of the program that wrote the bytes.
     let content = check_digest(bytes)?;
     reader.bytes = content.get(reader.offset..).unwrap_or_default();
     let slot_bits = reader.u8("slot bits")?;
@@ -255,7 +255,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Ring, DecodeError> {
     Ok(ring)
 }
 
-/// Returns the bytes in front of the digest if the digest matches them.
+/// Returns the bytes before the digest. Fails if the digest does not match them.
 fn check_digest(bytes: &[u8]) -> Result<&[u8], DecodeError> {
     let wrong = |problem| DecodeError {
         field: "digest",

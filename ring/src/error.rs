@@ -1,6 +1,5 @@
-//! Typed errors of the crate. Each variant names the wrong value and the right one, so that a
-//! person can act on the text and a program can match on the variant. No input makes this crate
-//! panic.
+//! Errors of the crate. Each variant contains the wrong value and its limits. So a person can act
+//! on the text, and a program can match on the variant. No input makes this crate panic.
 
 use alloc::string::String;
 use core::fmt;
@@ -8,7 +7,7 @@ use core::fmt;
 use crate::{DecodeError, Digest, Epoch, NodeName, Slot};
 use crate::{MEMBERS_MAX, NAME_BYTES_MAX, REPLICATION_MAX, SLOTS_MAX, SLOTS_MIN, WEIGHT_MAX};
 
-/// The reason why a ring, a member or a plan was refused.
+/// The reason why a ring, a member or a plan is invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,51 +15,51 @@ pub enum Error {
     Empty,
     /// The number of slots is not a power of two within the limits.
     Slots {
-        /// The requested number of slots.
+        /// Requested number of slots.
         slots: u32,
     },
     /// The number of replicas is not within the limits.
     Replication {
-        /// The requested number of replicas.
+        /// Requested number of replicas.
         replication: u8,
     },
     /// The name of a node or zone is empty, too long, or has a character that is not allowed.
     Name {
-        /// The name as given, cut to a readable length.
+        /// The invalid name, cut to 64 characters.
         name: String,
     },
     /// A weight is above the limit, or not a number.
     Weight {
-        /// The weight as given.
+        /// The invalid weight, as text.
         weight: String,
     },
     /// Two members have the same name.
     DuplicateMember {
-        /// The duplicate name.
+        /// The name that occurs twice.
         name: NodeName,
     },
-    /// The members are more than a ring can number.
+    /// There are more members than a ring can have.
     TooManyMembers {
         /// Number of members given.
         members: usize,
     },
     /// All weights are 0, so no member could own a slot.
     NoWeight,
-    /// The plan would remove the last member of a ring that owns slots.
+    /// The plan would remove the last member, although all slots need an owner.
     NoMembers,
     /// The node is not a member of this ring.
     UnknownNode {
         /// Name of the node.
         name: NodeName,
     },
-    /// The ring has no slot of this number.
+    /// The ring has no slot with this number.
     UnknownSlot {
         /// The requested slot.
         slot: Slot,
         /// Number of slots of the ring.
         slots: u32,
     },
-    /// The plan was made from another epoch.
+    /// The plan was made from a ring of another epoch.
     StalePlan {
         /// Epoch of the ring that the plan was made from.
         plan: Epoch,
@@ -74,23 +73,23 @@ pub enum Error {
         /// Digest of the ring that the plan was applied to.
         ring: Digest,
     },
-    /// A move does not fit the ring although epoch and digest do: the plan was changed after it was
-    /// made.
+    /// A move does not fit the ring, although epoch and digest match. So the plan was changed after
+    /// it was made.
     BadMove {
         /// The first slot of the wrong move.
         slot: Slot,
-        /// The reason.
+        /// The reason why the move does not fit.
         reason: &'static str,
     },
-    /// The moves lead to another ring than the plan promises: the plan was changed after it was
+    /// The moves lead to another ring than the plan promises. So the plan was changed after it was
     /// made.
     BadPlan {
-        /// Digest that the plan promises.
+        /// Digest that the plan states for the next ring.
         promised: Digest,
-        /// Digest of the ring that the moves lead to.
+        /// Digest of the ring to which the moves lead.
         reached: Digest,
     },
-    /// The epoch counter has reached its largest value.
+    /// The epoch has its largest value, so the ring cannot have a successor.
     EpochsExhausted,
     /// The bytes or the text are not an encoded ring.
     Decode(DecodeError),

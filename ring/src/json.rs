@@ -1,8 +1,8 @@
-//! The ring through serde, for JSON and similar formats. Every field has a name and is checked as
-//! strictly as the bytes.
+//! The serde form of a ring, for JSON and similar formats. Every field has a name. A ring read in
+//! this form is checked as strictly as its binary encoding.
 //!
-//! The assignment is a list of runs, `[slots, primary, copy, ...]`, where a node is the number of
-//! its member. A run without copies is shorter.
+//! The assignment is a list of runs, `[slots, primary, copy, ...]`: the number of slots, then the
+//! nodes that hold them. A node is the index of its member. A run without copies is shorter.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -30,7 +30,7 @@ struct RingForm {
     assignment: Vec<Vec<u32>>,
 }
 
-/// Both seeds are hexadecimal text, because JavaScript's numbers cannot hold 64 bits.
+/// The seed is hexadecimal text, because JavaScript's numbers cannot hold 64 bits.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeyHashForm {

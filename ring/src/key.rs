@@ -1,9 +1,9 @@
-//! The way from a key's bytes to its slot.
+//! The computation of a key's slot from the bytes of the key.
 //!
 //! A key is hashed by a specified function over its bytes. `std::hash::Hash` is not used, because
-//! its result may differ between releases and processes. The top bits of the hash are the slot. So
-//! when the slots are doubled, slot `s` becomes `2s` and `2s + 1`, and no key changes its node.
-//! `golden/keys.txt` holds test vectors for other languages.
+//! its result may differ between releases and processes. The top bits of the hash are the number of
+//! the slot. So when the slots are doubled, slot `s` becomes `2s` and `2s + 1`, and no key changes
+//! its node. `golden/keys.txt` has test vectors for implementations in other languages.
 
 use core::fmt;
 
@@ -25,20 +25,21 @@ impl fmt::Display for Slot {
     }
 }
 
-/// The function from a key's bytes to 64 bits. It is part of the ring: two rings agree on the slot
-/// of a key only if their functions are equal.
+/// The function from a key's bytes to 64 bits. Each ring has such a function. Two rings agree on
+/// the slot of a key only if their functions are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KeyHash {
-    /// XXH3-64 with a seed, as the xxHash specification defines it. The fastest choice, for keys
+    /// XXH3-64 with a seed, as defined by the xxHash specification. The fastest choice, for keys
     /// that no adversary chooses.
     Xxh3 {
-        /// The seed.
+        /// Seed of the hash.
         seed: u64,
     },
-    /// SipHash-1-3 with a key of 16 bytes, for keys chosen by strangers. Without the secret nobody
-    /// can find many keys of one slot.
+    /// SipHash-1-3 with a secret of 16 bytes, for keys that strangers choose. Without the secret
+    /// nobody can find many keys of one slot.
     SipHash13 {
-        /// The secret. Its first and last 8 bytes, little-endian, are SipHash's `k0` and `k1`.
+        /// The secret. Its first 8 bytes, little-endian, are SipHash's `k0`, and its last 8 bytes
+        /// `k1`.
         key: [u8; 16],
     },
 }
@@ -51,7 +52,7 @@ impl Default for KeyHash {
 
 impl KeyHash {
     /// Returns the 64-bit hash of a key.
-    #[inline(always)] // With `Ring::locate`: a call and its result through memory would double a look-up.
+    #[inline(always)] // Inlined into `Ring::locate`, which a call would make twice as slow.
     #[must_use]
     pub fn hash(&self, key: &[u8]) -> u64 {
         match self {
@@ -61,7 +62,7 @@ impl KeyHash {
     }
 }
 
-#[inline(never)] // So that its size does not weigh on the other.
+#[inline(never)] // Not inlined, so that its size does not slow the path of XXH3 down.
 fn siphash(secret: &[u8; 16], key: &[u8]) -> u64 {
     SipHasher13::new_with_key(secret).hash(key)
 }

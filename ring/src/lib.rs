@@ -1,15 +1,15 @@
-//! A consistent ring of equal slots that says exactly which slots a change moves.
+//! A consistent ring of equal slots. A plan lists exactly the slots that a change of members moves.
 //!
-//! The hash circle is cut into equal slots, a power of two in number. A table names the owner of
-//! each slot: strategy 3 of the Dynamo paper. A key is hashed, the top bits of the hash are its
-//! slot, and one array read finds the owner. A ring never changes. [`Ring::plan`] lists the moves
-//! that lead to another set of members. [`Ring::apply`] makes the next ring, one epoch later, from
-//! exactly the ring that the plan was made for.
+//! The hash circle is divided into equal slots, a power of two in number. A table names the owner
+//! of each slot, as in strategy 3 of the Dynamo paper. A key is hashed, the top bits of the hash
+//! are its slot, and one array read finds the owner. A ring is immutable. [`Ring::plan`] lists the
+//! moves that lead to another set of members. [`Ring::apply`] makes the next ring, one epoch later,
+//! and accepts only the ring from which the plan was made.
 //!
 //! The crate is pure: no IO, no clock, no randomness, `no_std` with `alloc`. Routing by load
-//! (consistent hashing "with bounded loads") is deliberately absent: it moves keys whenever the
-//! load changes, and a single owner of state cannot follow that. The answer to overload is a plan
-//! with new weights.
+//! (consistent hashing "with bounded loads") is deliberately absent. It moves keys whenever the
+//! load changes, and the state of a single owner cannot move that often. Against overload, make a
+//! plan with new weights.
 //!
 //! ```
 //! use imt_ring::{Member, Options, Ring};

@@ -1,7 +1,7 @@
 //! Members of a ring: a name, a weight, and an optional zone.
 //!
-//! Names are short and plain, so that a name can be a folder, a host or a column without quoting,
-//! and so that `NAME:WEIGHT@ZONE` is unambiguous. Cloning a name does not allocate.
+//! Names are short and plain, so that a name can be used for a folder, a host or a column without
+//! quoting. So `NAME:WEIGHT@ZONE` is unambiguous too. Cloning a name does not allocate.
 
 use alloc::borrow::ToOwned;
 use alloc::string::{String, ToString};
@@ -12,12 +12,12 @@ use core::str::FromStr;
 
 use crate::Error;
 
-/// Longest name of a node or zone, in bytes: that of a DNS label.
+/// Maximum length of the name of a node or zone in bytes, equal to that of a DNS label.
 pub const NAME_BYTES_MAX: usize = 63;
-/// Largest weight. Six digits are enough for any ratio, and products of weights and slots cannot
+/// Maximum weight. Six digits are enough for any ratio, and products of weights and slots cannot
 /// overflow.
 pub const WEIGHT_MAX: u32 = 1_000_000;
-/// Largest number of members of a ring: a plan numbers the members of two rings side by side in 16
+/// Maximum number of members of a ring. A plan numbers the members of two rings together, with 16
 /// bits.
 pub const MEMBERS_MAX: usize = 16_384;
 
@@ -110,7 +110,7 @@ macro_rules! name_type {
 }
 
 name_type! {
-    /// The name of a node; unique on a ring.
+    /// The name of a node, unique in a ring.
     NodeName
 }
 name_type! {
@@ -122,7 +122,7 @@ name_type! {
 /// A node with its weight and zone.
 ///
 /// The share of a node is its weight divided by the sum of all weights. A node of weight 0 gets no
-/// slots: it is being emptied. A node without a zone counts as a zone of its own.
+/// slots, and a plan empties it. A node without a zone is treated as a zone of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields, try_from = "UncheckedMember"))]
@@ -174,10 +174,10 @@ impl Member {
         })
     }
 
-    /// Sets the weight, 0 to [`WEIGHT_MAX`].
+    /// Sets the weight, from 0 to [`WEIGHT_MAX`].
     ///
     /// # Errors
-    /// [`Error::Weight`] if the weight is larger.
+    /// [`Error::Weight`] if the weight is above [`WEIGHT_MAX`].
     pub fn with_weight(mut self, weight: u32) -> Result<Member, Error> {
         if weight > WEIGHT_MAX {
             return Err(Error::Weight {
@@ -226,7 +226,7 @@ impl Member {
     }
 }
 
-/// Parses `NAME[:WEIGHT[@ZONE]]` or `NAME@ZONE`.
+/// Parses `NAME`, `NAME:WEIGHT`, `NAME@ZONE` or `NAME:WEIGHT@ZONE`.
 impl FromStr for Member {
     type Err = Error;
     fn from_str(text: &str) -> Result<Member, Error> {
@@ -247,7 +247,7 @@ impl FromStr for Member {
     }
 }
 
-/// Writes the form that [`FromStr`] reads.
+/// Writes the text that [`FromStr`] parses.
 impl fmt::Display for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.name, self.weight)?;
@@ -258,7 +258,7 @@ impl fmt::Display for Member {
     }
 }
 
-/// Sorts members by name, the order that all code of this crate relies on, and checks them.
+/// Sorts members by name, the order on which all code of this crate relies, and checks them.
 pub(crate) fn in_order(members: impl IntoIterator<Item = Member>) -> Result<Vec<Member>, Error> {
     let mut members: Vec<Member> = members.into_iter().collect();
     members.sort_by(|a, b| a.name.cmp(&b.name));
@@ -266,7 +266,7 @@ pub(crate) fn in_order(members: impl IntoIterator<Item = Member>) -> Result<Vec<
     Ok(members)
 }
 
-/// Checks members that are sorted by name.
+/// Fails if members sorted by name are too many, have a duplicate name, or have only weights of 0.
 pub(crate) fn check_members(members: &[Member]) -> Result<(), Error> {
     if members.len() > MEMBERS_MAX {
         return Err(Error::TooManyMembers {

@@ -1,9 +1,9 @@
-//! Two rings side by side: the ring that a plan starts from, and the members that the plan leads
-//! to.
+//! Two sets of members in one numbering: those of the ring from which a plan starts, and those of
+//! its target.
 //!
 //! A ring numbers its members by name and stores its table by column, for look-ups. Planning needs
-//! one numbering for the members of both rings, and all replicas of a slot next to each other. This
-//! module renumbers and transposes the table on the way in, and again on the way out.
+//! one numbering for the members of both sets, and the replicas of a slot next to each other. This
+//! module converts the table of a ring to that form, and the planned table back.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -11,17 +11,17 @@ use alloc::vec::Vec;
 use crate::ring::{NONE, Node};
 use crate::{Error, Member, NodeName, Ring, Slot};
 
-/// The nodes of two rings numbered together by name, and the older ring's table in these numbers,
-/// as one row of replicas for each slot.
+/// The nodes of a ring and of a plan's target, numbered together by name. Contains the ring's table
+/// in these numbers, as a row of replicas for each slot.
 pub(crate) struct Merged<'a> {
     pub(crate) names: Vec<&'a NodeName>,
-    /// Number of each node in the target, if the node is a member there.
+    /// Index of each node among the target's members, or `None` for a node that leaves.
     pub(crate) target: Vec<Option<Node>>,
-    /// The member of each node: that of the target, or else that of the older ring.
+    /// Member of each node: that of the target, or that of the ring if the node leaves.
     pub(crate) members: Vec<&'a Member>,
-    /// Weight of each node in the older ring, if the node is a member there.
+    /// Weight of each node in the ring, or `None` for a node that joins.
     pub(crate) old: Vec<Option<u32>>,
-    /// Number of cells in a row.
+    /// Number of cells in a row, one for each replica.
     pub(crate) replication: usize,
     pub(crate) rows: Vec<Node>,
 }
@@ -87,7 +87,7 @@ impl<'a> Merged<'a> {
         }
     }
 
-    /// Makes the successor of `ring` with these members and rows.
+    /// Makes the successor of `ring` with these members, rows and pins.
     pub(crate) fn successor(
         &self,
         ring: &Ring,
@@ -104,8 +104,9 @@ impl<'a> Merged<'a> {
         )
     }
 
-    /// Turns rows into a ring's table, in the target's numbers. A node that is not in the target
-    /// becomes [`NONE`], which the check of the new ring then finds.
+    /// Converts rows to a ring's table, in the numbers of the target. A node that is not in the
+    /// target becomes [`NONE`]. The new ring then fails its check, or has another digest than its
+    /// plan.
     fn renumber(&self, rows: &[Node]) -> Vec<Node> {
         let numbers: Vec<Node> = self.target.iter().map(|target| target.unwrap_or(NONE)).collect();
         let mut cells = Vec::with_capacity(rows.len());

@@ -1,21 +1,22 @@
-//! Properties that are fixed when a ring is made: the number of slots, the number of replicas, and
-//! the hash of keys.
+//! Properties that are fixed when a ring is created: the number of slots, the number of replicas,
+//! and the hash of keys.
 
 use crate::{Error, KeyHash};
 
-/// Smallest number of slots. Below it, shares are too coarse to be useful.
+/// Minimum number of slots. With fewer slots, shares would be too coarse to be useful.
 pub const SLOTS_MIN: u32 = 16;
-/// Largest number of slots. Its table of 128 KiB fits in a second-level cache, and 1,000 nodes
-/// still own 65 slots each.
+/// Maximum number of slots. A table of 128 KiB fits in a second-level cache, and 1,000 nodes still
+/// own 65 slots each.
 pub const SLOTS_MAX: u32 = 65_536;
-/// Largest number of replicas of a slot, primary included. It exceeds practical needs, and replicas
-/// can be compared in pairs.
+/// Maximum number of replicas of a slot, primary included. More are not needed in practice. With
+/// so few, the check that they are distinct nodes can compare each pair.
 pub const REPLICATION_MAX: u8 = 8;
-/// Default number of slots: shares are within 0.5 % of exact up to 80 nodes, and the table takes 32
-/// KiB.
+/// Default number of slots. With up to 80 nodes of equal weight, the share of each node differs
+/// from the exact share by at most 0.5 %. The table takes 32 KiB.
 const SLOTS_DEFAULT: u32 = 16_384;
 
-/// Properties of a new ring. Only [`Ring::double`](crate::Ring::double) changes one of them later.
+/// Properties of a new ring. [`Ring::double`](crate::Ring::double) changes the number of slots
+/// later; the other properties stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Options {
     pub(crate) slots: u32,
@@ -41,7 +42,7 @@ impl Options {
     }
 
     /// Sets the number of slots: a power of two from [`SLOTS_MIN`] to [`SLOTS_MAX`]. Shares are
-    /// exact to one slot, so a ring should have a hundred slots a node or more.
+    /// rounded to whole slots, so a ring should have at least a hundred slots per node.
     #[must_use]
     pub const fn slots(mut self, slots: u32) -> Options {
         self.slots = slots;
@@ -55,7 +56,7 @@ impl Options {
         self
     }
 
-    /// Sets the function from keys to hashes.
+    /// Sets the function from a key to its hash.
     #[must_use]
     pub const fn key_hash(mut self, key_hash: KeyHash) -> Options {
         self.key_hash = key_hash;

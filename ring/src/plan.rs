@@ -1,10 +1,11 @@
-//! The difference between a ring and its successor. A plan is made from exactly one ring and fits
-//! no other.
+//! A plan: the difference between a ring and its successor. A plan is made from exactly one ring
+//! and can be applied to no other.
 //!
-//! A plan is data: it can be shown, sent and stored, and [`Ring::apply`] trusts nothing in it. A
-//! plan is one step. First the data of all moves with `transfer` is copied, then the new ring takes
-//! over at once. So with two replicas or more, the new primary of a slot holds the data by then.
-//! Unless that node has just joined, it held the data before the plan was made.
+//! A plan is data: it can be shown, sent and stored, and [`Ring::apply`] checks everything in it. A
+//! plan is carried out as a whole. First the data of all moves with `transfer` is copied, then the
+//! new ring replaces the old one at once. So the new primary of a slot has the data when it becomes
+//! the primary. With two replicas or more, it had the data even before the plan was made, unless
+//! the node joins, gains weight or gets a pin.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -17,7 +18,7 @@ use crate::placement::{self, Problem};
 use crate::ring::{NONE, Node};
 use crate::{Balance, Digest, Epoch, Error, Member, NodeName, Ring, Slot};
 
-/// A run of consecutive slots, both ends included.
+/// A range of consecutive slots, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SlotRange {
@@ -34,7 +35,7 @@ impl SlotRange {
         (self.last.0.saturating_sub(self.first.0)).saturating_add(1)
     }
 
-    /// Iterates over the slots.
+    /// Returns an iterator over the slots.
     pub fn iter(&self) -> impl Iterator<Item = Slot> + use<> {
         (self.first.0..=self.last.0).map(Slot)
     }
@@ -50,15 +51,15 @@ impl fmt::Display for SlotRange {
     }
 }
 
-/// The place of a node among the replicas of a slot. Its text form is `primary`, `copy-1`, `copy-2`
-/// and so on.
+/// The position of a node among the replicas of a slot. Its text form is `primary`, `copy-1`,
+/// `copy-2` and so on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
 pub enum Role {
-    /// The owner.
+    /// The owner of the slot.
     Primary,
-    /// A copy, counted from 1.
+    /// A copy of the slot, counted from 1.
     Copy(u8),
 }
 
@@ -127,7 +128,7 @@ impl fmt::Display for ParseRoleError {
 
 impl core::error::Error for ParseRoleError {}
 
-/// One step of a plan: a role in a range of slots passes from one node to another.
+/// One move of a plan: a role in a range of slots passes from one node to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -135,15 +136,15 @@ impl core::error::Error for ParseRoleError {}
     serde(deny_unknown_fields)
 )]
 pub struct Move {
-    /// The slots.
+    /// Slots of the move.
     pub slots: SlotRange,
     /// The role that changes its node.
     pub role: Role,
-    /// The present node, or `None` in a new ring or for an added replica.
+    /// Node that has the role now, or `None` if the ring is empty or the replica is new.
     pub from: Option<NodeName>,
-    /// The next node, or `None` if the remaining nodes are too few for this replica.
+    /// Node that gets the role, or `None` if the remaining nodes are too few for this replica.
     pub to: Option<NodeName>,
-    /// `true` if `to` holds no replica of these slots yet, so that their data must be copied to it.
+    /// `true` if `to` holds no replica of these slots now, so that their data must be copied to it.
     pub transfer: bool,
 }
 
@@ -162,7 +163,7 @@ impl fmt::Display for Move {
     }
 }
 
-/// The steps from one ring to the next.
+/// The moves from one ring to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -180,13 +181,15 @@ pub struct Plan {
     /// Members of the ring that the plan leads to, sorted by name.
     pub members: Vec<Member>,
     /// Pinned slots of the ring that the plan leads to, ascending. A pinned slot keeps its owner
-    /// (see [`Ring::pin`]). A slot of a leaving node loses its pin.
+    /// (see [`Ring::pin`]). If the owner leaves, the slot loses its pin.
     pub pins: Vec<Slot>,
     /// The moves, sorted by role and slot.
     pub moves: Vec<Move>,
-    /// Number of slot replicas that are copied: the sum over all moves with `transfer`.
+    /// Number of slot replicas that are copied: the total number of slots in all moves with
+    /// `transfer`.
     pub moved: u32,
-    /// Fewest copies with which any plan could give each node its share, within one slot.
+    /// Smallest number of copied slot replicas with which any plan could give each node its share,
+    /// within one slot.
     pub minimum: u32,
     /// Evenness of the ring that the plan leads to.
     pub balance: Balance,
@@ -199,7 +202,7 @@ impl Plan {
         self.moves.is_empty()
     }
 
-    /// Makes the plan to a target that is already sorted and checked.
+    /// Makes the plan to the members `target`, which must be sorted and checked.
     fn to_target(ring: &Ring, target: Vec<Member>) -> Result<Plan, Error> {
         if target.is_empty() && !ring.members.is_empty() {
             return Err(Error::NoMembers);
@@ -212,7 +215,7 @@ impl Plan {
         Plan::between(ring, &merged, &target, pins, &placed.rows, placed.minimum)
     }
 
-    /// Makes the plan from a ring to a table that is already decided.
+    /// Makes the plan from a ring to the assignment in `rows`.
     fn between(
         ring: &Ring,
         merged: &Merged<'_>,
@@ -242,7 +245,7 @@ impl Plan {
     }
 }
 
-/// Returns the cells that differ, consecutive slots joined into one move.
+/// Returns the moves for all cells that differ. Equal changes of consecutive slots are one move.
 fn difference(merged: &Merged<'_>, rows: &[Node]) -> Vec<Move> {
     let mut moves: Vec<Move> = Vec::new();
     for column in 0..merged.replication {
@@ -280,19 +283,20 @@ fn difference(merged: &Merged<'_>, rows: &[Node]) -> Vec<Move> {
 }
 
 impl Ring {
-    /// Makes the first ring from an empty one. No plan is made, because each of its moves would be
-    /// from nobody.
+    /// Makes the first ring from an empty one. No plan is made, because no move of such a plan
+    /// would have a source.
     pub(crate) fn begun(empty: &Ring, members: Vec<Member>) -> Result<Ring, Error> {
         let merged = Merged::of(empty, &members);
         let placed = placement::place(&Problem::new(empty, &merged, &[]));
         merged.successor(empty, members.clone(), &placed.rows, Vec::new())
     }
 
-    /// Plans the moves to a target set of members, with their weights and zones. The same ring and
-    /// target, in any order, give the same plan in every process.
+    /// Plans the moves to a target set of members, with their weights and zones. Equal rings and
+    /// targets give equal plans in every process, for any order of the members.
     ///
     /// # Errors
-    /// Errors of [`Ring::bootstrap`] for the target, or an empty target while the ring has members.
+    /// The errors of [`Ring::bootstrap`] for the target, and [`Error::NoMembers`] if the target is
+    /// empty while the ring has members.
     pub fn plan(&self, target: &[Member]) -> Result<Plan, Error> {
         Plan::to_target(self, in_order(target.iter().cloned())?)
     }
@@ -300,17 +304,17 @@ impl Ring {
     /// Plans for one more member, or for another weight or zone of a present member.
     ///
     /// # Errors
-    /// Those of [`Ring::plan`].
+    /// The errors of [`Ring::plan`].
     pub fn plan_join(&self, member: Member) -> Result<Plan, Error> {
         let others = self.members.iter().filter(|other| other.name() != member.name());
         Plan::to_target(self, in_order(others.cloned().chain([member.clone()]))?)
     }
 
-    /// Plans for one member less.
+    /// Plans for the removal of one member.
     ///
     /// # Errors
-    /// [`Error::UnknownNode`] if the node is not a member, [`Error::NoMembers`] if it is the last,
-    /// and those of [`Ring::plan`].
+    /// [`Error::UnknownNode`] if the node is not a member, [`Error::NoMembers`] if it is the last
+    /// member, and the errors of [`Ring::plan`].
     pub fn plan_leave(&self, name: &NodeName) -> Result<Plan, Error> {
         if self.node(name).is_none() {
             return Err(Error::UnknownNode { name: name.clone() });
@@ -327,7 +331,7 @@ impl Ring {
     }
 
     /// Plans to make a node the owner of a slot. Later plans keep this owner as long as the node is
-    /// a member. No other slot moves; the next [`Ring::plan`] restores the balance.
+    /// a member. No other slot moves. The next [`Ring::plan`] restores the balance.
     ///
     /// # Errors
     /// [`Error::UnknownSlot`] or [`Error::UnknownNode`].
@@ -345,8 +349,8 @@ impl Ring {
         Plan::between(self, &merged, &self.members, pins, &placed.rows, placed.minimum)
     }
 
-    /// Plans to remove the pin of a slot. No slot moves; the next [`Ring::plan`] may move this one.
-    /// A slot without a pin is not an error.
+    /// Plans to remove the pin of a slot. This plan moves no slot; the next [`Ring::plan`] may move
+    /// `slot`. A slot without a pin is not an error.
     ///
     /// # Errors
     /// [`Error::UnknownSlot`].
@@ -357,12 +361,12 @@ impl Ring {
         Plan::between(self, &merged, &self.members, pins, &merged.rows, 0)
     }
 
-    /// Makes the next ring, one epoch later. A plan can be applied only to the ring that it was
-    /// made from.
+    /// Makes the next ring, one epoch later. A plan can be applied only to the ring from which it
+    /// was made.
     ///
     /// # Errors
-    /// [`Error::StalePlan`] or [`Error::OtherRing`] if this is another ring. Further errors if the
-    /// plan was changed after it was made.
+    /// [`Error::StalePlan`] or [`Error::OtherRing`] if the plan was made from another ring. Further
+    /// errors if the plan was changed after it was made.
     pub fn apply(&self, plan: &Plan) -> Result<Ring, Error> {
         if plan.from_epoch != self.epoch {
             return Err(Error::StalePlan {

@@ -1,34 +1,35 @@
 //! Quotas: the number of slots that each node should hold.
 //!
-//! Exact shares are proportional to weights, between a lower and an upper bound (pins, zones). They
-//! are rounded to whole slots by largest remainder (Hamilton) with a memory. Plain largest
-//! remainder lets a newcomer change the quota of nodes that give it nothing (the Alabama paradox).
-//! Here every node first keeps its present slots as far as floor and ceiling of its share allow,
-//! and remainders decide the rest. Of all whole quotas within one slot of exact, these need the
-//! fewest moves: the sum of `max(0, quota - held)` is minimal.
+//! Exact shares are proportional to weights, between a lower and an upper bound that follow from
+//! pins and zones. They are rounded to whole slots by largest remainder (Hamilton), with regard to
+//! the present slots. Plain largest remainder lets a new node change the quota of nodes that give
+//! it nothing (the Alabama paradox). Here every node first keeps its present slots as far as floor
+//! and ceiling of its share allow. Remainders decide about the other slots. Of all whole quotas
+//! within one slot of exact, these need the fewest moves: the sum of `max(0, quota - held)` is
+//! minimal.
 //!
-//! All arithmetic is in whole numbers, so every machine gets the same result. It cannot overflow:
-//! totals are at most 2^19 (65,536 slots x 8 replicas) and the sum of weights at most 2^34 (16,384
-//! x 1,000,000), so products stay below 2^54.
+//! All arithmetic is in whole numbers, so every machine gets the same result. The arithmetic cannot
+//! overflow: totals are at most 2^19 (65,536 slots x 8 replicas), and the sum of weights at most
+//! 2^34 (16,384 x 1,000,000). So products stay below 2^54.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// The claim of one node (or zone) on slots.
+/// Weight, bounds and present slots of one node (or zone), from which its quota follows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Claim {
-    /// Weight that the share is proportional to.
+    /// Weight to which the exact share is proportional.
     pub weight: u64,
-    /// Smallest allowed quota.
+    /// Smallest quota that pins and zones permit.
     pub lower: u64,
-    /// Largest allowed quota.
+    /// Largest quota that pins and zones permit.
     pub upper: u64,
-    /// Number of slots held now.
+    /// Number of slots that the node holds now.
     pub held: u64,
 }
 
-/// An exact share: `floor`, and `remainder` over the denominator that all shares of one division
-/// have in common.
+/// An exact share: `floor + remainder / denominator`. All shares of one division have a common
+/// denominator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Share {
     pub floor: u64,
@@ -43,9 +44,10 @@ impl Share {
 
 /// Divides `total` in proportion to weights, within bounds.
 ///
-/// The rule is that of CSS flexible boxes. The rest is divided among the claims without a fixed
-/// quota. If broken lower bounds outweigh broken upper bounds, the former are fixed, else the
-/// latter. This repeats until no bound is broken.
+/// The rule is that of CSS flexible boxes. The total less all fixed shares is divided among the
+/// claims without a fixed share. Some results then break a bound. If the broken lower bounds
+/// outweigh the broken upper bounds, each claim below its lower bound is fixed to that bound.
+/// Otherwise each claim above its upper bound is fixed. This repeats until no bound is broken.
 pub(crate) fn shares(total: u64, claims: &[Claim]) -> Vec<Share> {
     let mut result = vec![
         Share {
@@ -108,14 +110,14 @@ pub(crate) fn shares(total: u64, claims: &[Claim]) -> Vec<Share> {
     }
 }
 
-/// Returns whole quotas that add up to `total`, each the floor or ceiling of its exact share, with
-/// the fewest moves. Ties go to the larger remainder, then to the larger holding, then to the first
-/// claim.
+/// Returns whole quotas that add up to `total` and need the fewest moves. Each is the floor or
+/// ceiling of its exact share. Among equals, the larger remainder wins, then the larger number of
+/// held slots, then the first claim.
 pub(crate) fn quotas(total: u64, claims: &[Claim]) -> Vec<u64> {
     whole(total, claims, &shares(total, claims))
 }
 
-/// Returns [`quotas`] for exact shares that are known already.
+/// Returns [`quotas`] from exact shares that the caller has computed.
 pub(crate) fn whole(total: u64, claims: &[Claim], shares: &[Share]) -> Vec<u64> {
     let mut quotas: Vec<u64> = shares
         .iter()
@@ -126,7 +128,8 @@ pub(crate) fn whole(total: u64, claims: &[Claim], shares: &[Share]) -> Vec<u64> 
     let mut order: Vec<usize> = Vec::new();
     if sum > total {
         order.extend((0..claims.len()).filter(|&i| quotas[i] > shares[i].floor));
-        // Claims that do not hold the odd slot give it up before those that do.
+        // Here each claim has one slot more than the floor of its share. A claim that does not hold
+        // that slot now gives it up before a claim that holds it.
         order.sort_by_key(|&i| {
             (
                 quotas[i] <= claims[i].held,

@@ -1,5 +1,5 @@
-//! Text pictures of a ring, a plan and the locations of keys for a terminal: plain characters,
-//! fixed columns, bounded width, and colours on request.
+//! Text drawings of a ring, a plan and the locations of keys for a terminal: plain characters,
+//! fixed columns, bounded width, and optional colours.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -10,17 +10,17 @@ use core::fmt;
 use crate::ring::{NONE, Node};
 use crate::{KeyHash, NodeName, Plan, Ring, Role, Slot, SlotRange};
 
-/// Smallest width, in columns. A narrower picture would have no room for bars.
+/// Minimum width in columns. A narrower drawing would have no room for bars.
 const WIDTH_MIN: usize = 40;
-/// Width used by [`fmt::Display`], in columns.
+/// Width in columns of the text that [`fmt::Display`] writes.
 const WIDTH_DEFAULT: usize = 80;
-/// One letter for each node of the strip. Rings with more nodes are drawn without a strip.
+/// One letter for each node in the strip. A ring with more nodes is drawn without a strip.
 const LETTERS: &[u8; 52] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// Width and colours of a picture.
+/// Width and colours of a drawing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
-    /// Largest number of columns in a line; at least 40.
+    /// Maximum number of columns in a line. A width below 40 is treated as 40.
     pub width: usize,
     /// `true` to colour bars and letters with ANSI escape codes.
     pub colour: bool,
@@ -36,7 +36,8 @@ impl Default for Style {
 }
 
 impl Style {
-    /// Colours a text for the node of this index. The six basic colours of a terminal take turns.
+    /// Colours a text for the node with this index. Nodes get the six basic colours of a terminal
+    /// in turn.
     fn paint(&self, index: usize, text: &str) -> String {
         if self.colour {
             format!("\x1b[{}m{text}\x1b[0m", 31 + index % 6)
@@ -46,11 +47,11 @@ impl Style {
     }
 }
 
-/// The location of a key, for a table or for JSON.
+/// The location of a key, as shown in a table or in JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct KeyPlace<'a> {
-    /// The key.
+    /// The key, as given.
     pub key: &'a str,
     /// The 64-bit hash of the key as 16 hexadecimal digits.
     pub hash: String,
@@ -62,7 +63,7 @@ pub struct KeyPlace<'a> {
     pub nodes: Vec<&'a NodeName>,
 }
 
-/// Formats 1234567 as `1,234,567`.
+/// Formats a number with commas, such as 1234567 as `1,234,567`.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
@@ -75,13 +76,14 @@ fn grouped(number: u64) -> String {
     out
 }
 
-/// Formats a share as a percentage such as `12.34 %`.
+/// Formats a part of a whole as a percentage such as `12.34 %`.
 fn percent(part: u64, whole: u64) -> String {
     let parts = (part * 10_000 + whole / 2) / whole.max(1);
     format!("{}.{:02} %", parts / 100, parts % 100)
 }
 
-/// Draws a bar in eighths of a character. Its width is `width` columns if `part` equals `whole`.
+/// Draws a bar with a resolution of an eighth of a character. The bar is `width` columns long if
+/// `part` equals `whole`.
 fn bar(part: u64, whole: u64, width: usize) -> String {
     const EIGHTHS: [char; 7] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉'];
     let eighths = (part * width as u64 * 8).div_ceil(whole.max(1)) as usize;
@@ -90,14 +92,14 @@ fn bar(part: u64, whole: u64, width: usize) -> String {
     bar
 }
 
-/// A table with columns as wide as their widest cell and numbers aligned to the right.
+/// A table in which each column is as wide as its widest cell. Numbers are aligned to the right.
 struct Table {
     heads: Vec<(&'static str, bool)>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// Each head, with `true` for a column of numbers.
+    /// Creates a table from the heads of its columns. The flag is `true` for a column of numbers.
     fn new(heads: &[(&'static str, bool)]) -> Table {
         Table {
             heads: heads.to_vec(),
@@ -113,12 +115,12 @@ impl Table {
         self.heads.iter().enumerate().map(width).collect()
     }
 
-    /// Returns the number of columns of a row, margins included.
+    /// Returns the width of a row in characters, margins included.
     fn width(&self) -> usize {
         self.widths().iter().map(|width| width + 2).sum()
     }
 
-    /// Draws the table, with `tail` behind each row.
+    /// Draws the table. `tail` returns the text behind a row, by the index of the row.
     fn draw(&self, out: &mut String, tail: impl Fn(usize) -> String) {
         let widths = self.widths();
         let line = |cells: &mut dyn Iterator<Item = &str>, tail: &str| {
@@ -248,8 +250,8 @@ fn zones(ring: &Ring, width: usize, out: &mut String) {
     table.draw(out, |index| bar(u64::from(zones[index].primaries), most, room));
 }
 
-/// Draws the strip. Each letter stands for a run of slots and names the node that owns most of
-/// them.
+/// Draws the strip. Each letter stands for a run of slots, and names the node that owns most slots
+/// of the run.
 fn strip(ring: &Ring, style: Style, width: usize, out: &mut String) {
     let slots = ring.slots() as usize;
     let letters = (width - 4).min(slots);
@@ -277,7 +279,7 @@ fn strip(ring: &Ring, style: Style, width: usize, out: &mut String) {
     );
 }
 
-/// Draws a plan as a table: source, target, number of slots and copies, and the minimum.
+/// Draws a plan as a table of its moves, with the number of slots that move and the minimum.
 #[must_use]
 pub fn plan(plan: &Plan, style: Style) -> String {
     let width = style.width.max(WIDTH_MIN);
@@ -347,7 +349,7 @@ fn node_text(node: &Option<NodeName>) -> &str {
     node.as_ref().map_or("nobody", NodeName::as_str)
 }
 
-/// Lists as many ranges as fit into `room` columns.
+/// Lists as many ranges as fit into `room` columns. An ellipsis stands for further ranges.
 fn listed(ranges: &[SlotRange], room: usize) -> String {
     let mut text = String::new();
     for (index, range) in ranges.iter().enumerate() {
@@ -395,7 +397,7 @@ pub fn places(places: &[KeyPlace<'_>]) -> String {
 }
 
 impl Ring {
-    /// Returns the location of each key.
+    /// Returns the location of each key, in the order of `keys`.
     #[must_use]
     pub fn places<'a>(&'a self, keys: &[&'a str]) -> Vec<KeyPlace<'a>> {
         let place = |key: &&'a str| {
@@ -416,14 +418,14 @@ impl Ring {
     }
 }
 
-/// Draws the picture of [`show`], 80 columns wide and without colours.
+/// Writes the drawing of [`show`], 80 columns wide and without colours.
 impl fmt::Display for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&show(self, Style::default()))
     }
 }
 
-/// Draws the table of [`plan`], 80 columns wide.
+/// Writes the drawing of [`plan`], 80 columns wide and without colours.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&plan(self, Style::default()))

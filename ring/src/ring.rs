@@ -1,13 +1,13 @@
 //! The ring: an immutable table of slots and owners, with members, epoch and digest.
 //!
-//! Invariants, checked for every ring that is made:
+//! Invariants, checked whenever a ring is created:
 //! - Members are sorted by name, and no name occurs twice.
 //! - Every slot has an owner unless the ring has no members.
-//! - The replicas of a slot are distinct nodes, the primary first, without gaps.
+//! - The replicas of a slot are distinct nodes, the primary first. Empty cells come last.
 //! - Pinned slots are sorted and have an owner.
 //!
-//! The table is stored by column: all primaries, then all first copies, and so on. A look-up
-//! touches only the column of primaries.
+//! The table is stored by column: all primaries, then all first copies, and so on. So a look-up
+//! reads only the column of primaries.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -17,12 +17,12 @@ use crate::encode;
 use crate::member::{check_members, in_order};
 use crate::{Digest, Error, KeyHash, Member, NodeName, Options, SLOTS_MAX, Slot};
 
-/// Number of a member in the table. Members are numbered in the order of their names.
+/// Index of a member, by which the table names it. Members are indexed in the order of their names.
 pub(crate) type Node = u16;
 /// Marks a cell without a node.
 pub(crate) const NONE: Node = Node::MAX;
 
-/// Version of a ring: 1 for the first, one more with each change.
+/// Version of a ring: 1 for the first ring, and one more for each successor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -43,7 +43,7 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The location of a key.
+/// The location of a key, returned by [`Ring::locate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Location<'a> {
@@ -51,31 +51,31 @@ pub struct Location<'a> {
     pub slot: Slot,
     /// Owner (primary) of the slot.
     pub owner: &'a NodeName,
-    /// Epoch of the ring that was asked.
+    /// Epoch of the ring that located the key.
     pub epoch: Epoch,
 }
 
-/// An assignment of slots to nodes. See the [crate] for a tour.
+/// An assignment of slots to nodes. See the [crate] for an introduction.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ring {
     pub(crate) options: Options,
-    /// `hash >> shift` is the slot.
+    /// Number of bits by which a hash is shifted right to get its slot.
     shift: u32,
     pub(crate) epoch: Epoch,
     pub(crate) members: Vec<Member>,
-    /// `replication` columns of `slots` cells.
+    /// The table: `replication` columns of `slots` cells each, one column behind the other.
     pub(crate) cells: Vec<Node>,
-    /// Slots that plans may not give to another owner.
+    /// Slots to which plans may not assign another owner, ascending.
     pub(crate) pins: Vec<Slot>,
     digest: Digest,
 }
 
 impl Ring {
-    /// Makes the first ring, epoch 1, of these members in any order. Without members it is the
-    /// empty ring, a valid ring in which no key has an owner.
+    /// Creates the first ring, with epoch 1, from members in any order. Without members, creates
+    /// the empty ring, a valid ring in which no key has an owner.
     ///
     /// # Errors
-    /// Options out of their limits, a duplicate name, too many members, or no weight above 0.
+    /// Options outside of their limits, a duplicate name, too many members, or no weight above 0.
     pub fn bootstrap(members: impl IntoIterator<Item = Member>, options: Options) -> Result<Ring, Error> {
         options.check()?;
         let cells = vec![NONE; options.slots as usize * usize::from(options.replication)];
@@ -83,7 +83,7 @@ impl Ring {
         Ring::begun(&empty, in_order(members)?)
     }
 
-    /// Makes a ring of parts from any source. Parts that break an invariant are refused.
+    /// Creates a ring from parts of any source. Fails if the parts break an invariant.
     pub(crate) fn from_parts(
         options: Options,
         epoch: Epoch,
@@ -134,8 +134,8 @@ impl Ring {
         }
     }
 
-    /// Returns `true` if no slot has a problem. The loops do the work of [`Ring::slot_problem`] by
-    /// column and without a branch, so that compilers vectorise them.
+    /// Returns `true` if no slot breaks an invariant. The loops check the rules of
+    /// [`Ring::slot_problem`] by column and without branches, so that compilers vectorise them.
     fn is_table_sound(&self) -> bool {
         let members = self.members.len();
         let known = |sound, node: &Node| sound & ((*node == NONE) | (usize::from(*node) < members));
@@ -159,7 +159,7 @@ impl Ring {
         sound
     }
 
-    /// Returns the broken invariant of a slot, if any.
+    /// Returns the invariant that a slot breaks, or `None`.
     fn slot_problem(&self, slot: usize) -> Option<&'static str> {
         let column = self.options.slots as usize;
         let row: Vec<Node> = self.cells.iter().copied().skip(slot).step_by(column).collect();
@@ -204,7 +204,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Error::Empty`] if the ring has no members.
-    #[inline(always)] // See `KeyHash::hash`.
+    #[inline(always)] // Inlined for the reason given at `KeyHash::hash`.
     pub fn locate(&self, key: &[u8]) -> Result<Location<'_>, Error> {
         let slot = self.slot_of(key);
         match self.node_at(slot) {
@@ -230,13 +230,13 @@ impl Ring {
 
     #[inline]
     fn node_at(&self, slot: Slot) -> Option<&Member> {
-        // An empty cell is never the index of a member, because members are fewer.
+        // An empty cell is `NONE`, which is larger than the index of any member.
         self.members.get(usize::from(*self.cells.get(slot.0 as usize)?))
     }
 
     /// Returns up to `n` nodes that hold a slot: the primary, then its copies. The nodes are
-    /// distinct, and in distinct zones as far as the zones suffice. The result is shorter if the
-    /// ring keeps fewer replicas ([`Options::replication`]) or has fewer nodes.
+    /// distinct, and in distinct zones if there are enough zones. Returns fewer nodes if the ring
+    /// has fewer replicas ([`Options::replication`]) or fewer nodes.
     ///
     /// # Errors
     /// [`Error::UnknownSlot`] if the ring has no such slot, [`Error::Empty`] if it has no members.
@@ -261,7 +261,7 @@ impl Ring {
         &self.members
     }
 
-    /// Returns the member of this name.
+    /// Returns the member with this name, or `None`.
     #[must_use]
     pub fn member(&self, name: &NodeName) -> Option<&Member> {
         self.node(name)
@@ -281,7 +281,7 @@ impl Ring {
         self.epoch
     }
 
-    /// Returns the fingerprint of the whole ring.
+    /// Returns the digest, which identifies the whole content of the ring.
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.digest
@@ -293,13 +293,14 @@ impl Ring {
         self.options.slots
     }
 
-    /// Returns the number of nodes that hold each slot if the members suffice, primary included.
+    /// Returns the number of nodes that hold each slot, primary included. A ring with fewer members
+    /// has fewer replicas.
     #[must_use]
     pub fn replication(&self) -> u8 {
         self.options.replication
     }
 
-    /// Returns the function from keys to hashes.
+    /// Returns the function from a key to its hash.
     #[must_use]
     pub fn key_hash(&self) -> KeyHash {
         self.options.key_hash
@@ -311,8 +312,8 @@ impl Ring {
         &self.pins
     }
 
-    /// Returns the slots that a node owns as primary, ascending. The result is empty for a node
-    /// that is not a member.
+    /// Returns the slots that a node owns as primary, ascending. Returns no slots for a node that
+    /// is not a member.
     pub fn slots_of(&self, name: &NodeName) -> impl Iterator<Item = Slot> + '_ {
         let node = self.node(name).unwrap_or(NONE);
         let primaries = self.cells.iter().take(self.options.slots as usize).enumerate();
@@ -321,8 +322,8 @@ impl Ring {
             .map(|(slot, _)| Slot(slot as u32))
     }
 
-    /// Makes a ring with twice the slots, one epoch later. Slot `s` becomes `2s` and `2s + 1`, and
-    /// no key changes its node. A pinned slot becomes two.
+    /// Creates a ring with twice as many slots, one epoch later. Slot `s` becomes `2s` and `2s +
+    /// 1`, and no key changes its node. A pinned slot becomes two pinned slots.
     ///
     /// # Errors
     /// [`Error::Slots`] if the new ring would have more than [`SLOTS_MAX`].
@@ -342,18 +343,18 @@ impl Ring {
         Ring::from_parts(options, self.epoch.next()?, self.members.clone(), cells, pins)
     }
 
-    /// Encodes the whole ring as bytes: versioned, protected by its digest, and equal on every
-    /// machine.
+    /// Encodes the whole ring as bytes. The encoding has a version, ends with a digest, and is
+    /// equal on every machine.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         encode::encode(self)
     }
 
-    /// Decodes the bytes of [`Ring::encode`].
+    /// Decodes bytes written by [`Ring::encode`].
     ///
     /// # Errors
-    /// [`Error::Decode`] names the wrong field. No input makes this function panic, or allocate
-    /// more than a ring needs.
+    /// [`Error::Decode`], which names the wrong field. No input makes this function panic, or
+    /// allocate more memory than a ring needs.
     pub fn decode(bytes: &[u8]) -> Result<Ring, Error> {
         Ok(encode::decode(bytes)?)
     }

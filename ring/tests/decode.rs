@@ -1,12 +1,13 @@
-//! Bytes of a broken or hostile writer: their digest is right and their content is wrong. The error
-//! names the wrong field.
-#![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
+//! Tests of bytes from a broken or hostile writer, with a right digest and wrong content. The error
+//! must name the wrong field.
+#![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use imt_ring::{Error, Member, Options, Ring, Slot};
 use proptest::prelude::*;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// A ring of 16 slots, 2 replicas, members `a` (zone `z`) and `b`, slot 3 pinned.
+/// Returns a ring of 16 slots and 2 replicas with the members `a` (zone `z`) and `b`. Slot 3 is
+/// pinned.
 fn ring() -> Ring {
     let members = ["a@z", "b"].map(|text| text.parse::<Member>().unwrap());
     let ring = Ring::bootstrap(members, Options::new().slots(16).replication(2)).unwrap();
@@ -41,8 +42,8 @@ fn refused(field: &str, change: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
-// Offsets in these bytes: two members of 8 and 7 bytes behind the header, one pin, two plain
-// columns.
+// Offsets in the bytes of `ring`. Two members of 8 and 7 bytes follow the header, then one pin,
+// then two columns without runs.
 const FIRST_MEMBER: usize = 48;
 const SECOND_MEMBER: usize = FIRST_MEMBER + 1 + 1 + 4 + 1 + 1;
 const PIN: usize = SECOND_MEMBER + 1 + 1 + 4 + 1;
@@ -74,7 +75,7 @@ fn each_wrong_field_is_named() {
     refused("member weight", |bytes| bytes[FIRST_MEMBER + 5] = 0xFF);
     refused("member zone", |bytes| bytes[FIRST_MEMBER + 7] = b' ');
     refused("assignment", |bytes| {
-        // All weights are 0.
+        // Sets the weights of both members to 0.
         bytes[FIRST_MEMBER + 2] = 0;
         bytes[SECOND_MEMBER + 2] = 0;
     });
@@ -103,7 +104,7 @@ fn a_gap_between_copies_is_refused() {
     let ring = Ring::bootstrap(members, Options::new().slots(16).replication(3)).unwrap();
     let mut bytes = ring.encode();
     bytes.truncate(bytes.len() - 16);
-    // Three plain columns stand at the end. The first cell of the second column becomes empty.
+    // Three columns without runs are at the end. The first cell of the second column becomes empty.
     let first_copy = bytes.len() - 2 * (4 + 32) + 4;
     bytes[first_copy..][..2].fill(0xFF);
     let error = Ring::decode(&seal(bytes)).unwrap_err();
@@ -130,8 +131,8 @@ fn runs_that_do_not_fill_a_column_are_refused() {
     refused("run length", runs(&[(16, 0), (1, 1)]));
     refused("run length", runs(&[(0, 0), (16, 1)]));
     refused("number of runs", runs(&[(15, 0)]));
-    // Runs where a plain column is shorter, and equal neighbouring runs: a ring has only one valid
-    // form.
+    // Runs of one slot are longer than a column without runs, and equal neighbouring runs could be
+    // one run. A ring has only one valid encoding, so both are refused.
     let ring = ring();
     let owners: Vec<u16> = (0..16)
         .map(|slot| u16::from(ring.owner(Slot(slot)).unwrap() == &ring.members()[1].name().clone()))
@@ -143,7 +144,7 @@ fn runs_that_do_not_fill_a_column_are_refused() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Changed bytes with a corrected digest are refused, or decode to a ring that works.
+    /// Changed bytes with a corrected digest are refused, or decode to a ring on which plans work.
     #[test]
     fn forged_bytes_are_refused_or_a_ring(edits in prop::collection::vec((any::<u16>(), 0u8..6), 1..8)) {
         let members = ["a@x", "b@x", "c:2@y", "d", "e:0"].map(|text| text.parse::<Member>().unwrap());
@@ -151,7 +152,8 @@ proptest! {
         let mut bytes = ring.encode();
         bytes.truncate(bytes.len() - 16);
         for (place, value) in edits {
-            // The table is the largest part behind the header, and small numbers are mostly nodes.
+            // Most changed bytes are in the table, the largest part behind the header. Most small
+            // numbers are indexes of members there.
             let index = FIRST_MEMBER + usize::from(place) % (bytes.len() - FIRST_MEMBER);
             bytes[index] = if value == 5 { 0xFF } else { value };
         }

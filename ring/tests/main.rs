@@ -1,8 +1,9 @@
-//! All integration tests of the ring, in one binary, so that the crate is linked once.
+//! All integration tests of the ring, in one binary, so that the crate is linked only once.
 //!
-//! Each file beside this one is a module: `cargo test -p imt-ring --test main golden::`.
+//! Each file beside this one is a module. The tests of one module run with `cargo test -p imt-ring
+//! --test main golden::`.
 
-#![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
+#![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 mod decode;
 mod golden;
@@ -11,7 +12,8 @@ mod replicas;
 mod single;
 mod surface;
 
-/// Every file is a module of this binary, since a forgotten one would never run.
+/// Every test file must be a module of this binary, because the tests of other files would never
+/// run.
 #[test]
 fn every_test_file_is_part_of_this_binary() {
     let main = include_str!("main.rs");

@@ -1,12 +1,13 @@
-//! Properties of all rings, over random histories, random bytes, random text, and every small ring.
-#![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
+//! Properties that all rings must have, tested with random changes, random bytes, random text, and
+//! every small ring.
+#![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use imt_ring::{KeyHash, Member, NodeName, Options, Plan, Ring, Slot};
 use proptest::prelude::*;
 
-/// One change of a ring. Numbers are reduced to valid ones.
+/// One change of a ring. Random numbers in it are reduced to existing nodes and slots.
 #[derive(Debug, Clone)]
 enum Change {
     Join { node: u8, weight: u32, zone: Option<u8> },
@@ -57,7 +58,7 @@ fn pick(ring: &Ring, node: u8) -> Option<NodeName> {
         .map(|member| member.name().clone())
 }
 
-/// Returns the plan for a change, or `None` if the change is refused with a typed error.
+/// Returns the plan for a change, or `None` if the ring refuses the change with an error.
 fn plan(ring: &Ring, change: &Change) -> Option<Plan> {
     match change {
         Change::Join { node, weight, zone } => ring.plan_join(member(*node, *weight, *zone)).ok(),
@@ -79,7 +80,7 @@ fn plan(ring: &Ring, change: &Change) -> Option<Plan> {
     }
 }
 
-/// Checks the invariants of a ring.
+/// Checks the invariants of a ring, and its encoding.
 fn check_ring(ring: &Ring) {
     let mut owned = 0;
     for share in ring.shares() {
@@ -117,7 +118,8 @@ fn check_ring(ring: &Ring) {
     let _drawn = format!("{ring}");
 }
 
-/// Checks the promises of a plan.
+/// Checks that a plan keeps its promises: the next ring, its balance, pins, data, and the number of
+/// moves.
 fn check_plan(ring: &Ring, plan: &Plan, next: &Ring) {
     assert_eq!(next.epoch().0, ring.epoch().0 + 1);
     assert_eq!(next.digest(), plan.to_digest);
@@ -152,8 +154,8 @@ fn check_plan(ring: &Ring, plan: &Plan, next: &Ring) {
     let _drawn = format!("{plan}");
 }
 
-/// Checks a plan with one replica: shares within one slot of exact (pins apart), by the fewest
-/// moves.
+/// Checks a plan with one replica. The number of moves must be minimal. Without pins, each node's
+/// number of slots must differ from its exact share by less than one slot.
 fn check_exact(ring: &Ring, plan: &Plan, next: &Ring) {
     assert_eq!(plan.moved, plan.minimum);
     if !next.pins().is_empty() || !ring.pins().is_empty() {
@@ -167,7 +169,7 @@ fn check_exact(ring: &Ring, plan: &Plan, next: &Ring) {
     for share in next.shares() {
         let exact = u64::from(next.slots()) * u64::from(share.member.weight());
         let held = u64::from(share.primaries) * total;
-        // A change of pins alone does not restore the balance.
+        // A plan that changes only pins does not restore the balance.
         if ring.members() != next.members() {
             assert!(held.abs_diff(exact) < total, "{share:?}");
         }
@@ -204,7 +206,7 @@ proptest! {
             let next = ring.apply(&made).unwrap();
             check_plan(&ring, &made, &next);
             check_ring(&next);
-            // The plan made from a decoded copy of the ring is equal.
+            // A plan made from a decoded copy of the ring must be equal.
             twin = Ring::decode(&twin.encode()).unwrap();
             let again = plan(&twin, change);
             prop_assert_eq!(again.as_ref(), Some(&made));
@@ -228,14 +230,14 @@ proptest! {
 
 #[test]
 fn every_small_ring_keeps_its_zones_apart() {
-    // All ways to put up to 6 nodes into 4 zones (or none), for all numbers of replicas.
+    // All assignments of up to 6 nodes to 4 zones (or to no zone), for all numbers of replicas.
     for nodes in 1..=6u32 {
         for code in 0..5u32.pow(nodes) {
             let zone = |node: u32| match code / 5u32.pow(node) % 5 {
                 4 => None,
                 zone => Some(zone as u8),
             };
-            // Zones are interchangeable, so only ascending codes are tried.
+            // Zones are interchangeable, so only ascending sequences of zones are tested.
             if (1..nodes).any(|node| zone(node).unwrap_or(4) < zone(node - 1).unwrap_or(4)) {
                 continue;
             }
@@ -257,7 +259,7 @@ fn every_small_ring_keeps_its_zones_apart() {
     }
 }
 
-/// Returns the most slots that a node holds, in any role.
+/// Returns the largest number of slots that a node holds, primaries and copies together.
 fn fullest(ring: &Ring) -> u32 {
     let held = ring
         .shares()
@@ -266,9 +268,9 @@ fn fullest(ring: &Ring) -> u32 {
     held.max().unwrap_or(0)
 }
 
-/// Returns the least value that [`fullest`] can have with equal weights. `depth` replicas in
-/// `needed` zones leave a zone at most `depth - needed + 1` replicas of a slot, and at least one if
-/// every zone is needed. The nodes of a zone can share evenly.
+/// Returns the smallest possible value of [`fullest`] with equal weights. With `depth` replicas in
+/// `needed` zones, a zone holds at most `depth - needed + 1` replicas of a slot. If every zone is
+/// needed, each holds at least one. The nodes of a zone can share evenly.
 fn least_possible(ring: &Ring) -> u32 {
     let mut zones: BTreeMap<String, u32> = BTreeMap::new();
     for member in ring.members() {
@@ -290,7 +292,7 @@ fn least_possible(ring: &Ring) -> u32 {
 }
 
 /// Checks that the first replicas of every slot are in as many zones as possible. A node without a
-/// zone counts as one of its own.
+/// zone is in a zone of its own.
 fn zones_hold(ring: &Ring) {
     let zone = |name: &NodeName| match ring.member(name).unwrap().zone() {
         Some(zone) => format!("zone {zone}"),

@@ -1,11 +1,12 @@
-//! Several replicas over zones: long random histories stay balanced, cheap and safe.
-#![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
+//! Tests of several replicas over zones: after many random changes, a ring is still balanced, few
+//! slots have moved, and no data is lost.
+#![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use std::collections::BTreeSet;
 
 use imt_ring::{Member, Options, Plan, Ring, Role, Slot};
 
-/// A small generator of numbers that gives the same history on every machine.
+/// A small generator of numbers. It gives equal numbers, and so equal changes, on every machine.
 struct Dice(u64);
 
 impl Dice {
@@ -25,16 +26,16 @@ fn member(index: usize, zone: usize) -> Member {
         .unwrap()
 }
 
-/// Limits for one step of a history.
+/// The worst values of all steps, and sums over the steps.
 #[derive(Debug, Default)]
 struct Worst {
     uneven_primaries: u32,
     copies: f64,
-    /// Distance of the most copies on a node from the least that zones allow, as a share of the
-    /// mean.
+    /// Largest number of copies on a node, less the smallest number that zones permit, relative to
+    /// the mean.
     above_forced: f64,
-    /// Distance of the most copies on a node from 1.12 of the mean, or from the least that zones
-    /// allow if that is more.
+    /// Largest number of copies on a node, less the goal. The goal is 1.12 of the mean, or the
+    /// smallest number that zones permit if that is more.
     above_goal: f64,
     moved: u64,
     minimum: u64,
@@ -89,9 +90,9 @@ impl Worst {
     }
 }
 
-/// Returns the fewest copies that the fullest node can have in any assignment: three replicas in
-/// distinct zones, equal weights, primaries at most the share rounded up. A zone holds a slot at
-/// most once.
+/// Returns the smallest number of copies that the fullest node can have in any assignment. Assumes
+/// three replicas in distinct zones, equal weights, and primaries up to the rounded share. A zone
+/// holds a slot at most once.
 fn least_copies(ring: &Ring) -> u32 {
     let share = ring.slots().div_ceil(ring.members().len() as u32);
     let room = |copies: u32| -> u32 {
@@ -101,7 +102,8 @@ fn least_copies(ring: &Ring) -> u32 {
             .map(|zone| ring.slots().min(zone.nodes * (share + copies)))
             .sum()
     };
-    // Room grows with copies, so a search by halves finds the bound.
+    // The room for replicas grows with the number of copies per node. So a binary search finds the
+    // smallest number with enough room.
     let (mut low, mut high) = (0, ring.slots());
     while low < high {
         let middle = (low + high) / 2;
@@ -123,7 +125,7 @@ fn history(seed: u64, slots: u32, start: usize, low: usize, high: usize, steps: 
         let nodes = ring.members().len();
         let join = nodes <= low || (nodes < high && dice.below(2) == 0);
         let plan = if join {
-            // An operator would choose the zone with the fewest nodes.
+            // Joining nodes choose the zone with the fewest nodes, as an operator would.
             let count = |zone: &usize| {
                 let name = format!("zone-{zone}");
                 ring.members()
@@ -157,8 +159,9 @@ fn three_hundred_joins_and_leaves_over_four_zones_stay_balanced_and_cheap() {
 
 #[test]
 fn copies_exceed_the_goal_only_where_zones_force_them_to() {
-    // Of 13 nodes with 5 in one zone, the other 8 must hold two thirds of all copies: 1.125 of the
-    // mean.
+    // If 5 of 13 nodes are in one zone, the other 8 nodes must hold two thirds of all replicas.
+    // With equal numbers of primaries, each of the 8 nodes holds 1.125 of the mean number of
+    // copies.
     for seed in 0..3 {
         let worst = history(seed, 4096, 16, 12, 20, 300);
         assert_eq!((worst.broken_zones, worst.without_data), (0, 0), "{worst:?}");
@@ -170,7 +173,8 @@ fn copies_exceed_the_goal_only_where_zones_force_them_to() {
 
 #[test]
 fn few_nodes_in_uneven_zones_keep_zones_and_data() {
-    // A zone may consist of one node here. Copies cannot be even then, but all other limits hold.
+    // A zone may consist of one node here. Copies cannot be even in this case, but all other limits
+    // hold.
     for seed in 0..3 {
         let worst = history(seed, 1024, 8, 4, 12, 300);
         assert_eq!((worst.broken_zones, worst.without_data), (0, 0), "{worst:?}");

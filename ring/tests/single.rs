@@ -1,5 +1,5 @@
-//! One replica: exact shares, exactly minimal moves, and refusals.
-#![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
+//! Tests of rings with one replica: exact shares, exactly minimal moves, and refusals.
+#![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use imt_ring::{Epoch, Error, KeyHash, Member, NodeName, Options, Ring, Slot};
 

@@ -1,5 +1,5 @@
-//! The public surface: names and members as text, errors, pins, pictures.
-#![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
+//! Tests of the public interface: names and members as text, errors, pins, drawings.
+#![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use std::error::Error as _;
 
@@ -219,8 +219,8 @@ fn pictures_keep_to_their_width_and_show_everyone() {
         let ring = ring(replication, members);
         for width in [0, 40, 80, 200] {
             let text = render::show(&ring, Style { width, colour: false });
-            // Columns of names and numbers are never cut, so the narrowest pictures may exceed
-            // their width.
+            // Columns of names and numbers are never cut, so the narrowest drawings may exceed the
+            // requested width.
             assert!(
                 width < 80 || text.lines().all(|line| line.chars().count() <= width),
                 "{text}"

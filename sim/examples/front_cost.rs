@@ -1,11 +1,15 @@
-//! Measures the processor time of the front by thread, the share of `stats.csv`, and the lag.
+//! Measures the processor time of the front by thread, the cost of writing `stats.csv`, and the
+//! lag.
 //!
 //!     cargo run --release -p imt-sim --example front_cost -- [RATE] [SECONDS] [ROUNDS]
 //!
-//! The server it loads answers 200 to everything from threads of its own, which are not counted.
-//! Rounds with and without the log take turns. Only the recorder's thread writes the log, so that
-//! its cost is the difference of that thread's times; a difference of totals would drown in the
-//! noise of a busy machine. Reads the scheduler's clocks below `/proc`: Linux only.
+//! The front loads a server in the same process that answers every request with 200. The server's
+//! threads are not counted.
+//!
+//! Rounds with and without the log `stats.csv` alternate. Only the recorder's thread writes the
+//! log, so the cost of the log is the difference of that thread's times. The difference of the
+//! total times would be smaller than the noise of a busy machine. The example reads the scheduler's
+//! clocks below `/proc`, so it runs on Linux only.
 #![allow(clippy::unwrap_used)] // A measuring tool: a failure ends it.
 
 use std::collections::BTreeMap;
@@ -76,11 +80,11 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Conducts a run. Returns its report and the times of the front's threads.
+/// Runs the front once. Returns its report and the processor times of its threads.
 fn measured(config: FrontConfig) -> (FrontReport, Times) {
     let running = Arc::new(AtomicBool::new(true));
-    // A thread's clock is gone with the thread: they are read all along, and the last reading
-    // counts.
+    // The clock of a thread disappears when the thread ends. So the clocks are read every 20 ms,
+    // and the last reading of each thread is used.
     let watcher = std::thread::spawn({
         let running = Arc::clone(&running);
         move || {
@@ -117,7 +121,7 @@ fn measured(config: FrontConfig) -> (FrontReport, Times) {
     (report, watcher.join().unwrap())
 }
 
-/// A server that answers 200 to everything, on threads of its own.
+/// Starts a server that answers every request with 200, on threads of its own. Returns its address.
 fn start_server() -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -144,7 +148,7 @@ fn start_server() -> SocketAddr {
 }
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    // The body is read, as a real server would.
+    // A real server reads the body, so this server reads it as well.
     let _ = request.into_body().collect().await;
     Ok(Response::new(Full::from(
         r#"{"status":"ok","stock_snapshots":1}"#,

@@ -1,16 +1,17 @@
-//! The audit: reads both sides and compares them.
+//! The audit: reads the order management and the warehouse after a run, and compares them.
 //!
-//! It waits first, within bounds, until the order management has sent every message to the
-//! warehouse or gives a reason. Then it reads orders, reservations and messages of one side, and
-//! deliveries, refusals and arrivals of goods of the other, and compares them ([`check`], pure).
+//! The audit first waits, within bounds, until the outbox of the order management has no message
+//! left to send. Then it reads orders, reservations and messages of the order management, and
+//! deliveries, refusals and arrivals of goods of the warehouse. The comparison itself is pure
+//! ([`check`]).
 //!
 //! **Invariants**
 //! - A clean verdict means that both sides were read whole and no [`Finding`] was seen. If one side
 //!   cannot be read, there is an error and no verdict.
-//! - A finding counts only if a second reading confirms it. The two sides are not read at the same
-//!   instant, and a message in flight is no fault.
-//! - The stock of the first day is computed from the seed, not asked for, so that the warehouse's
-//!   own bookkeeping is checked as well.
+//! - A finding is reported only if three readings in a row show it. The two sides are not read at
+//!   the same instant, so a message in flight can look like a difference.
+//! - The stock of the first day, with which the warehouse's ledger began, is computed from the seed
+//!   and not requested from the warehouse. So the warehouse's own bookkeeping is checked as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -39,36 +40,38 @@ pub use finding::Finding;
 pub use history::{History, HistoryEvent};
 pub use request_log::RequestLog;
 
-/// Pause between two looks at the outbox, and before findings are looked at again.
+/// Pause between two polls of the outbox, and between two readings of both sides.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
-/// Number of looks in which a finding must be seen.
+/// Maximum number of readings. A finding is reported only if every reading shows it.
 const LOOKS: u32 = 3;
 
 /// Settings of an audit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditConfig {
-    /// The order management.
+    /// Address of the order management.
     pub oms: Endpoint,
-    /// The warehouse.
+    /// Address of the warehouse.
     pub warehouse: Endpoint,
-    /// The wait ends when nothing has left or entered the outbox for this long.
+    /// The audit stops waiting for the outbox when its set of waiting messages has not changed for
+    /// this long.
     pub stalled_after: Duration,
-    /// Longest wait.
+    /// Maximum time of waiting for the outbox.
     pub wait_max: Duration,
-    /// Longest time of one page.
+    /// Maximum time of one request of the audit, usually for one page of a list.
     pub request_timeout: Duration,
-    /// The front's log of requests, to be checked as well.
+    /// Path of the front's log of requests, which the audit checks as well; `None` to leave it out.
     pub log: Option<PathBuf>,
-    /// `true` if all requests of the log went to the asked node, so that its counters must have
-    /// them.
+    /// `true` if the front sent all requests of the log to the node `oms`. Then the audit also
+    /// compares the node's counters with the log.
     pub log_is_of_node: bool,
-    /// Number of placed orders that are sent again, to compare the answers. 0 leaves the counters
-    /// of the order management as they are.
+    /// Number of placed orders that the audit sends again, to compare the answers. With 0, the
+    /// audit leaves the counters of the order management unchanged.
     pub repeats: usize,
 }
 
 impl AuditConfig {
-    /// Returns an audit of these two that waits for a warehouse that sometimes answers 504.
+    /// Returns the settings of an audit of this order management and this warehouse. The bounds of
+    /// the wait allow for a warehouse that sometimes answers 504.
     pub fn new(oms: Endpoint, warehouse: Endpoint) -> Self {
         Self {
             oms,
@@ -86,17 +89,18 @@ impl AuditConfig {
 /// Progress of an audit, for a display.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AuditProgress {
-    /// Waiting for the outbox.
+    /// The audit has begun and has not read the outbox yet.
     #[default]
     Begun,
-    /// Messages are still to be confirmed.
+    /// The outbox has messages that the warehouse has not confirmed.
     Draining {
-        /// Number of messages to be sent, or sent again.
+        /// Number of messages to be sent or sent again; dead letters excluded.
         waiting: u64,
     },
-    /// Reading both sides and comparing them, again if there was a finding.
+    /// The audit reads both sides and compares them. If there was a finding, it reads both sides
+    /// again.
     Comparing {
-        /// Number of the look, from 1.
+        /// Number of the current reading, from 1.
         look: u32,
     },
 }
@@ -111,53 +115,54 @@ impl std::fmt::Display for AuditProgress {
     }
 }
 
-/// Messages of one kind that wait for one reason.
+/// Messages of one kind that wait in the outbox for the same reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Waiting {
     /// Kind of the messages.
     pub kind: MessageKind,
-    /// Reason of the wait.
+    /// Reason for which the messages wait.
     pub reason: String,
     /// Number of messages.
     pub messages: u64,
 }
 
-/// Verdict of an audit, and the numbers of things compared.
+/// Result of an audit: findings, and the numbers of the compared things.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct AuditReport {
     /// The findings; empty for the verdict "clean".
     pub findings: Vec<Finding>,
-    /// The findings as sentences, in their order.
+    /// The findings as sentences, in the order of `findings`.
     pub sentences: Vec<String>,
-    /// Orders of the data folder.
+    /// Number of orders in the order management, earlier runs included.
     pub orders: u64,
-    /// Orders of this run by state.
+    /// Number of orders of this run, by state.
     pub orders_of_run: BTreeMap<String, u64>,
-    /// Orders of this run that were acknowledged.
+    /// Number of orders of this run that the order management acknowledged to the front.
     pub orders_acknowledged: u64,
-    /// Payments of this run that were acknowledged.
+    /// Number of payments of this run that the order management acknowledged to the front.
     pub payments_acknowledged: u64,
-    /// Deliveries in the warehouse's ledger.
+    /// Number of deliveries in the warehouse's ledger.
     pub deliveries: u64,
-    /// Reservations.
+    /// Number of reservations in the order management.
     pub reservations: u64,
-    /// Messages to be sent, or sent again.
+    /// Number of messages in the outbox that are to be sent or sent again.
     pub outbox_waiting: u64,
-    /// Dead letters.
+    /// Number of dead letters in the outbox.
     pub outbox_dead: u64,
-    /// `true` if the circuit breaker is open.
+    /// `true` if the circuit breaker of the order management's calls to the warehouse is open.
     pub warehouse_away: bool,
-    /// Messages that wait, by reason. They are no findings.
+    /// Number of messages that still wait in the outbox, by kind and reason. Waiting messages are
+    /// no findings.
     pub waiting: Vec<Waiting>,
-    /// Histories of orders that were checked.
+    /// Number of orders with a checked history.
     pub histories: u64,
-    /// Stores with compared stock.
+    /// Number of stores with compared stock.
     pub stores: u64,
-    /// Lines of the log of requests; 0 without a log.
+    /// Number of lines in the front's log of requests; 0 without a log.
     pub log_lines: u64,
-    /// Requests that were sent again.
+    /// Number of orders that the audit sent again, to compare the answers.
     pub repeated: u64,
-    /// For each order with a finding, its history on both sides.
+    /// For each order with a finding, its history in the order management and in the warehouse.
     pub explained: BTreeMap<String, Vec<String>>,
     /// Time spent waiting for the outbox, milliseconds.
     pub waited_ms: u64,
@@ -171,10 +176,11 @@ impl AuditReport {
 }
 
 /// Waits for the outbox, reads both sides and compares them with the front's record of requests.
-/// Orders of earlier runs are checked as well, as far as their front's record is not needed.
+/// Orders of earlier runs are checked as well, except for the checks that need their front's
+/// record.
 ///
 /// # Errors
-/// If either side cannot be read whole. There is no verdict then.
+/// If one side cannot be read whole. There is no verdict in this case.
 pub async fn audit(
     config: &AuditConfig,
     record: &OrderRecord,
@@ -236,8 +242,8 @@ pub async fn audit(
     })
 }
 
-/// Sends the newest placed orders again, twice each. Both answers must be a success with the same
-/// bytes. Returns the number of orders.
+/// Sends each of the newest `repeats` placed orders twice. Both answers must have status 200 and
+/// the same bytes. Returns the number of orders with two answers.
 async fn repeat(oms: &Client, repeats: usize, orders: &[Order], findings: &mut Vec<Finding>) -> u64 {
     let placed = orders.iter().rev().filter(|order| order.store_id.is_some());
     let mut repeated = 0;
@@ -246,13 +252,13 @@ async fn repeat(oms: &Client, repeats: usize, orders: &[Order], findings: &mut V
             id: order.id.clone(),
             products: order.products.clone(),
         };
-        // Text and numbers: this cannot fail.
+        // The request is plain text and numbers, so that the serialization cannot fail.
         let body = bytes::Bytes::from(serde_json::to_vec(&request).unwrap_or_default());
         let answers = [
             oms.post_json("/order", body.clone()).await,
             oms.post_json("/order", body).await,
         ];
-        // A node that is away answers nothing, which is no other answer.
+        // A missing answer of an unreachable node is no finding.
         let [Ok(first), Ok(second)] = answers else {
             continue;
         };
@@ -267,7 +273,7 @@ async fn repeat(oms: &Client, repeats: usize, orders: &[Order], findings: &mut V
     repeated
 }
 
-/// Counts the orders of a run by their state.
+/// Returns the numbers of the orders of this run, by state.
 fn orders_of_run(record: &OrderRecord, orders: &[Order]) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     for order in orders {
@@ -279,9 +285,11 @@ fn orders_of_run(record: &OrderRecord, orders: &[Order]) -> BTreeMap<String, u64
     counts
 }
 
-/// Waits until no message is in flight, nothing has moved for a while, or the time is over.
+/// Waits until no message waits in the outbox, the outbox has not changed for `stalled_after`, or
+/// `wait_max` is over.
 ///
-/// An order management that does not answer (it may be starting again) has moved nothing.
+/// An order management that does not answer may be restarting, so it is treated as an unchanged
+/// outbox. If the last poll of the outbox failed, its error is returned.
 async fn drained(config: &AuditConfig, oms: &Client, progress: &watch::Sender<AuditProgress>) -> Result<()> {
     let begun = Instant::now();
     let mut moved = Instant::now();

@@ -1,11 +1,11 @@
-//! A small HTTP client for shop, warehouse, auditor and the commands of `imt`.
+//! A small HTTP client for front, warehouse, audit and the commands of `imt`.
 //!
 //! Invariants:
-//! - Every call has a deadline, so that nothing is in flight for ever, and every answer a limit of
-//!   its size.
-//! - A failure has one of four kinds, which a run's report counts apart.
-//! - Nothing is retried. Only a kept connection that was closed before a byte of the request was
-//!   written is replaced.
+//! - Every call has a deadline, so that no call stays in flight for ever. Every answer has a
+//!   maximum size.
+//! - A failure has one of four kinds, which a run's report counts separately.
+//! - Nothing is retried. The only exception is a kept connection that the server closed before a
+//!   byte of the request was written: it is replaced.
 //!
 //! Absent on purpose: redirects, TLS, proxies.
 
@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// Maximum size of an answer. A page of 10,000 orders is about 2 MB.
+/// Maximum size of an answer's body in bytes. A page of 10,000 orders is about 2 MB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Header of an answer that names the node that owns the request's order.
 const OWNER: &str = "x-imt-owner";
@@ -54,7 +54,7 @@ impl FromStr for Endpoint {
             given: given.to_owned(),
             problem,
         };
-        // Dropped silently by the parser of `Uri`.
+        // The parser of `Uri` drops a fragment without an error.
         if given.contains('#') {
             return Err(wrong("it has a fragment (#)"));
         }
@@ -103,16 +103,17 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Kind of a call without an answer.
+/// Reason for which a call has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FailureKind {
-    /// No server listens there.
+    /// No server listens at the address.
     Refused,
-    /// The connection was closed before the answer was whole; the call may have been carried out.
+    /// The connection was closed before the whole answer arrived. The server may have performed the
+    /// call.
     Closed,
-    /// No answer in time; the call may have been carried out.
+    /// No answer arrived before the deadline. The server may have performed the call.
     TimedOut,
-    /// Anything else.
+    /// Any other failure.
     Other,
 }
 
@@ -133,7 +134,7 @@ impl FailureKind {
 pub struct Failure {
     /// The kind of the failure.
     pub kind: FailureKind,
-    /// The causes, innermost last.
+    /// Messages of the error and its causes, outermost first.
     pub detail: String,
 }
 
@@ -155,7 +156,8 @@ impl Failure {
         }
     }
 
-    /// Returns a failure of the innermost cause that has a kind.
+    /// Builds a failure from an error and its causes. The innermost cause with a known kind decides
+    /// the kind.
     fn new(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut kind = FailureKind::Other;
         let mut detail = String::new();
@@ -187,20 +189,20 @@ impl Failure {
     }
 }
 
-/// A whole answer.
+/// A complete answer: status, body and headers.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The HTTP status.
+    /// The HTTP status code.
     pub status: u16,
-    /// The body.
+    /// The body, not decoded.
     pub body: Bytes,
-    /// The headers.
+    /// The headers of the answer.
     pub headers: HeaderMap,
 }
 
 impl Answer {
-    /// Returns the address of the node that owns the request's order; `None` if the answer names
-    /// none.
+    /// Returns the address of the node that owns the request's order; `None` if the answer has no
+    /// valid header `x-imt-owner`.
     pub fn owner(&self) -> Option<Endpoint> {
         let address = self.headers.get(OWNER)?.to_str().ok()?;
         format!("http://{address}").parse().ok()
@@ -211,7 +213,7 @@ impl Answer {
         (200..300).contains(&self.status)
     }
 
-    /// Returns the first line of the body, shortened, for an error message.
+    /// Returns the shortened first line of the body, for an error message.
     pub fn excerpt(&self) -> String {
         let text = String::from_utf8_lossy(&self.body);
         text.lines()
@@ -242,8 +244,8 @@ impl Client {
         connector.set_connect_timeout(Some(timeout));
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            // Below the servers' own idle limit, so that the side that might still write is the one
-            // that closes.
+            // This limit is shorter than the idle limit of the servers. So the client, which might
+            // still write a request, is the side that closes an idle connection.
             .pool_idle_timeout(Duration::from_secs(20))
             .build(connector);
         Self {
@@ -263,7 +265,8 @@ impl Client {
         self.timeout
     }
 
-    /// Returns a client of another server with the same deadline. Both share their connections.
+    /// Returns a client of another server with the same deadline. The two clients share one pool of
+    /// connections.
     pub(crate) fn at(&self, endpoint: Endpoint) -> Self {
         Self {
             endpoint,
@@ -271,10 +274,10 @@ impl Client {
         }
     }
 
-    /// `POST path` with a JSON body, or `GET path` without one.
+    /// Sends `POST path` with the JSON body, or `GET path` without a body.
     ///
     /// # Errors
-    /// [`Failure`] if there was no whole answer within the deadline.
+    /// [`Failure`] if the whole answer did not arrive within the deadline.
     pub(crate) async fn exchange(&self, path: &str, body: Option<Bytes>) -> Result<Answer, Failure> {
         match body {
             Some(body) => self.post_json(path, body).await,
@@ -282,18 +285,18 @@ impl Client {
         }
     }
 
-    /// `GET path`.
+    /// Sends `GET path`.
     ///
     /// # Errors
-    /// [`Failure`] if there was no whole answer within the deadline.
+    /// [`Failure`] if the whole answer did not arrive within the deadline.
     pub async fn get(&self, path: &str) -> Result<Answer, Failure> {
         self.get_with(path, None).await
     }
 
-    /// `GET path` with one header more.
+    /// Sends `GET path` with an optional further header.
     ///
     /// # Errors
-    /// [`Failure`] if there was no whole answer within the deadline.
+    /// [`Failure`] if the whole answer did not arrive within the deadline.
     pub(crate) async fn get_with(
         &self,
         path: &str,
@@ -307,10 +310,10 @@ impl Client {
             .await
     }
 
-    /// `POST path` without a body, and with one header more.
+    /// Sends `POST path` without a body, with an optional further header.
     ///
     /// # Errors
-    /// [`Failure`] if there was no whole answer within the deadline.
+    /// [`Failure`] if the whole answer did not arrive within the deadline.
     pub async fn post(&self, path: &str, extra: Option<(&'static str, &str)>) -> Result<Answer, Failure> {
         let mut request = self.request(Method::POST, path);
         if let Some((name, value)) = extra {
@@ -320,10 +323,10 @@ impl Client {
             .await
     }
 
-    /// `POST path` with a JSON body.
+    /// Sends `POST path` with a JSON body.
     ///
     /// # Errors
-    /// [`Failure`] if there was no whole answer within the deadline.
+    /// [`Failure`] if the whole answer did not arrive within the deadline.
     pub async fn post_json(&self, path: &str, body: Bytes) -> Result<Answer, Failure> {
         let request = self
             .request(Method::POST, path)
@@ -332,7 +335,7 @@ impl Client {
             .await
     }
 
-    /// `PUT path` with a CSV body of any length, sent in chunks, and one header more.
+    /// Sends `PUT path` with a CSV body of any length, in chunks, and one further header.
     pub(crate) async fn put_csv<B>(
         &self,
         path: &str,
@@ -350,11 +353,11 @@ impl Client {
         self.call(request, body.map_err(Into::into).boxed_unsync()).await
     }
 
-    /// `GET path`, the answer read as JSON.
+    /// Sends `GET path` and parses the answer as JSON.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] if there is no answer, [`Error::Answer`] when it is not a 200 of
-    /// this form.
+    /// [`Error::Unreachable`] if there is no answer. [`Error::Answer`] if the status is not 200 or
+    /// the body cannot be parsed as `T`.
     pub async fn get_json<T: DeserializeOwned>(&self, who: &'static str, path: &str) -> Result<T> {
         let answer = self.get(path).await.map_err(|failure| Error::Unreachable {
             who,
@@ -371,11 +374,11 @@ impl Client {
         serde_json::from_slice(&answer.body).map_err(|e| wrong(e.to_string()))
     }
 
-    /// `GET path` unless the answer is still the one of a tag. Returns it, read as JSON, with its
-    /// own tag.
+    /// Sends `GET path` with the entity tag of an earlier answer. Returns the answer, parsed as
+    /// JSON, and its tag; `None` if the answer has not changed since that tag.
     ///
     /// # Errors
-    /// As [`Client::get_json`].
+    /// The errors of [`Client::get_json`].
     pub(crate) async fn get_unless<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -413,7 +416,8 @@ impl Client {
         let request = Request::builder().method(method);
         match self.endpoint.uri(path) {
             Ok(uri) => request.uri(uri),
-            // The builder keeps the error until the body is added.
+            // The path is no valid URI. The builder keeps this error and returns it once the body
+            // is added.
             Err(_) => request.uri(path),
         }
     }
@@ -470,7 +474,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_where_nobody_listens_is_refused() {
-        // Bound and dropped: free a moment ago, and nobody else's now.
+        // The listener is dropped at once, so the port is free and very probably nobody listens on
+        // it.
         let address = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()

@@ -1,34 +1,34 @@
-//! Ring and nodes in detail, as the web console of a node describes them.
+//! The ring and the nodes in detail, as the web console of a node describes them.
 //!
-//! A node without a console answers 404, and the detail stays empty: the views fall back to
-//! `GET /health`.
+//! A node without a web console answers 404. Then the detail is empty, and the views show the
+//! members from `GET /health` instead.
 
 use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
 
-/// Path of the console's document.
+/// Path of the web console's state document.
 const PATH: &str = "/console/state";
 
-/// Ring and nodes in detail.
+/// The ring and the nodes in detail.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterDetail {
-    /// Members of the ring, in the order of [`SlotRun::member`].
+    /// Names of the members of the ring. [`SlotRun::member`] is an index into this list.
     pub members: Vec<String>,
-    /// Owners of the slots, in the order of the slots.
+    /// Owners of all slots, in the order of the slots, as runs of neighbouring slots.
     pub runs: Vec<SlotRun>,
-    /// All nodes, members or not.
+    /// All nodes of the cluster, also those that are no members of the ring.
     pub nodes: Vec<NodeDetail>,
-    /// A move of slots under way.
+    /// The move of slots that is under way; `None` if there is none.
     pub moving: Option<MoveDetail>,
 }
 
-/// Neighbouring slots of one member.
+/// Neighbouring slots with the same owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotRun {
-    /// Index of the member.
+    /// Index of the owner in [`ClusterDetail::members`].
     pub member: usize,
-    /// Number of slots.
+    /// Number of slots in the run.
     pub slots: u64,
 }
 
@@ -36,24 +36,25 @@ pub struct SlotRun {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeStatus {
-    /// The node serves its volumes.
+    /// The node serves all its volumes.
     Serving,
-    /// The node is no member of the ring yet.
+    /// The node is not yet a member of the ring.
     Joining,
-    /// The slots of the node are moved to other nodes.
+    /// The slots of the node are being moved to other nodes.
     Leaving,
-    /// A volume of the node is missing or takes no writes.
+    /// A volume of the node is missing or accepts no writes.
     Degraded,
-    /// The process runs and does not answer.
+    /// The process of the node runs and does not answer.
     Silent,
-    /// The node was stopped.
+    /// The node was stopped gracefully.
     Stopped,
-    /// The process ended without a stop.
+    /// The process of the node ended without a graceful stop.
     Died,
-    /// No node serves the volume of this node. `GET /health` tells no more.
+    /// No node serves the volume of this node. The status comes from `GET /health`, which gives no
+    /// further detail.
     #[serde(rename = "not served")]
     NotServed,
-    /// A word that this version does not know.
+    /// A status that this version of the simulator does not know.
     #[default]
     #[serde(other)]
     Unknown,
@@ -76,30 +77,30 @@ impl NodeStatus {
     }
 }
 
-/// One node.
+/// Detail of one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeDetail {
     /// The node's name.
     pub name: String,
     /// The node's status.
     pub status: NodeStatus,
-    /// Slots of its own volume.
+    /// Number of slots of the node's own volume.
     #[serde(default)]
     pub slots: u64,
-    /// Volumes that it serves.
+    /// Names of the volumes that the node serves.
     #[serde(default)]
     pub serves: Vec<String>,
-    /// Requests of its newest second; `None` if it does not answer.
+    /// Requests of the node's last full second; `None` if the node does not answer.
     #[serde(default)]
     pub requests: Option<NodeRequests>,
 }
 
-/// Requests of one second on one node.
+/// Requests that one node handled in one second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRequests {
     /// Number of requests.
     pub requests: u64,
-    /// 99th percentile of their latency, microseconds.
+    /// 99th percentile of the requests' latency, microseconds; `None` if there is none.
     #[serde(default)]
     pub p99_us: Option<u64>,
 }
@@ -107,15 +108,15 @@ pub struct NodeRequests {
 /// A move of slots under way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveDetail {
-    /// Rows copied so far.
+    /// Number of rows copied so far.
     #[serde(default)]
     pub rows: u64,
-    /// Estimated rows of the whole move.
+    /// Estimated number of rows of the whole move.
     #[serde(default)]
     pub about: u64,
 }
 
-/// The detail as it was read last, and the cursor of that reading.
+/// The newest detail, and the cursor of the document that it came from.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     cursor: String,
@@ -126,7 +127,7 @@ pub(crate) struct Known {
 struct Document {
     #[serde(default)]
     cursor: String,
-    /// `None` if it is that of the cursor.
+    /// The ring; `None` if it has not changed since the cursor of the request.
     #[serde(default)]
     ring: Option<Ring>,
     #[serde(default)]
@@ -144,7 +145,8 @@ struct Ring {
 }
 
 impl Known {
-    /// Takes a document over. A ring that it leaves out is the known one.
+    /// Replaces the known detail by that in `document`. If the document has no ring, the known ring
+    /// stays.
     fn take(&mut self, document: Document) {
         if let Some(ring) = document.ring {
             let runs = ring.runs.into_iter();
@@ -156,14 +158,14 @@ impl Known {
         self.detail.moving = document.moving;
     }
 
-    /// Returns the detail as it was read last.
+    /// Returns a copy of the newest detail.
     pub(crate) fn detail(&self) -> ClusterDetail {
         self.detail.clone()
     }
 }
 
-/// Asks a node for the changes of its console's document. A node that does not answer or has no
-/// console leaves nothing known.
+/// Requests the web console's document from a node and applies it to `known`. `known` is cleared if
+/// the node does not answer or has no web console.
 pub(crate) async fn ask(client: &Client, known: &mut Known) {
     let cursor = Some(("last-event-id", known.cursor.as_str())).filter(|(_, cursor)| !cursor.is_empty());
     let answer = client.get_with(PATH, cursor).await.ok();

@@ -1,9 +1,10 @@
-//! Two runs side by side, from their run folders.
+//! Compares two runs side by side, from their run folders.
 //!
 //! Invariants:
-//! - Each row is a number that both summaries have, with the change from the first to the second.
-//! - Differences of scenario, seed, version or machine stand above the table, because they decide
-//!   if the numbers can be compared.
+//! - Each row is a number that both summaries have, with the relative change from the first run to
+//!   the second.
+//! - Differences of scenario, seed, version or machine are listed above the table. These
+//!   differences decide if the numbers can be compared.
 
 use std::fmt;
 
@@ -23,7 +24,7 @@ enum Unit {
     Microseconds,
 }
 
-/// A number of both runs.
+/// A number that both runs have.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Row {
     name: String,
@@ -66,42 +67,42 @@ impl Row {
     }
 }
 
-/// Run with the better number.
+/// The run with the better number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Better {
     First,
     Second,
 }
 
-/// A row as texts.
+/// The texts of a row of the table.
 pub(crate) struct RowText<'a> {
     pub(crate) name: &'a str,
     pub(crate) first: String,
     pub(crate) second: String,
     pub(crate) change: String,
-    /// `None` where neither is better: counts of requests, and changes within noise.
+    /// The run with the better number. `None` for counts of requests, and for changes within noise.
     pub(crate) better: Option<Better>,
 }
 
-/// Smallest relative change of a latency that is called better or worse. Two runs of one program
-/// differ by less often enough.
+/// Smallest relative change of a latency that is shown as better or worse. Two runs of the same
+/// program often differ by up to this much.
 const NOISE: f64 = 0.05;
 
-/// Two runs side by side. `Display` is the table.
+/// The comparison of two runs. `Display` prints it as a table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
-    /// Facts in which the runs differ, in words.
+    /// Sentences about the facts in which the runs differ.
     differences: Vec<String>,
-    /// Verdicts of the two runs.
+    /// Verdicts of the first and the second run.
     verdicts: [String; 2],
     rows: Vec<Row>,
 }
 
 impl Comparison {
-    /// Reads both runs.
+    /// Reads both run folders and compares the runs.
     ///
     /// # Errors
-    /// If a folder cannot be read, or one of the runs was killed before its summary.
+    /// If a folder cannot be read, or one of the runs was killed before it wrote its summary.
     pub fn of(first: &RunFolder, second: &RunFolder) -> Result<Self> {
         let facts = [first.facts()?, second.facts()?];
         let summaries = [whole(first)?, whole(second)?];
@@ -116,12 +117,12 @@ impl Comparison {
         })
     }
 
-    /// Returns the facts in which the runs differ, in words.
+    /// Returns sentences about the facts in which the runs differ.
     pub(crate) fn differences(&self) -> &[String] {
         &self.differences
     }
 
-    /// Returns the rows as texts.
+    /// Returns the rows of the table as texts.
     pub(crate) fn rows(&self) -> impl Iterator<Item = RowText<'_>> {
         self.rows.iter().map(|row| RowText {
             name: &row.name,

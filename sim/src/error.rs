@@ -1,23 +1,24 @@
-//! Faults of a simulation, with the place and a remedy.
+//! Errors of a simulation, with the affected file, setting or address and a remedy.
 //!
-//! Answers of the order management that a shop has to live with (a 409, a time-out, a closed
-//! connection) are not errors here: the front counts them. `Display` never repeats its `source`.
+//! An answer of the order management that a shop must handle (a 409, a time-out, a closed
+//! connection) is not an error here. The front counts such answers. `Display` never repeats the
+//! text of `source`.
 
 use std::path::{Path, PathBuf};
 
-/// The simulators' result.
+/// Result type of the simulators.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Reason for which a simulation could not start or go on.
+/// Reason for which a simulation could not start or continue.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A setting that cannot be used.
     #[error("{setting}: {problem}")]
     Config {
-        /// The setting's name, as in the configuration.
+        /// Name of the setting, as in the configuration.
         setting: &'static str,
-        /// The fault, and the values that are allowed.
+        /// Description of the fault, with the allowed values.
         problem: String,
     },
     /// An address that is not of the form `http://HOST:PORT`.
@@ -25,20 +26,20 @@ pub enum Error {
     Address {
         /// The address as given.
         given: String,
-        /// The fault.
+        /// Description of the fault.
         problem: &'static str,
     },
     /// A file or folder could not be read or written.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// The action ("read", "create", ...).
+        /// The failed action, a verb such as "read" or "create".
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// The port is taken, or the address is not one of this machine.
+    /// The simulator cannot listen: the port is taken, or the address is not one of this machine.
     #[error("cannot listen on {address}; if another process does, choose another port, or 0 for a free one")]
     Listen {
         /// The address to listen on.
@@ -46,14 +47,14 @@ pub enum Error {
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file with a content that cannot be understood.
+    /// A file has content that cannot be parsed.
     #[error("{}, line {line}: {problem}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
+        /// Number of the faulty line, from 1.
         line: u64,
-        /// The fault, and the remedy.
+        /// Description of the fault, with a remedy.
         problem: String,
     },
     /// Another process uses the file.
@@ -65,43 +66,43 @@ pub enum Error {
     /// A server does not answer.
     #[error("{who} does not answer at {address}: {problem}")]
     Unreachable {
-        /// The server.
+        /// Name of the server, for example "the warehouse".
         who: &'static str,
         /// Address of the server.
         address: String,
-        /// The last failure.
+        /// Text of the last failure.
         problem: String,
     },
-    /// An answer that is not in the contract.
+    /// A server's answer that its contract does not allow.
     #[error("{route}: unexpected answer: {problem}")]
     Answer {
-        /// The route.
+        /// Method and address of the request.
         route: String,
-        /// The answer.
+        /// Description of the unexpected answer.
         problem: String,
     },
-    /// The ledger could not be written; nothing was confirmed since.
+    /// The ledger could not be written. The warehouse has confirmed no call since then.
     #[error("the warehouse's ledger cannot be written: {problem}")]
     LedgerFailed {
-        /// The first failure.
+        /// Text of the first failure.
         problem: String,
     },
     /// A report could not be drawn.
     #[error("the report cannot be drawn: {problem}")]
     Report {
-        /// The failure.
+        /// Text of the failure.
         problem: String,
     },
-    /// The run was ended before its first request.
+    /// The run was stopped before its first request.
     #[error("interrupted before the first request to {address}; nothing was sent")]
     Interrupted {
-        /// The order management that was waited for.
+        /// Address of the order management that the run was waiting for.
         address: String,
     },
 }
 
 impl Error {
-    /// For `map_err`: an IO error with its action and path.
+    /// Returns a function for `map_err` that adds action and path to an IO error.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }

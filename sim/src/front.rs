@@ -1,15 +1,18 @@
-//! The shop front: customers who look, order, pay and cancel at given moments.
+//! The shop front: simulates customers who read statistics, order, pay and cancel at planned
+//! moments.
 //!
 //! Invariants:
-//! - The load is open: requests start at the moments of the timeline, not when earlier answers
-//!   allow it. Latencies count from the intended start: a pause of the server shows in full.
-//! - A request that starts late is counted and still measured from its intended start. One that is
-//!   later than `drop_after` is dropped and counted, so that a stalled server cannot pile requests
-//!   up without bound.
-//! - A payment or cancellation never overtakes its order, except for payments planned ahead of it.
+//! - The load is open: requests start at the moments of the timeline, and never wait for earlier
+//!   answers. Latencies count from the intended start, so a pause of the server shows in full.
+//! - A late request is counted, and its latency still counts from its intended start. A request
+//!   that is later than `drop_after` is dropped and counted. So a stalled server cannot pile up
+//!   requests without bound.
+//! - A payment or cancellation never overtakes its order, except for payments that are planned
+//!   before the order.
 //! - Ids are never used twice on one data folder.
-//! - The record of orders (content, acknowledged or not) is the audit's truth. Nothing is retried,
-//!   except that a routed request goes to another node if its owner is away (`owners`).
+//! - The audit relies on the record of orders (content, acknowledged or not). No request is
+//!   retried, except that a routed request goes to another node if its owner is unreachable
+//!   (`owners`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,45 +44,50 @@ pub use record::{OrderRecord, Outcome, RecordedOrder};
 use recorder::Recorder;
 pub use recorder::RouteReport;
 
-/// Largest 99th percentile of the schedule lag of a run that measures the server.
+/// Largest 99th percentile of the lag of a valid run. Above it, latencies are those of the busy
+/// machine and not of the server.
 pub const LAG_P99_MAX: Duration = Duration::from_millis(5);
 /// Pause between two polls of an order management that is not ready yet.
 const READY_PAUSE: Duration = Duration::from_millis(50);
 
-/// Settings of a front; `Default` is the original's.
+/// Settings of a front. `Default` gives the settings of the shop front of the original system, from
+/// which this project grew.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FrontConfig {
-    /// The order management.
+    /// Address of the order management.
     pub oms: Endpoint,
-    /// The warehouse, for the audit after the run. The front itself never calls it.
+    /// Address of the warehouse, for the audit after the run. The front itself only reads the
+    /// number of stores from it.
     pub warehouse: Endpoint,
     /// Folder of `stats.csv` and of `front.json` (the next free id).
     pub data: PathBuf,
-    /// Folder of this run's records; `None` for a run without.
+    /// Folder of this run's records; `None` to keep none.
     pub run_folder: Option<PathBuf>,
-    /// Seed of everything random.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// Moments of the requests.
+    /// Rate, shape and length of the load.
     pub load: Load,
     /// Behaviour of the customers.
     pub customers: Customers,
-    /// Time from the start that is left out of the latencies.
+    /// Time after the start of the run during which requests do not count for the latencies.
     pub warm_up: Duration,
-    /// Most requests in flight. Requests beyond it wait and count as late. The default keeps a run
-    /// with the order management in the same process below the usual limit of 1,024 open files.
+    /// Maximum number of requests in flight. Further requests wait and become late. The default
+    /// keeps a run with the order management in the same process below the usual limit of 1,024
+    /// open files.
     pub in_flight_max: usize,
-    /// Requests that are later than this are dropped.
+    /// Largest lag of a request. A request with a larger lag is dropped.
     pub drop_after: Duration,
-    /// Longest time of one request.
+    /// Maximum time of one request.
     pub request_timeout: Duration,
-    /// Longest wait for an order management that does not answer.
+    /// Maximum wait, before the run, for an order management that does not answer.
     pub ready_timeout: Duration,
-    /// Longest wait, within `ready_timeout`, for a first stock. The run then begins without.
+    /// Maximum wait, within `ready_timeout`, for the first stock in the order management. After it,
+    /// the run begins without stock.
     pub stock_timeout: Duration,
-    /// `true` to write `stats.csv`.
+    /// `true` to write the log of requests, `stats.csv`.
     pub stats_csv: bool,
-    /// `true` to send each request to the node that owns its order, instead of sending all requests
-    /// to `oms`.
+    /// `true` to send each request to the node that owns its order. `false` to send all requests to
+    /// `oms`.
     pub route: bool,
 }
 
@@ -106,7 +114,7 @@ impl Default for FrontConfig {
 }
 
 impl FrontConfig {
-    /// Checks the settings.
+    /// Checks that the settings can be used.
     ///
     /// # Errors
     /// [`Error::Config`] that names the first setting that cannot be used.
@@ -133,47 +141,50 @@ pub struct FrontReport {
     pub seed: u64,
     /// Start of the first request, unix milliseconds.
     pub started_at_ms: u64,
-    /// Length of the sending window that was asked for.
+    /// Configured length of the sending window, the time in which orders and statistics requests
+    /// start.
     pub duration: Duration,
-    /// Length of the sending window; shorter than `duration` after an early end.
+    /// Actual length of the sending window; shorter than `duration` if the run was stopped early.
     pub window: Duration,
-    /// Time from the end of the window to the last answer.
+    /// Time from the end of the sending window to the last answer.
     pub drain: Duration,
     /// `true` if the run was stopped before its end.
     pub stopped_early: bool,
-    /// Requests started, payments and cancellations included.
+    /// Number of requests started, payments and cancellations included.
     pub requests: u64,
-    /// Requests with an intended start in the window.
+    /// Number of requests with an intended start in the sending window.
     pub requests_in_window: u64,
-    /// Requests that started late.
+    /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
-    /// Requests that were never started because they were too late.
+    /// Number of requests that were dropped because their lag exceeded `drop_after`.
     pub dropped: u64,
-    /// Schedule lag: actual start minus intended start.
+    /// Lag of the requests: actual start minus intended start.
     pub lag: Latency,
-    /// Payments that an early end, or a dropped request, kept from being sent.
+    /// Number of payments that were never sent, because the run was stopped early or a request was
+    /// dropped.
     pub payments_not_sent: u64,
-    /// The routes, as in [`Route::ALL`].
+    /// Results of each route, in the order of [`Route::ALL`].
     pub routes: Vec<RouteReport>,
-    /// Latencies of the routes without the warm-up, as in [`Route::ALL`].
+    /// Latencies of each route without the warm-up, in the order of [`Route::ALL`].
     pub histograms: [LatencyHistogram; Route::COUNT],
-    /// Log of requests; `None` if none was wanted.
+    /// Path of the log of requests; `None` if the settings wanted no log.
     pub stats_csv: Option<PathBuf>,
-    /// Reason for which the log of requests or the series is incomplete.
+    /// Reason for which the log of requests or the series is incomplete; `None` if both are
+    /// complete.
     pub log_problem: Option<String>,
-    /// Every order sent, with its outcome.
+    /// Every order that the front sent, with its outcome.
     pub record: OrderRecord,
-    /// Counts of a run that sent requests to the owners of their orders; `None` otherwise.
+    /// Counts of the routing of requests to owners; `None` without `route`.
     pub routing: Option<RoutingCounts>,
 }
 
 impl FrontReport {
-    /// Returns the requests per second of the sending window.
+    /// Returns the number of requests per second of the sending window.
     pub fn rate(&self) -> f64 {
         self.requests_in_window as f64 / self.window.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
-    /// Returns `true` if the schedule was kept well enough for the latencies to be the server's.
+    /// Returns `true` if the lag was small enough for the latencies to be those of the server.
     pub fn is_valid(&self) -> bool {
         u128::from(self.lag.p99_us) <= LAG_P99_MAX.as_micros()
     }
@@ -184,13 +195,14 @@ impl FrontReport {
     }
 }
 
-/// Runs the front to its end, or until `stop` becomes true. Requests in flight are then waited for,
-/// and payments that are not due yet are left out. A dropped `stop` sender never stops the run.
+/// Runs the front to its end, or until `stop` becomes `true`. After a stop, requests in flight are
+/// completed, and payments that are not due yet are never sent. A dropped `stop` sender never stops
+/// the run.
 ///
 /// # Errors
 /// If a setting cannot be used, the data folder cannot be written, the order management does not
-/// answer within `ready_timeout`, or `stop` comes before the first request. Once requests have
-/// started there is always a report.
+/// answer within `ready_timeout`, or `stop` becomes `true` before the first request. Once requests
+/// have started, a report is always returned.
 pub async fn run_front(
     config: FrontConfig,
     telemetry: &Telemetry,
@@ -215,8 +227,8 @@ pub async fn run_front(
         load: config.load.clone(),
         customers: config.customers.clone(),
     };
-    // Reserved before the first is used: a run that is killed leaves a gap, never an id to be used
-    // again.
+    // The ids are reserved before the first of them is used. So a killed run leaves a gap of unused
+    // ids, and no later run uses an id again.
     workload.first_id = ids::reserve(&config.data, workload.request_count())?;
 
     let sent = Arc::new(AtomicU64::new(0));
@@ -268,12 +280,12 @@ pub async fn run_front(
     })
 }
 
-/// Waits until the order management answers and has stock. Returns `false` if it still lacks some
-/// of the warehouse's stores after `stock_timeout`.
+/// Waits until the order management answers and has the stock of all stores of the warehouse.
+/// Returns `false` if stores are still missing after `stock_timeout`.
 ///
 /// # Errors
-/// [`Error::Unreachable`] if it does not answer within `ready_timeout`, [`Error::Interrupted`]
-/// when `stop` becomes true.
+/// [`Error::Unreachable`] if the order management does not answer within `ready_timeout`.
+/// [`Error::Interrupted`] if `stop` becomes `true`.
 pub async fn wait_until_ready(config: &FrontConfig, mut stop: watch::Receiver<bool>) -> Result<bool> {
     let client = Client::new(config.oms.clone(), config.request_timeout);
     tokio::select! {
@@ -291,7 +303,8 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<bool> {
         let problem = match client.get("/health").await {
             Ok(answer) if answer.status == 200 => {
                 let stocked = match serde_json::from_slice::<Health>(&answer.body) {
-                    // Several volumes take the first snapshot one after the other.
+                    // Several volumes apply the first snapshot one after the other. So the stock is
+                    // complete only when all stores have some.
                     Ok(health) => health.stock_snapshots > 0 && health.stores >= stores_of(config).await,
                     Err(_) => true,
                 };
@@ -306,7 +319,8 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<bool> {
                 }
                 "it has no stock yet".to_owned()
             }
-            // A server without this route (as the original) is there all the same.
+            // A server without this route, such as the order management of the original system, is
+            // ready if it answers at all.
             Ok(answer) if answer.status < 500 => return Ok(true),
             Ok(answer) => format!("{} {}", answer.status, answer.excerpt()),
             Err(failure) => failure.to_string(),
@@ -326,7 +340,7 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<bool> {
     }
 }
 
-/// Returns the number of the warehouse's stores, or 0 if it does not tell.
+/// Returns the number of the warehouse's stores, or 0 if the warehouse does not answer.
 async fn stores_of(config: &FrontConfig) -> u64 {
     let client = Client::new(config.warehouse.clone(), config.request_timeout);
     let summary = client
@@ -335,7 +349,7 @@ async fn stores_of(config: &FrontConfig) -> u64 {
     summary.map_or(0, |summary| summary.stores.into())
 }
 
-/// Resolves when the run is to end early.
+/// Waits until `stop` becomes `true`. Never returns if the sender is dropped before.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;

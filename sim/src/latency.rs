@@ -1,18 +1,18 @@
-//! Latency histograms with one set of bounds, and their summaries.
+//! Latency histograms with the same bounds, and their percentiles.
 //!
 //! Invariants:
 //! - Latencies are microseconds from the intended start of a request (no coordinated omission).
 //! - All histograms have three significant digits and the same range, so that they can be added.
-//! - A value above the range counts as the largest value, never as nothing.
+//! - A latency above the range is recorded as the largest value and never lost.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// Largest latency that is kept: ten minutes, far above every request timeout.
+/// Largest recorded latency, microseconds: ten minutes, far above every request timeout.
 const MAX_US: u64 = 600_000_000;
-/// Significant decimal digits of a recorded value.
+/// Significant decimal digits of a recorded latency.
 const DIGITS: u8 = 3;
 
 /// Percentiles of a set of latencies, in microseconds.
@@ -20,25 +20,25 @@ const DIGITS: u8 = 3;
 pub struct Latency {
     /// Number of latencies.
     pub count: u64,
-    /// Median.
+    /// Median, microseconds.
     pub p50_us: u64,
-    /// 90th percentile.
+    /// 90th percentile, microseconds.
     pub p90_us: u64,
-    /// 99th percentile.
+    /// 99th percentile, microseconds.
     pub p99_us: u64,
-    /// 99.9th percentile.
+    /// 99.9th percentile, microseconds.
     pub p999_us: u64,
-    /// Maximum.
+    /// Largest latency, microseconds.
     pub max_us: u64,
 }
 
-/// A histogram of latencies.
+/// A histogram of latencies in microseconds.
 #[derive(Debug, Clone)]
 pub struct LatencyHistogram(Histogram<u64>);
 
 impl Default for LatencyHistogram {
     fn default() -> Self {
-        // The bounds are constants that the library accepts.
+        // The library accepts these constant bounds, so that this cannot fail.
         Self(Histogram::new_with_bounds(1, MAX_US, DIGITS).expect("sound bounds"))
     }
 }
@@ -50,28 +50,28 @@ impl LatencyHistogram {
         self.0.saturating_record(us);
     }
 
-    /// Adds the latencies of another histogram.
+    /// Adds all latencies of another histogram to this one.
     pub fn add(&mut self, other: &Self) {
-        // Both have the same bounds, so that nothing is out of range.
+        // Both histograms have the same bounds, so no latency is out of range.
         self.0.add(&other.0).expect("the same bounds");
     }
 
-    /// Removes all latencies and keeps the memory.
+    /// Removes all latencies and keeps the allocated memory.
     pub fn clear(&mut self) {
         self.0.reset();
     }
 
-    /// Returns the latency at a quantile from 0 to 1, in microseconds; 0 without latencies.
+    /// Returns the latency at a quantile from 0 to 1, in microseconds; 0 for an empty histogram.
     pub fn quantile_us(&self, quantile: f64) -> u64 {
         self.0.value_at_quantile(quantile)
     }
 
-    /// Returns the mean in microseconds; 0 without latencies.
+    /// Returns the mean latency in microseconds; 0 for an empty histogram.
     pub fn mean_us(&self) -> f64 {
         self.0.mean()
     }
 
-    /// Returns the percentiles.
+    /// Returns the percentiles of the histogram.
     pub fn summary(&self) -> Latency {
         Latency {
             count: self.0.len(),
@@ -95,10 +95,10 @@ impl LatencyHistogram {
     }
 }
 
-/// One bucket of a histogram.
+/// One bucket of a latency histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bucket {
-    /// Upper bound, microseconds.
+    /// Upper bound of the bucket, microseconds.
     pub upto_us: u64,
     /// Number of latencies in the bucket.
     pub count: u64,

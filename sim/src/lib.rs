@@ -1,25 +1,25 @@
-//! The world around the order management: a shop front that loads it, a warehouse that supplies and
-//! serves it, and an audit that compares both sides.
+//! Simulators of the systems around the order management: a shop front that sends load, and a
+//! warehouse that supplies stock and delivers. An audit compares both sides.
 //!
-//! The simulators reach the order management over HTTP only, as real neighbours would. One seed
-//! drives everything random.
+//! The simulators use the order management over HTTP only, as real systems would. All random
+//! choices derive from one seed.
 //!
 //! - [`mod@audit`]: compares both sides after a run; the comparison is pure.
-//! - [`cluster_detail`]: ring and nodes, as the web console describes them.
+//! - [`cluster_detail`]: the ring and the nodes, as the web console describes them.
 //! - [`compare`]: two runs side by side.
 //! - [`front`]: open-loop load, latencies from the intended start, `stats.csv`.
 //! - [`latency`]: latency histograms and their percentiles.
 //! - [`monitor`]: polls both servers during a run.
 //! - [`report`]: a run as one HTML page.
 //! - [`run_folder`]: the record of a run on disk.
-//! - [`samples`]: small files in the original's formats.
+//! - [`samples`]: small files in the formats of the original system, from which this project grew.
 //! - [`scenario`]: load, faults, node events and thresholds of a run, from TOML.
 //! - [`series`]: a run second by second.
 //! - [`summary`]: the results of a run, as a table and as JSON.
 //! - [`telemetry`]: live state of a run, for views.
 //! - [`thresholds`]: conditions under which a run fails.
 //! - [`warehouse`]: a server with real stock and a durable ledger, slow and unreliable on purpose.
-//! - [`workload`]: requests and their moments, pure.
+//! - [`workload`]: planned requests and their moments, pure.
 #![forbid(unsafe_code)]
 
 pub mod audit;
@@ -43,7 +43,7 @@ pub mod warehouse;
 pub mod wire;
 pub mod workload;
 
-/// The example of the guide for clients, compiled by the documentation tests.
+/// Compiles the examples of the guide for clients as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/clients.md")]
 struct ClientExamples;

@@ -1,10 +1,11 @@
-//! Polls the order management and the warehouse during a run, for the telemetry.
+//! Polls the order management and the warehouse during a run, and publishes the results as
+//! telemetry.
 //!
 //! Invariants:
-//! - The first poll is the baseline: counts of a run are differences to it.
-//! - A server that does not answer keeps its last counts and is marked as unreachable; the monitor
+//! - The first poll is the baseline: counts of a run are differences to the counts of that poll.
+//! - A server that does not answer keeps its last counts and is marked as unreachable. The monitor
 //!   never ends a run.
-//! - Changes of the ring and of the circuit breaker become events.
+//! - Changes of the ring and of the circuit breaker are recorded as events.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,11 +18,12 @@ use crate::cluster_detail::{self, ClusterDetail, Known};
 use crate::telemetry::{ClusterState, EventKind, NodeState, Telemetry};
 use crate::wire::{Health, WarehouseStatus, WarehouseSummary};
 
-/// Time between two polls: twice a second, so that each second of the series has a fresh one.
+/// Time between two polls. Two polls a second give each second of the series a fresh poll.
 const POLL_EVERY: Duration = Duration::from_millis(500);
-/// Polls for one question about ring and nodes: the node's figures are those of whole seconds.
+/// One of this many polls also reads the detail of ring and nodes. A node counts its requests by
+/// whole seconds, so one reading of the detail per second is enough.
 const DETAIL_EVERY: u64 = 2;
-/// Longest time of one poll.
+/// Maximum time of one poll.
 const POLL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A running monitor; dropping it ends the polls.
@@ -37,8 +39,8 @@ impl Drop for Monitor {
 }
 
 impl Monitor {
-    /// Polls once for the baseline, then starts to poll. A warehouse that does not answer at all
-    /// has a baseline of zero.
+    /// Polls once for the baseline, then starts to poll periodically. The baseline of a warehouse
+    /// that does not answer is zero.
     pub async fn start(oms: Endpoint, warehouse: Endpoint, telemetry: Telemetry) -> Self {
         let poller = Arc::new(Poller {
             oms: Client::new(oms, POLL_TIMEOUT),
@@ -67,14 +69,14 @@ impl Monitor {
         Self { poller, polls }
     }
 
-    /// Polls once now. After the audit this makes the counts those that the audit compared.
+    /// Polls once, immediately. After the audit, this publishes the counts that the audit compared.
     pub async fn poll_once(&self) {
         let answers = self.poller.ask(true).await;
         self.poller.publish(answers);
     }
 }
 
-/// Answers of one poll; `None` or empty for a server that did not answer.
+/// Answers of one poll. A field is `None` or empty if its server did not answer.
 struct Answers {
     health: Option<Health>,
     warehouse: Option<WarehouseSummary>,
@@ -103,7 +105,7 @@ impl Poller {
         }
     }
 
-    /// Returns the detail of the cluster, as it is now or as it was read last.
+    /// Returns the detail of the cluster: read now if `is_due`, otherwise as it was read last.
     async fn ask_detail(&self, is_due: bool) -> ClusterDetail {
         let mut known = self.detail.lock().await;
         if is_due {
@@ -162,14 +164,14 @@ fn cluster_of(health: Health, before: &ClusterState) -> ClusterState {
 
 type Change = (EventKind, String, String);
 
-/// Returns the events between two polls.
+/// Returns the events that describe the changes from one poll to the next.
 fn changes(before: &ClusterState, after: &ClusterState) -> Vec<Change> {
     let mut events = Vec::new();
     let names = |cluster: &ClusterState| -> BTreeSet<String> {
         cluster.nodes.iter().map(|node| node.name.clone()).collect()
     };
     let (old, new) = (names(before), names(after));
-    // The first poll finds the members; it does not see them join.
+    // The members that the first poll finds did not join during the run, so they cause no events.
     if before.epoch > 0 {
         for name in new.difference(&old) {
             events.push((EventKind::Ring, name.clone(), format!("{name} joined the ring")));

@@ -1,10 +1,11 @@
-//! The report of a run: one HTML page without outside resources, drawn from its run folder.
+//! The report of a run: one HTML page without external resources, drawn from the run folder.
 //!
 //! Invariants:
-//! - The page needs no script and no network. It follows the reader's light or dark setting.
-//! - Every chart has a title, a unit, a legend in words, and a text for screen readers. Colours are
-//!   those of Okabe and Ito (2008), which the colour-blind can tell apart.
-//! - The page of a run that was killed shows the seconds that are there.
+//! - The page needs no script and no network. The page follows the light or dark setting of the
+//!   browser.
+//! - Every chart has a title, a unit, a legend in words, and a text for screen readers. The colours
+//!   are those of Okabe and Ito (2008), which colour-blind people can tell apart.
+//! - The page of a killed run shows the seconds that the run recorded.
 
 use serde_json::Value;
 
@@ -24,7 +25,7 @@ mod timeline;
 pub use comparison::render_comparison;
 use timeline::Timeline;
 
-/// Name of the page in the run folder.
+/// Name of the report's file in the run folder.
 pub const FILE: &str = "report.html";
 
 const BLUE: chart::Colour = (0, 114, 178);
@@ -35,10 +36,10 @@ const PINK: chart::Colour = (204, 121, 167);
 const SKY: chart::Colour = (86, 180, 233);
 const GREY: chart::Colour = (128, 128, 128);
 
-/// Everything that a page is drawn from.
+/// The data from which the report is drawn.
 struct Material {
     facts: RunFacts,
-    /// Null for a run that was killed.
+    /// The content of `summary.json`; null for a killed run.
     summary: Value,
     points: Vec<SecondPoint>,
     events: Vec<RunEvent>,
@@ -60,10 +61,10 @@ impl Material {
     }
 }
 
-/// Draws the page of a run.
+/// Draws the report of a run. Returns the HTML page.
 ///
 /// # Errors
-/// If a file of the run folder cannot be read or understood.
+/// If a file of the run folder cannot be read or parsed.
 pub fn render(folder: &RunFolder) -> Result<String> {
     let material = Material::read(folder)?;
     let histograms = folder.histograms()?;

@@ -1,4 +1,5 @@
-//! A page is drawn from whole and from broken-off runs, and never trusts the texts of its files.
+//! Tests of the report: it is drawn for complete and for killed runs, and escapes all texts of the
+//! run's files.
 
 use super::*;
 use crate::telemetry::{EventKind, RouteSecond};
@@ -29,7 +30,7 @@ fn folder(data: &std::path::Path) -> RunFolder {
     folder
 }
 
-/// Checks that the tags of a page are closed in their order.
+/// Checks that the tags of a page are properly nested and closed.
 fn assert_well_formed(page: &str) {
     const EMPTY: [&str; 2] = ["meta", "!DOCTYPE"];
     let mut open: Vec<&str> = Vec::new();

@@ -1,13 +1,13 @@
-//! The record of a run: `DATA/runs/TIME/`, one folder for each run, never overwritten.
+//! The record of a run: the folder `DATA/runs/TIME/`, one for each run, never overwritten.
 //!
 //! | file | content |
 //! | --- | --- |
 //! | `run.json` | scenario, seed, versions; written at the start, so that a killed run has it |
 //! | `series.csv` | a line for each second |
-//! | `stats.csv` | a line for each request, in the original's format |
+//! | `stats.csv` | a line for each request, in the format of the original system |
 //! | `events.csv` | events of load, nodes and warehouse |
 //! | `histograms.csv` | latencies of each route without the warm-up |
-//! | `run.log` | lines of the log while a live view had the terminal; written by the view |
+//! | `run.log` | log lines written while a live view used the terminal; written by the view |
 //! | `view-N.svg`, `view-N.json` | pictures of the live view, if any were saved |
 //! | `summary.json` | the results, the audit and the thresholds; written at the end |
 
@@ -25,9 +25,10 @@ use crate::telemetry::{Route, RunEvent};
 use crate::warehouse::unix_ms;
 use crate::{Error, Result};
 
-/// Folder of all runs, below the data folder.
+/// Name of the folder of all runs, inside the data folder.
 pub const RUNS: &str = "runs";
-/// Attempts to find a name that is free, when runs start in the same second.
+/// Maximum number of names tried for a new run folder. Runs that start in the same second need
+/// different names.
 const NAMES_MAX: u32 = 1_000;
 
 const RUN_JSON: &str = "run.json";
@@ -42,22 +43,22 @@ pub struct RunFacts {
     pub version: String,
     /// Name of the scenario.
     pub scenario: String,
-    /// The scenario as TOML.
+    /// The scenario as TOML text.
     pub scenario_toml: String,
     /// Seed of all random choices.
     pub seed: u64,
-    /// Command that repeats the run.
+    /// Command line that repeats the run.
     pub repeat: String,
     /// Start of the program, unix milliseconds.
     pub begun_at_ms: u64,
-    /// Logical processors of the machine.
+    /// Number of logical processors of the machine.
     pub processors: usize,
     /// Operating system and architecture.
     pub platform: String,
 }
 
 impl RunFacts {
-    /// Returns the facts of a run that begins now.
+    /// Returns the facts of a run that begins now on this machine.
     pub fn new(scenario: &str, scenario_toml: &str, seed: u64, repeat: &str) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -79,7 +80,7 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Creates the folder of a new run and writes its facts.
+    /// Creates the folder of a new run and writes the facts into it.
     ///
     /// # Errors
     /// If the folder or the file cannot be written.
@@ -109,7 +110,8 @@ impl RunFolder {
         })
     }
 
-    /// Opens the folder of an earlier run: `run` is its path, its name, or `None` for the newest.
+    /// Opens the folder of an earlier run. `run` is the path or name of the folder, or `None` for
+    /// the newest run.
     ///
     /// # Errors
     /// If there is no such run.
@@ -125,12 +127,12 @@ impl RunFolder {
         Ok(Self { path })
     }
 
-    /// Returns the path.
+    /// Returns the path of the run folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes the results of a run.
+    /// Writes the results of a run: histograms, events and summary.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -141,13 +143,14 @@ impl RunFolder {
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
-        // Text, numbers, lists and maps keyed by text: this cannot fail.
+        // The value has only texts, numbers, lists and maps with text keys, so that the
+        // serialization cannot fail.
         let mut json = serde_json::to_vec_pretty(value).expect("plain data");
         json.push(b'\n');
         self.write(name, &json)
     }
 
-    /// Writes a file of this run.
+    /// Writes a file into the run folder.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -156,18 +159,18 @@ impl RunFolder {
         fs::write(&path, content).map_err(Error::io("write", &path))
     }
 
-    /// Reads the facts.
+    /// Reads the facts that were written at the start of the run.
     ///
     /// # Errors
-    /// If the file cannot be read or understood.
+    /// If the file cannot be read or parsed.
     pub fn facts(&self) -> Result<RunFacts> {
         self.read_json(RUN_JSON)
     }
 
-    /// Reads the results; `None` for a run that was killed.
+    /// Reads the summary; `None` for a killed run, which has none.
     ///
     /// # Errors
-    /// If the file is there and cannot be understood.
+    /// If the file exists and cannot be read or parsed.
     pub fn summary(&self) -> Result<Option<serde_json::Value>> {
         match self.path.join(SUMMARY_JSON).exists() {
             true => self.read_json(SUMMARY_JSON).map(Some),
@@ -175,10 +178,10 @@ impl RunFolder {
         }
     }
 
-    /// Reads the events; empty for a run that was killed.
+    /// Reads the events; empty for a killed run.
     ///
     /// # Errors
-    /// If the file is there and cannot be understood.
+    /// If the file exists and cannot be read or parsed.
     pub fn events(&self) -> Result<Vec<RunEvent>> {
         let path = self.path.join(EVENTS_CSV);
         if !path.exists() {
@@ -197,10 +200,10 @@ impl RunFolder {
             .collect()
     }
 
-    /// Reads the latencies by route, in the order of the file.
+    /// Reads the latencies of each route, in the order of the file; empty for a killed run.
     ///
     /// # Errors
-    /// If the file is there and cannot be understood.
+    /// If the file exists and cannot be read or parsed.
     pub fn histograms(&self) -> Result<Vec<(String, Vec<Bucket>)>> {
         let path = self.path.join(HISTOGRAMS_CSV);
         if !path.exists() {
@@ -240,8 +243,8 @@ impl RunFolder {
     }
 }
 
-/// Returns the names of the runs of a data folder, the oldest first. A folder that cannot be read
-/// has none.
+/// Returns the names of the runs of a data folder, the oldest first. The list is empty if the
+/// folder cannot be read.
 pub fn names(data: &Path) -> Vec<String> {
     let entries = fs::read_dir(data.join(RUNS)).into_iter().flatten().flatten();
     let mut runs: Vec<(u64, String)> = entries
@@ -290,7 +293,7 @@ fn histograms_csv(front: &FrontReport) -> String {
 fn events_csv(events: &[RunEvent]) -> String {
     let mut text = String::from("at_ms,offset_ms,kind,subject,text\n");
     for event in events {
-        // Commas only stand in the last column, line ends in none.
+        // Only the last column may contain commas, and no column may contain a line end.
         let subject = event.subject.replace([',', '\n'], " ");
         let sentence = event.text.replace('\n', " ");
         let kind = event.kind.name();
@@ -317,7 +320,7 @@ fn event_of(line: &str) -> Option<RunEvent> {
     })
 }
 
-/// Returns a moment as `20260131-174502`, in UTC.
+/// Returns a point in time as a name such as `20260131-174502`, in UTC.
 fn time_name(unix_ms: u64) -> String {
     let moment = UNIX_EPOCH + Duration::from_secs(unix_ms / 1_000);
     let text = humantime::format_rfc3339_seconds(moment).to_string();

@@ -1,7 +1,9 @@
-//! Small files in the original's formats, for tests and for trying the routes with curl.
+//! Small sample files in the formats of the original system, from which this project grew. They are
+//! for tests and for trying the routes with curl.
 //!
-//! The code of a run's stock, statistics files and orders makes them from a fixed seed, so that
-//! they cannot drift from the simulators. A test makes them again and compares every byte.
+//! The samples are generated from a fixed seed, by the code that generates the stock, statistics
+//! files and orders of a run. So they always match the simulators. A test generates them again and
+//! compares every byte.
 
 use std::fs;
 use std::path::Path;
@@ -12,23 +14,25 @@ use crate::wire::NewOrder;
 use crate::workload::{Customers, plan_order};
 use crate::{Error, Result};
 
-/// The samples' seed.
+/// Seed of the samples.
 pub const SEED: u64 = 1;
-/// The stock: 40 products in 20 stores, for `PUT /stocks`.
+/// Name of the sample of stock: 40 products in 20 stores, for `PUT /stocks`.
 pub const STOCKS: &str = "stocks.csv";
-/// A stat file of the 40 products, under a name of a moment in 2023.
+/// Name of the sample statistics file with the 40 products. The number in the name is a time in
+/// 2023.
 pub const STAT_FILE: &str = "stat_001700000000000.csv";
-/// Ten orders of these products, a JSON list of bodies for `POST /order`.
+/// Name of the sample of orders: ten orders of these products, a JSON list of bodies for `POST
+/// /order`.
 pub const ORDERS: &str = "orders.json";
 
-/// Size of the samples. Files of this size can still be read by eye.
+/// Number of products and stores. Files of this size are still readable by people.
 const SHAPE: StockShape = StockShape {
     products: 40,
     stores: 20,
 };
 const ORDER_COUNT: u64 = 10;
 
-/// The samples: name and content.
+/// Returns name and content of each sample.
 pub fn samples() -> [(&'static str, Vec<u8>); 3] {
     let stocks = Stock::first_day(SEED, SHAPE).into_csv().flatten().collect();
     let stat_file = files::stat_lines(SEED, 0, SHAPE.products).into_bytes();
@@ -43,13 +47,13 @@ fn orders() -> Vec<u8> {
     };
     let lines: Vec<String> = (1..=ORDER_COUNT)
         .map(|id| plan_order(&mut dice, id, &customers).0.to_wire())
-        // Text and numbers, into memory: this has no way to fail.
+        // An order is plain text and numbers, so that the serialization cannot fail.
         .map(|order: NewOrder| serde_json::to_string(&order).expect("an order is plain data"))
         .collect();
     format!("[\n  {}\n]\n", lines.join(",\n  ")).into_bytes()
 }
 
-/// Writes the samples into a folder.
+/// Writes the samples into a folder and creates it if needed.
 ///
 /// # Errors
 /// If the folder or a file cannot be written.

@@ -1,9 +1,10 @@
 //! Scenarios: load, behaviour of the warehouse, node events and thresholds of a run, as TOML.
 //!
 //! Invariants:
-//! - A key that is not known is an error. Errors name file, line and field.
+//! - An unknown key is an error. Errors name file, line and field.
 //! - A scenario and a seed determine the requests, the faults and the events of a run.
-//! - The scenarios of `data/scenarios/` are compiled in, and each is checked by a test.
+//! - The scenarios of `data/scenarios/` are compiled into the binary, and a test checks each of
+//!   them.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -17,7 +18,7 @@ use crate::{Error, Result};
 
 mod parse;
 
-/// The scenarios that are compiled in: name and TOML.
+/// The built-in scenarios: name and TOML text.
 pub const BUILT_IN: [(&str, &str); 8] = [
     ("calm", include_str!("../../data/scenarios/calm.toml")),
     (
@@ -41,43 +42,45 @@ pub const BUILT_IN: [(&str, &str); 8] = [
     ("chaos", include_str!("../../data/scenarios/chaos.toml")),
 ];
 
-/// Most nodes beside the one that the shop calls.
+/// Maximum number of further nodes, beside the node that the front calls.
 pub const NODES_MAX: u32 = 16;
 
-/// Most random events of a run: bounds the memory of a long run with short distances.
+/// Maximum number of random events of a run. The limit bounds the memory of a long run with short
+/// intervals.
 const RANDOM_EVENTS_MAX: usize = 10_000;
 
-/// A change of the warehouse's behaviour.
+/// A temporary change of the warehouse's behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WarehouseFault {
-    /// Beginning, since the start of the run.
+    /// Beginning of the change, since the start of the run.
     pub at: Duration,
-    /// Length; the usual behaviour comes back afterwards.
+    /// Length of the change. Afterwards the warehouse returns to its usual behaviour.
     pub lasts: Duration,
-    /// The behaviour.
+    /// Behaviour of the warehouse during the change.
     pub profile: Profile,
 }
 
 /// Action of a node event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NodeAction {
-    /// A further node is started, or one that is down is started again.
+    /// Starts a further node, or starts a stopped node again.
     Join,
-    /// A node is stopped gracefully, and started again.
+    /// Stops a node gracefully and starts it again.
     Stop,
-    /// A node is killed (`kill -9`), and started again.
+    /// Kills a node (`kill -9`) and starts it again.
     Kill,
-    /// A node's process is paused (`SIGSTOP`), and goes on.
+    /// Pauses the process of a node (`SIGSTOP`) and lets it continue later.
     Pause,
-    /// A node leaves for good, and joins again with nothing.
+    /// Removes a node from the cluster for good. The node joins again later with an empty data
+    /// folder.
     Leave,
 }
 
 impl NodeAction {
-    /// All actions.
+    /// All actions, for parsing and listing.
     pub const ALL: [Self; 5] = [Self::Join, Self::Stop, Self::Kill, Self::Pause, Self::Leave];
 
-    /// Name, as in scenarios.
+    /// Returns the name of the action in scenario files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Join => "join",
@@ -101,31 +104,31 @@ impl FromStr for NodeAction {
     }
 }
 
-/// An event of one node.
+/// A planned action on one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeEvent {
-    /// Moment, since the start of the run.
+    /// Time of the action, since the start of the run.
     pub at: Duration,
-    /// Action.
+    /// The action to perform.
     pub action: NodeAction,
     /// Number of the node, from 1.
     pub node: u32,
-    /// Time until the node is started again or goes on.
+    /// Time until the node is started again, or until its paused process continues.
     pub lasts: Duration,
 }
 
-/// Node events that are drawn from the seed at equal distances.
+/// Random node events at equal intervals, derived from the seed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RandomEvents {
-    /// Distance of two events.
+    /// Interval between two events.
     pub every: Duration,
-    /// Actions, each as likely as any other; an action may be listed more than once.
+    /// The actions to choose from with equal probability. An action may be listed more than once.
     pub actions: Vec<NodeAction>,
 }
 
 impl RandomEvents {
-    /// Draws the events of a run. The last distance of the run is free of them, so that requests in
-    /// flight end among nodes that stay.
+    /// Returns the random events of a run. No event happens in the last interval of the run, so
+    /// that the nodes do not change while the last requests in flight are completed.
     fn draw(&self, nodes: u32, seed: u64, until: Duration) -> Vec<NodeEvent> {
         let mut dice = Dice::new(seed, Purpose::Faults);
         let mut events = Vec::new();
@@ -149,20 +152,20 @@ impl RandomEvents {
     }
 }
 
-/// The warehouse of a scenario.
+/// Settings of the warehouse in a scenario.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WarehousePlan {
-    /// Usual behaviour.
+    /// Usual behaviour, outside of `faults`.
     pub profile: Profile,
-    /// Products and stores.
+    /// Number of products and stores.
     pub shape: StockShape,
-    /// `true` if sold units come back into stock.
+    /// `true` if sold units are put back into stock.
     pub restock: bool,
     /// Time from one stock snapshot to the next.
     pub snapshot_every: Duration,
     /// Time from one statistics file to the next.
     pub stat_file_every: Duration,
-    /// Changes of the behaviour, in the order of their beginnings.
+    /// Temporary changes of the behaviour, in the order of their beginnings.
     pub faults: Vec<WarehouseFault>,
 }
 
@@ -179,30 +182,31 @@ impl Default for WarehousePlan {
     }
 }
 
-/// A scenario.
+/// All settings of a run: load, customers, warehouse, node events and thresholds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scenario {
-    /// Name: of a built-in scenario, or of its file without `.toml`.
+    /// Name of a built-in scenario, or name of the scenario's file without `.toml`.
     pub name: String,
-    /// One sentence for people.
+    /// Description for people, one sentence.
     pub description: String,
-    /// Seed; `None` for the usual one.
+    /// Seed of all random choices; `None` for the default seed.
     pub seed: Option<u64>,
-    /// Time from the start that is left out of the latencies.
+    /// Time after the start of the run during which requests do not count for the latencies.
     pub warm_up: Duration,
-    /// Nodes beside the one that the shop calls, each a process of its own.
+    /// Number of further nodes, beside the node that the front calls. Each further node is a
+    /// separate process.
     pub nodes: u32,
-    /// `true` if the shop sends each request to the node that owns its order.
+    /// `true` if the front sends each request to the node that owns its order.
     pub route: bool,
-    /// Times of the requests.
+    /// Rate, shape and length of the load.
     pub load: Load,
     /// Behaviour of the customers.
     pub customers: Customers,
-    /// The warehouse.
+    /// Settings of the warehouse.
     pub warehouse: WarehousePlan,
-    /// Node events with a fixed time.
+    /// Node events at fixed times.
     pub events: Vec<NodeEvent>,
-    /// Node events that depend on the seed.
+    /// Random node events, which depend on the seed; `None` for none.
     pub random_events: Option<RandomEvents>,
     /// Conditions under which the run fails.
     pub thresholds: Vec<Threshold>,
@@ -211,7 +215,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Returns all node events of a run in the order of their moments.
+    /// Returns all node events of a run, ordered by time.
     pub fn node_events(&self, seed: u64) -> Vec<NodeEvent> {
         let mut events = self.events.clone();
         if let Some(random) = self.random_events.as_ref().filter(|_| self.nodes > 0) {
@@ -221,7 +225,7 @@ impl Scenario {
         events
     }
 
-    /// Finds a scenario by its built-in name, or reads it from a file.
+    /// Finds a built-in scenario by its name, or reads a scenario from a file.
     ///
     /// # Errors
     /// If there is no such scenario or file, or the text cannot be used. The message names file,
@@ -247,7 +251,7 @@ impl Scenario {
     }
 }
 
-/// A fault of a scenario, with its line.
+/// A fault in a scenario's text, with its line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ScenarioFault {
     line: u64,

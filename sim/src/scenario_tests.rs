@@ -1,4 +1,5 @@
-//! Built-in scenarios can be used, and faults of a file are reported with line and field.
+//! Tests that the built-in scenarios can be used, and that faults of a file are reported with line
+//! and field.
 
 use super::*;
 use crate::workload::{Arrivals, Popularity};

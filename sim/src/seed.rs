@@ -1,17 +1,18 @@
-//! Random numbers of a simulation, all from one seed.
+//! Random numbers of a simulation, all derived from one seed.
 //!
 //! Invariants:
-//! - Each purpose draws from a stream of its own (ChaCha8 has 2^64), so that one more draw in the
-//!   shop's requests never shifts the warehouse's stock.
-//! - Where calls race, the stream is named by the order and the attempt and not by the order of
-//!   arrival: a run can be repeated although its threads cannot.
-//! - Ranges are drawn by a multiplication of this file. A library's distributions may change
+//! - Each purpose has its own stream of random numbers (ChaCha8 has 2^64 streams). So one more
+//!   random number for the front's requests never changes the warehouse's stock.
+//! - Where calls race, the stream is selected by the order's id and the number of the attempt, not
+//!   by the order of arrival. So a run is repeatable although the timing of its threads is not.
+//! - A number in a range is computed here by a multiplication. A library's distributions may change
 //!   between versions, and the samples under `data/samples` must keep every byte.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// Purpose of a stream of random numbers. The numbers are part of the samples' bytes and must stay.
+/// Purpose of a stream of random numbers. The numeric values influence the bytes of the samples, so
+/// they must not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Purpose {
@@ -19,17 +20,17 @@ pub(crate) enum Purpose {
     Arrivals = 1,
     /// Content of the front's requests.
     Requests = 2,
-    /// Stock on the first day.
+    /// The stock with which a new warehouse begins.
     Stock = 3,
     /// Lines of the statistics files.
     StatFiles = 4,
-    /// Units that come back into stock.
+    /// Units that are put back into stock.
     Restock = 5,
-    /// Delays and faults of announcements.
+    /// Delays and faults of announcement calls.
     Announcement = 6,
-    /// Delays and faults of deliveries.
+    /// Delays and faults of delivery calls.
     Delivery = 7,
-    /// Payments and cancellations that deviate from the usual course.
+    /// Payments and cancellations that deviate from the usual behaviour of customers.
     Habits = 8,
     /// Random node events.
     Faults = 9,
@@ -40,19 +41,20 @@ pub(crate) enum Purpose {
 pub(crate) struct Dice(ChaCha8Rng);
 
 impl Dice {
-    /// Returns the only stream of a purpose.
+    /// Returns the stream of a purpose that needs only one stream.
     pub(crate) fn new(seed: u64, purpose: Purpose) -> Self {
         Self::stream(seed, purpose, 0)
     }
 
-    /// Returns the stream of the `number`th item of a purpose (a statistics file, a restocking).
+    /// Returns the stream for item `number` of a purpose, for example of one statistics file.
     pub(crate) fn numbered(seed: u64, purpose: Purpose, number: u64) -> Self {
         Self::stream(seed, purpose, number)
     }
 
-    /// Returns the stream of one attempt at one order.
+    /// Returns the stream for one attempt of a call for one order.
     pub(crate) fn for_order(seed: u64, purpose: Purpose, order: &str, attempt: u32) -> Self {
-        // FNV-1a: specified, and enough to tell orders apart.
+        // FNV-1a has a fixed specification, and its collisions are rare enough for random numbers
+        // of a simulation.
         let hash = order
             .bytes()
             .chain(attempt.to_le_bytes())
@@ -64,12 +66,14 @@ impl Dice {
 
     fn stream(seed: u64, purpose: Purpose, number: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        // The purpose in the top byte: streams of two purposes never meet.
+        // The purpose is the top byte of the stream's number, so that two purposes never share a
+        // stream.
         rng.set_stream((purpose as u64) << 56 | (number & 0x00ff_ffff_ffff_ffff));
         Self(rng)
     }
 
-    /// Returns a number in `0..bound`. The bias is at most `bound / 2^32`, which no run can see.
+    /// Returns a number in `0..bound`. The bias is at most `bound / 2^32`, too small to matter in a
+    /// run.
     pub(crate) fn below(&mut self, bound: u32) -> u32 {
         ((u64::from(self.0.next_u32()) * u64::from(bound)) >> 32) as u32
     }
@@ -79,12 +83,12 @@ impl Dice {
         low + self.below(high - low + 1)
     }
 
-    /// Returns `true` one time in `n`, and never when `n` is 0.
+    /// Returns `true` with a probability of 1 in `n`, and never if `n` is 0.
     pub(crate) fn one_in(&mut self, n: u32) -> bool {
         n > 0 && self.below(n) == 0
     }
 
-    /// Returns a number in (0, 1], which has a finite logarithm.
+    /// Returns a number in (0, 1]. Zero is excluded, because its logarithm is not finite.
     pub(crate) fn unit(&mut self) -> f64 {
         ((self.0.next_u64() >> 11) + 1) as f64 / (1_u64 << 53) as f64
     }

@@ -1,9 +1,10 @@
-//! The series of a run, a line for each second, as `series.csv`.
+//! The series of a run: the file `series.csv` with a line for each second.
 //!
 //! Invariants:
-//! - Columns are named in the first line. A reader finds them by name and takes absent ones as 0,
-//!   so that a newer program reads the run folders of an older one.
-//! - Each line is complete: a run that is killed leaves whole seconds, apart from a last line.
+//! - The first line names the columns. A reader finds columns by name and reads absent columns as
+//!   0, so that a newer program reads the run folders of an older program.
+//! - A killed run leaves whole lines. Only the last line may be incomplete, and a reader ignores
+//!   it.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -16,10 +17,10 @@ use crate::{Error, Result};
 /// Name of the file in a run folder.
 pub const FILE: &str = "series.csv";
 
-/// Columns of a route, behind its name.
+/// Suffixes of the columns of a route; the prefix is the name of the route.
 const ROUTE_COLUMNS: [&str; 5] = ["requests", "failed", "p50_us", "p99_us", "max_us"];
 
-/// Returns the names of the columns and, in the same order, their values in a second.
+/// Returns the names of the columns, each with its value in the given second.
 fn columns(point: &SecondPoint) -> Vec<(String, u64)> {
     let mut columns = vec![
         ("second".to_owned(), point.second),
@@ -59,7 +60,7 @@ fn columns(point: &SecondPoint) -> Vec<(String, u64)> {
     columns
 }
 
-/// Returns the first line of the file.
+/// Returns the first line of the file, which names the columns.
 pub(crate) fn header() -> String {
     let names: Vec<String> = columns(&SecondPoint::default())
         .into_iter()
@@ -68,7 +69,7 @@ pub(crate) fn header() -> String {
     names.join(",") + "\n"
 }
 
-/// Returns the line of a second.
+/// Returns the line of the file for a second.
 pub(crate) fn line(point: &SecondPoint) -> String {
     let mut line = String::with_capacity(256);
     for (place, (_, value)) in columns(point).into_iter().enumerate() {
@@ -80,10 +81,11 @@ pub(crate) fn line(point: &SecondPoint) -> String {
     line
 }
 
-/// Reads the series of a run folder. A last line without its end is left out.
+/// Reads the series of a run folder. An incomplete last line is ignored.
 ///
 /// # Errors
-/// A file that cannot be read, or a line that does not have a number in each column, by its number.
+/// If the file cannot be read, or a line does not have a number in each column. The error has the
+/// number of the line.
 pub fn read(folder: &Path) -> Result<Vec<SecondPoint>> {
     let path = folder.join(FILE);
     let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;

@@ -1,12 +1,13 @@
-//! The results of a run: as a table of at most 80 columns for people, and as JSON for programs.
+//! The summary of a run: as a table of at most 80 columns for people, and as JSON for programs.
 //!
 //! Invariants:
-//! - Counts include this run only. Totals of the data folder have a field of their own.
-//! - Rates are of the sending window. The time after it is reported as the drain.
-//! - There is one verdict. A run that kept its schedule badly is invalid unless the
-//!   audit found something.
+//! - Counts include this run only. Totals of the data folder have a separate field.
+//! - Rates are those of the sending window, the time in which orders and statistics requests start.
+//!   The time after the window is reported as the drain.
+//! - There is one verdict. A run with a large lag is invalid, unless the audit has findings or
+//!   could not be done.
 //!
-//! Nothing is measured here.
+//! This module measures nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,17 +22,17 @@ use crate::telemetry::{NodeState, RunState};
 use crate::thresholds::ThresholdResult;
 use crate::wire::WarehouseSummary;
 
-/// Result of a run as a whole.
+/// Verdict on a run as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The audit found nothing and no threshold was missed.
+    /// The audit has no finding and no threshold was missed.
     Clean,
-    /// The audit found something.
+    /// The audit has at least one finding.
     Findings,
-    /// A threshold was missed.
+    /// At least one threshold was missed.
     ThresholdMissed,
-    /// The front did not keep its schedule: the latencies are not those of the server.
+    /// The lag of the front was too large, so the latencies are not those of the server.
     Invalid,
     /// The order management or the warehouse could not be read, so there is no audit.
     Unaudited,
@@ -50,87 +51,90 @@ impl Verdict {
     }
 }
 
-/// Totals of the data folder, earlier runs included.
+/// Totals of the data folder, including earlier runs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct FolderTotals {
-    /// Orders by state.
+    /// Number of orders by state.
     pub orders: BTreeMap<String, u64>,
-    /// Stock snapshots applied.
+    /// Number of stock snapshots applied by the order management.
     pub stock_snapshots: u64,
-    /// Statistics files applied.
+    /// Number of statistics files applied by the order management.
     pub stat_files: u64,
-    /// The warehouse's counts.
+    /// The warehouse's counts; `None` if the warehouse does not answer.
     pub warehouse: Option<WarehouseSummary>,
 }
 
-/// Identity of a run, as the summary shows it.
+/// Identity of a run, shown at the top of the summary.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct RunIdentity {
     /// Name of the scenario.
     pub scenario: String,
-    /// Command that repeats the run.
+    /// Command line that repeats the run.
     pub repeat: String,
-    /// The run folder.
+    /// Path of the run folder; `None` for a run without records.
     pub run_folder: Option<PathBuf>,
 }
 
-/// The results of a run. `Display` is the table.
+/// The results of a run. `Display` prints them as a table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
-    /// Scenario, command and folder.
+    /// Scenario, command and run folder.
     #[serde(flatten)]
     pub identity: RunIdentity,
     /// The verdict on the run.
     pub verdict: Verdict,
-    /// Reason why there is no audit.
+    /// Reason for which there is no audit; `None` with an audit.
     pub audit_problem: Option<String>,
     /// Seed of all random choices.
     pub seed: u64,
     /// Length of the sending window, seconds.
     pub window_s: f64,
-    /// Time from its end to the last answer, seconds.
+    /// Time from the end of the sending window to the last answer, seconds.
     pub drain_s: f64,
     /// `true` if the run was stopped before its end.
     pub stopped_early: bool,
-    /// Requests sent, payments and cancellations included.
+    /// Number of requests sent, payments and cancellations included.
     pub requests: u64,
-    /// Requests per second of the sending window.
+    /// Requests per second in the sending window.
     pub rate: f64,
-    /// Requests that started late.
+    /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
-    /// Requests that were never started because they were too late.
+    /// Number of requests that were dropped because their lag was too large.
     pub dropped: u64,
-    /// Schedule lag.
+    /// Lag of the requests: actual start minus intended start.
     pub lag: Latency,
-    /// Payments that an early end, or a dropped request, kept from being sent.
+    /// Number of payments that were never sent, because the run was stopped early or a request was
+    /// dropped.
     pub payments_not_sent: u64,
-    /// The routes.
+    /// Results of each route.
     pub routes: Vec<RouteReport>,
-    /// All errors of all routes, by status and problem or by reason.
+    /// Number of errors on all routes, by status and problem (RFC 9457), or by the reason of a
+    /// missing answer.
     pub errors: BTreeMap<String, u64>,
-    /// Orders of this run by state at the end; `None` without an audit.
+    /// Number of orders of this run by state at the end; `None` without an audit.
     pub orders: Option<BTreeMap<String, u64>>,
-    /// The warehouse's counts of this run; `None` if it does not answer.
+    /// The warehouse's counts of this run; `None` if the warehouse does not answer.
     pub warehouse: Option<WarehouseSummary>,
-    /// Members of the ring at the end.
+    /// Members of the ring at the end of the run.
     pub nodes: Vec<NodeState>,
-    /// Totals of the data folder.
+    /// Totals of the data folder, including earlier runs.
     pub data_folder: FolderTotals,
-    /// The audit; `None` if one side could not be read.
+    /// Report of the audit; `None` if one side could not be read.
     pub audit: Option<AuditReport>,
-    /// Results of the thresholds.
+    /// Result of each threshold of the run.
     pub thresholds: Vec<ThresholdResult>,
-    /// Log of requests.
+    /// Path of the log of requests; `None` if there is none.
     pub stats_csv: Option<PathBuf>,
-    /// Reason why a log is incomplete.
+    /// Reason for which the log of requests or the series is incomplete; `None` if both are
+    /// complete.
     pub log_problem: Option<String>,
-    /// Counts of a run that sent requests to the owners of their orders.
+    /// Counts of the routing of requests to owners; `None` if all requests went to one node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub routing: Option<RoutingCounts>,
 }
 
 impl Summary {
-    /// Builds the summary from the results of a run. A failed audit is passed as the text of its
+    /// Builds the summary from the results of a run. For a failed audit, `audit` is the text of its
     /// error.
     pub fn new(
         identity: RunIdentity,
@@ -196,7 +200,7 @@ impl Summary {
             .unwrap_or_default()
     }
 
-    /// Returns commands that show more of this run, each with its purpose.
+    /// Returns commands that show more about this run, each with its purpose.
     pub fn next_steps(&self) -> Vec<(String, &'static str)> {
         let mut steps = Vec::new();
         if let Some(folder) = &self.identity.run_folder {
@@ -420,31 +424,31 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Writes commands to try next, each with its purpose.
+/// Writes suggested commands, each with its purpose.
 pub(crate) fn write_steps(f: &mut fmt::Formatter<'_>, steps: Vec<(String, &'static str)>) -> fmt::Result {
     for (place, (command, purpose)) in steps.into_iter().enumerate() {
         let name = if place == 0 { "next" } else { "" };
         let row = format!("{command}   # {purpose}");
         match INDENT + row.chars().count() <= COLUMNS {
             true => line(f, name, &row)?,
-            // A command is never broken, so that it can be copied.
+            // A command is never wrapped, so that it can be copied.
             false => line(f, name, &command)?,
         }
     }
     Ok(())
 }
 
-/// Width of the table.
+/// Width of the table in columns.
 const COLUMNS: usize = 80;
-/// Column at which the text of a line begins.
+/// Column at which the text of a line begins, after the line's name.
 const INDENT: usize = 13;
 
-/// Writes a line of the table as it is, for paths and commands.
+/// Writes a line of the table without wrapping, for paths and commands.
 pub(crate) fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
     writeln!(f, "  {name:<11}{text}")
 }
 
-/// Writes a line of the table, broken between words.
+/// Writes a line of the table, wrapped between words.
 pub(crate) fn wrapped(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
     let mut name = name;
     let mut row = String::new();
@@ -461,7 +465,7 @@ pub(crate) fn wrapped(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt
     line(f, name, &row)
 }
 
-/// Returns counts above 0 as `3 delivered, 1 paid`.
+/// Returns the counts above 0 as a text such as `3 delivered, 1 paid`.
 fn counts(counts: &BTreeMap<String, u64>) -> String {
     let parts: Vec<String> = counts
         .iter()
@@ -474,7 +478,7 @@ fn counts(counts: &BTreeMap<String, u64>) -> String {
     }
 }
 
-/// Returns `1 order`, `2 orders`, `2 deliveries`.
+/// Returns count and noun as a text such as `1 order`, `2 orders` or `2 deliveries`.
 pub(crate) fn plural(count: u64, noun: &str) -> String {
     let number = thousands(count);
     match (count, noun.strip_suffix('y')) {
@@ -484,7 +488,7 @@ pub(crate) fn plural(count: u64, noun: &str) -> String {
     }
 }
 
-/// Returns microseconds as milliseconds, with digits that fit the size.
+/// Returns microseconds as a text in milliseconds. Larger values have fewer decimals.
 pub(crate) fn millis(us: u64) -> String {
     match us {
         0..10_000 => format!("{:.2} ms", us as f64 / 1000.0),
@@ -493,7 +497,7 @@ pub(crate) fn millis(us: u64) -> String {
     }
 }
 
-/// Returns `1234567` as `1,234,567`.
+/// Returns a number with commas between thousands: `1234567` becomes `1,234,567`.
 pub(crate) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);

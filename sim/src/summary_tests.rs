@@ -1,4 +1,5 @@
-//! The table names every result once, fits 80 columns, and has one verdict.
+//! Tests that the table of a run's summary names every result once, fits 80 columns, and has one
+//! verdict.
 
 use super::*;
 use crate::front::OrderRecord;

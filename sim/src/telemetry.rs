@@ -1,13 +1,13 @@
-//! Live state of a run, written by its parts and read by every view.
+//! Live state of a run: the parts of a simulation write it, and every view reads it.
 //!
-//! The front's recorder, the monitor of both servers and the driver of node events write here. A
-//! view (progress line, terminal, web page) reads a copy.
+//! The front's recorder, the monitor of both servers and the driver of node events are the writers.
+//! A view (progress line, terminal, web page) reads a copy.
 //!
 //! Invariants:
-//! - A reader holds the lock for one copy of the counts and of the seconds it asked for, never
-//!   while it draws.
-//! - Second `n` is published once, after it has ended; the last published second never changes.
-//! - The newest [`SECONDS_MAX`] seconds and [`EVENTS_MAX`] events stay in memory; the run folder
+//! - A reader holds the lock only while it copies the counts and the requested seconds, never while
+//!   it draws.
+//! - Second `n` is published once, after it has ended. A published second never changes.
+//! - The newest [`SECONDS_MAX`] seconds and [`EVENTS_MAX`] events stay in memory. The run folder
 //!   has all of them.
 //!
 //! Deliberately absent: percentiles over several seconds. Percentiles cannot be added, so the
@@ -24,9 +24,10 @@ use crate::latency::Latency;
 use crate::warehouse::unix_ms;
 use crate::wire::WarehouseSummary;
 
-/// Seconds kept in memory: an hour, more than a view can draw.
+/// Maximum number of seconds kept in memory: one hour, more than a view can draw.
 pub const SECONDS_MAX: usize = 3_600;
-/// Events kept in memory: a rolling restart of 16 nodes every second for 10 minutes.
+/// Maximum number of events kept in memory: 16 events every second for 10 minutes, such as restarts
+/// of all nodes.
 pub const EVENTS_MAX: usize = 10_000;
 
 /// A route of the order management that the front calls.
@@ -46,15 +47,15 @@ pub enum Route {
 impl Route {
     /// Number of routes.
     pub const COUNT: usize = 4;
-    /// All routes, in the order of reports.
+    /// All routes, in the order in which reports list them.
     pub const ALL: [Self; Self::COUNT] = [Self::Stats, Self::Order, Self::Payment, Self::Cancel];
 
-    /// Position in [`Self::ALL`].
+    /// Returns the position of the route in [`Self::ALL`].
     pub fn index(self) -> usize {
         self as usize
     }
 
-    /// Short name, as in thresholds and in the columns of `series.csv`.
+    /// Returns the short name of the route, as in thresholds and in the columns of `series.csv`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Stats => "stats",
@@ -64,7 +65,7 @@ impl Route {
         }
     }
 
-    /// Method and path template.
+    /// Returns the method and the path template of the route.
     pub fn template(self) -> &'static str {
         match self {
             Self::Stats => "GET /aggregate-stats/{product}",
@@ -79,21 +80,22 @@ impl Route {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// The order management does not answer yet or has no stock.
+    /// The order management does not answer yet, or has no stock yet.
     #[default]
     Waiting,
-    /// Requests are being started.
+    /// The front starts requests.
     Sending,
-    /// No request is started any more; payments that are due and requests in flight go on.
+    /// The sending window, in which orders and statistics requests start, is over. Payments that
+    /// are due are still sent, and requests in flight are completed.
     Draining,
-    /// The audit compares both sides.
+    /// The audit compares the order management with the warehouse.
     Auditing,
     /// The run has ended.
     Done,
 }
 
 impl Phase {
-    /// The stage as one word.
+    /// Returns the stage as one word.
     pub fn name(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -108,125 +110,129 @@ impl Phase {
 /// Counts of one route since the start of the run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteState {
-    /// Requests that ended.
+    /// Number of requests that ended, with or without an answer.
     pub requests: u64,
-    /// Requests answered with a status below 400.
+    /// Number of requests answered with a status below 400.
     pub ok: u64,
-    /// Number of failed requests, by status and problem, or by the reason of a missing answer.
+    /// Number of failed requests, by status and problem (RFC 9457), or by the reason of a missing
+    /// answer.
     pub errors: BTreeMap<String, u64>,
-    /// Latency without the warm-up.
+    /// Percentiles of the latency, without the requests of the warm-up.
     pub latency: Latency,
 }
 
 impl RouteState {
-    /// Returns the number of requests that were not answered with a status below 400.
+    /// Returns the number of requests that failed: a status of 400 or above, or no answer.
     pub fn failed(&self) -> u64 {
         self.requests - self.ok
     }
 }
 
-/// One route in one second.
+/// Results of one route in one second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteSecond {
-    /// Requests that ended in this second.
+    /// Number of requests that ended in this second.
     pub requests: u64,
-    /// Requests with another status than one below 400, or without an answer.
+    /// Number of failed requests: a status of 400 or above, or no answer.
     pub failed: u64,
     /// Median latency, microseconds.
     pub p50_us: u64,
-    /// 99th percentile, microseconds.
+    /// 99th percentile of the latency, microseconds.
     pub p99_us: u64,
-    /// Maximum, microseconds.
+    /// Largest latency, microseconds.
     pub max_us: u64,
 }
 
-/// One second of a run. Requests belong to the second of their end.
+/// One second of a run. A request belongs to the second in which it ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecondPoint {
     /// Seconds since the start of the run, from 0.
     pub second: u64,
-    /// Requests started.
+    /// Number of requests started in this second.
     pub sent: u64,
-    /// Requests answered with a status below 400.
+    /// Number of requests answered with a status below 400.
     pub ok: u64,
-    /// Requests with another status, or without an answer.
+    /// Number of failed requests: a status of 400 or above, or no answer.
     pub failed: u64,
-    /// Requests that started late.
+    /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
-    /// Requests that were never started because they were too late.
+    /// Number of requests that were dropped because their lag was too large.
     pub dropped: u64,
-    /// Requests in flight at the end of the second.
+    /// Number of requests in flight at the end of the second.
     pub in_flight: u64,
-    /// 99th percentile of the schedule lag, microseconds.
+    /// 99th percentile of the lag, microseconds.
     pub lag_p99_us: u64,
-    /// The routes, as in [`Route::ALL`].
+    /// Results of each route, in the order of [`Route::ALL`].
     pub routes: [RouteSecond; Route::COUNT],
-    /// Orders of this run by state, at the end of the second.
+    /// Number of orders of this run by state, at the end of the second.
     pub orders: BTreeMap<String, u64>,
-    /// Messages that the warehouse has not confirmed, dead ones included.
+    /// Number of messages in the outbox that the warehouse has not confirmed, dead letters
+    /// included.
     pub outbox: u64,
-    /// Dead letters.
+    /// Number of dead letters in the outbox.
     pub outbox_dead: u64,
-    /// `true` while the circuit breaker is open.
+    /// `true` while the circuit breaker of the calls to the warehouse is open.
     pub warehouse_away: bool,
-    /// Orders that the warehouse announced in this run.
+    /// Number of orders that the warehouse has taken into preparation since the start of this run.
     pub announced: u64,
-    /// Deliveries of the warehouse in this run.
+    /// Number of deliveries of the warehouse since the start of this run.
     pub delivered: u64,
-    /// Members of the ring.
+    /// Number of members of the ring.
     pub nodes: u64,
     /// Epoch of the ring.
     pub epoch: u64,
 }
 
-/// A node as the order management describes it.
+/// A member of the ring, as the order management describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeState {
     /// The node's name.
     pub name: String,
-    /// Slots of its volume.
+    /// Number of slots of the node's volume.
     pub slots: u64,
-    /// `true` if its volume is served.
+    /// `true` if this node or another one serves this node's volume.
     pub is_served: bool,
 }
 
 /// State of the order management as of the last poll.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterState {
-    /// `true` if the last poll was answered.
+    /// `true` if the order management answered the last poll.
     pub is_reachable: bool,
-    /// The node that answers the polls.
+    /// Name of the node that answers the polls.
     pub answered_by: String,
     /// Epoch of the ring.
     pub epoch: u64,
-    /// Members of the ring by name.
+    /// Members of the ring, ordered by name.
     pub nodes: Vec<NodeState>,
-    /// Volumes served by the node that answers.
+    /// Names of the volumes that are served by the node that answers the polls.
     pub volumes: Vec<String>,
-    /// Ring and nodes in detail; empty if the node has no web console.
+    /// The ring and the nodes in detail; empty if the node has no web console.
     #[serde(default)]
     pub detail: ClusterDetail,
-    /// Orders of the whole data folder by state.
+    /// Number of orders by state in the whole data folder, earlier runs included.
     pub orders_total: BTreeMap<String, u64>,
-    /// Orders by state before the first request of this run.
+    /// Number of orders by state before the first request of this run.
     pub orders_before: BTreeMap<String, u64>,
-    /// Messages that the warehouse has not confirmed, dead ones included.
+    /// Number of messages in the outbox that the warehouse has not confirmed, dead letters
+    /// included.
     pub outbox: u64,
-    /// Dead letters.
+    /// Number of dead letters in the outbox.
     pub outbox_dead: u64,
-    /// Calls to the warehouse in flight.
+    /// Number of calls to the warehouse in flight.
     pub outbox_in_flight: u64,
-    /// `true` while the circuit breaker is open.
+    /// `true` while the circuit breaker of the calls to the warehouse is open.
     pub warehouse_away: bool,
-    /// Stock snapshots applied since the data folder was made.
+    /// Number of stock snapshots applied since the data folder was created.
     pub stock_snapshots: u64,
-    /// Statistics files applied since the data folder was made.
+    /// Number of statistics files applied since the data folder was created.
     pub stat_files: u64,
 }
 
 impl ClusterState {
-    /// Returns the orders of this run by state: the difference to the counts before it. An order of
-    /// an earlier run that changes its state during this run moves the difference, never below 0.
+    /// Returns the number of orders of this run by state: the total less the number before the run.
+    /// An order of an earlier run that changes its state during this run distorts the numbers, but
+    /// they never fall below 0.
     pub fn orders_of_run(&self) -> BTreeMap<String, u64> {
         let before = |state: &String| self.orders_before.get(state).copied().unwrap_or_default();
         let total = self.orders_total.iter();
@@ -250,9 +256,9 @@ pub enum EventKind {
     Kill,
     /// A node's process was paused.
     Pause,
-    /// A paused process continues.
+    /// The process of a paused node continues.
     Resume,
-    /// A node left for good.
+    /// A node left the cluster for good.
     Leave,
     /// A member appeared in or disappeared from the ring.
     Ring,
@@ -267,7 +273,7 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// The kind as one word.
+    /// Returns the kind as one word.
     pub fn name(self) -> &'static str {
         match self {
             Self::Load => "load",
@@ -289,63 +295,64 @@ impl EventKind {
 /// An event of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunEvent {
-    /// Unix milliseconds.
+    /// Time of the event, unix milliseconds.
     pub at_ms: u64,
-    /// Milliseconds since the start of the run; 0 for events before it.
+    /// Milliseconds since the first request of the run; 0 for events before it.
     pub offset_ms: u64,
     /// The kind of the event.
     pub kind: EventKind,
     /// Node, load phase or fault that the event is about.
     pub subject: String,
-    /// One sentence for people.
+    /// Description of the event for people, one sentence.
     pub text: String,
 }
 
 /// Live state of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
-    /// Stage.
+    /// Current stage of the run.
     pub phase: Phase,
     /// Name of the scenario.
     pub scenario: String,
     /// Seed of all random choices.
     pub seed: u64,
-    /// Start of the first request, unix milliseconds; 0 before it.
+    /// Start of the first request, unix milliseconds; 0 before that request.
     pub started_at_ms: u64,
     /// Time since the start of the first request.
     pub elapsed: Duration,
-    /// Length of the sending window.
+    /// Configured length of the sending window, the time in which orders and statistics requests
+    /// start.
     pub sending_window: Duration,
-    /// Requests started.
+    /// Number of requests started.
     pub sent: u64,
-    /// Requests that ended.
+    /// Number of requests that ended, with or without an answer.
     pub answered: u64,
-    /// Requests that were not answered with a status below 400.
+    /// Number of failed requests: a status of 400 or above, or no answer.
     pub failed: u64,
-    /// Requests that started late.
+    /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
-    /// Requests that were never started because they were too late.
+    /// Number of requests that were dropped because their lag was too large.
     pub dropped: u64,
-    /// Schedule lag since the start: actual start minus intended start.
+    /// Lag of the requests since the start: actual start minus intended start.
     pub lag: Latency,
-    /// The routes, as in [`Route::ALL`].
+    /// Counts of each route, in the order of [`Route::ALL`].
     pub routes: [RouteState; Route::COUNT],
-    /// The newest seconds, oldest first.
+    /// The newest seconds of the run, oldest first.
     pub seconds: VecDeque<SecondPoint>,
-    /// The newest events, oldest first.
+    /// The newest events of the run, oldest first.
     pub events: VecDeque<RunEvent>,
-    /// The order management.
+    /// State of the order management.
     pub cluster: ClusterState,
-    /// The warehouse; `None` before its first answer.
+    /// The warehouse's counts; `None` before its first answer.
     pub warehouse: Option<WarehouseSummary>,
-    /// Counts of the warehouse before the first request of this run.
+    /// The warehouse's counts before the first request of this run.
     pub warehouse_before: WarehouseSummary,
     /// Progress of the audit in words.
     pub audit: String,
 }
 
 impl RunState {
-    /// Returns the state of a route.
+    /// Returns the counts of a route.
     pub fn route(&self, route: Route) -> &RouteState {
         &self.routes[route.index()]
     }
@@ -355,14 +362,15 @@ impl RunState {
         self.sent.saturating_sub(self.answered)
     }
 
-    /// Returns the warehouse's counts of this run.
+    /// Returns the warehouse's counts since the start of this run; `None` before its first answer.
     pub fn warehouse_of_run(&self) -> Option<WarehouseSummary> {
         self.warehouse
             .as_ref()
             .map(|now| now.since(&self.warehouse_before))
     }
 
-    /// Appends a second that has ended.
+    /// Appends a second that has ended, with the current state of both servers. If the list is
+    /// full, the oldest second is removed.
     pub fn push_second(&mut self, mut point: SecondPoint) {
         point.in_flight = self.in_flight();
         point.orders = self.cluster.orders_of_run();
@@ -379,7 +387,7 @@ impl RunState {
         self.seconds.push_back(point);
     }
 
-    /// Returns a copy with the newest `seconds` seconds and `events` events only.
+    /// Returns a copy of the state with only the newest `seconds` seconds and `events` events.
     fn tail(&self, seconds: usize, events: usize) -> Self {
         let newest = |len: usize, wanted: usize| len.saturating_sub(wanted);
         Self {
@@ -414,17 +422,17 @@ impl RunState {
     }
 }
 
-/// Handle of a run's live state; clones share it.
+/// Handle of a run's live state. Clones of the handle share the state.
 #[derive(Debug, Clone, Default)]
 pub struct Telemetry(watch::Sender<RunState>);
 
 impl Telemetry {
-    /// Returns a copy with the newest `seconds` seconds and `events` events.
+    /// Returns a copy of the state with only the newest `seconds` seconds and `events` events.
     pub fn snapshot(&self, seconds: usize, events: usize) -> RunState {
         self.0.borrow().tail(seconds, events)
     }
 
-    /// Calls `read` with the state. `read` must be short, because writers wait for it.
+    /// Calls `read` with the state. `read` must be short, because writers wait until it returns.
     pub fn read<T>(&self, read: impl FnOnce(&RunState) -> T) -> T {
         read(&self.0.borrow())
     }
@@ -439,7 +447,7 @@ impl Telemetry {
         self.0.subscribe()
     }
 
-    /// Appends an event of this moment, and logs it.
+    /// Appends an event with the current time, and logs it.
     pub fn event(&self, kind: EventKind, subject: impl Into<String>, text: impl Into<String>) {
         let at_ms = unix_ms();
         let (subject, text) = (subject.into(), text.into());

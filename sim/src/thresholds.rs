@@ -18,8 +18,8 @@
 //! | `late` `dropped` | | number or share |
 //! | `findings` `waiting` `dead` | | number |
 //!
-//! The routes are `stats`, `order`, `payment` and `cancel`. A fault of the text is reported with
-//! its column.
+//! The routes are `stats`, `order`, `payment` and `cancel`. An error in the text of a condition is
+//! reported with its column.
 
 use std::fmt;
 use std::str::FromStr;
@@ -42,7 +42,7 @@ pub struct Threshold {
     unit: Unit,
 }
 
-/// The routes that a metric is about.
+/// The routes that a metric covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
     One(Route),
@@ -58,7 +58,7 @@ impl Scope {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Statistic {
-    /// In thousandths.
+    /// Quantile in thousandths: 999 is the 99.9th percentile.
     Quantile(u16),
     Max,
     Mean,
@@ -119,7 +119,7 @@ enum Unit {
     Percent,
 }
 
-/// A condition that cannot be read.
+/// Error for a condition that cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?}, column {column}: {problem}")]
 pub struct ThresholdError {
@@ -129,24 +129,25 @@ pub struct ThresholdError {
     problem: String,
 }
 
-/// Result of a condition.
+/// Result of one condition.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ThresholdResult {
-    /// The condition.
+    /// The text of the condition.
     pub condition: String,
-    /// The measured value with its unit; `None` if it is not known, for example without an audit.
+    /// The measured value with its unit; `None` if the value is unknown, for example without an
+    /// audit.
     pub measured: Option<String>,
-    /// `true` if the condition holds or cannot be checked, as a latency of an invalid run: the run
-    /// fails.
+    /// `true` if the condition holds or cannot be checked, for example a latency of an invalid run.
+    /// In both cases the run fails.
     pub is_missed: bool,
 }
 
-/// The results that conditions are about.
+/// The results of a run, with which conditions are compared.
 #[derive(Debug, Clone, Copy)]
 pub struct Measured<'a> {
     /// The front's results.
     pub front: &'a FrontReport,
-    /// The audit's; `None` if there was none.
+    /// The audit's results; `None` without an audit.
     pub audit: Option<&'a AuditReport>,
 }
 
@@ -170,7 +171,8 @@ impl Measured<'_> {
             .sum()
     }
 
-    /// Returns a value and the total that a share is of; `None` without an audit.
+    /// Returns the value of a metric, and the total for a share in percent. Returns `None` if the
+    /// metric needs an audit and there is none.
     fn value(&self, metric: Metric) -> Option<(f64, f64)> {
         let front = self.front;
         let audit = |count: fn(&AuditReport) -> u64| self.audit.map(|audit| (count(audit) as f64, 1.0));
@@ -209,7 +211,7 @@ impl Threshold {
             Unit::Percent => 100.0 * value / total.max(1.0),
             Unit::Number | Unit::Microseconds => value,
         });
-        // Latencies of a front that was late are not those of the server.
+        // If the lag of the front was too large, its latencies are not those of the server.
         let is_unsure = matches!(self.metric, Metric::Latency(..)) && !measured.front.is_valid();
         ThresholdResult {
             condition: self.text.clone(),
@@ -263,11 +265,11 @@ impl FromStr for Threshold {
     }
 }
 
-/// Names of the metrics, for errors.
+/// Names of the metrics, for error messages.
 const METRICS: &str = "p50, p90, p95, p99, p999, max, mean, errors, requests, orders, rate, late, dropped, \
                        findings, waiting, dead";
 
-/// A reader of a condition, with the byte that it has reached.
+/// Parser of a condition. `at` is the number of bytes parsed so far.
 struct Parser<'a> {
     text: &'a str,
     at: usize,
@@ -292,7 +294,8 @@ impl<'a> Parser<'a> {
         self.at += rest.len() - rest.trim_start().len();
     }
 
-    /// Takes the longest run of characters of a kind, after spaces.
+    /// Skips spaces, then parses the longest sequence of characters for which `is_part` is true.
+    /// Returns its position and its text.
     fn take(&mut self, is_part: impl Fn(char) -> bool) -> (usize, &'a str) {
         self.skip_spaces();
         let (from, rest) = (self.at, self.rest());

@@ -1,4 +1,5 @@
-//! Conditions are read or refused with a column, and compared with the results of a run.
+//! Tests that conditions are parsed or refused with a column, and compared with the results of a
+//! run.
 
 use super::*;
 use crate::front::OrderRecord;

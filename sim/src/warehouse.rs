@@ -1,13 +1,13 @@
-//! The warehouse: the other side of the order management's outbox, with real stock.
+//! The warehouse: the system that receives the order management's outbox messages, with real stock.
 //!
-//! It follows the contract for warehouses, `docs/warehouse.md` of the project. It answers slowly
-//! and sometimes badly on purpose ([`Behaviour`]), sends its stock every 15 s, and writes a file of
-//! sales every 10 s, the first of each at its start.
+//! The warehouse follows the contract for warehouses, `docs/warehouse.md`. On purpose, it answers
+//! slowly and sometimes wrongly ([`Behaviour`]). The warehouse sends a stock snapshot every 15 s
+//! and writes a statistics file every 10 s. The first of each is made at the start.
 //!
 //! Invariants:
 //! - A delivery of units that are not in stock is refused and counted.
-//! - Confirmed calls are in the ledger, which survives a kill or a power cut. A warehouse started
-//!   again on the same folder goes on from there.
+//! - Confirmed calls are in the ledger, which survives a kill or a power cut. A warehouse that is
+//!   started again on the same folder continues from its ledger.
 //! - A snapshot names the last delivery that it counts (`X-Stock-As-Of`).
 //!
 //! | also served | |
@@ -46,28 +46,30 @@ use books::{Books, Entry, LEDGER_VERSION, OrderCounts};
 use ledger::{Ledger, Ticket};
 pub use stock::{Stock, StockCsv, StockShape};
 
-/// Settings of a warehouse; `Default` is the original's.
+/// Settings of a warehouse. `Default` gives the settings of the warehouse of the original system,
+/// from which this project grew.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WarehouseConfig {
-    /// Address to listen on; port 0 takes a free one.
+    /// Address to listen on. Port 0 selects a free port.
     pub listen: SocketAddr,
-    /// The order management.
+    /// Address of the order management.
     pub oms: Endpoint,
-    /// Folder of the statistics files, and of the ledger `warehouse/ledger.jsonl` below it.
+    /// Folder for the statistics files. The ledger is `warehouse/ledger.jsonl` in this folder.
     pub data: PathBuf,
-    /// Seed of everything random.
+    /// Seed of all random choices.
     pub seed: u64,
-    /// Numbers of products and stores in a new ledger. An existing ledger keeps its own numbers.
+    /// Numbers of products and stores of a new ledger. An existing ledger keeps its own numbers.
     pub shape: StockShape,
     /// Time from one stock snapshot to the next.
     pub snapshot_every: Duration,
-    /// Time from one statistics file to the next. The first one is written at the start.
+    /// Time from one statistics file to the next. The first file is written at the start.
     pub stat_file_every: Duration,
-    /// Lines of a statistics file: products 1 to this.
+    /// Number of lines of a statistics file: one for each product from 1.
     pub stat_file_lines: u32,
-    /// Behaviour at the start.
+    /// Behaviour when the warehouse starts.
     pub behaviour: Behaviour,
-    /// `true` if sold units come back into stock, bit by bit.
+    /// `true` if sold units are put back into stock before each snapshot, for about half of the
+    /// products and stores at a time.
     pub restock: bool,
 }
 
@@ -112,7 +114,7 @@ impl WarehouseConfig {
     }
 }
 
-/// Books and ledger, which only change together.
+/// Books and ledger. One lock protects both, because they change together.
 #[derive(Debug)]
 struct Inside {
     books: Books,
@@ -120,9 +122,10 @@ struct Inside {
 }
 
 impl Inside {
-    /// Applies and writes an entry that these books have just decided on.
+    /// Applies an entry to the books and appends it to the ledger. The entry must be a decision of
+    /// these books. Returns the ticket for its durability.
     fn enter(&mut self, entry: &Entry) -> Ticket {
-        // Decided from these very books, under the same lock.
+        // The books decided this entry under the same lock, so applying it cannot fail.
         self.books.apply(entry).expect("a decision fits its own books");
         self.ledger.append(entry)
     }
@@ -156,7 +159,7 @@ struct Shared {
     behaviour: watch::Sender<Arc<Behaviour>>,
     inside: Mutex<Inside>,
     counters: Counters,
-    /// Names of the calls that are being carried out.
+    /// Names of the calls that are in progress, such as `deliver KEY`.
     in_flight: Mutex<HashSet<String>>,
     stopping: watch::Receiver<bool>,
     stocked: watch::Sender<bool>,
@@ -164,8 +167,8 @@ struct Shared {
 
 impl Shared {
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        // An entry is applied whole or not at all, so that the books are sound even after a panic
-        // elsewhere.
+        // An entry is applied whole or not at all. So the books are consistent even if another
+        // holder of the lock panicked.
         self.inside.lock()
     }
 
@@ -173,15 +176,15 @@ impl Shared {
         Arc::clone(&self.behaviour.borrow())
     }
 
-    /// Returns once the warehouse is to stop.
+    /// Waits until the warehouse is told to stop.
     async fn stopped(&self) {
-        // An error means that the handle is gone, which is a stop as well.
+        // An error means that the sender is dropped, which also stops the warehouse.
         let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
     }
 
-    /// Returns once the warehouse goes away.
+    /// Waits until the behaviour makes the warehouse unreachable (`is_away`).
     async fn went_away(&self) {
-        // The sender lives in this struct.
+        // The sender is a field of `self`, so `wait_for` cannot fail.
         let _ = self.behaviour.subscribe().wait_for(|now| now.is_away).await;
     }
 
@@ -231,8 +234,8 @@ pub struct Warehouse {
 }
 
 impl Warehouse {
-    /// Opens the ledger, listens, and begins to send stock, trying until the order management is
-    /// up.
+    /// Opens the ledger, listens, and starts to send stock snapshots. A snapshot is retried until
+    /// the order management answers.
     ///
     /// # Errors
     /// If a setting cannot be used, the data folder cannot be written or is in use, the ledger is
@@ -297,28 +300,30 @@ impl Warehouse {
         })
     }
 
-    /// Returns the address that the warehouse serves.
+    /// Returns the address on which the warehouse listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Returns the counts of this moment.
+    /// Returns the current counts.
     pub fn summary(&self) -> WarehouseSummary {
         self.shared.summary()
     }
 
-    /// Returns a handle that changes the behaviour; it outlives the warehouse without effect.
+    /// Returns a handle that changes the behaviour. After the warehouse stops, the handle has no
+    /// effect.
     pub fn control(&self) -> WarehouseControl {
         WarehouseControl(Arc::clone(&self.shared))
     }
 
-    /// Returns once the order management has taken a first snapshot of the stock.
+    /// Waits until the order management has accepted the first snapshot of the stock.
     pub async fn stocked(&self) {
-        // The sender lives in the shared state, which this handle holds.
+        // `self` holds the shared state with the sender, so `wait_for` cannot fail.
         let _ = self.shared.stocked.subscribe().wait_for(|stocked| *stocked).await;
     }
 
-    /// Stops: accepts no new calls, answers 503 to those that still wait, and finishes the ledger.
+    /// Stops the warehouse: accepts no new calls, answers 503 to calls that still wait, and
+    /// finishes the ledger. Returns the last counts.
     pub async fn stop(mut self) -> WarehouseSummary {
         self.stop.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
@@ -330,23 +335,23 @@ impl Warehouse {
     }
 }
 
-/// Changes the behaviour of a warehouse while it runs.
+/// Handle that changes the behaviour of a running warehouse.
 #[derive(Debug, Clone)]
 pub struct WarehouseControl(Arc<Shared>);
 
 impl WarehouseControl {
-    /// Sets the behaviour of all calls that come from now on.
+    /// Sets the behaviour for all calls that arrive from now on.
     pub fn set_behaviour(&self, behaviour: Behaviour) {
         self.0.behaviour.send_replace(Arc::new(behaviour));
     }
 
-    /// Returns the name of the behaviour in force.
+    /// Returns the name of the current behaviour.
     pub fn behaviour_name(&self) -> String {
         self.0.behaviour().name.clone()
     }
 }
 
-/// Returns the wall clock in unix milliseconds.
+/// Returns the current time of day in unix milliseconds.
 pub(crate) fn unix_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -1,15 +1,15 @@
-//! Messages on the wire, as this side understands them.
+//! Messages on the wire, as the simulators understand them.
 //!
-//! The simulators know the order management only by its public routes, as a real shop and a real
-//! warehouse would. These types are their own and not borrowed from it: if the two drift apart, a
-//! run shows it. Reading is lenient (unknown fields are ignored, optional ones may be absent),
-//! writing is exact.
+//! The simulators use only the public routes of the order management, as a real shop and a real
+//! warehouse would. These types are defined here and not taken from the order management, so a run
+//! detects a difference between the two. Reading is lenient: unknown fields are ignored, and
+//! optional fields may be absent. Writing is exact.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// One product of an order.
+/// One line of an order: a product and its quantity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Product {
     /// The product's number, from 1.
@@ -18,12 +18,12 @@ pub struct Product {
     pub quantity: u32,
 }
 
-/// The body of `POST /order`.
+/// The body of `POST /order`, which places an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewOrder {
     /// The order's id: an integer as text.
     pub id: String,
-    /// The lines.
+    /// The lines of the order.
     pub products: Vec<Product>,
 }
 
@@ -38,35 +38,35 @@ pub struct Payment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OrderState {
-    /// Accepted, and no store chosen yet.
+    /// The order is accepted, and no store is chosen yet.
     Received,
-    /// A store has reserved the units.
+    /// A store has reserved the units of the order.
     Reserved,
-    /// The warehouse prepares it.
+    /// The warehouse prepares the order.
     Announced,
-    /// Paid.
+    /// The customer has paid the order.
     Paid,
-    /// The warehouse has been asked to deliver.
+    /// The warehouse has been asked to deliver the order.
     Delivering,
-    /// The warehouse has delivered.
+    /// The warehouse has delivered the order.
     Delivered,
-    /// No store has the units.
+    /// No store has the units of the order.
     Rejected,
-    /// Cancelled by the customer.
+    /// The customer has cancelled the order.
     Cancelled,
-    /// Not paid in time.
+    /// The order was not paid in time.
     Expired,
-    /// Refused by the warehouse for good.
+    /// The warehouse has refused the order for good.
     Failed,
-    /// Paid, and the money is to go back, because the order will not be delivered.
+    /// The order is paid and will not be delivered, so the payment must be refunded.
     RefundWanted,
-    /// A state that this program does not know, which the audit reports.
+    /// A state that this version of the simulator does not know. The audit reports it.
     #[serde(other)]
     Unknown,
 }
 
 impl OrderState {
-    /// All states, in the order of an order's life.
+    /// All states, in the order in which an order reaches them.
     pub const ALL: [Self; 11] = [
         Self::Received,
         Self::Reserved,
@@ -81,7 +81,7 @@ impl OrderState {
         Self::RefundWanted,
     ];
 
-    /// Returns the name on the wire.
+    /// Returns the name of the state in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Received => "received",
@@ -99,7 +99,8 @@ impl OrderState {
         }
     }
 
-    /// Returns `true` while the order may still be delivered, and so must have its units reserved.
+    /// Returns `true` if the order may still be delivered. The units of such an order must be
+    /// reserved.
     pub fn is_open(self) -> bool {
         matches!(
             self,
@@ -114,22 +115,22 @@ impl std::fmt::Display for OrderState {
     }
 }
 
-/// An order as the order management shows it (`GET /order/{id}`, `GET /orders`).
+/// An order, as `GET /order/{id}` and `GET /orders` return it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// The order's id.
     pub id: String,
-    /// The lines.
+    /// The lines of the order.
     pub products: Vec<Product>,
-    /// The chosen store; `None` before the choice.
+    /// Number of the chosen store; `None` before the choice.
     #[serde(default)]
     pub store_id: Option<u32>,
     /// The state of the order.
     pub state: OrderState,
-    /// Transaction id of the payment; `None` before it.
+    /// Transaction id of the payment; `None` before the payment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction_id: Option<u64>,
-    /// Transaction ids of payments to be refunded.
+    /// Transaction ids of the payments to be refunded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refund_transaction_ids: Vec<u64>,
     /// Time of creation, unix milliseconds.
@@ -145,18 +146,18 @@ pub struct Order {
 pub struct OrdersPage {
     /// The orders of this page.
     pub orders: Vec<Order>,
-    /// Cursor of the next page; `None` on the last one.
+    /// Cursor of the next page; `None` on the last page.
     pub next: Option<String>,
 }
 
 /// Units of a store that are reserved for an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
-    /// The order.
+    /// Id of the order.
     pub order: String,
-    /// The store.
+    /// Number of the store.
     pub store: u32,
-    /// The units.
+    /// The reserved units of each product.
     pub products: Vec<Product>,
 }
 
@@ -165,7 +166,7 @@ pub struct Reservation {
 pub struct ReservationsPage {
     /// The reservations of this page.
     pub reservations: Vec<Reservation>,
-    /// Cursor of the next page; `None` on the last one.
+    /// Cursor of the next page; `None` on the last page.
     pub next: Option<String>,
 }
 
@@ -173,9 +174,9 @@ pub struct ReservationsPage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MessageKind {
-    /// Take the order into preparation.
+    /// Asks the warehouse to prepare the order.
     Announce,
-    /// Deliver it.
+    /// Asks the warehouse to deliver the order.
     Deliver,
 }
 
@@ -192,25 +193,25 @@ impl std::fmt::Display for MessageKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MessageState {
-    /// To be sent, or sent again.
+    /// The message is to be sent, or sent again.
     Waiting,
-    /// Dead letter: waits for an operator.
+    /// The message is a dead letter: it is not sent again until an operator acts.
     Dead,
 }
 
-/// A message that the warehouse has not yet confirmed.
+/// A message in the outbox, which the warehouse has not yet confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// The order.
+    /// Id of the order.
     pub order: String,
     /// The kind of the message.
     pub kind: MessageKind,
     /// The state of the message.
     pub state: MessageState,
-    /// Number of tries.
+    /// Number of failed attempts to send the message.
     #[serde(default)]
     pub attempts: u32,
-    /// Reason of the last failed try; `None` before one.
+    /// Reason of the last failed attempt; `None` if no attempt has failed.
     #[serde(default)]
     pub last_error: Option<String>,
 }
@@ -220,11 +221,11 @@ pub struct Message {
 pub struct OutboxPage {
     /// The messages of this page.
     pub messages: Vec<Message>,
-    /// Cursor of the next page; `None` on the last one.
+    /// Cursor of the next page; `None` on the last page.
     pub next: Option<String>,
 }
 
-/// The server of a volume, as in `GET /ring`.
+/// The node that serves a volume, as in `GET /ring`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Owner {
     /// The node's name.
@@ -233,140 +234,142 @@ pub struct Owner {
     pub address: String,
 }
 
-/// `GET /ring`: the ring, and where the server of each volume answers.
+/// The document of `GET /ring`: the ring, and the address of the node that serves each volume.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct RingDocument {
-    /// The ring.
+    /// The assignment of slots to volumes.
     #[serde(flatten)]
     pub ring: imt_ring::Ring,
-    /// The server of each volume.
+    /// The node that serves each volume, by the volume's name.
     pub owners: BTreeMap<String, Owner>,
 }
 
-/// Members of the ring and their slots, as in `GET /health`.
+/// The ring in `GET /health`: its members and their slots.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingHealth {
-    /// Slots by member.
+    /// Number of slots of each member, by name.
     #[serde(default)]
     pub members: BTreeMap<String, u64>,
 }
 
-/// State of the calls to the warehouse, as a node reports it.
+/// State of a node's calls to the warehouse.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WarehouseStatus {
-    /// The circuit breaker is open, and messages wait.
+    /// The circuit breaker is open, so messages wait in the outbox.
     Away,
-    /// Messages are sent. Words of later versions are read as this one.
+    /// Messages are sent. Any unknown word of a later version is also read as `Ok`.
     #[default]
     #[serde(other)]
     Ok,
 }
 
-/// The part of `GET /health` that a simulation needs.
+/// The fields of `GET /health` that a simulation needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
-    /// The node that answered.
+    /// Name of the node that answered.
     #[serde(default)]
     pub node: String,
-    /// Epoch of its ring.
+    /// Epoch of the ring that the node knows.
     #[serde(default)]
     pub epoch: u64,
-    /// Orders by state.
+    /// Number of orders by state.
     #[serde(default)]
     pub orders: BTreeMap<String, u64>,
-    /// Messages that the warehouse has not confirmed, dead ones included.
+    /// Number of messages in the outbox that the warehouse has not confirmed, dead letters
+    /// included.
     #[serde(default)]
     pub outbox: u64,
-    /// Dead letters.
+    /// Number of dead letters in the outbox.
     #[serde(default)]
     pub outbox_dead: u64,
-    /// Calls to the warehouse in flight.
+    /// Number of calls to the warehouse in flight.
     #[serde(default)]
     pub outbox_in_flight: u64,
     /// State of the calls to the warehouse.
     #[serde(default)]
     pub warehouse: WarehouseStatus,
-    /// Stock snapshots applied.
+    /// Number of stock snapshots applied.
     #[serde(default)]
     pub stock_snapshots: u64,
-    /// Stores with stock.
+    /// Number of stores with stock.
     #[serde(default)]
     pub stores: u64,
-    /// Statistics files applied.
+    /// Number of statistics files applied.
     #[serde(default)]
     pub stat_files: u64,
-    /// The ring.
+    /// Members of the ring and their slots.
     #[serde(default)]
     pub ring: RingHealth,
     /// Start of the node that answered, unix milliseconds.
     #[serde(default)]
     pub up_since_ms: u64,
-    /// Volumes served by the node that answered.
+    /// Names of the volumes that are served by the node that answered.
     #[serde(default)]
     pub volumes: Vec<String>,
-    /// Volumes that are missing or did not answer.
+    /// Names of the volumes that no node serves, or that did not answer.
     #[serde(default)]
     pub unreachable: Vec<String>,
 }
 
-/// The body of `POST /order/new` and `POST /order/process_delivery` on the warehouse.
+/// The body of `POST /order/new` and `POST /order/process_delivery`, sent to the warehouse.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarehouseOrder {
     /// The order's id.
     pub id: String,
-    /// The lines.
+    /// The lines of the order.
     pub products: Vec<Product>,
-    /// The store.
+    /// Number of the store that has reserved the units.
     pub store_id: u32,
-    /// Transaction id of the payment; on deliveries only.
+    /// Transaction id of the payment; only in deliveries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction_id: Option<u64>,
 }
 
-/// `GET /summary` on the warehouse. Counts are those of the ledger, or since the start of the
-/// warehouse's process where so marked.
+/// The document of `GET /summary` of the warehouse. The counts are those of the whole ledger.
+/// Counts "since the start" begin with the start of the warehouse's process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarehouseSummary {
-    /// Name of the behaviour in force.
+    /// Name of the warehouse's current behaviour.
     #[serde(default)]
     pub behaviour: String,
-    /// Orders taken into preparation.
+    /// Number of orders taken into preparation.
     pub announced: u64,
-    /// Deliveries.
+    /// Number of deliveries.
     pub delivered: u64,
-    /// Deliveries refused because the store has not the units: attempts to oversell.
+    /// Number of deliveries refused because the store does not have the units: attempts to
+    /// oversell.
     pub refused: u64,
-    /// Calls refused because their order or key was used before with another content, since the
-    /// start.
+    /// Number of calls refused because their order or key was used before with other content, since
+    /// the start.
     #[serde(default)]
     pub conflicts: u64,
-    /// Calls refused because an earlier try was still being carried out, since the start.
+    /// Number of calls refused because an earlier try was still in progress, since the start.
     #[serde(default)]
     pub in_progress: u64,
-    /// Calls refused because of a malformed body, since the start.
+    /// Number of calls refused because of a malformed body, since the start.
     #[serde(default)]
     pub malformed: u64,
-    /// Calls answered 504, carried out or not, since the start.
+    /// Number of calls answered 504, performed or not, since the start.
     pub gateway_timeouts: u64,
-    /// Deliveries asked for again after their confirmation, since the start.
+    /// Number of delivery calls that repeated a confirmed delivery, since the start.
     pub duplicates_after_answer: u64,
-    /// Stock snapshots taken by the order management, since the start.
+    /// Number of stock snapshots accepted by the order management, since the start.
     pub snapshots_sent: u64,
-    /// Stock snapshots refused by the order management, since the start.
+    /// Number of stock snapshots refused by the order management, since the start.
     #[serde(default)]
     pub snapshots_refused: u64,
-    /// Statistics files written, since the start.
+    /// Number of statistics files written, since the start.
     pub stat_files_written: u64,
-    /// Faults by name, since the start.
+    /// Number of faults by name, since the start.
     #[serde(default)]
     pub faults: BTreeMap<String, u64>,
-    /// Quantities that were filled up.
+    /// Number of times that a product was restocked in a store.
     #[serde(default)]
     pub restocked: u64,
-    /// Sequence of the last delivery.
+    /// Sequence number of the last delivery.
     pub sequence: u64,
-    /// Seed of the stock on the first day.
+    /// Seed of the stock with which the warehouse's ledger began.
     #[serde(default)]
     pub seed: u64,
     /// Number of products.
@@ -378,7 +381,8 @@ pub struct WarehouseSummary {
 }
 
 impl WarehouseSummary {
-    /// Returns the counts since an earlier summary of the same process.
+    /// Returns the differences to an earlier summary of the same process. Settings and the sequence
+    /// number are kept as they are.
     pub fn since(&self, before: &Self) -> Self {
         let faults = self.faults.iter().map(|(name, count)| {
             let earlier = before.faults.get(name).copied().unwrap_or_default();
@@ -409,39 +413,39 @@ impl WarehouseSummary {
 /// A delivery in the warehouse's ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
-    /// The order.
+    /// Id of the order.
     pub order: String,
-    /// The store.
+    /// Number of the store.
     pub store: u32,
-    /// The lines.
+    /// The delivered lines.
     pub products: Vec<Product>,
     /// Transaction id of the payment.
     pub transaction_id: u64,
-    /// Number of deliveries of this order; more than one is an error.
+    /// Number of deliveries of this order. More than one delivery is an error.
     pub count: u32,
-    /// Number of the delivery in the ledger.
+    /// Sequence number of the delivery in the ledger.
     pub sequence: u64,
 }
 
 /// A page of `GET /ledger` on the warehouse.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerPage {
-    /// The deliveries of this page, by sequence.
+    /// The deliveries of this page, ordered by sequence number.
     pub deliveries: Vec<Delivery>,
-    /// Cursor of the next page; `None` on the last one.
+    /// Cursor of the next page; `None` on the last page.
     pub next: Option<String>,
 }
 
-/// Units that came back into stock.
+/// Units of a product that were put back into stock in a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restock {
-    /// The store.
+    /// Number of the store.
     pub store: u32,
-    /// The product.
+    /// Number of the product.
     pub product: u32,
     /// Number of units.
     pub units: u32,
-    /// Sequence of the last delivery before the units arrived.
+    /// Sequence number of the last delivery before the units arrived.
     pub after: u64,
 }
 
@@ -450,22 +454,22 @@ pub struct Restock {
 pub struct RestocksPage {
     /// The restocked units of this page, oldest first.
     pub restocks: Vec<Restock>,
-    /// Cursor of the next page; `None` on the last one.
+    /// Cursor of the next page; `None` on the last page.
     pub next: Option<String>,
 }
 
-/// A delivery that the warehouse refused because the store has not the units.
+/// A delivery that the warehouse refused because the store does not have the units.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// The order.
+    /// Id of the order.
     pub order: String,
-    /// The store.
+    /// Number of the store.
     pub store: u32,
-    /// The first product that is short.
+    /// Number of the first product with too few units.
     pub product: u32,
-    /// Units asked for.
+    /// Number of requested units.
     pub asked: u32,
-    /// Units in stock.
+    /// Number of units in stock.
     pub there: u32,
 }
 
@@ -474,24 +478,24 @@ pub struct Refusal {
 pub struct RefusalsPage {
     /// The refusals of this page, oldest first.
     pub refusals: Vec<Refusal>,
-    /// Cursor of the next page; `None` on the last one.
+    /// Cursor of the next page; `None` on the last page.
     pub next: Option<String>,
 }
 
-/// An error answer (`application/problem+json`).
+/// The body of an error answer (`application/problem+json`, RFC 9457).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// Kind of the problem, a stable name.
+    /// Kind of the problem: a stable name.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The problem in a few words.
+    /// Short description of the problem.
     pub title: String,
-    /// The HTTP status.
+    /// The HTTP status code.
     pub status: u16,
-    /// The problem in detail.
+    /// Detailed description of the problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// The wrong field of the body.
+    /// Name of the invalid field of the request's body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
 }

@@ -1,12 +1,13 @@
-//! Requests of the shop and their moments: a pure function of one seed.
+//! Planned requests of the front and their intended starts: a pure function of one seed.
 //!
 //! Invariants:
-//! - The whole timeline, payments included, is known before the first request is sent. It does not
-//!   depend on answers, so that a run can be repeated and a slow answer cannot slow the load down
-//!   (open loop).
-//! - Requests come in the order of their intended starts. Every request that belongs to an order
-//!   comes after it, except for a payment ahead of its order.
-//! - Ids are `first_id` and above, one for each request that is not about another one's order.
+//! - The whole timeline, payments included, is fixed before the first request is sent. The timeline
+//!   does not depend on answers. So a run is repeatable, and a slow answer cannot slow the load
+//!   down (open loop).
+//! - Requests are ordered by their intended starts. A payment or cancellation comes after its
+//!   order, except for a payment ahead of its order.
+//! - Every statistics request and every order has a new id, from `first_id`. Payments and
+//!   cancellations have no id of their own.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -25,30 +26,31 @@ pub use profile::{Arrivals, LoadPhase};
 pub use replay::Replay;
 use replay::Replayed;
 
-/// One request of the shop.
+/// One planned request of the front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// `GET /aggregate-stats/{product}`.
     Stats {
-        /// The request's id.
+        /// Id of the request.
         id: u64,
-        /// The product.
+        /// Number of the product.
         product: u32,
     },
     /// `POST /order`.
     Order(PlannedOrder),
     /// `POST /order/{order}/payment-callback`.
     Payment {
-        /// The order.
+        /// Id of the order.
         order: u64,
-        /// The bank's number.
+        /// The bank's number of the payment.
         transaction_id: u32,
-        /// `true` for a payment ahead of its order, which waits for nothing.
+        /// `true` for a payment ahead of its order. Such a payment does not wait for the order's
+        /// answer.
         is_early: bool,
     },
     /// `POST /order/{order}/cancel`.
     Cancel {
-        /// The order.
+        /// Id of the order.
         order: u64,
     },
 }
@@ -56,32 +58,34 @@ pub enum Request {
 /// A request and its intended start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arrival {
-    /// Time since the start of the run.
+    /// Intended start, since the start of the run.
     pub at: Duration,
-    /// The request.
+    /// The request to send.
     pub request: Request,
 }
 
-/// Moments of the requests that are not payments or cancellations.
+/// Source of the intended starts. With phases, this does not include payments and cancellations,
+/// which start at random times relative to their order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Load {
-    /// Phases with a rate each.
+    /// Phases, each with a rate of requests.
     Phases(Vec<LoadPhase>),
-    /// The requests of an earlier run.
+    /// The requests of an earlier run, with the same times between them.
     Replay(Replay),
 }
 
 impl Load {
-    /// Returns a load of one rate.
+    /// Returns a load with one phase of a constant rate.
     pub fn steady(rate: f64, duration: Duration, arrivals: Arrivals) -> Self {
         Self::Phases(vec![LoadPhase::steady("steady", rate, duration, arrivals)])
     }
 
-    /// Returns the length of the sending window.
+    /// Returns the length of the sending window, the time in which orders and statistics requests
+    /// start.
     pub fn duration(&self) -> Duration {
         match self {
             Self::Phases(phases) => phases.iter().map(|phase| phase.duration).sum(),
-            // The last request is part of the window.
+            // The window includes the last request, so it ends 1 ms after that request's start.
             Self::Replay(replay) => replay.duration() + Duration::from_millis(1),
         }
     }
@@ -112,21 +116,21 @@ impl Load {
     }
 }
 
-/// Everything that decides a run's requests.
+/// All settings that determine the requests of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Workload {
     /// Seed of all random choices.
     pub seed: u64,
-    /// Id of the first request.
+    /// Lowest id of the run. Orders and statistics requests have consecutive ids from this one.
     pub first_id: u64,
-    /// Moments.
+    /// Source of the intended starts.
     pub load: Load,
     /// Behaviour of the customers.
     pub customers: Customers,
 }
 
 impl Workload {
-    /// Returns the timeline in the order of intended starts.
+    /// Returns the timeline: all requests, ordered by their intended starts.
     pub fn schedule(&self) -> Schedule {
         let source = match &self.load {
             Load::Phases(phases) => {
@@ -170,16 +174,17 @@ enum Source {
     Replay {
         replay: Replay,
         place: usize,
-        /// Id of the next request that is not about an order.
+        /// Id of the next statistics request.
         next_id: u64,
     },
 }
 
-/// A request that follows from another one.
+/// A planned request that belongs to an order: a payment, a cancellation, or an order that is sent
+/// after its payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct FollowUp {
     at: Duration,
-    /// Makes the order of equal moments definite.
+    /// Unique number that orders follow-ups with equal times.
     number: u64,
     kind: FollowUpKind,
 }
@@ -187,7 +192,8 @@ struct FollowUp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FollowUpKind(Request);
 
-/// `number` is unique, so that the comparison never reaches the kind.
+/// The preceding field `number` is unique, so the comparison of two follow-ups never reaches the
+/// kind. Equal is a valid answer for any two kinds.
 impl PartialOrd for FollowUpKind {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
@@ -200,7 +206,7 @@ impl Ord for FollowUpKind {
     }
 }
 
-/// A workload's timeline, made as it is consumed.
+/// The timeline of a workload, generated lazily.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     seed: u64,
@@ -225,8 +231,7 @@ impl Schedule {
         }));
     }
 
-    /// Returns the next request that does not follow from another one, and plans the requests that
-    /// follow from it.
+    /// Returns the next request that is no follow-up, and plans the follow-ups of that request.
     fn draw(&mut self) -> Option<Arrival> {
         let at = match &mut self.source {
             Source::Moments(moments) => moments.next()?,
@@ -284,7 +289,8 @@ impl Schedule {
         };
         let (at, replayed) = replay.get(*place)?;
         *place += 1;
-        // A stream for each order, so that its payment finds the order's transaction id.
+        // Each order has its own stream of random numbers. So a payment gets the transaction id of
+        // its order.
         let planned = |number: u64| {
             let mut dice = Dice::numbered(self.seed, Purpose::Requests, number + 1);
             plan_order(&mut dice, self.first_id + number, &self.customers).0
@@ -301,7 +307,7 @@ impl Schedule {
                 is_paid: true,
                 ..planned(number)
             }),
-            // Sent at its moment, as it was then, even if the order has no answer yet.
+            // A replayed payment starts at its recorded time, even if the order has no answer yet.
             Replayed::Payment { number } => Request::Payment {
                 order: self.first_id + number,
                 transaction_id: planned(number).transaction_id,

@@ -86,7 +86,8 @@ fn the_schedule_has_the_originals_mix_and_ranges() {
     }
     assert_eq!(stats + orders.len(), 10_000);
     assert_eq!(payments, orders.len());
-    // 2 in 12 of 10,000, within five standard deviations.
+    // 2 in 12 of the 10,000 requests are orders. The limits are five standard deviations away from
+    // the expected count.
     assert!((1480..1853).contains(&orders.len()), "{}", orders.len());
     assert_eq!(workload(Arrivals::Fixed).request_count(), 10_000);
 }
@@ -101,7 +102,8 @@ fn poisson_arrivals_keep_the_rate_with_uneven_gaps() {
     assert!((9_500..10_500).contains(&starts.len()), "{}", starts.len());
     assert_eq!(workload(Arrivals::Poisson).request_count(), starts.len() as u64);
     let short = starts.windows(2).filter(|w| w[1] - w[0] < 0.001).count();
-    // An exponential gap is under half its mean in 39 of 100 cases; a fixed one never is.
+    // 39 % of exponential gaps are shorter than half the mean gap of 2 ms. A fixed gap is never
+    // shorter.
     assert!((3_600..4_300).contains(&short), "{short}");
 }
 

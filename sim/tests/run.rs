@@ -1,4 +1,4 @@
-//! Whole runs of front, warehouse and audit against a small order management in memory.
+//! Tests of whole runs: front, warehouse and audit, against a small order management in memory.
 #![allow(clippy::unwrap_used)] // Also in the helpers: a failure there fails the test.
 
 mod support;
@@ -24,8 +24,8 @@ use support::{FakeOms, Fault};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-/// A warehouse with the original's ways but none of its slowness, and one order management, each
-/// knowing the other.
+/// Starts a warehouse with the kinds of faults of the original system but with short delays, and
+/// an order management with `fault`. Both have the address of the other server.
 async fn neighbours(data: &Path, fault: Fault) -> (Warehouse, FakeOms) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let warehouse = Warehouse::start(quick(data, listener.local_addr().unwrap()))
@@ -158,12 +158,13 @@ async fn stats_csv_has_a_line_in_the_originals_format_for_each_request() {
     warehouse.stop().await;
 }
 
-/// Returns the findings of a run against an order management with this fault.
+/// Returns the audit's findings after a run against an order management with this fault.
 async fn findings(fault: Fault) -> Vec<Finding> {
     let folder = tempfile::tempdir().unwrap();
     let (warehouse, oms) = neighbours(folder.path(), fault).await;
     let config = FrontConfig {
-        // Few products: the first store runs out of them.
+        // With only 4 products, the first store runs out of units. Otherwise this fault would have
+        // no effect.
         customers: Customers {
             products: if fault == Fault::SellsWhatIsReserved {
                 4
@@ -249,7 +250,8 @@ async fn an_order_management_that_dies_is_counted_and_the_run_ends_with_a_report
     let warehouse = Warehouse::start(quick(folder.path(), listener.local_addr().unwrap()))
         .await
         .unwrap();
-    // In a runtime of its own: when that is shut down, every connection dies with it, as in a kill.
+    // The order management has a separate runtime. The shutdown of that runtime drops every
+    // connection, as a kill would.
     let theirs = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -361,7 +363,7 @@ async fn an_interrupted_wait_for_the_order_management_ends_at_once() {
     assert!(!folder.path().join("front.json").exists(), "{error}");
 }
 
-/// Customers that do everything unusual.
+/// Returns customers with all kinds of unusual payments and cancellations.
 fn odd_customers() -> Customers {
     Customers {
         stats_parts: 1,
@@ -556,7 +558,8 @@ async fn a_warehouse_started_again_goes_on_with_its_real_stock() {
     let before = warehouse.stop().await;
     assert!(before.delivered > 0);
 
-    // Killed in the middle of a line: the line was confirmed to nobody.
+    // A process killed in the middle of a write leaves this incomplete line. Its entry was never
+    // confirmed.
     let ledger = folder.path().join("warehouse/ledger.jsonl");
     let mut text = std::fs::read(&ledger).unwrap();
     text.extend_from_slice(b"{\"kind\":\"delivered\",\"sequence\":17");
@@ -626,7 +629,7 @@ async fn the_whole_stock_of_two_million_lines_arrives() {
     warehouse.stop().await;
 }
 
-/// Runs a warehouse with a fault of its snapshots until `enough` holds of its counts.
+/// Runs a warehouse with a fault in its snapshots until `enough` returns `true` for its counts.
 async fn snapshots(fault: SnapshotFault, enough: fn(&imt_sim::wire::WarehouseSummary) -> bool) -> FakeOms {
     let folder = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -635,7 +638,7 @@ async fn snapshots(fault: SnapshotFault, enough: fn(&imt_sim::wire::WarehouseSum
     config.behaviour.snapshots = fault;
     let warehouse = Warehouse::start(config).await.unwrap();
     let oms = FakeOms::serve(listener, warehouse.address(), Fault::None);
-    // Deliveries between the snapshots give them different numbers.
+    // Deliveries between two snapshots give the snapshots different sequence numbers.
     for id in 1_u32.. {
         if enough(&warehouse.summary()) {
             break;

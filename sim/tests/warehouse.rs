@@ -1,4 +1,4 @@
-//! The warehouse's routes, over real HTTP.
+//! Tests of the warehouse's routes over real HTTP.
 #![allow(clippy::unwrap_used)] // Also in the helpers: a failure there fails the test.
 
 use std::path::Path;
@@ -23,7 +23,8 @@ struct Caller {
     http: Client<HttpConnector, Full<Bytes>>,
 }
 
-/// An answer: status, the delivery's sequence if there is one, and the body if it is JSON.
+/// An answer: status, the sequence number of the delivery if there is one, and the body, if it is
+/// JSON.
 type Answer = (StatusCode, Option<u64>, Value);
 
 impl Caller {
@@ -31,7 +32,7 @@ impl Caller {
         Self::start_with(data, |_| {}).await
     }
 
-    /// A warehouse that disturbs every call.
+    /// Starts a warehouse with these faults for all kinds of calls.
     async fn disturbed(data: &Path, faults: &[(Fault, f64)]) -> Self {
         Self::start_with(data, |config| {
             config.behaviour.announce.faults = faults.to_vec();
@@ -100,7 +101,7 @@ fn order(id: &str, product: u32, store: u32, quantity: u32) -> Value {
     })
 }
 
-/// Returns a product, a store and its quantity on the first day, which is at least `units`.
+/// Returns a product, a store and their quantity, at least `units`, in the warehouse's first stock.
 fn shelf(units: u32) -> (u32, u32, u32) {
     let stock = Stock::first_day(1, SHAPE);
     let all = (1..=SHAPE.products).flat_map(|p| (1..=SHAPE.stores).map(move |s| (p, s)));
@@ -184,7 +185,8 @@ async fn behind_a_gateway_timeout_about_half_have_been_delivered_and_a_repeat_kn
     let folder = tempfile::tempdir().unwrap();
     let halves = [(Fault::TimeoutBefore, 0.5), (Fault::TimeoutAfterActing, 0.5)];
     let always = Caller::disturbed(folder.path(), &halves).await;
-    // One unit of each product in each store that has it, so that no delivery is refused.
+    // Each order takes one unit of a different product and store with stock, so that none is
+    // refused.
     let stock = Stock::first_day(1, SHAPE);
     let shelves: Vec<(u32, u32)> = (1..=SHAPE.products)
         .flat_map(|p| (1..=SHAPE.stores).map(move |s| (p, s)))
@@ -202,7 +204,8 @@ async fn behind_a_gateway_timeout_about_half_have_been_delivered_and_a_repeat_kn
         "{summary:?}"
     );
 
-    // A warehouse on this folder that answers: every order is delivered, and delivered once.
+    // A warehouse on the same folder, without faults: each order is delivered, and none of them
+    // twice.
     let never = Caller::start(folder.path()).await;
     for (id, (product, store)) in shelves.iter().enumerate() {
         let (status, sequence, _) = never.deliver(&id.to_string(), *product, *store, 1).await;
@@ -237,7 +240,7 @@ async fn a_call_whose_earlier_try_is_being_carried_out_is_told_to_come_back() {
                 .unwrap();
             caller.http.request(request)
         };
-        // The second of the two is answered at once; the first one waits for an hour.
+        // The call that arrives second is answered at once. The first call waits for an hour.
         let answer = tokio::select! {
             answer = post() => answer.unwrap(),
             answer = post() => answer.unwrap(),
@@ -251,7 +254,7 @@ async fn a_call_whose_earlier_try_is_being_carried_out_is_told_to_come_back() {
     caller.warehouse.stop().await;
 }
 
-/// Sends a delivery that may never be answered.
+/// Sends a delivery. Returns the status, or the text of the error if there is no answer.
 async fn try_deliver(caller: &Caller, id: &str, product: u32, store: u32) -> Result<StatusCode, String> {
     let address = caller.warehouse.address();
     let request = Request::post(format!("http://{address}/order/process_delivery"))
@@ -307,7 +310,8 @@ async fn each_fault_acts_or_not_as_it_says_and_a_repeat_delivers_once() {
             "{fault:?}: {summary:?}"
         );
 
-        // An answer that came twice spoils the connection, not the calls after it.
+        // A duplicated answer breaks its connection, but later calls use another connection and
+        // succeed.
         caller
             .warehouse
             .control()
@@ -334,7 +338,7 @@ async fn a_warehouse_that_is_away_resets_calls_in_flight_and_new_connections() {
     let (product, store, _) = shelf(1);
     let control = caller.warehouse.control();
     let (in_flight, ()) = tokio::join!(try_deliver(&caller, "17", product, store), async {
-        // The call is in flight once a second one about it is refused.
+        // The first call is in flight as soon as a second call for the same delivery is refused.
         loop {
             let (status, ..) = caller.deliver("17", product, store, 1).await;
             if status == StatusCode::CONFLICT {

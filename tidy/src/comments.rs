@@ -1,18 +1,19 @@
 //! Finds the comment lines of a Rust file.
 //!
-//! Only lines that begin with `//` count: a comment behind code is short by habit, and a string may
-//! hold two slashes. Lines between code fences are code, not prose.
+//! Only lines that begin with `//` are found. Comments after code on the same line are usually
+//! short, and `//` within a line may also be part of a string. Lines between code fences are marked
+//! as code.
 
-/// One comment line.
+/// A comment line of a Rust file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommentLine<'a> {
     /// Line number in the file, from 1.
     pub number: usize,
-    /// The whole line, in characters of the file.
+    /// The whole line, including its indentation.
     pub line: &'a str,
-    /// The text behind the slashes.
+    /// The text after the slashes.
     pub text: &'a str,
-    /// `true` inside a code fence.
+    /// `true` if the line is inside a code fence or is a fence.
     pub is_code: bool,
 }
 
@@ -38,13 +39,14 @@ pub fn comment_lines(source: &str) -> Vec<CommentLine<'_>> {
     lines
 }
 
-/// Returns the text of a line that is a comment, without its slashes.
+/// Returns the text of a comment line without its slashes. `None` for any other line.
 fn comment_text(line: &str) -> Option<&str> {
     let rest = line.trim_start().strip_prefix("//")?;
     Some(rest.trim_start_matches(['/', '!']))
 }
 
-/// Returns the prose of a file's comments as one text; a blank line stands between two blocks.
+/// Returns the prose of a file's comments as one text, with a blank line between two comment
+/// blocks.
 #[must_use]
 pub fn prose_of(source: &str) -> String {
     let mut prose = String::new();

@@ -1,18 +1,18 @@
 //! Finds the top-level modules of a crate that each of its files names.
 //!
-//! The file is parsed with `syn`, so that strings and comments do not count. A path counts if it
-//! begins with `crate::NAME`, in a `use` or in code. Items under `#[cfg(test)]` do not count: a
-//! test may look at all of its crate. Macro bodies are not looked into.
+//! The file is parsed with `syn`, so strings and comments are ignored. A module is found if a path
+//! begins with `crate::NAME`, in a `use` or in code. Items under `#[cfg(test)]` are ignored,
+//! because a test may use every module of its crate. Macro bodies are not searched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use syn::visit::{self, Visit};
 
-/// Returns the names behind `crate::` in a Rust source, outside of tests.
+/// Returns the names that follow `crate::` in a Rust source, except for those in tests.
 ///
 /// # Errors
-/// A syntax error of the source.
+/// Returns an error if the source has a syntax error.
 pub fn crate_names(source: &str) -> syn::Result<BTreeSet<String>> {
     let file = syn::parse_file(source)?;
     let mut names = Names::default();
@@ -20,11 +20,11 @@ pub fn crate_names(source: &str) -> syn::Result<BTreeSet<String>> {
     Ok(names.0)
 }
 
-/// Returns the items that the root of a crate re-exports, each with the top-level module that has
-/// it: for `pub use error::Error;` the pair (`Error`, `error`).
+/// Returns the items that the root of a crate re-exports, each with the top-level module that
+/// contains it. `pub use error::Error;` gives the pair (`Error`, `error`).
 ///
 /// # Errors
-/// A syntax error of the source.
+/// Returns an error if the source has a syntax error.
 pub fn re_exports(lib: &str) -> syn::Result<BTreeMap<String, String>> {
     let mut exports = BTreeMap::new();
     for item in syn::parse_file(lib)?.items {
@@ -40,8 +40,8 @@ pub fn re_exports(lib: &str) -> syn::Result<BTreeMap<String, String>> {
     Ok(exports)
 }
 
-/// Returns the top-level module that a file belongs to, by its path below `src/`: `log.rs` and
-/// `log/writer.rs` are of `log`.
+/// Returns the top-level module of a file, from its path below `src/`. Both `log.rs` and
+/// `log/writer.rs` belong to `log`.
 #[must_use]
 pub fn top_module(below_src: &Path) -> Option<String> {
     let first = below_src.components().next()?;

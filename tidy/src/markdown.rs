@@ -1,22 +1,23 @@
 //! Finds links, headings and inline code in Markdown.
 //!
-//! The reader knows the forms that the documents of this project use: inline links, `#` headings
-//! and code between single backticks. Reference links and HTML are absent.
+//! Only the forms that this project's documents use are supported: inline links, `#` headings, and
+//! code between single backticks. Reference links and HTML are not found.
 
 use crate::prose::prose_lines;
 
 /// An inline link of a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Line number, from 1.
+    /// Line number in the document, from 1.
     pub line: usize,
-    /// The file that it names; empty for the document itself.
+    /// Path of the linked file. Empty if the link stays in the document.
     pub file: String,
-    /// The heading that it names; empty if none.
+    /// Anchor of the linked heading. Empty if the link names no heading.
     pub anchor: String,
 }
 
-/// Returns the links of a document to files and headings. Links with a scheme are left out.
+/// Returns the links of a document to files and headings. Links with a scheme, such as `https:`,
+/// are left out.
 #[must_use]
 pub fn links(markdown: &str) -> Vec<Link> {
     let mut links = Vec::new();
@@ -37,8 +38,8 @@ pub fn links(markdown: &str) -> Vec<Link> {
     links
 }
 
-/// Returns the anchors of a document's headings, by the rules of common hosts: lower case, spaces
-/// as hyphens, punctuation left out.
+/// Returns the anchors of a document's headings, by the rules of common Git hosts: lower case,
+/// hyphens for spaces, no punctuation.
 #[must_use]
 pub fn anchors(markdown: &str) -> Vec<String> {
     let headings = prose_lines(markdown).filter_map(|(_, text)| {
@@ -68,7 +69,7 @@ pub fn inline_code(markdown: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Returns the words of a text that begin with `prefix` and go on with small letters and
+/// Returns the words of a text that begin with `prefix`. A word consists of lower-case letters and
 /// underscores.
 #[must_use]
 pub fn names_with_prefix(text: &str, prefix: &str) -> Vec<String> {

@@ -1,32 +1,32 @@
-//! Counts words and finds long paragraphs.
+//! Counts words and finds the paragraphs of a text.
 
-/// Words that signal a sentence without a named subject.
+/// Relative pronouns that often start a clause without a named subject.
 const TROUBLE_WORDS: [&str; 6] = ["what", "whoever", "whatever", "whose", "wherever", "whichever"];
 
-/// Number of words of a text, and of those that signal trouble.
+/// Number of words of a text, and of the trouble words among them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WordCount {
-    /// All words.
+    /// Number of all words.
     pub words: usize,
-    /// Words of the list of relative pronouns that start a clause without a noun.
+    /// Number of words that are in `TROUBLE_WORDS`.
     pub trouble: usize,
 }
 
 impl WordCount {
-    /// Trouble words per 1,000 words, rounded up.
+    /// Returns the number of trouble words per 1,000 words, rounded up.
     #[must_use]
     pub fn per_thousand(&self) -> usize {
         (self.trouble * 1000).div_ceil(self.words.max(1))
     }
 
-    /// Adds another count.
+    /// Adds the words of another count to this count.
     pub fn add(&mut self, other: WordCount) {
         self.words += other.words;
         self.trouble += other.trouble;
     }
 }
 
-/// Counts the words of a text. A word is a run of letters and apostrophes.
+/// Counts the words of a text. A word is a sequence of letters and apostrophes.
 #[must_use]
 pub fn count_words(text: &str) -> WordCount {
     let mut count = WordCount::default();
@@ -40,17 +40,17 @@ pub fn count_words(text: &str) -> WordCount {
     count
 }
 
-/// A paragraph of a Markdown document.
+/// A paragraph or list item of a Markdown document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paragraph {
-    /// Line number of its first line, from 1.
+    /// Line number of the first line of the paragraph, from 1.
     pub number: usize,
-    /// Number of words.
+    /// Number of words in the paragraph.
     pub words: usize,
 }
 
 /// Returns the paragraphs and list items of a Markdown text. Code blocks, tables and headings are
-/// none.
+/// left out.
 #[must_use]
 pub fn paragraphs(markdown: &str) -> Vec<Paragraph> {
     let mut paragraphs: Vec<Paragraph> = Vec::new();
@@ -72,8 +72,8 @@ pub fn paragraphs(markdown: &str) -> Vec<Paragraph> {
     paragraphs
 }
 
-/// Returns the lines of a Markdown text outside of code blocks, with their numbers. A line of a
-/// code block is replaced by an empty one.
+/// Returns the lines of a Markdown text with their numbers. Each line of a code block is replaced
+/// by an empty line.
 pub fn prose_lines(markdown: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut fenced = false;
     let mut was_blank = true;
@@ -82,7 +82,7 @@ pub fn prose_lines(markdown: &str) -> impl Iterator<Item = (usize, &str)> {
         let is_fence = line.trim_start().starts_with("```");
         fenced ^= is_fence;
         let is_blank = line.trim().is_empty();
-        // An indented block is code only behind a blank line, and not as a part of a list.
+        // An indented block is code only after a blank line, and only if it is not part of a list.
         let is_indented = line.starts_with("    ") && !line.trim_start().starts_with("- ");
         indented = is_indented && (was_blank || indented) || (is_blank && indented);
         was_blank = is_blank;

@@ -1,6 +1,7 @@
-//! Holds the documents to the tree: links, file names and metrics must exist.
+//! Checks the documents against the source tree: linked files and headings, named paths, and named
+//! metrics must exist.
 //!
-//! Dated notes under `docs/log/` name files of their day, so they are left out.
+//! Dated notes under `docs/log/` are left out, because they name files that existed on that date.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it cannot read its input")]
 
@@ -12,12 +13,12 @@ use std::path::{Path, PathBuf};
 use imt_tidy::markdown::{anchors, inline_code, links, names_with_prefix};
 use imt_tidy::{files_below, workspace_root};
 
-/// Folders of the tree; a piece of inline code that begins with one of them is a path.
+/// Folders of the source tree. A piece of inline code that begins with one of them is a path.
 const FOLDERS: [&str; 11] = [
     ".ci/", ".github/", "benches/", "cli/", "docs/", "fuzz/", "microdb/", "oms/", "ring/", "sim/", "tidy/",
 ];
 
-/// Endings of the series that a histogram has.
+/// Suffixes of the names of a histogram's series.
 const HISTOGRAM_ENDINGS: [&str; 3] = ["_bucket", "_count", "_sum"];
 
 fn documents() -> Vec<PathBuf> {
@@ -82,15 +83,17 @@ fn paths_in_documents_exist() {
     assert!(report.is_empty(), "paths that are not in the tree:\n{report}");
 }
 
-/// Prefixes of our metrics, and of the standard metrics of a process.
+/// Prefixes of this project's metrics, and of the standard metrics of a process.
 const METRIC_PREFIXES: [&str; 2] = ["imt_", "process_"];
 
-/// Returns the metrics that the order system exposes: string literals with their prefix.
+/// Returns the metrics that the order management exposes: all string literals that are names with a
+/// known prefix.
 fn exposed_metrics() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for path in files_below(&workspace_root().join("oms/src"), "rs").unwrap() {
         let source = fs::read_to_string(&path).unwrap();
-        // Metrics of a process have one place. The prefix alone is too common a word elsewhere.
+        // Names with the prefix `process_` are metrics only in this file. In other files such a
+        // word may be anything.
         let is_of_process = path.ends_with("process_metrics.rs");
         for piece in source.split('"') {
             let is_name = |prefix: &&str| names_with_prefix(piece, prefix) == [piece];
@@ -107,7 +110,7 @@ fn exposed_metrics() -> BTreeSet<String> {
     names
 }
 
-/// Returns the family of a series: its name without the endings of a histogram.
+/// Returns the metric of a series: its name without the suffix of a histogram.
 fn family(series: &str) -> String {
     let ending = HISTOGRAM_ENDINGS
         .iter()
@@ -152,7 +155,7 @@ fn documents_describe_the_metrics_that_exist() {
         unknown.is_empty(),
         "the dashboard draws metrics that do not exist: {unknown:?}"
     );
-    // A metric that nobody draws is only found by those who know its name.
+    // Operators find a metric on the dashboard. Without a panel, they would have to know its name.
     let missing: Vec<_> = exposed.difference(&drawn).collect();
     let left_out = ["process_threads", "process_virtual_memory_bytes"];
     let missing: Vec<_> = missing

@@ -1,8 +1,8 @@
-//! Holds the sources of the whole workspace to the project's rules on structure and prose.
+//! Checks the sources of the whole workspace against the project's rules on structure and prose.
 //!
-//! A crate or document that does not meet a rule yet has a line in one of the tables of debts
-//! below. A debt may only shrink: the test fails if a file has more than its line says, and also if
-//! a line says more than there is.
+//! A crate or document that breaks a rule has an entry in one of the tables of debts below: the
+//! permitted number of breaches. The test fails if there are more breaches than that. The test also
+//! fails if there are fewer, so that the entry is lowered.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it cannot read its input")]
 
@@ -15,19 +15,19 @@ use imt_tidy::imports::{crate_names, re_exports, top_module};
 use imt_tidy::prose::{WordCount, count_words, paragraphs, prose_lines};
 use imt_tidy::{files_below, workspace_root};
 
-/// Longest comment or document line, in columns.
+/// Maximum width of a line in comments and documents, in columns.
 const LINE_COLUMNS_MAX: usize = 100;
-/// Longest paragraph of a document, in words.
+/// Maximum length of a paragraph in documents, in words.
 const PARAGRAPH_WORDS_MAX: usize = 90;
-/// Longest Rust file, in lines.
+/// Maximum length of a Rust file, in lines.
 const FILE_LINES_MAX: usize = 700;
-/// Most trouble words per 1,000 words of prose.
+/// Maximum number of trouble words (relative pronouns without a noun) per 1,000 words of prose.
 const TROUBLE_MAX: usize = 3;
 
 const CRATES: [&str; 8] = ["microdb", "ring", "oms", "sim", "live", "cli", "benches", "tidy"];
 
-/// Layers of each crate, from the top to the bottom: a module may name its own layer and those
-/// below. A crate with a line here has each of its top-level modules in it.
+/// The layers of each crate, from the top to the bottom. A module may use modules of its own layer
+/// and of lower layers. If a crate is listed, each of its top-level modules must be in a layer.
 const LAYERS: &[(&str, &[&[&str]])] = &[
     (
         "microdb",
@@ -85,23 +85,23 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
         ],
     ),
 ];
-/// Imports that still go upward, as (crate, module, module that it names).
+/// Permitted imports from a lower to a higher layer, as (crate, module, imported module).
 const UPWARD_IMPORTS: &[(&str, &str, &str)] = &[];
 
-/// Comment lines wider than 100 columns, by crate.
+/// Permitted number of comment lines wider than 100 columns, by crate.
 const WIDE_COMMENTS: &[(&str, usize)] = &[];
-/// Trouble words per 1,000 words of comments, by crate.
+/// Permitted number of trouble words per 1,000 words of comments, by crate.
 const TROUBLE_IN_COMMENTS: &[(&str, usize)] = &[];
-/// Lines wider than 100 columns, by document.
+/// Permitted number of lines wider than 100 columns, by document.
 const WIDE_DOCUMENT_LINES: &[(&str, usize)] = &[];
-/// Paragraphs over 90 words, by document.
+/// Permitted number of paragraphs of more than 90 words, by document.
 const LONG_PARAGRAPHS: &[(&str, usize)] = &[];
-/// Files of more than 700 lines, by crate.
+/// Permitted number of files of more than 700 lines, by crate.
 const LONG_FILES: &[(&str, usize)] = &[];
-/// Trouble words per 1,000 words, by document.
+/// Permitted number of trouble words per 1,000 words, by document.
 const TROUBLE_IN_DOCUMENTS: &[(&str, usize)] = &[];
 
-/// Counts of one rule, by crate or document, with the places of the first few breaches.
+/// Number of breaches of one rule, by crate or document, with the locations of the breaches.
 #[derive(Default)]
 struct Counts(BTreeMap<String, (usize, Vec<String>)>);
 
@@ -112,7 +112,8 @@ impl Counts {
         entry.1.push(place);
     }
 
-    /// Compares each count with its debt, where the debt of a name without a line is `limit`.
+    /// Fails if a count differs from its entry in `debts`. A count without an entry may be at most
+    /// `limit`.
     fn hold(&self, rule: &str, debts: &[(&str, usize)], limit: usize) {
         let mut report = String::new();
         let debts: BTreeMap<&str, usize> = debts.iter().copied().collect();
@@ -139,7 +140,7 @@ fn relative(path: &Path) -> String {
     path.strip_prefix(root).unwrap_or(path).display().to_string()
 }
 
-/// Calls `visit` with each Rust file of the workspace and the name of its crate.
+/// Calls `visit` with each Rust file of the workspace and its crate: crate name, path, text.
 fn for_each_source(mut visit: impl FnMut(&str, &Path, &str)) {
     for name in CRATES {
         for path in files_below(&workspace_root().join(name), "rs").unwrap() {
@@ -148,13 +149,13 @@ fn for_each_source(mut visit: impl FnMut(&str, &Path, &str)) {
     }
 }
 
-/// Calls `visit` with the name and text of each document for readers.
+/// Calls `visit` with the path and the text of each document, except for dated notes.
 fn for_each_document(mut visit: impl FnMut(&str, &str)) {
     let mut paths = files_below(&workspace_root().join("docs"), "md").unwrap();
     let at_the_root = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"];
     paths.extend(at_the_root.map(|name| workspace_root().join(name)));
     paths.extend(CRATES.map(|name| workspace_root().join(name).join("README.md")));
-    // Dated notes are a diary: they say what was seen on a day, in the words of that day.
+    // Dated notes record the observations of one day, in the words of that day.
     paths.retain(|path| path.exists() && !path.starts_with(workspace_root().join("docs/log")));
     for path in paths {
         visit(&relative(&path), &std::fs::read_to_string(&path).unwrap());

@@ -128,8 +128,8 @@ fn plan(arguments: Arguments) -> Plan {
     } else {
         arguments.workloads
     };
-    // Loading sorts first, because some workloads read the loaded database. So the order of the
-    // arguments does not matter.
+    // The workloads are sorted, so that `Load` comes first: other workloads read the loaded
+    // database. So the order of the arguments does not matter.
     workloads.sort_unstable();
     workloads.dedup();
     let quick = arguments.quick;

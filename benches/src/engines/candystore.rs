@@ -1,5 +1,5 @@
-//! candystore: an append-only log with a mapped hash index, in Rust. Its design is closest to that
-//! of microdb.
+//! candystore: an append-only log with a memory-mapped hash index, in Rust. Of all rivals its
+//! design is closest to that of microdb.
 //!
 //! - It has no atomic batches, so the records of a batch are stored one by one.
 //! - Its background checkpoint is set to the interval of microdb (32 MiB of log). The default is
@@ -13,7 +13,7 @@ use candystore::{CandyStore, Config};
 use super::{Access, Engine, Records, Session, Setup, Unsupported};
 use crate::Outcome;
 
-/// Size of the log between two background checkpoints.
+/// Size of the log between two background checkpoints, in bytes.
 const CHECKPOINT_EVERY_BYTES: usize = 32 << 20;
 
 pub(super) struct Candystore {

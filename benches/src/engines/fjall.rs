@@ -1,7 +1,7 @@
 //! fjall: a log-structured merge tree in Rust.
 //!
-//! Without durability only [`Engine::sync`] persists its journal (`manual_journal_persist`), like
-//! that of microdb.
+//! Without durability only [`Engine::sync`] persists the journal (`manual_journal_persist`), as
+//! with microdb.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! microdb, used like an application would.
+//! microdb, used as an application would use it.
 //!
 //! All options are the defaults, except for the durability. Without durability commits are
 //! `Durability::Buffered`, and [`Engine::sync`] makes them durable.
@@ -83,7 +83,8 @@ impl Session for MicrodbSession<'_> {
         let table = self.table.clone();
         let added = self.db.transaction(|tx| {
             let value = tx.get(&table, key)?;
-            // A value of another length restarts the count, which the workload detects at its end.
+            // A value that has not 8 bytes is replaced by 0, so the final count is too low. The
+            // workload checks the count at its end.
             let next = plus_one(value.as_deref()).unwrap_or_default();
             tx.put(&table, key, next)
         });

@@ -1,8 +1,8 @@
 //! One small trait over all engines, and a file for each.
 //!
-//! An [`Engine`] is an open database with one table of bytes. A [`Session`] is the part of it that
-//! one thread uses. So an engine can keep a read transaction, a prepared statement or a connection,
-//! as its users do.
+//! An [`Engine`] is an open database with one table of byte keys and values. A [`Session`] is the
+//! part of an engine that one thread uses. So an engine can keep a read transaction, a prepared
+//! statement or a connection for each thread, as applications do.
 //!
 //! **Invariants**
 //! - Every engine gets the settings that its documentation recommends for the wanted durability.
@@ -33,12 +33,12 @@ mod rocksdb;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-/// Size of an engine's own cache, if it has one. It exceeds the size of 2,000,000 records, so that
-/// no figure measures cache misses.
+/// Size of an engine's own cache in bytes, if the engine has one. The cache holds more than
+/// 2,000,000 records, so that cache misses affect no figure.
 #[cfg(any(feature = "fjall", feature = "redb", feature = "rocksdb", feature = "sqlite"))]
 const CACHE_BYTES: usize = 1 << 30;
 
-/// The engines.
+/// The engines of this build.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineName {
@@ -91,7 +91,7 @@ impl EngineName {
         }
     }
 
-    /// Returns the packages with the versions that describe the engine.
+    /// Returns the names of the packages that the report lists with their versions for this engine.
     #[must_use]
     pub const fn packages(self) -> &'static [&'static str] {
         match self {
@@ -151,7 +151,7 @@ pub struct Setup {
     pub data_bytes: u64,
 }
 
-/// Work that an engine cannot do, with the reason. The table shows "-".
+/// The reason why an engine cannot do some work. The table then shows "-".
 #[derive(Debug)]
 pub struct Unsupported(pub &'static str);
 
@@ -163,16 +163,16 @@ impl fmt::Display for Unsupported {
 
 impl std::error::Error for Unsupported {}
 
-/// The access that a session needs.
+/// The kind of access that a session needs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Access {
-    /// Reads only, while no thread writes. The session may keep one long read transaction.
+    /// Only reads, while no thread writes. The session may keep one long read transaction.
     Read,
-    /// Reads and writes. Each read must see all writes acknowledged before it.
+    /// Reads and writes. Each read must see all writes that were acknowledged before.
     ReadWrite,
 }
 
-/// An open database with one table of bytes.
+/// An open database with one table of byte keys and values.
 pub trait Engine: Sync {
     /// Opens a session for one thread.
     ///
@@ -186,7 +186,7 @@ pub trait Engine: Sync {
     /// Returns the engine's error.
     fn sync(&self) -> Outcome<()>;
 
-    /// Waits until the background work of earlier writes is done, so that it does not compete with
+    /// Waits until the background work of earlier writes is done, so that this work does not slow
     /// the measured reads.
     ///
     /// # Errors
@@ -195,7 +195,8 @@ pub trait Engine: Sync {
         Ok(())
     }
 
-    /// Frees the space of overwritten records as far as the engine can, and waits for the end.
+    /// Frees the space of overwritten records as far as the engine can, and waits until this work
+    /// is done.
     ///
     /// # Errors
     /// Returns the engine's error, or [`Unsupported`].
@@ -206,7 +207,7 @@ pub trait Engine: Sync {
         None
     }
 
-    /// Returns the number of device flushes so far, if the engine reports it.
+    /// Returns the number of flushes to the disk so far, if the engine reports it.
     fn flushes(&self) -> Option<u64> {
         None
     }
@@ -234,8 +235,8 @@ pub trait Session {
     /// Returns the engine's error.
     fn get(&mut self, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Outcome<bool>;
 
-    /// Adds one to the number (8 bytes, little-endian) in a record, in one transaction that reads
-    /// and writes it, with the durability of the [`Setup`]. Returns `false` if the engine rejected
+    /// Adds one to the number (8 bytes, little-endian) in a record. Read and write are one
+    /// transaction, with the durability of the [`Setup`]. Returns `false` if the engine rejected
     /// the transaction because of a conflict.
     ///
     /// # Errors
@@ -245,7 +246,7 @@ pub trait Session {
         Err(Unsupported("has no transactions here").into())
     }
 
-    /// Reads many records and passes the position and the value of each to `visit`.
+    /// Reads many records. Passes the position of each key in `keys` and its value to `visit`.
     ///
     /// # Errors
     /// Returns the engine's error.
@@ -258,7 +259,7 @@ pub trait Session {
         Ok(())
     }
 
-    /// Reads every record once, in the engine's own order.
+    /// Reads every record once, in the order that the engine prefers.
     ///
     /// # Errors
     /// Returns the engine's error.
@@ -275,8 +276,8 @@ pub fn plus_one(value: Option<&[u8]>) -> Outcome<[u8; 8]> {
     Ok((number + 1).to_le_bytes())
 }
 
-/// Records to store together. Values are borrowed, so that no engine pays for a copy into a common
-/// form.
+/// Records to store in one commit. Values are borrowed, so that no engine pays for an additional
+/// copy.
 #[derive(Debug, Default)]
 pub struct Records<'a> {
     keys: Vec<u8>,
@@ -302,7 +303,7 @@ impl<'a> Records<'a> {
         self.values.push(value);
     }
 
-    /// Removes all records and keeps the memory.
+    /// Removes all records and keeps the allocated memory.
     pub fn clear(&mut self) {
         self.keys.clear();
         self.values.clear();

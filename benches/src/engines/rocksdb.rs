@@ -1,7 +1,7 @@
 //! RocksDB: a log-structured merge tree.
 //!
-//! Settings: Bloom filters of ten bits, a block cache for the whole data set, no compression.
-//! Without durability its log is buffered in the process (`manual_wal_flush`), like that of
+//! Settings: Bloom filters of ten bits per key, a block cache for the whole data set, no
+//! compression. Without durability the log is buffered in the process (`manual_wal_flush`), as with
 //! microdb. Statistics are enabled in durable runs only, for the number of log flushes.
 
 use std::path::Path;
@@ -38,7 +38,7 @@ impl Rocksdb {
         if setup.durable {
             options.enable_statistics();
         }
-        // A family that is opened by its name alone gets default options.
+        // A column family that is opened only by its name would get default options.
         let family = ColumnFamilyDescriptor::new(FAMILY, options.clone());
         let db = DB::open_cf_descriptors(&options, folder, [family])?;
         Ok(Self {

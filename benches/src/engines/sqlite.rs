@@ -16,13 +16,15 @@ use crate::Outcome;
 const PUT: &str = "INSERT OR REPLACE INTO records (key, value) VALUES (?1, ?2)";
 const GET: &str = "SELECT value FROM records WHERE key = ?1";
 
-/// Maximum wait of a writer for another one, in milliseconds. It exceeds the time of any row.
+/// Maximum wait of a writer for another writer, in milliseconds: longer than any workload takes, so
+/// that no write fails.
 const BUSY_TIMEOUT_MS: u64 = 600_000;
 
 pub(super) struct Sqlite {
     path: PathBuf,
     durable: bool,
-    /// Keeps the write-ahead log open between sessions, and runs syncs and compaction.
+    /// A connection that keeps the write-ahead log open between sessions. Also runs syncs and
+    /// compaction.
     control: std::sync::Mutex<Connection>,
 }
 
@@ -69,8 +71,8 @@ impl Engine for Sqlite {
     }
 
     fn sync(&self) -> Outcome<()> {
-        // With synchronous=FULL a checkpoint flushes the log before it copies, and the database
-        // afterwards.
+        // With `synchronous=FULL`, a checkpoint flushes the log before it copies pages to the
+        // database, and the database afterwards.
         self.run("PRAGMA synchronous=FULL; PRAGMA wal_checkpoint(TRUNCATE)")
     }
 
@@ -102,7 +104,7 @@ impl Session for SqliteSession {
 
     fn add_one(&mut self, key: &[u8]) -> Outcome<bool> {
         // A deferred transaction would fail if another writer committed between its read and its
-        // write.
+        // write. An immediate one locks out other writers before its read.
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;

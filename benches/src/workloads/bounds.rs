@@ -1,8 +1,8 @@
 //! Workloads that measure a maximum: peak disk usage and the slowest open.
 //!
-//! An average would hide these figures: a disk that is full for a moment and one slow open are
-//! failures for a user. So the disk is sampled during the work, and the database is opened many
-//! times after a close at a random moment.
+//! An average would hide these maxima, but users notice a disk that is full for a moment, or a
+//! single slow open. So the disk usage is sampled during the work, and the database is opened many
+//! times after closes at random moments.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,20 +15,20 @@ use crate::peaks::allocated_bytes;
 
 const MIB: f64 = (1_u64 << 20) as f64;
 
-/// Interval between two measurements of the folder.
+/// Interval between two samples of the folder's size.
 const DISK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Time from the last write to the second measurement of the disk.
+/// Time from the last write to the last sample of the folder's size.
 const LATER: Duration = Duration::from_secs(1);
 
 /// Number of times that the database is closed and opened.
 const TRIES: u64 = 100;
 
-/// Maximum time of writing before a close, in milliseconds. It is long enough to start background
-/// work.
+/// Upper limit of the random time of writing before a close, in milliseconds: enough time to start
+/// background work.
 const WRITING_MS_MAX: u64 = 1_000;
 
-/// Number of records of one commit before a close.
+/// Number of records of each commit between an open and a close of the database.
 const BATCH_RECORDS: usize = 1_000;
 
 /// Overwrites every record twice in random order without a pause. Measures the peak of the disk
@@ -62,8 +62,8 @@ pub(super) fn overwrite(task: &Task) -> Outcome<Vec<Measurement>> {
     ])
 }
 
-/// Repeatedly writes for a random time and closes. Times each open with its first get, in
-/// milliseconds.
+/// Repeatedly opens the database, writes for a random time, and closes it. Measures the time of
+/// each open with its first get, in milliseconds.
 pub(super) fn close_open(task: &Task) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let mut opens = Vec::new();
@@ -93,7 +93,7 @@ pub(super) fn close_open(task: &Task) -> Outcome<Vec<Measurement>> {
                 records.clear();
             }
         }
-        // Session and engine are dropped here, which closes the database.
+        // The session and the engine are dropped here, which closes the database.
     }
     let engine = task.open(false)?;
     let mut session = engine.session(Access::Read)?;

@@ -1,8 +1,8 @@
-//! The workloads. Each runs in its own process and returns one or more measurements, one for each
-//! row of the table that it fills.
+//! The workloads. Each runs in a process of its own and returns a measurement for each row of the
+//! table that it measures.
 //!
-//! Reading workloads use the loaded database. Workloads that change it get a copy. The others start
-//! with an empty folder.
+//! Reading workloads use the loaded database. Workloads that change the loaded database get a copy.
+//! All others start with an empty folder.
 
 mod bounds;
 mod rates;
@@ -19,7 +19,8 @@ use crate::Outcome;
 use crate::data::{KEY_BYTES, Values};
 use crate::engines::{Engine, EngineName, Setup, Unsupported};
 
-/// Size of key and value of the "stock" rows in bytes: product and store, quantity.
+/// Sizes in bytes of key (product and store) and value (quantity) of a stock row, in the workloads
+/// that replace a stock.
 const ROW_BYTES: (usize, usize) = (8, 4);
 
 /// The workloads, with their names on the command line.
@@ -69,7 +70,7 @@ pub enum Workload {
     /// Peak disk usage while everything is overwritten twice at full speed, and the usage one
     /// second later.
     Overwrite,
-    /// Open after a close at a random moment of the earlier work, 100 times.
+    /// Open, write for a random time and close, 100 times.
     CloseOpen,
     /// One counter incremented in durable transactions by 32 threads.
     HotCounter,
@@ -95,10 +96,10 @@ pub enum Workload {
     Size64k,
 }
 
-/// The database that a workload needs.
+/// The database with which a workload starts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Start {
-    /// None: the workload creates its own.
+    /// No database. The workload creates one in an empty folder.
     Empty,
     /// The loaded database, which the workload does not change.
     Loaded,
@@ -107,7 +108,7 @@ pub enum Start {
 }
 
 impl Workload {
-    /// Returns the database that the workload needs.
+    /// Returns the database with which the workload starts.
     #[must_use]
     pub const fn start(self) -> Start {
         match self {
@@ -121,7 +122,7 @@ impl Workload {
         }
     }
 
-    /// Returns the name on the command line.
+    /// Returns the name of the workload on the command line.
     #[must_use]
     pub fn name(self) -> String {
         self.to_possible_value()
@@ -129,26 +130,26 @@ impl Workload {
     }
 }
 
-/// The request of the parent to one child process.
+/// The task that the parent gives to one child process.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Task {
-    /// The engine.
+    /// The engine to measure.
     pub engine: EngineName,
-    /// The workload.
+    /// The workload to run.
     pub workload: Workload,
     /// `true` to write endlessly instead of measuring, until the parent kills this process
     /// ([`Workload::OpenKilled`]).
     pub until_killed: bool,
-    /// Folder of the database.
+    /// Folder with the engine's database.
     pub folder: PathBuf,
-    /// Number of records that are loaded, or that the workload loads.
+    /// Number of records that the database has, or that the workload loads.
     pub records: u64,
     /// Size of a value in bytes.
     pub value_bytes: usize,
     /// Minimum time for the measurement of a rate, in seconds.
     pub seconds: f64,
-    /// Number of the repetition. It is part of the seed, so that no repetition draws the records
-    /// that an earlier one left in the caches.
+    /// Number of the repetition, which is part of the seed. So a repetition does not draw the
+    /// records that an earlier repetition left in the caches.
     pub repetition: u64,
 }
 
@@ -163,21 +164,22 @@ impl Task {
     }
 }
 
-/// One row's figure from one child.
+/// The figure of one row, measured by one child.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Measurement {
-    /// The row of the table.
+    /// Identifier of the row of the table.
     pub row: String,
     /// The figure, in the row's unit.
     pub value: f64,
-    /// Processor time of this process per operation in microseconds, for rows of operations.
+    /// Processor time of this process per operation, in microseconds. `None` if the row measures no
+    /// operations.
     pub cpu_us: Option<f64>,
-    /// Share of the machine's processors that other processes used, 0 to 1.
+    /// Share of the machine's processors that other processes used, from 0 to 1.
     pub others: Option<f64>,
     /// Peak anonymous memory of the process, in MiB; see [`crate::peaks`].
     #[serde(default)]
     pub peak_anonymous_mib: Option<f64>,
-    /// Peak of the folder's allocated blocks, in MiB.
+    /// Peak disk usage of the database's folder, in MiB; see [`crate::peaks`].
     #[serde(default)]
     pub peak_disk_mib: Option<f64>,
 }
@@ -205,7 +207,7 @@ impl Measurement {
         }
     }
 
-    /// Creates a measurement in seconds for the whole work.
+    /// Creates a measurement of the time of the whole work, in seconds.
     fn seconds(row: &str, spent: &Spent) -> Self {
         Self {
             row: row.to_owned(),
@@ -216,20 +218,20 @@ impl Measurement {
     }
 }
 
-/// The answer of a child.
+/// The answer of a child to its task.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// The figures.
+    /// The measured figures.
     Measured(Vec<Measurement>),
-    /// The engine cannot do this work, for this reason.
+    /// The engine does not support this workload, for this reason.
     Unsupported(String),
 }
 
 /// Runs a task in this process.
 ///
 /// # Errors
-/// Returns the engine's error, or an error for a record with a wrong value.
+/// Returns the engine's error, or an error if a record has a wrong value.
 pub fn run(task: &Task) -> Outcome<Answer> {
     if task.until_killed {
         return whole::write_until_killed(task);

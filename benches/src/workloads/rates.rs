@@ -14,41 +14,41 @@ use crate::Outcome;
 use crate::data::{Key, Random, Values, Zipf, absent_key, key};
 use crate::engines::{Access, Engine, Session};
 
-/// Number of operations between two readings of the clock, where one operation takes well under a
+/// Number of operations between two readings of the clock. Used if an operation takes well under a
 /// microsecond.
 const FAST_STEP: u64 = 256;
 
-/// Number of keys of one `multi_get`.
+/// Number of keys of one call of `multi_get`.
 const MULTI_GET_KEYS: usize = 64;
 
-/// Number of random records read before a reading row is measured. They fill the caches and page in
-/// the maps.
+/// Number of random records read before a workload that reads is measured. These reads fill the
+/// caches and load the pages of memory maps.
 const WARM_UP_GETS: u64 = 300_000;
 
-/// Maximum time of the warm-up in seconds. On a busy machine the warm-up takes long, and a
-/// shortened one would measure cold caches.
+/// Maximum time of the warm-up in seconds. On a busy machine the warm-up takes long, and a warm-up
+/// that is cut short would leave caches cold.
 const WARM_UP_SECONDS: f64 = 60.0;
 
-/// The number and the grouping of the operations of each thread.
+/// The limits of the repetitions of an operation.
 #[derive(Clone, Copy)]
 struct Plan {
     threads: u64,
     /// Maximum number of operations of all threads together.
     operations: u64,
-    /// Number of operations between two readings of the clock.
+    /// Number of operations of a thread between two readings of the clock.
     step: u64,
     seconds: f64,
 }
 
-/// The finished work of the threads.
+/// The work that the threads have done.
 struct Done {
     operations: u64,
-    /// Number of operations of the slowest thread.
+    /// Number of operations of the thread with the fewest operations.
     fewest: u64,
     spent: Spent,
 }
 
-/// Runs `operation(session, thread, i)` in every thread until the plan is fulfilled.
+/// Runs `operation(session, thread, i)` in every thread until one of the plan's limits is reached.
 fn repeat<F>(engine: &dyn Engine, access: Access, plan: Plan, operation: F) -> Outcome<Done>
 where
     F: Fn(&mut dyn Session, u64, u64) -> Outcome<()> + Sync,
@@ -115,8 +115,8 @@ pub(super) fn put(task: &Task, row: &str, threads: u64, durable: bool) -> Outcom
         let flushes = (after - before) as f64 / done.operations.max(1) as f64;
         measurements.push(Measurement::plain(&format!("{row}-flushes"), flushes));
     }
-    // Threads stop at different counts. All records up to the lowest count must exist, and every
-    // thousandth of them is checked.
+    // Threads stop at different counts. Up to the lowest count, all threads stored their records.
+    // Every thousandth of these records is checked.
     let mut session = engine.session(Access::Read)?;
     for index in (0..done.fewest * threads).step_by(1_000) {
         get_right(session.as_mut(), &values, index)?;
@@ -127,11 +127,11 @@ pub(super) fn put(task: &Task, row: &str, threads: u64, durable: bool) -> Outcom
 /// Number of threads of [`hot_counter`].
 const HOT_THREADS: u64 = 32;
 
-/// The key of the counter.
+/// The key of the record with the counter.
 const HOT_KEY: &[u8] = b"hot counter";
 
-/// Increments one counter in durable transactions from many threads. An increment that the engine
-/// rejects because of a conflict is counted and not repeated.
+/// Increments one counter in durable transactions from many threads. If the engine rejects an
+/// increment because of a conflict, the rejection is counted and the increment is not repeated.
 pub(super) fn hot_counter(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(true)?;
     engine
@@ -165,7 +165,7 @@ pub(super) fn hot_counter(task: &Task) -> Outcome<Vec<Measurement>> {
     ])
 }
 
-/// Reads record `index` and compares every byte.
+/// Reads record `index` and returns an error unless every byte of its value is right.
 pub(super) fn get_right(session: &mut dyn Session, values: &Values, index: u64) -> Outcome<()> {
     let mut right = false;
     let found = session.get(&key(index), &mut |value| right = values.is_right(index, value))?;
@@ -190,8 +190,8 @@ fn generators(task: &Task, threads: u64) -> Vec<Mutex<Random>> {
         .collect()
 }
 
-/// Draws from the generator of this thread. No other thread locks it, so the lock costs a few
-/// nanoseconds, equally for every engine.
+/// Draws from the random generator of a thread. No other thread locks this generator, so the lock
+/// costs only a few nanoseconds, and the same for every engine.
 fn draw<T>(generators: &[Mutex<Random>], thread: u64, choose: impl FnOnce(&mut Random) -> T) -> Outcome<T> {
     let mut random = generators[thread as usize]
         .lock()
@@ -205,7 +205,7 @@ pub(super) fn get(task: &Task, row: &str, threads: u64) -> Outcome<Vec<Measureme
     random_gets(engine.as_ref(), task, row, threads)
 }
 
-/// Measures random gets with `threads`, after a warm-up.
+/// Measures random gets with `threads` threads, after a warm-up.
 pub(super) fn random_gets(
     engine: &dyn Engine,
     task: &Task,
@@ -232,7 +232,8 @@ pub(super) fn random_gets(
     let done = repeat(engine, Access::Read, plan, one)?;
     let mut measurements = vec![Measurement::rate(row, done.operations, &done.spent)];
     let per_get = |amount: f64| amount / done.operations as f64;
-    // Report disk reads if the data did not fit into memory.
+    // Disk reads are reported only if there were any, which means that the data did not fit into
+    // memory.
     if per_get(done.spent.read_bytes) >= 1.0 {
         measurements.push(Measurement::plain(
             &format!("{row}-read"),
@@ -288,7 +289,7 @@ pub(super) fn multi_get(task: &Task) -> Outcome<Vec<Measurement>> {
     )])
 }
 
-/// Measures gets of keys that no record has.
+/// Measures gets of absent keys.
 pub(super) fn absent(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
     let one = |session: &mut dyn Session, _: u64, i: u64| {
@@ -315,8 +316,8 @@ pub(super) fn absent(task: &Task) -> Outcome<Vec<Measurement>> {
 /// Measures reads and updates of zipfian records with two threads.
 pub(super) fn ycsb(task: &Task, row: &str, updates_percent: u64) -> Outcome<Vec<Measurement>> {
     const THREADS: u64 = 2;
-    /// Number of choices made before the measurement, because a power function costs as much as a
-    /// fast get.
+    /// Number of choices drawn for each thread before the measurement. A zipfian draw takes about
+    /// as long as a fast get, so it must not be part of the measured time.
     const CHOICES: usize = 1 << 20;
     let zipf = Zipf::new(task.records, 0.99);
     let choices: Vec<Vec<(u32, bool)>> = (0..THREADS)

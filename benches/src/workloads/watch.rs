@@ -1,15 +1,15 @@
-//! A stop watch that also measures the use of the processors.
+//! A stopwatch that also measures the use of the processors.
 //!
 //! On a shared machine wall time alone is not reliable. So a measurement also has the processor
-//! time of this process, with all its threads, and the share of the machine that other processes
-//! used. A high share reveals a disturbed row.
+//! time of all threads of this process, and the share of the processors that other processes used.
+//! A high share means that the row was disturbed.
 
 use std::time::Instant;
 
-/// Clock ticks of `/proc` per second, the same on every Linux for user space.
+/// Clock ticks per second in `/proc`. For user space this value is the same on every Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A running stop watch.
+/// A running stopwatch.
 #[derive(Debug)]
 pub struct Watch {
     began: Instant,
@@ -17,7 +17,7 @@ pub struct Watch {
     all: f64,
 }
 
-/// The counters of the kernel for this process, all threads together.
+/// The kernel's counters for this process, summed over all threads.
 #[derive(Clone, Copy, Debug, Default)]
 struct Own {
     cpu_seconds: f64,
@@ -25,23 +25,23 @@ struct Own {
     read_bytes: f64,
 }
 
-/// The resources used while a stop watch ran.
+/// The resources that were used while a stopwatch ran.
 #[derive(Clone, Copy, Debug)]
 pub struct Spent {
     /// Wall time in seconds.
     pub seconds: f64,
-    /// Processor time of this process in seconds.
+    /// Processor time of all threads of this process, in seconds.
     pub cpu_seconds: f64,
-    /// Share of the machine's processors that other processes used, 0 to 1.
+    /// Share of the machine's processors that other processes used, from 0 to 1.
     pub others: f64,
-    /// Number of page faults that read from the disk.
+    /// Number of page faults that needed a read from the disk.
     pub major_faults: f64,
-    /// Bytes read from the disk for this process, by page faults or calls.
+    /// Number of bytes read from the disk for this process, by page faults or system calls.
     pub read_bytes: f64,
 }
 
 impl Watch {
-    /// Starts a stop watch.
+    /// Starts a stopwatch.
     #[must_use]
     pub fn start() -> Self {
         Self {
@@ -51,13 +51,13 @@ impl Watch {
         }
     }
 
-    /// Returns the wall time so far in seconds.
+    /// Returns the wall time since the start, in seconds.
     #[must_use]
     pub fn seconds(&self) -> f64 {
         self.began.elapsed().as_secs_f64()
     }
 
-    /// Returns the resources used so far.
+    /// Returns the resources used since the start.
     #[must_use]
     pub fn spent(&self) -> Spent {
         let seconds = self.seconds();
@@ -76,11 +76,12 @@ impl Watch {
 }
 
 impl Own {
-    /// Returns the current counters, or 0 if `/proc` does not have them.
+    /// Returns the current counters. A counter that `/proc` does not have is 0.
     fn now() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let (stat, io) = (read("/proc/self/stat"), read("/proc/self/io"));
-        // The program's name may contain spaces, so count the fields after its closing parenthesis.
+        // The program's name may contain spaces, so the fields are counted from its closing
+        // parenthesis.
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
         let fields: Vec<f64> = fields
             .split_whitespace()
@@ -98,7 +99,7 @@ impl Own {
     }
 }
 
-/// Returns the processor seconds of the whole machine, stolen time included.
+/// Returns the busy time of all processors of the machine in seconds, including stolen time.
 fn busy_seconds() -> f64 {
     let Ok(stat) = std::fs::read_to_string("/proc/stat") else {
         return 0.0;

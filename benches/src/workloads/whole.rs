@@ -1,4 +1,5 @@
-//! Workloads that are one piece of work: load, open, overwrite and compact, scan, replace.
+//! Workloads that measure one whole piece of work: load, open, overwrite and compact, scan,
+//! replace.
 //!
 //! **Invariants**
 //! - The measured time of a write includes its final sync.
@@ -12,21 +13,22 @@ use crate::data::{KEY_BYTES, Random, Values, key, mix};
 use crate::engines::{Access, Engine, Records, Setup};
 use crate::peaks::allocated_bytes;
 
-/// Number of records of one commit when loading.
+/// Number of records of one commit while records are stored in batches.
 const BATCH_RECORDS: u64 = 1_000;
 
-/// Maximum size of one commit when loading, in bytes. Large values make smaller batches.
+/// Maximum size of one commit in bytes. With large values, a batch has fewer records.
 const BATCH_BYTES: u64 = 1 << 20;
 
-/// Number of records overwritten before the process is killed. The first half is synced.
+/// Number of records that are overwritten before the process is killed. The first half of these
+/// records is synced.
 const OVERWRITTEN_BEFORE_KILL: u64 = 200_000;
 
-/// Maximum size of all values in the rows of other value sizes, in bytes.
+/// Maximum size of all values together, in bytes, in the workloads that [`size`] measures.
 const SIZE_BYTES: u64 = 256 << 20;
 
 const MIB: f64 = (1_u64 << 20) as f64;
 
-/// Stores `count` records in batches; record `n` is `order(n)`.
+/// Stores `count` records in batches. Record number `n` of this sequence has the index `order(n)`.
 pub(super) fn store(
     engine: &dyn Engine,
     values: &Values,
@@ -64,8 +66,8 @@ pub(super) fn load(task: &Task) -> Outcome<Vec<Measurement>> {
     Ok(vec![Measurement::rate("load", task.records, &spent)])
 }
 
-/// Opens the database and reads one record, in milliseconds. The read includes the cost of an
-/// engine that opens lazily.
+/// Measures the time to open the database and read one record, in milliseconds. With the read, an
+/// engine that opens lazily has no advantage.
 pub(super) fn open(task: &Task, row: &str) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let watch = Watch::start();
@@ -80,7 +82,8 @@ pub(super) fn open(task: &Task, row: &str) -> Outcome<Vec<Measurement>> {
     Ok(vec![opened])
 }
 
-/// Overwrites records, syncs in the middle, reports the end of the work, and waits to be killed.
+/// Overwrites records with a sync in the middle, reports the end of the work to the parent, and
+/// waits to be killed.
 pub(super) fn write_until_killed(task: &Task) -> Outcome<Answer> {
     let engine = task.open(false)?;
     let values = task.values();
@@ -98,8 +101,8 @@ pub(super) fn write_until_killed(task: &Task) -> Outcome<Answer> {
     }
 }
 
-/// Measures the disk usage after the load, after overwriting every record twice in random order (at
-/// the end of background work), and after compaction.
+/// Measures the disk usage three times: after the load, after every record was overwritten twice in
+/// random order and background work has ended, and after compaction.
 pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let mut measurements = vec![Measurement::plain(
@@ -139,8 +142,8 @@ pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     Ok(measurements)
 }
 
-/// Measures the bytes per key of the index, right after all puts. No part of the index is in a
-/// mapped file then, so all of it is counted.
+/// Measures the size of the index in bytes per key, directly after all puts. At that time no part
+/// of the index is in a mapped file, so the whole index is measured.
 pub(super) fn memory(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
     if engine.index_bytes().is_some() {
@@ -156,7 +159,7 @@ pub(super) fn memory(task: &Task) -> Outcome<Vec<Measurement>> {
     )])
 }
 
-/// Reads every record once, after a first pass that fills the caches.
+/// Measures a read of every record, after a first pass that fills the caches.
 pub(super) fn scan(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
     let mut session = engine.session(Access::Read)?;
@@ -164,7 +167,7 @@ pub(super) fn scan(task: &Task) -> Outcome<Vec<Measurement>> {
         let (mut records, mut sum) = (0, 0);
         session.scan(&mut |key, value| {
             records += 1;
-            // Key and both ends of the value are used, like in a user's fold.
+            // The key and both ends of the value are used, as an application would use them.
             sum += u64::from(key[0]) + u64::from(value[0]) + u64::from(value[value.len() - 1]);
         })?;
         Ok((records, sum))
@@ -192,7 +195,7 @@ pub(super) fn shuffled(count: u64) -> Vec<u32> {
     order
 }
 
-/// Replaces every row of 8 + 4 bytes in one durable commit.
+/// Measures the replacement of every row of 8 + 4 bytes in one durable commit.
 pub(super) fn replace(task: &Task, row: &str, shuffle: bool) -> Outcome<Vec<Measurement>> {
     let (key_bytes, value_bytes) = ROW_BYTES;
     let data_bytes = task.records * (key_bytes + value_bytes) as u64 * 4;
@@ -243,7 +246,7 @@ pub(super) fn replace(task: &Task, row: &str, shuffle: bool) -> Outcome<Vec<Meas
     Ok(vec![Measurement::seconds(row, &spent)])
 }
 
-/// Measures load and random gets with values of another size.
+/// Measures the load and random gets with values of `value_bytes` bytes.
 pub(super) fn size(task: &Task, name: &str, value_bytes: usize) -> Outcome<Vec<Measurement>> {
     let records = task.records.min(SIZE_BYTES / value_bytes as u64);
     let task = Task {

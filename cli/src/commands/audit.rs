@@ -1,4 +1,5 @@
-//! `imt audit`: compares an order management with its warehouse, as every run does at its end.
+//! `imt audit`: compares an order management with its warehouse, as `imt sim run` does after its
+//! last request.
 
 use crate::cluster::NodeAddress;
 use crate::colour::Paint;
@@ -16,9 +17,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// The log of requests in a data folder.
+/// Name of the log of requests in a data folder.
 const LOG: &str = "stats.csv";
-/// Longest time without a change of the outbox.
+/// Maximum time to wait while no message enters or leaves the outbox.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
@@ -54,7 +55,7 @@ enum Verdict {
     Wrong,
 }
 
-/// The document of `--output json`.
+/// The JSON document that `--output json` prints.
 #[derive(Serialize)]
 struct Document<'a> {
     verdict: Verdict,
@@ -77,7 +78,7 @@ async fn audit(args: AuditArgs, output: OutputFormat) -> Result<Exit, CliError> 
         stalled_after: args.wait.min(STALLED_AFTER),
         wait_max: args.wait,
         log: args.requests.or_else(|| own_log(&args.data, is_own)),
-        // With several nodes, a shop may have sent its requests to each of them.
+        // With several nodes, the shop may have sent requests of the log to other nodes than `oms`.
         log_is_of_node: imt_oms::node_infos(&args.data).is_ok_and(|nodes| nodes.len() == 1),
         repeats: args.repeat.into(),
         ..AuditConfig::new(oms, warehouse(asked, &args.data, is_own)?)
@@ -106,7 +107,7 @@ async fn audit(args: AuditArgs, output: OutputFormat) -> Result<Exit, CliError> 
     })
 }
 
-/// Returns `true` if a node of the data folder has this address.
+/// Returns `true` if a running node of the data folder has this address.
 fn is_node_of(data: &Path, oms: &Endpoint) -> bool {
     let infos = imt_oms::node_infos(data).unwrap_or_default();
     infos
@@ -118,7 +119,8 @@ fn own_log(data: &Path, is_own: bool) -> Option<PathBuf> {
     Some(data.join(LOG)).filter(|log| is_own && log.is_file())
 }
 
-/// Returns the warehouse to read.
+/// Returns the address of the warehouse: `asked` if given, else the one in the node's data folder,
+/// else the default. `is_own` is `true` if the audited node belongs to the data folder `data`.
 fn warehouse(asked: Option<String>, data: &Path, is_own: bool) -> Result<Endpoint, CliError> {
     let stored = || match is_own {
         true => imt_oms::read_warehouse(data).ok().flatten(),

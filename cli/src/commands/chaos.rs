@@ -2,10 +2,11 @@
 //! shows if anything was lost.
 //!
 //! Invariants:
-//! - Each node with events has its own process. The first of these nodes coordinates.
-//! - The shop calls a node of this process, which has no events. A failed request is therefore a
+//! - Each node with random events runs in a process of its own. The first of these nodes
+//!   coordinates the cluster.
+//! - The shop calls a node in this process, which has no events. A failed request is therefore a
 //!   fault of the cluster, and not a connection that ended with a killed node.
-//! - The events follow from the seed.
+//! - The seed determines the order of the events.
 
 use super::sim::load::LoadArgs;
 use super::sim::{self, ShopPlan};
@@ -18,7 +19,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Name of the node of this process.
+/// Name of the node in this process, which the shop calls.
 const ENTRY: &str = "chaos-entry";
 
 #[derive(clap::Args)]
@@ -41,7 +42,8 @@ pub(crate) struct ChaosArgs {
     /// Print one line per second instead of a display
     #[arg(long)]
     plain: bool,
-    // The last flags of the load have a heading of their own.
+    // The flags of the load come last, because their last help heading would also apply to flags
+    // after them.
     #[command(flatten)]
     load: LoadArgs,
 }
@@ -72,7 +74,7 @@ impl Harm {
     }
 }
 
-/// Runs the shop and the random events.
+/// Runs the shop while random events happen to its nodes.
 pub(super) async fn run(args: ChaosArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let mut scenario = args.load.scenario("chaos")?;
     scenario.nodes = args.nodes;

@@ -1,4 +1,4 @@
-//! `imt config`: shows the settings in force and the source of each.
+//! `imt config`: shows each setting with the value that commands use, and the source of that value.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use crate::config::{self, Defaults};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat, TableArgs};
 
-/// `imt config ...`
+/// Subcommands of `imt config`.
 #[derive(clap::Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Show every setting with its value and the source of the value.
@@ -27,7 +27,7 @@ of --config or IMT_CONFIG), and the file overrides the default.")]
     },
 }
 
-/// A setting with its value and source.
+/// A row of `imt config show`: a setting with its value, and the source of the value.
 #[derive(Serialize)]
 struct Shown {
     setting: String,
@@ -93,7 +93,8 @@ fn show(setting: &config::Setting, defaults: &Defaults) -> Shown {
     }
 }
 
-/// Returns the default. If commands have different defaults, all of them are returned.
+/// Returns the default of a setting as its value and source. If commands have different defaults,
+/// the value lists each default with its commands.
 fn default(setting: &config::Setting) -> (Option<String>, String) {
     let mut seen: Vec<(String, Vec<&str>)> = Vec::new();
     for (command, arg) in &setting.args {

@@ -1,4 +1,4 @@
-//! `imt context`: names for the addresses of a shop.
+//! `imt context`: keeps the addresses of a shop under a name.
 
 use crate::args;
 use crate::completion;
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// `imt context ...`
+/// Subcommands of `imt context`.
 #[derive(clap::Subcommand)]
 pub(crate) enum ContextCommand {
     /// Add a context, or change one with --replace.
@@ -97,7 +97,8 @@ fn add(args: AddArgs, output: OutputFormat) -> Result<(), CliError> {
         )));
     }
     let data = args.data.map(|data| {
-        // A relative path would mean another folder in the next working folder.
+        // The absolute path is stored. A relative path would name another folder when the user
+        // works in another directory.
         let absolute = std::path::absolute(&data).unwrap_or(data);
         absolute.display().to_string()
     });

@@ -1,4 +1,4 @@
-//! `imt man`: the manual pages, made from the definitions of the commands.
+//! `imt man`: the manual pages, generated from the definitions of the commands.
 
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
@@ -9,7 +9,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// `imt man`
+/// Arguments of `imt man`.
 #[derive(clap::Args)]
 pub(crate) struct ManArgs {
     /// Words of a command, such as `sim run` [default: imt itself]

@@ -1,4 +1,4 @@
-//! The commands. Each word after `imt` has its own file.
+//! The commands of `imt`, in files that are named after them.
 
 pub(crate) mod audit;
 mod chaos;

@@ -19,29 +19,30 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Address of the first node of a data folder. Further nodes take a free port.
+/// Default address of the first node of a cluster. Further nodes use a free port by default.
 const FIRST_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9090);
 /// Timeout of a request to a node. A node that exceeds it is listed as not answering.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Interval of polls for the end of a node.
+/// Interval of polls while a command waits for a change of a node's state.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Maximum wait for the start of a node that took the port of the first node. It listens before it
-/// joins.
+/// Maximum wait for another node that uses [`FIRST_LISTEN`] to join the cluster. A node listens
+/// before it joins.
 const FIRST_NODE_WAIT: Duration = Duration::from_secs(2);
 
-/// Maximum wait for the process of a node that has left. It is longer than the time to drain.
+/// Maximum wait for the end of a process after its node has left the ring. It exceeds the default
+/// time for requests in progress to finish.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Interval of questions to all nodes about the progress of a leave.
+/// Interval at which a command asks all nodes about the progress of a leave.
 const ASK_AGAIN_EVERY: Duration = Duration::from_secs(5);
 
-/// Parses an origin.
+/// Parses an origin of web pages, such as `https://shop.example`.
 fn origin(text: &str) -> Result<String, String> {
     imt_oms::check_origin(text).map(|()| text.to_owned())
 }
 
-/// `imt node ...`
+/// Subcommands of `imt node`.
 #[derive(clap::Subcommand)]
 pub(crate) enum NodeCommand {
     /// Start a node and serve until Ctrl-C or SIGTERM.
@@ -215,7 +216,8 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     args.limits.apply(&mut config);
     crate::rlimit::fit(&mut config);
     let mut started = Node::start(config.clone()).await;
-    // Of two nodes that start at the same moment, both count as the first one.
+    // Two nodes that start at the same moment both try the address of the first node. The one that
+    // finds the port taken tries again with a free port.
     let is_taken = matches!(started, Err(NodeError::AddressInUse { .. }));
     if is_first && is_taken && another_has_begun(&config).await? {
         config.listen = others_port;
@@ -248,8 +250,9 @@ async fn others_run(engine: Option<&EngineUrl>, data: &Path) -> Result<bool, Cli
     }
 }
 
-/// Waits until another node runs, if one took the port of the first node at the same moment.
-/// Returns `false` if there is none, so that another program has the port.
+/// Waits until another node of the cluster runs, after the address of the first node was found
+/// taken. Returns `false` if no node runs within [`FIRST_NODE_WAIT`]. Another program has the port
+/// then.
 async fn another_has_begun(config: &NodeConfig) -> Result<bool, CliError> {
     let until = Instant::now() + FIRST_NODE_WAIT;
     while !others_run(config.engine.as_ref(), &config.data).await? {
@@ -261,10 +264,11 @@ async fn another_has_begun(config: &NodeConfig) -> Result<bool, CliError> {
     Ok(true)
 }
 
-/// Returns the error of a node that does not start. A taken port names the flag that changes it.
+/// Returns the error of a node that does not start. If its port is taken, the message names `flag`,
+/// which sets the address.
 pub(super) fn cannot_start(name: &str, error: NodeError, flag: &str) -> CliError {
     let advice = match error {
-        // A setting that contradicts the running nodes is wrong usage.
+        // A setting that contradicts the running nodes is an error of usage, like a wrong flag.
         NodeError::Config {
             setting: "weight", ..
         }
@@ -277,16 +281,16 @@ pub(super) fn cannot_start(name: &str, error: NodeError, flag: &str) -> CliError
     CliError::because(format!("cannot start node '{name}'{advice}"), error)
 }
 
-/// The state of a node in the list.
+/// State of a node in the output of `imt node list`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NodeState {
     Serving,
     Leaving,
     Degraded,
     NotAnswering,
-    /// The process ended.
+    /// The node has published a description, and its process has ended.
     Gone,
-    /// A member of the ring without a description.
+    /// The ring has the node as a member, and no description of the node exists.
     Stopped,
 }
 
@@ -309,13 +313,13 @@ impl Serialize for NodeState {
     }
 }
 
-/// A node in the list.
+/// A row of `imt node list`.
 #[derive(Serialize)]
 struct Listed {
     name: String,
     state: NodeState,
     address: Option<SocketAddr>,
-    /// Id of the process on its machine.
+    /// Id of the node's process on its machine. `None` if the node does not run.
     process: Option<u32>,
     zone: Option<String>,
     weight: u32,
@@ -487,7 +491,8 @@ pub(super) async fn ask(
     )))
 }
 
-/// Looks at the nodes, and returns the description of one that runs.
+/// Reads the state of the cluster, and returns it with the description of the running node `name`.
+/// Fails if that node does not run.
 pub(super) async fn running(cluster: &Cluster, name: &str) -> Result<(Look, NodeInfo), CliError> {
     let look = cluster.look().await?;
     let card = look.running().find(|card| card.name == *name).cloned();
@@ -519,8 +524,9 @@ async fn stop(name: &NodeName, cluster: Cluster, output: OutputFormat) -> Result
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits until a node has left for good. The nodes finish the leave without this command once one
-/// of them knows of it.
+/// Removes a node from the ring, and waits until its slots have moved and its process has ended.
+/// Once the coordinator has recorded the request, the nodes complete the removal even if this
+/// command is stopped.
 async fn leave(
     node: &NodeName,
     cluster: Cluster,
@@ -546,7 +552,8 @@ async fn leave(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    // The process ends by itself now. The wait has a limit, because a paused process does not end.
+    // The process of a node that has left ends by itself. The wait has a limit, because a paused
+    // process does not end.
     let has_ended = async {
         loop {
             let look = cluster.look().await?;
@@ -581,10 +588,10 @@ async fn is_member(cluster: &Cluster, node: &NodeName) -> Result<bool, CliError>
     Ok(ring.is_some_and(|ring| ring.member(node).is_some()))
 }
 
-/// Refuses a leave that cannot end. The node must be a member, and another member must be able to
-/// take its orders.
+/// Refuses a leave that could never be completed. The node must be a member of the ring, and
+/// another member with a weight must be able to take its orders.
 async fn check_leaving(cluster: &Cluster, name: &NodeName) -> Result<(), CliError> {
-    // A missing folder is named as such.
+    // If the data folder does not exist, `look` fails with a message that names the folder.
     let ring = cluster.look().await?.ring;
     if ring.as_ref().is_none_or(|ring| ring.member(name).is_none()) {
         return Err(CliError::failed(format!(
@@ -606,7 +613,7 @@ async fn check_leaving(cluster: &Cluster, name: &NodeName) -> Result<(), CliErro
     Ok(())
 }
 
-/// Returns the reports of all nodes that answer.
+/// Returns the status reports of all nodes that answer.
 async fn reports(cluster: &Cluster) -> Vec<NodeReport> {
     let mut found = Vec::new();
     let Ok(look) = cluster.look().await else {
@@ -618,8 +625,8 @@ async fn reports(cluster: &Cluster) -> Vec<NodeReport> {
     found
 }
 
-/// Repeats the leave if no node knows of it, because the node that knew may have died. Logs the
-/// progress.
+/// Logs the progress of a leave. Sends the request to leave again if no node reports it, because
+/// the nodes that received the request may have died.
 async fn remind(cluster: &Cluster, name: &str) {
     let reports = reports(cluster).await;
     if !reports.is_empty()
@@ -627,7 +634,7 @@ async fn remind(cluster: &Cluster, name: &str) {
             .iter()
             .any(|report| report.leaving.iter().any(|known| known == name))
     {
-        // An error is not needed here. `why_not_left` reports unreachable nodes at the timeout.
+        // The error is ignored, because `why_not_left` reports unreachable nodes at the timeout.
         let _ = tell_to_leave(cluster, name).await;
     }
     if let Some(reason) = reports.iter().find_map(|report| report.trouble.as_ref()) {
@@ -638,7 +645,7 @@ async fn remind(cluster: &Cluster, name: &str) {
     }
 }
 
-/// Returns the reason why a node has not left yet.
+/// Returns the reason why the node `name` has not left the ring yet.
 async fn why_not_left(cluster: &Cluster, name: &str) -> String {
     let reports = reports(cluster).await;
     if reports.is_empty() {
@@ -661,14 +668,15 @@ async fn why_not_left(cluster: &Cluster, name: &str) -> String {
     format!("its rows are being copied, {rows} of about {rows_expected}")
 }
 
-/// Asks all running nodes to remove a node from the ring. The coordinator does so, and the other
-/// nodes ignore the request.
+/// Asks all running nodes to remove a node from the ring. The coordinator acts on the request, and
+/// the other nodes ignore it.
 pub(super) async fn tell_to_leave(cluster: &Cluster, name: &str) -> Result<(), CliError> {
     let advice = format!("another one must be there to take the orders of '{name}'");
     tell_all(cluster, &format!("/peer/leave/{name}"), &advice).await
 }
 
-/// Sends a request of an operator to all running nodes. The coordinator acts on it.
+/// Sends an operator's request to all running nodes. The coordinator acts on the request. Fails if
+/// no node accepts the request. `advice` is the end of the error message.
 pub(super) async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Result<(), CliError> {
     let mut told = 0;
     let look = cluster.look().await?;
@@ -683,7 +691,8 @@ pub(super) async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Res
     )))
 }
 
-/// Returns the host's name without the characters that are not allowed in a node's name.
+/// Returns the host's name in lower case, reduced to letters, digits, `-` and `_`. Returns `node`
+/// if nothing is left.
 pub(crate) fn host_name() -> String {
     let host = gethostname::gethostname().to_string_lossy().to_lowercase();
     let name: String = host

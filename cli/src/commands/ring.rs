@@ -7,10 +7,10 @@ use crate::{args, completion, signals};
 use imt_ring::{Member, NodeName, Ring, render};
 use std::process::ExitCode;
 
-/// Width of the drawing if the terminal reports no width, in columns.
+/// Width of a drawing in columns, if the width of the terminal is unknown.
 const WIDTH: usize = 80;
 
-/// `imt ring ...`
+/// Subcommands of `imt ring`.
 #[derive(clap::Subcommand)]
 pub(crate) enum RingCommand {
     /// Draw the shares of the ring by node and zone.
@@ -47,13 +47,13 @@ Examples:
     },
 }
 
-/// Parses a member.
+/// Parses a member of the ring: `NAME`, `NAME:WEIGHT` or `NAME:WEIGHT@ZONE`.
 fn member(text: &str) -> Result<Member, String> {
     let parsed = text.parse();
     parsed.map_err(|error: imt_ring::Error| format!("{error}; for example beta, beta:2 or beta:2@north"))
 }
 
-/// Returns the ring in force, even if no node runs.
+/// Returns the ring that the nodes use. No node has to run.
 async fn ring_of(cluster: ClusterArgs) -> Result<Ring, CliError> {
     let cluster = Cluster::from(cluster);
     cluster.ring().await?.ok_or_else(|| {
@@ -98,7 +98,7 @@ impl RingCommand {
     }
 }
 
-/// Returns the members after the planned change.
+/// Returns the members of the ring after the planned change.
 fn target(ring: &Ring, add: Vec<Member>, remove: &[NodeName]) -> Result<Vec<Member>, CliError> {
     if add.is_empty() && remove.is_empty() {
         return Err(CliError::Usage(
@@ -118,7 +118,7 @@ fn target(ring: &Ring, add: Vec<Member>, remove: &[NodeName]) -> Result<Vec<Memb
     Ok(target)
 }
 
-/// Returns options with the width of the terminal, and with colour where it is wanted.
+/// Returns the style of a drawing: the width of the terminal, and colour if the output is coloured.
 fn style() -> render::Style {
     render::Style {
         width: output::width().unwrap_or(WIDTH),

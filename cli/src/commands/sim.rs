@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Default interval of the search for statistics files in a simulated shop. It is short, so that
-/// the first sales are known within a second.
+/// Default interval at which the node of a simulated shop searches for statistics files. It is
+/// short, so that the first sales are known within a second.
 const STAT_SCAN_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) mod fleet;
@@ -29,7 +29,7 @@ pub(super) mod load;
 mod progress;
 mod run;
 
-/// `imt sim ...`
+/// Subcommands of `imt sim`.
 #[derive(clap::Subcommand)]
 pub(crate) enum SimCommand {
     /// Run a node, a warehouse and a shop front together, then audit them.
@@ -91,7 +91,8 @@ Example:
 
 #[derive(clap::Args)]
 pub(crate) struct RunArgs {
-    // These two come before the load, because its last flags have a heading of their own.
+    // `stay` and `plain` come before the flags of the load, because the last help heading of the
+    // load would also apply to flags after it.
     /// Keep the node and the warehouse running after the run, until Ctrl-C
     #[arg(long)]
     stay: bool,
@@ -171,7 +172,8 @@ pub(crate) struct FrontArgs {
     /// Print one line per second instead of a display
     #[arg(long)]
     plain: bool,
-    // The last flags of the load have a heading of their own.
+    // The flags of the load come last, because their last help heading would also apply to flags
+    // after them.
     #[command(flatten)]
     load: LoadArgs,
 }
@@ -276,13 +278,13 @@ fn run_folder(data: &Path, run: Option<&str>) -> Result<RunFolder, CliError> {
         let folder = run.map_or(runs.clone(), |run| runs.join(run));
         match folder.exists() {
             true => CliError::because(message, error),
-            // The cause would only repeat that the folder does not exist.
+            // The cause is left out, because it would only repeat that the folder does not exist.
             false => CliError::failed(message),
         }
     })
 }
 
-/// Writes the HTML page of a run.
+/// Writes the report of a run as an HTML page.
 fn report(args: &ReportArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let folder = run_folder(&args.data, args.run.as_deref())?;
     let failed = |error| CliError::because("cannot draw the report", error);
@@ -356,7 +358,8 @@ fn scenarios(output: OutputFormat) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs a node, a warehouse and a front in this process over loopback.
+/// Runs a node, a warehouse and a shop front in this process. They call each other over loopback.
+/// Further nodes of the scenario have processes of their own.
 async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let mut scenario = args.load.scenario()?;
     if let Some(profile) = args.warehouse_profile {
@@ -378,12 +381,12 @@ async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> 
     run_shop(plan, |config| limits.apply(config), output).await
 }
 
-/// Settings of a shop in this process.
+/// Settings of a simulated shop: its node, its warehouse, its front and its run.
 pub(super) struct ShopPlan {
     pub(super) scenario: Scenario,
     pub(super) seed: u64,
     pub(super) data: PathBuf,
-    /// The engine of the nodes, in place of the data folder.
+    /// Engine that keeps the volumes of the nodes. `None` if the data folder keeps them.
     pub(super) engine: Option<EngineUrl>,
     pub(super) port: u16,
     pub(super) warehouse_port: u16,
@@ -400,8 +403,8 @@ pub(super) async fn run_shop(
     output: OutputFormat,
 ) -> Result<ExitCode, CliError> {
     let signals = StopSignals::listen()?;
-    // The port is chosen here, because the node and the warehouse need each other's address before
-    // they start.
+    // The warehouse's port is chosen before the start, because the node and the warehouse need each
+    // other's address.
     let warehouse_listen = chosen_port(plan.warehouse_port)?;
     let fleet = match plan.scenario.nodes {
         0 if plan.scenario.events.is_empty() => None,
@@ -431,7 +434,7 @@ pub(super) async fn run_shop(
     Ok(code)
 }
 
-/// Runs the warehouse and the front beside a running node.
+/// Runs the warehouse and the shop front with a node that already runs.
 async fn run_beside(
     node: &Node,
     warehouse_listen: SocketAddr,
@@ -470,12 +473,12 @@ async fn run_beside(
     outcome.map(ExitCode::from)
 }
 
-/// Runs the front alone.
+/// Runs the shop front without starting a node or a warehouse.
 async fn front(args: FrontArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let scenario = args.load.scenario("front")?;
     let seed = args.load.seed(&scenario);
-    // `imt node start` shares this setting and allows a path in it. The audit needs an address
-    // without a path.
+    // `imt node start` has the same setting for the warehouse's address and allows a path in it.
+    // The audit needs an address without a path.
     let warehouse = endpoint(&args.warehouse.to_string())?;
     let signals = StopSignals::listen()?;
     let session = Session {
@@ -492,7 +495,7 @@ async fn front(args: FrontArgs, output: OutputFormat) -> Result<ExitCode, CliErr
     session.conduct(signals, output).await.map(ExitCode::from)
 }
 
-/// Runs the warehouse alone.
+/// Runs the warehouse until a signal comes.
 async fn warehouse(args: WarehouseArgs) -> Result<ExitCode, CliError> {
     let mut signals = StopSignals::listen()?;
     let warehouse = start_warehouse(WarehouseConfig {
@@ -528,7 +531,7 @@ async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse, CliError>
     Ok(warehouse)
 }
 
-/// Returns the requested port on loopback, or a free port for 0.
+/// Returns the loopback address with this port, or with a free port if `port` is 0.
 fn chosen_port(port: u16) -> Result<SocketAddr, CliError> {
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     if port != 0 {
@@ -547,7 +550,7 @@ pub(super) fn endpoint(url: &str) -> Result<Endpoint, CliError> {
     })
 }
 
-/// Returns the random events of `imt sim chaos`.
+/// Returns the setting of random events of `imt sim chaos`: one of `actions` at each interval.
 pub(super) fn random_events(every: Duration, actions: &[NodeAction]) -> Option<RandomEvents> {
     Some(RandomEvents {
         every,

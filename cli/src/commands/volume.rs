@@ -1,4 +1,4 @@
-//! `imt volume`: copies of a volume out of an engine.
+//! `imt volume`: copies a volume out of an engine.
 
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
@@ -8,7 +8,7 @@ use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// `imt volume ...`
+/// Subcommands of `imt volume`.
 #[derive(clap::Subcommand)]
 pub(crate) enum VolumeCommand {
     /// Copy a volume from the engine to a new MicroDb folder. Nodes may run.
@@ -44,7 +44,7 @@ missing or differs from the engine.")]
     },
 }
 
-/// A volume in an engine.
+/// Arguments that name a volume in an engine.
 #[derive(clap::Args)]
 pub(crate) struct Source {
     /// Name of the volume, which is that of the node it was created for

@@ -1,4 +1,5 @@
-//! Prints results to standard output, as text or JSON. A reader that closes the pipe is no failure.
+//! Prints results to standard output, as text or JSON. If the reader closes the pipe early, this is
+//! no failure.
 
 mod table;
 mod terminal;
@@ -31,7 +32,7 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
         })
 }
 
-/// Prints text and a line break after it if it has none.
+/// Prints text with exactly one line break at its end.
 pub(crate) fn print_text(text: &str) -> Result<(), CliError> {
     let mut text = text.trim_end_matches('\n').to_owned();
     text.push('\n');
@@ -51,7 +52,7 @@ pub(crate) fn print_json_line(value: &serde_json::Value) -> Result<(), CliError>
     print_text(&value.to_string())
 }
 
-/// Prints a result that is one sentence for people, or a document for programs.
+/// Prints a result in the wanted format: a sentence for people, or a JSON document for programs.
 pub(crate) fn print_either(
     output: OutputFormat,
     text: &str,
@@ -63,15 +64,16 @@ pub(crate) fn print_either(
     }
 }
 
-/// Prints a remark to standard error, apart from the result and from the log.
+/// Prints a remark to standard error, unless `--quiet` is set. A remark is neither a result nor a
+/// log line.
 pub(crate) fn remark(text: &str) {
     if !is_quiet() {
-        // A closed standard error must not end the command.
+        // The error is ignored, because a closed standard error must not end the command.
         let _ = writeln!(std::io::stderr().lock(), "{text}");
     }
 }
 
-/// Returns a number with its noun, in the singular for one: `1 order`, `2 orders`, `3 entries`.
+/// Returns a number with its noun in the singular or plural: `1 order`, `2 orders`, `3 entries`.
 pub(crate) fn count<N: Display + PartialEq + From<u8>>(number: N, noun: &str) -> String {
     if number == N::from(1) {
         return format!("1 {noun}");
@@ -101,7 +103,7 @@ pub(crate) fn bytes(count: u64) -> String {
     }
 }
 
-/// Returns milliseconds since 1970 as a date in UTC.
+/// Returns milliseconds since 1970 as a date in UTC, or as a number from the year 10000 on.
 pub(crate) fn date(ms: u64) -> String {
     let time = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_millis(ms));
     let shown = time.filter(|_| ms < YEAR_10000_MS);
@@ -111,7 +113,7 @@ pub(crate) fn date(ms: u64) -> String {
     )
 }
 
-/// Start of the year 10000. Dates from then on have no form in RFC 3339.
+/// Start of the year 10000 in milliseconds since 1970. RFC 3339 has no form for later dates.
 const YEAR_10000_MS: u64 = 253_402_300_800_000;
 
 #[cfg(test)]

@@ -11,11 +11,11 @@ use super::terminal;
 use crate::error::CliError;
 use unicode_width::UnicodeWidthStr;
 
-/// Name of the column with coloured cells.
+/// Heading of the column that has coloured cells.
 const STATE: &str = "state";
 /// Number of blanks between two columns of a table.
 const GAP: usize = 2;
-/// Width below which no column is cut.
+/// Minimum width to which a column of a table is narrowed, in characters.
 const COLUMN_MIN: usize = 4;
 
 /// Flags of a command that prints a table.
@@ -37,17 +37,17 @@ pub(crate) struct TableArgs {
 }
 
 impl TableArgs {
-    /// Returns `true` if long cells are wanted whole.
+    /// Returns `true` if long cells must not be shortened.
     pub(crate) fn is_full(&self) -> bool {
         self.full || self.csv
     }
 
-    /// Returns `true` if no heading is wanted.
+    /// Returns `true` if the heading must not be printed.
     pub(crate) fn has_no_header(&self) -> bool {
         self.no_header
     }
 
-    /// Returns a table as text. The first row is the heading.
+    /// Returns a table as text. The first row in `rows` is the heading.
     ///
     /// # Errors
     /// Fails if `--fields` names a column that the table does not have.
@@ -63,7 +63,7 @@ impl TableArgs {
         Ok(laid_out(&rows, width, !self.no_header))
     }
 
-    /// Returns the columns that `--fields` names.
+    /// Returns the rows with only the columns that `--fields` names, in that order.
     fn selected(&self, rows: &[Vec<String>]) -> Result<Vec<Vec<String>>, CliError> {
         let names: Vec<String> = rows
             .first()
@@ -87,7 +87,7 @@ impl TableArgs {
     }
 }
 
-/// Returns the name of a column for `--fields` and for CSV.
+/// Returns a heading in the form that `--fields` and CSV use: `last error` becomes `last_error`.
 fn field(heading: &str) -> String {
     heading.trim().to_lowercase().replace([' ', '-'], "_")
 }
@@ -105,7 +105,7 @@ fn csv_line(row: &[String], is_heading: bool) -> String {
 }
 
 /// Aligns rows in columns. The first row is the heading. Columns of numbers are aligned to the
-/// right. On a terminal, cells are cut to its width.
+/// right. On a terminal, long cells are cut so that a row fits its width.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     laid_out(rows, terminal::width(), true)
 }
@@ -146,7 +146,7 @@ fn laid_out(rows: &[Vec<String>], columns: Option<usize>, has_heading: bool) -> 
     text
 }
 
-/// Narrows the widest columns until a row fits.
+/// Narrows the widest columns until a row fits into `columns`, but none below [`COLUMN_MIN`].
 fn shrink(widths: &mut [usize], columns: usize) {
     let gaps = GAP * widths.len().saturating_sub(1);
     for width in widths.iter_mut() {
@@ -160,7 +160,7 @@ fn shrink(widths: &mut [usize], columns: usize) {
     }
 }
 
-/// Returns `true` for a column with a number in it and nothing else but numbers and gaps.
+/// Returns `true` if a column has a number, and each of its other cells is a number, empty or `-`.
 fn is_numeric(rows: &[Vec<String>], column: usize) -> bool {
     let cells = rows.iter().skip(1).filter_map(|row| row.get(column));
     let is_gap = |cell: &&String| cell.is_empty() || *cell == "-";
@@ -168,7 +168,7 @@ fn is_numeric(rows: &[Vec<String>], column: usize) -> bool {
     filled.peek().is_some() && filled.all(|cell| is_number(cell))
 }
 
-/// Returns `true` for a number, also with a unit.
+/// Returns `true` if a cell is a number, with or without a unit.
 fn is_number(cell: &str) -> bool {
     const UNITS: [&str; 13] = [
         "", "%", "B", "KiB", "MiB", "GiB", "TiB", "ns", "us", "ms", "s", "/s", "x",
@@ -178,7 +178,7 @@ fn is_number(cell: &str) -> bool {
     digits.len() < cell.len() && UNITS.contains(&digits.trim_start())
 }
 
-/// Returns the colour of a state, as the code of a terminal.
+/// Returns the ANSI colour code of a state, or `None` if the state has no colour.
 fn hue(state: &str) -> Option<u8> {
     match state.split(' ').next().unwrap_or(state) {
         "serving" | "delivered" | "whole" | "ok" => Some(32),

@@ -1,6 +1,6 @@
-//! Properties of the terminal: colour, width, and the wish for silence.
+//! Properties of the output: colour, width of the terminal, and quiet mode.
 //!
-//! Invariant: `--color` overrides `NO_COLOR`, and `NO_COLOR` overrides the terminal.
+//! Invariant: `--color` overrides `NO_COLOR`, and `NO_COLOR` turns colour off on a terminal.
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
@@ -19,7 +19,7 @@ pub(crate) enum ColorChoice {
 }
 
 impl ColorChoice {
-    /// Returns `true` if a stream gets colour.
+    /// Returns `true` if output to a stream is coloured.
     pub(crate) fn applies_to(self, stream: &impl IsTerminal) -> bool {
         let variable = |name| std::env::var_os(name).unwrap_or_default();
         match self {
@@ -32,7 +32,7 @@ impl ColorChoice {
     }
 }
 
-/// The choices of the command line.
+/// Choices that the command line makes for the whole process.
 #[derive(Clone, Copy, Default)]
 struct Choices {
     color: ColorChoice,
@@ -41,7 +41,7 @@ struct Choices {
 
 static CHOICES: OnceLock<Choices> = OnceLock::new();
 
-/// Keeps the choices of the command line for the rest of the process. Only the first call counts.
+/// Stores the choices of the command line for the rest of the process. A second call has no effect.
 pub(crate) fn set_up(color: ColorChoice, quiet: bool) {
     let _ = CHOICES.set(Choices { color, quiet });
 }
@@ -50,17 +50,18 @@ fn choices() -> Choices {
     CHOICES.get().copied().unwrap_or_default()
 }
 
-/// Returns `true` if progress and remarks are not wanted.
+/// Returns `true` if progress and remarks must not be printed.
 pub(crate) fn is_quiet() -> bool {
     choices().quiet
 }
 
-/// Returns `true` if a stream gets colour.
+/// Returns `true` if output to a stream is coloured.
 pub(crate) fn is_coloured(stream: &impl IsTerminal) -> bool {
     choices().color.applies_to(stream)
 }
 
-/// Returns the columns of the terminal at standard output, or `None` if it is no terminal.
+/// Returns the width of the terminal at standard output, or `None` if standard output is no
+/// terminal.
 pub(crate) fn width() -> Option<usize> {
     let stdout = std::io::stdout();
     if !stdout.is_terminal() {

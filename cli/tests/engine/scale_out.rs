@@ -54,7 +54,8 @@ fn nodes_on_other_addresses_encrypt_their_calls_and_refuse_plain_ones() {
     let listed = world.listed();
     let states = listed.as_array().unwrap().iter().map(|node| &node["state"]);
     assert_eq!(states.collect::<Vec<_>>(), ["serving", "serving"]);
-    // The right secret is refused on a plain connection from such an address.
+    // Even with the right secret, a plain connection from an address other than loopback is
+    // refused.
     let secret = world.secret();
     let headers = [("X-Imt-Secret", secret.as_str())];
     let ping = http(&alpha.address, "POST", "/peer/ping", &headers, b"");
@@ -69,14 +70,14 @@ fn nodes_on_other_addresses_encrypt_their_calls_and_refuse_plain_ones() {
     ];
     let states = ok_json(&plain);
     assert_eq!(states[0]["state"], "not answering", "{states}");
-    // Another secret is refused on an encrypted connection.
+    // A wrong secret is refused on an encrypted connection.
     let wrong = world.folders.path().join("wrong-secret");
     std::fs::write(&wrong, "a secret of another cluster\n").unwrap();
     std::fs::set_permissions(&wrong, PermissionsExt::from_mode(0o600)).unwrap();
     let wrong = ["--secret-file", wrong.to_str().unwrap()];
     let states = ok_json(&[&["node", "list", "--engine", &world.engine.url], &wrong[..]].concat());
     assert_eq!(states[0]["state"], "not answering", "{states}");
-    // A node that encrypts nothing cannot join the others' calls.
+    // A node that does not encrypt cannot call the other nodes.
     let gamma = node("gamma", &["--insecure-plaintext"]);
     until("a node refuses the plain connection", || {
         // The node asks the owner of the order, in plain text.
@@ -156,10 +157,10 @@ fn commands_find_a_node_by_the_engine() {
         ok_json(&["node", "warehouse", "--engine", url])["warehouse"],
         called
     );
-    // The warehouse is that of the nodes, without a flag.
+    // Without a flag, the audit reads the warehouse of the nodes.
     let audited = ok_json(&["audit", "--engine", url]);
     assert_eq!(audited["verdict"], "clean", "{audited}");
-    // One node is enough, and none is reported as such.
+    // Commands work while one node runs. If no node runs, the error says so.
     let [alpha, beta] = nodes;
     alpha.kill();
     let shown = ok_json(&["order", "show", "o3", "--engine", url]);
@@ -205,12 +206,13 @@ fn statistics_files_of_all_folders_count_once_also_after_their_volume_moved() {
     for node in [&alpha, &beta] {
         assert_eq!(units(&node.address), 42);
     }
-    // The same file once more, as after a crash before it was deleted.
+    // The same file appears again, as after a crash between its import and its deletion. It is not
+    // counted twice.
     stat_file(&folders[0], &name, 2);
     until("the file is deleted", || is_gone(0));
     assert_eq!(units(&beta.address), 42);
-    // The volume with the statistics, which is one of the two, is served by the other node in
-    // between. The names of the files moved with it.
+    // One of the two volumes keeps the statistics. While each node is paused, the other node serves
+    // its volume. The names of imported files move with the volume, so no file is counted twice.
     for (at, here, there) in [(0, &alpha, &beta), (1, &beta, &alpha)] {
         signal(here.id(), "STOP");
         until("the other node answers for the statistics", || {
@@ -238,7 +240,8 @@ fn statistics_files_of_all_folders_count_once_also_after_their_volume_moved() {
     stat_file(&folders[1], &name, 40);
     until("the file is deleted", || is_gone(1));
     assert_eq!(units(&beta.address), 42);
-    // The copy that alpha kept of beta's earlier volume is no sign of lost orders.
+    // Alpha still has a copy of beta's earlier volume. The log must not report this copy as lost
+    // orders.
     until("each has its share", || {
         [&alpha, &beta].iter().all(|node| members(&node.address) == 2)
     });

@@ -11,20 +11,21 @@ use serde_json::{Value, json};
 
 use super::HANG;
 
-/// A browser with one page.
+/// A browser process with one page.
 pub struct Browser {
     child: Child,
     input: ChildStdin,
     messages: Receiver<Value>,
     session: Option<String>,
     next_id: u64,
-    /// Messages that are no response to a call, oldest first.
+    /// Events that the browser has sent, oldest first. Responses to calls are not among them.
     events: Vec<Value>,
     _profile: tempfile::TempDir,
 }
 
 impl Browser {
-    /// Starts the browser that `CHROMIUM` names, or `chromium`, with an empty page of this size.
+    /// Starts the browser that the variable `CHROMIUM` names, or else `chromium`. Its page is empty
+    /// and has this size.
     pub fn start(width: u32, height: u32) -> Self {
         let profile = tempfile::tempdir().expect("a folder for the profile");
         let program = std::env::var("CHROMIUM").unwrap_or_else(|_| "chromium".to_owned());
@@ -77,7 +78,7 @@ impl Browser {
         browser
     }
 
-    /// Makes a call and waits for its result.
+    /// Calls a method of the DevTools protocol and waits for its result.
     pub fn call(&mut self, method: &str, params: Value) -> Value {
         self.next_id += 1;
         let mut message = json!({ "id": self.next_id, "method": method, "params": params });
@@ -99,13 +100,13 @@ impl Browser {
         }
     }
 
-    /// Opens an address.
+    /// Opens an address in the page.
     pub fn open(&mut self, url: &str) {
         let opened = self.call("Page.navigate", json!({ "url": url }));
         assert!(opened.get("errorText").is_none(), "{url}: {opened}");
     }
 
-    /// Returns the value of an expression in the page.
+    /// Evaluates a JavaScript expression in the page and returns its value.
     pub fn value(&mut self, expression: &str) -> Value {
         let params = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
         let mut found = self.call("Runtime.evaluate", params);
@@ -138,7 +139,8 @@ impl Browser {
 
     /// Returns the script errors, blocked resources and console messages since the start.
     pub fn complaints(&mut self) -> Vec<String> {
-        // The response to this call comes after the events of everything that the page did before.
+        // The browser sends the response to this call after the events of all earlier work of the
+        // page.
         self.value("0");
         let is_complaint = |event: &&Value| {
             let level = &event["params"]["entry"]["level"];

@@ -5,27 +5,28 @@
 
 use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 
-/// A code block.
+/// A code block of a document.
 #[derive(Debug, Default)]
 pub struct Block {
-    /// Line number of its first line, from 1.
+    /// Number of the block's first line in the document, from 1.
     pub line: usize,
-    /// The word behind the opening fence; empty for an indented block.
+    /// Word after the opening fence. Empty for an indented block.
     pub language: String,
-    /// Its text, without the indentation of a list.
+    /// Text of the block, without the indentation of a list around it.
     pub text: String,
-    /// Options of the comment before it.
+    /// Options in the comment before the block.
     pub options: Vec<String>,
 }
 
 impl Block {
-    /// Returns the rest of the option that begins with a word.
+    /// Returns the text after `name` in the option that begins with `name`. `None` without such an
+    /// option.
     pub fn option(&self, name: &str) -> Option<&str> {
         let rest = self.options.iter().find_map(|option| option.strip_prefix(name))?;
         Some(rest.trim_start_matches(':').trim())
     }
 
-    /// Returns the parts of an option that are separated by commas.
+    /// Returns the parts of an option's value that commas separate.
     pub fn list(&self, name: &str) -> impl Iterator<Item = &str> {
         let rest = self.option(name).unwrap_or_default();
         rest.split(',').filter(|part| !part.is_empty())
@@ -62,7 +63,7 @@ pub fn blocks(markdown: &str) -> Vec<Block> {
                         .collect();
                 }
             }
-            // A comment belongs to the block that follows it directly.
+            // A comment with options must stand directly before a code block.
             (Event::Start(Tag::Paragraph | Tag::Heading { .. }), None) => {
                 assert!(options.is_empty(), "options before no block: {options:?}");
             }

@@ -11,42 +11,42 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// Limit for any wait in these tests. It is far above the slowest expected machine, so a longer
-/// wait is a hang.
+/// Maximum time of any wait in these tests. Even a slow machine needs far less, so a longer wait
+/// means that a process hangs.
 pub const HANG: Duration = Duration::from_secs(120);
 
-/// Returns the command of the binary without the caller's environment variables that could change
-/// its behaviour.
+/// Returns a command that runs the binary. Environment variables of the test process that could
+/// change its behaviour are removed.
 pub fn imt(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imt"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("IMT_")) {
         command.env_remove(name);
     }
-    // Contexts of the caller must not decide either.
+    // The user's contexts must not change the behaviour either.
     command.env("XDG_CONFIG_HOME", "/nonexistent");
     command.args(args).stdin(Stdio::null());
     command
 }
 
-/// Runs the binary to its end.
+/// Runs the binary and waits for its end.
 pub fn run(args: &[&str]) -> Output {
     imt(args).output().expect("the binary starts")
 }
 
-/// Returns standard output as text.
+/// Returns the standard output of a process as text.
 pub fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("output is UTF-8")
 }
 
-/// Returns standard error as text.
+/// Returns the standard error of a process as text.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("output is UTF-8")
 }
 
-/// A server in a separate process, killed when dropped.
+/// A server in a separate process. Dropping it kills the process.
 pub struct Server {
     child: Child,
-    /// `127.0.0.1:PORT`, as logged by the server.
+    /// Address `127.0.0.1:PORT` that the server serves, as its log names it.
     pub address: String,
     log: Receiver<String>,
 }
@@ -57,7 +57,7 @@ impl Server {
         Self::spawn(imt(args))
     }
 
-    /// Starts a command that becomes the binary, and waits until its log names the served address.
+    /// Starts a command that runs the binary, and waits until its log names the served address.
     pub fn spawn(mut command: Command) -> Self {
         let mut child = command
             .stdout(Stdio::null())
@@ -67,8 +67,8 @@ impl Server {
         let lines = BufReader::new(child.stderr.take().expect("standard error is piped")).lines();
         let (send, log) = channel();
         std::thread::spawn(move || {
-            // The pipe is read to its end even without a receiver, so that the child never blocks
-            // on it.
+            // The thread reads the pipe to its end, even if nobody receives the lines. Otherwise
+            // the child would block on a full pipe.
             for line in lines.map_while(Result::ok) {
                 let _ = send.send(line);
             }
@@ -96,17 +96,17 @@ impl Server {
         Self::start(&[&named[..], free_port, more].concat())
     }
 
-    /// Returns `http://127.0.0.1:PORT`.
+    /// Returns the URL of the server, `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Returns the id of the process.
+    /// Returns the id of the server's process.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Returns `true` if the log contains this text since the previous call.
+    /// Returns `true` if a line logged since the previous call contains this text.
     pub fn said(&self, text: &str) -> bool {
         self.log.try_iter().any(|line| line.contains(text))
     }
@@ -117,7 +117,7 @@ impl Server {
         self.child.wait().expect("the child can be waited for");
     }
 
-    /// Waits for a process that ends by itself. Returns its exit code.
+    /// Waits for a process that ends without a signal. Returns its exit code.
     pub fn ended(mut self) -> Option<i32> {
         self.child.wait().expect("the child can be waited for").code()
     }
@@ -142,7 +142,7 @@ impl Drop for Server {
     }
 }
 
-/// Sends a signal to a process, which may have ended.
+/// Sends a signal to a process. It is no error if the process has ended already.
 pub fn signal(process: u32, name: &str) {
     let sent = Command::new("kill")
         .args([&format!("-{name}"), &process.to_string()])
@@ -152,11 +152,11 @@ pub fn signal(process: u32, name: &str) {
 
 /// An HTTP response: status, head and body.
 pub struct Answer {
-    /// Status code.
+    /// Status code of the response.
     pub status: u16,
-    /// Status line and headers, in lower case.
+    /// Status line and headers, converted to lower case.
     pub head: String,
-    /// Body.
+    /// Body of the response, as text.
     pub body: String,
 }
 
@@ -167,7 +167,7 @@ impl Answer {
     }
 }
 
-/// Makes one HTTP/1.1 exchange on a new connection. Returns `None` if no server answers.
+/// Sends one HTTP/1.1 request on a new connection. Returns `None` if no server answers.
 pub fn try_http(
     address: &str,
     method: &str,
@@ -199,24 +199,25 @@ pub fn try_http(
     })
 }
 
-/// Makes one HTTP exchange that must be answered.
+/// Sends one HTTP request on a new connection. Panics if no server answers.
 pub fn http(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     try_http(address, method, path, headers, body)
         .unwrap_or_else(|| panic!("{method} {path} at {address} was not answered"))
 }
 
-/// Polls a condition until it holds.
+/// Polls a condition until it is true. After [`HANG`], panics with a message that names the
+/// condition.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < HANG, "it never came true that {what}");
-        // The pause leaves the processor to the awaited process. The condition above decides.
+        // The pause gives the processor to the awaited process. No test depends on its length.
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Returns a free address on loopback. The kernel assigns such ports in turn, so that another
-/// process hardly gets the same one.
+/// Returns a free address on loopback. The kernel assigns free ports in turn, so another process is
+/// unlikely to get the same port soon.
 pub fn free_address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())

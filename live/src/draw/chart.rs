@@ -1,19 +1,20 @@
-//! Curves over the seconds of a run, drawn as sparklines.
+//! Draws a curve over the seconds of a run as a sparkline.
 
 use ratatui::Frame;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::widgets::{Sparkline, SparklineBar};
 
-/// One second of a curve.
+/// The value of a curve in one second, with its style.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Point {
     pub(super) value: u64,
     pub(super) style: Style,
 }
 
-/// Draws the newest points; the last one is at the right edge. A run that is shorter than the area
-/// is wide gets several columns a second, so that the curve fills the area at the end of the run.
+/// Draws the newest points, with the last point at the right edge. If the run has fewer seconds
+/// than the area has columns, each second gets several columns. So the curve fills the area at the
+/// end of the run.
 pub(super) fn draw(frame: &mut Frame, area: Rect, points: &[Point], seconds_planned: u64) {
     if area.is_empty() {
         return;
@@ -30,7 +31,6 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, points: &[Point], seconds_plan
     let bars: Vec<SparklineBar> = std::iter::repeat_n(SparklineBar::from(0), blank)
         .chain(bars)
         .collect();
-    // The library multiplies by the height: huge values must not overflow.
     let peak = shown.iter().map(|point| point.value).max().unwrap_or(0);
     frame.render_widget(Sparkline::default().data(bars).max(peak.max(1)), area);
 }

@@ -1,4 +1,4 @@
-//! Header, footer, help, and the sentence for a terminal that is too small.
+//! Draws the header, the footer, the help window, and the message for a terminal that is too small.
 
 use imt_sim::summary::Verdict;
 use imt_sim::telemetry::Phase;
@@ -13,7 +13,7 @@ use crate::figures::{count, fit};
 use crate::state::{Ending, Outcome, Pane, State};
 use crate::theme::Theme;
 
-/// Draws the sentence for a terminal that is too small.
+/// Draws the message for a terminal that is too small.
 pub(super) fn draw_too_small(frame: &mut Frame, area: Rect) {
     let text = format!(
         "The terminal has {} x {} cells. The live view needs {COLUMNS_MIN} x {ROWS_MIN}. \
@@ -23,7 +23,7 @@ pub(super) fn draw_too_small(frame: &mut Frame, area: Rect) {
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), area);
 }
 
-/// Draws the name of the run, its stage and its progress.
+/// Draws the name of the run, its phase and its progress.
 pub(super) fn draw_header(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let [title, progress] = super::rows(area, [Constraint::Length(1), Constraint::Length(1)]);
     let stage = stage(state, theme);
@@ -157,7 +157,7 @@ pub(super) fn draw_footer(frame: &mut Frame, area: Rect, state: &State, theme: T
         frame.render_widget(notice.alignment(Alignment::Right), area);
         return;
     }
-    // A node without a web console has no detail.
+    // A node without a web console sends no details, so no address is shown.
     let has_console = !state.run.cluster.detail.nodes.is_empty();
     if let Some(console) = state.console.as_ref().filter(|_| has_console) {
         let link = Line::from(vec![

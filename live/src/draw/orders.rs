@@ -1,7 +1,7 @@
-//! Orders of the run by state, as a funnel.
+//! Draws the orders of the run by state, as a funnel.
 //!
-//! A bar of the usual path has a full part, the orders in that state, and a light part, the orders
-//! in a later state of the path.
+//! The bar of a state on the usual path of an order has two parts. The full part stands for the
+//! orders in that state, and the light part for the orders in later states of the path.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::figures::{padded, short};
 use crate::state::State;
 use crate::theme::Theme;
 
-/// States of the usual path, in its order.
+/// States on the usual path of an order, from the first to the last.
 const PATH: [&str; 6] = [
     "received",
     "reserved",
@@ -25,11 +25,11 @@ const PATH: [&str; 6] = [
     "delivering",
     "delivered",
 ];
-/// Ends that are part of a shop's day.
+/// Final states that are usual in a shop.
 const ENDS: [&str; 3] = ["rejected", "cancelled", "expired"];
-/// Ends that an operator looks at.
+/// Final states that need an operator's attention.
 const FAILURES: [&str; 2] = ["failed", "refund_wanted"];
-/// Columns of a name and of a count.
+/// Widths of the name of a state and of its count, in columns.
 const NAME: usize = 13;
 const COUNT: usize = 6;
 
@@ -40,7 +40,7 @@ struct Row {
     style: Style,
 }
 
-/// Draws the panel.
+/// Draws the panel of orders.
 pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let orders = state.run.cluster.orders_of_run();
     let total: u64 = orders.values().fold(0, |sum, count| sum.saturating_add(*count));
@@ -62,7 +62,8 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), inner);
 }
 
-/// Returns the rows that fit. Rare ends without orders are left out first.
+/// Returns the rows that fit into `height`. Final states without orders are left out first, from
+/// the last to the first.
 fn rows(orders: &BTreeMap<String, u64>, height: usize, theme: Theme) -> Vec<Row> {
     let count = |name: &str| orders.get(name).copied().unwrap_or(0);
     let mut rows = Vec::new();
@@ -111,7 +112,7 @@ fn rows(orders: &BTreeMap<String, u64>, height: usize, theme: Theme) -> Vec<Row>
 fn line(row: &Row, width: usize, largest: u64, theme: Theme) -> Line<'static> {
     let columns = |count: u64| (count as f64 / largest as f64 * width as f64).round() as usize;
     let whole = columns(row.here.saturating_add(row.past)).min(width);
-    // A state with at least one order never looks empty.
+    // A state with at least one order has a bar of at least one column.
     let full = columns(row.here)
         .clamp(usize::from(row.here > 0), width.max(1))
         .min(width);

@@ -1,4 +1,4 @@
-//! Requests and latencies by route.
+//! Draws requests and latencies by route.
 
 use imt_sim::telemetry::{Route, RouteSecond, RouteState};
 use ratatui::Frame;
@@ -12,14 +12,14 @@ use crate::figures::{count, latency, short};
 use crate::state::State;
 use crate::theme::Theme;
 
-/// Rows of one route on the tallest screen.
+/// Maximum height of the area of one route, in rows.
 const ROUTE_ROWS_MAX: u16 = 9;
-/// Columns of the figures beside one-row curves.
+/// Width of the figures beside curves that are one row high, in columns.
 const FIGURES_NARROW: u16 = 29;
-/// Columns of the figures beside taller curves.
+/// Width of the figures beside higher curves, in columns.
 const FIGURES_WIDE: u16 = 26;
 
-/// Draws the panel.
+/// Draws the panel of requests.
 pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let inner = panel(frame, area, title(state, theme), theme);
     if inner.height < 2 {
@@ -36,7 +36,7 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
             height: rows,
             ..inner
         };
-        // A panel lower than one row a route leaves out the last routes.
+        // If the panel has fewer rows than routes, the last routes are left out.
         if area.bottom() > inner.bottom() {
             break;
         }
@@ -68,7 +68,7 @@ fn title(state: &State, theme: Theme) -> Line<'static> {
     Line::from(spans)
 }
 
-/// One route as it is drawn.
+/// The data of one route for its row of the panel.
 struct RouteView<'a> {
     route: Route,
     state: &'a RouteState,
@@ -111,7 +111,7 @@ impl<'a> RouteView<'a> {
         points.collect()
     }
 
-    /// Latency of the newest second; a dash without requests.
+    /// Returns a latency of the newest second as text, or a dash if the second had no requests.
     fn latency(&self, us: u64) -> String {
         match self.newest.requests {
             0 => "-".to_owned(),
@@ -132,7 +132,7 @@ fn draw_heading(frame: &mut Frame, area: Rect, figures: u16, rows: u16, theme: T
         1 => format!("{:<8}{:>6}{:>7}{:>8}", "", "/s", "p50", "p99"),
         _ => "newest second".to_owned(),
     };
-    // The words are cut whole where the curves are narrow.
+    // A narrow curve gets a short heading, because a long one would be cut.
     let (of_rate, of_latency) = match rate.width {
         0..12 => ("rate", "p99"),
         _ => ("requests/s", "p99 latency"),
@@ -150,7 +150,7 @@ fn draw_route(frame: &mut Frame, area: Rect, figures: u16, view: RouteView<'_>, 
     };
     frame.render_widget(Paragraph::new(lines), left);
     for (area, curve) in [(rate, Curve::Rate), (latency, Curve::Latency)] {
-        // A blank row parts the curves of two routes where there is room.
+        // If there is room, a blank row separates the curves of two routes.
         let height = if area.height > 2 {
             area.height - 1
         } else {

@@ -1,4 +1,4 @@
-//! The ring: shares of the nodes, their load, and the volumes that each one serves.
+//! Draws the ring: each node's share of the slots, load, and served volumes.
 
 use imt_sim::cluster_detail::{NodeDetail, NodeStatus, SlotRun};
 use imt_sim::telemetry::ClusterState;
@@ -14,19 +14,19 @@ use crate::figures::{fit, padded, short};
 use crate::state::State;
 use crate::theme::{Palette, Theme};
 
-/// Columns of a node's name: the longest one, within these bounds.
+/// Minimum and maximum width of the names of nodes in the table, in columns of the terminal.
 const NAME_MIN: usize = 4;
 const NAME_MAX: usize = 13;
-/// Columns of the panel that leave room for a circle beside the table.
+/// Minimum width of the panel at which a circle is drawn beside the table, in columns.
 const CIRCLE_BESIDE: u16 = 64;
-/// Rows of the panel that leave room for a circle above the table.
+/// Minimum height of the panel at which a circle is drawn above the table, in rows.
 const CIRCLE_ABOVE: u16 = 22;
-/// Columns of a share, with the blank before `99.9 %`.
+/// Width of a share in columns: a blank and `99.9 %`.
 const SHARE: usize = 7;
-/// Rows of the smallest circle.
+/// Height of the smallest circle, in rows.
 const CIRCLE_ROWS_MIN: u16 = 9;
 
-/// Draws the panel.
+/// Draws the panel of the ring.
 pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let ring = RingView::of(&state.run.cluster);
     let inner = panel(frame, area, title(state, &ring, theme), theme);
@@ -93,7 +93,7 @@ fn title(state: &State, ring: &RingView, theme: Theme) -> Line<'static> {
     Line::from(spans)
 }
 
-/// One node as it is drawn.
+/// The data of one node for its row of the table.
 pub(super) struct NodeRow {
     pub(super) name: String,
     pub(super) slots: u64,
@@ -102,11 +102,11 @@ pub(super) struct NodeRow {
     load: Option<u64>,
 }
 
-/// The ring as it is drawn. The place of a node chooses its letter and its colour.
+/// The data of the panel. The index of a node in `nodes` decides its letter and its colour.
 pub(super) struct RingView {
     pub(super) epoch: u64,
     pub(super) nodes: Vec<NodeRow>,
-    /// Owners of the slots; `SlotRun::member` is a place in `nodes`.
+    /// Runs of slots with one owner, in slot order. `SlotRun::member` is an index in `nodes`.
     pub(super) runs: Vec<SlotRun>,
 }
 
@@ -144,7 +144,7 @@ impl RingView {
         }
     }
 
-    /// Slots of all nodes, at least 1.
+    /// Returns the number of slots of all nodes together, at least 1.
     pub(super) fn slots(&self) -> u64 {
         self.nodes
             .iter()
@@ -152,13 +152,13 @@ impl RingView {
             .max(1)
     }
 
-    /// Columns of the names.
+    /// Returns the width of the column with the nodes' names.
     fn name_columns(&self) -> usize {
         let names = self.nodes.iter().map(|node| node.name.width());
         names.max().unwrap_or(0).clamp(NAME_MIN, NAME_MAX)
     }
 
-    /// Returns the node that serves the volume of another node.
+    /// Returns the name of the node that serves the volume `volume`, if any.
     fn server_of(&self, volume: &str) -> Option<&str> {
         let mut nodes = self.nodes.iter();
         let server = nodes.find(|node| node.serves.iter().any(|served| served == volume))?;
@@ -211,7 +211,8 @@ impl NodeRow {
         }
     }
 
-    /// Returns the volumes that the node serves, or the node that serves its volume.
+    /// Returns the volumes that a serving node serves. For any other node, returns its status and
+    /// the node that serves its volume.
     fn note(&self, ring: &RingView, width: usize) -> String {
         if !self.is_serving() {
             let server = ring.server_of(&self.name).filter(|server| *server != self.name);
@@ -237,12 +238,13 @@ impl NodeRow {
     }
 }
 
-/// Letter of a node, for screens and people without colours.
+/// Returns the letter of a node, which identifies it without colours.
 pub(super) fn letter(place: usize) -> char {
     char::from(b'A' + (place % 26) as u8)
 }
 
-/// Returns a bar with the share of each node; a letter stands in the middle of each share.
+/// Returns a bar in which each node has a part as wide as its share. The node's letter is in the
+/// middle of its part.
 fn share_bar(ring: &RingView, width: usize, theme: Theme) -> Line<'static> {
     let slots = ring.slots();
     let (mut before, mut column) = (0_u64, 0);
@@ -264,7 +266,7 @@ fn share_bar(ring: &RingView, width: usize, theme: Theme) -> Line<'static> {
     Line::from(spans)
 }
 
-/// Returns the style of a block in a node's colour.
+/// Returns the style of a node's part of the bar.
 fn filled(place: usize, theme: Theme) -> Style {
     match (theme.palette(), theme.node(place).fg) {
         (Palette::Indexed, Some(colour)) => Style::new().bg(colour).fg(Color::Indexed(16)),
@@ -280,7 +282,7 @@ fn draw_table(frame: &mut Frame, area: Rect, ring: &RingView, theme: Theme) {
         return;
     }
     let mut lines = Vec::new();
-    // A heading costs a node its row on a small screen.
+    // The heading is drawn only if every node also has a row.
     if height > ring.nodes.len() {
         let names = ring.name_columns();
         let heading = format!(
@@ -296,7 +298,7 @@ fn draw_table(frame: &mut Frame, area: Rect, ring: &RingView, theme: Theme) {
     let mut places: Vec<usize> = (0..ring.nodes.len()).collect();
     let hidden = places.len().saturating_sub(free);
     if hidden > 0 {
-        // Nodes that do not serve are what an operator must see.
+        // Nodes that do not serve come first, because an operator must see them.
         places.sort_by_key(|place| ring.nodes[*place].is_serving());
         places.truncate(free - 1);
     }

@@ -1,6 +1,8 @@
-//! The ring as a circle of half-block cells: slot 0 at the top, clockwise, in the owners' colours.
+//! Draws the ring as a circle of half-block characters in the owners' colours. Slot 0 is at the
+//! top, and the slots continue clockwise.
 //!
-//! A terminal cell is about twice as high as wide, so each cell has two square points.
+//! A terminal cell is about twice as high as wide, so each cell has two square points, one above
+//! the other.
 
 use std::f64::consts::TAU;
 
@@ -13,13 +15,13 @@ use super::ring::{RingView, letter};
 use crate::figures::short;
 use crate::theme::{Palette, Theme};
 
-/// Inner radius as a share of the outer one: leaves room for two words.
+/// Inner radius of the ring as a share of its outer radius. The hole has room for two words.
 const HOLE: f64 = 0.62;
 
-/// Draws the largest circle that fits, in the middle of the area.
+/// Draws the largest circle that fits, in the centre of the area.
 pub(super) fn draw(buffer: &mut Buffer, area: Rect, ring: &RingView, theme: Theme) {
     let points = area.width.min(area.height.saturating_mul(2));
-    // A smaller circle has no hole.
+    // A circle of fewer than 8 points would have no hole.
     if points < 8 {
         return;
     }
@@ -74,7 +76,7 @@ struct Circle<'a> {
 }
 
 impl Circle<'_> {
-    /// Returns the member that owns the slot at a point; `None` off the ring.
+    /// Returns the member that owns the slot at a point. `None` for points outside the ring.
     fn owner(&self, column: u16, row: u16) -> Option<usize> {
         let x = f64::from(column) + 0.5 - self.radius;
         let y = f64::from(row) + 0.5 - self.radius;
@@ -82,7 +84,7 @@ impl Circle<'_> {
         if self.slots == 0 || distance > self.radius || distance < self.radius * HOLE {
             return None;
         }
-        // Clockwise from the top.
+        // Direction of the point from the centre, as a share of a full turn clockwise from the top.
         let turn = (x.atan2(-y) / TAU).rem_euclid(1.0);
         let slot = ((turn * self.slots as f64) as u64).min(self.slots - 1);
         let mut end = 0_u64;
@@ -94,7 +96,7 @@ impl Circle<'_> {
     }
 }
 
-/// Owners of the two points of a cell.
+/// Owners of the upper and the lower point of a cell.
 struct Cell {
     upper: Option<usize>,
     lower: Option<usize>,
@@ -132,7 +134,7 @@ fn paint(buffer: &mut Buffer, place: ratatui::layout::Position, points: Cell, th
 fn centre(buffer: &mut Buffer, area: Rect, y: u16, text: &str, style: Style) {
     let hole = (f64::from(area.width) * HOLE) as usize;
     let length = text.chars().count();
-    // The text would cover the ring.
+    // The text is left out if it would cover the ring.
     if length > hole.saturating_sub(1) || area.height < 8 {
         return;
     }

@@ -1,4 +1,4 @@
-//! The warehouse, the outbox to it, stock, and the load generator itself.
+//! Draws the warehouse, the outbox, the stock, and the schedule of the load generator.
 
 use imt_sim::front::LAG_P99_MAX;
 use imt_sim::telemetry::{Phase, RunState};
@@ -14,11 +14,11 @@ use crate::figures::{fit, latency, short};
 use crate::state::State;
 use crate::theme::Theme;
 
-/// Columns of a label.
+/// Width of a label, in columns.
 const LABEL: usize = 11;
-/// Rows that leave room for the curve of the outbox, with its heading and a blank row.
+/// Minimum number of free rows for the curve of the outbox, its heading and a blank row.
 const CURVE_ROWS_MIN: usize = 4;
-/// Rows of the curve on the tallest screen.
+/// Maximum height of the curve of the outbox with its heading, in rows.
 const CURVE_ROWS_MAX: usize = 7;
 
 struct Fact {
@@ -27,8 +27,8 @@ struct Fact {
     style: Style,
 }
 
-/// Draws the panel. Facts come in the order of their importance; the last ones are left out where
-/// there is no room.
+/// Draws the panel of the warehouse and the outbox. Each line is a fact: a label and a value. Facts
+/// are sorted by importance, and the last ones are left out if they do not fit.
 pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let title = Line::styled(" Warehouse and outbox ", theme.strong());
     let inner = panel(frame, area, title, theme);
@@ -60,7 +60,7 @@ fn facts(run: &RunState, theme: Theme) -> Vec<Fact> {
         value,
         style: Style::new(),
     };
-    // Counts that are 0 in a healthy run.
+    // Builds the fact for a count that is 0 in a healthy run.
     let fault = |label, count: u64, text: String| Fact {
         label,
         value: text,
@@ -111,7 +111,8 @@ fn facts(run: &RunState, theme: Theme) -> Vec<Fact> {
         plain("restocked", format!("{} quantities", number(known.restocked))),
     ];
     match run.lag.p99_us > LAG_P99_MAX.as_micros() as u64 {
-        // The latencies of such a run are not those of the server, which everybody should see.
+        // If the load generator is late, the measured latencies are not those of the server. So
+        // this fact comes first.
         true => facts.insert(0, schedule(run, theme)),
         false => facts.push(schedule(run, theme)),
     }
@@ -121,7 +122,7 @@ fn facts(run: &RunState, theme: Theme) -> Vec<Fact> {
         } else {
             run.audit.as_str()
         };
-        // The audit is the news of its phase.
+        // While the audit runs, its progress comes first.
         facts.insert(0, plain("audit", audit.to_owned()));
     }
     let faults = known.faults.iter().filter(|(_, count)| **count > 0);
@@ -155,13 +156,13 @@ fn fact_of_behaviour(name: &str) -> String {
     }
 }
 
-/// Returns `1 file`, `2 files`.
+/// Returns a count with its noun, such as `1 file` or `2 files`.
 fn counted(count: u64, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{} {noun}{plural}", short(count, 7))
 }
 
-/// Returns how well the load generator keeps its own schedule.
+/// Returns the fact about the load generator's own delays and dropped requests.
 fn schedule(run: &RunState, theme: Theme) -> Fact {
     let lag = latency(run.lag.p99_us);
     match run.late.saturating_add(run.dropped) {

@@ -75,7 +75,7 @@ fn node(name: &str, status: NodeStatus, serves: &[&str]) -> NodeDetail {
     }
 }
 
-/// A run with four nodes, one of which was killed.
+/// Returns the state of a run with four nodes, one of which was killed.
 fn busy() -> State {
     let mut run = RunState {
         phase: Phase::Sending,
@@ -139,7 +139,7 @@ fn busy() -> State {
     }
 }
 
-/// A run in which every text and figure is as long as it can be.
+/// Returns the state of a run in which every text and figure is as long as possible.
 fn extreme() -> State {
     let mut state = busy();
     let long = "倉庫-with-a-name-that-no-screen-shows-in-full\u{1b}[31m".repeat(9);

@@ -1,4 +1,4 @@
-//! Events of the run and newest lines of the log.
+//! Draws the events of the run and the newest lines of the log.
 
 use imt_sim::telemetry::{EventKind, RunEvent};
 use ratatui::Frame;
@@ -12,7 +12,7 @@ use crate::figures::fit;
 use crate::state::State;
 use crate::theme::Theme;
 
-/// All kinds, in the order of the help.
+/// All kinds of events, in the order of the legend.
 const KINDS: [EventKind; 12] = [
     EventKind::Join,
     EventKind::Stop,
@@ -27,7 +27,7 @@ const KINDS: [EventKind; 12] = [
     EventKind::Load,
     EventKind::Warning,
 ];
-/// Kinds on one line of the help.
+/// Number of kinds in one line of the legend.
 const LEGEND_COLUMNS: usize = 4;
 
 struct Mark {
@@ -53,7 +53,7 @@ fn mark(kind: EventKind, theme: Theme) -> Mark {
     Mark { symbol, style }
 }
 
-/// Draws the newest events, the newest one at the bottom.
+/// Draws the newest events, with the newest one at the bottom.
 pub(super) fn draw_events(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let title = Line::styled(" Events ", theme.strong());
     let inner = panel(frame, area, title, theme);
@@ -73,7 +73,7 @@ fn event_line(event: &RunEvent, width: usize, theme: Theme) -> Line<'static> {
     let Mark { symbol, style } = mark(event.kind, theme);
     let seconds = event.offset_ms as f64 / 1_000.0;
     let at = format!("{seconds:>7.1} s ");
-    // Time, blanks and symbol come before the text.
+    // The time, a blank, the symbol and another blank come before the text.
     let text = fit(&event.text, width.saturating_sub(at.len() + 2));
     Line::from(vec![
         Span::styled(at, theme.quiet()),
@@ -83,7 +83,7 @@ fn event_line(event: &RunEvent, width: usize, theme: Theme) -> Line<'static> {
     ])
 }
 
-/// Draws the newest lines of the log, the newest one at the bottom.
+/// Draws the newest lines of the log, with the newest one at the bottom.
 pub(super) fn draw_log(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let inner = panel(frame, area, Line::styled(" Log ", theme.strong()), theme);
     if state.log.is_empty() {
@@ -103,7 +103,8 @@ pub(super) fn draw_log(frame: &mut Frame, area: Rect, state: &State, theme: Them
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), inner);
 }
 
-/// Returns a line with its times as `HH:MM:SS`: the date and the fractions would take half a pane.
+/// Returns a log line with times shortened to `HH:MM:SS`, because a full time would take half of a
+/// narrow panel.
 fn brief(line: &str) -> String {
     let words = line.split(' ').map(|word| match word.get(11..19) {
         Some(time) if word.get(10..11) == Some("T") && word.ends_with('Z') => time,
@@ -112,7 +113,7 @@ fn brief(line: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Returns the symbols of events and their meaning.
+/// Returns the legend: the symbols of all kinds of events and their meanings.
 pub(super) fn legend(theme: Theme) -> Vec<Line<'static>> {
     let rows = KINDS.chunks(LEGEND_COLUMNS).map(|kinds| {
         let spans = kinds.iter().flat_map(|kind| {

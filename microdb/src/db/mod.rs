@@ -1,6 +1,6 @@
 //! The database handle: one method for each operation on a whole database.
 //!
-//! - A method checks and delegates; the work is in `engine`, `recover` and `tools`.
+//! - The methods delegate to `engine`, `recover` and `tools`, which do the work.
 //! - The last handle that is dropped closes the database.
 //!
 //! Deliberately absent: access to records, which is in `table`, `batch`, `transaction` and
@@ -62,8 +62,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// - [`Error::Locked`](crate::Error::Locked) if another process or handle has it open for
-    ///   writing.
+    /// - [`Error::Locked`](crate::Error::Locked) if another process or handle has the database open
+    ///   for writing.
     /// - [`Error::Corrupt`](crate::Error::Corrupt) if bytes below the durable frontier are damaged.
     ///   No file is changed in that case.
     /// - [`Error::Version`](crate::Error::Version) for a newer format.
@@ -159,7 +159,7 @@ impl Db {
     /// it does not exist. [`Codec`] has an example.
     ///
     /// A new table records its encoding and the name of its type of keys, so that tools can show
-    /// keys (see [`TableInfo::keys_as`]). They are not checked when the table is opened again.
+    /// keys (see [`TableInfo::keys_as`]). Neither is checked when the table is opened again.
     ///
     /// # Errors
     /// The errors of [`Db::table`].
@@ -253,9 +253,9 @@ impl Db {
         self.engine.rename_table(from, to)
     }
 
-    /// Replaces tables by others in one durable commit. Each pair holds the current name of a table
-    /// and its new name. A table that has the new name is dropped. Handles to the renamed tables
-    /// stay valid.
+    /// Renames tables in one durable commit, and drops the tables that had the new names. Each pair
+    /// holds the current name of a table and its new name. Handles to the renamed tables stay
+    /// valid.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -319,13 +319,13 @@ impl Db {
     pub fn checkpoint(&self) -> Result<()> {
         self.engine.checkpoint()?;
         if !self.engine.options.background {
-            // A seal is derived from its segment, so a failure here does no harm.
+            // A failure is ignored, because a seal can be computed again from its segment.
             let _ = self.engine.seal_segments();
         }
         Ok(())
     }
 
-    /// Returns the report of recovery: the findings of this open.
+    /// Returns the report on the recovery with which this handle opened the database.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -385,8 +385,8 @@ impl Db {
         Sequence(self.engine.sequence())
     }
 
-    /// Makes all commits durable and releases the folder. Other handles return
-    /// [`Error::Closed`](crate::Error::Closed) from then on.
+    /// Makes all commits durable, and unlocks the folder so that the database can be opened again.
+    /// Other handles return [`Error::Closed`](crate::Error::Closed) from then on.
     ///
     /// Dropping the last handle also closes the database, but cannot report an error. Rust never
     /// drops a handle in a `static`: without this call, the last buffered commits are lost when the
@@ -412,9 +412,10 @@ impl Db {
 
     /// Closes like [`Db::close`], for a handover to a process that opens the database at once.
     ///
-    /// `close` writes a checkpoint, in time proportional to the directory. This method writes none
-    /// for a log of up to 256 KiB, which the next open replays in tens of milliseconds. Call
-    /// [`Db::checkpoint`] just before for a smaller log.
+    /// `close` usually writes a checkpoint, which takes time proportional to the size of the
+    /// directory. This method writes none if at most 256 KiB of log were appended since the last
+    /// checkpoint. The next open replays such a log in tens of milliseconds. Call
+    /// [`Db::checkpoint`] just before this method, so that little log remains.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

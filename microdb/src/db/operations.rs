@@ -1,6 +1,6 @@
 //! Operations on a whole database: views, batches, statistics, maintenance and comparison.
 //!
-//! - Each method delegates to the part that does the work.
+//! - Each method delegates to the module that does the work.
 //!
 //! Deliberately absent: opening, closing and tables, which are in `db`.
 
@@ -77,7 +77,7 @@ impl Db {
         Stats::of(&self.engine)
     }
 
-    /// Verifies all files of the database.
+    /// Verifies all segments with their seals, the directory, and the newest checkpoint.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -122,10 +122,10 @@ impl Db {
 
     /// Copies the database in its current state to the folder `path`, which must be missing or
     /// empty. The copy is durable on return and opens like any database. Commits continue during
-    /// the copy; compaction waits.
+    /// the copy. Compaction waits until the copy is complete.
     ///
-    /// A read-only database is copied in the state of its opening. This works on read-only media
-    /// and beside a process that writes.
+    /// The copy of a read-only database has the state in which the database was opened. Such a copy
+    /// can be made from read-only media, and while another process writes to the database.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -142,14 +142,15 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::Invalid`](crate::Error::Invalid) if the folder is not empty, or is inside or around
-    /// the folder of the database. [`Error::Io`](crate::Error::Io), after which the folder holds no
-    /// database.
+    /// the folder of the database. [`Error::Io`](crate::Error::Io) if a file cannot be read or
+    /// written. The folder then holds no database.
     pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
         self.engine.backup_to(path.as_ref())
     }
 
-    /// Returns the visible commits after `sequence`, in order. Call it again with the last sequence
-    /// to continue. [`Sequence::ZERO`] begins at the first commit.
+    /// Returns the visible commits after `sequence`, in order. To continue later, call this method
+    /// again with the sequence of the last commit received. [`Sequence::ZERO`] begins at the first
+    /// commit.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -169,15 +170,16 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::FeedGone`](crate::Error::FeedGone) if compaction has removed commits after
-    /// `sequence`. [`Error::FeedAhead`](crate::Error::FeedAhead), with the last sequence, if no
-    /// commit has `sequence` yet.
+    /// `sequence`. [`Error::FeedAhead`](crate::Error::FeedAhead) if no commit has `sequence` yet.
+    /// The error holds the sequence of the last commit.
     pub fn changes_since(&self, sequence: Sequence) -> Result<Changes> {
         Changes::since(&self.engine, sequence)
     }
 
     /// Returns the digests of all live records at this moment. Databases with the same records have
-    /// the same digests, with any history. The first call reads every record. Later calls read the
-    /// keys of the tables written since, and the records of the written prefixes.
+    /// the same digests, even if their histories differ. The first call reads every record. Later
+    /// calls read only the tables that were written since the previous call. Of these tables, they
+    /// hash only records with the key prefix of a written key (see [`crate::digest_prefix`]).
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -217,8 +219,9 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Corrupt`](crate::Error::Corrupt) if a record is damaged. Its segment is kept and
-    /// all other segments have been compacted. Otherwise the errors of a commit.
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if a record is damaged. The segment of that record
+    /// is kept, and all other segments are compacted before the error is returned. Otherwise the
+    /// errors of a commit.
     pub fn compact(&self) -> Result<CompactReport> {
         self.engine.compact()
     }
@@ -244,8 +247,8 @@ impl Db {
     }
 }
 
-/// Finds the keys that differ and calls `found` for each until it breaks. Tables are compared by
-/// name.
+/// Finds the keys that differ between two databases. Calls `found` for each of them until `found`
+/// returns [`ControlFlow::Break`]. Tables are matched by name.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

@@ -8,11 +8,11 @@ use super::{Directory, ImageTable, KeyHash, Location, View};
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 
-/// Prefetch distance in hashes. A processor has ten to sixteen line-fill buffers, and more requests
-/// in flight cost nothing.
+/// Number of hashes for which buckets are prefetched into the processor's cache before the first
+/// look-up. A processor has ten to sixteen line-fill buffers, and further prefetches cost nothing.
 const WINDOW: usize = 32;
 
-/// A directory.
+/// A directory for benchmarks. Locations are given as numbers.
 pub struct BenchDirectory(Directory);
 
 /// A view of a directory.
@@ -34,7 +34,7 @@ impl Default for BenchDirectory {
 }
 
 impl BenchDirectory {
-    /// Adds absent keys with these hashes at the locations `first`, `first + 1`, ..
+    /// Adds absent keys with these hashes. Their locations are numbered from `first` on.
     pub fn insert_all(&self, hashes: &[u64], first: u64) {
         for (window, numbers) in hashes.chunks(WINDOW).zip((first..).step_by(WINDOW)) {
             let guard = pin();
@@ -49,14 +49,14 @@ impl BenchDirectory {
         }
     }
 
-    /// Adds one absent key.
+    /// Adds one absent key with this hash at the location `number`.
     pub fn insert(&self, hash: u64, number: u64) {
         self.0
             .insert(&pin(), KeyHash(hash), location(number))
             .expect("nothing is mapped");
     }
 
-    /// Returns the first candidate of a hash.
+    /// Returns the number of the first location at which the key with this hash may be.
     pub fn get(&self, hash: u64) -> Option<u64> {
         let guard = pin();
         self.0
@@ -66,7 +66,8 @@ impl BenchDirectory {
             .map(number)
     }
 
-    /// Returns the sum of the first candidates of these hashes, with overlapping waits.
+    /// Returns the sum of the results of [`BenchDirectory::get`] for these hashes. Prefetches the
+    /// buckets of several hashes into the processor's cache, so that the waits for memory overlap.
     pub fn get_all(&self, hashes: &[u64]) -> u64 {
         let mut sum = 0;
         for window in hashes.chunks(WINDOW) {
@@ -85,7 +86,7 @@ impl BenchDirectory {
         sum
     }
 
-    /// Takes a view.
+    /// Returns a view of the directory at this moment.
     pub fn view(&self) -> BenchView {
         BenchView(self.0.view(&pin()))
     }
@@ -95,7 +96,7 @@ impl BenchDirectory {
         self.0.len()
     }
 
-    /// Returns the memory in bytes.
+    /// Returns the memory of the directory in bytes.
     pub fn bytes(&self) -> u64 {
         self.0.bytes()
     }
@@ -103,7 +104,7 @@ impl BenchDirectory {
     /// Opens the image written to `file` by [`BenchView::encode`].
     ///
     /// # Errors
-    /// If it cannot be mapped.
+    /// If the file cannot be mapped.
     pub fn open(file: &std::fs::File, table: (u64, u64)) -> std::io::Result<Self> {
         let map = Arc::new(Map::of_file(file, file.metadata()?.len())?);
         let table = ImageTable {
@@ -117,7 +118,7 @@ impl BenchDirectory {
 }
 
 impl BenchView {
-    /// Writes the image. Returns offset and length of its table.
+    /// Writes the image of the view. Returns the offset and the length of the image's table.
     pub fn encode(&self, out: &mut dyn std::io::Write) -> (u64, u64) {
         let table = self
             .0

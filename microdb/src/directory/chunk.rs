@@ -2,16 +2,17 @@
 //! `rebuild.rs`).
 //!
 //! A key has two buckets. Its *home* is its position in the range of the chunk, scaled to the
-//! number of buckets. Its *second* is at a distance given by its class. A key is in its home if
-//! that had room. Otherwise a flag in the home marks the class as displaced. So nearly every lookup
-//! reads one cache line, none reads more than two, and chunks fill to nine tenths.
+//! number of buckets. Its *second* is at a distance from the home, given by three bits of its hash,
+//! its *class*. A key is in its home if the home had room. Otherwise the key is in its second, and
+//! a flag in the home marks the class as displaced. So nearly every lookup reads one cache line,
+//! none reads more than two, and chunks fill to nine tenths.
 //!
 //! **Races**: one writer, any number of readers. Readers check the home, then its flag, then the
 //! second bucket.
 //!
 //! - In a chunk, a key moves only from home to second, never back.
-//! - Its flag is set before the key appears in the second bucket, and the key appears there before
-//!   its old slot is reused.
+//! - The flag of its class is set before the key appears in the second bucket. The key appears in
+//!   the second bucket before its old slot is reused.
 //! - So a reader who misses the key in the home finds its flag, and then the key.
 //!
 //! Deliberately absent: growth, which is in `grow.rs`.
@@ -28,39 +29,42 @@ use crate::raw::map::Map;
 /// more slowly and more lookups need a second cache line.
 const FULL_OF_1024: usize = 922;
 
-/// Maximum number of moves in a row of an insertion before it asks for growth. With three, random
-/// keys fill a chunk to 0.94 or more before one fails.
+/// Maximum number of keys that an insertion moves to make room. If more moves are needed, the chunk
+/// grows. With three moves, random keys fill at least 94 % of the slots before an insertion fails.
 const MOVES_MAX: u32 = 3;
 
-/// Distance from home to second bucket by class, in 1/65,536 of the chunk. The gaps grow, so that
-/// chains of moves reach far and the load spreads.
+/// Distance from home to second bucket by class, in 1/65,536 of the number of buckets. The
+/// differences between the distances grow, so that chains of moves reach distant buckets and spread
+/// the load.
 const DISTANCE: [usize; BUCKET_WORDS] = [0, 819, 2_458, 4_915, 8_192, 12_288, 17_203, 22_938];
 
-/// The buckets of the hashes that begin with `path` (its `depth` bits). Fields used by lookups come
-/// first, in one cache line.
+/// The buckets for all hashes that begin with the `depth` bits of `path`. Fields used by lookups
+/// are declared first, so that they share a cache line.
 #[repr(C, align(64))]
 pub(super) struct Chunk {
     buckets: Buckets,
     /// `true` while the checksum of `source` is still to be verified.
     unverified: AtomicBool,
     depth: u8,
-    /// Extra bytes per slot: 0, 1 or 2.
+    /// Number of extra bytes per slot: 0, 1 or 2. They hold the bits of a hash that neither the tag
+    /// nor the position of the slot determines.
     extra_bytes: u8,
     path: u32,
     keys: AtomicU32,
-    /// View stamp of the directory when this chunk was made. Views taken since may share the chunk.
+    /// Value of the directory's `view_stamp` when this chunk was made. Views taken later may share
+    /// the chunk.
     born: u64,
-    /// `extra_bytes` for each slot, used only by the writer. Empty if mapped, because a chunk is
-    /// copied before it is changed.
+    /// The extra bytes of all slots, used only by the writer. Empty for a mapped chunk, which the
+    /// writer copies before changing it.
     extras: Box<[AtomicU8]>,
-    /// Origin of a mapped chunk.
+    /// Position of a mapped chunk in its checkpoint. `None` for a chunk in memory of its own.
     source: Option<Source>,
 }
 
 /// Position of a mapped chunk in a checkpoint, and its checksum.
 pub(super) struct Source {
     pub(super) map: Arc<Map>,
-    /// Offset in the file.
+    /// Offset of the chunk in the file of the checkpoint.
     pub(super) offset: u64,
     pub(super) crc: u32,
     pub(super) seed: u32,
@@ -74,15 +78,16 @@ impl Drop for Chunk {
     }
 }
 
-/// Position of a slot.
+/// Position of a slot: the index of its bucket in the chunk, and its index in the bucket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Place {
     pub(super) bucket: usize,
     pub(super) word: usize,
 }
 
-/// Returns the extra bytes per slot for a chunk of `buckets` at `depth`. The interval of a home has
-/// ceil(2^(34 - depth) / buckets) prefixes. Tag and extras must distinguish all of them.
+/// Returns the number of extra bytes per slot for a chunk of `buckets` at `depth`. Each home bucket
+/// has up to ceil(2^(34 - depth) / buckets) different prefixes. The tag and the extra bytes must
+/// distinguish all of them.
 pub(super) fn extra_bytes(buckets: usize, depth: u8) -> u8 {
     let width = PREFIX_BITS - u32::from(depth);
     (0..2)
@@ -110,7 +115,7 @@ impl Chunk {
         }
     }
 
-    /// Returns a chunk in place in a checkpoint.
+    /// Returns a chunk that is read in place from the map of a checkpoint.
     pub(super) fn mapped(path: u32, depth: u8, buckets: Buckets, keys: u32, source: Source) -> Self {
         Self {
             unverified: AtomicBool::new(true),
@@ -163,10 +168,10 @@ impl Chunk {
         self.buckets.is_owned()
     }
 
-    /// Verifies that the chunk is as it was written.
+    /// Verifies the checksum and the number of keys of a mapped chunk, unless this was done before.
     ///
     /// # Errors
-    /// If it is in a checkpoint and its checksum or its number of keys is wrong.
+    /// If the checksum or the number of keys of a mapped chunk is wrong.
     #[inline(always)]
     pub(super) fn verify(&self) -> Result<(), Damage> {
         if self.unverified.load(Ordering::Relaxed) {
@@ -192,13 +197,15 @@ impl Chunk {
         }
     }
 
-    /// Like `verify`, even if done before, for bytes that are about to be copied.
+    /// Verifies a mapped chunk even if it was verified before, for instance because its bytes are
+    /// about to be copied. After an error, each later call of `verify` verifies the chunk too.
     ///
     /// # Errors
-    /// As `verify`.
+    /// The errors of `verify`.
     #[cold]
     pub(super) fn verify_again(&self) -> Result<(), Damage> {
         if let Some(source) = &self.source {
+            self.unverified.store(true, Ordering::Relaxed);
             source.verify(self.buckets.count(), self.depth)?;
             let in_use = |slots: [u64; BUCKET_WORDS]| slots.map(|slot| usize::from(!Slot(slot).is_empty()));
             let found = (0..self.buckets.count())
@@ -222,12 +229,12 @@ impl Chunk {
         Ok(())
     }
 
-    /// Returns the memory in bytes, including the counts of the `Arc`.
+    /// Returns the memory of the chunk in bytes, including the reference counts of its `Arc`.
     pub(super) fn bytes(&self) -> u64 {
         (align_of::<Self>() + size_of::<Self>() + self.buckets.owned_bytes() + self.extras.len()) as u64
     }
 
-    /// Returns the bytes used in place in the map of a checkpoint.
+    /// Returns the number of bytes that the chunk reads from the map of a checkpoint.
     pub(super) fn mapped_bytes(&self) -> u64 {
         if self.is_owned() {
             0
@@ -236,7 +243,7 @@ impl Chunk {
         }
     }
 
-    /// Appends buckets and extras in the layout of a checkpoint.
+    /// Appends the buckets and extra bytes to `out` in the layout of a checkpoint.
     pub(super) fn write_to(&self, out: &mut Vec<u8>) {
         self.buckets.write_to(out);
         self.extra_array().for_each(|byte| out.push(byte));
@@ -251,7 +258,7 @@ impl Chunk {
         owned.chain(mapped.iter().copied())
     }
 
-    /// Returns `true` if the chunk should grow before it takes another key.
+    /// Returns `true` if the chunk should grow before another key is added.
     pub(super) fn is_full(&self) -> bool {
         self.keys() * 1_024 >= self.slots() * FULL_OF_1024
     }
@@ -263,8 +270,8 @@ impl Chunk {
         ((u128::from(within) * self.buckets.count() as u128) >> 64) as usize
     }
 
-    /// Returns the distance from home to second bucket: 1 to count - 1, or 0 if there is only one
-    /// bucket.
+    /// Returns the distance from home to second bucket, in buckets. It is at least 1 and less than
+    /// the number of buckets, or 0 if the chunk has only one bucket.
     #[inline]
     fn distance(&self, tag: Tag) -> usize {
         let others = self.buckets.count() - 1;
@@ -292,7 +299,7 @@ impl Chunk {
         self.buckets.prefetch(self.home(prefix));
     }
 
-    /// Prefetches the second bucket of a prefix if its home is full.
+    /// Prefetches the second bucket of a prefix into the processor's cache if its home is full.
     #[inline]
     pub(super) fn prefetch_room(&self, prefix: Prefix) {
         let home = self.home(prefix);
@@ -301,14 +308,15 @@ impl Chunk {
         }
     }
 
-    // Functions of the writer follow. Only one thread at a time calls them, so it sees its own
-    // stores.
+    // The following functions are for the writer. Only one thread at a time calls them, so relaxed
+    // loads return its own latest stores.
 
     fn slot(&self, place: Place) -> Slot {
         Slot(self.buckets.bucket(place.bucket).load(place.word))
     }
 
-    /// Stores the slot of a key and keeps the flag of the slot, which belongs to the bucket.
+    /// Stores the slot of a key. Keeps the flag in that slot, because the flag belongs to the
+    /// bucket and not to the key.
     pub(super) fn store(&self, place: Place, slot: Slot) {
         let flag = self.slot(place).flag();
         self.buckets
@@ -348,8 +356,8 @@ impl Chunk {
     }
 
     fn free_word(&self, bucket: usize) -> Option<usize> {
-        // All eight without a branch: the position of the first free slot is random, and a
-        // mispredicted branch costs more.
+        // All eight slots are tested without a branch. The position of the first free slot is
+        // random, and a mispredicted branch costs more than the tests.
         let slots = self.buckets.bucket(bucket).load_all();
         let free = (0..BUCKET_WORDS).fold(0, |bits, word| {
             bits | u32::from(Slot(slots[word]).is_empty()) << word
@@ -391,8 +399,8 @@ impl Chunk {
         true
     }
 
-    /// Returns a free word in the home or else in the second bucket, after moving other keys if
-    /// necessary.
+    /// Returns a free slot (bucket, and index in the bucket) in the home or else in the second
+    /// bucket, after moving other keys if necessary.
     fn room(&self, home: usize, second: usize) -> Option<(usize, usize)> {
         (0..=MOVES_MAX).find_map(|moves| {
             let free = |bucket| self.vacate(bucket, moves).map(|word| (bucket, word));
@@ -400,7 +408,8 @@ impl Chunk {
         })
     }
 
-    /// Frees a word in `bucket` by at most `moves` moves of keys from home to second.
+    /// Frees a slot of `bucket` by at most `moves` moves of keys from their home to their second
+    /// bucket. Returns the index of the slot in the bucket.
     pub(super) fn vacate(&self, bucket: usize, moves: u32) -> Option<usize> {
         if let Some(word) = self.free_word(bucket) {
             return Some(word);
@@ -421,7 +430,7 @@ impl Chunk {
             let Some(free) = self.vacate(second, moves - 1) else {
                 return false;
             };
-            // The chain may have returned to this bucket and changed this slot.
+            // The chain of moves may have returned to this bucket and changed this slot.
             if self.slot(from).with_flag(false) != slot.with_flag(false) {
                 return false;
             }
@@ -437,8 +446,8 @@ impl Chunk {
     }
 
     /// Moves a key from its home to a free slot of its second bucket, in the order on which readers
-    /// rely. Leaves `from` to be overwritten. Until then the key is in both places, which readers
-    /// treat as one.
+    /// rely: the flag, the new slot, the old slot. In between, the key is in both slots, which have
+    /// the same location.
     fn move_on(&self, from: Place, to: Place) {
         let slot = self.slot(from);
         let location = slot.location().expect("only full buckets are vacated");
@@ -448,13 +457,13 @@ impl Chunk {
         self.store(from, Slot(0));
     }
 
-    /// Points the key at `place` to `to`.
+    /// Changes the location of the key in slot `place` to `to`.
     pub(super) fn relocate(&self, place: Place, to: Location) {
         self.store(place, self.slot(place).with_location(to));
     }
 
-    /// Removes the key at `place`, and its flag with the last key that needed it, so that lookups
-    /// stay short after many changes.
+    /// Removes the key in slot `place`. Clears the flag of its class if no other key needs the
+    /// flag, so that lookups stay short after many changes.
     pub(super) fn remove(&self, place: Place) {
         let slot = self.slot(place);
         self.store(place, Slot(0));
@@ -466,14 +475,15 @@ impl Chunk {
                 let other = Slot(*other);
                 !other.is_empty() && other.rank() == Rank::Second && other.tag().class() == class
             });
-            // Keys of one class in one second bucket all have the same home.
+            // All displaced keys of one class in one bucket have the same home, because their
+            // distance is the same.
             if !needed {
                 self.set_flag(self.home_of(place.bucket, slot), class, false);
             }
         }
     }
 
-    /// Returns the home of a key in `bucket`.
+    /// Returns the home bucket of the key that `slot`, in `bucket`, holds.
     pub(super) fn home_of(&self, bucket: usize, slot: Slot) -> usize {
         match slot.rank() {
             Rank::Home => bucket,
@@ -518,23 +528,24 @@ impl Chunk {
             .map(Slot)
     }
 
-    /// Makes the copy that the writer will need to change this chunk. Any thread may do so while
-    /// the writer works on other chunks, since a chunk in a checkpoint never changes. The writer
-    /// finds any damage again.
+    /// Copies a mapped chunk in advance for the writer, which needs a copy to change it. Any thread
+    /// may call this function while the writer works, since a chunk in a checkpoint never changes.
+    /// Damage is ignored here, because the writer finds it again.
     pub(super) fn prepare(&self, born: u64) {
         if let Some(source) = &self.source
             && source.prepared.get().is_none()
             && let Ok(copy) = self.copied(born)
         {
-            // The writer or a third thread may have been faster.
+            // The copy is dropped if another thread has already set one.
             let _ = source.prepared.set(Arc::new(copy));
         }
     }
 
-    /// Returns a copy that may be changed as long as there are no views newer than `born`.
+    /// Returns the prepared copy of the chunk, or a new copy. No view up to the view stamp `born`
+    /// shares the returned copy, so the writer may change it.
     ///
     /// # Errors
-    /// As [`Chunk::copied`].
+    /// The errors of [`Chunk::copied`].
     pub(super) fn prepared_or_copied(&self, born: u64) -> Result<Arc<Self>, Damage> {
         let prepared = self.source.as_ref().and_then(|source| source.prepared.get());
         match prepared.filter(|copy| copy.born() >= born) {
@@ -543,7 +554,7 @@ impl Chunk {
         }
     }
 
-    /// Returns a chunk with the same keys in own memory.
+    /// Returns a copy of the chunk in memory of its own.
     ///
     /// # Errors
     /// If the chunk is in a checkpoint and damaged there.

@@ -2,12 +2,12 @@
 //!
 //! - A chunk grows by a factor of about the square root of two, beginning with one bucket. Beyond
 //!   its largest size it splits into two.
-//! - Factors below two keep the directory full: on average about 0.77 of the slots, 10.4 bytes per
-//!   key.
+//! - With a factor below two, few slots stay unused: on average, about 0.77 of the slots are used,
+//!   which gives 10.4 bytes per key.
 //! - Sixteen different sets of sizes, chosen by the top four bits of the hashes, keep chunks from
-//!   growing at the same moment. So this average holds at any moment, not only over time.
+//!   growing at the same time. So the average holds at any time.
 //! - A rebuilt chunk is complete before its pointer is swapped, and the old one is never changed
-//!   again. Readers in the old chunk see the moment of the swap.
+//!   again. Readers that still use the old chunk see its state at the swap.
 //!
 //! Deliberately absent: a resize of the whole directory.
 
@@ -20,20 +20,21 @@ use super::slot::PREFIX_BITS;
 use super::{Directory, Root};
 use crate::raw::epoch::{ArcCell, Guard};
 
-/// Number of buckets of a freshly split chunk, by the top four bits of its hashes: 512 x 2^(n/32).
-/// With the next size (x1.41) at most 1,003 buckets. So 63 KiB are rebuilt or copied in tens of
-/// microseconds, and the cost of a chunk header and root entry is negligible for 3,000 keys and
-/// more.
+/// Number of buckets of each half after a split, by the top four bits (n) of its hashes: 512 x
+/// 2^(n/32). Such a chunk grows only once more, by a factor of 1.41, before it splits. So a chunk
+/// of this kind has at most 63 KiB, which are rebuilt or copied in tens of microseconds. Each half
+/// begins with 2,600 keys or more, so the memory of its header and root entry is negligible.
 const SPLIT_SIZES: [usize; 16] = [
     512, 523, 535, 546, 558, 571, 583, 596, 609, 622, 636, 650, 664, 679, 693, 709,
 ];
 
-/// Maximum number of buckets of a chunk that may not split. Tags still distinguish its keys.
+/// Maximum number of buckets of a chunk that may not split. Tags distinguish the keys of a chunk up
+/// to this size.
 const BUCKETS_MAX: usize = 1 << 16;
-/// Maximum depth: 16 million chunks or 64 billion keys, more than locations can distinguish.
+/// Maximum depth of a chunk. It permits 16 million chunks, which can hold about 64 billion keys.
 const DEPTH_MAX: u8 = 24;
-/// Minimum number of keys per root entry, a sixtieth of the usual number. Hashes with equal top
-/// bits would otherwise double the root without end.
+/// Minimum average number of keys per root entry, a sixtieth of the usual number. Without this
+/// limit, many hashes with equal top bits would double the root again and again.
 const KEYS_A_ROOT_ENTRY: u64 = 64;
 
 /// Returns a size larger by about the square root of two.
@@ -51,8 +52,8 @@ fn split_size(path: u32, depth: u8) -> usize {
 }
 
 impl Directory {
-    /// Gives the keys of a full chunk more room: a larger chunk, or two. Returns `false` if room
-    /// would not help (many equal prefixes).
+    /// Replaces a full chunk by a larger chunk or by two chunks. Returns `false` if more room would
+    /// not help, because many keys have equal prefixes.
     pub(super) fn grow(&self, guard: &Guard, chunk: &Chunk) -> bool {
         if chunk.keys() * 2 < chunk.slots() {
             return false;
@@ -71,11 +72,11 @@ impl Directory {
         true
     }
 
-    /// Frees memory when most keys of a chunk are gone.
+    /// Rebuilds a chunk with fewer buckets if less than a fifth of its slots are used.
     pub(super) fn shrink_if_sparse(&self, guard: &Guard, chunk: &Chunk) {
         let size = chunk.bucket_count();
-        // A chunk that is one fifth full shrinks to six tenths full, far enough from both limits
-        // that a changing number of keys does not rebuild it each time.
+        // A chunk that is one fifth full is rebuilt to be six tenths full. Shrinking begins at one
+        // fifth and growth at nine tenths, so a changing number of keys causes few rebuilds.
         if size > 1 && chunk.keys() * 5 < chunk.slots() {
             self.resize(guard, chunk, (chunk.keys() / 5).clamp(1, size - 1));
         }
@@ -110,10 +111,12 @@ impl Directory {
         guard.flush();
     }
 
-    /// Returns the filled chunk, or a larger one if keys found no room.
+    /// Returns the filled chunk, or a larger one if keys found no room. Keys that find no room in
+    /// any size are added to the stash.
     fn finished(&self, guard: &Guard, filler: Filler) -> Arc<Chunk> {
         let (mut chunk, mut left) = filler.finish();
-        // More room would not help if three quarters are already free, because prefixes are equal.
+        // If keys find no room although three quarters of the slots are free, their prefixes are
+        // equal, and a larger chunk would not help.
         while !left.is_empty() && chunk.keys() * 4 >= chunk.slots() && chunk.bucket_count() < BUCKETS_MAX {
             let size = next_size(chunk.bucket_count());
             let mut larger = Filler::new(chunk.path(), chunk.depth(), size, self.stamp());
@@ -128,15 +131,16 @@ impl Directory {
         Arc::new(chunk)
     }
 
-    /// Replaces `old` by `new`.
+    /// Replaces the chunk `old` by the chunk `new` in the root.
     pub(super) fn replace(&self, guard: &Guard, old: &Chunk, new: Arc<Chunk>) {
         self.usage(new.bytes(), old.bytes());
         self.install(guard, &new);
-        // At most 64 KiB, and rare. Must not stay in this thread until its next pin.
+        // Hands the retired chunk of up to 64 KiB to the collector now, not at the next pin of this
+        // thread.
         guard.flush();
     }
 
-    /// Points the entries of a chunk's range to it.
+    /// Points all root entries of a chunk's range to the chunk.
     fn install(&self, guard: &Guard, chunk: &Arc<Chunk>) {
         let root = self.root.load(guard);
         let shift = root.depth - chunk.depth();

@@ -15,8 +15,8 @@
 //! - A chunk is used in place from the map. Its checksum is verified at the first access, and again
 //!   when the chunk is copied, for a change or for the next checkpoint. So damage is reported and
 //!   never copied.
-//! - Checksums are CRC-32 over the seed of the caller, the offset in the file, and the bytes. So
-//!   the table of another database or checkpoint does not pass.
+//! - Checksums are CRC-32 over the seed of the caller, the offset in the file, and the bytes. So a
+//!   table of another database or checkpoint is refused.
 //!
 //! Deliberately absent: the records to which locations point.
 
@@ -30,12 +30,14 @@ use super::{Damage, Directory, Stash, View};
 use crate::raw::buckets::{BUCKET_BYTES, BUCKET_WORDS, Buckets};
 use crate::raw::map::Map;
 
-/// Chunks begin at multiples of a cache line.
+/// Alignment of chunks in the file, in bytes: the size of a cache line.
 pub(crate) const IMAGE_ALIGN: u64 = 64;
 
-/// First bytes of a table: "DIR1".
+/// First bytes of the table of an image: "DIR1".
 const MAGIC: u32 = u32::from_le_bytes(*b"DIR1");
 
+/// Header of the table of an image:
+///
 /// | offset | bytes | header field |
 /// | --- | --- | --- |
 /// | 0 | 4 | magic |
@@ -45,6 +47,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"DIR1");
 /// | 16 | 8 | number of keys |
 pub(super) const HEADER_BYTES: usize = 4 + 4 + 4 + 4 + 8;
 
+/// Entry of a chunk in the table of an image:
+///
 /// | offset | bytes | chunk entry field |
 /// | --- | --- | --- |
 /// | 0 | 8 | offset in the file, a multiple of 64 |
@@ -56,7 +60,7 @@ pub(super) const HEADER_BYTES: usize = 4 + 4 + 4 + 4 + 8;
 /// | 28 | 4 | zero |
 const ENTRY_BYTES: usize = 8 + 6 * 4;
 
-/// A stash entry: prefix and location.
+/// Size of a stash entry in bytes: prefix and location.
 const STASH_ENTRY_BYTES: usize = 8 + 8;
 
 const _: () = assert!(HEADER_BYTES == 24 && ENTRY_BYTES == 32);
@@ -66,19 +70,19 @@ const BUCKETS_MAX: u32 = 1 << 16;
 /// Maximum depth of a chunk, as in `grow.rs`.
 const DEPTH_MAX: u32 = 24;
 
-/// Position of the table of an image in its file, which is all that is needed to open the image.
+/// Position of the table of an image in its file, from which the image is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ImageTable {
-    /// Offset in the file.
+    /// Offset of the table in the file.
     pub(crate) offset: u64,
-    /// Length of the table. The image ends with it.
+    /// Length of the table in bytes. The image ends with the table.
     pub(crate) bytes: u64,
 }
 
 /// Reason why an image could not be written.
 #[derive(Debug)]
 pub(crate) enum EncodeError {
-    /// The writer failed.
+    /// Writing to the output failed.
     Io(io::Error),
     /// A chunk in an older checkpoint is damaged.
     Damage(Damage),
@@ -96,7 +100,8 @@ impl From<Damage> for EncodeError {
     }
 }
 
-/// Returns the checksum of `bytes` at `offset`.
+/// Returns the checksum of `bytes`, which are at `offset` in the file. The checksum also covers
+/// `seed` and `offset`.
 fn checksum(seed: u32, offset: u64, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(seed);
     hasher.update(&offset.to_le_bytes());
@@ -110,7 +115,8 @@ pub(crate) fn seal(table: &mut [u8], offset: u64, seed: u32) {
     table[4..8].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Corrects the checksums of an image's chunks and of its table, as a forger would.
+/// Corrects the checksums of an image's chunks and of its table, so that fuzzing reaches the code
+/// behind these checks.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn repair_image(bytes: &mut [u8], image: ImageTable, seed: u32) {
     let place = usize::try_from(image.offset)
@@ -145,7 +151,7 @@ pub(crate) fn repair_image(bytes: &mut [u8], image: ImageTable, seed: u32) {
     seal(&mut bytes[at..end], image.offset, seed);
 }
 
-/// Returns the size of a chunk's image.
+/// Returns the size of a chunk in the image, in bytes, with padding.
 fn image_bytes(buckets: usize, depth: u8) -> usize {
     let extras = buckets * BUCKET_WORDS * usize::from(extra_bytes(buckets, depth));
     (buckets * BUCKET_BYTES + extras).next_multiple_of(IMAGE_ALIGN as usize)
@@ -159,7 +165,8 @@ impl Source {
     pub(super) fn verify(&self, buckets: usize, depth: u8) -> Result<(), Damage> {
         let (offset, expected) = (self.offset, u64::from(self.crc));
         let (at, len) = (offset as usize, image_bytes(buckets, depth));
-        // All of it is read now, otherwise page by page.
+        // Requests all pages of the chunk from the disk at once. Otherwise the checksum would wait
+        // for each page in turn.
         self.map.will_need(at, len);
         let bytes = self.map.get(at, len).unwrap_or_default();
         let found = u64::from(checksum(self.seed, offset, bytes));
@@ -186,8 +193,8 @@ impl Source {
 
 impl View {
     /// Writes the image of this view, which begins at offset `start` of the file. Returns the
-    /// position of its table. Each chunk is released once written, so a chunk changed in the
-    /// meantime is in memory twice only until then.
+    /// position of its table. Each chunk is released once it is written. A chunk that the writer
+    /// changes during the call is in memory twice, but only until it is written.
     ///
     /// # Errors
     /// Those of `out`, and damage of a chunk in an older checkpoint.
@@ -211,7 +218,8 @@ impl View {
             chunks,
             stash,
             keys,
-            // Kept until the last chunk is written, because the directory must know of the view.
+            // The token is kept until the last chunk is written. While it exists, the directory
+            // copies shared chunks before changing them.
             token: _token,
         } = self.into_parts();
         let chunk_count = chunks.len() as u32;
@@ -297,7 +305,7 @@ fn part<const N: usize, const LEN: usize>(entry: &[u8; LEN], offset: usize) -> [
     std::array::from_fn(|i| entry[offset + i])
 }
 
-/// A table with a valid checksum and valid lengths.
+/// The parsed table of an image. Its checksum and lengths are valid.
 struct Fields<'a> {
     table: ImageTable,
     keys: u64,

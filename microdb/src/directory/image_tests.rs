@@ -46,7 +46,8 @@ fn an_opened_image_is_the_directory_that_was_written_and_lives_on() {
         (Hashing::Few(3), 100),
     ] {
         let mut bench = bench(hashing, keys);
-        // Repeated, so that the second image consists of chunks that are partly in the first.
+        // Repeated, so that each later image contains chunks copied from the map of the image
+        // before.
         for round in 0..3 {
             let (file, table) = image(&bench.directory, 640);
             bench.directory = open(&file, table).unwrap();

@@ -1,9 +1,10 @@
-//! The races of the directory, in every order that two preemptions allow, with loom's weak memory.
+//! Tests of the races of the directory with loom's weak memory model, in every order that two
+//! preemptions permit.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p imt-microdb --lib loom` runs the real chunks,
-//! root and stash on loom's atomics, with one writer and one reader. The writer is the first
-//! thread. Loom looks for races of a load with earlier stores, and would miss races of a store
-//! after a load of the same word in its own thread.
+//! root and stash on loom's atomics, with one writer and one reader. The writer runs in the first
+//! thread of the model. Loom explores races of a load with earlier stores. It does not explore
+//! races of a store that follows a load of the same word in one thread.
 
 use loom::thread;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use crate::raw::epoch::pin;
 
 fn check(model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    // Two are enough for every bug that one reader can meet: interrupted once, and interrupting
-    // once. More take hours.
+    // Two preemptions are enough for every race of one reader: one interrupts the reader, and one
+    // interrupts the writer. More preemptions take hours.
     builder.preemption_bound = Some(2);
     builder.max_branches = 100_000;
     let runs = Arc::new(AtomicU64::new(0));
@@ -26,7 +27,7 @@ fn check(model: impl Fn() + Send + Sync + 'static) {
         counter.fetch_add(1, Ordering::Relaxed);
         model();
     });
-    // A model without any race is run once, and proves nothing.
+    // Loom runs a model without any race only once. Such a test would prove nothing.
     assert!(runs.load(Ordering::Relaxed) > 10);
 }
 
@@ -34,7 +35,8 @@ fn at(number: u32) -> Location {
     Location::new(1, number + 1)
 }
 
-/// Returns a prefix with home `home` of `buckets`, and with a tag of its own.
+/// Returns a prefix with the home bucket `home` in a chunk of `buckets`. Each `number` gives a
+/// different tag.
 fn prefix(home: u64, buckets: u64, number: u64) -> Prefix {
     Prefix(((home << PREFIX_BITS) / buckets + 1_000 + number * 8) & ((1 << PREFIX_BITS) - 1))
 }
@@ -44,8 +46,8 @@ fn finds(chunk: &Chunk, prefix: Prefix, location: Location) -> bool {
     std::iter::from_fn(|| probe.next()).any(|found| found == location)
 }
 
-/// Returns three buckets, the first two of them full. The second bucket of each key is the next
-/// one.
+/// Returns a chunk of three buckets, of which the first two are full. The second bucket of each key
+/// is the one behind its home.
 fn nearly_full() -> Arc<Chunk> {
     let chunk = Chunk::new(0, 0, 3, 0);
     for number in 0..16 {
@@ -65,8 +67,8 @@ fn loom_a_chain_of_moves_never_hides_a_key() {
                 let chunk = chunk.clone();
                 move || assert!(finds(&chunk, prefix(sought / 8, 3, sought), at(sought as u32)))
             });
-            // Moves one key from the second bucket to the third, one from the first to the second,
-            // and puts a new one in its place.
+            // Moves a key from bucket 1 to bucket 2 and a key from bucket 0 to bucket 1. Inserts a
+            // new key into the freed slot of bucket 0.
             assert!(chunk.vacate(0, 2).is_some());
             assert!(chunk.insert(prefix(0, 3, 50), at(50)));
             reader.join().unwrap();
@@ -117,7 +119,7 @@ fn loom_growth_and_relocation_show_the_old_place_or_the_new() {
             move || {
                 let found = reads(&directory, prefix(0, 1, 3));
                 assert!(found == Some(at(3)) || found == Some(at(30)), "{found:?}");
-                // Once the new location was seen, it stays.
+                // Once the reader has seen the new location, it never sees the old one again.
                 if found == Some(at(30)) {
                     assert_eq!(reads(&directory, prefix(0, 1, 3)), found);
                     assert_eq!(reads(&directory, prefix(0, 1, 8)), Some(at(8)));
@@ -177,7 +179,8 @@ fn loom_a_view_shows_its_moment_whatever_the_writer_does_beside_it_and_after_it(
                 assert_eq!(found, Some(at(number as u32)));
             }
         });
-        // Copies the chunk while the view exists, and changes it in place afterwards.
+        // The relocation copies the chunk if the view still exists. The removal may then change the
+        // copy in place.
         let (moved, gone) = (hash(prefix(0, 1, 0)), hash(prefix(0, 1, 1)));
         assert!(directory.relocate(&pin(), moved, at(0), at(30)).unwrap());
         assert!(directory.remove(&pin(), gone, at(1)).unwrap());

@@ -7,18 +7,18 @@
 //! ```
 //!
 //! The directory stores no keys. It returns *candidates*, and the caller compares keys in the
-//! records. A wrong candidate is rare ([`slot`]), a missing one is impossible.
+//! records. Wrong candidates are rare ([`slot`]). The location of a present key is never missing.
 //!
 //! - One writer at a time, which holds the commit lock. Any number of readers, which take no lock
 //!   and never wait; a pin keeps memory alive for them.
-//! - Growth rebuilds one chunk of at most 64 KiB ([`chunk`], [`grow`]) and swaps a pointer. The
-//!   directory as a whole never stops.
-//! - A [`View`] is the directory of one moment, for any length of time. Chunks are shared, and the
-//!   writer copies a chunk before it first changes it.
-//! - A key is one slot, changed by one store, so readers see its old or its new location.
-//!   Consistency of several keys is the caller's task.
+//! - Growth rebuilds one chunk of at most 64 KiB ([`chunk`], [`grow`]) and swaps a pointer. So no
+//!   operation waits for a rebuild of the whole directory.
+//! - A [`View`] keeps the directory of one moment for any length of time. A view shares its chunks
+//!   with the directory, and the writer copies a shared chunk before changing it.
+//! - A key has one slot, which one atomic store changes. So readers see the old or the new location
+//!   of the key. Consistency of several keys is the caller's task.
 //!
-//! Deliberately absent: the keyed hash, records, locks.
+//! Deliberately absent: hashing of keys, access to records, locks.
 
 #[cfg(feature = "bench")]
 pub(crate) mod bench_support;
@@ -62,18 +62,19 @@ pub(crate) struct Damage {
     pub(crate) offset: u64,
     /// Name of the damaged field.
     pub(crate) field: &'static str,
-    /// The written value, or the limit.
+    /// The expected value, or the limit for the value.
     pub(crate) expected: u64,
     /// The value found.
     pub(crate) found: u64,
 }
 
-/// Keys without room in their chunk. Empty unless more than sixteen keys have nearly equal hashes,
-/// which a keyed hash prevents. It exists so that even extreme bad luck costs time and never a key.
+/// Keys for which their chunk has no room. The stash is empty unless more than sixteen keys have
+/// nearly equal hashes, which is very unlikely with a secret hash seed. If it happens, the stash
+/// costs time, but no key is lost.
 type Stash = Vec<(Prefix, Location)>;
 
-/// The top of the directory: 2^depth pointers. A chunk of less depth occupies several adjacent
-/// entries.
+/// The top of the directory: 2^depth pointers to chunks. Several adjacent entries point to a chunk
+/// of smaller depth.
 struct Root {
     depth: u8,
     entries: Box<[ArcCell<Chunk>]>,
@@ -98,8 +99,8 @@ impl Root {
 
 /// The directory of one table.
 ///
-/// Functions that change it, and `view`, may be called by one thread at a time. The commit lock of
-/// the caller ensures that.
+/// Only one thread at a time may call `view` and the functions that change the directory. The
+/// commit lock, which their callers hold, ensures this.
 pub(crate) struct Directory {
     root: ArcCell<Root>,
     /// Length of the stash. Readers search the stash only if it is not zero.
@@ -107,9 +108,10 @@ pub(crate) struct Directory {
     stash: ArcCell<Stash>,
     keys: AtomicU64,
     bytes: AtomicU64,
-    /// Number of views so far. A chunk born before the newest view may be shared with one.
+    /// Number of views taken so far. A chunk made before the newest view was taken may be shared
+    /// with a view.
     view_stamp: AtomicU64,
-    /// Each view holds a clone: if there is no other count, there is no view.
+    /// Each view holds a clone of this token. If the token has no other clone, no view exists.
     views: Token,
     /// Declared last, so that all chunks are freed before it is dropped.
     _end: End,
@@ -152,12 +154,13 @@ impl Directory {
         self.keys.load(Ordering::Relaxed)
     }
 
-    /// Returns the memory in bytes, without chunks held only by views.
+    /// Returns the memory of the directory in bytes, without chunks held only by views.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Returns the bytes in the map of a checkpoint instead of own memory. Visits every chunk.
+    /// Returns the number of bytes that the directory reads from the map of a checkpoint, not from
+    /// memory of its own. Visits every chunk.
     pub(crate) fn mapped_bytes(&self, guard: &Guard) -> u64 {
         let mut last = std::ptr::null();
         let chunks = self
@@ -172,27 +175,30 @@ impl Directory {
             .sum()
     }
 
-    /// Makes the chunk of a key writable before the key is changed, so that its checksum is
-    /// verified once and not again for the copy. The change itself reports any damage.
+    /// Makes the chunk of a key writable before the key is looked up and changed. So the checksum
+    /// of a mapped chunk is verified only once, for the copy, and not for the look-up too. Damage
+    /// is ignored here, because the change reports it.
     #[inline]
     pub(crate) fn thaw(&self, guard: &Guard, hash: KeyHash) {
         let _ = self.writable(guard, hash.prefix());
     }
 
-    /// Prepares a later `thaw` of this key, in any thread, beside the writer.
+    /// Copies the chunk of a key in advance, for a later `thaw`. Any thread may call this function
+    /// while the writer works.
     pub(crate) fn prepare(&self, guard: &Guard, hash: KeyHash) {
         let prefix = hash.prefix();
         self.root.load(guard).chunk(prefix, guard).prepare(self.stamp());
     }
 
-    /// Prefetches the bucket of a key.
+    /// Prefetches the home bucket of a key into the processor's cache.
     #[inline]
     pub(crate) fn prefetch(&self, guard: &Guard, hash: KeyHash) {
         let prefix = hash.prefix();
         self.root.load(guard).chunk(prefix, guard).prefetch(prefix);
     }
 
-    /// Prefetches the memory in which an absent key will be stored, if that is not its home bucket.
+    /// Prefetches into the processor's cache the bucket in which an absent key will be stored,
+    /// unless that is its home bucket.
     #[inline]
     pub(crate) fn prefetch_room(&self, guard: &Guard, hash: KeyHash) {
         let prefix = hash.prefix();
@@ -202,7 +208,7 @@ impl Directory {
     /// Returns the possible locations of the record of this key: usually none or one, rarely more.
     ///
     /// # Errors
-    /// If the chunk is in a checkpoint and damaged.
+    /// If the chunk of the key is in a checkpoint and damaged.
     #[inline]
     pub(crate) fn candidates<'g>(
         &'g self,
@@ -212,8 +218,8 @@ impl Directory {
         let prefix = hash.prefix();
         let chunk = self.root.load(guard).chunk(prefix, guard);
         chunk.verify()?;
-        // Read after the chunk: a key that a rebuild moves from its chunk to the stash is in the
-        // stash first.
+        // The stash is read after the chunk. A rebuild that moves a key from its chunk to the stash
+        // adds the key to the stash before it replaces the chunk.
         let stash = if self.stashed.load(Ordering::Acquire) == 0 {
             &[]
         } else {
@@ -226,17 +232,18 @@ impl Directory {
         })
     }
 
-    /// Must be called before `candidates` without a match count as absence, if any map was cut.
+    /// Checks that the file of a mapped chunk was not truncated. If any mapped file was truncated,
+    /// call this function before reporting a key as absent.
     ///
     /// # Errors
-    /// If the chunk is in a checkpoint that was truncated.
+    /// If the chunk of the key is in a checkpoint that was truncated.
     #[cold]
     pub(crate) fn check_uncut(&self, guard: &Guard, hash: KeyHash) -> Result<(), Damage> {
         let prefix = hash.prefix();
         self.root.load(guard).chunk(prefix, guard).check_uncut()
     }
 
-    /// Returns the location for which `is_same` returns `true`.
+    /// Returns the first candidate for which `is_same` returns `true`, or `None`.
     ///
     /// # Errors
     /// Damage of a chunk in a checkpoint, and the errors of `is_same`.
@@ -258,8 +265,8 @@ impl Directory {
     /// Adds an absent key.
     ///
     /// # Errors
-    /// If its chunk is in a checkpoint and damaged. Never after a successful `find` or `candidates`
-    /// of this hash.
+    /// If its chunk is in a checkpoint and damaged. After a successful `find` or `candidates` of
+    /// this hash, the error occurs only for damage since then.
     pub(crate) fn insert(&self, guard: &Guard, hash: KeyHash, to: Location) -> Result<(), Damage> {
         let prefix = hash.prefix();
         loop {
@@ -279,11 +286,11 @@ impl Directory {
         Ok(())
     }
 
-    /// Points the key from one location to another. Returns `Ok(false)` without a change if the key
-    /// is not at `from`.
+    /// Changes the location of a key from `from` to `to`. Returns `Ok(false)` without a change if
+    /// the key is not at `from`.
     ///
     /// # Errors
-    /// As `insert`.
+    /// The errors of `insert`.
     pub(crate) fn relocate(
         &self,
         guard: &Guard,
@@ -292,7 +299,8 @@ impl Directory {
         to: Location,
     ) -> Result<bool, Damage> {
         let prefix = hash.prefix();
-        // Looked up first, so that an outdated relocation copies nothing.
+        // The key is looked up before the chunk is copied, so that nothing is copied for a key that
+        // is no longer at `from`.
         let chunk = self.chunk(guard, prefix)?;
         let Some(place) = chunk.find(prefix, from) else {
             return Ok(self.stash_position(guard, prefix, from).is_some_and(|position| {
@@ -312,10 +320,10 @@ impl Directory {
         Ok(true)
     }
 
-    /// Removes the key at `from`. Returns `Ok(false)` without a change if it is not there.
+    /// Removes the key at `from`. Returns `Ok(false)` without a change if the key is not at `from`.
     ///
     /// # Errors
-    /// As `insert`.
+    /// The errors of `insert`.
     pub(crate) fn remove(&self, guard: &Guard, hash: KeyHash, from: Location) -> Result<bool, Damage> {
         let prefix = hash.prefix();
         if self.chunk(guard, prefix)?.find(prefix, from).is_some() {
@@ -335,10 +343,11 @@ impl Directory {
         Ok(true)
     }
 
-    /// Points the key to `to`, present or not. Returns its previous location.
+    /// Sets the location of a key to `to`, and adds the key if it is absent. Returns the previous
+    /// location of the key.
     ///
     /// # Errors
-    /// As `find`; nothing has changed then.
+    /// The errors of `find`. After an error, nothing has changed.
     pub(crate) fn upsert<E: From<Damage>>(
         &self,
         guard: &Guard,
@@ -354,7 +363,7 @@ impl Directory {
         Ok(from)
     }
 
-    /// Returns the directory of this moment, for any length of time.
+    /// Returns a view of the directory at this moment. The view may be kept for any length of time.
     pub(crate) fn view(&self, guard: &Guard) -> View {
         self.view_stamp.store(self.stamp() + 1, Ordering::Relaxed);
         let root = self.root.load(guard);
@@ -389,13 +398,14 @@ impl Directory {
         Ok(chunk)
     }
 
-    /// Returns the chunk of a prefix, in own memory and not shared with a view.
+    /// Returns the chunk of a prefix for writing. Copies the chunk first if it is in a mapped
+    /// checkpoint or shared with a view.
     fn writable<'g>(&'g self, guard: &'g Guard, prefix: Prefix) -> Result<&'g Chunk, Damage> {
         let chunk = self.root.load(guard).chunk(prefix, guard);
         if self.is_writable(chunk) {
             return Ok(chunk);
         }
-        // Verified as it is copied.
+        // The copy verifies the chunk.
         self.replace(guard, chunk, chunk.prepared_or_copied(self.stamp())?);
         Ok(self.root.load(guard).chunk(prefix, guard))
     }
@@ -409,7 +419,8 @@ impl Directory {
             return false;
         }
         let shared = Token::strong_count(&self.views) > 1;
-        // Pairs with the Release of the last view's drop: its reads precede our stores.
+        // Pairs with the Release of the drop of the last view, so that the reads of that view
+        // precede the stores of this writer.
         fence(Ordering::Acquire);
         shared
     }
@@ -430,7 +441,8 @@ impl Directory {
     }
 }
 
-/// The last part of a directory to be dropped.
+/// The part of a directory that is dropped last. Its drop reports to `raw::reclaim` that the memory
+/// of a directory was freed.
 struct End;
 
 impl Drop for End {
@@ -439,7 +451,8 @@ impl Drop for End {
     }
 }
 
-/// The locations that may hold a key, found on demand.
+/// Iterator over the locations at which the record of a key may be. Each location is searched for
+/// on demand.
 pub(crate) struct Candidates<'g> {
     probe: Probe<'g>,
     prefix: Prefix,

@@ -1,7 +1,7 @@
 //! Lock-free lookup of one key in a chunk, beside the writer.
 //!
-//! The order is home, its flag, second bucket. The writer orders its stores for it (see the races
-//! of `chunk.rs`).
+//! A lookup reads the home bucket, then its flag, then the second bucket. The writer orders its
+//! stores so that such a lookup finds each present key (see the races in `chunk.rs`).
 
 use super::chunk::Chunk;
 use super::slot::{Location, Pattern, Prefix, Rank, Slot, Tag};
@@ -14,7 +14,7 @@ pub(super) struct Probe<'a> {
     home: usize,
     tag: Tag,
     pattern: Pattern,
-    /// Matching words of `bucket` that were not returned yet.
+    /// Bit mask of the slots in `bucket` that match and were not returned yet.
     matches: u8,
     rank: Rank,
 }
@@ -42,8 +42,8 @@ impl<'a> Probe<'a> {
             while self.matches != 0 {
                 let word = self.matches.trailing_zeros() as usize;
                 self.matches &= self.matches - 1;
-                // Loaded again, because the slot may have changed since it matched. If its key has
-                // moved, the second bucket has it.
+                // The slot is loaded again, because it may have changed since it matched. If the
+                // key has moved, it is found in the second bucket.
                 let slot = Slot(self.bucket.load(word));
                 if self.pattern.matches(slot)
                     && let Some(location) = slot.location()
@@ -52,7 +52,7 @@ impl<'a> Probe<'a> {
                     return Some(location);
                 }
             }
-            // The flag must be read after the slots, see the races of the chunk.
+            // The flag must be read after the slots (see the races in `chunk.rs`).
             fence_loads();
             if self.rank == Rank::Second || !Slot(self.bucket.load(self.tag.class())).flag() {
                 return None;
@@ -65,7 +65,7 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// Returns a bit for each word of the bucket with the pattern.
+/// Returns a bit mask of the slots of the bucket that match the pattern.
 #[inline(always)]
 fn matching(bucket: BucketRef<'_>, pattern: Pattern) -> u8 {
     (0..BUCKET_WORDS).fold(0, |bits, word| {

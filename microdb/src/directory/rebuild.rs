@@ -1,12 +1,11 @@
-//! Rebuilding of a chunk from itself alone, without reading records.
+//! Rebuilding of a chunk from its slots alone, without reading records.
 //!
 //! **Quotienting** (Knuth, volume 3, 6.4, exercise 13; Cleary 1984; Pagh's quotient filters):
 //! scaling keeps order, so all prefixes of one home are in one short interval. In an interval no
 //! longer than 2^k, the low k bits of a prefix identify it. The tag has 20 bits. For longer
-//! intervals (few buckets, small tables), one or two *extra* bytes per slot have the rest. Extras
-//! are stored beside the buckets, and lookups never read them. Position, tag and extras together
-//! are the whole prefix.
-//!
+//! intervals (few buckets, small tables), one or two *extra* bytes per slot hold the remaining
+//! bits. Extra bytes are stored beside the buckets, and lookups never read them. Position, tag and
+//! extra bytes together determine the whole prefix.
 
 use super::chunk::{Chunk, Place};
 use super::slot::{Location, Prefix, Rank, Slot, TAG_BITS};
@@ -35,8 +34,8 @@ impl Chunk {
         ((home as u64) << self.width()).div_ceil(self.bucket_count() as u64)
     }
 
-    /// Returns the prefix of the key at `place`: the one in the interval of its home, which begins
-    /// at `first`, with low bits equal to the slot's tag and extras.
+    /// Returns the prefix of the key at `place`: the only prefix in the interval of its home with
+    /// low bits equal to the tag and extra bytes of the slot. The interval begins at `first`.
     #[inline]
     fn prefix_from(&self, first: u64, place: Place, slot: Slot) -> Prefix {
         let known = slot.tag().0 | self.extra(place) << TAG_BITS;
@@ -46,12 +45,14 @@ impl Chunk {
     }
 }
 
-/// Fills a chunk that is not shared yet.
+/// Fills a new chunk with keys before other threads can see the chunk.
 pub(super) struct Filler {
     chunk: Chunk,
-    /// Number of used slots per bucket. Nothing is removed, so they are the first ones.
+    /// Number of used slots per bucket. No key is removed while a chunk is filled, so the used
+    /// slots are the first ones of the bucket.
     used: Vec<u8>,
-    /// Keys with a full home, placed last, when no home needs the slots.
+    /// Keys that found their home full. They are placed last, so that they take no slot that
+    /// another key needs in its home.
     late: Vec<(Prefix, Location)>,
 }
 

@@ -10,15 +10,16 @@
 //! - *tag*: the low 20 bits of the key's *prefix*, which is the top 34 bits of its hash. Tags
 //!   distinguish the keys of a bucket without reading records.
 //! - *rank*: 0 if the key is in its home bucket, 1 if it is in its second one.
-//! - *flag*: unrelated to the key of this slot. Flag `c` of a bucket, stored in slot `c`, says that
-//!   some key of class `c` (the low three bits of the tag) with this home is in its second bucket.
-//!   Without the flag, a lookup ends in the home.
+//! - *flag*: unrelated to the key of this slot. Slot `c` of a bucket stores the flag of class `c`.
+//!   It is set if a key of this class with this home is in its second bucket. The class of a key is
+//!   the low three bits of its tag. If the flag is not set, a lookup ends in the home bucket.
 
-/// Number of bits of a hash that the directory can recover from a slot and its position. With 34, a
-/// false match of two prefixes is as rare as keys / 2^34, 0.12 % at 20 million keys. Tables beyond
-/// 100,000 keys need no extra bytes (see the chunk's extras).
+/// Number of bits of a hash that the directory can recover from a slot and its position. With 34
+/// bits, the probability that a lookup finds another key with the same prefix is keys / 2^34, or
+/// 0.12 % at 20 million keys. Tables of more than 100,000 keys need no extra bytes (see
+/// `rebuild.rs`).
 pub(super) const PREFIX_BITS: u32 = 34;
-/// Number of bits of the prefix in a slot.
+/// Number of low bits of the prefix that a slot stores as its tag.
 pub(super) const TAG_BITS: u32 = 20;
 /// Number of bits of a location: 16 of the segment id, 26 of the offset (segments have at most 64
 /// MiB).
@@ -43,8 +44,8 @@ impl Location {
     /// Returns the location at `offset` of the segment with id `segment`.
     ///
     /// # Panics
-    /// If the offset is 0 (the segment header is there, and zero marks an empty slot) or beyond 64
-    /// MiB, which is a bug of the caller.
+    /// If the offset is 0 or beyond 64 MiB, which is a bug of the caller. The segment header is at
+    /// offset 0, and zero marks an empty slot.
     #[inline]
     pub(crate) fn new(segment: u64, offset: u32) -> Self {
         assert!(
@@ -84,26 +85,27 @@ impl Location {
 pub(crate) struct KeyHash(pub(crate) u64);
 
 impl KeyHash {
-    /// Returns the top bits, the only ones that the directory uses because it can recover them from
-    /// a slot.
+    /// Returns the top bits of the hash. The directory uses only these bits, because it can recover
+    /// them from a slot and its position.
     #[inline(always)]
     pub(super) fn prefix(self) -> Prefix {
         Prefix(self.0 >> (64 - PREFIX_BITS))
     }
 }
 
-/// The top [`PREFIX_BITS`] of a hash.
+/// The top [`PREFIX_BITS`] bits of a hash.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Prefix(pub(super) u64);
 
 impl Prefix {
-    /// Returns the part that is stored in a slot.
+    /// Returns the low bits, which are stored in a slot.
     #[inline(always)]
     pub(super) fn tag(self) -> Tag {
         Tag(self.0 & TAG_MASK)
     }
 
-    /// Returns the part above the tag, stored beside the slot where its position is not sufficient.
+    /// Returns the bits above the tag. Their low bytes are stored as extra bytes if the position of
+    /// a slot does not determine them.
     #[inline(always)]
     pub(super) fn extra(self) -> u64 {
         self.0 >> TAG_BITS
@@ -116,12 +118,13 @@ impl Prefix {
     }
 }
 
-/// The low [`TAG_BITS`] of a prefix.
+/// The low [`TAG_BITS`] bits of a prefix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Tag(pub(super) u64);
 
 impl Tag {
-    /// Returns the index of this key's flag and second-bucket distance, out of eight.
+    /// Returns the class of the key, from 0 to 7. It selects the flag of the key and the distance
+    /// to its second bucket.
     #[inline(always)]
     pub(super) fn class(self) -> usize {
         (self.0 & 7) as usize
@@ -134,7 +137,7 @@ impl Tag {
     }
 }
 
-/// The bucket in which a key is stored.
+/// The bucket in which a key is stored: its home bucket or its second one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Rank {
     Home,
@@ -159,7 +162,7 @@ impl Pattern {
 pub(super) struct Slot(pub(super) u64);
 
 impl Slot {
-    /// Returns a full slot without the flag.
+    /// Returns the slot of a key at `location`. Its flag is not set.
     #[inline]
     pub(super) fn new(tag: Tag, rank: Rank, location: Location) -> Self {
         Self(tag.pattern(rank).0 | location.0)

@@ -1,4 +1,5 @@
-//! Comparison of the directory with a plain map, over random histories, with good and bad hashes.
+//! Comparison of the directory with a plain map, over random histories, with evenly distributed
+//! hashes and with colliding ones.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::*;
 use crate::raw::epoch::pin;
 
-/// A small generator (SplitMix64) for repeatable histories.
+/// A small random number generator (SplitMix64), so that a failed test can be repeated.
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
@@ -148,7 +149,8 @@ fn check_view(view: &View, model: &BTreeMap<u64, Location>, hashing: Hashing, lo
     }
 }
 
-/// Runs a random history of growth, rest and decline, with views taken and checked later.
+/// Runs random operations in six phases, of which some add more keys and some delete more keys.
+/// Takes views during the run and checks them later.
 fn history(seed: u64, hashing: Hashing, keys: u64, steps: u64) {
     let mut random = Random(seed);
     let mut bench = Bench::new(hashing);
@@ -198,7 +200,7 @@ fn any_history_equals_a_plain_map_where_hashes_collide() {
     }
 }
 
-/// Fills a directory with the keys `0..keys` and calls `watch` after each.
+/// Fills a directory with the keys `0..keys` and calls `watch` after each key.
 fn fill(keys: u64, mut watch: impl FnMut(u64, &Directory)) -> Directory {
     let directory = Directory::new();
     for key in 0..keys {
@@ -274,7 +276,7 @@ fn absent_keys_seldom_match() {
                 .count()
         })
         .sum();
-    // Expected: 300,000 x 300,000 / 2^34 = 5.2.
+    // The expected number of wrong candidates is 300,000 x 300,000 / 2^34 = 5.2.
     assert!(matches < 25, "{matches} of 300,000");
 }
 
@@ -297,8 +299,9 @@ fn keys_that_come_and_go_leave_no_flags_behind() {
     let flags: usize = view.chunks().iter().map(|chunk| chunk.flags()).sum();
     let slots: usize = view.chunks().iter().map(|chunk| chunk.slots()).sum();
     println!("{flags} flags in {slots} slots, {} keys", view.len());
-    // Every flag is needed by a key. One key in ten is displaced in a chunk that was filled once.
-    // There are more after many changes, because keys do not move back.
+    // Each set flag belongs to a displaced key. In a chunk that was only filled, one key in ten is
+    // displaced. After many changes more keys are displaced, because keys do not move back to their
+    // home.
     let displaced: usize = view.chunks().iter().map(|chunk| chunk.displaced()).sum();
     assert!(
         flags <= displaced && displaced * 5 < slots,
@@ -331,8 +334,8 @@ fn a_view_that_is_gone_costs_nothing() {
     assert_eq!(view.candidates(hash).unwrap().next(), Some(location(70_000)));
 }
 
-/// Every key is always found while the writer grows, moves, relocates and removes others, and views
-/// come and go.
+/// Every key is always found while the writer grows, moves, relocates and removes others, and while
+/// views are taken and dropped.
 #[test]
 fn readers_never_miss_a_key() {
     const STEADY: u64 = 3_000;

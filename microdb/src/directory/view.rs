@@ -2,8 +2,8 @@
 //!
 //! - Taking a view clones the pointers of the chunks, some thousands at 20 million keys. From then
 //!   on the writer copies a chunk before it first changes it.
-//! - Views hold no pin. A snapshot may exist for hours, and costs the chunks that have changed
-//!   since.
+//! - A view holds no epoch pin, so a snapshot may exist for hours. It costs the memory of the
+//!   chunks that have changed since.
 //!
 //! Deliberately absent: changes.
 
@@ -15,7 +15,7 @@ use super::slot::{KeyHash, Location, Prefix};
 use super::{Candidates, Damage, Stash};
 use crate::raw::sync::Token;
 
-/// The directory of a moment. Clones share everything.
+/// The directory of one moment. Clones share all memory.
 #[derive(Clone)]
 pub(crate) struct View(Arc<Frozen>);
 
@@ -27,16 +27,17 @@ struct Frozen {
     chunks: Vec<Arc<Chunk>>,
     stash: Arc<Stash>,
     keys: u64,
-    /// Tells the directory that views exist. Declared last, so that it is dropped after the chunks.
+    /// While the token of any view exists, the directory copies shared chunks before changing them.
+    /// Declared last, so that it is dropped after the chunks.
     token: Token,
 }
 
-/// A view while it is written to a file.
+/// The parts of a view, which can be dropped one by one while the view is written to a file.
 pub(super) struct Parts {
     pub(super) chunks: Vec<Arc<Chunk>>,
     pub(super) stash: Arc<Stash>,
     pub(super) keys: u64,
-    /// The token of the view ([`Frozen`]).
+    /// The token of the view, which shows the directory that the view exists (see [`Frozen`]).
     pub(super) token: Token,
 }
 
@@ -64,7 +65,7 @@ impl View {
         self.0.keys
     }
 
-    /// Like [`super::Directory::candidates`].
+    /// Like [`super::Directory::candidates`], for the moment of this view.
     ///
     /// # Errors
     /// If the chunk is in a checkpoint and damaged.
@@ -92,7 +93,15 @@ impl View {
         self.chunk(hash.prefix()).check_uncut()
     }
 
-    /// Returns the number of parts for [`View::part`].
+    /// Verifies each part in a checkpoint again, and marks damaged parts: from now on each access to
+    /// such a part gives an error.
+    pub(crate) fn verify_again(&self) {
+        for chunk in &self.0.chunks {
+            let _ = chunk.verify_again();
+        }
+    }
+
+    /// Returns the number of parts, each of which [`View::part`] returns.
     pub(crate) fn parts(&self) -> usize {
         self.0.chunks.len() + 1
     }
@@ -101,7 +110,7 @@ impl View {
     /// part has some thousand keys at most.
     ///
     /// # Errors
-    /// If the part is in a checkpoint and damaged. Other parts may be sound.
+    /// If the part is in a checkpoint and damaged. Other parts may be intact.
     ///
     /// # Panics
     /// If `part` is out of range, which is a bug of the caller.

@@ -1,11 +1,11 @@
 //! Background work of an open database: handing over buffered commits, checkpoints, compaction.
 //!
 //! - Jobs run on the thread pool shared by all databases, and only if there is work.
-//! - An error here is never the error of a commit. A failed write or sync poisons the database, and
-//!   the next commit reports that. A failed checkpoint or compaction (full disk, damaged record)
-//!   leaves everything unchanged and is repeated after the log has grown.
+//! - A job returns its error to no caller. A failed write or sync poisons the database, so the next
+//!   commit fails with that error. A failed checkpoint or compaction (full disk, damaged record)
+//!   loses no data and is repeated after the log has grown.
 //!
-//! Deliberately absent: threads of its own.
+//! Deliberately absent: threads of a single database.
 
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -15,10 +15,11 @@ use crate::raw::pool::{self, Lane};
 use crate::raw::sync::{AtomicBool, Ordering};
 
 /// Maximum time that buffered commits wait in memory before they are handed to the operating
-/// system. From then on they survive a crash of the process.
+/// system. Commits handed over survive a crash of the process.
 const WRITE_AFTER: Duration = Duration::from_millis(100);
 
-/// Maximum delay of a scheduled job. The pool forgets a closed database once its jobs were due.
+/// Maximum delay of a scheduled compaction. The pool keeps a job of a closed database until the
+/// job's delay has passed.
 const COMPACTION_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// The number of running jobs of a database.
@@ -29,14 +30,14 @@ pub(crate) struct RunningJobs {
 }
 
 impl RunningJobs {
-    /// Waits until no job runs that began before this call.
+    /// Waits until no job of the database is running.
     pub(crate) fn wait_for_end(&self) {
         let number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.ended.wait_while(number, |number| *number > 0));
     }
 }
 
-/// A running job. It ends when this is dropped, also by a panic.
+/// Counts one job as running until this value is dropped, also by a panic of the job.
 struct RunningJob(Arc<RunningJobs>);
 
 impl RunningJob {
@@ -53,7 +54,8 @@ impl Drop for RunningJob {
     }
 }
 
-/// Jobs waiting in the pool, and the flag that ends them.
+/// State of a database's background jobs: the engine, the number of running jobs, and one flag for
+/// each kind of job that is waiting in the pool.
 #[derive(Default)]
 pub(crate) struct Background {
     engine: OnceLock<Weak<Engine>>,
@@ -69,7 +71,8 @@ impl Background {
     }
 
     fn schedule(&self, lane: Lane, flag: fn(&Self) -> &AtomicBool, delay: Duration, work: fn(&Engine)) {
-        // Loaded first, because a swap would take the cache line away from other committers.
+        // The flag is loaded before the swap, because a swap takes the cache line away from other
+        // committing threads.
         if flag(self).load(Ordering::Relaxed) || flag(self).swap(true, Ordering::AcqRel) {
             return;
         }
@@ -78,7 +81,8 @@ impl Background {
         };
         let running = self.running.clone();
         pool::submit(lane, delay, move || {
-            // Begun before the engine is taken and ended after it is released.
+            // The job begins before its weak reference to the engine is upgraded, and ends after
+            // the upgraded reference is dropped.
             let _job = RunningJob::begin(running);
             if let Some(engine) = engine.upgrade() {
                 flag(&engine.background).store(false, Ordering::Release);
@@ -106,14 +110,14 @@ impl Engine {
         }
     }
 
-    /// Schedules the checkpoint and compaction that are due.
+    /// Schedules a job that seals segments, and compacts and writes a checkpoint if these are due.
     pub(crate) fn schedule_housekeeping(&self) {
         if self.options.background && !self.options.read_only {
             let flag: fn(&Background) -> &AtomicBool = |background| &background.housekeeping_scheduled;
             self.background
                 .schedule(Lane::Long, flag, Duration::ZERO, |engine| {
-                    // While commits are slowed, freeing space comes first. A segment about to be
-                    // removed needs no seal.
+                    // While the size of the log slows commits, compaction runs before sealing,
+                    // because the segments that it removes need no seal.
                     let is_crowded = engine.is_crowded();
                     let mut next_turn = Ok(None);
                     if is_crowded {
@@ -133,7 +137,8 @@ impl Engine {
         }
     }
 
-    /// Schedules the next turn of a throttled compaction. Other housekeeping does not wait for it.
+    /// Schedules a compaction to continue after `wait`, because the rate limit has paused it. Seals
+    /// and checkpoints may be scheduled earlier.
     fn schedule_compaction(&self, wait: Duration) {
         let flag: fn(&Background) -> &AtomicBool = |background| &background.compaction_scheduled;
         let delay = wait.min(COMPACTION_WAIT_MAX);

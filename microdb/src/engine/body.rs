@@ -1,7 +1,8 @@
 //! The records of one commit, encoded before any lock is taken.
 //!
-//! - A body is the row of records of a frame, with content checksums.
-//! - Checksums are masked only once the position in the log is known, under the commit lock.
+//! - A body is the sequence of records of one frame, with their content checksums.
+//! - Each checksum is masked under the commit lock, once the position of its record in the log is
+//!   known. The mask ties the checksum to that position (see `format::checksum`).
 //!
 //! Deliberately absent: the frame header, which `log` writes.
 
@@ -13,29 +14,30 @@ use crate::format::record::{self, RECORD_CRC_BYTES, RecordKind};
 use crate::format::{BATCH_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::raw::prefetch::prefetch;
 
-/// Prefetch distance, in operations, of the search for duplicates.
+/// Distance, in operations, at which the search for duplicate keys prefetches entries of its hash
+/// table into the processor's cache.
 const PLACE_AHEAD: usize = 16;
 
 /// One record of a body.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Op {
     pub(crate) kind: RecordKind,
-    /// Index of the record's table in the commit.
+    /// Index of the record's table in the list of tables of the commit.
     pub(crate) table: u32,
-    /// Start of the record in the body, and its length.
+    /// Offset of the record in the body. `bytes` is the length of the record.
     pub(crate) at: u32,
     pub(crate) bytes: u32,
-    /// Start of the key in the record, and its length.
+    /// Offset of the key in the record. `key_bytes` is the length of the key.
     pub(crate) key_at: u16,
     pub(crate) key_bytes: u16,
-    /// Content checksum.
+    /// Content checksum of the record, before it is masked.
     pub(crate) crc: u32,
     pub(crate) hash: KeyHash,
     /// `true` if a later record of the commit has the same key.
     pub(crate) superseded: bool,
 }
 
-/// Records that are committed together.
+/// The encoded records that are committed together, and one `Op` for each of them.
 #[derive(Debug, Default)]
 pub(crate) struct Body {
     pub(crate) bytes: Vec<u8>,
@@ -43,8 +45,8 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    /// Returns `true` if the records are those of `clear` or `drop_table`. They end with a clear
-    /// marker, which no other batch contains.
+    /// Returns `true` if the body ends with a clear marker. Only commits that clear or drop tables
+    /// contain clear markers.
     pub(crate) fn frees_space(&self) -> bool {
         self.ops.last().is_some_and(|op| op.kind == RecordKind::Clear)
     }
@@ -87,14 +89,15 @@ impl Body {
         Ok(())
     }
 
-    /// Marks each operation that a later one of the same key replaces. No reader ever sees a marked
-    /// record.
+    /// Marks each operation that is followed by another operation on the same key. Readers never
+    /// see the record of a marked operation.
     pub(crate) fn mark_superseded(&mut self) {
         if self.ops.len() < 2 {
             return;
         }
-        // Hashes are keyed, so their low bits spread evenly over a half-empty table. An entry is an
-        // index plus one.
+        // `seen` is a hash table with linear probing, at most half full. An entry is the index of
+        // an operation plus one; 0 is an empty entry. Hashes of keys use a secret seed, so their
+        // low bits are evenly distributed.
         let places = (2 * self.ops.len()).next_power_of_two();
         let mut seen = vec![0_u32; places];
         let place = |op: &Op| (op.hash.0 as usize).wrapping_add(op.table as usize) & (places - 1);
@@ -125,7 +128,8 @@ impl Body {
         &self.bytes[start..start + usize::from(op.key_bytes)]
     }
 
-    /// Ties the records to their position in the log: `offset` is the future offset of the body.
+    /// Masks the checksum of each record with the record's position in the log. `offset` is the
+    /// offset that the body will have in its segment.
     pub(crate) fn mask(&mut self, mask: SegmentMask, offset: u32) {
         for op in &self.ops {
             let at = op.at as usize;
@@ -136,7 +140,7 @@ impl Body {
 
     /// Returns the checksum over the content checksums of the records, in order.
     pub(crate) fn crc(&self) -> u32 {
-        // Several checksums per call, because the call takes longer than hashing four bytes.
+        // 64 checksums are hashed per call, because a call takes longer than hashing four bytes.
         let mut piece = [0; 64 * size_of::<u32>()];
         self.ops.chunks(64).fold(0, |crc, ops| {
             for (bytes, op) in piece.chunks_exact_mut(size_of::<u32>()).zip(ops) {

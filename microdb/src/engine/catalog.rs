@@ -3,7 +3,7 @@
 //! - The catalog is table 0 of the log: the key is a name, the value a table id (4 bytes) and, for
 //!   typed tables, the codec of the keys.
 //! - Records carry ids, so renaming a table writes one record.
-//! - A cleared table gets a new directory behind the same handle.
+//! - Clearing a table replaces its directory. Handles of the table stay valid.
 //!
 //! Deliberately absent: commits of changes, which are in `tables`.
 
@@ -17,7 +17,7 @@ use crate::format::key_codec::KeyCodec;
 use crate::raw::epoch::ArcCell;
 use crate::raw::sync::ignore_poison;
 
-/// Id of the catalog.
+/// Id of the table that holds the catalog.
 pub(crate) const CATALOG_TABLE: u32 = 0;
 
 /// State of one table, shared by all handles.
@@ -25,7 +25,7 @@ pub(crate) struct TableCore {
     pub(crate) id: u32,
     pub(crate) name: RwLock<String>,
     pub(crate) dropped: AtomicBool,
-    /// Codec of the keys, recorded when a typed table is created.
+    /// Codec of the keys, recorded when a typed table is created. Unset for other tables.
     pub(crate) key_codec: OnceLock<KeyCodec>,
     pub(crate) directory: ArcCell<Directory>,
 }
@@ -80,8 +80,8 @@ impl TableCore {
     }
 }
 
-/// A change of the catalog. Applied under the commit lock, in the step that makes its commit
-/// visible, so that a snapshot sees the catalog and the tables of one moment.
+/// A change of the catalog. It is applied under the commit lock, in the step that makes its commit
+/// visible. So a snapshot sees the catalog and the tables of one moment.
 pub(crate) enum CatalogChange {
     Create(Arc<TableCore>),
     Drop(Arc<TableCore>),
@@ -89,7 +89,7 @@ pub(crate) enum CatalogChange {
         table: Arc<TableCore>,
         to: String,
     },
-    /// Renames tables to the names of other tables, which are dropped.
+    /// Renames tables. Tables that had the new names are dropped.
     Replace {
         dropped: Vec<Arc<TableCore>>,
         renamed: Vec<(Arc<TableCore>, String)>,
@@ -101,12 +101,12 @@ pub(crate) enum CatalogChange {
 pub(crate) struct Catalog {
     pub(crate) by_id: HashMap<u32, Arc<TableCore>>,
     pub(crate) by_name: HashMap<String, Arc<TableCore>>,
-    /// Lower bound for new ids: no table ever had this id or a higher one.
+    /// Id of the next new table. No table ever had this id or a higher one.
     pub(crate) next_id: u32,
 }
 
 impl Catalog {
-    /// Returns a catalog that contains only itself.
+    /// Returns a catalog without user tables. Its only entry is the table that holds the catalog.
     pub(crate) fn empty() -> Self {
         let mut catalog = Self {
             next_id: 1,
@@ -116,8 +116,8 @@ impl Catalog {
         catalog
     }
 
-    /// Returns the table with this id. Creates it without a name if it is new, because replay may
-    /// meet the records of a table before its name.
+    /// Returns the table with this id. If the id is new, creates a table without a name, because
+    /// replay may read the records of a table before the record with its name.
     pub(crate) fn table_or_new(&mut self, id: u32) -> &Arc<TableCore> {
         self.next_id = self.next_id.max(id.saturating_add(1));
         self.by_id
@@ -125,7 +125,7 @@ impl Catalog {
             .or_insert_with(|| Arc::new(TableCore::new(id, "")))
     }
 
-    /// Applies a change.
+    /// Applies a change to this catalog and to the tables in the change.
     pub(crate) fn apply(&mut self, change: &CatalogChange) {
         match change {
             CatalogChange::Create(table) => {

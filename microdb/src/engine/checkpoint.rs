@@ -13,16 +13,15 @@
 //!
 //! Invariants of removal:
 //!
-//! - A segment is removed only after a state without it is durable. No record of the moment is in
-//!   it, according to the directories and not to the usage counts.
-//! - The copies that replace its records are durable before that state.
-//! - A replay of the log without it, from the beginning, gives the same records. A state without a
-//!   checkpoint is therefore durable too. On a full disk, SUPER names no checkpoint, which needs no
-//!   space.
-//! - An error does not bring back segments that are already removed.
+//! - A segment is removed only after a state of SUPER without this segment is durable. No directory
+//!   of the checkpoint points into the segment. The usage counts alone do not decide this.
+//! - The copies of a removed segment's live records are durable before that state.
+//! - Replaying the whole log without the removed segments gives the same records. So a state that
+//!   names no checkpoint is valid too. It needs no space, so it is used on a full disk.
+//! - If a later step fails, segments that are already removed stay removed.
 //!
-//! A checkpoint is derived. A missing or damaged one is ignored, and the log is replayed from its
-//! beginning.
+//! A checkpoint contains only data that can be derived from the log. A missing or damaged
+//! checkpoint is ignored, and the log is replayed from its beginning.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -42,7 +41,7 @@ use crate::raw::map::Map;
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, StorageFile};
 
-/// The log and the directories of one moment.
+/// State of the log and of the directories at one moment, to be written to a checkpoint.
 struct Moment {
     at: Frontier,
     /// Size of the log up to `at`.
@@ -53,12 +52,13 @@ struct Moment {
     usages: Vec<(u64, SegmentUsage)>,
     /// Segments to which no directory of this moment points.
     emptied: Vec<u64>,
-    /// Segments of `emptied` that were not checked against the directories.
+    /// Segments of `emptied` that were chosen by their usage counts and are not yet checked against
+    /// the directories.
     unverified: Vec<u64>,
 }
 
-/// A set of segments by the low 16 bits of their ids, which locations hold. Live segments differ in
-/// these bits.
+/// A set of segments, stored as the low 16 bits of their ids. A location holds only these bits, and
+/// no two segments of a log have the same low 16 bits.
 struct SegmentSet(Vec<bool>);
 
 impl Default for SegmentSet {
@@ -81,34 +81,36 @@ impl SegmentSet {
 pub(crate) struct Loaded {
     pub(crate) block: Block,
     pub(crate) directories: Vec<Directory>,
-    /// The mapped file. The directories are used in place.
+    /// The mapped file. The directories are read from it in place.
     pub(crate) map: Arc<Map>,
 }
 
 impl Engine {
-    /// Writes a checkpoint of this moment and removes superseded files. Returns the generation.
+    /// Writes a checkpoint of the current state. Then removes the previous checkpoint and emptied
+    /// segments. Returns the generation of the new checkpoint.
     pub(crate) fn checkpoint(&self) -> Result<u64> {
         self.check_process()?;
-        // One checkpoint at a time.
+        // This lock ensures that only one checkpoint is written at a time.
         let _one = lock(&self.checkpointing);
-        // Checked under the lock: close takes the lock, and nothing may be written after it.
+        // Checked under the lock, because `close` takes the same lock and nothing may be written
+        // after `close`.
         self.check_writable()?;
         self.checkpoint_now()
     }
 
-    /// Like [`Engine::checkpoint`], for a caller that holds `checkpointing`.
+    /// Like [`Engine::checkpoint`], for a caller that holds the lock `checkpointing`.
     pub(crate) fn checkpoint_now(&self) -> Result<u64> {
         self.check_identity()?;
         let mut moment = self.moment();
         self.keep_referenced(&mut moment)?;
-        // The log is made durable first, since the checkpoint points to its records and its copies
-        // replace removed segments.
+        // The log is synced first: the checkpoint points to records of the log, and copies in the
+        // log replace the records of segments to be removed.
         self.sync_log()?;
         let generation = self.next_generation()?;
         let mut written = self.make_checkpoint(&mut moment, generation);
         if written.as_ref().is_err_and(is_out_of_room) && !moment.emptied.is_empty() {
             self.remove_without_checkpoint(&mut moment)?;
-            // The views of the first moment are gone by now.
+            // `make_checkpoint` has consumed the views of the first moment, so new views are taken.
             moment = self.moment();
             self.keep_referenced(&mut moment)?;
             self.sync_log()?;
@@ -124,8 +126,8 @@ impl Engine {
             self.remove_segments(&moment.emptied)?;
         }
         self.write_state(&moment.emptied)?;
-        // An open replays the log appended while the checkpoint was written, so that part does not
-        // count as covered.
+        // Only the log up to the moment of the views is covered. An open also replays the log that
+        // was appended while the checkpoint was written.
         lock(&self.core).checkpointed_size = Some(moment.size);
         self.counters.checkpoints.add(1);
         self.remove_checkpoint(old);
@@ -133,9 +135,9 @@ impl Engine {
         Ok(generation)
     }
 
-    /// Keeps each emptied segment to which a directory still points. That happens only if the usage
-    /// counts are wrong: they are sums of record lengths, and the length in a damaged record may be
-    /// wrong.
+    /// Removes segments from `emptied` to which a directory still points. Such segments exist only
+    /// if the usage counts are wrong. The counts are sums of record lengths, and the length in a
+    /// damaged record may be wrong.
     fn keep_referenced(&self, moment: &mut Moment) -> Result<()> {
         if moment.unverified.is_empty() {
             return Ok(());
@@ -192,14 +194,14 @@ impl Engine {
                 synced.map_err(Error::io("cannot sync", &folder))
             });
         if made.is_err() {
-            // SUPER names the file under neither of its names.
+            // SUPER names neither of the two files, so both can be removed.
             let _ = storage.remove(&temporary);
             let _ = storage.remove(&path);
         }
         made
     }
 
-    /// Returns the next generation with a file name that no checkpoint of another database has.
+    /// Returns the next generation for which no checkpoint of another database has the file name.
     fn next_generation(&self) -> Result<u64> {
         let mut generation = lock(&self.writer).generation + 1;
         let storage = self.options.storage.as_ref();
@@ -210,7 +212,8 @@ impl Engine {
     }
 
     fn moment(&self) -> Moment {
-        // No table is created or dropped while names and views are taken, so that they agree.
+        // No table can be created or dropped while this lock is held, so the list of tables and
+        // their views are of one moment.
         let _ddl = lock(&self.ddl);
         let tables = self.tables();
         let next_table = self.next_table();
@@ -238,8 +241,8 @@ impl Engine {
         }
     }
 
-    /// Writes the file of a checkpoint. Each view of `moment` is dropped as soon as it is written,
-    /// because writers copy the parts of a directory that they change while a view of it exists.
+    /// Writes the file of a checkpoint. Each view of `moment` is dropped as soon as it is written:
+    /// while a view of a directory exists, writers must copy the parts that they change.
     fn write_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
         let path = self.paths.checkpoint_temporary(generation);
         let file = self.options.storage.open(&path, OpenMode::CreateNew);
@@ -291,7 +294,7 @@ impl Engine {
     /// Removes the file of a checkpoint that SUPER no longer names.
     fn remove_checkpoint(&self, generation: u64) {
         if generation > 0 {
-            // The file may be missing, since a checkpoint may be deleted at any time.
+            // The file may be missing, since users may delete a checkpoint at any time.
             let path = self.paths.checkpoint(generation);
             let storage = self.options.storage.as_ref();
             if let Ok(false) = is_foreign_checkpoint(storage, &path, self.database) {
@@ -300,12 +303,12 @@ impl Engine {
         }
     }
 
-    /// Removes segments that are no longer part of the durable state. A file that cannot be removed
-    /// does not stop the others; the next open removes it.
+    /// Removes segments that are no longer part of the durable state. If a file cannot be removed,
+    /// the remaining files are removed all the same, and the next open removes this file.
     fn remove_segments(&self, emptied: &[u64]) -> Result<()> {
         let storage = self.options.storage.as_ref();
-        // Removed from the table with their maps first. Readers that still need them hold the
-        // previous table.
+        // The segments and their maps are removed from the segment table before the files are
+        // deleted. Readers that still need the segments hold the previous table.
         self.segments.remove(emptied);
         {
             let mut core = lock(&self.core);
@@ -316,8 +319,8 @@ impl Engine {
         let mut result = Ok(());
         for id in emptied {
             let path = self.paths.segment(*id);
-            // The seal goes first, because a seal without its segment would have to be searched
-            // for.
+            // The seal is removed before its segment. Otherwise, a crash could leave a seal without
+            // a segment, and each open would have to search for such seals.
             let _ = storage.remove(&self.paths.seal(*id));
             let removed = is_own_segment(storage, &path, self.database).and_then(|is_own| {
                 if !is_own {
@@ -399,12 +402,13 @@ impl Engine {
 /// Writes a file sequentially, in large pieces.
 struct Appender<'a> {
     file: &'a dyn StorageFile,
-    /// File offset of the start of the buffer.
+    /// Offset in the file at which the content of `buffer` begins.
     at: u64,
     buffer: Vec<u8>,
 }
 
-/// Size of the pieces of an [`Appender`], large enough that the number of calls does not matter.
+/// Number of bytes that an [`Appender`] writes per call, large enough that the cost of the calls is
+/// negligible.
 const APPEND_BYTES: usize = 2 << 20;
 
 fn out_position(out: &Appender<'_>) -> u64 {
@@ -412,7 +416,7 @@ fn out_position(out: &Appender<'_>) -> u64 {
 }
 
 impl Appender<'_> {
-    /// Pads with zeros up to the next permitted start of an image.
+    /// Pads with zeros up to the next offset at which the image of a directory may begin.
     fn pad(&mut self) -> io::Result<()> {
         let position = out_position(self);
         let zeros = position.next_multiple_of(IMAGE_ALIGN) - position;
@@ -424,8 +428,8 @@ impl Write for Appender<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.buffer.extend_from_slice(bytes);
         loop {
-            // Pieces end at multiples of the size, so that the page cache can use one large page
-            // for each.
+            // Each piece ends at a multiple of `APPEND_BYTES`, so that the page cache can hold the
+            // piece in one large page.
             let piece = APPEND_BYTES - self.at as usize % APPEND_BYTES;
             if self.buffer.len() < piece {
                 break;

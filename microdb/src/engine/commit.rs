@@ -1,10 +1,10 @@
-//! Commits: one order for all of them.
+//! Commits. All commits have one order, which is their order in the log.
 //!
 //! - A buffered commit takes the commit lock, appends and publishes. A durable one joins a group
 //!   ([`crate::engine::group`]).
 //! - A commit may carry checks (compare-and-swap, transactions): keys that must have the same
-//!   record as when they were read, or must still be absent. Checks run under the commit lock,
-//!   where nothing can change.
+//!   record as when they were read, or must still be absent. Checks run under the commit lock, so
+//!   no other commit can change a key between its check and the append.
 //! - A check fails if an earlier commit of the same group writes the key, or clears or drops its
 //!   table.
 //! - A commit to a dropped table is refused under the same lock, so that no acknowledged record is
@@ -32,7 +32,8 @@ use crate::raw::reclaim;
 use crate::raw::sync::ignore_poison;
 use crate::seeded::seeded;
 
-/// A key with the location that it had when it was read.
+/// A key that a commit depends on, and the location of its record when the key was read. The
+/// location is `None` if the key was absent.
 #[derive(Clone)]
 pub(crate) struct Check {
     pub(crate) table: Arc<TableCore>,
@@ -67,25 +68,28 @@ pub(crate) struct Outcome {
     pub(crate) replaced: u32,
 }
 
-/// Prefetch distances, in operations: copy-on-write of the chunk, its bucket, the record. A miss of
-/// the caches and page tables takes as long as this many operations.
+/// Distance, in operations, at which the directory chunk of a later operation's key is copied for
+/// writing. A miss in the processor's caches and page tables takes as long as this many operations.
 const CHUNK_AHEAD: usize = 48;
-/// See [`CHUNK_AHEAD`].
+/// Distance, in operations, at which the directory bucket of a later operation's key is prefetched
+/// into the processor's cache.
 const BUCKET_AHEAD: usize = 32;
-/// See [`CHUNK_AHEAD`].
+/// Distance, in operations, at which the present record of a later operation's key is prefetched
+/// into the processor's cache.
 const RECORD_AHEAD: usize = 16;
 
 /// Maximum number of records published under one pin. Replaced chunks of the directory are freed
-/// only after the pin, and a batch of millions of records replaces all chunks several times.
+/// only after the pin ends. A batch of millions of records replaces all chunks several times, so
+/// one pin for the whole batch would take much memory.
 const PINNED_RECORDS: usize = 4096;
 
-/// Largest body, in records, that is looked up before the lock is taken. In a larger body the
-/// caches would have lost the first records by the time they are published.
+/// Maximum number of records of a body that are looked up before the commit lock is taken. With
+/// more records, the processor's caches would evict the first ones before they are published.
 const WARM_RECORDS: usize = 512;
 
 impl Engine {
-    /// Commits `body`, with records that refer to `tables` by index, if all `checks` hold.
-    /// Otherwise returns [`Error::Conflict`]. The body can be committed again after an error.
+    /// Commits `body` if all `checks` hold. Otherwise returns [`Error::Conflict`]. The records of
+    /// `body` refer to `tables` by index. The body can be committed again after an error.
     pub(crate) fn commit(
         &self,
         body: &mut Body,
@@ -125,13 +129,15 @@ impl Engine {
         self.commit_and_wait(&mut body, request).map(|_| ())
     }
 
-    /// Commits a transaction with a group. `runner` runs its body if it gets a turn.
+    /// Commits a transaction in a group. `runner` runs the body of the transaction again if the
+    /// transaction gets a turn (see [`crate::engine::group`]).
     pub(crate) fn commit_transaction(&self, request: Request, runner: Runner<'_>) -> Committed {
         let durable = request.durability == Durability::Sync;
         self.timed(durable, || self.commit_in_group(request, Some(runner)))
     }
 
-    /// Commits a transaction with a group, without a turn.
+    /// Commits a transaction in a group. A conflict is returned as an error, because the
+    /// transaction gets no turn (see [`crate::engine::group`]).
     pub(crate) fn commit_without_turn(&self, request: Request) -> Committed {
         let durable = request.durability == Durability::Sync;
         self.timed(durable, || self.commit_in_group(request, None))
@@ -148,8 +154,8 @@ impl Engine {
         }
     }
 
-    /// Measures durable commits only: a buffered commit takes hardly longer than reading the clock
-    /// twice.
+    /// Runs `commit`, and records its duration if `durable`. Buffered commits are not measured,
+    /// because they take hardly longer than reading the clock twice.
     fn timed<T>(&self, durable: bool, commit: impl FnOnce() -> T) -> T {
         let started = durable.then(Instant::now);
         let result = commit();
@@ -160,7 +166,8 @@ impl Engine {
         result
     }
 
-    /// Makes the checks of a commit that need no lock.
+    /// Performs the steps of a commit that need no lock. Makes the checks that can fail early, and
+    /// loads into the processor's caches the memory that the commit will access.
     pub(crate) fn prepare(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         nesting::check_outside(self)?;
         self.check_writable()?;
@@ -171,8 +178,8 @@ impl Engine {
         self.warm(body, tables)
     }
 
-    /// Commits without a group, visible at once. Returns `None` if a group is in flight, because
-    /// the commit must not become visible before the group.
+    /// Commits `body` without a group and makes it visible immediately. Returns `None` if a group
+    /// waits for the disk, because this commit must not become visible before that group.
     pub(crate) fn commit_at_once(
         &self,
         body: &mut Body,
@@ -184,7 +191,7 @@ impl Engine {
             return Ok(None);
         }
         self.check_writable()?;
-        // A table may have been dropped since the checks without the lock.
+        // A table may have been dropped since `prepare` checked it without the lock.
         tables.iter().try_for_each(|table| table.check_not_dropped())?;
         self.check_all(checks, None)?;
         let place = self.append(&mut core, body)?;
@@ -199,8 +206,8 @@ impl Engine {
         }))
     }
 
-    /// Looks up the slot of each key before any lock is taken. This fills the caches, and finds
-    /// damage in the directory while the commit can still be refused.
+    /// Looks up the slot of each key before any lock is taken. The look-ups fill the caches, and
+    /// find damage in the directory while the commit can still be refused.
     fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         let guard = pin();
         let ops = || {
@@ -227,8 +234,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Checks that all keys still have the records that were read, or are still absent, also after
-    /// `writes`.
+    /// Checks that all keys still have the records that were read, or are still absent. `writes`
+    /// are the commits of the same group that are not visible yet; they must not touch the keys.
     ///
     /// # Errors
     /// [`Error::Conflict`] if a key has changed.
@@ -237,7 +244,7 @@ impl Engine {
             return Ok(());
         }
         let guard = pin();
-        // Nothing was published since the reads, so they still hold in the visible state.
+        // If no commit was published since the reads, the visible state of the keys is unchanged.
         let is_current = self.version.is_still(checks.version);
         for check in &checks.keys {
             let touched = writes.is_some_and(|writes| writes.touches(check.table.id, check.hash));
@@ -250,8 +257,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Returns `true` if a key has the record that was read, or is still absent. The record is
-    /// verified as in the read, because the key of a damaged record cannot be trusted.
+    /// Returns `true` if a key has the record that was read, or is still absent. The checksum of
+    /// the record is verified again, because the key of a damaged record cannot be trusted.
     pub(crate) fn is_as_read(&self, guard: &Guard, check: &Check) -> Result<bool> {
         let found = self.lookup(guard, &check.table, check.hash, &check.key)?;
         Ok(found.map(|found| found.location) == check.expected)
@@ -306,7 +313,8 @@ impl Engine {
             let op = ops.get(index)?;
             Some((&*tables[op.table as usize], op.hash))
         };
-        // A single operation has nothing to prefetch, and its slot was looked up a moment ago.
+        // With a single operation, there is no later operation to prefetch for, and `warm` has just
+        // looked up its slot.
         let mut ahead = (ops.len() > 1).then(|| LookAhead::new(self, &guard, key));
         for (index, op) in ops.iter().enumerate() {
             let hint = match &mut ahead {
@@ -314,8 +322,8 @@ impl Engine {
                 None => self.look_ahead(&guard, &tables[op.table as usize], op.hash),
             };
             if op.superseded {
-                // A superseded record stays invisible: only the last record of a key in a batch
-                // counts.
+                // The directory never points to a superseded record, because a batch makes only the
+                // last record of each key visible.
                 if op.kind == RecordKind::Delete {
                     let at = Location::new(place.segment, place.body_at + op.at);
                     core.usages.add_tombstone(at, op.bytes as usize);
@@ -331,8 +339,8 @@ impl Engine {
                 at,
                 bytes: op.bytes as usize,
             };
-            // An error here means that a directory was damaged a moment ago. The engine stops
-            // before the damage grows.
+            // An error means that a chunk of the directory is damaged in the checkpoint. The frame
+            // is then visible only in part, so the database is poisoned.
             let applied = self.apply(&guard, core, table, &record, hint);
             replaced += u32::from(applied.map_err(|error| self.poisoned(error))?);
         }
@@ -402,20 +410,22 @@ impl Engine {
     }
 }
 
-/// Prefetches for a sequence of operations in stages: the copy of the chunk, then the bucket, then
-/// the memory to which the bucket leads. The result of the second stage is kept for the operation.
-/// The kept location may be outdated, but the key comparison prevents its use for another key.
+/// Loads into the processor's caches the memory that a sequence of operations will access, in three
+/// stages. The first copies the directory chunk of a key for writing. The second prefetches the
+/// bucket in the chunk, and the third the record to which the bucket points. The location of that
+/// record is kept for the operation. The kept location may be outdated, but the key comparison
+/// prevents its use for another key.
 pub(crate) struct LookAhead<'a> {
     engine: &'a Engine,
     guard: &'a Guard,
     lookups: Lookups<'a>,
-    /// Locations seen for the next operations.
+    /// Locations found by the third stage for the next operations, by index modulo `RECORD_AHEAD`.
     seen: [Option<Location>; RECORD_AHEAD],
 }
 
 impl<'a> LookAhead<'a> {
-    /// Begins with the first operations. `key` returns the table and hash of the operation at an
-    /// index.
+    /// Performs the three stages for the first operations. `key` returns the table and the key hash
+    /// of the operation at an index, or `None` after the last operation.
     pub(crate) fn new<'t>(
         engine: &'a Engine,
         guard: &'a Guard,
@@ -475,12 +485,12 @@ impl<'a> LookAhead<'a> {
 }
 
 impl Engine {
-    /// Prefetches the memory to which the bucket of a key leads: its record, or the space for a new
-    /// key.
+    /// Prefetches memory into the processor's cache: the record to which the bucket of a key
+    /// points, or the slot for a new key. Returns the location of the record.
     #[inline]
     fn look_ahead(&self, guard: &Guard, table: &TableCore, hash: KeyHash) -> Option<Location> {
         let directory = table.directory.load(guard);
-        // Damage is found and reported again when the operation is executed.
+        // Damage is ignored here. The execution of the operation finds and reports it.
         let seen = directory.candidates(guard, hash).ok()?.next();
         match seen {
             Some(location) => {
@@ -493,8 +503,8 @@ impl Engine {
         seen
     }
 
-    /// Returns the length of the record at `location` if it has this key, without verifying it, as
-    /// in `locate`.
+    /// Returns the length of the record at `location` if the record has this key. The record is not
+    /// verified, as in [`Engine::locate`].
     #[inline]
     fn bytes_of_key_at(
         &self,

@@ -1,4 +1,4 @@
-//! Counters of an open database, and sizes as people read them.
+//! Counters of an open database, and the display of sizes with units.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,7 +37,7 @@ pub(crate) struct Counters {
     pub(crate) durable_commit_ns: Counts,
 }
 
-/// A number of bytes, as people read it.
+/// A number of bytes, displayed with a unit, for example "1.5 MiB".
 pub(crate) struct Bytes(pub(crate) u64);
 
 impl fmt::Display for Bytes {

@@ -3,7 +3,7 @@
 //! - A digest is computed only on request, by `tools::digest`.
 //! - The cache is empty after an error, so that it never differs from the log.
 //!
-//! Deliberately absent: the computation.
+//! Deliberately absent: the computation of digests.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -45,7 +45,7 @@ impl Serialize for DigestHash {
     }
 }
 
-/// Digests and numbers of keys of the prefixes with keys. Shared with the cache.
+/// Digest and number of keys of each key prefix that has keys. The map is shared with the cache.
 pub(crate) type Prefixes = Arc<BTreeMap<u16, (DigestHash, u64)>>;
 
 /// The digests computed last, kept by the engine.

@@ -1,8 +1,8 @@
 //! Group commit: commits that wait at the same time share one sync of the disk.
 //!
 //! A durable commit joins the forming group. A waiting thread that finds no leader becomes the
-//! leader of all waiting threads. It appends their frames in order, syncs once, publishes the
-//! frames in the order of the log and wakes the members.
+//! leader of all waiting threads. The leader appends the frames of these members in order, syncs
+//! once, publishes the frames in the order of the log and wakes the members.
 //!
 //! - While a group waits for the disk, its frames are in the log but not visible. Commits that
 //!   arrive then, buffered or durable, join the next group.
@@ -16,8 +16,9 @@
 //! the earlier frames of the group. So the transaction cannot meet a conflict. All turns of a group
 //! share its sync.
 //!
-//! - Progress: a transaction commits in its turn if its body ends within the time limit, or ends
-//!   with the error of its body. Each further turn of the same transaction doubles the limit.
+//! - Progress: if the body of a transaction ends within the time limit of its turn, the transaction
+//!   commits, or returns the error of its body. Each further turn of the same transaction doubles
+//!   the limit.
 //! - A slower body loses its turn, and another waiting thread takes the group over. So a body that
 //!   waits for a writer delays writers by the limit, but never blocks them for good. The
 //!   transaction then commits like an ordinary one, with checks, in the next group.
@@ -38,21 +39,22 @@ use crate::options::Durability;
 use crate::raw::sync::{Condvar, Mutex, MutexGuard, wait_at_most, wait_while_at_most};
 use crate::seeded::seeded;
 
-/// Maximum time that a leader waits for late members, as a fraction 1/N of the time of a sync.
+/// A leader waits for late members for at most the duration of the last sync divided by this
+/// number.
 const GATHER_SHARE: u32 = 2;
 
 /// Interval at which waiting threads look for an overdue turn.
 const WATCH: Duration = Duration::from_millis(50);
 
-/// Commits that wait for a group.
+/// State of group commit: the commits that wait for the next group, and the current group.
 #[derive(Default)]
 pub(crate) struct Queue {
     waiting: Vec<Request>,
     leading: bool,
-    /// Number of the forming group.
+    /// Number of the group that the waiting commits will form.
     group: usize,
-    /// Number of committers around the last group: its members, and the commits that arrived during
-    /// its sync.
+    /// Number of members expected in the next group: the members of the last group, and the commits
+    /// that arrived during its sync.
     committers: usize,
     /// Duration of the last group's sync.
     sync_time: Duration,
@@ -61,7 +63,8 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// Takes the group away from a transaction with an overdue turn.
+    /// Ends a turn that has exceeded its time limit. The transaction gets the result
+    /// [`Committed::TurnLost`]. Returns its group, which the caller must continue.
     fn take_overdue(&mut self) -> Option<Group> {
         let mut overdue = self.paused.take_if(|paused| paused.is_overdue())?;
         if let Some(late) = overdue.running.take() {
@@ -111,14 +114,15 @@ impl Request {
     }
 }
 
-/// The use that a request makes of a turn.
+/// Condition under which a request gets a turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Turn {
-    /// No turn: a conflict is reported.
+    /// The request gets no turn. A conflict is returned as an error.
     Never,
-    /// Takes a turn with this time limit if the checks fail.
+    /// The request gets a turn with this time limit if its checks fail.
     OnConflict(Duration),
-    /// Has nothing to commit yet, and takes a turn with this time limit.
+    /// The request gets a turn with this time limit in any case, and has nothing to commit before
+    /// it.
     Now(Duration),
 }
 
@@ -159,7 +163,7 @@ impl Answer {
 
 /// Result of waiting for a group.
 pub(crate) enum Committed {
-    /// The group is complete.
+    /// Result of the commit after its group has finished, and the body, which is reused.
     Done(Result<Outcome>, Body),
     /// The body exceeded the time limit of its turn.
     TurnLost,
@@ -171,7 +175,7 @@ pub(crate) type Ran = Option<(Body, Vec<Arc<TableCore>>)>;
 /// Runs the body of a transaction in its turn.
 pub(crate) type Runner<'a> = &'a mut dyn FnMut(Arc<GroupWrites>) -> Ran;
 
-/// A group with a leader.
+/// A group of commits that is being appended, synced and published together.
 struct Group {
     number: usize,
     members: usize,
@@ -179,18 +183,18 @@ struct Group {
     /// Members that passed their checks, in the order of the log. The place is `None` for a member
     /// without writes.
     passed: Vec<(Request, Option<Place>)>,
-    /// Members that failed their checks. They are woken together with the others, because the
-    /// reason may not be visible yet.
+    /// Members that failed their checks. They are woken after the group is published, because the
+    /// commit that they conflict with is not visible before.
     refused: Vec<(Request, Error)>,
     turns: VecDeque<Request>,
     /// The transaction that has the turn.
     running: Option<Request>,
     deadline: Instant,
-    /// Threads to wake one by one.
+    /// Members that wait on a condition variable of their own and are woken separately.
     wakes: Vec<Arc<Answer>>,
 }
 
-/// Returns the error of a member of a group with a failed sync.
+/// Returns the error for each member of a group after the sync of the group failed with `error`.
 fn not_synced(error: &Error) -> Error {
     match error {
         Error::Poisoned { cause } => Error::Poisoned { cause: cause.clone() },
@@ -204,14 +208,15 @@ impl Group {
         running.is_some_and(|request| Arc::ptr_eq(&request.answer, answer))
     }
 
-    /// The model checker has no time, so no turn is overdue.
+    /// Returns `true` if the current turn has exceeded its time limit. The model checker loom has
+    /// no clock, so no turn is overdue under it.
     fn is_overdue(&self) -> bool {
         !cfg!(loom) && self.running.is_some() && Instant::now() >= self.deadline
     }
 }
 
 impl Engine {
-    /// Commits `request` with a group. `runner` runs the body of a transaction that gets a turn.
+    /// Commits `request` in a group. `runner` runs the body of the transaction if it gets a turn.
     pub(crate) fn commit_in_group(&self, request: Request, mut runner: Option<Runner<'_>>) -> Committed {
         let answer = request.answer.clone();
         let mut queue = lock(&self.queue);
@@ -260,9 +265,9 @@ impl Engine {
         }
     }
 
-    /// Waits for the members of the last group, who have just been woken. Without the wait, two
-    /// half groups would alternate and each commit would cost twice the syncs. The wait is a
-    /// fraction of the time of a sync, and is skipped for a single committer.
+    /// Waits for new commits of the threads that the last group has just woken. Without the wait,
+    /// two groups of half the size would alternate, and twice as many syncs would be needed. The
+    /// wait is at most a fraction of the time of a sync, and is skipped for a single committer.
     fn gather<'q>(&'q self, queue: MutexGuard<'q, Queue>) -> MutexGuard<'q, Queue> {
         let bound = queue.sync_time / GATHER_SHARE;
         let incomplete = |queue: &mut Queue| queue.waiting.len() < queue.committers;
@@ -282,8 +287,8 @@ impl Engine {
             deadline: Instant::now(),
             wakes: Vec::new(),
         };
-        // Writes are recorded for later members with checks and for turns. Most groups have
-        // neither.
+        // Writes are recorded only if a later member has checks or a transaction may get a turn.
+        // Most groups have neither.
         let last_checked = if members.iter().any(|member| member.turn != Turn::Never) {
             members.len()
         } else {
@@ -353,7 +358,7 @@ impl Engine {
                 None => group.passed.push((member, None)),
                 Some((body, tables)) => {
                     (member.body, member.tables) = (body, tables);
-                    // Nothing else was committed during the turn.
+                    // No other commit was appended during the turn, so the reads need no check.
                     member.checks = Checks::none();
                     let mut core = lock_briefly(&self.core);
                     match self.append_member(&mut core, &mut group.writes, &mut member, true) {
@@ -366,8 +371,8 @@ impl Engine {
         self.go_on(group);
     }
 
-    /// Syncs the frames of the group if a member asks for durability, publishes them, and wakes the
-    /// members.
+    /// Syncs the frames of the group if the commit of a member must be durable. Publishes the
+    /// frames, and wakes the members.
     fn finish(&self, group: Group) {
         let mut synced = Ok(());
         let mut sync_time = Duration::ZERO;
@@ -382,7 +387,7 @@ impl Engine {
             sync_time = started.elapsed();
             let appended = group.passed.iter().filter(|(_, place)| place.is_some());
             self.counters.group_commits.add(appended.count() as u64);
-            // Durable from here.
+            // The frames of the group are durable from here on.
             core = lock_briefly(&self.core);
         }
         core.in_flight = false;
@@ -397,7 +402,7 @@ impl Engine {
         for (member, place) in passed {
             let published = match &synced {
                 Err(error) if !seeded("failed-sync-acknowledged") => Err(not_synced(error)),
-                // Visible from here.
+                // The commit of this member becomes visible here.
                 _ => self.publish_member(&mut core, &member, place),
             };
             member.answer.give(published, member.body);
@@ -414,7 +419,7 @@ impl Engine {
         queue.sync_time = sync_time;
         self.group_done[group.number % 2].notify_all();
         group.wakes.iter().for_each(|answer| answer.wake.notify_one());
-        // Wakes a leader for the group that has formed.
+        // Wakes the first waiting member, which becomes the leader of the next group.
         if let Some(first) = queue.waiting.first()
             && !seeded("wake-up-missed")
         {
@@ -440,7 +445,7 @@ impl Engine {
         Ok(Outcome { sequence, replaced })
     }
 
-    /// Takes the commit lock at a moment at which all frames of the log are published.
+    /// Waits until all frames of the log are published. Returns with the commit lock held.
     pub(crate) fn lock_quiet(&self) -> MutexGuard<'_, Core> {
         let mut core = lock_briefly(&self.core);
         while core.in_flight {
@@ -448,7 +453,8 @@ impl Engine {
             core = wait_at_most(&self.quiet, core, WATCH);
             core.quiet_waiters -= 1;
             if core.in_flight {
-                // The turn may be waiting for this thread, with no other thread to end it.
+                // The transaction in its turn may wait for this thread. No other thread may be left
+                // to end the turn, so this thread ends it if it is overdue.
                 drop(core);
                 let overdue = lock(&self.queue).take_overdue();
                 overdue.into_iter().for_each(|overdue| self.go_on(overdue));

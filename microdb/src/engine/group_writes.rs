@@ -1,10 +1,10 @@
 //! Writes of a group that are in the log but not visible yet.
 //!
 //! - Later commits of the group are checked against these writes.
-//! - A transaction in its turn reads through them.
-//! - A cleared or dropped table counts as a write of each of its keys.
+//! - A transaction in its turn reads these writes before the visible state.
+//! - Clearing or dropping a table is treated as a write of each of its keys.
 //!
-//! Deliberately absent: values. The log holds them.
+//! Deliberately absent: values, which are read from the log.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use crate::error::{Error, Result};
 use crate::format::record::RecordKind;
 use crate::seeded::seeded;
 
-/// State of a key after the commits of the group so far.
+/// State of a key after the commits that the group has appended so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Pending {
-    /// The group has not written the key; the directory has its record.
+    /// The group has not written the key. The directory has the record of the key, if there is one.
     Untouched,
     /// The group has deleted the key.
     Absent,
-    /// The group has put the key, or another key with the same hash.
+    /// The group has put the key, or another key with the same hash, at this location.
     At(Location),
 }
 
@@ -67,7 +67,7 @@ impl GroupWrites {
         }
     }
 
-    /// Returns the state of a key.
+    /// Returns the state of the key with this hash after the commits of the group.
     pub(crate) fn key(&self, table: u32, hash: KeyHash) -> Pending {
         match self.keys.get(&(table, hash.0)) {
             Some(Some(location)) => Pending::At(*location),
@@ -84,10 +84,11 @@ impl GroupWrites {
         self.key(table, hash) != Pending::Untouched || self.dropped.contains(&table)
     }
 
-    /// Refuses a commit after the drop of its table, in this group or before it.
+    /// Refuses a commit to a table that was dropped by an earlier commit of this group, or before
+    /// the group.
     ///
     /// # Errors
-    /// [`Error::TableDropped`].
+    /// [`Error::TableDropped`] if the table was dropped.
     pub(crate) fn check_not_dropped(&self, table: &TableCore) -> Result<()> {
         if self.dropped.contains(&table.id) && !seeded("dropped-table-accepts-commits") {
             return Err(Error::TableDropped { name: table.name() });

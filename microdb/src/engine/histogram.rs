@@ -14,7 +14,8 @@ use serde::Serialize;
 /// Binary logarithm of the number of buckets per power of two.
 const STEPS_LOG: u32 = 2;
 const STEPS: usize = 1 << STEPS_LOG;
-/// Values below 2^40 (18 minutes in nanoseconds) are distinguished.
+/// Number of buckets, enough to distinguish values below 2^40 (18 minutes in nanoseconds). The last
+/// bucket holds all larger values.
 const BUCKETS: usize = STEPS * 40;
 
 /// Counts of values per bucket.

@@ -1,15 +1,16 @@
 //! Identity: a database is the opened folder and its lock, never a path.
 //!
-//! - Opening holds the folder (`Storage::hold_folder`). Renaming the database, a `chdir`, a changed
-//!   symbolic link or another database under the old path have no effect.
+//! - Opening a database keeps its folder open (`Storage::hold_folder`). Renaming the database, a
+//!   `chdir`, a changed symbolic link or another database under the old path have no effect.
 //! - LOCK is checked after each sync. LOCK and SUPER are checked before each new segment,
-//!   checkpoint and state. If one was removed or replaced, the database is poisoned and
-//!   acknowledges nothing more. SUPER is locked too, so that a second opener that creates a new
-//!   LOCK is refused.
+//!   checkpoint and state of SUPER. If either file was removed or replaced, the database is
+//!   poisoned and acknowledges no further commits. SUPER is locked too, so that a second opener
+//!   that creates a new LOCK is refused.
 //! - A handle inherited by a forked child refuses each call with `Error::Forked`. It writes,
 //!   removes and unlocks nothing, not even when dropped.
 //! - A file in the folder is removed only if it belongs to this database: the segment header has
-//!   the id of the database, or the file is empty. A taken name is not used.
+//!   the id of the database, or the file is empty. If a new file's name is already taken, the
+//!   engine uses the next name.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -38,12 +39,12 @@ pub(crate) struct Locks {
     super_file: Option<Box<dyn StorageLock>>,
 }
 
-/// The locks, as long as the database is open. Not a mutex of loom, because no thread waits for
-/// another in it.
+/// The locks while the database is open for writing, `None` otherwise. This is the mutex of `std`
+/// even under loom, because no thread waits for another thread while holding it.
 pub(crate) type LocksCell = std::sync::Mutex<Option<Locks>>;
 
 impl Locks {
-    /// Takes the lock of the database.
+    /// Locks the file LOCK of the database.
     pub(crate) fn take(paths: &Paths, storage: &dyn Storage) -> Result<Self> {
         let lock = take(&paths.lock(), storage)?;
         Ok(Self {
@@ -61,7 +62,8 @@ impl Locks {
 
 fn take(path: &Path, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
     match storage.lock(path).map_err(Error::io("cannot lock", path))? {
-        // A file that was removed between opening and locking excludes no other process.
+        // The file is checked after locking: if it was removed between opening and locking, the
+        // lock excludes no other process.
         Ok(lock) => lock
             .check()
             .map(|()| lock)
@@ -73,7 +75,8 @@ fn take(path: &Path, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
     }
 }
 
-/// Refuses the empty path. Joined with a file name, it would name a file of the working folder.
+/// Refuses an empty path, because an empty path joined with a file name would name a file of the
+/// working folder.
 pub(crate) fn check_path(path: &Path) -> Result<()> {
     if path.as_os_str().is_empty() {
         return Err(Error::Invalid {
@@ -84,7 +87,8 @@ pub(crate) fn check_path(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Returns a storage that holds the folder `root`, or `storage` itself if it cannot hold folders.
+/// Returns a storage that keeps the folder `root` open, or `storage` itself if it cannot keep
+/// folders open.
 ///
 /// # Errors
 /// [`Error::NotADatabase`] if the folder does not exist.
@@ -109,7 +113,7 @@ pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dy
     };
     make()?;
     match hold(root, storage) {
-        // The folder was renamed between the two calls, or the path is relative and the working
+        // After its creation, the folder was renamed, or the path is relative and the working
         // folder changed.
         Err(Error::NotADatabase { .. }) => {
             make()?;
@@ -124,7 +128,8 @@ pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dy
 pub(crate) fn is_own_segment(storage: &dyn Storage, path: &Path, database: DatabaseId) -> Result<bool> {
     let head = match read_head(storage, path)? {
         Head::Bytes(head) => head,
-        // The removal reports the error.
+        // If the file is missing, the caller may try to remove it. The removal then reports that it
+        // is missing.
         Head::Missing => return Ok(true),
         Head::NoFile => return Ok(false),
     };
@@ -154,7 +159,8 @@ pub(crate) fn is_foreign_checkpoint(
 enum Head {
     Bytes(Vec<u8>),
     Missing,
-    /// A folder or a named pipe. No database creates one under such a name.
+    /// A folder or a named pipe. No database creates these under the name of a segment or
+    /// checkpoint.
     NoFile,
 }
 
@@ -188,13 +194,13 @@ impl Engine {
         }
     }
 
-    /// Poisons the database if LOCK no longer protects it, since another process may have opened
-    /// it.
+    /// Poisons the database if the file LOCK was removed or replaced, since another process may
+    /// have opened the database.
     pub(crate) fn check_lock(&self) -> Result<()> {
         self.check_locks(|locks| locks.lock.check())
     }
 
-    /// Like [`Engine::check_lock`], for LOCK and SUPER.
+    /// Like [`Engine::check_lock`], but checks both LOCK and SUPER.
     pub(crate) fn check_identity(&self) -> Result<()> {
         self.check_locks(|locks| {
             locks.lock.check()?;
@@ -204,13 +210,13 @@ impl Engine {
 
     fn check_locks(&self, check: impl FnOnce(&Locks) -> std::io::Result<()>) -> Result<()> {
         self.check_process()?;
-        // A read-only open, and an open in progress, have no lock.
+        // A database that is read-only, or still being opened, has no locks.
         let checked = self.locks().as_ref().map_or(Ok(()), check);
         let lost = Error::io("cannot continue to write to", self.paths.root());
         checked.map_err(|error| self.poisoned(lost(error)))
     }
 
-    /// Returns the locks if this is an open writer.
+    /// Returns the locks, which are `None` unless the database is open for writing.
     pub(crate) fn locks(&self) -> MutexGuard<'_, Option<Locks>> {
         ignore_poison(self.lock.lock())
     }

@@ -1,11 +1,12 @@
 //! Iteration over many records in the order of the log.
 //!
-//! - A directory has its keys in hash order. Read in that order, each record is a cache miss, and a
-//!   page from the disk if the log is larger than memory.
+//! - A directory has its keys in hash order. Reading the records in that order costs a cache miss
+//!   for each record. If the log is larger than memory, it also costs reading a page from the disk.
 //! - So locations are sorted into log order first, some millions at a time. Records ahead of the
-//!   current one are prefetched: the next pages from the disk, the next lines from memory.
+//!   current one are prefetched: their pages from the disk, and their cache lines from memory.
 //!
-//! Deliberately absent: an order across strides.
+//! Deliberately absent: one order over the whole view. Each sorted part, called a stride, begins
+//! again at the front of the log.
 
 use crate::directory::{Damage, Location, View};
 use crate::engine::segments::SegmentTable;
@@ -14,31 +15,32 @@ use crate::engine::segments::SegmentTable;
 /// one reads it several times, with gaps. Needs 16 bytes of memory per record.
 const STRIDE_RECORDS: usize = 2 << 20;
 
-/// The first strides are smaller, so that the first records of any view arrive soon. Sorting two
-/// million locations takes tens of milliseconds. In a long walk the small strides hardly count.
+/// Numbers of records in the first strides. They are small so that the first records of a view
+/// arrive soon: sorting two million locations takes tens of milliseconds.
 const FIRST_STRIDES: [usize; 2] = [4 << 10, 64 << 10];
 
-/// Prefetch distance in records, enough to cover a cache miss with the work on the records before.
+/// Distance, in records, at which a record is prefetched from memory into the processor's cache. It
+/// is large enough that a cache miss ends while the records before are processed.
 const PREFETCH_RECORDS: usize = 16;
 
-/// Amount of log requested from the disk at a time. The same amount is on its way in the
-/// background.
+/// Number of bytes of the log in one batch of requests to the disk. While the records of one batch
+/// are read, the next batch is already requested.
 const ASK_BYTES: u32 = 4 << 20;
-/// Maximum number of requests at a time, for records that are far apart.
+/// Maximum number of requests in a batch. Records that are far apart need one request each.
 const ASK_RANGES: usize = 256;
-/// Gaps up to this size are read along with the records. A disk reads them faster than it starts
-/// another request.
+/// Gaps between records up to this size are requested along with the records. A disk reads such a
+/// gap faster than it starts another request.
 const GAP_BYTES: u32 = 128 * 1024;
-/// The end of a record is unknown before it is read. It is assumed to be in the page of its
-/// beginning, or in the next.
+/// Number of bytes requested behind the start of the last record of a range. The end of a record is
+/// unknown before the record is read. It is assumed to be at most one page behind the start.
 const PAGE_BYTES: u32 = 4096;
 
 /// Iterator over the locations of all records of a view, in log order within a stride.
 pub(crate) struct Walk {
     view: Option<View>,
-    /// Next part of the view.
+    /// Index of the next part of the view.
     part: usize,
-    /// Number of strides so far.
+    /// Number of strides that were sorted until now.
     strides: usize,
     order: LogOrder,
 }
@@ -70,8 +72,8 @@ impl Walk {
         }
     }
 
-    /// Takes the next parts of the view. Returns `false` if there are none. Not inlined, so that
-    /// its large stack frame does not belong to every step.
+    /// Sorts the locations of the next parts of the view. Returns `false` if no part is left. This
+    /// function is not inlined, so that `next` does not need its large stack frame.
     #[cold]
     fn refill(&mut self) -> Result<bool, Damage> {
         let Some(view) = self.view.as_ref().filter(|view| self.part < view.parts()) else {
@@ -95,7 +97,7 @@ impl Walk {
     }
 }
 
-/// Locations in log order, with prefetching.
+/// Locations in log order. Records ahead of the current location are prefetched.
 #[derive(Default)]
 pub(crate) struct LogOrder {
     locations: Vec<Location>,
@@ -131,7 +133,8 @@ impl LogOrder {
         Some(location)
     }
 
-    /// Requests one more batch from the disk than the current one.
+    /// Requests the batch after the current one from the disk, so that the disk is always one batch
+    /// ahead of the reader.
     #[cold]
     fn ask(&mut self, segments: &SegmentTable) {
         if self.asked == self.next {
@@ -153,8 +156,8 @@ impl LogOrder {
         }
     }
 
-    /// Takes the next location not yet requested. Returns it and the number of bytes to the end of
-    /// its neighbours.
+    /// Takes the next locations that are not yet requested and are close to each other. Returns the
+    /// first one, and the number of bytes from it to the end of the last one.
     fn take_range(&mut self) -> (Location, u32) {
         let first = self.locations[self.asked];
         let mut last = first;
@@ -168,17 +171,20 @@ impl LogOrder {
             last = *location;
             self.asked += 1;
         }
-        // Locations are sorted only to the granularity of a cache line.
+        // `last` may be before `first`, because locations are sorted only to the granularity of a
+        // cache line.
         let bytes = last.offset().saturating_sub(first.offset());
         (first, bytes + PAGE_BYTES)
     }
 }
 
-/// Binary logarithm of the distance, in bytes, below which records need no order. One cache line.
+/// Binary logarithm of the distance, in bytes, below which records need no order. The distance is
+/// one cache line.
 const GRAIN_BITS: u32 = 6;
-/// Bits sorted by one pass: as many buckets as fit into the first-level cache with one line each.
+/// Number of bits by which one pass of the radix sort sorts. One cache line for each of the 2,048
+/// resulting buckets fits into the second-level cache.
 const DIGIT_BITS: u32 = 11;
-/// Below this number a comparison sort is as fast.
+/// Number of locations below which a comparison sort is as fast as the radix sort.
 const RADIX_RECORDS: usize = 4096;
 
 /// Returns the locations in log order, to the granularity of a cache line. Radix sort, least
@@ -235,7 +241,7 @@ mod tests {
         let (view, segments) = (directory.view(&guard), SegmentTable::default());
         let mut walk = Walk::new(Some(&view));
         assert!(walk.next(&segments).is_some());
-        // Parts of a view are taken whole.
+        // A stride takes whole parts of the view, so it may be larger than its target.
         assert!(walk.order.locations.len() < 3 * FIRST_STRIDES[0]);
         let mut seen = 1;
         while let Some(place) = walk.next(&segments) {

@@ -9,8 +9,8 @@
 //!    held during a call that waits for the disk, except for the creation of a segment.
 //! 4. `catalog`. No lock is taken under it.
 //!
-//! `queue` (commit groups) is held alone, except for the slot of a member. Readers take none of
-//! these locks.
+//! No other lock is taken while `queue` (commit groups) is held, except for the result slot of a
+//! member. Readers take none of these locks.
 
 pub(crate) mod background;
 pub(crate) mod body;
@@ -66,23 +66,28 @@ use crate::raw::tail::Spare;
 use crate::seeded::seeded;
 use crate::storage::StorageFile;
 
-/// Largest log since the last checkpoint for which `close` writes no further checkpoint. Replaying
-/// it takes about half a millisecond, not counting the directory.
+/// Maximum number of bytes of log since the last checkpoint for which `close` writes no further
+/// checkpoint. Replaying so much log takes about half a millisecond, without the time for copying
+/// directory chunks.
 const CLOSE_REPLAY_BYTES: u64 = 256 * 1024;
 
-/// Largest part of the directory copied by a replay for which `close` writes no checkpoint.
-/// Reading, verifying and copying it takes about a millisecond.
+/// Maximum number of bytes of the directory that the next open may copy during its replay. If it
+/// would copy more, `close` writes a checkpoint. Reading, verifying and copying so much takes about
+/// a millisecond.
 const CLOSE_COPY_BYTES: u64 = 2 << 20;
 
-/// Upper bound for the bytes of the directory copied by one replayed record: a chunk of usual size.
+/// Upper bound for the bytes of the directory that are copied to replay one record: the size of a
+/// usual chunk.
 const CHUNK_COPY_BYTES: u64 = 48 * 1024;
 
-/// Purpose of a close, which decides if a checkpoint is worth its time.
+/// Purpose of a close. It decides if `close` takes the time to write a checkpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Closing {
-    /// The next open should take about a millisecond.
+    /// `close` writes a checkpoint if the next open would otherwise take more than about a
+    /// millisecond.
     Usual,
-    /// Another process opens the database at once and waits for both close and open.
+    /// Another process waits to open the database, so the time of `close` matters too. `close`
+    /// writes a checkpoint only for more than [`CLOSE_REPLAY_BYTES`] of log.
     Quick,
 }
 
@@ -99,19 +104,20 @@ pub(crate) struct Engine {
     pub(crate) core: Mutex<Core>,
     pub(crate) writer: Mutex<Writer>,
     pub(crate) queue: Mutex<Queue>,
-    /// Members of even and odd groups wait on different variables, so that a finished group wakes
-    /// only its own members.
+    /// Condition variables of the groups with even and with odd numbers. With two of them, a
+    /// finished group wakes only its own members.
     pub(crate) group_done: [Condvar; 2],
-    /// Enough members have arrived for the group whose leader is gathering.
+    /// Signals the leader that is gathering members: enough of them have joined its group.
     pub(crate) group_full: Condvar,
-    /// No frame is waiting to be published. Used with `core`.
+    /// Signals that all appended frames are published. Used with the mutex `core`.
     pub(crate) quiet: Condvar,
-    /// Version of the visible state, changed under `core`.
+    /// Version of the visible state, changed only while the mutex `core` is held.
     pub(crate) version: Version,
     pub(crate) super_file: Option<Arc<dyn StorageFile>>,
     /// Durable frontier in packed form, for frame headers.
     pub(crate) frontier: AtomicU64,
-    /// Bytes of the log ever appended, and the part of them handed to the operating system.
+    /// Number of bytes of the log that the open replayed or that were appended since.
+    /// `written_bytes` is the number of those handed to the operating system.
     pub(crate) appended_bytes: AtomicU64,
     pub(crate) written_bytes: AtomicU64,
     pub(crate) poison: OnceLock<Arc<Error>>,
@@ -125,18 +131,19 @@ pub(crate) struct Engine {
     pub(crate) checkpointing: Mutex<()>,
     pub(crate) compacting: Mutex<Compaction>,
     pub(crate) background: Background,
-    /// Segments known to have a complete seal. Held while sealing.
+    /// Segments known to have a complete seal. This mutex is held while segments are sealed.
     pub(crate) sealed: Mutex<HashSet<u64>>,
-    /// Segments in which compaction found damage, and which it skips since.
+    /// Segments in which compaction found damage. Background compaction skips them until the next
+    /// open.
     pub(crate) damaged: Mutex<HashSet<u64>>,
-    /// The digests computed last. Taken before `ddl`.
+    /// The most recently computed digests. This mutex is locked before `ddl`.
     pub(crate) digests: Mutex<Option<DigestCache>>,
     pub(crate) reads: DiskReads,
-    /// Bounds for the size of the log.
+    /// Bounds of the size of the log, and the commits that wait for space.
     pub(crate) space: Space,
-    /// Number of complete segments not written to their end.
+    /// Number of complete segments with bytes that were not yet handed to the operating system.
     pub(crate) rolled_segments: std::sync::atomic::AtomicUsize,
-    /// Memory for the next segment.
+    /// Memory of a former segment, kept for the next segment.
     pub(crate) spare: Arc<Spare>,
 }
 
@@ -148,7 +155,8 @@ impl Engine {
         KeyHash(siphasher::sip::SipHasher13::new_with_key(&self.hash_seed).hash(key))
     }
 
-    /// Fails if writes are not accepted.
+    /// Returns an error if the database accepts no writes: it is closed, read-only or poisoned, or
+    /// this process is a forked child.
     pub(crate) fn check_writable(&self) -> Result<()> {
         self.check_process()?;
         if self.closed.load(Ordering::Relaxed) {
@@ -163,7 +171,8 @@ impl Engine {
         }
     }
 
-    /// Refuses all writes from now on because of `error`, or of an earlier error.
+    /// Poisons the database, so that it refuses all further writes. Returns the error with its
+    /// cause, which is `error` unless the database was poisoned before.
     pub(crate) fn poisoned(&self, error: Error) -> Error {
         let error = match error {
             Error::Poisoned { cause } => cause,
@@ -176,7 +185,8 @@ impl Engine {
 
     #[cold]
     pub(crate) fn directory_damage(&self, damage: Damage) -> Error {
-        // Chunks are in a file only if the open found them there, in the checkpoint that it used.
+        // Only chunks read from a file are verified, and each of them is in the checkpoint that the
+        // open used.
         let path = self.paths.checkpoint(self.recovery.checkpoint);
         let (expected, found) = (
             format_args!("{:#x}", damage.expected),
@@ -209,19 +219,19 @@ impl Engine {
         LogPosition::from_u64(self.frontier.load(Ordering::Acquire))
     }
 
-    /// Writes and syncs buffered commits, and releases the lock. A second call has no effect.
+    /// Writes and syncs buffered commits, and unlocks the database. A second call has no effect.
     pub(crate) fn close(&self, closing: Closing) -> Result<()> {
-        // Checked before any lock, since in a forked child a lock held by another thread stays
-        // locked.
+        // Checked before any lock is taken: in a forked child, a lock that another thread held at
+        // the fork stays locked.
         self.check_process()?;
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
         self.space.wake();
-        // A commit that passed its checks earlier is published once this lock was taken. The
-        // checkpoint below covers it.
+        // After this lock was taken, all commits that found the database open are published, so the
+        // checkpoint below contains them.
         drop(self.lock_quiet());
-        // Background work sees the closed flag and ends.
+        // Background jobs hold these locks while they work. They end when they see the closed flag.
         let compacting = lock(&self.compacting);
         let checkpointing = lock(&self.checkpointing);
         let sealing = lock(&self.sealed);
@@ -231,7 +241,8 @@ impl Engine {
         result
     }
 
-    /// Returns `true` if the next open replays `log` as fast as `closing` demands.
+    /// Returns `true` if the next open can replay `log` in the time that `closing` permits, so that
+    /// no checkpoint is needed.
     fn replays_fast(&self, log: LogSize, closing: Closing) -> bool {
         if closing == Closing::Quick {
             return log.bytes <= CLOSE_REPLAY_BYTES;
@@ -250,7 +261,8 @@ impl Engine {
         }
         self.sync_log()?;
         if !self.replays_fast(self.log_since_checkpoint(), closing) {
-            // A checkpoint that cannot be written (full disk) is not needed: the log is complete.
+            // A failed checkpoint (full disk) is ignored, because the next open can replay the log
+            // instead.
             if let Err(error @ Error::Poisoned { .. }) = self.checkpoint_now() {
                 return Err(error);
             }
@@ -261,17 +273,17 @@ impl Engine {
     }
 }
 
-/// The engine as held by handles of users. Dropping the last one closes the database. Background
-/// work holds the bare engine, so it never keeps a database open.
+/// The engine as users of the crate hold it, in an `Arc`. Dropping the last reference closes the
+/// database. Background jobs hold the [`Engine`] itself, so they never keep a database open.
 pub(crate) struct Handle {
     engine: Arc<Engine>,
-    /// Dropped after the engine.
+    /// Declared last, so that it is dropped after `engine`.
     _end: End,
 }
 
-/// The end of the last handle: maps and memory of the database are given back before the drop
-/// returns. Otherwise another thread would do so beside the next open of this process, which then
-/// waits for the locks of the address space and of the allocator.
+/// Its drop returns the maps and the memory of the database to the system before the drop of the
+/// last handle ends. Otherwise another thread would return them later. The next open in this
+/// process would then wait for the locks of the address space and of the allocator.
 struct End {
     birth: Birth,
     jobs: Arc<RunningJobs>,
@@ -279,9 +291,11 @@ struct End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        // A forked child has no threads that could end the jobs of its parent.
+        // The threads that run the jobs of the parent do not exist in a forked child, so waiting
+        // for these jobs would never end.
         if self.birth.is_here() {
-            // A job that was running may have released the engine last.
+            // A running job may hold the last reference to the engine, so the engine is dropped
+            // once all jobs have ended.
             self.jobs.wait_for_end();
             reclaim::finish();
         }
@@ -312,8 +326,8 @@ impl std::ops::Deref for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // No caller is left to report an error to. Durable commits are safe, and the next open
-        // judges the rest.
+        // A drop cannot return an error. Durable commits are safe, and the next open recovers as
+        // many of the other commits as are complete.
         let _ = self.engine.close(Closing::Usual);
     }
 }

@@ -1,22 +1,24 @@
-//! Databases with a transaction in which the current thread is running.
+//! List of the databases in which the current thread is inside the body of a transaction.
 //!
-//! - A write through the database inside the body of a transaction on it would wait for a commit
-//!   group that waits for the body. Each run of the body would also repeat the write. Such writes
-//!   are refused.
+//! - Inside the body of a transaction, a direct write to the same database is refused. It would
+//!   wait for a commit group that itself waits for the body, and each run of the body would repeat
+//!   it.
 //! - The list has no destructor, so it can be used while other thread-local values are destroyed.
 //!
-//! Deliberately absent: an unbounded list. Deeper nesting is refused as well.
+//! Deliberately absent: an unbounded list. Nesting deeper than `DEPTH_MAX` is refused.
 
 use std::cell::Cell;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 
-/// Maximum number of databases with a transaction in which one thread runs at the same time.
+/// Maximum number of transaction bodies, each of another database, that one thread may run inside
+/// each other.
 const DEPTH_MAX: usize = 4;
 
 thread_local! {
-    /// Addresses of the engines, outermost first. 0 means none.
+    /// Addresses of the engines with a transaction body that this thread is running, in the order
+    /// in which the thread entered the bodies. 0 marks a free entry.
     static BODIES: Cell<[usize; DEPTH_MAX]> = const { Cell::new([0; DEPTH_MAX]) };
 }
 
@@ -24,11 +26,11 @@ thread_local! {
 pub(crate) struct InBody([usize; DEPTH_MAX]);
 
 impl InBody {
-    /// Marks the current thread.
+    /// Marks the current thread as running inside the body of a transaction on this database.
     ///
     /// # Errors
     /// [`Error::InTransaction`] if the thread is already inside a transaction on this database, or
-    /// inside too many others.
+    /// inside transactions on `DEPTH_MAX` others.
     pub(crate) fn enter(engine: &Engine) -> Result<Self> {
         check_outside(engine)?;
         let before = BODIES.get();
@@ -53,7 +55,7 @@ fn address(engine: &Engine) -> usize {
 /// Refuses operations that are forbidden inside the body of a transaction on this database.
 ///
 /// # Errors
-/// [`Error::InTransaction`] if the current thread is inside one.
+/// [`Error::InTransaction`] if the current thread is inside such a body.
 #[inline]
 pub(crate) fn check_outside(engine: &Engine) -> Result<()> {
     let bodies = BODIES.get();

@@ -19,13 +19,13 @@ use crate::raw::sigbus::any_cut;
 use crate::raw::sync::Ordering;
 use crate::value::Value;
 
-/// Number of times that a read starts over because compaction moved its record. Each time means
-/// that a whole segment was compacted and removed during the read, so even a second time is very
+/// Maximum number of attempts of a look-up while compaction moves the record. An attempt fails only
+/// if a whole segment is compacted and removed during the read, so even a second attempt is very
 /// unlikely.
 const MOVED_TRIES: u32 = 16;
 
-/// Number of keys in flight in `multi_get`. More than the processor can wait for at once, and few
-/// enough for the first-level cache.
+/// Number of keys that `multi_get` takes through its stages together. It exceeds the number of
+/// memory reads that a processor can have in flight, and its data fits into the first-level cache.
 const STAGE_KEYS: usize = 64;
 
 /// A verified record found by a lookup.
@@ -57,17 +57,17 @@ impl Found<'_> {
         Value::new(self.segment.bytes_at(offset), len, self.segment, offset)
     }
 
-    /// Nothing of a segment with a truncated file is shared.
+    /// Returns a copy, because values must not share the map of a truncated file.
     #[cold]
     fn copied(&self, at: usize, len: usize) -> Value {
         Value::copied(self.record.bytes.get(at..at + len).unwrap_or_default())
     }
 
-    /// Checks that the bytes taken from the record were not in truncated pages of its file. Called
-    /// after taking the bytes, since the file may be truncated at any moment.
+    /// Checks that the bytes taken from the record were not in pages that a truncation of the file
+    /// has removed. Called after taking the bytes, since the file may be truncated at any moment.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if they were.
+    /// [`Error::Corrupt`] if the record no longer has a correct checksum.
     #[inline(always)]
     pub(crate) fn check_uncut(&self) -> Result<()> {
         if any_cut() && self.segment.is_cut() {
@@ -133,7 +133,8 @@ impl Engine {
                     }
                     return Ok(None);
                 }
-                // The damaged record may have been the one of this key.
+                // The damaged record may be the record of this key, so the key cannot be reported
+                // as absent.
                 (None, Some((segment, location))) => return Err(segment.flaw(location.offset())),
                 (Some(_), _) => {}
             }
@@ -148,7 +149,7 @@ impl Engine {
     }
 
     /// Returns the values of many keys, in stages: buckets, records, values. Each stage prefetches
-    /// for one key and continues with another instead of waiting.
+    /// the memory of one key and continues with another key instead of waiting for that memory.
     pub(crate) fn multi_get<K: AsRef<[u8]>>(
         &self,
         table: &TableCore,
@@ -197,8 +198,8 @@ impl Engine {
                         segment,
                         record,
                     }),
-                    // Another key with the same tag, a damaged record, or a record that moved in
-                    // between. The full lookup decides.
+                    // The record has another key with the same hash prefix, is damaged, or was
+                    // moved by compaction. The full look-up decides.
                     _ => self.lookup(&guard, table, hash, key)?,
                 };
                 let value = found.as_ref().map(Found::value);
@@ -257,7 +258,7 @@ pub(crate) fn is_key_of(record: &Record<'_>, table: u32, key: &[u8]) -> bool {
     record.head.table == table && record.head.kind == RecordKind::Put && record.key() == key
 }
 
-/// Carries a directory's damage through the error type of a closure.
+/// Error type for the closure of `Directory::find`. It carries the damage of a directory.
 struct DirectoryError(Damage);
 
 impl From<Damage> for DirectoryError {

@@ -2,12 +2,12 @@
 //!
 //! - While memory can hold the log, the system's read-ahead fills the cache soonest. It reads 128
 //!   KiB or more for each touched page.
-//! - Once memory cannot hold the log, each scattered lookup would read that much for one record and
-//!   evict others. The maps are then marked for random access, and sequential readers request their
-//!   pages themselves ([`Segment::begin_reading`], `log_order`).
+//! - Once memory cannot hold the log, read-ahead would read 128 KiB for each look-up of one record,
+//!   and evict other pages. The maps are then marked for random access, and sequential readers
+//!   request their pages themselves ([`Segment::begin_reading`], `log_order`).
 //! - After slow lookups, further lookups request their pages first, so that several reads of the
-//!   disk overlap ([`Lookups`]). Each request is a system call, so there are none while lookups are
-//!   fast.
+//!   disk overlap ([`Lookups`]). Each request is a system call, so no pages are requested while
+//!   lookups are fast.
 //!
 //! All of this is advice: a wrong guess costs time, nothing else.
 
@@ -18,20 +18,20 @@ use std::time::{Duration, Instant};
 use crate::engine::Engine;
 use crate::engine::segments::Segment;
 
-/// Up to this size the available memory is not determined, since such a small log is read soon in
-/// any way.
+/// Size of the log, in bytes, up to which the available memory is not determined. Such a small log
+/// is read quickly in any case.
 const SMALL_BYTES: u64 = 32 << 20;
 
-/// A slower lookup has waited for a disk. Misses of all caches take a tenth of this time, a read of
-/// the fastest disks twice as long.
+/// Duration above which a look-up is assumed to have waited for a disk. Cache misses take a tenth
+/// of this time, and a read from the fastest disks takes twice this time.
 const SLOW: Duration = Duration::from_micros(5);
-/// Number of rounds of lookups after a slow one in which pages are requested.
+/// Number of rounds of look-ups, after a slow round, in which pages are requested ahead.
 const ASKING_ROUNDS: u32 = 64;
 
-/// Observations of an engine about its reads.
+/// State of an engine that decides if look-ups request their pages ahead.
 #[derive(Default)]
 pub(crate) struct DiskReads {
-    /// The log is larger than memory can hold.
+    /// `true` if the log is larger than memory can hold.
     scattered: AtomicBool,
     /// Number of further rounds of lookups that request their pages.
     asking: AtomicU32,
@@ -40,7 +40,8 @@ pub(crate) struct DiskReads {
 /// A round of lookups, in which pages may be requested before they are needed.
 pub(crate) struct Lookups<'a> {
     reads: &'a DiskReads,
-    /// `None` while memory holds the log: nothing is requested and nothing is timed.
+    /// Start time of the round. `None` while memory can hold the log, because then lookups are not
+    /// timed and request no pages.
     started: Option<Instant>,
     asking: bool,
     done: u32,
@@ -62,7 +63,8 @@ impl DiskReads {
         self.scattered.load(Ordering::Relaxed) && self.asking.load(Ordering::Relaxed) > 0
     }
 
-    /// Records the result of a round: `asked` if its pages were requested, and the time per lookup.
+    /// Records the result of a round. `asked` is `true` if its pages were requested, and `took` is
+    /// the time per lookup.
     fn note(&self, asked: bool, took: Duration) {
         if took > SLOW {
             self.asking.store(ASKING_ROUNDS, Ordering::Relaxed);
@@ -115,7 +117,7 @@ impl Engine {
 }
 
 /// Returns the memory that the system could use for caching files: free memory and file cache,
-/// limited by the control group of the process. Unlimited if unknown.
+/// limited by the control group of the process. Returns `u64::MAX` if neither is known.
 fn available_bytes() -> u64 {
     let free = std::fs::read_to_string("/proc/meminfo").ok();
     let free = free.and_then(|text| mem_available(&text));

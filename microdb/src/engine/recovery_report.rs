@@ -1,7 +1,8 @@
-//! The findings of an open, for programs and for operators.
+//! Report on the recovery of a database while it was opened, for programs and for operators.
 //!
-//! - The text says which commits exist, which were dropped, and why that is correct.
-//! - Only bytes that were never acknowledged as durable count as dropped.
+//! - The displayed text names the commits that exist and the bytes that were dropped, and explains
+//!   why nothing durable is missing.
+//! - The report counts dropped bytes. None of them was ever acknowledged as durable.
 //!
 //! Deliberately absent: damage, which is an error of the open.
 
@@ -12,7 +13,7 @@ use serde::Serialize;
 use crate::engine::counters::Bytes;
 use crate::sequence::Sequence;
 
-/// Findings of an open.
+/// Report on the recovery of a database while it was opened.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -29,11 +30,11 @@ use crate::sequence::Sequence;
 pub struct RecoveryReport {
     /// `true` if this open created the database.
     pub created: bool,
-    /// `true` if the database had been closed properly.
+    /// `true` if the database had been closed properly before this open.
     pub clean: bool,
-    /// Sequence of the last commit found.
+    /// Sequence of the last commit in the log after recovery.
     pub sequence: Sequence,
-    /// Sequence of the last commit known to be durable.
+    /// Sequence of the last commit that was known to be durable before this open.
     pub durable_sequence: Sequence,
     /// Generation of the checkpoint in use, or 0 if the whole log was replayed.
     pub checkpoint: u64,
@@ -43,7 +44,7 @@ pub struct RecoveryReport {
     pub bytes_replayed: u64,
     /// Number of frames that were replayed.
     pub frames_replayed: u64,
-    /// Number of records in these frames.
+    /// Number of records in the replayed frames.
     pub records_replayed: u64,
     /// Bytes of a torn tail that were dropped. None of them had been acknowledged as durable.
     pub dropped_bytes: u64,

@@ -1,24 +1,25 @@
 //! Live bytes of all segments, by table.
 //!
-//! - Changed under the commit lock together with the directory, and saved with each checkpoint.
-//! - Compaction chooses its victims by these counts. Dropping a table subtracts its bytes without
-//!   reading a record.
+//! - The counts are changed under the commit lock together with the directory, and saved with each
+//!   checkpoint.
+//! - Compaction chooses the segments to compact by these counts. Dropping a table subtracts its
+//!   bytes without reading a record.
 //! - A damaged record may claim a wrong length, so the counts are a guide. No segment is removed
 //!   because of them alone.
 //!
-//! Deliberately absent: the positions of live records, which only the directory knows.
+//! Deliberately absent: the positions of live records, which only the directory has.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::directory::Location;
 use crate::format::usage::{Live, SegmentUsage};
 
-/// Usage of all segments, by id.
+/// Live and dead bytes of all segments, by segment id.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SegmentUsages {
     first: u64,
     list: VecDeque<Option<SegmentUsage>>,
-    /// Sum of the ends of all segments.
+    /// Sum of the sizes of all complete segments.
     bytes: u64,
     /// Sum of all live bytes.
     live_bytes: u64,
@@ -53,12 +54,12 @@ impl SegmentUsages {
         }
     }
 
-    /// Returns the bytes of all segments except the active one.
+    /// Returns the size of all segments except the active one, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Returns the bytes of all live records.
+    /// Returns the size of all live records, in bytes.
     pub(crate) fn live_bytes(&self) -> u64 {
         self.live_bytes
     }
@@ -117,8 +118,8 @@ impl SegmentUsages {
         let Some(usage) = self.at(at) else { return };
         if let Ok(index) = usage.live_at(table) {
             let live = &mut usage.live[index];
-            // The record was not verified when it died, so a damaged one may claim any length. Only
-            // the sum is wrong then, since no segment is removed because of its bytes alone (see
+            // The dead record was not verified, so its length may be wrong if it is damaged. Then
+            // only the sum is wrong, because no segment is removed by its live bytes alone (see
             // `checkpoint`).
             let bytes = live.bytes.min(bytes as u64);
             live.bytes -= bytes;
@@ -202,7 +203,7 @@ mod tests {
         usages.set_end(7, 1000);
         usages.set_end(7, 2000);
         assert_eq!((usages.bytes(), usages.live_bytes()), (2000, 180));
-        // More than the live bytes, as a damaged length would be.
+        // Subtracts more than the live bytes, as a record with a damaged length would.
         usages.sub_live(first, 1, 5000);
         assert_eq!(usages.live_bytes(), 80);
         assert!(!usages.get(7).unwrap().has_no_live_record());

@@ -4,7 +4,7 @@
 //!   the active segment.
 //! - Readers find segments in a table that is replaced as a whole, never changed, so they take no
 //!   lock.
-//! - A removed segment stays readable for readers that hold its table.
+//! - A removed segment stays readable for readers that hold an earlier table.
 //!
 //! Deliberately absent: appending and syncing (`log`), and the usage of segments (`segment_usage`).
 
@@ -24,19 +24,20 @@ use crate::raw::tail::TailBuffer;
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, Storage};
 
-/// End of the key in most records: seven bytes of header and a key of 16 to 24 bytes.
+/// Offset of the end of the key in most records, which have seven bytes of header and a key of 16
+/// to 24 bytes.
 const SHORT_KEY_END: usize = 31;
 
-/// Upper bound for the length of most records.
+/// Number of bytes requested from the disk for a look-up. Most records are shorter.
 const MOST_RECORDS_BYTES: u32 = 256;
-/// A record of this size is requested from the disk as a whole before it is verified, since
-/// verifying would read it page by page.
+/// Length, in bytes, from which a record is requested from the disk as a whole before it is
+/// verified. Otherwise the verification would wait for each page of the record in turn.
 const LARGE_RECORD_BYTES: usize = 8192;
 
-/// Amount of log that a sequential reader has requested ahead, rounded up to a multiple of a step.
-/// Enough to keep a disk busy.
+/// Number of bytes that a sequential reader requests ahead, enough to keep a disk busy. The end of
+/// each request is rounded down to a multiple of [`AHEAD_STEP_BYTES`].
 const AHEAD_BYTES: u32 = 4 << 20;
-/// See [`AHEAD_BYTES`].
+/// Granularity, in bytes, of the requests of a sequential reader (see [`AHEAD_BYTES`]).
 const AHEAD_STEP_BYTES: u32 = 128 * 1024;
 
 /// Returns the end of the bytes requested from the disk by a sequential reader at `offset`.
@@ -53,10 +54,10 @@ pub(crate) struct Segment {
     /// Used to open the file and explain a failed read. A segment keeps no descriptor, since a map
     /// outlives its descriptor.
     storage: Option<Arc<dyn Storage>>,
-    /// Bytes of the file up to `head_bytes`, if any.
+    /// Map of the file, of which the first `head_bytes` are read.
     head: Option<Arc<Map>>,
     head_bytes: u32,
-    /// Bytes behind the map, if the segment is active or not mapped yet.
+    /// Memory buffer with the bytes behind the map, if the segment is active or not mapped yet.
     tail: Option<Arc<TailBuffer>>,
 }
 
@@ -101,7 +102,7 @@ impl Segment {
         }
     }
 
-    /// Returns this segment up to `end`, as far as it is in the file.
+    /// Returns the mapped part of this segment up to `end`, without the memory buffer.
     pub(crate) fn cut_to(&self, end: u32) -> Self {
         Self {
             head_bytes: self.head_bytes.min(end),
@@ -180,7 +181,7 @@ impl Segment {
         self.intact(offset).ok_or_else(|| self.flaw(offset))
     }
 
-    /// Describes the damage of the record at `offset`.
+    /// Returns an error that describes the damage of the record at `offset`.
     #[cold]
     pub(crate) fn flaw(&self, offset: u32) -> Error {
         let Some(record) = self.record(offset) else {
@@ -188,12 +189,13 @@ impl Segment {
         };
         match record.verify(self.mask, offset) {
             Err(flaw) => self.damage(offset, &flaw),
-            // The record is sound now: memory or a bus fails from time to time.
+            // The record is intact at this second read. So the first read failed, for example
+            // because of unreliable memory.
             Ok(()) => self.malformed(offset),
         }
     }
 
-    /// Advises the system to expect random access, or sequential access.
+    /// Advises the system to expect random access if `scattered`, and sequential access otherwise.
     pub(crate) fn advise(&self, scattered: bool) {
         if let Some(map) = &self.head {
             map.advise(scattered);
@@ -209,7 +211,8 @@ impl Segment {
         }
     }
 
-    /// Requests the bytes of most records at `offset` from the disk, before a lookup.
+    /// Requests the record at `offset` from the disk before a look-up. Its length is unknown; the
+    /// request covers the length of most records.
     pub(crate) fn will_look(&self, offset: u32) {
         self.will_need(offset, MOST_RECORDS_BYTES);
     }
@@ -228,7 +231,7 @@ impl Segment {
         }
     }
 
-    /// Prefetches the cache lines of a small record at `offset`.
+    /// Prefetches the three cache lines of a small record at `offset` into the processor's cache.
     #[inline]
     pub(crate) fn prefetch(&self, offset: u32) {
         if let Some(address) = self.address(offset) {
@@ -244,8 +247,8 @@ impl Segment {
             || self.tail.as_ref().is_some_and(|tail| tail.is_cut())
     }
 
-    /// Explains why the map had no bytes: the file is shorter than before, or the disk cannot read
-    /// it. A read without the map shows the reason.
+    /// Returns the error for a page that the map could not provide: the file was truncated, or the
+    /// disk cannot read the page. Reading the file without the map shows which.
     #[cold]
     fn cut_short(&self, offset: u32) -> Error {
         let unreadable = Error::io("cannot read", &self.path);
@@ -277,7 +280,7 @@ impl Segment {
         }
     }
 
-    /// Prefetches the record at `offset` up to the end of a short key.
+    /// Prefetches the record at `offset` into the processor's cache, up to the end of a short key.
     #[inline]
     pub(crate) fn prefetch_key(&self, offset: u32) {
         if let Some(address) = self.address(offset) {
@@ -286,7 +289,7 @@ impl Segment {
         }
     }
 
-    /// For prefetching only.
+    /// Returns the address of the byte at `offset`, for prefetching only.
     #[inline]
     fn address(&self, offset: u32) -> Option<*const u8> {
         if offset < self.head_bytes {
@@ -324,7 +327,8 @@ impl Segment {
 /// All segments of a moment, by the low 16 bits of their ids.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SegmentTable {
-    /// Id of the first entry. Gaps are segments removed by compaction.
+    /// Id of the segment in the first entry. An entry is `None` if compaction has removed its
+    /// segment.
     first: u64,
     segments: Vec<Option<Arc<Segment>>>,
 }
@@ -388,7 +392,7 @@ fn missing(location: Location, root: &Path) -> Error {
     )
 }
 
-/// The current table, replaced at each change.
+/// The current table of segments, which is replaced as a whole at each change.
 pub(crate) struct Segments {
     table: ArcCell<SegmentTable>,
     edit: Mutex<()>,
@@ -410,8 +414,8 @@ impl Segments {
         self.table.load(guard)
     }
 
-    /// Returns the current table for keeping. The bytes of its segments stay readable even after
-    /// their files are removed.
+    /// Returns a counted reference to the current table. The bytes of its segments stay readable
+    /// even after their files are removed.
     pub(crate) fn load_arc(&self, guard: &Guard) -> Arc<SegmentTable> {
         self.table.load_arc(guard)
     }
@@ -436,7 +440,8 @@ impl Segments {
         });
     }
 
-    /// Removes segments. Readers that hold them keep them.
+    /// Removes segments from the current table. Readers that hold an earlier table can still read
+    /// them.
     pub(crate) fn remove(&self, ids: &[u64]) {
         if !ids.is_empty() {
             self.change(|table| ids.iter().for_each(|id| table.remove(*id)));

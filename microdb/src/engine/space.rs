@@ -1,27 +1,28 @@
-//! Bound of the size of the log, which holds at every moment.
+//! Bound of the size of the log. Commits wait at the bound, except in the cases named below.
 //!
 //! ```text
 //! 0         live      target       soft                hard
 //! |----------|----------|-- compaction --|-- slow writers --|-- waiting writers compact --
 //! ```
 //!
-//! Background compaction keeps the log at `target`, at which the share of dead bytes is the one in
-//! the options. If compaction cannot keep up, commits are slowed in proportion from `soft` on. At
-//! `hard`, a commit waits until compaction has freed space, and compacts itself if no other thread
-//! does. So writers are never faster than compaction for long.
+//! Background compaction keeps the log at `target`, the size at which the share of dead bytes
+//! equals the option `compaction_dead_percent`. If compaction cannot keep up, commits sleep from
+//! `soft` on, and longer the nearer the log is to `hard`. At `hard`, a commit waits until
+//! compaction has freed space, and compacts itself if no other thread does. So writers are never
+//! faster than compaction for long.
 //!
 //! Invariants:
 //!
-//! - `hard` is below twice the live bytes plus four segments, including room for frames that other
-//!   threads append at the same time.
-//! - Compaction is never held back.
+//! - With the default options, `hard` is below twice the live bytes plus four segments. This
+//!   includes room for frames that other threads append at the same time.
+//! - Compaction never waits for space.
 //! - A commit waits before it takes any lock and before it joins a group. Commits of the catalog do
 //!   not wait, because they hold a lock that a checkpoint needs.
-//! - A commit never waits longer than [`WAIT_MAX`]. It does not wait if nothing can be freed: while
-//!   a backup or a requested compaction holds the segments, after a failed compaction, or if all
-//!   dead bytes are in damaged segments.
-//! - Disk space held only by a snapshot, an iterator, a feed or a value does not count, since these
-//!   must not stop writers.
+//! - A commit never waits longer than [`WAIT_MAX`]. It does not wait while a backup or a requested
+//!   compaction holds the segments. Nor does it wait after a failed compaction, or if all dead
+//!   bytes are in damaged segments.
+//! - A snapshot, an iterator, a feed or a value may still hold removed segments. Their disk space
+//!   is not part of the size, since readers must not stop writers.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, TryLockError};
@@ -36,27 +37,30 @@ use crate::seeded::seeded;
 /// Maximum delay of one commit.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Interval at which a waiting commit looks again, in case it is not woken.
+/// Interval at which a waiting commit checks the size of the log again, in case nothing wakes it.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// While writers are slowed, one commit sleeps each time this many bytes were committed.
+/// Number of bytes committed between two sleeps, while writers are slowed.
 const PACE_BYTES: u64 = 64 * 1024;
-/// Sleep just below `hard`. Together with [`PACE_BYTES`] it permits 32 MB/s, which compaction
-/// reaches on slow disks too.
+/// Duration of a sleep while the log is just below `hard`. Together with [`PACE_BYTES`], this
+/// duration permits 32 MB/s, which compaction reaches on slow disks too.
 const PACE_SLEEP_MAX: Duration = Duration::from_millis(2);
 
-/// Distance between `target` and `hard` in percent of the live bytes, which gives compaction time
-/// to take effect.
+/// Distance between `target` and `hard`, besides two segments, in percent of the live bytes. The
+/// distance gives compaction time to take effect.
 const SLACK_PERCENT: u64 = 15;
 
-/// Limits as positions of `Engine::appended_bytes`, which a commit reads without a lock.
+/// Limits for commits, as values of `Engine::appended_bytes`. So a commit can check them without a
+/// lock.
 #[derive(Debug)]
 pub(crate) struct Space {
-    /// Position at which commits are slowed.
+    /// Value of `Engine::appended_bytes` from which commits are slowed.
     soft_at: AtomicU64,
-    /// Position before which nothing can be freed.
+    /// Value of `Engine::appended_bytes` up to which commits do not wait, because compaction could
+    /// free no space.
     excused_to: AtomicU64,
-    /// Number of long operations that hold the segments.
+    /// Number of running backups and requested compactions. They keep segments from being removed
+    /// for a long time.
     holders: AtomicUsize,
     lock: Mutex<()>,
     freed: Condvar,
@@ -75,7 +79,7 @@ impl Default for Space {
     }
 }
 
-/// Size of the log and its limits.
+/// Size of the log and its limits, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
     pub(crate) log: u64,
@@ -83,7 +87,8 @@ pub(crate) struct Sizes {
     pub(crate) hard: u64,
 }
 
-/// A long operation that holds the segments. While it exists, commits do not wait for space.
+/// Represents a running backup or requested compaction. While a value of this type exists, commits
+/// do not wait for space.
 pub(crate) struct Holder<'a>(&'a Space);
 
 impl Drop for Holder<'_> {
@@ -93,7 +98,8 @@ impl Drop for Holder<'_> {
 }
 
 impl Space {
-    /// Announces an operation that keeps compaction from removing segments for a long time.
+    /// Registers an operation that keeps segments from being removed for a long time. Commits do
+    /// not wait for space until the returned value is dropped.
     pub(crate) fn hold(&self) -> Holder<'_> {
         self.holders.fetch_add(1, Ordering::AcqRel);
         self.freed.notify_all();
@@ -120,8 +126,8 @@ impl Engine {
             core.usages.live_bytes(),
             u64::from(self.options.segment_bytes_max),
         );
-        // Share of live bytes in the log at which compaction begins. 0 for the option of 100 % dead
-        // bytes, with which compaction never begins.
+        // Share of live bytes in the log, in percent, below which compaction begins. If the option
+        // `compaction_dead_percent` is 100, the share is 0 and compaction never begins.
         let alive_percent = 100_u64.saturating_sub(self.options.compaction_dead_percent.into());
         let target = (live.saturating_mul(100)).checked_div(alive_percent);
         let target = target.unwrap_or(u64::MAX / 2);
@@ -134,7 +140,7 @@ impl Engine {
         }
     }
 
-    /// Updates the positions at which commits are slowed and stopped.
+    /// Updates the position of the log from which commits are slowed.
     pub(crate) fn note_sizes(&self, core: &Core) {
         let Sizes { log, soft, .. } = self.sizes(core);
         let appended = self.appended_bytes.load(Ordering::Relaxed);
@@ -148,14 +154,14 @@ impl Engine {
         sizes.log > sizes.soft
     }
 
-    /// Delays a commit of `bytes` while the log has no room for it, as described in the module. The
-    /// caller holds no lock.
+    /// Delays a commit of `bytes` while the log has no room for it. The rules are in the header of
+    /// this file. The caller holds no lock.
     ///
     /// # Errors
     /// If the database is closed or poisoned during the wait.
     #[inline]
     pub(crate) fn wait_for_space(&self, bytes: usize) -> Result<()> {
-        // Without background work, the user decides when to compact.
+        // Without background work, the user decides when to compact, so commits do not wait.
         if !self.options.background {
             return Ok(());
         }
@@ -185,7 +191,8 @@ impl Engine {
             }
             self.schedule_housekeeping();
             if end <= hard || seeded("writers-not-held") {
-                // This commit sleeps on behalf of all commits until the next sleep.
+                // Only this commit sleeps. The others continue until `free` more bytes are
+                // appended.
                 let free = bytes + PACE_BYTES.min((hard - end) / 2);
                 self.space.soft_at.store(appended + free, Ordering::Relaxed);
                 let fullness = (end - soft) as f64 / (hard - soft).max(1) as f64;
@@ -223,8 +230,8 @@ impl Engine {
         let freed = self.free_space();
         drop(one);
         if !matches!(freed, Ok(true)) {
-            // Not repeated for every commit: the disk may be full, or the dead bytes may be
-            // unreadable.
+            // No space could be freed: the disk may be full, or the dead bytes may be unreadable.
+            // Freeing is tried again only after another segment was appended.
             let appended = self.appended_bytes.load(Ordering::Relaxed);
             let next = appended + u64::from(self.options.segment_bytes_max);
             self.space.excused_to.fetch_max(next, Ordering::Relaxed);
@@ -247,7 +254,8 @@ mod tests {
             let sizes = db.engine.sizes(&super::lock(&db.engine.core));
             let live = db.stats().live_bytes;
             assert!(sizes.soft < sizes.hard, "{sizes:?}");
-            // One segment is left for frames of commits that have already passed.
+            // The bound of four segments leaves one segment for commits that have already passed
+            // the check.
             assert!(sizes.hard <= 2 * live + (3 << 24), "{sizes:?}");
             assert_eq!(sizes.log, db.stats().log_bytes);
         }

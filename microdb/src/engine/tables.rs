@@ -1,9 +1,9 @@
 //! Tables of an open database: look-up, creation, renaming, dropping and clearing.
 //!
-//! - Each change is one durable commit of the catalog, made under `ddl`.
+//! - Each change is one durable commit of the catalog, made while the mutex `ddl` is held.
 //! - Changes are refused inside the body of a transaction.
 //!
-//! Deliberately absent: records of tables.
+//! Deliberately absent: reading and writing of the records in tables.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ impl Engine {
         ignore_poison(self.catalog.read()).by_id.get(&id).cloned()
     }
 
-    /// Returns a lower bound for new ids: no table ever had this id or a higher one.
+    /// Returns the id of the next new table. No table ever had this id or a higher one.
     pub(crate) fn next_table(&self) -> u32 {
         ignore_poison(self.catalog.read()).next_id
     }
@@ -45,7 +45,8 @@ impl Engine {
         tables
     }
 
-    /// Returns the table `name`. Creates it with the record of `key_codec` if it does not exist.
+    /// Returns the table `name`. If it does not exist, creates it and records `key_codec` in the
+    /// catalog.
     pub(crate) fn create_table(&self, name: &str, key_codec: Option<&KeyCodec>) -> Result<Arc<TableCore>> {
         nesting::check_outside(self)?;
         self.check_process()?;
@@ -183,7 +184,8 @@ impl Engine {
         self.commit_change(body, tables, change)
     }
 
-    /// Returns the number of keys and the memory of the directories of all named tables.
+    /// Returns the number of keys in all tables, and the size of their directories in bytes,
+    /// including parts in the mapped checkpoint.
     pub(crate) fn directory_totals(&self) -> (u64, u64) {
         let tables = self.tables();
         let guard = pin();

@@ -3,7 +3,7 @@
 //! - A sequence lock: the version is odd while a commit is being published, and even otherwise.
 //!   Reads between two equal even versions saw no commit in part.
 //! - Readers never block a commit.
-//! - Copies made by compaction do not count: they move a record and change no value.
+//! - Compaction does not change the version, because its copies change no value.
 //!
 //! Follows Transactional Locking II (Dice, Shalev, Shavit 2006), with one clock for all keys.
 
@@ -24,24 +24,26 @@ impl Version {
     }
 
     /// Returns `true` if [`Version::load`] returned `version`, no commit was being published then,
-    /// and none was published since. Call this after the reads that it is to validate.
+    /// and none was published since. Call this function after the reads to be validated.
     #[inline]
     pub(crate) fn is_still(&self, version: u64) -> bool {
         fence(Ordering::Acquire);
         version.is_multiple_of(2) && self.0.load(Ordering::Relaxed) == version
     }
 
-    /// Begins to publish. The caller holds the commit lock until [`Version::end`].
+    /// Makes the version odd before a commit is published. The caller holds the commit lock until
+    /// [`Version::end`].
     #[inline]
     pub(crate) fn begin(&self) {
         let version = self.0.load(Ordering::Relaxed);
         self.0.store(version | 1, Ordering::Relaxed);
-        // A reader that sees the old version afterwards does not see anything published from here
-        // on.
+        // The fence orders the store of the odd version before the stores that publish the commit.
+        // So a reader that still loads the old version after its reads has seen nothing of this
+        // commit.
         fence(Ordering::Release);
     }
 
-    /// Ends the publication.
+    /// Makes the version even again after a commit was published.
     #[inline]
     pub(crate) fn end(&self) {
         let version = self.0.load(Ordering::Relaxed);

@@ -1,12 +1,14 @@
-//! Layout of a checkpoint file: its identity, the position of the log that it covers, and the
-//! tables and segments at that position.
+//! Layout of a checkpoint file. The file has three parts, in this order:
 //!
-//! - The file is a fixed head, the image of each table's directory (see `directory`), and a block
-//!   of variable length.
-//! - The head is written last.
-//! - A checkpoint is derived. If it is damaged in any way, the log is replayed instead.
+//! - a *head* of fixed size: the identity of the file, and the position and checksum of the block;
+//! - an *image* of the directory of each table, one behind the other;
+//! - a *block* of variable size: the position of the log that the checkpoint covers, and the
+//!   tables and segments at that position.
 //!
-//! Deliberately absent: the layout of an image, which `directory` owns.
+//! The head is written last. A checkpoint contains only data that can be derived from the log. If
+//! an open finds a checkpoint damaged, the whole log is replayed instead.
+//!
+//! Deliberately absent: the layout of an image, which `directory` defines.
 
 use super::super_block::{Frontier, SEGMENT_SPAN_MAX};
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, varint_encode};
@@ -23,7 +25,7 @@ use crate::format::usage::{Live, SegmentUsage};
 /// | 16 | 16 | database | id |
 /// | 32 | 8 | generation | as in the file's name |
 /// | 40 | 8 | block offset | where the block behind the images begins |
-/// | 48 | 8 | block bytes | its length |
+/// | 48 | 8 | block bytes | length of the block |
 /// | 56 | 4 | block crc | CRC-32C of the block |
 /// | 60 | 4 | reserved | zero |
 pub(crate) const HEAD_BYTES: usize = 64;
@@ -32,7 +34,7 @@ const _: () = assert!(HEAD_BYTES == 8 + 4 + 4 + 16 + 8 + 8 + 8 + 4 + 4);
 /// First bytes of a checkpoint.
 pub(crate) const CHECKPOINT_MAGIC: [u8; 8] = *b"mdb-idx\n";
 
-/// Position and checksum of the block.
+/// Head of a checkpoint, with its identity and the position and checksum of its block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Head {
     pub(crate) database: DatabaseId,
@@ -88,13 +90,14 @@ impl Head {
         Ok(found)
     }
 
-    /// Returns the seed of the checksums of the images.
+    /// Returns the seed for the checksums of directory images. Each database and generation has
+    /// another seed, so that an image of another checkpoint is refused.
     pub(crate) fn image_seed(database: DatabaseId, generation: u64) -> u32 {
         checksum::crc_append(checksum::crc(&database.0), &generation.to_le_bytes())
     }
 }
 
-/// One table of a checkpoint.
+/// A table of the database, and the position of its directory image in the checkpoint.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct TableEntry {
     pub(crate) id: u32,
@@ -103,11 +106,16 @@ pub(crate) struct TableEntry {
     pub(crate) image_bytes: u64,
 }
 
-/// Content of a checkpoint besides the directories. Encoded as position, sequence and chain (8
-/// bytes each), then variable-length numbers: next segment; next table; number of tables, and for
-/// each its id, length of name, name, offset and length of its image's table; number of segments,
-/// and for each its id, end, tombstone bytes, number of tables with live bytes, and for each its id
-/// and bytes.
+/// Content of a checkpoint besides the directories.
+///
+/// Its encoding has these fields, in this order. Position, sequence and chain have 8 bytes each.
+/// All other numbers have a variable length.
+///
+/// - position, sequence and chain of the log; next segment id; next table id
+/// - number of tables, then for each table: id, length of the name, name, offset and length of the
+///   table of its image
+/// - number of segments, then for each segment: id, end, tombstone bytes, number of tables with
+///   live bytes, then for each of these tables: id, live bytes
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Block {
     pub(crate) at: Frontier,
@@ -148,7 +156,8 @@ impl Block {
         bytes
     }
 
-    /// Decodes a block with a valid checksum. Returns `None` if no encoder writes such a block.
+    /// Decodes a block. The caller has verified its checksum. Returns `None` if [`Block::encode`]
+    /// never writes such a block.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader(bytes);
         let position = LogPosition::from_u64(reader.u64()?);
@@ -183,7 +192,7 @@ impl Block {
                 let table = u32::try_from(reader.varint()?).ok()?;
                 usage.live.push(Live::saved(table, reader.varint()?));
             }
-            // Segments ascend and stay inside the permitted span, as in memory.
+            // The ids of segments must ascend and stay inside the permitted span, as in memory.
             let first = usages.first().map_or(id, |(first, _)| *first);
             let ascends = usages.last().is_none_or(|(last, _)| *last < id);
             if !ascends || id - first >= SEGMENT_SPAN_MAX {

@@ -1,14 +1,15 @@
-//! Checksums: the bytes that each covers, and how it is tied to a position.
+//! Checksums of content, and the masks that tie a checksum to a position in the log.
 //!
 //! - Content is covered by CRC-32C, which hardware computes. It detects every single flipped bit
 //!   and every burst of up to 32 bits.
 //! - The stored value is the checksum of the content XORed with a *mask* of database id, segment id
-//!   and offset. So a record can be checksummed before its position is known, and copied to another
-//!   position without reading it again.
-//! - Stale or misplaced bytes have another mask and never pass: an older use of the blocks, a file
-//!   of another database, a block written to the wrong place. In a segment, two offsets never have
-//!   the same mask, because multiplication by an odd number is a bijection. Across segments and
-//!   databases, masks are equal with probability 2^-32.
+//!   and offset. So a record can be checksummed before its position is known. A copy at another
+//!   position differs only in the mask.
+//! - Stale or misplaced bytes were masked differently, so their checksum does not match. Examples
+//!   are an older use of the disk blocks, a file of another database, or a block written to the
+//!   wrong place. In a segment, two offsets never have the same mask, because multiplication by an
+//!   odd number is a bijection. Across segments and databases, masks are equal with probability
+//!   2^-32.
 //!
 //! Deliberately absent: protection against forgery.
 
@@ -18,7 +19,7 @@ use crate::format::DatabaseId;
 /// mask.
 const OFFSET_FACTOR: u32 = 0x9E37_79B1;
 
-/// Ties a checksum to one segment of one database.
+/// The part of a mask that ties a checksum to one segment of one database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentMask(u32);
 
@@ -30,7 +31,7 @@ impl SegmentMask {
         ))
     }
 
-    /// Returns the mask for a structure at `offset`.
+    /// Returns the mask for the checksum of a structure at `offset` of the segment.
     #[inline]
     pub(crate) fn at(self, offset: u32) -> u32 {
         self.0 ^ offset.wrapping_mul(OFFSET_FACTOR)

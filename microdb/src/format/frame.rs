@@ -1,17 +1,17 @@
 //! The header of each frame of the log.
 //!
 //! - The header has its own checksum, so that its lengths are trusted before use.
-//! - The body is a sequence of records with a checksum each. The header covers the list of these
-//!   checksums instead of all bytes a second time.
-//! - A commit frame takes the next sequence number and the next link of the chain. A relocation
-//!   frame (copies of compaction) repeats those of the last commit.
+//! - The body is a sequence of records with a checksum each. The header has a checksum over the
+//!   list of these checksums, so that no byte is hashed twice.
+//! - A commit frame has the next sequence number and the next link of the chain. A relocation frame
+//!   (copies of compaction) repeats the sequence number and the link of the last commit.
 //!
 //! Deliberately absent: the records, which are in `record`.
 
 use super::{Flaw, LogPosition, Reader};
 use crate::format::checksum::{self, SegmentMask};
 
-/// Frame header, 48 bytes:
+/// Frame header, 48 bytes. Positions are packed by `LogPosition::to_u64`.
 ///
 /// | offset | size | field | meaning |
 /// | --- | --- | --- | --- |
@@ -22,20 +22,21 @@ use crate::format::checksum::{self, SegmentMask};
 /// | 16 | 8 | sequence | of this commit; in a relocation, of the last commit before it |
 /// | 24 | 4 | body bytes | length of the body |
 /// | 28 | 4 | body crc | CRC-32C of the records' content checksums (unmasked), in order |
-/// | 32 | 8 | chain | the link of `sequence` |
+/// | 32 | 8 | chain | link of the chain at `sequence` |
 /// | 40 | 8 | frontier | durable frontier known when the frame was made, packed |
 pub(crate) const FRAME_HEADER_BYTES: u32 = 48;
 const _: () = assert!(FRAME_HEADER_BYTES == 4 + 4 + 4 + 4 + 8 + 4 + 4 + 8 + 8);
 
-/// First bytes of a frame, chosen so that neither text nor zeros look alike.
+/// First bytes of a frame, chosen so that text or zeros never look like a frame.
 pub(crate) const FRAME_MAGIC: [u8; 4] = [0xF7, b'm', b'd', 0xB1];
 
 /// Kind of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FrameKind {
-    /// A batch of puts, deletes and markers, in the order of the batch.
+    /// A batch of puts, deletes and clear markers, in the order of the batch.
     Commit,
-    /// Records copied by compaction. Each was the live one of its key when the frame was appended.
+    /// Records copied by compaction. Each was the last record of its key when the frame was
+    /// appended.
     Relocation,
 }
 

@@ -3,7 +3,8 @@
 //! A catalog record holds the table's id in 4 bytes. Bytes behind the id are text: the name of the
 //! codec, a space, and the name of the type of the keys.
 //!
-//! - Readers that do not know the text ignore it, so it needs no new version of the format.
+//! - Readers that do not know the text ignore it, so the text requires no new version of the
+//!   format.
 //! - The text is for tools and people. Opening a table does not compare it, because the name of a
 //!   type changes when a program is rearranged.
 //!
@@ -11,7 +12,7 @@
 
 use serde::Serialize;
 
-/// Longest text, in bytes. A longer one is not recorded, and not read.
+/// Maximum length of the text, in bytes. A longer text is neither recorded nor read.
 const TEXT_BYTES_MAX: usize = 255;
 
 /// The encoding and the type of a typed table's keys, recorded when the table was created.
@@ -25,7 +26,8 @@ pub struct KeyCodec {
 }
 
 impl KeyCodec {
-    /// Returns the record for keys of type `K`, or `None` if its text would be too long.
+    /// Returns the codec and type of keys of type `K`. Returns `None` if the text would be too
+    /// long, or if the name of the codec is empty or has a space.
     pub(crate) fn of<K>(codec: &str) -> Option<Self> {
         let found = Self {
             codec: codec.to_owned(),
@@ -34,12 +36,13 @@ impl KeyCodec {
         (!codec.is_empty() && !codec.contains(' ') && found.text().len() <= TEXT_BYTES_MAX).then_some(found)
     }
 
-    /// Returns the text for the catalog.
+    /// Returns the text that is stored in the catalog record.
     pub(crate) fn text(&self) -> String {
         format!("{} {}", self.codec, self.type_name)
     }
 
-    /// Returns the record in a catalog value, behind the id of the table.
+    /// Decodes the text behind the table id in the value of a catalog record. Returns `None` if
+    /// there is no valid text.
     pub(crate) fn decode(value: &[u8]) -> Option<Self> {
         let (_id, text) = value.split_first_chunk::<4>()?;
         if text.len() > TEXT_BYTES_MAX {

@@ -1,11 +1,11 @@
 //! Conversion between bytes and structs for every file of a database.
 //!
-//! - Pure: nothing here touches a disk.
+//! - Functions of this module are pure: they read and write no file.
 //! - Numbers are little-endian, written and read field by field.
 //! - Decoding cannot panic for any input. Fields are taken from the front of a slice that is
 //!   checked for length.
-//! - Each layout is a table beside its constant, and an assertion adds the table up at compile
-//!   time. `docs/format.md` describes the same bytes for people.
+//! - Each layout is a table beside its constant. An assertion checks at compile time that the sizes
+//!   in the table add up. `docs/format.md` describes the same bytes for people.
 //!
 //! Deliberately absent: policy, such as the response to a damaged field.
 
@@ -30,27 +30,27 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 /// Number of bits for the offset in a location. Segments have at most 2^26 bytes = 64 MiB.
 pub(crate) const OFFSET_BITS: u32 = 26;
 
-/// Maximum size of a segment in bytes, without footer.
+/// Maximum size of a segment in bytes, so that every offset in it fits into [`OFFSET_BITS`] bits.
 pub(crate) const SEGMENT_BYTES_LIMIT: u32 = 1 << OFFSET_BITS;
 
-/// Exclusive upper bound of segment ids, so that a position packs into 64 bits. At one segment per
-/// millisecond it lasts eight years.
+/// Exclusive upper bound of segment ids, so that a position fits into 64 bits. At one new segment
+/// per millisecond, the ids last for eight years.
 pub(crate) const SEGMENT_ID_LIMIT: u64 = 1 << (64 - OFFSET_BITS);
 
-/// Maximum size of a key, in bytes. Keys are compared on every access, and kept whole in batches
-/// and read sets.
+/// Maximum size of a key, in bytes. The limit is low because keys are compared on every access, and
+/// copied into batches and into the read sets of transactions.
 pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
 
-/// Maximum size of a value, in bytes: half a segment, so that compaction can always move a record
-/// together with others.
+/// Maximum size of a value, in bytes: half of the largest segment, so that compaction can always
+/// copy a record together with others into one segment.
 pub const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// Maximum size of an encoded batch, in bytes. A record takes 7 to 16 bytes besides key and value.
-/// The limit exists because a frame is in one segment.
+/// Maximum size of an encoded batch, in bytes. A record takes 7 to 17 bytes besides key and value.
+/// The limit exists because a batch is one frame, which must fit into one segment.
 pub const BATCH_BYTES_MAX: usize = SEGMENT_BYTES_LIMIT as usize - 64 * 1024;
 
-/// Maximum length of a table name, in bytes. File systems permit as much, so that exports can use
-/// the name for a file.
+/// Maximum length of a table name, in bytes. File systems permit file names of this length, so that
+/// an export can name a file after a table.
 pub const TABLE_NAME_BYTES_MAX: usize = 255;
 
 /// Identity of a database: a random number chosen at creation.
@@ -79,8 +79,8 @@ impl fmt::Debug for DatabaseId {
     }
 }
 
-/// A position in the log: segment and offset, in the order of the log. The default (0, 0) precedes
-/// every other position.
+/// A position in the log: a segment and an offset in it. Positions compare in the order of the log.
+/// The default (0, 0) precedes every other position.
 ///
 /// ```
 /// let position = microdb::LogPosition { segment: 3, offset: 128 };
@@ -123,10 +123,11 @@ impl fmt::Display for LogPosition {
     }
 }
 
-/// Damage of some bytes. The caller, who knows the file, turns it into an `Error::Corrupt`.
+/// Damage found while bytes were decoded. The caller knows the file, and converts the flaw into an
+/// `Error::Corrupt`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Flaw {
-    /// Offset from the start of the structure.
+    /// Offset of the damaged field from the start of the decoded structure, in bytes.
     pub(crate) at: u32,
     pub(crate) field: &'static str,
     pub(crate) expected: String,
@@ -158,7 +159,8 @@ impl Flaw {
     }
 }
 
-/// Takes fields from the front of a slice.
+/// Reads fields from the front of a slice. Each method removes the bytes that it reads, and returns
+/// `None` if too few are left.
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -189,11 +191,11 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Maximum length of a variable-length number: 10 groups of 7 bits.
+/// Maximum length of a variable-length number in bytes, each of which holds 7 bits.
 pub(crate) const VARINT_BYTES_MAX: usize = 10;
 
-/// Appends `value` in groups of seven bits, lowest first. The top bit marks each group except the
-/// last.
+/// Appends `value` in groups of seven bits, lowest first. Each group is a byte, and the top bit is
+/// set in each byte except the last.
 #[inline]
 pub(crate) fn varint_encode(mut value: u64, to: &mut Vec<u8>) {
     while value >= 0x80 {
@@ -203,8 +205,8 @@ pub(crate) fn varint_encode(mut value: u64, to: &mut Vec<u8>) {
     to.push(value as u8);
 }
 
-/// Returns the number at the front of `bytes` and its length. Returns `None` if it is truncated or
-/// not in its shortest form, so that each number has one encoding.
+/// Returns the number at the front of `bytes` and its length. Returns `None` if the number is
+/// truncated or not in its shortest form, so that each number has one encoding.
 #[inline(always)]
 pub(crate) fn varint_decode(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;

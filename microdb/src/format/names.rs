@@ -7,23 +7,24 @@
 
 use std::path::{Path, PathBuf};
 
-/// The lock file.
+/// Name of the file that a writer locks.
 pub(crate) const LOCK: &str = "LOCK";
-/// File with identity, durable frontier and newest checkpoint.
+/// Name of the file with the identity of the database, the durable frontier and the generation of
+/// the newest checkpoint.
 pub(crate) const SUPER: &str = "SUPER";
-/// Folder of the segments.
+/// Name of the folder with the segments and their seals.
 pub(crate) const LOG: &str = "log";
-/// Folder of the checkpoints.
+/// Name of the folder with the checkpoints.
 pub(crate) const DIRECTORY: &str = "directory";
-/// Extension of a file that is being written and is not valid yet. An open removes such leftovers
-/// of a crash.
+/// Extension of a file that is being written and is not valid yet. The next open removes such a
+/// file if a crash has left it behind.
 pub(crate) const TEMPORARY: &str = "tmp";
 
 const SEGMENT: &str = "seg";
 const CHECKPOINT: &str = "idx";
 const SEAL: &str = "seal";
 
-/// Paths of one database.
+/// Paths of the files and folders of one database.
 #[derive(Clone, Debug)]
 pub(crate) struct Paths {
     root: PathBuf,
@@ -104,7 +105,7 @@ pub(crate) fn parse_checkpoint(name: &str) -> Option<u64> {
 fn parse(name: &str, ending: &str) -> Option<u64> {
     let digits = name.strip_suffix(ending)?.strip_suffix('.')?;
     let id: u64 = digits.parse().ok()?;
-    // Only the canonical spelling, so that two names cannot mean the same file.
+    // Only the canonical spelling is accepted, so that two names cannot mean the same file.
     (format!("{id:010}") == digits).then_some(id)
 }
 

@@ -20,11 +20,11 @@ use super::{Flaw, varint_decode, varint_encode};
 use crate::format::checksum::{self, SegmentMask};
 use crate::seeded::seeded;
 
-/// Exclusive upper bound of table ids that are stored in the tag itself.
+/// Largest table id that is stored in the tag itself. A larger id follows the tag.
 const TABLE_INLINE_MAX: u32 = 62;
 const TABLE_FOLLOWS: u8 = 63;
 
-/// Size of the checksum before a record.
+/// Size of the checksum at the start of a record, in bytes.
 pub(crate) const RECORD_CRC_BYTES: usize = 4;
 
 /// Meaning of a record for its key.
@@ -32,15 +32,14 @@ pub(crate) const RECORD_CRC_BYTES: usize = 4;
 pub(crate) enum RecordKind {
     /// The key has this value.
     Put,
-    /// The key is deleted. The value of a relocated tombstone is the id of the segment to which it
-    /// was first written (8 bytes).
+    /// The key is deleted. A tombstone copied by compaction has a value of 8 bytes: the id of the
+    /// segment to which the tombstone was first written.
     Delete,
-    /// The whole table is cleared or dropped. The key is empty, and the value is that of a
-    /// tombstone.
+    /// The whole table is cleared or dropped. The key is empty. The value is as in `Delete`.
     Clear,
 }
 
-/// The fields before key and value.
+/// The decoded fields of a record that precede its key and value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RecordHead {
     pub(crate) kind: RecordKind,
@@ -68,9 +67,10 @@ pub(crate) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// Decodes the record at the front of `bytes` without verifying it. Returns `None` if it does
-    /// not fit or is malformed.
-    // Always inlined: a record returned through memory would stall on each of its stores.
+    /// Decodes the record at the front of `bytes` without verifying it. Returns `None` if the
+    /// record is malformed or does not end inside `bytes`.
+    // Always inlined. Otherwise the record would be returned through memory, and its reader would
+    // wait for each store of its fields.
     #[inline(always)]
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let tag = *bytes.get(RECORD_CRC_BYTES)?;
@@ -164,7 +164,7 @@ impl<'a> Record<'a> {
 }
 
 /// Appends a record with its content checksum, which is masked later, when the position is known.
-/// Returns that checksum.
+/// Returns the content checksum.
 #[inline]
 pub(crate) fn encode(kind: RecordKind, table: u32, key: &[u8], value: &[u8], to: &mut Vec<u8>) -> u32 {
     let start = to.len();

@@ -2,8 +2,8 @@
 //!
 //! - A seal is a file beside its segment. The segment's file may be a hard link shared with a
 //!   backup, so nothing is appended to it. Truncating the segment does not damage its seal.
-//! - A seal is derived. A missing or damaged one is written again after the frames of the segment
-//!   have been verified.
+//! - A seal can be computed again from its segment. A missing or damaged seal is rewritten after
+//!   the frames of the segment have been verified.
 //!
 //! Deliberately absent: signatures.
 
@@ -24,16 +24,17 @@ use super::{DatabaseId, FORMAT_VERSION, Flaw, Reader};
 /// | 80 | 32 x chunks | hashes | BLAKE3 of each chunk; the last one may be shorter |
 const FIXED_BYTES: usize = 80;
 const _: () = assert!(FIXED_BYTES == 8 + 4 + 4 + 16 + 8 + 4 + 4 + 32);
-/// Number of bytes covered by the root, besides the hashes.
+/// Number of bytes at the front of a seal that the root covers. The root covers all hashes too.
 const COVERED_BYTES: usize = 48;
 
 /// First bytes of a seal.
 pub(crate) const SEAL_MAGIC: [u8; 8] = *b"mdb-seal";
 
-/// Size of a chunk, the smallest unit of healing. A hash takes a two-thousandth of its chunk.
+/// Size of a chunk in bytes. A chunk is the smallest unit that `heal` can replace. The hash of a
+/// chunk has 1/2,048 of its size.
 pub(crate) const SEAL_CHUNK_BYTES: u32 = 64 * 1024;
 
-/// Maximum size of a seal.
+/// Maximum size of a seal, in bytes.
 pub(crate) const SEAL_BYTES_MAX: u64 =
     FIXED_BYTES as u64 + 32 * (super::SEGMENT_BYTES_LIMIT / SEAL_CHUNK_BYTES) as u64;
 
@@ -47,7 +48,7 @@ pub(crate) struct Seal {
 }
 
 impl Seal {
-    /// Seals the bytes of a segment.
+    /// Returns the seal of a segment with the content `bytes`.
     pub(crate) fn of(database: DatabaseId, segment: u64, bytes: &[u8]) -> Self {
         let chunks = bytes.chunks(SEAL_CHUNK_BYTES as usize);
         let mut seal = Self {
@@ -100,7 +101,7 @@ impl Seal {
         bytes
     }
 
-    /// Decodes the seal of any segment of any database.
+    /// Decodes a seal. The caller must compare the segment and the database that the seal names.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Flaw> {
         let short = || Flaw::short("seal", FIXED_BYTES, bytes.len());
         let mut reader = Reader(bytes);
@@ -168,7 +169,8 @@ mod tests {
         assert!(!seal.is_chunk(0, &bytes[..5]) && !seal.is_chunk(3, &[]) && seal.range(3).is_empty());
         let encoded = seal.encode();
         assert_eq!((encoded.len(), SEAL_BYTES_MAX), (80 + 3 * 32, 80 + 1024 * 32));
-        // Forged: a valid number of hashes for a segment of another length.
+        // A forged seal: its root is valid, but its number of hashes does not fit the length of its
+        // segment.
         let mut forged = seal.clone();
         forged.data_bytes = 65_536;
         forged.root = forged.computed_root();

@@ -10,7 +10,7 @@
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader};
 use crate::format::checksum::{self, SegmentMask};
 
-/// Segment header, 96 bytes:
+/// Segment header, 96 bytes. Positions are packed by `LogPosition::to_u64`.
 ///
 /// | offset | size | field | meaning |
 /// | --- | --- | --- | --- |
@@ -19,9 +19,9 @@ use crate::format::checksum::{self, SegmentMask};
 /// | 12 | 4 | crc | CRC-32C of bytes 16 to 95 and of the version, XOR the mask of offset 0 |
 /// | 16 | 16 | database | id of the database |
 /// | 32 | 8 | id | of this segment |
-/// | 40 | 8 | previous end | where the log went on from, packed; 0 in the first segment |
+/// | 40 | 8 | previous end | end of the log before this segment, packed; 0 in the first segment |
 /// | 48 | 8 | sequence | of the last commit before this segment |
-/// | 56 | 8 | chain | its link |
+/// | 56 | 8 | chain | link of the chain at that commit |
 /// | 64 | 8 | frontier | durable frontier when the segment was begun, packed |
 /// | 72 | 4 | data bytes max | frames end at or below this offset |
 /// | 76 | 20 | reserved | zero |
@@ -82,7 +82,8 @@ impl SegmentHeader {
             return Err(Flaw::new(0, "segment magic", expected, found));
         }
         let version = reader.array::<4>().ok_or_else(short)?;
-        // A newer version may compute its checksum otherwise.
+        // The version is checked before the checksum, because a newer version may compute the
+        // checksum in another way.
         if u32::from_le_bytes(version) > FORMAT_VERSION {
             let found = u32::from_le_bytes(version);
             return Err(Flaw::new(8, "segment version", FORMAT_VERSION, found));

@@ -9,11 +9,11 @@
 //!
 //! - Both *state* blocks hold the same state. They are rewritten one after the other with a sync in
 //!   between, so one of them is always complete.
-//! - The *hint* blocks hold the durable frontier. After each sync of the log one of them is
-//!   overwritten in turn, without a sync of its own. A power cut may lose a hint, but a hint never
-//!   claims too much.
-//! - After a crash of the process the newest hint is exact. After a power cut the frontiers in the
-//!   frames help.
+//! - The *hint* blocks hold the durable frontier. After each sync of the log, one of the two blocks
+//!   is overwritten in turn. The block itself is not synced, so a power cut may lose a hint. But a
+//!   hint never names a position that is not durable.
+//! - After a crash of the process the newest hint is exact. After a power cut, recovery also uses
+//!   the frontiers in the frame headers.
 //!
 //! Deliberately absent: writing, which is in `engine::log`.
 
@@ -23,25 +23,27 @@ use crate::seeded::seeded;
 
 /// Size of a state block: the fixed fields and a bitmap for 65,536 live segments.
 pub(crate) const STATE_BLOCK_BYTES: usize = 16 * 1024;
-/// Size of a hint block: a page of its own, so that a torn write of one cannot damage another.
+/// Size of a hint block. Each hint has a page of its own, so that a torn write of one hint cannot
+/// damage the other.
 pub(crate) const HINT_BLOCK_BYTES: usize = 4 * 1024;
-/// Size of the file.
+/// Size of the file SUPER, in bytes.
 pub(crate) const SUPER_BYTES: usize = 2 * STATE_BLOCK_BYTES + 2 * HINT_BLOCK_BYTES;
 
-/// Offsets of the state blocks.
+/// Offsets of the two state blocks in the file.
 pub(crate) const STATE_OFFSETS: [u64; 2] = [0, STATE_BLOCK_BYTES as u64];
-/// Offsets of the hint blocks.
+/// Offsets of the two hint blocks in the file.
 pub(crate) const HINT_OFFSETS: [u64; 2] = [
     2 * STATE_BLOCK_BYTES as u64,
     (2 * STATE_BLOCK_BYTES + HINT_BLOCK_BYTES) as u64,
 ];
 
-/// First bytes of a state block, and therefore of a database.
+/// First bytes of a state block, and so of the file SUPER.
 pub(crate) const STATE_MAGIC: [u8; 8] = *b"MicroDb\n";
 /// First bytes of a hint.
 pub(crate) const HINT_MAGIC: [u8; 4] = *b"hint";
 
-/// State block, fixed part of 124 bytes, then the bitmap:
+/// State block, fixed part of 124 bytes, then the bitmap. Positions are packed by
+/// `LogPosition::to_u64`.
 ///
 /// | offset | size | field | meaning |
 /// | --- | --- | --- | --- |
@@ -51,13 +53,13 @@ pub(crate) const HINT_MAGIC: [u8; 4] = *b"hint";
 /// | 16 | 4 | used bytes | length of the block up to the end of the bitmap |
 /// | 20 | 16 | database | id |
 /// | 36 | 16 | hash seed | key of the directory's hash |
-/// | 52 | 8 | generation | counts rewrites |
+/// | 52 | 8 | generation | number of times that the state was written |
 /// | 60 | 8 | created | milliseconds since 1970 |
 /// | 68 | 8 | checkpoint | generation of the newest checkpoint, 0 if none |
 /// | 76 | 8 | frontier | durable frontier, packed |
 /// | 84 | 8 | sequence | of the last commit before the frontier |
-/// | 92 | 8 | chain | its link |
-/// | 100 | 8 | next segment | no segment ever had this id or a higher one when this was written |
+/// | 92 | 8 | chain | link of the chain at that commit |
+/// | 100 | 8 | next segment | no segment up to the frontier ever had this id or a higher one |
 /// | 108 | 8 | first live | id that bit 0 of the bitmap stands for |
 /// | 116 | 4 | words | 64-bit words of the bitmap |
 /// | 120 | 4 | reserved | zero |
@@ -65,26 +67,27 @@ pub(crate) const HINT_MAGIC: [u8; 4] = *b"hint";
 const STATE_FIXED_BYTES: usize = 124;
 const _: () = assert!(STATE_FIXED_BYTES == 8 + 4 + 4 + 4 + 16 + 16 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 4 + 4);
 
-/// Exclusive upper bound for the span of ids of live segments, since a location has 16 bits for
-/// them.
+/// Exclusive upper bound for the difference of the ids of two segments of a log, since a location
+/// has 16 bits for the id.
 pub(crate) const SEGMENT_SPAN_MAX: u64 = 1 << 16;
 const _: () = assert!(STATE_FIXED_BYTES + (SEGMENT_SPAN_MAX as usize / 8) + 8 <= STATE_BLOCK_BYTES);
 
-/// Hint, 44 bytes:
+/// Hint, 44 bytes. Positions are packed by `LogPosition::to_u64`.
 ///
 /// | offset | size | field | meaning |
 /// | --- | --- | --- | --- |
 /// | 0 | 4 | magic | `HINT_MAGIC` |
 /// | 4 | 4 | crc | CRC-32C of the database id and of bytes 8 to 43 |
-/// | 8 | 8 | counter | the higher of the two is the newer |
+/// | 8 | 8 | counter | the hint with the higher counter is newer |
 /// | 16 | 8 | frontier | durable frontier, packed |
-/// | 24 | 8 | sequence | of the last commit before it |
-/// | 32 | 8 | chain | its link |
+/// | 24 | 8 | sequence | of the last commit before the frontier |
+/// | 32 | 8 | chain | link of the chain at that commit |
 /// | 40 | 4 | reserved | zero |
 pub(crate) const HINT_BYTES: usize = 44;
 const _: () = assert!(HINT_BYTES == 4 + 4 + 8 + 8 + 8 + 8 + 4);
 
-/// The position up to which the log is known to be durable.
+/// A position in the log, with the sequence and the chain of the last commit before it. In SUPER,
+/// the log is durable up to this position.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Frontier {
     pub(crate) position: LogPosition,
@@ -145,8 +148,9 @@ impl State {
         bytes
     }
 
-    /// Decodes a state block. A block of a newer version is a flaw in the field "version", however
-    /// that version computes its checksum.
+    /// Decodes a state block. A block of a newer version gives a [`Flaw`] in the field "version".
+    /// The version is checked before the checksum, which a newer version may compute in another
+    /// way.
     pub(crate) fn decode(block: &[u8]) -> Result<Self, Flaw> {
         let short = || Flaw::short("state block", STATE_FIXED_BYTES, block.len());
         let mut reader = Reader(block);
@@ -188,7 +192,7 @@ impl State {
         let hash_seed = reader.array().ok_or_else(short)?;
         let mut field = || reader.u64().ok_or_else(short);
         let (generation, created_ms, checkpoint) = (field()?, field()?, field()?);
-        // Both numbers are incremented from here.
+        // Both numbers will be incremented later, which must not overflow.
         if generation == u64::MAX || checkpoint == u64::MAX {
             let found = format_args!("{generation}, {checkpoint}");
             return Err(Flaw::new(52, "generation, checkpoint", "below 2^64 - 1", found));
@@ -243,8 +247,8 @@ impl State {
     }
 }
 
-/// Returns the version of a newer format: no copy of the state is valid, and one names it. One
-/// damaged copy of this version is not enough, because the other one is valid then.
+/// Returns the version of a newer format if a copy of the state names it and no copy is valid. If
+/// one copy is valid, the other copy is damaged and names no real version.
 pub(crate) fn newer_version(states: &[Result<State, Flaw>; 2]) -> Option<u32> {
     if states.iter().any(Result::is_ok) {
         return None;
@@ -268,7 +272,8 @@ pub(crate) fn encode_hint(database: DatabaseId, counter: u64, frontier: &Frontie
     bytes
 }
 
-/// Decodes a hint. Returns its counter and frontier, or `None` if there is no hint or it is torn.
+/// Decodes a hint. Returns its counter and frontier, or `None` if there is no hint or the hint is
+/// torn.
 pub(crate) fn decode_hint(block: &[u8], database: DatabaseId) -> Option<(u64, Frontier)> {
     let mut reader = Reader(block.get(..HINT_BYTES)?);
     if reader.array::<4>()? != HINT_MAGIC {
@@ -278,7 +283,7 @@ pub(crate) fn decode_hint(block: &[u8], database: DatabaseId) -> Option<(u64, Fr
     if stored != checksum::crc_append(checksum::crc(&database.0), reader.0) {
         return None;
     }
-    // The counter is incremented from here.
+    // The counter will be incremented later, which must not overflow.
     let counter = reader.u64().filter(|counter| *counter < u64::MAX)?;
     let position = LogPosition::from_u64(reader.u64()?);
     Some((
@@ -400,13 +405,15 @@ mod tests {
         assert_eq!(State::decode(&bytes).unwrap().live.len(), 2);
     }
 
-    /// Corrects the checksum, as a forger would.
+    /// Recomputes the checksum of a changed state block, so that decoding reaches the checks behind
+    /// it.
     fn seal(bytes: &mut [u8]) {
         let crc = checksum::crc_append(checksum::crc(&bytes[16..]), &bytes[8..12]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// Returns a state with the live segments 17 and `17 + span`, for any span.
+    /// Returns an encoded state with the live segments 17 and `17 + span`. The span may be larger
+    /// than `State::encode` permits.
     fn state_bytes_of_span(span: u64) -> Vec<u8> {
         let mut state = state();
         (state.live, state.next_segment) = (vec![17], 1 << 20);

@@ -1,7 +1,7 @@
 //! Live and dead bytes of one segment, as stored in a checkpoint.
 //!
-//! - Counts are hints for compaction. A damaged record may have claimed a wrong length, so
-//!   additions saturate.
+//! - Counts are hints for compaction. They may be wrong if the length in a damaged record was
+//!   wrong, so additions saturate.
 //!
 //! Deliberately absent: the counts of all segments, which are in `engine::segment_usage`.
 
@@ -10,12 +10,12 @@
 pub(crate) struct Live {
     pub(crate) table: u32,
     pub(crate) bytes: u64,
-    /// Number of records. Not saved, and valid only if counted from the start of the segment.
+    /// Number of records. Not saved, and valid only if [`SegmentUsage::counted`] is `true`.
     pub(crate) records: u32,
 }
 
 impl Live {
-    /// Returns live bytes as read from a checkpoint.
+    /// Returns live bytes read from a checkpoint, which does not store the number of records.
     pub(crate) fn saved(table: u32, bytes: u64) -> Self {
         Self {
             table,
@@ -25,21 +25,22 @@ impl Live {
     }
 }
 
-/// Usage of one segment.
+/// Live and dead bytes of one segment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SegmentUsage {
-    /// End of its frames, or 0 while it is active.
+    /// Offset of the end of the segment's frames, or 0 while the segment is active.
     pub(crate) end: u32,
     /// Live records by table, sorted by table id.
     pub(crate) live: Vec<Live>,
     /// Bytes of tombstones, which are neither live nor dead.
     pub(crate) tombstones: u64,
-    /// `true` if compaction has emptied the segment, so that the next checkpoint removes it. Not
+    /// `true` if no live record is left in the segment, so that the next checkpoint removes it. Not
     /// saved.
     pub(crate) dying: bool,
     /// `true` if the segment is dying because of unverified byte counts alone. Not saved.
     pub(crate) unverified: bool,
-    /// `true` if `records` has counted every record since the first. Not saved.
+    /// `true` if the numbers of records in `live` include every record since the segment was begun.
+    /// Not saved, so it is `false` for a segment loaded from a checkpoint.
     pub(crate) counted: bool,
 }
 
@@ -54,21 +55,21 @@ impl SegmentUsage {
 
     /// Returns the live bytes of all tables.
     pub(crate) fn live_bytes(&self) -> u64 {
-        // A forged checkpoint may contain any numbers.
+        // The sum saturates, because a forged checkpoint may contain any numbers.
         self.live
             .iter()
             .fold(0, |sum, live| live.bytes.saturating_add(sum))
     }
 
-    /// Returns `true` if certainly no directory points to a record of the segment. Decided by
-    /// numbers of records. Bytes would come from lengths that were not verified when the records
-    /// died, and a damaged length must not remove live records.
+    /// Returns `true` only if no directory points to a record of the segment. The numbers of
+    /// records decide this, not the bytes. Bytes are sums of unverified lengths, and a damaged
+    /// length must not cause the removal of live records.
     pub(crate) fn has_no_live_record(&self) -> bool {
         self.counted && self.live.iter().all(|live| live.records == 0)
     }
 
-    /// Finds a table in `live`, or its insertion point. A segment with one table, as most have,
-    /// needs no search.
+    /// Finds a table in `live`, or its insertion point. Most segments have records of only one
+    /// table, and need no search.
     #[inline]
     pub(crate) fn live_at(&self, table: u32) -> Result<usize, usize> {
         match self.live.as_slice() {

@@ -1,11 +1,12 @@
-//! Cache-line buckets of eight 64-bit words, in own memory or in place in a read-only [`Map`].
+//! Cache-line buckets of eight 64-bit words, in owned memory or in place in a read-only [`Map`].
 //!
-//! - Readers load words while the one writer stores them. Each access is a single atomic one, so a
-//!   reader sees the old or the new value of a word.
-//! - Words are little-endian in memory, so that a checkpoint holds a chunk exactly as it was used.
-//! - Loads are Relaxed, because read-only (mapped) memory permits nothing else. [`fence_loads`]
-//!   orders them.
-//! - Mapped words are never stored to. [`Buckets::store`] panics, and the writer copies them first.
+//! - Readers load words while the one writer stores them. Each access is a single atomic load or
+//!   store, so a reader sees either the old or the new value of a word.
+//! - Words are little-endian in memory. So a checkpoint stores the bytes of a chunk unchanged.
+//! - Loads are Relaxed, because read-only (mapped) memory permits no other atomic access.
+//!   [`fence_loads`] orders them.
+//! - Mapped words are never stored to. [`Buckets::store`] panics on them; the writer stores into a
+//!   copy.
 //!
 //! Deliberately absent: the meaning of the words.
 
@@ -27,11 +28,11 @@ struct Bucket([AtomicU64; BUCKET_WORDS]);
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Bucket>() == BUCKET_BYTES);
 
-/// Owner of the memory of the words.
+/// Owner of the memory that holds the words.
 enum Memory {
-    /// From `Box<[Bucket]>`, freed on drop.
+    /// Memory of a `Box<[Bucket]>`, freed on drop.
     Owned,
-    /// In place in a map.
+    /// Bytes of a map, used in place.
     Mapped(Arc<Map>),
 }
 
@@ -42,10 +43,10 @@ pub(crate) struct Buckets {
     memory: Memory,
 }
 
-// SAFETY: owned words are only accessed atomically, mapped ones only read; the map itself is Send
-// and Sync.
+// SAFETY: owned words are only accessed atomically, and mapped words are only read. `Map` itself is
+// Send and Sync.
 unsafe impl Send for Buckets {}
-// SAFETY: as above.
+// SAFETY: as for Send above.
 unsafe impl Sync for Buckets {}
 
 impl Buckets {
@@ -90,13 +91,13 @@ impl Buckets {
         self.count
     }
 
-    /// Returns `true` if words can be stored.
+    /// Returns `true` if the buckets are in owned memory. Only then can words be stored.
     #[inline]
     pub(crate) fn is_owned(&self) -> bool {
         matches!(self.memory, Memory::Owned)
     }
 
-    /// Returns the number of bytes of own memory, which is 0 if mapped.
+    /// Returns the size of the owned memory in bytes, which is 0 for mapped buckets.
     pub(crate) fn owned_bytes(&self) -> usize {
         if self.is_owned() {
             self.count * BUCKET_BYTES
@@ -112,29 +113,30 @@ impl Buckets {
     #[inline(always)]
     pub(crate) fn bucket(&self, index: usize) -> BucketRef<'_> {
         assert!(index < self.count, "bucket {index} of {}", self.count);
-        // SAFETY: in the range of the allocation or map, which lives as long as `self`. Every
-        // access through the reference is a Relaxed atomic load of eight bytes, which is permitted
-        // on read-only memory too, or a store, which `store` permits on owned memory only.
+        // SAFETY: `index` is in the range of the allocation or map, which lives as long as `self`.
+        // Loads through the reference are Relaxed atomic loads of eight bytes, which are permitted
+        // on read-only memory too. `store` stores to owned memory only.
         BucketRef(unsafe { &(*self.first.as_ptr().add(index)).0 })
     }
 
-    /// Stores a word with Release ordering: a reader of the word sees all earlier stores.
+    /// Stores a word with Release ordering: a reader that sees this word also sees all earlier
+    /// stores.
     ///
     /// # Panics
-    /// On mapped buckets, which the writer must copy first.
+    /// On mapped buckets, because their memory is read-only.
     #[inline]
     pub(crate) fn store(&self, index: usize, word: usize, value: u64) {
         assert!(self.is_owned(), "stored into a read-only map");
         self.bucket(index).0[word].store(value.to_le(), Ordering::Release);
     }
 
-    /// Returns a copy in own memory.
+    /// Returns a copy in owned memory.
     pub(crate) fn copied(&self) -> Self {
         #[cfg(not(loom))]
         if !self.is_owned() {
             let mut memory = Box::<[Bucket]>::new_uninit_slice(self.count);
-            // SAFETY: both ranges hold `count` buckets and do not overlap. A map is never stored
-            // to, the copy is not shared yet, and this initialises all of it.
+            // SAFETY: both ranges hold `count` buckets and do not overlap. Nobody stores to a map,
+            // no other thread has the copy yet, and the copy is initialised completely.
             let memory = unsafe {
                 std::ptr::copy_nonoverlapping(self.first.as_ptr(), memory.as_mut_ptr().cast(), self.count);
                 memory.assume_init()
@@ -172,13 +174,14 @@ impl Drop for Buckets {
     fn drop(&mut self) {
         if self.is_owned() {
             let memory = std::ptr::slice_from_raw_parts_mut(self.first.as_ptr(), self.count);
-            // SAFETY: pointer and length come from `Box::into_raw` in `zeroed`, and are freed once.
+            // SAFETY: pointer and length come from `Box::into_raw` in `owned`, and the memory is
+            // freed only here.
             drop(unsafe { Box::from_raw(memory) });
         }
     }
 }
 
-/// One bucket, for reading.
+/// A reference to one bucket, through which its words are loaded.
 #[derive(Clone, Copy)]
 pub(crate) struct BucketRef<'a>(&'a [AtomicU64; BUCKET_WORDS]);
 

@@ -1,23 +1,23 @@
-//! Epoch-based reclamation: values stay alive while a reader that may see them is pinned, and no
-//! thread waits.
+//! Epoch-based reclamation: a replaced value stays alive while a pinned reader may see it. Neither
+//! readers nor writers wait.
 //!
-//! [`pin`] announces a reader. An [`ArcCell`] owns one count of an `Arc`. [`ArcCell::load`] follows
-//! the pointer without touching the count, because a shared count is a cache line for which all
-//! readers would compete. [`ArcCell::replace`] retires the old value: its count is released once
-//! every pin that could have seen the value has ended. [`ArcCell::load_arc`] takes a count of its
-//! own, for use beyond the pin.
+//! [`pin`] announces a reader. An [`ArcCell`] owns one reference count of an `Arc`.
+//! [`ArcCell::load`] follows the pointer without touching the count, because a shared count is a
+//! cache line for which all readers would compete. [`ArcCell::replace`] retires the old value: its
+//! count is released once every pin that could have seen the value has ended. [`ArcCell::load_arc`]
+//! takes another count, so that its caller can use the value after the pin has ended.
 //!
 //! Invariants:
 //!
-//! - A pin covers one operation, or one piece of a long operation, because retired values cannot be
-//!   freed while it lives. Long-lived views hold `Arc`s instead.
-//! - The collector belongs to this crate. A pin of another crate in the process delays nothing
+//! - A pin covers one operation, or one piece of a long operation, because no retired value can be
+//!   freed while the pin lives. Long-lived views hold `Arc`s instead.
+//! - The collector belongs to this crate. Pins that other crates of the process take delay nothing
 //!   here.
-//! - Each process has a collector of its own. A forked child has a copy of all pins of its parent,
-//!   and the threads that would end them do not exist there.
-//! - [`retired`] counts the values that wait for the end of a pin. A value is freed only by a
-//!   thread that calls [`collect`], so calls must be repeated while the count is not zero.
-//!   `reclaim.rs` does so.
+//! - Each process has a collector of its own. The memory of a forked child contains the pins of its
+//!   parent, but not the threads that would end these pins.
+//! - [`retired`] counts the values that wait for the end of a pin. Only a thread that calls
+//!   [`collect`] frees values, so `collect` must be repeated while the count is not zero.
+//!   `reclaim.rs` repeats it.
 //!
 //! Deliberately absent: a wait for readers.
 
@@ -28,19 +28,19 @@ use crate::raw::fork::PerProcess;
 use crate::raw::sync::{AtomicPtr, Ordering};
 use crate::seeded::seeded;
 
-/// A pin on the epoch. Created only by [`pin`], so it belongs to the collector that [`ArcCell`]
-/// uses.
+/// A pin on the epoch. Only [`pin`] creates guards, so each belongs to the collector that
+/// [`ArcCell`] uses.
 pub(crate) struct Guard(crossbeam_epoch::Guard);
 
-/// Number of retired values that are not freed yet, in the whole process.
+/// Number of retired values of the process that are not freed yet.
 static RETIRED: PerProcess<AtomicUsize> = PerProcess::new();
 
 fn retired_values() -> &'static AtomicUsize {
     RETIRED.get(AtomicUsize::default)
 }
 
-/// Number of rounds of collection that free a value if no pin is in the way: one retires it, two
-/// advance the epoch.
+/// Number of rounds after which a value is freed if no pin prevents it: one round hands it to the
+/// collector, two advance the epoch.
 const ROUNDS: usize = 3;
 
 #[cfg(not(loom))]
@@ -54,7 +54,7 @@ mod collector {
     static COLLECTOR: PerProcess<Collector> = PerProcess::new();
 
     thread_local! {
-        /// The handle of this thread, and the process for which it was registered.
+        /// The handle of this thread, and the process in which the handle was registered.
         static HANDLE: RefCell<Option<(Birth, LocalHandle)>> = const { RefCell::new(None) };
     }
 
@@ -80,34 +80,36 @@ mod collector {
             let new = register();
             let guard = new.pin();
             let former = handle.borrow_mut().replace((Birth::now(), new));
-            // In a forked child this is the handle of the parent's thread, for a collector that
-            // nobody uses any more. Its end would only touch that collector.
+            // In a forked child, `former` is the handle of the parent's thread, registered with a
+            // collector that the child never uses. Dropping the handle would only touch that
+            // collector.
             std::mem::forget(former);
             guard
         });
-        // A thread that is ending may have no handle any more, and registers for this pin only.
+        // The thread-local handle of a thread that is ending may be gone. Such a thread registers
+        // for this one pin.
         registered.unwrap_or_else(|_| register().pin())
     }
 }
 
-/// Pins the current thread. Takes a few nanoseconds; pins may nest.
+/// Pins the current thread, in a few nanoseconds. A pinned thread may pin again.
 #[inline]
 pub(crate) fn pin() -> Guard {
     #[cfg(not(loom))]
     return Guard(collector::pin());
-    // The model checker supports only the default collector.
+    // The model checker loom supports only crossbeam's default collector.
     #[cfg(loom)]
     Guard(crossbeam_epoch::pin())
 }
 
-/// Returns the number of retired values that are not freed yet.
+/// Returns the number of retired values of the process that are not freed yet.
 #[inline]
 pub(crate) fn retired() -> usize {
     retired_values().load(Ordering::Relaxed)
 }
 
-/// Frees retired values as far as pins permit. Returns `true` if none is left. Frees nothing that a
-/// pin of the caller covers.
+/// Frees the retired values that no pin covers. Returns `true` if no retired value remains. A pin
+/// of the caller also prevents freeing.
 pub(crate) fn collect() -> bool {
     for _ in 0..ROUNDS {
         if retired() == 0 {
@@ -125,7 +127,7 @@ impl Guard {
         self.0.flush();
     }
 
-    /// Drops `value` once every current pin has ended.
+    /// Drops `value` once every pin that exists now has ended.
     fn retire<T: Send + 'static>(&self, value: T) {
         let retired = retired_values();
         retired.fetch_add(1, Ordering::Relaxed);
@@ -136,9 +138,9 @@ impl Guard {
     }
 }
 
-/// A replaceable `Arc` that pinned readers follow without counting.
+/// A replaceable `Arc` that pinned readers follow without touching its reference count.
 pub(crate) struct ArcCell<T: Send + Sync + 'static> {
-    /// From `Arc::into_raw`. The cell owns this count.
+    /// Pointer from `Arc::into_raw`. The cell owns its reference count.
     pointer: AtomicPtr<T>,
 }
 
@@ -158,18 +160,18 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
         } else {
             Ordering::Acquire
         };
-        // SAFETY: the pointer comes from `Arc::into_raw` and the cell owns a count of it. Only two
-        // places release that count. `replace` defers it beyond every pin that existed when the
-        // pointer left the cell, which includes this pin if it read the old pointer. `drop` cannot
-        // run while the cell is borrowed for 'g.
+        // SAFETY: the pointer comes from `Arc::into_raw`, and the cell owns a count of it. Only
+        // `replace` and `drop` release that count. `replace` releases the count after every pin has
+        // ended that existed when the pointer left the cell. If this call reads the old pointer,
+        // `_guard` is such a pin. `drop` cannot run while the cell is borrowed for 'g.
         unsafe { &*self.pointer.load(order) }
     }
 
-    /// Returns the current value with a count of its own, for use beyond the pin.
+    /// Returns the current value with another reference count, so that the value outlives the pin.
     pub(crate) fn load_arc(&self, _guard: &Guard) -> Arc<T> {
         let pointer = self.pointer.load(Ordering::Acquire);
         // SAFETY: as in `load`, the value is alive with a count of at least one during this call,
-        // so one more may be taken. `from_raw` then owns exactly the count taken here.
+        // so the count may be incremented. `from_raw` then owns exactly the count added here.
         unsafe {
             Arc::increment_strong_count(pointer);
             Arc::from_raw(pointer)
@@ -181,12 +183,12 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
         let old = self
             .pointer
             .swap(Arc::into_raw(value).cast_mut(), Ordering::AcqRel);
-        // SAFETY: `swap` returns each pointer once, so this is the cell's own count, and it is not
-        // released before the epoch permits it.
+        // SAFETY: `swap` returns each pointer once, so `old` has the count that the cell owned.
+        // `retire` releases that count only when the epoch permits it.
         let old = unsafe { Arc::from_raw(old) };
         if cfg!(all(loom, not(crossbeam_loom))) {
             // The model checker runs this code many times in one process, and no run may see state
-            // of another. The real collector is one for the process, so the value is leaked here
+            // of another run. All runs would share the real collector, so the value is leaked here
             // instead of retired. A second model (`crossbeam_loom`) checks the collector.
             std::mem::forget(old);
         } else if seeded("retired-at-once") {
@@ -247,12 +249,13 @@ mod tests {
                 let _ = is_done.recv();
             });
             is_pinned.recv().unwrap();
-            // This value waits for the pin of the other thread.
+            // The retired value waits for the pin of the other thread.
             ArcCell::new(cell(1)).replace(cell(2), &pin());
             let child = crate::raw::fork::fork(|| {
                 let before = drops.load(Ordering::SeqCst);
                 ArcCell::new(cell(3)).replace(cell(4), &pin());
-                // The second value of the cell is dropped with the cell.
+                // The second value of the cell is freed when the cell is dropped. So two drops are
+                // expected.
                 collect() && retired() == 0 && drops.load(Ordering::SeqCst) == before + 2
             });
             assert!(crate::raw::fork::wait(child));

@@ -1,17 +1,19 @@
 //! Detection of forked child processes.
 //!
-//! - A forked child has a copy of all memory, including handles, locks and caches that its parent
-//!   is using.
-//! - A word in a page that the kernel wipes on fork (`MADV_WIPEONFORK`, Linux 4.14) distinguishes
-//!   the two for the price of one load. Without such pages, each check compares the process id.
+//! - A forked child has a copy of all memory of its parent, including handles, locks and caches
+//!   that are in use.
+//! - One word of memory distinguishes the two processes at the price of one load. The word is in a
+//!   page that the kernel sets to zero in the child (`MADV_WIPEONFORK`, Linux 4.14). On a kernel
+//!   without such pages, each check compares the process id.
 //! - Each process takes a number that none of its ancestors had. The counter is in ordinary memory,
-//!   so a child continues from the value of its parent.
+//!   so a child continues counting from the value of its parent.
 //!
 //! Deliberately absent: handlers that run at a fork.
 
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-/// Number of this process, in a page that is wiped on fork. 0 before the first use.
+/// Points to the number of this process, in a page that is wiped on fork. The number is 0, and the
+/// pointer null, before the first use.
 static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Last number taken by this process or an ancestor.
@@ -20,7 +22,7 @@ static LAST: AtomicU64 = AtomicU64::new(0);
 /// Identity of the process in which a value was created.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Birth {
-    /// `None` if the process id is compared.
+    /// Word that holds the process number. `None` if process ids are compared instead.
     word: Option<&'static AtomicU64>,
     number: u64,
 }
@@ -46,7 +48,8 @@ impl Birth {
         }
     }
 
-    /// Returns `true` if the current process is this one and not a child forked since.
+    /// Returns `true` if the current process created this identity, `false` in a child forked
+    /// since.
     #[inline(always)]
     pub(crate) fn is_here(&self) -> bool {
         match self.word {
@@ -56,23 +59,25 @@ impl Birth {
     }
 }
 
-/// Returns the word, in a page mapped by the first call. Takes no lock, since a fork could leave a
-/// lock locked forever.
+/// Returns the word with the number of the process. The first call maps the page of the word. Takes
+/// no lock, because a lock that is held during a fork stays locked in the child forever.
 fn word() -> Option<&'static AtomicU64> {
     let mut known = WORD.load(Ordering::Acquire);
     if known.is_null() {
         let made = wiped_page()?.cast();
         let set = WORD.compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire);
-        // The page of the slower thread stays unused, once in the life of a process.
+        // If two threads map a page at once, the second page stays unused. This happens once per
+        // process at most.
         known = set.map_or_else(|other| other, |_| made);
     }
-    // SAFETY: the start of a page that is never unmapped: always valid, aligned, initially zero,
-    // and accessed only as an atomic word. The kernel wipes it before a child runs.
+    // SAFETY: the pointer is the start of a page that is never unmapped, so it is valid and
+    // aligned. The page is initially zero and only accessed as an atomic word. The kernel wipes it
+    // before a child runs.
     Some(unsafe { &*known })
 }
 
-/// Returns a page of zeros that is zeroed again in a forked child. Returns `None` if the kernel has
-/// no such pages.
+/// Returns a page of zeros that the kernel zeroes again in a forked child. Returns `None` if the
+/// page cannot be mapped or the kernel does not support `MADV_WIPEONFORK`.
 fn wiped_page() -> Option<*mut libc::c_void> {
     let (bytes, null) = (size_of::<AtomicU64>(), std::ptr::null_mut());
     let (access, kind) = (
@@ -84,7 +89,8 @@ fn wiped_page() -> Option<*mut libc::c_void> {
     if page == libc::MAP_FAILED {
         return None;
     }
-    // SAFETY: the page was mapped above. If it cannot be wiped, it is unmapped unused.
+    // SAFETY: the page was mapped above. If the kernel refuses the advice, the unused page is
+    // unmapped.
     unsafe {
         if libc::madvise(page, bytes, libc::MADV_WIPEONFORK) != 0 {
             libc::munmap(page, bytes);
@@ -97,7 +103,7 @@ fn wiped_page() -> Option<*mut libc::c_void> {
 /// A value that each process creates for itself, so that a forked child does not use the value of
 /// its parent.
 ///
-/// Values are never dropped. There is one for each process that uses the cell.
+/// Values are never dropped, so each process that uses the cell leaks one value.
 pub(crate) struct PerProcess<T: 'static>(AtomicPtr<(Birth, T)>);
 
 impl<T: Send + Sync + 'static> PerProcess<T> {
@@ -108,7 +114,7 @@ impl<T: Send + Sync + 'static> PerProcess<T> {
     /// Returns the value of this process, created by the first call.
     pub(crate) fn get(&self, make: impl FnOnce() -> T) -> &'static T {
         let known = self.0.load(Ordering::Acquire);
-        // SAFETY: null, or from `Box::into_raw` below and never freed.
+        // SAFETY: the pointer is null, or comes from `Box::into_raw` below and is never freed.
         if let Some((birth, value)) = unsafe { known.as_ref() }
             && birth.is_here()
         {
@@ -119,10 +125,10 @@ impl<T: Send + Sync + 'static> PerProcess<T> {
             .0
             .compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire)
         {
-            // SAFETY: from `Box::into_raw` above, and never freed.
+            // SAFETY: `made` comes from `Box::into_raw` above and is never freed once it is stored.
             Ok(_) => unsafe { &(*made).1 },
-            // SAFETY: `made` was not shared. `other` was stored by a thread of this process, since
-            // all other threads of the parent ended with the fork. It is never freed.
+            // SAFETY: no other thread has seen `made`. `other` was stored by a thread of this
+            // process, because a fork copies only the forking thread. `other` is never freed.
             Err(other) => unsafe {
                 drop(Box::from_raw(made));
                 &(*other).1
@@ -131,11 +137,13 @@ impl<T: Send + Sync + 'static> PerProcess<T> {
     }
 }
 
-/// Runs `child` in a forked child that exits with its result. Returns the process id of the child.
+/// Runs `child` in a forked process that exits with success if `child` returns `true`. Returns the
+/// process id of the child.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fork(child: impl FnOnce() -> bool) -> i32 {
-    // SAFETY: the child runs in a copy of this process with only this thread. The allocator handles
-    // forks itself. The child exits without the handlers and destructors of its parent.
+    // SAFETY: the child runs in a copy of this process with only this thread. The allocator
+    // supports forks. `_exit` ends the child without the exit handlers and destructors of its
+    // parent.
     unsafe {
         match libc::fork() {
             0 => {
@@ -147,7 +155,8 @@ pub(crate) fn fork(child: impl FnOnce() -> bool) -> i32 {
     }
 }
 
-/// Waits for a forked child. Returns `true` if its result was `true`. Kills a child that hangs.
+/// Waits for a forked child. Returns `true` if it exited with success. Kills a child that runs
+/// longer than two minutes.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn wait(child: i32) -> bool {
     let begun = std::time::Instant::now();
@@ -159,7 +168,8 @@ pub(crate) fn wait(child: i32) -> bool {
             return ended == child && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
         }
         if begun.elapsed() > std::time::Duration::from_secs(120) {
-            // SAFETY: the child has not been waited for, so the id still belongs to it.
+            // SAFETY: `waitpid` has not reported the end of the child, so the process id still
+            // belongs to it.
             unsafe { libc::kill(child, libc::SIGKILL) };
         }
         std::thread::sleep(std::time::Duration::from_millis(1));

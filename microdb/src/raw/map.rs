@@ -1,11 +1,11 @@
-//! Read-only bytes of a file: mapped, or a copy in memory if the storage cannot map.
+//! Read-only bytes of a file: mapped, or copied to memory if the storage cannot map files.
 //!
-//! - Both are aligned to 64 bytes, so that cache-line structures can be used in place
-//!   ([`super::buckets::Buckets::mapped`]).
-//! - A map is only as immutable as its file. Segments grow by appending, checkpoints are written
-//!   once, and the lock of the folder excludes other writers. Callers request only ranges that are
-//!   final.
-//! - Another program that changes a mapped file is detected by checksums. Truncated bytes read as
+//! - The first byte of a map or copy is aligned to 64 bytes, so that cache-line structures can be
+//!   used in place ([`super::buckets::Buckets::mapped`]).
+//! - Mapped bytes are only as immutable as their file. Segments grow by appending, checkpoints are
+//!   written once, and the lock of the folder excludes other writers. Callers request only ranges
+//!   that are never written again.
+//! - If another program changes a mapped file, checksums detect the change. Truncated bytes read as
 //!   zeros (see [`super::sigbus`]), overwritten bytes as the new content.
 //!
 //! Deliberately absent: writable maps.
@@ -16,26 +16,28 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::sigbus::Watch;
 
-/// Size of a cache line, and alignment of the first byte of every map. Pages have a coarser
-/// alignment.
+/// Alignment in bytes of the first byte of every map, which is the size of a cache line. Mapped
+/// pages have a larger alignment.
 const ALIGN: usize = 64;
 
-/// Maximum size of one request to the system.
+/// Maximum number of bytes in one read-ahead request to the operating system.
 const ASK_BYTES: usize = 128 * 1024;
 
-/// Kinds of advice. A new map has none: the system reads ahead, in small pages.
+/// Advice given to the operating system for a map: none, read ahead in large pages, or read only
+/// touched pages. Without advice, the system reads ahead in small pages.
 const NO_ADVICE: u8 = 0;
 const READ_AHEAD: u8 = 1;
 const SCATTERED: u8 = 2;
 
-/// A line of copied bytes, used for its alignment.
+/// A cache line of copied bytes. The type gives the copy its alignment.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u8; ALIGN]);
 
-/// Location of the bytes.
+/// Memory that holds the bytes of the file.
 enum Memory {
-    /// The watch is dropped before the map.
+    /// The pages of the file and their watch. Fields are dropped in order, so the watch ends before
+    /// the pages are unmapped.
     Mapped(Watch, memmap2::Mmap),
     Copied(Box<[Line]>),
 }
@@ -44,24 +46,24 @@ enum Memory {
 pub(crate) struct Map {
     memory: Memory,
     len: usize,
-    /// The last advice given to the system.
+    /// The last advice given to the operating system: one of the three constants above.
     advice: AtomicU8,
 }
 
 impl Map {
-    /// Maps the first `len` bytes of `file`. The file must not be shorter, and the ranges that are
-    /// read must be final (see the module).
+    /// Maps the first `len` bytes of `file`. The file must not be shorter, and a range that is read
+    /// must never be written again (see the header of this file).
     ///
     /// # Errors
-    /// Those of `mmap`.
+    /// Errors of `mmap`.
     pub(crate) fn of_file(file: &File, len: u64) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         if len == 0 {
             return Ok(Self::of_bytes(&[]));
         }
         // SAFETY: a private read-only map of a regular file. The bytes read from it are never
-        // written again by this process, nor by another one that respects the lock of the folder
-        // (see the module for other programs).
+        // written again by this process, nor by another process that respects the lock of the
+        // folder. The header of this module covers other programs.
         let map = unsafe { memmap2::MmapOptions::new().len(len).map(file)? };
         Ok(Self {
             memory: Memory::Mapped(Watch::new(map.as_ptr(), len), map),
@@ -83,7 +85,7 @@ impl Map {
         }
     }
 
-    /// Returns the map of a file without its watch, or `None` for a copy.
+    /// Returns the mapping of a file, without its watch. Returns `None` for a copy.
     pub(super) fn into_mapping(self) -> Option<memmap2::Mmap> {
         match self.memory {
             Memory::Mapped(_, map) => Some(map),
@@ -101,32 +103,33 @@ impl Map {
         self.len
     }
 
-    /// Returns `len` bytes at `offset`, or `None` beyond the end.
+    /// Returns `len` bytes at `offset`, or `None` if the range ends beyond the map.
     #[inline]
     pub(crate) fn get(&self, offset: usize, len: usize) -> Option<&[u8]> {
         if offset.checked_add(len)? > self.len {
             return None;
         }
-        // SAFETY: offset + len <= self.len, which both kinds of memory cover, initialised, as long
-        // as `self` lives. Requested ranges are final.
+        // SAFETY: offset + len <= self.len. Both kinds of memory have this many initialised bytes
+        // as long as `self` lives. Requested ranges are never written again.
         Some(unsafe { std::slice::from_raw_parts(self.first().add(offset), len) })
     }
 
-    /// Returns `true` if a read met the end of the file. The file was truncated, and the missing
-    /// bytes read as zeros.
+    /// Returns `true` if a read touched a page beyond the end of the file. The file was truncated,
+    /// and the missing bytes read as zeros.
     pub(crate) fn is_cut(&self) -> bool {
         matches!(&self.memory, Memory::Mapped(watch, _) if watch.is_cut())
     }
 
-    /// Returns the address of the byte at `offset`, or of the last byte, for prefetching only.
+    /// Returns the address of the byte at `offset`, or the end of the map if `offset` is beyond it.
+    /// For prefetching only.
     #[inline]
     pub(crate) fn address(&self, offset: usize) -> *const u8 {
         self.first().wrapping_add(offset.min(self.len))
     }
 
-    /// Advises the system to expect scattered reads, so that it reads only the touched page.
-    /// Otherwise it may read ahead in large pages, which need one entry of the page table instead
-    /// of hundreds. A failure costs only speed.
+    /// Advises the operating system about reads of this map. If `scattered` is `true`, the system
+    /// reads only touched pages. Otherwise it may read ahead in large pages, which need one entry
+    /// of the page table instead of hundreds. A failure costs only speed.
     pub(crate) fn advise(&self, scattered: bool) {
         let Memory::Mapped(_, map) = &self.memory else {
             return;
@@ -136,7 +139,8 @@ impl Map {
             let _ = map.advise(memmap2::Advice::Random);
             let _ = map.advise(memmap2::Advice::NoHugePage);
         } else {
-            // Each call counts when a database with many segments is opened.
+            // `Normal` only reverts `Random`. It is omitted otherwise, because the number of system
+            // calls matters when a database with many segments is opened.
             if self.advice.swap(READ_AHEAD, Ordering::Relaxed) == SCATTERED {
                 let _ = map.advise(memmap2::Advice::Normal);
             }
@@ -144,14 +148,14 @@ impl Map {
         }
     }
 
-    /// Returns `true` if bytes that were not requested are read page by page.
+    /// Returns `true` if the operating system reads only touched pages of this map.
     fn is_scattered(&self) -> bool {
         self.advice.load(Ordering::Relaxed) == SCATTERED
     }
 
-    /// Asks the system to read `len` bytes at `offset` from the disk without waiting. Cheap for
-    /// bytes in memory, but a system call. Does nothing where the system reads ahead by itself,
-    /// which it does in larger pieces.
+    /// Requests `len` bytes at `offset` from the disk without waiting. For bytes in memory this
+    /// costs only a system call. Does nothing unless the advice is to read only touched pages:
+    /// with other advice, the operating system itself reads ahead in larger pieces.
     pub(crate) fn will_need(&self, offset: usize, len: usize) {
         let Memory::Mapped(_, map) = &self.memory else {
             return;
@@ -160,8 +164,8 @@ impl Map {
             return;
         }
         let end = offset.saturating_add(len).min(self.len);
-        // A system may ignore the part of a request beyond the read-ahead of the device. This is
-        // the usual size.
+        // The kernel may ignore the part of a request that exceeds the read-ahead size of the
+        // device. `ASK_BYTES` is the usual size.
         for at in (offset.min(end)..end).step_by(ASK_BYTES) {
             let _ = map.advise_range(memmap2::Advice::WillNeed, at, ASK_BYTES.min(end - at));
         }

@@ -1,21 +1,21 @@
-//! Primitives below the engine, and the only folder with `unsafe`. Nothing here knows keys, frames
-//! or slots.
+//! Primitives below the engine, and the only folder with `unsafe`. Nothing here depends on keys,
+//! frames or slots.
 //!
 //! - [`epoch`]: pins, and cells with an `Arc` that readers follow without touching its count.
 //! - [`fork`]: distinguishes a forked child from its parent.
 //! - [`buckets`]: cache-line buckets of atomic words, in own memory or in place in a map.
 //! - [`map`]: read-only bytes of a file, mapped or copied.
-//! - [`sigbus`]: truncated mapped files read as zeros instead of ending the process.
+//! - [`sigbus`]: lets truncated mapped files read as zeros instead of ending the process.
 //! - [`tail`]: append-only memory with one writer and many readers.
-//! - [`heap`]: returns freed memory to the system.
+//! - [`heap`]: returns freed memory to the operating system.
 //! - [`prefetch`]: prefetch instruction.
-//! - [`sync`]: locks and atomics of the standard library, or those of loom in its build.
+//! - [`sync`]: locks and atomics of the standard library, or those of loom in builds for loom.
 //! - [`pool`]: threads for background work.
 //! - [`reclaim`]: decides when retired and freed memory is released.
 //!
-//! Each `unsafe` block says why it is sound. Every function is safe to call with any arguments that
-//! its types permit. The one exception belongs to the operating system: see [`map`] on files that
-//! change while mapped. Deliberately absent: the format of the database.
+//! Each `unsafe` block states why it is sound. Every function is safe to call with any arguments
+//! that its types permit. The one exception is a mapped file that another program changes: see
+//! [`map`]. Deliberately absent: the format of the database.
 #![allow(unsafe_code)]
 
 pub(crate) mod buckets;

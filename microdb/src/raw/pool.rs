@@ -1,11 +1,13 @@
 //! Threads for background work, shared by all databases of the process.
 //!
-//! - Two threads run long work, so that the compaction of one database does not delay all others.
-//!   One thread runs short work, which must not wait for long work. One frees memory.
-//! - Threads start when first needed, so an idle database has no thread and no timer.
-//! - The job with the earliest due time runs first.
+//! - Two threads run long work, so that the compaction of one database does not delay all other
+//!   databases. One thread runs short work, which must not wait for long work. One thread frees
+//!   memory.
+//! - Threads start with the first job of their kind, so an idle database has no thread and no
+//!   timer.
+//! - Among the waiting jobs of one kind, the job with the earliest due time runs first.
 //!
-//! Deliberately absent: results. A job reports through the state of its database.
+//! Deliberately absent: results of jobs. A job reports through the state of its database.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,12 +17,12 @@ use std::time::{Duration, Instant};
 use crate::raw::fork::PerProcess;
 use crate::raw::sync::ignore_poison;
 
-/// The kind of work that a thread runs.
+/// Kinds of work. Each kind has threads of its own.
 #[derive(Clone, Copy)]
 pub(crate) enum Lane {
-    /// Work that waits for the disk once at most.
+    /// Work that waits for the disk at most once.
     Short,
-    /// All longer work.
+    /// Work that may wait for the disk or a lock repeatedly, such as a compaction.
     Long,
     /// Freeing of retired memory, which never waits for a disk or a lock.
     Memory,
@@ -28,7 +30,7 @@ pub(crate) enum Lane {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A job with its due time, ordered by due time, then by arrival.
+/// A job with its due time, ordered by due time, then by order of submission.
 struct Due {
     at: Instant,
     number: u64,
@@ -59,7 +61,7 @@ struct Pool {
     jobs: Mutex<(BinaryHeap<Reverse<Due>>, u64)>,
     changed: Condvar,
     started: Once,
-    /// Few, since more would compete with the writers for which they work.
+    /// Number of threads, at most two: more would compete for processors with the writers.
     threads: usize,
     name: &'static str,
 }
@@ -96,7 +98,8 @@ impl Pools {
     }
 }
 
-/// A forked child has no threads of its parent and starts its own.
+/// The pools of this process. A forked child has no threads of its parent, so it has pools of its
+/// own.
 static POOLS: PerProcess<Pools> = PerProcess::new();
 
 /// Runs `job` in the background after `delay`.
@@ -109,7 +112,8 @@ pub(crate) fn submit(lane: Lane, delay: Duration, job: impl FnOnce() + Send + 's
     };
     pool.started.call_once(|| {
         for number in 0..pool.threads {
-            // Without threads there is no background work; requested work is still done.
+            // If no thread can be started, background work never runs. Work that a caller requests
+            // directly is still done.
             let _ = std::thread::Builder::new()
                 .name(format!("{}-{number}", pool.name))
                 .spawn(|| work(pool));
@@ -144,7 +148,8 @@ fn work(pool: &Pool) {
                     continue;
                 };
                 drop(jobs);
-                // A panicking job is a bug, but other databases still need the thread.
+                // A panicking job is a bug, but the thread must survive for the jobs of other
+                // databases.
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(due.job));
                 jobs = pool.lock();
             }

@@ -1,15 +1,15 @@
-//! Prefetch: loads a cache line in the background.
+//! Prefetch: loads a cache line while the processor does other work.
 //!
-//! A missing line costs 100 to 300 ns. Work that knows its addresses early overlaps these waits. A
-//! prefetch never reads, so any address is permitted. Does nothing on processors without a
-//! supported instruction.
+//! A load that misses the cache takes 100 to 300 ns. Code that has its addresses early prefetches
+//! several of them, so that the waits overlap. A prefetch never faults, so any address is
+//! permitted. Does nothing on processors without a supported instruction.
 
 /// Prefetches the cache line of `address`. Never faults, for any address.
 #[inline(always)]
 pub(crate) fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch is a hint. It accesses no memory in the sense of the language and raises
-    // no fault for any address.
+    // SAFETY: a prefetch is a hint. The language does not count it as a memory access, and it
+    // raises no fault for any address.
     unsafe {
         core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(address.cast());
     }

@@ -1,8 +1,9 @@
 //! Prompt release of retired memory, maps and descriptors, independent of later calls by the user.
 //!
-//! - A retired value ([`crate::raw::epoch`]) is freed by a thread that works for the collector
-//!   after the last pin has ended. The thread that retired it may never call again. So a job is
-//!   scheduled while any retired value waits.
+//! - A round frees retired values and returns freed memory to the operating system.
+//! - A retired value ([`crate::raw::epoch`]) is freed by a thread that calls the collector after
+//!   the last pin has ended. The thread that retired the value may never call again. So a job that
+//!   runs rounds is scheduled while any retired value waits.
 //! - The job has a thread of its own, because other background threads may be waiting for a disk.
 //!
 //! Deliberately absent: any wait for readers.
@@ -15,33 +16,35 @@ use crate::raw::fork::PerProcess;
 use crate::raw::pool::{self, Lane};
 use crate::raw::{epoch, heap};
 
-/// Time between two rounds while a pin is in the way. Pins last for microseconds, so the first
-/// round nearly always succeeds. A thread preempted with a pin runs again within milliseconds.
+/// Time between two rounds if a pin prevented the first. Pins last for microseconds, so the first
+/// round nearly always succeeds. A thread that was preempted while pinned runs again within
+/// milliseconds.
 const AGAIN_AFTER: Duration = Duration::from_millis(2);
 
-/// Time from a request to the first round, so that a busy writer causes one round for many retired
-/// values.
+/// Time from a request to the first round. The delay lets a busy writer cause one round for many
+/// retired values.
 const FIRST_AFTER: Duration = Duration::from_millis(5);
 
-/// `true` while the job is scheduled. A forked child has no thread that would run the job of its
-/// parent.
+/// `true` while the job is scheduled. Each process has its own flag, because a forked child has no
+/// thread that would run the job of its parent.
 static SCHEDULED: PerProcess<AtomicBool> = PerProcess::new();
 
 fn scheduled() -> &'static AtomicBool {
     SCHEDULED.get(AtomicBool::default)
 }
 
-/// Bytes of directories freed since memory was last returned to the system.
+/// Bytes of freed directories since memory was last returned to the operating system.
 static FREED_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// Freed bytes from which memory is returned to the system. Fewer are soon reused, and returning
-/// them would cost page faults later.
+/// Number of freed bytes from which memory is returned to the operating system. Fewer bytes are
+/// soon reused, and returning them would cost page faults later.
 const TRIM_BYTES: usize = 16 << 20;
 
-/// Freed bytes from which memory is returned to the system after a directory was dropped.
+/// Number of freed bytes from which memory is returned to the operating system after a whole
+/// directory was freed.
 const TRIM_BYTES_AT_END: usize = 1 << 20;
 
-/// Schedules the job if a retired value waits to be freed.
+/// Schedules the job that frees retired values, if any retired value is not freed yet.
 #[inline]
 pub(crate) fn request() {
     if epoch::retired() > 0 {
@@ -49,15 +52,15 @@ pub(crate) fn request() {
     }
 }
 
-/// Frees retired values as far as pins permit, and schedules the job for the rest. The caller holds
-/// no pin.
+/// Frees the retired values that no pin covers, and schedules the job if some remain. The caller
+/// must hold no pin, which would prevent freeing.
 pub(crate) fn now() {
     if !epoch::collect() {
         schedule();
     }
 }
 
-/// Records that parts of a directory were freed.
+/// Records that `bytes` of a directory's parts were freed.
 pub(crate) fn note_freed(bytes: usize) {
     if FREED_BYTES.fetch_add(bytes, Ordering::Relaxed) + bytes >= TRIM_BYTES {
         schedule();
@@ -72,11 +75,12 @@ pub(crate) fn note_freed_directory() {
     }
 }
 
-/// Frees retired values and returns freed memory to the system before this call returns, as far as
-/// pins permit. The caller holds no pin. A round that another thread has begun is waited for.
+/// Frees the retired values that no pin covers and returns freed memory to the operating system,
+/// all before this call returns. The caller holds no pin. If another thread has begun a round, this
+/// call waits for its end.
 pub(crate) fn finish() {
     let _round = round();
-    // Pins of other databases end soon, but nobody waits for them without a bound.
+    // Pins of other databases end soon, but the wait for them has a bound.
     let is_done = (0..FINISH_ROUNDS).any(|_| {
         let is_done = epoch::collect();
         if !is_done {
@@ -90,20 +94,21 @@ pub(crate) fn finish() {
     trim();
 }
 
-/// Number of tries of `finish`, together about a millisecond.
+/// Number of attempts of `finish` to free all values, together about a millisecond.
 const FINISH_ROUNDS: u32 = 1000;
 
-/// Held during a round: while values are freed, and while memory is returned to the system, which
+/// Held during a round. A round frees values and returns memory to the operating system, which
 /// locks the allocator.
 static ROUND: PerProcess<Mutex<()>> = PerProcess::new();
 
-/// Begins a round, after the round of another thread. No retired value begins one when it is freed.
+/// Locks the round, after waiting for the round of another thread. Freeing a value never calls this
+/// function, so a round cannot deadlock with itself.
 fn round() -> MutexGuard<'static, ()> {
     let round = ROUND.get(Mutex::default).lock();
     round.unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns freed memory to the system, in a round.
+/// Returns freed memory to the operating system. The caller holds the round lock.
 fn trim() {
     if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES {
         FREED_BYTES.store(0, Ordering::Relaxed);
@@ -113,7 +118,7 @@ fn trim() {
 
 #[cold]
 fn schedule() {
-    // A model has no threads except its own.
+    // A loom model permits only the threads that it creates itself.
     if cfg!(loom) || scheduled().swap(true, Ordering::AcqRel) {
         return;
     }
@@ -129,7 +134,8 @@ fn work() {
     };
     if is_done {
         scheduled().store(false, Ordering::Release);
-        // A value retired before the store found the job scheduled, so the request is repeated.
+        // A request between the collection and this store found the job scheduled and did nothing.
+        // So the request is repeated here.
         request();
         note_freed(0);
     } else {

@@ -1,30 +1,31 @@
-//! Truncated mapped files: damage instead of the death of the process by SIGBUS.
+//! Truncated mapped files: a read is reported as damage, while SIGBUS would otherwise end the
+//! process.
 //!
-//! - A read of a mapped page behind the end of its file raises SIGBUS, and so does a page that the
+//! - A read of a mapped page beyond the end of its file raises SIGBUS, and so does a page that the
 //!   disk cannot read. Only a signal handler can respond.
-//! - The handler is installed by the first database that maps a file, unless its options refuse
-//!   that. For an address in one of our maps, it
-//!   maps a page of zeros there and marks the map as cut. The read continues, and fails its
-//!   checksum because zeros have no valid one. So it ends as damage with a file and an offset.
-//! - Every other SIGBUS goes to the handler that was installed before, or ends the process as
-//!   without this module.
-//! - A handler that another library installs later, and that does not call this one, removes this
-//!   protection and nothing else.
-//! - The handler takes no lock and allocates no memory. Maps are listed in static blocks of slots,
-//!   which are never removed.
+//! - The first database that maps a file installs the handler, unless its options refuse the
+//!   handler. For an address in a map of this crate, the handler maps a page of zeros there and
+//!   marks the map as cut. The read continues, and its checksum fails, because no checksum accepts
+//!   zeros. So the read ends as an error that names a file and an offset.
+//! - Every other SIGBUS goes to the handler that was installed before. Without an earlier handler,
+//!   it ends the process as usual.
+//! - Another library may install a handler later that does not call this one. Then this protection
+//!   is lost, and nothing else changes.
+//! - The handler takes no lock and allocates no memory. Maps are listed in blocks of slots, and
+//!   blocks are never removed.
 //!
 //! Deliberately absent: other signals.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
-/// Number of slots in a block. Few databases have more maps.
+/// Number of slots in a block. Few processes have more maps at once.
 const BLOCK_SLOTS: usize = 64;
 
-/// Value of `start` for a slot being filled; no map begins at this address.
+/// Value of `start` for a slot that is being filled. No map begins at this address.
 const FILLING: usize = 1;
 
-/// One map, or free if `start` is 0.
+/// The addresses of one map. The slot is free if `start` is 0.
 struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
@@ -52,11 +53,11 @@ impl Block {
 
     fn next(&self) -> Option<&'static Self> {
         let next = self.next.load(Ordering::Acquire);
-        // SAFETY: null, or from `Box::leak` in `grown`, which is valid and shared forever.
+        // SAFETY: the pointer is null, or comes from `Box::into_raw` in `grown` and is never freed.
         unsafe { next.as_ref() }
     }
 
-    /// Returns the next block, and adds it if there is none.
+    /// Returns the next block. Adds a block if this is the last.
     fn grown(&self) -> &'static Self {
         if let Some(next) = self.next() {
             return next;
@@ -66,10 +67,11 @@ impl Block {
             .next
             .compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire)
         {
-            // SAFETY: from `Box::into_raw` above, and never freed.
+            // SAFETY: `new` comes from `Box::into_raw` above and is never freed once it is in the
+            // list.
             Ok(_) => unsafe { &*new },
             Err(other) => {
-                // SAFETY: `new` was not shared, and `other` is in the list forever.
+                // SAFETY: no other thread has seen `new`, and `other` stays in the list forever.
                 unsafe {
                     drop(Box::from_raw(new));
                     &*other
@@ -82,21 +84,21 @@ impl Block {
 static BLOCKS: Block = Block::new();
 static ANY_CUT: AtomicBool = AtomicBool::new(false);
 static PAGE_BYTES: AtomicUsize = AtomicUsize::new(4096);
-/// The handler that was installed before.
+/// The SIGBUS handler that was installed before the handler of this module.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Returns `true` if any map of this process was ever cut. Checked first, since the answer is
-/// nearly always `false`.
+/// Returns `true` if any map of this process was ever cut. Callers check this cheap flag first,
+/// since it is nearly always `false`.
 #[inline(always)]
 pub(crate) fn any_cut() -> bool {
     ANY_CUT.load(Ordering::Relaxed)
 }
 
-/// A map that is watched until this value is dropped.
+/// Registration of a map with the handler. The registration ends when this value is dropped.
 pub(super) struct Watch(&'static Slot);
 
 impl Watch {
-    /// Watches `len` bytes at `start`. Must be dropped before they are unmapped.
+    /// Watches `len` bytes at `start`. The watch must be dropped before the bytes are unmapped.
     pub(super) fn new(start: *const u8, len: usize) -> Self {
         let mut block = &BLOCKS;
         loop {
@@ -115,7 +117,7 @@ impl Watch {
         }
     }
 
-    /// Returns `true` if a read met the end of the file.
+    /// Returns `true` if a read touched a page beyond the end of the file.
     pub(super) fn is_cut(&self) -> bool {
         self.0.cut.load(Ordering::Acquire)
     }
@@ -142,13 +144,13 @@ fn find(address: usize) -> Option<&'static Slot> {
     None
 }
 
-/// Installs the handler, once per process.
+/// Installs the handler on the first call in a process.
 pub(crate) fn install() {
     BEFORE.get_or_init(|| {
-        // SAFETY: plain calls of the C library. A zeroed `sigaction` is valid and its mask is
-        // emptied. The handler has the signature required by SA_SIGINFO and does only things
-        // permitted in a signal handler. SA_ONSTACK, because threads with an alternative stack
-        // expect handlers there.
+        // SAFETY: plain calls of the C library. A zeroed `sigaction` is valid, and its mask is
+        // emptied. The handler has the signature that SA_SIGINFO requires and does only things
+        // permitted in a signal handler. SA_ONSTACK runs it on the alternative stack of threads
+        // that have one.
         unsafe {
             let page = libc::sysconf(libc::_SC_PAGESIZE);
             if let Ok(page) = usize::try_from(page) {
@@ -159,7 +161,7 @@ pub(crate) fn install() {
             ours.sa_sigaction = on_sigbus as *const () as usize;
             ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             libc::sigemptyset(&raw mut ours.sa_mask);
-            // After a failure, maps are as unprotected as without this module.
+            // If the call fails, maps are as unprotected as without this module.
             let _ = libc::sigaction(libc::SIGBUS, &raw const ours, &raw mut before);
             before
         }
@@ -168,8 +170,8 @@ pub(crate) fn install() {
 
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid `siginfo_t` to a handler installed with SA_SIGINFO. SIGBUS
-    // carries an address unless another process sent it. In that case the field has another meaning
-    // and is not used.
+    // carries an address unless a process sent the signal. In that case the field has another
+    // meaning and is not used.
     let (address, is_fault) = unsafe { ((*info).si_addr().addr(), (*info).si_code > 0) };
     if is_fault
         && let Some(slot) = find(address)
@@ -182,14 +184,14 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     pass_on(signal, info, context, is_fault);
 }
 
-/// Maps a page of zeros over the page of `address`, which is in one of our maps. Returns `true` on
-/// success.
+/// Maps a page of zeros over the page that contains `address`, which is in a map of this crate.
+/// Returns `true` on success.
 fn lay_zeros(address: usize) -> bool {
     let page = PAGE_BYTES.load(Ordering::Relaxed);
     let start = address & !(page - 1);
-    // SAFETY: the page is in one of our maps, which the faulting reader keeps alive, so no other
-    // memory is replaced. The page is read-only like the map. `mmap` is a system call without locks
-    // of the library, and `errno` is restored.
+    // SAFETY: the page is in a map of this crate, which the faulting reader keeps alive, so no
+    // other memory is replaced. The page is read-only like the map. `mmap` is a system call without
+    // locks of the C library, and `errno` is restored.
     unsafe {
         let errno = *libc::__errno_location();
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
@@ -206,17 +208,17 @@ fn lay_zeros(address: usize) -> bool {
     }
 }
 
-/// Acts as if this module did not exist. `is_fault` is `true` if an instruction of this thread
-/// raised the signal, and `false` if a process sent it.
+/// Treats the signal as the process would without this module. `is_fault` is `true` if an
+/// instruction of this thread raised the signal, and `false` if a process sent it.
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void, is_fault: bool) {
     let handler = BEFORE.get().map_or(libc::SIG_DFL, |before| before.sa_sigaction);
     if handler == libc::SIG_IGN && !is_fault {
         return;
     }
     if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
-        // SAFETY: restores the default action. The faulting instruction runs again and ends the
-        // process as without a handler. A signal that was sent is raised again, and arrives when
-        // this handler has returned.
+        // SAFETY: restores the default action. A faulting instruction runs again and ends the
+        // process. A signal that a process sent is raised again, and is delivered after this
+        // handler has returned.
         unsafe {
             let mut default: libc::sigaction = std::mem::zeroed();
             default.sa_sigaction = libc::SIG_DFL;
@@ -230,8 +232,8 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
     let with_info = BEFORE
         .get()
         .is_some_and(|before| before.sa_flags & libc::SA_SIGINFO != 0);
-    // SAFETY: the address of a handler installed for this signal, called with the signature given
-    // by its flags.
+    // SAFETY: `handler` is the address of a handler that was installed for this signal. Its flags
+    // give the signature with which it is called.
     unsafe {
         if with_info {
             let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
@@ -282,9 +284,11 @@ mod tests {
         }
     }
 
-    /// Names the earlier handler in the child process, and the cause of the signal there.
+    /// Environment variable for the child process, with two words: the handler that the process
+    /// installs before ours, and the cause of the signal.
     const PART: &str = "MICRODB_SIGBUS_PART";
-    /// Exit code of the child processes that end in an earlier handler.
+    /// Exit codes of child processes that end in an earlier handler, without and with signal
+    /// information.
     const BY_HANDLER: i32 = 42;
     const BY_HANDLER_WITH_INFO: i32 = 43;
 
@@ -294,14 +298,16 @@ mod tests {
     }
 
     extern "C" fn former_with_info(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-        // SAFETY: as above; passes the information of the kernel on.
+        // SAFETY: the kernel passed a valid `info`. `_exit` ends the process without running
+        // anything else.
         unsafe {
             let told = (*info).si_signo == libc::SIGBUS;
             libc::_exit(if told { BY_HANDLER_WITH_INFO } else { 1 })
         }
     }
 
-    /// Not a test by itself: the child process that receives a SIGBUS from outside of our maps.
+    /// The child process of other tests: receives a SIGBUS that does not come from our maps. Does
+    /// nothing without the environment variable.
     #[test]
     fn the_other_process() {
         let Ok(part) = std::env::var(PART) else { return };
@@ -314,8 +320,8 @@ mod tests {
         };
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 8192]).unwrap();
-        // SAFETY: the handlers have the signatures given by their flags. The map is private,
-        // read-only, and stays alive.
+        // SAFETY: the handlers have the signatures given by their flags. The map is private and
+        // read-only, and nobody writes to the file while bytes of it are referenced.
         let foreign = unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             (action.sa_sigaction, action.sa_flags) = (handler, flags);
@@ -328,12 +334,13 @@ mod tests {
         super::install();
         let ours = Map::of_file(&file, 8192).unwrap();
         file.set_len(0).unwrap();
-        // Our own map is repaired with every earlier handler, and the process continues.
+        // The handler repairs our own map, independent of the earlier handler, and the process
+        // continues.
         assert_eq!(ours.get(5000, 1), Some(&[0][..]));
         if raised == "fault" {
             std::hint::black_box(foreign[5000]);
         } else {
-            // SAFETY: a plain call. The signal reaches this thread before the call returns.
+            // SAFETY: a plain call. The signal is delivered to this thread before the call returns.
             unsafe { libc::raise(libc::SIGBUS) };
         }
         println!("lived on");
@@ -356,7 +363,7 @@ mod tests {
             assert_eq!(status.code(), Some(BY_HANDLER_WITH_INFO));
             assert_eq!(ended(&format!("none {raised}")).signal(), Some(libc::SIGBUS));
         }
-        // A fault of an instruction cannot be ignored.
+        // The kernel does not let a process ignore the fault of an instruction.
         assert_eq!(ended("ignored fault").signal(), Some(libc::SIGBUS));
         assert_eq!(ended("ignored sent").code(), Some(0));
     }

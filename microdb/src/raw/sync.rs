@@ -3,8 +3,8 @@
 //!
 //! - With `--cfg loom`, the model checker runs the real code through every order of these accesses
 //!   (`docs/testing.md`).
-//! - Mere statistics use the standard atomics directly, because no decision depends on their order.
-//!   So does state that outlives a database, such as the thread pool.
+//! - Pure statistics use the standard atomics directly, because no decision depends on the order of
+//!   their accesses. State that outlives a database, such as the thread pool, uses them too.
 //!
 //! Deliberately absent: new kinds of locks.
 
@@ -19,7 +19,7 @@ pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize
 #[cfg(not(loom))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 
-/// A value without content that is only counted.
+/// A value without content. Its reference count is its only use.
 #[cfg(not(loom))]
 pub(crate) type Token = std::sync::Arc<()>;
 
@@ -27,13 +27,13 @@ use std::sync::PoisonError;
 #[cfg(not(loom))]
 use std::sync::TryLockError;
 
-/// Returns the guard even if a holder panicked: guarded state is changed only after everything that
-/// can fail.
+/// Returns the guard even if a holder of the lock panicked. Guarded state stays consistent, because
+/// it is changed only after everything that can fail.
 pub(crate) fn ignore_poison<G>(taken: Result<G, PoisonError<G>>) -> G {
     taken.unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes a lock, like [`ignore_poison`].
+/// Takes a lock, even if an earlier holder panicked (see [`ignore_poison`]).
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     ignore_poison(mutex.lock())
 }
@@ -46,9 +46,10 @@ const SPIN_TRIES: u32 = 64;
 #[cfg(not(loom))]
 const SPIN_PAUSES: u32 = 16;
 
-/// Like [`lock`], for a lock that is usually held for less than a microsecond.
+/// Takes a lock that is usually held for less than a microsecond. Tries several times before the
+/// thread sleeps.
 pub(crate) fn lock_briefly<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // In a model, another attempt would only repeat the same race.
+    // In a loom model, another attempt would only repeat the same race.
     #[cfg(not(loom))]
     for _ in 0..SPIN_TRIES {
         match mutex.try_lock() {
@@ -60,7 +61,8 @@ pub(crate) fn lock_briefly<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     lock(mutex)
 }
 
-/// Releases the `held` lock until `condvar` is notified, for `bound` at most. May return early.
+/// Releases the `held` lock until `condvar` is notified or `bound` has passed, then takes the lock
+/// again. May return early.
 #[cfg(not(loom))]
 pub(crate) fn wait_at_most<'m, T>(
     condvar: &Condvar,
@@ -71,7 +73,7 @@ pub(crate) fn wait_at_most<'m, T>(
     ignore_poison(waited).0
 }
 
-/// A model has no time.
+/// Variant for loom, without the bound, because a loom model has no time.
 #[cfg(loom)]
 pub(crate) fn wait_at_most<'m, T>(
     condvar: &Condvar,
@@ -81,8 +83,8 @@ pub(crate) fn wait_at_most<'m, T>(
     ignore_poison(condvar.wait(held))
 }
 
-/// Releases the `held` lock of `mutex` until `condvar` is notified and `condition` is false, for
-/// `bound` at most.
+/// Releases the `held` lock of `mutex` until `condvar` is notified and `condition` is false, or
+/// `bound` has passed. Then takes the lock again.
 #[cfg(not(loom))]
 pub(crate) fn wait_while_at_most<'m, T>(
     condvar: &Condvar,
@@ -95,7 +97,7 @@ pub(crate) fn wait_while_at_most<'m, T>(
     ignore_poison(waited).0
 }
 
-/// A model has no time: before the lock is taken again, other threads may do anything or nothing.
+/// Variant for loom, where no time passes: other threads may run before the lock is taken again.
 #[cfg(loom)]
 pub(crate) fn wait_while_at_most<'m, T>(
     _condvar: &Condvar,
@@ -111,7 +113,7 @@ pub(crate) fn wait_while_at_most<'m, T>(
     held
 }
 
-/// The standard type with a flag visible to loom.
+/// A standard `OnceLock` with a flag through which loom sees its accesses.
 #[cfg(loom)]
 pub(crate) struct OnceLock<T> {
     is_set: AtomicBool,
@@ -138,7 +140,7 @@ impl<T> OnceLock<T> {
     }
 }
 
-/// The standard type with a count visible to loom, in the same memory orders.
+/// A standard `Arc<()>` with a count that loom sees, with the memory orders of `Arc`.
 #[cfg(loom)]
 pub(crate) struct Token(std::sync::Arc<AtomicUsize>);
 

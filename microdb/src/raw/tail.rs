@@ -5,9 +5,9 @@
 //! |-- readers --|-- the writer only --|-- never written --|
 //! ```
 //!
-//! A committed record is read from here until its bytes can be read from the file. The memory is
-//! one piece of fixed capacity, so that a record is contiguous and the whole goes to the disk in
-//! one write. A writer that needs more space starts another buffer.
+//! A committed record is read from this memory until its bytes can be read from the file. The
+//! memory is one piece of fixed capacity, so that each record is contiguous and all bytes go to the
+//! disk in one write. A writer that needs more space starts another buffer.
 //!
 //! A snapshot may hold a buffer for hours. Once the bytes are in the file, [`TailBuffer::lay_over`]
 //! replaces the memory by the pages of the file. Readers find the same bytes at the same addresses,
@@ -17,8 +17,8 @@
 //!
 //! - `published <= filled <= capacity`.
 //! - Bytes below `filled` never change again.
-//! - Only the one [`TailWriter`] moves either mark, and only forward. Readers therefore need no
-//!   lock and never wait.
+//! - Only the one [`TailWriter`] moves `published` and `filled`, and only forward. Readers
+//!   therefore need no lock and never wait.
 //!
 //! Deliberately absent: growth.
 
@@ -35,14 +35,15 @@ use super::map::Map;
 use super::sigbus::Watch;
 use super::sync::ignore_poison;
 
-/// Memory of one buffer without readers, kept for the next buffer of the same size, because fresh
-/// memory costs a fault per page. The system may take the pages back if it runs short.
+/// Memory of one buffer that has no readers any more. It is kept for the next buffer of the same
+/// size, because fresh memory costs a fault per page. The operating system may take the pages back
+/// if memory runs short.
 #[derive(Debug, Default)]
 pub(crate) struct Spare(Mutex<Option<MmapMut>>);
 
-/// Smaller buffers are not worth keeping.
+/// Minimum size in bytes of a buffer that is kept. Keeping a smaller buffer saves too little.
 const SPARE_BYTES_MIN: usize = 4 << 20;
-/// Larger buffers are not kept, since the spare buffer is the memory of an idle database.
+/// Maximum size in bytes of a buffer that is kept, because an idle database keeps this memory.
 const SPARE_BYTES_MAX: usize = 16 << 20;
 
 impl Spare {
@@ -52,45 +53,45 @@ impl Spare {
     }
 
     fn keep(&self, map: MmapMut) {
-        // SAFETY: the next owner of this memory reads only bytes that it has written.
+        // SAFETY: the advice may discard the bytes. The next owner of the memory reads only bytes
+        // that it has written.
         let _ = unsafe { map.unchecked_advise(UncheckedAdvice::Free) };
         *ignore_poison(self.0.lock()) = Some(map);
     }
 }
 
-/// The memory, as readers share it through an `Arc`. Its only writer is a [`TailWriter`]. Created
-/// by [`TailWriter::with_capacity`].
+/// Memory of a segment, shared by readers through an `Arc`. Its one writer is the [`TailWriter`]
+/// that created it.
 pub(crate) struct TailBuffer {
-    /// The bytes of `map`. Only the one writer writes, through this pointer and never through the
-    /// map.
+    /// The first byte of the buffer, in `map`. The writer writes through this pointer and never
+    /// through `map`.
     memory: NonNull<u8>,
-    /// Owner of the memory.
+    /// Owner of the memory, unmapped or kept as spare on drop.
     map: ManuallyDrop<MmapMut>,
-    /// Receives the memory on drop, if it still exists.
+    /// Receives the memory when the buffer is dropped, unless the database is closed by then.
     spare: Weak<Spare>,
     capacity: usize,
-    /// `true` once the writer is gone, so that no byte is written any more.
+    /// `true` once the writer is dropped. No byte is written after that.
     finished: AtomicBool,
-    /// Watch of the file's pages that replaced the memory, if they did.
+    /// Watch of the file's pages, set once they have replaced the memory.
     file: OnceLock<Watch>,
-    /// End of the bytes visible to readers. Stored with Release after the bytes, loaded with
-    /// Acquire before them.
+    /// Number of bytes visible to readers. Stored with Release after the bytes are written, loaded
+    /// with Acquire before they are read.
     published: AtomicUsize,
 }
 
-// SAFETY: the memory is plain bytes owned by this value. `published` divides shared access: bytes
-// below it are immutable, and were written before the Release store seen by the reader's Acquire
-// load. Only the single `TailWriter`, which cannot be cloned, accesses bytes above it, through
-// `&mut self`.
+// SAFETY: this value owns the memory, which is plain bytes. Bytes below `published` are immutable,
+// and were written before the Release store that a reader's Acquire load has seen. Only the single
+// `TailWriter`, which cannot be cloned, accesses bytes above `published`, through `&mut self`.
 unsafe impl Send for TailBuffer {}
-// SAFETY: as above.
+// SAFETY: as for Send above.
 unsafe impl Sync for TailBuffer {}
 
 impl TailBuffer {
-    /// Returns a full buffer with a copy of `bytes`.
+    /// Returns a full, published buffer with a copy of `bytes`.
     ///
     /// # Errors
-    /// Those of `mmap` if there is no memory.
+    /// Errors of `mmap` if there is no memory.
     pub(crate) fn of_bytes(bytes: &[u8]) -> io::Result<Arc<Self>> {
         let mut writer = TailWriter::with_capacity(bytes.len(), 0, &Arc::default())?;
         writer.append(bytes);
@@ -115,25 +116,26 @@ impl TailBuffer {
         if offset.checked_add(len)? > self.published() {
             return None;
         }
-        // SAFETY: below `published`, so initialised and immutable until the buffer is dropped,
-        // which the borrow of `self` prevents.
+        // SAFETY: the range is below `published`, so it is initialised, and immutable until the
+        // buffer is dropped. The borrow of `self` prevents that drop.
         Some(unsafe { self.bytes(offset..offset + len) })
     }
 
-    /// Returns the address of a byte, for prefetching only.
+    /// Returns the address of the byte at `offset`, or the end of the buffer if `offset` is beyond
+    /// it. For prefetching only.
     #[inline]
     pub(crate) fn address(&self, offset: usize) -> *const u8 {
         self.memory.as_ptr().wrapping_add(offset.min(self.capacity))
     }
 
-    /// Returns `true` if a read met the end of the file that replaced the memory.
+    /// Returns `true` if a read touched a page beyond the end of the file that replaced the memory.
     pub(crate) fn is_cut(&self) -> bool {
         self.file.get().is_some_and(Watch::is_cut)
     }
 
-    /// Replaces the memory by the pages of `file`, to which the bytes were written from offset
-    /// `base` on. Returns `false` and does nothing if there are no whole pages, the map is a copy
-    /// or has another owner, or the writer still exists.
+    /// Replaces the memory by the pages of `file`, to which the bytes were written at offset
+    /// `base`. Returns `false` and does nothing if the buffer covers no whole page or the writer
+    /// still exists. The same holds if `file` is a copy or has another owner.
     pub(crate) fn lay_over(&self, file: Arc<Map>, base: usize) -> bool {
         let page = page_bytes();
         let end = base + self.published();
@@ -147,7 +149,8 @@ impl TailBuffer {
             return false;
         };
         let mut laid = false;
-        // The watch exists before the pages do. A second call finds the watch and does nothing.
+        // The watch must exist before the pages are moved. A second call finds the watch set and
+        // moves nothing.
         self.file.get_or_init(|| {
             laid = true;
             Watch::new(to, last - first)
@@ -156,28 +159,30 @@ impl TailBuffer {
             // SAFETY: `first..last` are whole pages of the map, which has no other owner and is not
             // used afterwards. `to` is the page of our own memory with the same bytes of the file,
             // so the pages fit. The writer is gone. Readers see the same bytes before and after:
-            // `published` bytes were written to the file, and its bytes are final (see `map` on
-            // other programs). The system exchanges the pages in one step, and a reader that
-            // interferes waits for it.
+            // `published` bytes were written to the file, and its bytes are never written again
+            // (see `map` on other programs). The kernel exchanges the pages in one step, and a
+            // reader that touches them during the exchange waits.
             unsafe { move_pages(map, first..last, to) };
         }
         laid
     }
 
+    /// Returns the bytes of `range`.
+    ///
     /// # Safety
     /// The range must be below the writer's `filled` mark, as seen by a thread that synchronised
     /// with the writer.
     unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
-        // SAFETY: the range of the caller is inside the allocation and has been written.
+        // SAFETY: the caller promises that `range` is inside the allocation and has been written.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(range.start), range.len()) }
     }
 }
 
 impl Drop for TailBuffer {
     fn drop(&mut self) {
-        // SAFETY: taken once, here, and not used afterwards.
+        // SAFETY: `map` is taken only here, and not used afterwards.
         let map = unsafe { ManuallyDrop::take(&mut self.map) };
-        // The watch is dropped first, because it must not outlive the pages.
+        // `take` drops the watch before the pages, because a watch must not outlive its pages.
         if self.file.take().is_none()
             && (SPARE_BYTES_MIN..=SPARE_BYTES_MAX).contains(&self.capacity)
             && let Some(spare) = self.spare.upgrade()
@@ -193,7 +198,7 @@ impl std::fmt::Debug for TailBuffer {
     }
 }
 
-/// The one writer of a [`TailBuffer`]. Not clonable, which guarantees that it is the only one.
+/// The only writer of a [`TailBuffer`]. It cannot be cloned, so a buffer never has two writers.
 #[derive(Debug)]
 pub(crate) struct TailWriter {
     buffer: Arc<TailBuffer>,
@@ -201,14 +206,15 @@ pub(crate) struct TailWriter {
 }
 
 impl TailWriter {
-    /// Returns a new, empty buffer of `capacity` bytes, in memory of `spare` if its size fits.
-    /// Fresh memory is not touched before it is written. `base` is the offset of the first byte in
-    /// the file.
+    /// Returns a new, empty buffer of `capacity` bytes. Uses the memory of `spare` if its size
+    /// fits. Fresh memory is not touched before it is written. `base` is the offset in the file at
+    /// which the bytes will begin.
     ///
     /// # Errors
-    /// Those of `mmap` if there is no memory.
+    /// Errors of `mmap` if there is no memory.
     pub(crate) fn with_capacity(capacity: usize, base: u32, spare: &Arc<Spare>) -> io::Result<Self> {
-        // Page borders of the file must match those of the memory, see `lay_over`.
+        // Page borders of the file must match those of the memory, as `lay_over` exchanges whole
+        // pages.
         let shift = base as usize % page_bytes();
         let bytes = (shift + capacity).max(1);
         let mut map = match spare.take(bytes) {
@@ -231,7 +237,7 @@ impl TailWriter {
         })
     }
 
-    /// Returns the readers' side.
+    /// Returns the part of the buffer that readers share.
     pub(crate) fn buffer(&self) -> &Arc<TailBuffer> {
         &self.buffer
     }
@@ -254,9 +260,9 @@ impl TailWriter {
             return None;
         }
         let offset = self.filled;
-        // SAFETY: the target is inside the allocation and above `filled`, where no reference
-        // exists: readers stay below `published <= filled`, and slices of `get` below `filled`. For
-        // the same reason `bytes` cannot overlap it.
+        // SAFETY: the target is inside the allocation and above `filled`. No reference to it
+        // exists, because readers use bytes below `published <= filled` and slices of `get` end
+        // below `filled`. For the same reason `bytes` cannot overlap the target.
         unsafe {
             std::ptr::copy_nonoverlapping(
                 bytes.as_ptr(),
@@ -290,11 +296,13 @@ impl TailWriter {
     }
 
     /// Returns `len` appended bytes at `offset`, published or not, for the write to the disk.
+    /// Returns `None` if fewer bytes were appended.
     pub(crate) fn get(&self, offset: usize, len: usize) -> Option<&[u8]> {
         if offset.checked_add(len)? > self.filled {
             return None;
         }
-        // SAFETY: below `filled`, so written by this writer and never changed afterwards.
+        // SAFETY: the range is below `filled`, so this writer has written it and never changes it
+        // again.
         Some(unsafe { self.buffer.bytes(offset..offset + len) })
     }
 }
@@ -307,25 +315,25 @@ impl Drop for TailWriter {
 
 /// Returns the size of a page of memory in bytes.
 fn page_bytes() -> usize {
-    // SAFETY: has no preconditions.
+    // SAFETY: `sysconf` has no preconditions.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(bytes).unwrap_or(4096)
 }
 
-/// Moves the pages of `range` of a map to the address `to`, replaces the pages there, and unmaps
-/// the rest of the map.
+/// Moves the pages of `range` of a map to the address `to`, where they replace the pages there.
+/// Unmaps the rest of the map.
 ///
 /// # Safety
 /// `range` is not empty, begins and ends at page borders and lies inside the map. The pages at `to`
-/// belong to the caller. Users of these pages depend only on their bytes, which are those of the
-/// map.
+/// belong to the caller. Users of these pages depend only on their bytes, which equal those of the
+/// moved pages.
 unsafe fn move_pages(map: memmap2::Mmap, range: Range<usize>, to: *mut u8) {
     let (start, len) = (map.as_ptr().cast_mut(), map.len().next_multiple_of(page_bytes()));
-    // The pages belong to this function from here on.
+    // This function owns the pages from here on.
     std::mem::forget(map);
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    // SAFETY: the pages of `range` are mapped and ours. The caller promises that those at `to` may
-    // be replaced.
+    // SAFETY: the pages of `range` are mapped and owned here. The caller promises that the pages at
+    // `to` may be replaced.
     let moved = unsafe {
         libc::mremap(
             start.add(range.start).cast(),
@@ -335,15 +343,16 @@ unsafe fn move_pages(map: memmap2::Mmap, range: Range<usize>, to: *mut u8) {
             to.cast::<libc::c_void>(),
         )
     };
-    // Pages that were not moved are unmapped. If the system refused, all of them are, and those at
-    // `to` are unchanged.
+    // Pages that were not moved are unmapped. If the kernel refused the move, all pages of the map
+    // are unmapped, and the pages at `to` are unchanged.
     let rest = if moved == libc::MAP_FAILED {
         [0..len, len..len]
     } else {
         [0..range.start, range.end..len]
     };
     for rest in rest.into_iter().filter(|rest| !rest.is_empty()) {
-        // SAFETY: mapped, ours, and without references, since the map was not shared.
+        // SAFETY: the pages are mapped, owned here, and without references, because the map was not
+        // shared.
         unsafe { libc::munmap(start.add(rest.start).cast(), rest.len()) };
     }
 }
@@ -400,7 +409,8 @@ mod tests {
     #[test]
     fn a_buffer_that_is_held_gives_its_memory_back_once_the_file_has_its_bytes() {
         use std::os::unix::fs::FileExt;
-        // As after a reopen, where the memory begins in the middle of a page of the file.
+        // A base of 5000 stands for a reopened log, where the memory begins in the middle of a page
+        // of the file.
         for base in [0_u32, 5000] {
             let bytes: Vec<u8> = (0..50_000_u32).map(|at| (at % 251) as u8).collect();
             let file = tempfile::tempfile().unwrap();
@@ -425,7 +435,8 @@ mod tests {
             assert_eq!(seen, bytes, "a slice from before shows the same bytes");
             assert_eq!(reader.get(10_000, 40_000).unwrap(), &bytes[10_000..]);
             assert!(!reader.is_cut());
-            // The next byte shows that these are the pages of the file.
+            // The write of this byte to the file shows that the buffer consists of the pages of the
+            // file.
             file.write_all_at(&[255], u64::from(base) + 20_000).unwrap();
             assert_eq!(reader.get(20_000, 1).unwrap(), [255]);
         }

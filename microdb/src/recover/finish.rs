@@ -1,7 +1,8 @@
-//! The end of an open: the state found by replay becomes the state of the engine and of the disk.
+//! The last step of an open: takes the result of replay into the engine and brings the files into
+//! agreement with it.
 //!
 //! - Everything that replay made visible is durable before the open returns.
-//! - Nothing is removed before a state without it is durable.
+//! - A file is removed only after a state in SUPER that does not name the file is durable.
 //!
 //! Deliberately absent: decisions about damage, which are in `replay`.
 
@@ -22,7 +23,7 @@ use crate::recover::log_reader::{Scan, SegmentFile};
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, StorageFile};
 
-/// Sets the end of the log as found by replay.
+/// Continues the log in memory, from the end that replay found. Changes no file.
 pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     let mut core = lock(&engine.core);
     core.end = cut.end;
@@ -37,14 +38,15 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     core.segment_bytes_next = last.header.data_bytes_max.saturating_mul(2).min(max);
     let end = cut.end.position.offset;
     if cut.torn && !engine.options.read_only {
-        // The file will be cut, so bytes mapped behind the end must not be touched any more.
+        // The file will be truncated at the end of the log, so mapped bytes beyond it must not be
+        // read any more.
         engine.segments.put(Arc::new(last.segment.cut_to(end)));
     }
     if engine.options.read_only || cut.torn || last.sealed_end.is_some() || end >= last.header.data_bytes_max
     {
         return Ok(());
     }
-    // The log continues at its end.
+    // The last segment has room, so the log continues in it.
     let room = (last.header.data_bytes_max - end) as usize;
     let tail = TailWriter::with_capacity(room, end, &engine.spare)
         .map_err(Error::io("cannot get memory for", &last.segment.path))?;
@@ -57,11 +59,12 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
         file: file.clone(),
         written: end,
         sealed_end: None,
-        // The bytes found in the segment are synced before the open returns.
+        // `settle` syncs the bytes found in the segment before the open returns.
         dirty: false,
         cut: false,
     });
-    // The segment is active again, and only complete segments are compacted.
+    // The segment is active again. The end 0 excludes it from compaction, which takes only complete
+    // segments.
     core.usages.set_end(segment.id, 0);
     core.active = Some(Active {
         segment,
@@ -73,17 +76,18 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     Ok(())
 }
 
-/// Opens a segment for writing.
+/// Opens a segment file for writing, after replay.
 fn open_to_write(engine: &Engine, path: &Path) -> Result<Arc<dyn StorageFile>> {
     let file = engine.options.storage.open(path, OpenMode::ReadWrite);
     file.map_err(Error::io("cannot open", path))
 }
 
-/// Removes checkpoints that SUPER does not name, as left by a crash.
+/// Removes checkpoints that SUPER does not name. A crash may have left them.
 fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<()> {
     let (storage, folder) = (engine.options.storage.as_ref(), engine.paths.directory());
     for name in storage.list(&folder).map_err(Error::io("cannot list", &folder))? {
-        // A damaged checkpoint is kept for inspection until the next one replaces it.
+        // If the checkpoint was unusable, all checkpoints are kept for inspection until the next
+        // one replaces them.
         let named = names::parse_checkpoint(&name)
             .is_some_and(|generation| generation == report.checkpoint || report.checkpoint_unusable);
         if !named && (names::parse_checkpoint(&name).is_some() || name.ends_with(names::TEMPORARY)) {
@@ -97,8 +101,8 @@ fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<
     Ok(())
 }
 
-/// Brings the disk into the state found by replay: makes it durable, cuts the tail off, removes
-/// leftovers.
+/// Brings the files into the state found by replay. Makes the log durable, cuts the torn tail off,
+/// and removes own files that are no longer part of the log.
 pub(super) fn settle(
     engine: &Engine,
     scan: &Scan,
@@ -108,7 +112,7 @@ pub(super) fn settle(
 ) -> Result<()> {
     let storage = engine.options.storage.as_ref();
     let frontier = lock(&engine.writer).frontier;
-    // Bytes beyond the frontier become visible by this open, so they must be kept.
+    // Bytes beyond the frontier become visible by this open, so they must be made durable.
     for segment in &scan.segments {
         let path = &segment.segment.path;
         let is_torn = segment.id() == cut.end.position.segment && cut.torn;
@@ -136,7 +140,8 @@ pub(super) fn settle(
             .map_err(Error::io("cannot sync", &log))?;
     }
     if lock(&engine.writer).state_generation == FIRST_GENERATION {
-        // The process that created the database may have died before the name of SUPER was durable.
+        // The process that created the database may have died before the name of SUPER was durable
+        // in its folder.
         sync_root(&engine.paths, storage)?;
     }
     lock(&engine.writer).frontier = cut.end;
@@ -145,8 +150,8 @@ pub(super) fn settle(
         .store(cut.end.position.to_u64(), Ordering::Release);
     let doomed = scan.to_remove(cut.end.position.segment);
     if damaged || cut.torn || !doomed.is_empty() {
-        // The state in use may come from a process that failed to sync it. Until a further state is
-        // durable, files named by an older state must be kept.
+        // The process that wrote the current state of SUPER may have failed to sync it. Files named
+        // by an older state must be kept until a further state is durable.
         engine.write_state(&[])?;
     }
     for path in doomed {
@@ -156,15 +161,15 @@ pub(super) fn settle(
         storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
     }
     for path in &scan.orphans {
-        // A seal without its segment has no meaning.
+        // A seal has no meaning without its segment. A failed removal is harmless.
         let _ = storage.remove(path);
     }
     remove_other_checkpoints(engine, report)
 }
 
-/// Writes the found bytes `from..to` once more, so that the next sync covers them. Their first sync
-/// may have failed: the system then shows the bytes, but considers them written and would not write
-/// them again.
+/// Writes the found bytes between the positions `from` and `to` once more, so that the next sync
+/// covers them. Their first sync may have failed. In that case the operating system shows the bytes
+/// but considers them written, and would not write them again.
 fn write_again(
     segment: &SegmentFile,
     file: &dyn StorageFile,

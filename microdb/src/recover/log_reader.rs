@@ -1,9 +1,10 @@
-//! Reading of the log: the segments that belong to it, and its frames one by one.
+//! Reading of the log: finds the segments that belong to it, and reads its frames one by one.
 //!
 //! - Segments named by the state in SUPER must exist.
 //! - Later segments are found by their headers. Each header states the end of the previous segment.
-//! - All other files are leftovers of an unfinished removal, or foreign.
+//! - All other files are foreign, or leftovers of an unfinished removal.
 //! - A frame is complete if its header, its records and its link to the previous frame are valid.
+//!   The link is the sequence of the commit and the chain, a checksum over all commits so far.
 //!
 //! Deliberately absent: changes of files or of the engine.
 
@@ -25,16 +26,17 @@ use crate::raw::tail::TailBuffer;
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, read_up_to};
 
-/// The file of a segment and its header.
+/// A segment of the log with its decoded header.
 pub(crate) struct SegmentFile {
     pub(crate) segment: Arc<Segment>,
     pub(crate) header: SegmentHeader,
-    /// End of the frames, if known from a later segment or from the length of the file.
+    /// Offset of the end of the frames, if known from a later segment or from the length of the
+    /// file.
     pub(crate) sealed_end: Option<u32>,
 }
 
 impl SegmentFile {
-    /// Returns the position of the first frame.
+    /// Returns the position of the first frame, with sequence and chain of the log before it.
     pub(crate) fn start(&self) -> Frontier {
         let position = LogPosition {
             segment: self.id(),
@@ -51,9 +53,10 @@ impl SegmentFile {
         self.header.id
     }
 
-    /// Fails if the log before this segment, with its end at `end`, is not the one that the segment
-    /// was begun behind. In that case files of two histories were mixed, for example of a database
-    /// and a copy that was written to. All their checksums are valid.
+    /// Compares `end`, the end of the log before this segment, with the end that the segment's
+    /// header states. Fails if the positions are equal and sequence or chain differ. In that case
+    /// files of two histories were mixed, for example of a database and of a copy that was written
+    /// to. The checksums of such files are all valid.
     pub(crate) fn check_follows(&self, end: Frontier) -> Result<()> {
         let start = self.start();
         let (found, expected) = ((start.sequence, start.chain), (end.sequence, end.chain));
@@ -71,31 +74,31 @@ impl SegmentFile {
     }
 }
 
-/// All segments of the log, in order, and the other files in its folder.
+/// All segments of the log, in order, and the other files in the folder of the log.
 pub(crate) struct Scan {
     pub(crate) segments: Vec<SegmentFile>,
-    /// Lower bound for new ids: no segment of this database had this id or a higher one. Foreign
-    /// files with names of segments do not count: they are removed, and their ids may be far beyond
-    /// the span of a log.
+    /// Lower bound for the id of the next segment: no segment of this database had this id or a
+    /// higher one. Files without a valid segment header do not count, because their ids may be far
+    /// beyond the span of a log.
     pub(crate) next_segment: u64,
     /// Durable frontier according to SUPER.
     pub(crate) frontier: Frontier,
-    /// Files of later segments with a damaged header, or with one that does not follow the previous
-    /// segment.
+    /// Files with ids above the frontier's segment that are no part of the log: their header is
+    /// damaged, or does not follow the previous segment.
     unreadable: Vec<(u64, PathBuf)>,
-    /// Number of nonzero bytes in these files.
+    /// Number of bytes, without trailing zeros, in the files with a damaged header.
     pub(crate) unreadable_bytes: u64,
-    /// Later segments that are cut off with the tail.
+    /// All segments of the log. Those behind the end found by replay are removed.
     all: Vec<(u64, PathBuf)>,
     leftovers: Vec<PathBuf>,
-    /// Files below the frontier without a header of this log. They are damage, unless the log skips
-    /// their names, as the writer does with names that are taken.
+    /// Files with ids up to the frontier's segment that have no header of this log. They are
+    /// damage, unless the log skips their ids. The writer skips the id of a name that is taken.
     suspects: Vec<(u64, Error)>,
-    /// Seals without a segment.
+    /// Seal files without a segment.
     pub(crate) orphans: Vec<PathBuf>,
 }
 
-/// Finds the segments of the log.
+/// Finds the segments of the log. Fails if the folder contradicts `state` or `frontier`.
 pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) -> Result<Scan> {
     let storage = engine.options.storage.as_ref();
     let folder = engine.paths.log();
@@ -137,7 +140,8 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
     if let (Some(first), Some(last)) = (scan.segments.first(), scan.segments.last())
         && last.id() - first.id() >= SEGMENT_SPAN_MAX
     {
-        // Tables by segment are as long as the span of ids, so a forged id must not require more.
+        // In memory, the table of segments and the usage counts have one entry for each id between
+        // the first and the last. The limit bounds this memory even if a forged file has a huge id.
         let (path, first) = (engine.paths.segment(last.id()), first.id());
         return Err(Error::corrupt(
             &path,
@@ -162,15 +166,16 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
 }
 
 impl Scan {
-    /// Adds the segment `id`. `known` is `true` if the state names the segment, `false` for a later
-    /// one.
+    /// Adds the segment `id`. `known` is `true` if the state in SUPER names the segment, `false`
+    /// for a segment that was begun later.
     fn add(&mut self, engine: &Engine, id: u64, path: PathBuf, known: bool) -> Result<()> {
         let mode = if engine.options.read_only {
             OpenMode::Read
         } else {
             OpenMode::ReadWrite
         };
-        // A foreign folder behind the log. The writer skips its name.
+        // A foreign folder with the name of a segment beyond the end of the log is ignored. The
+        // writer skips its name.
         let is_foreign = |error: &std::io::Error| {
             error.kind() == ErrorKind::IsADirectory && !known && id > self.frontier.position.segment
         };
@@ -179,10 +184,10 @@ impl Scan {
             file => file.map_err(Error::io("cannot open", &path))?,
         };
         let len = file.len().map_err(Error::io("cannot read", &path))?;
-        // A footer may follow the frames. At most one page of it matters here.
+        // Frames end within this limit, so bytes behind it do not matter.
         let len = len.min(u64::from(SEGMENT_BYTES_LIMIT));
-        // A writer may still cut the blocks allocated behind the durable frontier. Those bytes are
-        // copied, because reading a map of them could raise SIGBUS.
+        // A writer may still truncate the blocks allocated behind the durable frontier. A read-only
+        // open copies the bytes there, because reading them through a map could raise SIGBUS.
         let final_bytes = match self.frontier.position {
             LogPosition { segment, offset } if segment == id => len.min(offset.into()),
             LogPosition { segment, .. } if segment < id => 0,
@@ -199,7 +204,8 @@ impl Scan {
             Err(error) if is_foreign(&error) => return Ok(()),
             rest => rest.map_err(Error::io("cannot read", &path))?,
         };
-        // Read without the map, from which the system would read much more.
+        // The header is read from the file, because the operating system would read ahead much more
+        // for a read of the map.
         let head = read_up_to(file.as_ref(), 0, len.min(SEGMENT_HEADER_BYTES.into()));
         let head = head.map_err(Error::io("cannot read", &path))?;
         let header = match SegmentHeader::decode(&head, engine.database, id) {
@@ -233,13 +239,13 @@ impl Scan {
             if previous.segment == before.id() {
                 before.sealed_end = Some(previous.offset);
             } else if known && previous.segment < id {
-                // Segments between the two were removed by compaction. The previous one is complete
-                // and was cut to its length.
+                // Compaction removed the segments between the previous segment and `id`. So the
+                // previous segment is complete, and its file was cut to the length of its frames.
                 before.sealed_end = Some(before.segment.end());
             }
         }
         if !known && self.segments.last().map_or(0, SegmentFile::id) != previous.segment {
-            // The segment follows a segment that does not exist.
+            // The header names a previous segment that is not part of the log.
             let was_durable =
                 header.frontier.segment >= previous.segment || self.frontier.position.segment >= id;
             if let Some((_, damage)) = self.suspects.pop() {
@@ -269,7 +275,8 @@ impl Scan {
         Ok(())
     }
 
-    /// Fails if the log was provably durable beyond `at`, where `flaw` ends it.
+    /// Called if `flaw` ends the log at position `at`. Fails if the log was provably durable beyond
+    /// `at`.
     pub(crate) fn check_not_durable(&self, at: LogPosition, flaw: &Flaw) -> Result<()> {
         let mut frontier = self.frontier.position;
         for file in self.segments.iter().filter(|file| file.id() >= at.segment) {
@@ -285,8 +292,7 @@ impl Scan {
         }
         let segment = self.segments.iter().find(|file| file.id() == at.segment);
         let segment = segment.map(|file| &file.segment);
-        // Bytes that the disk cannot read are no torn tail, since they may be readable the next
-        // time.
+        // Bytes that the disk cannot read are no torn tail, because a later read may succeed.
         let unreadable = segment.is_some_and(|segment| segment.is_cut());
         let unreadable = unreadable && !seeded("unreadable-tail");
         if frontier <= at && !unreadable || seeded("frontier-check") {
@@ -298,20 +304,21 @@ impl Scan {
         ))
     }
 
-    /// Returns the number of written bytes behind `offset` of the segment at `index`, and in all
-    /// later ones.
+    /// Returns the number of bytes, without trailing zeros, behind `offset` of the segment at
+    /// `index` and in all later segments.
     pub(crate) fn bytes_behind(&self, index: usize, offset: u32) -> u64 {
         let rest = |file: &SegmentFile, from| significant(file.segment.bytes_at(from));
         let later = self.segments.iter().skip(index + 1).map(|file| rest(file, 0));
         self.segments.get(index).map_or(0, |file| rest(file, offset)) + later.sum::<u64>()
     }
 
-    /// Returns `true` if there are files that do not belong to the log.
+    /// Returns `true` if the folder contains segment files that do not belong to the log.
     pub(crate) fn has_leftovers(&self) -> bool {
         !self.leftovers.is_empty() || !self.unreadable.is_empty()
     }
 
-    /// Returns the files that do not belong to a log with its end in segment `last`.
+    /// Returns the files to remove if the log ends in segment `last`: later segments, and files
+    /// that do not belong to the log.
     pub(crate) fn to_remove(&self, last: u64) -> Vec<PathBuf> {
         let later = self
             .all
@@ -326,7 +333,7 @@ impl Scan {
     }
 }
 
-/// Returns the length of `bytes` without trailing zeros. Works page by page, since there may be
+/// Returns the length of `bytes` without trailing zeros. Compares page by page, which is fast for
 /// many zeros.
 fn significant(bytes: &[u8]) -> u64 {
     let mut len = bytes.len();
@@ -340,8 +347,8 @@ fn significant(bytes: &[u8]) -> u64 {
     0
 }
 
-/// Returns the highest frontier in any frame header at or behind `from`. Searches at every byte,
-/// since lengths cannot be trusted behind a flaw.
+/// Returns the highest durable frontier stated by any frame header at or behind offset `from`.
+/// Tries every byte as the start of a header, because lengths cannot be trusted behind a flaw.
 pub(crate) fn highest_frontier(segment: &Segment, from: u32) -> LogPosition {
     let bytes = segment.bytes_at(from);
     let bytes = &bytes[..significant(bytes) as usize];
@@ -356,7 +363,7 @@ pub(crate) fn highest_frontier(segment: &Segment, from: u32) -> LogPosition {
     highest
 }
 
-/// A complete frame.
+/// A frame with valid header and records that is linked to the previous frame.
 pub(crate) struct Frame<'a> {
     pub(crate) header: FrameHeader,
     /// End of the log behind the frame.
@@ -379,8 +386,8 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Returns the frame behind `end` if it is complete: header, records, and the link to the previous
-/// frame.
+/// Returns the frame that begins at `end`, if the frame is complete: its header, its records, and
+/// its link to the previous frame are valid.
 pub(crate) fn next_frame(file: &SegmentFile, end: Frontier) -> Result<Frame<'_>, Flaw> {
     let (mask, offset) = (file.segment.mask, end.position.offset);
     let bytes = file.segment.bytes_at(offset);
@@ -469,7 +476,7 @@ mod tests {
             for last in [0, 1, 4094, 4095, 4096, 4097, 8191, 8192, 12_287] {
                 let mut bytes = vec![0; len];
                 assert_eq!(significant(&bytes), 0);
-                // Two patterns, so that their sum is not zero by chance.
+                // Two equal bytes, which would cancel each other if they were combined by XOR.
                 for at in [last, last / 2] {
                     if let Some(byte) = bytes.get_mut(at) {
                         *byte = 5;

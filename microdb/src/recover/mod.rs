@@ -1,13 +1,13 @@
-//! Opening a database: find its identity and its durable frontier, replay the log, and judge the
+//! Opening a database: reads its identity and its durable frontier, replays the log, and judges the
 //! end of the log as a torn tail or as rot.
 //!
 //! - The log is replayed frame by frame until the first incomplete frame.
-//! - The end is rot if anything proves that it was once durable: the state or hints of SUPER, or
-//!   the frontier in any valid frame behind it. The open fails with `Error::Corrupt` and no byte is
-//!   changed.
-//! - Otherwise the end is the torn tail of commits that were never acknowledged as durable. The
-//!   tail is cut off and reported. The log continues in a new segment, so that bytes of the tail
-//!   can never be taken for frames later.
+//! - The bytes behind the last complete frame are rot if anything proves that they were once
+//!   durable. The proof is in SUPER (the state or a hint), or in the frontier of a valid frame
+//!   behind them. Then the open fails with `Error::Corrupt` and changes no byte.
+//! - Otherwise these bytes are the torn tail of commits that were never acknowledged as durable.
+//!   The tail is cut off and reported. The log continues in a new segment, so that no later open
+//!   can take bytes of the tail for frames.
 //! - No file of an existing database is changed before the lock is held and the log was judged.
 //!
 //! Deliberately absent: repair of damage (see `tools::heal` and `tools::salvage`).
@@ -50,7 +50,7 @@ use finish::{adopt, settle};
 pub(crate) use replay::{Replayed, Rules};
 use replay::{name_tables, replay};
 
-/// Generation of the state with which a database is created.
+/// Generation of the state of SUPER with which a database is created.
 const FIRST_GENERATION: u64 = 1;
 
 /// Opens or creates the database at `root`.
@@ -61,7 +61,8 @@ pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
         Err(Error::NotADatabase { .. }) if may_create => hold_new(root, &options.storage)?,
         held => held?,
     };
-    // From here on, files are accessed through the held folder.
+    // From here on, files are accessed through the open folder, so a rename of the folder changes
+    // nothing.
     let options = if seeded("path-not-held") {
         options
     } else {
@@ -78,7 +79,7 @@ pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
     } else {
         Some(take_lock(&paths, storage.as_ref())?)
     };
-    // Read again, because observations made without the lock may be outdated.
+    // SUPER is searched again, because the search without the lock may be outdated.
     let found = if options.read_only {
         found
     } else {
@@ -107,14 +108,14 @@ fn find_super(paths: &Paths, storage: &dyn Storage) -> Result<Option<Arc<dyn Sto
     match storage.open(&path, OpenMode::Read) {
         Ok(file) => Ok(Some(file)),
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound) => {
-            // SUPER is the first file of a database and the last to be removed. A log without SUPER
-            // is damage.
+            // SUPER is the first file of a database to be created and the last to be removed. So a
+            // log without SUPER is damaged.
             let folder = paths.log();
             let segments = match storage.list(&folder) {
                 Ok(names) => names,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-                // The folder may hold a log that cannot be listed. Creating a database there might
-                // overwrite it.
+                // The folder may contain a log that cannot be listed. A database created there
+                // might overwrite that log.
                 Err(error) => return Err(Error::io("cannot list", &folder)(error)),
             };
             if segments.iter().any(|name| names::parse_segment(name).is_some()) {
@@ -161,8 +162,8 @@ fn create(paths: Paths, options: Options, mut lock: Option<Locks>) -> Result<Eng
         next_segment: 1,
         live: Vec::new(),
     };
-    // SUPER is written completely under another name first, since a database exists once its SUPER
-    // does.
+    // SUPER is written completely under a temporary name first, because its final name makes the
+    // folder a database.
     let (temporary, path) = (paths.super_temporary(), paths.super_file());
     let _ = storage.remove(&temporary);
     let file = storage
@@ -172,12 +173,13 @@ fn create(paths: Paths, options: Options, mut lock: Option<Locks>) -> Result<Eng
         .allocate(0, SUPER_BYTES as u64)
         .and_then(|()| write_state_blocks(file.as_ref(), &state));
     written.map_err(Error::io("cannot write", &path))?;
-    // Names become durable in any order, so all other names are synced before that of SUPER.
+    // The operating system makes names durable in any order. So all other names are synced before
+    // SUPER gets its name.
     sync_root(&paths, storage.as_ref())?;
     sync_ancestors(&paths, storage.as_ref())?;
     if find_super(&paths, storage.as_ref())?.is_some() {
-        // The file appeared after the folder was locked, for example as part of a copied database.
-        // It must be kept.
+        // SUPER appeared after the folder was locked, for example as part of a copied database.
+        // That file must be kept.
         return Err(Error::Invalid {
             what: "folder of a new database",
             reason: format!("another process created {} in it", path.display()),
@@ -205,12 +207,12 @@ fn sync_root(paths: &Paths, storage: &dyn Storage) -> Result<()> {
     synced.map_err(Error::io("cannot sync", paths.root()))
 }
 
-/// Makes the names of the folder and of the folders above it durable. Any of them may just have
-/// been created, by this process or by one that died before it synced them.
+/// Makes the names of the database's folder and of the folders above it durable. This process may
+/// have created any of them, or an earlier process that died before it synced them.
 pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()> {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
     for folder in paths.root().ancestors().skip(1) {
-        // A relative path begins in the working folder.
+        // The last ancestor of a relative path is empty and stands for the working folder.
         let folder = if folder.as_os_str().is_empty() {
             Path::new(".")
         } else {
@@ -218,7 +220,7 @@ pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()>
         };
         match storage.sync_folder(folder) {
             Ok(()) => {}
-            // A folder without permission to look inside was not created by this process.
+            // This process did not create a folder that it may not open.
             Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput) => {}
             Err(error) => return Err(Error::io("cannot sync", folder)(error)),
         }
@@ -226,7 +228,7 @@ pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()>
     Ok(())
 }
 
-/// Returns an engine without content.
+/// Returns an engine for a database without tables and segments.
 pub(crate) fn engine_of(
     paths: Paths,
     options: Options,
@@ -272,8 +274,8 @@ pub(crate) fn engine_of(
         appended_bytes: AtomicU64::new(0),
         written_bytes: AtomicU64::new(0),
         poison: OnceLock::new(),
-        // Marked as closed until the open succeeds, so that dropping an incomplete engine writes
-        // nothing.
+        // Set to `false` once the open has succeeded. Dropping an engine that is marked as closed
+        // writes nothing.
         closed: AtomicBool::new(true),
         counters: Counters::default(),
         recovery: RecoveryReport::default(),
@@ -294,13 +296,13 @@ pub(crate) fn engine_of(
     }
 }
 
-/// Content of SUPER.
+/// Decoded content of SUPER.
 pub(crate) struct Super {
     pub(crate) state: State,
-    /// The highest durable frontier of state and hints.
+    /// The highest durable frontier stated by the state and the hints.
     pub(crate) frontier: Frontier,
     hint_counter: u64,
-    /// `true` if a state block needs to be rewritten.
+    /// `true` if the two state blocks are not equal and whole, so that they must be rewritten.
     damaged: bool,
 }
 
@@ -360,8 +362,8 @@ pub(crate) fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
     })
 }
 
-/// Number of attempts of a read-only open beside a writer. Each repetition means that the writer
-/// synced in between and that its write was seen in part.
+/// Maximum number of attempts of a read-only open beside a writer. An attempt is repeated only if
+/// the writer changed SUPER during it, because the attempt may have seen half of that change.
 const READ_TRIES: u32 = 8;
 
 fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn StorageFile>) -> Result<Engine> {
@@ -379,7 +381,8 @@ fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn Sto
             Ok(engine) => break engine,
             Err(error) => error,
         };
-        // Without the lock, files may be removed at any time. SUPER has changed in that case.
+        // Without the lock, a writer may remove files during the attempt. SUPER has changed in that
+        // case.
         let again = read_super(&path, file.as_ref())?;
         tries += 1;
         let unchanged = |one: &Super, two: &Super| {
@@ -394,8 +397,8 @@ fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn Sto
     Ok(engine)
 }
 
-/// Returns an engine with the content of SUPER, checkpoint and log. Uses the log alone if the
-/// checkpoint is unusable.
+/// Returns an engine with the content of checkpoint and log. Uses the log alone if the checkpoint
+/// is unusable.
 fn replayed(paths: &Paths, options: &Options, found: &Super, file: &Arc<dyn StorageFile>) -> Result<Engine> {
     if found.state.checkpoint != 0 {
         let error = match replayed_from(paths, options, found, file, found.state.checkpoint) {
@@ -408,8 +411,8 @@ fn replayed(paths: &Paths, options: &Options, found: &Super, file: &Arc<dyn Stor
         if !path.starts_with(paths.directory()) {
             return Err(error);
         }
-        // A writer may have replaced the checkpoint. The newer one is used then, and not the whole
-        // log.
+        // A writer may have replaced the checkpoint during this open. Then the caller reads SUPER
+        // again and uses the newer checkpoint, which is faster than the whole log.
         let newest = || read_super(&paths.super_file(), file.as_ref()).map(|found| found.state.checkpoint);
         if options.read_only && newest()? != found.state.checkpoint {
             return Err(error);
@@ -435,7 +438,7 @@ fn replayed_from(
     let loaded = if checkpoint == 0 {
         None
     } else {
-        // Set early, so that errors can name the file.
+        // Set before the load, so that errors can name the file of the checkpoint.
         engine.recovery.checkpoint = checkpoint;
         Some(engine.load_checkpoint(checkpoint)?)
     };
@@ -468,7 +471,8 @@ fn replayed_from(
         settle(&engine, &scan, &cut, &report, found.damaged)?;
     }
     report.sequence = Sequence(cut.end.sequence);
-    // The replayed log counts towards the next checkpoint.
+    // The replayed part of the log is not in a checkpoint yet, so its size brings the next
+    // checkpoint closer.
     lock(&engine.core).published_size = LogSize {
         bytes: report.bytes_replayed,
         records: report.records_replayed,

@@ -1,9 +1,9 @@
 //! Replay: applies the records of the log, frame by frame, up to the last complete frame.
 //!
 //! - One rule: the later record of a key wins.
-//! - One exception: a clear marker copied by compaction clears the records before its first
-//!   position, not those put since.
-//! - If complete frames end before the log does, the end is rot if anything proves that it was once
+//! - One exception: a clear marker (the record of a cleared table) that compaction has copied. Such
+//!   a marker clears only records in segments older than the one to which it was first written.
+//! - If bytes follow the last complete frame, they are rot if anything proves that they were once
 //!   durable, and a torn tail otherwise.
 //!
 //! Deliberately absent: writes to the disk.
@@ -29,17 +29,18 @@ use crate::raw::epoch::{Guard, pin};
 use crate::raw::sync::ignore_poison;
 use crate::recover::log_reader::{Frame, Scan, SegmentFile, next_frame};
 
-/// The end of the replayed log.
+/// The point at which the log ends after replay.
 pub(super) struct Cut {
     pub(super) end: Frontier,
-    /// Index in the scan of the segment with the end, or `None` for an empty log.
+    /// Index in the scan of the segment in which the log ends, or `None` for an empty log.
     pub(super) segment: Option<usize>,
-    /// `true` if bytes behind the end were dropped, so that the segment cannot be appended to.
+    /// `true` if bytes or files behind the end are dropped. Then nothing is appended to the
+    /// segment.
     pub(super) torn: bool,
 }
 
-/// Installs the tables and usage counts of a checkpoint. Returns the position of the log at which
-/// it was taken.
+/// Adds the tables and usage counts of a checkpoint to the engine. Returns the position of the log
+/// at which the checkpoint was taken.
 fn install(engine: &Engine, core: &mut Core, loaded: Loaded) -> Frontier {
     let Loaded {
         block, directories, ..
@@ -57,7 +58,8 @@ fn install(engine: &Engine, core: &mut Core, loaded: Loaded) -> Frontier {
     block.at
 }
 
-/// Replays the log behind the checkpoint, or all of it, up to the last complete frame.
+/// Replays the log behind the checkpoint, or the whole log without one, up to the last complete
+/// frame.
 pub(super) fn replay(
     engine: &Engine,
     scan: &mut Scan,
@@ -101,7 +103,7 @@ pub(super) fn replay(
         cut.end = end;
         core.usages.set_end(segment.id(), end.position.offset);
         let Some(flaw) = stopped else { continue };
-        // No complete frame follows. The checks below decide if the log ended here.
+        // No complete frame follows. The checks below decide if the log may end here.
         let at = end.position;
         scan.check_not_durable(at, &flaw)?;
         let is_last = index + 1 == scan.segments.len();
@@ -127,7 +129,8 @@ pub(super) fn replay(
     Ok(cut)
 }
 
-/// The log must agree with the sequence and chain that SUPER has for a position.
+/// Fails if `end` is at the position of `known`, the frontier in SUPER, with another sequence or
+/// chain.
 fn check_frontier(segment: &SegmentFile, end: Frontier, known: Frontier) -> Result<()> {
     if end.position != known.position || end == known {
         return Ok(());
@@ -144,7 +147,8 @@ fn check_frontier(segment: &SegmentFile, end: Frontier, known: Frontier) -> Resu
     ))
 }
 
-/// A segment before the checkpoint must have the length recorded in the checkpoint.
+/// Checks a segment before the checkpoint. Fails if the checkpoint does not list the segment, or
+/// recorded a greater length.
 fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
     let (found, path) = (segment.segment.end(), &segment.segment.path);
     match core.usages.get(segment.id()) {
@@ -169,12 +173,13 @@ fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
     }
 }
 
-/// Rules of replay beyond applying record by record.
+/// State that replay keeps from record to record, for the treatment of copied clear markers.
 #[derive(Default)]
 pub(crate) struct Rules {
     /// `true` if the whole log is replayed, without a checkpoint.
     rebuild: bool,
-    /// Copied clear markers, by table and by the segment to which they were first written.
+    /// Copied clear markers: the id of the table, and of the segment to which the marker was first
+    /// written.
     clears: Vec<(u32, u64)>,
 }
 
@@ -187,8 +192,7 @@ impl Rules {
         }
     }
 
-    /// Applies a record of a frame of the given kind. `hint` is the probable location of the key's
-    /// last record.
+    /// Applies one record. `hint` is the probable location of the key's previous record.
     pub(crate) fn apply(
         &mut self,
         engine: &Engine,
@@ -202,7 +206,8 @@ impl Rules {
         } = replayed;
         let bytes = record.bytes.len();
         if replayed.frame == FrameKind::Relocation && record.head.kind == RecordKind::Clear {
-            // The marker clears records before its first position, not those put since.
+            // A copied marker must not clear records put after its first position. `clear_old`
+            // clears the older records at the end of replay.
             core.usages.add_tombstone(*at, bytes);
             if let Some(origin) = record.value().first_chunk().filter(|_| self.rebuild) {
                 self.clears.push((table.id, u64::from_le_bytes(*origin)));
@@ -219,8 +224,9 @@ impl Rules {
         engine.apply(guard, core, table, &applied, hint).map(|_| ())
     }
 
-    /// Removes the records to which copied clear markers apply: those in older segments, which the
-    /// compaction would not have left live.
+    /// Removes the records that copied clear markers clear: those in segments older than the
+    /// marker's first segment. The clear had removed these records from the directory before
+    /// compaction copied the marker.
     pub(crate) fn clear_old(&self, engine: &Engine, core: &mut Core) -> Result<()> {
         let guard = pin();
         let damaged = |damage| engine.directory_damage(damage);
@@ -248,17 +254,17 @@ impl Rules {
 
 type Stopped = Option<crate::format::Flaw>;
 
-/// Number of records applied at a time, across frames, so that memory can be prefetched however
-/// small the frames are.
+/// Minimum number of records applied together. Groups span frames, so that memory can be prefetched
+/// even if frames are small.
 const REPLAY_RECORDS: usize = 1024;
 
-/// Verified records that are waiting to be applied together.
+/// Verified records that have not been applied yet.
 #[derive(Default)]
 struct Waiting<'a> {
     records: Vec<Replayed<'a>>,
 }
 
-/// A record of a complete frame.
+/// A record of a complete frame, with its table, hash and location.
 pub(crate) struct Replayed<'a> {
     frame: FrameKind,
     record: Record<'a>,
@@ -286,10 +292,11 @@ impl<'a> Replayed<'a> {
 }
 
 impl Waiting<'_> {
-    /// Applies the waiting records in order, and prefetches for those behind the current one.
+    /// Applies the waiting records in order, and prefetches the memory that the records behind the
+    /// current one will access.
     fn apply(&mut self, engine: &Engine, core: &mut Core, rules: &mut Rules) -> Result<()> {
-        // A pin for this group of records only, so that replaced chunks can be freed before the
-        // next group.
+        // The pin covers this group of records only, so that replaced chunks can be freed before
+        // the next group.
         let guard = &pin();
         let key = |index: usize| {
             let record = self.records.get(index)?;
@@ -305,8 +312,8 @@ impl Waiting<'_> {
     }
 }
 
-/// Replays one segment. Returns the end of its complete frames, and the flaw if they end before the
-/// segment does.
+/// Replays one segment from `end` on. Returns the end of its complete frames. Also returns the flaw
+/// of the next frame if the segment continues behind them.
 fn replay_segment(
     engine: &Engine,
     core: &mut Core,
@@ -350,16 +357,18 @@ fn replay_segment(
     Ok((end, stopped))
 }
 
-/// A segment with fewer bytes left is read by the thread that applies it.
+/// Minimum number of remaining bytes for which a second thread reads ahead of the thread that
+/// applies.
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
-/// Maximum number of frames handed over at a time.
+/// Maximum number of frames in a piece, which one thread hands to the other.
 const PIECE_FRAMES: usize = 4096;
-/// Number of bytes after which frames are handed over.
+/// Number of bytes of frames from which a piece is complete and handed over.
 const PIECE_BYTES: u32 = 1 << 20;
 
-/// Passes the complete frames behind `end` to `apply`, in order, until the segment ends (`None`) or
-/// an incomplete frame follows. If there is much to read, a second thread reads and verifies ahead.
+/// Passes the complete frames behind `end` to `apply`, in order. Returns `None` at the end of the
+/// segment, or the flaw of the first incomplete frame. If much remains to be read, a second thread
+/// reads and verifies ahead.
 fn read_frames<'a>(
     segment: &'a SegmentFile,
     end: Frontier,
@@ -390,17 +399,18 @@ fn read_frames<'a>(
     })
 }
 
-/// Some frames, and the reason of the stop if these were the last.
+/// A piece of a segment: some frames. The second field is set in the last piece of the segment, and
+/// tells why reading stopped.
 type Piece<'a> = (Vec<Frame<'a>>, Option<Stopped>);
 
-/// Reads the frames of a segment, piece by piece.
+/// Reads the frames of a segment in pieces, from `end` on.
 struct Reader<'a> {
     segment: &'a SegmentFile,
     end: Frontier,
 }
 
 impl<'a> Reader<'a> {
-    /// Reads all remaining frames.
+    /// Reads all remaining frames and passes them to `apply` on this thread.
     fn read(&mut self, mut apply: impl FnMut(Vec<Frame<'a>>) -> Result<()>) -> Result<Stopped> {
         loop {
             let (frames, stopped) = self.piece();
@@ -411,7 +421,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads all remaining frames for another thread, as long as that thread receives them.
+    /// Reads all remaining frames and sends them to another thread, until that thread stops
+    /// receiving.
     fn send_all(mut self, pieces: &SyncSender<Piece<'a>>, warmer: &Warmer<'_>) {
         for number in 1.. {
             let piece = self.piece();
@@ -446,7 +457,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Names the tables, and forgets tables without a name, which were dropped.
+/// Sets the names of tables from the catalog. Removes tables without a name, which were dropped.
 pub(super) fn name_tables(engine: &Engine) -> Result<()> {
     let mut catalog = ignore_poison(engine.catalog.write());
     let guard = pin();
@@ -485,8 +496,8 @@ pub(super) fn name_tables(engine: &Engine) -> Result<()> {
     catalog.by_id.retain(|id, _| kept.contains(id));
     catalog.by_name = named;
     drop(catalog);
-    // Includes tables that only the usage counts know. Earlier versions accepted commits after the
-    // drop of a table and left such counts.
+    // Also removes the counts of tables that exist only in usage counts. Earlier versions accepted
+    // commits after the drop of a table, which left such counts.
     lock(&engine.core).usages.retain_tables(|id| kept.contains(&id));
     Ok(())
 }

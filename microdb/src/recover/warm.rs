@@ -2,12 +2,13 @@
 //! them.
 //!
 //! - The first change of a chunk verifies the chunk in the checkpoint and copies it into fresh
-//!   memory. That takes a quarter of the time of a replay. The thread that reads and verifies
-//!   frames has time to spare, and makes these copies for each piece that it has handed over.
-//! - Nothing here decides anything. Without this module a replay gives the same result, later.
+//!   memory. These copies take a quarter of the time of a replay. The thread that reads and
+//!   verifies frames has time to spare. It makes the copies for each piece of frames that it has
+//!   handed over.
+//! - The copies only save time. Without this module a replay gives the same result, later.
 //!
-//! Deliberately absent: prefetching of the replaced records. A trial doubled the misses of the page
-//! tables instead of sharing them.
+//! Deliberately absent: prefetching of the replaced records. In a trial it doubled the page table
+//! misses instead of sharing them between the threads.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,17 +20,17 @@ use crate::engine::catalog::{Catalog, TableCore};
 use crate::raw::epoch::pin;
 use crate::recover::log_reader::Frame;
 
-/// Number of keys between two checks of the other thread's progress.
+/// Number of keys between two checks of the first thread's progress.
 const STEP_KEYS: usize = 64;
 
-/// Table id and hash of a key in a piece of the log.
+/// Id of the table and hash of a key.
 type Key = (u32, KeyHash);
 
-/// Holds the tables that the log had before a segment.
+/// Copies chunks in the tables that existed before the replayed segment.
 pub(super) struct Warmer<'a> {
     engine: &'a Engine,
     tables: HashMap<u32, Arc<TableCore>>,
-    /// Number of applied pieces.
+    /// Number of pieces that the first thread has applied.
     done: AtomicU64,
 }
 
@@ -42,12 +43,12 @@ impl<'a> Warmer<'a> {
         }
     }
 
-    /// Records that another piece was applied.
+    /// Records that the first thread has applied another piece.
     pub(super) fn piece_is_done(&self) {
         self.done.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns the keys of a piece.
+    /// Returns the keys of all records in a piece.
     pub(super) fn keys_of(&self, frames: &[Frame<'_>]) -> Vec<Key> {
         let records = frames.iter().flat_map(Frame::records);
         let key =
@@ -55,8 +56,8 @@ impl<'a> Warmer<'a> {
         records.map(|(_, record)| key(&record)).collect()
     }
 
-    /// Copies the chunks of the keys of piece `number`, beginning at the end because the other
-    /// thread begins at the front. Stops when that thread is done with the piece.
+    /// Copies the chunks that contain the keys of piece `number`. Begins with the last key, because
+    /// the first thread begins with the first. Stops once the first thread has applied the piece.
     pub(super) fn warm(&self, keys: &[Key], number: u64) {
         for keys in keys.rchunks(STEP_KEYS) {
             if self.done.load(Ordering::Relaxed) >= number {

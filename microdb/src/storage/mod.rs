@@ -1,12 +1,12 @@
 //! The traits through which the engine reaches the disk.
 //!
-//! - Every request to the operating system goes through [`Storage`] and [`StorageFile`], so that a
-//!   test can replace the disk and cut the power, fill the disk or damage it at any call.
-//! - The traits promise no more than POSIX does: data is durable after `sync_data`, a name after
-//!   `sync_folder`, and nothing earlier.
+//! - Every request to the operating system goes through [`Storage`] and [`StorageFile`]. So a test
+//!   can replace the disk, and cut the power, fill the disk or damage it at any call.
+//! - Implementations need to promise no more than POSIX does: data is durable after `sync_data`, a
+//!   name after `sync_folder`, and nothing earlier.
 //! - [`OsStorage`] is the real disk.
 //!
-//! Deliberately absent: caching, and any knowledge of the format.
+//! Deliberately absent: caching, and any dependence on the format.
 
 mod os;
 
@@ -34,7 +34,7 @@ use crate::raw::map::Map;
 pub enum OpenMode {
     /// The file must exist and is only read.
     Read,
-    /// The file must exist and is written too.
+    /// The file must exist. The handle can also write.
     ReadWrite,
     /// The file must not exist. Readable and writable by its owner only (0600).
     CreateNew,
@@ -57,10 +57,10 @@ pub trait Storage: Debug + Send + Sync {
     /// Creates a folder (0700) and its missing ancestors. Succeeds if the folder exists.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// Errors of the operating system.
     fn create_folder(&self, path: &Path) -> io::Result<()>;
 
-    /// Opens a file.
+    /// Opens a file for reading or writing, as `mode` says.
     ///
     /// # Errors
     /// `NotFound`, `AlreadyExists`, and other errors of the operating system.
@@ -72,52 +72,54 @@ pub trait Storage: Debug + Send + Sync {
     /// `NotFound` if the folder does not exist, and other errors of the operating system.
     fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
 
-    /// Renames a file and replaces the target. Durable after `sync_folder`.
-    ///
-    /// # Errors
-    /// Those of the operating system.
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-
-    /// Removes the name of a file. Open handles and maps stay readable. Durable after
+    /// Renames a file and replaces an existing file at `to`. The new name is durable after
     /// `sync_folder`.
     ///
     /// # Errors
-    /// Those of the operating system.
-    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Errors of the operating system.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Gives a file a second name. Returns `Unsupported` if that is impossible; the caller then
-    /// copies.
+    /// Removes the name of a file. Open handles and maps of the file stay readable. The removal is
+    /// durable after `sync_folder`.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// Errors of the operating system.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Gives a file a second name. Fails with `Unsupported` in a storage without hard links. The
+    /// caller then copies the file.
+    ///
+    /// # Errors
+    /// `Unsupported`, and other errors of the operating system.
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Makes the names in a folder durable.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// Errors of the operating system.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
 
-    /// Returns `true` if `inner` is the folder `outer` or lies inside it, also by another name.
+    /// Returns `true` if `inner` is the folder `outer` or is inside it, even by another path.
     /// `inner` need not exist. A storage with symbolic links or mounts must resolve them.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// Errors of the operating system.
     fn is_within(&self, inner: &Path, outer: &Path) -> io::Result<bool> {
         Ok(inner.starts_with(outer))
     }
 
-    /// Takes the exclusive lock on the file at `path`, created if necessary, as long as the result
-    /// lives. Returns `Ok(Err(holder))` if another process, or another caller in this process, has
-    /// the lock. `holder` is its process id, if known.
+    /// Takes the exclusive lock on the file at `path`, and creates the file if necessary. The lock
+    /// is held as long as the returned value lives. Returns `Ok(Err(holder))` if another process,
+    /// or another caller in this process, has the lock. `holder` is the process id of the holder,
+    /// if known.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// Errors of the operating system.
     fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>>;
 
     /// Opens a folder and keeps it open. In the returned storage, paths below `folder` name files
-    /// of this folder, even after it was renamed or its path names another folder. Returns `None`,
-    /// the default, for a storage in which a path always names the same folder.
+    /// of this folder, even after the folder was renamed or its path leads to another folder.
+    /// Returns `None`, the default, for a storage in which a path always names the same folder.
     ///
     /// # Errors
     /// `NotFound`, and other errors of the operating system.
@@ -141,8 +143,9 @@ pub trait Storage: Debug + Send + Sync {
 /// # }
 /// ```
 pub trait StorageLock: Debug + Send + Sync {
-    /// Fails if the lock protects nothing any more, because its file was removed or replaced, or
-    /// because this is a forked child of the process that took it. The default never fails.
+    /// Fails if the lock protects nothing any more. Then its file was removed or replaced, or the
+    /// current process is a forked child of the process that took the lock. The default never
+    /// fails.
     ///
     /// # Errors
     /// The reason, with the name of the file.
@@ -165,27 +168,28 @@ pub trait StorageLock: Debug + Send + Sync {
 /// # }
 /// ```
 pub trait StorageFile: Debug + Send + Sync {
-    /// Reads at `offset`. Returns fewer bytes than requested only at the end of the file.
+    /// Reads into `bytes` from `offset` on. Returns the number of bytes read, which is less than
+    /// requested only at the end of the file.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// Errors of the operating system.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// Writes all of `bytes` at `offset`, and extends the file if necessary.
     ///
     /// # Errors
-    /// Those of the operating system. An unknown part of the bytes may have been written.
+    /// Errors of the operating system. An unknown part of the bytes may have been written.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Makes written data durable, and the length if it changed.
+    /// Makes written data durable, and the length of the file if it changed.
     ///
     /// # Errors
-    /// Those of the operating system. The call must not be repeated, because data may be lost
-    /// already.
+    /// Errors of the operating system. The call must not be repeated after an error, because data
+    /// may be lost already.
     fn sync_data(&self) -> io::Result<()>;
 
-    /// Reserves blocks for `len` bytes at `offset`, so that writing there cannot find the disk
-    /// full. Extends the file; new bytes read as zeros.
+    /// Reserves blocks for `len` bytes at `offset`, so that a write there cannot fail because the
+    /// disk is full. Extends the file if necessary; new bytes read as zeros.
     ///
     /// # Errors
     /// `StorageFull`, and other errors of the operating system.
@@ -194,28 +198,28 @@ pub trait StorageFile: Debug + Send + Sync {
     /// Truncates or extends the file.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// Errors of the operating system.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
-    /// Returns the length in bytes.
+    /// Returns the length of the file in bytes.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// Errors of the operating system.
     fn len(&self) -> io::Result<u64>;
 
     /// Returns `true` if the file has no bytes.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// Errors of the operating system.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
 
-    /// Maps the first `len` bytes for reading. Returns `None` for a storage without maps; the
+    /// Maps the first `len` bytes for reading. Returns `None` for a storage without maps. The
     /// engine then reads the bytes into memory.
     ///
     /// # Errors
-    /// Those of the operating system.
+    /// Errors of the operating system.
     fn map(&self, len: u64) -> io::Result<Option<Mapping>>;
 }
 
@@ -247,7 +251,8 @@ impl Mapping {
     }
 }
 
-/// Returns the first `len` bytes of a file, mapped if the storage can map, else read.
+/// Returns the first `len` bytes of a file: mapped if the storage can map, otherwise read into
+/// memory.
 pub(crate) fn map_or_read(file: &dyn StorageFile, len: u64) -> io::Result<Arc<Map>> {
     if let Some(mapping) = file.map(len)? {
         return Ok(mapping.0);

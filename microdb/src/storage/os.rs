@@ -1,10 +1,10 @@
-//! The real disk.
+//! The real disk: implements the storage traits by calls of the operating system.
 //!
 //! - A database is the folder that was opened, not the folder that its path names later. So the
 //!   engine works with [`HeldFolders`], which keeps the folder open and resolves paths relative to
-//!   that handle (`openat` and its relatives). A renamed database is written under its new name.
-//!   Another database under the old name is left alone.
-//! - Paths outside of held folders are resolved by the system.
+//!   the open folder (`openat` and similar calls). If the folder is renamed, the engine continues
+//!   to write in it. Another database at the old path is left alone.
+//! - Paths outside of held folders are resolved by the operating system.
 //! - A system call that a signal interrupted is repeated.
 //!
 //! Deliberately absent: direct IO and asynchronous IO.
@@ -25,7 +25,8 @@ use self::held::HeldFolders;
 use super::{Mapping, OpenMode, Storage, StorageFile, StorageLock};
 use crate::raw::map::Map;
 
-/// Only the owner has access, since a database may hold confidential data.
+/// Permissions of new folders and files. Only the owner has access, because a database may hold
+/// confidential data.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
@@ -46,7 +47,7 @@ pub struct OsStorage;
 #[derive(Debug)]
 struct OsFile {
     file: File,
-    /// Length seen last. Spares a system call for each map.
+    /// Last known length of the file in bytes. Saves a system call per map.
     len: AtomicU64,
 }
 
@@ -59,7 +60,8 @@ impl OsFile {
     }
 }
 
-/// Returns the same calls without a held folder.
+/// Returns an implementation without held folders, which resolves every path by the operating
+/// system.
 fn unheld() -> HeldFolders {
     HeldFolders::default()
 }
@@ -106,7 +108,7 @@ impl Storage for OsStorage {
     }
 }
 
-/// Repeats `call` as long as signals interrupt it.
+/// Calls `call` again as long as a signal interrupts it.
 fn repeated<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -129,7 +131,7 @@ impl StorageFile for OsFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        // Repeats interrupted calls by itself.
+        // `write_all_at` repeats interrupted calls.
         self.file.write_all_at(bytes, offset)
     }
 
@@ -160,7 +162,8 @@ impl StorageFile for OsFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        // Forgotten first, because a failed call may have cut the file.
+        // The known length is reset first, because a call that fails may still have truncated the
+        // file.
         self.len.store(0, Ordering::Relaxed);
         repeated(|| self.file.set_len(len))
     }
@@ -194,7 +197,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, "four").unwrap();
-        // Older than the last change: by default the next read would update this time.
+        // The access time is older than the last change. Only then does a read update the access
+        // time by default (`relatime`).
         let accessed = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let times = std::fs::FileTimes::new().set_accessed(accessed);
         for path in [path.as_path(), folder.path()] {

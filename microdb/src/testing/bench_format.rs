@@ -1,5 +1,5 @@
-//! Entry points for the micro-benchmarks of `benches/`: encoding of a commit and decoding of a
-//! read.
+//! Entry points for the micro-benchmarks of `benches/`: encoding of a commit's records, and
+//! decoding in a read.
 //!
 //! Compiled only with the feature `bench`, and not part of the interface.
 
@@ -9,23 +9,23 @@ use crate::format::DatabaseId;
 use crate::format::checksum::SegmentMask;
 use crate::format::record::{Record, RecordKind};
 
-/// Assumed offset of the records in their segment.
+/// Offset that the benchmarks assume for the first record in its segment.
 const OFFSET: u32 = 4096;
 
-/// The body of a commit, reused as commits do.
+/// The body of a commit. Its buffer is reused, as in commits.
 #[derive(Default)]
 pub struct BenchBody(Body);
 
 impl BenchBody {
-    /// Encodes puts of one table with all their checksums, as a commit does before its position is
-    /// known, and ties them to a position. Returns the bytes.
+    /// Encodes puts to one table with all their checksums, as a commit does before its position is
+    /// known. Then ties the checksums to a position. Returns the encoded bytes.
     pub fn encode(&mut self, records: &[(Vec<u8>, Vec<u8>)]) -> &[u8] {
         self.0.clear();
         for (key, value) in records {
             let pushed = self.0.push(RecordKind::Put, (0, 1), KeyHash(0), key, value);
             pushed.expect("the benchmark's records are within the limits");
         }
-        // Part of a frame header.
+        // The frame header contains this checksum.
         std::hint::black_box(self.0.crc());
         self.0.mask(mask(), OFFSET);
         &self.0.bytes
@@ -36,7 +36,8 @@ fn mask() -> SegmentMask {
     SegmentMask::new(DatabaseId([7; 16]), 1)
 }
 
-/// Parses and verifies the records of a body, as reads do. Returns their number if all are valid.
+/// Parses and verifies the records of a body, as reads do. Returns the number of records if all are
+/// valid.
 #[must_use]
 pub fn decode(body: &[u8]) -> Option<usize> {
     let (mut at, mut count) = (0, 0);

@@ -1,5 +1,5 @@
-//! Tests that need access to the inside of the engine: races with damage, and background work at
-//! chosen moments.
+//! Tests that need access to the inside of the engine: damage at chosen moments, and background
+//! work at chosen moments.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::format::super_block::{
 use crate::raw::epoch::pin;
 use crate::{Db, Durability, Error, Options};
 
-/// Returns a database with a complete first segment that is in its file.
+/// Returns a database with a complete first segment that is written to its file.
 fn shop(folder: &Path) -> Db {
     let options = Options::new().segment_bytes_first(4096).segment_bytes_max(4096);
     let db = options
@@ -28,7 +28,7 @@ fn shop(folder: &Path) -> Db {
     db
 }
 
-/// Overwrites a byte of the key's record on disk.
+/// Overwrites one byte of the record of `key` in its file.
 fn rot(db: &Db, key: &str) {
     let table = db.table("t").unwrap();
     let guard = pin();
@@ -89,7 +89,8 @@ fn background_compaction_starts_at_a_third_of_dead_bytes_with_the_emptiest_segme
             .collect::<Vec<_>>()
     };
     let first = ids();
-    // A quarter of the log is dead anyway, because each frame has one record.
+    // A quarter of the log is already dead: each frame has one record, and frame headers count as
+    // dead bytes.
     overwrite(100..108);
     db.engine.compact_in_background().unwrap();
     assert_eq!(
@@ -134,7 +135,8 @@ fn background_compaction_skips_a_damaged_segment() {
     assert_eq!(table.get("key 10").unwrap().as_deref(), Some(&[7; 100][..]));
 }
 
-/// Rewrites both states of SUPER with `change` applied, and removes the hints.
+/// Rewrites both copies of the state in SUPER with `change` applied, and removes the hints. Returns
+/// the new state.
 fn change_super(folder: &Path, change: impl FnOnce(State) -> State) -> State {
     let path = folder.join("SUPER");
     let mut bytes = std::fs::read(&path).unwrap();
@@ -150,7 +152,7 @@ fn change_super(folder: &Path, change: impl FnOnce(State) -> State) -> State {
     state
 }
 
-/// No crash leaves this state, but a manual copy of files may.
+/// No crash leaves a checkpoint without the log behind it, but a manual copy of files may.
 #[test]
 fn a_checkpoint_without_the_log_behind_it_is_damage() {
     let folder = tempfile::tempdir().unwrap();
@@ -163,7 +165,7 @@ fn a_checkpoint_without_the_log_behind_it_is_damage() {
         .position
         .segment;
     for kept in [last, 1] {
-        // A SUPER without segments from `kept` on, and a log without them.
+        // SUPER and the log lose all segments from `kept` on.
         for entry in std::fs::read_dir(&log).unwrap().map(Result::unwrap) {
             let name = entry.file_name().into_string().unwrap();
             if name.as_str() >= format!("{kept:010}").as_str() {
@@ -226,8 +228,8 @@ fn ids_of_segments_may_be_large_and_not_too_far_apart() {
     }
 }
 
-/// Reads copy somewhat more than a value, and a page beyond the end of the file would end the
-/// process.
+/// A read copies somewhat more bytes than a value has. If these included a mapped page beyond the
+/// end of the file, the process would end.
 #[test]
 fn a_tail_cut_off_by_an_open_is_not_mapped() {
     let folder = tempfile::tempdir().unwrap();
@@ -252,8 +254,8 @@ fn a_tail_cut_off_by_an_open_is_not_mapped() {
     }
 }
 
-/// Compaction copies a clear marker out of its segment as long as an older segment holds records
-/// that it cleared. Records behind its first position must stay.
+/// Compaction copies a clear marker as long as the log has a segment older than the marker. Records
+/// behind the marker's first position must stay.
 #[test]
 fn replay_of_a_copied_clear_marker_clears_records_before_its_first_position() {
     let folder = tempfile::tempdir().unwrap();
@@ -310,8 +312,8 @@ fn replay_of_a_copied_clear_marker_clears_records_before_its_first_position() {
     check(&Db::open(&saved).unwrap());
 }
 
-/// Compaction copies step by step. After a crash between two steps, the marker is behind records
-/// that were put later in its original segment and are not copied yet.
+/// Compaction copies step by step. Suppose a crash between two steps. The copied marker is then in
+/// the log behind records that were put later in its original segment and are not copied yet.
 #[test]
 fn replay_of_a_copied_clear_marker_keeps_later_records_of_its_segment() {
     let folder = tempfile::tempdir().unwrap();
@@ -330,7 +332,7 @@ fn replay_of_a_copied_clear_marker_keeps_later_records_of_its_segment() {
         kept += 1;
     }
     table("cleared").clear().unwrap();
-    // More records than one step collects.
+    // One step of compaction collects fewer records than these.
     (0..400).for_each(|_| table("overwritten").put("key", "value").unwrap());
     table("cleared").put("new", "value").unwrap();
     assert_eq!(table("cleared").location("new").unwrap().unwrap().segment, 2);
@@ -345,7 +347,7 @@ fn replay_of_a_copied_clear_marker_keeps_later_records_of_its_segment() {
     (1..=5).for_each(|id| _ = std::fs::copy(segment(&path, id), segment(&crashed, id)).unwrap());
     db.engine.compact_in_background().unwrap();
     db.sync().unwrap();
-    // The log up to the frame with the marker.
+    // The crashed log ends with the frame that contains the copied marker.
     let copies = crate::tools::inspect::segment(&path, 5).unwrap().frames;
     let marker = copies
         .iter()

@@ -2,10 +2,11 @@
 //! format.
 //!
 //! - Compiled only with the feature `fuzzing`, and not part of the interface.
-//! - A parser may refuse. It must not panic, allocate without bound, or accept bytes that it would
-//!   write differently.
+//! - A parser may refuse bytes. It must not panic, allocate without bound, or accept bytes that the
+//!   encoder would write differently.
 //! - Hardly any random bytes have a valid checksum. So each parser gets its bytes twice: unchanged,
-//!   and with corrected checksums ([`repair_super`], [`repair_segment`]), like those of a forger.
+//!   and with corrected checksums ([`repair_super`], [`repair_segment`]), as a forger would write
+//!   them.
 
 use std::sync::Arc;
 
@@ -23,20 +24,20 @@ use crate::format::{DatabaseId, VARINT_BYTES_MAX, varint_decode, varint_encode};
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 
-/// Runs a closure in a forked child, for tests that fork.
+/// Runs `child` in a forked process, for tests that fork. Returns the process id.
 pub fn fork(child: impl FnOnce() -> bool) -> i32 {
     crate::raw::fork::fork(child)
 }
 
-/// Waits for a child of [`fork`]. Returns `true` if its closure did.
+/// Waits for a child of [`fork`]. Returns `true` if its closure returned `true`.
 #[must_use]
 pub fn wait(child: i32) -> bool {
     crate::raw::fork::wait(child)
 }
 
-/// Database of bytes that do not name one.
+/// Database id for bytes that contain none.
 const DATABASE: DatabaseId = DatabaseId([7; 16]);
-/// Offset of the frames and records given to single parsers.
+/// Offset in the segment for a frame or record that is parsed alone.
 const OFFSET: u32 = 4096;
 
 /// Parses a state block and a hint of SUPER.
@@ -143,7 +144,7 @@ pub fn seal(bytes: &[u8]) {
     }
 }
 
-/// Opens the image of a directory, as in a checkpoint.
+/// Opens the image of a directory, as it is in a checkpoint.
 pub fn directory_image(bytes: &[u8]) {
     let check = |bytes: &[u8]| {
         let map = Arc::new(Map::of_bytes(bytes));
@@ -200,7 +201,7 @@ pub fn checkpoint(bytes: &[u8]) {
     check(&repaired);
 }
 
-/// Returns the block to which the head of a checkpoint refers, with any checksum.
+/// Decodes the block to which the head of a checkpoint refers. Its checksum is not verified.
 fn block_of(bytes: &[u8], head: &Head) -> Option<Block> {
     Block::decode(block_bytes(bytes, head)?)
 }
@@ -211,7 +212,7 @@ fn block_bytes<'a>(bytes: &'a [u8], head: &Head) -> Option<&'a [u8]> {
     bytes.get(offset..offset.checked_add(len)?)
 }
 
-/// Uses a directory as reads do.
+/// Looks up keys in a directory and iterates over it, as reads do.
 fn follow(directory: &Directory) {
     let guard = pin();
     for hash in [0, u64::MAX / 2, u64::MAX] {
@@ -256,7 +257,7 @@ fn repair_segment_header(bytes: &mut [u8], database: DatabaseId, id: u64) {
     }
 }
 
-/// Corrects all checksums of a file SUPER. Returns the database id in it.
+/// Corrects all checksums of a SUPER file. Returns the database id in a valid state.
 pub fn repair_super(bytes: &mut [u8]) -> Option<[u8; 16]> {
     let mut database = None;
     for offset in STATE_OFFSETS {
@@ -275,8 +276,8 @@ pub fn repair_super(bytes: &mut [u8]) -> Option<[u8; 16]> {
     database.map(|database| database.0)
 }
 
-/// Corrects magic, identity and all checksums of checkpoint `generation`: head, block, tables of
-/// the directories and their chunks.
+/// Corrects magic, identity and all checksums of checkpoint `generation`: those of the head, the
+/// block, the directory tables and their chunks.
 pub fn repair_checkpoint(bytes: &mut [u8], database: [u8; 16], generation: u64) {
     let database = DatabaseId(database);
     if bytes.len() < HEAD_BYTES {
@@ -302,7 +303,8 @@ pub fn repair_checkpoint(bytes: &mut [u8], database: [u8; 16], generation: u64) 
     }
 }
 
-/// Corrects all checksums, counts and chains of segment `id`, as far as its frames can be followed.
+/// Corrects all checksums, counts and chains of segment `id`, up to the first frame without a valid
+/// length.
 pub fn repair_segment(bytes: &mut [u8], database: [u8; 16], id: u64) {
     let database = DatabaseId(database);
     repair_segment_header(bytes, database, id);
@@ -343,7 +345,7 @@ pub fn repair_segment(bytes: &mut [u8], database: [u8; 16], id: u64) {
     }
 }
 
-/// Fails to compile when a further kind of frame is added, so that it is repaired too.
+/// Fails to compile when a further kind of frame is added, so that `repair_segment` gets extended.
 const _: fn(FrameKind) = |kind| match kind {
     FrameKind::Commit | FrameKind::Relocation => {}
 };

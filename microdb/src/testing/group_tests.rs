@@ -1,7 +1,7 @@
 //! Tests of commits in one group: conflicts with clears and drops, turns, and lost turns.
 //!
-//! A test holds the writer lock of the log, so that the group of a first commit waits. Then it lets
-//! the other commits join the next group one by one.
+//! A test holds the writer lock of the log, so that the group of a first commit waits. During this
+//! wait, the test starts the other commits one by one, and they join the next group.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::channel;
@@ -11,7 +11,7 @@ use crate::directory::Location;
 use crate::engine::lock;
 use crate::{Db, Error, Options, Table};
 
-/// Longer than any step takes on a busy machine.
+/// Time limit for a step of a test, longer than any step takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
@@ -28,7 +28,8 @@ fn open(path: &std::path::Path) -> Db {
 
 type Step<'a> = Box<dyn FnOnce() + Send + 'a>;
 
-/// Runs the steps, each with one commit, so that their commits form one group in this order.
+/// Runs the steps, each of which makes one commit, so that these commits form one group in this
+/// order.
 fn in_one_group(db: &Db, other: &Table, steps: Vec<Step<'_>>) {
     std::thread::scope(|scope| {
         let writer = lock(&db.engine.writer);
@@ -187,7 +188,8 @@ fn conflicting_transactions_commit_in_order_with_one_sync() {
     results.sort_unstable();
     assert_eq!(results, [1, 2, 3, 4, 5, 6, 7, 8]);
     assert_eq!(table.get("count").unwrap().as_deref(), Some(&[8][..]));
-    // A body that was scheduled late is not short, and belongs to another group.
+    // The first put and the transactions form two groups. There may be more: a body that the
+    // scheduler delays for more than 1 ms gets no turn and commits in a later group.
     assert!(groups() - before >= 2);
     assert!(
         runs.load(Ordering::Relaxed) >= 15,
@@ -266,7 +268,8 @@ fn an_open_counts_bytes_of_unnamed_tables_as_dead() {
         other,
     } = fixture();
     let segment = lock(&db.engine.core).published.position.segment;
-    // As left by an earlier version, which acknowledged commits behind a drop.
+    // The usage counts get live bytes of a table that does not exist. An earlier version left such
+    // counts, because it acknowledged commits after the drop of their table.
     let at = Location::new(segment, 4096);
     lock(&db.engine.core).usages.add_live(at, 77, 1 << 20);
     db.checkpoint().unwrap();
@@ -289,7 +292,7 @@ fn a_body_that_waits_for_a_writer_loses_its_turn_and_commits_afterwards() {
     std::thread::scope(|scope| {
         let (other_table, another) = (&other, other.clone());
         scope.spawn(move || {
-            // The body is in its turn, and this commit waits for the end of the turn.
+            // The transaction has its turn now, and this commit waits for the end of the turn.
             asked.recv_timeout(PATIENCE).unwrap();
             another.put("asked", "for").unwrap();
             done.send(()).unwrap();
@@ -364,7 +367,7 @@ fn a_run_in_a_lost_turn_is_acknowledged_after_the_commits_that_it_read() {
         let (db, table, other) = (&db, &table, &other);
         let runs = AtomicU32::new(0);
         let put: Step<'_> = Box::new(|| table.put("k", "changed").unwrap());
-        // Two transactions that only read at the end. Their first runs write, so they join the
+        // The transaction only reads in its last run. Its first run writes, so that it joins the
         // group.
         let reader: Step<'_> = Box::new(move || {
             let seen = db.transaction(|tx| {
@@ -372,8 +375,8 @@ fn a_run_in_a_lost_turn_is_acknowledged_after_the_commits_that_it_read() {
                 match runs.fetch_add(1, Ordering::Relaxed) {
                     0 => tx.put(other, "joins", "the group")?,
                     1 => {
-                        // In the turn. The writer of the log is held from here on, so nothing
-                        // becomes durable.
+                        // This run is in the turn. From here on the writer of the log is held, so
+                        // nothing becomes durable.
                         ran.send(()).unwrap();
                         may_write.recv_timeout(PATIENCE).unwrap();
                     }
@@ -395,7 +398,8 @@ fn a_run_in_a_lost_turn_is_acknowledged_after_the_commits_that_it_read() {
             // writer.
             wait_for("the loss of the turn", || !lock(&db.engine.queue).is_paused());
             write.send(()).unwrap();
-            // Time for an answer that must not come.
+            // Gives the transaction time to return, which it must not do before the commits are
+            // durable.
             for _ in 0..1_000 {
                 std::thread::yield_now();
             }

@@ -1,7 +1,7 @@
 //! Entry points for tests that need more than the public interface.
 //!
-//! - [`fuzzing`] and [`bench_format`] exist only with the feature of that name.
-//! - [`loom_tests`] exist only in a build for the model checker.
+//! - [`fuzzing`] and [`bench_format`] exist only with the features `fuzzing` and `bench`.
+//! - [`loom_tests`] exist only in a build for the model checker loom.
 //!
 //! Deliberately absent: anything that a release build contains.
 

@@ -1,14 +1,15 @@
 //! Backups: a complete copy of a database that is being written to.
 //!
-//! - Complete segments never change again. On the same file system a backup has them as hard links,
-//!   at no cost in space or time. Only the active segment and the checkpoint are copied.
-//! - A link shares its bytes with the original, and so its damage. A backup against failing disks
-//!   belongs on another disk, where everything is copied.
-//! - A read-only database is copied as its reader sees it, from the maps. These stay readable even
+//! - Complete segments never change again. On one file system, a backup contains hard links to
+//!   them, at no cost in space or time. Only the active segment and the checkpoint are copied.
+//! - A link and the original share their bytes, so they share damage too. To protect from failing
+//!   disks, a backup must be on another disk, where everything is copied.
+//! - A read-only database is copied as its reader sees it, from the maps. Maps stay readable even
 //!   if a writer removes the files.
-//! - Nothing is written to the original.
+//! - No record of the original is changed. The original only gets a new checkpoint and missing
+//!   seals.
 //!
-//! Deliberately absent: incremental backups. Hard links make a full one cheap.
+//! Deliberately absent: incremental backups. Hard links make a full backup cheap.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -49,9 +50,9 @@ const COPY_BYTES: usize = 1 << 20;
 pub struct BackupReport {
     /// Sequence of the last commit in the backup.
     pub sequence: Sequence,
-    /// Number of segments that are hard links to those of the original.
+    /// Number of segments that are hard links to segments of the original.
     pub segments_linked: u64,
-    /// Number of segments that were copied.
+    /// Number of segments that were copied byte for byte.
     pub segments_copied: u64,
     /// Number of bytes that were copied.
     pub bytes_copied: u64,
@@ -71,7 +72,8 @@ impl Engine {
             return self.backup_of_view(storage.as_ref(), &to);
         }
         self.check_writable()?;
-        // Commits do not wait for a backup, since it may take long.
+        // While this hold exists, commits do not wait for free log space, because a backup may take
+        // long.
         let _hold = self.space.hold();
         let _no_compaction = lock(&self.compacting);
         let _no_checkpoint = lock(&self.checkpointing);
@@ -81,8 +83,8 @@ impl Engine {
         self.backup(storage.as_ref(), &to)
     }
 
-    /// Holds the folder of a backup, so that its files belong together. Refuses a folder that is
-    /// taken, or inside or around the database's folder.
+    /// Creates and holds the folder of a backup. Refuses a folder that is not empty, or is inside
+    /// or around the database's folder.
     fn hold_target(&self, to: &Paths) -> Result<Arc<dyn Storage>> {
         if !seeded("backup-within-itself") {
             check_apart(
@@ -118,7 +120,7 @@ impl Engine {
             let synced = storage.sync_folder(&folder);
             synced.map_err(Error::io("cannot sync", &folder))?;
         }
-        // The folder and its ancestors may have been created just now.
+        // The folder and its ancestors may be new, so their names are synced too.
         if seeded("backup-unsynced-name") {
             return Ok(());
         }
@@ -147,8 +149,8 @@ impl Engine {
         for (id, complete) in &segments {
             if *complete && self.seal_of(*id, self.segment_end(*id)).is_some() {
                 let (from, target) = (self.paths.seal(*id), to.seal(*id));
-                // Seals are derived: a backup without one is complete, and creates its own when
-                // opened.
+                // A failed copy is ignored: a backup without a seal is complete, and creates the
+                // seal when opened.
                 if storage.hard_link(&from, &target).is_err() {
                     let _ = copy(storage, &from, &target, u64::MAX);
                 }
@@ -175,7 +177,7 @@ impl Engine {
         Ok(report)
     }
 
-    /// Copies the state seen by a reader, as of its opening.
+    /// Copies the state that a read-only database sees, which is that of its opening.
     fn backup_of_view(&self, storage: &dyn Storage, to: &Paths) -> Result<BackupReport> {
         Self::create_folders(storage, to)?;
         let (end, next_segment) = {
@@ -197,7 +199,8 @@ impl Engine {
             };
             report.bytes_copied += copy_segment(storage, segment, len, &to.segment(segment.id))?;
             report.segments_copied += 1;
-            // Seals are derived: a backup without one is complete, and creates its own when opened.
+            // A failed copy is ignored: a backup without a seal is complete, and creates the seal
+            // when opened.
             if !is_last && self.seal_of(segment.id, len).is_some() {
                 let _ = copy(
                     storage,
@@ -214,8 +217,8 @@ impl Engine {
         Ok(report)
     }
 
-    /// Copies the checkpoint from which the database was opened. Returns its generation. A writer
-    /// may have removed the checkpoint; the backup then has none, and its log is replayed.
+    /// Copies the checkpoint from which the database was opened. Returns its generation. Returns 0
+    /// if a writer has removed the checkpoint. Opening the backup then replays its whole log.
     fn copy_checkpoint(&self, storage: &dyn Storage, to: &Paths, report: &mut BackupReport) -> u64 {
         let generation = self.recovery.checkpoint;
         if generation == 0 {
@@ -234,7 +237,7 @@ impl Engine {
         }
     }
 
-    /// Written last, because this file makes the folder a database.
+    /// Writes SUPER of the backup. Called last, because SUPER makes the folder a database.
     fn write_backup_super(
         &self,
         storage: &dyn Storage,
@@ -247,7 +250,8 @@ impl Engine {
         let state = State {
             database: self.database,
             hash_seed: self.hash_seed,
-            // As if just created, so that the next open syncs the names above it.
+            // The generation of a new database, so that the next open syncs the names of the folder
+            // and its ancestors.
             generation: 1,
             created_ms: self.created_ms,
             checkpoint,
@@ -269,8 +273,8 @@ impl Engine {
     }
 }
 
-/// Fails if one of two folders contains the other. A copy would otherwise copy itself, and a repair
-/// would read its own output.
+/// Fails if one of two folders contains the other. Otherwise a backup would copy itself, and a
+/// repair would read its own output.
 pub(crate) fn check_apart(
     storage: &dyn Storage,
     source: &Path,
@@ -287,7 +291,7 @@ pub(crate) fn check_apart(
     Ok(())
 }
 
-/// Writes the first `len` bytes of a segment to a new file, durably. Returns their number.
+/// Writes the first `len` bytes of a segment to a new file and syncs the file. Returns `len`.
 fn copy_segment(storage: &dyn Storage, segment: &Arc<Segment>, len: u32, to: &Path) -> Result<u64> {
     let target = storage
         .open(to, OpenMode::CreateNew)
@@ -298,7 +302,8 @@ fn copy_segment(storage: &dyn Storage, segment: &Arc<Segment>, len: u32, to: &Pa
         let end = len.min(at.saturating_add(COPY_BYTES as u32));
         segment.keep_reading(at, end);
         let bytes = segment.bytes_at(at).get(..(end - at) as usize);
-        // A file that was truncated while mapped reads as zeros.
+        // If the file was truncated while mapped, the missing bytes read as zeros and must not be
+        // copied.
         let Some(bytes) = bytes.filter(|_| !segment.is_cut()) else {
             let (expected, found) = (format_args!("{len} bytes"), "fewer");
             return Err(Error::corrupt(
@@ -327,7 +332,8 @@ fn copy_segment(storage: &dyn Storage, segment: &Arc<Segment>, len: u32, to: &Pa
     Ok(len.into())
 }
 
-/// Copies up to `bytes_max` bytes of a file, durably. Returns their number.
+/// Copies up to `bytes_max` bytes of a file to a new file and syncs the new file. Returns the
+/// number of copied bytes.
 fn copy(storage: &dyn Storage, from: &Path, to: &Path, bytes_max: u64) -> Result<u64> {
     let source = storage
         .open(from, OpenMode::Read)

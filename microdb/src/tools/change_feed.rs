@@ -1,11 +1,12 @@
 //! The change feed: committed batches, read from the log beginning at any sequence.
 //!
-//! - Each change carries the link of the chain, which depends on the content of all commits up to
-//!   it and on nothing else. A follower that applies changes in order and checks them with
-//!   [`Change::follows`] has proved that it missed nothing.
-//! - The feed reads the log itself. It cannot return commits that compaction has removed, and
-//!   reports that as an error.
-//! - A feed keeps the segments that it has still to read.
+//! - Each change carries the chain value of its commit, which depends only on the content of this
+//!   and all earlier commits. A follower that applies changes in order and checks them with
+//!   [`Change::follows`] proves that it missed no commit.
+//! - The feed reads the log itself. If compaction has removed requested commits, the feed returns
+//!   an error.
+//! - A feed keeps the segments that it has not read yet, so they stay readable after compaction has
+//!   removed them.
 //!
 //! Deliberately absent: notification of new commits. Callers use [`Changes::extend`].
 
@@ -41,14 +42,15 @@ use crate::sequence::Sequence;
 pub struct Change {
     /// Sequence of the commit.
     pub sequence: Sequence,
-    /// Link of the chain after the commit.
+    /// Chain value of the commit: a checksum over all commits up to this one.
     pub chain: u64,
     /// Changes of the commit, in order.
     pub operations: Vec<Operation>,
 }
 
-/// One change of a key or of a whole table. Table 0 is the catalog: its key is the name of a table,
-/// its value the id (4 bytes, little-endian), for typed tables followed by text about the keys.
+/// One change of a key or of a whole table. Table 0 is the catalog, with a record for each table.
+/// Its key is the name of the table. Its value is the table's id (4 bytes, little-endian), for
+/// typed tables followed by a text about the keys.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -69,20 +71,20 @@ pub struct Change {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Operation {
-    /// The key has this value.
+    /// The key was set to this value.
     Put {
         /// Id of the table.
         table: u32,
-        /// The key.
+        /// Key that was set.
         key: Vec<u8>,
-        /// The value.
+        /// Value to which the key was set.
         value: Vec<u8>,
     },
     /// The key was deleted.
     Delete {
         /// Id of the table.
         table: u32,
-        /// The key.
+        /// Key that was deleted.
         key: Vec<u8>,
     },
     /// All keys of the table were deleted.
@@ -93,7 +95,8 @@ pub enum Operation {
 }
 
 impl Change {
-    /// Returns `true` if this is the unaltered commit directly after the one with the link `chain`.
+    /// Returns `true` if this is the unaltered commit directly after the commit with the chain
+    /// value `chain`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -134,7 +137,7 @@ impl Operation {
 }
 
 /// Iterator over changes, returned by [`Db::changes_since`](crate::Db::changes_since). Ends at the
-/// end of the log at the time of its creation or of the last [extension](Changes::extend).
+/// last commit that was visible at its creation or last [extension](Changes::extend).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -149,21 +152,23 @@ impl Operation {
 /// # }
 /// ```
 pub struct Changes {
-    /// Segments still to read, each with its end.
+    /// Segments that are not read completely, each with the end of its visible frames.
     left: VecDeque<(SegmentFile, u32)>,
     at: Option<Frontier>,
-    /// Position after the last segment was read.
+    /// End of the last segment that was read completely, for an extension that continues in this
+    /// segment.
     stopped: Option<Frontier>,
-    /// Changes up to this sequence are not returned (any more).
+    /// Sequence of the last returned change, or the requested sequence. Only later changes are
+    /// returned.
     after: u64,
-    /// Commits up to this sequence are in `left` or were returned.
+    /// Sequence of the last commit that is in `left` or was returned.
     known: u64,
-    /// Keeps the database open. Declared last: the last handle gives back all memory of the
-    /// database when it is dropped.
+    /// Keeps the database open. Declared last: the drop of the last handle frees all memory of the
+    /// database, so it must follow the drop of the segments.
     engine: Arc<Handle>,
 }
 
-/// Segments with the commits after a sequence, each with its end.
+/// Segments with the commits after a sequence, each with the end of its visible frames.
 type Segments = VecDeque<(SegmentFile, u32)>;
 
 impl std::fmt::Debug for Changes {
@@ -173,7 +178,7 @@ impl std::fmt::Debug for Changes {
 }
 
 impl Changes {
-    /// Returns the visible commits after `sequence`.
+    /// Returns an iterator over the visible commits after `sequence`.
     pub(crate) fn since(engine: &Arc<Handle>, sequence: Sequence) -> Result<Self> {
         engine.check_process()?;
         let (left, known) = segments_since(engine, sequence.0)?;
@@ -227,7 +232,8 @@ fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
         };
         left.push_back((file, end.position.offset));
     }
-    // All commits up to the first one of a segment are in earlier segments.
+    // The header of the next segment states the last commit before it. If that commit is not after
+    // `sequence`, the first segment has no requested commit.
     while left
         .get(1)
         .is_some_and(|(next, _)| next.header.sequence <= sequence)
@@ -250,9 +256,10 @@ fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
 }
 
 impl Changes {
-    /// Adds the commits made since the creation or the last extension, without reading anything
-    /// twice. Unread segments are kept, so compaction cannot take them away. A follower that
-    /// extends often misses nothing, even if it reads slowly. The kept segments cost disk space.
+    /// Adds the commits made since the creation or the last extension, and reads no commit twice.
+    /// Unread segments stay readable for the feed, even after compaction has removed them. So a
+    /// follower that extends often misses nothing, even if it reads slowly. The kept segments cost
+    /// disk space.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -340,8 +347,8 @@ impl Iterator for Changes {
     fn next(&mut self) -> Option<Self::Item> {
         let read = self.read().transpose();
         if let Some(Err(_)) = read {
-            // The change behind damage is unknown. After an extension, the same damage is found
-            // again.
+            // The position of the next change after damage is unknown, so the iterator ends. An
+            // extension reads from the last returned change on and finds the same damage again.
             self.left.clear();
             (self.at, self.stopped, self.known) = (None, None, self.after);
         }

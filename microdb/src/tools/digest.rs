@@ -1,18 +1,18 @@
 //! Digests of the live records: one per table and key prefix, so that two different databases can
 //! locate their differences.
 //!
-//! - A *leaf* is BLAKE3 over key and value of one live record. The keys of a table are spread over
-//!   4,096 prefixes by the top 12 bits of an unkeyed hash (XXH3), which is the same in every
-//!   database. The digest of a prefix is BLAKE3 over its leaves in ascending order, that of a table
-//!   over its prefixes, that of the database over names and digests of its tables.
-//! - Leaves are sorted and hashed, not added up. Sums and XORs could be updated without the other
-//!   leaves, but an author of records can make them collide with modest work (linear algebra for
-//!   XOR, Wagner's lists for sums), unless each sum has kilobytes. A sequence of sorted leaves
-//!   under BLAKE3 is as strong as BLAKE3.
-//! - Digests are in memory and computed on request, so a database that never asks pays nothing. For
-//!   a later request, the log shows which prefixes were written, and only these are hashed again.
-//!   Their keys are found by one pass over the directory of the table, which reads keys but hashes
-//!   nothing.
+//! - A *leaf* is BLAKE3 over key and value of one live record. The top 12 bits of an unkeyed hash
+//!   (XXH3) divide the keys of a table into 4,096 prefixes, equally in every database. The digest
+//!   of a prefix is BLAKE3 over its leaves in ascending order. The digest of a table covers its
+//!   prefixes. The digest of the database covers names and digests of its tables.
+//! - Leaves are sorted and hashed, not added up. A sum or XOR could be updated without the other
+//!   leaves. But an author of records can make such values collide with modest work: by linear
+//!   algebra for XOR, by Wagner's lists for sums of less than kilobytes. A sequence of sorted
+//!   leaves under BLAKE3 is as strong as BLAKE3.
+//! - Digests are computed on request and kept in memory, so a database without such requests pays
+//!   nothing. For a later request, the log shows which prefixes were written since, and only these
+//!   are hashed again. One pass over the table finds the records with these prefixes. The pass
+//!   reads every record but hashes no other record.
 //!
 //! Deliberately absent: digests on disk.
 
@@ -31,14 +31,16 @@ use crate::sequence::Sequence;
 use crate::snapshot::Snapshot;
 use crate::tools::change_feed::{Changes, Operation};
 
-/// Number of prefixes of a table. Few enough that the digests are small beside the records, and so
-/// many that one changed key of a million means reading some hundreds.
+/// Number of prefixes of a table. Fewer prefixes make the digests smaller. More prefixes make a
+/// comparison read fewer records: with a million keys, a prefix has about 250.
 pub const DIGEST_PREFIXES: usize = 4096;
 
-/// Number of leaves (32 bytes each) in memory at a time. A larger table is read more than once.
+/// Maximum number of leaves (32 bytes each) in memory at a time. A table with more leaves is read
+/// more than once.
 const LEAVES_MAX: u64 = 4 << 20;
 
-/// First byte of each hash, so that a leaf cannot pass for an inner node.
+/// First byte of the input of each hash, one value for each kind. So no input of a leaf equals the
+/// input of an inner node.
 const LEAF: u8 = 0;
 const PREFIX: u8 = 1;
 const TABLE: u8 = 2;
@@ -60,12 +62,12 @@ const DATABASE: u8 = 3;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Digest {
-    /// Sequence of the last commit that is covered.
+    /// Sequence of the last commit that the digests cover.
     pub sequence: Sequence,
     /// Number of keys in all tables.
     pub keys: u64,
-    /// Digest over names and digests of all tables. Equal in two databases if and only if they have
-    /// the same tables with the same records.
+    /// Digest over names and digests of all tables. Equal in two databases exactly if they have
+    /// equal tables with equal records.
     pub root: DigestHash,
     /// Tables, sorted by name.
     pub tables: Vec<TableDigest>,
@@ -89,16 +91,16 @@ pub struct Digest {
 pub struct TableDigest {
     /// Name of the table.
     pub name: String,
-    /// Number of keys.
+    /// Number of keys in the table.
     pub keys: u64,
-    /// Digest over all prefixes.
+    /// Digest over the digests of all prefixes.
     pub root: DigestHash,
     #[serde(skip)]
     prefixes: Prefixes,
 }
 
 impl TableDigest {
-    /// Returns the prefixes with keys, each with its digest and number of keys.
+    /// Returns the prefixes with at least one key, each with its digest and number of keys.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -117,7 +119,7 @@ impl TableDigest {
             .map(|(prefix, (hash, keys))| (*prefix, *hash, *keys))
     }
 
-    /// Returns the prefixes in which the two differ.
+    /// Returns the prefixes with different digests in this table and `other`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -148,7 +150,7 @@ pub fn digest_prefix(key: &[u8]) -> u16 {
     (xxhash_rust::xxh3::xxh3_64(key) >> (64 - DIGEST_PREFIXES.ilog2())) as u16
 }
 
-/// A set of prefixes.
+/// A set of prefixes, one bit for each.
 #[derive(Clone)]
 pub(crate) struct PrefixSet(Box<[u64; DIGEST_PREFIXES / 64]>);
 
@@ -186,7 +188,7 @@ impl Handle {
         self.digest_with_snapshot().map(|(digest, ..)| digest)
     }
 
-    /// Returns a snapshot, and names and ids of its tables.
+    /// Returns a snapshot, and the names and ids of the tables in it.
     pub(crate) fn named_snapshot(self: &Arc<Self>) -> (Snapshot, Vec<(String, u32)>) {
         let _ddl = lock(&self.ddl);
         let tables = self.named_tables();
@@ -194,7 +196,7 @@ impl Handle {
         (Snapshot::of(self), names)
     }
 
-    /// Like [`Handle::digest`], with the ids of the tables and the digested snapshot.
+    /// Returns the digests of all live records, the ids of the tables, and the digested snapshot.
     pub(crate) fn digest_with_snapshot(self: &Arc<Self>) -> Result<(Digest, Vec<u32>, Snapshot)> {
         self.check_process()?;
         let mut cache = lock(&self.digests);
@@ -202,8 +204,8 @@ impl Handle {
         let written = cache
             .as_ref()
             .map(|cache| self.written_since(cache.sequence, &snapshot));
-        // After an error from here on, the cache would not match the log. The next call then
-        // begins without a cache.
+        // After an error below, this cache would not match the log. It is taken out first, so that
+        // the next call then digests everything.
         let old = cache.take().map(|cache| cache.tables).unwrap_or_default();
         let mut tables = HashMap::new();
         for (_, id) in &names {
@@ -223,7 +225,7 @@ impl Handle {
     }
 
     /// Returns the prefixes written after `sequence`, by table. Returns `None` if compaction has
-    /// removed the commits, or if there are so many that starting over is as cheap.
+    /// removed these commits, or if they are so many that digesting everything is as fast.
     fn written_since(
         self: &Arc<Self>,
         sequence: Sequence,
@@ -256,7 +258,8 @@ impl Handle {
     }
 }
 
-/// Returns the prefixes of a table: those in `wanted` computed, the others taken from `before`.
+/// Returns the prefixes of a table. Prefixes in `wanted` are computed; all others are taken from
+/// `before`.
 fn digest_table(
     snapshot: &Snapshot,
     id: u32,
@@ -300,7 +303,7 @@ fn leaf(record: &Record<'_>, scratch: &mut Vec<u8>) -> [u8; 32] {
     scratch.extend_from_slice(&(key.len() as u32).to_le_bytes());
     scratch.extend_from_slice(key);
     if value.len() <= 1024 {
-        // In one piece, which is the fastest way to hash small inputs.
+        // A small value is copied behind the key, because hashing one small input is fastest.
         scratch.extend_from_slice(value);
         return *blake3::hash(scratch).as_bytes();
     }
@@ -340,8 +343,8 @@ fn compose(sequence: Sequence, names: &[(String, u32)], tables: &HashMap<u32, Pr
     }
 }
 
-/// Calls `each` for every record of a table with a key in one of `wanted`, in log order within a
-/// stride, until it returns `false`. Records are verified.
+/// Calls `each` for the records of a table with a key prefix in `wanted`, until `each` returns
+/// `false`. Records are verified. The order follows the log for some records at a time.
 ///
 /// # Errors
 /// The first damage, and the errors of `each`.

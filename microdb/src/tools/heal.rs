@@ -1,13 +1,13 @@
 //! Healing: finds damaged chunks of segments by their seals, and replaces them by chunks of a
 //! backup with the same hash.
 //!
-//! - The database's own seal decides. A chunk is written only if it is, byte for byte, the content
-//!   at the time of sealing.
-//! - A segment without a seal (the active one, or after loss of its seal) is judged by its frames.
-//!   Damaged chunks are taken from the backup if all frames are complete afterwards and linked to
-//!   each other.
-//! - An interrupted write leaves a chunk that is still damaged, and is healed by the next run.
-//! - The database must be closed; its lock is held throughout.
+//! - The database's own seal decides. A chunk is written only if its bytes are exactly those that
+//!   were sealed.
+//! - A segment without a seal (the active segment, or a segment that lost its seal) is judged by
+//!   its frames. Damaged chunks are taken from the backup if all frames are complete afterwards and
+//!   linked to each other.
+//! - After an interrupted write the chunk is still damaged, and the next run heals it.
+//! - The database must be closed. Its lock is held during the whole operation.
 //!
 //! Deliberately absent: deletion, and any guess at content.
 
@@ -57,13 +57,13 @@ use crate::tools::seal::read_seal;
 pub struct ChunkReport {
     /// File of the segment.
     pub path: PathBuf,
-    /// Start of the chunk.
+    /// Offset of the first byte of the chunk in the file.
     pub from: u64,
-    /// End of the chunk.
+    /// Offset of the byte after the chunk in the file.
     pub to: u64,
-    /// `true` if the chunk has its original content again.
+    /// `true` if the chunk was damaged and now has its original content again.
     pub healed: bool,
-    /// Reason why the chunk was not healed, or empty.
+    /// Reason why the chunk was not healed. Empty for a healed chunk.
     pub reason: String,
 }
 
@@ -87,21 +87,21 @@ pub struct ChunkReport {
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize)]
 #[non_exhaustive]
 pub struct HealReport {
-    /// Number of segments with chunks that were compared with a seal.
+    /// Number of segments with chunks that were checked.
     pub segments_checked: u64,
-    /// Number of compared chunks.
+    /// Number of chunks that were checked.
     pub chunks_checked: u64,
     /// Number of healed chunks.
     pub chunks_healed: u64,
-    /// All damaged chunks.
+    /// All damaged chunks, healed or not.
     pub damaged: Vec<ChunkReport>,
-    /// Segments without a seal that were not changed, because their frames are complete or the
-    /// backup has nothing for them. [`crate::Db::verify`] checks them.
+    /// Segments that were neither checked nor changed: they have no seal, and their frames are
+    /// complete or the backup cannot help. [`crate::Db::verify`] checks them.
     pub unsealed: Vec<PathBuf>,
 }
 
 impl HealReport {
-    /// Returns `true` if no damaged chunk is left among the checked ones.
+    /// Returns `true` if all damaged chunks among the checked ones were healed.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -145,8 +145,8 @@ impl fmt::Display for HealReport {
     }
 }
 
-/// Replaces damaged bytes in the segments of the database in `folder` by the same bytes of its
-/// backup. The database must be closed.
+/// Replaces damaged bytes in the segments of the database in `folder` by the original bytes, taken
+/// from its backup. The database must be closed.
 ///
 /// ```no_run
 /// let report = microdb::heal("data/shop", "backup/shop")?;
@@ -159,7 +159,7 @@ impl fmt::Display for HealReport {
 /// - [`Error::Locked`] or [`Error::NotADatabase`].
 /// - [`Error::Invalid`] if the backup belongs to another database, or is inside or around the
 ///   folder of the database.
-/// - [`Error::Corrupt`] if SUPER is lost; use salvage.
+/// - [`Error::Corrupt`] if SUPER is damaged. Use [`salvage`](crate::salvage) in this case.
 /// - [`Error::Io`] if a healed chunk cannot be written.
 ///
 /// Damage that cannot be healed is not an error but part of the report.
@@ -232,7 +232,7 @@ impl Options {
     }
 }
 
-/// Identity of a database and its segments.
+/// Reads SUPER, which contains the id of the database and the list of its segments.
 fn identity(paths: &Paths, storage: &dyn Storage) -> Result<Super> {
     let path = paths.super_file();
     let file = storage
@@ -310,8 +310,9 @@ impl Healing<'_> {
         Ok(())
     }
 
-    /// Returns the seal by which the chunks of the segment are judged, and the damaged chunks if
-    /// they are already known.
+    /// Returns the seal by which the chunks of the segment are judged. Without a stored seal, also
+    /// returns the damaged chunks, which the frames have shown. Returns `None` if nothing can be
+    /// judged.
     fn reference(&self, id: u64, file: Option<&dyn StorageFile>) -> Option<(Seal, Option<BTreeSet<usize>>)> {
         if let Some(seal) = self.seal(self.paths, id) {
             return Some((seal, None));
@@ -321,7 +322,8 @@ impl Healing<'_> {
                 .by_frames(id, file)
                 .map(|(seal, damaged)| (seal, Some(damaged)));
         }
-        // The segment of the backup, if it leads to a known position.
+        // The file is missing, so the backup's segment is the reference. Its frames must lead to
+        // the anchor, a position known from the next segment or SUPER.
         let (backup, end) = self.whole_backup(id)?;
         let (.., met) = backup.walk_by(&self.anchor(id)?);
         met.then(|| (Seal::of(self.database, id, &backup.bytes[..end as usize]), None))
@@ -332,7 +334,7 @@ impl Healing<'_> {
         (seal.database == self.database && seal.segment == id).then_some(seal)
     }
 
-    /// Returns the segment of the backup, and the end of its complete frames.
+    /// Returns the backup's copy of segment `id`, and the end of the complete frames in it.
     fn whole_backup(&self, id: u64) -> Option<(SegmentBytes, u32)> {
         let path = self.backup.segment(id);
         let file = self.storage.open(&path, OpenMode::Read).ok()?;
@@ -344,10 +346,10 @@ impl Healing<'_> {
         Some((backup, end))
     }
 
-    /// Judges a segment without a seal. Returns the chunks to replace, so that its frames are
-    /// complete as far as the backup goes, and the resulting seal. Returns `None` if no damage is
-    /// found, or if nothing proves that the backup has the same frames: a backup that was written
-    /// to has its own history.
+    /// Judges a segment without a seal. Returns the chunks to replace, so that all frames up to the
+    /// backup's end are complete, and a seal of the result. Returns `None` if no damage is found.
+    /// Also returns `None` if nothing proves that the backup has equal frames: a backup that was
+    /// written to has a history of its own.
     fn by_frames(&self, id: u64, file: &dyn StorageFile) -> Option<(Seal, BTreeSet<usize>)> {
         let (backup, backup_end) = self.whole_backup(id)?;
         let len = file.len().ok()?.min(u64::from(SEGMENT_BYTES_LIMIT)) as u32;
@@ -372,20 +374,22 @@ impl Healing<'_> {
         loop {
             let (end, _, met) = own.walk_by(&anchor);
             if end >= backup_end {
-                // Our own frames continue those of the backup, or lead to a known position.
+                // The backup fits if further frames of this database continue it, or if its frames
+                // lead to the anchor.
                 let data = own.bytes.get(..backup_end as usize)?;
                 let fits = (met || end > backup_end) && !replaced.is_empty();
                 return fits.then(|| (Seal::of(self.database, id, data), replaced));
             }
-            // The damage is somewhere in the frame that begins here.
+            // The damage is somewhere in the frame that begins at `end`, so the next chunk of that
+            // frame is replaced.
             let mut rest = (end / SEAL_CHUNK_BYTES) as usize..backup_end.div_ceil(SEAL_CHUNK_BYTES) as usize;
             let next = rest.find(|index| !replaced.contains(index))?;
             own.replace(next, &backup, backup_end, &mut replaced);
         }
     }
 
-    /// Returns a position in segment `id` with known commit and chain: the start of the next
-    /// segment, or the durable frontier.
+    /// Returns a position in segment `id` with known sequence and chain: the end stated by the next
+    /// segment's header, or the durable frontier.
     fn anchor(&self, id: u64) -> Option<Frontier> {
         let later = self.storage.list(&self.paths.log()).ok()?;
         let later = later
@@ -416,7 +420,7 @@ impl Healing<'_> {
             .find(|anchor| anchor.position.segment == id)
     }
 
-    /// Heals one chunk. Returns the reason on failure.
+    /// Heals one chunk. Returns `None` on success, or the reason why the chunk was not healed.
     fn chunk(
         &self,
         seal: &Seal,
@@ -455,15 +459,15 @@ struct SegmentBytes {
 }
 
 impl SegmentBytes {
-    /// Returns the end of its complete frames, and the flaw if they end before the written bytes
-    /// do.
+    /// Returns the end of the complete frames. Also returns the flaw of the next frame, if bytes
+    /// other than zero follow.
     fn walk(&self) -> (u32, Option<Flaw>) {
         let (end, flaw, _) = self.walk_by(&Frontier::default());
         (end, flaw)
     }
 
-    /// Like [`SegmentBytes::walk`], and returns `true` if `anchor` is a position on the way with
-    /// its commit and chain.
+    /// Like [`SegmentBytes::walk`]. The third value is `true` if a frame begins or ends at `anchor`
+    /// with equal position, sequence and chain.
     fn walk_by(&self, anchor: &Frontier) -> (u32, Option<Flaw>, bool) {
         let (map, len) = (Arc::new(Map::of_bytes(&self.bytes)), self.bytes.len() as u32);
         let (mask, id) = (self.header.mask(), self.header.id);
@@ -491,7 +495,7 @@ impl SegmentBytes {
         }
     }
 
-    /// Copies a chunk from the backup, as far as the backup goes.
+    /// Copies the chunk at `index` from the backup, up to offset `end`.
     fn replace(&mut self, index: usize, backup: &Self, end: u32, replaced: &mut BTreeSet<usize>) {
         let start = index * SEAL_CHUNK_BYTES as usize;
         let end = (start + SEAL_CHUNK_BYTES as usize).min(end as usize);
@@ -500,7 +504,8 @@ impl SegmentBytes {
     }
 }
 
-/// Returns the readable bytes of a range of a file.
+/// Returns the bytes of a range of a file. Fewer bytes are returned at the end of the file, and
+/// none after an error.
 fn read(file: &dyn StorageFile, range: std::ops::Range<u32>) -> Vec<u8> {
     let mut bytes = vec![0; range.len()];
     let read = file.read_at(&mut bytes, range.start.into()).unwrap_or(0);

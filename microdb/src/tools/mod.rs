@@ -1,11 +1,11 @@
-//! Operations on a whole database: each reads or copies everything, at the request of an operator.
+//! Operations on a whole database: each reads or copies all data, at the request of an operator.
 //!
 //! - No read and no commit calls into this folder.
 //! - Damage is reported with its position.
 //! - [`inspect`] and [`salvage`] work on the files of a database that cannot be opened.
 //!
-//! Deliberately absent: changes of records. Only [`heal`] and [`seal`] write to a database, and
-//! they write known bytes.
+//! Deliberately absent: changes of records. Only [`heal`] and [`seal`] write to a database:
+//! original bytes of segments, and seals.
 
 pub(crate) mod backup;
 pub(crate) mod change_feed;

@@ -1,10 +1,11 @@
-//! Sealing: stores a hash of each chunk of each complete segment, so that damage is located and can
-//! be healed.
+//! Sealing: stores a hash of each chunk of each complete segment, so that damage can be located and
+//! healed.
 //!
-//! - Runs in the background, after a segment is complete and durable. No commit waits for a hash.
+//! - Seals are made in the background, after a segment is complete and durable. No commit waits for
+//!   a hash.
 //! - A segment is verified frame by frame before it is sealed, so that a seal never covers damage.
-//! - Seals are derived and need not be durable. A segment without one is complete all the same, and
-//!   gets one with the next housekeeping.
+//! - Seals are derived from segments and need not be durable. A segment without a seal is complete
+//!   too, and the next housekeeping seals it.
 //!
 //! Deliberately absent: the layout, which is in `format::seal`.
 
@@ -22,13 +23,13 @@ use crate::recover::log_reader::{SegmentFile, next_frame};
 use crate::storage::{OpenMode, Storage, read_exact};
 
 impl Engine {
-    /// Seals the complete, durable segments without a seal. A damaged segment gets none; `verify`
-    /// reports it.
+    /// Seals the complete, durable segments that have no seal. A damaged segment is not sealed, and
+    /// `verify` reports the damage.
     pub(crate) fn seal_segments(&self) -> Result<()> {
         if self.options.read_only {
             return Ok(());
         }
-        // One thread at a time. Closing waits for it.
+        // One thread at a time seals. A close of the database waits for this lock.
         let mut sealed = lock(&self.sealed);
         let complete: Vec<(u64, u32)> = {
             let core = lock(&self.core);
@@ -59,18 +60,19 @@ impl Engine {
         Ok(())
     }
 
-    /// Returns the valid seal of segment `id` with its end at `end`, if there is one.
+    /// Returns the valid seal of segment `id` with data up to offset `end`, if there is such a
+    /// seal.
     pub(crate) fn seal_of(&self, id: u64, end: u32) -> Option<Seal> {
         let seal = read_seal(self.options.storage.as_ref(), &self.paths.seal(id)).ok()?;
         (seal.database == self.database && seal.segment == id && seal.data_bytes == end).then_some(seal)
     }
 
-    /// Returns the end of a complete segment.
+    /// Returns the length of a complete segment in bytes, or 0 if the segment is unknown.
     pub(crate) fn segment_end(&self, id: u64) -> u32 {
         lock(&self.core).usages.get(id).map_or(0, |usage| usage.end)
     }
 
-    /// Seals a segment. Returns `false` if the segment is damaged.
+    /// Verifies and seals a segment. Returns `false` if the segment was not sealed.
     fn seal_segment(&self, segment: &Arc<Segment>, end: u32) -> Result<bool> {
         let bytes = segment.bytes_at(0).get(..end as usize);
         let Some(bytes) = bytes.filter(|_| is_whole(segment, self.database, end)) else {
@@ -79,7 +81,8 @@ impl Engine {
         self.check_identity()?;
         let (storage, path) = (self.options.storage.as_ref(), self.paths.seal(segment.id));
         if read_seal(storage, &path).is_ok_and(|other| other.database != self.database) {
-            // The seal belongs to another database. It stays, and this segment has no seal.
+            // The file is the seal of another database, which must not be overwritten. This segment
+            // stays without a seal.
             return Ok(false);
         }
         write_seal(storage, &path, &Seal::of(self.database, segment.id, bytes)).map(|()| true)
@@ -106,7 +109,7 @@ pub(crate) fn is_whole(segment: &Arc<Segment>, database: crate::format::Database
     at.position.offset == end
 }
 
-/// Reads a seal.
+/// Reads and decodes the seal file at `path`.
 pub(crate) fn read_seal(storage: &dyn Storage, path: &Path) -> Result<Seal> {
     let file = storage
         .open(path, OpenMode::Read)
@@ -120,7 +123,7 @@ pub(crate) fn read_seal(storage: &dyn Storage, path: &Path) -> Result<Seal> {
         .map_err(|flaw| Error::corrupt(path, flaw.at.into(), flaw.field, flaw.expected, flaw.found))
 }
 
-/// Writes a seal, and replaces a damaged one.
+/// Writes a seal, and replaces an existing seal.
 pub(crate) fn write_seal(storage: &dyn Storage, path: &Path, seal: &Seal) -> Result<()> {
     let _ = storage.remove(path);
     let file = storage

@@ -1,12 +1,13 @@
-//! Verification: every checksum of every file, and the directory against the log.
+//! Verification: checks the log, its seals and the checkpoint, and compares the directory with the
+//! log.
 //!
-//! Reads verify one record at a time. This verifies everything: all frames of all segments (dead
-//! records too), the chain from commit to commit, the checkpoint, and that each slot of each
+//! A read verifies only one record. Verification covers all frames of all segments (dead records
+//! too), the chain from commit to commit, and the checkpoint. It also checks that each slot of each
 //! directory points to a valid record of its table.
 //!
-//! - Commits continue; records appended after the start are not checked.
+//! - Commits continue. Records appended after the start are not checked.
 //! - Nothing is changed, and all damage is listed, not only the first.
-//! - Damage of derived files is listed separately, since no record is lost with them.
+//! - Damage of derived files is listed separately, because no record is lost by it.
 //!
 //! Deliberately absent: repair (see `heal`).
 
@@ -45,25 +46,27 @@ use crate::snapshot::Snapshot;
 pub struct VerifyReport {
     /// Number of segments of the log.
     pub segments: u64,
-    /// Number of frames.
+    /// Number of complete frames in these segments.
     pub frames: u64,
     /// Number of records in the frames, live and dead.
     pub records: u64,
-    /// Bytes of the log.
+    /// Size of the verified log in bytes.
     pub log_bytes: u64,
-    /// Number of directory slots that were followed to their records.
+    /// Number of directory slots for which the record was read.
     pub slots: u64,
-    /// Number of segments with chunks that were compared with their seal.
+    /// Number of segments with chunks that were compared with a seal.
     pub sealed_segments: u64,
-    /// Number of complete segments without a valid seal. Their frames were verified all the same.
+    /// Number of complete segments without a valid seal. Their frames were verified too.
     pub unsealed_segments: u64,
-    /// Descriptions of the damage of the log. Records are lost or in doubt if there are any.
+    /// Descriptions of the damage of the log. If the list is not empty, records are lost or in
+    /// doubt.
     pub damage: Vec<String>,
-    /// Descriptions of the damage of the checkpoint. No record is lost: the checkpoint is derived
-    /// from the log, and may be deleted while the database is closed. The next open then replays
-    /// the log.
+    /// Descriptions of the damage of the checkpoint. No record is lost, because the checkpoint is
+    /// derived from the log. It may be deleted while the database is closed. The next open then
+    /// replays the whole log.
     pub derived_damage: Vec<String>,
-    /// `true` if the checkpoint was deleted. This is not damage: the log was replayed instead.
+    /// `true` if the checkpoint was deleted. A missing checkpoint is no damage, because an open
+    /// replays the log instead.
     pub checkpoint_missing: bool,
 }
 
@@ -93,11 +96,16 @@ impl VerifyReport {
             }
             _ => &mut self.damage,
         };
-        list.push(error.to_string());
+        // A chunk that the directory in use has in common with its checkpoint is found twice.
+        let text = error.to_string();
+        if !list.contains(&text) {
+            list.push(text);
+        }
     }
 }
 
-/// Verifies all files of a database. Reports progress to `watch`, in bytes of the log.
+/// Verifies a database. Calls `watch` with the number of verified bytes of the log and the number
+/// of all its bytes.
 pub(crate) fn verify(engine: &Arc<Handle>, mut watch: impl FnMut(u64, u64)) -> Result<VerifyReport> {
     engine.check_process()?;
     if engine.closed.load(std::sync::atomic::Ordering::Acquire) {
@@ -134,13 +142,22 @@ pub(crate) fn verify(engine: &Arc<Handle>, mut watch: impl FnMut(u64, u64)) -> R
     Ok(report)
 }
 
-/// Reads the newest checkpoint.
+/// Verifies the newest checkpoint: loads it, and verifies each chunk of its directories.
 fn verify_checkpoint(engine: &Engine, report: &mut VerifyReport) {
     let newest = || lock(&engine.writer).checkpoint;
     let mut checkpoint = newest();
     while checkpoint != 0 {
-        let Err(error) = engine.load_checkpoint(checkpoint) else {
-            return;
+        let error = match engine.load_checkpoint(checkpoint) {
+            Ok(loaded) => {
+                for directory in &loaded.directories {
+                    let view = directory.view(&pin());
+                    for damage in (0..view.parts()).filter_map(|part| view.part(part).err()) {
+                        report.note(engine, &engine.directory_damage(damage));
+                    }
+                }
+                return;
+            }
+            Err(error) => error,
         };
         let is_gone =
             matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
@@ -150,17 +167,18 @@ fn verify_checkpoint(engine: &Engine, report: &mut VerifyReport) {
         }
         let now = newest();
         if now == checkpoint {
-            // A writer beside this reader also removes the checkpoint found on open.
+            // A writer may remove the checkpoint from which this read-only database was opened.
+            // Such a checkpoint is not reported as missing.
             report.checkpoint_missing = !engine.options.read_only || engine.recovery.checkpoint_unusable;
             return;
         }
-        // Background work has replaced the checkpoint.
+        // Background work has replaced the checkpoint, so the new checkpoint is verified.
         checkpoint = now;
     }
 }
 
-/// Follows the frames of one segment up to `end`, behind a log with its end at `before`. Returns
-/// the end of the frames, or the default position if it is unknown.
+/// Verifies the frames of one segment up to `end`. The log before the segment ends at `before`.
+/// Returns the end of the frames, or the default position if that end is unknown.
 fn verify_segment(
     engine: &Engine,
     segments: &SegmentTable,
@@ -203,8 +221,8 @@ fn verify_segment(
                 report.note(engine, &segment.damage(at.position.offset, &flaw));
                 match after_damage(&file, at) {
                     Some(next) => at = next,
-                    // The start of the next frame is unknown. Live records behind are still checked
-                    // through the directory.
+                    // The start of the next frame is unknown. Live records after the damage are
+                    // still checked through the directory.
                     None => return Frontier::default(),
                 }
             }
@@ -239,7 +257,7 @@ fn verify_seal(engine: &Engine, segments: &SegmentTable, id: u64, end: u32, repo
     }
 }
 
-/// Returns the end of a damaged frame, if its header is valid.
+/// Returns the end of a damaged frame at position `at`, if the header of the frame is valid.
 fn after_damage(file: &SegmentFile, at: Frontier) -> Option<Frontier> {
     let (segment, offset) = (&file.segment, at.position.offset);
     let header = FrameHeader::decode(segment.bytes_at(offset), segment.mask, offset).ok()?;
@@ -258,10 +276,12 @@ fn after_damage(file: &SegmentFile, at: Frontier) -> Option<Frontier> {
 }
 
 impl Snapshot {
-    /// Follows every slot of every table to its record.
+    /// Verifies for every slot of every table that it points to a valid record of the table.
     fn verify_slots(&self, report: &mut VerifyReport) {
         let (engine, segments) = (self.engine(), self.segments());
         for (table, view) in self.views() {
+            // A part may have been damaged since its first verification.
+            view.verify_again();
             let mut walk = Walk::new(Some(view));
             while let Some(location) = walk.next(segments) {
                 report.slots += 1;

@@ -1,8 +1,10 @@
-//! The runs of one transaction: optimistic ones, turns, and their commits.
+//! The runs of one transaction: optimistic runs, runs in a turn of a commit group, and their
+//! commits.
 //!
-//! - A run with an outdated read is repeated, up to the number of runs in the options.
-//! - A conflict leads to a turn, at once for a short durable body.
-//! - A panic of the body in a turn is resumed after the group has ended.
+//! - A run with an outdated read is repeated, up to the maximum number of runs in the options.
+//! - After a conflict the transaction gets a turn: at once for a short durable body, otherwise
+//!   after several conflicts.
+//! - If the body panics in a turn, the panic is resumed after the group has ended.
 //!
 //! Deliberately absent: reads and writes of a run, which are in `transaction`.
 
@@ -19,21 +21,22 @@ use crate::error::{Error, Result};
 use crate::options::Durability;
 use crate::seeded::seeded;
 
-/// A body that took no longer than this gets a turn at its first conflict, since other writers
-/// hardly notice the delay.
+/// Maximum duration of a body that gets a turn at its first conflict. A turn of this length hardly
+/// delays other writers.
 const SHORT_BODY: Duration = Duration::from_millis(1);
 
-/// Number of conflicts after which a longer body, or one without durability, gets a turn.
+/// Number of runs after which any other body gets a turn at a conflict: a body that takes longer
+/// than [`SHORT_BODY`], or that of a transaction with [`Durability::Buffered`].
 const TRIES_BEFORE_TURN: u32 = 8;
 
-/// Time limit of a transaction's first turn. Each further turn has twice the limit. Long for a body
-/// that only reads and computes; short for the writers that wait.
+/// Time limit of a transaction's first turn. Each further turn has twice the limit. The limit is
+/// long for a body that only reads and computes, and short for the writers that wait.
 const TURN_LIMIT: Duration = Duration::from_millis(50);
 
 /// Maximum time limit of a turn.
 const TURN_LIMIT_MAX: Duration = Duration::from_secs(10);
 
-/// Runs `body` until it commits, fails, or has used up its runs.
+/// Runs `body` until it commits, fails, or has used the maximum number of runs.
 pub(super) fn run<T, E: From<Error>>(
     db: &Db,
     body: &mut dyn FnMut(&mut Transaction<'_>) -> Result<T, E>,
@@ -73,14 +76,14 @@ struct Run<'a, T, E> {
 /// Outcome of an attempt to commit a run.
 enum Attempt<'a, T, E> {
     Done(Result<T, E>),
-    /// The body has to run again.
+    /// The body must run again.
     Again,
-    /// The body exceeded the time limit of its turn. Its run may still commit, with the usual
-    /// checks.
+    /// The body exceeded the time limit of its turn. Its run, if it ended, may still commit with
+    /// the usual checks.
     TurnLost(Option<Run<'a, T, E>>),
 }
 
-/// All runs of one transaction.
+/// State shared by all runs of one transaction.
 struct Attempts<'a, 'b, T, E> {
     db: &'a Db,
     body: &'b mut dyn FnMut(&mut Transaction<'_>) -> Result<T, E>,
@@ -89,7 +92,8 @@ struct Attempts<'a, 'b, T, E> {
 }
 
 impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
-    /// Runs the body, after the writes of `group` if it has a turn.
+    /// Runs the body once. `group` has the earlier writes of the commit group if the transaction
+    /// has a turn.
     fn run(&mut self, group: Option<Arc<GroupWrites>>) -> Result<Run<'a, T, E>> {
         let mut transaction = Transaction::begin(self.db, group);
         let started = Instant::now();
@@ -111,10 +115,11 @@ impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
             took,
         } = run;
         let last = tries == engine.options.transaction_tries;
-        // The model checker has no time.
+        // In a loom model no time passes, so every durable body is short.
         let short = self.durability == Durability::Sync && (cfg!(loom) || took <= SHORT_BODY);
         let may_turn = !last && (short || tries >= TRIES_BEFORE_TURN);
-        // A run that lost its turn may have read commits that are not visible or not durable yet.
+        // A run that lost its turn may have read commits of the group that are not visible or not
+        // durable yet. So its result is not returned.
         let is_early = transaction.group.is_some() && !seeded("lost-turn-answers-early");
         let is_answer = result.is_err() || transaction.writes.is_empty();
         if transaction.outdated || is_answer && is_early {
@@ -125,7 +130,7 @@ impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
                 false => Attempt::Again,
             };
         }
-        // All reads of the run were valid at one moment.
+        // The reads were valid at one moment, so a run without writes needs no commit.
         if is_answer {
             return Attempt::Done(result);
         }
@@ -164,13 +169,15 @@ impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
         self.commit_in_group(request, Some(result))
     }
 
-    /// Commits with a group. `result` is the result of the run that `request` belongs to, if any.
+    /// Commits as part of a group. `result` is the result of the run with the writes in `request`,
+    /// or `None` if `request` has no writes.
     fn commit_in_group(&mut self, request: Request, result: Option<Result<T, E>>) -> Attempt<'a, T, E> {
         let engine = &self.db.engine;
         let turn = request.turn;
         let mut turned: Option<std::thread::Result<Result<Run<'a, T, E>>>> = None;
         let mut runner = |group| -> Ran {
-            // A panic must not end the group. It is resumed later in the thread that owns the body.
+            // A panic must not end the group. After the group, the thread that runs the transaction
+            // resumes the panic.
             let run = catch_unwind(AssertUnwindSafe(|| self.run(Some(group))));
             let (run, encoded) = match run {
                 Ok(Ok(mut run)) => match run.writes() {
@@ -212,7 +219,7 @@ impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
 }
 
 impl<T, E> Run<'_, T, E> {
-    /// Returns the writes to commit, if any.
+    /// Returns the encoded writes, or `None` if the run must not or need not commit.
     fn writes(&self) -> Result<Ran> {
         if self.transaction.outdated || self.result.is_err() || self.transaction.writes.is_empty() {
             return Ok(None);

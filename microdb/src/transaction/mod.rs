@@ -1,18 +1,19 @@
 //! Transactions: strictly serializable, optimistic first, exclusive after conflicts.
 //!
-//! - A run records the location of each record that it reads, or its absence, and buffers its
-//!   writes. The commit checks all reads under the commit lock, then writes one frame.
+//! - A run buffers its writes. For each read it records the location of the record, or that the key
+//!   is absent. The commit checks all reads under the commit lock, then writes one frame.
 //! - All reads of a run belong to one moment. If a commit was published between two reads, the
-//!   earlier reads are checked before the later one is returned. After too many checks the run
+//!   earlier reads are checked before the later read is returned. After too many checks the run
 //!   continues in a snapshot. A transaction without writes therefore needs no check at its end.
-//! - A run with an outdated read gets [`Error::Conflict`] from its next read, and is repeated
-//!   however the body handles that error.
-//! - A body that conflicts gets a turn in the commit group (see [`crate::engine::group`]), in which
-//!   no other commit can interfere. Short durable bodies get it at the first conflict.
+//! - A run with an outdated read gets [`Error::Conflict`] from its next read. The run is repeated
+//!   even if the body ignores that error.
+//! - A transaction with conflicts gets a turn in the commit group (see [`crate::engine::group`]),
+//!   in which no other commit can interfere. A short durable body gets its turn at the first
+//!   conflict.
 //! - The body must not write through the database itself (see [`crate::engine::nesting`]).
-//! - A transaction that the caller commits has one run and no turn. It may write beside other
-//!   commits of its own thread.
-//! - Memory is bounded: writes by the size of a batch, reads by [`READ_BYTES_MAX`].
+//! - A transaction that the caller commits has one run and no turn. The caller's thread may make
+//!   other commits while that transaction is open.
+//! - Memory is bounded: the size of a batch limits the writes, and [`READ_BYTES_MAX`] the reads.
 
 mod attempts;
 mod one_key;
@@ -39,18 +40,19 @@ use crate::snapshot::Snapshot;
 use crate::table::Table;
 use crate::value::Value;
 
-/// Maximum number of bytes of a transaction's reads, so that an endless body cannot use all memory.
+/// Maximum memory of a transaction's reads in bytes, so that an endless body cannot use all memory.
 const READ_BYTES_MAX: usize = 64 << 20;
 
-/// Memory of a read or write in addition to its key and value.
+/// Estimated memory of a read or write in bytes, in addition to its key and value.
 const ENTRY_BYTES: usize = 192;
 
 /// Number of repeated checks of earlier reads, besides two per read, after which a run continues in
-/// a snapshot. Transactions with a handful of reads rarely need more. A snapshot is dearer, because
-/// writers then copy parts of the directory.
+/// a snapshot. Transactions with a handful of reads rarely need more checks. A snapshot costs more,
+/// because writers then copy parts of the directory.
 const CHECKS_MAX: usize = 64;
 
-/// Number of times that a read is repeated because a commit was published during it.
+/// Maximum number of attempts of a read. An attempt fails if a commit is published during it. After
+/// the last, the run continues in a snapshot.
 const READ_TRIES: u32 = 16;
 
 /// Table id and key.
@@ -74,27 +76,28 @@ type KeyName = (u32, Vec<u8>);
 /// ```
 pub struct Transaction<'a> {
     db: &'a Db,
-    /// Reads of this run, by table and key.
+    /// Reads of this run, by table and key, each with the check at commit and the value.
     reads: HashMap<KeyName, (Check, Option<Value>)>,
-    /// Writes of this run, by table and key.
+    /// Writes of this run, by table and key. `None` as the value stands for a deletion.
     writes: HashMap<KeyName, (Table, Option<Vec<u8>>)>,
     /// Memory of the reads and of the writes, in bytes.
     read_bytes: usize,
     write_bytes: usize,
     /// Version of the visible state at which all reads were valid.
     version: u64,
-    /// Set during a turn: the writes of the group that precede this transaction, as of `version`.
+    /// Set during a turn: the earlier writes of the commit group, which this transaction reads.
+    /// Cleared once `version` is outdated.
     group: Option<Arc<GroupWrites>>,
-    /// Set once the run continues in a snapshot; all further reads use the snapshot.
+    /// Set once the run continues in a snapshot. All further reads use this snapshot.
     snapshot: Option<Snapshot>,
-    /// Number of repeated checks of earlier reads.
+    /// Number of checks of earlier reads so far.
     checked: usize,
-    /// An earlier read is outdated, so this run cannot commit.
+    /// `true` if an earlier read is outdated, so that this run cannot commit.
     outdated: bool,
 }
 
 impl Transaction<'_> {
-    /// Returns the value of `key` as seen by this transaction, its own writes included.
+    /// Returns the value of `key` as seen by this transaction, which includes its own writes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -124,7 +127,8 @@ impl Transaction<'_> {
         }
     }
 
-    /// Returns `true` if the table has a value for `key`, as seen by this transaction.
+    /// Returns `true` if the table has a value for `key`, as seen by this transaction, which
+    /// includes its own writes.
     ///
     /// # Errors
     /// The errors of [`Transaction::get`].
@@ -152,7 +156,8 @@ impl Transaction<'_> {
         Ok(value)
     }
 
-    /// Reads a key at the moment of all earlier reads, or moves all reads to a later moment.
+    /// Reads a key at the moment to which all earlier reads belong. If that moment has passed,
+    /// moves all reads to a later moment first.
     fn read(&mut self, table: &Table, key: &[u8]) -> Result<(Check, Option<Value>)> {
         let db = self.db;
         let hash = db.engine.hash(key);
@@ -170,8 +175,8 @@ impl Transaction<'_> {
                 self.version = version;
             }
             let read = self.read_now(table, hash, key)?;
-            // A single read belongs to one moment by itself. The next read finds out if that moment
-            // has passed.
+            // The first read of a run belongs to one moment without a check. The next read detects
+            // if a commit was published since.
             if self.reads.is_empty() || db.engine.version.is_still(version) {
                 return Ok(read);
             }
@@ -179,14 +184,15 @@ impl Transaction<'_> {
         self.read_snapshot(table, hash, key)
     }
 
-    /// Checks the earlier reads against the visible state. Returns `false` if a commit was
-    /// published during the check, or if the reads were moved to a snapshot.
+    /// Checks the earlier reads against the state at `version`. Returns `false` if a commit was
+    /// published during the check, or if the reads were moved to a snapshot. The caller then tries
+    /// again.
     fn are_reads_valid_at(&mut self, version: u64) -> Result<bool> {
         if self.reads.is_empty() {
             return Ok(true);
         }
         if !version.is_multiple_of(2) {
-            // Waits for the commit that is being published under the commit lock.
+            // Taking the commit lock waits for the commit that is being published.
             drop(crate::engine::lock_briefly(&self.db.engine.core));
             return Ok(false);
         }
@@ -220,8 +226,8 @@ impl Transaction<'_> {
                 let segment = engine.segments.load(&guard).find(location, engine.paths.root())?;
                 let record = segment.verified(location.offset())?;
                 if !is_key_of(&record, table.core.id, key) {
-                    // Another key has the same 64-bit hash. The next run may read it from the
-                    // directory.
+                    // Another key has an equal 64-bit hash. The next run may read the requested key
+                    // from the directory.
                     return Err(self.conflict());
                 }
                 Some(Found {
@@ -247,7 +253,8 @@ impl Transaction<'_> {
         Ok((check, value))
     }
 
-    /// Moves all reads to the moment of a new snapshot.
+    /// Moves all reads to the moment of a new snapshot. Fails if one of the reads is outdated
+    /// there.
     fn go_on_in_snapshot(&mut self) -> Result<()> {
         let snapshot = self.db.snapshot();
         for (check, _) in self.reads.values() {
@@ -278,13 +285,13 @@ impl Transaction<'_> {
         Ok((check, snapshot.get_in(table.core.id, key)?))
     }
 
-    /// Marks this run as unable to commit.
+    /// Marks this run as unable to commit. Returns the error for the body.
     fn conflict(&mut self) -> Error {
         self.outdated = true;
         Error::Conflict { tries: 1 }
     }
 
-    /// Puts a value when the transaction commits.
+    /// Adds a put of `value` to the writes of the transaction.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -312,7 +319,7 @@ impl Transaction<'_> {
         self.write(table.raw(), &key.key_bytes(table)?, Some(value))
     }
 
-    /// Deletes a key when the transaction commits.
+    /// Adds a deletion of `key` to the writes of the transaction.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -382,8 +389,8 @@ impl Transaction<'_> {
 
     fn checks(&self) -> Checks {
         Checks {
-            // Reads in a snapshot may be older than the version, so all of them are looked up
-            // again.
+            // Reads in a snapshot may be older than `version`. With this value, the commit looks up
+            // all of them again.
             version: if self.snapshot.is_some() {
                 u64::MAX
             } else {
@@ -407,12 +414,12 @@ impl std::fmt::Debug for Transaction<'_> {
 
 impl Transaction<'_> {
     /// Commits a transaction that was begun with [`Db::begin`], with the durability of the
-    /// database's options. Returns the sequence of the commit, or of the last commit if there was
-    /// nothing to write.
+    /// database's options. Returns the sequence of the commit. Returns the sequence of the
+    /// database's last commit if the transaction has no writes.
     ///
     /// # Errors
     /// - [`Error::Conflict`] if another commit changed a key that the transaction has read. Nothing
-    ///   was written. Begin again, or use [`Db::transaction`], which repeats its body.
+    ///   was written. Begin a new transaction, or use [`Db::transaction`], which repeats its body.
     /// - The errors of [`Batch::commit`].
     pub fn commit(self) -> Result<Sequence> {
         let durability = self.db.engine.options.durability;
@@ -429,7 +436,7 @@ impl Transaction<'_> {
         }
         let engine = &self.db.engine;
         if self.writes.is_empty() {
-            // All reads were valid at one moment.
+            // All reads were valid at one moment, so there is nothing to commit.
             return Ok(Sequence(engine.sequence()));
         }
         let (mut body, tables) = self.encoded()?;
@@ -448,7 +455,7 @@ impl Db {
     /// Begins a transaction that the caller commits. Its reads and writes are strictly
     /// serializable, like those of [`Db::transaction`].
     ///
-    /// Nothing is locked and nothing is repeated: [`Transaction::commit`] fails with
+    /// No key is locked and no run is repeated: [`Transaction::commit`] fails with
     /// [`Error::Conflict`] if another commit changed a key that was read. Under contention
     /// [`Db::transaction`] is the better choice, because it guarantees progress.
     ///
@@ -477,7 +484,7 @@ impl Db {
 
     /// Runs `body` as a transaction: its reads and writes through [`Transaction`] are strictly
     /// serializable. The body may run several times if other writers interfere. An error of the
-    /// body ends the transaction without a write, and is returned as it is.
+    /// body ends the transaction without a write, and is returned unchanged.
     ///
     /// ```
     /// use microdb::{Db, Error, TypedTable};
@@ -514,24 +521,25 @@ impl Db {
     /// # }
     /// ```
     ///
-    /// The type of the error is known from the function that returns the result, as above. Where
-    /// the result is used at once, the body names it: `Ok::<_, microdb::Error>(rest)`.
+    /// The compiler infers the type of the error from the return type of the function, as above. If
+    /// the result is not returned, the body names the type: `Ok::<_, microdb::Error>(rest)`.
     ///
-    /// All reads of a run belong to one moment. A run with reads that others have changed gets
-    /// [`Error::Conflict`] from its next read or at its end, and is repeated.
+    /// All reads of a run belong to one moment. If another commit changed a key that a run has
+    /// read, the run gets [`Error::Conflict`] from its next read or at its end. Then the run is
+    /// repeated.
     ///
     /// A body that conflicts is repeated while other writers wait. It succeeds if it ends within
     /// the time limit of its turn: 50 ms at first, twice as much in each further turn, 10 s at
-    /// most. A body should not wait for a thread that writes to the same database, because that
-    /// thread would be delayed by the time limit.
+    /// most. A body should not wait for a thread that writes to the same database, because the time
+    /// limit would delay that thread.
     ///
     /// The body must not write through the database itself, nor create tables. Only writes through
-    /// the transaction belong to it.
+    /// [`Transaction`] are part of the transaction.
     ///
     /// # Errors
     /// - The errors of `body`, and those of [`Batch::commit`].
     /// - [`Error::InTransaction`] inside the body of a transaction on the same database.
-    /// - [`Error::Conflict`] after the maximum number of runs of the options.
+    /// - [`Error::Conflict`] after the maximum number of runs in the options.
     pub fn transaction<T, E: From<Error>>(
         &self,
         mut body: impl FnMut(&mut Transaction<'_>) -> Result<T, E>,

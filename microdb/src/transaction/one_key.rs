@@ -1,9 +1,9 @@
 //! Changes of one key that depend on its value: `update` and `take`.
 //!
-//! - Each is a transaction of one key, so that many threads can change a key at once: after a
-//!   conflict the function runs in a turn of the commit group.
+//! - Each change is a transaction of one key. After a conflict its function runs in a turn of the
+//!   commit group, so many threads can change a key at once.
 //!
-//! Deliberately absent: changes of several keys, for which a transaction is written out.
+//! Deliberately absent: changes of several keys, for which the caller writes a transaction.
 
 use std::borrow::Borrow;
 
@@ -18,8 +18,8 @@ use crate::typed::codec::Codec;
 use crate::value::Value;
 
 impl Table {
-    /// Replaces the value of `key` by the result of `change`, which gets the current value. `None`
-    /// stands for an absent key on either side. Returns the new value.
+    /// Replaces the value of `key` by the result of `change`, which is called with the current
+    /// value. As argument or result, `None` stands for an absent key. Returns the new value.
     ///
     /// The function may run several times if other writers change the key.
     ///
@@ -65,7 +65,7 @@ impl Table {
         })
     }
 
-    /// Deletes a key and returns its value.
+    /// Deletes a key and returns its value. Returns `None` if the key is absent.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -97,8 +97,8 @@ where
     V: Serialize + DeserializeOwned,
     C: Codec,
 {
-    /// Replaces the value of `key` by the result of `change`, which gets the current value. `None`
-    /// stands for an absent key on either side. Returns the new value.
+    /// Replaces the value of `key` by the result of `change`, which is called with the current
+    /// value. As argument or result, `None` stands for an absent key. Returns the new value.
     ///
     /// The function may run several times if other writers change the key.
     ///
@@ -139,7 +139,7 @@ where
         })
     }
 
-    /// Deletes a key and returns its value.
+    /// Deletes a key and returns its value. Returns `None` if the key is absent.
     ///
     /// # Errors
     /// The errors of [`TypedTable::update`].

@@ -1,9 +1,10 @@
-//! The default encoding of typed tables; the only module that names the crate.
+//! The default encoding of typed tables. No other module uses the crate bincode.
 //!
-//! - Every value that `encode` accepts and that fits a record can be decoded. No decoded number
-//!   takes more than 16 bytes per encoded byte, so the limit of `decode` follows from the limit
-//!   of a value.
-//! - A hostile length never allocates without bound. Small records have a small limit.
+//! - Every value that `encode` accepts and that fits into a record can be decoded. A decoded number
+//!   takes at most 16 bytes per encoded byte, so the limit of `decode` follows from the limit of a
+//!   value.
+//! - A hostile length in a record never causes an unbounded allocation. Small records have a small
+//!   limit.
 //! - Decoding must consume all bytes, because a value of another type often decodes as a prefix.
 //!
 //! Deliberately absent: a choice of configurations.
@@ -14,13 +15,13 @@ use serde::de::DeserializeOwned;
 use super::codec::{Bincode, Codec, CodecError};
 use crate::format::VALUE_BYTES_MAX;
 
-/// Maximum number of decoded bytes per encoded byte (a `u128` below 251).
+/// Maximum number of decoded bytes per encoded byte, reached by a `u128` below 251.
 const GROWTH_MAX: usize = 16;
-/// Limit of decoding for encoded values of up to [`SMALL_BYTES`].
+/// Maximum number of decoded bytes for encoded values of up to [`SMALL_BYTES`].
 const SMALL_DECODE_BYTES_MAX: usize = GROWTH_MAX * SMALL_BYTES;
-/// Size up to which an encoded value counts as small. Most records are smaller.
+/// Maximum size in bytes of an encoded value with the small limit. Most records are smaller.
 const SMALL_BYTES: usize = 64 * 1024;
-/// Limit of decoding for the largest encoded value.
+/// Maximum number of decoded bytes for larger encoded values.
 const DECODE_BYTES_MAX: usize = GROWTH_MAX * VALUE_BYTES_MAX;
 
 impl Codec for Bincode {
@@ -41,7 +42,8 @@ impl Codec for Bincode {
     }
 }
 
-/// Appends to a vector without the counting of `bincode::serde::encode_into_std_write`.
+/// Appends to a vector, without the count of written bytes that
+/// `bincode::serde::encode_into_std_write` keeps.
 struct Appender<'a>(&'a mut Vec<u8>);
 
 impl bincode::enc::write::Writer for Appender<'_> {
@@ -62,14 +64,14 @@ fn decode_within<const BYTES_MAX: usize, T: DeserializeOwned>(bytes: &[u8]) -> R
     Ok(value)
 }
 
-/// Decodes a value at the front of `bytes`, and returns it with the bytes behind it.
+/// Decodes a value at the start of `bytes`. Returns the value and the remaining bytes.
 pub(super) fn decode_front<T: DeserializeOwned>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let config = bincode::config::standard().with_limit::<SMALL_DECODE_BYTES_MAX>();
     let (value, used) = bincode::serde::decode_from_slice(bytes, config).ok()?;
     Some((value, bytes.get(used..)?))
 }
 
-/// Returns the reason of a refused encoding.
+/// Returns the reason why bincode refused to encode a value.
 fn encode_reason(error: &bincode::error::EncodeError) -> String {
     use bincode::error::EncodeError;
     match error {
@@ -79,7 +81,7 @@ fn encode_reason(error: &bincode::error::EncodeError) -> String {
     }
 }
 
-/// Returns the reason of a refused decoding.
+/// Returns the reason why bincode refused to decode bytes.
 fn decode_reason(error: &bincode::error::DecodeError) -> String {
     use bincode::error::DecodeError;
     use bincode::serde::DecodeError as SerdeError;
@@ -122,7 +124,7 @@ mod tests {
     #[test]
     fn a_hostile_length_is_refused_without_allocating_it() {
         assert!(decode::<Vec<u64>>(&[0xFD, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F]).is_err());
-        // A string of 2 MiB in a record of 5 bytes: above the limit of small records.
+        // The 5 bytes announce a string of 2 MiB, which exceeds the limit of small records.
         let error = decode::<String>(&[0xFC, 0x00, 0x00, 0x20, 0x00]).unwrap_err();
         assert!(error.contains("larger than a record can hold"), "{error}");
     }

@@ -1,20 +1,21 @@
 //! The encoding of typed tables, as a trait.
 //!
 //! - A codec turns serde types into bytes and back. It has no state.
-//! - The table checks that encoded values can be read back, so a codec need not.
+//! - The table checks that encoded values can be read back, so the codec need not.
 //!
-//! Deliberately absent: encodings that hold references into the stored bytes.
+//! Deliberately absent: encodings that return references into the stored bytes.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The reason why a codec refused a value or bytes.
+/// The reason why a codec cannot encode a value or decode bytes.
 pub type CodecError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An encoding of the keys and values of a [`TypedTable`](crate::TypedTable).
 ///
-/// Equal keys must have equal bytes, because a table finds a key by its bytes. An encoding whose
-/// bytes change from one build to the next makes the records of earlier builds unreadable.
+/// Equal keys must have equal bytes, because a table finds a key by its bytes. If the encoding
+/// changes from one build of a program to the next, the records of earlier builds become
+/// unreadable.
 ///
 /// ```
 /// use microdb::{Codec, CodecError};
@@ -50,30 +51,30 @@ pub type CodecError = Box<dyn std::error::Error + Send + Sync>;
     note = "`microdb::Bincode` is one only with the feature `bincode`, which is on by default"
 )]
 pub trait Codec: 'static {
-    /// Name of the encoding, recorded beside the table for tools.
+    /// Name of the encoding, recorded in the catalog for tools.
     const NAME: &'static str;
 
-    /// `true` if the bytes hold the names of fields, so that omitted fields are read as absent.
+    /// `true` if the bytes contain the names of fields, so that omitted fields are read as absent.
     ///
-    /// For other encodings a put refuses values with omitted fields, and reads back each new shape
-    /// of a value before it is stored.
+    /// If `false`, a put refuses values with omitted fields. The put also reads back each new shape
+    /// of a value before the value is stored; [`TypedTable`](crate::TypedTable) explains shapes.
     const SELF_DESCRIBING: bool = false;
 
     /// Appends the encoding of `value` to `to`.
     ///
     /// # Errors
-    /// The reason why the value has no encoding.
+    /// The reason why the value cannot be encoded.
     fn encode<T: Serialize + ?Sized>(value: &T, to: &mut Vec<u8>) -> Result<(), CodecError>;
 
-    /// Decodes a value that takes all of `bytes`. The bytes may be damaged or hostile: a length in
-    /// them must not cause an allocation of that size.
+    /// Decodes a value from all of `bytes`. The bytes may be damaged or hostile: a length in them
+    /// must not cause an allocation of that size.
     ///
     /// # Errors
     /// The reason why the bytes are not a `T`.
     fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError>;
 }
 
-/// bincode 2 with its standard configuration: compact, stable across builds, without field names.
-/// Implements [`Codec`] only with the feature `bincode`.
+/// bincode 2 with its standard configuration. The encoding is compact, equal in all builds, and has
+/// no field names. Implements [`Codec`] only with the feature `bincode`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bincode;

@@ -1,11 +1,11 @@
-//! Keys of typed tables as text, for tools that do not know the program's types.
+//! Keys of typed tables as text, for tools that do not have the program's types.
 //!
-//! - Understood are strings, integers, booleans and characters in the default encoding, and tuples
-//!   of them. Any other key is shown as bytes by its caller.
-//! - A text is returned only for bytes that decode completely, so a record with a wrong type name
-//!   rarely passes.
+//! - Strings, integers, booleans and characters in the default encoding can be shown, and tuples of
+//!   them. The caller shows any other key as bytes.
+//! - A text is returned only for bytes that decode completely. So bytes of another type than
+//!   recorded are rarely shown as text.
 //!
-//! Deliberately absent: structs and enums. Their names are recorded, and their fields are not.
+//! Deliberately absent: structs and enums. The catalog has their names, but not their fields.
 
 use serde::Serialize;
 
@@ -13,11 +13,11 @@ use super::bincode::decode_front;
 use super::codec::{Bincode, Codec};
 use crate::format::key_codec::KeyCodec;
 
-/// Deepest nesting of tuples, so that a hostile name cannot exhaust the stack.
+/// Maximum nesting of tuples, so that a hostile type name cannot exhaust the stack.
 const DEPTH_MAX: usize = 4;
 
 impl KeyCodec {
-    /// Returns the stored `key` as text, or `None` if its type is not understood.
+    /// Returns the stored `key` as text, or `None` if keys of its type cannot be shown.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -42,7 +42,8 @@ impl KeyCodec {
     }
 
     /// Returns the stored form of a key that was typed as text: a string, an integer, a boolean or
-    /// a character. Returns `None` if the type is not understood, or the text is not of this type.
+    /// a character. Returns `None` for another type of key, or if the text is not a value of the
+    /// type.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -69,7 +70,8 @@ fn encoded(value: &(impl Serialize + ?Sized)) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Calls `$one` with each type that is read and written as its `Display`.
+/// Calls the macro `$one` with the type of the given name. Values of these types are shown by
+/// `Display` and parsed by `FromStr`.
 macro_rules! for_plain_types {
     ($name:expr, $one:ident) => {
         match $name {
@@ -108,7 +110,7 @@ fn parsed(type_name: &str, text: &str) -> Option<Vec<u8>> {
     for_plain_types!(type_name, parse)
 }
 
-/// Returns the value at the front of `bytes` as text, and the bytes behind it.
+/// Returns the value at the start of `bytes` as text, and the remaining bytes.
 fn shown<'a>(type_name: &str, bytes: &'a [u8], depth: usize) -> Option<(String, &'a [u8])> {
     if is_string(type_name) {
         let (value, rest) = decode_front::<String>(bytes)?;
@@ -135,7 +137,7 @@ fn shown<'a>(type_name: &str, bytes: &'a [u8], depth: usize) -> Option<(String, 
     for_plain_types!(type_name, show)
 }
 
-/// Splits the names of a tuple's types at the commas outside of brackets.
+/// Splits the list of a tuple's type names at the commas outside of brackets.
 fn parts(names: &str) -> impl Iterator<Item = &str> {
     let mut depth = 0_usize;
     let at_comma = move |letter: char| {

@@ -1,10 +1,11 @@
 //! Typed tables: serde types over a table of bytes.
 //!
 //! - The codec is a parameter of the table. The default is bincode, behind a feature.
-//! - A put refuses every value that could not be read back, with the reason.
+//! - A put checks that the value can be read back. Otherwise it returns an error with the reason.
 //! - The table can also be read as bytes.
 //!
-//! Deliberately absent: a schema on disk, and scans by prefix, since an encoding has no order.
+//! Deliberately absent: a schema on disk, and scans by prefix, because encoded keys have no useful
+//! order.
 
 #[cfg(feature = "bincode")]
 mod bincode;
@@ -33,34 +34,33 @@ use crate::value::Value;
 
 /// A table with keys of type `K` and values of type `V`, encoded by the codec `C`.
 ///
-/// Keys and values are passed as references, also in a borrowed form: `&str` for `String`, `&[T]`
-/// for `Vec<T>`. The borrowed form must have the same encoding as the owned one.
+/// Keys and values are passed as references. A borrowed form is accepted too: `&str` for `String`,
+/// `&[T]` for `Vec<T>`. Its encoding must equal that of the owned form.
 ///
 /// # Types
 ///
 /// The default encoding, [`Bincode`], stores no types and no field names. A put checks that the
-/// value can be read back, and otherwise refuses with [`Error::Encode`] and the reason. Refused
-/// are:
+/// value can be read back. Otherwise it fails with [`Error::Encode`] and the reason. A put refuses:
 ///
 /// - omitted fields: `skip_serializing_if`, and `skip_serializing` without `skip_deserializing`.
 ///   Use an `Option`, which takes one byte.
 /// - types that need a self-describing encoding: untagged, internally and adjacently tagged enums,
 ///   `serde_json::Value`. Use plain enums, store a string, or use a codec that is
 ///   [self-describing](Codec::SELF_DESCRIBING).
-/// - maps and sequences of unknown length, for example those of `flatten`.
+/// - maps and sequences of unknown length, for example of a struct with `flatten`.
 ///
 /// Values of up to [`crate::VALUE_BYTES_MAX`] encoded bytes can be written and read.
 ///
-/// The check reads back each new shape of a value once per handle and its clones. A shape is the
-/// set of variants, of `Some` and `None`, and of the kinds of its fields. Keep a handle instead of
-/// requesting one before each put. The check may miss a `Deserialize` that refuses, by content, a
-/// value of its own `Serialize`. [`TypedTable::get`] then returns [`Error::Decode`].
+/// A table handle and its clones read back each new shape of a value once. A shape is the set of
+/// variants, of `Some` and `None`, and of the kinds of the value's fields. Keep a handle instead of
+/// requesting a new one before each put. The check may miss a `Deserialize` that refuses a value of
+/// its own `Serialize` because of its content. [`TypedTable::get`] then returns [`Error::Decode`].
 ///
 /// # Changing types
 ///
-/// The database does not store the types of a table. A table opened with other types returns
-/// [`Error::Decode`] where the bytes do not fit, and **another value where they do**: a `u32` of 6
-/// is read as an `i32` of 3. The rule for [`Bincode`] is:
+/// The database does not store the types of a table. If a table is opened with other types, a read
+/// of bytes that do not fit returns [`Error::Decode`]. **Bytes that fit are read as another
+/// value**: a `u32` of 6 is read as an `i32` of 3. The rule for [`Bincode`] is:
 ///
 /// - Allowed: new variants at the end of an enum; new names of types, fields and variants; a wider
 ///   integer of the same sign (`u16` to `u64`, `i16` to `i64`). `u8` and `i8` cannot be widened,
@@ -84,15 +84,16 @@ use crate::value::Value;
 /// ```
 pub struct TypedTable<K, V, C = Bincode> {
     raw: Table,
-    /// Shapes of keys and values that were read back successfully.
+    /// Shapes of keys and values that were read back successfully. Clones of the table share them.
     known: Arc<KnownShapes>,
     types: PhantomData<Types<K, V, C>>,
 }
 
-/// Initial capacity for an encoded key or value, enough for most without growing.
+/// Initial capacity in bytes of the buffer for an encoded key or value. Most need no more.
 const ENCODED_BYTES_USUAL: usize = 64;
 
-/// Names all types without owning them, so that a table is `Send` and `Sync` for all types.
+/// A type that names `K`, `V` and `C` without owning values of them. So a table is `Send` and
+/// `Sync` for all types.
 type Types<K, V, C> = (fn() -> K, fn() -> V, fn() -> C);
 
 impl<K, V, C> Clone for TypedTable<K, V, C> {
@@ -117,7 +118,8 @@ where
     V: Serialize + DeserializeOwned,
     C: Codec,
 {
-    /// Returns the typed form of a table of bytes, which must hold keys and values of these types.
+    /// Returns the typed form of a table of bytes. Its keys and values must be encoded from these
+    /// types.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -273,11 +275,12 @@ where
         self.raw.delete_with(self.encode_key(key)?, durability)
     }
 
-    /// Replaces the value of `key` by `new` if the current value equals `expected`. `None` stands
-    /// for an absent key on either side. Returns `true` if the value was replaced.
+    /// Replaces the value of `key` by `new` if the current value equals `expected`. As `expected`
+    /// or `new`, `None` stands for an absent key. Returns `true` if the value was as expected and
+    /// was replaced.
     ///
-    /// Compares decoded values, so that types without a fixed encoding, such as hash maps, can be
-    /// swapped too.
+    /// Compares decoded values. So types with several encodings of one value, such as hash maps,
+    /// can be swapped too.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -306,7 +309,8 @@ where
             if decoded.transpose()?.as_ref() != expected {
                 return Ok(false);
             }
-            // Another commit may change the value in between. One of the two made progress.
+            // Another commit may change the value after this read. Then the comparison is repeated,
+            // and that commit made progress.
             if self
                 .raw
                 .compare_and_swap(&key, current.as_deref(), new.as_deref())?

@@ -1,17 +1,18 @@
 //! Checks of typed values at a put: a value that could not be read back is refused.
 //!
-//! Serde promises no round trip. A type may omit fields (`skip_serializing_if`), may need a
-//! self-describing encoding (untagged enums), or may announce another number of fields than the
-//! reader expects.
+//! Serde guarantees no round trip. A type may omit fields (`skip_serializing_if`) or may need a
+//! self-describing encoding (untagged enums). It may also announce another number of fields than
+//! the reader expects.
 //!
-//! - An omitted field or a wrongly announced length is refused at every put.
+//! - An omitted field or a wrong announced length is refused at every put.
 //! - Each *shape* of a value is read back once in the life of a table handle. A shape is the set of
 //!   the choices of a value: variants, `Some` and `None`, kinds of numbers, each with its path. A
-//!   value with only known choices is just encoded.
+//!   value without a new choice is only encoded.
 //! - A shape that cannot be read back is never remembered, so it is refused at every put.
 //!
-//! Deliberately absent: a check of the content. A `Deserialize` may refuse by content (`try_from`)
-//! values that its `Serialize` writes. This is noticed only if the shape is new.
+//! Deliberately absent: a check of the content. A `Deserialize` may refuse some values of its own
+//! `Serialize` because of their content (`try_from`). The check detects this only for a value with
+//! a new shape.
 
 mod watch;
 
@@ -25,13 +26,13 @@ use self::watch::Trace;
 use super::codec::Codec;
 use crate::seeded::seeded;
 
-/// Number of buckets of shapes per table handle, enough for types with hundreds of fields and
-/// variants.
+/// Number of buckets in the table of a handle's known paths, enough for types with hundreds of
+/// fields and variants.
 const BUCKETS: usize = 256;
-/// Slots of a bucket: half a cache line.
+/// Number of paths in a bucket, which takes half a cache line.
 const BUCKET_SLOTS: usize = 4;
 
-/// Paths of typed values that were read back successfully.
+/// Paths of choices in values that were read back successfully.
 #[derive(Default)]
 pub(super) struct KnownShapes {
     slots: OnceLock<Box<[[AtomicU64; BUCKET_SLOTS]; BUCKETS]>>,
@@ -45,7 +46,8 @@ impl KnownShapes {
 
     #[inline]
     fn contains(&self, path: u64) -> bool {
-        // Relaxed, because a path is a single number and a missed one is merely checked again.
+        // Relaxed suffices: a path is a single number, and a path that a thread does not see yet is
+        // only checked again.
         let slots = self.bucket(path);
         slots.iter().any(|slot| slot.load(Ordering::Relaxed) == path)
     }
@@ -53,21 +55,22 @@ impl KnownShapes {
     fn insert(&self, path: u64) {
         let slots = self.bucket(path);
         let free = slots.iter().find(|slot| slot.load(Ordering::Relaxed) == 0);
-        // A full bucket loses a path, which is checked again when it occurs.
+        // If the bucket is full, the new path replaces another. The replaced path is checked again
+        // when it occurs.
         let slot = free.unwrap_or(&slots[(path >> 48) as usize % BUCKET_SLOTS]);
         slot.store(path, Ordering::Relaxed);
     }
 }
 
-/// Part of a record; keys and values of a table have separate paths.
+/// Part of a record. Keys and values of a table have different paths.
 #[derive(Clone, Copy)]
 pub(super) enum Part {
     Key = 1,
     Value = 2,
 }
 
-/// Appends the encoding of `value` to `to`, or returns the reason why the value could not be read
-/// back. `T` is the type as which the value will be read, and `Q` may be a borrowed form of it.
+/// Appends the encoding of `value` to `to`. Fails with the reason if the value could not be read
+/// back. `T` is the type as which the value will be read, and `Q` may be a borrowed form of `T`.
 pub(super) fn encode<C: Codec, T: Serialize + DeserializeOwned, Q: Serialize + ?Sized>(
     value: &Q,
     part: Part,
@@ -91,9 +94,9 @@ pub(super) fn encode<C: Codec, T: Serialize + DeserializeOwned, Q: Serialize + ?
 /// Decodes `bytes` as a `T`, and checks that the result is the encoded value.
 ///
 /// Equal bytes alone prove nothing: a tuple with an omitted field may decode as another tuple with
-/// the same bytes, so the number of fields is compared too. Different bytes prove nothing either: a
-/// `Deserialize` may normalise, for example to lower case. A normalised value must stay the same
-/// the second time.
+/// equal bytes. So the number of fields is compared too. Different bytes prove nothing either: a
+/// `Deserialize` may normalise, for example to lower case. A normalised value must not change when
+/// it is decoded a second time.
 fn read_back<C: Codec, T: Serialize + DeserializeOwned>(
     bytes: &[u8],
     fields: u64,
@@ -117,7 +120,8 @@ fn read_back<C: Codec, T: Serialize + DeserializeOwned>(
     ))
 }
 
-/// Decodes a value and encodes it again. Returns the bytes and their number of fields.
+/// Decodes a value and encodes it again. Returns the new bytes and the number of fields in the
+/// value.
 fn encoded_again<C: Codec, T: Serialize + DeserializeOwned>(
     bytes: &[u8],
     part: Part,
@@ -129,7 +133,8 @@ fn encoded_again<C: Codec, T: Serialize + DeserializeOwned>(
     Ok((again, trace.fields.get()))
 }
 
-/// Returns `true` if both have the same bytes in any order, because hash maps have no order.
+/// Returns `true` if both slices contain equal bytes in any order, because hash maps encode their
+/// elements in any order.
 fn is_permutation(one: &[u8], two: &[u8]) -> bool {
     let counts = |bytes: &[u8]| {
         let mut counts = [0_u64; 256];

@@ -1,5 +1,5 @@
-//! Tests of the checker itself: a history without faults, and one for each anomaly that it must
-//! find.
+//! Tests of the checker itself: histories without faults, and a history for each anomaly that it
+//! must find.
 
 use super::checker::{History, Key, Op, Seen, check};
 
@@ -12,6 +12,7 @@ fn op(name: &str, (begin, end): (u64, u64)) -> Op {
         begin,
         end,
         reads: Vec::new(),
+        is_point_read: false,
         writes: Vec::new(),
         committed: true,
     }
@@ -23,13 +24,18 @@ impl Op {
         self
     }
 
+    fn point_read(mut self, key: Key, seen: Seen) -> Self {
+        self.is_point_read = true;
+        self.reads(key, seen)
+    }
+
     fn writes(mut self, key: Key, value: Option<u64>) -> Self {
         self.writes.push((key, value));
         self
     }
 }
 
-/// Checks the operations. Those with writes are committed in the given order.
+/// Checks the operations as a history. Operations with writes are committed in the given order.
 fn checked(ops: Vec<Op>) -> Result<(), String> {
     let writers = ops.iter().enumerate().filter(|(_, op)| !op.writes.is_empty());
     let order = writers.map(|(index, _)| index).collect();
@@ -50,7 +56,8 @@ fn checker_accepts_a_serial_history_with_clears_and_absent_keys() {
         op("absent", (0, 1)).reads(X, Seen::Absent),
         op("put", (2, 3)).writes(X, Some(1)),
         op("clear", (4, 6)).writes(X, None).writes(Y, None),
-        // Concurrent with the clear, on either side of it.
+        // The two operations overlap with the clear in time. The first one precedes it in the
+        // order, and the second one follows it.
         op("beside", (5, 9)).reads(X, Seen::Value(1)),
         op("beside too", (5, 9))
             .reads(X, Seen::Absent)
@@ -190,4 +197,64 @@ fn checker_finds_commits_out_of_real_time_and_lost_and_unwanted_ones() {
     assert!(lost.contains("was acknowledged, and is not committed"), "{lost}");
     let unwanted = history(vec![0, 1], false).unwrap_err();
     assert!(unwanted.contains("was refused, and is committed"), "{unwanted}");
+}
+
+/// A batch of two keys that takes long, and a read that saw it.
+fn a_batch_seen_early() -> Vec<Op> {
+    vec![
+        start(),
+        op("batch", (2, 20)).writes(X, Some(3)).writes(Y, Some(4)),
+        op("early", (3, 4)).point_read(X, Seen::Value(3)),
+    ]
+}
+
+#[test]
+fn checker_accepts_point_reads_of_a_batch_that_becomes_visible_key_by_key() {
+    let mut ops = a_batch_seen_early();
+    ops.push(op("other key", (5, 6)).point_read(Y, Seen::Value(2)));
+    checked(ops).unwrap();
+}
+
+#[test]
+fn checker_finds_a_point_read_behind_an_earlier_read_of_its_key() {
+    let mut ops = a_batch_seen_early();
+    ops.push(op("behind", (5, 6)).point_read(X, Seen::Value(1)));
+    let faults = faults(ops);
+    assert!(
+        faults.contains("#2 early [3..4] ended before #3 behind [5..6] began"),
+        "{faults}"
+    );
+}
+
+#[test]
+fn checker_finds_a_snapshot_behind_a_point_read() {
+    let mut ops = a_batch_seen_early();
+    ops.push(op("snapshot", (5, 6)).reads(Y, Seen::Value(2)));
+    let faults = faults(ops);
+    assert!(
+        faults.contains("#2 early [3..4] ended before #3 snapshot [5..6] began"),
+        "{faults}"
+    );
+}
+
+#[test]
+fn checker_finds_a_point_read_that_misses_a_commit_before_the_batch_seen_early() {
+    let mut ops = a_batch_seen_early();
+    ops.insert(1, op("put", (2, 20)).writes(Y, Some(5)));
+    ops.push(op("older", (5, 6)).point_read(Y, Seen::Value(2)));
+    let faults = faults(ops);
+    assert!(faults.contains("#4 older [5..6] fits no moment"), "{faults}");
+}
+
+#[test]
+fn checker_finds_a_put_of_one_key_seen_by_one_point_read_and_missed_by_the_next() {
+    let ops = vec![
+        start(),
+        op("x", (2, 20)).writes(X, Some(3)),
+        op("y", (2, 20)).writes(Y, Some(4)),
+        op("newer", (3, 4)).point_read(Y, Seen::Value(4)),
+        op("older", (5, 6)).point_read(X, Seen::Value(1)),
+    ];
+    let faults = faults(ops);
+    assert!(faults.contains("#4 older [5..6] fits no moment"), "{faults}");
 }

@@ -1,5 +1,4 @@
-//! Random work by many threads on one database. The order of its commits comes from the change
-//! feed.
+//! Random work by many threads on one database. The change feed gives the order of their commits.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -15,17 +14,18 @@ use super::recorder::{
 };
 use crate::support::random::Random;
 
-/// Number of tables. The first is never dropped; the others are dropped and created again.
+/// Number of tables. The first table is never dropped. The other tables are dropped and created
+/// again.
 const TABLES: usize = 3;
 
 /// Number of threads that work on keys.
 const WORKERS: usize = 6;
 
-/// The amount of work.
+/// The amount of work in a campaign.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
     pub(crate) rounds: u64,
-    /// Operations per thread and round.
+    /// Number of operations per thread and round.
     pub(crate) operations: u64,
 }
 
@@ -33,9 +33,9 @@ struct Shared<'a> {
     db: &'a Db,
     tables: &'a [RwLock<Handle>],
     clock: &'a Clock,
-    /// Read-locked by commits, and write-locked by a compaction: no commit may be removed by
-    /// compaction before the feed has returned it. Snapshots, iterators and bodies of transactions
-    /// run beside a compaction.
+    /// Commits hold a read lock, and a compaction holds the write lock. Before a compaction, the
+    /// feed has returned all commits, because the compaction may remove them from the log.
+    /// Snapshots, iterators and bodies of transactions need no lock.
     gate: RwLock<()>,
 }
 
@@ -52,12 +52,13 @@ fn table_name(index: usize) -> String {
 fn make(db: &Db, index: usize) -> Handle {
     let name = table_name(index);
     let table = db.table(&name).unwrap();
-    // Only one thread creates and drops tables, so the name still leads to this one.
+    // Only one thread creates and drops tables, so the name still belongs to the table opened
+    // above.
     let info = db.tables().into_iter().find(|info| info.name == name).unwrap();
     Handle { table, id: info.id }
 }
 
-/// Runs the work of a seed and checks its history.
+/// Runs the random work of a seed and checks the recorded history.
 pub(crate) fn run(seed: u64, size: Size) -> Result<Summary, String> {
     let folder = tempfile::tempdir().unwrap();
     let (clock, mut history, mut commits) = (Clock::default(), History::default(), Vec::new());
@@ -98,7 +99,7 @@ pub(crate) fn run(seed: u64, size: Size) -> Result<Summary, String> {
     check(&history).map_err(|faults| format!("seed {seed}: {faults}"))
 }
 
-/// Reads each table as a whole. After an open this is the state found by recovery.
+/// Reads each table as a whole. Right after an open, this shows the state found by recovery.
 fn look_at_all(shared: &Shared<'_>, history: &mut History) {
     let mut recorder = recorder(shared, 99);
     for table in shared.tables {
@@ -163,13 +164,13 @@ fn work(
     ops
 }
 
-/// Reads the commits of the feed.
+/// Reads the new commits from the feed and appends them to `commits`.
 fn follow(feed: &mut Changes, commits: &mut Vec<Vec<Operation>>) {
     feed.extend().unwrap();
     commits.extend(feed.by_ref().map(|change| change.unwrap().operations));
 }
 
-/// Clears, drops and creates tables, and moves records.
+/// Clears, drops or creates a table, makes a checkpoint, or compacts.
 fn change_tables(
     shared: &Shared<'_>,
     recorder: &mut Recorder<'_>,
@@ -191,7 +192,8 @@ fn change_tables(
             let drop = || shared.db.drop_table(&table_name(index)).map(|()| true);
             recorder.write("drop", clear(&handle), drop);
             let made = make(shared.db, index);
-            // Others see the new table while transactions on the old one continue.
+            // Other threads use the new table from now on, while open transactions still use the
+            // dropped one.
             *shared.tables[index].write().unwrap() = made;
         }
         8 => shared.db.checkpoint().unwrap(),
@@ -216,13 +218,13 @@ fn step(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random) {
         0 => recorder.record("get", || {
             table
                 .get(bytes)
-                .map(|value| Effects::read(key, seen(value.as_ref())))
+                .map(|value| Effects::point_read(key, seen(value.as_ref())))
         }),
         1 => recorder.record("contains_key", || {
             let seen = |found| if found { Seen::Present } else { Seen::Absent };
             table
                 .contains_key(bytes)
-                .map(|found| Effects::read(key, seen(found)))
+                .map(|found| Effects::point_read(key, seen(found)))
         }),
         2 => many(shared, recorder, &handle),
         3 => recorder.record("iterator", || {
@@ -245,14 +247,15 @@ fn step(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random) {
     }
 }
 
-/// Each key separately.
+/// Reads all keys with `multi_get`. Each read is recorded as a separate operation, because the
+/// values may belong to different times.
 fn many(shared: &Shared<'_>, recorder: &mut Recorder<'_>, handle: &Handle) {
     let begin = shared.clock.now();
     let keys: Vec<_> = (0..KEYS).map(key_bytes).collect();
     let values = handle.table.multi_get(&keys);
     let end = shared.clock.now();
     for (number, value) in (0..KEYS).zip(values.into_iter().flatten()) {
-        let effects = Effects::read(handle.key(number), seen(value.as_ref()));
+        let effects = Effects::point_read(handle.key(number), seen(value.as_ref()));
         recorder.push("multi_get", (begin, end), effects, true);
     }
 }
@@ -285,7 +288,7 @@ fn snapshot(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Rando
     recorder.push("snapshot", (begin, end), effects, true);
 }
 
-/// Each thread deletes a key of its own, so that the deletions of a key have the order of its
+/// Deletes a key that no other thread deletes. So the deletions of a key are in the order of one
 /// thread.
 fn delete(recorder: &mut Recorder<'_>, handle: &Handle, how: Durability) {
     let number = recorder.thread as u8 % KEYS;
@@ -325,7 +328,8 @@ fn batch(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random, 
     let (mut batch, mut effects) = (shared.db.batch(), Effects::default());
     for at in 0..2 + random.below(3) {
         let (handle, number) = (shared.table(random), random.below(KEYS.into()) as u8);
-        // The first operation is a put, which identifies the batch.
+        // The first operation is always a put. The value of the put identifies the batch among the
+        // commits.
         if at > 0 && random.chance(1, 4) && !effects.writes.contains_key(&handle.key(number)) {
             batch.delete(&handle.table, key_bytes(number));
             effects.writes.insert(handle.key(number), None);
@@ -338,8 +342,8 @@ fn batch(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random, 
     recorder.write("batch", effects, || batch.commit_with(how).map(|_| true));
 }
 
-/// Reads some keys and writes some. Each run of the body is recorded, because none may see a state
-/// that never existed.
+/// Reads some keys and writes some keys in a transaction. Each run of the body is recorded, because
+/// even a repeated run must not see a state that never existed.
 fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random) {
     let picks = |random: &mut Random, count| -> Vec<(Handle, u8)> {
         let pick = |random: &mut Random| (shared.table(random), random.below(KEYS.into()) as u8);
@@ -374,11 +378,12 @@ fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Ra
                 effects.writes.insert(key, Some(value));
             }
         }
-        // For the following commit, and for a run in a turn.
+        // The lock is kept for the commit after the body, and for a further run of the body.
         gate.get_or_insert_with(|| shared.gate.read().unwrap());
         Ok(())
     };
-    // Repeated by the engine, or with one run and a commit of the caller.
+    // After `begin`, there is one run, which this caller commits. Otherwise the engine commits, and
+    // repeats the body after a conflict.
     let result = if is_begun {
         let mut tx = shared.db.begin();
         body(&mut tx).and_then(|()| tx.commit().map(drop))
@@ -403,9 +408,9 @@ fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Ra
     }
 }
 
-/// Finds the operation of each commit. Puts identify it by their values. A commit without a put is
-/// the next one of the only thread that deletes its key or clears its table. A deletion that found
-/// its key absent at the commit has no effect and is skipped.
+/// Finds the recorded operation of each commit. The value of a put identifies its operation.
+/// Commits without a put are deletions and clears. For each key or table, one thread makes them, so
+/// they are matched in its order. A deletion of an absent key has no effect and is skipped.
 fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
     let (mut by_value, mut removals) = (HashMap::new(), HashMap::<_, Vec<usize>>::new());
     for (index, op) in ops.iter().enumerate() {
@@ -419,7 +424,8 @@ fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
             }
         }
     }
-    // Each list belongs to one thread.
+    // Each list comes from one thread. The list is sorted in descending order, so that `pop`
+    // returns the oldest operation.
     for list in removals.values_mut() {
         list.sort_unstable_by_key(|index| Reverse(ops[*index].begin));
     }
@@ -431,7 +437,8 @@ fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
             continue;
         }
         apply(commit, &mut present);
-        // A batch may put a key twice; only the last value counts.
+        // If a batch puts a key twice, only its last value was recorded. So earlier values are not
+        // found.
         let value = commit.iter().find_map(|operation| match operation {
             Operation::Put { table, value, .. } if *table > 0 => by_value.get(&decode(value)).copied(),
             _ => None,
@@ -444,7 +451,7 @@ fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
         let found = match (value, removal) {
             (Some(index), _) => Some(index),
             (None, Some(removal)) => removals.get_mut(&removal).and_then(Vec::pop),
-            // The creation of a table.
+            // A commit that only creates a table belongs to no recorded operation.
             (None, None) if commit.iter().all(is_of_the_catalog) => continue,
             (None, None) => None,
         };
@@ -453,7 +460,7 @@ fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
     Ok(order)
 }
 
-/// Updates the set of existing keys.
+/// Applies a commit to the set of existing keys.
 fn apply(commit: &[Operation], present: &mut HashSet<(u32, u8)>) {
     for operation in commit {
         match operation {

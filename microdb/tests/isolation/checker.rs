@@ -1,21 +1,24 @@
-//! A checker of strict serializability that knows nothing of the engine.
+//! A checker of strict serializability that is independent of the engine.
 //!
 //! A [`History`] has the operations as seen by their callers, and the order of the commits. The
 //! order may come from any source: if the checker finds no fault, the order proves that the history
 //! is strictly serializable.
 //!
-//! 1. Each committed write is in the order, and no refused one is. Each value that was read was
+//! 1. Each committed write is in the order, and no refused write is. Each value that was read was
 //!    committed.
-//! 2. Commits are ordered as in real time. Each operation without writes gets the earliest moment
-//!    between two commits at which its reads hold, not before any operation that ended before it
-//!    began.
-//! 3. The graph of dependencies has no cycle (Adya 1999; Elle, Kingsbury and Alvaro 2020). An
-//!    operation leads to another one if it wrote a version that the other read (*wr*) or replaced
-//!    (*ww*), if it read a version that the other replaced (*rw*), or if it ended before the other
-//!    began (*real time*).
+//! 2. Commits are ordered as in real time. For each operation without writes, the checker finds the
+//!    earliest point between two commits at which its reads hold. The point must not be before an
+//!    operation that ended before this operation began.
+//! 3. The graph of dependencies has no cycle (Adya 1999; Elle, Kingsbury and Alvaro 2020). There is
+//!    an edge from A to B if A wrote a version that B read (*wr*) or replaced (*ww*), if A read a
+//!    version that B replaced (*rw*), or if A ended before B began (*real time*).
 //!
-//! A value is written once in a history, so a read identifies its version. Absence does not, and is
-//! judged by the moment of the operation.
+//! A value is written once in a history, so a read of a value identifies its version. A read of an
+//! absent key does not. The version of such a read is chosen by the time of the operation.
+//!
+//! A batch becomes visible to point reads key by key. So a point read that saw a batch of several
+//! keys is not ordered before a later point read of another key. The later read may miss this
+//! batch, but no commit before this batch.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -29,32 +32,35 @@ pub(crate) type Key = (u32, u8);
 pub(crate) enum Seen {
     Value(u64),
     Absent,
-    /// Some value that the caller does not know.
+    /// The key exists, and the caller does not know its value.
     Present,
 }
 
-/// An operation as seen by its caller: one atomic step between `begin` and `end`.
+/// An operation as seen by its caller: one atomic step at some time between `begin` and `end`.
 #[derive(Clone, Debug)]
 pub(crate) struct Op {
     pub(crate) name: String,
     pub(crate) begin: u64,
     pub(crate) end: u64,
     pub(crate) reads: Vec<(Key, Seen)>,
-    /// The last write of each key; `None` stands for absence. A clear writes each key of its table.
+    /// `true` for a read of one key outside of snapshots, iterators and transactions.
+    pub(crate) is_point_read: bool,
+    /// The last write of each key; `None` stands for absence. A clear writes absence to each key of
+    /// its table.
     pub(crate) writes: Vec<(Key, Option<u64>)>,
-    /// `true` if acknowledged. A refused operation must have no effect.
+    /// `true` if the operation was acknowledged. A refused operation must have no effect.
     pub(crate) committed: bool,
 }
 
-/// Operations and the order of their commits, as described in the module.
+/// Operations and the order of their commits, as described in the module's header.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     pub(crate) ops: Vec<Op>,
-    /// Indices of the operations with writes, in the order of their commits.
+    /// Indices into `ops` of the operations with writes, in the order of their commits.
     pub(crate) order: Vec<usize>,
 }
 
-/// Counts of a history without faults.
+/// Numbers of operations, commits and dependencies in a history without faults.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Summary {
     pub(crate) operations: usize,
@@ -64,7 +70,7 @@ pub(crate) struct Summary {
 
 #[derive(Clone, Copy, Debug)]
 struct Version {
-    /// Number of the commit, from 1. 0 is the state before all commits.
+    /// Number of the commit that wrote this version, from 1; 0 for the state before all commits.
     position: usize,
     writer: Option<usize>,
     value: Option<u64>,
@@ -72,23 +78,28 @@ struct Version {
 
 #[derive(Clone, Copy, Debug)]
 enum Why {
-    /// Wrote the version that the other read.
+    /// The first operation wrote the version that the second one read.
     Read(Key),
-    /// Wrote the version that the other replaced.
+    /// The first operation wrote the version that the second one replaced.
     Replaced(Key),
-    /// Read the version that the other replaced.
+    /// The first operation read the version that the second one replaced.
     Overwritten(Key),
-    /// Ended before the other began; also between the nodes of moments.
+    /// The first operation ended before the second one began. Edges from and to the nodes for ends
+    /// of operations have this reason too.
     RealTime,
 }
 
 struct Checker<'a> {
     history: &'a History,
-    /// Number of the commit, by operation.
+    /// For each operation, the number of its commit; 0 for an operation without a commit.
     positions: Vec<usize>,
     versions: HashMap<Key, Vec<Version>>,
-    /// Edges by node: operations first, then one node for each end of an operation.
+    /// Edges by node. The first nodes are the operations. The other nodes are extra nodes for ends
+    /// of operations.
     edges: Vec<Vec<(usize, Why)>>,
+    /// The key of each point read that saw a batch of several keys, by operation. Other point reads
+    /// may see this batch later.
+    early: Vec<Option<Key>>,
     faults: Vec<String>,
 }
 
@@ -98,16 +109,17 @@ const INITIAL: [Version; 1] = [Version {
     value: None,
 }];
 
-/// Checks a history.
+/// Checks a history. Returns its counts.
 ///
 /// # Errors
-/// A readable list of the faults.
+/// A readable list of the faults, if there are any.
 pub(crate) fn check(history: &History) -> Result<Summary, String> {
     let mut checker = Checker {
         history,
         positions: vec![0; history.ops.len()],
         versions: HashMap::new(),
         edges: vec![Vec::new(); history.ops.len()],
+        early: vec![None; history.ops.len()],
         faults: Vec::new(),
     };
     checker.order();
@@ -172,7 +184,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Compares the order of the commits with real time.
+    /// Checks that the order of the commits does not contradict real time.
     fn order_is_in_real_time(&mut self) {
         let ops = &self.history.ops;
         let mut by_begin = self.history.order.clone();
@@ -196,7 +208,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Finds the version of each read, and adds the resulting edges.
+    /// Finds the version that each read saw, and adds the edges between the operations.
     fn dependencies(&mut self) {
         let keys: Vec<Key> = self.versions.keys().copied().collect();
         for key in keys {
@@ -208,8 +220,8 @@ impl Checker<'_> {
         let moments = self.moments();
         for (index, moment) in moments.into_iter().enumerate() {
             let op = &self.history.ops[index];
-            // Includes reads of refused operations, because none may see a state that never
-            // existed.
+            // Reads of refused operations are included, because they must not see a state that
+            // never existed.
             for (key, seen) in op.reads.clone() {
                 if let Some(version) = self.version_of(index, key, seen, moment) {
                     self.add_read(index, key, version);
@@ -232,7 +244,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Returns the index of the version that a read saw.
+    /// Returns the index of the version that a read saw. If no version fits, adds a fault and
+    /// returns `None`.
     fn version_of(&mut self, index: usize, key: Key, seen: Seen, moment: usize) -> Option<usize> {
         let versions = self.versions(key);
         let now = versions.partition_point(|it| it.position <= moment) - 1;
@@ -241,7 +254,8 @@ impl Checker<'_> {
         }
         let found = match seen {
             Seen::Value(_) => versions.iter().position(|it| holds(*it, seen)),
-            // The nearest one, at or before the moment if there is any.
+            // The nearest version that fits: the last one at or before `moment`, else the first one
+            // after it.
             _ => versions[..=now]
                 .iter()
                 .rposition(|it| holds(*it, seen))
@@ -258,34 +272,39 @@ impl Checker<'_> {
         found
     }
 
-    /// Returns, for each operation, the number of commits that its reads see.
+    /// Returns, for each operation, the number of commits before the point at which its reads hold.
     fn moments(&mut self) -> Vec<usize> {
         let history = self.history;
         let mut moments: Vec<usize> = self.positions.iter().map(|it| it.saturating_sub(1)).collect();
         let ops = &history.ops;
         let mut by_begin: Vec<usize> = (0..ops.len()).collect();
         by_begin.sort_unstable_by_key(|index| ops[*index].begin);
-        // The first commit among the operations that began at or after each of these.
+        // For each position in `by_begin`: the smallest commit number of the operations from that
+        // position on.
         let mut first_commits = vec![usize::MAX; by_begin.len() + 1];
         for (at, index) in by_begin.iter().enumerate().rev() {
             let own = Some(self.positions[*index]).filter(|position| *position > 0);
             first_commits[at] = own.unwrap_or(usize::MAX).min(first_commits[at + 1]);
         }
-        let (mut running, mut floor) = (BinaryHeap::new(), 0);
+        let (mut running, mut floors) = (
+            BinaryHeap::<Reverse<(u64, usize, Option<Key>)>>::new(),
+            Floors::default(),
+        );
         for index in &by_begin {
             let op = &ops[*index];
-            while let Some(Reverse((_, sees))) = running
+            while let Some(Reverse((_, sees, early))) = running
                 .peek()
-                .filter(|Reverse((end, _))| *end < op.begin)
+                .filter(|Reverse((end, ..))| *end < op.begin)
                 .copied()
             {
-                floor = floor.max(sees);
+                floors.raise(sees, early);
                 running.pop();
             }
             if self.positions[*index] > 0 {
-                running.push(Reverse((op.end, self.positions[*index])));
+                running.push(Reverse((op.end, self.positions[*index], None)));
                 continue;
             }
+            let floor = floors.of(op);
             let later = by_begin.partition_point(|other| ops[*other].begin <= op.end);
             let bound = first_commits[later].saturating_sub(1).min(history.order.len());
             let moment = self.earliest_moment(&op.reads, floor);
@@ -301,12 +320,26 @@ impl Checker<'_> {
                     floor.min(bound)
                 }
             };
-            running.push(Reverse((op.end, moments[*index])));
+            self.early[*index] = self.key_seen_early(op, moments[*index]);
+            running.push(Reverse((op.end, moments[*index], self.early[*index])));
         }
         moments
     }
 
-    /// Shows each read that does not hold at `moment`, with the versions around that moment.
+    /// Returns the key of a point read at `moment` if its version was written by commit number
+    /// `moment`, and this commit wrote further keys.
+    fn key_seen_early(&self, op: &Op, moment: usize) -> Option<Key> {
+        let (key, _) = *op.reads.first().filter(|_| op.is_point_read)?;
+        let writer = self
+            .versions(key)
+            .iter()
+            .find(|version| version.position == moment)?
+            .writer?;
+        (self.history.ops[writer].writes.len() > 1).then_some(key)
+    }
+
+    /// Returns a text with each read that does not hold at `moment`, and the versions around that
+    /// point.
     fn show_reads(&self, reads: &[(Key, Seen)], moment: usize) -> String {
         let mut text = String::new();
         for (key, seen) in reads {
@@ -326,7 +359,7 @@ impl Checker<'_> {
         text
     }
 
-    /// Returns the first moment at or after `from` at which all reads hold.
+    /// Returns the first point at or after `from` at which all reads hold.
     fn earliest_moment(&self, reads: &[(Key, Seen)], from: usize) -> Option<usize> {
         let mut moment = from;
         loop {
@@ -346,28 +379,56 @@ impl Checker<'_> {
         }
     }
 
-    /// Adds the edges of real time: a chain of moments, one for each end of an operation.
+    /// Adds the edges of real time. A point read that saw a batch early is ordered before point
+    /// reads of its own key only.
     fn real_time(&mut self) {
         let ops = &self.history.ops;
-        let mut by_end: Vec<usize> = (0..ops.len()).collect();
-        by_end.sort_unstable_by_key(|index| ops[*index].end);
-        self.edges.resize(2 * ops.len(), Vec::new());
-        for (at, index) in by_end.iter().enumerate() {
-            let moment = ops.len() + at;
-            self.edges[*index].push((moment, Why::RealTime));
+        let all: Vec<usize> = (0..ops.len()).collect();
+        let (point_reads, others): (Vec<_>, Vec<_>) =
+            all.iter().copied().partition(|index| ops[*index].is_point_read);
+        let (early, punctual): (Vec<_>, Vec<_>) = all
+            .iter()
+            .copied()
+            .partition(|index| self.early[*index].is_some());
+        let mut early_by_key = HashMap::<Key, Vec<usize>>::new();
+        for index in early {
+            early_by_key.entry(ops[index].reads[0].0).or_default().push(index);
+        }
+        self.add_chain(all, &others);
+        self.add_chain(punctual, &point_reads);
+        for (key, early) in early_by_key {
+            let of_key = point_reads
+                .iter()
+                .copied()
+                .filter(|index| ops[*index].reads[0].0 == key);
+            self.add_chain(early, &of_key.collect::<Vec<_>>());
+        }
+    }
+
+    /// Adds a path from each operation A of `earlier` to each operation of `later` that began after
+    /// A had ended. The paths share a chain of extra nodes, one for the end of each operation of
+    /// `earlier`, ordered by time.
+    fn add_chain(&mut self, mut earlier: Vec<usize>, later: &[usize]) {
+        let ops = &self.history.ops;
+        earlier.sort_unstable_by_key(|index| ops[*index].end);
+        let first = self.edges.len();
+        self.edges.resize(first + earlier.len(), Vec::new());
+        for (at, index) in earlier.iter().enumerate() {
+            self.edges[*index].push((first + at, Why::RealTime));
             if at > 0 {
-                self.edges[moment - 1].push((moment, Why::RealTime));
+                self.edges[first + at - 1].push((first + at, Why::RealTime));
             }
         }
-        for (index, op) in ops.iter().enumerate() {
-            let ended = by_end.partition_point(|other| ops[*other].end < op.begin);
+        for index in later {
+            let ended = earlier.partition_point(|other| ops[*other].end < ops[*index].begin);
             if ended > 0 {
-                self.edges[ops.len() + ended - 1].push((index, Why::RealTime));
+                self.edges[first + ended - 1].push((*index, Why::RealTime));
             }
         }
     }
 
-    /// Returns a shortest cycle through one of the first operations on a cycle.
+    /// Returns a description of a shortest cycle through one of the first 64 operations that are on
+    /// a cycle.
     fn cycle(&self) -> Option<String> {
         let ops = self.history.ops.len();
         let cyclic = self.nodes_on_cycles();
@@ -430,8 +491,8 @@ impl Checker<'_> {
         None
     }
 
-    /// Returns the nodes of all strongly connected components with more than one node (Tarjan 1972,
-    /// without recursion).
+    /// Returns the nodes of all strongly connected components with more than one node, by the
+    /// algorithm of Tarjan (1972) without recursion.
     fn nodes_on_cycles(&self) -> Vec<usize> {
         const NEW: usize = usize::MAX;
         let count = self.edges.len();
@@ -474,6 +535,44 @@ impl Checker<'_> {
         }
         cyclic.sort_unstable();
         cyclic
+    }
+}
+
+/// Minimum numbers of commits that an operation must see, because of operations that ended before
+/// the operation began.
+#[derive(Default)]
+struct Floors {
+    /// Minimum for point reads.
+    point_reads: usize,
+    /// Minimum for point reads of a key, if higher.
+    by_key: HashMap<Key, usize>,
+    /// Minimum for all other operations.
+    others: usize,
+}
+
+impl Floors {
+    /// Raises the minimums because of an operation that has ended. `sees` is the number of commits
+    /// that the operation saw. If it was a point read that saw the last of these commits early,
+    /// `early` is the key.
+    fn raise(&mut self, sees: usize, early: Option<Key>) {
+        self.others = self.others.max(sees);
+        let Some(key) = early else {
+            self.point_reads = self.point_reads.max(sees);
+            return;
+        };
+        self.point_reads = self.point_reads.max(sees - 1);
+        let of_key = self.by_key.entry(key).or_default();
+        *of_key = sees.max(*of_key);
+    }
+
+    fn of(&self, op: &Op) -> usize {
+        match op.reads.first().filter(|_| op.is_point_read) {
+            Some((key, _)) => self
+                .by_key
+                .get(key)
+                .map_or(self.point_reads, |it| self.point_reads.max(*it)),
+            None => self.others,
+        }
     }
 }
 

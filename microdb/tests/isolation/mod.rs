@@ -1,11 +1,11 @@
-//! Isolation, checked from outside: random histories of many threads are recorded at the callers
+//! Tests of isolation from outside: random histories of many threads are recorded at the callers
 //! and checked for strict serializability.
 //!
 //! - Transactions, batches, swaps, puts, deletes, clears, drops and recreated tables run beside
 //!   snapshots, iterators and reads, with checkpoints and compactions, over several openings.
-//! - Half of the rounds have durable transactions, half buffered ones.
+//! - Half of the rounds have durable transactions, the other half has buffered ones.
 //! - `MICRODB_ISOLATION_SEEDS` sets the number of seeds, `MICRODB_ISOLATION_FIRST_SEED` the first
-//!   one, and `MICRODB_ISOLATION_OPERATIONS` the operations per thread and round.
+//!   seed, and `MICRODB_ISOLATION_OPERATIONS` the number of operations per thread and round.
 //!
 //! Deliberately absent: knowledge of the engine in the checker.
 

@@ -1,4 +1,4 @@
-//! Operations on the engine that record the results seen by their callers.
+//! Runs operations on the engine and records the results that their callers see.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use super::checker::{Key, Op, Seen};
 /// Number of keys per table.
 pub(crate) const KEYS: u8 = 5;
 
-/// Source of time and values for all threads; both only count.
+/// Source of times and values for all threads. Both are counters.
 #[derive(Default)]
 pub(crate) struct Clock {
     time: AtomicU64,
@@ -28,7 +28,7 @@ impl Clock {
     }
 }
 
-/// An open table with its id, which distinguishes it from others of the same name.
+/// An open table with its id, which distinguishes it from dropped tables of the same name.
 #[derive(Clone)]
 pub(crate) struct Handle {
     pub(crate) table: Table,
@@ -45,7 +45,7 @@ pub(crate) fn key_bytes(number: u8) -> [u8; 2] {
     [b'k', number]
 }
 
-/// Encodes a value. Some are long enough to be read in place.
+/// Encodes a value. Some encodings are so long that the engine does not copy them for a read.
 pub(crate) fn encode(value: u64) -> Vec<u8> {
     let mut bytes = value.to_le_bytes().to_vec();
     bytes.resize(8 + (value * 37 % 240) as usize, value as u8);
@@ -70,7 +70,7 @@ pub(crate) fn durability(durable: bool) -> Durability {
     }
 }
 
-/// Returns all keys of a table, read by an iterator.
+/// Returns the state of every key of a table, as read by an iterator.
 pub(crate) fn all(
     handle: &Handle,
     records: impl Iterator<Item = microdb::Result<(Value, Value)>>,
@@ -87,17 +87,19 @@ pub(crate) fn all(
         .collect()
 }
 
-/// The record of one thread.
+/// The recorded operations of one thread.
 pub(crate) struct Recorder<'a> {
     pub(crate) thread: usize,
     pub(crate) clock: &'a Clock,
     pub(crate) ops: Vec<Op>,
 }
 
-/// Reads and writes of an operation, as reported by its own code.
+/// Reads and writes of one operation.
 #[derive(Clone, Default)]
 pub(crate) struct Effects {
     pub(crate) reads: Vec<(Key, Seen)>,
+    /// `true` for a point read, as in [`Op`].
+    pub(crate) is_point_read: bool,
     pub(crate) writes: BTreeMap<Key, Option<u64>>,
 }
 
@@ -109,17 +111,31 @@ impl Effects {
         }
     }
 
+    pub(crate) fn point_read(key: Key, seen: Seen) -> Self {
+        Self {
+            is_point_read: true,
+            ..Self::read(key, seen)
+        }
+    }
+
     pub(crate) fn write(key: Key, value: Option<u64>) -> Self {
         Self {
             writes: BTreeMap::from([(key, value)]),
             ..Self::default()
         }
     }
+
+    fn without_reads(self) -> Self {
+        Self {
+            writes: self.writes,
+            ..Self::default()
+        }
+    }
 }
 
 impl Recorder<'_> {
-    /// Runs an operation and records it. An operation refused because its table was dropped has no
-    /// effect.
+    /// Runs an operation and records its effects. An operation on a dropped table is refused and
+    /// has no effect, so it is not recorded.
     pub(crate) fn record(&mut self, name: &str, run: impl FnOnce() -> microdb::Result<Effects>) {
         let begin = self.clock.now();
         let result = run();
@@ -131,7 +147,8 @@ impl Recorder<'_> {
         }
     }
 
-    /// Like `record`, for writes that must leave no trace if refused.
+    /// Runs a write and records it. A refused write is recorded as well, because it must have no
+    /// effect.
     pub(crate) fn write(
         &mut self,
         name: &str,
@@ -143,21 +160,13 @@ impl Recorder<'_> {
         let end = self.clock.now();
         match result {
             Ok(true) => self.push(name, (begin, end), effects, true),
-            // The reads were made for the write, and do not hold.
+            // The value had changed since the read for this swap, so the read is not recorded.
             Ok(false) => {
-                let writes = effects.writes;
-                let reads = Vec::new();
-                self.push(name, (begin, end), Effects { reads, writes }, false);
+                self.push(name, (begin, end), effects.without_reads(), false);
             }
             Err(Error::TableDropped { .. }) => {
-                let writes = effects.writes;
-                let reads = Vec::new();
-                self.push(
-                    &format!("refused {name}"),
-                    (begin, end),
-                    Effects { reads, writes },
-                    false,
-                );
+                let name = format!("refused {name}");
+                self.push(&name, (begin, end), effects.without_reads(), false);
             }
             Err(error) => panic!("{name}: {error}"),
         }
@@ -169,6 +178,7 @@ impl Recorder<'_> {
             begin,
             end,
             reads: effects.reads,
+            is_point_read: effects.is_point_read,
             writes: effects.writes.into_iter().collect(),
             committed,
         });

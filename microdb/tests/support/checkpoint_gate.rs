@@ -1,5 +1,5 @@
-//! The real disk with a gate in front of new checkpoints. While the gate is closed, no segment can
-//! be removed.
+//! The real disk with a gate in front of new checkpoints. A segment is removed only after a new
+//! checkpoint. So while the gate is closed, no segment is removed.
 
 use std::io;
 use std::path::Path;

@@ -1,8 +1,9 @@
 //! Copies of a database during a run: backups, and a follower of the change feed.
 //!
-//! - A completed backup opens in the state of its beginning, whatever happens to the disk or to the
-//!   original later. An incomplete one opens in that state or is no database.
-//! - A follower that applies the feed has the state of the database, proved by the chain.
+//! - A complete backup opens in the state at its beginning, independent of later changes to the
+//!   disk and the original. An incomplete backup opens in that state or is no database.
+//! - A follower applies the change feed and must have the state of the database. The chained links
+//!   of the changes prove that none of them is missing.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +12,12 @@ use microdb::{Db, Error, Operation, Sequence};
 use super::disk::Disk;
 use super::workload::{Failure, Model, Point, Shape, chain, read, shown};
 
-/// A complete or incomplete backup of a run.
+/// A complete or incomplete backup that was made during a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Backup {
     path: String,
     point: Point,
-    /// Number of events of the disk at its beginning and at its completion.
+    /// Number of events of the disk at the beginning of the backup, and at its completion.
     begun: usize,
     done: Option<usize>,
 }
@@ -35,7 +36,7 @@ impl Backup {
         self.done = Some(at);
     }
 
-    /// Checks the backup on a disk that was cut off after event `at` of its run.
+    /// Checks the backup on a disk after a power cut at event `at` of the run.
     pub(crate) fn check(&self, disk: &Disk, shape: Shape, at: usize) -> Result<(), String> {
         if at < self.begun {
             return Ok(());
@@ -63,7 +64,7 @@ impl Backup {
     }
 }
 
-/// A copy of the database maintained only from its change feed.
+/// A copy of the database that is maintained only from its change feed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Follower {
     pub(crate) sequence: Sequence,
@@ -72,8 +73,8 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    /// Reads the feed to its end, which must match `model`. Returns `false` if the log no longer
-    /// reaches back to the follower's position.
+    /// Applies the feed up to its end and compares the result with `model`. Returns `false` if the
+    /// log no longer has the changes after the follower's position.
     pub(crate) fn catch_up(&mut self, db: &Db, model: &Model) -> Result<bool, Failure> {
         let changes = match db.changes_since(self.sequence) {
             Ok(changes) => changes,
@@ -120,7 +121,7 @@ impl Follower {
         }
     }
 
-    /// Returns the tables by their names, which are in table 0.
+    /// Returns the tables by name. Table 0 maps names to table ids.
     fn model(&self) -> Model {
         let names = self.tables.get(&0).cloned().unwrap_or_default();
         let named = |(name, id): (Vec<u8>, Vec<u8>)| {

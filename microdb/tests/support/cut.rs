@@ -1,13 +1,14 @@
-//! The disks that a power cut can leave behind.
+//! The disks that a power cut can leave.
 //!
-//! - A sync makes things durable: `sync_data` the writes and the length of a file, `sync_folder`
-//!   the names in a folder, neither of them both. All later events are *pending*.
-//! - Each pending event meets a [`Fate`] of its own: kept, lost, or torn. So later events may
-//!   survive earlier ones, a name may survive without its bytes, bytes without their name, a length
-//!   without its data (old blocks or random bytes show then).
+//! - Syncs make changes durable. `sync_data` covers the writes and the length of a file,
+//!   `sync_folder` covers the names in a folder. Neither sync covers the changes of the other. All
+//!   other events are *pending*.
+//! - Each pending event has a separate [`Fate`]: kept, lost, or torn. So later events may survive
+//!   earlier ones. A name may survive without the bytes of its file, bytes without a name, and a
+//!   length without its data. In the last case, the file shows old blocks or random bytes.
 //!
-//! Deliberately absent, as on all supported disks: changes of bytes that no pending write touches,
-//! torn durable sectors, and a rename that leaves the file without a name.
+//! Deliberately absent, because supported disks never do it: changes of bytes that no pending write
+//! touches, torn durable sectors, and a rename that leaves the file without a name.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -15,32 +16,32 @@ use super::disk::{Disk, Event, Made, Record};
 use super::image::{Content, Image, Node, NodeId};
 use super::random::{Random, mix};
 
-/// Smallest unit of a disk's write.
+/// Smallest unit of a disk's write in bytes.
 const SECTOR: u64 = 512;
 
-/// Fate of one pending event.
+/// Fate of one pending event in a power cut.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Fate {
     Kept,
     Lost,
-    /// A write of which only some sectors arrived, chosen by the seed.
+    /// Only some sectors of a write reached the disk, chosen by the seed.
     Sectors(u64),
-    /// A write of which only this range of bytes arrived, relative to its start.
+    /// Only this range of a write's bytes reached the disk, relative to its start.
     Bytes(u64, u64),
-    /// Each sector has the bytes of its own moment, as during the writeback of a page cache. One
-    /// seed for the whole state.
+    /// Each sector has the content of a different time, as during the writeback of a page cache.
+    /// All pending events of a disk have the same seed.
     Moment(u64),
-    /// A write or reservation of which only the length arrived, followed by zeros.
+    /// Only the length of a write or reservation reached the disk. The new bytes are zeros.
     Length,
-    /// Like `Length`, but the blocks hold older content of the disk: bytes of another file or
-    /// random ones, by the seed.
+    /// Like `Length`, but the new bytes are older content of the disk: bytes of another file or
+    /// random bytes, chosen by the seed.
     Stale(u64),
-    /// A rename with the new name present and the old one not yet removed.
+    /// Only the first half of a rename reached the disk: the new name exists, and the old name
+    /// still exists.
     BothNames,
 }
 
-/// Steps through a record of events. Builds, at each point, disks that a power cut there could
-/// leave.
+/// Steps through the events of a disk. At each point, it builds disks that a power cut could leave.
 pub(crate) struct Cuts<'a> {
     events: &'a [Event],
     durable: Image,
@@ -61,12 +62,12 @@ impl<'a> Cuts<'a> {
         }
     }
 
-    /// Returns the number of events so far.
+    /// Returns the number of events before the current point.
     pub(crate) fn at(&self) -> usize {
         self.at
     }
 
-    /// Applies one more event. Returns `false` at the end.
+    /// Applies the next event. Returns `false` if there is none.
     pub(crate) fn step(&mut self) -> bool {
         let Some(event) = self.events.get(self.at) else {
             return false;
@@ -75,7 +76,8 @@ impl<'a> Cuts<'a> {
         match event {
             Event::SyncFile { file } => self.settle(|event| file_of(event) == Some(*file), |_| true),
             Event::SyncFileFailed { file } => {
-                // Each write reached the disk or not; the system will repeat none of them.
+                // After a failed sync, each write has reached the disk or not. The operating system
+                // writes none of them again.
                 let seed = self.at as u64;
                 self.settle(
                     |event| file_of(event) == Some(*file),
@@ -84,7 +86,8 @@ impl<'a> Cuts<'a> {
             }
             Event::SyncFolder { folder } => self.settle(|event| folder_of(event) == Some(*folder), |_| true),
             event => {
-                // A node exists from its creation on, even while no durable name leads to it.
+                // A file or folder exists in the image from its creation on, even before a durable
+                // name leads to it.
                 match event {
                     Event::Enter {
                         node,
@@ -108,15 +111,16 @@ impl<'a> Cuts<'a> {
         true
     }
 
-    /// Returns the disk after a crash of the process only: everything written is visible, and
-    /// unsynced events stay pending.
+    /// Returns the disk after a crash of the process without a power cut. All writes are visible,
+    /// and unsynced events stay pending.
     pub(crate) fn killed(&self) -> Disk {
         let live = self.build(&vec![Fate::Kept; self.pending.len()]);
         let before = self.pending.iter().map(|event| (*event).clone()).collect();
         Disk::with_unsynced(self.durable.clone(), before, live)
     }
 
-    /// Makes the pending events selected by `of` durable, or forgets them.
+    /// Settles the pending events selected by `of`: those for which `keep` returns `true` become
+    /// durable, the others are lost.
     fn settle(&mut self, of: impl Fn(&Event) -> bool, keep: impl Fn(u64) -> bool) {
         let mut index = 0;
         let pending = std::mem::take(&mut self.pending);
@@ -131,9 +135,9 @@ impl<'a> Cuts<'a> {
         }
     }
 
-    /// Returns disks that a cut at this point could leave: `budget` at most, each with different
-    /// fates. Plain ones come first (nothing kept, all kept, all except one, one alone, a prefix,
-    /// one torn), followed by random ones.
+    /// Returns at most `budget` disks that a power cut at this point could leave, each with
+    /// different fates. Plain cases come first (nothing kept, all kept, all except one, one alone,
+    /// a prefix, one torn). Random cases follow.
     pub(crate) fn disks(&self, random: &mut Random, budget: usize) -> Vec<Image> {
         let count = self.pending.len();
         let mut fates = vec![vec![Fate::Lost; count], vec![Fate::Kept; count]];
@@ -165,8 +169,8 @@ impl<'a> Cuts<'a> {
             .collect()
     }
 
-    /// Returns, for each pending event: it alone is lost; it alone is kept; all before it are kept;
-    /// it is torn and the others kept.
+    /// Returns four plain cases for each pending event: it alone is lost; it alone is kept; all
+    /// events before it are kept; it is torn and all others are kept.
     fn plain(&self, random: &mut Random) -> Vec<Vec<Fate>> {
         let count = self.pending.len();
         let row = |fate: &dyn Fn(usize) -> Fate| (0..count).map(fate).collect::<Vec<_>>();
@@ -199,8 +203,8 @@ fn file_of(event: &Event) -> Option<NodeId> {
     }
 }
 
-/// Returns the folder of which a sync makes `event` durable. For a rename this is the one with the
-/// new name.
+/// Returns the folder that must be synced to make `event` durable. For a rename this is the folder
+/// of the new name.
 fn folder_of(event: &Event) -> Option<NodeId> {
     match event {
         Event::Enter { folder, .. } | Event::Leave { folder, .. } => Some(*folder),
@@ -209,7 +213,7 @@ fn folder_of(event: &Event) -> Option<NodeId> {
     }
 }
 
-/// Returns a random way for `event` to arrive in part.
+/// Returns a random fate in which only a part of `event` reaches the disk.
 fn tear(event: &Event, random: &mut Random) -> Fate {
     match event {
         Event::Write { bytes, .. } => {
@@ -229,7 +233,7 @@ fn tear(event: &Event, random: &mut Random) -> Fate {
     }
 }
 
-/// Returns a random fate of `event`.
+/// Returns a random fate of `event`: kept, lost or torn.
 fn draw(event: &Event, random: &mut Random) -> Fate {
     match random.below(5) {
         0 | 1 => Fate::Kept,
@@ -238,8 +242,8 @@ fn draw(event: &Event, random: &mut Random) -> Fate {
     }
 }
 
-/// Applies to `image` the part of `event` that `fate` permits. `place` is the index among the
-/// pending events and their number.
+/// Applies `event` to `image`, as far as `fate` keeps it. `place` is the index of the event among
+/// the pending events, and their number.
 fn apply(image: &mut Image, event: &Event, fate: Fate, place: (u64, u64)) {
     match event {
         Event::Write { file, offset, bytes } => write(image, *file, *offset, bytes, fate, place),
@@ -273,8 +277,8 @@ fn apply(image: &mut Image, event: &Event, fate: Fate, place: (u64, u64)) {
     }
 }
 
-/// Returns `true` if an event that cannot be torn arrives. Names and lengths of one folder or file
-/// stay in order.
+/// Returns `true` if an event that cannot be torn reaches the disk. Events of one folder or file
+/// reach it in order.
 fn arrives(fate: Fate, node: NodeId, place: (u64, u64)) -> bool {
     match fate {
         Fate::Lost => false,
@@ -317,7 +321,7 @@ fn write(image: &mut Image, file: NodeId, offset: u64, bytes: &[u8], fate: Fate,
     }
 }
 
-/// Extends the file to at least `end` bytes, with zeros or with older content for `Stale`.
+/// Extends a file to at least `end` bytes, with zeros, or with older content for `Stale`.
 fn grow(image: &mut Image, file: NodeId, end: u64, fate: Fate, place: (u64, u64)) {
     let len = image.file(file).len();
     if len >= end || !arrives(fate, file, place) {
@@ -332,8 +336,8 @@ fn grow(image: &mut Image, file: NodeId, end: u64, fate: Fate, place: (u64, u64)
         let step = (SECTOR - at % SECTOR).min(end - at);
         let mut stale = vec![0; step as usize];
         match random.below(3) {
-            // The worst case: the same offset of another file, for example another segment or an
-            // older checkpoint.
+            // The worst case is content from the same offset of another file, for example another
+            // segment or an older checkpoint.
             0 => _ = image.file(files[random.index(files.len())]).read(at, &mut stale),
             1 => stale = random.bytes(step as usize),
             _ => {}

@@ -1,15 +1,15 @@
-//! A disk in memory behind the storage trait, which records every call and can fail.
+//! A disk in memory that implements the storage trait, records every call and can fail.
 //!
-//! - The disk shows the same as an operating system: written bytes are read back at once, synced or
-//!   not.
+//! - The disk behaves like an operating system: written bytes are read back at once, synced or not.
 //! - Calls are recorded as [`Event`]s, from which [`super::cut::Cuts`] derives the disks after a
 //!   power cut.
-//! - [`Disk::kill`] is a crash of the process: its handles fail from then on, its locks are
-//!   released, and its writes stay, unsynced as they were.
+//! - [`Disk::kill`] is a crash of the process. The handles of the process fail from then on, and
+//!   its locks are released. The writes of the process stay visible, and unsynced writes stay
+//!   unsynced.
 //! - A [`Fault`] makes the Nth call fail, and `capacity` limits the size of the disk.
-//! - Listings have a changing order, since the trait promises none.
+//! - Listings change their order from call to call, because the trait promises no order.
 //!
-//! Deliberately absent: durability, which only `cut` knows.
+//! Deliberately absent: durability, which only the module `cut` computes.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -28,7 +28,7 @@ pub(crate) enum Event {
         offset: u64,
         bytes: Arc<[u8]>,
     },
-    /// Blocks were reserved, and the file has at least this length.
+    /// Blocks were reserved, and the file has at least the length `end`.
     Allocate {
         file: NodeId,
         end: u64,
@@ -40,11 +40,12 @@ pub(crate) enum Event {
     SyncFile {
         file: NodeId,
     },
-    /// A sync that reported an error. The system has forgotten the dirty pages, written or not.
+    /// A sync of a file that reported an error. The operating system has dropped the dirty pages,
+    /// written or not.
     SyncFileFailed {
         file: NodeId,
     },
-    /// A name was given: a file or folder was created, or a file got a second name.
+    /// A name was created: for a new file, for a new folder, or as a second name of a file.
     Enter {
         folder: NodeId,
         name: String,
@@ -66,7 +67,7 @@ pub(crate) enum Event {
 }
 
 impl Event {
-    /// Returns the event on one short line.
+    /// Returns the event as a short text of one line.
     pub(crate) fn shown(&self) -> String {
         match self {
             Self::Write { file, offset, bytes } => format!("write {file} at {offset}: {} bytes", bytes.len()),
@@ -75,16 +76,16 @@ impl Event {
     }
 }
 
-/// The kind of node that got a name.
+/// Kind of the file or folder that got a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Made {
     NewFile,
     NewFolder,
-    /// A file that already had a name.
+    /// A file that already had another name.
     Link,
 }
 
-/// Kind of a call, for faults.
+/// Kind of a call to the disk, to select the calls that a fault hits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Call {
     CreateFolder,
@@ -105,14 +106,14 @@ pub(crate) enum Call {
     SetLen,
 }
 
-/// The way in which a call fails.
+/// The way in which a call to the disk fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FaultKind {
-    /// EIO, for any call.
+    /// Error EIO, for any call.
     Io,
-    /// ENOSPC, for any call that can need space.
+    /// Error ENOSPC, for any call that can need space.
     Full,
-    /// A write that stops half way and then returns EIO.
+    /// A write stops half way and then returns EIO.
     Short,
 }
 
@@ -131,20 +132,21 @@ impl FaultKind {
 
     fn error(self) -> io::Error {
         match self {
-            // By number, as the system reports: 28 is ENOSPC, 5 is EIO.
+            // The numbers are those of the operating system: 28 is ENOSPC, 5 is EIO.
             Self::Full => io::Error::from_raw_os_error(28),
             Self::Io | Self::Short => io::Error::from_raw_os_error(5),
         }
     }
 }
 
-/// A call that will fail.
+/// A fault: one or more calls that will fail.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
     pub(crate) kind: FaultKind,
-    /// Index, from 0, among the calls that `kind` can hit since the fault was set.
+    /// Index of the first failing call, from 0, among the calls that `kind` can hit since the fault
+    /// was set.
     pub(crate) at: u64,
-    /// Number of failing calls, beginning with that one.
+    /// Number of failing calls, beginning with the call at index `at`.
     pub(crate) times: u64,
 }
 
@@ -152,18 +154,18 @@ pub(crate) struct Fault {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lie {
     pub(crate) name: &'static str,
-    /// Selects the files of which syncs do nothing.
+    /// Selects the files for which a sync does nothing.
     pub(crate) file: fn(&Path) -> bool,
-    /// Selects the folders of which syncs do nothing.
+    /// Selects the folders for which a sync does nothing.
     pub(crate) folder: fn(&Path) -> bool,
 }
 
-/// Events of a disk, sufficient to build the result of a power cut.
+/// All events of a disk, from which the result of a power cut can be built.
 #[derive(Clone, Default)]
 pub(crate) struct Record {
     /// Durable content at the start.
     pub(crate) base: Image,
-    /// Events of a crashed process before the start that were not synced.
+    /// Unsynced events of a crashed process, from before the start.
     pub(crate) before: Vec<Event>,
     pub(crate) events: Vec<Event>,
 }
@@ -172,11 +174,11 @@ struct State {
     record: Record,
     live: Image,
     recording: bool,
-    /// Number of crashed processes; handles of earlier ones are dead.
+    /// Number of crashed processes so far. Handles of crashed processes fail.
     life: u64,
     locks: HashSet<NodeId>,
     fault: Option<Fault>,
-    /// Number of calls that the fault could hit since it was set.
+    /// Number of calls that the fault could have hit since it was set.
     calls: u64,
     hit: Option<Call>,
     lie: Option<Lie>,
@@ -185,7 +187,7 @@ struct State {
     maps: bool,
 }
 
-/// A disk; clones of the handle show the same one.
+/// A handle of a disk. Clones of a handle share the disk.
 #[derive(Clone)]
 pub(crate) struct Disk {
     state: Arc<Mutex<State>>,
@@ -205,12 +207,13 @@ impl Default for Disk {
 }
 
 impl Disk {
-    /// Returns a disk with the durable content `image`.
+    /// Returns a disk with the content `image`, all of it durable.
     pub(crate) fn of(image: Image) -> Self {
         Self::with_unsynced(image.clone(), Vec::new(), image)
     }
 
-    /// Returns a disk that shows `live`. `base` is durable and `before` is not.
+    /// Returns a disk with the visible content `live`. Of it, `base` is durable, and the events
+    /// `before` are not.
     pub(crate) fn with_unsynced(base: Image, before: Vec<Event>, live: Image) -> Self {
         let state = State {
             record: Record {
@@ -236,7 +239,8 @@ impl Disk {
         }
     }
 
-    /// Returns a disk that records no events, which is cheaper if no power cut follows.
+    /// Returns a disk that records no events. Such a disk is cheaper, for tests without a power
+    /// cut.
     pub(crate) fn unrecorded(image: Image) -> Self {
         let disk = Self::of(image);
         disk.guard().recording = false;
@@ -247,28 +251,28 @@ impl Disk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the content that a process sees now.
+    /// Returns the content of the disk as a process sees it now.
     pub(crate) fn image(&self) -> Image {
         self.guard().live.clone()
     }
 
-    /// Returns the number of events.
+    /// Returns the number of recorded events.
     pub(crate) fn position(&self) -> usize {
         self.guard().record.events.len()
     }
 
-    /// Returns all events so far.
+    /// Returns the recorded events, with the durable content at the start.
     pub(crate) fn record(&self) -> Record {
         self.guard().record.clone()
     }
 
-    /// Returns `true` if all content at the start was durable.
+    /// Returns `true` if the disk had no unsynced events at the start.
     pub(crate) fn began_settled(&self) -> bool {
         self.guard().record.before.is_empty()
     }
 
-    /// Crashes the process. Every earlier handle fails from now on; the returned one belongs to the
-    /// next process. A fault belongs to the disk and stays.
+    /// Crashes the process. Every earlier handle fails from now on. The returned handle belongs to
+    /// the next process. A fault of the disk stays.
     pub(crate) fn kill(&self) -> Self {
         let mut state = self.guard();
         state.life += 1;
@@ -281,38 +285,39 @@ impl Disk {
         }
     }
 
-    /// Makes a call fail; `None` removes the fault.
+    /// Sets the fault of the disk; `None` removes it.
     pub(crate) fn set_fault(&self, fault: Option<Fault>) {
         let mut state = self.guard();
         (state.fault, state.calls, state.hit) = (fault, 0, None);
     }
 
-    /// Makes these syncs do nothing from now on.
+    /// Makes the syncs selected by `lie` do nothing from now on.
     pub(crate) fn set_lie(&self, lie: Lie) {
         self.guard().lie = Some(lie);
     }
 
-    /// Removes the fault but keeps the record of the call that it hit.
+    /// Removes the fault. [`Disk::hit`] still returns the call that it hit.
     pub(crate) fn end_fault(&self) {
         self.guard().fault = None;
     }
 
-    /// Returns the call that the fault hit, if any.
+    /// Returns the first call that the fault hit; `None` if it has hit none.
     pub(crate) fn hit(&self) -> Option<Call> {
         self.guard().hit
     }
 
-    /// Limits the total size of the files to this many bytes from now on.
+    /// Limits the total size of all files to `bytes` from now on.
     pub(crate) fn set_capacity(&self, bytes: u64) {
         self.guard().capacity = bytes;
     }
 
-    /// Permits mapping of files. Without it, the engine reads.
+    /// Permits or refuses maps of files. Without maps, the engine uses read calls.
     pub(crate) fn set_maps(&self, maps: bool) {
         self.guard().maps = maps;
     }
 
-    /// Returns the state, if this handle is alive and the call does not fail.
+    /// Returns the state for a call. Fails if the process of this handle has crashed, or if the
+    /// fault hits the call.
     fn call(&self, call: Call) -> io::Result<MutexGuard<'_, State>> {
         match self.call_or_harm(call)? {
             (state, None) => Ok(state),
@@ -320,7 +325,8 @@ impl Disk {
         }
     }
 
-    /// Returns the state, and the error that the call must return after its partial effect.
+    /// Returns the state for a call. If the fault hits the call, also returns the error for the
+    /// caller to return after the call's partial effect.
     fn call_or_harm(&self, call: Call) -> io::Result<(MutexGuard<'_, State>, Option<io::Error>)> {
         let mut state = self.guard();
         if state.life != self.life {
@@ -356,7 +362,7 @@ impl State {
 }
 
 impl State {
-    /// Checks that a write or reservation up to `end` has room.
+    /// Checks that the disk has room for a write or reservation up to `end`.
     fn room(&self, file: NodeId, end: u64) -> io::Result<()> {
         if end > FILE_BYTES_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -368,7 +374,7 @@ impl State {
         Ok(())
     }
 
-    /// Creates a node and gives it a name.
+    /// Creates a file or folder with a name.
     fn enter(&mut self, folder: NodeId, name: String, node: Node) -> NodeId {
         let made = if matches!(node, Node::Folder(_)) {
             Made::NewFolder
@@ -597,7 +603,7 @@ impl StorageFile for DiskFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.disk.call(Call::SetLen)?;
-        // This way of growing reserves nothing, so it needs no room.
+        // Setting the length reserves no blocks, so the capacity is not checked.
         if len > FILE_BYTES_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());
         }

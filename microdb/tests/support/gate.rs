@@ -1,8 +1,9 @@
 //! A storage that stops one thread at a chosen call to the disk until the test releases it.
 //!
-//! The test arms the gate for a thread and a number of calls. The thread stops before that call,
-//! with all locks that the engine gave it, while the test acts. Calls that create a segment are not
-//! counted: the engine makes them under the commit lock, so no commit could happen in between.
+//! The test arms the gate for a thread and the number of a call. The thread stops before that call,
+//! while it holds all locks that the engine has acquired. Meanwhile the test acts. Calls that
+//! create a segment are not counted: the engine makes them under the commit lock, so no commit
+//! could happen during the stop.
 
 use std::io;
 use std::path::Path;
@@ -13,27 +14,27 @@ use microdb::storage::{Mapping, OpenMode, Storage, StorageFile, StorageLock};
 
 #[derive(Debug, Default)]
 struct State {
-    /// The thread to stop, and the number of calls before.
+    /// The thread to stop, and its number of calls before the stop; `None` for an open gate.
     armed: Option<(ThreadId, u64)>,
-    /// Number of calls of that thread since it was armed.
+    /// Number of calls of the armed thread since the gate was armed.
     calls: u64,
     is_held: bool,
-    /// `true` once the thread has finished its work, stopped or not.
+    /// `true` once the armed thread has finished its work, stopped or not.
     is_done: bool,
-    /// Bytes read from files by any thread.
+    /// Number of bytes that any thread has read from files.
     read_bytes: u64,
-    /// Number of calls of that thread that change or sync the disk.
+    /// Number of calls of the armed thread that changed or synced the disk.
     changes: u64,
 }
 
-/// A storage behind a gate; clones of the handle are the same gate.
+/// A storage behind a gate. Clones of the handle share the gate.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate {
     storage: Arc<dyn Storage>,
     state: Arc<(Mutex<State>, Condvar)>,
 }
 
-/// Ends the armed state of a thread, when its work ends or panics.
+/// Guard that opens the gate when the armed thread's work ends or panics.
 struct Done<'a>(&'a Gate);
 
 impl Drop for Done<'_> {
@@ -52,7 +53,7 @@ struct GatedFile {
 }
 
 impl Gate {
-    /// Puts an open gate in front of `storage`.
+    /// Returns an open gate in front of `storage`.
     pub(crate) fn new(storage: Arc<dyn Storage>) -> Self {
         Self {
             storage,
@@ -69,8 +70,8 @@ impl Gate {
         drop(self.state.1.wait_while(held, |state| !condition(state)));
     }
 
-    /// Runs `work` in this thread, which is stopped before its call number `at`. Returns the number
-    /// of its calls.
+    /// Arms the gate for this thread and runs `work`, which stops before its call number `at`.
+    /// Returns the number of its calls.
     pub(crate) fn run_held_at(&self, at: u64, work: impl FnOnce()) -> u64 {
         *self.state() = State {
             armed: Some((std::thread::current().id(), at)),
@@ -81,23 +82,24 @@ impl Gate {
         self.state().calls
     }
 
-    /// Waits until the thread is stopped or has finished its work. Returns `true` if it is stopped.
+    /// Waits until the armed thread is stopped or has finished its work. Returns `true` if it is
+    /// stopped.
     pub(crate) fn wait_for_held(&self) -> bool {
         self.wait_until(|state| state.is_held || state.is_done);
         self.state().is_held
     }
 
-    /// Returns the number of calls that changed or synced the disk since the thread was armed.
+    /// Returns the number of calls of the armed thread that changed or synced the disk.
     pub(crate) fn changes(&self) -> u64 {
         self.state().changes
     }
 
-    /// Returns the number of bytes read, without those of maps.
+    /// Returns the number of bytes read by read calls. Reads through maps are not counted.
     pub(crate) fn read_bytes(&self) -> u64 {
         self.state().read_bytes
     }
 
-    /// Releases the thread.
+    /// Releases the stopped thread.
     pub(crate) fn release(&self) {
         self.state().armed = None;
         self.state.1.notify_all();

@@ -1,8 +1,9 @@
 //! A file system in memory: folders, files and their bytes.
 //!
-//! - Files are rows of pages that images share until one of them writes. So a test can hold
-//!   thousands of disks that differ in a few sectors.
-//! - Nodes keep their number forever, also without a name, like inodes of open files.
+//! - The content of a file is a list of pages. Images share a page until one of them writes to it.
+//!   So a test can hold thousands of disks that differ in a few sectors.
+//! - Files and folders keep their number for ever, also without a name, like the inodes of open
+//!   files.
 //!
 //! Deliberately absent: durability and pending writes.
 
@@ -13,15 +14,16 @@ use std::sync::Arc;
 
 /// Size of a shared page in bytes.
 const PAGE: usize = 4096;
-/// Longer than any file of a test. An engine that asks for more has trusted a damaged length.
+/// Maximum size of a file in bytes, larger than any file of a test. An engine that exceeds it has
+/// trusted a damaged length.
 pub(crate) const FILE_BYTES_MAX: u64 = 1 << 30;
 
-/// Number of a node; the root folder has 0.
+/// Number of a file or folder; the root folder has 0.
 pub(crate) type NodeId = usize;
-/// The root folder.
+/// Number of the root folder.
 pub(crate) const ROOT: NodeId = 0;
 
-/// Bytes of one file. An absent page reads as zeros.
+/// The bytes of one file. An absent page reads as zeros.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Content {
     len: u64,
@@ -39,7 +41,8 @@ impl Content {
         self.len
     }
 
-    /// Fills `out` from `offset` on, up to the end of the file. Returns the number of bytes.
+    /// Fills `out` with the bytes from `offset` on, up to the end of the file. Returns their
+    /// number.
     pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> usize {
         let len = (out.len() as u64).min(self.len.saturating_sub(offset)) as usize;
         let mut done = 0;
@@ -83,7 +86,8 @@ impl Content {
         self.pages.resize((len as usize).div_ceil(PAGE), None);
         let within = len as usize % PAGE;
         if len < self.len && within > 0 {
-            // Bytes that were cut off read as zeros if the file grows again.
+            // Bytes after the new end are zeroed, because they must read as zeros if the file grows
+            // again.
             if let Some(Some(page)) = self.pages.last_mut() {
                 Arc::make_mut(page)[within..].fill(0);
             }
@@ -105,7 +109,7 @@ pub(crate) enum Node {
     File(Content),
 }
 
-/// A whole file system. A clone copies a row of pointers.
+/// A whole file system. A clone is cheap: it copies only a list of pointers.
 #[derive(Clone)]
 pub(crate) struct Image {
     nodes: Vec<Arc<Node>>,
@@ -129,7 +133,7 @@ impl std::fmt::Debug for Image {
 }
 
 impl Image {
-    /// Returns an image with these files and their folders.
+    /// Returns an image with these files and all folders on their paths.
     pub(crate) fn of_files<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
         let mut image = Self::default();
         for (path, bytes) in files {
@@ -185,7 +189,7 @@ impl Image {
         }
     }
 
-    /// Returns the node at `path`.
+    /// Returns the number of the file or folder at `path`.
     pub(crate) fn find(&self, path: &Path) -> io::Result<NodeId> {
         names(path).iter().try_fold(ROOT, |folder, name| {
             if !self.is_folder(folder) {
@@ -198,7 +202,7 @@ impl Image {
         })
     }
 
-    /// Returns the folder of `path`, and the name in it.
+    /// Returns the number of the folder that contains `path`, and the last name of `path`.
     pub(crate) fn parent(&self, path: &Path) -> io::Result<(NodeId, String)> {
         let mut names = names(path);
         let name = names.pop().ok_or(io::ErrorKind::InvalidInput)?;
@@ -227,19 +231,19 @@ impl Image {
         found
     }
 
-    /// Returns the total size of all named files.
+    /// Returns the total size of all named files in bytes.
     pub(crate) fn used_bytes(&self) -> u64 {
         self.files().iter().map(|(_, node)| self.file(*node).len()).sum()
     }
 
-    /// Returns all nodes that are files, also those without a name.
+    /// Returns the numbers of all files, also of those without a name.
     pub(crate) fn file_nodes(&self) -> Vec<NodeId> {
         (0..self.nodes.len())
             .filter(|node| !self.is_folder(*node))
             .collect()
     }
 
-    /// Returns `true` if the same files with the same bytes are at the same paths.
+    /// Returns `true` if both images have the same paths with the same bytes.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
         let (ours, theirs) = (self.files(), other.files());
         ours.len() == theirs.len()
@@ -252,7 +256,8 @@ impl Image {
     }
 }
 
-/// Returns the names along a path from the root. A relative path also starts at the root.
+/// Returns the names along a path from the root. A relative path is treated as if it began at the
+/// root.
 pub(crate) fn names(path: &Path) -> Vec<String> {
     path.components()
         .filter_map(|part| match part {

@@ -1,11 +1,12 @@
-//! A disk for tests, with all kinds of faults.
+//! A disk for tests that can have all kinds of faults.
 //!
 //! - [`disk::Disk`] implements the storage trait in memory and records each call.
 //! - [`cut::Cuts`] replays that record and builds the disks after a power cut at any call.
-//! - [`image::Image`] is the content of a disk: cheap to copy, and open to any damage.
-//! - All randomness comes from [`random::Random`], so a seed repeats a run.
+//! - [`image::Image`] is the content of a disk. An image is cheap to copy, and tests can damage any
+//!   byte.
+//! - All random numbers come from [`random::Random`], so a seed repeats a run.
 //!
-//! Deliberately absent: knowledge of the format.
+//! Deliberately absent: knowledge of the database's format.
 
 #![allow(
     dead_code,

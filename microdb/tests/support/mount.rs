@@ -1,9 +1,9 @@
-//! Commands of the system, and mounts.
+//! Helpers to run commands of the system and to mount file systems.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Returns the output of a command, or its error output if it failed.
+/// Runs a command. Returns its output, or its error output if it failed.
 pub(crate) fn command(name: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new(name).args(args).output();
     let output = output.map_err(|error| format!("{name}: {error}"))?;
@@ -14,7 +14,7 @@ pub(crate) fn command(name: &str, args: &[&str]) -> Result<String, String> {
     Err(format!("{name} {}: {}", args.join(" "), told.trim()))
 }
 
-/// A mount, until dropped.
+/// A mounted file system. Dropping this value unmounts the file system.
 pub(crate) struct Mounted(pub(crate) PathBuf);
 
 impl Mounted {
@@ -28,7 +28,8 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let place = self.0.to_str().unwrap();
-        // A segment may still be mapped. It is released when no reader can be in it any more.
+        // A segment may still be mapped, because the engine releases it only when no reader can use
+        // it. So a normal unmount can fail.
         let _ = command("umount", &[place]).or_else(|_| command("umount", &["--lazy", place]));
     }
 }

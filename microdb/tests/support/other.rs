@@ -1,7 +1,7 @@
-//! The test binary as a second process, with its part given by the environment and its output read
-//! through a pipe.
+//! Runs the test binary as a second process. The environment selects its part, and a pipe carries
+//! its output.
 //!
-//! The pipe outlives the process, so the output before a kill can still be read.
+//! The pipe outlives the process, so output from before a kill can still be read.
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
@@ -10,19 +10,20 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 const PART: &str = "MICRODB_TEST_PART";
 const FOLDER: &str = "MICRODB_TEST_FOLDER";
 
-/// Returns the part of this process and its folder, if it is the second process of another test.
+/// Returns the part and the folder of this process; `None` if it is not a second process.
 pub(crate) fn part() -> Option<(String, PathBuf)> {
     Some((std::env::var(PART).ok()?, std::env::var_os(FOLDER)?.into()))
 }
 
-/// This test binary as a second process.
+/// A running second process of this test binary.
 pub(crate) struct Other {
     pub(crate) child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Other {
-    /// Starts the test with the path `entry` as a second process.
+    /// Starts the test with the path `entry` as a second process, with the part `part` and a
+    /// folder.
     pub(crate) fn start(entry: &str, part: &str, folder: &Path) -> Self {
         let (_crate, test) = entry.split_once("::").unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -37,8 +38,9 @@ impl Other {
         Self { child, lines }
     }
 
-    /// Returns the next line for the test (the harness prints too), or `None` once the process has
-    /// ended. A line cut short by a kill is no promise.
+    /// Returns the next line that the process printed with [`say`]; `None` after the end of the
+    /// process. Other output of the test harness is skipped, and so is a line that a kill has cut
+    /// short.
     pub(crate) fn said(&mut self) -> Option<String> {
         let ours = |line: &String| line.starts_with("> ") && line.ends_with(';');
         let line = self.lines.by_ref().map_while(Result::ok).find(ours)?;
@@ -64,7 +66,8 @@ impl Drop for Other {
     }
 }
 
-/// Prints a whole line in one write, so that a kill leaves all of it or nothing.
+/// Prints a whole line with one write. So after a kill the pipe has the whole line or nothing of
+/// it.
 pub(crate) fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     out.write_all(format!("\n> {text};\n").as_bytes()).unwrap();

@@ -1,7 +1,7 @@
-//! Repeatable randomness (SplitMix64): the same numbers for a seed on every machine.
+//! Repeatable random numbers (SplitMix64): a seed gives the same numbers on every machine.
 
-/// A stream of pseudo-random numbers. For fuzzers, the numbers are taken from given bytes as long
-/// as they last.
+/// A stream of pseudo-random numbers. For a fuzzer, the numbers come from its input bytes until
+/// these are used up.
 #[derive(Clone, Debug)]
 pub(crate) struct Random {
     state: u64,
@@ -18,7 +18,8 @@ impl Random {
         }
     }
 
-    /// Two bytes make a number, since no choice of a test has more relevant outcomes.
+    /// Returns a stream that takes its numbers from `bytes`, two bytes for each. No choice in a
+    /// test needs larger numbers.
     pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
         Self {
             state: 0,
@@ -27,7 +28,8 @@ impl Random {
         }
     }
 
-    /// Returns `true` if the given bytes are used up. A fixed stream follows.
+    /// Returns `true` if the input bytes are used up. From then on, the numbers are those of a
+    /// fixed seed.
     pub(crate) fn is_exhausted(&self) -> bool {
         self.taken >= self.bytes.len()
     }
@@ -51,12 +53,12 @@ impl Random {
         self.below(len as u64) as usize
     }
 
-    /// Returns `true` in `part` of `whole` cases.
+    /// Returns `true` with a probability of `part` in `whole`.
     pub(crate) fn chance(&mut self, part: u64, whole: u64) -> bool {
         self.below(whole) < part
     }
 
-    /// Returns an independent stream, which does not disturb this one further.
+    /// Returns an independent stream. Creating it takes only one number from this stream.
     pub(crate) fn fork(&mut self) -> Self {
         Self::new(self.next())
     }
@@ -66,7 +68,7 @@ impl Random {
     }
 }
 
-/// Spreads a number over 64 bits, as a hash for small values.
+/// Mixes the bits of a number into all 64 bits, as a hash for small values.
 pub(crate) fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

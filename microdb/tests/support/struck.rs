@@ -1,7 +1,7 @@
-//! The real disk with an action at the Nth call of the engine.
+//! The real disk with an action before the Nth call of the engine.
 //!
-//! Calls that only read an open file are not counted, because nothing outside of it can change
-//! their result.
+//! Calls that only read an open file are not counted, because the action cannot change their
+//! result.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ use microdb::storage::{Mapping, OpenMode, OsStorage, Storage, StorageFile, Stora
 
 type Strike = Box<dyn FnOnce() + Send>;
 
-/// Counts calls, and acts once.
+/// Counts calls, and performs its action once, at call number `at`.
 pub(crate) struct Trigger {
     calls: AtomicU64,
     at: u64,
@@ -34,7 +34,7 @@ impl Trigger {
         })
     }
 
-    /// Returns `true` once it has acted.
+    /// Returns `true` once the action has begun.
     pub(crate) fn has_struck(&self) -> bool {
         self.strike.lock().unwrap().is_none()
     }
@@ -47,7 +47,7 @@ impl Trigger {
     }
 }
 
-/// The disk with a trigger.
+/// A storage that triggers an action at one of its calls.
 #[derive(Clone, Debug)]
 pub(crate) struct Struck {
     inner: Arc<dyn Storage>,

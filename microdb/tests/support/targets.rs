@@ -1,4 +1,5 @@
-//! The fuzz targets, placed here so that `cargo test` replays their corpora on the same code.
+//! The fuzz targets. This module is in the tests, so that `cargo test` can replay the corpora of
+//! the targets on the same code.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -11,10 +12,10 @@ use super::image::{Content, Image};
 use super::random::Random;
 use super::workload::{Op, Point, ROOT, Run, Shape, chain, read};
 
-/// A target, which panics if its bytes broke something.
+/// A fuzz target: a function that panics if the input reveals a fault.
 type Target = fn(&[u8]);
 
-/// All targets by name, which is also the name of the corpus.
+/// All targets by name. The corpus of a target has the same name.
 pub(crate) const TARGETS: [(&str, Target); 10] = [
     ("super_block", fuzzing::super_block),
     ("segment_header", fuzzing::segment_header),
@@ -28,10 +29,10 @@ pub(crate) const TARGETS: [(&str, Target); 10] = [
     ("db_operations", db_operations),
 ];
 
-/// Maximum number of operations in a run. Longer inputs find nothing more and are slower.
+/// Maximum number of operations in a run. Longer inputs are slower and find nothing more.
 const OPS_MAX: u64 = 60;
 
-/// Returns a closed database that `db_open` changes, and its state.
+/// Returns a closed database as the base of changes, and its state.
 fn base() -> &'static (Image, Point) {
     static BASE: OnceLock<(Image, Point)> = OnceLock::new();
     BASE.get_or_init(|| {
@@ -46,9 +47,10 @@ fn base() -> &'static (Image, Point) {
     })
 }
 
-/// Returns the base database with its files changed or invented as the bytes say: each change takes
-/// a file, an offset and an action. An odd first byte keeps the resulting checksums. An even one
-/// corrects them (a forgery, returned as `true`), so that the code behind them is reached.
+/// Returns the base database with changed or replaced files, as `data` describes. Each change has a
+/// file, an offset and an action. With an odd first byte, checksums stay as they are. With an even
+/// first byte they are corrected, so that the code after the checks is reached. The second value is
+/// `true` for such a database with corrected checksums, called a forgery.
 fn changed(data: &[u8]) -> Option<(Image, bool)> {
     let (mode, mut data) = data.split_first()?;
     let mut image = base().0.clone();
@@ -82,8 +84,9 @@ fn changed(data: &[u8]) -> Option<(Image, bool)> {
     Some((image, forged))
 }
 
-/// Opens a database changed by the bytes. Unless it is forged, every read must be right or an
-/// error. A forgery may lead to any answer except a panic, a hang or a huge allocation.
+/// Opens a database that was changed according to `data`. Unless it is a forgery, every read must
+/// be right or an error. A forgery may give any answer, but never a panic, a hang or a huge
+/// allocation.
 pub(crate) fn db_open(data: &[u8]) {
     let Some((image, forged)) = changed(data) else {
         return;
@@ -110,9 +113,9 @@ pub(crate) fn db_open(data: &[u8]) {
     let _ = options().read_only(true).open(ROOT).map(|db| read(&db).is_ok());
 }
 
-/// Salvages a database changed by the bytes. There must be no panic and no hang, and the result
-/// must be sound. Unless it is forged, the result must be right or the manifest must list the
-/// missing records.
+/// Salvages a database that was changed according to `data`. There must be no panic and no hang,
+/// and the result must be sound. Unless it is a forgery, the result must be right, or the manifest
+/// must list the missing records.
 pub(crate) fn salvage(data: &[u8]) {
     const SAVED: &str = "/data/saved";
     let Some((image, forged)) = changed(data) else {
@@ -127,7 +130,7 @@ pub(crate) fn salvage(data: &[u8]) {
     let manifest = match options().salvage(ROOT, SAVED) {
         Ok(manifest) => manifest,
         Err(Error::NotADatabase { .. } | Error::Version { .. }) => return,
-        // A forged table may have an impossible name.
+        // A forged table may have an invalid name.
         Err(_) if forged => return,
         Err(error) => panic!("{}", chain(&error)),
     };
@@ -165,8 +168,8 @@ fn repair(image: &mut Image) {
     }
 }
 
-/// Runs operations, reopenings and kills against the model, then cuts the power at a place chosen
-/// by the bytes.
+/// Runs operations, reopenings and kills, and compares the database with the model. Then cuts the
+/// power at an event that `data` selects.
 pub(crate) fn db_operations(data: &[u8]) {
     let mut random = Random::of_bytes(data);
     let shape = Shape::draw(&mut random);
@@ -190,7 +193,7 @@ pub(crate) fn db_operations(data: &[u8]) {
     }
 }
 
-/// Runs the target `name`.
+/// Runs the target with the name `name` on an input.
 pub(crate) fn run(name: &str, data: &[u8]) {
     let (_, target) = TARGETS.iter().find(|(known, _)| *known == name).unwrap();
     target(data);

@@ -1,12 +1,12 @@
 //! Resources of this process, as counted by the operating system.
 //!
-//! They belong to the whole process. A test that bounds them runs its workload in a process of its
-//! own.
+//! The numbers are those of the whole process. So a test that bounds them runs its workload in a
+//! separate process.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Returns the anonymous memory in bytes.
+/// Returns the anonymous resident memory of the process in bytes.
 pub(crate) fn anonymous_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
@@ -14,12 +14,12 @@ pub(crate) fn anonymous_bytes() -> u64 {
     kib.unwrap().trim().parse::<u64>().unwrap() * 1024
 }
 
-/// Returns the number of open descriptors.
+/// Returns the number of open file descriptors.
 pub(crate) fn descriptors() -> u64 {
     std::fs::read_dir("/proc/self/fd").unwrap().count() as u64
 }
 
-/// Returns the maps of files below `folder`, including removed files.
+/// Returns the process' maps of files below `folder`, including maps of removed files.
 pub(crate) fn maps(folder: &Path) -> Vec<String> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let folder = folder.to_str().unwrap();
@@ -27,8 +27,8 @@ pub(crate) fn maps(folder: &Path) -> Vec<String> {
     ours.map(str::to_owned).collect()
 }
 
-/// Returns the size of the blocks of the files below `folder`, in bytes. A file removed during the
-/// call counts as 0.
+/// Returns the size of all blocks of the files below `folder`, in bytes. A file that is removed
+/// during the call counts as 0.
 pub(crate) fn disk_bytes(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let bytes = entries.map(|entry| match entry.metadata() {

@@ -1,8 +1,9 @@
-//! Writers that a crash may stop at any moment, and a check of the commits found afterwards.
+//! Writers that a crash may stop at any time, and a check of the commits found afterwards.
 //!
-//! Each writer has a table of its own and numbers its commits. Commit N puts the number N under
-//! several keys. The numbers promised as durable are kept outside of the database. Together with
-//! the last number found, they determine the whole content of the table.
+//! Each writer has a separate table and numbers its commits. Commit N puts the number N under
+//! several keys. The numbers promised as durable are kept outside of the database. The last number
+//! found determines the whole expected content of the table. The last number found must not be
+//! below the last promised number.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +11,11 @@ use microdb::{Db, Durability};
 
 /// Number of concurrent writers.
 pub(crate) const WRITERS: u64 = 3;
-/// Number of keys per writer. Few, so that segments fill up with dead records.
+/// Number of keys per writer. A small number, so that segments fill up with dead records.
 const KEYS: u64 = 50;
 
-/// Commits until a commit fails, and calls `promise` with each durable number. Returns the error.
+/// Commits until a commit fails. Calls `promise` with the number of each commit that is known to be
+/// durable. Returns the error.
 pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microdb::Error {
     let mut commits = || -> microdb::Result<()> {
         let table = db.table(&format!("writer {writer}"))?;
@@ -25,8 +27,8 @@ pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microd
                 batch.put(&table, key.to_string(), value);
             }
             batch.put(&table, "last", number.to_string());
-            // The commits of the first writer are durable by themselves, those of the others by an
-            // occasional sync.
+            // Each commit of the first writer is durable. The other writers make theirs durable
+            // with an occasional sync.
             if writer == 0 {
                 batch.commit()?;
                 promise(number);
@@ -46,19 +48,19 @@ pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microd
     commits().expect_err("it continues until it fails")
 }
 
-/// Returns the keys that commit `number` puts.
+/// Returns the keys that commit number `number` puts.
 fn keys_of(number: u64) -> [u64; 2] {
     [number % KEYS, KEYS + number % 7]
 }
 
-/// Returns the number at the start of a value.
+/// Returns the commit number at the start of a value.
 pub(crate) fn number(value: &[u8]) -> u64 {
     let text = std::str::from_utf8(value).unwrap();
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// Checks that each table has exactly the first N commits of its writer, including all promised
-/// ones.
+/// Checks that each table has exactly the first N commits of its writer, for some N that is not
+/// below the promised number.
 pub(crate) fn check(db: &Db, promised: &BTreeMap<u64, u64>) -> Result<(), String> {
     for writer in 0..WRITERS {
         let promised = promised.get(&writer).copied().unwrap_or(0);
@@ -86,7 +88,7 @@ fn check_writer(db: &Db, writer: u64, promised: u64) -> Result<(), String> {
         return Err(format!("{last} commits, and {promised} were promised"));
     }
     let mut expected = BTreeMap::new();
-    // Earlier commits have been overwritten.
+    // Only the newest commits are visible, because later commits overwrite earlier ones.
     for number in last.saturating_sub(KEYS) + 1..=last {
         for key in keys_of(number) {
             expected.insert(key.to_string().into_bytes(), number);

@@ -2,11 +2,11 @@
 //!
 //! - A [`Run`] executes operations on a [`Disk`] and keeps a *history*: the model after each
 //!   commit.
-//! - At each event of the disk, a [`Mark`] names the states that a crash there may leave: from the
-//!   last commit acknowledged as durable to the last one attempted, and no others.
+//! - At events of the disk, a [`Mark`] names the states that a crash may leave: from the last
+//!   commit acknowledged as durable to the last commit attempted.
 //! - Every value is written once per run, so no two states are equal by accident.
 //!
-//! Deliberately absent: threads. The same seed makes the same calls.
+//! Deliberately absent: threads, so that the same seed makes the same calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,23 +18,24 @@ use super::copies::{Backup, Follower};
 use super::disk::Disk;
 use super::random::Random;
 
-/// Folder of the database. Neither it nor its parent exists at first.
+/// Folder of the database. Neither this folder nor its parent exists at first.
 pub(crate) const ROOT: &str = "/data/shop";
-/// Few keys, so that they are often overwritten and deleted.
+/// Number of keys. A small number, so that keys are often overwritten and deleted.
 pub(crate) const KEYS: u64 = 10;
 const TABLES: [&str; 3] = ["orders", "stocks", "stats"];
 
-/// Tables with their records.
+/// Content of a database: the records of each table, by the table's name.
 pub(crate) type Model = BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>;
 
-/// Content of the database after one commit, with the sequence of the commit.
+/// Content of the database after one commit, with the sequence number of that commit.
 #[derive(Clone, Debug)]
 pub(crate) struct Point {
     pub(crate) sequence: Sequence,
     pub(crate) model: Arc<Model>,
 }
 
-/// From event `at` on, a crash may leave the points `low` to `high` of history number `history`.
+/// States that a crash may leave from event `at` on: the points `low` to `high` of history number
+/// `history`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mark {
     at: usize,
@@ -43,7 +44,8 @@ pub(crate) struct Mark {
     high: usize,
 }
 
-/// Options of the database: small segments and buffers, so that little work reaches every boundary.
+/// Options of the database. Segments and buffers are small, so that little work reaches every
+/// limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     segment_bytes_max: u32,
@@ -62,7 +64,7 @@ impl Shape {
         }
     }
 
-    /// Returns the smallest segments, with several buffered commits per write.
+    /// Returns options with the smallest segments, and with several buffered commits per write.
     pub(crate) fn small(maps: bool) -> Self {
         Self {
             segment_bytes_max: 4096,
@@ -72,8 +74,8 @@ impl Shape {
         }
     }
 
-    /// Returns the options for `disk`. Without background work, so that the same seed makes the
-    /// same calls.
+    /// Returns the engine's options for `disk`. There is no background work, so that the same seed
+    /// makes the same calls.
     pub(crate) fn options(&self, disk: &Disk) -> Options {
         disk.set_maps(self.maps);
         Options::new()
@@ -86,14 +88,14 @@ impl Shape {
     }
 }
 
-/// One change of a batch.
+/// One change of a batch, with the index of its table.
 #[derive(Clone, Debug)]
 pub(crate) enum Change {
     Put(usize, Vec<u8>, Vec<u8>),
     Delete(usize, Vec<u8>),
 }
 
-/// An action of a user of the database, or an event that happens to it.
+/// A step of a run: an action of the database's user, or a crash.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Batch(Vec<Change>, Durability),
@@ -104,13 +106,13 @@ pub(crate) enum Op {
     Sync,
     Checkpoint,
     Compact,
-    /// A backup to a folder of its own.
+    /// Makes a backup to a new folder.
     Backup,
-    /// Reads the change feed, from its beginning and from the position of the follower.
+    /// Reads the change feed from its beginning, and from the position of the follower.
     Feed,
-    /// Closes and opens the database.
+    /// Closes the database and opens it again.
     Reopen,
-    /// Crashes the process; another one opens the database.
+    /// Crashes the process. A new process opens the database.
     Kill,
 }
 
@@ -120,7 +122,7 @@ impl Op {
         Self::draw_of(random, number, 43)
     }
 
-    /// Returns a random operation without backups and followers, for tests that damage only the one
+    /// Returns a random operation without backups and feeds, for tests that damage only one
     /// database.
     pub(crate) fn draw_alone(random: &mut Random, number: u64) -> Self {
         Self::draw_of(random, number, 40)
@@ -176,11 +178,12 @@ fn change(random: &mut Random, number: u64) -> Change {
 }
 
 pub(crate) fn key(number: u64) -> Vec<u8> {
-    // Of different lengths, including zero.
+    // The keys have different lengths, including zero.
     format!("{number}").repeat(number as usize).into_bytes()
 }
 
-/// Returns the whole content of a database, read in every possible way.
+/// Returns the whole content of a database, read by iteration. Checks that single reads and the
+/// length of each table agree with the iteration.
 pub(crate) fn read(db: &Db) -> microdb::Result<Model> {
     let mut model = Model::new();
     for info in db.tables() {
@@ -210,12 +213,12 @@ pub(crate) fn read(db: &Db) -> microdb::Result<Model> {
     Ok(model)
 }
 
-/// Reason of a failed operation.
+/// Reason for which an operation failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The engine refused, as it may if the disk fails.
+    /// The engine returned an error, which is permitted if the disk fails.
     Refused(microdb::Error),
-    /// The engine broke a promise, described here.
+    /// The engine broke a promise. The text describes it.
     Wrong(String),
 }
 
@@ -234,7 +237,7 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// One run of random operations on a database, with the histories and marks that it has recorded.
+/// One run of random operations on a database, with its recorded histories and marks.
 pub(crate) struct Run {
     pub(crate) disk: Disk,
     shape: Shape,
@@ -242,17 +245,17 @@ pub(crate) struct Run {
     histories: Vec<Vec<Point>>,
     marks: Vec<Mark>,
     low: usize,
-    /// Complete and incomplete backups.
+    /// All backups of the run, complete or incomplete.
     pub(crate) backups: Vec<Backup>,
-    /// A reader of the change feed.
+    /// A copy that follows the change feed.
     follower: Option<Follower>,
-    /// The log may no longer begin with the first commit.
+    /// `true` if the log may no longer have all commits from the first on.
     compacted: bool,
 }
 
 impl Run {
-    /// Opens the database on `disk` after a crash that may have left exactly the points of
-    /// `allowed`. An error describes the violation.
+    /// Opens the database on `disk` after a crash. The database must be in one of the states
+    /// `allowed`. The error describes the violation.
     pub(crate) fn open(disk: Disk, shape: Shape, allowed: &[Point]) -> Result<Self, String> {
         Self::try_open(disk, shape, allowed).map_err(|failure| format!("open: {failure}"))
     }
@@ -275,7 +278,7 @@ impl Run {
         Ok(run)
     }
 
-    /// Returns the state of a database before its creation.
+    /// Returns the permitted states of a database that does not exist yet.
     pub(crate) fn nothing() -> Vec<Point> {
         vec![Point {
             sequence: Sequence::ZERO,
@@ -287,7 +290,8 @@ impl Run {
         self.db.as_ref().unwrap()
     }
 
-    /// Returns `true` if the database is open, that is, not after a close or a failed open.
+    /// Returns `true` if the database is open. The database is not open after a close or a failed
+    /// open.
     pub(crate) fn is_open(&self) -> bool {
         self.db.is_some()
     }
@@ -310,20 +314,21 @@ impl Run {
         });
     }
 
-    /// Returns the points that a crash after event `at` may leave.
+    /// Returns the states that a crash after event `at` may leave.
     pub(crate) fn allowed(&self, at: usize) -> &[Point] {
         let mark = self.marks.iter().rev().find(|mark| mark.at <= at).unwrap();
         &self.histories[mark.history][mark.low..=mark.high]
     }
 
-    /// Everything so far is acknowledged as durable.
+    /// Records that all commits so far are acknowledged as durable.
     fn durable(&mut self) {
         self.low = self.history().len() - 1;
         self.mark();
     }
 
-    /// Opens the database and compares it with the permitted points. The point found becomes the
-    /// end of the history. It is durable, because the open made it visible.
+    /// Opens the database and compares it with the permitted states. The state found becomes the
+    /// end of the history. This state is durable, because an open makes the content durable before
+    /// it is visible.
     pub(crate) fn reopen(&mut self) -> Result<(), Failure> {
         let db = self.shape.options(&self.disk).open(ROOT)?;
         let found = self.found(&db).map_err(Failure::Wrong)?;
@@ -336,7 +341,8 @@ impl Run {
             .as_ref()
             .is_some_and(|follower| follower.sequence > db.sequence())
         {
-            // The follower has seen commits that were visible and not yet durable.
+            // The follower has applied commits that were visible but not durable, and that the
+            // crash has lost.
             self.follower = None;
         }
         self.db = Some(db);
@@ -344,7 +350,7 @@ impl Run {
         Ok(())
     }
 
-    /// Returns the point of the history that a freshly opened database matches.
+    /// Returns the index of the history's point that the newly opened database matches.
     fn found(&self, db: &Db) -> Result<usize, String> {
         let model = read(db).map_err(|error| format!("read: {}", chain(&error)))?;
         let sequence = db.sequence();
@@ -376,7 +382,8 @@ impl Run {
                 db.recovery(),
             ));
         };
-        // Commits without a change leave equal states, which differ by sequence.
+        // Commits without a change leave equal contents, which differ only in their sequence
+        // numbers.
         let same = |point: &Point| point.sequence == sequence && *point.model == model;
         let exact = self.history().iter().skip(found).position(same);
         exact
@@ -384,7 +391,7 @@ impl Run {
             .ok_or_else(|| format!("the state of point {found} with sequence {sequence}"))
     }
 
-    /// Closes the database, which makes all of it durable.
+    /// Closes the database, which makes all commits durable.
     pub(crate) fn close(&mut self) -> Result<(), Failure> {
         let db = self.db.take().unwrap();
         db.close()?;
@@ -392,7 +399,7 @@ impl Run {
         Ok(())
     }
 
-    /// Executes one operation. An error describes the broken promise.
+    /// Executes one operation on a disk that does not fail. The error describes the broken promise.
     pub(crate) fn step(&mut self, op: &Op) -> Result<(), String> {
         self.try_step(op).map_err(|failure| format!("{op:?}: {failure}"))
     }
@@ -415,7 +422,7 @@ impl Run {
         }
     }
 
-    /// The change feed must match the commits.
+    /// Checks that the change feed matches the commits, from the beginning and for the follower.
     fn feed(&mut self) -> Result<(), Failure> {
         let db = self.db().clone();
         let model = self.last().model.clone();
@@ -474,7 +481,8 @@ impl Run {
                 db.sync()?;
                 self.durable();
             }
-            // Background operations change no state at any power cut.
+            // Checkpoint and compaction do not change the content, also with a power cut during
+            // their work.
             Op::Checkpoint => db.checkpoint()?,
             Op::Compact => {
                 self.compacted = true;
@@ -482,14 +490,16 @@ impl Run {
             }
             Op::Backup => {
                 let number = self.backups.len();
-                // Never the same folder twice, since a crash may leave backups of another run.
+                // No folder is used twice in this process, because a crash may leave a backup of
+                // another run.
                 static BACKUPS: AtomicU64 = AtomicU64::new(0);
                 let path = format!("/copies/{}", BACKUPS.fetch_add(1, Ordering::Relaxed));
                 self.backups
                     .push(Backup::begun(&path, self.last(), self.disk.position()));
                 db.backup_to(&path)?;
                 self.backups[number].done(self.disk.position());
-                // The content of the backup is durable, so that of the original is too.
+                // The content of the backup is durable, so the same content of the original must be
+                // durable too.
                 self.durable();
             }
             Op::Make(_) | Op::Drop(_) | Op::Clear(_) | Op::Rename(..) | Op::Feed | Op::Reopen | Op::Kill => {}
@@ -498,8 +508,8 @@ impl Run {
         Ok(())
     }
 
-    /// Records a commit that may survive from now on, and must survive once it is acknowledged as
-    /// `durable`.
+    /// Executes and records a commit. From its beginning on, it may survive a crash. If `durable`,
+    /// it must survive once it is acknowledged.
     fn commit(
         &mut self,
         durable: bool,
@@ -519,7 +529,8 @@ impl Run {
             .as_ref()
             .is_err_and(|error| !matches!(error, microdb::Error::Poisoned { .. }))
         {
-            // Refused, and writing may continue: nothing of the commit may ever be found.
+            // The commit was refused and the handle is not poisoned. So nothing of the commit may
+            // ever be visible.
             let mut history = self.history().to_vec();
             history.pop();
             self.histories.push(history);
@@ -571,7 +582,7 @@ impl Change {
     }
 }
 
-/// Returns an error with all its sources.
+/// Returns the text of an error and of all its sources.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -582,7 +593,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Returns a model in short form: keys with the beginnings of their values.
+/// Returns a model as a short text: keys with the beginnings of their values.
 pub(crate) fn shown(model: &Model) -> String {
     let records = |records: &BTreeMap<Vec<u8>, Vec<u8>>| {
         let record = |(key, value): (&Vec<u8>, &Vec<u8>)| {

@@ -1,12 +1,14 @@
 //! Reads the body of a request with bounds on time and size, and decodes its content codings.
 //!
-//! Every body is read through this module, so each route treats `Content-Encoding` alike (RFC 9110,
-//! section 8.4): names in any case, `x-gzip` as `gzip`, `identity`, lists. An unknown coding is
-//! answered with 415.
+//! All routes read bodies through this module, so `Content-Encoding` has the same meaning
+//! everywhere (RFC 9110, section 8.4). Coding names are case-insensitive, `x-gzip` means `gzip`,
+//! and `identity` and lists are accepted. An unknown coding is answered with 415.
 //!
 //! **Invariants**
-//! - A body is rejected after a silence of `SILENCE_MAX`, and once its average rate is too low.
-//! - No body, and no layer of its codings, has more bytes than the route allows.
+//! - A body is rejected if no byte arrives for `SILENCE_MAX`, or if its average rate is below
+//!   `BYTES_PER_SECOND_MIN` after `GRACE`.
+//! - The route's size limit applies to the body as received and to the total output of each gzip
+//!   layer.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -24,21 +26,21 @@ use crate::api::problem::Problem;
 
 /// Longest pause within a body before the request is rejected.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// Time in which a body may arrive at any rate.
+/// Time during which a body may arrive at any rate. The minimum average rate applies afterwards.
 const GRACE: Duration = Duration::from_secs(20);
-/// Minimum average rate of a body after `GRACE`, in bytes per second. The usual snapshot of 22 MB
-/// may then take eleven minutes, and the largest one an hour.
+/// Minimum average rate of a body after `GRACE`, in bytes per second. At this rate a typical stock
+/// snapshot of 22 MB takes eleven minutes, and the largest one an hour.
 const BYTES_PER_SECOND_MIN: u32 = 32 * 1_024;
 /// Maximum number of gzip layers around one body.
 const LAYERS_MAX: usize = 2;
-/// Number of packed bytes decoded at a time. Deflate packs at most 1,032 to 1, so four kilobytes
-/// become four megabytes at most.
+/// Number of compressed bytes decoded in one step. Deflate expands at most 1,032 to 1, so one step
+/// of 4 KiB produces at most about 4 MiB.
 const UNPACKED_AT_A_TIME: usize = 4_096;
 
-/// A body of a request, from a connection or built in memory.
+/// The body of a request, from a connection or built in memory.
 ///
-/// This trait is the bound of every function that passes a body on or reads one. All types that fit
-/// have it.
+/// All functions that read or forward a body are generic over this trait. Every body type with
+/// these bounds implements it.
 pub(crate) trait RequestBody:
     Body<Data = Bytes, Error: Display + Into<axum::BoxError>> + Send + Unpin + 'static
 {
@@ -60,17 +62,17 @@ pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Prob
     }
 }
 
-/// A body that is read piece by piece as it arrives.
+/// Reads a body piece by piece as it arrives, within the bounds on time and size.
 pub(super) struct Pieces<B> {
     body: B,
-    /// Time spent waiting for the sender. The processing time of the pieces is not included.
+    /// Time spent waiting for the sender, without the time in which the pieces were processed.
     waited: Duration,
     bytes: usize,
     limit: usize,
 }
 
 impl<B: RequestBody> Pieces<B> {
-    /// Reads a body of at most `limit` bytes.
+    /// Creates a reader for a body of at most `limit` bytes.
     pub(super) fn of(body: B, limit: usize) -> Pieces<B> {
         Pieces {
             body,
@@ -85,15 +87,15 @@ impl<B: RequestBody> Pieces<B> {
         self.body.is_end_stream()
     }
 
-    /// Returns the longest wait for the next piece: the shorter of `SILENCE_MAX` and the time that
-    /// the minimum rate leaves.
+    /// Returns the longest wait for the next piece: `SILENCE_MAX`, or less if the minimum average
+    /// rate allows only a shorter wait.
     fn wait_max(&self) -> Duration {
         let earned = Duration::from_secs(self.bytes as u64) / BYTES_PER_SECOND_MIN;
         let left = (GRACE + earned).saturating_sub(self.waited);
         left.min(SILENCE_MAX)
     }
 
-    /// Returns the next piece, `None` at the end.
+    /// Returns the next piece, or `None` at the end of the body.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         loop {
             let begun = Instant::now();
@@ -132,27 +134,27 @@ pub(super) async fn read(
     while let Some(piece) = pieces.next().await? {
         codings.unpack(&piece, &mut take)?;
         // A sender on the same machine always has the next piece ready. Without this yield, other
-        // requests on this thread would wait for megabytes.
+        // requests on this thread would wait while megabytes are decoded.
         tokio::task::yield_now().await;
     }
     codings.end(&mut take)
 }
 
-/// The content codings of a body.
+/// The decoder for the content codings of one body.
 pub(super) struct Codings {
-    /// The gzip layers, outermost first.
+    /// The gzip layers in decoding order, outermost first.
     layers: Vec<Layer>,
     limit: usize,
 }
 
-/// One layer of gzip.
+/// The decoder of one gzip layer, with the number of bytes decoded so far.
 struct Layer {
     gzip: MultiGzDecoder<Vec<u8>>,
     bytes: usize,
 }
 
 impl Codings {
-    /// Returns the codings named in the headers of a request.
+    /// Returns a decoder for the codings that the headers of a request name.
     pub(super) fn of(headers: &HeaderMap, limit: usize) -> Result<Codings, Problem> {
         let mut layers = Vec::new();
         for value in headers.get_all(CONTENT_ENCODING) {
@@ -182,7 +184,8 @@ impl Codings {
         unpack(&mut self.layers, self.limit, piece, take)
     }
 
-    /// Passes the rest to `take`, and checks the length and checksum of each layer.
+    /// Passes the remaining decoded bytes to `take`, and verifies the length and checksum of each
+    /// gzip layer.
     fn end(mut self, take: &mut impl FnMut(&[u8]) -> Result<(), Problem>) -> Result<(), Problem> {
         let mut layers = &mut self.layers[..];
         while let Some((layer, inner)) = layers.split_first_mut() {
@@ -211,7 +214,7 @@ fn unpack(
 }
 
 impl Layer {
-    /// Passes the decoded bytes to the inner layers.
+    /// Passes the decoded bytes to the next inner layer, or to `take` after the last layer.
     fn hand_on(
         &mut self,
         inner: &mut [Layer],

@@ -1,11 +1,11 @@
 //! Cross-origin requests of browsers (CORS). Off by default.
 //!
-//! The API has no authentication. A page of an allowed origin can place and cancel orders at any
-//! node that the user's browser reaches.
+//! The API has no authentication. So a page of an allowed origin can place and cancel orders at any
+//! node that the user's browser can reach.
 //!
 //! **Invariants**
-//! - Each origin is named by the operator, and `*` is rejected.
-//! - Routes between nodes never get CORS headers.
+//! - The operator lists each allowed origin. The wildcard `*` is rejected.
+//! - Responses to requests of other nodes never contain CORS headers.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -23,16 +23,16 @@ use crate::error::NodeError;
 
 /// Time for which a browser may cache the answer to a preflight request.
 const PREFLIGHT_KEPT: Duration = Duration::from_secs(60 * 60);
-/// Request headers that a page may send, beside those of HTTP.
+/// Request headers that a page may send, in addition to `Content-Type` and `Content-Encoding`.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const STOCK_AS_OF: HeaderName = HeaderName::from_static("x-stock-as-of");
 
-/// The CORS rules of the public routes.
+/// The CORS rules for requests to the public routes.
 pub(crate) struct Cors(CorsLayer);
 
 impl Cors {
-    /// Returns the rules for these origins; `None` if there are no origins.
+    /// Returns the rules for the given origins, or `None` if `origins` is empty.
     pub(crate) fn of(origins: &[String]) -> Result<Option<Cors>, NodeError> {
         if origins.is_empty() {
             return Ok(None);

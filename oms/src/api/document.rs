@@ -1,14 +1,14 @@
-//! The API document (`GET /openapi.json`, OpenAPI 3.1), built from the table of routes, the kinds
-//! of problems and the schemas of the types.
+//! The API document (`GET /openapi.json`, OpenAPI 3.1). It is generated from the table of routes,
+//! the kinds of problems and the schemas of the types.
 //!
 //! **Invariants**
-//! - Each row of `routes` has one description, and no description stands for itself.
-//! - Schemas are derived from the types that are sent and received.
-//! - The answers that any route may give (unknown query parameters, faults, overload) are added
-//!   here, and not listed by each description.
-//! - Headers of responses are in `response_headers`.
+//! - Each row of `routes` refers to one description, and every description belongs to a route.
+//! - Schemas are derived from the Rust types of request and response bodies.
+//! - Responses that every route may give (unknown query parameters, internal faults, overload) are
+//!   added here. Descriptions do not list them.
+//! - Headers of responses are described in `response_headers`.
 //!
-//! Deliberately absent: the texts of the descriptions, which are in `operations`.
+//! The texts of the descriptions are in `operations`.
 
 mod operations;
 mod response_headers;
@@ -35,7 +35,7 @@ use crate::domain::order::{OrderId, State};
 use crate::domain::stock_snapshot::{PRODUCT_MAX, STORE_MAX};
 use crate::outbox::Kind as MessageKind;
 
-/// The description of a route.
+/// The description of a route in the API document.
 pub(crate) struct Description {
     id: &'static str,
     tag: Tag,
@@ -44,26 +44,27 @@ pub(crate) struct Description {
     pub(super) query: &'static [Parameter],
     headers: &'static [Parameter],
     body: Option<Content>,
-    /// The answer of status 200.
+    /// The response with status 200.
     answer: Answer,
-    /// Kinds of problems, beside those that any route may answer with.
+    /// Kinds of problems of this route, in addition to those of its scope and of every route.
     problems: &'static [Kind],
-    /// The answers that are added.
+    /// Decides which problems of overload and routing are added to `problems`.
     scope: Scope,
 }
 
-/// The nodes that take part in an answer.
+/// The nodes that take part in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
-    /// The node that receives the request, even if too many requests are in progress.
+    /// The node that receives the request. It also responds while too many requests are in
+    /// progress.
     Probe,
-    /// The node that receives the request.
+    /// The node that receives the request. It responds 503 while too many requests are in progress.
     Node,
-    /// The nodes of one volume or of all.
+    /// The node that serves one volume, or the nodes of all volumes.
     Volumes,
 }
 
-/// A group of routes.
+/// A group of routes in the API document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tag {
     Orders,
@@ -103,7 +104,7 @@ impl Tag {
     }
 }
 
-/// A parameter of the query, or a header.
+/// A query parameter, or a header of a request.
 pub(super) struct Parameter {
     pub(super) name: &'static str,
     about: &'static str,
@@ -111,27 +112,28 @@ pub(super) struct Parameter {
     example: &'static str,
 }
 
-/// The answer of status 200.
+/// The response with status 200.
 struct Answer {
     about: &'static str,
     content: Content,
-    /// `true` if the answer has an `ETag`, and is 304 for a client that has it already.
+    /// `true` if the response has an `ETag`. A client that sends the current tag in `If-None-Match`
+    /// gets 304.
     has_tag: bool,
 }
 
-/// The content of a body.
+/// The content of a request or response body.
 #[derive(Clone, Copy)]
 enum Content {
     Json(TypeOf),
-    /// A JSON object with members that may change.
+    /// A JSON object without a schema, because its members may change between versions.
     Object,
-    /// Text of another media type.
+    /// Text of the given media type.
     Text(&'static str),
-    /// Lines of stock.
+    /// CSV lines `PRODUCT,STORE,QUANTITY`.
     Csv,
 }
 
-/// The schema of a type.
+/// The name and schema of a type, and the schemas of the types nested in it.
 #[derive(Clone, Copy)]
 struct TypeOf {
     name: fn() -> Cow<'static, str>,
@@ -164,12 +166,12 @@ fn value(of: &impl serde::Serialize) -> Value {
 static DOCUMENT: LazyLock<Bytes> =
     LazyLock::new(|| serde_json::to_vec_pretty(&document()).unwrap_or_default().into());
 
-/// Returns the API document (OpenAPI 3.1) in JSON, as `GET /openapi.json` answers it.
+/// Returns the API document (OpenAPI 3.1) as JSON: the body of `GET /openapi.json`.
 pub fn api_document() -> Bytes {
     DOCUMENT.clone()
 }
 
-/// Answers `GET /openapi.json`.
+/// Handles `GET /openapi.json`.
 pub(crate) fn answer() -> Response<Body> {
     let mut response = Response::new(Body::from(api_document()));
     let json = HeaderValue::from_static("application/json");
@@ -216,7 +218,7 @@ fn document() -> Value {
         "tags": tags,
         "paths": paths,
         "components": {"schemas": schemas, "headers": response_headers::components()},
-        // The API has no authentication: see the introduction.
+        // An empty list states that the API has no authentication. `INTRODUCTION` explains that.
         "security": [],
     })
 }
@@ -243,7 +245,7 @@ fn operation(route: &Route) -> Value {
     operation
 }
 
-/// Describes a parameter of a path.
+/// Describes a path parameter.
 fn path_parameter(name: &str) -> Value {
     let (schema, about, example) = match name {
         "product" => (number(1, PRODUCT_MAX.into()), "The product.", json!(812)),
@@ -292,7 +294,8 @@ impl Content {
     }
 }
 
-/// Describes all answers of a route, problems by status.
+/// Describes all responses of a route: 200, 304 if the route has an `ETag`, and the problems by
+/// status.
 fn responses(route: &Route) -> Value {
     let about = route.about;
     let mut responses = Map::new();
@@ -319,7 +322,7 @@ fn responses(route: &Route) -> Value {
     responses.into()
 }
 
-/// Returns all kinds of problems that a route may answer with, sorted.
+/// Returns all kinds of problems that a route may respond with, sorted.
 fn kinds(route: &Route) -> Vec<Kind> {
     let about = route.about;
     let mut kinds = vec![Kind::Malformed, Kind::Internal];
@@ -329,7 +332,8 @@ fn kinds(route: &Route) -> Vec<Kind> {
         Scope::Volumes => kinds.extend([Kind::Busy, Kind::NotServedHere]),
     }
     if about.body.is_some() || *route.method() == Method::POST {
-        // The body of any command is read if the command has an idempotency key.
+        // Every POST route accepts an idempotency key, and requests with equal keys are compared by
+        // path and body. So a body is read even for a command that needs none.
         kinds.extend([Kind::SlowBody, Kind::TooLarge, Kind::Encoding]);
     }
     if *route.method() == Method::POST {
@@ -441,7 +445,7 @@ mod tests {
 
     use super::*;
 
-    /// Calls `visit` with each value of a document and its path.
+    /// Calls `visitor` with `of` and with each value inside it, each with its JSON pointer.
     fn visit(of: &Value, path: &str, visitor: &mut impl FnMut(&str, &Value)) {
         visitor(path, of);
         match of {
@@ -510,7 +514,7 @@ mod tests {
         let documented: BTreeSet<Kind> = routes::all().iter().flat_map(kinds).collect();
         let expected = Kind::ALL
             .into_iter()
-            // 405 belongs to the methods that a path does not have.
+            // 405 is the response to methods that a path lacks, so no documented route gives it.
             .filter(|kind| !kind.is_between_nodes() && *kind != Kind::Method);
         assert_eq!(documented, expected.collect());
     }
@@ -520,7 +524,8 @@ mod tests {
         for (at, route) in routes::all().iter().enumerate() {
             let is_probe = routes::Target::Route(at).is_probe();
             let may_be_busy = kinds(route).contains(&Kind::Busy);
-            // The readiness probe answers with 503 too, but not because of overload.
+            // The readiness probe is exempt from overload. It responds 503 if a volume accepts no
+            // orders.
             let is_ready = route.about.id == "ready";
             assert_eq!(may_be_busy, !is_probe || is_ready, "{}", route.about.id);
         }

@@ -1,12 +1,12 @@
-//! Lists over all volumes: each volume is asked for its page, and this node merges the pages.
+//! Lists over all volumes: this node requests a page from each volume and merges the pages.
 //!
 //! **Invariants**
-//! - A node that is alone merges the page of its one volume by the same code, so the answers have
-//!   the same fields in the same order.
-//! - A page has a `next` if and only if a further entry is known.
+//! - A cluster of one node merges the page of its one volume with the same code. So its responses
+//!   have the same fields in the same order as those of several nodes.
+//! - A page has a `next` if and only if a further entry is known or a volume has unread orders.
 //!
 //! Deliberately absent: a consistent view over volumes. While slots migrate, a list may miss or
-//! repeat entries of these slots; it is complete again afterwards.
+//! repeat entries of these slots. After the migration the list is complete again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use crate::domain::order::OrderId;
 use crate::outbox::ListedMessage;
 use crate::runtime;
 
-/// An entry of a volume's list: its sort key and its JSON.
+/// One entry of a volume's list: its sort key and its rendered JSON.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Entry<K> {
     pub(crate) key: K,
@@ -50,20 +50,20 @@ impl<K> Entry<K> {
     }
 }
 
-/// Renders a value as JSON that another node inserts unchanged.
+/// Renders a value as JSON. The node that merges the pages copies the text unchanged.
 pub(super) fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Problem> {
     serde_json::value::to_raw_value(value).map_err(|error| Problem::internal(error.to_string()))
 }
 
-/// The first entries after a key.
+/// Selects the first `limit` entries after a key.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct AskEntries {
     pub(crate) limit: usize,
-    /// The key as text: an order id, or `ORDER/KIND`.
+    /// The key as text (an order id, or `ORDER/KIND`); `None` to start at the first entry.
     pub(crate) after: Option<String>,
 }
 
-/// The request to a volume for its first reservations after an order.
+/// Asks a volume for its first reservations after an order id.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct AskReservations(pub(crate) AskEntries);
@@ -73,7 +73,7 @@ impl VolumeQuestion for AskReservations {
     type Answer = Vec<Entry<OrderId>>;
 }
 
-/// The request to a volume for its first messages after a message.
+/// Asks a volume for its first outbox messages after a message.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct AskMessages(pub(crate) AskEntries);
@@ -83,7 +83,7 @@ impl VolumeQuestion for AskMessages {
     type Answer = Vec<Entry<(OrderId, String)>>;
 }
 
-/// The request to a volume for its stores with a product.
+/// Asks a volume for its stores that have a product.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct AskProduct(pub(crate) u32);
@@ -93,7 +93,7 @@ impl VolumeQuestion for AskProduct {
     type Answer = Vec<Entry<u32>>;
 }
 
-/// The request to a volume for its counts and states.
+/// Asks a volume for its counts and states, for `GET /health`.
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct AskHealth;
 
@@ -102,7 +102,7 @@ impl VolumeQuestion for AskHealth {
     type Answer = VolumeHealth;
 }
 
-/// The request to a volume for its first orders after a position.
+/// Asks a volume for its first orders after a position.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct AskOrders {
     pub(crate) filter: Filter,
@@ -115,7 +115,8 @@ impl VolumeQuestion for AskOrders {
     type Answer = OrdersPage;
 }
 
-/// Answers a list. Starts again if a volume leaves the ring in the meantime.
+/// Handles a request for a list. If a volume leaves the ring during the requests, all requests are
+/// repeated until the deadline `until`.
 pub(crate) async fn list(
     cluster: &Arc<ClusterHandle>,
     list: &List,
@@ -209,14 +210,15 @@ async fn list_reservations(
     }))
 }
 
-/// One page of a list, merged from the pages of all volumes.
+/// One page of a list, merged from pages of all volumes. `C` is the type of the cursor.
 struct Merged<C> {
     entries: Vec<Box<RawValue>>,
-    /// The cursor of the next page, if there are further entries.
+    /// The cursor of the next page; `None` if no further entries are known.
     next: Option<C>,
 }
 
-/// Returns the first entries of all pages by key. The cursor is the key of the last entry.
+/// Returns the `limit` entries with the lowest keys. The cursor is the key of the last returned
+/// entry.
 fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> Merged<K> {
     let mut entries: Vec<Entry<K>> = pages.into_iter().flat_map(|(_, page)| page).collect();
     entries.sort_by(|one, other| one.key.cmp(&other.key));
@@ -236,7 +238,8 @@ fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> Merged<
     }
 }
 
-/// Asks all volumes in parallel. Returns the answers by name of the volume, or the first error.
+/// Sends a question to all volumes in parallel. Returns the answers sorted by volume name, or the
+/// first error.
 async fn ask_all<Q>(
     cluster: &Arc<ClusterHandle>,
     question: &Q,
@@ -251,7 +254,7 @@ where
     answers.map(|(volume, answer)| Ok((volume, answer?))).collect()
 }
 
-/// Asks each volume its own question, all in parallel. Returns the answers by name of the volume.
+/// Sends each volume its question, all in parallel. Returns the answers sorted by volume name.
 async fn ask_these<Q>(
     cluster: &Arc<ClusterHandle>,
     questions: impl IntoIterator<Item = (NodeName, Q)>,
@@ -300,7 +303,7 @@ async fn list_orders(
     }))
 }
 
-/// A volume's page while it is being merged.
+/// The page of one volume during the merge.
 struct Source {
     volume: NodeName,
     position: Position,
@@ -309,8 +312,8 @@ struct Source {
     more: bool,
 }
 
-/// Merges pages by the time of arrival. Orders of one volume keep their order. Returns the cursor
-/// after the last order if there are further ones.
+/// Merges pages of orders by time of arrival. Orders of one volume keep their relative order. If
+/// further or unread orders exist, the result has a cursor after the last returned order.
 fn merge_orders(pages: Vec<(NodeName, Position, OrdersPage)>, limit: usize) -> Merged<Cursor> {
     let mut sources: Vec<Source> = pages
         .into_iter()
@@ -324,8 +327,9 @@ fn merge_orders(pages: Vec<(NodeName, Position, OrdersPage)>, limit: usize) -> M
         .collect();
     let mut orders = Vec::new();
     let has_next = loop {
-        // If this volume has more orders than its page, the next one may be older than all others.
-        // So the merged page must end here.
+        // All entries of this volume's page are merged, but the volume has unread orders. Its next
+        // order may be older than the remaining entries of other volumes, so the merged page ends
+        // here.
         let is_unknown = |source: &mut Source| source.more && source.entries.peek().is_none();
         if sources.iter_mut().any(is_unknown) {
             break true;
@@ -356,8 +360,8 @@ fn merge_orders(pages: Vec<(NodeName, Position, OrdersPage)>, limit: usize) -> M
     }
 }
 
-/// Returns the combined health of all volumes as seen from this node, with the names of volumes
-/// that did not answer.
+/// Returns the combined health of all volumes, and the names of volumes that are missing or did not
+/// respond to this node.
 pub(crate) async fn health(cluster: &Arc<ClusterHandle>, until: Instant) -> Health {
     let mut whole: Option<VolumeHealth> = None;
     let mut unreachable = Vec::new();
@@ -397,7 +401,7 @@ mod tests {
         Position { page: 0, at }
     }
 
-    /// A page of orders that arrived at these times, from the beginning of a volume.
+    /// Returns the first page of a volume with orders that arrived at `times`.
     fn page(times: &[u64], more: bool) -> OrdersPage {
         let entry = |(at, time): (usize, &u64)| OrderEntry {
             created_at_ms: *time,
@@ -426,8 +430,8 @@ mod tests {
         let two: [(&[u64], bool); 2] = [(&[1, 4, 5], false), (&[2, 3, 9], false)];
         assert_eq!(merged(&two, 10), (vec![1, 2, 3, 4, 5, 9], None));
         assert_eq!(merged(&two, 6), (vec![1, 2, 3, 4, 5, 9], None));
-        // All orders of volume a are in the page, so its position is the end of its page, not of an
-        // order.
+        // The merged page contains all orders of volume a. So the cursor has the end of its page,
+        // not the position after its last order.
         assert_eq!(merged(&two, 5).1.as_deref(), Some("a~0.8,b~0.2"));
         assert_eq!(merged(&two, 3), (vec![1, 2, 3], Some("a~0.1,b~0.2".to_owned())));
         assert_eq!(merged(&[(&[], false), (&[], false)], 3), (vec![], None));

@@ -1,13 +1,13 @@
-//! Executes the operations of one volume without a general router.
+//! Executes operations that concern one volume, without a general HTTP router.
 //!
-//! Placing an order, paying it and reading a product's sales are nearly all of the load. Their
-//! answers are built in one piece, without the boxed bodies and handlers of a router.
+//! Nearly all of the load is placing orders, paying them and reading the sales of a product. Their
+//! responses have a body of one piece, so they avoid the boxed bodies and handlers of a router.
 //!
 //! **Invariants**
-//! - An answer is sent only while the process still holds the volume. Otherwise the caller gets
-//!   "moved".
+//! - A response is sent only if the process still owns the volume after the operation. Otherwise
+//!   the caller gets the problem "moved" (421).
 //!
-//! Deliberately absent: operations that concern all volumes or none, which `forward` answers.
+//! Operations that concern all volumes or none are handled by `forward`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,17 +29,17 @@ use crate::api::{orders, reports, stock_query, stock_upload};
 use crate::cluster::channel::message::Read;
 use crate::volume::app::App;
 
-/// The entry point of one volume's operations.
+/// The entry point for operations on one volume.
 #[derive(Clone, Copy)]
 pub(crate) struct Entrance<'a> {
     app: &'a Arc<App>,
 }
 
-/// The body of an answer.
+/// The body of a response.
 pub(crate) enum AnswerBody {
-    /// A body in one piece.
+    /// A body that is one buffer in memory.
     Short(Full<Bytes>),
-    /// Any other body of a route.
+    /// A body of the general type of axum, such as a stream.
     Long(Body),
 }
 
@@ -74,14 +74,15 @@ impl HttpBody for AnswerBody {
     }
 }
 
-/// A JSON answer. `replayed` is `true` if it repeats the answer of an earlier request.
+/// A JSON response. `replayed` is `true` if the response repeats the response to an earlier
+/// request.
 pub(super) struct Json {
     pub(super) body: Vec<u8>,
     pub(super) replayed: bool,
 }
 
 impl Json {
-    /// Renders a value as JSON.
+    /// Renders a value as the body of a JSON response.
     pub(super) fn of(value: &impl serde::Serialize) -> Result<Json, Problem> {
         match serde_json::to_vec(value) {
             Ok(body) => Ok(Json {
@@ -92,13 +93,13 @@ impl Json {
         }
     }
 
-    /// Sets the flag `replayed`.
+    /// Sets whether this response repeats the response to an earlier request.
     pub(super) fn replayed(mut self, replayed: bool) -> Json {
         self.replayed = replayed;
         self
     }
 
-    /// Returns the answer with a body in one piece.
+    /// Returns the response with a body of one piece.
     pub(super) fn into_short(self) -> Response<AnswerBody> {
         self.into_answer(|body| AnswerBody::Short(Full::new(body)))
     }
@@ -126,8 +127,8 @@ impl<'a> Entrance<'a> {
         Entrance { app }
     }
 
-    /// Executes an operation. Rejects it if the process has lost the volume by the time of the
-    /// answer, because data that was read may be outdated then.
+    /// Executes an operation. Responds "moved" (421) if the process lost the volume in the
+    /// meantime, because data that was read may be outdated.
     pub(crate) async fn answer(
         &self,
         operation: VolumeOperation,
@@ -138,13 +139,15 @@ impl<'a> Entrance<'a> {
         self.unless_moved(answered)
     }
 
-    /// Executes a command that another node has parsed. Refuses as `answer` does.
+    /// Executes a command that another node has parsed. Responds "moved" (421) if the process lost
+    /// the volume in the meantime.
     pub(crate) async fn carry_out_command(&self, commanded: &Commanded) -> Response<AnswerBody> {
         let answered = commanded.answer(self.app).await;
         self.unless_moved(answered)
     }
 
-    /// Executes a read that another node has parsed. Refuses as `answer` does.
+    /// Executes a read that another node has parsed. Responds "moved" (421) if the process lost the
+    /// volume in the meantime.
     pub(crate) fn carry_out_read(&self, read: &Read) -> Response<AnswerBody> {
         self.unless_moved(self.execute_read(read).map(Json::into_short))
     }

@@ -1,14 +1,16 @@
-//! Takes every public request to the volume that answers it, on this node or another.
+//! Routes every public request to the volume that owns its data, on this node or another one.
 //!
-//! A request is parsed first (`routes`), so it is refused alike however many nodes there are. While
-//! this node serves the only volume, the operation is carried out with the body as it arrives.
-//! Otherwise the body is read first (stock is split by `stock_fan_out`), so that the errand can be
-//! repeated while a volume changes hands or a slot moves, within `ROUTING_TIMEOUT`.
+//! A request is parsed first (`routes`), so a malformed request gets the same response with any
+//! number of nodes. While this node serves the only volume, the operation reads the body as it
+//! arrives. With several volumes, the body is read completely first, and stock is split by
+//! `stock_fan_out`. So the call can be repeated within `ROUTING_TIMEOUT` while a volume changes its
+//! process or a slot moves.
 //!
 //! **Invariants**
-//! - Commands and reads go to another node on the channel, built from an operation. Of a client's
-//!   headers they contain nothing but a checked `Idempotency-Key`.
-//! - Answers that are too long for the channel go over HTTP/2, and so do stock and lists.
+//! - Commands and reads for another node are sent over the channel, built from the parsed
+//!   operation. Of a client's headers they contain only a checked `Idempotency-Key`.
+//! - Responses that are too long for the channel use HTTP/2. Stock uploads and lists always use
+//!   HTTP/2.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,24 +43,24 @@ use crate::control::topology::Topology;
 use crate::domain::routing_key::RoutingKey;
 use crate::volume::server::VolumeServer;
 
-/// The address of the node that owns the order, store or statistics of a request. Clients may send
-/// their next request about it there.
+/// Response header with the address of the node that owns the order, store or statistics of a
+/// request. Clients may send later requests for the same key directly to that address.
 pub(crate) const OWNER: HeaderName = HeaderName::from_static("x-imt-owner");
 
-/// Headers of an owner's answer that reach the client.
+/// Headers of an owner's response over HTTP/2 that are copied into the response to the client.
 const ANSWERED: [HeaderName; 4] = [CONTENT_TYPE, RETRY_AFTER, REPLAYED, EPOCH];
 
-/// The API of a node.
+/// The HTTP API of a node.
 pub(crate) struct Api {
     pub(crate) cluster: Arc<ClusterHandle>,
-    /// The web console; `None` in the simulation.
+    /// The web console; `None` in the simulation tests.
     pub(crate) console: Option<Arc<Console>>,
-    /// The rules for requests from web pages of other origins; `None` if there are no origins.
+    /// The CORS rules; `None` if the operator allows no origins.
     pub(crate) cors: Option<Cors>,
 }
 
 impl Api {
-    /// Answers a request, also from another origin if that origin is allowed.
+    /// Answers a request and applies the CORS rules, if there are any.
     pub(crate) async fn answer(
         &self,
         target: Target,
@@ -70,7 +72,7 @@ impl Api {
                     let target = target.clone();
                     async move { Ok(self.answer_target(target, request).await) }
                 };
-                // On the heap, so that nodes without these rules have no larger futures.
+                // The future is boxed, so that the futures of nodes without CORS rules stay small.
                 Box::pin(cors.answer(request, answer)).await
             }
             _ => self.answer_target(target, request).await,
@@ -85,7 +87,7 @@ impl Api {
         let (head, body) = request.into_parts();
         let answer = match target {
             Target::Peer => {
-                // On the heap, so that requests of clients have no larger futures.
+                // The future is boxed, so that the futures of client requests stay small.
                 let answer = Box::pin(internal::answer(self, &head, Body::new(body))).await;
                 return answer.map(AnswerBody::Long);
             }
@@ -123,7 +125,7 @@ impl Api {
         answer.map_or_else(refusal, |answer| answer.map(AnswerBody::Long))
     }
 
-    /// Carries out an operation that concerns this node alone.
+    /// Executes an operation that needs no volume, on the node that received the request.
     async fn answer_here(&self, operation: NodeOperation, headers: &HeaderMap) -> Response<AnswerBody> {
         let cluster = &self.cluster;
         let no_console = || refusal(Problem::not_found("there is no such path"));
@@ -143,7 +145,7 @@ impl Api {
     }
 }
 
-/// Returns a problem as an answer.
+/// Returns a problem as a response.
 pub(crate) fn refusal(problem: Problem) -> Response<AnswerBody> {
     problem.into_response().map(AnswerBody::Long)
 }
@@ -160,7 +162,7 @@ async fn answer_at_volume(
         if answer.status() != StatusCode::MISDIRECTED_REQUEST {
             return answer;
         }
-        // The body was read as it arrived, so the call cannot be repeated elsewhere.
+        // The body was consumed as it arrived, so the request cannot be sent to another node.
         let reason = "the order or store is being moved to another node";
         return refusal(Problem::not_here(cluster.me.as_str(), reason));
     }
@@ -194,7 +196,7 @@ async fn answer_among(
     Ok(response)
 }
 
-/// A client's request to one volume.
+/// A client's request that concerns one volume.
 enum ClientErrand {
     Command(Commanded),
     Read(Read),
@@ -237,7 +239,7 @@ impl Errand for ClientErrand {
     }
 }
 
-/// A call over HTTP/2 to a volume.
+/// A call to a volume, sent over HTTP/2 if another node serves the volume.
 pub(crate) struct VolumeErrand {
     call: VolumeCall,
     query: String,
@@ -245,7 +247,7 @@ pub(crate) struct VolumeErrand {
 }
 
 impl VolumeErrand {
-    /// Returns a call with this body.
+    /// Creates a call with a body and without a query.
     pub(crate) fn new(call: VolumeCall, body: Bytes) -> VolumeErrand {
         VolumeErrand {
             call,
@@ -254,7 +256,7 @@ impl VolumeErrand {
         }
     }
 
-    /// Sets the query.
+    /// Sets the query string of the call.
     pub(crate) fn with_query(mut self, query: String) -> VolumeErrand {
         self.query = query;
         self
@@ -296,7 +298,9 @@ impl Errand for VolumeErrand {
     }
 }
 
-/// Returns a response as the result of a try. A refusal without an epoch is by the ring of `epoch`.
+/// Classifies a response as the result of an attempt. Status 421 means that the slot or its volume
+/// moved. The epoch of the refusal is taken from its headers, or else is `epoch`, by which the call
+/// was routed.
 fn attempt(response: Response<Body>, epoch: u64) -> Attempt<Response<Body>> {
     if response.status() == StatusCode::MISDIRECTED_REQUEST {
         let epoch = epoch_of(response.headers()).unwrap_or(epoch);
@@ -305,7 +309,8 @@ fn attempt(response: Response<Body>, epoch: u64) -> Attempt<Response<Body>> {
     Attempt::Done(response)
 }
 
-/// Makes a call at a volume, on this node or another.
+/// Sends a call to a volume, on this node or another one, and repeats it until the deadline `until`
+/// while the volume moves.
 pub(crate) async fn call_volume(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,
@@ -316,7 +321,7 @@ pub(crate) async fn call_volume(
     Ok(response)
 }
 
-/// Returns the answer to `HEAD`: the answer to `GET` without its body.
+/// Returns the response to `HEAD`: the headers of the response to `GET`, without its body.
 fn without_body(answer: Response<AnswerBody>) -> Response<AnswerBody> {
     let (mut head, body) = answer.into_parts();
     if let Some(length) = body.size_hint().exact() {

@@ -2,12 +2,12 @@
 //! input or of stored rows.
 //!
 //! **Invariants**
-//! - A parser may reject its input. It may not panic or take memory without bound.
-//! - The result equals that of a plain reference parser, and does not depend on the pieces in which
-//!   the input arrived.
-//! - A rejected request is the client's fault (4xx).
+//! - A parser may reject its input. It must not panic, and its memory use must be bounded.
+//! - Parsers of CSV give the same result as a simple reference parser. The result does not depend
+//!   on the pieces in which the input arrived.
+//! - A rejected request gets a 4xx status, never 5xx.
 //!
-//! Compiled with the feature `fuzzing` only, and no part of the public interface.
+//! The module is compiled only with the feature `fuzzing` and is not part of the public interface.
 
 use std::collections::BTreeMap;
 
@@ -26,10 +26,10 @@ use crate::storage::inspect;
 use crate::storage::log::Position;
 use crate::storage::log::body::{Body, BodyWriter};
 
-/// A fuzz target. It panics if the bytes broke an invariant.
+/// A fuzz target. It panics if the parser breaks an invariant on the given bytes.
 pub type Target = fn(&[u8]);
 
-/// All targets by name. The name is also the folder of the target's corpus.
+/// All targets by name. Each name is also the name of the folder with the target's corpus.
 pub const TARGETS: [(&str, Target); 6] = [
     ("stock_csv", stock_csv),
     ("stat_csv", stat_csv),
@@ -39,7 +39,7 @@ pub const TARGETS: [(&str, Target); 6] = [
     ("peer_frame", peer_frame),
 ];
 
-/// Tables of a volume, and one name that is no table.
+/// Names of tables of a volume, and `none`, which is no table.
 const TABLES: [&str; 11] = [
     "orders",
     "arrivals",
@@ -57,13 +57,14 @@ const TABLES: [&str; 11] = [
 /// Runs the target called `name`.
 ///
 /// # Panics
-/// If there is no such target, or the bytes broke an invariant.
+/// If `TARGETS` has no such name, or the parser breaks an invariant on `bytes`.
 pub fn run(name: &str, bytes: &[u8]) {
     let target = TARGETS.iter().find(|(known, _)| *known == name);
     target.expect("the fuzz target is in TARGETS").1(bytes);
 }
 
-/// Decodes the payload of a frame between nodes, encodes its messages and decodes them again.
+/// Decodes the payload of a frame between nodes as requests and as answers. Encoding the decoded
+/// messages and decoding them again must give equal messages.
 pub fn peer_frame(bytes: &[u8]) {
     let payload = Bytes::copy_from_slice(bytes);
     if let Ok(requests) = decode_requests(&payload) {
@@ -78,7 +79,8 @@ pub fn peer_frame(bytes: &[u8]) {
     }
 }
 
-/// Parses a stock snapshot twice: whole, and in pieces of the size that the first byte gives.
+/// Parses a stock snapshot as a whole and in pieces, and compares both with the reference parser.
+/// The first byte is the size of the pieces, and the rest is the snapshot.
 pub fn stock_csv(bytes: &[u8]) {
     let Some((size, body)) = bytes.split_first() else {
         return;
@@ -112,7 +114,7 @@ pub fn stock_csv(bytes: &[u8]) {
     }
 }
 
-/// Compares the parser of statistics files with the reference parser.
+/// Compares the parser of statistics files with a simple reference parser.
 pub fn stat_csv(bytes: &[u8]) {
     let is_known = |line: &[u32; 3]| (1..=PRODUCT_MAX).contains(&line[0]);
     let plain = plain_lines(bytes).ok().filter(|lines| lines.iter().all(is_known));
@@ -129,7 +131,7 @@ pub fn stat_csv(bytes: &[u8]) {
     }
 }
 
-/// Parses the body of an order and of a payment.
+/// Parses the bytes as the body of an order and as the body of a payment.
 pub fn order_json(bytes: &[u8]) {
     match parse_order(bytes) {
         Ok(order) => {
@@ -153,7 +155,8 @@ pub fn order_json(bytes: &[u8]) {
     }
 }
 
-/// Decodes a row of a volume. The first byte is the table, the second the length of the key.
+/// Decodes a row of a volume. The first byte selects the table, and the second is the length of the
+/// key.
 pub fn volume_row(bytes: &[u8]) {
     let [table, key_bytes, rest @ ..] = bytes else {
         return;
@@ -168,7 +171,8 @@ pub fn volume_row(bytes: &[u8]) {
     }
 }
 
-/// Reads an entry of a volume's log. One that is read completely is written again as it was.
+/// Reads an entry of a volume's log. If all its rows are valid, they are written again, and the
+/// result must be a valid entry.
 pub fn log_entry(bytes: &[u8]) {
     let mut again = BodyWriter::with_capacity(0);
     let read = Body::parse(bytes).and_then(|body| {
@@ -179,13 +183,15 @@ pub fn log_entry(bytes: &[u8]) {
     });
     if read.is_ok() {
         let (again, _) = again.seal(&Position::default(), 1);
-        // A writer uses the shortest form of a length, and the chain depends on the place.
+        // The result may differ from the input. A writer encodes lengths in the shortest form, and
+        // the hash chain depends on the position in the log.
         assert!(again.len() <= bytes.len());
         assert!(Body::parse(&again).is_ok_and(|body| body.follows(&Position::default(), 1)));
     }
 }
 
-/// Checks the grammar only, because unknown fields may have any depth and numbers of any size.
+/// Returns `true` if the bytes are a JSON object in UTF-8. Only the grammar is checked, because
+/// unknown fields may be nested to any depth and contain numbers of any size.
 fn is_object(bytes: &[u8]) -> bool {
     let is_json = |text: &str| serde_json::from_str::<IgnoredAny>(text).is_ok();
     bytes.trim_ascii_start().starts_with(b"{") && std::str::from_utf8(bytes).is_ok_and(is_json)
@@ -200,7 +206,7 @@ fn check_refusal(problem: &impl Serialize) {
     );
 }
 
-/// Parses a body that arrives in pieces.
+/// Parses a body that is passed to the parser in pieces of `piece_bytes`.
 fn read(body: &[u8], piece_bytes: usize) -> Result<Vec<[u32; 3]>, CsvError> {
     let (mut reader, mut lines) = (LineReader::default(), Vec::new());
     for piece in body.chunks(piece_bytes.max(1)) {
@@ -217,7 +223,8 @@ fn read(body: &[u8], piece_bytes: usize) -> Result<Vec<[u32; 3]>, CsvError> {
     Ok(lines)
 }
 
-/// The reference parser. Returns the lines of a body, or the number of the first wrong one.
+/// The reference parser for CSV. Returns the lines of a body, or the number of the first invalid
+/// line.
 fn plain_lines(body: &[u8]) -> Result<Vec<[u32; 3]>, u64> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     let mut lines = Vec::new();

@@ -1,10 +1,10 @@
-//! Compresses answers with gzip for clients that accept it.
+//! Compresses responses with gzip for clients that accept it.
 //!
-//! Long lists shrink to a tenth. An answer below a kilobyte is sent uncompressed: it fits one
-//! packet either way, and compressing it would cost more than processing an order.
+//! Long lists shrink to about a tenth. A response below a kilobyte is sent uncompressed: it fits
+//! into one packet anyway, and compressing it would cost more than processing an order.
 //!
 //! **Invariants**
-//! - Only a body of known length, which is in memory, is compressed.
+//! - Only bodies of known length are compressed. They are complete in memory.
 //! - A long body is compressed on a blocking thread, not on a thread of the async runtime.
 
 use std::io::Write;
@@ -19,12 +19,13 @@ use hyper::body::Body as _;
 
 use crate::api::fast_path::AnswerBody;
 
-/// Minimum size of a compressed answer, in bytes. A shorter one fits one packet anyway.
+/// Minimum size of a compressed response, in bytes. A shorter response fits into one packet without
+/// compression.
 const WORTH_BYTES: u64 = 1_024;
-/// Size in bytes above which an answer is compressed on a blocking thread.
+/// Size in bytes above which a response is compressed on a blocking thread.
 const LONG_BYTES: usize = 32 * 1_024;
 
-/// Returns `true` if a client accepts gzip: it is named, and its weight is not zero.
+/// Returns `true` if `Accept-Encoding` names gzip or `*` with a weight above zero.
 fn is_accepted(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(ACCEPT_ENCODING);
     let mut codings = accepted
@@ -43,7 +44,7 @@ fn is_accepted(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Compresses an answer if it is long enough and the client accepts gzip.
+/// Compresses a response if its body is long enough and the client accepts gzip.
 pub(crate) async fn pack(response: Response<AnswerBody>, request: &HeaderMap) -> Response<AnswerBody> {
     let length = response.body().size_hint().exact();
     if length.is_none_or(|length| length < WORTH_BYTES) || response.headers().contains_key(CONTENT_ENCODING) {

@@ -1,4 +1,4 @@
-//! The answer of `GET /health`.
+//! The response to `GET /health`.
 //!
 //! **Invariants**
 //! - The health of a cluster is the sum of the health of its volumes. Each volume reports only
@@ -6,7 +6,7 @@
 //! - A volume that is missing or does not answer makes the status "degraded", and its name is
 //!   listed.
 //!
-//! Deliberately absent: probes and metrics, which are in `node_status`.
+//! Probes and metrics are in `node_status`.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ use crate::volume::app::App;
 pub(super) struct RingHealth {
     /// Epoch of the ring.
     epoch: u64,
-    /// Number of slots by member.
+    /// Number of slots of each member, by name.
     members: BTreeMap<String, usize>,
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct VolumeHealth {
     transactors: usize,
     transactor_panics: u64,
     up_since_ms: u64,
-    /// `true` if a commit failed, so that the volume takes no more writes.
+    /// `true` if a commit failed. The volume then accepts no more writes.
     has_failed: bool,
 }
 
@@ -94,7 +94,8 @@ impl VolumeHealth {
         }
     }
 
-    /// Adds another volume. Snapshots are not summed, since each one is applied to all volumes.
+    /// Adds the health of another volume. The number of stock snapshots is the maximum instead of
+    /// the sum, because each snapshot is applied to all volumes.
     pub(super) fn add(&mut self, other: VolumeHealth) {
         for (state, count) in other.orders {
             *self.orders.entry(state).or_default() += count;
@@ -129,7 +130,7 @@ enum Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum WarehouseStatus {
-    /// Messages are sent.
+    /// Messages are sent to the warehouse.
     Ok,
     /// The circuit breaker to the warehouse is open.
     Away,
@@ -150,7 +151,7 @@ pub(crate) struct Health {
     refunds_wanted: u64,
     /// Number of messages that the warehouse has not answered yet.
     outbox: usize,
-    /// Number of dead letters among them.
+    /// Number of messages in the outbox that are dead letters.
     outbox_dead: usize,
     /// Number of calls to the warehouse in flight.
     outbox_in_flight: usize,
@@ -170,7 +171,7 @@ pub(crate) struct Health {
     transactor_panics: u64,
     /// Start of this node's process in UTC milliseconds.
     up_since_ms: u64,
-    /// The ring.
+    /// The ring: its epoch and the slots of its members.
     ring: RingHealth,
     /// Volumes that this node serves.
     volumes: Vec<String>,
@@ -178,15 +179,15 @@ pub(crate) struct Health {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(required = false)]
     missing_volumes: BTreeMap<String, String>,
-    /// Volumes that are missing or did not answer.
+    /// Volumes that are missing or did not answer this node.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     unreachable: Vec<String>,
 }
 
 impl Health {
-    /// Builds the report from the sum over all volumes that answered and this node's view of the
-    /// cluster.
+    /// Builds the report from the sum over all volumes that answered, and from this node's view of
+    /// the cluster.
     pub(super) fn of(
         topology: &Topology,
         whole: VolumeHealth,

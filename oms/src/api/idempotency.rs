@@ -1,14 +1,16 @@
-//! `Idempotency-Key`: a repeated request with this header gets the stored answer of the first one.
+//! Implements the header `Idempotency-Key`: a repeated request with the same key gets the stored
+//! response to the first request.
 //!
 //! Orders and payments are idempotent without the header, by their id and content. A client that
-//! sends a key also gets the identical answer, stored for at least a day, and a 409 if the key is
-//! used for another request.
+//! sends a key also gets the identical response, which is stored for at least a day. If the key is
+//! used again for another request, the response is 409.
 //!
 //! **Invariants**
-//! - Only final answers are stored: successes and conflicts (409). After any other error the client
-//!   may correct the request, or retry it, under the same key.
-//! - An answer is stored after its effects are durable. A crash in between loses only the answer:
-//!   the repeated request finds its effects done and gets the same answer.
+//! - Only final responses are stored: successes and conflicts (409). After any other error the
+//!   client may correct or repeat the request under the same key.
+//! - A response is stored after the effects of its request are durable. A crash in between loses
+//!   only the stored response: the repeated request finds its effects done and gets an equal
+//!   response.
 //! - Two requests with one key are never in progress at one volume at the same time.
 
 use axum::http::header::CONTENT_TYPE;
@@ -29,17 +31,18 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::app::App;
 use crate::volume::state::OrderError;
 
-/// Header with the client's key.
+/// The request header with the client's idempotency key.
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// Maximum length of a key in bytes. A UUID has 36.
+/// Maximum length of an idempotency key in bytes. A UUID has 36 bytes.
 pub(crate) const KEY_BYTES_MAX: usize = 255;
 
-/// A command with its parsed body. It may be executed more than once.
+/// A command of a client with its parsed body. Commands are idempotent, so a command may be
+/// executed more than once.
 pub(crate) struct Commanded(OrderCommand);
 
 impl Commanded {
-    /// Reads and parses the body of a command. With a key, the body of a command without content is
-    /// read too, because the key is bound to it.
+    /// Reads and parses the body of a command. With an idempotency key, the body is also read for
+    /// commands without content, because the key is bound to the path and the body.
     pub(crate) async fn read(
         command: Command,
         headers: &HeaderMap,
@@ -52,7 +55,7 @@ impl Commanded {
         } else {
             Bytes::new()
         };
-        // Only a key needs the request as it was sent.
+        // The path is stored only with a key, to recognize another request under the same key.
         let path = key.as_ref().map(|_| command.path());
         let (order, work) = match command {
             Command::Place => {
@@ -67,7 +70,7 @@ impl Commanded {
         Ok(Commanded(OrderCommand { order, work, keyed }))
     }
 
-    /// A command that another node has parsed. Its key is checked again.
+    /// Returns a command that another node has parsed, after checking its idempotency key again.
     pub(super) fn from_message(command: OrderCommand) -> Result<Commanded, Problem> {
         if let Some(keyed) = &command.keyed {
             let key = HeaderValue::from_str(&keyed.key);
@@ -76,12 +79,12 @@ impl Commanded {
         Ok(Commanded(command))
     }
 
-    /// Returns the id of the order.
+    /// Returns the id of the order that the command concerns.
     pub(crate) fn order(&self) -> &OrderId {
         &self.0.order
     }
 
-    /// Returns the command as a message to another node.
+    /// Returns the command as a message for the channel to another node.
     pub(crate) fn to_message(&self) -> OrderCommand {
         self.0.clone()
     }
@@ -96,7 +99,7 @@ impl Commanded {
         }
     }
 
-    /// Executes the command, or returns the stored answer of its key.
+    /// Executes the command, or returns the response that is stored under its idempotency key.
     pub(crate) async fn answer(&self, app: &App) -> Result<Response<AnswerBody>, Problem> {
         app.state().traced_orders.note(&self.0.order);
         let Some(Keyed { key, path, body }) = &self.0.keyed else {
@@ -136,7 +139,7 @@ impl Commanded {
             };
             keep(app, key, order, &kept).await;
         }
-        // hyper sets the length of the body itself. A second header could contradict it.
+        // hyper sets `Content-Length` from the body. A second header could contradict it.
         head.headers.remove(axum::http::header::CONTENT_LENGTH);
         Ok(Response::from_parts(head, AnswerBody::Short(Full::new(body))))
     }
@@ -160,8 +163,8 @@ async fn keep(app: &App, key: &str, order: &OrderId, kept: &KeptAnswer) {
         let permit = state.storage.permit().await?;
         let ticket = {
             let _stock = state.stock();
-            // A stored answer migrates with its order. Without this check it could be written after
-            // the order has left this volume.
+            // A stored response migrates with its order. Without this check the response could be
+            // stored after the order's slot has left this volume.
             state.slots.check_order(order)?;
             batch.fence(state.slots.fence_of_order(order));
             permit.send(batch)
@@ -169,8 +172,8 @@ async fn keep(app: &App, key: &str, order: &OrderId, kept: &KeptAnswer) {
         Ok::<(), OrderError>(ticket.durable().await?)
     };
     if let Err(error) = outcome.await {
-        // The command itself is durable, so a repeated request finds it done even without the
-        // stored answer.
+        // The command is already durable. So a repeated request gets an equal response even without
+        // the stored one.
         tracing::warn!(?error, "answer of an idempotency key not stored");
     }
 }

@@ -1,12 +1,14 @@
-//! Answers the calls of other nodes over HTTP/2 (`cluster::peer_call`).
+//! Handles the calls of other nodes over HTTP/2 (`cluster::peer_call`).
 //!
 //! **Invariants**
-//! - A call that does not show the cluster's secret is refused before anything of it is read. An
-//!   encrypted connection has proven the secret for all of its calls. An unencrypted call of
-//!   another machine is refused even with the secret, unless the operator allows it.
-//! - A call about a volume that is not served here is answered with 421 and the epoch of this
-//!   node's ring. The node that is behind reads the state again, and the caller asks again.
-//! - An answer from a volume that was lost in the meantime is discarded.
+//! - A call without the cluster's secret is refused before its body is read. On an encrypted
+//!   connection the handshake has proven the secret, so its calls need not contain it. Behind an
+//!   engine, an unencrypted call from another machine is refused even with the secret, unless the
+//!   operator allows such calls.
+//! - A call about a volume that this node does not serve gets 421 with the epoch of this node's
+//!   ring. The node with the older epoch reads the cluster's state again, and the caller repeats
+//!   the call.
+//! - If this process loses a volume during a call, the result is discarded and the response is 421.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,15 +45,15 @@ use crate::volume::migration::source::{ExportError, ExportRequest};
 use crate::volume::migration::target::{self, AskProgress, ImportRequest};
 use crate::volume::server::VolumeServer;
 
-/// Maximum number of characters of another node's refusal in an error.
+/// Maximum number of characters that an error quotes from another node's refusal.
 const REFUSAL_CHARS_MAX: usize = 300;
 
-/// Rows that a migration copies to the volumes of a node.
+/// Progress of the migration of slots to the volumes of a node, in rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyProgress {
-    /// Rows copied so far.
+    /// Number of rows copied so far.
     pub rows: u64,
-    /// Estimated number of all rows. 0 if no migration is in progress.
+    /// Estimated number of rows of the whole migration; 0 if none is in progress.
     pub rows_expected: u64,
 }
 
@@ -74,49 +76,51 @@ impl std::iter::Sum for CopyProgress {
     }
 }
 
-/// The report of a node to an operator.
+/// The state of a node, as commands for operators show it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NodeReport {
-    /// The volumes that it serves, with the slots of each.
+    /// The volumes that the node serves, with the number of slots of each.
     pub volumes: BTreeMap<String, usize>,
-    /// Orders in these volumes.
+    /// Number of orders in these volumes.
     pub orders: u64,
-    /// Requests answered since the start.
+    /// Number of requests that the node answered since its start.
     pub requests: u64,
-    /// Requests a second of the last ten seconds.
+    /// Average number of requests per second over the last ten seconds.
     pub requests_per_second: f64,
-    /// Every node's slots, by name.
+    /// Number of slots of every volume in the ring, by name.
     pub slots: BTreeMap<String, usize>,
-    /// The serving node of each volume.
+    /// The node that serves each volume, by name of the volume.
     pub serving: BTreeMap<String, String>,
-    /// Nodes that are leaving for good.
+    /// Nodes that are leaving the cluster permanently.
     pub leaving: Vec<String>,
-    /// The reason why a needed migration cannot run now, if this node is the coordinator.
+    /// The reason why a required migration cannot run now. Always `None` in the report of a node
+    /// that is not the coordinator.
     #[serde(default)]
     pub trouble: Option<String>,
-    /// Volumes that are assigned to the node but have no database, with the reason in words.
+    /// Volumes that are assigned to the node and that it cannot open, each with the reason as text.
     #[serde(default)]
     pub missing: BTreeMap<String, String>,
-    /// `true` while slots move.
+    /// `true` while a move of slots is under way in the cluster.
     pub moving: bool,
-    /// Progress of the migration to the volumes of this node.
+    /// Progress of the migration of slots to the volumes of this node.
     pub copy: CopyProgress,
-    /// Epoch of the ring.
+    /// Epoch of the current ring.
     pub epoch: u64,
 }
 
-/// The connection of a request, as an extension of the request.
+/// The kind of connection over which a request arrived, stored as an extension of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// Encrypted. The other end has proven the cluster's secret.
+    /// An encrypted connection. The other end has proven that it knows the cluster's secret.
     Proven,
-    /// Unencrypted, within the machine or on a network that the operator vouches for.
+    /// An unencrypted connection that is allowed: within the machine, between nodes that share a
+    /// data folder, or with `--insecure-plaintext`.
     Plain,
-    /// Unencrypted, from another machine.
+    /// An unencrypted connection from another machine.
     Exposed,
 }
 
-/// Answers a call of another node.
+/// Handles a call of another node, or refuses it if the cluster's secret is missing.
 pub(crate) async fn answer(api: &Api, head: &Parts, body: Body) -> Response<Body> {
     let answered = match check_secret(&api.cluster, head) {
         Ok(()) => answer_node(api, head, body).await,
@@ -125,7 +129,7 @@ pub(crate) async fn answer(api: &Api, head: &Parts, body: Body) -> Response<Body
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// Refuses a request that does not come from a node of this cluster.
+/// Refuses a request that is not proven to come from a node of this cluster.
 fn check_secret(cluster: &ClusterHandle, head: &Parts) -> Result<(), Problem> {
     match head.extensions.get::<Origin>() {
         Some(Origin::Proven) => return Ok(()),
@@ -174,7 +178,8 @@ async fn answer_node(api: &Api, head: &Parts, body: Body) -> Result<Response<Bod
         PeerCall::Engine(name) => {
             let url = percent_decode_str(head.uri.query().unwrap_or_default()).decode_utf8();
             let url = url.map_err(|error| Problem::field("engine", error.to_string()))?;
-            // The text without the password is kept, also if the sender did not leave it out.
+            // `EngineUrl` omits its password when it is displayed, so the password is not stored
+            // even if the sender included it.
             let url: EngineUrl = url
                 .parse()
                 .map_err(|error: InvalidEngineUrl| Problem::field("engine", error.to_string()))?;
@@ -211,7 +216,7 @@ async fn answer_volume(
     Ok(with_epoch(answer, epoch))
 }
 
-/// Adds the epoch of the ring to a refusal.
+/// Adds the epoch of this node's ring to a refusal with status 421.
 fn with_epoch(mut answer: Response<Body>, epoch: u64) -> Response<Body> {
     if answer.status() == StatusCode::MISDIRECTED_REQUEST {
         answer.headers_mut().insert(EPOCH, HeaderValue::from(epoch));
@@ -262,7 +267,7 @@ fn report(cluster: &Arc<ClusterHandle>) -> NodeReport {
     }
 }
 
-/// Carries out a call at a volume that is served here.
+/// Executes a call at a volume that this process serves.
 pub(crate) async fn inner(
     cluster: &Arc<ClusterHandle>,
     server: &Arc<VolumeServer>,
@@ -272,19 +277,19 @@ pub(crate) async fn inner(
 ) -> Response<Body> {
     let answered = operate(cluster, server, call, query, body).await;
     if !server.app.state().storage.is_ours() {
-        // A read may be old.
+        // The volume was lost during the call, so data that was read may be outdated.
         return Problem::moved().into_response();
     }
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// Reads a question in JSON.
+/// Reads the JSON body of a call.
 async fn question<Q: DeserializeOwned>(body: Body) -> Result<Q, Problem> {
     let body = order_body::read_small(&HeaderMap::new(), body).await?;
     serde_json::from_slice(&body).map_err(|error| Problem::body(error.to_string()))
 }
 
-/// Renders the answer to a question.
+/// Renders the answer to the question type `Q` as JSON.
 fn reply<Q>(answer: &Q::Answer) -> Response<Body>
 where
     Q: VolumeQuestion,
@@ -342,8 +347,8 @@ async fn export(
     request: &ExportRequest,
 ) -> Result<Response<Body>, Problem> {
     if request.seal {
-        // Requests that came when this was the only volume cannot be asked again elsewhere: they
-        // finish first.
+        // Requests that began while this volume was the only one read their body as it arrives.
+        // They cannot be repeated at another node, so they must finish before the slots are sealed.
         cluster.earlier_requests().await;
         server.seal(&cluster.authority, request).await?;
     }
@@ -354,7 +359,8 @@ async fn export(
     }
 }
 
-/// Asks a volume, on this node or another, until it answers or the time is over.
+/// Sends a question to a volume, on this node or another one, and repeats it until the volume
+/// answers or the deadline `until` passes.
 pub(crate) async fn ask_volume<Q: VolumeQuestion>(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,

@@ -1,14 +1,14 @@
 //! The HTTP API of a node.
 //!
-//! `routes` finds and parses the operation of a request, `forward` takes it to the volume that
-//! answers it, `fast_path` calls the operation at that volume, and the other modules render the
-//! answer.
+//! `routes` parses a request to an operation, and `forward` routes the operation to the volume that
+//! owns its data. `fast_path` executes the operation at that volume. The other modules execute
+//! single operations and render their responses.
 //!
 //! **Invariants**
 //! - A request gets the same status and body from every node of a cluster.
-//! - Bad input is answered with a 4xx problem that names the field or line.
+//! - Invalid input gets a 4xx problem that names the field or line.
 //!
-//! Deliberately absent: decisions about orders and stock, which belong to `volume` and `domain`.
+//! Decisions about orders and stock are not made here. They belong to `volume` and `domain`.
 
 pub(crate) mod console;
 pub(crate) mod content;

@@ -1,12 +1,12 @@
-//! Probes and metrics of this node, over all volumes that the node serves.
+//! Probes and metrics of this node. They cover all volumes that the node serves.
 //!
 //! **Invariants**
-//! - The node that receives one of these requests answers it. The request is never forwarded.
-//! - A series that belongs to one volume has the label `volume`. So a take-over adds series and
-//!   changes none.
-//! - Counters count from the start of the process and never go back (`metrics::VolumeCounters`).
+//! - A probe or a scrape of metrics is answered by the node that receives it and never forwarded.
+//! - Each time series of a volume has the label `volume`. So serving a further volume adds series
+//!   and does not change existing ones.
+//! - Counters count from the start of the process and never decrease (`metrics::VolumeCounters`).
 //!
-//! Deliberately absent: the state of other nodes, which is part of `GET /health`.
+//! The state of other nodes is not reported here. It is part of `GET /health`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,13 +35,13 @@ pub(super) struct Alive {
     status: &'static str,
 }
 
-/// Answers `GET /health/live`: 200 while the process runs.
+/// Handles `GET /health/live`: 200 while the process runs.
 pub(crate) fn live() -> Response {
     json(&Alive { status: "ok" })
 }
 
-/// Answers `GET /health/ready`: 200 if every volume assigned to the node takes orders, else 503
-/// with the reasons.
+/// Handles `GET /health/ready`: 200 if every volume assigned to the node accepts orders, otherwise
+/// 503 with the reasons.
 pub(crate) fn ready(cluster: &ClusterHandle) -> Result<Response, Problem> {
     let topology = cluster.topology();
     if topology.servers.is_empty() && topology.to_serve().next().is_none() {
@@ -69,7 +69,7 @@ pub(crate) fn ready(cluster: &ClusterHandle) -> Result<Response, Problem> {
     }
 }
 
-/// Returns the reason why a volume takes no orders now, or `None` if it takes orders.
+/// Returns the reason why a volume does not accept orders now, or `None` if it does.
 pub(crate) fn fault_of(server: &VolumeServer) -> Option<String> {
     let storage = &server.app.state().storage;
     if storage.has_failed() {
@@ -81,7 +81,7 @@ pub(crate) fn fault_of(server: &VolumeServer) -> Option<String> {
     storage.try_permit().err().map(|error| error.to_string())
 }
 
-/// The state of one volume at the moment of a scrape.
+/// The state of one volume at the moment of a scrape of metrics.
 struct Sample {
     volume: String,
     slots: u64,
@@ -96,7 +96,8 @@ struct Sample {
     commit_queue: u64,
     transactors: u64,
     is_ready: bool,
-    /// `true` if the counters are those of a scanner of statistics files.
+    /// `true` if this volume scans for statistics files, or did so since the process started. The
+    /// metrics of the scan are reported only then.
     scans_files: bool,
     counters: Arc<VolumeCounters>,
 }
@@ -133,14 +134,14 @@ impl Sample {
     }
 }
 
-/// Type of a series of a volume.
+/// The Prometheus type of a volume's metric.
 #[derive(Clone, Copy)]
 enum Kind {
     Counter,
     Gauge,
 }
 
-/// A family of series with one sample a volume.
+/// A metric family with one sample for each volume.
 struct VolumeFamily {
     name: &'static str,
     kind: Kind,
@@ -272,7 +273,7 @@ const FAMILIES: [VolumeFamily; 19] = [
     },
 ];
 
-/// Answers `GET /metrics` in the text format of Prometheus.
+/// Handles `GET /metrics` in the text format of Prometheus.
 pub(crate) fn metrics(cluster: &ClusterHandle) -> Response {
     let topology = cluster.topology();
     let samples: Vec<Sample> = topology
@@ -292,8 +293,8 @@ fn volume_label(volume: &str) -> (&'static str, String) {
     ("volume", volume.to_owned())
 }
 
-/// Returns the families that belong to the node, and the readiness of every volume assigned to the
-/// node.
+/// Returns the metric families of the node: the ring's epoch, and the readiness of every volume
+/// assigned to the node.
 fn of_node(topology: &Topology, samples: &[Sample]) -> [Family; 2] {
     let ready = topology.to_serve().map(|volume| {
         let sample = samples.iter().find(|sample| sample.volume == volume.as_str());
@@ -315,7 +316,7 @@ fn of_node(topology: &Topology, samples: &[Sample]) -> [Family; 2] {
     ]
 }
 
-/// Returns the families that belong to one volume each.
+/// Returns the metric families with samples for each volume.
 fn of_volumes(samples: &[Sample]) -> Vec<Family> {
     let mut orders = Vec::new();
     for sample in samples {

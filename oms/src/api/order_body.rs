@@ -1,14 +1,13 @@
-//! The JSON bodies of orders and payments.
+//! Parses the JSON bodies of orders and payments.
 //!
 //! A valid body is parsed in one typed pass. Only a rejected body is parsed a second time, with the
-//! path of each value, to name the wrong field: `products[1].quantity`.
+//! path of each value. So the problem can name the invalid field, such as `products[1].quantity`.
 //!
 //! **Invariants**
-//! - Every rejected body gets a 400 that names the field, or says why the body is not JSON.
+//! - Every rejected body gets a 400 that names the field or states why the body is not JSON.
 //! - Whole numbers are exact: a number that a JSON reader with doubles would round is rejected.
 //!
-//! Deliberately absent: schema validation by a library. The typed pass is on the hot path of
-//! orders.
+//! Schema validation by a library is absent, because parsing is on the hot path of orders.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -27,14 +26,15 @@ use crate::api::request::parse_id;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::stock_snapshot::PRODUCT_MAX;
 
-/// Maximum size of the body of an order or payment, in bytes. A hundred products take 4 KB.
+/// Maximum size in bytes of the body of an order or payment. An order with 100 products takes about
+/// 4 KB.
 pub(super) const JSON_BYTES_MAX: usize = 64 * 1_024;
 /// Maximum number of products of one order.
 const ORDER_LINES_MAX: usize = 100;
 /// Maximum number of units of one order line.
 const ORDER_QUANTITY_MAX: u64 = 1_000_000;
 
-/// Reads a whole body of at most `JSON_BYTES_MAX`.
+/// Reads a whole body of at most `JSON_BYTES_MAX` bytes into memory.
 pub(super) async fn read_small(headers: &HeaderMap, body: impl RequestBody) -> Result<Bytes, Problem> {
     let mut whole = BytesMut::new();
     if headers.contains_key(CONTENT_ENCODING) {
@@ -50,7 +50,7 @@ pub(super) async fn read_small(headers: &HeaderMap, body: impl RequestBody) -> R
     let Some(first) = pieces.next().await? else {
         return Ok(Bytes::new());
     };
-    // Nearly every order arrives in one piece, which is used without a copy.
+    // Nearly every order arrives in one piece, which is returned without a copy.
     if pieces.is_at_end() {
         return Ok(first);
     }
@@ -92,7 +92,7 @@ enum LineField {
     Other,
 }
 
-/// Written by hand, because the derived implementation also accepts the array `[812,3]`.
+/// Implemented by hand, because a derived implementation would also accept the array `[812,3]`.
 impl<'de> Deserialize<'de> for WireLine {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<WireLine, D::Error> {
         struct Fields;
@@ -134,15 +134,16 @@ impl<'de> Deserialize<'de> for WireLine {
 #[derive(Deserialize, ToSchema)]
 #[schema(as = Payment)]
 pub(super) struct WirePayment {
-    /// The transaction, for a refund. Every JSON reader keeps numbers up to the maximum exact.
+    /// Id of the payment's transaction, for a possible refund. Every JSON reader represents numbers
+    /// up to the maximum exactly.
     #[schema(value_type = u64, maximum = 9_007_199_254_740_991_u64, example = 4_711)]
     transaction_id: Whole,
 }
 
-/// A whole number in either JSON form: `12` and `12.0` are the same number.
+/// A whole number that may be written in JSON as `12` or as `12.0`.
 struct Whole(u64);
 
-/// 2^53. Above this, several whole numbers share one float.
+/// 2^53. Above this limit several whole numbers have the same `f64`.
 const WHOLE_FLOAT_MAX: f64 = 9_007_199_254_740_992.0;
 
 impl<'de> Deserialize<'de> for Whole {
@@ -171,14 +172,14 @@ impl<'de> Deserialize<'de> for Whole {
     }
 }
 
-/// A parsed order request.
+/// The parsed and checked body of a request to place an order.
 #[derive(Debug)]
 pub(super) struct NewOrder {
     pub(super) id: OrderId,
     pub(super) lines: Box<[Line]>,
 }
 
-/// Parses `{"id":"17","products":[{"id":812,"quantity":3}]}`.
+/// Parses the body of an order, such as `{"id":"17","products":[{"id":812,"quantity":3}]}`.
 pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
     let wire: WireOrder<'_> = object(body)?;
     let id = parse_id(&wire.id)?;
@@ -215,10 +216,11 @@ pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
     })
 }
 
-/// Parses `{"transaction_id":4711}`.
+/// Parses the body of a payment, such as `{"transaction_id":4711}`, and returns the id.
 pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
     let WirePayment { transaction_id } = object(body)?;
-    // A client that reads numbers as doubles would refund another transaction.
+    // A client that reads JSON numbers as doubles would round the id and refund another
+    // transaction.
     if transaction_id.0 > EXACT_MAX {
         let detail = format!("must be a whole number, 0 to {EXACT_MAX}");
         return Err(Problem::field("transaction_id", detail));
@@ -226,8 +228,8 @@ pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
     Ok(transaction_id.0)
 }
 
-/// Parses a JSON object. Two checks precede serde: a derived struct would also accept an array of
-/// its fields, and serde_json would not validate UTF-8 inside ignored fields.
+/// Parses a JSON object. An array is rejected first, because a derived struct would accept an array
+/// of its fields. UTF-8 is validated first, because serde_json does not validate ignored fields.
 fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     if body.is_empty() {
         return Err(Problem::body("the body is empty; it must be a JSON object"));
@@ -248,12 +250,12 @@ fn not_an_object() -> Problem {
     Problem::body("the body must be a JSON object")
 }
 
-/// Returns a problem that names the wrong field of a rejected body.
+/// Returns a problem that names the invalid field of a rejected body.
 fn diagnose<'a, T: Deserialize<'a>>(text: &'a str) -> Problem {
     let mut json = serde_json::Deserializer::from_str(text);
     let error = match serde_path_to_error::deserialize::<_, T>(&mut json) {
         Err(error) => error,
-        // Only text after the object was wrong.
+        // The object is valid, so the fault is text after the object.
         Ok(_) => return Problem::body("the body is not JSON: there is more after the object"),
     };
     let path = error.path().to_string();
@@ -262,7 +264,7 @@ fn diagnose<'a, T: Deserialize<'a>>(text: &'a str) -> Problem {
     if !error.is_data() {
         return Problem::body(format!("the body is not JSON: {reason}"));
     }
-    // The place in the text says less than the field.
+    // The problem names the field, so serde's suffix with line and column is removed.
     let reason = reason.split(" at line ").next().unwrap_or_default();
     let missing = reason.strip_prefix("missing field `");
     let missing = missing.and_then(|name| name.strip_suffix('`'));
@@ -275,7 +277,7 @@ fn diagnose<'a, T: Deserialize<'a>>(text: &'a str) -> Problem {
     };
     let is_null = reason.starts_with("invalid type: null");
     match missing {
-        // The words of the original system.
+        // The original system responded with this text, and clients may depend on it.
         _ if field == "id" && (missing.is_some() || is_null) => Problem::field(field, "Missing order ID"),
         Some(_) => Problem::field(field, "the field is missing"),
         None => Problem::field(field, reason),

@@ -1,11 +1,11 @@
 //! The operations on orders: place, pay, cancel, show, list.
 //!
 //! **Invariants**
-//! - A repeated order or payment gets the answer of the first one, however far the order has
-//!   progressed since.
+//! - A repeated order or payment gets the response to the first one, even if the state of the order
+//!   has changed since.
 //! - A page of a list reads at most `ORDERS_PER_PAGE_READ_MAX` orders.
 //!
-//! Deliberately absent: the rules of an order's life, which are in `domain::order`.
+//! The rules for state changes of an order are in `domain::order`.
 
 use std::sync::Arc;
 
@@ -24,24 +24,24 @@ use crate::volume::app::App;
 use crate::volume::state::Outcome;
 use crate::volume::transactor::Ask;
 
-/// Maximum number of orders read for one page of a list. A filter that selects few orders gets a
-/// short page early instead of a full page late.
+/// Maximum number of orders read for one page of a list. With a filter that few orders match, a
+/// request thus returns a short page early instead of a full page late.
 const ORDERS_PER_PAGE_READ_MAX: usize = 50_000;
 
 /// The answer to a placed order or a payment. It does not depend on later events of the order.
 #[derive(Serialize, ToSchema)]
 #[schema(as = AcceptedOrder)]
 pub(super) struct Accepted<'a> {
-    /// The order.
+    /// Id of the order.
     id: &'a OrderId,
     /// The products, as they were ordered.
     products: &'a [Line],
-    /// The store that has the units.
+    /// The store in which the units are reserved.
     #[schema(required = true, nullable = false, example = 5)]
     store_id: Option<u32>,
     /// `reserved` for an order, `paid` for a payment.
     state: OrderState,
-    /// The payment.
+    /// Transaction id of the payment; absent in the answer to an order.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = 4_711)]
     transaction_id: Option<u64>,
@@ -54,20 +54,20 @@ pub(super) struct Accepted<'a> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Order)]
 pub(super) struct Current<'a> {
-    /// The order.
+    /// Id of the order.
     id: &'a OrderId,
     /// The products, as they were ordered.
     products: &'a [Line],
-    /// The store that has the units; null if no store has all products.
+    /// The store in which the units are reserved; null if no store has all products.
     #[schema(required = true, example = 5)]
     store_id: Option<u32>,
     /// The state of the order.
     state: OrderState,
-    /// The payment, if the order is paid.
+    /// Transaction id of the payment, if the order is paid.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = 4_711)]
     transaction_id: Option<u64>,
-    /// Ids of the payments to be refunded.
+    /// Transaction ids of the payments to be refunded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     refund_transaction_ids: Vec<u64>,
@@ -94,7 +94,7 @@ impl<'a> Current<'a> {
     }
 }
 
-/// Renders JSON with its content type.
+/// Renders a value as a JSON response with its content type.
 pub(crate) fn json(value: &impl Serialize) -> Response {
     Json::of(value).into_response()
 }
@@ -110,12 +110,12 @@ fn accepted(order: &Order, state: OrderState, transaction_id: Option<u64>) -> Re
     })
 }
 
-/// Sends a request to the transactor (actor) of an order.
+/// Sends a request to the transactor (the actor) of an order, and returns its outcome.
 async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
     Ok(app.transactors.ask(id, ask).await?)
 }
 
-/// Places an order.
+/// Places an order: reserves its units in the first store that has all its products.
 pub(super) async fn place(app: &App, id: &OrderId, lines: Box<[Line]>) -> Result<Json, Problem> {
     let Outcome { order, repeated } = ask(app, id, Ask::Place(lines)).await?;
     if order.store.is_none() {
@@ -124,10 +124,10 @@ pub(super) async fn place(app: &App, id: &OrderId, lines: Box<[Line]>) -> Result
     Ok(accepted(&order, OrderState::Reserved, None)?.replayed(repeated))
 }
 
-/// Maximum number of order lines that a sentence names.
+/// Maximum number of order lines that the text of a problem names.
 const LINES_NAMED_MAX: usize = 10;
 
-/// 409: no store has the products of an order.
+/// Returns the problem 409: no single store has all products of an order.
 fn insufficient_stock(order: &Order) -> Problem {
     let named = order.lines.iter().take(LINES_NAMED_MAX);
     let mut lines: Vec<String> = named
@@ -144,7 +144,7 @@ fn insufficient_stock(order: &Order) -> Problem {
     Problem::new(Kind::InsufficientStock, detail)
 }
 
-/// Records the payment of an order.
+/// Records the payment of an order. Returns the problem 409 if the payment has to be refunded.
 pub(super) async fn pay(app: &App, id: &OrderId, transaction: u64) -> Result<Json, Problem> {
     let Outcome { order, repeated } = ask(app, id, Ask::Command(Command::Pay { transaction })).await?;
     let pays = |entry: &Entry| entry.event == Event::Paid { transaction };
@@ -162,7 +162,7 @@ pub(super) async fn pay(app: &App, id: &OrderId, transaction: u64) -> Result<Jso
     Ok(accepted(&order, OrderState::Paid, order.transaction)?.replayed(repeated))
 }
 
-/// Cancels an order.
+/// Cancels an order and returns its new state.
 pub(super) async fn cancel(app: &App, id: &OrderId) -> Result<Json, Problem> {
     let outcome = ask(app, id, Ask::Command(Command::Cancel)).await?;
     Json::of(&Current::of(&outcome.order))
@@ -174,7 +174,7 @@ fn find(app: &App, id: &OrderId) -> Result<Order, Problem> {
     order.ok_or_else(|| Problem::not_found(format!("there is no order {id}")))
 }
 
-/// Shows an order.
+/// Returns the current state of an order.
 pub(super) fn show(app: &App, id: &OrderId) -> Result<Json, Problem> {
     Json::of(&Current::of(&find(app, id)?))
 }
@@ -188,19 +188,19 @@ struct HistoryEntry<'a> {
     /// The event: the name of a new state, or of a step that keeps the state.
     #[schema(example = "reserved")]
     event: &'static str,
-    /// The store of a reservation.
+    /// The store in which the units were reserved, for the event of a reservation.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     store_id: Option<u32>,
-    /// The payment of a payment or of a wanted refund.
+    /// Transaction id of the payment, for the event of a payment or of a wanted refund.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     transaction_id: Option<u64>,
-    /// Number of a delivery in the ledger of the warehouse. May exceed 2^53.
+    /// The warehouse's number of the delivery, for the event of a delivery. May exceed 2^53.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     stock_sequence: Option<u64>,
-    /// The reason why the warehouse refused the order.
+    /// The reason why the warehouse refused the order, for the event of a failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     reason: Option<&'a str>,
@@ -209,13 +209,13 @@ struct HistoryEntry<'a> {
 /// The events of an order.
 #[derive(Serialize, ToSchema)]
 pub(super) struct History<'a> {
-    /// The order.
+    /// Id of the order.
     id: &'a OrderId,
     /// The events, oldest first.
     events: Vec<HistoryEntry<'a>>,
 }
 
-/// Lists the events of an order, oldest first.
+/// Returns the events of an order, oldest first.
 pub(super) fn history(app: &App, id: &OrderId) -> Result<Json, Problem> {
     let order = find(app, id)?;
     let entry = |at_ms: u64, event: &'static str| HistoryEntry {
@@ -255,7 +255,7 @@ pub(super) fn history(app: &App, id: &OrderId) -> Result<Json, Problem> {
     })
 }
 
-/// An order of a page, and the position after it.
+/// An order in a volume's page of a list, with the position after the order.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct OrderEntry {
     pub(crate) created_at_ms: u64,
@@ -263,17 +263,17 @@ pub(crate) struct OrderEntry {
     pub(crate) order: Box<RawValue>,
 }
 
-/// Orders of one volume in order of arrival.
+/// A page of orders of one volume in order of arrival.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct OrdersPage {
     pub(crate) entries: Vec<OrderEntry>,
-    /// The position after the last order that was read.
+    /// The position after the last order that was read, which may be later than the last entry.
     pub(crate) end: Position,
     /// `true` if there are unread orders after `end`.
     pub(crate) more: bool,
 }
 
-/// Lists orders of this volume.
+/// Returns a page of the orders of this volume that match the filter.
 pub(super) async fn page(app: &App, ask: AskOrders) -> Result<OrdersPage, Problem> {
     let state = Arc::clone(app.transactors.state());
     let walk = runtime::blocking(move || walk(&state, &ask)).await;

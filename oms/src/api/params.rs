@@ -1,12 +1,11 @@
 //! Parses and checks the query parameters of a request.
 //!
 //! **Invariants**
-//! - A rejected value is named by its parameter.
-//! - A request at its first node and a cursor that another node forwards are checked by the same
-//!   functions.
+//! - The problem for a rejected value names its parameter.
+//! - The same functions check a cursor from a client and a cursor that another node sends.
 //! - Each number has a minimum and a maximum.
 //!
-//! Deliberately absent: the names of the parameters of each path, which stand in `routes`.
+//! The table `routes` lists the parameters of each path.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,16 +20,16 @@ use crate::outbox::Kind;
 
 /// Maximum number of entries of a page.
 pub(super) const PAGE_MAX: usize = 10_000;
-/// Number of entries of a page without the parameter `limit`.
+/// Number of entries of a page if the request has no parameter `limit`.
 pub(super) const PAGE_DEFAULT: usize = 1_000;
 /// Maximum number of products of a ranking.
 pub(super) const TOP_MAX: u32 = 1_000;
-/// Number of products of a ranking without the parameter `top`.
+/// Number of products of a ranking if the request has no parameter `top`.
 pub(super) const TOP_DEFAULT: u32 = 10;
-/// Largest whole number that every JSON reader keeps exact (RFC 8259, section 6).
+/// Largest whole number that every JSON reader represents exactly (RFC 8259, section 6).
 pub(super) const EXACT_MAX: u64 = (1 << 53) - 1;
 
-/// Decoded names and values of a query.
+/// The decoded names and values of a query string.
 #[derive(Debug, Default)]
 pub(super) struct Values(pub(super) Vec<(String, String)>);
 
@@ -40,7 +39,7 @@ impl Values {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// Returns a value. An empty one counts as absent.
+    /// Returns the value of a parameter, or `None` if it is absent or empty.
     fn text(&self, name: &str) -> Option<&str> {
         self.get(name).filter(|value| !value.is_empty())
     }
@@ -59,7 +58,7 @@ impl Values {
         Ok(limit.map_or(PAGE_DEFAULT, |limit| limit as usize))
     }
 
-    /// Returns the number of products of a ranking.
+    /// Returns the requested number of products of a ranking.
     pub(super) fn top(&self) -> Result<u32, Problem> {
         let top = self.number("top", 1, TOP_MAX.into())?;
         Ok(top.map_or(TOP_DEFAULT, |top| top as u32))
@@ -70,12 +69,12 @@ fn invalid_cursor() -> Problem {
     Problem::field("cursor", "must be the `next` value of an earlier page")
 }
 
-/// The request for a page of a list that is sorted by a key.
+/// A request for a page of a list that is sorted by keys of type `K`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ListQuery<K> {
     /// Maximum number of entries.
     pub(crate) limit: usize,
-    /// The key after which the page begins.
+    /// The last key of the previous page; `None` to start at the first entry.
     pub(crate) after: Option<K>,
 }
 
@@ -91,7 +90,7 @@ impl ListQuery<OrderId> {
     }
 }
 
-/// Parses the key of a message, `ORDER/KIND`.
+/// Parses the key of an outbox message, `ORDER/KIND`.
 pub(crate) fn parse_message_key(text: &str) -> Option<(OrderId, Kind)> {
     let (order, kind) = text.rsplit_once('/')?;
     Some((parse_id(order).ok()?, parse_kind(kind).ok()?))
@@ -109,7 +108,7 @@ impl ListQuery<(OrderId, Kind)> {
     }
 }
 
-/// The filter of a list of orders.
+/// Selects the orders of a list by state, store and time of arrival.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Filter {
     state: Option<State>,
@@ -118,10 +117,10 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// Returns `true` if the order is selected.
+    /// Returns `true` if the filter selects the order.
     pub(crate) fn selects(&self, order: &Order) -> bool {
-        // An order with a second payment to be refunded is part of the refund list, although it is
-        // in another state.
+        // An order with a second payment to be refunded belongs to the list of wanted refunds,
+        // although its state is not `RefundWanted`.
         let owes = |state| state == State::RefundWanted && !order.extra_payments.is_empty();
         self.state.is_none_or(|state| state == order.state || owes(state))
             && self.store.is_none_or(|store| Some(store) == order.store)
@@ -129,8 +128,9 @@ impl Filter {
     }
 }
 
-/// A position between two orders of one volume: the page of arrivals and the number of orders
-/// before the position on that page.
+/// A position between two orders in a volume's list of arrivals. The list is stored in pages
+/// (`storage::volume`). `page` is the page of the position, and `at` is the number of orders on
+/// that page before the position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
     pub(crate) page: u64,
@@ -140,8 +140,8 @@ pub(crate) struct Position {
 /// A position in the merged list of orders: one position for each volume, written as
 /// `VOLUME~PAGE.AT` and joined by commas.
 ///
-/// A volume without a position is listed from its beginning. The position of a volume that has left
-/// the ring is ignored.
+/// A volume that is absent from the cursor is listed from its first order. Positions of volumes
+/// that have left the ring are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cursor(pub(crate) BTreeMap<NodeName, Position>);
 
@@ -166,7 +166,7 @@ impl Cursor {
         Some(Cursor(positions))
     }
 
-    /// Returns the position in a volume.
+    /// Returns the position in a volume's list, by default its beginning.
     pub(crate) fn of(&self, volume: &NodeName) -> Position {
         self.0.get(volume).copied().unwrap_or_default()
     }
@@ -182,7 +182,7 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// The request for a page of orders.
+/// A request for a page of orders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OrdersQuery {
     pub(crate) filter: Filter,

@@ -1,13 +1,14 @@
-//! Answers the requests that other nodes send on the channel.
+//! Handles the requests that other nodes send on the channel.
 //!
-//! All reservations of a frame are made in one pass over the stock and one write batch. Every other
-//! request has a task of its own. Group commit lets these tasks share a sync, as it does for
-//! requests of clients.
+//! All reservations of a frame at one volume are made in one pass over the stock and one write
+//! batch. Each other request runs in a separate task. Group commit lets these tasks share a sync,
+//! as it does for client requests.
 //!
 //! **Invariants**
-//! - A request about a volume that this node does not serve is answered with `Moved` and the epoch
-//!   of this node's topology.
-//! - A volume that was lost in the meantime also answers `Moved`, and none of its data is sent.
+//! - A request about a volume that this node does not serve gets `Moved` with the epoch of this
+//!   node's topology.
+//! - If the process loses the volume during a request, the reply is also `Moved`, and no data of
+//!   the volume is sent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,15 +32,16 @@ use crate::runtime::trace::{self, Begun, FinishedSpan, SpanKind, SpanOutcome, Tr
 use crate::volume::questions::{self, VolumeReply};
 use crate::volume::server::VolumeServer;
 
-/// Maximum size of a response body on the channel, in bytes. The caller requests a larger one again
-/// over HTTP/2, where it does not delay other messages.
+/// Maximum size of a response body on the channel, in bytes. The caller requests a larger body
+/// again over HTTP/2, where its transfer does not delay other messages.
 const BODY_BYTES_MAX: usize = 256 << 10;
 
-/// The reservations that one frame requests at one volume.
+/// The reservations at one volume that one frame requests.
 struct Reserves {
     server: Arc<VolumeServer>,
     asked: Vec<Reserve>,
-    /// The caller of each reservation, and the trace of the client's request.
+    /// The caller of each reservation, and the trace context of the client's request if it is
+    /// traced.
     callers: Vec<(Caller, Option<TraceContext>)>,
 }
 
@@ -85,7 +87,8 @@ impl Service for ClusterHandle {
                     let asked_by = Epoch(asked.epoch);
                     runtime::spawn(async move {
                         if Instant::now() >= until && !matches!(question, Question::Settle { .. }) {
-                            // Its sender has stopped waiting.
+                            // The deadline has passed, so the sender no longer waits. Only
+                            // settlements are still executed.
                             return caller.answer(epoch, Reply::Moved);
                         }
                         let answered = match trace {
@@ -120,7 +123,7 @@ impl Service for ClusterHandle {
     }
 }
 
-/// Answers a request as part of the trace of the client's request.
+/// Executes a request and records it as a span of the client request's trace.
 async fn answer_traced(
     parent: TraceContext,
     server: &Arc<VolumeServer>,
@@ -140,7 +143,7 @@ async fn answer_traced(
     answered
 }
 
-/// Exports the span of an answered request.
+/// Exports the trace span of an answered request.
 fn finish_span(
     name: &'static str,
     parent: TraceContext,
@@ -165,7 +168,8 @@ fn finish_span(
     trace::finish(finished, span);
 }
 
-/// Answers a request about a volume that this node serves, routed by the ring of `asked_by`.
+/// Executes a request about a volume that this node serves. `asked_by` is the epoch of the ring by
+/// which the sender routed the request.
 async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question: Question) -> VolumeReply {
     match question {
         Question::Command(command) => command_here(server, command).await.into(),
@@ -188,7 +192,7 @@ async fn command_here(server: &VolumeServer, command: OrderCommand) -> Reply {
     into_reply(response).await
 }
 
-/// Converts a response to a message.
+/// Converts an HTTP response to a reply on the channel.
 async fn into_reply(response: Response<Body>) -> Reply {
     let (head, body) = response.into_parts();
     if head.status == StatusCode::MISDIRECTED_REQUEST {
@@ -211,7 +215,7 @@ async fn into_reply(response: Response<Body>) -> Reply {
     }
 }
 
-/// Converts a message to the response that it contains.
+/// Converts a reply on the channel back to the HTTP response.
 pub(crate) fn into_response(http: HttpReply) -> Response<Body> {
     let mut response = Response::new(Body::from(http.body));
     *response.status_mut() = StatusCode::from_u16(http.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -1,9 +1,9 @@
-//! Error answers as `application/problem+json` (RFC 9457).
+//! Error responses in the format `application/problem+json` (RFC 9457).
 //!
 //! **Invariants**
 //! - `type` and `field` are stable names for programs. `detail` is text for people and may change.
-//! - Every 503 has a `Retry-After` header.
-//! - A fault of this node (500) is logged where it becomes a problem.
+//! - Every 503 response has a `Retry-After` header.
+//! - A storage error that is answered with 500 is logged when it is converted to a problem.
 
 mod kind;
 
@@ -20,7 +20,7 @@ use crate::error::{StorageError, with_causes};
 use crate::volume::server::MigrationError;
 use crate::volume::state::OrderError;
 
-/// An error answer. Boxed to keep the `Result` of handlers small.
+/// An error response. The content is boxed, so that the `Result` of handlers stays small.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Problem(Box<Report>);
@@ -47,24 +47,25 @@ pub(crate) struct Report {
     /// Number of the invalid line of a CSV body, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<u64>,
-    /// Column of the fault in that line, from 1.
+    /// Column of the fault in the invalid line of a CSV body, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     column: Option<usize>,
-    /// Stores of a stock that was applied in part, by the volumes that confirmed.
+    /// If a stock was applied in part: the stores for which a volume confirmed the change.
     #[serde(skip_serializing_if = "Option::is_none")]
     applied: Option<Vec<u32>>,
-    /// Stores of a stock that was applied in part that no volume confirmed. They may have changed.
+    /// If a stock was applied in part: the stores that no volume confirmed. Their stock may have
+    /// changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<Vec<u32>>,
     #[serde(skip)]
     replayed: bool,
-    /// A header that belongs to the status, such as `Allow`.
+    /// A response header that the kind of problem requires, such as `Allow` for 405.
     #[serde(skip)]
     header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Problem {
-    /// Returns a problem of a kind with its usual status.
+    /// Returns a problem of a kind, with the status of that kind.
     pub(crate) fn new(kind: Kind, detail: impl Into<String>) -> Problem {
         Problem(Box::new(Report {
             kind,
@@ -81,19 +82,19 @@ impl Problem {
         }))
     }
 
-    /// 400: a field of the body, path or query is invalid.
+    /// Returns the problem 400: a field of the body, path or query is invalid.
     pub(crate) fn field(field: impl Into<String>, detail: impl Into<String>) -> Problem {
         let mut problem = Problem::body(detail);
         problem.0.field = Some(field.into());
         problem
     }
 
-    /// 400: the body as a whole is invalid.
+    /// Returns the problem 400: the body as a whole is invalid.
     pub(crate) fn body(detail: impl Into<String>) -> Problem {
         Problem::new(Kind::Malformed, detail)
     }
 
-    /// 400: a line of a CSV body is invalid.
+    /// Returns the problem 400: a line of a CSV body is invalid.
     pub(crate) fn csv(fault: CsvError) -> Problem {
         let detail = format!("{fault}; nothing of the body was applied");
         let mut problem = Problem::new(Kind::MalformedLine, detail);
@@ -102,12 +103,13 @@ impl Problem {
         problem
     }
 
-    /// 404: the path, order or entry does not exist.
+    /// Returns the problem 404: the path, order or entry does not exist.
     pub(crate) fn not_found(detail: impl Into<String>) -> Problem {
         Problem::new(Kind::NotFound, detail)
     }
 
-    /// 405: the path exists for other methods, which the header `Allow` lists.
+    /// Returns the problem 405: the path exists only for other methods, which the header `Allow`
+    /// lists.
     pub(crate) fn method(allowed: &[&Method]) -> Problem {
         let mut problem = Problem::new(Kind::Method, "the path exists, but not for this method");
         let mut names: Vec<&str> = allowed.iter().map(|method| method.as_str()).collect();
@@ -119,18 +121,18 @@ impl Problem {
         problem
     }
 
-    /// 408: the body did not arrive in time.
+    /// Returns the problem 408: the body did not arrive in time.
     pub(crate) fn slow_body() -> Problem {
         let detail = "the body stopped arriving, or arrives too slowly; nothing of it was applied";
         Problem::new(Kind::SlowBody, detail)
     }
 
-    /// 413: the body is larger than the route allows.
+    /// Returns the problem 413: the body is larger than the route allows.
     pub(crate) fn too_large(limit: usize) -> Problem {
         Problem::new(Kind::TooLarge, format!("the body is larger than {limit} bytes"))
     }
 
-    /// 415: the content coding is unknown.
+    /// Returns the problem 415: the content coding of the body is not supported.
     pub(crate) fn encoding() -> Problem {
         let detail = "a body may be sent without a coding or as gzip";
         let mut problem = Problem::new(Kind::Encoding, detail);
@@ -138,8 +140,8 @@ impl Problem {
         problem
     }
 
-    /// 503 or the status of a rejected part: some volumes applied their part of a stock, others did
-    /// not confirm theirs.
+    /// Returns the problem for a stock upload that some volumes applied and others did not confirm.
+    /// `status` is 503, or the status with which a volume rejected its part.
     pub(crate) fn partly_applied(
         status: StatusCode,
         reason: &str,
@@ -158,46 +160,47 @@ impl Problem {
         problem
     }
 
-    /// 415: stock must be CSV, not a form.
+    /// Returns the problem 415: stock must be sent as CSV, not as a form.
     pub(crate) fn content_type(found: &str) -> Problem {
         let detail =
             format!("stock is sent as text/csv, not as {found}; with curl, add -H 'Content-Type: text/csv'");
         Problem::new(Kind::ContentType, detail)
     }
 
-    /// 503: the client may retry later.
+    /// Returns the problem 503: the client may retry later.
     pub(crate) fn busy(detail: impl Into<String>) -> Problem {
         Problem::new(Kind::Busy, detail)
     }
 
-    /// 421: the order or store belongs to another node now. The routing code retries there.
+    /// Returns the problem 421: another node now owns the order or store. The node that received
+    /// the client's request routes it again.
     pub(crate) fn moved() -> Problem {
         let detail = "the order or store is being moved to another node; retry";
         Problem::new(Kind::Moved, detail)
     }
 
-    /// 503: the node that serves the order or store does not answer.
+    /// Returns the problem 503: the node that serves the order or store does not respond.
     pub(crate) fn not_here(node: &str, reason: &str) -> Problem {
         let detail = format!("the node {node}, which serves this order or store, does not answer: {reason}");
         Problem::new(Kind::NotServedHere, detail)
     }
 
-    /// 500: a fault of this node.
+    /// Returns the problem 500: a fault of this node.
     pub(crate) fn internal(detail: impl Into<String>) -> Problem {
         Problem::new(Kind::Internal, detail)
     }
 
-    /// Returns `true` for `moved`: the request must be routed again.
+    /// Returns `true` for the kind `Moved`, after which the request must be routed again.
     pub(crate) fn is_moved(&self) -> bool {
         self.0.kind == Kind::Moved
     }
 
-    /// Returns the text for people.
+    /// Returns the detail, the sentence for people about this request.
     pub(crate) fn detail(&self) -> &str {
         &self.0.detail
     }
 
-    /// Sets the mark that this answer repeats an earlier one.
+    /// Sets whether this response repeats the response to an earlier request.
     pub(crate) fn replayed(mut self, replayed: bool) -> Problem {
         self.0.replayed = replayed;
         self
@@ -256,8 +259,8 @@ impl From<OrderError> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        // The report has only texts and numbers, so this cannot fail. An empty body would still
-        // carry the status.
+        // The report contains only texts and numbers, so serialization cannot fail. If it did, the
+        // response would have its status and an empty body.
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
@@ -275,5 +278,5 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Header of an answer that repeats the answer of an earlier request.
+/// Response header that marks a repetition of the response to an earlier request.
 pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");

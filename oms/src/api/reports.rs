@@ -1,9 +1,8 @@
-//! The reports on sales, reservations and messages to the warehouse, and the retry of a dead
-//! letter.
+//! Reports on sales, reservations and messages to the warehouse, and the retry of a dead letter.
 //!
 //! **Invariants**
 //! - Only the volume that owns the statistics reports sales.
-//! - The entries of a page are sorted by the key that its cursor names.
+//! - The entries of a page are sorted by the key that its cursor contains.
 
 use std::sync::Arc;
 
@@ -23,7 +22,7 @@ use crate::volume::app::App;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::Ask;
 
-/// Reports the sales of a product.
+/// Returns the sales of a product.
 pub(super) fn product_sales(app: &App, product: u32) -> Result<Json, Problem> {
     app.state()
         .slots
@@ -37,20 +36,20 @@ pub(super) fn product_sales(app: &App, product: u32) -> Result<Json, Problem> {
 /// The sales of one product of a ranking.
 #[derive(Serialize, ToSchema)]
 struct Ranked {
-    /// The product.
+    /// Id of the product.
     product: u32,
     #[serde(flatten)]
     stats: ProductStats,
 }
 
-/// The products that sold best.
+/// The products with the highest revenue.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Ranking {
     /// The products, most revenue first.
     products: Vec<Ranked>,
 }
 
-/// Ranks the products that sold best.
+/// Returns the `count` products with the highest revenue.
 pub(super) fn top_sales(app: &App, count: usize) -> Result<Json, Problem> {
     app.state()
         .slots
@@ -70,16 +69,16 @@ pub(super) fn top_sales(app: &App, count: usize) -> Result<Json, Problem> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Reservation)]
 pub(super) struct ListedReservation {
-    /// The order.
+    /// Id of the order.
     order: OrderId,
-    /// The store.
+    /// Id of the store.
     store: u32,
-    /// The units of each product.
+    /// The number of units reserved of each product.
     #[schema(value_type = Vec<Line>)]
     products: Box<[Line]>,
 }
 
-/// Lists the reservations of this volume by order id.
+/// Returns the first reservations of this volume after an order id, sorted by order id.
 pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entry<OrderId>>, Problem> {
     let after = ask.after.as_deref().map(OrderId::parse).transpose();
     let after = after.map_err(|reason| Problem::field("cursor", reason))?;
@@ -107,7 +106,7 @@ pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entr
     page.into_iter().map(entry).collect()
 }
 
-/// Lists the messages of this volume to the warehouse, by order id and kind.
+/// Returns the first outbox messages of this volume after a message, sorted by order id and kind.
 pub(super) fn messages(app: &App, ask: &AskEntries) -> Result<Vec<Entry<(OrderId, String)>>, Problem> {
     let after = match ask.after.as_deref() {
         None => None,
@@ -131,15 +130,15 @@ pub(super) fn messages(app: &App, ask: &AskEntries) -> Result<Vec<Entry<(OrderId
 #[derive(Serialize, ToSchema)]
 #[schema(as = RetriedMessage)]
 pub(super) struct Retried<'a> {
-    /// The order.
+    /// Id of the order.
     order: &'a OrderId,
-    /// The kind of the message.
+    /// The kind of the message: `announce` or `deliver`.
     kind: Kind,
     /// The state of the message: `waiting`.
     state: MessageState,
 }
 
-/// Puts a dead letter back into the outbox.
+/// Puts a dead letter back into the outbox, where it is sent again.
 pub(super) async fn retry(app: &App, order: &OrderId, kind: Kind) -> Result<Json, Problem> {
     app.transactors
         .ask(order, Ask::Retry(kind))

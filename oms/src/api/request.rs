@@ -1,13 +1,13 @@
-//! The operations of the public API, and the parsing of their values.
+//! The operations of the public API, and the parsers of their values.
 //!
-//! Every public request is parsed at the node where it arrives and before its body is read
-//! (`routes`). The operation decides which volume answers, so a node routes by the same values that
-//! the owner uses.
+//! Every public request is parsed to an operation at the node where it arrives, before its body is
+//! read (`routes`). The parsed values decide which volume executes the operation. So the receiving
+//! node routes by the same values that the owner uses.
 //!
 //! **Invariants**
 //! - An operation contains nothing of the client's headers. Calls between nodes are built from
 //!   operations.
-//! - Faults are checked in one order: path, method, query names, path values, query values.
+//! - Requests are checked in a fixed order: path, method, query names, path values, query values.
 
 use std::borrow::Cow;
 
@@ -23,26 +23,27 @@ use crate::domain::order::OrderId;
 use crate::domain::routing_key::RoutingKey;
 use crate::outbox::Kind;
 
-/// Maximum number of characters of a client's text in an error.
+/// Maximum number of characters that an error quotes from a client's text.
 const REPEATED_CHARS_MAX: usize = 60;
 
-/// An operation that a client requests.
+/// An operation that a client can request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
-    /// One volume answers, or each volume its part of a stock.
+    /// An operation that one volume executes. For a stock upload, each volume applies the part with
+    /// its stores.
     Volume(VolumeOperation),
-    /// The answers of all volumes are merged.
+    /// A read that merges the responses of all volumes.
     List(List),
-    /// The node that receives the request answers.
+    /// An operation that is executed by the node that receives the request.
     Node(NodeOperation),
 }
 
-/// An operation at a volume.
+/// An operation that is executed at a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum VolumeOperation {
-    /// A command to one order.
+    /// A command that changes one order.
     Command(Command),
-    /// A read.
+    /// A read of an order, a store or the statistics.
     Read(Read),
     /// Replace the whole stock.
     ReplaceStock,
@@ -50,61 +51,62 @@ pub(crate) enum VolumeOperation {
     ChangeStock,
 }
 
-/// An operation at the node that receives it.
+/// An operation that is executed by the node that receives the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NodeOperation {
-    /// The ring.
+    /// Read the ring document.
     Ring,
-    /// Liveness probe: the process answers.
+    /// Liveness probe: succeeds while the process runs.
     Live,
-    /// Readiness probe: the node can take orders.
+    /// Readiness probe: succeeds if the node accepts orders.
     Ready,
-    /// Metrics for Prometheus.
+    /// Read the metrics for Prometheus.
     Metrics,
-    /// The OpenAPI document.
+    /// Read the OpenAPI document.
     OpenApi,
-    /// The state of the cluster as it is now, for the web console.
+    /// Read the current state of the cluster, for the web console.
     ConsoleState,
-    /// The state and its changes, as server-sent events.
+    /// Follow the state of the cluster as server-sent events, for the web console.
     ConsoleEvents,
 }
 
-/// A command to one order.
+/// A command that changes one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Place the order in the body.
+    /// Place the order that the request's body contains.
     Place,
-    /// Record a payment of the order.
+    /// Record the payment of an order.
     Pay(OrderId),
-    /// Cancel the order.
+    /// Cancel an order.
     Cancel(OrderId),
-    /// Retry a dead letter of the order.
+    /// Retry a dead letter of an order.
     Retry(OrderId, Kind),
 }
 
-/// An operation with an answer that is merged from all volumes.
+/// A read that merges the responses of all volumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum List {
-    /// Orders by time of arrival.
+    /// Orders, sorted by time of arrival.
     Orders(OrdersQuery),
-    /// Reservations by order.
+    /// Reservations, sorted by order id.
     Reservations(ListQuery<OrderId>),
-    /// Messages to the warehouse by order and kind.
+    /// Messages to the warehouse, sorted by order id and kind.
     Messages(ListQuery<(OrderId, Kind)>),
-    /// One product in all stores.
+    /// The stock of one product in all stores.
     Product(u32),
-    /// Counts and states.
+    /// The summed counts and states for `GET /health`.
     Health,
 }
 
-/// The values of a request's path and query.
+/// The path segments and query values of a request that matches a route.
 pub(super) struct Parsed<'a> {
     segments: [&'a str; SEGMENTS_MAX],
     pub(super) values: Values,
 }
 
 impl<'a> Parsed<'a> {
-    /// Splits a path that fits a route, and checks the names of the query.
+    /// Splits the path of a request that matches a route, and checks the names of the query
+    /// parameters.
     pub(super) fn of(route: &Route, uri: &'a Uri) -> Result<Parsed<'a>, Problem> {
         let mut segments = [""; SEGMENTS_MAX];
         let path = uri.path();
@@ -116,23 +118,23 @@ impl<'a> Parsed<'a> {
         })
     }
 
-    /// Decodes a segment of the path.
+    /// Returns the percent-decoded path segment at an index.
     fn text(&self, at: usize) -> Result<Cow<'a, str>, Problem> {
         let decoded = percent_decode_str(self.segments[at]).decode_utf8();
         decoded.map_err(|_| Problem::field("path", "a segment of the path is not UTF-8 when decoded"))
     }
 
-    /// Parses the order id in a segment.
+    /// Parses a path segment as an order id.
     pub(super) fn order(&self, at: usize) -> Result<OrderId, Problem> {
         parse_id(&self.text(at)?)
     }
 
-    /// Parses the kind of message in a segment.
+    /// Parses a path segment as a kind of outbox message.
     pub(super) fn kind(&self, at: usize) -> Result<Kind, Problem> {
         parse_kind(&self.text(at)?)
     }
 
-    /// Parses a whole number in a segment, 1 to `largest`.
+    /// Parses a path segment as a whole number from 1 to `largest`.
     pub(super) fn number(&self, at: usize, field: &str, largest: u32) -> Result<u32, Problem> {
         let number = self.text(at)?.parse().ok();
         let number = number.filter(|number| (1..=largest).contains(number));
@@ -140,7 +142,8 @@ impl<'a> Parsed<'a> {
     }
 }
 
-/// Returns the values of the query. Rejects a parameter that is unknown or appears twice.
+/// Returns the decoded query parameters. Rejects a parameter that the route does not have or that
+/// appears twice.
 fn values(route: &Route, uri: &Uri) -> Result<Values, Problem> {
     if uri.query().is_none_or(str::is_empty) {
         return Ok(Values::default());
@@ -166,17 +169,17 @@ fn values(route: &Route, uri: &Uri) -> Result<Values, Problem> {
     Ok(Values(pairs))
 }
 
-/// Parses an order id from a path or body.
+/// Parses an order id from a path or a body.
 pub(super) fn parse_id(text: &str) -> Result<OrderId, Problem> {
     OrderId::parse(text).map_err(|reason| Problem::field("id", format!("the order id {reason}")))
 }
 
-/// Parses the name of a kind of message.
+/// Parses the name of a kind of outbox message.
 pub(super) fn parse_kind(text: &str) -> Result<Kind, Problem> {
     Kind::from_name(text).ok_or_else(|| Problem::field("kind", "must be announce or deliver"))
 }
 
-/// Returns the key that decides which volume answers a read.
+/// Returns the key that decides which volume executes a read.
 pub(crate) fn routing_key(read: &Read) -> RoutingKey {
     match read {
         Read::Order(order) | Read::OrderHistory(order) => RoutingKey::Order(order.clone()),
@@ -186,7 +189,8 @@ pub(crate) fn routing_key(read: &Read) -> RoutingKey {
 }
 
 impl Command {
-    /// Returns the path of the command. Ids and kinds need no percent encoding.
+    /// Returns the URL path of the command. Order ids and kinds contain only characters that need
+    /// no percent encoding.
     pub(crate) fn path(&self) -> String {
         match self {
             Command::Place => "/order".to_owned(),

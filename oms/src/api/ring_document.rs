@@ -1,15 +1,17 @@
-//! `GET /ring`: the ring and the addresses of the owners, for clients that call owners directly.
+//! `GET /ring`: the ring and the addresses of the owners, for clients that send requests directly
+//! to the owners.
 //!
-//! The document is the ring in the form of `imt-ring`, and a member `owners` beside its fields. A
-//! client looks a key up in the ring and finds the address of the volume's server in `owners`.
+//! The document is the ring in the JSON form of `imt-ring`, with an additional member `owners`. A
+//! client finds the volume of a key in the ring, and the address of the node that serves the volume
+//! in `owners`.
 //!
 //! **Invariants**
-//! - Document and `ETag` are built from one view of the cluster. Nodes with equal views give equal
+//! - Document and `ETag` are built from one topology. Nodes with equal topologies return equal
 //!   documents and tags.
-//! - The tag changes whenever the document does: also when a volume changes its server under the
-//!   same ring.
+//! - The tag changes whenever the document changes, even if only the serving node of a volume
+//!   changes.
 //!
-//! Deliberately absent: nodes that serve no volume, and moves that have not been committed.
+//! Nodes that serve no volume and moves that are not committed are not part of the document.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,23 +26,23 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::api::orders;
 use crate::control::topology::Topology;
 
-/// The server of a volume.
+/// The node that serves a volume.
 #[derive(Serialize)]
 struct Owner<'a> {
     node: &'a NodeName,
     address: SocketAddr,
 }
 
-/// The answer of `GET /ring`.
+/// The body of the response to `GET /ring`.
 #[derive(Serialize)]
 struct RingDocument<'a> {
     #[serde(flatten)]
     ring: &'a Ring,
-    /// The server of each volume. A volume that nobody serves at the moment is left out.
+    /// The serving node of each volume. A volume that no node serves at the moment is left out.
     owners: BTreeMap<&'a NodeName, Owner<'a>>,
 }
 
-/// Answers with the document, or with 304 if the client has it.
+/// Returns the ring document, or 304 if `If-None-Match` names its current tag.
 pub(crate) fn answer(topology: &Topology, headers: &HeaderMap) -> Response {
     let owners = owners(topology);
     let tag = tag(&topology.ring, &owners);
@@ -68,19 +70,20 @@ fn owners(topology: &Topology) -> BTreeMap<&NodeName, Owner<'_>> {
     topology.volumes().filter_map(owner).collect()
 }
 
-/// Returns the tag of a document. It is weak, because a compressed answer has the same tag.
+/// Returns the `ETag` of a document. The tag is weak, because compressed and uncompressed responses
+/// share it.
 fn tag(ring: &Ring, owners: &BTreeMap<&NodeName, Owner<'_>>) -> String {
     let mut hash = Xxh3::new();
     hash.update(&ring.digest().0.to_le_bytes());
     for (volume, owner) in owners {
-        // Names have no spaces, so that two lists with the same text are equal.
+        // Names contain no spaces, so different lists of owners give different texts.
         let line = format!("{volume} {} {}\n", owner.node, owner.address);
         hash.update(line.as_bytes());
     }
     format!("W/\"{}-{:016x}\"", ring.epoch(), hash.digest())
 }
 
-/// Returns `true` if `If-None-Match` names a tag, by the weak comparison of RFC 9110.
+/// Returns `true` if `If-None-Match` contains the tag or `*`, by the weak comparison of RFC 9110.
 fn is_known(headers: &HeaderMap, tag: &str) -> bool {
     let given = headers.get_all(IF_NONE_MATCH).iter();
     let mut given = given
@@ -103,7 +106,7 @@ mod tests {
         NodeName::new(text).unwrap()
     }
 
-    /// Two volumes, both served by the nodes of these names.
+    /// Returns a topology with the volumes `ada` and `bob`, served by the named nodes.
     fn topology(servers: [&str; 2]) -> Topology {
         let members = ["ada", "bob"].map(|name| Member::new(name).unwrap());
         let mut state = ClusterState::of_ring(Ring::bootstrap(members, Options::new()).unwrap());
@@ -128,7 +131,7 @@ mod tests {
         HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::try_from(tag).unwrap())])
     }
 
-    /// The reading side, as the guide for clients shows it.
+    /// The ring document as a client reads it, as `docs/clients.md` shows.
     #[derive(Deserialize)]
     struct Known {
         #[serde(flatten)]

@@ -1,16 +1,15 @@
 //! The table of routes of the public API.
 //!
-//! A request is matched with the table once, where it arrives (`Target::of`). Parsing, routing,
-//! metrics, the access log, the treatment of probes and the API document all use the row that was
-//! found.
+//! Each request is matched with the table once, at the node where it arrives (`Target::of`).
+//! Parsing, routing, metrics, the access log, probes and the API document all use the matching row.
 //!
 //! **Invariants**
 //! - `ROUTES` is the only list of public paths, methods and query parameters.
-//! - Requests are counted by row, so that ids in paths create no new series.
-//! - Parsing the path of a command gives the same command.
+//! - Metrics count requests by row, so ids in paths create no new time series.
+//! - Parsing the path that `Command::path` returns gives the same command.
 //!
-//! Deliberately absent: the page at `/`, which is no part of the API, and the paths of calls
-//! between nodes (`cluster::peer_call`).
+//! The console's page at `/` is not in the table, because it is not part of the API. Paths of calls
+//! between nodes are in `cluster::peer_call`.
 
 use std::sync::LazyLock;
 
@@ -26,41 +25,42 @@ use crate::cluster::peer_call::PeerCall;
 use crate::domain::stock_snapshot::{PRODUCT_MAX, STORE_MAX};
 use crate::runtime::metrics::RouteIndex;
 
-/// Maximum number of segments of a public path.
+/// Maximum number of segments of a path in the table.
 pub(super) const SEGMENTS_MAX: usize = 4;
 
 /// A row of the table of routes.
 pub(crate) struct Route {
     method: Method,
-    /// Segments of the path. A segment in braces is a parameter.
+    /// Segments of the path. A segment in braces is a path parameter.
     path: &'static [&'static str],
-    /// The metric that counts the requests.
+    /// The metric that counts the requests of this route.
     counted: Counted,
     handler: Handler,
-    /// The description for the API document, with the query parameters.
+    /// The description for the API document, including the query parameters.
     pub(super) about: &'static Description,
 }
 
 /// The metric that counts the requests of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counted {
-    /// A series with the route's name.
+    /// A time series with the route's name.
     Itself,
-    /// The series `other`, which is no part of the totals of clients.
+    /// The time series `other`, which the totals of client requests exclude.
     Other,
-    /// As `Other`. The request is answered even if too many requests are in progress, because it
-    /// matters most then.
+    /// The time series `other`. The request is answered even while too many requests are in
+    /// progress, because probes matter most under overload.
     Probe,
 }
 
-/// The place where an operation is carried out, and the parser of its values.
+/// The place where an operation is executed, and the parser of its values.
 #[derive(Clone, Copy)]
 enum Handler {
-    /// At one volume, or at each volume for its part of a stock.
+    /// Executed at one volume. A stock upload is executed at each volume, for the part with its
+    /// stores.
     Volume(fn(&Parsed<'_>) -> Result<VolumeOperation, Problem>),
-    /// At all volumes.
+    /// Executed at all volumes, with the responses merged.
     List(fn(&Parsed<'_>) -> Result<List, Problem>),
-    /// At the node that receives the request.
+    /// Executed at the node that receives the request.
     Node(NodeOperation),
 }
 
@@ -117,7 +117,7 @@ const fn read(read: Read) -> VolumeOperation {
     VolumeOperation::Read(read)
 }
 
-/// All public routes, the most used ones first, since they are searched in this order.
+/// All public routes. The table is searched from the start, so the most frequent routes come first.
 static ROUTES: [Route; 23] = [
     volume(
         Method::POST,
@@ -263,7 +263,7 @@ static ROUTES: [Route; 23] = [
     ),
 ];
 
-/// Names of the routes, in the order of the table: `POST /order`.
+/// Names of the routes, such as `POST /order`, in the order of the table.
 static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
     let name = |route: &Route| format!("{} {}", route.method, route.template());
     ROUTES.iter().map(name).collect()
@@ -280,29 +280,30 @@ pub(super) fn all() -> &'static [Route] {
 }
 
 impl Route {
-    /// Returns the path with its parameters in braces.
+    /// Returns the path with its parameters in braces, such as `/order/{id}`.
     pub(super) fn template(&self) -> String {
         format!("/{}", self.path.join("/"))
     }
 
-    /// Returns the method.
+    /// Returns the HTTP method of the route.
     pub(super) fn method(&self) -> &Method {
         &self.method
     }
 
-    /// Returns `true` if each request concerns one volume, and thus one owner.
+    /// Returns `true` if each request of the route concerns one volume, which has one owner.
     pub(super) fn has_owner(&self) -> bool {
-        // A stock concerns the volumes of all its stores.
+        // A stock upload concerns the volumes of all its stores.
         matches!(self.handler, Handler::Volume(_)) && self.path != ["stocks"]
     }
 
-    /// Returns the names of the parameters of the path.
+    /// Returns the names of the path parameters.
     pub(super) fn path_parameters(&self) -> impl Iterator<Item = &'static str> {
         let parameters = self.path.iter().filter_map(|segment| segment.strip_prefix('{'));
         parameters.filter_map(|segment| segment.strip_suffix('}'))
     }
 
-    /// Returns `true` if a path without its first slash fits. A parameter is never empty.
+    /// Returns `true` if a path, without its leading slash, matches the route. A parameter must not
+    /// be empty.
     fn fits(&self, path: &str) -> bool {
         let mut found = path.split('/');
         let fits_all = self.path.iter().all(|known| {
@@ -318,21 +319,21 @@ impl Route {
     }
 }
 
-/// The destination of a request.
+/// The destination of a request by its method and path.
 #[derive(Clone, Debug)]
 pub(crate) enum Target {
-    /// A route of the API, by its place in the table.
+    /// A route of the API, as an index into `ROUTES`.
     Route(usize),
-    /// A call of another node.
+    /// A call of another node, with a path under `/peer/`.
     Peer,
-    /// The page of the web console.
+    /// The page of the web console at `/`.
     Page,
-    /// Nothing.
+    /// No route matches. The problem is 404 or 405.
     Unknown(Problem),
 }
 
 impl Target {
-    /// Matches a request with the table of routes. `HEAD` finds the route of `GET`.
+    /// Returns the destination of a request. `HEAD` matches the routes of `GET`.
     pub(crate) fn of<B>(request: &Request<B>) -> Target {
         let (method, path) = (request.method(), request.uri().path());
         if PeerCall::is_path(path) {
@@ -345,7 +346,7 @@ impl Target {
         find(method, path).map_or_else(Target::Unknown, Target::Route)
     }
 
-    /// Returns `true` if the request must be answered even when too many requests are in progress.
+    /// Returns `true` if the request is answered even while too many requests are in progress.
     pub(crate) fn is_probe(&self) -> bool {
         matches!(self, Target::Route(at) if ROUTES[*at].counted == Counted::Probe)
     }
@@ -369,7 +370,7 @@ impl Target {
     }
 }
 
-/// Parses the values of a request that fits the route at this place in the table.
+/// Parses the values of a request that matches the route at index `at` of the table.
 pub(crate) fn parse(at: usize, uri: &Uri) -> Result<Operation, Problem> {
     let route = &ROUTES[at];
     let parsed = Parsed::of(route, uri)?;
@@ -380,7 +381,7 @@ pub(crate) fn parse(at: usize, uri: &Uri) -> Result<Operation, Problem> {
     })
 }
 
-/// Finds the route of a method and an undecoded path.
+/// Returns the index of the route that matches a method and an undecoded path.
 fn find(method: &Method, path: &str) -> Result<usize, Problem> {
     let no_such_path = || Problem::not_found("there is no such path");
     let path = path.strip_prefix('/').ok_or_else(no_such_path)?;

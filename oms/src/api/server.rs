@@ -1,15 +1,15 @@
-//! The HTTP server: accepts connections and speaks HTTP/1.1 and HTTP/2 in clear with clients, and
-//! the protocols between nodes, which are encrypted between machines.
+//! The HTTP server: accepts connections and recognizes their protocol. Clients use HTTP/1.1 or
+//! HTTP/2 without TLS. Nodes use the channel or HTTP/2, which are encrypted between machines.
 //!
 //! **Invariants**
 //! - The numbers of connections and of requests in progress are bounded.
 //! - A connection is closed if its client sends nothing for `HEAD_TIMEOUT`, sends its headers too
-//!   slowly, or reads its answers too slowly.
-//! - A stop accepts no new connection and finishes the requests in progress. Requests that outlast
-//!   the drain timeout are cut off.
+//!   slowly, or reads its responses too slowly.
+//! - During a stop the server accepts no new connections and finishes the requests in progress.
+//!   Requests that outlast the drain timeout are cut off.
 //!
-//! Deliberately absent: TLS and authentication for clients, and routing. Bodies have their own
-//! timeouts in `content`.
+//! Deliberately absent: TLS and authentication for clients, and routing. The timeouts of bodies are
+//! in `content`.
 
 mod leftover;
 mod stream;
@@ -42,36 +42,38 @@ use crate::runtime;
 use crate::runtime::trace::{self, FinishedSpan, RequestSpan, SpanKind, SpanOutcome};
 use crate::runtime::watch;
 
-/// Longest wait for the first byte, for the rest of the headers, and for the next request of a
-/// connection.
+/// Longest wait for the first byte of a connection, for a complete request head, and for the next
+/// request on a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest pause of a client while it reads an answer.
+/// Time without progress of a write after which the connection is closed, because the client does
+/// not read its response.
 const WRITE_PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Pause after a failed accept. Usually the file descriptors are used up, and an immediate retry
-/// would only burn a core.
+/// Pause after a failed accept. Usually the process has used up its file descriptors, and an
+/// immediate retry would only use up a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Largest head of a request in bytes. Usual heads take a few hundred.
+/// Maximum size of an HTTP/2 request head in bytes. HTTP/1.1 allows four times this size. A typical
+/// head has a few hundred bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1_024;
-/// Time without requests after which a stop assumes that the last answers have been sent.
+/// Time without requests in progress after which a stop treats all responses as sent.
 const LAST_ANSWERS_TIME: Duration = Duration::from_millis(200);
 /// Interval at which a stop checks for requests in progress.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(5);
-/// First bytes of HTTP/2 in clear. No HTTP/1.1 method begins with all three.
+/// First bytes of HTTP/2 without TLS. No HTTP/1.1 method begins with these three bytes.
 const HTTP2_BEGINS: &[u8] = b"PRI";
-/// Number of first bytes that distinguish the protocols.
+/// Number of leading bytes that distinguish the protocols.
 const BEGIN_BYTES: usize = HTTP2_BEGINS.len();
 
-/// Header with the id of a request, sent back with the answer. The client's own id is kept; other
-/// requests get one here.
+/// Header with the id of a request, copied to the response. The server keeps the id that a client
+/// sends, and generates one for all other requests.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Target of the access log. At debug level it logs every request. At info level it logs one
-/// request in `ACCESS_SAMPLE`, and every slow or failed one.
+/// The `tracing` target of the access log. At debug level every request is logged. At info level
+/// one in `ACCESS_SAMPLE` requests is logged, and every slow or failed one.
 const ACCESS: &str = "imt_oms::access";
-/// One request in this number is logged at info level. At full load, a line for each request would
-/// cost more than the request.
+/// At info level, one in this number of requests is logged. At full load, a log line for each
+/// request would cost more than the request.
 const ACCESS_SAMPLE: u64 = 1_000;
-/// Duration from which a request is logged as slow. It includes the time in which a slow client
-/// sends its body.
+/// Duration from which a request is logged as slow. The duration includes the time in which the
+/// client sends the body.
 const SLOW: Duration = Duration::from_secs(1);
 
 /// The state that all connections share.
@@ -80,12 +82,12 @@ struct ConnectionHandler {
     api: Arc<Api>,
     requests: Arc<Semaphore>,
     seen: Arc<AtomicU64>,
-    /// First part of the request ids made here, random for each process.
+    /// First part of the request ids that this process generates; random for each process.
     process: u64,
     protection: Protection,
-    /// The connection of the requests.
+    /// The kind of the connection over which the requests arrive.
     origin: Origin,
-    /// `true` once an unencrypted connection of another node was refused.
+    /// `true` once this process has refused an unencrypted connection of another node.
     has_refused: Arc<AtomicBool>,
 }
 
@@ -98,7 +100,8 @@ impl ConnectionHandler {
         Arc::clone(&self.api.cluster) as Arc<dyn Service>
     }
 
-    /// Returns the error of an unencrypted connection of another machine, and logs the first one.
+    /// Returns the error for an unencrypted connection from a node on another machine. Only the
+    /// first such connection is logged.
     fn refusal(&self) -> LinkError {
         if !self.has_refused.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -109,7 +112,7 @@ impl ConnectionHandler {
         LinkError("the connection is not encrypted".to_owned())
     }
 
-    /// Returns the id of the request with this number. It is unique within this node.
+    /// Returns the request id for a request number. The id is unique within this process.
     fn request_id(&self, number: u64) -> HeaderValue {
         let id = format!("{:x}-{number:x}", self.process);
         HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from(number))
@@ -129,8 +132,8 @@ impl ConnectionHandler {
             .then(|| format!("{} {}", request.method(), request.uri()));
         let given = request.headers().get(REQUEST_ID).cloned();
         let id = given.unwrap_or_else(|| self.request_id(number));
-        // Probes and metrics are answered even if too many requests are in progress, because they
-        // matter most then.
+        // Probes and metrics are answered even while too many requests are in progress, because
+        // they matter most under overload.
         let is_probe = target.is_probe();
         let turn = self.requests.try_acquire().ok();
         let (request, leftover) = leftover::watch(request);
@@ -142,15 +145,15 @@ impl ConnectionHandler {
                 let busy = Problem::busy("too many requests are in progress");
                 busy.into_response().map(AnswerBody::Long)
             }
-            // Boxed, so that it does not enlarge the futures of all other requests.
+            // The future is boxed, so that the futures of untraced requests stay small.
             Some(span) => Box::pin(self.answer_traced(span, name, target, request)).await,
             None => self.api.answer(target, request).await,
         };
         let took = begun.elapsed();
         let status = response.status().as_u16();
         self.api.cluster.metrics.count(metric, status, took);
-        // Calls between nodes are logged at debug level only: the node that received the client's
-        // request logs that request.
+        // Calls between nodes are logged only at debug level, because the node that received the
+        // client's request logs that request.
         if logs_all || !is_between_nodes {
             let trace_id = span.map(|span| span.context.trace_id());
             log_access(&Answered {
@@ -169,7 +172,7 @@ impl ConnectionHandler {
         Ok(response)
     }
 
-    /// Answers a request as part of a trace.
+    /// Answers a request and records it as a span of a trace.
     async fn answer_traced(
         &self,
         span: RequestSpan,
@@ -195,17 +198,17 @@ impl ConnectionHandler {
     }
 }
 
-/// An answered request, for the access log.
+/// The fields of an answered request that the access log may contain.
 struct Answered<'a> {
-    /// Method and path, if the request is part of the sample.
+    /// Method and URI, if the request is part of the sample or the level is debug.
     request: Option<&'a str>,
-    /// Name of the route.
+    /// Name of the route, such as `GET /order/{id}`.
     route: &'static str,
-    /// `true` at debug level.
+    /// `true` if the access log is at debug level.
     logs_all: bool,
     is_between_nodes: bool,
     id: &'a HeaderValue,
-    /// The trace of which the request is a part.
+    /// The id of the request's trace, if the request is traced.
     trace_id: Option<&'a str>,
     status: u16,
     took: Duration,
@@ -227,8 +230,8 @@ fn log_access(answered: &Answered<'_>) {
     }
 }
 
-/// Serves until `stop` becomes true, then drains. Returns the number of requests that outlasted the
-/// drain timeout and were cut off.
+/// Serves connections until `stop` becomes true, and then drains. Returns the number of requests
+/// that outlasted the drain timeout and were cut off.
 pub(crate) async fn serve(
     listener: TcpListener,
     api: Api,
@@ -279,9 +282,9 @@ pub(crate) async fn serve(
     in_progress
 }
 
-/// Waits until no request has been in progress for `LAST_ANSWERS_TIME`, in which the last answers
-/// are sent. Connections without a complete request are not waited for. The check takes no permit,
-/// so requests that arrive in the meantime are still answered.
+/// Waits until no request has been in progress for `LAST_ANSWERS_TIME`, so that the last responses
+/// are sent. Connections without a complete request do not delay the return. The check takes no
+/// permit, so requests that arrive in the meantime are still answered.
 async fn idle(requests: &Semaphore, requests_max: usize) {
     let is_idle = || requests.available_permits() == requests_max;
     let mut since = tokio::time::Instant::now();
@@ -293,7 +296,7 @@ async fn idle(requests: &Semaphore, requests_max: usize) {
     }
 }
 
-/// The two signals that end a connection: `stop` between two requests, `cut` at once.
+/// The signals that end a connection: `stop` ends it between two requests, `cut` at any time.
 struct Stops {
     stop: watch::Receiver<bool>,
     cut: watch::Receiver<bool>,
@@ -304,7 +307,7 @@ async fn accept(
     places: &Arc<Semaphore>,
 ) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
     loop {
-        // The semaphore is never closed.
+        // An error is impossible, because the semaphore is never closed.
         let Ok(place) = Arc::clone(places).acquire_owned().await else {
             continue;
         };
@@ -326,14 +329,14 @@ async fn serve_connection(
     watcher: Watcher,
     mut stops: Stops,
 ) {
-    // Without this, Nagle's algorithm would delay the small answers.
+    // Nagle's algorithm would delay short responses.
     let _ = stream.set_nodelay(true);
     let protocol = tokio::select! {
         begins = tokio::time::timeout(HEAD_TIMEOUT, Protocol::of(&stream)) => match begins {
             Ok(Ok(protocol)) => protocol,
             Ok(Err(_)) | Err(_) => return,
         },
-        // No request was begun on this connection.
+        // The connection has no request yet, so a stop may close it.
         _ = stops.stop.wait_for(|stop| *stop) => return,
     };
     let is_exposed = protocol != Protocol::Tls && handler.protection.is_needed(peer.ip());
@@ -354,7 +357,7 @@ async fn serve_connection(
     }
 }
 
-/// Serves a connection with HTTP.
+/// Serves HTTP/1.1 or HTTP/2 on a connection.
 async fn serve_http<S>(
     stream: S,
     protocol: Protocol,
@@ -386,7 +389,7 @@ async fn serve_http<S>(
     }
 }
 
-/// Serves an encrypted connection. The other end proves first that it is a node of this cluster.
+/// Serves an encrypted connection after the other end has proven that it is a node of this cluster.
 async fn serve_encrypted(
     stream: TcpStream,
     mut handler: ConnectionHandler,
@@ -410,7 +413,7 @@ async fn serve_encrypted(
     }
 }
 
-/// Serves a connection until it ends or is cut off.
+/// Serves an HTTP connection until it ends or is cut off.
 async fn run<C: GracefulConnection>(
     connection: C,
     watcher: Watcher,
@@ -422,8 +425,8 @@ async fn run<C: GracefulConnection>(
     }
 }
 
-/// Serves another node on the channel until that node disconnects, or until this node has answered
-/// its last requests.
+/// Serves the channel of another node until that node disconnects, or until this node cuts its
+/// connections at the end of its drain.
 async fn serve_peer(
     stream: TcpStream,
     handler: &ConnectionHandler,
@@ -441,14 +444,14 @@ async fn serve_peer(
 enum Protocol {
     Http1,
     Http2,
-    /// The channel between nodes, unencrypted.
+    /// The channel between nodes, without encryption.
     Peer,
-    /// Either protocol between nodes, encrypted.
+    /// The channel or HTTP/2 between nodes, encrypted with TLS.
     Tls,
 }
 
 impl Protocol {
-    /// Peeks at the first bytes of a connection and returns its protocol.
+    /// Returns the protocol of a connection, without consuming its first bytes.
     async fn of(stream: &TcpStream) -> std::io::Result<Protocol> {
         let mut begin = [0u8; BEGIN_BYTES];
         loop {
@@ -459,13 +462,13 @@ impl Protocol {
             if let Some(protocol) = Protocol::beginning_with(&begin[..seen]) {
                 return Ok(protocol);
             }
-            // One or two bytes may belong to any protocol. Peeking returns at once while bytes are
-            // waiting, so without this pause the loop would spin.
+            // One or two bytes may belong to several protocols. `peek` returns at once while bytes
+            // are available, so without this pause the loop would spin.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// Returns the protocol of these first bytes, or `None` if more are needed.
+    /// Returns the protocol that begins with `bytes`, or `None` if more bytes are needed.
     fn beginning_with(bytes: &[u8]) -> Option<Protocol> {
         if bytes.first() == Some(&TLS_BEGINS) {
             return Some(Protocol::Tls);

@@ -1,13 +1,13 @@
-//! Statistics files of nodes with a folder each: every node scans its own folder and hands the
-//! files to the volume with the statistics.
+//! Imports statistics files where each node has a separate folder. Every node scans its folder and
+//! sends the files to the volume that owns the statistics.
 //!
 //! **Invariants**
-//! - A file is known by the id of its folder and its name. So files of one name in the folders of
-//!   two nodes both count, and a file that is sent again counts once.
-//! - A file is deleted after the volume has answered that its sums are durable.
-//! - An addition that has begun is finished, also if its sender no longer waits.
+//! - A file is identified by the id of its folder and its name. So files with one name in the
+//!   folders of two nodes are both counted, and a file that is sent twice is counted once.
+//! - A node deletes a file only after the volume has confirmed that the sums are durable.
+//! - An import that has begun is finished, even if the sending node no longer waits.
 //!
-//! Deliberately absent: the decision when a file is whole (`volume::jobs::stat_import`).
+//! The decision when a file is complete is in `volume::jobs::stat_import`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,12 +35,12 @@ use crate::volume::jobs::stat_import::importer::Imported;
 use crate::volume::jobs::stat_import::name::stamp_of;
 use crate::volume::jobs::stat_import::{FileTarget, Scanner, Unadded};
 
-/// Longest time for the addition of a file. The largest one has 64 MiB.
+/// Longest time for the import of one file, which has at most 64 MiB.
 const ADD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Largest refusal of another node that is read, in bytes.
+/// Maximum number of bytes that are read from another node's response.
 const REFUSAL_BYTES_MAX: usize = 4_096;
 
-/// Scans the folder of this node until `stop` becomes true.
+/// Scans the statistics folder of this node at intervals of `every` until `stop` becomes true.
 pub(crate) async fn run(
     cluster: Arc<ClusterHandle>,
     folder: PathBuf,
@@ -57,7 +57,8 @@ pub(crate) async fn run(
         .await;
 }
 
-/// Waits until this process may scan the folder. `None` if the node stops before.
+/// Waits until no other process scans the folder, and claims the folder. Returns `None` if the node
+/// stops before.
 async fn claim(
     cluster: &ClusterHandle,
     folder: &std::path::Path,
@@ -91,7 +92,7 @@ async fn claim(
     }
 }
 
-/// The volume with the statistics, on this node or another.
+/// The volume that owns the statistics, on this node or another one.
 struct StatisticsOwner {
     cluster: Arc<ClusterHandle>,
     id: FolderId,
@@ -125,7 +126,8 @@ impl FileTarget for StatisticsOwner {
     }
 }
 
-/// Adds a file that a node sends.
+/// Imports a statistics file that a node has sent. `query` is `FOLDER/NAME`, with the id of the
+/// folder and the name of the file.
 pub(crate) async fn take(app: &Arc<App>, query: &str, body: Body) -> Result<Imported, Problem> {
     let known_by = query.split_once('/');
     let Some((folder, name)) = known_by.filter(|(folder, name)| is_id(folder) && stamp_of(name).is_some())
@@ -143,7 +145,8 @@ pub(crate) async fn take(app: &Arc<App>, query: &str, body: Body) -> Result<Impo
     })
     .await?;
     let app = Arc::clone(app);
-    // A task of its own: the sums in memory must follow the durable ones.
+    // The import runs in a separate task. So a disconnected sender cannot cancel it between the
+    // commit and the update of the sums in memory.
     let adding = runtime::spawn(async move { app.stat_files.add(&key, &name, &whole).await });
     match adding.await {
         Ok(added) => Ok(added?),

@@ -3,13 +3,15 @@
 //!
 //! **Invariants**
 //! - No part is sent before every line is read and every volume has accepted the upload.
-//! - Each volume applies its part in one atomic step.
-//! - A failed part is retried for `APPLY_TIMEOUT`. Then the answer (`partly-applied`) names the
-//!   stores that were changed and those that were not confirmed.
-//! - Each part names all products of the stock, since the stock of a volume has a cell for each
-//!   product and store.
+//! - Each volume replaces the quantities in memory in one step. After a crash, only some stores may
+//!   have their new quantities (`stock_upload::apply`).
+//! - A failed part is sent again for up to `APPLY_TIMEOUT`, unless it was rejected or its node is
+//!   silent. If other parts were applied, the problem `partly-applied` lists the changed stores and
+//!   the unconfirmed stores.
+//! - Each part names all products of the upload, because a volume's stock has a cell for each pair
+//!   of product and store.
 //!
-//! Deliberately absent: atomicity over volumes.
+//! Deliberately absent: atomicity across volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -38,13 +40,13 @@ use crate::domain::routing_key::RoutingKey;
 use crate::domain::stock_snapshot::StockSnapshot;
 use crate::runtime;
 
-/// Longest time for all volumes to apply a stock that was read. The warehouse's own timeout is
-/// longer.
+/// Longest time for all volumes to apply an upload after its body was read. The warehouse waits
+/// longer than that for the response.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest pause before a failed part is retried. A change of the topology ends the pause early.
+/// Longest pause before failed parts are sent again. A change of the topology ends the pause early.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Executes `PUT /stocks` over several volumes.
+/// Handles `PUT /stocks` with several volumes.
 pub(crate) async fn replace(
     cluster: &Arc<ClusterHandle>,
     headers: &HeaderMap,
@@ -71,7 +73,7 @@ pub(crate) async fn replace(
     fan_out.answer(lines).await
 }
 
-/// Executes `PATCH /stocks` over several volumes.
+/// Handles `PATCH /stocks` with several volumes.
 pub(crate) async fn change(
     cluster: &Arc<ClusterHandle>,
     headers: &HeaderMap,
@@ -96,8 +98,8 @@ pub(crate) async fn change(
     fan_out.answer(lines).await
 }
 
-/// Asks every volume whether it accepts a snapshot. Returns a token for each volume that marks this
-/// moment: the snapshot does not count deliveries that are confirmed after it.
+/// Asks every volume whether it accepts a snapshot. Returns a token of each volume that marks the
+/// present moment. The snapshot does not count deliveries that a volume confirms after its token.
 async fn begin(
     cluster: &Arc<ClusterHandle>,
     as_of: Option<u64>,
@@ -123,8 +125,8 @@ async fn begin(
             Ok(Begun::Implausible { largest }) => {
                 bound = Some(bound.map_or(largest, |bound: u64| bound.min(largest)));
             }
-            // The volume has left the ring. The new owners of its stores treat deliveries that they
-            // did not record themselves as not counted.
+            // The volume has left the ring, so it needs no token. Deliveries that migrate with its
+            // stores after the new owners' tokens are treated as not counted by the snapshot.
             Err(problem) if problem.is_moved() => {}
             Err(problem) => return Err(problem),
         }
@@ -135,7 +137,7 @@ async fn begin(
     }
 }
 
-/// A stock to be applied by several volumes.
+/// A stock upload to be applied by several volumes.
 enum Stock {
     Whole(StockSnapshot),
     Cells(Vec<[u32; 3]>),
@@ -150,29 +152,29 @@ struct StockFanOut {
     until: Instant,
 }
 
-/// The volumes and stores that confirmed the stock.
+/// The volumes and stores for which the upload is confirmed.
 #[derive(Clone, Default)]
 struct Confirmed {
-    /// Epoch of the ring by which the volumes confirmed.
+    /// Epoch of the ring by which the confirmed parts were split.
     epoch: u64,
     volumes: BTreeSet<NodeName>,
     stores: BTreeSet<u32>,
 }
 
-/// The part of one volume.
+/// The part of an upload for one volume.
 struct VolumePart {
     volume: NodeName,
     stores: Vec<u32>,
     csv: Bytes,
 }
 
-/// Failures of one round.
+/// The failures of one round, in which all unconfirmed parts are sent.
 #[derive(Default)]
 struct Failures {
     reason: Option<String>,
-    /// `true` if a node did not answer.
+    /// `true` if a node is silent or a volume's database is missing, so a retry is useless.
     is_silent: bool,
-    /// `true` if a part may have been applied although no answer arrived.
+    /// `true` if a part may have been applied although no response arrived.
     is_unknown: bool,
     refusal: Option<Response>,
 }
@@ -192,8 +194,8 @@ impl StockFanOut {
         Ok(crate::api::orders::json(&taken))
     }
 
-    /// Sends every volume its part. Returns the answer of a volume that rejects its part, if no
-    /// volume has applied any.
+    /// Sends every volume its part and retries failed parts. If a volume rejects its part and no
+    /// other volume has applied one, returns that rejection.
     async fn apply(&self) -> Result<Option<Response>, Problem> {
         let mut confirmed = Confirmed::default();
         let mut is_unknown = false;
@@ -202,8 +204,9 @@ impl StockFanOut {
             let topology = self.cluster.topology();
             let epoch = topology.ring.epoch().0;
             if confirmed.epoch != epoch {
-                // With another ring each volume has other stores, and a whole stock empties the
-                // stores that its part omits. So confirmations by an earlier ring are void.
+                // Under another ring each volume owns other stores, and a whole snapshot empties
+                // the stores that a part omits. So confirmations under an earlier ring no longer
+                // hold.
                 confirmed.epoch = epoch;
                 confirmed.volumes.clear();
             }
@@ -248,7 +251,7 @@ impl StockFanOut {
         Problem::partly_applied(status, reason, applied, failed)
     }
 
-    /// Sends the parts in parallel and records the volumes that confirm.
+    /// Sends the parts in parallel and records the volumes that confirm them.
     async fn send(
         &self,
         topology: &Arc<Topology>,
@@ -298,7 +301,7 @@ impl StockFanOut {
         VolumeErrand::new(VolumeCall::Stock, csv).with_query(part.to_query())
     }
 
-    /// Returns the parts of the volumes that have not confirmed theirs.
+    /// Returns the parts of the volumes that have not confirmed yet.
     async fn parts(
         &self,
         topology: &Arc<Topology>,
@@ -310,12 +313,13 @@ impl StockFanOut {
     }
 }
 
-/// Splits a stock by the owners of its stores. A line of store 0 only names a product.
+/// Splits an upload by the owners of its stores. In a part, a line with store 0 only names a
+/// product.
 fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<VolumePart> {
     let products: BTreeSet<u32>;
     let mut names = String::new();
     let mut name = |product: &u32| {
-        // Writing to a String cannot fail.
+        // Writing to a `String` cannot fail.
         let _ = writeln!(names, "{product},0,0");
     };
     match stock {
@@ -343,8 +347,8 @@ fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<Volum
     match stock {
         Stock::Whole(snapshot) => snapshot.each_store(|store, quantities| {
             let cells = snapshot.products().iter().zip(quantities);
-            // The first line of a store is always sent: it names the store even if all of its cells
-            // are empty.
+            // The first line of a store is always sent, because it names the store even if all
+            // quantities are 0.
             let lines = cells
                 .enumerate()
                 .filter(|(at, (_, quantity))| *at == 0 || **quantity != 0);
@@ -355,8 +359,8 @@ fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<Volum
         }),
         Stock::Cells(cells) => {
             for [product, store, quantity] in cells {
-                // The store may have been confirmed under an earlier ring. Applying it again would
-                // undo deliveries made since then.
+                // The store may have been confirmed under an earlier ring. Applying the quantity
+                // again would undo later deliveries.
                 if !confirmed.stores.contains(store) {
                     add(*store, &mut std::iter::once((*product, *quantity)));
                 }

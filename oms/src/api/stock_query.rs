@@ -1,8 +1,8 @@
-//! The operations that show stock: a product in all stores, and a store with all its products.
+//! The operations that read stock: a product in all stores, and a store with all its products.
 //!
 //! **Invariants**
 //! - `on_hand` is always the sum of `available` and `reserved`.
-//! - A store is shown only by the volume that owns its slot.
+//! - Only the volume that owns a store's slot reports the store.
 
 use axum::response::Response;
 use serde::Serialize;
@@ -19,11 +19,11 @@ use crate::volume::app::App;
 /// The quantities of one product in one store.
 #[derive(Serialize, ToSchema)]
 struct Quantities {
-    /// Units in the store: available and reserved ones.
+    /// Units in the store, including the reserved ones.
     on_hand: i64,
     /// Units reserved for orders.
     reserved: u32,
-    /// Units that an order can still get. Negative if a new stock has fewer units than are
+    /// Units that orders can still reserve. Negative if a new stock has fewer units than are
     /// reserved.
     available: i32,
 }
@@ -41,7 +41,7 @@ impl Quantities {
 /// The quantities of a product in a store.
 #[derive(Serialize, ToSchema)]
 struct InStore {
-    /// The store.
+    /// Id of the store.
     store_id: u32,
     #[serde(flatten)]
     quantities: Quantities,
@@ -50,7 +50,7 @@ struct InStore {
 /// The quantities of a product.
 #[derive(Serialize, ToSchema)]
 struct OfProduct {
-    /// The product.
+    /// Id of the product.
     product: u32,
     #[serde(flatten)]
     quantities: Quantities,
@@ -60,7 +60,7 @@ struct OfProduct {
 #[derive(Serialize, ToSchema)]
 #[schema(as = ProductStock)]
 pub(super) struct ProductPage {
-    /// The product.
+    /// Id of the product.
     product: u32,
     /// The stores that have, or had, the product, by ascending id.
     #[schema(value_type = Vec<InStore>)]
@@ -71,13 +71,13 @@ pub(super) struct ProductPage {
 #[derive(Serialize, ToSchema)]
 #[schema(as = StoreStock)]
 pub(super) struct StorePage {
-    /// The store.
+    /// Id of the store.
     store: u32,
     /// The products, by ascending id.
     products: Vec<OfProduct>,
 }
 
-/// Lists the stores of this volume that have, or had, a product.
+/// Returns the stores of this volume that have, or had, a product.
 pub(super) fn product(app: &App, product: u32) -> Result<Vec<Entry<u32>>, Problem> {
     let levels = app.state().stock().product(product);
     let entry = |level: Level| {
@@ -87,7 +87,7 @@ pub(super) fn product(app: &App, product: u32) -> Result<Vec<Entry<u32>>, Proble
     levels.into_iter().map(entry).collect()
 }
 
-/// Renders a product with its stores in all volumes.
+/// Renders the stock of a product, merged from the stores of all volumes.
 pub(super) fn render_product(product: u32, stores: Vec<Box<RawValue>>) -> Result<Response, Problem> {
     if stores.is_empty() {
         let detail = format!("no store has ever had product {product}");
@@ -96,10 +96,10 @@ pub(super) fn render_product(product: u32, stores: Vec<Box<RawValue>>) -> Result
     Ok(json(&ProductPage { product, stores }))
 }
 
-/// Shows a store with all its products.
+/// Returns a store with the quantities of all its products.
 pub(super) fn store(app: &App, store: u32) -> Result<Json, Problem> {
     let state = app.state();
-    // A store that is being migrated, or was migrated, is shown by its new volume.
+    // If another volume owns the store's slot, only that volume reports the store.
     if !state.slots.has_store(store) {
         return Err(Problem::moved());
     }

@@ -1,14 +1,15 @@
-//! Stock uploads at one volume: a whole snapshot (`PUT`), or some lines (`PATCH`), parsed while
-//! they arrive.
+//! Stock uploads at one volume: a whole snapshot (`PUT`) or some changed quantities (`PATCH`).
+//! Bodies are parsed while they arrive.
 //!
 //! **Invariants**
 //! - Nothing is applied before the whole body has been read and checked.
-//! - One upload is applied at a time. Memory and rows change under the lock of the stock, in one
-//!   order.
-//! - If a commit fails, the stock in memory is set back to the stock of the volume.
-//! - An upload that was split or read under another set of slots is answered "moved".
+//! - One upload is applied at a time. Memory and rows are changed under the lock of the stock, so
+//!   both see uploads in the same order.
+//! - If a commit fails, the stock in memory is set back to the stock in the volume's rows.
+//! - If the volume's set of slots changed since the upload was split or its reading began, the
+//!   response is "moved" (421).
 //!
-//! Deliberately absent: splitting a stock over volumes, which is in `stock_fan_out`.
+//! Splitting an upload over several volumes is in `stock_fan_out`.
 
 mod apply;
 
@@ -33,18 +34,19 @@ use crate::domain::stock_snapshot::{PRODUCT_MAX, StockSnapshot};
 use crate::runtime;
 use crate::volume::app::App;
 
-/// Maximum size of a snapshot in bytes. The usual one has 22 MB.
+/// Maximum size of a snapshot in bytes. A typical snapshot has 22 MB.
 pub(super) const STOCK_BYTES_MAX: usize = 100 * 1_000 * 1_000;
 
-/// Maximum number of lines of a change. A larger change costs as much as a whole snapshot.
+/// Maximum number of lines of a `PATCH`. A larger change costs as much as a whole snapshot.
 pub(super) const PATCH_LINES_MAX: usize = 100_000;
-/// Maximum size of a change in bytes.
+/// Maximum size of a `PATCH` in bytes.
 pub(super) const PATCH_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 
-/// Maximum size of one volume's part, in bytes: a whole stock and a line for each product.
+/// Maximum size in bytes of one volume's part of an upload: a whole snapshot and one line for each
+/// product.
 const PART_BYTES_MAX: usize = STOCK_BYTES_MAX + 16 * PRODUCT_MAX as usize;
 
-/// The question to a volume whether it accepts a snapshot.
+/// Asks a volume whether it accepts a snapshot.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct BeginStock {
     pub(super) as_of: Option<u64>,
@@ -55,35 +57,37 @@ impl VolumeQuestion for BeginStock {
     type Answer = Begun;
 }
 
-/// The answer of a volume before a snapshot is sent to it.
+/// The answer of a volume to [`BeginStock`].
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Begun {
-    /// The volume accepts the snapshot.
+    /// The volume accepts the snapshot, so it may be sent.
     Taken {
-        /// Token that marks this moment.
+        /// Token that marks the present moment in the volume's sequence of deliveries.
         token: String,
     },
-    /// A newer snapshot was applied.
+    /// A snapshot with a higher delivery number was applied before.
     Stale { as_of: u64, newest: u64 },
-    /// The number of the snapshot is above the largest one that the volume accepts now.
+    /// The snapshot's delivery number is above the largest number that the volume considers
+    /// possible now.
     Implausible { largest: u64 },
 }
 
-/// The parameters of one volume's part of a stock. The part itself is CSV; a line of store 0 only
-/// names a product.
+/// The parameters of one volume's part of an upload. The part is sent as CSV. In it, a line with
+/// store 0 only names a product.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Part {
     /// `true` if the part replaces the whole stock of the volume.
     pub(super) is_whole: bool,
-    /// Epoch of the ring by which the stock was split.
+    /// Epoch of the ring by which the upload was split.
     pub(super) epoch: u64,
     pub(super) as_of: Option<u64>,
-    /// Token of the moment at which the upload began.
+    /// The volume's token from the time at which the upload began.
     pub(super) arrival: Option<String>,
 }
 
 impl Part {
-    /// Returns the query of a call between nodes. None of its values needs percent encoding.
+    /// Returns the query string of the call between nodes. None of the values needs percent
+    /// encoding.
     pub(super) fn to_query(&self) -> String {
         let mut query = format!("is_whole={}&epoch={}", self.is_whole, self.epoch);
         if let Some(as_of) = self.as_of {
@@ -105,14 +109,14 @@ impl Part {
 }
 
 impl App {
-    /// Returns a token that marks this moment in the order of deliveries.
+    /// Returns a token that marks the present moment in the sequence of confirmed deliveries.
     fn arrival_token(&self) -> String {
         let Arrival(ordinal) = self.state().stock().arrival();
         format!("{}.{ordinal}", self.incarnation)
     }
 
-    /// Checks that the warehouse can have made as many deliveries as the snapshot counts. The error
-    /// is the largest plausible number.
+    /// Checks that the warehouse can have made as many deliveries as the snapshot's `X-Stock-As-Of`
+    /// claims. The error is the largest plausible number.
     fn check_as_of(&self, as_of: Option<u64>) -> Result<(), u64> {
         let state = self.state();
         let largest = state.stock().largest_plausible(state.clock.now_ms());
@@ -122,8 +126,9 @@ impl App {
         }
     }
 
-    /// Returns the moment of a token. A token of an earlier instance of this volume's server marks
-    /// the beginning, so that no delivery known here counts as included in the snapshot.
+    /// Returns the moment that a token marks. For a token of an earlier instance of this volume's
+    /// server, that is the moment before all deliveries known here. So no known delivery is treated
+    /// as counted by the snapshot.
     fn arrival_of(&self, token: &str) -> Option<Arrival> {
         let (incarnation, ordinal) = token.split_once('.')?;
         let is_ours = incarnation == self.incarnation.to_string();
@@ -131,7 +136,8 @@ impl App {
     }
 }
 
-/// Checks whether this volume accepts a snapshot, and returns a token for this moment.
+/// Checks whether this volume accepts a snapshot, and returns a token that marks the present
+/// moment.
 pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
     if app.state().storage.has_failed() {
         return Err(Problem::busy(
@@ -149,7 +155,7 @@ pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
     Ok(Begun::Taken { token })
 }
 
-/// Reserves one of the `SNAPSHOTS_ARRIVING_MAX` uploads.
+/// Takes a permit for one of the `SNAPSHOTS_ARRIVING_MAX` concurrent uploads.
 pub(super) fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
     turns
         .try_acquire()
@@ -167,8 +173,8 @@ pub(super) struct SnapshotTaken {
     pub(super) applied: bool,
 }
 
-/// Rejects a form. A client such as curl sends its body as a form by default, and a body of one
-/// line would replace the whole stock. Any other type, or none, is read as CSV.
+/// Rejects HTML forms. A client such as curl labels its body as a form by default, and a form with
+/// one line would replace the whole stock. A body with any other type, or none, is read as CSV.
 pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = value
@@ -194,7 +200,8 @@ pub(super) fn as_of(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
         .ok_or_else(|| Problem::field("X-Stock-As-Of", "must be a whole number"))
 }
 
-/// 400: the snapshot claims to count more deliveries than the warehouse can have made.
+/// Returns the problem 400: the snapshot claims to count more deliveries than the warehouse can
+/// have made.
 pub(super) fn implausible(largest: u64) -> Problem {
     Problem::field(
         "X-Stock-As-Of",
@@ -202,7 +209,7 @@ pub(super) fn implausible(largest: u64) -> Problem {
     )
 }
 
-/// 409: a newer snapshot was applied before.
+/// Returns the problem 409: a newer snapshot was applied before.
 pub(super) fn stale(as_of: u64, newest: u64) -> Problem {
     let detail = format!(
         "the snapshot is as of delivery {as_of}, but a snapshot as of delivery {newest} was applied before"
@@ -216,12 +223,12 @@ impl From<StaleSnapshot> for Problem {
     }
 }
 
-/// 400: a stock upload without lines.
+/// Returns the problem 400: a stock upload has no lines.
 pub(super) fn no_lines() -> Problem {
     Problem::body("the body has no lines; to empty a stock, send its lines with quantity 0")
 }
 
-/// Executes `PUT /stocks`.
+/// Handles `PUT /stocks` at the only volume.
 pub(super) async fn put(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json, Problem> {
     content::check_length(headers, STOCK_BYTES_MAX)?;
     check_content_type(headers)?;
@@ -250,8 +257,8 @@ pub(super) async fn put(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Resu
     })
 }
 
-/// Reads a body line by line as it arrives. Memory use is bounded by one piece of the body and the
-/// lines that `take` stores.
+/// Passes the lines of a body to `take` as they arrive, and returns their number. Memory use is
+/// bounded by one piece of the body and by the data that `take` stores.
 pub(super) async fn read_lines(
     headers: &HeaderMap,
     body: Body,
@@ -264,15 +271,15 @@ pub(super) async fn read_lines(
     reader.finish(take).map_err(Problem::csv)
 }
 
-/// The content of a change of stock.
+/// The parsed lines of a `PATCH`.
 pub(super) struct ChangedCells {
-    /// Number of lines, empty ones included.
+    /// Number of lines, empty lines excluded.
     pub(super) lines: u64,
-    /// Product, store and quantity of each cell.
+    /// Product, store and new quantity of each changed cell.
     pub(super) cells: Vec<[u32; 3]>,
 }
 
-/// Reads all lines of a change.
+/// Reads all lines of a `PATCH`.
 pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<ChangedCells, Problem> {
     let mut cells = Vec::new();
     let lines = read_lines(headers, body, PATCH_BYTES_MAX, |fields| {
@@ -281,22 +288,23 @@ pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<Change
             return Err(FieldFault { field: 0, reason });
         }
         cells.push(fields);
-        // Checked here, where line and column are known. The snapshot to change is read later.
+        // Each line is checked here, because the error can name the line and column. The stored
+        // snapshot to which the lines apply is read later.
         StockSnapshot::check(fields)
     });
     let lines = lines.await?;
     Ok(ChangedCells { lines, cells })
 }
 
-/// Applies this volume's part of a stock that another node received.
+/// Applies this volume's part of an upload that another node received and split.
 pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result<Json, Problem> {
     let part = Part::parse(query)?;
     let _turn = turn(&app.snapshot_turns)?;
     let slots = {
         let slots = &app.state().slots;
         let version = slots.version();
-        // Another ring splits the stock differently, and this part would empty the stores that it
-        // omits.
+        // Another ring would split the upload differently. So this part may omit stores of this
+        // volume, and applying it would empty those stores.
         if slots.ring().epoch().0 != part.epoch {
             return Err(Problem::moved());
         }
@@ -345,7 +353,7 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
     taken(lines, stores)
 }
 
-/// Runs work in a task of its own, so that a client that disconnects cannot cancel it halfway.
+/// Runs `work` in a separate task, so that a client that disconnects cannot cancel it halfway.
 async fn run_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
@@ -353,8 +361,8 @@ async fn run_to_completion<T: Send + 'static>(
     done.map_err(|error| Problem::internal(error.to_string()))?
 }
 
-/// Executes `PATCH /stocks`: each line replaces the quantity on hand of a product in a store, as of
-/// now.
+/// Handles `PATCH /stocks` at the only volume. Each line replaces the quantity on hand of a product
+/// in a store, as of the present moment.
 pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json, Problem> {
     content::check_length(headers, PATCH_BYTES_MAX)?;
     check_content_type(headers)?;

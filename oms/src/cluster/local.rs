@@ -5,14 +5,15 @@
 //! | `nodes/NAME.lock` | held by the process that runs the node NAME |
 //! | `nodes/NAME.json` | the description of that process |
 //! | `coordinator.lock` | held by the process that may replace the cluster's state |
-//! | `ring.json` | the cluster's state; replaced through a temporary file, a sync and a rename |
+//! | `ring.json` | the cluster's state; written to a temporary file, synced, and renamed |
 //! | `secret` | authenticates nodes to each other; readable by its owner only |
-//! | `volumes/NAME/` | the volume of NAME |
+//! | `volumes/NAME/` | the volume of the node NAME |
 //!
 //! **Invariants**
-//! - The kernel reports a death: a thread waits for a shared lock on the file of the dead node.
-//! - A node belongs to the folder that it joined, even if the path names another folder later.
-//!   Before each change it checks the folder and its lock files. A change is rejected if any was
+//! - The kernel reports the end of a node. A thread waits for a shared lock on the node's lock
+//!   file, and gets it when the node's process ends.
+//! - A node belongs to the folder that it joined, even if the path later leads to another folder.
+//!   Before each change the node checks its folder and lock files, and fails if any of them was
 //!   replaced.
 
 mod files;
@@ -45,19 +46,20 @@ use crate::error::NodeError;
 use crate::runtime::{self, regular_file};
 use crate::storage::volume::Volume;
 
-/// Maximum wait for a name's lock. A thread that waits for the holder's end can hold it for
-/// microseconds.
+/// Longest wait for the lock of a name. A thread that watched the name's former process may hold
+/// the lock for some microseconds.
 const NAME_TIMEOUT: Duration = Duration::from_millis(500);
-/// Maximum wait for the first state. The first node writes it right after it took the coordinator's
-/// lock.
+/// Longest wait for the cluster's first state. The first node writes it right after it has taken
+/// the coordinator's lock.
 const STATE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval between two tries during these waits.
+/// Interval between two attempts to take a lock or to read the first state.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// This process as a node of a data folder.
+/// The membership of this process in the cluster of a data folder, and its access to the state and
+/// the volumes.
 pub(crate) struct LocalCluster {
     data: PathBuf,
-    /// The data folder, opened when the node joined.
+    /// The data folder, as opened when the node joined.
     folder: OpenPath,
     name: NodeName,
     secret: String,
@@ -65,7 +67,8 @@ pub(crate) struct LocalCluster {
     withdrawn: AtomicBool,
 }
 
-/// Locks held while the node is alive. The kernel releases them when the process ends in any way.
+/// The locks that this process holds while its node is a member. The kernel releases them when the
+/// process ends in any way.
 #[derive(Default)]
 struct Held {
     name: Option<OpenPath>,
@@ -73,16 +76,16 @@ struct Held {
 }
 
 impl LocalCluster {
-    /// Takes the lock of the name, and writes the first state if there is none.
+    /// Takes the lock of the node's name, and writes the cluster's first state if there is none.
     pub(crate) fn join(data: &Path, name: &str) -> Result<LocalCluster, NodeError> {
         let member = Member::new(name).map_err(|error| NodeError::Config {
             setting: "name",
             reason: format!("cannot be used: {error}"),
         })?;
-        // An absolute path stays valid if the working folder changes.
+        // An absolute path stays valid if the working directory changes.
         let data = &std::path::absolute(data).map_err(failed("find", data))?;
         for folder in [data.to_owned(), data.join("nodes"), data.join("volumes")] {
-            // Order data must be private to the owner of the folder.
+            // Mode 0700 keeps other users of the machine from reading orders.
             let made = std::fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -96,8 +99,8 @@ impl LocalCluster {
             if let Some(lock) = lock(&name_path)? {
                 break lock;
             }
-            // A thread that waits for that node's end holds the lock for a moment. A running node
-            // holds it permanently.
+            // A thread that watches the former process holds the lock only for a moment. A running
+            // node holds it permanently.
             if begun.elapsed() > NAME_TIMEOUT {
                 return Err(NodeError::NameInUse {
                     name: name.to_owned(),
@@ -122,7 +125,7 @@ impl LocalCluster {
         Ok(cluster)
     }
 
-    /// Waits until a state exists, and writes it if this node is the first.
+    /// Waits until the cluster has a state. If this node is the first, it writes the state.
     fn ensure_state(&self, member: Member) -> Result<(), NodeError> {
         let begun = Instant::now();
         loop {
@@ -137,8 +140,8 @@ impl LocalCluster {
                     path: self.data.join(STATE),
                     reason: error.to_string(),
                 })?;
-                // The ring names only volumes that exist. So a volume that is missing later was
-                // lost.
+                // The volume is created before the ring that names it. So if a volume in the ring
+                // is missing later, it was lost.
                 Volume::open(&self.volume_folder(&self.name))?.close()?;
                 return write_state(&self.data, &first);
             }
@@ -160,7 +163,8 @@ impl LocalCluster {
         node_info_path(&self.data, &self.name)
     }
 
-    /// Keeps the coordinator's lock, unless the node has stopped during the wait.
+    /// Stores the coordinator's lock. Returns `false` if the node has stopped while it waited for
+    /// the lock.
     fn take_coordination(&self, lock: OpenPath) -> bool {
         let mut held = self.held();
         if self.withdrawn.load(Ordering::Acquire) {
@@ -170,7 +174,7 @@ impl LocalCluster {
         true
     }
 
-    /// Fails if the folder or the lock of the name was replaced since the node joined.
+    /// Fails if the data folder or the lock file of the name was replaced since the node joined.
     fn check(&self) -> Result<(), NodeError> {
         self.folder.check()?;
         self.held().name.as_ref().map_or(Ok(()), OpenPath::check)
@@ -206,8 +210,8 @@ impl Membership for LocalCluster {
     }
 
     fn forget(&self, node: &NodeName) -> Result<(), NodeError> {
-        // Take the name's lock first: a starting process of this name publishes its description
-        // only after it has the lock.
+        // The lock of the name must be taken first. A starting process with this name publishes its
+        // description only after it has that lock, so its description cannot be removed here.
         let Some(_name) = lock(&lock_path(&self.data, node))? else {
             return Ok(());
         };
@@ -225,14 +229,14 @@ impl Membership for LocalCluster {
             match regular_file::open_with(OpenOptions::new().read(true), &path)
                 .and_then(|file| file.lock_shared())
             {
-                // A missing lock file means that the node does not exist.
+                // If the lock file is missing, the node does not exist.
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     tracing::error!(%error, path = %path.display(), "cannot watch a node");
                     return;
                 }
                 _ => {}
             }
-            // The send fails if this node has stopped.
+            // The send fails if the coordinator's task on this node has stopped.
             let _ = events.send(Event::Gone(node));
         });
         if let Err(error) = started {
@@ -275,7 +279,8 @@ impl Membership for LocalCluster {
             tracing::debug!(%error, "description of the node not removed");
             return;
         }
-        // Without a description the node is not listed as alive, although its lock is still held.
+        // `alive` lists only nodes with a description. So a retired node is not listed, although it
+        // still holds its lock.
         match std::fs::remove_file(self.node_info_path()) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 tracing::debug!(%error, "description of the node not removed");
@@ -310,9 +315,9 @@ impl LocalCluster {
             path: self.data.join(STATE),
             reason,
         };
-        // The folder lock covers one special case. If the coordinator's lock file is deleted,
-        // two coordinators can exist. The second one then finds a version that its state does not
-        // follow.
+        // If somebody deletes the coordinator's lock file, two processes can be coordinators. The
+        // lock of the folder then lets only one of them replace the state at a time, and the
+        // version check rejects the slower one.
         let folder = &self.folder;
         let _one = FolderLock::take(&folder.path)?;
         let held = self.held();
@@ -335,7 +340,7 @@ impl LocalCluster {
     }
 }
 
-/// Runs work that may wait for the disk, without blocking the runtime.
+/// Runs `work` on a blocking thread, because it may wait for the disk.
 fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
 ) -> Soon<'static, T> {
@@ -350,7 +355,7 @@ fn run_blocking<T: Send + 'static>(
 
 impl Authority for LocalCluster {
     fn read(&self) -> Soon<'_, ClusterState> {
-        // Reading in place is fast: the file is small and in the page cache.
+        // The file is small and in the page cache, so it is read on this thread.
         Box::pin(std::future::ready(self.state()))
     }
 

@@ -1,27 +1,31 @@
-//! The nodes, the volumes that they serve, and the changes of both: traits and the shared state.
+//! Traits for the membership of nodes, the shared state of the cluster, and the opening of volumes.
 //!
 //! **Invariants**
-//! 1. At most one process serves a slot. It has opened the volume that the ring assigns the slot
-//!    to, and opening takes a file lock, which the kernel grants to one process.
-//! 2. A command is checked against its slot under the lock that covers the queueing of its rows. A
-//!    command after the seal is rejected (`OrderError::Moved`) and retried at the new owner.
-//! 3. The file of the ring decides. Replacing it is the commit point of every change, and only the
-//!    holder of the coordinator's lock replaces it.
-//! 4. Rows in a volume that does not own their slot are never read.
+//! 1. At most one process serves a slot: the one that has opened the slot's volume. On one machine,
+//!    opening a volume takes a file lock, which the kernel grants to one process. Behind an engine,
+//!    each commit is fenced by the volume's epoch.
+//! 2. The slot of a command is checked under the same lock under which the command's rows are
+//!    queued. If the slot is already sealed, the command is rejected (`OrderError::Moved`) and
+//!    retried at the new owner.
+//! 3. The cluster's state, with the ring, is the only authority. Its replacement is the commit
+//!    point of every change, and only the coordinator may replace it.
+//! 4. If a volume contains rows of a slot that it does not own, these rows are never read.
 //!
-//! **States.** A slot of a volume is *here*, *sealed* (here, but no longer written, because it is
-//! moving) or *elsewhere*. A move is *begun* (`moving` names the next ring), *committed* (the next
-//! ring is the ring) or *undone* (`moving` is empty and the ring is unchanged).
+//! **States.** For a volume, a slot is *here*, *sealed* (still here, but accepting no writes during
+//! a move) or *elsewhere*. A move is *begun* while `moving` in the state contains the next ring.
+//! The move is *committed* once the next ring has become the ring, and *undone* if `moving` is
+//! emptied and the ring stays unchanged.
 //!
 //! **Crash at any step.**
 //! - Before the commit, the copied rows belong to slots that the target does not own, so no process
 //!   reads them. Staged stock is in the table `arriving`. The next coordinator removes `moving`,
 //!   the source unseals its slots, and the target deletes the copy.
-//! - After the commit, the target activates the copy and the source deletes its rows, each when its
-//!   volume is opened. No second move begins before all volumes have finished.
+//! - After the commit, the target activates the copy and the source deletes its rows. After a crash
+//!   each of them does so when its volume is opened. No second move begins before all volumes have
+//!   finished.
 //!
-//! Deliberately absent above the traits `Membership`, `Authority` and `Volumes`: any assumption
-//! about a shared disk or file locks.
+//! Callers of the traits `Membership`, `Authority` and `Volumes` assume neither a shared disk nor
+//! file locks.
 
 pub(crate) mod channel;
 pub(crate) mod engine;
@@ -55,21 +59,21 @@ pub use crate::cluster::local::{
 pub use crate::cluster::peer_client::{NodeClient, NodeUnreachable};
 pub(crate) use crate::cluster::state::{ClusterState, SlotSet, ranges, slots_in};
 
-/// The description that a node's process publishes.
+/// The description that the process of a node publishes for other nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
     /// The node's name.
     pub name: NodeName,
     /// The address of the node's HTTP API.
     pub address: SocketAddr,
-    /// The id of the node's process.
+    /// The operating system's id of the node's process.
     pub process: u32,
-    /// Start of the process in UTC milliseconds.
+    /// Start of the process, in UTC milliseconds since 1970.
     pub started_at_ms: u64,
-    /// The node's share of the slots, relative to the weights of the other nodes.
+    /// The node's weight. Its share of the slots is proportional to it.
     #[serde(default = "default_weight")]
     pub weight: u32,
-    /// The failure zone of the node.
+    /// The failure zone of the node, such as a rack or a data center.
     #[serde(default)]
     pub zone: Option<String>,
 }
@@ -92,30 +96,30 @@ impl NodeInfo {
     }
 }
 
-/// An event for the coordinator.
+/// An event for the coordinator's task, which runs on every node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// This process has become the coordinator.
     Elected,
     /// A node has stopped or died.
     Gone(NodeName),
-    /// A node has started, or asks the coordinator to check the cluster.
+    /// A node has started, or asks the coordinator to examine the cluster.
     Hello,
     /// A node asks to leave the cluster permanently.
     Leave(NodeName),
-    /// An operator names another warehouse for the cluster.
+    /// An operator sets another warehouse for the cluster.
     Warehouse(WarehouseUrl),
-    /// An operator names a further engine for volumes: its name and its URL.
+    /// An operator adds a further engine for volumes, with this name and URL.
     Engine(String, String),
-    /// Another process has become the coordinator in place of this one.
+    /// Another process has become the coordinator, so this process no longer is.
     Deposed,
-    /// Another process has the name of this node. This one must end.
+    /// Another process has taken the name of this node, so this process must end.
     Replaced,
-    /// The state has changed.
+    /// The cluster's state has changed.
     Changed,
 }
 
-/// Returns the warehouse of the cluster, or the refusal of a node that asks for another one.
+/// Returns the URL of the cluster's warehouse. Fails if the node's setting names another URL.
 fn agreed_warehouse(asked: Option<&WarehouseUrl>, known: String) -> Result<String, NodeError> {
     match asked {
         Some(asked) if asked.to_string() != known => Err(NodeError::OtherWarehouse {
@@ -126,7 +130,7 @@ fn agreed_warehouse(asked: Option<&WarehouseUrl>, known: String) -> Result<Strin
     }
 }
 
-/// Membership of this node in the cluster.
+/// The membership of this node in the cluster.
 pub(crate) trait Membership: Send + Sync {
     /// Returns this node's name.
     fn name(&self) -> &NodeName;
@@ -134,82 +138,86 @@ pub(crate) trait Membership: Send + Sync {
     /// Publishes this node's address and description.
     fn announce(&self, node_info: &NodeInfo) -> Result<(), NodeError>;
 
-    /// Returns the nodes that are alive, this one included.
+    /// Returns the descriptions of the nodes that run and take requests, including this node.
     fn alive(&self) -> Result<Vec<NodeInfo>, NodeError>;
 
-    /// Returns the published descriptions of all nodes, alive or not.
+    /// Returns the published descriptions of all nodes, including nodes that are gone.
     fn node_infos(&self) -> Result<Vec<NodeInfo>, NodeError>;
 
-    /// Removes the description of a node that is no longer a member, unless its process is alive.
+    /// Removes the description of a node that is no longer a member, unless the node's process
+    /// runs.
     fn forget(&self, node: &NodeName) -> Result<(), NodeError>;
 
-    /// Sends one event when that node stops.
+    /// Sends `Event::Gone` once, when the process of that node ends.
     fn watch(&self, node: &NodeName, events: tokio::sync::mpsc::UnboundedSender<Event>);
 
-    /// Stands for election: sends an event once, when this process becomes the coordinator. The
-    /// event is sent immediately if it is the coordinator already.
+    /// Stands for election as the coordinator. Sends `Event::Elected` when this process becomes the
+    /// coordinator, or at once if it is the coordinator already.
     fn stand(self: Arc<Self>, events: tokio::sync::mpsc::UnboundedSender<Event>);
 
-    /// Announces that this node will stop. It serves its volumes until other nodes do, and gets no
-    /// more.
+    /// Announces that this node will stop. The node gets no further volumes, and serves its volumes
+    /// until other nodes serve them.
     fn retire(&self);
 
-    /// Ends the membership of this node.
+    /// Ends the membership of this node. In a data folder, its locks are released. On an engine,
+    /// its last beat is sent.
     fn withdraw(&self);
 
-    /// Returns the secret that authenticates nodes to each other.
+    /// Returns the secret by which nodes authenticate each other.
     fn secret(&self) -> &str;
 
-    /// Returns `true` if each volume has a log that a second node can follow.
+    /// Returns `true` if volumes have logs that other nodes can follow.
     fn has_followers(&self) -> bool {
         false
     }
 }
 
-/// A result that may need a wait for a disk or a network.
+/// The future of a call that may wait for a disk or a network.
 pub(crate) type Soon<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send + 'a>>;
 
 /// Access to the cluster's state, which all nodes share.
 pub(crate) trait Authority: Send + Sync {
-    /// Returns the current state.
+    /// Returns the current state of the cluster.
     fn read(&self) -> Soon<'_, ClusterState>;
 
-    /// Replaces the state, atomically and durably. Fails unless this process is the coordinator and
-    /// the state has the next version.
+    /// Replaces the state atomically and durably. Fails unless this process is the coordinator and
+    /// `next` has the version after the current one.
     fn replace(self: Arc<Self>, next: ClusterState) -> Soon<'static, ()>;
 }
 
-/// The expected existence of a volume that is to be opened.
+/// Tells if a volume that is to be opened must exist already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// The ring names it, so it existed before. An empty volume in its place would hide the loss of
-    /// its orders.
+    /// The ring names the volume, so it must exist. Creating an empty volume in its place would
+    /// hide the loss of its orders.
     Existing,
-    /// It has no slots yet, and is created if it does not exist.
+    /// The volume has no slots yet, so it is created if it does not exist.
     MaybeNew,
 }
 
-/// The identity of the log of a volume.
+/// The identity of a volume's log in an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VolumeLog {
-    /// The version of the cluster's state that created the volume.
+    /// The version of the cluster's state that created the volume. It distinguishes volumes of the
+    /// same name.
     pub(crate) born: u64,
-    /// The URL of the engine that has the log. `None` is the engine with the cluster's state.
+    /// The URL of the engine that stores the log; `None` for the engine with the cluster's state.
     pub(crate) engine: Option<String>,
 }
 
 /// Access to the volumes of the cluster.
 pub(crate) trait Volumes: Send + Sync {
-    /// Opens a volume. Returns `None` if another process still has it open. While it is open here,
-    /// no other process commits to it. Where ownership can be lost during the life of this process,
-    /// the volume knows it (`Volume::is_ours`) and its commits are rejected. Fails with
+    /// Opens a volume. Returns `None` if another process still has the volume open. While it is
+    /// open here, no other process can commit to it. If this process can lose the volume while it
+    /// runs, `Volume::is_ours` tells so, and commits after the loss are rejected. Fails with
     /// `NodeError::VolumeMissing` if an existing volume was expected and is not found.
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>>;
 
-    /// Removes a volume that has no slots any more.
+    /// Removes a volume that no longer has slots.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
 
-    /// Keeps local copies of exactly these volumes, which other nodes serve, close to their logs.
+    /// Starts to follow exactly these volumes, which other nodes serve. A local copy of each volume
+    /// is kept close to the end of its log.
     fn follow(self: Arc<Self>, _volumes: BTreeMap<NodeName, VolumeLog>) -> Soon<'static, ()> {
         Box::pin(std::future::ready(Ok(())))
     }

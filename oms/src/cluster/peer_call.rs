@@ -2,20 +2,23 @@
 //!
 //! | path | meaning |
 //! | --- | --- |
-//! | `/peer/ping` | does the node answer at all? |
-//! | `/peer/state` | the cluster's state has changed |
-//! | `/peer/hello`, `/peer/leave/NODE`, `/peer/warehouse?URL` | to the coordinator |
-//! | `/peer/engine/NAME?URL` | to the coordinator: volumes may be on this engine too |
-//! | `/peer/node`, `/peer/stop` | the node's report, the order to stop |
-//! | `/peer/console` | the node's figures for the console |
-//! | `/peer/volume/V/OPERATION` | an operation at a volume (`VolumeCall`) |
+//! | `/peer/ping` | checks that the node responds |
+//! | `/peer/state` | notifies the node that the cluster's state has changed |
+//! | `/peer/hello` | tells the coordinator that a node has started or stops |
+//! | `/peer/leave/NODE` | asks the coordinator to let a node leave permanently |
+//! | `/peer/warehouse?URL` | asks the coordinator to set the cluster's warehouse |
+//! | `/peer/engine/NAME?URL` | tells the coordinator that this engine may store volumes too |
+//! | `/peer/node` | returns the node's report |
+//! | `/peer/stop` | stops the node |
+//! | `/peer/console` | returns the node's figures for the console |
+//! | `/peer/volume/V/OPERATION` | executes an operation at volume V (`VolumeCall`) |
 //!
 //! **Invariants**
-//! - Each call shows the cluster's secret.
-//! - A question and its answer are JSON, except for the bodies of `stock` and `stat-file` (CSV)
-//!   and the answers of `read` (an HTTP response) and `export` (a page of rows).
+//! - Each call contains the cluster's secret, or uses a connection that has proven it.
+//! - Requests and responses are JSON. The request bodies of `stock` and `stat-file` are CSV. The
+//!   response of `read` is the response for the client, and that of `export` is a page of rows.
 //!
-//! Deliberately absent: frequent and small messages, which use the channel.
+//! Frequent small messages use the channel instead.
 
 use std::fmt;
 
@@ -23,74 +26,74 @@ use imt_ring::NodeName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// First part of the paths of all calls between nodes.
+/// Prefix of the paths of all calls between nodes.
 const PREFIX: &str = "/peer/";
 
 /// The path of `PeerCall::Ping`.
 pub(crate) const PING: &str = "/peer/ping";
 
-/// A call between nodes.
+/// A call between nodes, as its path expresses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PeerCall {
-    /// Does the node answer at all?
+    /// Check that the node responds.
     Ping,
-    /// The cluster's state has changed.
+    /// Notify the node that the cluster's state has changed.
     State,
-    /// A node starts or stops. To the coordinator.
+    /// Tell the coordinator that a node has started or stops.
     Hello,
-    /// A node leaves the cluster permanently. To the coordinator.
+    /// Ask the coordinator to let a node leave the cluster permanently.
     Leave(NodeName),
-    /// The cluster's warehouse is at the URL of the query. To the coordinator.
+    /// Ask the coordinator to set the URL in the query as the cluster's warehouse.
     Warehouse,
-    /// Further volumes may be on the engine of this name, with the URL of the query. To the
-    /// coordinator.
+    /// Tell the coordinator that the engine with this name, and with the URL in the query, may
+    /// store volumes too.
     Engine(NodeName),
-    /// Stop.
+    /// Stop the node.
     Stop,
-    /// Report on the node.
+    /// Read the report on the node.
     Node,
-    /// Figures for the console.
+    /// Read the node's figures for the console.
     Console,
-    /// An operation at a volume.
+    /// Execute an operation at a volume.
     Volume(NodeName, VolumeCall),
 }
 
 /// An operation at a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum VolumeCall {
-    /// A client's read with an answer that is too long for the channel.
+    /// Execute a client's read with a response that is too long for the channel.
     Read,
-    /// Is a stock snapshot accepted?
+    /// Ask if the volume accepts a stock snapshot.
     BeginStock,
-    /// Apply the volume's part of a stock.
+    /// Apply the volume's part of a stock upload.
     Stock,
-    /// A page of orders.
+    /// Read a page of orders.
     Orders,
-    /// A page of reservations.
+    /// Read a page of reservations.
     Reservations,
-    /// A page of messages to the warehouse.
+    /// Read a page of messages to the warehouse.
     Messages,
-    /// The stores with a product.
+    /// Read the stock of a product in the volume's stores.
     Product,
-    /// Counts and states.
+    /// Read the volume's counts and states.
     Health,
-    /// The ring that the volume follows.
+    /// Read the epoch of the ring that the volume follows.
     Epoch,
-    /// Send a page of migrating rows.
+    /// Read a page of rows of slots that leave the volume.
     Export,
-    /// Copy migrating rows.
+    /// Copy rows of slots that move to the volume.
     Import,
-    /// Progress of the copy.
+    /// Read the progress of the copy.
     Progress,
-    /// Add a statistics file of a node's folder.
+    /// Import a statistics file from a node's folder.
     StatFile,
 }
 
-/// A question in JSON to a volume, with an answer in JSON.
+/// A JSON request to a volume, with a JSON response.
 pub(crate) trait VolumeQuestion: Serialize + Send + Sync {
-    /// The operation that answers the question.
+    /// The operation that handles the request.
     const CALL: VolumeCall;
-    /// The answer.
+    /// The type of the response.
     type Answer: DeserializeOwned + Send;
 }
 
@@ -111,7 +114,7 @@ impl VolumeCall {
         VolumeCall::StatFile,
     ];
 
-    /// Returns the last segment of the path.
+    /// Returns the operation's name, the last segment of the path.
     pub(crate) fn name(self) -> &'static str {
         match self {
             VolumeCall::Read => "read",
@@ -136,12 +139,12 @@ impl VolumeCall {
 }
 
 impl PeerCall {
-    /// Returns `true` if a path is that of a call between nodes.
+    /// Returns `true` if the path belongs to a call between nodes.
     pub(crate) fn is_path(path: &str) -> bool {
         path.starts_with(PREFIX)
     }
 
-    /// Parses a path.
+    /// Parses the path of a call. Returns `None` if there is no such call.
     pub(crate) fn parse(path: &str) -> Option<PeerCall> {
         let rest = path.strip_prefix(PREFIX)?;
         Some(match rest.split_once('/').unwrap_or((rest, "")) {
@@ -164,7 +167,7 @@ impl PeerCall {
     }
 }
 
-/// Writes the path. Names of nodes need no percent encoding.
+/// Writes the path of the call. Names of nodes need no percent encoding.
 impl fmt::Display for PeerCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(PREFIX)?;

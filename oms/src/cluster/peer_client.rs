@@ -1,22 +1,21 @@
-//! The client for calls to other nodes. Typed requests use the channel. Large transfers and
-//! operations of the cluster use HTTP/2 with the cluster's secret. Connections between machines are
-//! encrypted.
+//! The client for calls to other nodes. Typed requests use the channel. Large transfers and cluster
+//! operations use HTTP/2 with the cluster's secret. Connections between machines are encrypted.
 //!
 //! All calls to a node share one connection of each kind. A failed call returns its reason, and the
-//! caller decides about a retry.
+//! caller decides whether to retry.
 //!
-//! **Silent nodes.** A node is *silent* after neither a call nor a ping to it was answered in time.
-//! Its process is paused or hangs, and the cluster still counts it as alive.
-//! - For one second after that, calls to the node fail at once.
-//! - The next call sends a ping first. So a silent node delays a request by half a second, and not
-//!   by the caller's whole timeout.
-//! - The ping stays open for 30 s. When the process continues, it answers this ping, and calls
-//!   reach the node again without a further delay.
+//! **Silent nodes.** A node is *silent* if neither a call nor a ping to it was answered in time.
+//! Its process is paused or hangs, but the cluster still treats the node as running.
+//! - For one second after the failed ping, calls to the node fail at once.
+//! - The next call sends another ping first. So a silent node delays a request by half a second
+//!   instead of the caller's whole timeout.
+//! - A ping stays open for 30 s. When the process continues, it answers the open ping. Then calls
+//!   are sent to the node again without a further delay.
 //!
-//! A node that refuses the connection is not silent: its process has ended, and another node takes
-//! its volumes over before the callers' timeouts.
+//! A node that refuses connections is not silent: its process has ended. Another node takes over
+//! its volumes before the callers' timeouts.
 //!
-//! Deliberately absent: the choice of the node, and retries (`control::errand`).
+//! The choice of the node and retries are in `control::errand`.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -48,59 +47,61 @@ use crate::runtime;
 use crate::runtime::metrics::ChannelCounters;
 use crate::runtime::trace::{self, Begun, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
 
-/// Header with the cluster's secret. A node accepts calls below `/peer/` only with it.
+/// Header with the cluster's secret. On unencrypted connections, a node accepts calls under
+/// `/peer/` only with this header.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
-/// Header with an epoch. In a call: the ring that routed it. In a refusal: the ring of the node
-/// that refuses.
+/// Header with the epoch of a ring. In a call, it is the ring by which the call was routed. In a
+/// refusal, it is the ring of the refusing node.
 pub(crate) const EPOCH: HeaderName = HeaderName::from_static("x-imt-epoch");
-/// Time for which calls to a silent node fail at once.
+/// Time after a failed ping during which calls to the silent node fail at once.
 const SILENCE_DURATION: Duration = Duration::from_secs(1);
-/// Longest wait for the answer to a ping before the node counts as silent.
+/// Longest wait for the answer to a ping, after which the node is silent.
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
-/// Time after which an unanswered ping is dropped. A process that was paused for less answers it.
+/// Time after which an unanswered ping is dropped. A process that was paused for a shorter time
+/// still answers it.
 const PING_OPEN_MAX: Duration = Duration::from_secs(30);
-/// Shortest timeout of a call that leads to a ping when it fails. A shorter call may only have been
-/// too short.
+/// Minimum timeout of a call for which the node is pinged if no answer arrives. With a shorter
+/// timeout, a missing answer does not suggest a silent node.
 const PINGED_TIMEOUT_MIN: Duration = Duration::from_secs(2);
-/// Maximum size of an answer in bytes. A page of 10,000 orders has some megabytes.
+/// Maximum size of a response body in bytes. A page of 10,000 orders has some megabytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// Returns the epoch in the headers of a call or a refusal.
+/// Returns the epoch in the headers of a call or of a refusal.
 pub(crate) fn epoch_of(headers: &HeaderMap) -> Option<u64> {
     headers.get(EPOCH)?.to_str().ok()?.parse().ok()
 }
 
-/// The reason why a call has no answer. The other node may have executed it.
+/// The reason why a call got no answer. The other node may still have executed the call.
 #[derive(Clone, Debug)]
 pub(crate) struct NoAnswer(pub(crate) String);
 
-/// An answer with its whole body.
+/// A response with its whole body.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-/// A call in flight.
+/// The future of a call in flight.
 pub(crate) type Sending<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, NoAnswer>> + Send + 'a>>;
 
-/// Carries calls to other nodes and their answers back.
+/// Sends calls to other nodes and returns their responses.
 ///
-/// The call or its answer may be lost, and the caller cannot tell which. After the future is
-/// dropped the other node may still execute the call.
+/// A call or its response may be lost, and the caller cannot tell which. If the future is dropped,
+/// the other node may still execute the call.
 pub(crate) trait Transport: Send + Sync {
-    /// Sends a call and returns the head of its answer.
+    /// Sends a call and returns its response, with a body that is still arriving.
     fn send(&self, address: SocketAddr, request: Request<Body>) -> Sending<'_>;
 }
 
-/// Calls over HTTP/2, encrypted between machines.
+/// The transport over HTTP/2. It encrypts connections between machines.
 pub(crate) struct Http {
     client: Client<PeerConnector, Body>,
     protection: Protection,
 }
 
 impl Http {
-    /// Returns a client without open connections.
+    /// Creates a transport without open connections.
     pub(crate) fn new(secret: &str, protection: Protection) -> Http {
         let connector = PeerConnector {
             key: PeerKey::derive(secret),
@@ -118,7 +119,8 @@ impl Http {
 impl Transport for Http {
     fn send(&self, address: SocketAddr, mut request: Request<Body>) -> Sending<'_> {
         if self.protection.is_needed(address.ip()) {
-            // The connection itself proves the secret, so the secret does not travel.
+            // An encrypted connection has proven the secret in its handshake, so the secret is not
+            // sent.
             request.headers_mut().remove(SECRET);
         }
         Box::pin(async move {
@@ -134,17 +136,17 @@ impl Transport for Http {
     }
 }
 
-/// Calls to nodes by a program that is none, such as the command line.
+/// A client by which programs other than nodes, such as the command line, call nodes.
 pub struct NodeClient {
     http: Http,
     secret: HeaderValue,
 }
 
 impl NodeClient {
-    /// Returns a client that knows the secret of the nodes.
+    /// Creates a client that authenticates with the cluster's secret.
     ///
     /// # Errors
-    /// Returns an error if the system has no random numbers for a key pair.
+    /// Returns an error if no key pair can be generated.
     pub fn new(secret: &str, encryption: PeerEncryption) -> Result<NodeClient, NodeUnreachable> {
         let protection = Protection::new(encryption).map_err(|error| NodeUnreachable(error.to_string()))?;
         Ok(NodeClient {
@@ -153,10 +155,10 @@ impl NodeClient {
         })
     }
 
-    /// Sends `POST path` to a node, and returns the status and the body of the answer.
+    /// Sends `POST path` to a node, and returns status and body of the response.
     ///
     /// # Errors
-    /// Returns an error if no whole answer arrives within the timeout.
+    /// Returns an error if the response is not complete within the timeout.
     pub async fn post(
         &self,
         address: SocketAddr,
@@ -182,7 +184,7 @@ impl NodeClient {
     }
 }
 
-/// The reason why a node gave no answer.
+/// The reason why a node did not respond.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct NodeUnreachable(String);
@@ -193,7 +195,7 @@ fn secret_header(secret: &str) -> HeaderValue {
     secret
 }
 
-/// Calls to other nodes.
+/// The client of this node for calls to other nodes.
 pub(crate) struct Peers {
     transport: Arc<dyn Transport>,
     channels: Channels,
@@ -201,7 +203,7 @@ pub(crate) struct Peers {
     silent: Arc<Silent>,
 }
 
-/// Silent nodes, and for each the time until which calls to it fail at once.
+/// The silent nodes by address, each with the time until which calls to it fail at once.
 #[derive(Default)]
 struct Silent(Mutex<HashMap<SocketAddr, Instant>>);
 
@@ -212,7 +214,7 @@ impl Silent {
 }
 
 impl Peers {
-    /// Returns a client that uses the transport for HTTP/2, and the dialer for the channel.
+    /// Creates a client that uses `transport` for HTTP/2 and `dialer` for the channel.
     pub(crate) fn new(
         transport: impl Transport + 'static,
         dialer: impl Dialer + 'static,
@@ -227,12 +229,13 @@ impl Peers {
         }
     }
 
-    /// Returns `true` if the node is silent.
+    /// Returns `true` if the node at this address is silent.
     pub(crate) fn is_silent(&self, address: SocketAddr) -> bool {
         self.silent.nodes().contains_key(&address)
     }
 
-    /// Pings a node. Returns `false` and marks the node as silent if it does not answer in time.
+    /// Pings a node. If no answer arrives within `PING_TIMEOUT`, marks the node as silent and
+    /// returns `false`.
     async fn ping(&self, address: SocketAddr) -> bool {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = Method::POST;
@@ -253,7 +256,8 @@ impl Peers {
         is_answered
     }
 
-    /// Fails if the node is silent.
+    /// Fails at once within a second after a failed ping to the node. Later calls to a silent node
+    /// ping it again first, and fail if that ping fails too.
     async fn check(&self, address: SocketAddr) -> Result<(), NoAnswer> {
         let known = self.silent.nodes().get(&address).copied();
         let may_answer = match known {
@@ -264,7 +268,7 @@ impl Peers {
         may_answer.then_some(()).ok_or_else(silent)
     }
 
-    /// Makes a call. The body of the answer is read by the caller as it arrives.
+    /// Sends a call over HTTP/2. The caller reads the body of the response as it arrives.
     pub(crate) async fn open(
         &self,
         address: SocketAddr,
@@ -292,7 +296,9 @@ impl Peers {
         self.answered_by(address, until, sending).await
     }
 
-    /// Waits for an answer until `until`. Pings the node shortly before, if there is none yet.
+    /// Waits for an answer until `until`. If no answer has arrived `PING_TIMEOUT` before `until`,
+    /// the node is pinged to find out if it is silent. A wait that is shorter than
+    /// `PINGED_TIMEOUT_MIN` has no ping.
     async fn answered_by<T>(
         &self,
         address: SocketAddr,
@@ -310,14 +316,14 @@ impl Peers {
         if let Ok(answered) = tokio::time::timeout_at(until - PING_TIMEOUT, &mut answering).await {
             return answered;
         }
-        // This one call may be slow on a node that works. The ping tells the two cases apart.
+        // Either this call is slow or the node is silent. The ping distinguishes the two cases.
         let last = tokio::time::timeout_at(until, answering);
         let (answered, _) = tokio::join!(last, self.ping(address));
         answered.unwrap_or_else(|_| Err(late()))
     }
 
-    /// Sends a request about a volume on the channel, and waits for the answer. `epoch` is the ring
-    /// by which the node serves the volume.
+    /// Sends a request about a volume over the channel, and waits for the answer. `epoch` is the
+    /// epoch of the ring by which the caller chose the node.
     pub(crate) async fn request(
         &self,
         address: SocketAddr,
@@ -378,7 +384,7 @@ impl Peers {
         answered
     }
 
-    /// Sends a message that has no answer. It may be lost.
+    /// Sends a request that has no answer over the channel. The request may be lost.
     pub(crate) fn tell(&self, address: SocketAddr, volume: &NodeName, epoch: u64, question: Question) {
         let request = ChannelRequest {
             id: 0,
@@ -387,11 +393,11 @@ impl Peers {
             deadline_ms: 0,
             question,
         };
-        // A message that is not sent is the same as one that is lost.
+        // The request may be lost in any case, so a failure to send it is ignored.
         let _ = self.channels.connection(address).tell(&request);
     }
 
-    /// Makes a call and reads the whole answer.
+    /// Sends a call over HTTP/2 and reads the whole response.
     pub(crate) async fn call(
         &self,
         address: SocketAddr,
@@ -415,7 +421,7 @@ impl Peers {
         })
     }
 
-    /// Sends a question about a volume to the node at this address, over HTTP/2.
+    /// Sends a question about a volume to the node at `address`, over HTTP/2.
     pub(crate) async fn ask_volume<Q: VolumeQuestion>(
         &self,
         address: SocketAddr,
@@ -427,7 +433,7 @@ impl Peers {
         self.ask(address, &call, question, patience).await
     }
 
-    /// Sends a question in JSON, and decodes the answer from JSON.
+    /// Sends a question as JSON over HTTP/2, and decodes the JSON response.
     pub(crate) async fn ask<T: DeserializeOwned>(
         &self,
         address: SocketAddr,

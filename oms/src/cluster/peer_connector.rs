@@ -1,11 +1,11 @@
-//! Connections for HTTP/2 between nodes: unencrypted within a machine, else encrypted and proven.
+//! Opens connections for HTTP/2 between nodes. Connections between machines are encrypted and begin
+//! with the proofs of the handshake.
 //!
 //! **Invariants**
 //! - On an encrypted connection both ends have proven the cluster's secret before the first call.
-//!   Calls on it do not carry the secret.
+//!   Calls on such a connection do not contain the secret.
 //!
-//! Deliberately absent: the pool of connections (`hyper_util`) and timeouts of calls
-//! (`peer_client`).
+//! The pool of connections is that of `hyper_util`. Timeouts of calls are in `peer_client`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use tower::Service;
 
 use crate::cluster::channel::{LinkError, PeerKey, Protection, Purpose, connect};
 
-/// Opens connections to nodes, by URIs with an address in place of a host name.
+/// Opens connections to nodes. The URIs must have an IP address instead of a host name.
 #[derive(Clone)]
 pub(crate) struct PeerConnector {
     pub(crate) key: PeerKey,
@@ -57,7 +57,7 @@ impl Service<Uri> for PeerConnector {
     }
 }
 
-/// A connection to a node.
+/// A connection to another node.
 pub(crate) enum PeerStream {
     Plain(TcpStream),
     Encrypted(Box<TlsStream<TcpStream>>),

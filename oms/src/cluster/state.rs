@@ -1,12 +1,12 @@
 //! The cluster's state: the ring, the server of each volume, and the move in progress.
 //!
-//! Every transition is a pure function. It returns the next state, or `None` if nothing changes.
+//! Every transition is a pure function that returns the next state, or `None` if nothing changes.
 //!
 //! **Invariants**
 //! - The version grows by one with every change.
 //! - At most one move is in progress.
 //!
-//! Deliberately absent: files, locks and messages.
+//! Deliberately absent: files, locks and messages, which are in the other modules of `cluster`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,48 +15,51 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::VolumeLog;
 
-/// Version of the layout of the state.
+/// Version of the layout in which the state is written.
 const FORMAT: u32 = 3;
-/// Oldest layout that is still read. It has neither `since` nor `following`.
+/// Oldest version of the layout that can be read. It lacks the fields `since` and `following`.
 const OLDEST_FORMAT: u32 = 2;
 
-/// The state that all nodes share.
+/// The cluster's state, which all nodes share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ClusterState {
     format: u32,
-    /// Grows by one with every change.
+    /// Version of the state. It grows by one with every change.
     pub(crate) version: u64,
     /// The assignment of slots to volumes.
     pub(crate) ring: Ring,
     /// The node that serves each volume.
     pub(crate) serving: BTreeMap<NodeName, NodeName>,
-    /// The version at which each volume was assigned to its present server. A log fenced by it
-    /// admits no earlier server.
+    /// The version of the state in which each volume was assigned to its present server. The log of
+    /// a volume rejects takeovers with an earlier version.
     #[serde(default)]
     pub(crate) since: BTreeMap<NodeName, u64>,
-    /// The version at which each volume was created. A volume of a node that left and returned is a
-    /// new one, and a local copy of the earlier one says nothing about it.
+    /// The version of the state in which each volume was created. If a node leaves and returns, its
+    /// volume is a new one. A local copy of the earlier volume must not be used for the new one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) born: BTreeMap<NodeName, u64>,
-    /// The node that applies the log of each volume, so that it can take the volume over at once.
-    /// Empty unless volumes have a log that other nodes can read.
+    /// The follower of each volume: the node that applies the volume's log to a local copy, so that
+    /// it can take over the volume quickly. Empty unless volumes have logs that other nodes can
+    /// read.
     #[serde(default)]
     pub(crate) following: BTreeMap<NodeName, NodeName>,
-    /// Nodes that are leaving: they give all their slots away and then stop.
+    /// Nodes that are leaving permanently. Their slots move to other nodes, and then their
+    /// processes stop.
     pub(crate) leaving: BTreeSet<NodeName>,
-    /// The move in progress.
+    /// The move in progress; `None` without a move.
     pub(crate) moving: Option<Moving>,
-    /// The id of the move that led to the current ring.
+    /// The id of the committed move that led to the current ring; 0 before the first move.
     pub(crate) committed: u64,
-    /// URLs of further engines by name, besides the one that has this state. Without passwords.
+    /// The further engines by name, with their URLs without passwords. The first engine, which
+    /// stores this state, is not listed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) engines: BTreeMap<String, String>,
-    /// The further engine of each volume that is not on the first one. An entry stays when its
-    /// volume is removed, so a name never has logs on two further engines.
+    /// The further engine of each volume that is not on the first engine. The entry of a removed
+    /// volume is kept, so that volumes of one name never have logs on two further engines.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) placed: BTreeMap<NodeName, String>,
-    /// URL of the warehouse that every node calls. `None` until a node has named one.
+    /// URL of the warehouse that every node calls; `None` until a node has stored one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) warehouse: Option<String>,
 }
@@ -65,13 +68,13 @@ pub(crate) struct ClusterState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Moving {
-    /// The id of the move: the version that began it.
+    /// The id of the move: the version of the state that began it.
     pub(crate) id: u64,
-    /// The ring after the move.
+    /// The ring that becomes active when the move is committed.
     pub(crate) next: Ring,
 }
 
-/// The reason why a node cannot start to leave.
+/// The reason why a node cannot begin to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unleavable {
     NoMember,
@@ -80,7 +83,7 @@ pub(crate) enum Unleavable {
 }
 
 impl Unleavable {
-    /// The reason in words.
+    /// Returns the reason as text for the operator.
     pub(crate) fn reason(self) -> &'static str {
         match self {
             Unleavable::NoMember => "it is not a member of the ring",
@@ -99,7 +102,7 @@ pub(crate) struct Handover {
 }
 
 impl ClusterState {
-    /// Returns the state of a cluster with one node.
+    /// Creates the first state of a cluster, with one node.
     pub(crate) fn first(member: Member) -> Result<ClusterState, imt_ring::Error> {
         let name = member.name().clone();
         let mut state = ClusterState::of_ring(Ring::bootstrap([member], Options::new())?);
@@ -109,7 +112,7 @@ impl ClusterState {
         Ok(state)
     }
 
-    /// Returns the state of a data folder that has only a ring.
+    /// Creates the state for a data folder of the first layout, which contains only a ring.
     pub(crate) fn of_ring(ring: Ring) -> ClusterState {
         ClusterState {
             format: FORMAT,
@@ -128,7 +131,7 @@ impl ClusterState {
         }
     }
 
-    /// Returns `true` if this program knows the layout.
+    /// Returns `true` if this program can read the state's layout.
     pub(crate) fn is_known_format(&self) -> bool {
         (OLDEST_FORMAT..=FORMAT).contains(&self.format)
     }
@@ -139,13 +142,14 @@ impl ClusterState {
         self
     }
 
-    /// Returns the version at which a volume was assigned to its present server. It is 0 if the
-    /// assignment is older than format 3.
+    /// Returns the version of the state in which a volume was assigned to its present server; 0 if
+    /// the assignment was made under format 2.
     pub(crate) fn since(&self, volume: &NodeName) -> u64 {
         self.since.get(volume).copied().unwrap_or(0)
     }
 
-    /// Returns the identity of a volume's log. Its version is 0 if no state has noted one.
+    /// Returns the identity of a volume's log. `born` is 0 if the state has no version for the
+    /// volume.
     pub(crate) fn log_of(&self, volume: &NodeName) -> VolumeLog {
         VolumeLog {
             born: self.born.get(volume).copied().unwrap_or(0),
@@ -156,12 +160,12 @@ impl ClusterState {
         }
     }
 
-    /// Assigns every volume to a node that is alive: its own node first, then its present server,
-    /// then its follower, then the node with the fewest volumes. A move continues unless one of its
-    /// volumes changes its server. In that case it is undone.
+    /// Assigns every volume to a running node. Preferred is the volume's own node, then its present
+    /// server, then its follower, then the node with the fewest volumes. A move is undone if one of
+    /// its volumes gets another server, and continues otherwise.
     pub(crate) fn with_nodes(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
-        // A node that has left is removed once its process has ended.
+        // A node that is no longer a member is removed from `leaving` once its process has ended.
         let is_member = |name: &NodeName| self.ring.member(name).is_some();
         next.leaving
             .retain(|name| alive.contains(name) || is_member(name));
@@ -221,8 +225,8 @@ impl ClusterState {
         (next != *self).then(|| next.changed())
     }
 
-    /// Chooses the engine with the fewest volumes for a new volume, the first engine if several
-    /// have the same number.
+    /// Assigns a new volume to the engine with the fewest volumes. If several engines have equally
+    /// few, the first engine is preferred.
     fn place(&mut self, volume: &NodeName) {
         if self.placed.contains_key(volume) {
             return;
@@ -237,7 +241,8 @@ impl ClusterState {
         }
     }
 
-    /// Returns the state with a further engine, or with another URL of it. `None` if it is known.
+    /// Returns the state with a further engine, or with a new URL for a known one. Returns `None`
+    /// if the state has this name with this URL already.
     pub(crate) fn with_engine(&self, name: &str, url: &str) -> Option<ClusterState> {
         if self.engines.get(name).is_some_and(|known| known == url) {
             return None;
@@ -247,8 +252,8 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Assigns every volume a follower that is alive and not its server: the present one first,
-    /// then the volume's own node, then the node that follows the fewest volumes.
+    /// Assigns every volume a follower, a running node that is not its server. Preferred is the
+    /// present follower, then the volume's own node, then the node that follows the fewest volumes.
     pub(crate) fn with_followers(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
         next.following.clear();
@@ -276,12 +281,14 @@ impl ClusterState {
         (next != *self).then(|| next.changed())
     }
 
-    /// Returns the same state with the next version. A new coordinator begins with it.
+    /// Returns the unchanged state with the next version. A new coordinator writes it to become the
+    /// coordinator.
     pub(crate) fn renewed(&self) -> ClusterState {
         self.clone().changed()
     }
 
-    /// Begins a move if the ring must get other members. Returns `None` if it need not.
+    /// Begins a move if nodes have joined, are leaving or have other weights. Returns `None` if the
+    /// members of the ring need no change.
     pub(crate) fn begin_move(&self, alive: &[Member]) -> Result<Option<ClusterState>, imt_ring::Error> {
         let mut target: BTreeMap<NodeName, Member> = BTreeMap::new();
         let known = self.ring.members().iter().chain(alive);
@@ -300,7 +307,7 @@ impl ClusterState {
         Ok(Some(state))
     }
 
-    /// Returns the state after the move, with its ring.
+    /// Returns the state after the commit of the move, with the next ring as its ring.
     pub(crate) fn commit_move(&self) -> Option<ClusterState> {
         let mut state = self.clone().changed();
         let moving = state.moving.take()?;
@@ -309,7 +316,7 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Returns the state without the move.
+    /// Returns the state without the move in progress, or `None` if there is no move.
     pub(crate) fn undo_move(&self) -> Option<ClusterState> {
         self.moving.as_ref()?;
         let mut state = self.clone().changed();
@@ -317,8 +324,8 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Marks a node as leaving: a member, or one that is about to become a member. Fails if the
-    /// node cannot leave or is leaving already.
+    /// Marks a node as leaving. The node is a member of the ring, or serves a volume and is about
+    /// to become a member. Fails if the node cannot leave or is leaving already.
     pub(crate) fn with_leaving(&self, node: &NodeName) -> Result<ClusterState, Unleavable> {
         let takes_slots = |member: &Member| {
             member.name() != node && member.weight() > 0 && !self.leaving.contains(member.name())
@@ -337,8 +344,8 @@ impl ClusterState {
         Ok(state.changed())
     }
 
-    /// Returns the state with another warehouse, or `None` if the cluster has that one already. A
-    /// move continues.
+    /// Returns the state with another warehouse, or `None` if the URL is unchanged. A move in
+    /// progress continues.
     pub(crate) fn with_warehouse(&self, warehouse: &str) -> Option<ClusterState> {
         if self.warehouse.as_deref() == Some(warehouse) {
             return None;
@@ -348,8 +355,8 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Returns the reason in words why the next state has no move, if this state has one: a volume
-    /// with a part in the move changed its server.
+    /// Returns the reason why the move of this state is undone in `next`: the server of one of its
+    /// volumes changed. Returns `None` if no move was undone.
     pub(crate) fn interruption(&self, next: &ClusterState) -> Option<String> {
         if self.moving.is_none() || next.moving.is_some() {
             return None;
@@ -370,7 +377,8 @@ impl ClusterState {
         ))
     }
 
-    /// Returns the transfers of the move in progress.
+    /// Returns the transfers of slots of the move in progress, one for each pair of source and
+    /// target.
     pub(crate) fn handovers(&self) -> Vec<Handover> {
         let Some(moving) = &self.moving else {
             return Vec::new();
@@ -388,7 +396,8 @@ impl ClusterState {
     }
 }
 
-/// Returns slots as runs of first and last slot, the form used in messages between nodes.
+/// Converts ascending slots to runs of first and last slot, which is their form in messages between
+/// nodes.
 pub(crate) fn ranges(slots: &[u32]) -> Vec<(u32, u32)> {
     let mut runs: Vec<(u32, u32)> = Vec::new();
     for &slot in slots {
@@ -400,20 +409,21 @@ pub(crate) fn ranges(slots: &[u32]) -> Vec<(u32, u32)> {
     runs
 }
 
-/// Returns the slots of such runs.
+/// Returns the slots that runs of first and last slot contain.
 pub(crate) fn slots_in(ranges: &[(u32, u32)]) -> impl Iterator<Item = u32> {
     ranges.iter().flat_map(|(first, last)| *first..=*last)
 }
 
-/// A set of slots with constant-time look-up.
+/// A set of slots. A look-up takes constant time.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SlotSet(Vec<bool>);
 
 impl SlotSet {
-    /// Creates a set from such runs. `slots` is the number of slots of the ring.
+    /// Creates a set from runs of first and last slot. `slots` is the number of slots of the ring.
     pub(crate) fn of(ranges: &[(u32, u32)], slots: u32) -> SlotSet {
         let mut set = vec![false; slots as usize];
-        // The runs may come from the network, so a run can exceed the ring.
+        // Runs may come from the network, so they may exceed the ring. Slots outside the ring are
+        // ignored.
         for (first, last) in ranges {
             (*first..=*last.min(&slots)).for_each(|slot| {
                 if let Some(is_in) = set.get_mut(slot as usize) {

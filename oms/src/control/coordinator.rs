@@ -1,18 +1,18 @@
 //! The coordinator: assigns volumes to nodes, starts migrations of slots and records the decisions
 //! in the cluster's state.
 //!
-//! Every node runs this task. It acts only while its process holds the coordinator's lock. Each
-//! round compares the running nodes with the state: it assigns volumes of dead nodes to survivors,
-//! returns a volume to its own node, moves slots to a new node, and moves slots away from a leaving
-//! node.
+//! Every node runs this task. The task acts only while its process is the coordinator. Each round
+//! compares the running nodes with the state. It assigns volumes of dead nodes to survivors, and
+//! returns a volume to its own node. It moves slots to a new node, and away from a leaving node.
 //!
 //! **Invariants**
 //! - Each step is one replacement of the state. All nodes are notified after it.
 //! - The commit point of a migration is the replacement that writes the new ring.
-//! - A coordinator that ends between two steps leaves a state from which the next one continues.
+//! - A coordinator that ends between two steps leaves a state from which the next coordinator
+//!   continues.
 //!
-//! Deliberately absent: opening volumes and copying rows. The reconciler and the volume servers do
-//! both.
+//! Deliberately absent: opening volumes, which the reconciler does, and copying rows, which the
+//! volume servers do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -39,52 +39,59 @@ use crate::runtime::watch;
 use crate::volume::migration::target::{AskProgress, ImportRequest, Imported, Progress};
 use crate::volume::server::VolumeServer;
 
-/// Timeout of a notification that the state has changed. A node that misses it reads the state soon
-/// after by itself.
+/// Timeout of a message to one node that the cluster's state has changed, and of a request for the
+/// progress of a copy. A node that misses the message reads the state within a second, because
+/// every node reads the state periodically.
 const NOTIFY_TIMEOUT: Duration = Duration::from_millis(500);
-/// Longest time to wait until a volume has removed the rows of earlier migrations.
+/// Longest time that a migration waits until all volumes have removed the rows of earlier
+/// migrations.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(600);
-/// Timeout of one question whether a volume has removed old rows. After the timeout, the reason why
-/// the volume does not answer is known.
+/// Timeout of one request that asks a volume if the rows of earlier migrations are removed. Shorter
+/// than `CLEANUP_TIMEOUT`, so that the reason of the wait is published early.
 const CLEANUP_QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest time to copy one volume's slots. They are served during the copy.
+/// Timeout of a copy round between a source and a target. The source serves the slots during the
+/// round.
 const COPY_TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
-/// Longest time to copy the rest of sealed slots. Requests for these slots wait during it.
+/// Timeout of the last copy round, in which the slots are sealed. Requests for these slots wait
+/// during the round.
 const SEALED_COPY_TIMEOUT: Duration = Duration::from_secs(3);
-/// Duration of a copy round at or below which the slots are sealed, because little is left to copy.
+/// Longest duration of a copy round after which the slots are sealed. After a round this short, few
+/// changes are left to copy.
 const SHORT_ROUND: Duration = Duration::from_millis(100);
-/// Maximum number of copy rounds before the slots are sealed. After so many, rows change as fast as
-/// they are copied.
+/// Maximum number of copy rounds before the slots are sealed. If no round was short by then, rows
+/// change as fast as they are copied, and more rounds would not help.
 const COPY_ROUNDS_MAX: u32 = 20;
-/// Interval at which the progress of a migration is read.
+/// Interval at which the coordinator asks the targets for the progress of a migration.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-/// Number of progress reads for one log line.
+/// Number of progress reads after which the coordinator logs the progress once.
 const PROGRESS_READS_PER_LOG: u32 = 5;
-/// Number of consecutive progress reads without an answer of a target before the copy is given up.
-/// The target's process runs, or its end would be known, but it is stalled.
+/// Maximum number of consecutive progress reads that a target may leave unanswered. After more, the
+/// migration fails: the target's process is stalled, because its end would have been reported.
 const SILENT_READS_MAX: u32 = 10;
-/// Number of consecutive progress reads at which a target is not copying before its request is
-/// treated as lost.
+/// Number of consecutive progress reads that find a target idle, after which the coordinator treats
+/// the copy request to this target as lost.
 const IDLE_READS_MAX: u32 = 3;
-/// Pause before a failed migration is started again.
+/// Pause after a failed round or migration before the coordinator tries again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// Pause between two questions whether a volume has removed old rows.
+/// Pause between two requests that ask a volume if its old rows are removed.
 const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
 
 struct Coordinator {
     cluster: Arc<ClusterHandle>,
-    /// The other nodes that were seen alive and are not known to be down. A stopping node has
-    /// withdrawn its description, but must be notified at once when others have taken its volumes.
+    /// Other nodes that were seen alive and have not ended since. A stopping node stays in the map
+    /// after it has withdrawn its description. It must learn at once that other nodes have taken
+    /// its volumes.
     watched: BTreeMap<NodeName, NodeInfo>,
     leaving: Vec<NodeName>,
-    /// The warehouse that an operator has named, until it is in the state.
+    /// Warehouse that an operator has set and that is not yet in the cluster's state.
     warehouse: Option<WarehouseUrl>,
-    /// The further engine that an operator has named, until it is in the state.
+    /// Name and URL of an engine that an operator has added and that is not yet in the cluster's
+    /// state.
     engine: Option<(String, String)>,
     is_elected: bool,
 }
 
-/// Acts as the coordinator whenever this process holds the lock, until `stop` becomes true.
+/// Acts as the coordinator whenever this process is elected, until `stop` becomes true.
 pub(crate) async fn coordinate(
     cluster: Arc<ClusterHandle>,
     mut events: mpsc::UnboundedReceiver<Event>,
@@ -131,7 +138,8 @@ impl Coordinator {
             }
             Event::Gone(node) => {
                 self.watched.remove(&node);
-                // A node that stops removes its description first, and a killed one cannot.
+                // A stopping node removes its description before its process ends. A killed node
+                // leaves its description behind.
                 let node_infos = self.cluster.membership.node_infos().unwrap_or_default();
                 if node_infos.iter().any(|node_info| node_info.name == node) {
                     tracing::warn!(%node, "node went down");
@@ -139,10 +147,11 @@ impl Coordinator {
                     tracing::info!(%node, "node left");
                 }
             }
-            // The request goes to all nodes. Only the coordinator acts on it.
+            // A request to leave goes to all nodes. Only the coordinator acts on the request.
             Event::Leave(node) if self.is_elected => self.leaving.push(node),
             Event::Leave(_) => {}
-            // The same holds for this request.
+            // Operators' requests about the warehouse and the engine go to all nodes too, and only
+            // the coordinator acts on them.
             Event::Warehouse(warehouse) => self.warehouse = Some(warehouse).filter(|_| self.is_elected),
             Event::Engine(name, url) => self.engine = Some((name, url)).filter(|_| self.is_elected),
             Event::Hello => {}
@@ -159,7 +168,7 @@ impl Coordinator {
         }
     }
 
-    /// Runs rounds until there is nothing left to do.
+    /// Runs rounds until no step is left to do.
     async fn run_rounds(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) {
         loop {
             match self.round(events).await {
@@ -177,7 +186,8 @@ impl Coordinator {
         }
     }
 
-    /// Returns the state with the warehouse that an operator has named, if that is another one.
+    /// Returns the state with the warehouse that an operator has set. `None` if no warehouse was
+    /// set, or if the state has it already.
     fn named_warehouse(&mut self, state: &ClusterState) -> Option<ClusterState> {
         let named = self.warehouse.take()?.to_string();
         let next = state.with_warehouse(&named)?;
@@ -186,7 +196,8 @@ impl Coordinator {
         Some(next)
     }
 
-    /// Returns the state with the further engine that an operator has named, if it is not in it.
+    /// Returns the state with the engine that an operator has added. `None` if no engine was added,
+    /// or if the state has it already.
     fn named_engine(&mut self, state: &ClusterState) -> Option<ClusterState> {
         let (name, url) = self.engine.take()?;
         let next = state.with_engine(&name, &url)?;
@@ -202,7 +213,7 @@ impl Coordinator {
         });
     }
 
-    /// Runs one step. Returns `true` if another one may follow.
+    /// Runs the next step that the cluster needs. Returns `true` if another step may follow.
     async fn round(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Result<bool, NodeError> {
         let node_infos = self.alive()?;
         let names: BTreeSet<NodeName> = node_infos.keys().cloned().collect();
@@ -254,8 +265,8 @@ impl Coordinator {
         }
     }
 
-    /// Removes the descriptions of nodes that are neither alive nor members: they have left, or
-    /// never owned a slot.
+    /// Removes the descriptions of nodes that are neither alive nor leaving, and that are not
+    /// members of the ring.
     fn forget_node_infos(&self, state: &ClusterState, alive: &BTreeMap<NodeName, NodeInfo>) {
         let membership = &self.cluster.membership;
         let is_known = |name: &NodeName| {
@@ -358,7 +369,8 @@ impl Coordinator {
                 _ => None,
             };
             self.handle_event(event);
-            // Nodes without a part in the migration may join or end during it.
+            // A node that is neither source nor target of the migration may join or end during the
+            // migration.
             let node_infos = self.alive()?;
             if let Some(next) = now.with_nodes(&node_infos.keys().cloned().collect()) {
                 announce_serving(&now, &next);
@@ -378,7 +390,8 @@ impl Coordinator {
         match outcome {
             Ok(moved) => {
                 if let Some(done) = now.commit_move() {
-                    // Also notifies nodes that joined during the copy.
+                    // `alive` also adds nodes that joined during the copy to `watched`, so that
+                    // `replace` notifies them.
                     self.alive()?;
                     // Commit point: from here on, the targets own the slots.
                     self.replace(&done).await?;
@@ -419,14 +432,14 @@ impl Coordinator {
 
 /// The reason why a migration ended without a move of slots.
 enum Unmoved {
-    /// A step failed.
+    /// A step of the migration failed, for this reason.
     Failed(String),
-    /// The nodes changed, so the plan of the migration is outdated.
+    /// The nodes changed, so the plan of the migration is outdated. Contains the change as text.
     Interrupted(String),
 }
 
-/// The question which ring a volume follows. `None` while the volume removes rows of an earlier
-/// migration.
+/// The question to a volume for the epoch of the ring that it follows. The answer is `None` while
+/// the volume removes rows of an earlier migration.
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct AskEpoch;
 
@@ -480,14 +493,14 @@ async fn all_cleaned_up(cluster: &Arc<ClusterHandle>, state: &ClusterState) -> R
     Ok(())
 }
 
-/// The result of a copy.
+/// The result of a copy that is complete: the slots are sealed and all rows are at the targets.
 struct Moved {
     rows: u64,
-    /// The moment at which the first slot was sealed.
+    /// The moment just before the first slot was sealed. The pause in service begins here.
     sealed_at: Instant,
 }
 
-/// The slots that one volume gets from another, and the address of the target.
+/// One copy of a migration, from one source volume to one target volume.
 #[derive(Clone)]
 struct Copying {
     target: SocketAddr,
@@ -495,9 +508,9 @@ struct Copying {
     request: ImportRequest,
 }
 
-/// Lets every target copy its slots. The first round copies all rows, and each further round the
-/// changes since, all while the slots are served. Once a round is short, the slots are sealed and
-/// the rest is copied.
+/// Makes every target copy its slots. The first round copies all rows, and each further round
+/// copies the changes since the round before. The sources serve the slots during these rounds.
+/// After a short round, the slots are sealed and the last changes are copied.
 async fn copy_all(
     cluster: &Arc<ClusterHandle>,
     state: &ClusterState,
@@ -560,8 +573,8 @@ async fn copy_all(
     Ok(Moved { rows, sealed_at })
 }
 
-/// Lets every target copy until nothing is left for now. Returns the number of rows that all
-/// targets have by then.
+/// Runs one copy round: every target copies until its source has no more changes for the moment.
+/// Returns the number of rows that all targets together have copied so far.
 async fn round(cluster: &Arc<ClusterHandle>, copying: &[Copying], timeout: Duration) -> Result<u64, String> {
     let mut copies = JoinSet::new();
     for copy in copying.iter().cloned() {
@@ -591,19 +604,21 @@ async fn round(cluster: &Arc<ClusterHandle>, copying: &[Copying], timeout: Durat
     Ok(rows)
 }
 
-/// Returns once a target answers, but is not copying the requested slots.
+/// Returns once a target has answered in `IDLE_READS_MAX` consecutive reads that it is not copying
+/// the requested slots.
 async fn until_target_is_idle(cluster: &ClusterHandle, copy: &Copying) {
     let mut idle = 0;
     while idle < IDLE_READS_MAX {
         tokio::time::sleep(PROGRESS_INTERVAL).await;
         let answer = ask_progress(cluster, copy).await;
-        // A target that does not answer is detected by `SILENT_READS_MAX`.
+        // A target that does not answer is not idle. `copy_all` ends the migration after more than
+        // `SILENT_READS_MAX` reads without an answer.
         let is_idle = answer.is_ok_and(|progress| !progress.importing.contains(&copy.request.source));
         idle = if is_idle { idle + 1 } else { 0 };
     }
 }
 
-/// Asks a target how far its copy is.
+/// Asks a target for the progress of its copy.
 async fn ask_progress(cluster: &ClusterHandle, copy: &Copying) -> Result<Progress, NoAnswer> {
     let (peers, target) = (&cluster.peers, &copy.handover.to);
     peers
@@ -611,7 +626,8 @@ async fn ask_progress(cluster: &ClusterHandle, copy: &Copying) -> Result<Progres
         .await
 }
 
-/// Publishes the progress of a migration. Returns `false` if a target does not answer.
+/// Publishes the progress of a migration, summed over all targets. Returns `false` if a target does
+/// not answer.
 async fn show_progress(cluster: &Arc<ClusterHandle>, copying: &[Copying], log: bool) -> bool {
     let mut sum = Imported::default();
     let mut all_answer = true;

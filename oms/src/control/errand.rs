@@ -1,14 +1,15 @@
-//! Errands: questions and commands to a volume, on this node or another.
+//! Errands: questions and commands to one volume, which this node or another node serves.
 //!
-//! An errand is performed here if this process serves the volume, and at another node otherwise.
-//! A volume that changes its place in the meantime is waited for, and the errand is repeated where
-//! the volume is then.
+//! An errand is performed in this process if the process serves the volume, and otherwise at the
+//! node that does. If the volume changes its node in the meantime, the errand waits and is repeated
+//! at the new node.
 //!
 //! **Invariants**
 //! - Errands are idempotent, so an errand without an answer may be repeated.
-//! - An errand for a silent node, or for a missing volume, fails at once.
+//! - An errand fails at once if the volume's node is silent, or if the volume's database is
+//!   missing.
 //!
-//! Deliberately absent: the errands of clients, which `api::forward` defines.
+//! Deliberately absent: the errands that carry requests of clients, which `api::forward` defines.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::volume::questions;
 use crate::volume::server::VolumeServer;
 use crate::volume::state::OrderError;
 
-/// Longest wait before a refused errand is tried again although nothing is known to have changed.
+/// Pause before a failed errand is tried again. A new topology ends the pause early.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// A question or command to one volume.
@@ -41,7 +42,7 @@ pub(crate) trait Errand: Sync {
         server: &Arc<VolumeServer>,
     ) -> impl Future<Output = Attempt<Self::Outcome>> + Send;
 
-    /// Lets the node at this address perform the errand.
+    /// Sends the errand to the node at this address, which performs it.
     fn there(
         &self,
         to: &Destination<'_>,
@@ -49,7 +50,7 @@ pub(crate) trait Errand: Sync {
     ) -> impl Future<Output = Result<Attempt<Self::Outcome>, NoAnswer>> + Send;
 }
 
-/// The volume of an errand, by one view of the cluster.
+/// The volume of an errand, the topology by which the volume was chosen, and the errand's deadline.
 pub(crate) struct Destination<'a> {
     pub(crate) cluster: &'a Arc<ClusterHandle>,
     pub(crate) topology: &'a Topology,
@@ -63,7 +64,7 @@ impl Destination<'_> {
         self.topology.ring.epoch().0
     }
 
-    /// Sends a request to another node on the channel.
+    /// Sends a request about the volume to another node, on the channel between nodes.
     pub(crate) async fn request(&self, address: SocketAddr, question: Question) -> Result<Answer, NoAnswer> {
         let peers = &self.cluster.peers;
         peers
@@ -72,10 +73,11 @@ impl Destination<'_> {
     }
 }
 
-/// The result of one try.
+/// The result of one try of an errand.
 pub(crate) enum Attempt<T> {
     Done(T),
-    /// The volume, or the slot in question, is not there by the ring of this epoch.
+    /// The errand was refused: by the ring of this epoch, another volume has the slot or another
+    /// node has the volume.
     Moved {
         epoch: u64,
     },
@@ -90,11 +92,10 @@ impl Attempt<Reply> {
     }
 }
 
-/// The reason why one try had no result.
+/// The reason why one try of an errand had no result.
 pub(crate) struct Unanswered {
     pub(crate) reason: String,
-    /// `true` if the node does not answer at all, or the volume is missing, so that a wait is of no
-    /// use.
+    /// `true` if the node is silent or the volume's database is missing. Waiting is useless then.
     pub(crate) is_silent: bool,
     /// `true` if the errand may have been performed.
     pub(crate) was_sent: bool,
@@ -103,7 +104,7 @@ pub(crate) struct Unanswered {
 /// The reason why an errand was given up.
 #[derive(Debug, Error)]
 pub(crate) enum Undelivered {
-    /// The volume has left the ring. The caller must choose again.
+    /// The ring no longer has the volume. The caller must choose a volume by the new ring.
     #[error("the order or store is being moved to another node; retry")]
     Gone,
     /// No node answered for the volume in time.
@@ -139,7 +140,8 @@ impl Errand for Question {
 }
 
 impl ClusterHandle {
-    /// Asks a volume, on this node or another. Also returns the volume that answered.
+    /// Asks a question of the volume that `volume` chooses, on this node or another. Also returns
+    /// the name of the volume that answered.
     pub(crate) async fn ask(
         self: &Arc<Self>,
         volume: impl Fn(&Topology) -> Option<NodeName>,
@@ -152,8 +154,9 @@ impl ClusterHandle {
         }
     }
 
-    /// Performs an errand at a volume. If the volume changes its place in the meantime, performs it
-    /// where the volume is then. Also returns the volume that answered.
+    /// Performs an errand at the volume that `volume` chooses. If the volume changes its node in
+    /// the meantime, performs the errand at the new node. Also returns the name of the volume that
+    /// answered.
     pub(crate) async fn perform<E: Errand>(
         self: &Arc<Self>,
         volume: impl Fn(&Topology) -> Option<NodeName>,
@@ -191,7 +194,7 @@ impl ClusterHandle {
         }
     }
 
-    /// Tries an errand once, by this view.
+    /// Tries an errand once, at the node that serves the volume by this topology.
     pub(crate) async fn try_errand<E: Errand>(
         self: &Arc<Self>,
         topology: &Topology,
@@ -211,8 +214,8 @@ impl ClusterHandle {
                 let answered = tokio::select! {
                     biased;
                     answered = errand.there(&to, address) => answered,
-                    // A paused node answers only when it goes on, and its volume is served
-                    // elsewhere long before.
+                    // A paused process does not answer. So the try also ends when the state gives
+                    // the volume to another node.
                     () = self.served_elsewhere(volume, node) => {
                         return Err(Unanswered {
                             reason: format!("{node} does not serve {volume} any more"),
@@ -231,7 +234,7 @@ impl ClusterHandle {
         }
     }
 
-    /// Waits until the published state assigns a volume to another node than this one.
+    /// Waits until the published state assigns a volume to a node other than `node`.
     async fn served_elsewhere(&self, volume: &NodeName, node: &NodeName) {
         loop {
             let changed = self.topology_changed();

@@ -1,11 +1,11 @@
-//! The handle of the cluster: this node's view of the others, and the means to reach them.
+//! The handle of the cluster: this node's view of the other nodes, and the clients to reach them.
 //!
 //! **Invariants**
 //! - A request keeps the topology by which it was routed until it ends.
-//! - Requests that were begun while there was only one volume are known until they end
-//!   (`earlier_requests`), because they cannot be repeated elsewhere.
+//! - Requests that began while the cluster had only one volume can be waited for
+//!   (`earlier_requests`), because they cannot be repeated at another volume.
 //!
-//! Deliberately absent: the way of a request to its volume (`errand`), and HTTP (`api`).
+//! Deliberately absent: delivery of a request to its volume (`errand`), and HTTP (`api`).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -31,7 +31,8 @@ pub(crate) const ROUTING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for requests of an earlier topology before slots are sealed.
 const EARLIER_REQUESTS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// This node's view of the cluster.
+/// The topology of this node, its access to other nodes and to the cluster's state, and the signals
+/// to its tasks.
 pub(crate) struct ClusterHandle {
     pub(crate) me: NodeName,
     pub(crate) peers: Arc<Peers>,
@@ -41,27 +42,27 @@ pub(crate) struct ClusterHandle {
     pub(crate) started: Instant,
     /// Events for the coordinator's task of this process.
     pub(crate) events: mpsc::UnboundedSender<Event>,
-    /// Wakes the reconciler, which then reads the state.
+    /// Wakes the reconciler, which then reads the cluster's state.
     pub(crate) look: Notify,
     /// `true` once this node was asked to stop.
     pub(crate) asked_to_stop: watch::Sender<bool>,
-    /// The reason why the coordinator, if it is in this process, cannot move slots now.
+    /// Reason why this process, as the coordinator, cannot run a needed migration now.
     trouble: Mutex<Option<String>>,
-    /// Volumes that are assigned to this node but have no database, with the reason in words.
+    /// Volumes that are assigned to this node but have no database, each with an error text.
     missing: Mutex<BTreeMap<NodeName, String>>,
     /// Progress of a migration, if this process coordinates one.
     progress: Mutex<Option<Imported>>,
     topology: RwLock<Arc<Topology>>,
     earlier: Mutex<Vec<Weak<Topology>>>,
     changed: Notify,
-    /// Bounds the number of stock uploads at a time while there are several volumes.
+    /// Limits the number of concurrent stock uploads while the cluster has several volumes.
     pub(crate) snapshot_turns: Semaphore,
     /// Copies of the stock of volumes that other nodes serve.
     pub(crate) stock_copies: StockCopies,
 }
 
 impl ClusterHandle {
-    /// Returns a handle with a first view.
+    /// Returns a handle with its first topology.
     pub(crate) fn new(
         topology: Topology,
         peers: Arc<Peers>,
@@ -112,12 +113,13 @@ impl ClusterHandle {
         is_new
     }
 
-    /// Locks the volumes that are assigned to this node but have no database, with the reason.
+    /// Locks the map of volumes that are assigned to this node but have no database, each with an
+    /// error text.
     pub(crate) fn missing(&self) -> MutexGuard<'_, BTreeMap<NodeName, String>> {
         self.missing.lock()
     }
 
-    /// Returns the present topology.
+    /// Returns the current topology.
     pub(crate) fn topology(&self) -> Arc<Topology> {
         Arc::clone(&self.topology.read())
     }
@@ -143,8 +145,9 @@ impl ClusterHandle {
         self.changed.notified()
     }
 
-    /// Waits for requests that were passed to the only volume of an earlier topology. They cannot
-    /// be repeated elsewhere.
+    /// Waits until the requests end that were routed to the only volume of an earlier topology.
+    /// Such requests cannot be repeated at another volume. Gives up after
+    /// `EARLIER_REQUESTS_TIMEOUT`.
     pub(crate) async fn earlier_requests(&self) {
         let until = Instant::now() + EARLIER_REQUESTS_TIMEOUT;
         let under_way = || {

@@ -2,12 +2,12 @@
 //! requests.
 //!
 //! **Invariants**
-//! - All that reaches outside is passed in: membership, authority and volumes (`cluster`), calls
-//!   between nodes (`peer_client`), the warehouse and the clock (`NodeContext`). So the simulation
-//!   runs this code unchanged.
+//! - Everything outside the process is passed in: membership, authority and volumes (`cluster`),
+//!   calls between nodes (`peer_client`), the warehouse and the clock (`NodeContext`). So the
+//!   simulation runs this code unchanged.
 //! - A stop hands the volumes over before the node stops coordinating and serving.
 //!
-//! Deliberately absent: sockets and files. `node` supplies those of a real process.
+//! Deliberately absent: sockets and files, which `node` opens for a real process.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,16 +29,16 @@ use crate::error::{NodeError, with_causes};
 use crate::runtime;
 use crate::runtime::watch;
 
-/// Longest time for a node to be admitted by the others.
+/// Longest time until a starting node serves its own volume. Afterwards the start fails.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest time for the others to take over the volumes of a stopping node. After it, the node
-/// closes them, and they are taken over then.
+/// Longest time for other nodes to take over the volumes of a stopping node. Afterwards the
+/// stopping node closes its remaining volumes, and other nodes can open them.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Interval at which a node that waits for its admission, or for its volumes to be taken over,
-/// contacts the others.
+/// Interval at which a node contacts the other nodes while it waits for its admission, or for its
+/// volumes to be taken over.
 const HELLO_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A running member of the cluster.
+/// A running node as a member of the cluster.
 pub(crate) struct Member {
     cluster: Arc<ClusterHandle>,
     stop: watch::Sender<bool>,
@@ -126,16 +126,16 @@ impl Member {
         }
     }
 
-    /// Lets the other nodes take over this node's volumes, if there are other nodes. Until the end
-    /// of the last request, this node forwards requests for them.
+    /// Lets other nodes take over this node's volumes. Does nothing if no other node is alive. This
+    /// node forwards requests for a volume that was taken over until the last request has ended.
     pub(crate) async fn hand_over(&self) {
         let cluster = &self.cluster;
         let others = cluster.membership.alive().unwrap_or_default();
         if others.iter().all(|node_info| node_info.name == cluster.me) {
             return;
         }
-        // After a checkpoint, closing the volume writes little and the next node replays little.
-        // Nobody serves the volume in that time.
+        // The volume is still served while its checkpoint is written. Afterwards, closing writes
+        // little and the next node replays little, so the time without service is short.
         for server in cluster.topology().servers.values() {
             if let Err(error) = server.checkpoint().await {
                 tracing::warn!(volume = %server.volume, error = with_causes(&error), "no checkpoint written before the hand-over");
@@ -165,8 +165,7 @@ impl Member {
         {
             let (peers, address) = (Arc::clone(&self.cluster.peers), node_info.address);
             runtime::spawn(async move {
-                // A node that does not answer is not the coordinator. The message is repeated
-                // anyway.
+                // The answer is of no use: a lost message is repeated after `HELLO_INTERVAL`.
                 let _ = peers
                     .ask::<bool>(address, &PeerCall::Hello, &(), HELLO_INTERVAL)
                     .await;

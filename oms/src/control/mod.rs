@@ -1,12 +1,12 @@
-//! The decisions of one node about the cluster: which node serves a volume, and where a request
-//! goes.
+//! The decisions of one node about the cluster: which node serves a volume, and to which node a
+//! request is sent.
 //!
 //! **Invariants**
 //! - Only the coordinator writes the ring, and that write is the commit point of each change.
 //! - A request keeps the topology by which it was routed until it ends.
 //! - A node opens and closes volumes only to match the cluster's state.
 //!
-//! Deliberately absent: locks and files, which stand behind the traits of `cluster`.
+//! Deliberately absent: locks and files, which the traits of `cluster` hide.
 
 pub(crate) mod coordinator;
 pub(crate) mod errand;

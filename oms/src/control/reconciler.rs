@@ -1,15 +1,15 @@
 //! The reconciler: makes the volumes that this process serves match the cluster's state.
 //!
-//! One task runs one pass at a time. A pass reads the state, closes volumes that are assigned to
-//! other nodes, opens those that are assigned to this node once their lock is free, lets volume
-//! servers follow a changed ring, and publishes the new topology.
+//! One task runs one pass at a time. A pass reads the state and lets volume servers follow a
+//! changed ring. It closes volumes that are assigned to other nodes, and opens volumes that are
+//! assigned to this node once their lock is free. Finally the pass publishes the new topology.
 //!
 //! **Invariants**
 //! - The reconciler decides nothing: it only applies the state.
 //! - A volume server is removed from the published topology before it is closed.
 //! - A missing database does not keep the other volumes from being served.
 //!
-//! Deliberately absent: moving rows. The volume servers exchange them among themselves.
+//! Deliberately absent: copying rows, which the volume servers do among themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,9 +28,10 @@ use crate::runtime::watch;
 use crate::volume::migration::target::staged_migration;
 use crate::volume::server::VolumeServer;
 
-/// Longest time until the state is read again without a notification. A notification may be lost.
+/// Longest time between two reads of the cluster's state. It bounds the delay after a lost
+/// notification.
 const PASS_INTERVAL_MAX: Duration = Duration::from_secs(1);
-/// Pause between two attempts to open a volume that its last process has not closed yet.
+/// Pause between two attempts to open a volume that another process has not closed yet.
 const OPEN_RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Pause before the state is read again from an engine that does not answer.
 const ENGINE_RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -41,8 +42,8 @@ pub(crate) struct Reconciler {
     context: NodeContext,
     volumes: Arc<dyn Volumes>,
     servers: BTreeMap<NodeName, Arc<VolumeServer>>,
-    /// The version since which this node served each volume when it was opened. A later one means
-    /// that another node had the volume in between.
+    /// For each open volume, the version of the cluster's state that assigned the volume to this
+    /// node. A later version in the state means that another node had the volume in between.
     opened: BTreeMap<NodeName, u64>,
     /// Volumes that could not be opened at the last attempt.
     unopened: BTreeSet<NodeName>,
@@ -62,7 +63,7 @@ fn announce(ring: &Ring) {
     tracing::info!(epoch = ring.epoch().0, "ring changed: {}", shares.join(", "));
 }
 
-/// Restarts a volume server after a change of its slots for which nothing was prepared.
+/// Restarts a volume server after a change of its slots that no migration has prepared.
 async fn restart(
     context: &NodeContext,
     cluster: &Arc<ClusterHandle>,
@@ -143,8 +144,8 @@ impl Reconciler {
     async fn close_all(&mut self) -> Result<(), NodeError> {
         let servers = std::mem::take(&mut self.servers);
         let state = self.cluster.topology().state.clone();
-        // The published topology references the servers. Without it, their memory is freed once
-        // they are closed.
+        // The published topology holds references to the servers. Publishing a topology without
+        // servers lets their memory be freed once they are closed.
         self.publish(&state)?;
         for server in servers.into_values() {
             server.close().await?;
@@ -174,7 +175,7 @@ impl Reconciler {
         let has_all = kept.len() == wanted.len();
         let has_more = self.servers.len() > wanted.len();
         if state.version == self.version && has_all && !has_more {
-            // A node that restarted quickly has a new address, and that may be the only change.
+            // A node that restarted quickly may have a new address although the state is unchanged.
             let topology = self.cluster.topology();
             let node_infos = self.cluster.membership.node_infos()?;
             let is_known = |node_info: &NodeInfo| topology.node_infos.get(&node_info.name) == Some(node_info);
@@ -187,15 +188,16 @@ impl Reconciler {
             self.ring = Arc::new(state.ring.clone());
             announce(&self.ring);
         }
-        // Activation comes first, because requests wait for it and closing a volume takes longer.
+        // Slots are activated before volumes are closed: requests wait for the activation, and
+        // closing takes longer.
         self.follow_ring(&state, &kept).await?;
         if has_more || self.servers.keys().any(|volume| !kept.contains(volume)) {
             self.hand_over(&state, &kept).await?;
         }
         let (mut has_opened_all, mut lost) = (true, None);
         self.cluster.missing().retain(|volume, _| wanted.contains(volume));
-        // A volume that could not be opened last time comes last: its engine may be away, and an
-        // attempt takes a while then.
+        // Volumes that the last pass could not open are tried last. Their engine may be
+        // unreachable, and an attempt takes long then.
         let (again, first): (Vec<&NodeName>, Vec<&NodeName>) =
             wanted.iter().partition(|volume| self.unopened.contains(*volume));
         for (at, volume) in first.iter().chain(&again).copied().enumerate() {
@@ -211,8 +213,8 @@ impl Reconciler {
                     self.note_opening(volume, is_open);
                     self.cluster.missing().remove(volume);
                 }
-                // The other volumes are still served, and this one is opened once its database is
-                // there.
+                // A missing volume does not end the pass. The other volumes are served, and a later
+                // pass opens this volume once its database exists.
                 Err(error) if error.is_missing_volume() => {
                     self.note_missing(volume, &error);
                     lost = lost.or((*volume == me).then_some(error));
@@ -255,7 +257,8 @@ impl Reconciler {
                 }
                 closed => closed?,
             }
-            // A volume without a slot in the ring has no data that anybody needs.
+            // A volume that has no slot in the ring and no serving node holds no data that is
+            // needed.
             if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {
                 Arc::clone(&self.volumes).remove(server.volume.clone()).await?;
                 tracing::info!(volume = %server.volume, "volume removed, its node left");
@@ -266,8 +269,9 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Lets the volume servers follow the ring. Servers that get slots are first, so that their
-    /// slots are served at once. If a migration was undone, its staged rows and seals are removed.
+    /// Lets the volume servers follow the ring. New slots are activated before other slots are
+    /// released, so that new slots are served at once. If a migration was undone, its staged rows
+    /// and seals are removed.
     async fn follow_ring(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
         let is_behind = |server: &VolumeServer, ring: &Arc<Ring>| !Arc::ptr_eq(&server.ring(), ring);
         let ring = Arc::clone(&self.ring);
@@ -306,16 +310,16 @@ impl Reconciler {
         let Some(storage) = opened else {
             return Ok(false);
         };
-        // The state is read again, because opening may have waited for a long time. From here on,
-        // no other process can open the volume.
+        // The state is read again, because opening may have waited long for the volume's lock. From
+        // here on, no other process can open the volume.
         let now = self.cluster.authority.read().await?;
         if now.version != state.version {
             self.cluster.look.notify_one();
         }
         let storage = Arc::new(storage);
         let is_mine = now.serving.get(volume) == Some(&self.cluster.me);
-        // Staged rows of an undecided migration may be neither removed nor served: a coordinator
-        // that does not know of this restart may still commit the migration. A volume with such
+        // Staged rows of an undecided migration may be neither removed nor served. A coordinator
+        // that does not know of this restart may still commit the migration. So a volume with such
         // rows is closed again until the migration has ended.
         let under_way = now.moving.as_ref().map(|moving| moving.id);
         let is_decided = under_way.is_none() || staged_migration(&storage).await? != under_way;

@@ -1,4 +1,4 @@
-//! Client for the other volumes, in this process or another one.
+//! A volume's client for all other volumes, which this process or another one serves.
 //!
 //! `volume::remote_stock` explains the questions and why they may be repeated. The search for the
 //! first store uses the copies of `stock_copies` and asks only the volumes without a usable copy.
@@ -24,13 +24,14 @@ use crate::runtime::seeded::seeded;
 use crate::volume::remote_stock::{Answer, RemoteVolumes};
 use crate::volume::state::OrderError;
 
-/// Timeout of a question to another volume: less than the timeout of the order's request.
+/// Timeout of a question to another volume. Shorter than the timeout of the client's request that
+/// created the order, so that the client still gets a response.
 const REMOTE_CALL_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// How long an owner is waited for that is asked for units. The request is repeated anyway.
 const ALLOT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// All volumes but one.
+/// The client through which one volume reaches all other volumes.
 pub(crate) struct RemoteVolumeClient {
     /// Weak, to break the reference cycle `ClusterHandle` -> `Topology` -> `VolumeServer` ->
     /// `RemoteVolumes`.
@@ -39,7 +40,7 @@ pub(crate) struct RemoteVolumeClient {
 }
 
 impl RemoteVolumeClient {
-    /// Returns a client for all volumes but this one.
+    /// Returns the client of this volume for all other volumes.
     pub(crate) fn of(cluster: &Arc<ClusterHandle>, volume: &NodeName) -> Arc<dyn RemoteVolumes> {
         Arc::new(RemoteVolumeClient {
             cluster: Arc::downgrade(cluster),
@@ -51,7 +52,7 @@ impl RemoteVolumeClient {
         self.cluster.upgrade().ok_or(OrderError::Moved)
     }
 
-    /// Asks a volume for its first store that has the units.
+    /// Asks a volume for its first store that has the units of all lines.
     async fn find_at(
         cluster: Arc<ClusterHandle>,
         volume: NodeName,
@@ -65,7 +66,8 @@ impl RemoteVolumeClient {
         }
     }
 
-    /// Returns the first store of these volumes that has the units. All are asked at the same time.
+    /// Returns the first store of these volumes that has the units. Asks all volumes at the same
+    /// time.
     async fn find_by_asking(
         cluster: &Arc<ClusterHandle>,
         volumes: Vec<NodeName>,
@@ -85,7 +87,7 @@ impl RemoteVolumeClient {
     }
 }
 
-/// Fails if this node's view has another ring than that of a search.
+/// Fails if the epoch of this node's topology differs from the epoch of a search.
 fn check_epoch(topology: &Topology, epoch: Epoch) -> Result<(), OrderError> {
     if topology.ring.epoch() == epoch || seeded("epochs-mixed") {
         Ok(())
@@ -105,7 +107,7 @@ fn earlier(one: Option<u32>, other: Option<u32>) -> Option<u32> {
 impl RemoteVolumes for RemoteVolumeClient {
     fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>, epoch: Epoch) -> Answer<'a, Option<u32>> {
         Box::pin(async move {
-            // No store comes before the first.
+            // Store 1 is the first store of all, so no other volume can have an earlier one.
             if below == Some(1) {
                 return Ok(None);
             }
@@ -126,7 +128,8 @@ impl RemoteVolumes for RemoteVolumeClient {
                 }
             }
             if not_known.is_empty() && first.is_none() && below.is_none() {
-                // Only the owners themselves may reject an order.
+                // No copy has a store with the units. A copy may be outdated, so only answers of
+                // the owners may reject an order.
                 not_known = others().cloned().collect();
             }
             drop(topology);
@@ -135,7 +138,8 @@ impl RemoteVolumes for RemoteVolumeClient {
                     first,
                     RemoteVolumeClient::find_by_asking(&cluster, not_known, lines).await?,
                 );
-                // Each volume was asked by the topology of that moment.
+                // A newer topology may have routed some of the questions, so the epoch is checked
+                // again.
                 check_epoch(&cluster.topology(), epoch)?;
             }
             Ok(first.filter(|store| below.is_none_or(|below| *store < below)))

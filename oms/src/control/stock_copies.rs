@@ -1,16 +1,18 @@
-//! Copies of the available quantities of volumes that other nodes serve. They find an order's first
-//! store without a message.
+//! Copies of the available quantities of volumes that other nodes serve. With a copy, a search for
+//! an order's first store needs no message.
 //!
-//! The first search begins a copy, and `KEPT_FOR` without a search ends it. The task of a copy
-//! reads the layout and all quantities, then asks the volume's owner for changes, one request at a
-//! time. After a new incarnation or generation of the volume's stock it reads everything again.
-//! `volume::followers` is the owner's side and defines the maximum age of a copy.
+//! The first search in a volume begins a copy, and `KEPT_FOR` without a search ends the copy. The
+//! task of a copy reads the layout and all quantities. Then it requests changes from the volume's
+//! owner, one request at a time. If the incarnation or generation of the volume's stock changes,
+//! the task reads everything again. `volume::followers` is the owner's side and defines the maximum
+//! age of a copy.
 //!
 //! **Invariants**
-//! - A copy only suggests a store. The owner decides when it reserves.
-//! - A copy is used only with the ring that its owner followed. So all copies of one search have
-//!   the same epoch, also while stores move.
-//! - A copy takes 4 bytes for each cell of the stock (`CELLS_MAX`).
+//! - A copy only suggests a store. The owner decides when it reserves the units.
+//! - A copy is used only under the epoch of the ring that its owner followed. So all copies of one
+//!   search have the same epoch, even while stores migrate.
+//! - A copy uses 4 bytes of memory for each cell, which is one product in one store. `CELLS_MAX`
+//!   limits the number of cells.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -33,12 +35,12 @@ use crate::volume::followers::COPY_AGE_MAX;
 
 /// Time without a search after which a copy is dropped.
 const KEPT_FOR: Duration = Duration::from_secs(5);
-/// Longest wait for an answer. The owner answers several times a second.
+/// Timeout of a request to the owner, which normally answers several times a second.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
-/// Pause after a request without an answer.
+/// Pause after a request without a usable answer.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
-/// The copies of stock that this node has, by volume.
+/// This node's copies of the stock of other volumes, by volume.
 #[derive(Default)]
 pub(crate) struct StockCopies(Mutex<BTreeMap<NodeName, Arc<StockCopy>>>);
 
@@ -53,7 +55,7 @@ pub(crate) enum Found {
 
 /// The copy of one volume's stock.
 struct StockCopy {
-    /// Identifies this copy at the owner.
+    /// Random number by which the owner recognizes this copy.
     follower: u64,
     content: Mutex<Content>,
 }
@@ -63,7 +65,7 @@ struct Content {
     position: Option<StockPosition>,
     /// Epoch of the owner's ring at the newest answer.
     epoch: u64,
-    /// Time of the request of the newest answer. `None` while the copy is unusable.
+    /// Time at which the request of the newest answer was sent. `None` while the copy is unusable.
     as_of: Option<Instant>,
     looked_at: Instant,
 }
@@ -93,8 +95,8 @@ impl StockCopies {
         self.0.lock()
     }
 
-    /// Searches the first store of a volume that has these units, by the ring of this epoch.
-    /// `demands` names each product once. Begins a copy if there is none.
+    /// Searches the copy of a volume for the first store that has these units, under the ring of
+    /// this epoch. `demands` names each product once. Begins a copy if the volume has none.
     pub(crate) fn first_store(
         cluster: &Arc<ClusterHandle>,
         volume: &NodeName,
@@ -117,7 +119,7 @@ impl StockCopies {
         }
     }
 
-    /// Applies the quantities that a refused reservation returned.
+    /// Writes the quantities that came with a refused reservation to the copy.
     pub(crate) fn correct(&self, volume: &NodeName, store: u32, cells: &[Cell]) {
         let copy = self.copies().get(volume).cloned();
         if let Some(copy) = copy {
@@ -145,7 +147,7 @@ impl StockCopies {
     }
 }
 
-/// The task of one copy.
+/// The task that keeps one copy up to date.
 struct Following {
     cluster: Weak<ClusterHandle>,
     volume: NodeName,
@@ -167,7 +169,8 @@ impl Following {
         }
     }
 
-    /// Asks the owner. Returns `None` without a usable answer.
+    /// Sends a question to the volume's owner. Returns `None` if no answer arrives in time, or if
+    /// no other node serves the volume.
     async fn ask(&self, cluster: &Arc<ClusterHandle>, question: Question) -> Option<Answer> {
         let topology = cluster.topology();
         let VolumeLocation::There { address, .. } = topology.locate(&self.volume) else {
@@ -182,7 +185,7 @@ impl Following {
         asked.ok()
     }
 
-    /// Asks for changes once and applies them.
+    /// Requests changes from the owner once and applies them. Returns `None` if that failed.
     async fn follow_once(&self, cluster: &Arc<ClusterHandle>) -> Option<()> {
         let (known, has_content) = {
             let content = self.copy.content();
@@ -230,8 +233,8 @@ impl Following {
         Some(())
     }
 
-    /// Reads the whole stock. The copy is used only after the changes since `layout.position` are
-    /// applied, because the rows are read one after another.
+    /// Reads the whole stock. The rows are read at different moments, so the copy is used only
+    /// after the changes since `layout.position` are applied too.
     async fn read(&self, cluster: &Arc<ClusterHandle>, layout: StockLayout) -> Option<()> {
         {
             let mut content = self.copy.content();
@@ -248,7 +251,8 @@ impl Following {
         }
         let mut quantities = Vec::new();
         let mut first_row = 0;
-        // At least one request is sent: it tells the owner that the former content is not in use.
+        // At least one request is sent, because it tells the owner that this node no longer uses
+        // the former content.
         loop {
             let read = ReadStock {
                 follower: self.copy.follower,

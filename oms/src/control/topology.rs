@@ -2,7 +2,7 @@
 //! serves, and the addresses of the other nodes.
 //!
 //! **Invariants**
-//! - A topology never changes. A new one is published instead (`handle`).
+//! - A topology never changes. `handle` publishes a new topology instead.
 //! - A request keeps the topology by which it was routed until it ends.
 //!
 //! Deliberately absent: calls to volumes (`errand`).
@@ -19,14 +19,15 @@ use crate::domain::routing_key::RoutingKey;
 use crate::storage::owned_slots;
 use crate::volume::server::VolumeServer;
 
-/// The place of a volume.
+/// The place where a volume is served, as this node sees it.
 pub(crate) enum VolumeLocation<'a> {
     Here(&'a Arc<VolumeServer>),
     There {
         node: &'a NodeName,
         address: SocketAddr,
     },
-    /// The node that should serve the volume, if there is one, has no known address.
+    /// No node is assigned to the volume, the assigned node has no known address, or this node has
+    /// not opened the volume yet.
     Nowhere(Option<&'a NodeName>),
 }
 
@@ -37,15 +38,15 @@ pub(crate) struct Topology {
     pub(crate) ring: Arc<Ring>,
     pub(crate) servers: BTreeMap<NodeName, Arc<VolumeServer>>,
     pub(crate) node_infos: BTreeMap<NodeName, NodeInfo>,
-    /// The only volume of the cluster, if there is no other.
+    /// The server of the cluster's only volume. `None` if the cluster has several volumes, a
+    /// migration is under way, or another node serves the volume.
     pub(crate) alone: Option<Arc<VolumeServer>>,
-    /// Address of the server of each volume as a header's value, so that answers need not render
-    /// it.
+    /// Address of the server of each volume as a header value, rendered once for all responses.
     addresses: BTreeMap<NodeName, HeaderValue>,
 }
 
 impl Topology {
-    /// Returns the topology of these parts.
+    /// Builds a topology from its parts.
     pub(crate) fn new(
         me: NodeName,
         state: ClusterState,
@@ -76,20 +77,20 @@ impl Topology {
         topology
     }
 
-    /// Returns the node that serves a volume, and its address. `None` if nobody serves the volume
-    /// at the moment.
+    /// Returns the node that serves a volume, and its address. `None` if no node with a known
+    /// address serves the volume at the moment.
     pub(crate) fn server_of(&self, volume: &NodeName) -> Option<(&NodeName, SocketAddr)> {
         let node = self.state.serving.get(volume)?;
         let node_info = self.node_infos.get(node)?;
         Some((node, node_info.address))
     }
 
-    /// Returns the address of a volume's server for the header `OWNER`.
+    /// Returns the address of a volume's server as the value of the header `X-Imt-Owner`.
     pub(crate) fn owner_header(&self, volume: &NodeName) -> Option<&HeaderValue> {
         self.addresses.get(volume)
     }
 
-    /// Returns the volume that owns a key.
+    /// Returns the volume that owns the slot of a key.
     pub(crate) fn volume_of(&self, key: &RoutingKey) -> Option<NodeName> {
         let slot = match key {
             RoutingKey::Order(order) => owned_slots::of_order(&self.ring, order),
@@ -99,12 +100,12 @@ impl Topology {
         self.ring.owner(slot).ok().cloned()
     }
 
-    /// Returns the volumes that have slots, by name.
+    /// Returns the names of the volumes that are members of the ring.
     pub(crate) fn volumes(&self) -> impl Iterator<Item = &NodeName> {
         self.ring.members().iter().map(imt_ring::Member::name)
     }
 
-    /// Returns the volumes that are assigned to this node, open or not.
+    /// Returns the volumes that are assigned to this node, including those that are not open yet.
     pub(crate) fn to_serve(&self) -> impl Iterator<Item = &NodeName> {
         let serving = self.state.serving.iter();
         serving
@@ -112,12 +113,12 @@ impl Topology {
             .map(|(volume, _)| volume)
     }
 
-    /// Returns the volume if the ring still has it.
+    /// Returns the name of the volume if the ring still has it as a member.
     pub(crate) fn known(&self, volume: &NodeName) -> Option<NodeName> {
         self.ring.member(volume).map(|member| member.name().clone())
     }
 
-    /// Returns the place of a volume.
+    /// Returns the place where a volume is served.
     pub(crate) fn locate(&self, volume: &NodeName) -> VolumeLocation<'_> {
         if let Some(server) = self.servers.get(volume) {
             return VolumeLocation::Here(server);

@@ -12,10 +12,10 @@
 
 use thiserror::Error;
 
-/// Maximum length of a line in bytes. Three ten-digit numbers take 34.
+/// Maximum length of a line in bytes. Three ten-digit numbers with commas and line break take 34.
 const LINE_BYTES_MAX: usize = 64;
 
-/// A fault in a body and its place.
+/// A fault in a body, with its line and column.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("line {line}, column {column}: {reason}")]
 pub struct CsvError {
@@ -27,17 +27,18 @@ pub struct CsvError {
     pub reason: String,
 }
 
-/// A field, counted from zero, that the consumer of the lines does not accept, and the reason.
+/// A field of a well-formed line that the consumer of the lines rejects. Fields are counted from
+/// zero.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FieldFault {
     pub(crate) field: usize,
     pub(crate) reason: String,
 }
 
-/// Reads lines from pieces of a body.
+/// A parser that reads lines from pieces of a body.
 #[derive(Debug, Default)]
 pub(crate) struct LineReader {
-    /// The beginning of a line with its end in a later piece.
+    /// The beginning of a line that ends in a later piece.
     unfinished: Vec<u8>,
     /// Number of lines so far, empty ones included.
     lines_seen: u64,
@@ -54,7 +55,7 @@ const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 enum Mark {
     /// Number of bytes of the mark received so far.
     Seen(usize),
-    /// The text has begun.
+    /// The mark is complete or absent, so the text has begun.
     Over,
 }
 
@@ -64,7 +65,7 @@ impl Default for Mark {
     }
 }
 
-/// The result of reading the beginning of some bytes.
+/// The result of reading one line at the beginning of some bytes.
 enum Scan {
     Line { fields: [u32; 3], bytes: usize },
     Blank { bytes: usize },
@@ -97,13 +98,14 @@ impl LineReader {
         self.keep(&piece[piece.len() - left..])
     }
 
-    /// Skips the byte order mark at the beginning of a body, even if it arrives in several pieces.
-    /// Returns the text after it.
+    /// Skips the byte order mark at the beginning of a body, even if the mark arrives in several
+    /// pieces. Returns the text after the mark.
     #[cold]
     fn skip_mark<'a>(&mut self, mut piece: &'a [u8]) -> &'a [u8] {
         while let (Mark::Seen(seen), Some((&byte, rest))) = (self.mark, piece.split_first()) {
             if byte != BYTE_ORDER_MARK[seen] {
-                // An incomplete mark is text. `scan` then reports it as a fault.
+                // The bytes of an incomplete mark are kept as text, which `scan` then reports as a
+                // fault.
                 self.unfinished.extend_from_slice(&BYTE_ORDER_MARK[..seen]);
                 self.mark = Mark::Over;
                 break;
@@ -117,7 +119,8 @@ impl LineReader {
         piece
     }
 
-    /// Passes on the last line if the body did not end in a newline. Returns the number of lines.
+    /// Passes the last line to `take` if the body did not end in a newline. Returns the number of
+    /// lines that were passed on in total.
     pub(crate) fn finish(
         mut self,
         mut take: impl FnMut([u32; 3]) -> Result<(), FieldFault>,
@@ -135,7 +138,8 @@ impl LineReader {
 
     fn keep(&mut self, bytes: &[u8]) -> Result<(), CsvError> {
         if self.unfinished.len() + bytes.len() > LINE_BYTES_MAX {
-            // An earlier fault in the line is more helpful than its length.
+            // A fault within the first bytes of the line is more helpful to the client than the
+            // line's length.
             self.unfinished
                 .extend_from_slice(&bytes[..bytes.len().min(LINE_BYTES_MAX)]);
             let (column, reason) = match scan(&self.unfinished) {
@@ -154,7 +158,8 @@ impl LineReader {
         Ok(())
     }
 
-    /// Passes on all complete lines and returns the number of bytes after the last one.
+    /// Passes all complete lines to `take`. Returns the number of bytes after the last complete
+    /// line.
     fn scan_all(
         &mut self,
         bytes: &[u8],
@@ -208,7 +213,7 @@ impl LineReader {
     }
 }
 
-/// Appended to the fault of a first line that begins like a column name.
+/// Text appended to the fault of a first line that begins like a column name.
 const HEADER_ROW: &str = "; the first line looks like a header row: send the lines without one";
 
 /// Returns `true` for a byte that can begin a column name.
@@ -216,12 +221,14 @@ fn begins_name(byte: u8) -> bool {
     byte.is_ascii_alphabetic() || matches!(byte, b'"' | b'\'' | b'#' | b'_')
 }
 
-/// Number of bytes that `scan_short` reads.
+/// Number of bytes that `scan_short` needs: sixteen for the line, and eight more because `number`
+/// reads words of eight bytes.
 const SHORT_BYTES: usize = 24;
 
-/// Reads one plain line of up to sixteen bytes. This is the hot loop of a snapshot, where nearly
-/// every line is plain. It examines eight bytes at a time without a branch per digit. It returns
-/// `None` for any other line, which `scan` then reads.
+/// Reads one plain line of up to sixteen bytes, with numbers of one to eight digits. Nearly every
+/// line of a snapshot is plain, so this function is the hot loop. The function examines eight bytes
+/// at a time without a branch per digit. Returns `None` for any other line, which `scan` then
+/// reads.
 #[inline]
 fn scan_short(bytes: &[u8; SHORT_BYTES]) -> Option<([u32; 3], usize)> {
     let ends = non_digits(word_at(bytes, 0)) | (non_digits(word_at(bytes, 8)) << 8);
@@ -255,16 +262,16 @@ fn word_at(bytes: &[u8; SHORT_BYTES], at: usize) -> u64 {
 /// Returns one bit for each byte that is not a digit; the lowest bit stands for the first byte.
 #[inline]
 fn non_digits(word: u64) -> u32 {
-    // Digits become 0 to 9. Adding 0x76 sets the highest bit of every larger value and never
-    // carries into the next byte.
+    // The XOR turns digits into 0 to 9. Adding 0x76 sets the highest bit of every larger value and
+    // never carries into the next byte.
     let off = word ^ 0x3030_3030_3030_3030;
     let above = (off & 0x7f7f_7f7f_7f7f_7f7f) + 0x7676_7676_7676_7676;
     let marks = (above | off) & 0x8080_8080_8080_8080;
-    // Each mark is moved to its own bit of the highest byte.
+    // The multiplication moves the mark of each byte to a separate bit of the highest byte.
     ((marks >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32
 }
 
-/// Returns the number between `start` and `end`, of one to eight digits.
+/// Returns the number in `bytes[start..end]`. `None` unless the number has one to eight digits.
 #[inline]
 fn number(bytes: &[u8; SHORT_BYTES], start: usize, end: usize) -> Option<u32> {
     let digits = end - start;
@@ -279,7 +286,7 @@ fn number(bytes: &[u8; SHORT_BYTES], start: usize, end: usize) -> Option<u32> {
     Some((fours.wrapping_mul((10_000 << 32) + 1) >> 32) as u32)
 }
 
-/// Reads one line at the beginning of `bytes`, each byte once.
+/// Reads one line at the beginning of `bytes`. Examines each byte once.
 #[inline]
 fn scan(bytes: &[u8]) -> Scan {
     let mut fields = [0u32; 3];

@@ -2,13 +2,13 @@
 //!
 //! An order is its lines and its history of events. Everything else, the state included, is a fold
 //! over the events. `decide` returns the events that a command causes, or the reason to refuse it.
-//! `apply` appends them to the order.
+//! `apply` appends events to the order.
 //!
 //! **Invariants**
 //! - A repeated command causes no new event.
 //! - A payment that arrives before the warehouse confirms the announcement is kept.
-//! - Every payment that buys nothing becomes a wanted refund. This holds for an unpaid order that
-//!   ended, for a paid order that the warehouse refused, and for a second payment of one order.
+//! - Every payment that buys nothing becomes a wanted refund. These are payments for orders that
+//!   ended unpaid, payments for orders that were refused or cancelled later, and second payments.
 //!
 //! Deliberately absent: the choice of the store (`stock`) and the messages to the warehouse
 //! (`outbox`).
@@ -22,12 +22,12 @@ use utoipa::ToSchema;
 
 use crate::runtime::seeded::seeded;
 
-/// Maximum length of an order id in bytes. Ids are part of every key, and keys stay in memory while
-/// a message waits.
+/// Maximum length of an order id in bytes. The keys of an order's rows contain its id, and the id
+/// stays in memory while a message of the order waits.
 pub const ORDER_ID_BYTES_MAX: usize = 64;
 
-/// Maximum number of payments kept beside the one that paid the order. Each makes the order's row
-/// longer, and a shop that sends more has a defect.
+/// Maximum number of payments stored in addition to the payment that paid the order. Each stored
+/// payment makes the order's row longer, and a shop that sends more has a defect.
 pub const EXTRA_PAYMENTS_MAX: usize = 32;
 
 /// The identity of an order: 1 to 64 characters of `A-Z a-z 0-9 - _ . ~ :`. Such an id needs no
@@ -131,7 +131,7 @@ pub enum State {
 }
 
 impl State {
-    /// Every state, in the order of the codes.
+    /// All states, in the sequence of their numbers (`State as usize`).
     pub const ALL: [State; 11] = [
         State::Received,
         State::Reserved,
@@ -146,7 +146,7 @@ impl State {
         State::RefundWanted,
     ];
 
-    /// Returns the name used in JSON.
+    /// Returns the name of the state in JSON.
     pub fn name(self) -> &'static str {
         match self {
             State::Received => "received",
@@ -183,48 +183,48 @@ impl fmt::Display for State {
     }
 }
 
-/// A change of an order.
+/// A change in the life of an order, as its history records it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Units were reserved in a store.
     Reserved {
-        /// The store.
+        /// The number of the store that has the units.
         store: u32,
     },
     /// No store had every product.
     Rejected,
     /// The warehouse confirmed the announcement.
     Announced,
-    /// The customer paid.
+    /// The customer paid the order.
     Paid {
-        /// The payment's transaction.
+        /// Transaction number of the payment.
         transaction: u64,
     },
     /// The delivery request was queued for the warehouse.
     DeliveryStarted,
-    /// The warehouse delivered.
+    /// The warehouse delivered the order.
     Delivered {
         /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
         sequence: Option<u64>,
     },
-    /// The customer cancelled.
+    /// The customer cancelled the order.
     Cancelled,
-    /// The payment timeout passed.
+    /// The order was not paid within the payment timeout.
     Expired,
     /// The warehouse refused the order permanently.
     Failed {
-        /// The warehouse's answer.
+        /// Text of the warehouse's answer, with its reason.
         reason: String,
     },
     /// A payment was accepted for an order that will not be delivered.
     RefundWanted {
-        /// The payment's transaction.
+        /// Transaction number of the payment that needs a refund.
         transaction: u64,
     },
 }
 
 impl Event {
-    /// Returns the name used in JSON.
+    /// Returns the name of the event in JSON.
     pub fn name(&self) -> &'static str {
         match self {
             Event::Reserved { .. } => "reserved",
@@ -244,56 +244,56 @@ impl Event {
 /// An event and its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// UTC milliseconds since 1970.
+    /// Time of the event in UTC milliseconds since 1970.
     pub at_ms: u64,
-    /// The event.
+    /// The event that happened at this time.
     pub event: Event,
 }
 
 /// A request to change an existing order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// The customer pays.
+    /// The customer pays the order.
     Pay {
-        /// The payment's transaction.
+        /// Transaction number of the payment.
         transaction: u64,
     },
     /// The warehouse began to prepare the order.
     ConfirmAnnouncement,
     /// The warehouse will never prepare the order.
     RefuseAnnouncement {
-        /// The warehouse's answer.
+        /// Text of the warehouse's answer, with its reason.
         reason: String,
     },
-    /// The warehouse delivered.
+    /// The warehouse delivered the order.
     ConfirmDelivery {
         /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
         sequence: Option<u64>,
     },
     /// The warehouse will never deliver the order.
     RefuseDelivery {
-        /// The warehouse's answer.
+        /// Text of the warehouse's answer, with its reason.
         reason: String,
     },
     /// The customer cancels the order.
     Cancel,
-    /// The payment timeout passed.
+    /// The order was not paid within the payment timeout.
     Expire,
 }
 
 /// The reason to refuse a command.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// The same id was used with other lines.
+    /// An order with this id was placed before with other lines.
     #[error("this order id was used before with other products")]
     OtherContent,
     /// The order has the maximum number of payments to refund.
     #[error("{EXTRA_PAYMENTS_MAX} payments of this order are to be refunded already; no further one is kept")]
     TooManyPayments,
-    /// The command is not possible in this state.
+    /// The order's state does not allow the command.
     #[error("the order is {state} and cannot be {wanted}")]
     NotInState {
-        /// The order's state.
+        /// The present state of the order.
         state: State,
         /// The participle that completes "cannot be", such as `paid`.
         wanted: &'static str,
@@ -303,7 +303,7 @@ pub enum Refusal {
 /// An order: its lines and its history, with the values that follow from the history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// The order's id.
+    /// The identity of the order.
     pub id: OrderId,
     /// The lines as the shop sent them.
     pub lines: Box<[Line]>,
@@ -313,9 +313,10 @@ pub struct Order {
     pub state: State,
     /// The store in which units were reserved, if any store had them.
     pub store: Option<u32>,
-    /// The transaction that paid the order.
+    /// Transaction of the first payment. The payment paid the order or, in the state
+    /// `RefundWanted`, needs a refund.
     pub transaction: Option<u64>,
-    /// Further transactions. Each needs a refund in every state of the order.
+    /// Transactions of further payments. Each of them needs a refund, in every state of the order.
     pub extra_payments: Vec<u64>,
 }
 
@@ -354,8 +355,8 @@ impl Order {
         self.history.last().map_or(0, |entry| entry.at_ms)
     }
 
-    /// Appends events to the history. Their time is never before that of an earlier event, even if
-    /// the clock is set back.
+    /// Appends events to the history. The time of an event is never before the time of an earlier
+    /// event, even if the clock is set back.
     pub fn apply(&mut self, events: Vec<Event>, now_ms: u64) {
         let at_ms = now_ms.max(self.updated_at_ms());
         for event in events {
@@ -399,7 +400,7 @@ impl Order {
         own.into_iter().chain(self.extra_payments.iter().copied())
     }
 
-    /// Checks an order that is placed again: its lines must be equal.
+    /// Checks a repeated request to place this order: the lines must be equal.
     pub fn placed_again(&self, lines: &[Line]) -> Result<(), Refusal> {
         if *self.lines == *lines {
             Ok(())
@@ -451,7 +452,8 @@ pub fn decide(order: &Order, command: &Command) -> Result<Vec<Event>, Refusal> {
     }
 }
 
-/// Returns the events of a permanent refusal by the warehouse: a payment needs a refund.
+/// Returns the events of a permanent refusal by the warehouse. If the order was paid, the events
+/// include a wanted refund.
 fn refused(order: &Order, reason: &str) -> Vec<Event> {
     let failed = Event::Failed {
         reason: reason.to_owned(),
@@ -476,7 +478,7 @@ fn decide_payment(order: &Order, transaction: u64) -> Result<Vec<Event>, Refusal
     match order.state {
         State::Reserved => Ok(vec![Event::Paid { transaction }]),
         State::Announced => Ok(vec![Event::Paid { transaction }, Event::DeliveryStarted]),
-        // The payment buys nothing, so it must stay known until it is refunded.
+        // The order will not be delivered, so the payment is recorded until it is refunded.
         State::Rejected | State::Cancelled | State::Expired | State::Failed => {
             Ok(vec![Event::RefundWanted { transaction }])
         }

@@ -1,6 +1,6 @@
 //! Reserved units by store and product.
 //!
-//! The outer map is by store, because a store moves between volumes with all its reservations.
+//! The outer map is by store, because a store migrates between volumes with all its reservations.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,7 +11,7 @@ use crate::domain::order::Line;
 pub(crate) struct ReservedUnits(BTreeMap<u32, HashMap<u32, u32>>);
 
 impl ReservedUnits {
-    /// Adds reserved units of a store.
+    /// Adds the units of these lines to the reserved units of a store.
     pub(crate) fn add(&mut self, store: u32, lines: &[Line]) {
         let reserved = self.0.entry(store).or_default();
         for line in lines {
@@ -19,7 +19,8 @@ impl ReservedUnits {
         }
     }
 
-    /// Removes reserved units of a line. Returns `false` if the product had none.
+    /// Removes the units of a line from the reserved units of a store. Returns `false` if the store
+    /// had no reserved units of the product.
     pub(crate) fn take(&mut self, store: u32, line: Line) -> bool {
         let Some(reserved) = self.0.get_mut(&store) else {
             return false;
@@ -44,7 +45,7 @@ impl ReservedUnits {
         reserved.copied().unwrap_or(0)
     }
 
-    /// Calls `visit` with each store, product and quantity.
+    /// Calls `take` with each store, product and reserved quantity.
     pub(crate) fn each(&self, mut take: impl FnMut(u32, Line)) {
         for (store, reserved) in &self.0 {
             for (&id, &quantity) in reserved {
@@ -53,12 +54,13 @@ impl ReservedUnits {
         }
     }
 
-    /// Adds the reserved units of stores that arrive from another volume.
+    /// Adds the reserved units of stores that migrate to this volume.
     pub(crate) fn join(&mut self, others: ReservedUnits) {
         self.0.extend(others.0);
     }
 
-    /// Removes the stores that leave the volume.
+    /// Keeps only the stores for which `stays` returns `true`. The other stores migrate to another
+    /// volume.
     pub(crate) fn retain_stores(&mut self, stays: impl Fn(u32) -> bool) {
         self.0.retain(|store, _| stays(*store));
     }

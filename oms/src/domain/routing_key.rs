@@ -1,7 +1,7 @@
 //! The key that decides which volume answers a request: an order, a store, or the statistics.
 //!
-//! A stored response of an idempotency key moves with the slot of its order. So this module also
-//! finds the order in a stored request.
+//! The stored response of an idempotency key migrates with the slot of its order. So this module
+//! also finds the order in a stored request.
 //!
 //! Deliberately absent: the slot of a key (`storage::owned_slots`) and the node of a slot
 //! (`control::topology`).
@@ -14,15 +14,15 @@ use crate::domain::order::OrderId;
 /// The part of a request that decides which volume answers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RoutingKey {
-    /// An order.
+    /// The order with this id.
     Order(OrderId),
-    /// A store.
+    /// The store with this number.
     Store(u32),
-    /// The statistics.
+    /// The sales statistics of all products.
     Statistics,
 }
 
-/// The id in the body of an order. It alone decides the slot.
+/// The body of an order, of which only the id is parsed. The id alone decides the slot.
 #[derive(Deserialize)]
 struct OnlyId<'a> {
     #[serde(borrow)]
@@ -35,9 +35,10 @@ fn order_in(body: &[u8]) -> Option<OrderId> {
     OrderId::parse(&only.id).ok()
 }
 
-/// Returns the order of a stored request: method, path and body (`codec::KeptAnswer`).
+/// Returns the order that a stored request is about. `request` has the method, path and body
+/// (`codec::KeptAnswer`).
 ///
-/// Earlier versions kept the path as the client had encoded it.
+/// Earlier versions stored the path as the client had encoded it, so the id is decoded here.
 pub(crate) fn order_of(request: &[u8]) -> Option<OrderId> {
     let end = request.iter().position(|byte| *byte == b'\n')?;
     let (method, path) = std::str::from_utf8(&request[..end]).ok()?.split_once(' ')?;

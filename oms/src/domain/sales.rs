@@ -1,4 +1,4 @@
-//! Sales statistics: revenue and units of each product over all stat files of the warehouse.
+//! Sales statistics: revenue and units of each product over all statistics files of the warehouse.
 //!
 //! A file `stat_TTTTTTTTTTTTTTT.csv` has lines `PRODUCT,UNITS_SOLD,UNIT_PRICE`. This module
 //! computes the sums of one file and of all files.
@@ -19,9 +19,9 @@ use crate::domain::stock_snapshot::PRODUCT_MAX;
 /// Revenue and units of one product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sums {
-    /// Units times price, over all lines.
+    /// Sum of units times price, over all lines of the product.
     pub(crate) revenue: u128,
-    /// Units over all lines.
+    /// Sum of units, over all lines of the product.
     pub(crate) units: u128,
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn read_file(body: &[u8]) -> Result<SumsByProduct, CsvError> {
     Ok(sums)
 }
 
-/// The sums of all files so far.
+/// The sums over all imported files.
 #[derive(Debug, Default)]
 pub(crate) struct Statistics {
     by_product: SumsByProduct,
@@ -98,8 +98,8 @@ impl Statistics {
         Statistics { by_product }
     }
 
-    /// Returns the new sums of every product in a file. The caller writes them before it calls
-    /// `replace`.
+    /// Returns the new sums of every product in a file. The caller writes the new sums to the
+    /// volume before it calls `replace`.
     pub(crate) fn with(&self, file: &SumsByProduct) -> SumsByProduct {
         let sum = |(product, added): (&u32, &Sums)| {
             let mut sums = self.by_product.get(product).copied().unwrap_or_default();
@@ -109,12 +109,12 @@ impl Statistics {
         file.iter().map(sum).collect()
     }
 
-    /// Replaces all sums. Used when the statistics moved to this volume or away from it.
+    /// Replaces all sums. Used when the statistics migrate to this volume or away from it.
     pub(crate) fn replace_all(&mut self, by_product: SumsByProduct) {
         self.by_product = by_product;
     }
 
-    /// Replaces the sums of some products, after they were written.
+    /// Replaces the sums of some products, after the new sums were written to the volume.
     pub(crate) fn replace(&mut self, sums: SumsByProduct) {
         self.by_product.extend(sums);
     }
@@ -124,7 +124,8 @@ impl Statistics {
         self.by_product.get(&product).copied().unwrap_or_default().into()
     }
 
-    /// Returns the `count` products with the highest revenue, highest first, equal ones by id.
+    /// Returns the `count` products with the highest revenue, highest first. Products with equal
+    /// revenue are sorted by id.
     pub(crate) fn top(&self, count: usize) -> Vec<(u32, ProductStats)> {
         let mut all: Vec<(u32, Sums)> = self
             .by_product

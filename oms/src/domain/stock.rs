@@ -3,8 +3,8 @@
 //! Available = on hand - reserved. On hand = last snapshot - deliveries that the snapshot does not
 //! count. The warehouse numbers its deliveries, and the header `X-Stock-As-Of` names the last
 //! number that a snapshot counts. A snapshot without this header counts the deliveries confirmed
-//! before its upload began. A delivery without a number is counted by the first snapshot uploaded
-//! after it.
+//! before its upload began. A delivery without a number is counted by the first snapshot that is
+//! uploaded after its confirmation.
 //!
 //! **Invariants**
 //! - Each delivery is subtracted exactly once: by the warehouse in the snapshot, or by this module.
@@ -13,7 +13,7 @@
 //! - A snapshot never changes reservations or loans.
 //! - Units lent to other volumes (`loans`) are on hand and not free. The search for a store counts
 //!   them as available, because they can be recalled. A reservation never takes them.
-//! - Memory mirrors the volume: callers change both under one lock, in one order.
+//! - Memory mirrors the volume: callers change both under one lock, in the same order.
 //!
 //! Deliberately absent: disk, clock and locks (see `storage` and `volume`).
 
@@ -38,31 +38,32 @@ use crate::domain::stock_snapshot::Column;
 pub(crate) struct Reservation {
     /// The order that owns the units.
     pub order: OrderId,
-    /// The store that keeps them.
+    /// The store that has the units.
     pub store: u32,
     /// The reserved products and quantities.
     pub lines: Box<[Line]>,
-    /// Nonce of the request by which another volume reserved the units. `None` if the order lives
-    /// in this volume: order and reservation then were one commit. With a nonce the order may not
-    /// exist, so `remote_stock` asks its volume.
+    /// Nonce of the request by which another volume reserved the units. `None` if the order is in
+    /// this volume, where order and reservation were one commit. A reservation with a nonce may
+    /// have no order, so `remote_stock` asks the order's volume.
     pub nonce: Option<u64>,
 }
 
-/// Units that left a store and that the last snapshot does not count.
+/// Units of one order that left a store, stored until a snapshot counts them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Delivery {
     pub(crate) store: u32,
     pub(crate) lines: Box<[Line]>,
     /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
     pub(crate) sequence: Option<u64>,
-    /// Position among the confirmations of this process. It decides for snapshots without an as-of.
+    /// Number of this delivery among the confirmations since the volume was opened. A snapshot
+    /// without `X-Stock-As-Of` counts the deliveries with a number up to that of its [`Arrival`].
     pub(crate) ordinal: u64,
 }
 
 /// Facts about the last snapshot, stored beside its quantities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StockHead {
-    /// Highest as-of of any snapshot. Snapshots with a lower one are rejected.
+    /// Highest `X-Stock-As-Of` of any applied snapshot. Snapshots with a lower number are rejected.
     pub(crate) newest_as_of: Option<u64>,
     /// Number of the last delivery that the current snapshot counts.
     pub(crate) counted_to: Option<u64>,
@@ -71,8 +72,8 @@ pub(crate) struct StockHead {
 }
 
 impl StockHead {
-    /// Returns the head to use after stores arrived from another volume. The rows of these stores
-    /// name their own counted delivery, so `counted_to` stays.
+    /// Returns the head after stores of another volume, with the head `other`, were added. The rows
+    /// of these stores name the last delivery that they count, so `counted_to` stays.
     pub(crate) fn joined_with(self, other: &StockHead) -> StockHead {
         StockHead {
             newest_as_of: self.newest_as_of.max(other.newest_as_of),
@@ -82,18 +83,20 @@ impl StockHead {
     }
 }
 
-/// The last delivery that the quantities of a store count.
+/// The last delivery that the quantities of a store count, as given in the store's row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum CountedTo {
-    /// The head of the volume names the delivery. Rows of earlier versions do not name their own.
+    /// The row of the store names no delivery, as in earlier versions. The head of the volume names
+    /// the delivery instead.
     #[default]
     OfVolume,
-    /// The row names the delivery. `None` if the store's snapshot had no as-of.
+    /// The row of the store names the delivery. `None` if the store's snapshot had no
+    /// `X-Stock-As-Of`.
     Delivery(Option<u64>),
 }
 
 impl CountedTo {
-    /// Returns the number of the delivery, in a volume with this head.
+    /// Returns the number of the delivery, if the volume has this head.
     pub(crate) fn resolve(self, head: &StockHead) -> Option<u64> {
         match self {
             CountedTo::OfVolume => head.counted_to,
@@ -102,35 +105,38 @@ impl CountedTo {
     }
 }
 
-/// The last deliveries that the quantities of a volume count.
+/// The last delivery that the quantities count. `head` names it for the whole volume, and
+/// `overrides` for the stores that differ from the volume.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counting {
     pub(crate) head: StockHead,
-    /// Stores with another counted delivery than the head. They came from another volume, or the
-    /// write of a later snapshot stopped half-way.
+    /// Stores that count deliveries up to another number than `head.counted_to`. Such a store came
+    /// from another volume, or the write of a later snapshot stopped half-way.
     pub(crate) overrides: BTreeMap<u32, Option<u64>>,
 }
 
-/// The moment at which the upload of a snapshot began.
+/// The moment at which the upload of a snapshot began, as the number of deliveries confirmed
+/// before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arrival(pub(crate) u64);
 
-/// A snapshot older than the current one.
+/// The error for a snapshot that is older than the current stock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StaleSnapshot {
     /// Number of the last delivery that the rejected snapshot counts.
     pub as_of: u64,
-    /// The as-of of the newest snapshot applied.
+    /// Highest `X-Stock-As-Of` of any applied snapshot.
     pub newest: u64,
 }
 
-/// The effect of a snapshot: to be written, or to be undone if the write failed.
+/// The effect of a snapshot on memory. The caller writes the effect to the volume, and passes it to
+/// `Stock::undo` if the write failed.
 #[derive(Debug)]
 pub(crate) struct Applied {
     pub(crate) head: StockHead,
     pub(crate) counted: Vec<(OrderId, Delivery)>,
     head_before: StockHead,
-    /// The replaced stock. Its memory is freed outside the lock.
+    /// The replaced quantities. The caller drops them after it has released the lock.
     _replaced: StockMatrix,
 }
 
@@ -141,11 +147,12 @@ pub(crate) struct Stock {
     reserved: ReservedUnits,
     loans: Loans,
     uncounted: HashMap<OrderId, Delivery>,
-    /// Deliveries that the quantities of their store count, but with rows that still exist.
+    /// Deliveries that the quantities of their store count already, but that still have a row in
+    /// the volume.
     counted: Vec<(OrderId, Delivery)>,
     head: StockHead,
-    /// Stores with another counted delivery than the head. They came from another volume, or the
-    /// write of a later snapshot stopped half-way.
+    /// Stores that count deliveries up to another number than `head.counted_to`. Such a store came
+    /// from another volume, or the write of a later snapshot stopped half-way.
     counted_to_overrides: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
     /// Highest number of a delivery seen since the volume was opened.
@@ -191,7 +198,7 @@ impl Stock {
         }
     }
 
-    /// Returns `true` if the quantities of its store count the delivery.
+    /// Returns `true` if the quantities of the delivery's store count the delivery.
     fn counts(&self, delivery: &Delivery) -> bool {
         let counted_to_override = self.counted_to_overrides.get(&delivery.store).copied();
         let counted_to = counted_to_override.unwrap_or(self.head.counted_to);
@@ -206,7 +213,7 @@ impl Stock {
     }
 
     /// Adds stores of another volume with their reservations and deliveries. `products` names the
-    /// product of each row: first the known products in their order, then the new ones.
+    /// product of each row: first the known products in their present order, then the new products.
     pub(crate) fn arrive(
         &mut self,
         products: &[u32],
@@ -226,7 +233,8 @@ impl Stock {
         self.deduct_all(reserved_units, deliveries);
     }
 
-    /// Removes the stores that move to another volume.
+    /// Keeps only the stores for which `stays` returns `true`. The other stores migrate to another
+    /// volume.
     pub(crate) fn depart(&mut self, stays: impl Fn(u32) -> bool) {
         self.matrix.retain_stores(&stays);
         self.reserved.retain_stores(&stays);
@@ -236,7 +244,7 @@ impl Stock {
         self.counted_to_overrides.retain(|store, _| stays(*store));
     }
 
-    /// Reserves an order's units in the first store, ascending, that has them all.
+    /// Reserves an order's units in the store with the lowest number that has all of them.
     #[cfg(test)]
     pub(crate) fn reserve(&mut self, lines: &[Line]) -> Option<u32> {
         let store = self.first_store(lines)?;
@@ -244,7 +252,7 @@ impl Stock {
         Some(store)
     }
 
-    /// Reserves an order's units in this store if it has them all free.
+    /// Reserves an order's units in this store if all of them are free.
     pub(crate) fn reserve_at(&mut self, store: u32, lines: &[Line]) -> Found {
         self.sum_demands(lines);
         if !self.matrix.has_all(store, &self.demands) {
@@ -257,7 +265,7 @@ impl Stock {
         found
     }
 
-    /// Returns the first store, ascending, that has all of an order's units.
+    /// Returns the store with the lowest number that has all of an order's units.
     pub(crate) fn first_store(&mut self, lines: &[Line]) -> Option<u32> {
         self.sum_demands(lines);
         self.matrix.first_store(&self.demands)
@@ -267,7 +275,7 @@ impl Stock {
         sum_into(&mut self.demands, lines);
     }
 
-    /// Reserves units in a store that has them.
+    /// Reserves units in a store. The caller has checked that the store has the units.
     pub(crate) fn reserve_units(&mut self, store: u32, lines: &[Line]) {
         self.reserved.add(store, lines);
         for line in lines {
@@ -280,7 +288,7 @@ impl Stock {
         }
     }
 
-    /// Releases an order's units.
+    /// Releases an order's reserved units. The units are available again.
     pub(crate) fn release(&mut self, store: u32, lines: &[Line]) {
         for line in lines {
             let was_reserved = self.reserved.take(store, *line);
@@ -291,9 +299,9 @@ impl Stock {
         }
     }
 
-    /// Records that an order's units left the store. On hand shrinks unless the current snapshot
-    /// counts the delivery. The units stay reserved until `release`, which follows the durable
-    /// delivery. Returns the delivery if it must be stored.
+    /// Records that an order's units left the store. The quantity on hand shrinks unless the
+    /// current snapshot counts the delivery. The units stay reserved until the caller has made the
+    /// delivery durable and calls `release`. Returns the delivery if the caller must store it.
     pub(crate) fn deliver(
         &mut self,
         order: &OrderId,
@@ -325,18 +333,18 @@ impl Stock {
 
     /// Undoes a delivery after its write failed.
     pub(crate) fn undo_delivery(&mut self, order: &OrderId) {
-        // A snapshot applied in between may have counted and removed the delivery.
+        // A snapshot applied after `deliver` may have counted and removed the delivery.
         if let Some(delivery) = self.uncounted.remove(order) {
             self.restore_quantities(&delivery);
         }
     }
 
-    /// Returns the moment at which the upload of a snapshot begins.
+    /// Returns the present moment, at which the upload of a snapshot begins.
     pub(crate) fn arrival(&self) -> Arrival {
         Arrival(self.confirmed)
     }
 
-    /// Returns the largest plausible number of a delivery at this time (see `plausible`).
+    /// Returns the largest plausible number of a delivery at the time `now_ms` (see `plausible`).
     pub(crate) fn largest_plausible(&self, now_ms: u64) -> u64 {
         let newest_override = self.counted_to_overrides.values().copied().max().flatten();
         let newest = self
@@ -347,8 +355,8 @@ impl Stock {
         plausible::largest_plausible(newest, now_ms)
     }
 
-    /// Rejects a snapshot that counts fewer deliveries than a store already does. Counted
-    /// deliveries are forgotten, so they could not be subtracted from an older snapshot.
+    /// Rejects a snapshot that counts fewer deliveries than a store already counts. Counted
+    /// deliveries are no longer stored, so they could not be subtracted from an older snapshot.
     pub(crate) fn accepts(&self, as_of: Option<u64>) -> Result<(), StaleSnapshot> {
         let newest_override = self.counted_to_overrides.values().copied().max().flatten();
         match (as_of, self.head.newest_as_of.max(newest_override)) {
@@ -357,8 +365,8 @@ impl Stock {
         }
     }
 
-    /// Makes a snapshot the current one. Deliveries that it counts are forgotten; the others are
-    /// subtracted from it.
+    /// Makes a snapshot the current stock. Deliveries that the snapshot counts are removed. All
+    /// other deliveries are subtracted from its quantities.
     pub(crate) fn apply(
         &mut self,
         matrix: StockMatrix,
@@ -367,8 +375,8 @@ impl Stock {
     ) -> Result<Applied, StaleSnapshot> {
         self.accepts(as_of)?;
         let head_before = self.head;
-        // Undo the counting of a snapshot with an incomplete write: the new one does not build on
-        // it.
+        // The replaced quantities counted these deliveries. Now the new snapshot decides which
+        // deliveries are counted.
         for (order, delivery) in std::mem::take(&mut self.counted) {
             self.subtract(order, delivery);
         }
@@ -398,7 +406,7 @@ impl Stock {
     }
 
     /// Undoes a snapshot with a failed or incomplete write. `matrix` and `counted_to_overrides` are
-    /// the state of the volume.
+    /// read from the rows of the volume.
     pub(crate) fn undo(
         &mut self,
         applied: Applied,
@@ -412,8 +420,8 @@ impl Stock {
         drop(self.replace_quantities(matrix, counted_to_overrides));
     }
 
-    /// Replaces the quantities by those of the volume, under the same head. Returns the former
-    /// matrix, so that the caller can free it after it releases the lock.
+    /// Replaces the quantities by those that the volume has stored, and keeps the head. Returns the
+    /// former matrix, so that the caller can free its memory after the lock is released.
     pub(crate) fn replace_quantities(
         &mut self,
         matrix: StockMatrix,
@@ -453,8 +461,8 @@ impl Stock {
         }
     }
 
-    /// Replaces the quantities and keeps all deductions. Returns the former matrix, so that the
-    /// caller can free it after it releases the lock.
+    /// Replaces the quantities on hand and keeps all deductions. Returns the former matrix, so that
+    /// the caller can free its memory after the lock is released.
     fn replace(&mut self, matrix: StockMatrix) -> StockMatrix {
         let (before, has_deductions) = self.matrix.replace(matrix);
         if has_deductions {
@@ -472,25 +480,25 @@ impl Stock {
         before
     }
 
-    /// Starts to record changed cells for the copies of other nodes. Returns the present moment.
+    /// Starts recording changed cells for the copies of other nodes. Returns the present moment.
     pub(crate) fn follow(&mut self) -> StockMoment {
         let journal = self.matrix.journal();
         journal.follow();
         journal.now()
     }
 
-    /// Stops to record changed cells.
+    /// Stops recording changed cells.
     pub(crate) fn unfollow(&mut self) {
         self.matrix.journal().unfollow();
     }
 
-    /// Returns the present moment of the recorded changes.
+    /// Returns the present moment: the generation of the cells, and the number of recorded changes.
     pub(crate) fn moment(&mut self) -> StockMoment {
         self.matrix.journal().now()
     }
 
-    /// Returns the cells that changed after a moment, with their present quantities. `None` if the
-    /// changes since that moment are not recorded.
+    /// Returns the cells that changed after a moment, with their present quantities. `None` if not
+    /// all changes since that moment are recorded.
     pub(crate) fn changes_since(&mut self, then: StockMoment) -> Option<Vec<ChangedCell>> {
         let cells = self.matrix.journal().since(then)?;
         let changed = |at| {
@@ -515,12 +523,13 @@ impl Stock {
         self.matrix.available_rows(first, cells)
     }
 
-    /// Returns the products and stores of the current snapshot with their cells.
+    /// Returns the layout of the current snapshot: its products and stores, and the cell of each
+    /// pair.
     pub(crate) fn layout(&self) -> Arc<Layout> {
         Arc::clone(self.matrix.layout())
     }
 
-    /// Returns `true` if the stock has a cell for the product in each store.
+    /// Returns `true` if the stock has a row for the product, with a cell in each store.
     pub(crate) fn has_product(&self, product: u32) -> bool {
         self.matrix.has_product(product)
     }
@@ -530,8 +539,8 @@ impl Stock {
         cells.all(|cell| self.matrix.has(cell.product, cell.store))
     }
 
-    /// Changes some quantities of the current snapshot. Returns `false` and changes nothing if any
-    /// of the cells does not exist.
+    /// Changes the quantities on hand of some cells. Returns `false` and changes nothing if any of
+    /// the cells does not exist.
     pub(crate) fn step(&mut self, steps: &[CellStep]) -> bool {
         let has_all = self.has_all(steps.iter().map(|step| step.cell));
         if has_all {
@@ -601,14 +610,14 @@ pub(crate) struct Cell {
     pub(crate) store: u32,
 }
 
-/// A change of the quantity on hand of one cell.
+/// A change of the quantity on hand of one cell, by a positive or negative number of units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CellStep {
     pub(crate) cell: Cell,
     pub(crate) by: i32,
 }
 
-/// A cell that changed, by its place in the matrix.
+/// A cell that changed: its index in the matrix, and its available quantity now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ChangedCell {
     pub(crate) at: u32,
@@ -619,8 +628,8 @@ pub(crate) struct ChangedCell {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Level {
     pub(crate) cell: Cell,
-    /// Includes units that are lent to other volumes. Negative where the last snapshot has fewer
-    /// units than are reserved.
+    /// Available units, with units that are lent to other volumes. Negative if the last snapshot
+    /// has fewer units than are reserved.
     pub(crate) available: i32,
     pub(crate) reserved: u32,
 }

@@ -4,9 +4,9 @@
 //! store with all products of an order compares sixteen stores at a time.
 //!
 //! **Invariants**
-//! - Available = on hand - deducted. Deducted units are reserved, or left since the current
-//!   snapshot.
-//! - Deducted units have their own cells. So a snapshot of the same products and stores replaces
+//! - Available = on hand - deducted. Deducted units are reserved, or have left the store since the
+//!   current snapshot.
+//! - Deducted units are in separate cells. So a snapshot of the same products and stores replaces
 //!   the quantities on hand in constant time, for any number of open orders.
 //!
 //! Deliberately absent: the reservations and deliveries themselves (`stock`).
@@ -18,20 +18,21 @@ use crate::domain::order::Line;
 use crate::domain::stock::Journal;
 use crate::domain::stock_snapshot::{Column, NOWHERE, note};
 
-/// Stores compared together: sixteen 32-bit cells are one cache line and two AVX2 registers.
+/// Number of stores that are compared together: sixteen 32-bit cells fill one cache line and two
+/// AVX2 registers.
 pub(crate) const LANES: usize = 16;
-/// Quantity of the cells that pad a row to whole lanes: too low for any demand, and far from
-/// overflow.
+/// Quantity of the cells that pad a row to a multiple of `LANES`: too low for any demand, and far
+/// from overflow.
 pub(crate) const NO_STORE: i32 = i32::MIN / 2;
 
-/// The product and store of each cell.
+/// The arrangement of the cells: one row for each product, one column for each store.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Row by product id.
+    /// Row of each product, indexed by product id. `NOWHERE` for a product without a row.
     pub(crate) row_of: Vec<u32>,
-    /// Stores by column, ascending.
+    /// Store of each column, ascending.
     pub(crate) stores: Vec<u32>,
-    /// Cells of a row: a multiple of `LANES`.
+    /// Number of cells in a row: the number of stores, rounded up to a multiple of `LANES`.
     pub(crate) width: usize,
 }
 
@@ -55,7 +56,8 @@ impl Layout {
 pub(crate) struct StockMatrix {
     layout: Arc<Layout>,
     on_hand: Vec<i32>,
-    /// More than is on hand where a snapshot has fewer units than are reserved.
+    /// Units that are reserved or have left since the snapshot. More than on hand if a snapshot has
+    /// fewer units than are reserved.
     deducted: Vec<i32>,
     /// Changed cells, for the copies of other nodes.
     journal: Journal,
@@ -72,12 +74,12 @@ impl StockMatrix {
         }
     }
 
-    /// The changed cells.
+    /// Returns the record of changed cells.
     pub(crate) fn journal(&mut self) -> &mut Journal {
         &mut self.journal
     }
 
-    /// Returns the products and stores of the cells.
+    /// Returns the layout of the cells.
     pub(crate) fn layout(&self) -> &Arc<Layout> {
         &self.layout
     }
@@ -126,7 +128,8 @@ impl StockMatrix {
         self.layout.row(product).is_some()
     }
 
-    /// Changes the quantity on hand of a product in a store.
+    /// Changes the quantity on hand of a product in a store by a positive or negative number of
+    /// units.
     pub(crate) fn step(&mut self, product: u32, store: u32, by: i32) {
         if let Some(at) = self.layout.cell(product, store) {
             self.on_hand[at] = self.on_hand[at].saturating_add(by);
@@ -150,8 +153,8 @@ impl StockMatrix {
             .collect()
     }
 
-    /// Returns the available quantities in a store, by product ascending. `None` if there is no
-    /// such store.
+    /// Returns the available quantities in a store, by product ascending. `None` if the matrix has
+    /// no such store.
     pub(crate) fn by_product(&self, store: u32) -> Option<Vec<(u32, i32)>> {
         let column = self.layout.stores.binary_search(&store).ok()?;
         let rows = self.layout.row_of.iter().enumerate();
@@ -164,7 +167,7 @@ impl StockMatrix {
     }
 
     /// Adds or replaces stores, without deductions. `products` names the product of each row: first
-    /// the known products in their order, then the new ones.
+    /// the known products in their present order, then the new products.
     pub(crate) fn add_stores(&mut self, products: &[u32], columns: &[Column]) {
         let mut row_of = self.layout.row_of.clone();
         for (row, product) in products.iter().enumerate() {
@@ -177,7 +180,7 @@ impl StockMatrix {
         self.arrange(row_of, stores, products.len().max(self.rows()), columns);
     }
 
-    /// Removes all stores but those for which `stays` returns `true`.
+    /// Keeps only the stores for which `stays` returns `true`.
     pub(crate) fn retain_stores(&mut self, stays: impl Fn(u32) -> bool) {
         let stores = self.layout.stores.iter().copied();
         let stores = stores.filter(|store| stays(*store)).collect();
@@ -188,8 +191,8 @@ impl StockMatrix {
         self.on_hand.len() / self.layout.width.max(1)
     }
 
-    /// Rebuilds the cells for these stores, ascending, and this number of products. Quantities come
-    /// from `columns` or from the existing cells. A new cell has quantity 0.
+    /// Rebuilds the cells for these stores, ascending, and this number of rows. Quantities are
+    /// copied from `columns` or from the existing cells. A new cell has quantity 0.
     fn arrange(&mut self, row_of: Vec<u32>, stores: Vec<u32>, rows: usize, columns: &[Column]) {
         enum Origin<'a> {
             Nowhere,
@@ -208,7 +211,8 @@ impl StockMatrix {
             (None, Err(_)) => Origin::Nowhere,
         };
         let from: Vec<Origin<'_>> = stores.iter().map(from).collect();
-        // Row by row, so that sixteen rows of all new columns fit into the first-level cache.
+        // The loop goes row by row, so that sixteen rows of all new columns fit into the
+        // first-level cache.
         let rearranged = |known: &[i32], filling: i32, takes_quantities: bool| {
             let mut cells = vec![0; rows * width];
             let mut known = known.chunks_exact(before.width.max(1));
@@ -267,14 +271,15 @@ impl StockMatrix {
         })
     }
 
-    /// Returns the available quantity of a cell by its place. `None` if there is no such cell.
+    /// Returns the available quantity of the cell with this index. `None` if the index is out of
+    /// range.
     pub(crate) fn available_at(&self, at: u32) -> Option<i32> {
         let at = at as usize;
         (at < self.on_hand.len()).then(|| self.available(at))
     }
 
-    /// Sets the available quantity of a cell by its place. Returns `false` if there is no such
-    /// cell.
+    /// Sets the available quantity of the cell with this index. Returns `false` if the index is out
+    /// of range.
     pub(crate) fn set_available_at(&mut self, at: u32, available: i32) -> bool {
         let Some(cell) = self.on_hand.get_mut(at as usize) else {
             return false;
@@ -283,7 +288,8 @@ impl StockMatrix {
         true
     }
 
-    /// Sets the available quantity of a product in a store that has a cell for it.
+    /// Sets the available quantity of a product in a store. Does nothing if the cell does not
+    /// exist.
     pub(crate) fn set_available(&mut self, product: u32, store: u32, available: i32) {
         if let Some(at) = self.layout.cell(product, store) {
             self.on_hand[at] = available.saturating_add(self.deducted[at]);
@@ -295,7 +301,7 @@ impl StockMatrix {
         self.layout.cell(product, store).map(|at| self.available(at))
     }
 
-    /// Returns the products by row.
+    /// Returns the product of each row.
     pub(crate) fn products(&self) -> Vec<u32> {
         let mut products = vec![0; self.rows()];
         for (product, row) in (0..).zip(&self.layout.row_of) {
@@ -308,8 +314,8 @@ impl StockMatrix {
         products
     }
 
-    /// Available quantities of whole rows from `first` on, without the filling: about `cells` of
-    /// them, and at least one row if there is one.
+    /// Returns the available quantities of whole rows from row `first` on, without the padding
+    /// cells. Returns about `cells` quantities, and at least one row if row `first` exists.
     pub(crate) fn available_rows(&self, first: usize, cells: usize) -> Vec<i32> {
         let stores = self.layout.stores.len();
         let count = (cells / stores.max(1)).max(1);

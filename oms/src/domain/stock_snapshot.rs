@@ -8,7 +8,7 @@
 //! - Rows and columns are numbered by first appearance, so memory depends on the ids in use.
 //! - Limits: product 1 to 1,000,000; store 1 to 10,000; quantity up to 1,000,000,000; products x
 //!   stores up to 15 million.
-//! - The last quantity of a repeated product and store counts.
+//! - If several lines name the same product and store, the last line decides the quantity.
 //!
 //! Deliberately absent: reservations and deliveries (`stock`), and the text of the lines (`csv`).
 
@@ -19,17 +19,20 @@ use crate::domain::csv::FieldFault;
 use crate::domain::stock::{CountedTo, StockHead};
 use crate::domain::stock_matrix::{LANES, Layout, NO_STORE, StockMatrix};
 
-/// Largest product id. The table from product to row has four bytes for each id up to the largest.
+/// Largest product id. The table from product to row has four bytes for each id up to the largest
+/// id in use.
 pub(crate) const PRODUCT_MAX: u32 = 1_000_000;
 /// Largest store id.
 pub(crate) const STORE_MAX: u32 = 10_000;
-/// Largest quantity of one product in one store. Sums of reserved units then fit into 32 bits.
+/// Largest quantity of one product in one store. The reserved units of a product in a store are at
+/// most as many, so their sum fits into 32 bits.
 pub(crate) const QUANTITY_MAX: u32 = 1_000_000_000;
 /// Maximum number of cells (product in store) of a snapshot: seven times the usual stock. A
-/// snapshot is one atomic batch, and a batch of the volume has at most 64 MiB.
+/// snapshot with new products or stores is one atomic batch, and a batch of the volume has at most
+/// 64 MiB.
 pub(crate) const CELLS_MAX: usize = 15_000_000;
 
-/// Marks an id without row or column.
+/// Row or column of an id that has none.
 pub(crate) const NOWHERE: u32 = u32::MAX;
 
 /// The quantities of one store, by row.
@@ -40,7 +43,7 @@ pub(crate) struct Column {
     pub(crate) counted_to: CountedTo,
 }
 
-/// A stock by product and store.
+/// The quantities received so far, by product and store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StockSnapshot {
     products: Vec<u32>,
@@ -51,13 +54,13 @@ pub(crate) struct StockSnapshot {
     /// Cells of a row: a multiple of `LANES`, with room for further stores.
     width: usize,
     cells: Vec<i32>,
-    /// The counted delivery of the stores that name their own.
+    /// Last counted delivery by store, for stores with a row that names this delivery.
     counted_to: BTreeMap<u32, CountedTo>,
-    /// The counted delivery of all other stores.
+    /// Last counted delivery of all other stores.
     counted_to_default: CountedTo,
 }
 
-/// Records the row or column of an id.
+/// Records the row or column of an id in a table.
 pub(crate) fn note(places: &mut Vec<u32>, id: u32, place: usize) {
     let at = id as usize;
     if places.len() <= at {
@@ -66,7 +69,7 @@ pub(crate) fn note(places: &mut Vec<u32>, id: u32, place: usize) {
     places[at] = place as u32;
 }
 
-/// Returns the row or column of an id.
+/// Returns the row or column of an id. `None` if the id has none.
 fn place(places: &[u32], id: u32) -> Option<usize> {
     match places.get(id as usize) {
         Some(&place) if place != NOWHERE => Some(place as usize),
@@ -95,7 +98,8 @@ impl StockSnapshot {
                 snapshot.counted_to.insert(column.store, column.counted_to);
             }
         }
-        // Sixteen stores at a time, because their cells of one product share a cache line.
+        // Sixteen stores are written at a time, because their cells of one product share a cache
+        // line.
         for (block, stores) in columns.chunks(LANES).enumerate() {
             for (lane, column) in stores.iter().enumerate() {
                 let rows = snapshot.cells.chunks_exact_mut(width);
@@ -175,8 +179,7 @@ impl StockSnapshot {
         StockSnapshot::check_cells(1, self.products.len(), self.stores.len() + 1)?;
         let column = self.stores.len();
         if column == self.width {
-            // Grow by a quarter, so that stores that appear one by one do not copy all cells each
-            // time.
+            // The width grows by a quarter, so that not every new store causes a copy of all cells.
             let columns: Vec<usize> = (0..column).collect();
             let width = (column + column / 4 + 1).next_multiple_of(LANES);
             self.cells = self.rearranged(&columns, width);
@@ -187,7 +190,7 @@ impl StockSnapshot {
         Ok(column)
     }
 
-    /// Returns the cells of these columns in this order, in rows of another width.
+    /// Returns the cells of these columns, in this order, in rows of `width` cells.
     fn rearranged(&self, columns: &[usize], width: usize) -> Vec<i32> {
         let mut cells = vec![0; self.products.len() * width];
         if self.width > 0 && width > 0 {
@@ -201,7 +204,7 @@ impl StockSnapshot {
         cells
     }
 
-    /// Returns the products by row.
+    /// Returns the product of each row.
     pub(crate) fn products(&self) -> &[u32] {
         &self.products
     }
@@ -216,7 +219,7 @@ impl StockSnapshot {
         place(&self.column_of, store).is_some()
     }
 
-    /// Returns the quantity of a product in a store.
+    /// Returns the quantity of a product in a store. 0 if no line has set it.
     pub(crate) fn quantity(&self, product: u32, store: u32) -> i32 {
         match (place(&self.row_of, product), place(&self.column_of, store)) {
             (Some(row), Some(column)) => self.cells[row * self.width + column],
@@ -224,7 +227,7 @@ impl StockSnapshot {
         }
     }
 
-    /// Sets the last delivery that the lines count.
+    /// Sets the number of the last delivery that the quantities count.
     pub(crate) fn counts_to(&mut self, sequence: Option<u64>) {
         self.counted_to_default = CountedTo::Delivery(sequence);
     }
@@ -237,7 +240,8 @@ impl StockSnapshot {
             .unwrap_or(self.counted_to_default)
     }
 
-    /// Returns the stores with another counted delivery than the head of the volume.
+    /// Returns the stores that count deliveries up to another number than `head`, each with its
+    /// number.
     pub(crate) fn counted_to_overrides(&self, head: &StockHead) -> BTreeMap<u32, Option<u64>> {
         let all = self
             .stores
@@ -250,7 +254,7 @@ impl StockSnapshot {
     /// Calls `take` with each store and its quantities by row.
     pub(crate) fn each_store(&self, mut take: impl FnMut(u32, &[i32])) {
         let mut columns = vec![vec![0; self.products.len()]; LANES];
-        // Sixteen stores at a time, because their cells share a cache line.
+        // Sixteen stores are read at a time, because their cells share a cache line.
         for (block, stores) in self.stores.chunks(LANES).enumerate() {
             let rows = self.cells.chunks_exact(self.width);
             for (at, row) in rows.enumerate() {
@@ -270,8 +274,8 @@ impl StockSnapshot {
         self.row_of == layout.row_of && self.stores == layout.stores
     }
 
-    /// Returns the snapshot as a matrix with ascending stores. The matrix shares the known layout
-    /// if that is equal.
+    /// Returns the snapshot as a matrix with ascending stores. The matrix shares `known` if the
+    /// layouts are equal.
     pub(crate) fn into_matrix(self, known: &Arc<Layout>) -> StockMatrix {
         let mut columns: Vec<usize> = (0..self.stores.len()).collect();
         columns.sort_unstable_by_key(|column| self.stores[*column]);

@@ -21,7 +21,7 @@ pub struct WarehouseUrl {
     path: String,
 }
 
-/// A URL that cannot be used.
+/// The reason why a text is not a usable base URL.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{0}; write http://HOST:PORT")]
 pub struct InvalidUrl(&'static str);
@@ -30,7 +30,7 @@ impl FromStr for WarehouseUrl {
     type Err = InvalidUrl;
 
     fn from_str(text: &str) -> Result<WarehouseUrl, InvalidUrl> {
-        // The parser of `Uri` drops a fragment silently.
+        // The parser of `Uri` drops a fragment silently, so the text is searched for one first.
         if text.contains('#') {
             return Err(InvalidUrl("a fragment (#) is not allowed"));
         }

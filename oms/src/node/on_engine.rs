@@ -1,8 +1,10 @@
-//! The way of a process into a cluster on an engine: its address for the other nodes, its secret.
+//! The entry of a process into a cluster on an engine: its address for the other nodes, and its
+//! secret.
 //!
 //! **Invariants**
-//! - A node never publishes an address that the other nodes cannot reach: none of the loopback
-//!   interface beside an engine on another machine, and none that means "any interface".
+//! - A node never publishes an address that the other nodes cannot reach. An address that means
+//!   "any interface" is always refused. A loopback address is refused if the engine is on another
+//!   machine.
 //!
 //! Deliberately absent: the joining itself (`cluster::engine`).
 
@@ -20,7 +22,7 @@ use crate::runtime::regular_file;
 
 /// Maximum size of a file with a secret in bytes.
 const SECRET_BYTES_MAX: u64 = 4_096;
-/// Least length of a secret in characters.
+/// Minimum length of a secret in characters.
 const SECRET_LENGTH_MIN: usize = 16;
 
 fn invalid(setting: &'static str, reason: impl Into<String>) -> NodeError {
@@ -30,7 +32,7 @@ fn invalid(setting: &'static str, reason: impl Into<String>) -> NodeError {
     }
 }
 
-/// Joins the cluster of an engine.
+/// Joins the cluster that has its state in the engine at `url`.
 pub(super) async fn join(config: &NodeConfig, url: &EngineUrl) -> Result<EngineCluster, NodeError> {
     let named =
         Member::new(&config.name).map_err(|error| invalid("name", format!("cannot be used: {error}")))?;
@@ -56,10 +58,11 @@ pub(super) async fn join(config: &NodeConfig, url: &EngineUrl) -> Result<EngineC
     joining.join().await
 }
 
-/// Reads the file with the secret of the nodes.
+/// Reads the file with the cluster's secret, by which nodes prove that they belong together.
 ///
 /// # Errors
-/// Returns an error if the file cannot be read, or its secret is short.
+/// Returns an error if the file cannot be read, or if its secret is too short or has a forbidden
+/// character.
 pub fn read_secret_file(path: &Path) -> Result<String, NodeError> {
     let bytes = regular_file::read(path, SECRET_BYTES_MAX).map_err(|source| NodeError::Folder {
         action: "read the secret file",
@@ -80,8 +83,8 @@ pub fn read_secret_file(path: &Path) -> Result<String, NodeError> {
     Ok(text)
 }
 
-/// Returns the address that this node publishes: `advertise` if it is given, else the address that
-/// it listens on.
+/// Returns the address that this node publishes: `advertise` if it is given, otherwise the address
+/// on which the node listens.
 pub(super) async fn address(
     config: &NodeConfig,
     url: &EngineUrl,

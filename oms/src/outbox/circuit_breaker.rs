@@ -1,18 +1,20 @@
-//! The circuit breaker of one kind of call: closed while the warehouse answers, open while it does
-//! not.
+//! The circuit breaker of one kind of call: closed while the warehouse answers, open while the
+//! warehouse does not answer.
 //!
-//! Many failures in a row open it. While it is open, only probes are sent, so an unreachable
-//! warehouse costs a few calls a minute. Any final answer closes it, a refusal included.
+//! Many failures in a row open the breaker. While the breaker is open, only probes are sent, so an
+//! unreachable warehouse costs few calls. Any final answer closes the breaker, a refusal included.
 //!
 //! - While the warehouse is unreachable, one probe is sent at a time, with doubling pauses.
-//! - While it answers with errors, the messages may be at fault instead of the warehouse. Then
-//!   probes of several messages are sent at a time, to find a healthy one soon.
+//! - While the warehouse answers with errors, the messages may be at fault instead of the
+//!   warehouse. Then several messages are sent as probes at a time, to find soon a message that
+//!   succeeds.
 //!
 //! Deliberately absent: the choice of the message to send as a probe (`queue`).
 
 use crate::outbox::{Failure, FailureKind, OutboxLimits};
 
-/// Maximum number of probes at a time. It lets 150 failing messages be tried within a few seconds.
+/// Maximum number of probes in flight. With this number, 150 failing messages are tried within a
+/// few seconds.
 const PROBES_MAX: u32 = 16;
 
 /// The state of a breaker.
@@ -20,11 +22,11 @@ const PROBES_MAX: u32 = 16;
 pub(super) enum CircuitBreaker {
     /// Calls are made. `failures` counts the failures in a row.
     Closed { failures: u32 },
-    /// Only probes are sent.
+    /// The breaker lets only probes through.
     Open {
-        /// Time of the next probe.
+        /// Monotonic time of the next probe.
         until_ms: u64,
-        /// Pause before the next probe.
+        /// Current pause between two probes.
         wait_ms: u64,
         /// Probes in flight.
         out: u32,
@@ -33,7 +35,7 @@ pub(super) enum CircuitBreaker {
     },
 }
 
-/// A breaker's answer to a call that is due.
+/// The decision of a breaker about a call that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pass {
     /// The call may be made.
@@ -53,8 +55,8 @@ impl Default for CircuitBreaker {
 }
 
 impl CircuitBreaker {
-    /// Returns the earliest time for a call that is due at `due_ms`, as far as known now. Returns
-    /// `u64::MAX` while no further probe may be sent.
+    /// Returns the earliest time at which a call that is due at `due_ms` may be made, as far as
+    /// known now. Returns `u64::MAX` while no further probe may be sent.
     pub(super) fn ready_ms(&self, due_ms: u64) -> u64 {
         match self {
             CircuitBreaker::Closed { .. } => due_ms,
@@ -78,7 +80,7 @@ impl CircuitBreaker {
 
     /// Counts a call that failed or got no final answer.
     pub(super) fn failed(&mut self, limits: &OutboxLimits, failure: &Failure, was_probe: bool, now_ms: u64) {
-        // The warehouse may request an absurd wait, so it is bounded.
+        // The warehouse may request a wait of any length, so the wait is bounded.
         let asked_ms = failure.retry_after_ms.unwrap_or(0).min(limits.backoff_max_ms);
         match self {
             CircuitBreaker::Closed { failures } if *failures + 1 < limits.breaker_failures => *failures += 1,
@@ -106,12 +108,13 @@ impl CircuitBreaker {
                 *until_ms = now_ms + (*wait_ms).max(asked_ms);
                 *out = out.saturating_sub(1);
             }
-            // The call was in flight when the breaker opened.
+            // The call began before the breaker opened, so its failure changes nothing.
             CircuitBreaker::Open { .. } => {}
         }
     }
 
-    /// Ends a probe without a result of the warehouse: it was not sent, or this node failed.
+    /// Ends a probe that gives no information about the warehouse: the probe was not sent, or this
+    /// node failed.
     pub(super) fn cancel_probe(&mut self) {
         if let CircuitBreaker::Open { out, .. } = self {
             *out = out.saturating_sub(1);

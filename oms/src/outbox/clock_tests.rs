@@ -41,7 +41,7 @@ fn a_clock_step_during_a_backoff_delays_no_message() {
 fn an_order_placed_just_before_the_clock_steps_back_is_sent_soon() {
     let limits = OutboxLimits::default();
     let mut outbox = Outbox::new(limits, &[], moment(0, 0));
-    // The message gets its time before the step and reaches the outbox after it.
+    // The message is created before the clock step and reaches the outbox after the step.
     outbox.set(id(1), Kind::Announce, &Message::new(WALL_MS), moment(5, -600));
     let look_again = outbox.next(5).unwrap_err().unwrap();
     assert_eq!(

@@ -1,32 +1,36 @@
 //! Limits of the calls to the warehouse.
 //!
-//! They bound memory (waiting messages), the load of the warehouse (calls in flight, retries), and
-//! the time until a message is given up.
+//! The limits bound memory (waiting messages), the load of the warehouse (calls in flight,
+//! retries), and the time until a message is given up.
 
 /// Limits of tries, waits and calls in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxLimits {
-    /// Maximum number of tries before a message becomes a dead letter.
+    /// Number of failed tries after which a message becomes a dead letter. While the breaker shows
+    /// that the warehouse is at fault, a message may be tried more often.
     pub tries_max: u32,
-    /// Maximum wait after the first failed try. It doubles with each further one.
+    /// Maximum wait after the first failed try, in milliseconds. The maximum doubles with each
+    /// further failed try.
     pub backoff_first_ms: u64,
-    /// Maximum wait after any failed try. It also bounds the warehouse's `Retry-After`.
+    /// Maximum wait after any failed try, in milliseconds. The warehouse's `Retry-After` is limited
+    /// to it too.
     pub backoff_max_ms: u64,
     /// Maximum number of calls in flight of each kind.
     pub in_flight_max: usize,
-    /// Maximum number of waiting messages before new orders are rejected.
+    /// Maximum number of messages, dead letters included. At this number, new orders are rejected.
     pub waiting_max: usize,
-    /// Number of retries permitted per hundred first tries. It keeps retries from adding to the
-    /// load of a warehouse in trouble.
+    /// Number of retries permitted per hundred first tries. The limit keeps retries from adding to
+    /// the load of a warehouse in trouble.
     pub retry_percent: u32,
-    /// Number of further retries permitted per second. Unused ones are saved up to ten seconds'
-    /// worth.
+    /// Number of retries permitted per second in addition to `retry_percent`. Unused retries of up
+    /// to ten seconds are saved.
     pub retries_per_second: u32,
-    /// Number of failed tries in a row that open a breaker.
+    /// Number of failed tries in a row that open a circuit breaker.
     pub breaker_failures: u32,
-    /// Wait of an open breaker before its first probe. It doubles with each failed probe.
+    /// Wait of an open breaker before its first probe, in milliseconds. The wait doubles with each
+    /// probe that finds the warehouse unreachable.
     pub probe_first_ms: u64,
-    /// Maximum wait between probes.
+    /// Maximum wait between probes, in milliseconds.
     pub probe_max_ms: u64,
 }
 
@@ -36,14 +40,17 @@ impl Default for OutboxLimits {
             tries_max: 8,
             backoff_first_ms: 1_000,
             backoff_max_ms: 60_000,
-            // A thousand orders per second at four seconds per call, and some room to catch up.
+            // Enough for a thousand orders per second at four seconds per call, with some room to
+            // catch up.
             in_flight_max: 6_400,
-            // About 150 bytes each: an outage of an hour at 250 orders per second.
+            // A message takes about 150 bytes. A million messages cover an outage of an hour at 250
+            // orders per second.
             waiting_max: 1_000_000,
-            // A healthy warehouse needs seven retries per hundred.
+            // A healthy warehouse needs seven retries per hundred first tries.
             retry_percent: 20,
             retries_per_second: 20,
-            // One answer in fifteen is a 504 on a healthy day, so sixteen in a row are no accident.
+            // A healthy warehouse answers one call in fifteen with a 504. So sixteen failures in a
+            // row are not a coincidence but an outage.
             breaker_failures: 16,
             probe_first_ms: 250,
             probe_max_ms: 2_000,

@@ -1,4 +1,4 @@
-//! The messages of one kind, by order.
+//! The messages of one kind in memory, by order id.
 //!
 //! Many small maps replace one large map, because growing or scanning a small map takes little
 //! time. A caller that scans all maps can release its lock between two of them.
@@ -10,24 +10,25 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::domain::order::OrderId;
 use crate::outbox::MessageState;
 
-/// Number of maps. A million messages are 4,000 per map.
+/// Number of maps. With a million messages, each map has about 4,000.
 const PARTS: usize = 256;
 
-/// A message in memory.
+/// A message in memory, with its schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
     pub(crate) state: MessageState,
     /// Number of failed tries.
     pub(crate) attempts: u32,
-    /// Monotonic time of the next try.
+    /// Monotonic time of the next try, in milliseconds.
     pub(super) due_ms: u64,
     /// Reason of the last failure.
     pub(super) last_error: Option<Box<str>>,
     pub(super) in_flight: bool,
-    /// The queue's count of final answers at the last failure of this message.
+    /// Number of final answers of the warehouse (`MessageQueue::answers`) at the last failure of
+    /// this message.
     pub(super) answers_before: u32,
-    /// Number of the migration that brought the message. It is ignored until that migration is
-    /// activated.
+    /// Number of the migration that brought the message. The message is ignored until this
+    /// migration is activated.
     pub(super) migration: u64,
 }
 
@@ -47,14 +48,14 @@ impl Default for Messages {
 }
 
 fn part_of(order: &OrderId) -> usize {
-    // This hash needs no secret seed: the map inside the part has one.
+    // This hash needs no secret seed, because the map inside each part has one.
     xxh3_64(order.as_bytes()) as usize % PARTS
 }
 
 impl Messages {
     /// Returns an empty set with room for about `count` messages.
     pub(super) fn with_room_for(count: usize) -> Messages {
-        // Parts are not equally full.
+        // Parts are not equally full, so each part gets an eighth more room than the average.
         let each = if count < PARTS { 0 } else { count / PARTS * 9 / 8 };
         Messages {
             parts: (0..PARTS).map(|_| HashMap::with_capacity(each)).collect(),
@@ -94,8 +95,8 @@ impl Messages {
         self.parts.iter().flatten()
     }
 
-    /// Removes the messages of orders for which `stays` returns `false` from the `at`th part.
-    /// Returns `None` if there is no such part.
+    /// Removes the messages of orders for which `stays` returns `false` from the `at`th part, and
+    /// returns them. Returns `None` if the part does not exist.
     pub(super) fn forget(&mut self, at: usize, stays: impl Fn(&OrderId) -> bool) -> Option<Vec<Slot>> {
         let part = self.parts.get_mut(at)?;
         let gone = part.extract_if(|order, _| !stays(order));

@@ -1,16 +1,17 @@
 //! The outbox: the messages to the warehouse and the time of each next try.
 //!
-//! A message is committed with the state change that requires it, and removed with the one that
-//! records the answer. This module is the schedule over those rows: in memory, without IO, driven
-//! by the time that its caller passes. Each kind of message has its own queue, bound of calls in
-//! flight and circuit breaker, so that slow announcements do not delay deliveries.
+//! A message is committed with the change of an order that requires the message. The change that
+//! records the answer removes the message. This module is the schedule of these rows in memory. The
+//! module has no IO and gets the time from its caller. Each kind of message has a separate queue,
+//! limit of calls in flight and circuit breaker, so that slow announcements do not delay
+//! deliveries.
 //!
 //! **Invariants**
 //! - Waits follow the monotonic clock. Rows and lists show the time of day (`clock`).
 //! - No wait is longer than `OutboxLimits::backoff_max_ms`.
 //! - A failed try waits for a random share of a doubling backoff (full jitter). After the last try
 //!   the message is a dead letter and stays for an operator.
-//! - A message that fails repeatedly never delays the others (`queue`).
+//! - A message that fails repeatedly never delays other messages (`queue`).
 //!
 //! Deliberately absent: tasks (`volume::jobs::dispatcher`), rows (`storage`), and the sequence of
 //! the messages of one order (`domain::order`).
@@ -45,10 +46,10 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Both kinds, in the order in which an order sends them.
+    /// Both kinds, in the sequence in which the messages of one order are sent.
     pub(crate) const ALL: [Kind; 2] = [Kind::Announce, Kind::Deliver];
 
-    /// Returns the name used in keys and JSON.
+    /// Returns the name of the kind in keys and JSON.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Announce => "announce",
@@ -97,13 +98,13 @@ impl Message {
     }
 }
 
-/// The class of a failure. It decides whether the breaker counts it and whether the message is
-/// tried again.
+/// The class of a failure. The class decides if the circuit breaker counts the failure and if the
+/// message is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FailureKind {
     /// No answer, or an answer that means "not available now".
     Unreachable,
-    /// An answer with an error of the warehouse.
+    /// An answer that reports an error of the warehouse, such as status 500.
     Error,
     /// The warehouse still processes an earlier try of the same message.
     InProgress,
@@ -111,11 +112,11 @@ pub(crate) enum FailureKind {
     Malformed,
 }
 
-/// A failed call.
+/// A failed call to the warehouse.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) kind: FailureKind,
-    /// The answer, or the reason why there is none.
+    /// The warehouse's answer, or the reason why no answer arrived.
     pub(crate) reason: String,
     /// The wait requested by the warehouse (`Retry-After`).
     pub(crate) retry_after_ms: Option<u64>,
@@ -167,7 +168,8 @@ pub(crate) struct ListedMessage {
 pub(crate) struct Outbox {
     limits: OutboxLimits,
     queues: [MessageQueue; 2],
-    /// Time at which the dispatcher looks again without a wake-up: the last result of `next`.
+    /// Monotonic time at which the dispatcher calls `next` again without a wake-up: the last result
+    /// of `next`.
     next_wake_ms: u64,
 }
 
@@ -190,9 +192,9 @@ impl Outbox {
         }
     }
 
-    /// Adds or replaces a message. Returns `true` if the dispatcher must be woken. It is not woken
-    /// while all calls are in use or the breaker is open, because a wake-up for each order would
-    /// only cost time.
+    /// Adds or replaces a message. Returns `true` if the dispatcher must be woken. While all calls
+    /// are in use or the breaker is open, the dispatcher is not woken, because it could not send
+    /// the message.
     pub(crate) fn set(&mut self, order: OrderId, kind: Kind, message: &Message, now: Moment) -> bool {
         let mut slot = slot(&self.limits, message, now);
         let queue = &mut self.queues[kind as usize];
@@ -216,7 +218,7 @@ impl Outbox {
     }
 
     /// Adds, replaces or (with `None`) removes a message of slots that are migrating to this
-    /// volume. It is invisible until `activate_parked`.
+    /// volume. The message is invisible until `activate_parked`.
     pub(crate) fn park(&mut self, order: OrderId, kind: Kind, message: Option<&Message>, now: Moment) {
         let limits = self.limits;
         let queue = &mut self.queues[kind as usize];
@@ -238,13 +240,14 @@ impl Outbox {
         }
     }
 
-    /// Makes parked messages eligible for sending. O(1).
+    /// Makes parked messages eligible for sending, in constant time.
     pub(crate) fn activate_parked(&mut self) {
         self.queues.iter_mut().for_each(MessageQueue::activate_parked);
     }
 
-    /// Removes messages of orders that moved away, in the `at`th part of all. Calls in flight end
-    /// as usual. Returns `false` if there is no such part.
+    /// Removes the messages of orders for which `stays` returns `false`, from the `at`th part of
+    /// all messages. Used when orders have migrated to another volume. Calls in flight end as
+    /// usual. Returns `false` if the part does not exist.
     pub(crate) fn forget(&mut self, at: usize, stays: impl Fn(&OrderId) -> bool) -> bool {
         let mut is_part = false;
         for queue in &mut self.queues {
@@ -261,8 +264,8 @@ impl Outbox {
         self.queues.iter_mut().for_each(MessageQueue::unpark);
     }
 
-    /// Returns the next message to send now and counts it as in flight. Otherwise returns the
-    /// monotonic time at which to look again, if any.
+    /// Returns the next message to send now and counts it as in flight. If no message can be sent
+    /// now, returns the monotonic time at which to call `next` again, if such a time is known.
     pub(crate) fn next(&mut self, now_ms: u64) -> Result<Job, Option<u64>> {
         let mut look_again: Option<u64> = None;
         for kind in [Kind::Deliver, Kind::Announce] {
@@ -276,15 +279,15 @@ impl Outbox {
         Err(look_again)
     }
 
-    /// Ends a call with a final answer.
+    /// Ends a call that got a final answer.
     pub(crate) fn answered(&mut self, job: &Job) {
         let queue = &mut self.queues[job.kind as usize];
         queue.land(job);
         queue.answered(&self.limits);
     }
 
-    /// Ends a failed call. Returns the changed message, to be written, or `None` if the message was
-    /// removed. `jitter` is a random share of the backoff, from 0 to 1.
+    /// Ends a failed call. Returns the changed message, which the caller writes, or `None` if the
+    /// message was removed. `jitter` is a random share of the backoff, from 0 to 1.
     pub(crate) fn failed(
         &mut self,
         job: &Job,
@@ -301,7 +304,7 @@ impl Outbox {
             next_try_ms: now.wall_ms_of(slot.due_ms),
             last_error: slot.last_error.clone(),
         };
-        // The dispatcher is woken after every call that ended.
+        // No wake-up is needed here, because the dispatcher is woken after every call that ended.
         queue.set(job.order.clone(), slot);
         Some(message)
     }
@@ -361,13 +364,14 @@ impl Outbox {
         self.queues.iter().any(|queue| queue.breaker.is_open())
     }
 
-    /// Returns the messages that wait and would never be sent: neither scheduled nor in flight.
+    /// Returns the orders with a waiting message that would never be sent, because the message is
+    /// neither scheduled nor in flight.
     #[cfg(test)]
     pub(crate) fn unscheduled(&self) -> Vec<OrderId> {
         self.queues.iter().flat_map(MessageQueue::unscheduled).collect()
     }
 
-    /// Returns a message that is not parked.
+    /// Returns a message. `None` if the message does not exist or is parked.
     pub(crate) fn get(&self, order: &OrderId, kind: Kind) -> Option<&Slot> {
         let queue = &self.queues[kind as usize];
         queue.messages.get(order).filter(|slot| !queue.is_parked(slot))
@@ -421,7 +425,7 @@ fn slot(limits: &OutboxLimits, message: &Message, now: Moment) -> Slot {
     }
 }
 
-/// Returns the `limit` smallest elements by key, ascending, without sorting all.
+/// Returns the `limit` smallest elements by key, ascending, without sorting all elements.
 pub(crate) fn smallest<T, K: Ord>(
     all: impl Iterator<Item = T>,
     limit: usize,

@@ -1,5 +1,5 @@
-//! Tests that messages that always fail never stop healthy ones. They run the dispatcher's loop
-//! against a model warehouse in virtual time.
+//! Tests that messages that always fail never stop healthy messages. The tests run the dispatcher's
+//! loop against a model warehouse in virtual time.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -13,13 +13,14 @@ enum Reaction {
     Fails(FailureKind),
 }
 
-/// A model warehouse with the history of the messages sent to it.
+/// The outbox under test and a model warehouse, with the history of all messages.
 struct Model {
     outbox: Outbox,
     reaction: Box<dyn Fn(u32, u64) -> Reaction>,
-    /// Time of an answer, in milliseconds, by reaction.
+    /// Time until the warehouse answers, in milliseconds, by reaction.
     latency_ms: fn(Reaction) -> u64,
-    /// Calls in flight by the time of their end.
+    /// Calls in flight, earliest end first: the time of the end, the number of the message, and
+    /// `probe` and `again` of the job.
     calls: BinaryHeap<Reverse<(u64, u32, bool, bool)>>,
     arrived: BTreeMap<u32, u64>,
     /// Time at which each message was accepted.
@@ -123,7 +124,7 @@ impl Model {
         }
     }
 
-    /// Returns the longest wait of a healthy message.
+    /// Returns the longest time from arrival to acceptance of a healthy message, in milliseconds.
     fn longest_wait_ms(&self, is_poisoned: impl Fn(u32) -> bool) -> u64 {
         let healthy = self.arrived.iter().filter(|(number, _)| !is_poisoned(**number));
         let waits = healthy.map(|(number, at_ms)| match self.accepted.get(number) {
@@ -134,7 +135,8 @@ impl Model {
     }
 }
 
-/// Returns 150 poisoned messages at time 0, then ten healthy ones per second for a minute.
+/// Returns the times and numbers of arriving messages: 150 poisoned messages at time 0, then ten
+/// healthy messages per second for a minute.
 fn poison_first() -> Vec<(u64, u32)> {
     let poisoned = (0..150).map(|number| (0, number));
     let healthy = (0..600u32).map(|number| (100 + u64::from(number) * 100, 1_000 + number));
@@ -178,19 +180,20 @@ fn messages_that_time_out_delay_no_healthy_one() {
     };
     let mut model = Model::new(reaction, latency_ms);
     // After the busy minute a healthy message arrives every ten seconds. Only successes show that
-    // the messages are at fault instead of the warehouse.
+    // the failing messages are at fault instead of the warehouse.
     let mut arrivals = poison_first();
     arrivals.extend((0..170u32).map(|number| (70_000 + u64::from(number) * 10_000, 10_000 + number)));
     model.run(&arrivals, 1_800_000);
     let longest_ms = model.longest_wait_ms(is_poisoned);
-    // The wait is a probe that times out, its pause, and the call.
+    // The longest wait consists of a probe that times out, the pause after the probe, and the call.
     assert!(longest_ms <= 13_000, "a healthy message waited {longest_ms} ms");
     assert_eq!(model.died.len(), 150, "each poisoned message is given up");
 }
 
 #[test]
 fn a_healthy_message_among_poisoned_ones_is_found_while_the_breaker_is_open() {
-    // Every tenth message is healthy, and all arrive together behind an open breaker.
+    // The first 16 messages fail and open the breaker. The further messages arrive together 200 ms
+    // later, and every tenth of them is healthy.
     let is_poisoned = |number: u32| !number.is_multiple_of(10) || number < 16;
     let reaction = move |number: u32, _: u64| {
         if is_poisoned(number) {

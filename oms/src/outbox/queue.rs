@@ -1,15 +1,15 @@
 //! The messages of one kind: the choice of the next message, and the consequences of a failure.
 //!
-//! Fresh messages (never tried) and failed ones have separate schedules, so that neither can stop
-//! the other.
+//! Fresh messages (never tried) and failed messages have separate schedules, so that neither class
+//! can block the other.
 //!
 //! **Invariants**
-//! - If both have a message that is due, they take turns. This holds for probes too.
+//! - If both classes have a message that is due, the classes take turns, for probes too.
 //! - Failed messages use at most half of the calls in flight, and a budget of retries.
 //! - The breaker counts a failure unless another call succeeded since the same message last failed.
 //!   A message that fails while others succeed is itself at fault.
-//! - A message dies only of its own faults. While the breaker is open and nothing is answered, the
-//!   warehouse is at fault and no message is given up.
+//! - A message becomes a dead letter only by its own faults. While the breaker is open and the
+//!   warehouse answers nothing, the warehouse is at fault and no message is given up.
 //!
 //! Deliberately absent: rows, tasks and the HTTP client.
 
@@ -21,7 +21,7 @@ use crate::outbox::schedule::Schedule;
 use crate::outbox::slow_start::SlowStart;
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, OutboxLimits};
 
-/// The two schedules of a queue.
+/// The class of a message. Each class has a schedule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum RetryClass {
     /// Messages that were never tried.
@@ -49,15 +49,16 @@ impl RetryClass {
     }
 }
 
-/// The messages of one kind.
+/// The queue of all messages of one kind.
 #[derive(Debug, Default)]
 pub(super) struct MessageQueue {
     pub(super) messages: Messages,
-    /// Times of the next tries, by class. An entry with another time than its message is skipped.
+    /// Times of the next tries, by class. An entry is outdated and skipped if its time is not the
+    /// time of its message.
     due: [Schedule; 2],
-    /// Number of messages that belong to slots in migration to this volume.
+    /// Number of parked messages, which belong to slots that are migrating to this volume.
     pub(super) parked: Parked,
-    /// Number of migrations that brought messages.
+    /// Number of activated migrations that brought messages.
     pub(super) migrations: u64,
     pub(super) in_flight: usize,
     /// Number of calls in flight for messages that failed before.
@@ -66,13 +67,14 @@ pub(super) struct MessageQueue {
     pub(super) slow_start: SlowStart,
     pub(super) breaker: CircuitBreaker,
     budget: RetryBudget,
-    /// No failed message is tried before this time, because the budget is used up.
+    /// No failed message is tried before this monotonic time, because the retry budget is used up.
     again_from_ms: u64,
-    /// The class that was served last.
+    /// The class of the message that was sent last.
     served: RetryClass,
-    /// The newest fresh message. As a probe it resembles the next orders most.
+    /// Order of the newest fresh message. This message is the best probe, because it resembles the
+    /// next orders most.
     latest: Option<OrderId>,
-    /// Number of final answers of the warehouse; wraps around.
+    /// Number of final answers of the warehouse. Wraps around.
     answers: u32,
     /// The failure that opened the breaker or kept it open.
     pub(super) cause: Option<Box<str>>,
@@ -101,7 +103,7 @@ impl MessageQueue {
             }
             queue.messages.insert(order, slot);
         }
-        // Build each heap at once: orders of a volume that changes its process wait for this.
+        // Each heap is built in one step, because orders wait while a volume changes its process.
         queue.due = due.map(Schedule::of);
         queue
     }
@@ -110,7 +112,7 @@ impl MessageQueue {
         slot.migration > self.migrations
     }
 
-    /// Returns a message that is not parked.
+    /// Returns a message. `None` if the message does not exist or is parked.
     pub(super) fn get(&mut self, order: &OrderId) -> Option<&mut Slot> {
         let migrations = self.migrations;
         let slot = self.messages.get_mut(order);
@@ -132,7 +134,8 @@ impl MessageQueue {
         }
     }
 
-    /// Returns the messages that wait and would never be sent: neither scheduled nor in flight.
+    /// Returns the orders with a waiting message that would never be sent, because the message is
+    /// neither scheduled nor in flight.
     #[cfg(test)]
     pub(super) fn unscheduled(&self) -> Vec<OrderId> {
         let waiting = self.messages.iter().filter(|(_, slot)| {
@@ -181,12 +184,12 @@ impl MessageQueue {
         self.slow_start.has_room(self.in_flight, limits.in_flight_max)
     }
 
-    /// Returns `true` if a failed message may be tried beside the calls in flight.
+    /// Returns `true` if another failed message may be tried in addition to the calls in flight.
     fn has_room_again(&self, limits: &OutboxLimits) -> bool {
         self.again_in_flight < (self.slow_start.room(limits.in_flight_max) / 2).max(1)
     }
 
-    /// Returns the time of the first try of a class. Drops outdated entries.
+    /// Returns the earliest time at which a message of a class is due. Drops outdated entries.
     fn first(&mut self, class: RetryClass) -> Option<u64> {
         let migrations = self.migrations;
         let due = &mut self.due[class as usize];
@@ -206,7 +209,8 @@ impl MessageQueue {
         None
     }
 
-    /// Chooses the class to serve next. Returns `Err` with the time of the next try, if any.
+    /// Chooses the class of the next message. If no message is due, returns `Err` with the earliest
+    /// time at which one will be due, if any.
     fn choose(&mut self, limits: &OutboxLimits, now_ms: u64) -> Result<RetryClass, Option<u64>> {
         let fresh = self.first(RetryClass::Fresh);
         let again = self
@@ -222,8 +226,8 @@ impl MessageQueue {
         }
     }
 
-    /// Returns the next message to send now and counts it as in flight. Otherwise returns the time
-    /// at which to look again, if any.
+    /// Returns the next message to send now and counts it as in flight. If no message can be sent
+    /// now, returns the monotonic time at which to call `next` again, if such a time is known.
     pub(super) fn next(
         &mut self,
         kind: Kind,
@@ -265,15 +269,16 @@ impl MessageQueue {
         }
     }
 
-    /// Removes the first message of a class from its schedule. A probe of a fresh message takes the
-    /// newest one instead.
+    /// Removes the first message of a class from its schedule and counts it as in flight. A probe
+    /// of a fresh message takes the newest message instead.
     fn take(&mut self, class: RetryClass, probe: bool) -> Option<OrderId> {
         let latest = self.latest.take_if(|_| probe && class == RetryClass::Fresh);
         let is_fresh =
             |slot: &&mut Slot| slot.state == MessageState::Waiting && slot.attempts == 0 && !slot.in_flight;
         let latest = latest.filter(|order| self.get(order).filter(is_fresh).is_some());
         let order = match latest {
-            // Its entry in the schedule is outdated now and will be skipped.
+            // The schedule still has an entry of this message. The entry is outdated now and will
+            // be skipped.
             Some(order) => order,
             None => self.due[class as usize].pop()?.1,
         };
@@ -292,7 +297,7 @@ impl MessageQueue {
         }
     }
 
-    /// Counts a final answer: the warehouse is reachable.
+    /// Counts a final answer, which shows that the warehouse is reachable.
     pub(super) fn answered(&mut self, limits: &OutboxLimits) {
         self.breaker = CircuitBreaker::default();
         self.cause = None;
@@ -315,7 +320,7 @@ impl MessageQueue {
             .get(&job.order)
             .is_some_and(|slot| slot.attempts > 0 && slot.answers_before != answers);
         match failure.kind {
-            // The warehouse is reachable: it judged the message.
+            // The warehouse has examined the message, so the warehouse is reachable.
             FailureKind::InProgress | FailureKind::Malformed => self.answered(limits),
             FailureKind::Unreachable | FailureKind::Error => {
                 if job.probe || !is_own {

@@ -1,21 +1,21 @@
 //! The retry budget: retries are limited to a share of the first tries, plus a few per second.
 //!
-//! A warehouse in trouble fails calls, and each failed call is retried. Without a budget, its load
-//! would grow with its trouble. First tries never wait for the budget.
+//! A warehouse in trouble fails calls, and each failed call is retried. Without a budget, the
+//! retries would increase the load and the trouble. First tries never wait for the budget.
 
 use crate::outbox::OutboxLimits;
 
 /// The number of retries permitted now.
 #[derive(Debug, Default)]
 pub(super) struct RetryBudget {
-    /// Saved budget in hundredths of a try.
+    /// Number of permitted retries, in hundredths of a retry.
     saved: u64,
     filled_at_ms: Option<u64>,
 }
 
 impl RetryBudget {
-    /// Adds the budget for the time since the last call, up to ten seconds' worth. The first call
-    /// fills it.
+    /// Adds `retries_per_second` for the time since the last call of `fill`, until `saved` reaches
+    /// the retries of ten seconds. The first call fills the budget.
     pub(super) fn fill(&mut self, limits: &OutboxLimits, now_ms: u64) {
         let full = u64::from(limits.retries_per_second) * 10 * 100;
         let since_ms = match self.filled_at_ms {
@@ -29,9 +29,9 @@ impl RetryBudget {
         }
     }
 
-    /// Adds the share that a first try contributes.
+    /// Adds the share of a retry that each first try permits (`retry_percent`).
     pub(super) fn first_try(&mut self, limits: &OutboxLimits) {
-        // The bound keeps a busy hour from paying for a flood of retries later.
+        // Without this bound, the first tries of a busy hour would permit a flood of retries later.
         let most = 100 * 100 + u64::from(limits.retries_per_second) * 10 * 100;
         self.saved = (self.saved + u64::from(limits.retry_percent)).min(most);
     }
@@ -46,5 +46,5 @@ impl RetryBudget {
     }
 }
 
-/// Wait of a retry for which the budget has no room.
+/// Pause of all failed messages after the budget was used up, in milliseconds.
 pub(super) const BUDGET_WAIT_MS: u64 = 500;

@@ -1,20 +1,20 @@
 //! The times of the next tries of one class of messages.
 //!
-//! Messages of migrating slots are parked until the slots are activated. Their heap is then kept
-//! beside the existing ones. Merging two large heaps takes time, while comparing the first entries
-//! of a few heaps does not.
+//! Messages of migrating slots are parked until the slots are activated. Afterwards, the heap of
+//! parked messages is kept beside the existing heaps. Merging two large heaps takes time, while
+//! comparing the first entries of a few heaps does not.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::domain::order::OrderId;
 
-/// Maximum number of heaps from migrations.
+/// Maximum number of heaps that migrations add. Further migrations extend the last of these heaps.
 const MIGRATED_MAX: usize = 8;
 
 type Due = BinaryHeap<Reverse<(u64, OrderId)>>;
 
-/// Times and orders, earliest first.
+/// Times of next tries with their orders, earliest first.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     own: Due,
@@ -54,7 +54,7 @@ impl Schedule {
         }
     }
 
-    /// Returns `true` if an order is scheduled for that time.
+    /// Returns `true` if an order is scheduled for the time `at_ms`.
     #[cfg(test)]
     pub(super) fn has(&self, at_ms: u64, order: &OrderId) -> bool {
         let all = std::iter::once(&self.own).chain(&self.migrated).flatten();

@@ -1,18 +1,18 @@
 //! The bound of calls in flight of one kind: low at first, higher with each answer.
 //!
-//! A volume that is opened with a long outbox does not know whether the warehouse is reachable. If
-//! it is not, thousands of calls would fail together and take processor time from orders until the
-//! breaker opens. A warehouse that has just restarted would receive all of them in its first
-//! moment. So each queue starts slowly, as in RFC 5681, 3.1: each answer raises the bound by two
-//! calls.
+//! A volume that is opened with a long outbox has no information whether the warehouse is
+//! reachable. If the warehouse is unreachable, thousands of calls would fail together and take
+//! processor time from orders until the breaker opens. A warehouse that has just restarted would
+//! receive all these calls in its first moment. So each queue starts slowly, as in RFC 5681, 3.1:
+//! each answer raises the bound by two calls.
 
-/// Calls in flight before the first answer. A warehouse that takes seconds per call still gets
-/// thousands within ten seconds.
+/// Maximum number of calls in flight before the first answer. A warehouse that takes seconds per
+/// call still gets thousands of calls within ten seconds.
 const FIRST: usize = 256;
 /// Number of further calls that an answer permits.
 const GROWTH: usize = 2;
 
-/// The current bound of one queue. The configured limit also applies.
+/// The current bound of one queue. The configured limit of calls in flight also applies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SlowStart(usize);
 
@@ -28,7 +28,7 @@ impl SlowStart {
         self.0.min(in_flight_max)
     }
 
-    /// Returns `true` if another call may be made beside those in flight.
+    /// Returns `true` if another call may be made in addition to the calls in flight.
     pub(super) fn has_room(self, in_flight: usize, in_flight_max: usize) -> bool {
         in_flight < self.room(in_flight_max)
     }

@@ -142,7 +142,8 @@ fn retries_are_a_share_of_first_tries_which_never_wait() {
         assert_eq!(new, 100, "second {second}");
         first += new;
     }
-    // Ten seconds' worth at the start, ten per second, and a fifth of the first tries.
+    // The budget permits the retries of ten seconds at the start, then ten retries per second, and
+    // one retry for every five first tries.
     let allowed = 100 + 60 * 10 + first / 5;
     assert!(again <= allowed + 1, "{again} of {allowed}");
     assert!(again * 10 >= allowed * 9, "{again} of {allowed}");
@@ -282,7 +283,7 @@ fn parked_messages_are_invisible_until_they_are_activated() {
         ..Message::new(0)
     };
     let all = |outbox: &Outbox| outbox.page(None, 100, at(0)).len();
-    // A message with its next try in a minute moves away and comes back unchanged.
+    // A message with its next try in a minute migrates to another volume and back, unchanged.
     set(&mut outbox, id(1), Kind::Announce, Message::new(60_000));
     for at in 0.. {
         if !outbox.forget(at, |_| false) {

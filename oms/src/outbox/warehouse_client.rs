@@ -1,10 +1,10 @@
-//! The client of the warehouse: one call per message, and the meaning of its answer.
+//! The client of the warehouse: one call per message, and the interpretation of the answer.
 //!
 //! The contract is `docs/warehouse.md`; `meaning` implements its table of statuses.
 //!
 //! **Invariants**
-//! - A call without a clear answer may have had an effect. It is repeated with the same idempotency
-//!   key.
+//! - A call without a clear answer may have had an effect, so the call is repeated with the same
+//!   idempotency key.
 //! - Only an answer that is explicitly a final refusal ends an order.
 //!
 //! Deliberately absent: retries and their times (see the parent module).
@@ -28,28 +28,29 @@ use crate::error::with_causes;
 use crate::outbox::{Failure, FailureKind, Kind};
 use crate::runtime::trace;
 
-/// Header of the answer with the number of the delivery in the warehouse's ledger.
+/// Name of the response header with the number of the delivery in the warehouse's ledger.
 const STOCK_SEQUENCE: &str = "x-stock-sequence";
-/// Maximum size of an answer's body. Answers are empty or a short problem.
+/// Maximum size of an answer's body in bytes. Answers are empty or a short problem.
 const ANSWER_BYTES_MAX: usize = 16 * 1_024;
 /// Maximum time to connect. The warehouse is in the same network.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Problem types of a final refusal (the last part of the `type` member, RFC 9457).
 const FINAL_REFUSALS: [&str; 2] = ["out-of-stock", "refused"];
-/// Problem types of a call with an earlier try still in progress.
+/// Problem types of the answer that an earlier try of the same call is still in progress.
 const IN_PROGRESS: [&str; 2] = ["in-progress", "key-in-progress"];
-/// Number of characters of an answer's body that are kept as the reason of a failure.
+/// Maximum number of characters of an answer's body that are kept as the reason of a failure.
 const REASON_CHARS_MAX: usize = 200;
 
-/// The meaning of an answer.
+/// The meaning of the warehouse's answer to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// Done, with the number of the delivery if the warehouse sends one.
+    /// The warehouse executed the call. `sequence` is the number of the delivery, if the warehouse
+    /// sends one.
     Done { sequence: Option<u64> },
-    /// Refused permanently.
+    /// The warehouse refused the order permanently.
     Refused { reason: String },
-    /// Failed, or without an answer. The warehouse may have executed the call.
+    /// The call failed or got no answer. The warehouse may have executed the call.
     Failed(Failure),
 }
 
@@ -65,15 +66,16 @@ pub(crate) struct WmsConfig {
 /// The future of one call to the warehouse.
 pub(crate) type SendFuture<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
 
-/// Access to the warehouse. The simulation has its own implementation.
+/// Access to the warehouse. The simulation has another implementation.
 pub(crate) trait Warehouse: Send + Sync {
-    /// Sends a message about an order, once.
+    /// Sends a message about an order once, without a retry.
     fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a>;
 
     /// Returns the URL of the warehouse, for the log.
     fn address(&self) -> String;
 
-    /// Sends all further messages to the warehouse at this URL. Calls in flight end as they began.
+    /// Sends all further messages to the warehouse at this URL. Calls in flight end at the former
+    /// URL.
     fn follow(&self, warehouse: &str);
 }
 
@@ -84,7 +86,7 @@ pub(crate) struct Wms {
     config: WmsConfig,
 }
 
-/// The URLs that are called.
+/// The base URL of the warehouse and the URLs of its two routes.
 #[derive(Clone)]
 struct Routes {
     base: WarehouseUrl,
@@ -102,7 +104,7 @@ impl Routes {
     }
 }
 
-/// The body of a request.
+/// The body of a request to the warehouse.
 #[derive(Serialize)]
 struct WmsOrder<'a> {
     id: &'a OrderId,
@@ -156,7 +158,7 @@ impl Wms {
             Err(error) => return failed(FailureKind::Unreachable, with_causes(&error)),
         };
         let (head, body) = response.into_parts();
-        // Read the whole body, so that the connection can serve the next call.
+        // The whole body is read, so that the connection can serve the next call.
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
         let body = body.map(Collected::to_bytes).unwrap_or_default();
         meaning(head.status, &head.headers, &body)
@@ -167,7 +169,7 @@ fn failed(kind: FailureKind, reason: impl Into<String>) -> Answer {
     Answer::Failed(Failure::new(kind, reason))
 }
 
-/// The member of a problem (RFC 9457) that decides the meaning.
+/// The member of a problem (RFC 9457) that decides the meaning of an answer.
 #[derive(Deserialize)]
 struct Problem {
     #[serde(rename = "type")]
@@ -181,14 +183,14 @@ fn problem_name(body: &[u8]) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// Returns the seconds of a `Retry-After` in milliseconds. A date is ignored, because it would make
-/// the wait depend on two wall clocks.
+/// Returns the wait that the header `Retry-After` requests, in milliseconds. A date is ignored,
+/// because it would make the wait depend on two wall clocks.
 fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
     Some(text.trim().parse::<u64>().ok()?.saturating_mul(1_000))
 }
 
-/// Returns the meaning of an answer: the table in `docs/warehouse.md`.
+/// Returns the meaning of an answer by the table in `docs/warehouse.md`.
 fn meaning(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
     if status.is_success() {
         let sequence = headers.get(STOCK_SEQUENCE);
@@ -249,7 +251,7 @@ impl Warehouse for Wms {
                 tracing::info!(from = %self.address(), to = %base, "warehouse changed");
                 *self.routes.write() = Routes::of(base);
             }
-            // Only a state that was edited by hand can have such a URL.
+            // Only a cluster state that was edited by hand can have an invalid URL.
             Err(error) => tracing::error!(warehouse, %error, "the cluster's warehouse is not a URL"),
         }
     }

@@ -2,12 +2,12 @@
 //!
 //! **Invariants**
 //! - Only `session` names `tokio_postgres`, and only `tls` names rustls.
-//! - The result of a statement is *done*, *refused* (no effect) or *unknown*. A statement without
-//!   an answer, and one answered with a warning, is unknown.
-//! - A statement is never cancelled. PostgreSQL answers a cancelled wait for standbys as a success,
-//!   although only one machine has the commit.
+//! - The result of a statement is *done*, *refused* (no effect) or *unknown*. The result is unknown
+//!   if no answer arrives, or if the answer contains a warning.
+//! - A statement is never cancelled. If a commit is cancelled while it waits for the standbys,
+//!   PostgreSQL reports success, although only the primary has the commit.
 //!
-//! Deliberately absent: tables, and the meaning of rows. They belong to `cluster::engine` and
+//! Deliberately absent: tables and the meaning of rows, which belong to `cluster::engine` and
 //! `storage::log`.
 
 mod password_file;

@@ -1,10 +1,12 @@
-//! The password file of PostgreSQL's own clients: lines of `host:port:database:user:password`.
+//! Reads the password file that PostgreSQL's clients use, with lines of
+//! `host:port:database:user:password`.
 //!
 //! **Invariants**
-//! - A file that others can read is refused, as by libpq.
-//! - A backslash takes the next character as it is. `*` alone matches everything.
+//! - A file that users other than its owner can read is refused, as libpq does.
+//! - A backslash escapes the next character. A field that consists only of `*` matches every value.
 //!
-//! Deliberately absent: the default path below the home folder. A service names its file.
+//! libpq's default path in the home folder is not used. The file must be named by `passfile=` or
+//! `PGPASSFILE`.
 
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
@@ -12,10 +14,10 @@ use std::path::Path;
 
 use crate::runtime::regular_file;
 
-/// Maximum size of a password file in bytes. A line has some hundred bytes.
+/// Maximum size of a password file in bytes. A typical line has less than a hundred bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1_024;
 
-/// Reads a password file. Fails if others than its owner can read it.
+/// Reads a password file. Fails if users other than its owner have access to it.
 pub(super) fn read(path: &Path) -> std::io::Result<String> {
     let mode = std::fs::metadata(path)?.permissions().mode();
     if mode & 0o077 != 0 {
@@ -53,7 +55,7 @@ enum Field {
     Text(String),
 }
 
-/// Splits a line at colons that are not escaped.
+/// Splits a line at colons that are not escaped by a backslash.
 fn fields_of(line: &str) -> Vec<Field> {
     let (mut fields, mut text, mut is_escaped) = (Vec::new(), String::new(), false);
     let mut has_escape = false;

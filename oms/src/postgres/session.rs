@@ -1,18 +1,21 @@
 //! One connection to an engine, and the result of each statement.
 //!
 //! **Invariants**
-//! - A session has at most one connection, and one statement or transaction in flight. A call that
-//!   its caller drops takes the connection with it, so that no answer is taken for another one's.
-//! - A connection belongs to a server that accepts writes, unless a tool asks for any. After a
-//!   fault, the next connection begins with the next host.
-//! - The timeout of a call covers connecting, sending and the answer. PostgreSQL's own timeouts do
-//!   not end a wait for standbys.
-//! - Statements are unnamed and typed, so they pass a pooler that works by transaction.
-//! - A warning makes the result of a statement unknown: a cancelled wait for standbys is answered
-//!   by a warning and a success.
+//! - A session has at most one connection, and one statement or transaction in flight. If the
+//!   caller drops the future of a call, the connection is closed. So a late answer is never taken
+//!   for the answer to the next call.
+//! - A session connects only to a server that accepts writes, except for sessions of
+//!   `Session::to_any`. After a fault, the next attempt to connect begins with the next host of the
+//!   URL.
+//! - The timeout of a call covers connecting, sending and the answer. Such a timeout is necessary,
+//!   because PostgreSQL's timeouts do not end a wait for standbys.
+//! - Statements are unnamed and typed, so they also work through a connection pooler in transaction
+//!   mode.
+//! - A warning makes the result of a statement unknown, because PostgreSQL reports a cancelled wait
+//!   for standbys by a warning and a success.
 //!
-//! Deliberately absent: a cancel request, prepared statements, and repetition. A caller knows which
-//! of its statements can be repeated.
+//! Deliberately absent: cancel requests, prepared statements, and repetition. Only the caller knows
+//! which statements can be repeated safely.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -38,42 +41,46 @@ use crate::postgres::tls;
 use crate::postgres::url::{Encryption, EngineUrl, Host};
 use crate::runtime;
 
-/// Maximum time to connect to one host, if there are others.
+/// Longest time to open a TCP connection to a host. With several hosts in the URL, the limit
+/// includes TLS and login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time without traffic after which the kernel probes a connection.
+/// Time without traffic after which the kernel sends keepalive probes on a connection.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
-/// Maximum size of the parameters of one call in bytes. The largest commit is a few megabytes.
+/// Maximum total size in bytes of the parameters of one statement. The largest commit has a few
+/// megabytes.
 const PARAMS_BYTES_MAX: usize = 64 * 1_024 * 1_024;
-/// Maximum size of the rows that one `query` returns in bytes. Larger results are streamed.
+/// Maximum total size in bytes of the rows that one `query` returns. Larger results must use
+/// `stream`.
 const ROWS_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 
-/// A failed statement, by its effect.
+/// The reason why a statement failed. The variants differ in the possible effect of the statement.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SessionError {
-    /// The engine refused the statement. It has no effect.
+    /// The engine refused the statement, so it has no effect.
     #[error("the engine refused a statement: {message} (SQLSTATE {code})")]
     Refused {
-        /// The code of the error (SQLSTATE).
+        /// The SQLSTATE code of the error.
         code: String,
-        /// The engine's message.
+        /// The engine's error message.
         message: String,
     },
-    /// No host of the engine accepts writes now. The statement was not sent, or has no effect.
+    /// No host of the engine accepts writes now. The statement was not sent, or it has no effect.
     #[error("the engine cannot be reached: {reason}")]
     Away {
-        /// The fault of each host.
+        /// The fault of each host, as text.
         reason: String,
     },
-    /// The statement was sent. It may or may not have an effect, and may not be durable.
+    /// The statement was sent, but its result is unknown. It may have no effect, a durable effect,
+    /// or an effect that a fail-over can lose.
     #[error("the result of a statement is not known: {reason}")]
     Unknown {
-        /// The fault.
+        /// The fault as text.
         reason: String,
     },
-    /// The engine answered with data of another form, or the call exceeds a limit.
+    /// The engine answered with data in an unexpected form, or the call exceeds a size limit.
     #[error("the engine's data cannot be used: {reason}")]
     Invalid {
-        /// The fault.
+        /// The fault as text.
         reason: String,
     },
 }
@@ -115,19 +122,19 @@ impl Param<'_> {
     }
 }
 
-/// A statement with its parameters.
+/// The SQL text of a statement, and its parameters.
 pub(crate) type Statement<'a> = (&'a str, &'a [Param<'a>]);
 
-/// The course of a transaction with a first statement that affects no row.
+/// The behaviour of a transaction if its first statement affects no row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnNone {
-    /// The transaction is committed like any other.
+    /// The transaction continues with its further statements and is committed.
     Continue,
     /// The transaction is rolled back before its second statement.
     RollBack,
 }
 
-/// A row of a result.
+/// A row of a result. Its methods return the value of a column by index.
 #[derive(Debug)]
 pub(crate) struct Row(tokio_postgres::Row);
 
@@ -146,7 +153,7 @@ impl Row {
         self.get(column)
     }
 
-    /// Returns a text that may be NULL.
+    /// Returns a text, or `None` for NULL.
     pub(crate) fn opt_text(&self, column: usize) -> Result<Option<&str>, SessionError> {
         self.get(column)
     }
@@ -168,12 +175,13 @@ impl Row {
     }
 }
 
-/// At most one connection to an engine. It is made on demand, and again after a fault.
+/// A session with an engine. It has at most one connection, which is opened on demand and again
+/// after a fault.
 pub(crate) struct Session {
     url: Arc<EngineUrl>,
     purpose: &'static str,
     servers: TargetSessionAttrs,
-    /// Index of the host of the present or next connection.
+    /// Index of the host of the present connection, or of the next attempt to connect.
     host: usize,
     open: Option<Open>,
     connections: u64,
@@ -185,35 +193,35 @@ impl fmt::Debug for Session {
     }
 }
 
-/// Warnings of one connection.
+/// The warnings that one connection has received.
 #[derive(Default)]
 struct Warnings {
     count: AtomicU64,
     last: Mutex<String>,
 }
 
-/// An open connection.
+/// An open connection with its state.
 struct Open {
     client: Client,
     connection: JoinHandle<()>,
     warnings: Arc<Warnings>,
-    /// The number of warnings before the present call.
+    /// Number of warnings before the present call, to detect new ones.
     warned: u64,
-    /// `true` while an answer is expected.
+    /// `true` while a call is in flight, so that an answer is expected.
     is_busy: bool,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        // Without a client, an idle connection says goodbye and ends. A busy one would go on to
-        // read its answer.
+        // When the client is dropped, the task of an idle connection ends the session and stops.
+        // The task of a busy connection would first wait for the answer, so it is aborted.
         if self.is_busy {
             self.connection.abort();
         }
     }
 }
 
-/// The reason for which rows were not returned.
+/// The reason why a call returned no rows.
 enum ReadFault {
     Postgres(tokio_postgres::Error),
     Ours(SessionError),
@@ -226,7 +234,8 @@ impl From<tokio_postgres::Error> for ReadFault {
 }
 
 impl Session {
-    /// Creates a session without a connection. The purpose is shown in `pg_stat_activity`.
+    /// Creates a session without a connection. `purpose` becomes part of the application name that
+    /// `pg_stat_activity` shows.
     pub(crate) fn new(url: Arc<EngineUrl>, purpose: &'static str) -> Session {
         Session {
             url,
@@ -238,7 +247,7 @@ impl Session {
         }
     }
 
-    /// Creates a session to any server, also a standby.
+    /// Creates a session that may connect to any server, including standbys.
     pub(crate) fn to_any(url: Arc<EngineUrl>, purpose: &'static str) -> Session {
         Session {
             servers: TargetSessionAttrs::Any,
@@ -246,13 +255,13 @@ impl Session {
         }
     }
 
-    /// Returns the number of connections so far. Another number after a call means that the engine
-    /// may have failed over in between.
+    /// Returns the number of connections opened so far. If the number changes during a call, the
+    /// engine may have failed over in the meantime.
     pub(crate) fn connections(&self) -> u64 {
         self.connections
     }
 
-    /// Returns the host of the present or next connection.
+    /// Returns the host of the present connection, or of the next attempt to connect.
     pub(crate) fn host(&self) -> String {
         self.url
             .hosts
@@ -260,7 +269,7 @@ impl Session {
             .map_or_else(String::new, Host::to_string)
     }
 
-    /// Drops the connection. The next call makes another one, beginning with the next host.
+    /// Closes the connection. The next call opens another one, beginning with the next host.
     pub(crate) fn disconnect(&mut self) {
         self.open = None;
         self.next_host();
@@ -270,7 +279,8 @@ impl Session {
         self.host = (self.host + 1) % self.url.hosts.len().max(1);
     }
 
-    /// Executes a statement and returns its rows. `timeout` covers connecting and the answer.
+    /// Executes a statement and returns its rows. `timeout` covers connecting, sending and the
+    /// answer.
     pub(crate) async fn query(
         &mut self,
         sql: &str,
@@ -315,7 +325,7 @@ impl Session {
         self.finish(open, outcome.map_err(|_| timeout))
     }
 
-    /// Executes statements without parameters, separated by semicolons, as one transaction.
+    /// Executes several statements without parameters, separated by semicolons, as one transaction.
     pub(crate) async fn batch(&mut self, sql: &str, timeout: Duration) -> Result<(), SessionError> {
         let deadline = Instant::now() + timeout;
         let open = self.begin(deadline).await?;
@@ -324,8 +334,9 @@ impl Session {
         self.finish(open, outcome.map_err(|_| timeout))
     }
 
-    /// Executes statements in one transaction and returns the number of rows that each affected.
-    /// All are sent at once, except after a first one that may end the transaction.
+    /// Executes statements in one transaction, and returns the number of rows that each of them
+    /// affected. With `OnNone::Continue`, all statements are sent at once. With `OnNone::RollBack`,
+    /// the further statements are sent after the answer to the first one.
     pub(crate) async fn transaction(
         &mut self,
         statements: &[Statement<'_>],
@@ -370,7 +381,8 @@ impl Session {
                 committed?;
                 return Ok(affected);
             }
-            // `join!` and `join_all` poll in order, so the statements are sent in order.
+            // `join!` and `join_all` poll their futures in order, so the statements are sent in
+            // order.
             let (begun, all, committed) = futures_util::join!(
                 begin,
                 join_all(rest.iter().map(|statement| execute(client, *statement))),
@@ -387,9 +399,9 @@ impl Session {
         self.finish(open, outcome.map_err(|_| timeout))
     }
 
-    /// Executes a statement that only reads, and passes each row to `each` while the others arrive.
-    /// `timeout` is the longest time to connect, and the longest time between two rows. The
-    /// engine's `statement_timeout` does not apply.
+    /// Executes a read-only statement, and passes each row to `each` as it arrives. `timeout`
+    /// limits the time to connect, and the time between two rows. The engine's `statement_timeout`
+    /// is switched off.
     pub(crate) async fn stream(
         &mut self,
         sql: &str,
@@ -424,7 +436,8 @@ impl Session {
             Ok(rows)
         };
         let outcome = work.await;
-        // A stream that ended early leaves a transaction and rows on the connection.
+        // If the stream ended early, the connection still has an open transaction and unread rows.
+        // So the connection is closed.
         let has_ended = outcome.is_ok();
         let result = self.finish(open, Ok(outcome));
         if !has_ended {
@@ -433,7 +446,8 @@ impl Session {
         result
     }
 
-    /// Takes the connection, or makes one.
+    /// Takes the open connection out of the session, or opens a new one. While a call runs, its
+    /// future owns the connection.
     async fn begin(&mut self, deadline: Instant) -> Result<Open, SessionError> {
         let open = self.open.take().filter(|open| !open.client.is_closed());
         let mut open = match open {
@@ -445,7 +459,8 @@ impl Session {
         Ok(open)
     }
 
-    /// Judges the result of a call, and keeps the connection if it is in order.
+    /// Classifies the outcome of a call. The connection is kept only after a success or a refusal
+    /// without new warnings.
     fn finish<T>(
         &mut self,
         mut open: Open,
@@ -461,7 +476,7 @@ impl Session {
             }
             Ok(Ok(_)) => {
                 let last = open.warnings.last.lock();
-                // The host is not changed: it answers and accepts writes.
+                // The host is not changed, because it responds and accepts writes.
                 return Err(SessionError::Unknown {
                     reason: format!("{host} warned: {last}"),
                 });
@@ -480,7 +495,7 @@ impl Session {
         Err(error)
     }
 
-    /// Connects to the first host that accepts writes.
+    /// Connects to the first suitable host, beginning with the present one.
     async fn connect(&mut self, deadline: Instant) -> Result<Open, SessionError> {
         let mut reasons: Vec<String> = Vec::new();
         let url = Arc::clone(&self.url);
@@ -538,7 +553,7 @@ fn not_in_time(timeout: Duration) -> SessionError {
 }
 
 impl SessionError {
-    /// Adds the host to the reason.
+    /// Adds the host to the reason of an unknown result.
     fn at(self, host: &str) -> SessionError {
         match self {
             SessionError::Unknown { reason } => SessionError::Unknown {
@@ -549,7 +564,8 @@ impl SessionError {
     }
 }
 
-/// Tells a refusal, which has no effect, from an error that leaves the result unknown.
+/// Classifies an error by the effect of its statement. `Refused` and `Away` mean that the statement
+/// has no effect. With every other error the result is `Unknown`.
 fn judged(error: &tokio_postgres::Error, host: &str) -> SessionError {
     let Some(answer) = error.as_db_error() else {
         return SessionError::Unknown {
@@ -561,15 +577,17 @@ fn judged(error: &tokio_postgres::Error, host: &str) -> SessionError {
         Some(detail) => format!("{} ({detail})", answer.message()),
         None => answer.message().to_owned(),
     };
-    // A server that became a standby, or that is starting or stopping before the statement ran.
+    // 25006: the server became a standby. 57P03: the server is starting or stopping. In both cases
+    // the statement did not run.
     if code == "25006" || code == "57P03" {
         return SessionError::Away {
             reason: format!("{host}: {message}"),
         };
     }
     let is_error = answer.parsed_severity() == Some(Severity::Error);
-    // Faults of the connection, of the operator, of the system and of the server itself, and
-    // "statement completion unknown". None of them says that the transaction was rolled back.
+    // 08: connection faults. 57P: intervention by the operator. 58: system faults. XX: internal
+    // faults. 40003: unknown completion. None of these codes shows that the transaction was rolled
+    // back.
     let classes = ["08", "57P", "58", "XX", "40003"];
     if !is_error || classes.iter().any(|class| code.starts_with(class)) {
         return SessionError::Unknown {
@@ -633,7 +651,8 @@ where
     }
 }
 
-/// Moves bytes between socket and client, and records warnings in their order among the answers.
+/// Drives a connection: transfers bytes between the socket and the client. Warnings are counted
+/// before the answers that follow them are passed to the client.
 async fn drive<T>(mut connection: Connection<Socket, T>, warnings: Arc<Warnings>)
 where
     T: AsyncRead + AsyncWrite + Unpin,

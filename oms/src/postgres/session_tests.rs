@@ -1,4 +1,5 @@
-//! Results of statements at a real server. `IMT_ENGINE` names it.
+//! Tests of statement results against a real server. The environment variable `IMT_ENGINE` must be
+//! its URL.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +31,8 @@ async fn a_refused_statement_keeps_the_connection_and_an_unknown_one_does_not() 
     let refused = session.query("SELECT 1 / 0", &[], TIMEOUT).await.unwrap_err();
     assert!(matches!(refused, SessionError::Refused { code, .. } if code == "22012"));
     assert_eq!((one(&mut session).await, session.connections()), (7, 1));
-    // A server that cancels the wait for standbys sends a warning and then reports success. So the
-    // commit may be lost with the primary, and its result is unknown.
+    // If a wait for standbys is cancelled, PostgreSQL sends a warning and reports success. The
+    // commit can then be lost with the primary, so a warning must make the result unknown.
     let warning = "DO $$ BEGIN RAISE WARNING 'canceling wait'; END $$";
     let unknown = session.execute(warning, &[], TIMEOUT).await.unwrap_err();
     assert!(matches!(&unknown, SessionError::Unknown { reason } if reason.contains("canceling wait")));
@@ -117,7 +118,7 @@ async fn rows_are_streamed_and_a_stream_may_end_early() {
 
 #[tokio::test]
 async fn an_engine_that_nobody_runs_is_away_with_the_fault_of_each_host() {
-    // A port that was free a moment ago refuses connections.
+    // The listener is closed at once, so connections to its port are refused.
     let port = || {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().port()

@@ -1,12 +1,13 @@
 //! Encryption of connections to an engine, by rustls.
 //!
 //! **Invariants**
-//! - With root certificates, the server's certificate must be signed by one of them and name the
-//!   host.
-//! - Without them the server is not authenticated by its certificate, as with libpq's
-//!   `sslmode=require`. A password is then bound to the connection (SCRAM with channel binding).
+//! - If the URL names a file of root certificates, one of them must have signed the server's
+//!   certificate. The certificate must also contain the name of the host.
+//! - Without such a file, the server's certificate is not checked, as with libpq's
+//!   `sslmode=require`. If the server supports SCRAM with channel binding, the password exchange is
+//!   bound to the TLS connection.
 //!
-//! Deliberately absent: certificates of clients.
+//! Deliberately absent: client certificates.
 
 use std::fmt;
 use std::path::Path;
@@ -21,10 +22,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::runtime::regular_file;
 
-/// Maximum size of a file of root certificates in bytes. The list of a browser has some 250 KB.
+/// Maximum size in bytes of a file of root certificates. The list of a browser has about 250 KB.
 const ROOTS_BYTES_MAX: u64 = 4 * 1_024 * 1_024;
 
-/// Returns a connector that accepts any certificate.
+/// Returns a connector that accepts any server certificate.
 pub(super) fn unchecked() -> Result<MakeRustlsConnect, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Arc::new(AnyCertificate(Arc::clone(&provider)));
@@ -37,7 +38,8 @@ pub(super) fn unchecked() -> Result<MakeRustlsConnect, String> {
     Ok(MakeRustlsConnect::new(config))
 }
 
-/// Returns a connector that accepts certificates signed by a root of the file.
+/// Returns a connector that accepts only certificates signed by a root certificate in the file at
+/// `path`.
 pub(super) fn checked(path: &Path) -> Result<MakeRustlsConnect, String> {
     let failed = |error: &dyn fmt::Display| format!("the root certificates {}: {error}", path.display());
     let pem = regular_file::read(path, ROOTS_BYTES_MAX).map_err(|error| failed(&error))?;
@@ -58,7 +60,8 @@ pub(super) fn checked(path: &Path) -> Result<MakeRustlsConnect, String> {
     Ok(MakeRustlsConnect::new(config))
 }
 
-/// Accepts any certificate, but checks that the server has its private key.
+/// A verifier that accepts any certificate, but checks that the server has the certificate's
+/// private key.
 struct AnyCertificate(Arc<CryptoProvider>);
 
 impl fmt::Debug for AnyCertificate {
@@ -131,7 +134,8 @@ mod tests {
         folder.join(name)
     }
 
-    /// Connects to a server that shows the certificate of `db1.example`.
+    /// Connects to a server that presents the certificate of `db1.example`. `host` is the name that
+    /// the client expects.
     async fn connect(mut connector: MakeRustlsConnect, host: &str) -> Result<(), String> {
         let chain = CertificateDer::pem_slice_iter(SERVER)
             .map(Result::unwrap)

@@ -6,10 +6,10 @@
 //! ```
 //!
 //! **Invariants**
-//! - `Display` and `Debug` hide the password.
-//! - A connection that leaves this machine is encrypted, unless the URL says otherwise.
+//! - `Display` and `Debug` omit the password.
+//! - A connection to another machine is encrypted, unless the URL has `sslmode=disable`.
 //!
-//! Deliberately absent: the choice of the host for a connection (`session`).
+//! The choice of the host for a connection is in `session`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,13 +21,14 @@ use thiserror::Error;
 
 use crate::postgres::password_file;
 
-/// Port of a host without a port.
+/// Port of a host if the URL names none.
 const DEFAULT_PORT: u16 = 5_432;
-/// Maximum number of hosts. A cluster of engines has a primary and a few standbys.
+/// Maximum number of hosts in a URL. An engine has a primary and a few standbys.
 const HOSTS_MAX: usize = 32;
 /// Maximum length of a URL in bytes.
 const URL_BYTES_MAX: usize = 8_192;
-/// Characters that are escaped in a user, a database name or a host that is a folder.
+/// Characters that are percent-encoded in a user name, a password, a database name or the folder of
+/// a Unix socket.
 const ESCAPED: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -39,22 +40,23 @@ const ESCAPED: &AsciiSet = &CONTROLS
     .add(b'@')
     .add(b',');
 
-/// Encryption of a connection.
+/// The way in which a connection is encrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Encryption {
-    /// Nothing is encrypted.
+    /// The connection is not encrypted.
     Off,
-    /// The connection is encrypted. The server's certificate is not checked, as with libpq.
+    /// The connection is encrypted, but the server's certificate is not checked, as with libpq's
+    /// `sslmode=require`.
     Unchecked,
-    /// The connection is encrypted, and a root certificate of the file signed the certificate of
-    /// this host name.
+    /// The connection is encrypted. The server's certificate must name the host and be signed by a
+    /// root certificate in the file.
     Checked {
-        /// The file with root certificates in PEM.
+        /// Path of the file with root certificates in PEM.
         roots: PathBuf,
     },
 }
 
-/// One host of an engine.
+/// One host of an engine, with its credentials and encryption.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Host {
     /// A host name, an IP address, or the folder of a Unix socket.
@@ -90,16 +92,17 @@ pub struct EngineUrl {
     pub(crate) hosts: Vec<Host>,
     pub(crate) user: String,
     pub(crate) database: String,
-    /// The query of the URL, as written. It contains no password.
+    /// The query string of the URL as written. It never contains a password.
     query: String,
 }
 
-/// A URL that cannot be used for an engine.
+/// The reason why a URL cannot be used for an engine.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{0}; write postgres://USER@HOST:PORT/DATABASE")]
 pub struct InvalidEngineUrl(String);
 
-/// The password sources outside a URL.
+/// Access to environment variables and files, from which a missing password is taken. Tests pass
+/// substitutes.
 struct Outside<'a> {
     variable: &'a dyn Fn(&str) -> Option<String>,
     read_file: &'a dyn Fn(&Path) -> std::io::Result<String>,
@@ -108,8 +111,8 @@ struct Outside<'a> {
 impl FromStr for EngineUrl {
     type Err = InvalidEngineUrl;
 
-    /// Parses a URL. A missing password is taken from `PGPASSWORD`, or from the password file named
-    /// by `passfile=` or `PGPASSFILE`.
+    /// Parses a URL. A missing password is taken from the environment variable `PGPASSWORD`, or
+    /// else from the password file that `passfile=` or `PGPASSFILE` names.
     fn from_str(text: &str) -> Result<EngineUrl, InvalidEngineUrl> {
         let variable = |name: &str| std::env::var(name).ok();
         let outside = Outside {
@@ -131,7 +134,7 @@ fn decoded(text: &str) -> Result<String, InvalidEngineUrl> {
     }
 }
 
-/// Splits `HOST[:PORT]`.
+/// Splits `HOST[:PORT]` into name and port.
 fn host_and_port(text: &str) -> Result<(String, u16), InvalidEngineUrl> {
     let (name, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
@@ -155,7 +158,7 @@ fn host_and_port(text: &str) -> Result<(String, u16), InvalidEngineUrl> {
     }
 }
 
-/// Settings in the query of a URL.
+/// The settings in the query string of a URL.
 #[derive(Default)]
 struct Query {
     sslmode: Option<String>,
@@ -286,8 +289,8 @@ impl EngineUrl {
         url
     }
 
-    /// Returns the URL with its password, if all hosts have the same one. For the environment of a
-    /// child process; it must not be shown.
+    /// Returns the URL with its password, if all hosts have the same password. The result is for
+    /// the environment of a child process and must not be logged or displayed.
     #[must_use]
     pub fn with_password(&self) -> String {
         let text = self.to_string();
@@ -301,7 +304,7 @@ impl EngineUrl {
         }
     }
 
-    /// Returns the URL with the password of another one for each host that has none.
+    /// Returns the URL with the password of `other` for each host that has no password.
     #[must_use]
     pub(crate) fn or_password_of(mut self, other: &EngineUrl) -> EngineUrl {
         let password = other.hosts.first().and_then(|host| host.password.clone());

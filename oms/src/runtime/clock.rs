@@ -2,10 +2,12 @@
 //!
 //! **Invariants**
 //! - Rows and responses show wall clock times. The wall clock can step at any moment, and it
-//!   differs between machines. So no wait and no limit of a running process depends on it.
+//!   differs between machines. So no wait and no limit of a running process depends on the wall
+//!   clock.
 //! - Waits follow the monotonic clock.
-//! - A wall clock time from a row becomes a monotonic time once, when the row is loaded. It is then
-//!   at most the longest wait of its kind ahead (`Moment::due_ms`).
+//! - A wall clock time from a row becomes a monotonic time once, when the row is loaded. The
+//!   monotonic time is never further in the future than the longest wait for such a row
+//!   (`Moment::due_ms`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,10 +16,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-/// The source of timestamps.
+/// The source of wall clock times.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Clock {
-    /// The machine's clock.
+    /// The clock of the operating system.
     #[default]
     System,
     /// A clock that only a test advances.
@@ -32,7 +34,8 @@ impl Clock {
     /// Returns the wall clock time in UTC milliseconds since 1970.
     pub(crate) fn now_ms(&self) -> u64 {
         match self {
-            // A time before 1970 reads as 1970. Histories keep their order in any case.
+            // A time before 1970 is replaced by 1970. The events of an order stay in sequence even
+            // then (`Order::apply`).
             Clock::System => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_millis() as u64),
@@ -53,9 +56,9 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
-    /// Converts the wall clock time `wall_ms` of a row into a monotonic time. A time further ahead
-    /// than `wait_max_ms`, the longest wait of its kind, was written by a fast clock. It becomes
-    /// `wait_max_ms` from now.
+    /// Converts the wall clock time `wall_ms` of a row into a monotonic time. `wait_max_ms` is the
+    /// longest wait for such a row. A time further in the future was written by a fast clock, and
+    /// becomes `wait_max_ms` from now.
     pub(crate) fn due_ms(&self, wall_ms: u64, wait_max_ms: u64) -> u64 {
         let wait_ms = wall_ms.saturating_sub(self.wall_ms);
         self.monotonic_ms.saturating_add(wait_ms.min(wait_max_ms))
@@ -69,7 +72,8 @@ impl Moment {
     }
 }
 
-/// Minimum size of a step. Smaller differences are rounding, or a clock that is being slewed.
+/// Minimum size of a step of the wall clock. Smaller differences come from rounding, or from a
+/// clock that is being adjusted gradually.
 const STEP_MIN_MS: u64 = 1_000;
 
 /// Detects steps of the wall clock by comparing it with the monotonic clock. The age of a row is
@@ -80,7 +84,8 @@ pub(crate) struct StepWatch {
     window: Duration,
     began: Instant,
     last: (u64, Instant),
-    /// Time and size of each step in the window, at most one for each call of `read_clock`.
+    /// Time and size in milliseconds of each step in the window, at most one for each call of
+    /// `read_clock`.
     steps: VecDeque<(Instant, i64)>,
 }
 
@@ -107,7 +112,7 @@ impl StepWatch {
         }
     }
 
-    /// Reads the clock and records a step since the last call.
+    /// Reads the clock, and records a step if the clock has stepped since the last call.
     pub(crate) fn read_clock(&mut self, clock: &Clock) -> Watched {
         let (wall_ms, now) = (clock.now_ms(), Instant::now());
         let expected_ms = self.last.0 as i128 + (now - self.last.1).as_millis() as i128;

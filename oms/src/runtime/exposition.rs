@@ -1,7 +1,7 @@
-//! Metrics of one scrape, and their text in the format of Prometheus (0.0.4).
+//! The metrics of one scrape by Prometheus, and their text in its exposition format (0.0.4).
 //!
-//! Values are read from our own counters at each scrape. `prometheus-client` only writes them, so a
-//! request never touches its locks.
+//! Values are read from the node's own counters at each scrape. `prometheus-client` only renders
+//! the values, so a request never touches the locks of that library.
 
 use std::fmt;
 
@@ -11,13 +11,14 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-/// Content type of the text.
+/// Content type of a response with the metrics as text.
 pub(crate) const TEXT_TYPE: &str = CONTENT_TYPE;
 
-/// Labels of one sample.
+/// Labels of one sample, as pairs of name and value.
 pub(crate) type Labels = Vec<(&'static str, String)>;
 
-/// The labels of an information that has its labels in its family.
+/// An empty label set for the value of an info metric. The labels of the sample are the
+/// information, so the value adds none.
 const NO_LABELS: [(&str, &str); 0] = [];
 
 /// The value of one sample.
@@ -25,15 +26,16 @@ const NO_LABELS: [(&str, &str); 0] = [];
 pub(crate) enum Value {
     Counter(f64),
     Gauge(f64),
-    /// The value is 1, and the labels are the information.
+    /// An info metric: the value is 1, and the labels are the information.
     Info,
-    /// Sum of all values, and their number by upper bound. The last bound is infinite.
+    /// A histogram: the sum of all values, and the number of values in each bucket with the
+    /// bucket's upper bound. The last bound is infinite.
     Histogram(f64, Vec<(f64, u64)>),
 }
 
 /// Returns a number without a fraction as an integer, which is written without `.0`.
 fn whole(value: f64) -> Option<u64> {
-    // Larger ones have no exact fractions in any case.
+    // From 2^53 on, an `f64` represents neither fractions nor every integer.
     let is_whole = value.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&value);
     is_whole.then_some(value as u64)
 }
@@ -67,10 +69,10 @@ impl Value {
     }
 }
 
-/// All samples of one name.
+/// All samples of one metric.
 #[derive(Clone, Debug)]
 pub(crate) struct Family {
-    /// The name of the series, with the ending of its type.
+    /// The name of the metric, with the suffix of its type, such as `_total`.
     pub(crate) name: &'static str,
     pub(crate) help: &'static str,
     pub(crate) samples: Vec<(Labels, Value)>,
@@ -87,7 +89,7 @@ impl Family {
     }
 }
 
-/// The families of one scrape.
+/// The metric families of one scrape.
 #[derive(Debug)]
 struct Scrape(Vec<Family>);
 
@@ -97,7 +99,7 @@ impl Collector for Scrape {
             let Some((_, first)) = samples.first() else {
                 continue;
             };
-            // The encoder adds the ending of the type.
+            // The encoder appends the suffix of the type, so the suffix is removed here.
             let ending = match first {
                 Value::Counter(_) => "_total",
                 Value::Info => "_info",
@@ -117,7 +119,7 @@ impl Collector for Scrape {
     }
 }
 
-/// Returns families as text.
+/// Renders families as text in the exposition format.
 pub(crate) fn render(families: Vec<Family>) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Scrape(families)));

@@ -1,10 +1,10 @@
 //! Counters of a node.
 //!
 //! **Invariants**
-//! - A request updates three atomics. It takes no lock and allocates no memory.
+//! - Counting a request updates three atomics, takes no lock and allocates no memory.
 //! - Requests are counted by the routes that the API names, so that ids in paths create no new
 //!   series.
-//! - Counters of a volume outlive its server, so they never decrease.
+//! - The counters of a volume outlive its volume server, so they never decrease.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::runtime::exposition::{Family, Value};
 
-/// The name of the series of all other requests: probes, and calls between nodes.
+/// Route name under which all other requests are counted: probes, and calls between nodes.
 pub(crate) const OTHER_ROUTE: &str = "other";
 
 /// Upper bounds of the latency buckets in microseconds: fine around a millisecond, the usual time
@@ -27,7 +27,7 @@ pub(crate) const BUCKETS_US: [u64; 14] = [
 
 #[derive(Default)]
 struct Route {
-    /// Responses by the first digit of the status, 1 to 5.
+    /// Number of responses by the first digit of the status, 1 to 5.
     answers: [AtomicU64; 5],
     buckets: [AtomicU64; BUCKETS_US.len() + 1],
     sum_us: AtomicU64,
@@ -37,9 +37,9 @@ struct Route {
 #[derive(Clone, Debug)]
 pub(crate) struct RouteCounts {
     pub(crate) route: &'static str,
-    /// Requests by the first digit of their status, 1 to 5.
+    /// Number of requests by the first digit of their response's status, 1 to 5.
     pub(crate) answers: [u64; 5],
-    /// Requests by latency bucket; the last one has no bound.
+    /// Number of requests by latency bucket. The last bucket has no upper bound.
     pub(crate) buckets: [u64; BUCKETS_US.len() + 1],
     /// Sum of all durations in microseconds.
     pub(crate) sum_us: u64,
@@ -47,21 +47,22 @@ pub(crate) struct RouteCounts {
 
 /// The counters of a node's requests, and of the volumes that it serves.
 pub(crate) struct Metrics {
-    /// The counters of each route by its name; the last one is `OTHER_ROUTE`.
+    /// The name and the counters of each route. The last route is `OTHER_ROUTE`.
     routes: Vec<(&'static str, Route)>,
     recent: Mutex<Recent>,
     volumes: Mutex<BTreeMap<String, Arc<VolumeCounters>>>,
     channel: Arc<ChannelCounters>,
 }
 
-/// Counters of the channel to other nodes. Messages by frames say how well the channel batches.
+/// Counters of the channel to other nodes. The number of messages divided by the number of frames
+/// is the average size of a batch.
 #[derive(Debug, Default)]
 pub(crate) struct ChannelCounters {
     /// Requests and answers that were queued.
     pub(crate) messages: AtomicU64,
     /// Frames that were written.
     pub(crate) frames: AtomicU64,
-    /// Bytes of these frames.
+    /// Bytes in the frames that were written.
     pub(crate) bytes: AtomicU64,
 }
 
@@ -71,11 +72,11 @@ pub(crate) struct ChannelCounters {
 /// process and returns.
 #[derive(Default)]
 pub(crate) struct VolumeCounters {
-    /// Number of transactors that ended in a panic.
+    /// Number of steps of transactors that ended in a panic.
     pub(crate) transactor_panics: AtomicU64,
     /// Number of group commits, each with one sync.
     pub(crate) commits: AtomicU64,
-    /// Number of write batches in these commits.
+    /// Number of write batches in all group commits.
     pub(crate) batches: AtomicU64,
     /// Number of orders that took borrowed units.
     pub(crate) orders_from_borrowed_units: AtomicU64,
@@ -83,12 +84,12 @@ pub(crate) struct VolumeCounters {
     pub(crate) stock_snapshots: AtomicU64,
     /// Number of statistics files added.
     pub(crate) stat_files: AtomicU64,
-    /// Number of statistics files set aside.
+    /// Number of statistics files set aside because they could not be added.
     pub(crate) stat_files_set_aside: AtomicU64,
     /// Number of statistics files that the last scan found and did not process (a gauge).
     pub(crate) stat_files_waiting: AtomicU64,
-    /// End of the last scan for statistics files in UTC milliseconds; 0 before the first one (a
-    /// gauge).
+    /// End of the last scan for statistics files in UTC milliseconds. 0 before the end of the first
+    /// scan (a gauge).
     pub(crate) stat_scan_ended_ms: AtomicU64,
 }
 
@@ -143,7 +144,7 @@ impl Metrics {
     }
 
     fn route(&self, index: RouteIndex) -> &Route {
-        // There is always the route of all other requests.
+        // The route of all other requests always exists, so the index is never out of range.
         &self.routes[index.0.min(self.routes.len() - 1)].1
     }
 
@@ -153,7 +154,7 @@ impl Metrics {
         Arc::clone(volumes.entry(volume.to_owned()).or_default())
     }
 
-    /// The counters of all routes.
+    /// Returns the counters of all routes.
     pub(crate) fn counts(&self) -> Vec<RouteCounts> {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = |(name, route): &(&'static str, Route)| RouteCounts {
@@ -175,7 +176,8 @@ impl Metrics {
         self.recent.lock()
     }
 
-    /// Takes a sample at this time since the node's start. The caller does this once per second.
+    /// Records the number of requests at the time `at` after the node's start. The caller does this
+    /// once per second.
     pub(crate) fn sample(&self, at: Duration) {
         self.recent().sample(at, self.requests());
     }
@@ -186,15 +188,15 @@ impl Metrics {
     }
 }
 
-/// The series that counts a request.
+/// The route under which a request is counted, as an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RouteIndex(usize);
 
 impl RouteIndex {
-    /// The series of all other requests: probes, and calls between nodes.
+    /// The route of all other requests: probes, and calls between nodes.
     pub(crate) const OTHER: RouteIndex = RouteIndex(usize::MAX);
 
-    /// Returns the series of the route at this place among those of `Metrics::of_routes`.
+    /// Returns the route at this position among the names passed to `Metrics::of_routes`.
     pub(crate) fn nth(at: usize) -> RouteIndex {
         RouteIndex(at)
     }
@@ -212,7 +214,7 @@ impl Metrics {
         route.sum_us.fetch_add(took_us, Ordering::Relaxed);
     }
 
-    /// Returns the families of requests.
+    /// Returns the metric families of requests and of the channel to other nodes.
     pub(crate) fn families(&self) -> Vec<Family> {
         let mut answers = Vec::new();
         let mut durations = Vec::new();

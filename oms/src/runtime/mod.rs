@@ -2,7 +2,7 @@
 //!
 //! In production a node is an operating system process, and these functions call tokio and `rand`.
 //! In the simulation (`simulation`, tests only) several nodes share one thread and virtual time.
-//! Each of them is a `Process` with tasks that are stopped, resumed and killed together.
+//! Each simulated node is a `Process` with tasks that are stopped, resumed and killed together.
 //!
 //! **Invariants**
 //! - Every task, every wait for a disk and every random number uses these functions. Otherwise the
@@ -35,7 +35,7 @@ where
     tokio::spawn(task)
 }
 
-/// Runs work in a task of its own, so that the work is finished even if its caller is dropped.
+/// Runs work in a separate task, so that the work is finished even if its caller is dropped.
 /// Returns `None` if the work panicked.
 pub(crate) async fn to_completion<F>(work: F) -> Option<F::Output>
 where
@@ -67,7 +67,7 @@ where
     tokio::task::spawn_blocking(work)
 }
 
-/// Returns an unpredictable number.
+/// Returns a random number. In the simulation, the seed determines the number.
 pub(crate) fn random_u64() -> u64 {
     #[cfg(test)]
     if let Some(process) = simulated::Process::current() {

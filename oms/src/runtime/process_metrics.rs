@@ -1,6 +1,6 @@
-//! Metrics of this process and of the program, by the names that Prometheus has for them.
+//! Metrics of this process and of the program, under the names that are usual in Prometheus.
 //!
-//! The figures of the process come from `/proc`. On a system without it, they are left out.
+//! The values of the process are read from `/proc`. On a system without `/proc` they are left out.
 
 use std::sync::OnceLock;
 
@@ -9,8 +9,8 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::runtime::exposition::{Family, Value};
 
-/// Fields of `/proc/self/stat` that are used, by their number in `proc(5)` less 3: the fields after
-/// the name of the program.
+/// Positions of the used fields of `/proc/self/stat`, counted from the first field after the
+/// program's name. A position is the field's number in `proc(5)` less 3.
 const USER_TICKS: usize = 11;
 const SYSTEM_TICKS: usize = 12;
 const THREADS: usize = 17;
@@ -18,7 +18,7 @@ const START_TICKS: usize = 19;
 const VIRTUAL_BYTES: usize = 20;
 const RESIDENT_PAGES: usize = 21;
 
-/// Figures of a process.
+/// Values of a process from `/proc/PID/stat`.
 #[derive(Debug, PartialEq)]
 struct Stat {
     cpu_seconds: f64,
@@ -32,7 +32,8 @@ struct Stat {
 impl Stat {
     /// Parses the text of `/proc/PID/stat`.
     fn parse(text: &str, ticks_per_second: u64) -> Option<Stat> {
-        // The name of the program may have spaces and parentheses in it.
+        // The name of the program may have spaces and parentheses in it, so it is cut off at the
+        // last parenthesis.
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
         let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
@@ -57,7 +58,7 @@ fn machine_started_at() -> Option<f64> {
     })
 }
 
-/// Returns the families of this process and of the program.
+/// Returns the metric families of this process and of the program.
 pub(crate) fn families() -> Vec<Family> {
     let mut families = vec![Family {
         name: "imt_build_info",
@@ -73,7 +74,7 @@ pub(crate) fn families() -> Vec<Family> {
     }];
     let mut gauge = |name, help, value: f64| families.push(Family::single(name, help, Value::Gauge(value)));
     if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
-        // Reading the folder opens a descriptor as well.
+        // Reading the folder opens one more descriptor, which is not counted.
         let open = open.count().saturating_sub(1) as f64;
         gauge("process_open_fds", "Number of open file descriptors.", open);
         let limit = getrlimit(Resource::Nofile).current;

@@ -1,7 +1,7 @@
-//! Opens and reads files that other programs may have put in place, without waiting for them.
+//! Opens and reads files that other programs may have created, without waiting for these programs.
 //!
 //! Opening a FIFO waits for its other end, and a device can deliver bytes endlessly. A thread that
-//! waits there cannot be stopped.
+//! waits in such a call cannot be stopped.
 //!
 //! **Invariants**
 //! - Every file of the data folder is opened with `O_NONBLOCK`.
@@ -32,8 +32,8 @@ fn open_flags(options: &mut OpenOptions, path: &Path, flags: OFlags) -> Result<F
     let file = options.custom_flags(flags.bits().cast_signed()).open(path);
     let file = match file {
         Ok(file) => file,
-        // A FIFO without reader and a socket cannot be opened. The type is more helpful than the
-        // number of the error.
+        // A FIFO without reader and a socket cannot be opened. The error then names the type of the
+        // file, which is more helpful than the number of the system's error.
         Err(error) => match std::fs::metadata(path) {
             Ok(about) if !about.is_file() => return Err(not_regular(about.file_type())),
             _ => return Err(error),
@@ -78,7 +78,7 @@ pub(crate) fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>> {
     read_bounded(&open_with(OpenOptions::new().read(true), path)?, bytes_max)
 }
 
-/// Reads an open file from its position to its end. Fails if this is more than `bytes_max` bytes.
+/// Reads an open file from its position to its end. Fails if more than `bytes_max` bytes are left.
 pub(crate) fn read_bounded(file: &File, bytes_max: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(bytes_max + 1).read_to_end(&mut bytes)?;

@@ -1,16 +1,16 @@
-//! Deliberate mistakes that test the checks of the simulation. A check that cannot fail does not
-//! detect its mistake.
+//! Deliberate mistakes in the code, which test the checks of the simulation. A check is of use only
+//! if it fails when its mistake is selected.
 //!
 //! A build with `RUSTFLAGS="--cfg oms_seeded"` contains all mistakes. The environment variable
 //! `OMS_SEEDED` selects one. In every other build [`seeded`] is the constant `false`, and the
 //! compiler removes the mistakes.
 //!
 //! To add a mistake:
-//! 1. Put `if seeded("name") { .. }` or `&& !seeded("name")` at its place.
+//! 1. Put `if seeded("name") { .. }` or `&& !seeded("name")` where the mistake is to happen.
 //! 2. Add the name to the table of `.ci/seeded-nodes`.
 //! 3. Run `.ci/seeded-nodes name`. The script fails if no seed detects the mistake.
 
-/// Returns `true` if the mistake `name` is selected. In this build it never is.
+/// Returns `true` if the mistake `name` is selected. Always `false` in this build.
 #[cfg(not(oms_seeded))]
 #[inline(always)]
 pub(crate) const fn seeded(_name: &str) -> bool {

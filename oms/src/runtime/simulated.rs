@@ -1,10 +1,11 @@
 //! A simulated process: tasks that are stopped, resumed and killed together.
 //!
-//! Every task is wrapped. Before a poll, the wrapper asks its process whether it may run. During
-//! the poll that process is the current one, so new tasks belong to it.
+//! Every task is wrapped in a `Confined`. Before each poll, the wrapper asks the task's process if
+//! the task may run. During the poll this process is the current process, so tasks that are started
+//! then belong to it.
 //!
 //! **Invariants**
-//! - A killed process polls no task. Tasks that are dropped can start nothing either.
+//! - A killed process polls no task. A task that is being dropped cannot start another task either.
 //! - A kill can be set for any later poll, so a process can die at every place where a task waits.
 
 use std::cell::RefCell;
@@ -60,19 +61,20 @@ enum RunState {
 
 struct Inside {
     run_state: RunState,
-    /// Tasks to be polled after the process is resumed.
+    /// Tasks to be polled when the process is resumed.
     waiting: Vec<Waker>,
     tasks: Vec<AbortHandle>,
-    /// Polls until the process dies, if a kill is set.
+    /// Number of polls that are left until the process is killed. `None` if no kill is set.
     polls_left: Option<u64>,
-    /// `true` once other processes took over its volumes: every further write is rejected.
+    /// `true` once other processes have taken over the volumes of this process. Every further write
+    /// of this process is rejected.
     is_fenced: bool,
 }
 
-/// Called once, when the process dies.
+/// Function that is called once, when the process dies.
 type OnDeath = Box<dyn Fn() + Send + Sync>;
 
-/// A process.
+/// A simulated process.
 pub(crate) struct Process {
     inside: Mutex<Inside>,
     dice: Dice,
@@ -80,7 +82,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Creates a process without tasks. `on_death` is called when it is killed.
+    /// Creates a process without tasks. `on_death` is called when the process is killed.
     pub(crate) fn new(dice: Dice, on_death: impl Fn() + Send + Sync + 'static) -> Arc<Process> {
         Arc::new(Process {
             inside: Mutex::new(Inside {
@@ -118,7 +120,7 @@ impl Process {
         inside.is_fenced || inside.run_state == RunState::Dead
     }
 
-    /// Rejects every further write of the process. The process may not notice.
+    /// Rejects every further write of the process. The process is not told.
     pub(crate) fn fence(&self) {
         self.inside().is_fenced = true;
     }
@@ -146,7 +148,7 @@ impl Process {
         handle
     }
 
-    /// Runs work after a short virtual time, in which the process may die.
+    /// Runs work after a short pause in virtual time, during which the process may die.
     pub(crate) fn blocking<T, F>(self: &Arc<Self>, work: F) -> JoinHandle<T>
     where
         F: FnOnce() -> T + Send + 'static,
@@ -182,7 +184,7 @@ impl Process {
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// Kills the process at its next poll after this number of polls.
+    /// Lets the process do this number of polls, and kills it at the next poll.
     pub(crate) fn kill_after(&self, polls: u64) {
         self.inside().polls_left = Some(polls);
     }
@@ -203,8 +205,8 @@ impl Process {
         (self.on_death)();
     }
 
-    /// Returns `true` if a task may be polled. Counts the poll, and kills the process if its end is
-    /// due.
+    /// Returns `true` if a task may be polled. Counts the poll. If no polls are left, kills the
+    /// process and returns `false`.
     fn may_poll(&self, waker: &Waker) -> bool {
         let dies = {
             let mut inside = self.inside();
@@ -231,7 +233,7 @@ impl Process {
     }
 }
 
-/// Makes a process the current one, and restores the former one when dropped.
+/// Makes a process the current process of this thread. Restores the former process when dropped.
 struct CurrentProcess(Option<Arc<Process>>);
 
 impl CurrentProcess {
@@ -246,7 +248,7 @@ impl Drop for CurrentProcess {
     }
 }
 
-/// A task of a process, or of none.
+/// A task of a process. Without a process, the task runs like any other task.
 pub(crate) struct Confined<F> {
     process: Option<Arc<Process>>,
     task: Option<Pin<Box<F>>>,
@@ -286,7 +288,7 @@ impl<F: Future> Future for Confined<F> {
 
 impl<F> Drop for Confined<F> {
     fn drop(&mut self) {
-        // Code that runs while a task is dropped belongs to its process.
+        // Destructors that run while a task is dropped belong to the task's process too.
         let _current = self
             .process
             .is_some()
@@ -302,8 +304,8 @@ mod tests {
     use super::*;
     use crate::runtime;
 
-    /// Returns a process with one task that counts, and that starts another task when it is
-    /// dropped.
+    /// Returns a process and a counter. The only task of the process increments the counter at each
+    /// poll. When the task is dropped, it starts another task.
     fn counting(deaths: &Arc<AtomicU64>) -> (Arc<Process>, Arc<AtomicU64>) {
         struct Last(Arc<AtomicU64>);
         impl Drop for Last {

@@ -4,8 +4,8 @@
 //! **Invariants**
 //! - A request without a `traceparent` costs nothing, unless spans are exported.
 //! - A header that is not exactly of the standard's form is ignored, as the standard requires.
-//! - Context is bound to a task. Work of another task for a request is not part of its trace,
-//!   unless that task takes the context over.
+//! - Context is bound to a task. Work that another task does for a request is not part of the
+//!   request's trace, unless that task takes over the context.
 //!
 //! Deliberately absent: `tracestate`, which is for vendors' own data, and the export protocol
 //! (`SpanSink`).
@@ -18,9 +18,9 @@ use tokio::time::Instant;
 
 use crate::runtime;
 
-/// Name of the header.
+/// Name of the header with the trace context of a request.
 pub(crate) const TRACEPARENT: &str = "traceparent";
-/// Flag of a request with recorded spans.
+/// Flag of a trace with recorded spans.
 const SAMPLED: u8 = 1;
 
 /// Identity of one span of a trace.
@@ -30,7 +30,7 @@ pub struct TraceContext {
     pub trace: u128,
     /// Identity of the span. Never 0.
     pub span: u64,
-    /// Flags of the trace.
+    /// Trace flags of the standard. The lowest bit is set if the spans of the trace are recorded.
     pub flags: u8,
 }
 
@@ -42,7 +42,7 @@ impl TraceContext {
         let trace = hex(parts.next()?, 32)?;
         let span = hex(parts.next()?, 16)?;
         let flags = hex(parts.next()?, 2)?;
-        // A later version may append parts. Version 255 is forbidden.
+        // A later version of the standard may append parts. Version 255 is forbidden.
         let has_more = parts.next().is_some();
         let is_known = version < 0xff && (version > 0 || !has_more);
         (is_known && trace != 0 && span != 0).then_some(TraceContext {
@@ -52,7 +52,7 @@ impl TraceContext {
         })
     }
 
-    /// Returns a context of these parts, or `None` if one of them is not valid.
+    /// Returns a context of these parts, or `None` if the trace or span is 0.
     pub(crate) fn of_parts(trace: u128, span: u64, flags: u8) -> Option<TraceContext> {
         (trace != 0 && span != 0).then_some(TraceContext { trace, span, flags })
     }
@@ -118,9 +118,9 @@ pub(crate) fn current() -> Option<TraceContext> {
 /// The role of a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpanKind {
-    /// A request that was answered.
+    /// A request that this process answered.
     Server,
-    /// A call to another service.
+    /// A call from this process to another service.
     Client,
 }
 
@@ -131,7 +131,7 @@ pub enum SpanOutcome {
     Status(u16),
     /// An answer between nodes, which has no status.
     Answered,
-    /// No answer.
+    /// No answer arrived.
     Unanswered,
 }
 
@@ -140,23 +140,23 @@ pub enum SpanOutcome {
 pub struct FinishedSpan {
     /// Name of the operation, without ids in it.
     pub name: &'static str,
-    /// Role.
+    /// Role of the span.
     pub kind: SpanKind,
-    /// Identity.
+    /// Identity of the span and its trace.
     pub context: TraceContext,
-    /// Identity of the span that caused it.
+    /// Identity of the span that caused this span.
     pub parent: Option<u64>,
-    /// Start.
+    /// Start of the span by the wall clock.
     pub started: SystemTime,
-    /// Duration.
+    /// Duration of the span.
     pub took: Duration,
-    /// SpanOutcome.
+    /// Outcome of the request.
     pub outcome: SpanOutcome,
-    /// Further facts.
+    /// Further facts about the request, as names and values.
     pub attributes: Vec<(&'static str, String)>,
 }
 
-/// The start of a span, by both clocks.
+/// The start of a span, by the wall clock and by the monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Begun {
     pub(crate) started: SystemTime,
@@ -178,9 +178,9 @@ impl Begun {
     }
 }
 
-/// Receives spans that have ended. It must not block.
+/// Receives spans that have ended. An implementation must not block.
 pub trait SpanSink: Send + Sync {
-    /// Takes one span.
+    /// Receives one span that has ended.
     fn finished(&self, span: FinishedSpan);
 }
 
@@ -191,8 +191,8 @@ struct Export {
 
 static EXPORT: OnceLock<Export> = OnceLock::new();
 
-/// Exports the spans of this process. `share` is the share of requests without a trace of their own
-/// that begin one. Returns `false` if spans are exported already.
+/// Exports the spans of this process to `sink`. A request without a trace begins a new trace with
+/// the probability `share`. Returns `false` if spans are exported already.
 pub fn export_spans(sink: Box<dyn SpanSink>, share: f64) -> bool {
     EXPORT.set(Export { sink, share }).is_ok()
 }
@@ -201,12 +201,12 @@ pub fn export_spans(sink: Box<dyn SpanSink>, share: f64) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RequestSpan {
     pub(crate) context: TraceContext,
-    /// The caller's span. `None` if the trace begins here.
+    /// The caller's span. `None` if this request begins its trace.
     pub(crate) parent: Option<u64>,
 }
 
-/// Returns the span of a request: a child of the span in its header, or the first one of a new
-/// trace for a share of the requests while spans are exported.
+/// Returns the span of a request, which is a child of the span in the header. Without a header, a
+/// share of the requests begins a new trace while spans are exported.
 pub(crate) fn begin(header: Option<&[u8]>) -> Option<RequestSpan> {
     let given = header.and_then(|header| TraceContext::parse(std::str::from_utf8(header).ok()?));
     if let Some(parent) = given {

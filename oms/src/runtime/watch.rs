@@ -1,8 +1,8 @@
-//! Values of which tasks await changes, with a substitute for the simulation.
+//! Channels with one value, on which tasks wait for changes, with a substitute for the simulation.
 //!
-//! A channel of tokio spreads its receivers over several lists, by random numbers that no seed
-//! sets. So a change wakes them in another order in each run. The substitute wakes them in the
-//! order in which they began to wait.
+//! A watch channel of tokio spreads its receivers over several lists, by random numbers that no
+//! seed sets. So a change wakes the receivers in another order in each run. The substitute wakes
+//! the receivers in the order in which they began to wait.
 
 #[cfg(not(test))]
 pub(crate) use tokio::sync::watch::{Receiver, Sender, channel};
@@ -85,7 +85,7 @@ mod in_order {
 
     impl<T> Drop for Sender<T> {
         fn drop(&mut self) {
-            // Receivers that wake must find the channel closed.
+            // The channel is closed first, so that receivers that wake find it closed.
             self.channel = None;
             self.changed.notify_waiters();
         }
@@ -120,7 +120,7 @@ mod in_order {
             }
         }
 
-        /// Waits for a value that is wanted.
+        /// Waits until `is_wanted` returns `true` for the value.
         pub(crate) async fn wait_for(
             &mut self,
             mut is_wanted: impl FnMut(&T) -> bool,
@@ -158,7 +158,7 @@ mod tests {
                 woken.lock().push(number);
             });
         }
-        // One turn of the runtime polls all of them.
+        // One turn of the runtime polls all waiting tasks.
         tokio::task::yield_now().await;
         stop.send_replace(true);
         waiting.join_all().await;

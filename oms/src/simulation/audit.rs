@@ -1,7 +1,7 @@
-//! The audit at the end of a run, when all nodes are back and nothing fails any more.
+//! The audit at the end of a run, after all faults have ended and all nodes were started again.
 //!
-//! It compares the answers of the nodes with those that customers received, and with the stock of
-//! the warehouse.
+//! The audit compares the answers of the nodes with the answers that customers received, and with
+//! the stock of the warehouse.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use crate::simulation::invariants;
 use crate::simulation::warehouse::{PRODUCTS, STORES, WarehouseModel};
 use crate::simulation::world::World;
 
-/// Number of checks before a fault is final. Orphaned reservations are rechecked at growing
-/// intervals of up to ten minutes.
+/// Maximum number of checks. Faults that the last check finds are violations. Many checks are
+/// needed, because orphaned reservations are rechecked at growing intervals of up to ten minutes.
 const CHECKS_MAX: u32 = 120;
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Time after the faults in which every healthy paid order must be delivered. It allows a few of
-/// the longest backoffs, and is far shorter than the time in which failing messages are given up.
+/// Longest time from the end of the faults to the delivery of every healthy paid order. The time
+/// permits a few of the longest backoffs. Failing messages are given up much later.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(300);
 
-/// Waits until every healthy paid order is delivered: one that the warehouse neither answers with
-/// errors nor refuses. The other orders must not delay it.
+/// Waits until every healthy paid order is delivered. An order is healthy if the warehouse neither
+/// answers its messages with errors nor refuses it. Other orders must not delay healthy orders.
 pub(super) async fn healthy_orders_are_delivered(
     world: &Arc<World>,
     records: &CustomerRecords,
@@ -62,7 +62,7 @@ pub(super) async fn cure(world: &Arc<World>, warehouse: &WarehouseModel) {
     if !warehouse.cure() {
         return;
     }
-    // Each request may go to another node, and answers may be lost.
+    // Each request goes to a random node, and requests or answers may be lost.
     for _ in 0..CHECKS_MAX {
         if !retry_dead_messages(world).await {
             return;
@@ -72,7 +72,7 @@ pub(super) async fn cure(world: &Arc<World>, warehouse: &WarehouseModel) {
     world.violated("dead letters cannot be retried".to_owned());
 }
 
-/// Retries the dead letters. Returns `false` if there are none.
+/// Retries the dead letters. Returns `false` if the outbox has no dead letters.
 async fn retry_dead_messages(world: &Arc<World>) -> bool {
     let dead = match get(world, "/outbox?limit=1000").await {
         Ok((200, page)) => dead_messages(&page),
@@ -96,12 +96,13 @@ fn dead_messages(page: &Value) -> Vec<String> {
     .collect()
 }
 
-/// Checks until everything is in order, or records the faults.
+/// Repeats all checks until no fault is found. Records the faults of the last check as violations.
 pub(super) async fn audit(world: &Arc<World>, records: &CustomerRecords, warehouse: &WarehouseModel) {
     let mut wrong = Vec::new();
     for _ in 0..CHECKS_MAX {
         tokio::time::sleep(CHECK_INTERVAL).await;
-        // A message may become a dead letter after the faults have ended.
+        // A message may become a dead letter after the faults have ended, so dead letters are
+        // retried before each check.
         retry_dead_messages(world).await;
         wrong = look(world, records, warehouse).await;
         if wrong.is_empty() {
@@ -195,7 +196,7 @@ fn count(order: &Value, reserved: &mut BTreeMap<(u64, u64), i64>) {
     }
 }
 
-/// Compares the levels of a store with the orders and with the warehouse.
+/// Compares the quantities of a store with the reservations of the orders and with the warehouse.
 fn check_store(
     store: u32,
     page: &Value,

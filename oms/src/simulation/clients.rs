@@ -1,12 +1,12 @@
 //! Eight clients that work on the same few orders at four nodes under faults, and record their
 //! operations with the responses.
 //!
-//! Each request goes to any node that listens, also to one that has lost its volumes and does not
-//! know it. The histories are checked afterwards (`history`).
+//! Each request goes to a random node that listens. This node may have lost its volumes without
+//! knowing it. The histories are checked afterwards (`history`).
 //!
 //! **Invariants**
-//! - A request is recorded before it is sent, and a response when the client has it.
-//! - Nothing is repeated. A client without a response goes on with its next operation.
+//! - A request is recorded before it is sent, and a response once the client has received it.
+//! - No request is repeated. A client that gets no response continues with its next operation.
 //! - An order gets at most `STEPS_PER_ORDER` operations, which bounds the time of the check.
 
 use std::collections::BTreeMap;
@@ -27,13 +27,13 @@ use crate::simulation::world::World;
 const CLIENTS: u64 = 8;
 /// Number of orders that the clients choose from at a time.
 const ORDERS_AT_ONCE: usize = 4;
-/// Number of operations of an order, without the last read.
+/// Number of operations of an order, not counting the read at the end.
 const STEPS_PER_ORDER: usize = 24;
-/// Number of tries of the read at the end.
+/// Maximum number of tries of the read at the end.
 const TRIES: u32 = 200;
 
-/// Returns the number of operations of an order. `IMT_SIM_STEPS` replaces it, for longer or shorter
-/// histories of the same seeds.
+/// Returns the number of operations of an order. The environment variable `IMT_SIM_STEPS` overrides
+/// this number, for longer or shorter histories of the same seeds.
 fn steps_per_order() -> usize {
     let steps = crate::simulation::number("IMT_SIM_STEPS");
     steps.map_or(STEPS_PER_ORDER, |steps| steps.max(1) as usize)
@@ -46,7 +46,7 @@ pub(super) struct Histories(Mutex<Inside>);
 #[derive(Default)]
 struct Inside {
     orders: BTreeMap<u64, History>,
-    /// Orders that get further operations, with the number of these.
+    /// Orders that still get operations, each with the number of operations left.
     open: Vec<(u64, usize)>,
     next: u64,
 }
@@ -56,7 +56,7 @@ impl Histories {
         self.0.lock()
     }
 
-    /// Chooses an order for one operation.
+    /// Chooses a random order for the next operation of a client.
     fn choose(&self, world: &World) -> u64 {
         let mut inside = self.inside();
         while inside.open.len() < ORDERS_AT_ONCE {
@@ -103,7 +103,7 @@ fn draw(world: &World) -> Step {
     }
 }
 
-/// Carries out one operation. Returns `true` if it has an outcome.
+/// Executes one operation. Returns `true` if the outcome is known.
 async fn carry_out(world: &Arc<World>, histories: &Histories, client: u64, order: u64, step: Step) -> bool {
     let id = id_of(order);
     let (method, path, body) = match &step {
@@ -152,14 +152,14 @@ async fn carry_out(world: &Arc<World>, histories: &Histories, client: u64, order
     }
 }
 
-/// Lets the clients work until a time, and returns when the last one has ended.
+/// Lets the clients work until the time `until`. Returns once the last client has ended.
 pub(super) async fn work(world: &Arc<World>, histories: &Arc<Histories>, until: Instant) {
     let mut clients = JoinSet::new();
     for client in 1..=CLIENTS {
         let (world, histories) = (Arc::clone(world), Arc::clone(histories));
         clients.spawn(async move {
             while Instant::now() < until {
-                // Many operations at once now and then, so that they overlap.
+                // Half of the waits are at most 5 ms, so that many operations overlap.
                 let longest_ms = if world.dice.between(0, 1) == 0 { 5 } else { 500 };
                 let wait_ms = world.dice.between(0, longest_ms);
                 tokio::time::sleep(Duration::from_millis(wait_ms)).await;

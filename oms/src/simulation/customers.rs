@@ -1,8 +1,9 @@
-//! Simulated customers: they place, pay and cancel orders, repeat requests at any node, and record
+//! Simulated customers, who place, pay and cancel orders, repeat requests at any node, and record
 //! the answers.
 //!
-//! A missing answer means nothing, so the request is repeated. Every answer is compared with the
-//! earlier answers of the same order. The audit compares the last ones with the final state.
+//! Without an answer the outcome of a request is unknown, so the request is repeated. Every answer
+//! is compared with the earlier answers of the same order. The audit compares the last answers with
+//! the final state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ const TRIES: u32 = 30;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     pub(super) products: Value,
-    /// The acknowledged store; `Some(None)` if no store has the products.
+    /// The store in the acknowledgement of the order. `Some(None)` if no store has the products.
     pub(super) store: Option<Option<u64>>,
     pub(super) paid: Option<u64>,
     /// The transaction of a payment that was sent, with or without an answer.
@@ -51,7 +52,7 @@ impl CustomerRecords {
     }
 }
 
-/// Sends one request to a random node that listens. Returns status and body of the response.
+/// Sends one request to a random node that listens. Returns the status and body of the response.
 pub(super) async fn ask(
     world: &Arc<World>,
     method: Method,
@@ -63,7 +64,7 @@ pub(super) async fn ask(
     Ok((response.status(), response.into_body()))
 }
 
-/// Sends one request to a random node that listens.
+/// Sends one request to a random node that listens, and waits for the response.
 pub(super) async fn exchange(
     world: &Arc<World>,
     method: Method,
@@ -104,7 +105,8 @@ pub(super) async fn exchange(
     }
 }
 
-/// Repeats a request until it gets a final answer.
+/// Repeats a request until a node gives a final answer. Returns `None` if all tries fail, or if the
+/// answer is a violation.
 pub(super) async fn send_until_answered(
     world: &Arc<World>,
     path: &str,
@@ -155,7 +157,7 @@ async fn place(world: &Arc<World>, records: &CustomerRecords, id: &str, products
     Some(())
 }
 
-/// Plays a customer with one order.
+/// Simulates one customer with one order.
 pub(super) async fn order(world: Arc<World>, records: Arc<CustomerRecords>, number: u64) {
     let dice = &world.dice;
     let id = format!("o{number}");
@@ -229,7 +231,7 @@ async fn cancel(world: &Arc<World>, records: &CustomerRecords, id: &str) {
     }
 }
 
-/// Uploads the whole stock. Returns `true` on success.
+/// Uploads the whole stock of the warehouse. Returns `true` on success.
 pub(super) async fn send_stock(world: &Arc<World>, warehouse: &WarehouseModel) -> bool {
     let (csv, as_of) = warehouse.snapshot();
     let answer = ask(world, Method::PUT, "/stocks", csv, Some(as_of)).await;

@@ -1,9 +1,9 @@
-//! The simulated disk: files in memory below the real database.
+//! The simulated disk: files in memory, which the real database engine uses.
 //!
 //! **Invariants**
 //! - Written bytes outlive their process, like those in a page cache.
-//! - A lock ends when its process dies or is fenced. After that, the process can write nothing,
-//!   even if it runs on and does not know.
+//! - A lock ends when its process dies or is fenced. Afterwards, the process can write nothing,
+//!   even if it continues to run.
 //! - While the disk is full, no file grows.
 //!
 //! Deliberately absent: power cuts, which the tests of microdb cover.
@@ -29,7 +29,7 @@ struct Inside {
     locks_taken: u64,
 }
 
-/// The owner of a lock.
+/// The process that owns a lock, with the number of this acquisition.
 struct Owner {
     turn: u64,
     process: Option<Arc<Process>>,
@@ -43,12 +43,13 @@ impl Owner {
     }
 }
 
-/// All files of all nodes.
+/// The disk with all files of all nodes.
 #[derive(Clone)]
 pub(super) struct Disk {
     inside: Arc<Mutex<Inside>>,
     full: Arc<AtomicBool>,
-    /// `true` if each node has folders of its own. Then a process that lost its lease still writes.
+    /// `true` if each node has separate folders. Then a process that has lost its lease can still
+    /// write.
     is_private: bool,
 }
 
@@ -84,7 +85,7 @@ impl Disk {
         }
     }
 
-    /// Makes the disk full, so that no file can grow, or ends this.
+    /// Makes the disk full, so that no file can grow. `false` makes room again.
     pub(super) fn set_full(&self, full: bool) {
         self.full.store(full, Ordering::Relaxed);
     }
@@ -195,7 +196,7 @@ impl StorageLock for HeldLock {}
 impl Drop for HeldLock {
     fn drop(&mut self) {
         let mut inside = self.disk.inside();
-        // The process may have died, and another one may have the lock now.
+        // The process may have died, and another process may have taken the lock.
         if inside
             .locks
             .get(&self.path)

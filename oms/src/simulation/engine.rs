@@ -1,14 +1,17 @@
-//! An engine in memory: three servers, one of which takes writes while the others follow it.
+//! A simulated engine in memory: three servers, of which one is the primary and the others are
+//! standbys.
 //!
-//! The engine has the faults of a real one (`docs/scale-out.md`): it loses answers, stalls commits,
-//! fails over, keeps two primaries, answers a cancelled wait as a success, and forgets commits that
-//! no standby had. Statements check their conditions when they begin and write later, as with read
-//! committed.
+//! The engine has the faults of a real engine (`docs/scale-out.md`). The engine loses answers,
+//! stalls commits and fails over. The engine also keeps two primaries, answers a cancelled wait as
+//! a success, and forgets commits that no standby had. A statement checks its conditions when it
+//! begins and writes later, as at the isolation level "read committed".
 //!
 //! **Invariants**
-//! - A commit is acknowledged once a standby has it. A promoted standby has every acknowledged one.
-//! - A commit that waits for a standby is invisible, and a statement about its row waits for it.
-//! - A statement goes on at the server, even if its client has given up.
+//! - A commit is acknowledged once a standby has it. A standby that is promoted has every
+//!   acknowledged commit.
+//! - A commit that waits for a standby is invisible. A statement that writes the same row waits for
+//!   this commit.
+//! - A statement continues at the server, even if its client has given up.
 //!
 //! Deliberately absent: SQL, and reads from standbys.
 
@@ -26,9 +29,10 @@ use crate::runtime::simulated::Dice;
 use crate::simulation::engine_log::SimLog;
 use crate::storage::log::{Entry, Head, LastWords};
 
-/// Time for which a statement waits for the row of another one.
+/// Longest time for which a statement waits for a row that another statement has locked.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time after which the server ends a statement that has not written yet.
+/// Timeout of statements at a real server, in milliseconds. Simulated stalls are shorter than this
+/// timeout.
 const STATEMENT_TIMEOUT_MS: u64 = 5_000;
 pub(super) const SERVERS: usize = 3;
 
@@ -57,7 +61,7 @@ enum Change {
     },
 }
 
-/// A row version with the number of the change that wrote it.
+/// A version of a row, with the index of the change that wrote it.
 #[derive(Clone, Debug)]
 struct Version<T> {
     at: usize,
@@ -120,7 +124,7 @@ impl Data {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Primary,
-    /// Follows a server, or none while it is cut off.
+    /// A copy of the server with this index. `None` while the standby is cut off.
     Standby(Option<usize>),
 }
 
@@ -128,15 +132,16 @@ pub(super) enum Role {
 pub(super) struct Server {
     pub(super) role: Role,
     pub(super) is_up: bool,
-    /// A standby that is paused receives nothing.
+    /// `true` for a standby that receives no changes now.
     is_paused: bool,
-    /// Grows with every start. Statements of an earlier one have ended.
+    /// Number of starts of the server. A statement ends without an answer if the server has started
+    /// again since the statement began.
     start: u64,
     changes: Vec<Arc<Change>>,
     pub(super) data: Data,
-    /// Changes of this server that wait for a standby.
+    /// Indexes of changes of this server that wait for a standby. These changes are invisible.
     waiting: BTreeSet<usize>,
-    /// Changes with a cancelled wait.
+    /// Indexes of changes with a cancelled wait for a standby.
     cancelled: BTreeSet<usize>,
 }
 
@@ -161,7 +166,7 @@ impl Server {
         at
     }
 
-    /// Takes the changes and data of another server.
+    /// Replaces the changes and data of this server by those of another server.
     fn reset_to(&mut self, changes: Vec<Arc<Change>>) {
         self.start += 1;
         self.data = Data::default();
@@ -173,7 +178,7 @@ impl Server {
         self.cancelled.clear();
     }
 
-    /// Starts again after a crash: no statement is left, and every change is visible.
+    /// Restarts the server after a crash. All statements end, and every change becomes visible.
     fn restart(&mut self) {
         self.start += 1;
         self.waiting.clear();
@@ -230,14 +235,15 @@ pub(super) enum Statement {
 /// The result of a statement at the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reply {
-    /// Affected this number of rows. The number is the new epoch for a raise.
+    /// The statement affected this number of rows. For `Statement::Raise`, the number is the new
+    /// epoch.
     Rows(u64),
-    /// Affected that number of rows, with a warning that the wait for a standby was cancelled.
+    /// The statement affected this number of rows, but its wait for a standby was cancelled.
     Warned(u64),
     Refused,
 }
 
-/// The attempt to write.
+/// The result of one attempt to write.
 enum Write {
     Written(usize, u64),
     NoRow,
@@ -251,14 +257,15 @@ pub(super) struct Inside {
     loss: u64,
     /// Number of statements per thousand that are stalled for up to some seconds.
     stalls: u64,
-    /// Time for which the next write is stalled.
+    /// Time for which the next write is stalled, if set.
     stalls_next: Option<Duration>,
 }
 
-/// The engine.
+/// The simulated engine.
 pub(crate) struct SimEngine {
     inside: Mutex<Inside>,
-    /// Wakes waiting statements in their order. A watch channel would wake them in random order.
+    /// Wakes waiting statements in the order in which they began to wait. A watch channel would
+    /// wake the statements in random order.
     changed: Notify,
     dice: Dice,
 }
@@ -280,7 +287,7 @@ impl SimEngine {
         })
     }
 
-    /// Returns the log of a volume.
+    /// Returns a client for the log of a volume.
     pub(crate) fn log(self: &Arc<Self>, volume: &str) -> SimLog {
         SimLog::new(Arc::clone(self), volume)
     }
@@ -309,7 +316,7 @@ impl SimEngine {
         loss > 0 && self.dice.between(0, 999) < loss
     }
 
-    /// Stalls the next write between its conditions and its effect.
+    /// Stalls the next write between the check of its conditions and its effect.
     pub(crate) fn stall_next(&self, wait: Duration) {
         self.inside().stalls_next = Some(wait);
     }
@@ -328,7 +335,7 @@ impl SimEngine {
         Duration::from_millis(self.dice.between(0, 2))
     }
 
-    /// Pauses the standbys, so that commits wait, or ends the pause.
+    /// Pauses the standbys, so that commits wait. `false` ends the pause.
     pub(crate) fn pause_standbys(self: &Arc<Self>, paused: bool) {
         let primary = {
             let mut inside = self.inside();
@@ -345,7 +352,7 @@ impl SimEngine {
         }
     }
 
-    /// Sends the changes of a server to those that follow it.
+    /// Sends the changes of a server to its standbys, after short random delays.
     fn replicate(self: &Arc<Self>, from: usize) {
         for to in 0..SERVERS {
             let engine = Arc::clone(self);
@@ -384,7 +391,7 @@ impl SimEngine {
         self.notify();
     }
 
-    /// Ends the primary's process. It starts again at once, with all its changes.
+    /// Restarts the process of the primary, which keeps all its changes.
     pub(crate) fn restart_primary(self: &Arc<Self>) {
         let at = {
             let mut inside = self.inside();
@@ -403,8 +410,8 @@ impl SimEngine {
         }
     }
 
-    /// Fails over to the standby with the most changes. The old primary is killed, or goes on
-    /// without standbys for a while (`keeps_two`).
+    /// Promotes the standby with the most changes. The old primary is killed. With `keeps_two` it
+    /// continues without standbys for a while instead.
     pub(crate) async fn fail_over(self: &Arc<Self>, keeps_two: bool) {
         let old = {
             let mut inside = self.inside();
@@ -439,7 +446,7 @@ impl SimEngine {
             inside.servers[new].role = Role::Primary;
             inside.servers[new].is_paused = false;
             for at in (0..SERVERS).filter(|at| *at != old && *at != new) {
-                // Its changes beyond those of the new primary were never acknowledged.
+                // Changes of this standby that the new primary lacks were never acknowledged.
                 let changes = inside.servers[new].changes.clone();
                 inside.servers[at].reset_to(changes);
                 inside.servers[at].role = Role::Standby(Some(new));
@@ -470,14 +477,14 @@ impl SimEngine {
         self.inside().is_failing_over
     }
 
-    /// Returns the number of changes of the primary, to restore it later.
+    /// Returns the number of the primary's changes, as the position of a backup.
     pub(crate) fn backup(&self) -> usize {
         let inside = self.inside();
         let primary = inside.servers.iter().find(|server| server.role == Role::Primary);
         primary.map_or(0, |server| server.changes.len())
     }
 
-    /// Restores every server from a backup.
+    /// Resets every server to the state at a backup.
     pub(crate) fn restore(&self, backup: usize) {
         let mut inside = self.inside();
         let primary = inside.servers.iter().find(|server| server.role == Role::Primary);
@@ -489,8 +496,8 @@ impl SimEngine {
         self.notify();
     }
 
-    /// Tries to write at a server. The conditions that belong to the beginning of the statement
-    /// have been checked.
+    /// Tries to write at a server. The caller has checked the conditions that a statement checks
+    /// when it begins.
     fn try_write(inside: &mut Inside, at: usize, volume: &str, statement: &Statement) -> Write {
         let server = &mut inside.servers[at];
         let newest = server
@@ -582,7 +589,7 @@ impl SimEngine {
             if !server.is_up || server.role != Role::Primary {
                 return None;
             }
-            // A statement sees the rows of its beginning.
+            // A statement sees the rows as they were when it began.
             if let Statement::Append { entry, behind } = statement {
                 let is_owner = server.head(volume).is_some_and(|head| head.epoch == entry.epoch);
                 let is_behind = behind.is_none_or(|(seq, epoch)| {

@@ -1,8 +1,8 @@
-//! The client of the simulated engine: one connection, the log of one volume.
+//! The client of the simulated engine: the log of one volume, over one connection.
 //!
 //! **Invariants**
 //! - A client that gives up tries the next host. A warning in an answer makes the result unknown.
-//! - A statement runs in a task of its own, so that it goes on without its client.
+//! - A statement runs in a separate task, so that it continues without its client.
 //!
 //! Deliberately absent: the servers (`engine`).
 

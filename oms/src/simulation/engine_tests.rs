@@ -1,7 +1,8 @@
 //! Tests of a volume's log against the simulated engine: one for each trap of `docs/scale-out.md`,
-//! and random faults with several owners.
+//! and one with random faults and several owners.
 //!
-//! Each directed test fails with the deliberate mistake that it names (`runtime::seeded`).
+//! Tests with a comment "Detects the mistake" fail if this deliberate mistake is selected
+//! (`runtime::seeded`).
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -30,7 +31,7 @@ use crate::storage::write_batch::{Row, Table, WriteBatch};
 
 const VOLUME: &str = "ada";
 
-/// Runs a test in virtual time with a calm engine.
+/// Runs a test in virtual time, with an engine without faults.
 fn simulated<F: Future<Output = ()>>(test: impl FnOnce(Arc<SimEngine>) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -40,7 +41,7 @@ fn simulated<F: Future<Output = ()>>(test: impl FnOnce(Arc<SimEngine>) -> F) {
     runtime.block_on(async { test(SimEngine::new(Dice::of(7))).await });
 }
 
-/// Returns a body with one row.
+/// Returns the body of a log entry with one row.
 fn body(id: u64) -> BodyWriter {
     let mut body = BodyWriter::with_capacity(32);
     body.add(&Row {
@@ -64,7 +65,7 @@ async fn owner(engine: &Arc<SimEngine>, name: &str, since: u64) -> LogWriter {
     }
 }
 
-/// Appends in a task of its own.
+/// Appends an entry in a separate task.
 fn append(mut writer: LogWriter, id: u64) -> JoinHandle<(LogWriter, Result<Logged, StorageError>)> {
     tokio::spawn(async move {
         let logged = writer.append(body(id)).await;
@@ -72,7 +73,7 @@ fn append(mut writer: LogWriter, id: u64) -> JoinHandle<(LogWriter, Result<Logge
     })
 }
 
-/// Appends an entry that waits for the paused standbys, and returns once it waits.
+/// Starts to append an entry while the standbys are paused. Returns once the entry waits for them.
 async fn append_without_standbys(
     engine: &Arc<SimEngine>,
 ) -> JoinHandle<(LogWriter, Result<Logged, StorageError>)> {
@@ -100,7 +101,7 @@ fn cache_on(disk: &Disk, folder: &str) -> Cache {
     Cache::open(options, Path::new(folder)).unwrap()
 }
 
-/// Returns the ids in the rows and the log of the engine.
+/// Brings a copy up to date with the engine. Returns the ids of the orders in the copy.
 async fn ids_in(engine: &Arc<SimEngine>, cache: &Cache) -> BTreeSet<u64> {
     let mut log = engine.log(VOLUME);
     let last = loop {
@@ -121,7 +122,7 @@ fn ids_of(cache: &Cache) -> BTreeSet<u64> {
         .collect()
 }
 
-/// Mistake: `engine-warning-is-success`.
+/// Detects the mistake `engine-warning-is-success`.
 #[test]
 fn an_entry_with_a_cancelled_wait_counts_only_once_a_standby_has_it() {
     simulated(|engine| async move {
@@ -135,12 +136,12 @@ fn an_entry_with_a_cancelled_wait_counts_only_once_a_standby_has_it() {
     });
 }
 
-/// Mistake: `engine-found-is-durable`.
+/// Detects the mistake `engine-found-is-durable`.
 #[test]
 fn a_found_entry_counts_only_with_an_acknowledged_one_behind_it() {
     simulated(|engine| async move {
         let appending = append_without_standbys(&engine).await;
-        // The primary starts again: the entry is visible, and on this machine only.
+        // The primary restarts. Now the entry is visible, but no standby has it.
         engine.restart_primary();
         wait_ms(500).await;
         assert!(!appending.is_finished());
@@ -161,21 +162,23 @@ fn a_found_entry_and_the_one_behind_it_are_confirmed_together() {
         wait_ms(500).await;
         engine.pause_standbys(false);
         let (mut writer, logged) = appending.await.unwrap();
-        // The own entry, the entry, and the empty one that confirms it.
+        // The log has the owner's first entry, the appended entry, and an empty entry that confirms
+        // the appended one.
         assert_eq!(logged.unwrap().position.seq, 3);
         assert_eq!(writer.append(body(2)).await.unwrap().position.seq, 4);
         assert_eq!(ids_in(&engine, &cache_at("/a")).await, [1, 2].into());
     });
 }
 
-/// Mistake: `engine-looks-only`.
+/// Detects the mistake `engine-looks-only`.
 #[test]
 fn an_unanswered_entry_is_repeated_until_it_is_known() {
     simulated(|engine| async move {
         let writer = owner(&engine, "ada", 1).await;
         engine.pause_standbys(true);
         let appending = append(writer, 1);
-        // The client has given up long ago, and the server still waits.
+        // The client of the statement has given up by now, and the server still waits for a
+        // standby.
         wait_ms(5_000).await;
         assert!(!appending.is_finished());
         engine.pause_standbys(false);
@@ -184,7 +187,7 @@ fn an_unanswered_entry_is_repeated_until_it_is_known() {
     });
 }
 
-/// Mistake: `engine-unknown-is-done`.
+/// Detects the mistake `engine-unknown-is-done`.
 #[test]
 fn an_entry_that_died_with_the_primary_is_appended_again() {
     simulated(|engine| async move {
@@ -196,7 +199,7 @@ fn an_entry_that_died_with_the_primary_is_appended_again() {
     });
 }
 
-/// Mistake: `engine-no-fence`.
+/// Detects the mistake `engine-no-fence`.
 #[test]
 fn a_former_owner_appends_nothing() {
     simulated(|engine| async move {
@@ -212,7 +215,7 @@ fn a_former_owner_appends_nothing() {
     });
 }
 
-/// Mistake: `engine-no-own-entry`.
+/// Detects the mistake `engine-no-own-entry`.
 #[test]
 fn a_commit_in_flight_is_refused_or_known_to_the_takeover() {
     simulated(|engine| async move {
@@ -221,7 +224,8 @@ fn a_commit_in_flight_is_refused_or_known_to_the_takeover() {
         engine.stall_next(Duration::from_millis(700));
         let appending = append(former, 2);
         wait_ms(50).await;
-        // The fence was checked before, and the row is written after the takeover.
+        // The statement of the former owner checked the fence before the takeover, and writes its
+        // row after the takeover.
         let present = owner(&engine, "bob", 2).await;
         let known = ids_in(&engine, &cache_at("/a")).await;
         let in_time = appending.await.unwrap().1.is_ok();
@@ -231,7 +235,7 @@ fn a_commit_in_flight_is_refused_or_known_to_the_takeover() {
     });
 }
 
-/// Mistake: `engine-trims-at-once`.
+/// Detects the mistake `engine-trims-at-once`.
 #[test]
 fn the_place_of_a_young_entry_is_not_freed_for_a_former_owner() {
     simulated(|engine| async move {
@@ -279,7 +283,7 @@ fn old_entries_are_trimmed_and_a_new_copy_begins_with_the_rows() {
     });
 }
 
-/// Mistake: `engine-chain-not-compared`.
+/// Detects the mistake `engine-chain-not-compared`.
 #[test]
 fn a_copy_of_entries_that_a_restored_engine_does_not_have_is_dropped() {
     simulated(|engine| async move {
@@ -339,7 +343,7 @@ fn a_newer_takeover_is_not_undone_by_an_older_state() {
     });
 }
 
-/// Mistake: `engine-published-first`.
+/// Detects the mistake `engine-published-first`.
 #[test]
 fn readers_see_a_row_once_the_engine_has_acknowledged_it() {
     simulated(|engine| async move {
@@ -373,7 +377,7 @@ fn readers_see_a_row_once_the_engine_has_acknowledged_it() {
     });
 }
 
-/// The outcomes of the random test.
+/// The outcomes of the test with random faults.
 #[derive(Default)]
 struct Record {
     acknowledged: BTreeSet<u64>,
@@ -382,7 +386,8 @@ struct Record {
     violations: Vec<String>,
 }
 
-/// One owner after another: takes the volume, appends, and is replaced or dies.
+/// Owns the volume repeatedly until the time `until`: takes it over, appends entries, and then
+/// stops or is replaced by another owner.
 async fn own(
     engine: Arc<SimEngine>,
     name: &'static str,

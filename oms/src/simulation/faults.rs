@@ -1,9 +1,9 @@
-//! The faults of a run: nodes die at any wait, stop and resume, join and leave; clocks jump, the
-//! disk fills up, messages are lost.
+//! The faults of a run. Nodes die at any wait, stop and resume, join and leave. Clocks jump, the
+//! disk fills up, and messages are lost.
 //!
 //! **Invariants**
 //! - Every fault is drawn from the seed of the run.
-//! - After `heal`, nothing fails any more and every node has been started. The audit needs both.
+//! - After `heal`, no fault happens and every node has been started. The audit needs both.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,10 +25,10 @@ use crate::simulation::warehouse::{Caller, WarehouseModel};
 use crate::simulation::world::{SECRET, VirtualClock, World};
 use crate::simulation::{NAMES, invariants, net};
 
-/// Time without activity after which a process loses its lease, in runs with leases.
+/// Time after which a stopped process loses its lease, in runs with leases.
 const LEASE: Duration = Duration::from_millis(1_200);
 
-/// Sends the name of the node that must stop gracefully.
+/// Channel with the name of the node that must stop gracefully.
 pub(super) type Stops = Arc<watch::Sender<Option<&'static str>>>;
 
 /// Starts a node unless it is running.
@@ -55,8 +55,8 @@ pub(super) fn start(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: 
         config.payment_timeout = Duration::from_secs(24 * 60 * 60);
         config.stat_scan_every = Duration::ZERO;
         config.allotments = world.has_allotments;
-        // With a breaker that opens after few failures, probes of failing messages would stop the
-        // other messages for longer than the audit allows.
+        // The breaker opens after few failures, and probes are rare. So if failing messages stopped
+        // the other messages, the stop would last longer than the audit allows.
         config.outbox.breaker_failures = 4;
         config.outbox.tries_max = 12;
         config.outbox.probe_max_ms = 10_000;
@@ -103,8 +103,8 @@ async fn run(
     world.note(|| format!("{name} has stopped: {}", ended.is_ok()));
 }
 
-/// Resumes a stopped process after a while. A process that lost its lease in this time runs on for
-/// a moment and is then killed.
+/// Resumes a stopped process after the time `wait`. A process that has lost its lease during the
+/// stop continues for up to a second, and is then killed.
 async fn stopped(world: Arc<World>, name: &str, id: usize, process: Arc<Process>, wait: Duration) {
     if world.has_leases && wait > LEASE {
         tokio::time::sleep(LEASE).await;
@@ -147,8 +147,8 @@ pub(super) async fn ask_all(world: &Arc<World>, path: &str) {
     }
 }
 
-/// Draws the difference of a clock from the right time: some seconds, or minutes to hours. The
-/// audit lasts 20 minutes, so it detects a wait that follows a large step.
+/// Draws the deviation of a clock from the right time: up to 20 seconds, or ten minutes to two
+/// hours. The audit lasts 20 minutes, so it detects a wait that a large step makes longer.
 fn skew_ms(dice: &Dice) -> i64 {
     match dice.between(0, 3) {
         0 => dice.between(600_000, 7_200_000) as i64,
@@ -157,7 +157,7 @@ fn skew_ms(dice: &Dice) -> i64 {
     }
 }
 
-/// Causes random faults until a time.
+/// Causes random faults until the time `until`.
 pub(super) async fn cause_faults(
     world: &Arc<World>,
     warehouse: &Arc<WarehouseModel>,
@@ -223,7 +223,7 @@ pub(super) async fn cause_faults(
     }
 }
 
-/// Causes random faults of the engine until a time, and ends them.
+/// Causes random faults of the engine until the time `until`, and then ends all of them.
 pub(super) async fn cause_engine_faults(engine: Arc<SimEngine>, until: tokio::time::Instant) {
     let dice = engine.dice().clone();
     while tokio::time::Instant::now() < until {
@@ -242,7 +242,7 @@ pub(super) async fn cause_engine_faults(engine: Arc<SimEngine>, until: tokio::ti
     engine.pause_standbys(false);
 }
 
-/// Ends all faults and restarts the nodes.
+/// Ends all faults, and starts the nodes that do not run.
 pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: &Stops) {
     world.loss.store(0, Ordering::Relaxed);
     world.disk.set_full(false);
@@ -254,11 +254,12 @@ pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, st
             process.kill_after(u64::MAX);
         }
     }
-    // Wait for the death of processes that lost their lease.
+    // Processes that have lost their lease die during this wait.
     tokio::time::sleep(Duration::from_secs(6)).await;
     world.elect();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    // A volume with a failed commit writes nothing until it is opened again.
+    // A volume with a failed commit writes nothing until it is opened again, so its process is
+    // killed.
     let failed: Vec<_> = {
         let inside = world.inside();
         let clusters = inside

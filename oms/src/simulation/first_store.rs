@@ -1,13 +1,14 @@
-//! Checks that an order takes the first store with its units: while the cluster is at rest, and
-//! beside other orders while a volume changes its process.
+//! Checks that an order gets the first store that has its units. One check runs in a cluster at
+//! rest. The other check places orders while a volume changes its process.
 //!
-//! Nodes find that store in copies of each other's stock, and the age of a copy is bounded. Once
-//! the stock has not changed for longer than that age, no copy may skip a store. So this check
-//! notices a change that was lost on its way to a copy. Each round orders all units of the first
-//! store, cancels the order and orders again.
+//! Nodes search for the first store in copies of each other's stock, and the age of a copy is
+//! limited. If the stock has not changed for longer than this age, no search may skip a store. So
+//! the check at rest detects a change that did not reach a copy. Each round orders all units of the
+//! first store, cancels the order and orders again.
 //!
-//! Beside other orders a store is not known to have been the first one, because they take units
-//! too. It certainly was if it has more units than all orders together that may have held some.
+//! During a takeover, other orders take units too, so the first store of an order is not known
+//! exactly. A store certainly had units for an order if it had more units than all orders that may
+//! have taken some.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,23 +27,23 @@ use crate::volume::followers::COPY_AGE_MAX;
 
 const ROUNDS: u64 = 4;
 const TAKEOVERS: u64 = 2;
-/// Time in which every order has ended that got no answer.
+/// Time after which an order without an answer has certainly ended.
 const ENDED_WITHIN: Duration = Duration::from_secs(10);
-/// Maximum number of orders beside a takeover.
+/// Maximum number of orders placed during a takeover.
 const ORDERS_MAX: i64 = 16;
-/// Time in which orders arrive after a kill, in milliseconds: as long as a takeover.
+/// Time in which orders are placed after a kill, in milliseconds. A takeover takes about as long.
 const KILL_MS: u64 = 40;
-/// Time in which orders arrive while slots move, in milliseconds.
+/// Time in which orders are placed while slots migrate, in milliseconds.
 const MOVE_MS: u64 = 400;
 /// Maximum number of reads until released units are available again.
 const READS_MAX: u32 = 600;
 const READ_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Units available of one product, by store.
+/// Available units of one product, by store.
 type Available = BTreeMap<u64, i64>;
 
-/// Orders in a cluster at rest, and reports each order that skipped a store. Returns `true` if each
-/// of these orders has certainly ended.
+/// Places orders in a cluster at rest, and reports each order that skipped a store. Returns `true`
+/// if each of these orders has certainly ended.
 pub(super) async fn first_stores_are_taken(world: &Arc<World>) -> bool {
     for round in 0..ROUNDS {
         let product = world.dice.between(1, u64::from(PRODUCTS));
@@ -56,8 +57,8 @@ pub(super) async fn first_stores_are_taken(world: &Arc<World>) -> bool {
     true
 }
 
-/// Kills a node, or asks it to leave for good, and reports each order that skips a store meanwhile.
-/// Returns `true` if each of these orders has certainly ended.
+/// Kills a node, or asks it to leave for good, and places orders at the same time. Reports each
+/// order that skipped a store. Returns `true` if each of these orders has certainly ended.
 pub(super) async fn first_stores_are_taken_beside_takeovers(
     world: &Arc<World>,
     warehouse: &Arc<WarehouseModel>,
@@ -95,8 +96,9 @@ async fn order_beside_takeover(
     let Some((_, units)) = before.iter().find(|(_, units)| **units > 0) else {
         return Ok(());
     };
-    // A kill is short, so the orders take more units than the first store has. Slots move for
-    // longer, and as long as units are left, the first store is certain.
+    // A takeover after a kill is short, so the orders take more units than the first store has. A
+    // migration takes longer. There the orders leave a unit in the first store, so that no order
+    // may skip it.
     let count = if is_kill { units + 3 } else { (units - 1).max(1) };
     let ids: Vec<String> = (0..count.min(ORDERS_MAX))
         .map(|number| format!("takeover-{round}-{number}"))
@@ -113,7 +115,7 @@ async fn order_beside_takeover(
         let (world, wait_ms) = (Arc::clone(world), world.dice.between(0, arrival_ms));
         placing.spawn(async move {
             tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-            // An order without an answer may have reserved units anywhere.
+            // An order without an answer may have reserved units in any store.
             place(&world, &id, product, 1).await.ok()
         });
     }
@@ -157,7 +159,7 @@ async fn probe(world: &Arc<World>, round: u64, product: u64) -> Result<(), Ended
     tokio::time::sleep(COPY_AGE_MAX * 2).await;
     let name = |step: &str| format!("rest-{round}-{step}");
     check(*first, place(world, &name("all"), product, *units).await?)?;
-    // The copies learn that the first store is empty.
+    // This order shows the copies of stock that the first store is empty.
     place(world, &name("other"), product, 1).await?;
     for step in ["all", "other"] {
         cancel(world, &name(step)).await?;
@@ -181,7 +183,7 @@ fn check(first: u64, taken: Option<u64>) -> Result<(), Ended> {
     }
 }
 
-/// Places an order, once.
+/// Sends an order once. Returns the store of the order, or `None` if no store has the units.
 async fn place(world: &Arc<World>, id: &str, product: u64, quantity: i64) -> Result<Option<u64>, Ended> {
     let order = json!({"id": id, "products": [{"id": product, "quantity": quantity}]});
     match ask(world, Method::POST, "/order", order.to_string(), None).await {
@@ -218,7 +220,7 @@ async fn available(world: &Arc<World>, product: u64) -> Result<Available, Ended>
     Err(Ended::Unanswered)
 }
 
-/// Waits until no slots move. Lists may lack entries of slots that move.
+/// Waits until no slots migrate. Lists may lack entries of migrating slots.
 async fn until_settled(world: &Arc<World>) -> Result<(), Ended> {
     for _ in 0..READS_MAX {
         if invariants::is_settled(world) {
@@ -229,7 +231,7 @@ async fn until_settled(world: &Arc<World>) -> Result<(), Ended> {
     Err(Ended::Unanswered)
 }
 
-/// Waits until released units are available again.
+/// Waits until the released units of a product are available again.
 async fn until_available(world: &Arc<World>, product: u64, expected: &Available) -> Result<(), Ended> {
     let mut found = Available::new();
     for _ in 0..READS_MAX {

@@ -1,17 +1,19 @@
 //! Checks that the histories of clients are linearizable, order by order.
 //!
-//! A history has the invocation and the response of every operation, in the order in which the
-//! clients saw them. The search looks for an order of the operations that respects real time and
-//! that the specification allows: the algorithm of Wing and Gong with the memory of Lowe ("Testing
-//! for linearizability", 2017). A test compares its verdicts with those of `stateright`, which has
-//! no memory and takes hours for some histories of 13 operations.
+//! A history has the invocation and the response of every operation, in the sequence in which the
+//! clients saw them. The search looks for a sequential execution of the operations that respects
+//! real time and that the specification allows. The algorithm is that of Wing and Gong, with Lowe's
+//! memory of visited states ("Testing for linearizability", 2017). A test compares its verdicts
+//! with those of `stateright`, which has no such memory and takes hours for some histories of 13
+//! operations.
 //!
 //! **Invariants**
 //! - The specification is written from the promises to clients (docs/operations.md). It shares no
 //!   code with the order's state machine.
-//! - An operation without a response may have happened at any time after its invocation, or never.
-//! - The state of the specification is the set of all orders that are possible: the choice of the
-//!   store and the steps of the warehouse are not visible to clients.
+//! - An operation without a response may have been executed at any time after its invocation, or
+//!   never.
+//! - The state of the specification is the set of all possible states of the order. The choice of
+//!   the store and the steps of the warehouse are not visible to clients.
 //!
 //! Deliberately absent: expiry, and refusals by the warehouse. The runs have neither.
 
@@ -23,9 +25,9 @@ use serde_json::Value;
 /// An operation on one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Places the order with one of several contents.
+    /// Places the order with this content, which is the number of units.
     Place(u8),
-    /// Pays it by a transaction.
+    /// Pays the order with this transaction.
     Pay(u64),
     Cancel,
     Read,
@@ -71,15 +73,15 @@ enum Kind {
     Shown,
     /// The order does not allow the operation.
     Refused,
-    /// There is no such order.
+    /// The order does not exist.
     Absent,
 }
 
-/// A response, as far as it binds the order.
+/// A response, with the values that the specification checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     kind: Kind,
-    /// `true` if the response says that the operation had been done before.
+    /// `true` if the response reports that the operation was executed before.
     is_replayed: bool,
     content: Option<u8>,
     phase: Option<Phase>,
@@ -103,10 +105,11 @@ impl Answer {
         }
     }
 
-    /// Reads a response. `None` if it does not say whether the operation happened.
+    /// Parses a response. Returns `None` if the response leaves open whether the operation was
+    /// executed.
     ///
     /// # Errors
-    /// Text about a response that no history may have.
+    /// A description of a response that no operation may get.
     pub(crate) fn read(
         step: &Step,
         status: u16,
@@ -146,7 +149,7 @@ impl Answer {
     }
 }
 
-/// Returns the lines of a content: its number of units of product 1.
+/// Returns the lines of an order with this content, which is the number of units of product 1.
 pub(crate) fn lines_of(content: u8) -> Value {
     serde_json::json!([{"id": 1, "quantity": content}])
 }
@@ -156,23 +159,24 @@ fn content_of(products: &Value) -> Option<u8> {
     (*products == lines_of(content)).then_some(content)
 }
 
-/// An order that is possible after the operations until now.
+/// A possible state of the order after the operations so far.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Order {
     content: u8,
     phase: Phase,
-    /// `None` until a response shows it. A rejected order never has one.
+    /// The store of the order. `None` until a response shows the store. Always `None` for a
+    /// rejected order.
     store: Option<u64>,
     has_store: bool,
     created_at_ms: Option<u64>,
     transaction: Option<u64>,
-    /// `true` if the transaction paid the order, and is not just to be refunded.
+    /// `true` if the transaction paid the order. `false` if the transaction needs a refund.
     has_bought: bool,
     extra: Vec<u64>,
     was_cancelled: bool,
 }
 
-/// The result of an operation on one possible order.
+/// The result of an operation on one possible state of the order.
 struct Effect {
     order: Option<Order>,
     kind: Kind,
@@ -199,7 +203,7 @@ impl Order {
         }
     }
 
-    /// Returns the order after the next step of the warehouse, if one can follow.
+    /// Returns the order after the next step of the warehouse. `None` if no step can follow.
     fn advanced(&self) -> Option<Order> {
         let phase = match self.phase {
             Phase::Reserved => Phase::Announced,
@@ -270,7 +274,8 @@ impl Order {
         }
     }
 
-    /// Returns all effects that an operation may have on an order, or on an absent one.
+    /// Returns all effects that an operation may have on an order. `None` is an order that was not
+    /// placed.
     fn effects(order: Option<&Order>, step: &Step) -> Vec<Effect> {
         let Some(order) = order else {
             let Step::Place(content) = step else {
@@ -302,8 +307,8 @@ impl Order {
         own.into_iter().chain(self.extra.iter().copied()).collect()
     }
 
-    /// Returns `true` if the order is as a response shows it. Values that no earlier response has
-    /// shown are bound from now on.
+    /// Returns `true` if a response fits this state of the order. Values that no earlier response
+    /// has shown are recorded and compared with later responses.
     fn takes(&mut self, answer: &Answer) -> bool {
         let binds = |known: &mut Option<u64>, shown: u64| *known.get_or_insert(shown) == shown;
         let is_bound = answer
@@ -324,14 +329,15 @@ impl Order {
 }
 
 impl Effect {
-    /// Returns the order after a response, if the response can follow from this effect.
+    /// Returns the order after a response. `None` if the response cannot follow from this effect.
     fn after(mut self, answer: &Answer) -> Option<Option<Order>> {
         let says_how_often = matches!(
             answer.kind,
             Kind::Placed | Kind::NoStore | Kind::Paid | Kind::RefundWanted
         );
-        // A node repeats a request if the answer was lost. So a first effect may be answered as a
-        // repetition, and never the other way round.
+        // A node repeats a request to another node if the answer was lost. So the first execution
+        // may be reported as a repetition, but a repetition is never reported as the first
+        // execution.
         let is_possible = self.kind == answer.kind
             && (self.is_first || answer.is_replayed || !says_how_often)
             && self.order.as_mut().is_none_or(|order| order.takes(answer));
@@ -339,17 +345,18 @@ impl Effect {
     }
 }
 
-/// All orders that are possible after the operations until now.
+/// All possible states of the order after the operations so far. `None` is the state before the
+/// order is placed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Possible(BTreeSet<Option<Order>>);
 
 impl Possible {
-    /// The order has not been placed.
+    /// Returns the state in which the order has not been placed.
     fn nothing() -> Possible {
         Possible(BTreeSet::from([None]))
     }
 
-    /// Returns these orders and those that steps of the warehouse make of them.
+    /// Returns these states and all states that follow from them by steps of the warehouse.
     fn with_steps_of_the_warehouse(&self) -> BTreeSet<Option<Order>> {
         let mut all = self.0.clone();
         let mut new: Vec<Order> = self.0.iter().flatten().cloned().collect();
@@ -371,31 +378,32 @@ impl Possible {
 }
 
 impl Possible {
-    /// Returns the orders that are possible after an operation without a response.
+    /// Returns the possible states after an operation without a response.
     fn unanswered(&self, step: &Step) -> Possible {
         let effects = self.effects(step).into_iter();
         Possible(effects.map(|effect| effect.order).collect())
     }
 
-    /// Returns the orders that are possible after an operation and its response. There is none if
-    /// the response contradicts the operations before it.
+    /// Returns the possible states after an operation and its response. The set is empty if the
+    /// response contradicts the earlier operations.
     fn answered(&self, step: &Step, answer: &Answer) -> Possible {
         let effects = self.effects(step).into_iter();
         Possible(effects.filter_map(|effect| effect.after(answer)).collect())
     }
 }
 
-/// The search for an order of the operations of a history.
+/// The search for a sequential execution of the operations of a history.
 struct Search<'a> {
     operations: Vec<&'a Operation>,
-    /// Sets of operations that were carried out, with the orders that were possible then. None of
-    /// them leads to the end.
+    /// Visited sets of executed operations, each with the states that were possible then. From none
+    /// of them can the remaining operations be executed.
     seen: BTreeSet<(u64, Possible)>,
 }
 
 impl Search<'_> {
-    /// Returns `true` if the operations that are not among `done` have an order that goes on from
-    /// there. `done` has a bit for each operation.
+    /// Returns `true` if the remaining operations can be executed in some sequence from these
+    /// possible states. `done` has one bit for each operation, which is set if the operation was
+    /// executed.
     fn goes_on(&mut self, done: u64, possible: &Possible) -> bool {
         let left: Vec<usize> = (0..self.operations.len())
             .filter(|number| done & (1 << number) == 0)
@@ -404,7 +412,8 @@ impl Search<'_> {
             let answered = self.operations[*number].answered.as_ref();
             answered.map(|(ended, _)| *ended)
         });
-        // An operation comes before all that were invoked after its end.
+        // An operation that has ended comes before all operations that were invoked after its end.
+        // So only operations invoked before the first end can be next.
         let Some(first_end) = ends.min() else {
             return true;
         };
@@ -423,8 +432,8 @@ impl Search<'_> {
                 continue;
             }
             if answered.is_none() {
-                // Of equal operations without a response, the first can take the place of any
-                // other. Without this rule the number of states doubles with each of them.
+                // Equal operations without a response are interchangeable, so only the first of
+                // them is tried. Without this rule, each of them would double the number of states.
                 if tried_unanswered.contains(&step) {
                     continue;
                 }
@@ -443,7 +452,8 @@ impl Search<'_> {
     }
 }
 
-/// One operation of a history. The times are places in the sequence of all events of the order.
+/// One operation of a history. Times are positions in the sequence of all invocations and
+/// responses.
 #[derive(Clone, Debug)]
 struct Operation {
     client: u64,
@@ -461,7 +471,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Records an invocation. Returns its number for `answer`.
+    /// Records an invocation. Returns the number of the operation, for `answer`.
     pub(crate) fn invoke(&mut self, client: u64, step: Step) -> usize {
         self.operations.push(Operation {
             client,
@@ -473,7 +483,7 @@ impl History {
         self.operations.len() - 1
     }
 
-    /// Records a response.
+    /// Records the response of the operation with this number.
     pub(crate) fn answer(&mut self, number: usize, answer: Answer) {
         self.operations[number].answered = Some((self.events, answer));
         self.events += 1;
@@ -485,8 +495,9 @@ impl History {
         unknown.count()
     }
 
-    /// Returns the operations that the check needs. A read without a response says nothing. A read
-    /// that lasts longer than another with the same response may happen together with that one.
+    /// Returns the operations that the check needs. A read without a response is left out, because
+    /// it proves nothing. A read is also left out if another read with the same response began
+    /// later and ended earlier: both may have been executed at the same moment.
     fn essential(&self) -> Vec<&Operation> {
         let needed = |one: &&Operation| {
             let Some((ended, answer)) = &one.answered else {
@@ -503,10 +514,10 @@ impl History {
         self.operations.iter().filter(needed).collect()
     }
 
-    /// Checks the history.
+    /// Checks that the history is linearizable.
     ///
     /// # Errors
-    /// The operations as text, if no order of them explains the responses.
+    /// The operations as text, if no sequence of them explains the responses.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.search().0 {
             Ok(())
@@ -515,7 +526,7 @@ impl History {
         }
     }
 
-    /// Returns the verdict, and the number of states that the search has visited in vain.
+    /// Returns the verdict, and the number of states that the search has visited.
     fn search(&self) -> (bool, usize) {
         let operations = self.essential();
         assert!(operations.len() < u64::BITS as usize, "the history is too long");

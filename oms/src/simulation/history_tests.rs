@@ -1,4 +1,4 @@
-//! The check notices each kind of mistake, and allows for unknown outcomes.
+//! Tests that the check detects each kind of mistake and accepts unknown outcomes.
 
 use serde_json::json;
 use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};
@@ -99,9 +99,9 @@ fn a_repeated_command_that_is_carried_out_twice_is_noticed() {
 #[test]
 fn an_operation_without_a_response_may_have_happened_at_any_later_time_or_never() {
     for sequence in [
-        // Never.
+        // The operation was never executed.
         Sequence::default().unknown(Step::Place(1)).absent(),
-        // At once, or after a read.
+        // The operation was executed at once, or after a read.
         Sequence::default()
             .unknown(Step::Place(1))
             .shown("reserved", None),
@@ -109,21 +109,23 @@ fn an_operation_without_a_response_may_have_happened_at_any_later_time_or_never(
             .unknown(Step::Place(1))
             .absent()
             .shown("reserved", None),
-        // A payment that is seen after the cancellation: the order is to be refunded.
+        // The payment without a response is not executed before the last read, which follows the
+        // cancellation.
         Sequence::default()
             .placed()
             .unknown(Step::Pay(7))
             .shown("reserved", None)
             .then(Step::Cancel, 200, false, json!({}))
             .shown("cancelled", None),
-        // A first response that says that an unknown try came first.
+        // The first response reports a repetition, because the try without a response was executed
+        // before.
         Sequence::default()
             .unknown(Step::Place(1))
             .then(Step::Place(1), 200, true, order("reserved", None)),
     ] {
         assert!(sequence.is_linearizable());
     }
-    // It cannot happen before it was invoked, and not be undone.
+    // An operation cannot be executed before its invocation, and its effect cannot be undone.
     let early = Sequence::default()
         .shown("reserved", None)
         .unknown(Step::Place(1));
@@ -135,8 +137,8 @@ fn an_operation_without_a_response_may_have_happened_at_any_later_time_or_never(
     assert!(!undone.is_linearizable());
 }
 
-/// The largest search of the test below that is fast. Without the rule for equal operations it
-/// would visit a million states.
+/// Maximum number of states that the search of the next test may visit. Without the rule for equal
+/// operations, the search would visit a million states.
 const STATES_MAX: usize = 20_000;
 
 #[test]
@@ -153,7 +155,7 @@ fn many_operations_without_a_response_are_decided_in_few_states() {
             sequence = sequence.unknown(step);
         }
     }
-    // No order of the steps fits, so the search tries all of them.
+    // No sequence of the operations explains the last response, so the search tries all sequences.
     let (is_linearizable, states) = sequence.absent().0.search();
     assert!(!is_linearizable);
     assert!(states < STATES_MAX, "{states} states");
@@ -198,7 +200,7 @@ impl SequentialSpec for Possible {
     type Op = Step;
     type Ret = Answer;
 
-    /// Carries out an operation without a response. The returned value has no meaning.
+    /// Executes an operation without a response. The returned value has no meaning.
     fn invoke(&mut self, step: &Step) -> Answer {
         *self = self.unanswered(step);
         Answer::of_kind(Kind::Absent, false)
@@ -210,8 +212,8 @@ impl SequentialSpec for Possible {
     }
 }
 
-/// The verdict of stateright. Each operation is a thread of its own, because one without a response
-/// must not keep its client from going on.
+/// Returns the verdict of stateright. Each operation has a separate thread there, because a thread
+/// cannot continue after an operation without a response.
 fn is_linearizable_by_stateright(history: &History) -> bool {
     let mut events = Vec::new();
     for (number, operation) in history.operations.iter().enumerate() {
@@ -263,8 +265,8 @@ fn answer_of(effect: &Effect) -> Answer {
     answer
 }
 
-/// A history of up to seven operations that overlap. Each happens when it is answered, or never,
-/// and some responses are those of another operation.
+/// Returns a history of up to seven overlapping operations. Each operation is executed when it
+/// ends. Some responses are lost, and some are replaced by wrong ones.
 fn random_history(dice: &mut Dice) -> History {
     let (mut history, mut order) = (History::default(), None::<Order>);
     let (mut open, mut answers): (Vec<usize>, Vec<Answer>) = (Vec::new(), Vec::new());

@@ -1,14 +1,14 @@
 //! Invariants of the volumes: their rows, counters and messages in memory agree.
 //!
-//! Answers to customers rarely show such a fault. A counter that is too low, or a message that
-//! nobody sends, harms later.
+//! Answers to customers rarely show a fault of this kind. A counter that is too low, or a message
+//! that is never sent, does harm only later.
 //!
 //! **Invariants**
 //! - A settled volume has no row of a slot that it does not own, and no staged row.
-//! - Its counters are the numbers of its orders by state.
-//! - It has a message exactly for the orders that need one.
+//! - The counters of a settled volume equal the numbers of its orders by state.
+//! - A settled volume has exactly the messages that its orders need.
 //! - A waiting message in memory is in flight or scheduled.
-//! - At rest, the messages in memory are those of the rows.
+//! - At rest, the messages in memory equal the messages in the rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::volume::state::{VolumeState, wants};
 /// Maximum number of faults of one kind that are reported for a volume.
 const NAMED_MAX: usize = 5;
 
-/// The messages of a volume.
+/// The messages of a volume: order id and name of the message kind.
 type Messages = BTreeSet<(OrderId, &'static str)>;
 
 /// Checks every volume that is served at this moment.
@@ -47,7 +47,7 @@ pub(super) fn faults_at_rest(world: &Arc<World>) -> Vec<String> {
     servers.iter().flat_map(|server| faults(server, true)).collect()
 }
 
-/// Returns `true` if no slots move, and every volume of the ring is served and settled.
+/// Returns `true` if no slots migrate, and every volume of the ring is served and settled.
 pub(super) fn is_settled(world: &Arc<World>) -> bool {
     let Some(state) = world.state() else {
         return false;
@@ -90,7 +90,8 @@ fn faults(server: &VolumeServer, is_at_rest: bool) -> Vec<String> {
     if !lost.is_empty() {
         faults.push(format!("messages are neither scheduled nor in flight: {lost:?}"));
     }
-    // The rows of other volumes are unsettled while slots move.
+    // While slots migrate, a volume may have rows of other volumes. So only a settled volume is
+    // compared.
     if server.settled_epoch().is_some() {
         // A volume that has been closed in the meantime cannot be read.
         let _ = compare(state, is_at_rest, &mut faults);
@@ -171,7 +172,7 @@ fn orders(state: &VolumeState) -> Result<BTreeMap<OrderId, Order>, StorageError>
     Ok(orders)
 }
 
-/// Returns the messages of these orders.
+/// Returns the stored messages of the orders that the volume owns.
 fn messages(state: &VolumeState) -> Result<Messages, StorageError> {
     let mut messages = Messages::new();
     state.storage.each_row(Table::Outbox, |key, _| {

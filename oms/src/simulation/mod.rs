@@ -4,17 +4,17 @@
 //! - **Real**: routing, API handlers, transactors, stock, outbox, dispatcher, storage over microdb,
 //!   reconciler, coordinator, migrations, settlements.
 //! - **Simulated**: membership and the cluster's state (`world`), the disk below microdb (`disk`),
-//!   the engine that holds the logs of the volumes in some runs (`engine`), calls between nodes
-//!   (`net`), the warehouse, the clocks. Threads are replaced by tasks (`runtime`).
+//!   calls between nodes (`net`), the warehouse, and the clocks. In some runs a simulated engine
+//!   holds the logs of the volumes (`engine`). Threads are replaced by tasks (`runtime`).
 //! - **Deliberately absent**: HTTP, sockets and real files, power cuts (tested by microdb),
 //!   statistics files.
 //!
 //! In runs with customers, the audit compares their answers with the final state. In runs with
-//! clients, their histories are checked for linearizability. In both, the rows, counters and
-//! messages of the volumes are compared again and again (`invariants`).
+//! clients, their histories are checked for linearizability. All runs compare the rows, counters
+//! and messages of the volumes repeatedly (`invariants`).
 //!
 //! **Invariant**: the same seed gives the same trace. `IMT_SIM_SEED=N` runs one seed and prints its
-//! trace, `IMT_SIM_SEEDS=N` sets the number of seeds, and `IMT_SIM_FIRST=N` sets the first one.
+//! trace, `IMT_SIM_SEEDS=N` sets the number of seeds, and `IMT_SIM_FIRST=N` sets the first seed.
 
 mod audit;
 mod clients;
@@ -50,8 +50,8 @@ use crate::simulation::world::World;
 /// The names of the nodes.
 pub(crate) const NAMES: [&str; 4] = ["ada", "bob", "cleo", "dan"];
 
-/// Seeds beyond the first hundred that once found a defect. They take another course after changes
-/// of the code, so the defects also have tests of their own.
+/// Seeds beyond the first hundred that once found a defect. After changes of the code these seeds
+/// give other runs, so each defect also has a separate test.
 const SEEDS_WITH_PAST_DEFECTS: [u64; 14] = [
     145, 159, 270, 307, 311, 428, 453, 465, 526, 544, 560, 598, 615, 700,
 ];
@@ -96,12 +96,12 @@ fn run(seed: u64, keeps_lines: bool) -> Outcome {
     run_on(seed, keeps_lines, 0)
 }
 
-/// Runs one seed with volumes behind an engine, which has faults too.
+/// Runs one seed with volumes that keep their logs in an engine. The engine has faults too.
 fn run_behind_engine(seed: u64, keeps_lines: bool) -> Outcome {
     run_on(seed, keeps_lines, 1)
 }
 
-/// Runs one seed with volumes that spread over two engines, each with faults of its own.
+/// Runs one seed with volumes that are spread over two engines. Each engine has separate faults.
 fn run_behind_two_engines(seed: u64, keeps_lines: bool) -> Outcome {
     run_on(seed, keeps_lines, 2)
 }
@@ -153,7 +153,7 @@ fn run_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
         let has_ended = first_store::first_stores_are_taken(&world).await;
         if first_store::first_stores_are_taken_beside_takeovers(&world, &warehouse, &stops).await && has_ended
         {
-            // No reservation may outlive the orders of these checks.
+            // No reservation may outlive the orders that the two checks above have placed.
             audit::audit(&world, &records, &warehouse).await;
             world.count("audits after takeovers");
         }
@@ -241,8 +241,8 @@ fn histories_of_clients_are_linearizable_under_every_fault() {
 /// A function that runs a seed, and keeps the lines of its trace if the second argument is `true`.
 type Run = fn(u64, bool) -> Outcome;
 
-/// Runs the seeds that the environment names, or the first `count` and those given. Returns the
-/// results of more than one seed.
+/// Runs the seeds that the environment variables select, or else the first `count` seeds and those
+/// in `further`. Returns a summary. `None` if the environment selects a single seed.
 fn run_seeds(run: Run, count: u64, further: &[u64]) -> Option<Summary> {
     if let Some(seed) = number("IMT_SIM_SEED") {
         let outcome = run(seed, true);

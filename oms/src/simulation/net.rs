@@ -1,10 +1,10 @@
 //! Calls and connections between simulated processes.
 //!
-//! - A call or its answer is delayed, and sometimes lost. It ends if the other process dies.
+//! - A call or its answer is delayed, and sometimes lost. A call ends if the called process dies.
 //! - The frames of one connection arrive in order, late, twice, or not at all. Frames of two
 //!   connections arrive in any order.
 //! - A received call runs the same routes as a call over HTTP. If the caller drops a call, the
-//!   other side drops its work on it a moment later.
+//!   called process stops working on it a moment later.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,12 +26,12 @@ use crate::cluster::channel::{
 use crate::cluster::peer_client::{NoAnswer, Sending, Transport, epoch_of};
 use crate::simulation::world::World;
 
-/// Frames that a connection holds in each direction, as a socket's buffer does.
+/// Number of frames that a connection buffers in each direction, like the buffer of a socket.
 const FRAMES_BUFFERED: usize = 64;
-/// Longest time to open a connection.
+/// Timeout for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The network as one node uses it.
+/// The network as used by the node `from`.
 #[derive(Clone)]
 pub(super) struct Net {
     pub(super) world: Arc<World>,
@@ -73,7 +73,8 @@ impl Net {
             sink: Box::new(Sink(here.0)),
             source: Box::new(Source(there.1)),
         };
-        // Whoever opened the connection sees how it ends.
+        // The result is dropped here, because the process that opened the connection sees how it
+        // ends.
         process.spawn(async move { drop(serve(link, cluster).await) });
         travel(world).await;
         Ok(Link {
@@ -82,7 +83,8 @@ impl Net {
         })
     }
 
-    /// One direction of a connection to the incarnation of this number.
+    /// Creates one direction of a connection to the incarnation with the number `to`. Frames are
+    /// delayed, lost or repeated on their way.
     fn carry_frames(&self, to: usize, is_there: bool) -> (mpsc::Sender<Frame>, mpsc::Receiver<Frame>) {
         let (sender, mut sent) = mpsc::channel::<Frame>(FRAMES_BUFFERED);
         let (deliver, receiver) = mpsc::channel(FRAMES_BUFFERED);
@@ -90,7 +92,7 @@ impl Net {
         tokio::spawn(async move {
             while let Some(frame) = sent.recv().await {
                 tokio::time::sleep(Duration::from_millis(time_on_the_way(&world))).await;
-                // A process that has stopped regularly has closed its connections.
+                // A process that has stopped gracefully has closed its connections.
                 if world.inside().incarnations[to].cluster.is_none() {
                     return;
                 }
@@ -174,7 +176,7 @@ pub(super) async fn carry(
                 cors: None,
             };
             let response = api.answer(Target::of(&request), request).await.map(Body::new);
-            // Whoever called may not wait any more.
+            // The caller may no longer wait for the answer.
             let _ = answer.send(response);
         });
         (name, task.abort_handle())
@@ -194,7 +196,7 @@ pub(super) async fn carry(
     response.map_err(|_| NoAnswer("the connection broke".to_owned()))
 }
 
-/// Milliseconds that a message takes.
+/// Returns the random delay of a message in milliseconds.
 fn time_on_the_way(world: &World) -> u64 {
     match world.dice.between(0, 999) {
         0..=1 => world.dice.between(1_000, 6_000),
@@ -203,7 +205,7 @@ fn time_on_the_way(world: &World) -> u64 {
     }
 }
 
-/// Some time; for ever, if the message gets lost.
+/// Waits for the delay of a message. If the message is lost, waits forever.
 async fn travel(world: &Arc<World>) {
     let wait_ms = time_on_the_way(world);
     tokio::time::sleep(Duration::from_millis(wait_ms)).await;
@@ -212,7 +214,7 @@ async fn travel(world: &Arc<World>) {
     }
 }
 
-/// Ends what a call began, a moment after nobody waits for it any more.
+/// Aborts the work on a call, a moment after the caller has dropped the call.
 struct GivenUp {
     world: Arc<World>,
     handling: AbortHandle,

@@ -1,7 +1,7 @@
-//! The simulated warehouse: it keeps the real stock and checks every message.
+//! The simulated warehouse, which keeps the real stock and checks every message.
 //!
-//! Some calls fail before they have an effect and some after it, like those of a real warehouse. A
-//! repeated message has no second effect.
+//! Like those of a real warehouse, some calls fail before they have an effect, and some fail after
+//! their effect. A repeated message has no second effect.
 //!
 //! **Violations**
 //! - a delivery without units on hand
@@ -9,8 +9,8 @@
 //! - a second delivery for another transaction
 //! - a call to an address that the cluster replaced long ago
 //!
-//! In some runs it answers messages about some orders with an error until it is cured. In other
-//! runs it permanently refuses the deliveries of some orders.
+//! In some runs the warehouse answers messages about some orders with an error until `cure` is
+//! called. In other runs it permanently refuses the deliveries of some orders.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -30,8 +30,8 @@ use crate::simulation::world::World;
 pub(super) const STORES: u32 = 6;
 /// Number of products in the simulation.
 pub(super) const PRODUCTS: u32 = 4;
-/// Longest time in which a process follows a change of the warehouse's address. A process may be
-/// stopped for 4 s of it.
+/// Longest time until a process uses a changed address of the warehouse. The process may be stopped
+/// for 4 s of this time.
 const FOLLOW_TIME_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,10 +53,10 @@ struct Inside {
 enum Behaviour {
     /// All orders are treated alike.
     None,
-    /// Every message about two of three orders is answered with an error, until the warehouse is
-    /// cured.
+    /// Every message about two of every three orders is answered with an error, until `cure` is
+    /// called.
     Fails,
-    /// The delivery of one of three orders is permanently refused.
+    /// The delivery of one of every three orders is permanently refused.
     Refuses,
 }
 
@@ -80,7 +80,7 @@ impl WarehouseModel {
         })
     }
 
-    /// Creates a warehouse that neither refuses orders nor fails for some of them for good.
+    /// Creates a warehouse that treats all orders alike. Only single calls fail.
     pub(super) fn without_faults(world: &Arc<World>) -> Arc<WarehouseModel> {
         WarehouseModel::with(world, 12, |_| Behaviour::None)
     }
@@ -123,13 +123,13 @@ impl WarehouseModel {
         self.behaviour == Behaviour::Refuses && number_of(order).is_multiple_of(3)
     }
 
-    /// Ends the errors. Returns `true` if there were any.
+    /// Ends the errors of `Behaviour::Fails`. Returns `true` if this run had such errors.
     pub(super) fn cure(&self) -> bool {
         self.is_cured.store(true, Ordering::Relaxed);
         self.behaviour == Behaviour::Fails
     }
 
-    /// Returns the whole stock as CSV, and the number of the last delivery that it counts.
+    /// Returns the whole stock as CSV, and the number of the last delivery that this stock counts.
     pub(super) fn snapshot(&self) -> (String, u64) {
         let inside = self.inside();
         let mut csv = String::new();
@@ -143,7 +143,7 @@ impl WarehouseModel {
         self.inside().on_hand.get(&(store, product)).copied().unwrap_or(0)
     }
 
-    /// Returns the transaction of an order's delivery.
+    /// Returns the transaction of an order's delivery. `None` if the order was not delivered.
     pub(super) fn delivered(&self, order: &str) -> Option<Option<u64>> {
         self.inside()
             .delivered
@@ -238,12 +238,12 @@ impl WarehouseModel {
     }
 }
 
-/// Returns the number of an order's customer.
+/// Returns the number of the customer, which is part of the order's id.
 fn number_of(order: &str) -> u64 {
     order.trim_start_matches('o').parse().unwrap_or(0)
 }
 
-/// The way of one process to the warehouse.
+/// The warehouse client of one simulated process.
 pub(super) struct Caller {
     model: Arc<WarehouseModel>,
     name: &'static str,
@@ -251,7 +251,7 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// Returns a caller that calls no address yet.
+    /// Returns a client that has no address of the warehouse yet.
     pub(super) fn new(model: &Arc<WarehouseModel>, name: &'static str) -> Caller {
         Caller {
             model: Arc::clone(model),
@@ -260,7 +260,7 @@ impl Caller {
         }
     }
 
-    /// Records a call to an address that the cluster replaced long ago.
+    /// Records a violation if the client calls an address that the cluster replaced long ago.
     fn check_address(&self) {
         let world = &self.model.world;
         let (known, since) = world.warehouse();

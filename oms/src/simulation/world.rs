@@ -5,8 +5,8 @@
 //! `cluster::local`), without files or locks of an operating system.
 //!
 //! **Invariants**
-//! - A process that dies loses its name and its coordination immediately. Watchers learn of it a
-//!   moment later, unless another process has the name by then.
+//! - A process that dies loses its name and the role of coordinator immediately. Watchers are
+//!   notified a moment later, unless another process has the name by then.
 //! - Every event is added to the trace, so that two runs of a seed can be compared.
 
 use std::collections::BTreeMap;
@@ -47,7 +47,7 @@ pub(super) struct Incarnation {
     pub(super) name: NodeName,
     pub(super) address: SocketAddr,
     pub(super) process: Arc<Process>,
-    /// Receives the node's requests, once it listens.
+    /// The handle that receives the node's requests. `None` while the node does not listen.
     pub(super) cluster: Option<Arc<ClusterHandle>>,
     /// `true` until the process dies or releases its name.
     pub(super) is_member: bool,
@@ -64,7 +64,7 @@ pub(super) struct Inside {
     /// The moment of the last change of the warehouse's address.
     warehouse_since: Option<Instant>,
     pub(super) incarnations: Vec<Incarnation>,
-    /// Published descriptions. They remain when a node dies.
+    /// Published descriptions of nodes. The description of a node remains when the node dies.
     node_infos: BTreeMap<NodeName, NodeInfo>,
     coordinator: Option<usize>,
     standing: Vec<(usize, UnboundedSender<Event>)>,
@@ -91,12 +91,13 @@ pub(crate) struct World {
     inside: Mutex<Inside>,
     pub(super) dice: Dice,
     pub(super) disk: Disk,
-    /// The engines of the volumes, in runs with any: the first one, and a further one.
+    /// The engines with the logs of the volumes: none, one or two. The second one is a further
+    /// engine.
     pub(super) engines: Vec<Arc<SimEngine>>,
     began: Instant,
     skew_ms: BTreeMap<&'static str, AtomicI64>,
     /// `true` if a process that is stopped for too long loses its name and volumes, as with leases.
-    /// Otherwise it keeps them while it lives, as with locks.
+    /// `false` if a process keeps both until it dies, as with locks.
     pub(super) has_leases: bool,
     /// Nodes borrow units of hot stores in advance. They do so in three runs of four.
     pub(super) has_allotments: bool,
@@ -105,7 +106,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Creates a world without nodes. With an engine, volumes are copies in a folder of each node.
+    /// Creates a world without nodes. With an engine, each node keeps its copies of volumes in a
+    /// separate folder.
     pub(super) fn new(seed: u64, names: &[&'static str], keeps_lines: bool, engines: usize) -> Arc<World> {
         let inside = Inside {
             trace: Trace {
@@ -129,7 +131,7 @@ impl World {
         })
     }
 
-    /// Returns the engine that has a log.
+    /// Returns the engine that has this log.
     fn engine_of(&self, log: &VolumeLog) -> Option<&Arc<SimEngine>> {
         self.engines.get(usize::from(log.engine.is_some()))
     }
@@ -150,7 +152,7 @@ impl World {
         }
     }
 
-    /// Counts an event.
+    /// Counts one occurrence of a kind of event.
     pub(super) fn count(&self, event: &'static str) {
         *self.inside().counts.entry(event).or_default() += 1;
     }
@@ -160,7 +162,7 @@ impl World {
         self.inside().counts.clone()
     }
 
-    /// Records a violation of a promise.
+    /// Records a violation, which makes the run fail.
     pub(super) fn violated(&self, violation: String) {
         self.note(|| format!("VIOLATION {violation}"));
         self.inside().trace.violations.push(violation);
@@ -182,7 +184,7 @@ impl World {
         (BEGINNING_MS + self.began.elapsed().as_millis() as u64).saturating_add_signed(skew)
     }
 
-    /// Sets the difference between a node's clock and the right time.
+    /// Sets the deviation of a node's clock from the right time, in milliseconds.
     pub(super) fn set_clock(&self, name: &str, skew_ms: i64) {
         if let Some(skew) = self.skew_ms.get(name) {
             skew.store(skew_ms, Ordering::Relaxed);
@@ -200,21 +202,21 @@ impl World {
         self.inside().state.clone()
     }
 
-    /// Returns the address of the warehouse, and the moment since when it counts.
+    /// Returns the address of the warehouse, and the moment of its last change.
     pub(super) fn warehouse(&self) -> (Option<String>, Instant) {
         let inside = self.inside();
         let known = inside.state.as_ref().and_then(|state| state.warehouse.clone());
         (known, inside.warehouse_since.unwrap_or(self.began))
     }
 
-    /// Returns the running process with that name, if any.
+    /// Returns the number and the process of the running incarnation with this name.
     pub(super) fn running(&self, name: &str) -> Option<(usize, Arc<Process>)> {
         let inside = self.inside();
         let found = inside.holder(name)?;
         Some((found, Arc::clone(&inside.incarnations[found].process)))
     }
 
-    /// Starts a process with that name. Returns `None` if one exists.
+    /// Starts a process with this name. Returns `None` if a process has the name already.
     pub(super) fn start(self: &Arc<Self>, name: &'static str) -> Option<Arc<Node>> {
         let node = NodeName::new(name).ok()?;
         let mut inside = self.inside();
@@ -260,15 +262,15 @@ impl World {
         }))
     }
 
-    /// Ends the membership of a process and notifies those who wait for its name or its
-    /// coordination.
+    /// Ends the membership of a process. A moment later, another coordinator is elected and
+    /// watchers of the name are notified, if needed.
     fn end_membership(self: &Arc<Self>, id: usize) {
         let mut inside = self.inside();
         let Some(incarnation) = inside.incarnations.get_mut(id) else {
             return;
         };
         incarnation.is_member = false;
-        // A process that lost its lease without knowing it still listens and answers.
+        // A process that has lost its lease without knowing it still listens and answers.
         if incarnation.process.is_dead() || !incarnation.process.is_fenced() {
             incarnation.cluster = None;
         }
@@ -295,8 +297,8 @@ impl World {
         }
     }
 
-    /// Takes the lease of a process that was stopped for too long. It may resume and then finds
-    /// out.
+    /// Takes the lease from a process that was stopped for too long. The process may resume, and
+    /// detects the loss only then.
     pub(super) fn expire(self: &Arc<Self>, id: usize) {
         let process = Arc::clone(&self.inside().incarnations[id].process);
         if process.is_stopped() && !process.is_fenced() {
@@ -338,7 +340,7 @@ impl World {
         let _ = events.send(Event::Elected);
     }
 
-    /// Notifies those who watch a node, unless its name is in use again.
+    /// Notifies the watchers of a node that it has ended, unless its name is in use again.
     fn report_end(&self, node: &NodeName) {
         let mut inside = self.inside();
         if inside.holder(node.as_str()).is_some() {
@@ -583,8 +585,8 @@ impl Authority for Node {
 }
 
 impl Volumes for Node {
-    // The simulated disk loses no volume, and the first volume is created when it is opened. So the
-    // expectation needs no check.
+    // The simulated disk loses no volume, and the first volume is created when it is opened. So
+    // `_expected` needs no check.
     fn open(self: Arc<Self>, volume: NodeName, _expected: Expected) -> Soon<'static, Option<Volume>> {
         Box::pin(async move {
             let (options, holder) = (self.options(), self.process());
@@ -614,7 +616,7 @@ impl Volumes for Node {
         if let Some(engine) = log.and_then(|log| self.world.engine_of(&log)) {
             let mut log = engine.log(volume.as_str());
             return Box::pin(async move {
-                // A volume that stays has no slots, and nobody reads it.
+                // A failed removal does no harm: the volume has no slots, and no node reads it.
                 let _ = log.remove().await;
                 Ok(())
             });

@@ -1,9 +1,10 @@
-//! Copies of a volume's rows: all rows of one moment, and the changes since.
+//! Reads a volume's rows for a copy: all rows of one moment, and the commits after that moment.
 //!
 //! **Invariants**
 //! - A walk sees all tables as of one commit.
-//! - A feed continues from there, commit by commit. It keeps the log that it has not read.
-//! - Every call here reads the disk, so it belongs on a thread that may block.
+//! - A feed starts after the last commit of a walk and returns the later commits in order. The part
+//!   of the database's log that a feed has not read is not removed.
+//! - Every call of this module reads the disk, so it belongs on a thread that may block.
 //!
 //! Deliberately absent: the choice of the rows to copy (`volume::migration`).
 
@@ -15,7 +16,7 @@ use crate::storage::volume::{Volume, reading};
 use crate::storage::write_batch::{TABLES, Table};
 use microdb::{Operation, Sequence};
 
-/// A row as stored; without a value it was removed.
+/// A row as stored in the database. The value is `None` if the row was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RawRow {
     pub(crate) table: Table,
@@ -30,7 +31,7 @@ impl RawRow {
     }
 }
 
-/// Iterates over all rows of one moment, table by table.
+/// Iterates over the rows of all tables, table by table, as of the moment of its creation.
 pub(crate) struct Walk {
     snapshot: microdb::Snapshot,
     tables: Vec<(Table, &'static str, microdb::Table)>,
@@ -38,13 +39,14 @@ pub(crate) struct Walk {
     rows: Option<microdb::Iter>,
 }
 
-/// The commits after a moment.
+/// Reads the commits after a sequence number from the log of the database.
 pub(crate) struct Feed {
     changes: microdb::Changes,
     tables: HashMap<u32, Table>,
 }
 
-/// The latest changes of some rows, by table and key.
+/// The result of one read of a feed: the last change of each row that was read, sorted by table and
+/// key.
 #[derive(Debug)]
 pub(crate) struct Changed {
     pub(crate) rows: Vec<RawRow>,
@@ -53,7 +55,7 @@ pub(crate) struct Changed {
 }
 
 impl Volume {
-    /// Starts a walk over all rows of this moment.
+    /// Starts a walk over all rows as of this call.
     pub(crate) fn walk(&self) -> Walk {
         let tables = TABLES
             .into_iter()
@@ -123,13 +125,14 @@ impl Walk {
 }
 
 impl Feed {
-    /// Includes the commits made so far, and keeps their log from being removed before it is read.
+    /// Extends the feed to all commits made so far. Their part of the log is kept until the feed
+    /// has read it.
     pub(crate) fn extend(&mut self) -> Result<(), StorageError> {
         self.changes.extend().map_err(reading("log"))
     }
 
-    /// Reads changes until `rows_max` wanted rows were found, or 16 times as many were examined, or
-    /// no change is left.
+    /// Reads changes until `rows_max` rows that `wants` accepts were found, `16 * rows_max` changes
+    /// were examined, or no change is left.
     pub(crate) fn read(
         &mut self,
         rows_max: usize,
@@ -152,8 +155,8 @@ impl Feed {
                 let (id, key, value) = match operation {
                     Operation::Put { table, key, value } => (table, key, Some(value)),
                     Operation::Delete { table, key } => (table, key, None),
-                    // Only the table of staged rows is ever cleared, and it does not move with
-                    // slots.
+                    // All other operations clear a table. Only the table of staged rows is ever
+                    // cleared, and its rows do not move with slots.
                     _ => continue,
                 };
                 passed += 1;

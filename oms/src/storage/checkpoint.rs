@@ -1,15 +1,16 @@
-//! The checkpoint of a volume's log: writes the last words of its entries into the engine's rows,
-//! and removes entries that nobody needs any more.
+//! Checkpoints of a volume's log: copy the last value of each row from log entries into the
+//! engine's table of rows, and remove old entries.
 //!
 //! **Invariants**
-//! - The rows are the log up to `kept_from`. A compare-and-swap of `kept_from` in the same
-//!   transaction orders two checkpoints, so a checkpoint needs no ownership and can be repeated.
+//! - The engine's rows are the result of all log entries before `kept_from`. A checkpoint changes
+//!   `kept_from` by compare-and-swap in the transaction that writes the rows. So concurrent
+//!   checkpoints cannot mix, and a checkpoint needs no ownership and can be repeated.
 //! - Only acknowledged entries become rows.
-//! - An entry stays for at least `KEPT_FOR` after it was acknowledged. A statement of a former
-//!   owner ends before that, so no freed place can take one of its entries.
+//! - An entry stays in the log for at least `KEPT_FOR` after its acknowledgement. A statement of a
+//!   former owner ends before that time, so it cannot append at the number of a removed entry.
 //!
-//! Deliberately absent: the tables (`cluster::engine::schema`), and followers that are further
-//! behind. They begin again with the rows.
+//! Deliberately absent: the tables (`cluster::engine::schema`), and help for a follower that needs
+//! a removed entry. Such a follower copies the engine's rows again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -25,22 +26,25 @@ use crate::storage::log::writer::LogStatus;
 use crate::storage::log::{LastWords, Log, LogError};
 use crate::storage::write_batch::Table;
 
-/// Minimum age of an entry that is removed. The engine ends statements after 5 s.
+/// Minimum time from the acknowledgement of an entry to its removal. The engine cancels statements
+/// after 5 s, so no statement of a former owner runs that long.
 pub(crate) const KEPT_FOR: Duration = Duration::from_secs(60);
-/// Longest time until entries become rows.
+/// Interval between two checkpoints if fewer than `ENTRIES_MAX` entries are appended.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// Number of entries after which a checkpoint is made earlier. The rows of an order change several
-/// times, so a checkpoint of many entries writes fewer rows for each.
+/// Number of new entries that causes a checkpoint before `INTERVAL` has passed. The rows of an
+/// order change several times, so a checkpoint of many entries writes fewer rows for each entry.
 const ENTRIES_MAX: u64 = 4_096;
-/// Interval between two looks at the number of entries.
+/// Interval between two checks whether a checkpoint is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Maximum size of the rows of one transaction, so that commits of others do not wait for it.
+/// Maximum size in bytes of the rows of one transaction. A larger transaction would delay the
+/// commits of other volumes.
 const WORDS_BYTES_MAX: usize = 8 * 1_024 * 1_024;
 
-/// The checkpoints of one volume by its owner.
+/// Makes the checkpoints of one volume, in the process that owns the volume.
 pub(crate) struct Checkpointer {
     log: Box<dyn Log>,
-    /// Entries by the time at which this process knew that they were acknowledged.
+    /// Numbers of acknowledged entries, each with the time at which this process first saw the
+    /// acknowledgement.
     known: VecDeque<(u64, Instant)>,
     kept_from: u64,
 }
@@ -80,8 +84,8 @@ impl Checkpointer {
         }
     }
 
-    /// Writes the entries up to `acknowledged` as rows, and removes old entries. Returns the first
-    /// entry that is not in the rows.
+    /// Writes the entries up to `acknowledged` as rows, and removes old entries. Returns the number
+    /// of the first entry that is not in the rows, or 0 if the volume does not exist.
     pub(crate) async fn pass(&mut self, acknowledged: u64) -> Result<u64, CatchUpError> {
         let now = Instant::now();
         if self.known.back().is_none_or(|(seq, _)| *seq < acknowledged) {
@@ -92,14 +96,14 @@ impl Checkpointer {
                 return Ok(0);
             };
             self.kept_from = head.kept_from;
-            // The first entry is 1, also where a new volume is kept from 0.
+            // The first entry has the number 1. `kept_from` may be 0 for a new volume.
             let mut at = head.kept_from.saturating_sub(1);
             let mut words = Words::default();
             while at < acknowledged && words.bytes < WORDS_BYTES_MAX {
                 let entries = self.log.tail(at, acknowledged).await?;
                 for entry in &entries {
                     if entry.seq != at + 1 {
-                        // Another checkpoint was faster, and has trimmed entries.
+                        // Another process has made a checkpoint and removed this entry.
                         let missing = format!("entry {} is not in the log any more", at + 1);
                         return Err(LogError::Away(missing).into());
                     }
@@ -110,7 +114,7 @@ impl Checkpointer {
                     at = entry.seq;
                 }
                 if entries.is_empty() {
-                    // Another checkpoint was faster, and its entries are trimmed.
+                    // Another process has made a checkpoint and removed these entries.
                     break;
                 }
             }
@@ -139,7 +143,7 @@ impl Checkpointer {
     }
 }
 
-/// The last value of each row in some entries.
+/// The last value of each row that a range of log entries writes.
 #[derive(Default)]
 struct Words {
     rows: BTreeMap<(u8, Vec<u8>), Option<Vec<u8>>>,

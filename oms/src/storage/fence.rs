@@ -5,30 +5,34 @@
 //!
 //! **Invariants**
 //! - The committer checks every batch against the ownership, in commit order.
-//! - So a write by a former owner is rejected at commit time. Its own knowledge does not matter.
+//! - So a write by a former owner is rejected at commit time, even if the writer has not noticed
+//!   that it lost the slots.
 //!
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
 //! | slots | 4 | number of slots of the ring; all numbers are little-endian |
-//! | runs | 12 each | number of adjacent slots (4), the epoch of their arrival (8) |
+//! | runs | 12 each | number of adjacent slots (4), the epoch at which the volume got them (8) |
 //!
 //! The epoch is 0 for slots that are sealed or owned by another volume.
 
 use crate::storage::codec::DecodeError;
 
-/// A slot that a batch writes for, and the epoch of its arrival as the writer knows it.
+/// A slot that a batch writes for, and the epoch since which the writer believes that its volume
+/// owns the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fence {
     pub(crate) slot: u32,
     pub(crate) epoch: u64,
 }
 
-/// The slots of a volume: the epoch of each arrival, 0 if the volume does not own the slot.
+/// The slots of a volume. Element `i` is the epoch at which slot `i` came to the volume, or 0 if
+/// the volume does not own slot `i`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SlotOwnership(pub(crate) Vec<u64>);
 
 impl SlotOwnership {
-    /// Returns `true` if the volume has owned the slot since that epoch.
+    /// Returns `true` if the volume owns the slot of the fence, and has owned it since the epoch of
+    /// the fence.
     pub(crate) fn admits(&self, fence: Fence) -> bool {
         fence.epoch > 0 && self.0.get(fence.slot as usize) == Some(&fence.epoch)
     }

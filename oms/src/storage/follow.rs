@@ -1,13 +1,13 @@
-//! A warm follower: keeps the local copy of a volume that another node serves close to its log, so
-//! that a takeover only has to read the last entries.
+//! A warm follower: keeps a local copy of a volume that another node serves, and applies the
+//! volume's log to the copy. A takeover then only has to read the last entries.
 //!
 //! **Invariants**
-//! - A follower applies an entry once another one follows it. The writer appends the next entry
-//!   only after the former one was acknowledged or found, so an entry that may vanish is not
-//!   applied.
-//! - A follower that is stopped gives its open copy to the takeover.
+//! - A follower applies an entry only after it sees a later entry. The writer appends the next
+//!   entry only after the earlier one was acknowledged or found in the log. So no entry is applied
+//!   that a fail-over of the engine may still lose.
+//! - A follower that is stopped hands its open copy to the takeover.
 //!
-//! Deliberately absent: the choice of the volumes to follow, which is in the cluster's state.
+//! Deliberately absent: the choice of the volumes to follow, which the cluster's state makes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,24 +23,26 @@ use crate::runtime::watch;
 use crate::storage::log::Log;
 use crate::storage::log::cache::{Cache, CatchUpError, catch_up};
 
-/// Interval between two looks at the log.
+/// Interval between two reads of the newest log entry.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Number of looks in sequence that show another log, until the local copy is dropped.
+/// Number of successive reads that must contradict the local copy before the copy is dropped. Fewer
+/// contradictions may come from an old primary.
 const DIFFERS_MAX: u32 = 20;
-/// Pause after a fault of the engine.
+/// Pause after an error of the engine or of the local database.
 const FAULT_PAUSE: Duration = Duration::from_secs(1);
 
-/// A task that follows the log of one volume.
+/// A task that applies the log of one volume to a local copy.
 pub(crate) struct Follower {
-    /// The local copy, once it is open.
+    /// The local copy, once the task has opened it.
     cache: Arc<Mutex<Option<Cache>>>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
 impl Follower {
-    /// Starts to follow a log with the local copy that `open` opens. The copy may still be locked
-    /// by a server of this process that is being closed.
+    /// Starts a task that opens the local copy with `open` and applies the log to it. While another
+    /// server of this process is closing the copy, its lock makes `open` fail, and the task tries
+    /// again.
     pub(crate) fn start(
         open: impl Fn() -> Result<Cache, StorageError> + Send + Sync + 'static,
         log: Box<dyn Log>,
@@ -62,16 +64,18 @@ impl Follower {
         }
     }
 
-    /// Stops, and returns the local copy if it is open.
+    /// Stops the task, and returns the local copy if it is open.
     pub(crate) async fn stop(self) -> Option<Cache> {
         self.stop.send_replace(true);
-        // A panic of the task has been reported. The copy is checked against the log again.
+        // A panic of the task has already been reported. The next user of the copy compares it with
+        // the log.
         let _ = self.task.await;
         self.cache.lock().take()
     }
 }
 
-/// The followers of a node, by volume, with the version of the state that created the volume.
+/// The followers of a node by volume, each with the version of the cluster's state that created the
+/// volume.
 #[derive(Default)]
 pub(crate) struct Followers(Mutex<BTreeMap<String, (u64, Follower)>>);
 
@@ -86,10 +90,11 @@ impl Followers {
         follower?.1.stop().await
     }
 
-    /// Follows exactly these volumes. Each has the version of the cluster's state that created it.
-    /// `start` starts the follower of one.
+    /// Sets the volumes to follow: starts missing followers with `start`, and stops all others.
+    /// Each number in `volumes` is the version of the cluster's state that created the volume.
     pub(crate) async fn set(&self, volumes: &BTreeMap<NodeName, u64>, start: impl Fn(&NodeName) -> Follower) {
-        // A volume that was removed and created again has another log.
+        // The number `born` distinguishes a volume from an earlier volume of that name, which had
+        // another log.
         let is_wanted = |volume: &str, born: u64| {
             let mut volumes = volumes.iter();
             volumes.any(|(wanted, wanted_born)| wanted.as_str() == volume && *wanted_born == born)
@@ -101,7 +106,8 @@ impl Followers {
             .collect();
         for follower in gone {
             if let Some(cache) = follower.stop().await {
-                // A copy that is not closed cleanly begins with an earlier entry next time.
+                // An error does no harm: a copy that was not closed cleanly opens at an earlier log
+                // entry.
                 let _ = runtime::blocking(move || cache.close()).await;
             }
         }
@@ -152,7 +158,8 @@ async fn run(
         place.lock().clone_from(&cache);
         tokio::select! {
             biased;
-            // Both a stop and a dropped follower end the task.
+            // Dropping the follower also ends the task, because the sender of `stopped` is then
+            // gone.
             _ = stopped.wait_for(|stopped| *stopped) => return,
             () = tokio::time::sleep(wait) => {}
         }
@@ -176,7 +183,8 @@ async fn step(
         }
     };
     let last = log.newest().await?.seq.saturating_sub(1);
-    // A log that became shorter has lost entries, which `catch_up` finds out.
+    // `last` is below `applied` if the log became shorter. `catch_up` detects such a loss of
+    // entries.
     if last > 0 && last != *applied {
         *applied = catch_up(cache, log, volume, last, drops).await?.seq;
     }

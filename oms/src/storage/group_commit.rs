@@ -1,13 +1,12 @@
 //! Group commit: one thread per volume makes all waiting batches durable with one sync.
 //!
-//! A commit costs the processor as much as several orders: two changes of threads and a sync. So
-//! the thread is called (`Bell`) once the tasks that are ready to run have queued their batches,
-//! and not by the first batch. No timer delays a commit: a batch that is alone is committed at
-//! once.
+//! A commit costs as much processor time as several orders: two thread switches and a sync. So the
+//! first batch does not wake the thread at once. `Bell` wakes it after the tasks that are ready to
+//! run have queued their batches. No timer delays a commit, so a single batch is committed at once.
 //!
 //! **Invariants**
 //! - Batches are committed in the order of their submission.
-//! - The queue is bounded. A caller gets `Busy` or waits for a permit.
+//! - The queue is bounded. If it is full, a caller gets `Busy` or waits for a permit.
 //! - Callers wait without blocking a thread of the runtime.
 //!
 //! Deliberately absent: the content of the batches (`write_batch`) and the fence (`fence`).
@@ -24,12 +23,13 @@ use crate::storage::log::writer::LogWriter;
 use crate::storage::tables::VolumeTables;
 use crate::storage::write_batch::WriteBatch;
 
-/// Maximum number of waiting batches. At a few hundred bytes each these are a few megabytes.
+/// Maximum number of waiting batches. With a few hundred bytes per batch, they use a few megabytes.
 const QUEUE_CHANGES_MAX: usize = 8_192;
-/// Maximum number of rows of one group. Beyond a few thousand, a shared sync gains nothing and
-/// delays the first batch.
+/// Maximum number of rows of one group. With more than a few thousand rows, a shared sync saves
+/// nothing more, and the first batch is delayed.
 const GROUP_ROWS_MAX: usize = 8_192;
-/// A larger batch is committed alone, so that a snapshot does not enlarge a group.
+/// Batches above this size in bytes are committed alone. Otherwise a part of a stock snapshot would
+/// delay the other batches of its group.
 const ALONE_BYTES: usize = 256 * 1_024;
 
 type Waiting = oneshot::Sender<Result<Durable, StorageError>>;
@@ -37,12 +37,12 @@ type Waiting = oneshot::Sender<Result<Durable, StorageError>>;
 /// The outcome of a durable batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Durable {
-    /// `true` if every reservation that the batch removes existed. Otherwise its units were
-    /// released before and must not be released again.
+    /// `true` if every reservation that the batch removes existed. If `false`, an earlier batch has
+    /// already released the units, and the caller must not release them again.
     pub(crate) reservations_ended: bool,
 }
 
-/// The outcome of a group. Batches are named by their index.
+/// The outcome of a group. Batches are identified by their index in the group.
 #[derive(Debug, Default)]
 pub(crate) struct Committed {
     /// Batches that wrote for slots that the volume does not own.
@@ -99,9 +99,10 @@ impl Queue {
             let _ = self.submissions.try_send(Submission::Stop);
             return;
         }
-        // The queue may be full while the thread waits for its call.
+        // The next call needs space in the queue. The queue may be full while the thread waits for
+        // the bell, so the bell is rung first.
         self.bell.ring();
-        // The call fails if the committer has stopped already.
+        // The send fails if the committer has stopped already.
         let _ = self.submissions.blocking_send(Submission::Stop);
         self.bell.end();
     }
@@ -129,26 +130,27 @@ impl Permit<'_> {
     }
 }
 
-/// Calls the committer's thread.
+/// Wakes the committer's thread when batches wait.
 ///
-/// A task of the runtime rings for all batches that were queued since it last did. It lets the
-/// tasks run that are ready first. Their batches are then in the same group.
+/// A runtime task rings the bell once for all batches queued since its last ring. Before each ring,
+/// it lets all ready tasks run, so that their batches join the same group.
 #[derive(Default)]
 struct Bell {
-    /// `true` from the first batch until the bell is rung.
+    /// `true` from the first queued batch until the runtime task rings the bell.
     is_called: AtomicBool,
-    /// `true` from the ring until the thread begins a group.
+    /// `true` from a ring of the bell until the thread begins the next group.
     has_rung: AtomicBool,
     has_ended: AtomicBool,
     called: Notify,
-    /// `true` without a runtime, or once it has ended: each batch rings.
+    /// `true` if there is no runtime task to ring the bell. Each queued batch then wakes the thread
+    /// itself.
     is_direct: AtomicBool,
-    /// The committer's thread; none in the simulation, where the committer is a task.
+    /// The committer's thread. Not set in the simulation, where the committer is a task.
     thread: OnceLock<Thread>,
 }
 
 impl Bell {
-    /// Has the bell rung for a batch that was queued.
+    /// Requests a ring of the bell for a batch that was just queued.
     fn call(&self) {
         if self.is_direct.load(Ordering::Acquire) {
             self.ring();
@@ -164,7 +166,7 @@ impl Bell {
         }
     }
 
-    /// Ends the bell's task, and the thread if no batch waits.
+    /// Ends the runtime task of the bell, and ends the thread as soon as the queue is empty.
     fn end(&self) {
         self.has_ended.store(true, Ordering::Release);
         self.called.notify_one();
@@ -172,17 +174,18 @@ impl Bell {
     }
 }
 
-/// The task that rings the bell.
+/// The runtime task that rings the bell.
 struct Ringer(Arc<Bell>);
 
 impl Ringer {
-    /// Rings for batches until the bell is ended.
+    /// Rings the bell for queued batches until `Bell::end` is called.
     async fn run(self) {
         let bell = &self.0;
         while !bell.has_ended.load(Ordering::Acquire) {
             bell.called.notified().await;
             tokio::task::yield_now().await;
-            // Cleared before the thread looks: a batch that is queued later calls again.
+            // The flag is cleared before the thread reads the queue. So a batch that the thread
+            // misses sets the flag again and causes another ring.
             bell.is_called.store(false, Ordering::Release);
             bell.ring();
         }
@@ -190,14 +193,15 @@ impl Ringer {
 }
 
 impl Drop for Ringer {
-    /// The runtime may end before the volume is closed. Batches must not wait for this task then.
+    /// Makes each batch wake the thread itself. The runtime may end before the volume is closed,
+    /// and then this task can no longer ring.
     fn drop(&mut self) {
         self.0.is_direct.store(true, Ordering::Release);
         self.0.ring();
     }
 }
 
-/// A future outcome of a batch.
+/// Receives the outcome of a queued batch.
 pub(crate) struct Ticket(oneshot::Receiver<Result<Durable, StorageError>>);
 
 impl Ticket {
@@ -206,8 +210,8 @@ impl Ticket {
         self.answer().await.map(drop)
     }
 
-    /// Waits like `durable` and returns the outcome. Cancellation safe: call it again until it
-    /// returns, and not after that.
+    /// Waits until the batch is durable or has failed, and returns the outcome. Cancellation safe:
+    /// a dropped call may be repeated. Do not call this function again after it has returned.
     pub(crate) async fn answer(&mut self) -> Result<Durable, StorageError> {
         (&mut self.0).await.unwrap_or(Err(StorageError::Closed))
     }
@@ -221,7 +225,7 @@ pub(crate) enum Worker {
 }
 
 impl Worker {
-    /// Waits for the end of the thread. A task of the simulation is not waited for.
+    /// Waits until the thread has ended. Returns at once for a task of the simulation.
     pub(crate) fn join(self) {
         match self {
             // A panic of the thread has already been reported.
@@ -261,7 +265,8 @@ pub(super) fn start(volume: Arc<VolumeTables>, log: Option<LogWriter>) -> std::i
     let thread = std::thread::Builder::new()
         .name("committer".to_owned())
         .spawn(move || committer.run())?;
-    // No batch is queued before this function returns, so no call comes before this line.
+    // No batch is queued before this function returns, so the bell is not rung before the thread is
+    // set.
     let _ = bell.thread.set(thread.thread().clone());
     if let Some(runtime) = runtime {
         runtime.spawn(Ringer(bell).run());
@@ -271,15 +276,16 @@ pub(super) fn start(volume: Arc<VolumeTables>, log: Option<LogWriter>) -> std::i
 
 struct Committer {
     volume: Arc<VolumeTables>,
-    /// The log of a volume behind an engine.
+    /// The writer of the volume's log. `None` without an engine.
     log: Option<LogWriter>,
     waiting: mpsc::Receiver<Submission>,
-    /// A large batch found while a group was gathered. It is committed alone.
+    /// A batch above `ALONE_BYTES` that was found while a group was gathered, to be committed alone
+    /// after the group.
     too_large: Option<(WriteBatch, Waiting)>,
     bell: Arc<Bell>,
-    /// `true` if a group was full, so that batches may wait for which the bell was rung.
+    /// `true` if the queue may still hold batches for which the bell has already rung.
     has_more: bool,
-    /// The runtime of the callers, if the volume was opened in one.
+    /// The runtime in which the volume was opened, if any.
     runtime: Option<Handle>,
 }
 
@@ -302,7 +308,8 @@ impl Committer {
         }
     }
 
-    /// Waits for the bell, and returns the first batch of the next group. `None` at the end.
+    /// Waits for the bell, and returns the first batch of the next group. Returns `None` once the
+    /// bell has ended and the queue is empty.
     fn next(&mut self) -> Option<Submission> {
         loop {
             let has_ended = self.bell.has_ended.load(Ordering::Acquire);
@@ -311,7 +318,8 @@ impl Committer {
                 std::thread::park();
                 continue;
             }
-            // All batches that were queued before the end are taken.
+            // The flag `has_ended` was read before the queue. So all batches that were queued
+            // before the end are returned first.
             match self.waiting.try_recv() {
                 Ok(submission) => {
                     self.has_more = true;
@@ -323,12 +331,12 @@ impl Committer {
         }
     }
 
-    /// Runs in virtual time, where the process may die before a commit, or between the commit and
-    /// its answers.
+    /// Runs the committer as a task in virtual time. The simulated process may die before a commit,
+    /// or between a commit and the answers to its callers.
     #[cfg(test)]
     async fn run_as_task(mut self, dice: crate::runtime::simulated::Dice) {
         let pause = |dice: &crate::runtime::simulated::Dice| {
-            // Now and then a disk takes long for a sync.
+            // One pause in twenty may take up to 40 ms, like a sync of a disk under load.
             let max_ms = if dice.between(0, 19) == 0 { 40 } else { 2 };
             tokio::time::sleep(std::time::Duration::from_millis(dice.between(0, max_ms)))
         };
@@ -358,7 +366,8 @@ impl Committer {
         }
     }
 
-    /// Adds the waiting batches to the group. Returns `true` if the committer must stop after it.
+    /// Adds the waiting batches to the group. Returns `true` if the committer must stop after this
+    /// group.
     fn gather(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Vec<Waiting>, first: WriteBatch) -> bool {
         let mut rows = first.rows().len();
         let alone = first.bytes() > ALONE_BYTES;
@@ -384,8 +393,8 @@ impl Committer {
         false
     }
 
-    /// Records whether the local database has failed. An engine that is away, and a volume that
-    /// another process has taken over, are no failures of this node.
+    /// Records whether the commit failed because of the local database. `EngineAway` and `Stale`
+    /// (taken over by another process) are not failures of the local database.
     fn note(&self, outcome: &Result<Committed, StorageError>, batches: usize) {
         let failed = match outcome {
             Ok(_) | Err(StorageError::EngineAway | StorageError::Stale) => false,
@@ -415,16 +424,16 @@ impl Committer {
             drop(group);
         };
         match &self.runtime {
-            // Waking a task from another thread takes a lock and often a system call. So one task
-            // is woken, and it wakes the others. The memory of the batches is also freed by the
-            // runtime's threads.
+            // Waking a task from another thread takes a lock and often a system call. So the
+            // committer wakes one task, and that task answers all callers. The task also frees the
+            // memory of the batches on a thread of the runtime.
             Some(runtime) => drop(runtime.spawn(async move { answer_all() })),
             None => answer_all(),
         }
     }
 }
 
-/// Sends each batch its outcome. A successful commit may have rejected some batches.
+/// Sends each batch its outcome. The fence may have rejected some batches of a successful commit.
 fn answer_each(answers: Vec<Waiting>, outcome: &Result<Committed, StorageError>) {
     for (at, answer) in answers.into_iter().enumerate() {
         let outcome = match outcome {
@@ -434,7 +443,7 @@ fn answer_each(answers: Vec<Waiting>, outcome: &Result<Committed, StorageError>)
             }),
             Err(error) => Err(error.clone()),
         };
-        // The caller may have gone; its batch stays committed.
+        // The send fails if the caller no longer waits. Its batch stays committed.
         let _ = answer.send(outcome);
     }
 }

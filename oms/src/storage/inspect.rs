@@ -1,6 +1,6 @@
-//! The volume's rows as JSON and text, for tools that inspect a volume's database.
+//! Converts the volume's rows to JSON and text, for tools that inspect a volume's database.
 //!
-//! The layout of the rows is known to `codec` and `write_batch`. Deliberately absent: writing.
+//! `codec` and `write_batch` define the layout of the rows. Deliberately absent: writing of rows.
 
 use imt_ring::NodeName;
 use serde_json::{Value, json};
@@ -61,7 +61,8 @@ pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value
     Some(row)
 }
 
-/// Returns a key as text if it is a number: a store, a product or a page.
+/// Returns the key of a store, a product or a page of arrivals as a decimal number. Returns `None`
+/// for all other keys.
 pub fn key_as_text(table: &str, key: &[u8]) -> Option<String> {
     match table {
         "stock" if key != CATALOGUE => Some(u32::from_be_bytes(key.try_into().ok()?).to_string()),
@@ -74,7 +75,7 @@ pub fn key_as_text(table: &str, key: &[u8]) -> Option<String> {
     }
 }
 
-/// Returns the key for a text of [`key_as_text`].
+/// Returns the key from the text that [`key_as_text`] returned for it.
 pub fn key_from_text(table: &str, text: &str) -> Option<Vec<u8>> {
     match table {
         "stock" | "stats" => Some(text.parse::<u32>().ok()?.to_be_bytes().to_vec()),

@@ -1,9 +1,9 @@
 //! The slots of a volume and the state of each: here, sealed for a move, or elsewhere.
 //!
 //! **Invariants**
-//! - A state is read and changed under the lock that also covers the queueing of rows. So a command
-//!   is queued before the seal and is copied, or it is rejected.
-//! - Rows of slots that are elsewhere are not visible and wait for cleanup.
+//! - A state is read and changed under the lock that also covers the queueing of rows. So the rows
+//!   of a command are queued before the seal and copied with the slot, or the command is rejected.
+//! - Rows of slots that are elsewhere are not visible. The cleanup removes them later.
 //!
 //! Deliberately absent: the durable record of the slots (`fence`) and the copying
 //! (`volume::migration`).
@@ -25,10 +25,11 @@ use crate::storage::write_batch::{CATALOGUE, STATS_FORGOTTEN, STOCK_HEAD, Table}
 const ELSEWHERE: u8 = 0;
 const HERE: u8 = 1;
 const SEALED: u8 = 2;
-/// Key that decides the slot of the statistics. It has a slash, so it is not an order id.
+/// Key that is hashed to find the slot of the statistics. The slash makes it different from all
+/// order ids.
 const STATISTICS: &[u8] = b"statistics/";
 
-/// The changes that a ring brings to the slots of a volume.
+/// Kinds of changes that a new ring makes to the slots of a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SlotChanges {
     pub(crate) adds: bool,
@@ -56,20 +57,20 @@ pub(crate) fn of_statistics(ring: &Ring) -> Slot {
     ring.slot_of(STATISTICS)
 }
 
-/// The destination of a row when slots move.
+/// The rule by which a row moves when slots move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Home {
-    /// Moves with this slot.
+    /// The row belongs to this slot and moves with it.
     Slot(Slot),
-    /// Is copied with any slot, because every volume has its own.
+    /// Every volume has a row with this key. Any move of slots copies it to the target.
     Copied,
-    /// Stays in its volume.
+    /// The row stays in its volume.
     Volume,
-    /// Unknown, because the row was removed and only its value names the slot.
+    /// The row was removed, and only the lost value named its slot.
     Unknown,
 }
 
-/// Returns the destination of a row. `value` is `None` if the row was removed.
+/// Returns the rule by which a row moves. `value` is `None` if the row was removed.
 pub(crate) fn home_of(
     ring: &Ring,
     table: Table,
@@ -111,25 +112,28 @@ pub(crate) fn home_of(
 /// The slots of one volume.
 pub(crate) struct Slots {
     volume: NodeName,
-    /// Any ring of the cluster. All of them assign a key to the same slot.
+    /// A ring of the cluster that is used only to find slots. All rings of a cluster assign a key
+    /// to the same slot.
     hashing: Arc<Ring>,
     ring: RwLock<Arc<Ring>>,
     states: Box<[AtomicU8]>,
-    /// The epoch of arrival of each slot that is here.
+    /// For each slot, the epoch of the ring that brought it to the volume; 0 if the slot is
+    /// elsewhere.
     epochs: Box<[AtomicU64]>,
-    /// `true` while the volume owns every slot and none is sealed. Checks need no look-up then.
+    /// `true` while the volume owns every slot and none is sealed. Checks then skip the look-up of
+    /// a slot.
     all_here: AtomicBool,
-    /// `true` if there is no other volume.
+    /// `true` if the volume owns every slot of the ring.
     alone: AtomicBool,
-    /// The move for which slots are sealed; 0 if none is sealed.
+    /// Id of the move for which slots are sealed; 0 if none is sealed.
     sealed_for: AtomicU64,
-    /// Number of rings applied.
+    /// Number of rings applied since the volume was opened.
     version: AtomicU64,
 }
 
 impl Slots {
-    /// Creates the slots that the ring assigns to a volume, with the epochs of its recorded
-    /// ownership.
+    /// Creates the slots that the ring assigns to a volume. `record` is the stored ownership, from
+    /// which the epochs are taken.
     pub(crate) fn of(ring: Arc<Ring>, volume: &NodeName, record: Option<&SlotOwnership>) -> Slots {
         let known = |slot: u32| record.and_then(|record| record.0.get(slot as usize)).copied();
         let slots = Slots {
@@ -158,8 +162,8 @@ impl Slots {
         Slots::of(Arc::new(ring), &name, None)
     }
 
-    /// Applies a ring: the volume has exactly the slots that the ring assigns to it, and none is
-    /// sealed. Call this under the lock that covers the queueing of rows.
+    /// Applies a ring: the volume then has exactly the slots that the ring assigns to it, and none
+    /// is sealed. Call this under the lock that covers the queueing of rows.
     pub(crate) fn follow(&self, ring: &Arc<Ring>) {
         let mut count = 0;
         for ((slot, state), since) in (0..).zip(&self.states).zip(&self.epochs) {
@@ -168,7 +172,7 @@ impl Slots {
             if !is_here {
                 since.store(0, Ordering::Release);
             } else if since.load(Ordering::Acquire) == 0 {
-                // Epochs begin with 1, because 0 means that the slot is not here.
+                // An epoch is at least 1, because 0 means that the slot is elsewhere.
                 since.store(ring.epoch().0.max(1), Ordering::Release);
             }
             state.store(if is_here { HERE } else { ELSEWHERE }, Ordering::Release);
@@ -181,7 +185,7 @@ impl Slots {
         self.version.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Compares the slots of the volume with those that a ring assigns to it.
+    /// Compares the slots of this volume with those that a ring assigns to it.
     pub(crate) fn differences(&self, ring: &Ring) -> SlotChanges {
         let mut changes = SlotChanges::default();
         for (slot, state) in (0..).zip(&self.states) {
@@ -193,7 +197,7 @@ impl Slots {
         changes
     }
 
-    /// Returns the slots of this volume that a ring assigns to others.
+    /// Returns the slots of this volume that a ring assigns to other volumes.
     pub(crate) fn lost(&self, ring: &Ring) -> impl Iterator<Item = Slot> {
         let here = (0..).zip(&self.states);
         let here = here.filter(|(_, state)| state.load(Ordering::Acquire) != ELSEWHERE);
@@ -201,7 +205,7 @@ impl Slots {
             .filter(|slot| ring.owner(*slot).map_or(true, |owner| *owner != self.volume))
     }
 
-    /// Returns the ownership to record: the slots that are here and not sealed.
+    /// Returns the slot ownership to store: the slots that are here and not sealed.
     pub(crate) fn record(&self) -> SlotOwnership {
         let epoch = |(state, since): (&AtomicU8, &AtomicU64)| {
             let is_here = state.load(Ordering::Acquire) == HERE;
@@ -257,12 +261,12 @@ impl Slots {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Returns `true` if this volume owns every slot.
+    /// Returns `true` if this volume owns every slot of the ring.
     pub(crate) fn is_alone(&self) -> bool {
         self.alone.load(Ordering::Acquire)
     }
 
-    /// Returns the destination of a row. `value` is `None` if the row was removed.
+    /// Returns the rule by which a row moves. `value` is `None` if the row was removed.
     pub(crate) fn home_of(
         &self,
         table: Table,
@@ -281,7 +285,7 @@ impl Slots {
         self.states[slot.0 as usize].load(Ordering::Acquire)
     }
 
-    /// Rejects a command of an order if its slot is not here or is sealed.
+    /// Returns an error if the slot of an order is elsewhere or sealed.
     pub(crate) fn check_order(&self, order: &OrderId) -> Result<(), StorageError> {
         if self.all_here.load(Ordering::Acquire) || self.state(of_order(&self.hashing, order)) == HERE {
             Ok(())
@@ -290,7 +294,8 @@ impl Slots {
         }
     }
 
-    /// Returns `true` if a store is here. Rejects the call while the store's slot is sealed.
+    /// Returns `true` if a store is here and `false` if it is elsewhere. Returns an error while the
+    /// store's slot is sealed.
     pub(crate) fn check_store(&self, store: u32) -> Result<bool, StorageError> {
         if self.all_here.load(Ordering::Acquire) {
             return Ok(true);
@@ -302,7 +307,7 @@ impl Slots {
         }
     }
 
-    /// Rejects a change of the statistics if their slot is not here or is sealed.
+    /// Returns an error if the slot of the statistics is elsewhere or sealed.
     pub(crate) fn check_statistics(&self) -> Result<(), StorageError> {
         if self.all_here.load(Ordering::Acquire) || self.state(of_statistics(&self.hashing)) == HERE {
             Ok(())
@@ -336,7 +341,7 @@ impl Slots {
         self.sealed_for.load(Ordering::Acquire) > 0
     }
 
-    /// Returns the move for which slots are sealed, if any.
+    /// Returns the id of the move for which slots are sealed, if any.
     pub(crate) fn sealed_for(&self) -> Option<u64> {
         Some(self.sealed_for.load(Ordering::Acquire)).filter(|id| *id > 0)
     }
@@ -352,7 +357,7 @@ impl Slots {
         }
     }
 
-    /// Seals all slots, because the volume will be closed.
+    /// Seals all slots, so that no further rows are queued before the volume is closed.
     pub(crate) fn seal_all(&self) {
         self.seal(0..self.states.len() as u32, u64::MAX);
     }

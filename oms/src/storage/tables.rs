@@ -1,14 +1,15 @@
-//! The tables of a volume's database, and the commit of a group to them.
+//! The tables of a volume's database, and the commit of a group of batches to these tables.
 //!
-//! A commit has three steps: the rows of the group, the log, and publishing. Without an engine,
-//! microdb's own log makes the rows durable while they are published. Behind an engine, the
-//! volume's log makes them durable first, and the database is written without a sync.
+//! A commit has three steps: collect the rows of the group, make them durable in a log, and publish
+//! them in the database. Without an engine, microdb's own log makes the rows durable while they are
+//! published. Behind an engine, the volume's log makes them durable first, and the database is then
+//! written without a sync.
 //!
 //! **Invariants**
-//! - Readers see a row once it is durable.
+//! - Readers see a row only after it is durable.
 //! - Without an engine, no row is copied and nothing is allocated for a log.
 //!
-//! Deliberately absent: the reading of rows for their meaning (`volume`).
+//! Deliberately absent: the interpretation of the rows (`volume`).
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,16 +36,16 @@ use crate::storage::write_batch::{COUNTERS, Row, SLOTS, TABLES, Table, WriteBatc
 /// Pause between two attempts to write durable rows to a full disk.
 const PUBLISH_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// The state that readers and the committer share.
+/// The database, with the state that its readers and the committer share.
 pub(super) struct VolumeTables {
     pub(super) db: Db,
     handles: Vec<microdb::Table>,
     counters: Mutex<Counters>,
-    /// The slot ownership of the last commit that changed it. While there is none, every fence is
+    /// The slot ownership of the last commit that changed it. While it is `None`, every fence is
     /// admitted.
     record: Mutex<Option<SlotOwnership>>,
     pub(super) failed: AtomicBool,
-    /// Counters of the volume's commits, once a server has set them.
+    /// Counters of the volume's commits. Not set before the volume is served.
     pub(super) commit_counters: OnceLock<Arc<VolumeCounters>>,
 }
 
@@ -54,8 +55,8 @@ impl VolumeTables {
     }
 
     pub(super) fn counters(&self) -> parking_lot::MutexGuard<'_, Counters> {
-        // The counters are replaced as a whole, so a panic elsewhere cannot leave them half
-        // changed.
+        // The counters are always replaced as a whole, so a panic of another thread cannot leave
+        // them half changed.
         self.counters.lock()
     }
 
@@ -64,7 +65,7 @@ impl VolumeTables {
     }
 }
 
-/// The rows of a group, ready to be published.
+/// The rows of a group after the check of the fences, ready to be published.
 pub(super) struct Prepared<'a> {
     rows: microdb::Batch,
     counters: Counters,
@@ -73,18 +74,19 @@ pub(super) struct Prepared<'a> {
 }
 
 impl VolumeTables {
-    /// Commits batches as one database batch, without those that the fence rejects. The database's
-    /// own log makes them durable.
+    /// Commits the batches of a group as one microdb batch, except for those that the fence
+    /// rejects. microdb's own log makes the rows durable.
     pub(super) fn commit(&self, group: &[WriteBatch]) -> Result<Committed, StorageError> {
         match self.rows_of(group, None) {
-            // Durable and visible from here: microdb publishes a durable commit after its sync.
+            // The rows are durable and visible after this call: microdb publishes a durable commit
+            // after its sync.
             Ok(prepared) => self.publish(prepared, None),
             Err(all_rejected) => Ok(all_rejected),
         }
     }
 
-    /// Collects the rows of a group, without the batches that the fence rejects, and appends them
-    /// to `body` too. Fails if all batches are rejected.
+    /// Collects the rows of a group, except for the batches that the fence rejects. Also appends
+    /// these rows to `body`, if given. Returns an error if all batches are rejected.
     fn rows_of<'a>(
         &self,
         group: &'a [WriteBatch],
@@ -145,8 +147,9 @@ impl VolumeTables {
         })
     }
 
-    /// Makes the rows of a group visible. Behind a log, which has made them durable already, the
-    /// database is written without a sync and notes the log's position.
+    /// Makes the rows of a group visible. With a `position`, the volume's log has already made the
+    /// rows durable. Then the database is written without a sync, and the position is stored with
+    /// the rows.
     fn publish(
         &self,
         prepared: Prepared<'_>,
@@ -176,13 +179,15 @@ impl VolumeTables {
         rows.put(self.table(Table::Meta), POSITION, row);
     }
 
-    /// Commits batches as one entry of the log, and then publishes them.
+    /// Appends the batches as one entry to the volume's log, and publishes them once the entry is
+    /// durable.
     pub(super) async fn commit_logged(
         &self,
         log: &mut LogWriter,
         group: &[WriteBatch],
     ) -> Result<Committed, StorageError> {
-        // A row adds at most its table and two lengths to the bytes of a batch.
+        // In the body, a row takes at most 8 bytes more than in its batch: the table and two
+        // lengths.
         let expected = group.iter().map(|batch| batch.bytes() + 8 * batch.rows().len());
         let mut body = BodyWriter::with_capacity(256 + expected.sum::<usize>());
         let prepared = match self.rows_of(group, Some(&mut body)) {
@@ -204,8 +209,8 @@ impl VolumeTables {
         let Err(mut fault) = self.publish(prepared, Some(&logged.position)) else {
             return Ok(committed);
         };
-        // The rows are durable, so their callers must not get an error while the local database can
-        // still take them.
+        // The rows are durable in the log, so the callers must not get an error. On a full disk,
+        // the local database is tried again until it accepts the rows.
         while fault.is_full_disk() && !log.status().is_stopping() {
             self.failed.store(true, Ordering::Relaxed);
             log.status().set_away(true);
@@ -242,7 +247,7 @@ impl VolumeTables {
     }
 }
 
-/// Rows that are copied from a log or from an engine's rows.
+/// Rows copied from a log or from the engine's table of rows, to be written in one commit.
 pub(super) struct CopyBatch<'a> {
     tables: &'a VolumeTables,
     rows: microdb::Batch,
@@ -270,7 +275,7 @@ impl CopyBatch<'_> {
         })
     }
 
-    /// Writes the rows together with the position that they lead to.
+    /// Writes the rows without a sync, together with the log position that they reach.
     pub(super) fn commit_at(mut self, position: &Position) -> Result<(), StorageError> {
         self.tables.put_position(&mut self.rows, position);
         self.commit()
@@ -348,8 +353,8 @@ impl VolumeTables {
 
     /// Closes the database.
     pub(super) fn close(&self) -> Result<(), StorageError> {
-        // A stop has already written a checkpoint, and a handover waits for this call and the next
-        // open.
+        // No checkpoint here: a stopping node has already written one, and the next server of the
+        // volume waits for this call.
         let closed = self.db.clone().close_quickly();
         closed.map_err(|source| StorageError::Commit {
             source: Arc::new(source),

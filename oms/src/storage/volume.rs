@@ -1,4 +1,4 @@
-//! The database of one volume: its tables and the reading of its rows.
+//! The database of one volume: opens and closes it, and reads its rows.
 //!
 //! | table | key | value (`codec`) |
 //! | --- | --- | --- |
@@ -7,9 +7,9 @@
 //! | `reservations` | order id `/` store | reserved lines, with a nonce if another volume asked |
 //! | `outbox` | order id `/` kind | state and tries of a message |
 //! | `deliveries` | order id `/` store | units that left and are not counted by the snapshot |
-//! | `stock` | `catalogue` | products by row |
-//! | `stock` | store, u32 big-endian | quantities by row, and the last delivery they count |
-//! | `stats` | product, u32 big-endian | sums of the product |
+//! | `stock` | `catalogue` | product ids, in the order of the rows of the stock matrix |
+//! | `stock` | store, u32 big-endian | quantities in that order, and the last delivery they count |
+//! | `stats` | product, u32 big-endian | units sold and revenue of the product |
 //! | `stat_files` | file name | time of the import; kept for a week to detect repeated files |
 //! | `answers` | idempotency key | the request and its response, kept for a day |
 //! | `settlements` | order id | the end of a reservation in a store of another volume |
@@ -19,8 +19,8 @@
 //! | `meta` | see `write_batch` | counters, slot ownership, snapshot head, migration state |
 //!
 //! **Invariants**
-//! - A reservation exists while its order is open. With a nonce it exists until the order's volume
-//!   has answered that it is not needed.
+//! - A reservation without a nonce exists while its order is open. With a nonce it exists until the
+//!   order's volume has answered that the reservation is no longer needed.
 //! - A message exists while the warehouse must still receive it. A settlement exists until the
 //!   other volume has confirmed it.
 //! - Pages of arrivals list all orders by time of arrival.
@@ -55,7 +55,7 @@ use crate::storage::owned_slots::Slots;
 use crate::storage::tables::VolumeTables;
 use crate::storage::write_batch::{BORROWER, CATALOGUE, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
 
-/// The part of a volume's state that is kept in memory.
+/// The rows that a volume server keeps in memory, as read when it starts.
 pub(crate) struct Loaded {
     pub(crate) snapshot: StockSnapshot,
     pub(crate) stock_head: StockHead,
@@ -72,20 +72,21 @@ pub(crate) struct Loaded {
     pub(crate) sums: SumsByProduct,
 }
 
-/// An open volume.
+/// An open volume with its committer.
 pub(crate) struct Volume {
     pub(super) volume: Arc<VolumeTables>,
     queue: Queue,
     committer: Mutex<Option<group_commit::Worker>>,
-    /// First page of arrivals that can have orders of a migration that is not activated yet.
+    /// First page of arrivals that may list orders of a migration before its activation. `u64::MAX`
+    /// without such a migration.
     pub(crate) first_inactive_page: AtomicU64,
-    /// The right to serve the volume. Without a lease, the open database is the right.
+    /// The right to serve the volume. `None` if the lock of the open database is this right.
     lease: Option<Lease>,
-    /// The state of the log's writer, if the volume is behind an engine.
+    /// The state of the writer of the volume's log. `None` without an engine.
     log_status: Option<Arc<LogStatus>>,
 }
 
-/// Returns `true` while this process has the right to serve the volume.
+/// A function that returns `true` while this process has the right to serve the volume.
 type Lease = Box<dyn Fn() -> bool + Send + Sync>;
 
 impl Volume {
@@ -105,7 +106,8 @@ impl Volume {
         Volume::start(tables, None)
     }
 
-    /// Serves a cache that is up to date, with the right to append to its log.
+    /// Opens a volume behind an engine. `cache` has the rows of all log entries, and `log` has the
+    /// right to append to the log.
     pub(crate) fn behind_log(cache: Cache, log: LogWriter) -> Result<Volume, StorageError> {
         Volume::start(cache.0, Some(log))
     }
@@ -126,7 +128,7 @@ impl Volume {
         })
     }
 
-    /// Counts further commits with these counters. Only the first call has an effect.
+    /// Sets the counters in which further commits are counted. Only the first call has an effect.
     pub(crate) fn count_commits(&self, counters: &Arc<VolumeCounters>) {
         let _ = self.volume.commit_counters.set(Arc::clone(counters));
     }
@@ -139,20 +141,20 @@ impl Volume {
         }
     }
 
-    /// Returns `true` if no other process can have the volume yet. Call this after a read and
-    /// before responding: the lease may have been lost in between. Commits need no such call,
+    /// Returns `true` if no other process can be serving the volume yet. Call this after a read and
+    /// before responding: the lease may have been lost in between. Commits do not need this check,
     /// because they are fenced.
     pub(crate) fn is_ours(&self) -> bool {
         seeded("reads-not-fenced") || (self.lease.as_ref().is_none_or(|lease| lease()) && !self.has_ended())
     }
 
-    /// Returns `true` once another process has taken the volume, or its local database has failed
-    /// behind a log. It can only be closed, and opened again where it belongs.
+    /// Returns `true` once a volume behind an engine can no longer commit, for example because
+    /// another process has taken it over. The volume can then only be closed.
     pub(crate) fn has_ended(&self) -> bool {
         self.log_status.as_ref().is_some_and(|status| status.has_ended())
     }
 
-    /// Fails while the engine does not answer.
+    /// Returns an error while the engine does not answer.
     pub(crate) fn check_engine(&self) -> Result<(), StorageError> {
         match &self.log_status {
             Some(status) if status.is_away() => Err(StorageError::EngineAway),
@@ -160,8 +162,8 @@ impl Volume {
         }
     }
 
-    /// Returns a permit to submit a batch, or `Busy` if the queue is full. While the engine does
-    /// not answer, no batch is taken.
+    /// Returns a permit to submit a batch, or `Busy` if the queue is full. Returns `EngineAway`
+    /// while the engine does not answer.
     pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StorageError> {
         self.check_engine()?;
         self.queue.try_permit()
@@ -177,7 +179,7 @@ impl Volume {
         self.queue.waiting()
     }
 
-    /// Commits the queued batches, closes the volume and releases its lock, even if other
+    /// Commits the queued batches, closes the database and releases its lock, even if other
     /// references to the volume exist. Blocks.
     pub(crate) fn close(&self) -> Result<(), StorageError> {
         if let Some(status) = &self.log_status {
@@ -244,7 +246,8 @@ impl Volume {
         Ok(names.into_iter().flatten().collect())
     }
 
-    /// Returns the newest name of a statistics file that is no longer stored.
+    /// Returns the newest of all names of statistics files that were stored and then removed again.
+    /// `None` if no name was removed yet.
     pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StorageError> {
         let row = self.volume.table(Table::Meta).get(STATS_FORGOTTEN);
         let row = row.map_err(reading("meta"))?;
@@ -263,7 +266,7 @@ impl Volume {
             .map_err(|fault| broken("answers", key.as_bytes(), fault))
     }
 
-    /// Returns the idempotency keys of responses from outside these times (UTC milliseconds).
+    /// Returns the idempotency keys with a response from a time outside `kept` (UTC milliseconds).
     pub(crate) fn answers_outside(&self, kept: &RangeInclusive<u64>) -> Result<Vec<Vec<u8>>, StorageError> {
         let keys = self.scan(Table::Answers, |key, value| {
             let at_ms = codec::decode_answer(value)?.at_ms;
@@ -277,7 +280,8 @@ impl Volume {
         self.volume.failed.load(Ordering::Relaxed)
     }
 
-    /// Returns the volume's slot ownership as of the last commit. `None` if no commit has set it.
+    /// Returns the volume's slot ownership as of the last commit. `None` if no commit has ever set
+    /// it.
     pub(crate) fn slot_ownership(&self) -> Option<SlotOwnership> {
         self.volume.record().clone()
     }
@@ -312,7 +316,7 @@ impl Volume {
         self.log_status.is_some()
     }
 
-    /// Returns the products of the stock by row.
+    /// Returns the product ids in the order of the rows of the stock matrix.
     pub(crate) fn catalogue(&self) -> Result<Vec<u32>, StorageError> {
         let row = self.volume.table(Table::Stock).get(CATALOGUE);
         match row.map_err(reading("stock"))? {
@@ -340,7 +344,7 @@ impl Volume {
         Ok(StockSnapshot::from_rows(self.catalogue()?, columns))
     }
 
-    /// Returns the current snapshot, with the stores of these slots.
+    /// Returns the current stock of the stores in these slots.
     pub(crate) fn snapshot(&self, slots: &Slots) -> Result<StockSnapshot, StorageError> {
         let products = self.catalogue()?;
         let columns = self.scan(Table::Stock, |key, value| {
@@ -364,7 +368,8 @@ impl Volume {
         ))
     }
 
-    /// Returns the facts about the current snapshot.
+    /// Returns the facts about the current stock snapshot, such as the last delivery that it
+    /// counts.
     pub(crate) fn stock_head(&self) -> Result<StockHead, StorageError> {
         match self.note(STOCK_HEAD)? {
             None => Ok(StockHead::default()),
@@ -372,7 +377,7 @@ impl Volume {
         }
     }
 
-    /// Reads the part of the state that is kept in memory. The time depends on open orders and
+    /// Reads the rows that are kept in memory. The time depends on the number of open orders and
     /// products, not on the number of all orders.
     pub(crate) fn load(&self, slots: &Slots) -> Result<Loaded, StorageError> {
         let stock_head = self.stock_head()?;
@@ -434,8 +439,8 @@ impl Volume {
         self.volume.meta(key)
     }
 
-    /// Passes every row of a table to `take`, unordered, as of one moment, rows of other slots
-    /// included.
+    /// Passes every row of a table to `take`, unordered, as of one moment. Rows of slots that the
+    /// volume does not own are included.
     pub(crate) fn each_row<E: From<StorageError>>(
         &self,
         table: Table,
@@ -474,7 +479,7 @@ pub(crate) fn order_id(key: &[u8]) -> Result<OrderId, DecodeError> {
     OrderId::parse(text).map_err(|_| fault)
 }
 
-/// Parses the number in a key.
+/// Parses a key of four bytes, big-endian: a store or a product.
 pub(crate) fn u32_key(key: &[u8]) -> Result<u32, DecodeError> {
     let key = key.try_into().map_err(|_| DecodeError {
         offset: 0,

@@ -1,7 +1,7 @@
 //! A write batch: rows that become durable together or not at all, with their fence.
 //!
-//! Methods are named by the meaning of their rows. All keys and values share one buffer, because
-//! every order makes a batch and allocations are on its path.
+//! Methods are named by the meaning of the rows that they add. All keys and values share one
+//! buffer, because every order creates a batch, and each allocation would delay it.
 //!
 //! Deliberately absent: the layout of the values (`codec`) and the commit (`group_commit`).
 
@@ -76,39 +76,40 @@ pub(crate) const TABLES: [(Table, &str); 14] = [
     (Table::Spent, "spent"),
 ];
 
-/// Key of the products by row.
+/// Key of the product ids, in the order of the rows of the stock matrix.
 pub(crate) const CATALOGUE: &[u8] = b"catalogue";
 /// Key of the volume's counters.
 pub(crate) const COUNTERS: &[u8] = b"book";
-/// Key of the facts about the current snapshot.
+/// Key of the facts about the current stock snapshot.
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
-/// Key of the migration in progress, with its order counts (`volume::migration`).
+/// Key of the migration in progress, with the counts of its orders (`volume::migration`).
 pub(crate) const ARRIVING: &[u8] = b"arriving";
 /// Key of the volume's slot ownership.
 pub(crate) const SLOTS: &[u8] = b"slots";
-/// Key that exists while rows of slots of other volumes may remain here.
+/// Key that exists while the volume may still have rows of slots that it does not own.
 pub(crate) const CLEANUP: &[u8] = b"purge";
 /// Key of the volume's incarnation as a borrower of units.
 pub(crate) const BORROWER: &[u8] = b"borrower";
-/// Key of the newest name of a statistics file that is no longer stored.
+/// Key of the newest of all names of statistics files that were stored and then removed again.
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
-/// Size of one part of a snapshot. Orders that arrive during the upload share the sync of a part,
-/// and a disk writes this much in about the time of a sync. Tests use small stocks, and the small
-/// value gives them more places to crash.
+/// Size in bytes at which a part of a stock snapshot is complete. A disk writes such a part in
+/// about the time of a sync, so orders that share its sync are hardly delayed. Tests have small
+/// stocks and use small parts, so that a crash can happen between many parts.
 const PART_BYTES: usize = if cfg!(test) { 16 } else { 128 * 1_024 };
 
 /// Changes of a volume's counters of orders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OrderCounts {
-    /// Change of the number of orders in each state, in the order of `State::ALL`.
+    /// For each state in the order of `State::ALL`, the change of the number of orders.
     pub(crate) by_state: [i64; State::ALL.len()],
-    /// Change of the number of payments to refund beside those that paid an order.
+    /// Change of the number of payments to refund, without those of orders in the state
+    /// `refund_wanted`.
     pub(crate) extra_payments: i64,
 }
 
 impl OrderCounts {
-    /// Adds an order (`times` 1) or subtracts it (-1).
+    /// Counts an order `times` times. With -1, subtracts the order.
     pub(crate) fn count(&mut self, order: &Order, times: i64) {
         self.by_state[order.state as usize] += times;
         self.extra_payments += times * order.extra_payments.len() as i64;
@@ -122,7 +123,7 @@ impl OrderCounts {
     }
 }
 
-/// The position of a row's key and value in the buffer.
+/// The position of a row's key and value in the shared buffer.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     table: Table,
@@ -132,7 +133,7 @@ struct Span {
     end: u32,
 }
 
-/// A row to be written.
+/// A row to be written or removed.
 #[derive(Debug)]
 pub(crate) struct Row<'a> {
     pub(crate) table: Table,
@@ -153,27 +154,26 @@ pub(crate) struct WriteBatch {
     extra_payments: i64,
     stat_files: i64,
     expired_page: Option<u64>,
-    /// Slots that the volume must own for the commit: usually those of an order and of a store.
+    /// Slots that the volume must own at commit: usually those of an order and of a store.
     fences: [Option<Fence>; 2],
-    /// Fields that few batches need.
+    /// Further fences and the fields of migrations, allocated only for batches that need them.
     rare: Option<Box<Rare>>,
 }
 
-/// The additional fields of batches for stock and migrations.
 #[derive(Debug, Default)]
 struct Rare {
     fences: Vec<Fence>,
     /// The slot ownership after this batch.
     record: Option<SlotOwnership>,
-    /// Orders from another volume, for a page of arrivals. They are counted when they are
-    /// activated.
+    /// Ids of orders that came from another volume, for the page of arrivals of this commit. The
+    /// counters include these orders only after activation.
     migrated_in: Vec<OrderId>,
-    /// Counts of orders from other volumes, minus those that moved there.
+    /// Change of the volume's counters by orders that came from other volumes or moved there.
     counts: OrderCounts,
 }
 
 impl WriteBatch {
-    /// Creates an empty batch with room for the rows of a new order.
+    /// Creates an empty batch with enough capacity for the rows of a new order.
     pub(crate) fn of_order() -> WriteBatch {
         WriteBatch {
             rows: Vec::with_capacity(4),
@@ -196,13 +196,13 @@ impl WriteBatch {
         self.bytes.len()
     }
 
-    /// Returns the ids for the page of arrivals of this commit.
+    /// Returns the ids to list on the page of arrivals of this commit.
     pub(crate) fn arrived(&self) -> impl Iterator<Item = &OrderId> {
         let migrated_in = self.rare.iter().flat_map(|rare| &rare.migrated_in);
         self.arrived.iter().chain(migrated_in)
     }
 
-    /// Applies the batch to the counters.
+    /// Adds the changes of the batch to the counters.
     pub(crate) fn count(&self, counters: &mut Counters) {
         if let Some((before, after)) = self.moved {
             if let Some(before) = before {
@@ -228,7 +228,7 @@ impl WriteBatch {
         self.row(table, |bytes| bytes.extend_from_slice(key), Some(write));
     }
 
-    /// Adds a row with the bytes that it had in another volume.
+    /// Adds a row with an encoded value, such as a row copied from another volume.
     pub(crate) fn put_raw(&mut self, table: Table, key: &[u8], value: &[u8]) {
         self.put(table, key, |row| row.extend_from_slice(value));
     }
@@ -265,7 +265,7 @@ impl WriteBatch {
         });
     }
 
-    /// Writes an order. `before` is its former version, `None` for a new order.
+    /// Writes an order. `before` is its former version, or `None` for a new order.
     pub(crate) fn order(&mut self, order: &Order, before: Option<&Order>) {
         self.put(Table::Orders, order.id.as_bytes(), |row| {
             codec::encode_order(order, row);
@@ -283,7 +283,8 @@ impl WriteBatch {
         self.reserve_for(&order.id, store, &order.lines, None);
     }
 
-    /// Adds a reservation, made by the order's own command or (with a nonce) for another volume.
+    /// Adds a reservation. The nonce is that of the request of another volume, or `None` if the
+    /// order is in this volume.
     pub(crate) fn reserve_for(&mut self, order: &OrderId, store: u32, lines: &[Line], nonce: Option<u64>) {
         self.row(
             Table::Reservations,
@@ -351,22 +352,24 @@ impl WriteBatch {
         self.rare.get_or_insert_default()
     }
 
-    /// Adds an order from another volume to the page of arrivals. The caller adds its row.
+    /// Adds an order that came from another volume to the page of arrivals. The caller adds the
+    /// order's own row.
     pub(crate) fn add_arrival(&mut self, order: OrderId) {
         self.rare().migrated_in.push(order);
     }
 
-    /// Adds the counts of activated orders from other volumes.
+    /// Adds the counts of orders that came from other volumes and are now activated.
     pub(crate) fn add_counts(&mut self, counts: &OrderCounts) {
         self.rare().counts.add(counts);
     }
 
-    /// Subtracts an order that moved to another volume from the counts. The caller removes its row.
+    /// Subtracts an order that moved to another volume from the counters. The caller removes the
+    /// order's row.
     pub(crate) fn subtract_order(&mut self, order: &Order) {
         self.rare().counts.count(order, -1);
     }
 
-    /// Adds a fence: the batch is rejected unless the volume owns that slot.
+    /// Adds a fence. The commit rejects the batch unless the volume owns the slot of the fence.
     pub(crate) fn fence(&mut self, fence: Fence) {
         match self.fences.iter_mut().find(|free| free.is_none()) {
             Some(free) => *free = Some(fence),
@@ -396,13 +399,14 @@ impl WriteBatch {
         self.rows.is_empty()
     }
 
-    /// Adds the number of statistics files that moved here with the statistics; negative if they
-    /// left.
+    /// Adds `count` to the number of statistics files. `count` is positive if the statistics moved
+    /// to this volume, and negative if they left.
     pub(crate) fn stat_files_moved(&mut self, count: i64) {
         self.stat_files += count;
     }
 
-    /// Removes a reservation. The outcome of the commit (`Durable`) tells whether it existed.
+    /// Removes a reservation. The outcome of the commit (`Durable`) says if the reservation
+    /// existed.
     pub(crate) fn unreserve(&mut self, order: &OrderId, store: u32) {
         self.row(
             Table::Reservations,
@@ -429,7 +433,7 @@ impl WriteBatch {
         );
     }
 
-    /// Adds a delivery that no snapshot counts yet.
+    /// Adds a delivery that no stock snapshot counts yet.
     pub(crate) fn delivery(&mut self, order: &OrderId, delivery: &Delivery) {
         self.row(
             Table::Deliveries,
@@ -438,7 +442,7 @@ impl WriteBatch {
         );
     }
 
-    /// Removes a delivery that a snapshot counts.
+    /// Removes a delivery that a stock snapshot counts.
     pub(crate) fn forget_delivery(&mut self, order: &OrderId, store: u32) {
         self.row(
             Table::Deliveries,
@@ -447,7 +451,8 @@ impl WriteBatch {
         );
     }
 
-    /// Replaces the whole stock. `stores_before` are the stores of the former one.
+    /// Replaces the whole stock. `stores_before` are the stores of the former stock. Their rows are
+    /// removed if the new stock lacks them.
     pub(crate) fn stock(&mut self, snapshot: &StockSnapshot, stores_before: &[u32]) {
         self.catalogue(snapshot.products());
         snapshot.each_store(|store, quantities| self.store(store, quantities, snapshot.counted_to(store)));
@@ -458,7 +463,8 @@ impl WriteBatch {
         }
     }
 
-    /// Replaces some stores of the stock. New products follow the known ones.
+    /// Replaces the quantities of the stores in `touched`. In `snapshot`, new products come after
+    /// the known ones, so the rows of other stores stay valid.
     pub(crate) fn stores(&mut self, snapshot: &StockSnapshot, touched: &BTreeSet<u32>) {
         self.catalogue(snapshot.products());
         snapshot.each_store(|store, quantities| {
@@ -468,16 +474,16 @@ impl WriteBatch {
         });
     }
 
-    /// Writes the products by row.
+    /// Writes the product ids in the order of the rows of the stock matrix.
     pub(crate) fn catalogue(&mut self, products: &[u32]) {
         self.put(Table::Stock, CATALOGUE, |row| {
             codec::encode_catalogue(products, row);
         });
     }
 
-    /// Returns the stores of a whole stock in parts of a bounded size. Use this only if the former
-    /// stock has the same products and stores in the same rows. Only then is every part valid
-    /// alone.
+    /// Returns the quantities of all stores as several batches of a bounded size. Use this only if
+    /// the former stock has the same stores, and the same products in the same order. Otherwise a
+    /// crash between two parts would leave an invalid stock.
     pub(crate) fn stock_in_parts(snapshot: &StockSnapshot) -> Vec<WriteBatch> {
         let mut parts = vec![WriteBatch::default()];
         snapshot.each_store(|store, quantities| {
@@ -492,7 +498,7 @@ impl WriteBatch {
         parts
     }
 
-    /// Writes a store's quantities by row.
+    /// Writes the quantities of one store.
     pub(crate) fn column(&mut self, column: &Column) {
         self.store(column.store, &column.quantities, column.counted_to);
     }
@@ -503,12 +509,12 @@ impl WriteBatch {
         });
     }
 
-    /// Writes the facts about the current snapshot.
+    /// Writes the facts about the current stock snapshot.
     pub(crate) fn stock_head(&mut self, head: &StockHead) {
         self.put(Table::Meta, STOCK_HEAD, |row| codec::encode_stock_head(head, row));
     }
 
-    /// Writes the new sums after a statistics file, with the name of the file.
+    /// Writes the sums of products after a statistics file was added, and the name of the file.
     pub(crate) fn stat_file(&mut self, name: &str, added_at_ms: u64, sums: &SumsByProduct) {
         for (product, sums) in sums {
             self.put(Table::Stats, &product.to_be_bytes(), |row| {
@@ -521,7 +527,7 @@ impl WriteBatch {
         self.stat_files += 1;
     }
 
-    /// Removes names of statistics files. `mark` is the newest name removed so far
+    /// Removes stored names of statistics files. `mark` is the newest of all names removed so far
     /// (`stat_import::name`).
     pub(crate) fn forget_stat_files<'a>(
         &mut self,

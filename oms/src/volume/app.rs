@@ -18,21 +18,22 @@ use crate::volume::jobs::stat_import::importer::Importer;
 use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
-/// Maximum number of stock snapshots being received at a time. Each takes some megabytes. The
-/// second one is for a sender that tries again while its first upload is still being read.
+/// Maximum number of stock snapshots that are received at the same time. Each uses some megabytes
+/// of memory. The limit is two, so that a sender may try again while its first upload is still
+/// being read.
 pub(crate) const SNAPSHOTS_ARRIVING_MAX: usize = 2;
 
 /// The state that all operations on one volume share.
 pub(crate) struct App {
-    /// Name of the volume.
+    /// Name of the served volume.
     pub(crate) volume: String,
     pub(crate) up_since_ms: u64,
-    /// Random number that distinguishes this instance from earlier ones over the same volume.
+    /// Random number that distinguishes this server of the volume from its earlier servers.
     pub(crate) incarnation: u64,
     pub(crate) transactors: Arc<Transactors>,
     pub(crate) statistics: Arc<RwLock<Statistics>>,
     pub(crate) counters: Arc<VolumeCounters>,
-    /// Adds files to the statistics, if this volume has them.
+    /// Adds statistics files, if this volume has the slot of the statistics.
     pub(crate) stat_files: Arc<Importer>,
     pub(crate) snapshot_turns: Semaphore,
     /// Locked while a stock upload is being applied.
@@ -41,7 +42,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Returns the shared state over the transactors of a volume.
+    /// Creates the shared state of a volume with these transactors.
     pub(crate) fn new(
         volume: String,
         transactors: Arc<Transactors>,
@@ -89,7 +90,7 @@ pub(crate) struct Claim<'a> {
 }
 
 impl InProgress {
-    /// Reserves a key. Returns `None` if a request with it is in progress.
+    /// Reserves a key. Returns `None` if another request with this key is in progress.
     pub(crate) fn claim<'a>(&'a self, key: &'a str) -> Option<Claim<'a>> {
         let mut keys = self.0.lock();
         keys.insert(key.to_owned()).then_some(Claim { of: self, key })

@@ -1,15 +1,15 @@
 //! The owner's side of the stock copies that other nodes keep (`control::stock_copies`).
 //!
-//! A copy asks for the changes since its position. The owner answers after a group commit that
-//! changed the stock, but not sooner than `ANSWER_SPACING` after its previous answer, and after
-//! `ANSWER_AFTER` in any case. So a copy gets the changes of many orders together, has one request
-//! open at a time, and knows that its answer is not older than its own request.
+//! A copy requests the changes since its position. The owner answers after a group commit that
+//! changed the stock, but not sooner than `ANSWER_SPACING` after its previous answer. Without a
+//! change it answers after `ANSWER_AFTER`. So one answer has the changes of many orders. A copy has
+//! one request open at a time, and an answer is never older than its request.
 //!
 //! **Invariants**
-//! - A copy is used for at most `COPY_AGE_MAX` after it sent the request of its newest answer. No
-//!   clocks of two nodes are compared. So a store that has been suitable for longer than that is
-//!   never skipped.
-//! - Units are never oversold: the owner decides when it reserves.
+//! - A copy is used for at most `COPY_AGE_MAX` after it sent the request of its newest answer. The
+//!   copy measures this time alone, so clocks of two nodes are never compared. So no search skips a
+//!   store that has had the units for longer than `COPY_AGE_MAX`.
+//! - Units are never oversold, because only the owner reserves them.
 //! - A new stock is visible to the next order. The owner confirms a new stock only after every copy
 //!   has applied it or is too old to be used (`copies_are_current`).
 
@@ -29,50 +29,51 @@ use crate::volume::questions::VolumeReply;
 use crate::volume::state::VolumeState;
 
 /// Age from which a copy is not used. Several times `ANSWER_AFTER`, so that a slow node still uses
-/// its copies, and short for a customer.
+/// its copies, but too short for a customer to notice.
 pub(crate) const COPY_AGE_MAX: Duration = Duration::from_millis(300);
-/// Longest wait for a change before a copy gets an empty answer.
+/// Longest time until a request for changes is answered. The answer is empty if the stock has not
+/// changed.
 const ANSWER_AFTER: Duration = Duration::from_millis(100);
-/// Shortest time between two answers to a copy that differ by orders only. An answer for each group
-/// commit would cost every node as many messages as its share of the orders. A part of
-/// `COPY_AGE_MAX`, so that copies are current when they are used.
+/// Shortest time between two answers to a copy, unless a new stock was uploaded. With an answer for
+/// each group commit, each node would send nearly as many messages as it takes orders. The value is
+/// a fraction of `COPY_AGE_MAX`, so no copy becomes too old between two answers.
 const ANSWER_SPACING: Duration = Duration::from_millis(50);
-/// Time without a request after which a copy is forgotten.
+/// Time without a request after which the owner forgets a copy.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
 /// Maximum number of quantities in one answer: 256 KiB.
 const QUANTITIES_AT_A_TIME: usize = 64 << 10;
 
-/// The followers of a volume.
+/// The copies of a volume's stock that other nodes keep, as the owner knows them.
 pub(crate) struct Followers {
-    /// Distinguishes this server of the volume from earlier ones.
+    /// Random number that distinguishes this server of the volume from its earlier servers.
     incarnation: u64,
     known: Mutex<BTreeMap<u64, Follower>>,
     /// Number of commits that changed the stock.
     commits: AtomicU64,
-    /// Notified after each of these commits.
+    /// Notified after each commit that changed the stock.
     stock_changed: Notify,
-    /// Number of calls of `copies_are_current` that wait. While there are any, answers are not
-    /// spaced.
+    /// Number of waiting calls of `copies_are_current`. While it is above 0, answers do not wait
+    /// for `ANSWER_SPACING`.
     hurried: AtomicUsize,
-    /// Notified when the first of these calls begins.
+    /// Notified when a call of `copies_are_current` begins.
     hurry: Notify,
-    /// Notified when a copy has applied changes.
+    /// Notified when a copy has reported its position.
     copy_changed: Notify,
 }
 
-/// The owner's knowledge of one copy.
+/// The owner's knowledge about one copy.
 struct Follower {
-    /// The oldest moment that the copy may still use. `None` if the copy is unusable.
+    /// The oldest state of the stock that the copy may still use. `None` if the copy is unusable.
     has: Option<StockMoment>,
     asked: Instant,
-    /// Number of commits that its newest answer includes.
+    /// Number of commits that are included in the newest answer to this copy.
     answered: u64,
-    /// When that answer was given.
+    /// Time of the newest answer to this copy.
     answered_at: Option<Instant>,
 }
 
 impl Followers {
-    /// Returns an empty list of followers.
+    /// Creates an empty list of copies.
     pub(crate) fn new() -> Followers {
         Followers {
             incarnation: runtime::random_u64(),
@@ -89,14 +90,14 @@ impl Followers {
         self.known.lock()
     }
 
-    /// Lets open requests be answered. Called after each commit that changed the stock.
+    /// Wakes the open requests for changes. Call this after each commit that changed the stock.
     pub(crate) fn stock_has_changed(&self) {
         self.commits.fetch_add(1, Ordering::AcqRel);
         self.stock_changed.notify_waiters();
     }
 
-    /// Records the moment of a copy. Returns the number of commits that its newest answer includes,
-    /// if there was an answer.
+    /// Records that a copy has sent a request and which state of the stock it has. Returns the
+    /// number of commits that its newest answer includes, if there was an answer.
     fn note(&self, follower: u64, has: Option<StockMoment>) -> Option<u64> {
         let asked = Instant::now();
         let mut known = self.known();
@@ -124,7 +125,7 @@ impl Followers {
         }
     }
 
-    /// Returns the moment before which a copy gets no further answer.
+    /// Returns the earliest time of the next answer to a copy.
     fn answer_from(&self, follower: u64) -> Option<Instant> {
         let answered_at = self.known().get(&follower)?.answered_at?;
         Some(answered_at + ANSWER_SPACING)
@@ -138,8 +139,8 @@ impl Followers {
         self.copy_changed.notify_waiters();
     }
 
-    /// Returns the time at which the last copy that is behind a moment will be too old. `None` if
-    /// no copy is behind.
+    /// Returns the time at which the last copy that lacks the state `moment` becomes too old to be
+    /// used. `None` if every usable copy has that state.
     fn behind_until(&self, moment: StockMoment, now: Instant) -> Option<Instant> {
         let known = self.known();
         let behind = known
@@ -157,7 +158,8 @@ impl Followers {
     }
 }
 
-/// A call that waits for all copies. Copies are answered at once until it is dropped.
+/// While a value of this type exists, answers to copies do not wait for `ANSWER_SPACING`. Each call
+/// of `copies_are_current` holds one.
 struct Hurried<'a>(&'a Followers);
 
 impl Hurried<'_> {
@@ -183,8 +185,8 @@ impl VolumeState {
         }
     }
 
-    /// Answers a request for changes. The reply always has an epoch, because the ring may change
-    /// during the wait.
+    /// Answers a copy's request for changes. The reply always has an epoch, because the ring may
+    /// change while the request waits.
     pub(crate) async fn follow_stock(&self, ask: FollowStock) -> VolumeReply {
         let is_ours = |known: &StockPosition| known.incarnation == self.followers.incarnation;
         let then = ask.known.map(|known| match is_ours(&known) {
@@ -192,8 +194,8 @@ impl VolumeState {
                 generation: known.generation,
                 changes: known.changes,
             },
-            // The position belongs to an earlier server of the volume, so it is older than any
-            // here.
+            // The position belongs to an earlier server of the volume, so it is older than all
+            // positions of this server.
             false => StockMoment::default(),
         });
         let mut answered = self.followers.note(ask.follower, then);
@@ -214,13 +216,15 @@ impl VolumeState {
                 }
                 answered = Some(commits);
             }
-            // The other orders of this group commit change the stock before the task runs again.
+            // After the yield, the stock also has the changes by the other orders of this group
+            // commit.
             let _ = tokio::time::timeout_at(until, changed).await;
             tokio::task::yield_now().await;
         }
     }
 
-    /// Waits until a copy may be answered again, or a new stock has to be known.
+    /// Waits until `ANSWER_SPACING` has passed since the last answer to a copy, or until a new
+    /// stock must be sent to all copies.
     async fn space_answers(&self, follower: u64, until: Instant) {
         let Some(from) = self.followers.answer_from(follower) else {
             return;
@@ -258,8 +262,9 @@ impl VolumeState {
         }
     }
 
-    /// Answers a read of the whole stock, part by part. The cells may be newer than the position of
-    /// the read; the changes since that position repeat them.
+    /// Answers a read of one part of the whole stock. The quantities may be newer than the position
+    /// at which the read began. The changes since that position repeat them, so the copy becomes
+    /// consistent.
     pub(crate) fn read_stock(&self, ask: ReadStock) -> Reply {
         self.followers.note_reading(ask.follower);
         let mut stock = self.stock();
@@ -269,7 +274,7 @@ impl VolumeState {
         Reply::StockRows(stock.available_rows(ask.first_row as usize, QUANTITIES_AT_A_TIME))
     }
 
-    /// Waits until every copy that is still in use has the present stock.
+    /// Waits until every copy that may still be used has the current stock.
     pub(crate) async fn copies_are_current(&self) {
         let moment = self.stock().moment();
         let _hurried = Hurried::begin(&self.followers);
@@ -283,7 +288,7 @@ impl VolumeState {
         }
     }
 
-    /// Stops to record changes if no copy has followed for some time.
+    /// Stops recording changes of the stock if no copy has sent a request for some time.
     pub(crate) fn forget_followers(&self) {
         if !self.followers.has_any(Instant::now()) {
             self.stock().unfollow();

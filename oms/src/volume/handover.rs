@@ -1,15 +1,16 @@
-//! The change of a volume's state in memory when the ring assigns other slots to it: slots are
-//! released, and migrated slots are activated.
+//! The change of a volume's state in memory when the ring assigns other slots to the volume: slots
+//! are released, and migrated slots are activated.
 //!
 //! **Invariants**
 //! - A change runs under the locks of the state, between two steps of orders.
-//! - Its time depends on the number of stores, not of open orders: the state of incoming slots is
-//!   prepared by store (`StagedState`), and so are the reservations that remain at the source
-//!   (`Exports`).
+//! - Its time depends on the number of stores, not on the number of open orders. `StagedState`
+//!   prepares the state of incoming slots store by store. `Exports` does the same for the
+//!   reservations that remain at the source.
 //! - The batch that activates the rows is queued under the same locks, so every later step is
 //!   committed after it.
 //!
-//! Deliberately absent: moving rows. They are in the volume already, or are removed by `cleanup`.
+//! Deliberately absent: moving rows. The rows of incoming slots are in the volume already, and
+//! `cleanup` removes those of released slots.
 
 use std::sync::Arc;
 
@@ -23,9 +24,9 @@ use crate::volume::remote_reservations::RemoteReservations;
 use crate::volume::state::VolumeState;
 
 impl VolumeState {
-    /// Follows a ring that takes slots away: forgets their state and adds the reservations that
-    /// their orders leave here. `left_behind` is `None` if no slot goes. Call `forget_messages`
-    /// after it.
+    /// Applies a ring that takes slots away. Removes the state of these slots from memory. Adds
+    /// `left_behind`, the reservations that orders of these slots keep in stores of this volume.
+    /// `left_behind` is `None` if no slot is taken away. Call `forget_messages` afterwards.
     pub(crate) fn release_slots(&self, ring: &Arc<Ring>, left_behind: Option<RemoteReservations>) {
         let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
         let mut settlements = self.settlements();
@@ -38,8 +39,8 @@ impl VolumeState {
         settlements.retain(|order, _| slots.has_order(order));
     }
 
-    /// Forgets the messages of migrated orders, in steps, so that orders are not delayed. The
-    /// dispatcher skips these messages until then.
+    /// Removes the messages of migrated orders from the outbox. Yields between parts, so that
+    /// orders are not delayed. The dispatcher skips messages that are not removed yet.
     pub(crate) async fn forget_messages(&self) {
         let mut at = 0;
         while self.outbox().forget(at, |order| self.slots.has_order(order)) {
@@ -48,8 +49,8 @@ impl VolumeState {
         }
     }
 
-    /// Follows a ring that adds slots: activates their staged rows. The caller should drop the rest
-    /// of `staged_state` where no request waits, because that takes long.
+    /// Applies a ring that adds slots, and activates their staged rows. The caller should drop the
+    /// rest of `staged_state` later in another task, because the drop takes long.
     pub(crate) fn activate_slots(
         &self,
         ring: &Arc<Ring>,
@@ -74,11 +75,11 @@ impl VolumeState {
         );
         stock.add_loans(std::mem::take(&mut staged_state.loans), self.now().monotonic_ms);
         settlements.append(&mut staged_state.settlements);
-        // The reservation of an order that is in this volume now, or arrived in the same migration,
-        // remains until the order has been asked whether it still needs it. Owning the order's slot
-        // does not prove that the order exists.
+        // Orders of some remote reservations are now in this volume. Such a reservation stays
+        // remote until its order confirms that it still needs the units. The slot alone does not
+        // prove that the order exists.
         remote_reservations.join(std::mem::take(&mut staged_state.remote_reservations));
-        // The dispatcher is notified below, even if no message is due.
+        // The dispatcher is notified at the end of this function, even if no message is due.
         if !seeded("parked-forgotten") {
             outbox.activate_parked();
         }
@@ -159,8 +160,8 @@ mod tests {
         transactors
     }
 
-    /// Copies all slots that a ring takes away. Returns the reservations that their orders leave
-    /// here.
+    /// Copies all slots that a ring takes away. Returns the reservations that orders in these slots
+    /// keep in stores of this volume.
     async fn left_behind(state: &Arc<VolumeState>, ring: &Ring) -> RemoteReservations {
         let lost: Vec<u32> = state.slots.lost(ring).map(|slot| slot.0).collect();
         let mut request = ExportRequest {
@@ -172,7 +173,7 @@ mod tests {
         };
         assert!(source::seal(state, &request).await.unwrap());
         let exports = Exports::default();
-        // The first byte of a page says whether it is the last one.
+        // The first byte of a page is 1 on the last page.
         while exports.page(state, &request).await.unwrap()[0] == 0 {
             let early = exports.left_behind(&state.slots, 2, ring).await;
             assert!(early.is_none(), "no slot was copied for that migration");
@@ -225,7 +226,7 @@ mod tests {
             held.len() > 3 && gone > 3,
             "too few of a kind: {held:?} held, {gone} gone"
         );
-        // The order's new volume sends its settlement twice. The second one changes nothing.
+        // The order's new volume sends its settlement twice. The second settlement changes nothing.
         let store = held[0];
         let settlement = Settlement {
             store,
@@ -248,8 +249,8 @@ mod tests {
         let transactors = full(folder.path(), &alone).await;
         let state = transactors.state();
         let mut waiting = Vec::new();
-        // The batches are fenced while all slots are here and committed after the slots have gone,
-        // as if their writer had slept in between.
+        // The batches are fenced while all slots are here, and committed after the slots have left,
+        // as if their writer had been suspended in between.
         let stale: Vec<(OrderId, WriteBatch)> = (1..=40)
             .map(|number| {
                 let id = OrderId::parse(&format!("o{number}")).unwrap();
@@ -263,7 +264,7 @@ mod tests {
         state.release_slots(&shared, Some(left_behind));
         let mut seal = WriteBatch::default();
         seal.set_ownership(state.slots.record());
-        // Nearly all batches share one group commit: a rejected one does not affect the others.
+        // Nearly all batches share one group commit. A rejected batch must not affect the others.
         let sealed = state.storage.permit().await.unwrap().send(seal);
         for (id, batch) in stale {
             waiting.push((id, state.storage.permit().await.unwrap().send(batch)));

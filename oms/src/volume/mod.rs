@@ -4,7 +4,7 @@
 //! **Invariants**
 //! - State in memory and rows on disk change in one order, under one lock.
 //! - An order has at most one transactor (actor), and all of its commands pass through it.
-//! - A response is sent only after the rows behind it are durable.
+//! - A response is sent only after the rows on which it depends are durable.
 //!
 //! Deliberately absent: routing and the choice of the node that serves a volume, which belong to
 //! `control`. Another volume is reached only through a trait.

@@ -1,6 +1,7 @@
-//! Answers the questions of other volumes at a volume that is served here.
+//! Answers questions and commands of other volumes to a volume that this process serves.
 //!
-//! **Invariant**: no answer is given from a volume that was lost in the meantime.
+//! **Invariant**: no answer is sent if the right to serve the volume was lost while the question
+//! was answered.
 //!
 //! Deliberately absent: the commands and reads of clients, which the API answers.
 
@@ -14,11 +15,12 @@ use crate::volume::server::VolumeServer;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::Ask;
 
-/// A reply, and the ring by which it was made.
+/// A reply of a volume, and the epoch of the ring that it depends on.
 #[derive(Debug)]
 pub(crate) struct VolumeReply {
     pub(crate) reply: Reply,
-    /// The epoch of that ring. `None` is the epoch of the caller's topology.
+    /// The epoch of the ring that the volume followed. `None` if it is the epoch that the caller
+    /// sent.
     pub(crate) epoch: Option<u64>,
 }
 
@@ -28,7 +30,7 @@ impl From<Reply> for VolumeReply {
     }
 }
 
-/// Answers a question that was routed by the ring of `asked_by`.
+/// Answers a question of a caller that chose this volume by the ring of epoch `asked_by`.
 pub(crate) async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question: Question) -> VolumeReply {
     let state = server.app.state();
     let mut epoch = None;
@@ -70,7 +72,7 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question
             followed.reply
         }
         Question::ReadStock(read) => state.read_stock(read),
-        // The caller removed the trace context, and a message has at most one.
+        // The trace context was removed before this call. A message has at most one trace context.
         Question::Traced(..) => {
             Reply::Failed("a request has two trace contexts; run the same version on all nodes".to_owned())
         }

@@ -12,27 +12,27 @@ use crate::domain::stock::Reservation;
 use crate::volume::remote_stock::{ASK_AFTER, ASK_AFTER_MAX};
 use crate::volume::state::OrderError;
 
-/// Units of a store here that are reserved for an order of another volume.
+/// Units of a store of this volume that are reserved for an order of another volume.
 #[derive(Debug)]
 pub(crate) struct RemoteReservation {
     pub(crate) lines: Box<[Line]>,
     pub(crate) nonce: u64,
-    /// The next time to ask the order's volume about the reservation.
+    /// The next time to ask the order's volume if the order still needs the reservation.
     ask_at: Instant,
     ask_after: Duration,
-    /// `true` once its order is durable: nobody asks about it then.
+    /// `true` once the order is known to be durable. The order's volume is then no longer asked.
     is_confirmed: bool,
-    /// `true` while a commit that changes its row is not finished.
+    /// `true` while a commit that changes the reservation's row is not finished.
     pub(crate) is_changing: bool,
 }
 
 impl RemoteReservation {
-    /// Returns the reservation of a row.
+    /// Creates the reservation from its row.
     pub(crate) fn of(reservation: &Reservation) -> RemoteReservation {
         RemoteReservation::new(&reservation.lines, reservation.nonce.unwrap_or(0))
     }
 
-    /// Creates a reservation. Its order's existence is first checked after `ASK_AFTER`.
+    /// Creates a reservation. The order's volume is first asked about it after `ASK_AFTER`.
     pub(crate) fn new(lines: &[Line], nonce: u64) -> RemoteReservation {
         RemoteReservation {
             lines: lines.into(),
@@ -50,8 +50,8 @@ impl RemoteReservation {
     }
 }
 
-/// Identifies a reservation. An abandoned attempt to place an order may have left a reservation in
-/// another store than the order's.
+/// Identifies a reservation. The store is part of the key, because an abandoned attempt to place an
+/// order may have left a reservation in another store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ReservationKey {
     pub(crate) order: OrderId,
@@ -74,14 +74,15 @@ pub(crate) struct DueReservation {
 pub(crate) struct RemoteReservations {
     by_store: BTreeMap<u32, HashMap<OrderId, RemoteReservation>>,
     /// The unconfirmed reservations, and some that were confirmed or removed since the last call of
-    /// `due`. There are few, so the due ones are found without a scan of all reservations. Every
-    /// order of another volume adds one and confirms it, so neither costs a look-up here.
+    /// `due`. The list is short, so `due` needs no scan of all reservations. A confirmed entry
+    /// stays until the next call of `due`, so adding and confirming need no search in the list.
     unconfirmed: Vec<(u32, OrderId)>,
 }
 
 impl RemoteReservations {
-    /// Selects from all reservations of a volume those for orders of other volumes, and those that
-    /// another volume requested. An order of the latter may have migrated here; it is asked too.
+    /// Selects the reservations that were requested by another volume, and those of orders in
+    /// another volume. A requested reservation is selected even if its order has migrated here,
+    /// because the order may not exist.
     pub(crate) fn among(
         reservations: &[Reservation],
         is_elsewhere: impl Fn(&OrderId) -> bool,
@@ -107,7 +108,8 @@ impl RemoteReservations {
         self.by_store.get_mut(&store)?.get_mut(order)
     }
 
-    /// Records that the order of a reservation is durable, so that its volume is not asked again.
+    /// Records that the order of a reservation is durable, so that the order's volume is not asked
+    /// again.
     pub(crate) fn confirm(&mut self, order: &OrderId, store: u32, nonce: u64) {
         let known = self.get_mut(order, store);
         if let Some(known) = known.filter(|known| known.nonce == nonce && !known.is_changing) {
@@ -125,7 +127,7 @@ impl RemoteReservations {
         }
     }
 
-    /// Adds a reservation. Returns the one that it replaces.
+    /// Adds a reservation. Returns the former reservation of the order in that store, if any.
     pub(crate) fn insert(
         &mut self,
         order: &OrderId,
@@ -144,8 +146,8 @@ impl RemoteReservations {
         self.by_store.get_mut(&store)?.remove(order)
     }
 
-    /// Removes the reservation of an order that changes its row itself. Fails while another commit
-    /// changes that row.
+    /// Removes and returns the reservation of an order of this volume, so that a step of the order
+    /// can change the row. Returns an error while another commit changes that row.
     pub(crate) fn take_over(
         &mut self,
         order: &OrderId,
@@ -157,7 +159,8 @@ impl RemoteReservations {
         Ok(self.remove(order, store))
     }
 
-    /// Adds the reservations of others. A reservation that exists here stays.
+    /// Adds the reservations of `others`, except where this volume has a reservation of that order
+    /// in that store.
     pub(crate) fn join(&mut self, others: RemoteReservations) {
         self.unconfirmed.extend(others.unconfirmed);
         for (store, mut others) in others.by_store {
@@ -179,7 +182,8 @@ impl RemoteReservations {
         self.unconfirmed.retain(|(store, _)| stays(*store));
     }
 
-    /// Returns the reservations to ask about now, sorted, and schedules the next question of each.
+    /// Returns the unconfirmed reservations about which the order's volume must be asked now,
+    /// sorted. Schedules the next question about each.
     pub(crate) fn due(&mut self, now: Instant) -> Vec<DueReservation> {
         let mut due = Vec::new();
         let by_store = &mut self.by_store;
@@ -202,7 +206,7 @@ impl RemoteReservations {
             }
             true
         });
-        // Rows may have been read in any order, and a simulation needs the same one in each run.
+        // The entries may be in any order, and a simulation needs the same order in each run.
         due.sort_unstable();
         due
     }

@@ -1,24 +1,25 @@
-//! Orders and stores that live in different volumes: reserve there, commit here, settle later.
+//! Orders with units in a store of another volume. The units are reserved there, the order is
+//! committed here, and the reservation is settled later.
 //!
-//! 1. The order's volume asks the others for their first suitable store, and has the units reserved
-//!    where the first store of all is. Then it commits the order. All answers of a search are by
-//!    one ring. If the first store of all is here and other orders take its units in the meantime,
-//!    the search is repeated.
+//! 1. The order's volume asks the other volumes for their first suitable store, and reserves the
+//!    units in the first store of all. Then it commits the order. All answers of a search must
+//!    follow one ring. If the first store of all is here and other orders take its units during the
+//!    search, the search is repeated.
 //! 2. The order's volume confirms the reservation once the order is durable.
 //! 3. When the units are released or delivered, a settlement is committed with the order's change
 //!    and sent to the store's volume until that volume confirms it.
 //!
-//! Every step may be repeated. A reservation is identified by its order and store, and a settlement
-//! of a reservation that does not exist changes nothing.
+//! Every step may be repeated. A repeated reservation has the same order and store and replaces the
+//! earlier one. A settlement of a reservation that does not exist changes nothing.
 //!
-//! A crash between steps 1 and 2 leaves a reservation without an order. The store's volume
-//! therefore asks the order's volume about each reservation that is not confirmed, and releases
-//! those without an order. A nonce in the row guards the release: a reservation that was requested
-//! again in the meantime has another nonce and stays.
+//! A crash between steps 1 and 2 leaves a reservation without an order. So the store's volume asks
+//! the order's volume about each unconfirmed reservation, and releases it if the order does not
+//! exist. The release applies to one nonce only. If the units were requested again, the reservation
+//! has another nonce and stays.
 //!
 //! **Invariants**
-//! - A reservation has one row and one holder: the order itself if the order lives here, otherwise
-//!   `RemoteReservations`.
+//! - A reservation has one row, and is tracked in one place: by the order if the order is in this
+//!   volume, otherwise in `RemoteReservations`.
 //! - At most one commit at a time changes a reservation. Other changes are rejected until the
 //!   outcome of that commit is known.
 //! - Units are released in memory only after a commit that removed their row, and only if the row
@@ -48,16 +49,17 @@ use crate::volume::remote_reservations::{
 };
 use crate::volume::state::{OrderError, VolumeState};
 
-/// Number of attempts to find a store if other orders take the units first.
+/// Maximum number of searches for a store, if other orders take the units after each search.
 pub(crate) const PLACE_TRIES: u32 = 16;
-/// Reason for an order that found no store in `PLACE_TRIES` attempts.
+/// Error message for an order that found no store in `PLACE_TRIES` searches.
 pub(crate) const STOCK_CHANGES: &str = "the stock changes faster than a store can be found for the order";
-/// Age at which the order's volume is first asked about a reservation. Most reservations are
-/// confirmed before that age and need no question.
+/// Age of a reservation at which the order's volume is first asked about it. Most reservations are
+/// confirmed earlier and need no question.
 pub(super) const ASK_AFTER: Duration = Duration::from_secs(2);
-/// Longest time between two such questions. The time doubles with each question.
+/// Longest time between two questions about a reservation. The time doubles with each question.
 pub(super) const ASK_AFTER_MAX: Duration = Duration::from_secs(600);
-/// Interval at which unconfirmed reservations are checked and failed settlements are retried.
+/// Interval at which unconfirmed reservations are checked and unconfirmed settlements are sent
+/// again.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Bits that are set in the nonces of orders with lent units. Other nonces lack the lowest bit. A
 /// reservation of an earlier version has them with a probability of 2^-33.
@@ -70,12 +72,13 @@ pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, OrderError
 
 /// Client for the other volumes, in this process or another one.
 pub(crate) trait RemoteVolumes: Send + Sync {
-    /// Returns the first store of all other volumes that has these units, if it comes before
-    /// `below`. Fails with `Moved` unless all volumes follow the ring of this epoch: under two
-    /// rings, a store that moves could be in neither volume.
+    /// Returns the first store of all other volumes that has these units, if its number is below
+    /// `below`. Returns `Moved` unless all volumes follow the ring of this epoch. Under two rings,
+    /// a store that moves could be in neither volume.
     fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>, epoch: Epoch) -> Answer<'a, Option<u32>>;
 
-    /// Reserves units in a store of another volume. Returns `false` if the store lacks some.
+    /// Reserves units in a store of another volume. Returns `false` if the store lacks some of
+    /// them.
     fn reserve<'a>(
         &'a self,
         order: &'a OrderId,
@@ -84,7 +87,8 @@ pub(crate) trait RemoteVolumes: Send + Sync {
         lines: &'a [Line],
     ) -> Answer<'a, bool>;
 
-    /// Confirms a reservation to the store's volume: its order is durable. The message may be lost.
+    /// Tells the store's volume that the order of a reservation is durable. The message may be
+    /// lost.
     fn confirm(&self, order: &OrderId, nonce: u64, store: u32);
 
     /// Sends a borrower's request to a store's volume.
@@ -96,16 +100,17 @@ pub(crate) trait RemoteVolumes: Send + Sync {
     /// Sends a settlement to the store's volume. Returns once that volume has committed it.
     fn settle<'a>(&'a self, order: &'a OrderId, settlement: &'a Settlement) -> Answer<'a, ()>;
 
-    /// Returns `true` if an order of another volume keeps its reservation in this store.
+    /// Returns `true` if an order of another volume still needs its reservation in this store.
     fn keeps<'a>(&'a self, order: &'a OrderId, store: u32) -> Answer<'a, bool>;
 }
 
 /// The result of a search for the first store of a new order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Searched {
-    /// The first store here that had the units. The other volumes were asked for an earlier one.
+    /// The first store of this volume that had the units. The other volumes were asked only for
+    /// stores before this one.
     pub(crate) here: Option<u32>,
-    /// The store of another volume, in which the units are reserved now.
+    /// The store of another volume in which the units are now reserved.
     pub(crate) elsewhere: Option<ReservedElsewhere>,
 }
 
@@ -118,13 +123,13 @@ pub(crate) struct ReservedElsewhere {
     pub(crate) is_lent: bool,
 }
 
-/// A reservation for an order of another volume with a queued row.
+/// A reservation for an order of another volume, with a queued row that may not be durable yet.
 struct Reserving {
-    /// Position of its request in the batch.
+    /// Position of the request among the requests of its batch.
     at: usize,
     key: ReservationKey,
     fence: Fence,
-    /// The reservation that this one replaces.
+    /// The former reservation of the order in that store, which the new one replaces.
     before: Option<RemoteReservation>,
 }
 
@@ -144,7 +149,7 @@ fn was_lent(nonce: u64) -> bool {
     nonce & LENT_NONCES == LENT_NONCES
 }
 
-/// Releases the units of a reservation, if the commit removed its row.
+/// Releases the units of a reservation in memory, if the commit removed an existing row.
 pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[Line], durable: Durable) {
     if seeded("released-twice") && durable.reservations_ended {
         stock.release(store, lines);
@@ -157,8 +162,8 @@ pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[L
 }
 
 impl VolumeState {
-    /// Looks for the first store for a new order, and reserves the units if that store belongs to
-    /// another volume.
+    /// Searches for the first store for a new order. If this store belongs to another volume,
+    /// reserves the units there.
     pub(crate) async fn reserve_elsewhere(
         &self,
         remote: &dyn RemoteVolumes,
@@ -204,8 +209,9 @@ impl VolumeState {
         Err(OrderError::Busy(STOCK_CHANGES))
     }
 
-    /// Reserves units of stores here for orders of other volumes, in one pass over the stock and in
-    /// one write batch. Answers each request by `Reply::Reserved` or `Reply::Short`.
+    /// Reserves units of stores of this volume for orders of other volumes. All requests share one
+    /// lock of the stock and one write batch. The answer to each is `Reply::Reserved`,
+    /// `Reply::Short` or an error.
     pub(crate) async fn reserve_all(self: &Arc<Self>, asks: Vec<Reserve>) -> Vec<Result<Reply, OrderError>> {
         let count = asks.len();
         let refused = |fault: OrderError| (0..count).map(|_| Err(fault.clone())).collect();
@@ -245,7 +251,8 @@ impl VolumeState {
                 before,
             } in reserving
             {
-                // A store that has migrated since then took its rows along.
+                // If the fence differs, the store has migrated since the batch was queued, and its
+                // rows with it.
                 if state.slots.fence_of_store(key.store) == fence {
                     state.finish_reserving(&mut stock, key, before, durable.is_ok());
                 }
@@ -272,7 +279,8 @@ impl VolumeState {
         }
     }
 
-    /// Begins to reserve units of a store here. Returns `None` if the store lacks some.
+    /// Begins to reserve units of a store of this volume. Returns `None` if the store lacks some of
+    /// them.
     fn begin_reserving(
         &self,
         stock: &mut Stock,
@@ -328,15 +336,16 @@ impl VolumeState {
         }))
     }
 
-    /// Returns the first store here that has these units, and the epoch of the ring by which the
-    /// volume has its stores.
+    /// Returns the first store of this volume that has these units, and the epoch of the ring that
+    /// assigns the stores.
     fn first_store_and_epoch(&self, lines: &[Line]) -> (Option<u32>, Epoch) {
         let mut stock = self.stock();
         (stock.first_store(lines), self.slots.ring().epoch())
     }
 
-    /// Returns the first store here that has these units, for a search by the ring of this epoch.
-    /// Fails if the volume follows another ring, and while the store is being migrated.
+    /// Returns the first store of this volume that has these units, for a search by the ring of
+    /// this epoch. Returns an error if the volume follows another ring or the store is being
+    /// migrated.
     pub(crate) fn find_store(&self, lines: &[Line], epoch: Epoch) -> Result<Option<u32>, OrderError> {
         let (store, followed) = self.first_store_and_epoch(lines);
         if followed != epoch && !seeded("epochs-mixed") {
@@ -348,14 +357,15 @@ impl VolumeState {
         Ok(store)
     }
 
-    /// Records that the order of a reservation is durable. From then on only a settlement ends the
+    /// Records that the order of a reservation is durable. From now on only a settlement ends the
     /// reservation.
     pub(crate) fn confirm(&self, confirm: &Confirm) {
         self.remote_reservations()
             .confirm(&confirm.order, confirm.store, confirm.nonce);
     }
 
-    /// Keeps the new reservation if its row is durable; otherwise restores the one `before` it.
+    /// Keeps the new reservation if its row is durable. Otherwise restores the former reservation
+    /// `before`.
     fn finish_reserving(
         &self,
         stock: &mut Stock,
@@ -385,8 +395,8 @@ impl VolumeState {
         }
     }
 
-    /// Ends the reservation of an order of another volume by its settlement. A repeated settlement
-    /// changes nothing.
+    /// Ends the reservation of an order of another volume, as its settlement says. A repeated
+    /// settlement changes nothing.
     pub(crate) async fn settle(
         self: &Arc<Self>,
         order: &OrderId,
@@ -395,7 +405,8 @@ impl VolumeState {
         self.end_reservation(order, settlement, None).await
     }
 
-    /// Ends a reservation by a settlement. With `only`, a reservation with another nonce stays.
+    /// Ends a reservation by a settlement. If `only` is given, a reservation with another nonce
+    /// stays.
     async fn end_reservation(
         self: &Arc<Self>,
         order: &OrderId,
@@ -406,7 +417,8 @@ impl VolumeState {
         let store = settlement.store;
         let (mut ticket, fence, is_held, delivered) = {
             let mut stock = self.stock();
-            // While the order itself is leaving this volume, its reservation may still be its own.
+            // If the order is leaving this volume, its reservation may not be in
+            // `RemoteReservations` yet.
             if !self.slots.check_store(store)? || self.slots.is_order_sealed(order) {
                 return Err(OrderError::Moved);
             }
@@ -448,7 +460,8 @@ impl VolumeState {
         ended.await.unwrap_or(Err(OrderError::Interrupted))
     }
 
-    /// Removes the ended reservation if the commit succeeded; otherwise keeps it as it was.
+    /// Removes the reservation from memory if the commit succeeded. Otherwise restores its former
+    /// state.
     fn finish_ending(
         &self,
         stock: &mut Stock,
@@ -472,13 +485,15 @@ impl VolumeState {
         }
     }
 
-    /// Returns `true` if an order here keeps its reservation in that store. The question goes
-    /// through the order's transactor, so the order is not being placed at the same time.
+    /// Returns `true` if an order of this volume still needs its reservation in that store. Call
+    /// this in a step of the order's transactor, so that the order is not being placed at the same
+    /// time.
     ///
     /// # Errors
-    /// `Busy` while the settlement of the order is not confirmed. The store's volume may have ended
-    /// the reservation, and a late request may have reserved the units again. So it neither keeps
-    /// them for ever nor releases them before they are settled, but asks again.
+    /// `Busy` while the settlement of the order is not confirmed. The store's volume may have
+    /// applied the settlement, and a late request may then have reserved the units again. Neither
+    /// `true` nor `false` would be safe for these units, so the store's volume must ask again
+    /// later.
     pub(crate) fn keeps(&self, order: &Order, store: u32) -> Result<bool, OrderError> {
         if order.store != Some(store) {
             return Ok(false);
@@ -492,7 +507,8 @@ impl VolumeState {
         Ok(order.state.holds_reservation())
     }
 
-    /// Makes a reservation the order's own if the order has migrated to this volume.
+    /// Removes a reservation from `RemoteReservations` if its order is in this volume now. The
+    /// order then owns the reservation.
     fn adopt_reservation(&self, order: &OrderId, store: u32, nonce: u64) {
         let _stock = self.stock();
         // The row of an order that this volume has not entered yet must stay known, or the order
@@ -509,8 +525,8 @@ impl VolumeState {
     }
 }
 
-/// Sends settlements to other volumes and asks them about unconfirmed reservations, until `stop` is
-/// set.
+/// Sends settlements to other volumes, and asks them about unconfirmed reservations, until `stop`
+/// becomes `true`.
 pub(crate) async fn settle_always(
     state: Arc<VolumeState>,
     remote: Arc<dyn RemoteVolumes>,
@@ -564,7 +580,7 @@ async fn settle_all(state: &VolumeState, remote: &Arc<dyn RemoteVolumes>) {
     }
 }
 
-/// Sends settlements, all at the same time. Returns the orders with a confirmed settlement.
+/// Sends settlements concurrently. Returns the orders that have a confirmed settlement.
 async fn send_settlements(remote: &Arc<dyn RemoteVolumes>, some: Vec<(OrderId, Settlement)>) -> Vec<OrderId> {
     let mut sending = JoinSet::new();
     for (order, settlement) in some {
@@ -586,7 +602,7 @@ async fn send_settlements(remote: &Arc<dyn RemoteVolumes>, some: Vec<(OrderId, S
     confirmed
 }
 
-/// Removes confirmed settlements, in one commit.
+/// Removes the rows of confirmed settlements in one commit.
 async fn remove_settlements(state: &VolumeState, confirmed: &[OrderId]) -> Result<(), OrderError> {
     let permit = state.storage.permit().await?;
     let mut here = Vec::with_capacity(confirmed.len());
@@ -594,7 +610,7 @@ async fn remove_settlements(state: &VolumeState, confirmed: &[OrderId]) -> Resul
         let _stock = state.stock();
         let mut batch = WriteBatch::default();
         for order in confirmed {
-            // The row of an order that has migrated went along.
+            // While an order migrates and afterwards, the row of its settlement moves with it.
             if state.slots.check_order(order).is_ok() {
                 batch.fence(state.slots.fence_of_order(order));
                 batch.forget_settlement(order);
@@ -611,7 +627,7 @@ async fn remove_settlements(state: &VolumeState, confirmed: &[OrderId]) -> Resul
     Ok(())
 }
 
-/// Returns the available quantities of a request's products in its store.
+/// Returns the available quantities of the requested products in the requested store.
 fn available(stock: &Stock, ask: &Reserve) -> Vec<Cell> {
     let cell = |line: &Line| {
         Some(Cell {

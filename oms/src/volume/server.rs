@@ -1,13 +1,13 @@
 //! A volume server: one volume that this process serves, with its state and its jobs.
 //!
 //! **Invariants**
-//! - The state in memory is loaded when the volume is opened. When the ring changes, the server
-//!   follows it (`handover`) while all other slots are served.
-//! - A server first sets its mark or seal for a migration, and then asks whether the migration is
-//!   still under way. Both steps are finished even if the request is dropped. So no mark of an
-//!   ended migration remains.
-//! - A server for which a change of slots was not prepared quiesces and is started again from its
-//!   volume.
+//! - The state in memory is loaded when the server starts. When the ring changes, the server
+//!   applies it (`handover`) and goes on serving all other slots.
+//! - A server first prepares for a migration (`incoming` or a seal), and then checks that the
+//!   migration is still under way. Both steps are finished even if the request is dropped. So no
+//!   preparation for an ended migration remains.
+//! - If a ring changes slots for which the server has not prepared, the server stops, and a new
+//!   server is started from the volume.
 //!
 //! Deliberately absent: the choice of the volumes to serve, which the reconciler applies.
 
@@ -41,7 +41,7 @@ use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 use crate::volume::{borrowing, lending};
 
-/// The reason why a volume takes no part in a migration now.
+/// The reason why a volume cannot take part in a migration now.
 #[derive(Debug, Error)]
 pub(crate) enum MigrationError {
     #[error("the rows of an earlier migration are still being removed")]
@@ -61,10 +61,11 @@ async fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, M
     Ok(cluster_state.moving.is_some_and(|moving| moving.id == id))
 }
 
-/// Seals the slots that leave a volume by the migration under way. Returns `true` if there are any.
+/// Seals the slots that the migration under way takes from a volume. Returns `true` if there are
+/// any.
 ///
-/// They may have been copied completely before the volume was closed. A further commit would be
-/// lost.
+/// The rows of these slots may have been copied completely before the volume was closed. A further
+/// commit would be missing in the copy.
 fn seal_leaving(slots: &Slots, cluster_state: &ClusterState) -> bool {
     let Some(moving) = &cluster_state.moving else {
         return false;
@@ -83,14 +84,14 @@ pub(crate) struct VolumeServer {
     pub(crate) app: Arc<App>,
     /// Slots that are being copied to other volumes.
     pub(crate) exports: Exports,
-    /// Slots that are being copied to this volume.
+    /// The copy of slots to this volume, if a migration is under way.
     pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
-    /// Progress of the copy in `incoming`.
+    /// Progress of the copy in `incoming`, readable without its lock.
     pub(crate) progress: Mutex<Progress>,
-    /// Maximum rate of the copy in `incoming`.
+    /// Maximum rate of the copy in `incoming`, in rows per second. `None` means unlimited.
     pub(crate) move_rows_per_second: Option<u64>,
-    /// `true` while the volume owns exactly the slots of its ring, and has neither staged nor stale
-    /// rows.
+    /// `true` while the volume owns exactly the slots of its ring, no slot is sealed for a
+    /// migration, and there are neither staged nor stale rows.
     is_clean: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     working: Mutex<Vec<JoinHandle<()>>>,
@@ -108,20 +109,22 @@ impl VolumeServer {
         remote: Arc<dyn RemoteVolumes>,
     ) -> Result<Arc<VolumeServer>, NodeError> {
         storage.count_commits(&context.metrics.of_volume(volume.as_str()));
-        // A server that was restarted may have left it at a page of a migration that has ended.
+        // A former server of this open volume may have limited expiry for a migration that has
+        // ended since.
         storage.first_inactive_page.store(u64::MAX, Ordering::Release);
         let record = storage.slot_ownership();
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
         let mut stale_rows = target::resolve_unfinished(&storage, cluster_state.committed).await?;
         let is_sealed = seal_leaving(&slots, cluster_state);
         if is_sealed {
-            // The note is that of the seal, because no migration begins while there are stale rows.
-            // It stays until the migration ends: a cleanup would find nothing and remove it.
+            // The note about stale rows was written with the seal, because no migration begins
+            // while there are stale rows. The note must stay until the migration ends, but a
+            // cleanup would now find nothing and remove it.
             stale_rows = stale_rows.filter(|rows| *rows != StaleRows::Counted);
         }
         if record.is_some_and(|record| record.slots().any(|slot| !slots.has(Slot(slot)))) {
             // The volume owned slots that migrated while it was closed. Their rows are outdated and
-            // must not come back.
+            // must be removed.
             stale_rows.get_or_insert(StaleRows::Counted);
         }
         if storage
@@ -131,9 +134,9 @@ impl VolumeServer {
             let mut batch = WriteBatch::default();
             batch.set_ownership(slots.record());
             if stale_rows == Some(StaleRows::Counted) || is_sealed {
-                // This record replaces the only evidence of the stale rows, so the note about them
-                // is written with it. Sealed slots leave stale rows if their migration is
-                // committed.
+                // The new record replaces the only evidence of the stale rows, so the note about
+                // them is written in the same batch. Sealed slots leave stale rows if their
+                // migration is committed.
                 batch.put_raw(Table::Meta, CLEANUP, &cluster_state.version.to_be_bytes());
             }
             storage.permit().await?.send(batch).durable().await?;
@@ -198,7 +201,8 @@ impl VolumeServer {
             stopped.clone(),
         )));
         working.push(runtime::spawn(retention::run(Arc::clone(state), stopped.clone())));
-        // Behind an engine, each node scans its own folder, without regard to its volumes.
+        // Behind an engine, each node scans its own folder, independently of the volumes that it
+        // serves.
         let has_shared_folder = context.config.engine.is_none();
         if has_shared_folder && !context.config.stat_scan_every.is_zero() {
             let scanner = Scanner::new(
@@ -255,8 +259,8 @@ impl VolumeServer {
         self.app.state().slots.ring()
     }
 
-    /// Returns the epoch of the ring that this server follows. `None` while rows of an earlier
-    /// migration are being removed.
+    /// Returns the epoch of the ring that this server follows. `None` while the volume takes part
+    /// in a migration or removes rows of an earlier one.
     pub(crate) fn settled_epoch(&self) -> Option<Epoch> {
         let is_clean = self.is_clean.load(Ordering::Acquire);
         is_clean.then(|| self.app.state().slots.ring().epoch())
@@ -272,8 +276,8 @@ impl VolumeServer {
         progress.copied = Imported::default();
     }
 
-    /// Prepares for the slots of a migration, if that migration is under way. Finished even if the
-    /// caller is dropped.
+    /// Prepares for the incoming slots of a migration, if this migration is under way. The work is
+    /// finished even if the caller is dropped.
     pub(crate) async fn expect(
         self: &Arc<Self>,
         authority: &Arc<dyn Authority>,
@@ -297,8 +301,8 @@ impl VolumeServer {
         }
         *incoming = Some(Incoming::new(id));
         self.reset_progress();
-        // The question comes after `incoming` is set. If the migration has ended by now, the
-        // reconciler may have missed `incoming`, so it is reset here.
+        // The check must come after `incoming` is set. If the migration ended before, the
+        // reconciler did not see this `incoming`, so it is removed here.
         if is_under_way(authority, id).await? {
             self.is_clean.store(false, Ordering::Release);
             target::pause_expiry(&self.app.state().storage);
@@ -308,7 +312,8 @@ impl VolumeServer {
         Err(MigrationError::Over)
     }
 
-    /// Seals slots that migrate to another volume. Finished even if the caller is dropped.
+    /// Seals slots that migrate to another volume. The work is finished even if the caller is
+    /// dropped.
     pub(crate) async fn seal(
         self: &Arc<Self>,
         authority: &Arc<dyn Authority>,
@@ -335,7 +340,7 @@ impl VolumeServer {
             self.is_clean.store(was_clean, Ordering::Release);
             return Err(StorageError::Busy.into());
         }
-        // Asked after the seal, for the same reason as in `expect`.
+        // The check must come after the seal, for the same reason as in `expect_now`.
         if is_under_way(authority, request.id).await? {
             return Ok(());
         }
@@ -343,14 +348,15 @@ impl VolumeServer {
         Err(MigrationError::Over)
     }
 
-    /// Removes all seals: the slots stay here.
+    /// Removes all seals. The slots stay in this volume.
     pub(crate) async fn unseal(&self) -> Result<(), StorageError> {
         let state = self.app.state();
         let permit = state.storage.permit().await?;
         let ticket = {
             let _stock = state.stock();
             if *self.stop.borrow() {
-                // The next server of the volume reads the state of the cluster.
+                // The volume is being closed. Its next server decides about the seals by the
+                // cluster's state.
                 return Ok(());
             }
             state.slots.unseal();
@@ -368,7 +374,8 @@ impl VolumeServer {
         Ok(())
     }
 
-    /// Undoes all local steps of migrations other than the one in the state.
+    /// Undoes all local steps of migrations, except for the migration under way in the cluster's
+    /// state.
     pub(crate) async fn undo(&self, cluster_state: &ClusterState) -> Result<(), StorageError> {
         let under_way = cluster_state.moving.as_ref().map(|moving| moving.id);
         self.exports.keep_only(under_way);
@@ -386,7 +393,7 @@ impl VolumeServer {
             self.start_cleanup(StaleRows::NeverActive);
         }
         let sealed_for = self.app.state().slots.sealed_for();
-        // An older state does not know the migration for which the slots were sealed, so it cannot
+        // A state older than the seal may not contain the migration yet, so such a state does not
         // undo the seal.
         if sealed_for.is_some_and(|id| id <= cluster_state.version && Some(id) != under_way) {
             self.unseal().await?;
@@ -404,8 +411,8 @@ impl VolumeServer {
         self.reset_progress();
     }
 
-    /// Activates the slots that a committed migration copied here. Returns `false` if the new ring
-    /// gives slots for which nothing is prepared.
+    /// Activates the slots that a committed migration copied to this volume. Returns `false` if the
+    /// new ring gives the volume slots for which nothing is prepared.
     pub(crate) async fn activate_slots(
         &self,
         cluster_state: &ClusterState,
@@ -429,7 +436,8 @@ impl VolumeServer {
         let (storage, note, staged) = (Arc::clone(&state.storage), arrived.note, arrived.staged.take());
         let staged = target::blocking(move || match staged {
             Some(staged) if staged.fits(&storage)? => Ok(staged),
-            // A stock snapshot was applied here after the staged rows were read.
+            // If a stock snapshot was applied after the staged rows were rearranged, they are
+            // rearranged again.
             _ => StagedRows::read(&storage, &note),
         });
         let staged = staged.await?;
@@ -438,8 +446,8 @@ impl VolumeServer {
         let gets_statistics = !state.slots.has_statistics();
         let permit = state.storage.permit().await?;
         let ticket = {
-            // The stat import checks the slots before it adds sums. This lock keeps both steps
-            // consistent with the change of the slots.
+            // The import of statistics files checks the slots before it adds sums. Under this lock,
+            // slots and sums change together.
             let mut statistics = self.app.statistics.write();
             let ticket = state.activate_slots(ring, &mut arrived.state, staged, permit);
             if gets_statistics && state.slots.has_statistics() {
@@ -453,8 +461,8 @@ impl VolumeServer {
         let is_clean = Arc::clone(&self.is_clean);
         let volume = self.volume.clone();
         runtime::spawn(async move {
-            // The state already makes the rows active. This commit adds the counts and removes the
-            // notes, and every later commit comes after it.
+            // In memory the rows are already active. This commit adds the counts and removes the
+            // notes. All later commits are queued after it.
             match ticket.durable().await {
                 Ok(()) => is_clean.store(true, Ordering::Release),
                 Err(error) => tracing::error!(%volume, %error, "activation of slots not committed"),
@@ -465,8 +473,8 @@ impl VolumeServer {
         Ok(true)
     }
 
-    /// Releases the slots that a committed migration copied from here. Returns `false` if the new
-    /// ring takes slots that were not copied from here.
+    /// Releases the slots that a committed migration copied from this volume. Returns `false` if
+    /// the new ring takes slots that were not copied from here completely.
     pub(crate) async fn release_slots(
         &self,
         cluster_state: &ClusterState,
@@ -503,17 +511,19 @@ impl VolumeServer {
         Ok(true)
     }
 
-    /// Writes a checkpoint, so that the next open replays little. Requests are served during it.
+    /// Writes a checkpoint, so that the next open has little log to replay. Requests are served
+    /// during the checkpoint.
     pub(crate) async fn checkpoint(&self) -> Result<(), StorageError> {
         let storage = Arc::clone(&self.app.state().storage);
         target::blocking(move || storage.checkpoint()).await
     }
 
-    /// Stops all work on the volume: queued writes become durable, later ones are rejected, and the
-    /// jobs end.
+    /// Stops all work on the volume: queued writes become durable, later writes are rejected, and
+    /// the jobs end.
     pub(crate) async fn quiesce(&self) {
         let state = self.app.state();
-        // Before the seal, so that no end of a migration removes it.
+        // The stop is signalled before the seal, so that the end of a migration does not remove the
+        // seal.
         let _ = self.stop.send(true);
         {
             let _stock = state.stock();
@@ -521,24 +531,28 @@ impl VolumeServer {
         }
         let working = std::mem::take(&mut *self.working());
         for task in working {
-            // Writes that the job queued are not lost. Its further writes are rejected anyway.
+            // Writes that the job has queued are still committed. Further writes would be rejected
+            // anyway.
             task.abort();
             let _ = task.await;
         }
         let cleaning = self.cleaning().take();
         if let Some(task) = cleaning {
-            // The cleanup runs on blocking threads and uses the current slots. It must have ended
-            // before they change.
+            // The cleanup runs on blocking threads and uses the current slots, so it must end
+            // before the slots change.
             let _ = task.await;
         }
-        // Without an engine, a stop does not wait for writes that may never get an answer.
+        // If the engine does not answer, a stop does not wait for queued writes, which may never be
+        // answered.
         if state.storage.check_engine().is_err() {
             return;
         }
-        // A page that is being stored is finished, and no later one is taken.
+        // `incoming` is locked while a page is stored, so this line waits for that page. Later
+        // pages are rejected.
         drop(self.incoming.lock().await.take());
         if let Ok(permit) = state.storage.permit().await {
-            // This empty commit comes after all queued ones. Their own callers get their errors.
+            // This empty batch is committed after all queued batches. Their own callers receive
+            // their errors.
             let _ = permit.send(WriteBatch::default()).durable().await;
         }
     }

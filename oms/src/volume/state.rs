@@ -1,13 +1,14 @@
 //! The state of one volume in memory, and the steps that change it.
 //!
-//! A step decides with `order`, changes the stock in memory and queues the rows under one lock. The
-//! caller waits until the rows are durable and then calls `finish`. `finish` updates the outbox and
-//! releases units, or reverts the stock if the commit failed.
+//! A step decides with `order`, changes the stock in memory and queues the rows, all under one
+//! lock. The caller waits until the rows are durable and then calls `finish`. `finish` updates the
+//! outbox and releases units, or reverts the stock if the commit failed.
 //!
 //! **Invariants**
 //! - Memory and rows change in the same order.
 //! - No step awaits, so a step is never cancelled halfway.
-//! - Only the transactor of an order takes its steps, so no two run for one order at a time.
+//! - Only the transactor of an order runs its steps, so two steps of one order never run at the
+//!   same time.
 //! - The lock of the stock is taken before that of the remote reservations, and that of the
 //!   allotments last.
 //!
@@ -44,13 +45,13 @@ use crate::volume::remote_stock::{self, RemoteVolumes, ReservedElsewhere};
 pub(crate) use crate::volume::state::messages::wants;
 use crate::volume::traced_orders::TracedOrders;
 
-/// The reason why a step was not taken.
+/// The reason why a request about an order failed or a step was not taken.
 #[derive(Clone, Debug, Error)]
 pub(crate) enum OrderError {
     /// The order does not exist.
     #[error("there is no such order")]
     Unknown,
-    /// The order's state forbids it.
+    /// The state of the order forbids the command.
     #[error(transparent)]
     Refused(Refusal),
     /// This volume does not own the order, store or statistics. The caller must route again.
@@ -59,7 +60,8 @@ pub(crate) enum OrderError {
     /// The node that owns the order or store does not answer.
     #[error("{0}")]
     Away(String),
-    /// A queue is full. The caller may retry later.
+    /// The request cannot be executed now, for example because a queue is full. The caller may
+    /// retry later.
     #[error("{0}")]
     Busy(&'static str),
     /// Reading or writing the volume failed.
@@ -77,14 +79,14 @@ impl From<StorageError> for OrderError {
             StorageError::EngineAway => OrderError::Busy(
                 "the engine of the volume does not answer, so the change may or may not have been made; retry",
             ),
-            // The volume is being handed over, or the node is stopping.
+            // This server of the volume is closing, or another process serves the volume.
             StorageError::Closed | StorageError::Stale => OrderError::Moved,
             error => OrderError::Storage(error),
         }
     }
 }
 
-/// The result of a step.
+/// The result of a finished step.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
     /// The order after the step.
@@ -93,38 +95,40 @@ pub(crate) struct Outcome {
     pub(crate) repeated: bool,
 }
 
-/// The result of beginning a step.
+/// The result of the first part of a step, before its rows are durable.
 pub(crate) enum Begun {
-    /// The step changes nothing.
+    /// The step changes nothing, so no commit is needed.
     Done(Outcome),
-    /// The rows are queued. The step must be finished even if the client has disconnected.
+    /// The rows are queued. `finish` must be called even if the client has disconnected.
     Pending(Pending),
-    /// Other orders took the units of the first store here since the other volumes were asked. So a
-    /// store of another volume may be the first one now. Nothing is queued.
+    /// Nothing was queued. After the other volumes were asked, other orders took the units of the
+    /// first store here. So a store of another volume may now come first.
     SearchAgain(Box<[Line]>),
 }
 
-/// The part of the other volumes in the placement of an order.
+/// The results that other volumes contributed to the placement of an order.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RemotePlacement {
-    /// `true` if the other volumes were asked for a store, if there were any.
+    /// `true` if all other volumes were asked for a store. With no other volume, `false`.
     pub(crate) were_asked: bool,
-    /// First store here that had the units before the other volumes were asked. They were asked for
-    /// an earlier one only.
+    /// First store of this volume that had the units before the other volumes were asked. The
+    /// others were asked only for stores before this one. `None` if no store of this volume had the
+    /// units.
     pub(crate) asked_below: Option<u32>,
     /// Units in a store of another volume that are reserved or borrowed (see `remote_stock`).
     pub(crate) reserved: Option<ReservedElsewhere>,
 }
 
 impl RemotePlacement {
-    /// Returns `true` if no other volume has a store before this one, as far as they were asked.
+    /// Returns `true` if the answers of the other volumes also hold for the store `here`: they were
+    /// asked for all stores before `here`.
     fn covers(&self, here: Option<u32>) -> bool {
         let is_earlier = |below| here.is_some_and(|here| here <= below);
         self.asked_below.is_none_or(is_earlier)
     }
 }
 
-/// A message of an order to the warehouse.
+/// A message to the warehouse that a step adds to the outbox.
 struct Wanted {
     kind: Kind,
     message: Message,
@@ -137,9 +141,10 @@ pub(crate) struct Pending {
     units: Units,
     /// `true` if the order takes borrowed units.
     is_lent: bool,
-    /// The fence of the units' store at the beginning of the step.
+    /// The fence of the order's store when the step began. `None` if the step changes no units of a
+    /// store of this volume.
     store_fence: Option<Fence>,
-    /// The remote reservation of the order in that store, which the step replaces.
+    /// The entry of `RemoteReservations` for this order and store, which the step took over.
     replaced: Option<RemoteReservation>,
     answered: Option<Kind>,
     wanted: Option<Wanted>,
@@ -149,7 +154,7 @@ pub(crate) struct Pending {
 /// The state of one volume in memory.
 pub(crate) struct VolumeState {
     pub(crate) storage: Arc<Volume>,
-    /// The slots that the volume owns. Changed only under the lock of the stock.
+    /// The slots that the volume owns. Changed only while the stock is locked.
     pub(crate) slots: Arc<Slots>,
     remote: Option<Arc<dyn RemoteVolumes>>,
     stock: Mutex<Stock>,
@@ -167,20 +172,20 @@ pub(crate) struct VolumeState {
     pub(crate) orders_entered: Notify,
     /// Notified when there is a new settlement.
     pub(crate) settler_called: Notify,
-    /// Notified when a message may be due.
+    /// Notified when a message to the warehouse may be due.
     pub(crate) message_due: Notify,
     pub(crate) clock: Clock,
-    /// Copies of the stock that other nodes keep.
+    /// The copies of the stock that other nodes keep.
     pub(crate) followers: Followers,
-    /// Traces of orders in progress.
+    /// Traces of the requests that started orders in progress.
     pub(crate) traced_orders: TracedOrders,
-    /// Origin of this volume's monotonic milliseconds.
+    /// The time at which `monotonic_ms` of this volume is 0.
     began: Instant,
 }
 
 impl VolumeState {
-    /// Builds the state from the rows of an open volume. `remote` is the client for the other
-    /// volumes; without it there are none.
+    /// Creates the state from the rows of an open volume. `remote` is the client for the other
+    /// volumes, or `None` if there are no others.
     pub(crate) fn new(
         storage: Arc<Volume>,
         slots: Arc<Slots>,
@@ -233,7 +238,7 @@ impl VolumeState {
         }
     }
 
-    /// Reads both clocks.
+    /// Reads the wall clock and the monotonic clock.
     pub(crate) fn now(&self) -> Moment {
         Moment {
             wall_ms: self.clock.now_ms(),
@@ -251,8 +256,8 @@ impl VolumeState {
         self.outbox.lock()
     }
 
-    /// Locks the reservations for orders of other volumes. The lock of the stock comes first where
-    /// both are taken.
+    /// Locks the reservations for orders of other volumes. If the stock is locked too, it must be
+    /// locked first.
     pub(crate) fn remote_reservations(&self) -> MutexGuard<'_, RemoteReservations> {
         self.remote_reservations.lock()
     }
@@ -284,12 +289,13 @@ impl VolumeState {
         self.remote.as_ref()
     }
 
-    /// Returns the client for other volumes if there are any.
+    /// Returns the client for other volumes if there is another volume now.
     pub(crate) fn remote(&self) -> Option<&Arc<dyn RemoteVolumes>> {
         self.remote.as_ref().filter(|_| !self.slots.is_alone())
     }
 
-    /// Begins to place a new order: reserves its units and queues its announcement, or rejects it.
+    /// Begins to place a new order: reserves its units and queues its announcement to the
+    /// warehouse, or rejects the order.
     pub(crate) fn place(
         &self,
         id: &OrderId,
@@ -312,7 +318,8 @@ impl VolumeState {
             let mut stock = self.stock();
             self.slots.check_order(id)?;
             if !remote.were_asked && self.remote().is_some() {
-                // Another volume has joined since then. Its stores may come before the stores here.
+                // Another volume joined after the search. Its stores may come before the stores
+                // here.
                 return Err(OrderError::Moved);
             }
             if remote_store.is_none()
@@ -335,8 +342,8 @@ impl VolumeState {
                 return Err(OrderError::Moved);
             }
             if let Some(store) = here {
-                // A reservation from an earlier attempt to place the order at another volume is
-                // replaced.
+                // An earlier attempt to place the order at another volume may have reserved units
+                // here. That reservation is replaced.
                 replaced = self.remote_reservations().take_over(id, store)?;
                 stock.reserve_units(store, &lines);
             }
@@ -382,8 +389,8 @@ impl VolumeState {
         }))
     }
 
-    /// Begins a command on an order. `permit` is given for requests that wait for room in the
-    /// commit queue (see `Ask::waits_for_room`).
+    /// Begins a command on an order. `permit` is `None` for requests that do not wait for room in
+    /// the commit queue (see `Ask::waits_for_room`).
     pub(crate) fn command(
         &self,
         order: Arc<Order>,
@@ -409,10 +416,10 @@ impl VolumeState {
         self.take(permit, step, &order, after).map(Begun::Pending)
     }
 
-    /// Returns the command without its delivery number if no warehouse can have reached that
-    /// number.
+    /// Returns the command, without its delivery number if the number is larger than any warehouse
+    /// can have reached.
     ///
-    /// The delivery itself remains. It is treated as a delivery without a number.
+    /// The delivery is recorded even so, as a delivery without a number.
     fn with_plausible_number<'a>(&self, order: &Order, command: &'a Command) -> Cow<'a, Command> {
         let Command::ConfirmDelivery {
             sequence: Some(sequence),
@@ -462,7 +469,8 @@ impl VolumeState {
                 let fence = self.slots.fence_of_store(store);
                 store_fence = Some(fence);
                 batch.fence(fence);
-                // An order that migrated here takes over its remote reservation.
+                // If the order migrated here, its reservation may be a remote one. The step takes
+                // it over.
                 replaced = self.remote_reservations().take_over(&after.id, store)?;
                 batch.unreserve(&after.id, store);
             }
@@ -492,7 +500,8 @@ impl VolumeState {
         })
     }
 
-    /// Finishes a step once its rows are durable, or reverts it in memory if the commit failed.
+    /// Finishes a step after its commit. If the commit failed, reverts the change of the stock in
+    /// memory.
     pub(crate) fn finish(
         &self,
         step: Pending,
@@ -559,8 +568,8 @@ impl VolumeState {
         durable: Option<&Durable>,
     ) {
         let mut stock = self.stock();
-        // The store has migrated since the step began, and took these rows along. This holds even
-        // if it has come back.
+        // If the fence differs, the store has migrated since the step began. Its rows moved with
+        // it, even if the store has returned in the meantime.
         if self.slots.fence_of_store(store) != fence {
             return;
         }
@@ -570,8 +579,8 @@ impl VolumeState {
                     stock.release(store, reservation.lines());
                 }
             }
-            // The units become available only now. If they were released before the commit and it
-            // failed, they could be promised twice.
+            // Released units become available only after the commit. If they became available
+            // earlier and the commit failed, they could be sold twice.
             (Units::Release | Units::Deliver { .. }, Some(durable)) => {
                 remote_stock::release(&mut stock, &order.id, store, &order.lines, *durable);
             }
@@ -590,7 +599,7 @@ impl VolumeState {
     }
 }
 
-/// The effect of a step on the units of an order.
+/// The effect of a step on the units of an order in its store.
 enum Units {
     Unchanged,
     Reserve,
@@ -598,7 +607,7 @@ enum Units {
     Deliver { sequence: Option<u64> },
 }
 
-/// The effects of events beside the order's own row.
+/// The effects of a step beside the change of the order's own row.
 struct Step {
     units: Units,
     answered: Option<Kind>,
@@ -606,7 +615,7 @@ struct Step {
 }
 
 impl Step {
-    /// Returns the settlement for a store of another volume.
+    /// Returns the settlement to send if the order's store is in another volume.
     fn settlement(&self, after: &Order) -> Option<Settlement> {
         let (delivered, sequence) = match self.units {
             Units::Deliver { sequence } => (true, sequence),

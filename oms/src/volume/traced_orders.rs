@@ -1,12 +1,12 @@
-//! The traces of orders in progress, so that a call to the warehouse belongs to the trace of the
+//! The traces of orders in progress. With them, a call to the warehouse belongs to the trace of the
 //! request that caused it.
 //!
 //! **Invariants**
 //! - At most `ORDERS_MAX` orders are kept. A newer order displaces the oldest one.
-//! - An order without a trace costs one look at an atomic.
+//! - While no order has a trace, each function only reads an atomic counter.
 //!
-//! Deliberately absent: durability. After a restart or a move of the order its calls are no part of
-//! the trace.
+//! Deliberately absent: durability. After a restart or a migration of the order, its calls are no
+//! longer part of the trace.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,10 +16,10 @@ use parking_lot::Mutex;
 use crate::domain::order::OrderId;
 use crate::runtime::trace::{self, TraceContext};
 
-/// Maximum number of orders that are kept: some megabytes.
+/// Maximum number of orders with a trace. This number of traces uses some megabytes of memory.
 const ORDERS_MAX: usize = 16_384;
 
-/// Traces by order.
+/// The traces of orders, by order.
 #[derive(Default)]
 pub(crate) struct TracedOrders {
     count: AtomicUsize,
@@ -29,13 +29,13 @@ pub(crate) struct TracedOrders {
 #[derive(Default)]
 struct Inside {
     traces: HashMap<OrderId, TraceContext>,
-    /// Orders from the oldest to the newest. Some may have ended.
+    /// Orders from the oldest to the newest. Some of them may have no trace any more.
     arrivals: VecDeque<OrderId>,
 }
 
 impl TracedOrders {
-    /// Notes the trace of the running task, if it has one. A later request about the order replaces
-    /// an earlier one.
+    /// Stores the trace of the current task for an order, if the task has a trace. A later request
+    /// about the order replaces the trace of an earlier request.
     pub(crate) fn note(&self, order: &OrderId) {
         let Some(context) = trace::current() else {
             return;
@@ -61,13 +61,13 @@ impl TracedOrders {
         inside.traces.get(order).copied()
     }
 
-    /// Forgets an order after its last call.
+    /// Removes the trace of an order after its last call.
     pub(crate) fn forget(&self, order: &OrderId) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
         }
         let mut inside = self.inside.lock();
-        // Its place among the arrivals stays until it is the oldest one.
+        // The order's entry in `arrivals` stays until it becomes the oldest entry.
         inside.traces.remove(order);
         self.count.store(inside.traces.len(), Ordering::Relaxed);
     }

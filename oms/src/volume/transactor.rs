@@ -1,7 +1,7 @@
 //! Transactors (actors): each serializes all commands of one order.
 //!
-//! The first request for an idle order runs in the task of its sender, so the usual order needs no
-//! task of its own and no memory after its answer. Requests that arrive in the meantime wait in the
+//! The first request for an idle order runs in the task of its sender. So the usual order needs no
+//! task of its own, and no memory after its answer. Requests that arrive while it runs wait in the
 //! order's mailbox. A task then executes them one by one and ends when the mailbox is empty.
 //!
 //! **Invariants**
@@ -10,8 +10,8 @@
 //! - If the sender disconnects while its rows are being committed, a task finishes the step.
 //! - A panic is caught around each step. The order stays in its last durable state, and the next
 //!   request starts a new transactor.
-//! - An order with repeated panics is rejected for some time, doubled with each further panic.
-//!   Other orders are not affected.
+//! - Requests for an order with repeated panics are rejected for some time, which doubles with each
+//!   further panic. Other orders are not affected.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -32,21 +32,21 @@ use crate::storage::group_commit::Permit;
 use crate::volume::remote_stock::{PLACE_TRIES, STOCK_CHANGES, Searched};
 use crate::volume::state::{Begun, OrderError, Outcome, Pending, RemotePlacement, VolumeState};
 
-/// Maximum number of requests in a mailbox. A normal client never has more for one order at a time;
-/// more are an attack or a bug.
+/// Maximum number of waiting requests of one order. A normal client never has so many for one
+/// order. More are an attack or a bug.
 const MAILBOX_MESSAGES_MAX: usize = 64;
 /// Number of shards of the registry, each with its own lock, so that requests on different threads
 /// rarely contend.
 const SHARDS: usize = 64;
-/// Number of panics after which an order is rejected for some time. The first ones may have been
-/// chance.
+/// Number of panics after which requests for an order are rejected for some time. The first panics
+/// may have had a passing cause.
 const PANICS_BEFORE_SUSPENSION: u32 = 3;
-/// Time for which an order is rejected after `PANICS_BEFORE_SUSPENSION` panics. It doubles with
-/// each further panic.
+/// Time for which requests for an order are rejected after `PANICS_BEFORE_SUSPENSION` panics. The
+/// time doubles with each further panic.
 const SUSPENSION_FIRST_MS: u64 = 1_000;
-/// Longest time for which an order is rejected.
+/// Longest time for which requests for an order are rejected.
 const SUSPENSION_MAX_MS: u64 = 60_000;
-/// Maximum number of orders with remembered panics. If there are more, the cause is not in the
+/// Maximum number of orders with remembered panics. If more orders panic, the cause is not in the
 /// orders.
 const TROUBLED_MAX: usize = 1_024;
 
@@ -57,13 +57,13 @@ pub(crate) enum Ask {
     Place(Box<[Line]>),
     /// Execute this command.
     Command(Command),
-    /// Record the attempts of a message to the warehouse.
+    /// Record the failed attempts of a message to the warehouse.
     Note(Kind, Message),
-    /// Put a dead letter back into the outbox.
+    /// Put a dead letter (a message that was given up) back into the outbox.
     Retry(Kind),
     /// Remove a message that the order does not need.
     Drop(Kind),
-    /// Return the current state.
+    /// Return the current state of the order.
     Look,
     #[cfg(test)]
     Panic,
@@ -71,7 +71,7 @@ pub(crate) enum Ask {
 
 impl Ask {
     /// Returns `true` for a request that waits for room in the commit queue, such as an answer of
-    /// the warehouse. Requests of customers are rejected if the queue is full.
+    /// the warehouse. Requests of customers are rejected if the commit queue is full.
     fn waits_for_room(&self) -> bool {
         !matches!(
             self,
@@ -88,32 +88,32 @@ struct Envelope {
 /// Requests that wait for a running transactor. An empty mailbox allocates no memory.
 type Mailbox = VecDeque<Envelope>;
 
-/// The panics of an order.
+/// The panics of steps of one order.
 #[derive(Clone, Copy, Default)]
 struct Trouble {
     panics: u32,
     suspended_until: Option<Instant>,
 }
 
-/// The running transactors of a volume.
+/// The running transactors of a volume, each with its mailbox.
 pub(crate) struct Transactors {
     state: Arc<VolumeState>,
     shards: Vec<Mutex<HashMap<OrderId, Mailbox>>>,
     hasher: RandomState,
     counters: Arc<VolumeCounters>,
     troubled: Mutex<HashMap<OrderId, Trouble>>,
-    /// Number of orders in `troubled`. While it is 0, no request takes that lock.
+    /// Number of orders in `troubled`. While it is 0, requests do not lock `troubled`.
     troubles: AtomicUsize,
 }
 
 impl Transactors {
-    /// Returns an empty registry over the state of a volume.
+    /// Creates an empty registry of transactors for a volume.
     #[cfg(test)]
     pub(crate) fn new(state: Arc<VolumeState>) -> Arc<Transactors> {
         Transactors::counting(state, Arc::default())
     }
 
-    /// Returns an empty registry that adds panics to these counters.
+    /// Creates an empty registry that counts panics in `counters`.
     pub(crate) fn counting(state: Arc<VolumeState>, counters: Arc<VolumeCounters>) -> Arc<Transactors> {
         Arc::new(Transactors {
             state,
@@ -140,8 +140,8 @@ impl Transactors {
         self.counters.transactor_panics.load(Ordering::Relaxed)
     }
 
-    /// Executes a request at the order's transactor. The caller's own task becomes the transactor
-    /// if the order is idle; otherwise the request waits in the mailbox.
+    /// Executes a request at the order's transactor. If the order is idle, the caller's task
+    /// becomes the transactor. Otherwise the request waits in the mailbox.
     pub(crate) async fn ask(self: &Arc<Self>, id: &OrderId, ask: Ask) -> Result<Outcome, OrderError> {
         self.check_trouble(id)?;
         match self.enter(id, ask)? {
@@ -175,7 +175,7 @@ impl Transactors {
         self.shards[self.hasher.hash_one(id) as usize % SHARDS].lock()
     }
 
-    /// Rejects a request for an order that panicked repeatedly and still has to wait.
+    /// Returns an error if the order panicked repeatedly and is still suspended.
     fn check_trouble(&self, id: &OrderId) -> Result<(), OrderError> {
         if self.troubles.load(Ordering::Relaxed) == 0 {
             return Ok(());
@@ -220,14 +220,14 @@ impl Transactors {
 }
 
 enum Entered {
-    /// The order was idle. The caller is its transactor now.
+    /// The order was idle. The caller is now its transactor.
     Free(Ask),
-    /// A transactor is running and will answer.
+    /// Another transactor is running and will send the answer.
     Busy(oneshot::Receiver<Result<Outcome, OrderError>>),
 }
 
-/// The right to work on an order. Dropping it at any point spawns a task if a step is unfinished or
-/// requests are waiting.
+/// The right to work on an order. If a `Turn` is dropped with an unfinished step or waiting
+/// requests, a task is spawned that completes the work.
 struct Turn(Option<Work>);
 
 impl Turn {
@@ -256,13 +256,14 @@ impl Drop for Turn {
         }
         match tokio::runtime::Handle::try_current() {
             Ok(_) => drop(runtime::spawn(work.run())),
-            // The runtime has ended. Waiting callers notice that their answer's sender was dropped.
+            // No runtime is running. The waiting callers get an error, because the senders of their
+            // answers are dropped.
             Err(_) => work.forget(),
         }
     }
 }
 
-/// The end of one try of a request.
+/// The result of one attempt to execute a request.
 enum Ended {
     Done(Outcome),
     /// The store for a new order must be searched again (see `Begun::SearchAgain`).
@@ -279,7 +280,7 @@ struct Work {
 
 impl Work {
     /// Removes the order from the registry if no request is waiting. Requests are added under the
-    /// same lock, so none is lost.
+    /// same lock, so no request is lost.
     fn remove_if_idle(&self) -> bool {
         let mut shard = self.transactors.shard(&self.id);
         let is_idle = shard.get(&self.id).is_none_or(VecDeque::is_empty);
@@ -294,10 +295,11 @@ impl Work {
         drop(left);
     }
 
-    /// Finishes a begun step, executes the requests in the mailbox, and ends.
+    /// Finishes a pending step, executes the requests in the mailbox, and returns when the mailbox
+    /// is empty.
     async fn run(mut self) {
         if self.pending.is_some() {
-            // The caller has disconnected, but the step must be finished.
+            // The caller has disconnected, but its step must be finished.
             let outcome = self.settle().await;
             self.remember(&outcome);
         }
@@ -314,7 +316,7 @@ impl Work {
                 return;
             };
             let outcome = self.execute(ask).await;
-            // The caller may have disconnected. The executed request remains valid.
+            // The send fails if the caller has disconnected. The executed request remains valid.
             let _ = answer.send(outcome);
         }
     }
@@ -326,7 +328,7 @@ impl Work {
     }
 
     fn remember(&mut self, outcome: &Result<Outcome, OrderError>) {
-        // After a failed step the order is read again from the volume.
+        // After a failed step, the next step reads the order from the volume again.
         self.known = outcome.as_ref().ok().map(|outcome| Arc::clone(&outcome.order));
     }
 
@@ -382,8 +384,8 @@ impl Work {
         }
     }
 
-    /// Waits until the begun step is durable, and finishes it. Cancel-safe: it may be dropped and
-    /// called again.
+    /// Waits until the pending step is durable, and finishes it. Cancellation safe: a dropped call
+    /// may be repeated.
     async fn settle(&mut self) -> Result<Outcome, OrderError> {
         let Some(pending) = &mut self.pending else {
             return Err(OrderError::Interrupted);
@@ -410,7 +412,7 @@ impl Work {
     }
 }
 
-/// Begins a request on an order, which is read first unless it is known.
+/// Begins a request on an order. Reads the order from the volume unless `known` is given.
 fn begin(
     state: &VolumeState,
     id: &OrderId,

@@ -1,5 +1,5 @@
-//! One node alone and a pair of nodes give the same answers: requests generated from the OpenAPI
-//! document are sent to both, and the answers are compared.
+//! Tests that one node alone and a pair of nodes give equal answers. Requests generated from the
+//! OpenAPI document are sent to both clusters, and the answers are compared.
 //!
 //! `IMT_ALIKE_REQUESTS=N` sets the number of requests for each seed, and `IMT_ALIKE_SEEDS=N` the
 //! number of seeds.
@@ -14,7 +14,7 @@ use crate::common::{Mood, Reply, Shop, Warehouse};
 use crate::pair::{Pair, named};
 use crate::requests::{Generator, PLACED, PRODUCTS, Request, STORES};
 
-/// Compared headers: those that a client acts on.
+/// Headers of answers that are compared, because a client acts on them.
 const COMPARED: [&str; 8] = [
     "content-type",
     "content-encoding",
@@ -26,8 +26,8 @@ const COMPARED: [&str; 8] = [
     "location",
 ];
 
-/// JSON members that may differ between two nodes or moments: clocks, names, and the progress of
-/// the outbox.
+/// JSON members with values that are not compared, because they differ between two nodes or
+/// moments: clocks, names, and the progress of the outbox.
 const VARYING: [&str; 16] = [
     "created_at_ms",
     "updated_at_ms",
@@ -47,7 +47,8 @@ const VARYING: [&str; 16] = [
     "transactors",
 ];
 
-/// JSON as text with its members in their original order, without the members in `VARYING`.
+/// JSON as text with its members in their original order, without the values of the members in
+/// `VARYING`.
 struct Compared(String);
 
 impl<'de> Deserialize<'de> for Compared {
@@ -97,7 +98,8 @@ impl<'de> Deserialize<'de> for Compared {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Compared, A::Error> {
                 let mut text = "{".to_owned();
                 while let Some((name, Compared(value))) = map.next_entry::<String, Compared>()? {
-                    // The cursor of a list of orders names volumes, which differ.
+                    // The cursor of a list of orders names volumes, which differ between the two
+                    // clusters.
                     let is_cursor = name == "next" && value.contains('.') && value.contains('~');
                     let value = if is_cursor {
                         "cursor"
@@ -116,7 +118,7 @@ impl<'de> Deserialize<'de> for Compared {
     }
 }
 
-/// Returns the part of an answer that must be equal.
+/// Returns the part of an answer that must be equal in both clusters.
 fn compared(request: &Request, reply: &Reply) -> String {
     let mut text = reply.status.to_string();
     for name in COMPARED {
@@ -199,7 +201,7 @@ impl Both {
             _data: data,
         };
         for warehouse in [&both.alone_warehouse, &both.pair.warehouse] {
-            // No message succeeds, so only clients change orders.
+            // No message to the warehouse succeeds, so only clients change orders.
             warehouse.mood.send(Mood::TimesOut).unwrap();
         }
         let mut stock = String::new();
@@ -219,8 +221,8 @@ impl Both {
         both
     }
 
-    /// Sends a request to both clusters, and then again through the other node of the pair. Returns
-    /// the status and the differences.
+    /// Sends a request to both clusters, and then again with the other node of the pair. Returns
+    /// the status from the single node and the differences between the answers.
     async fn compare(&self, request: &Request, is_first_alpha: bool) -> (u16, Vec<String>) {
         let mut shops = self.pair.shops();
         if !is_first_alpha {

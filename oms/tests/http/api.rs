@@ -1,5 +1,5 @@
-//! The routes over real HTTP: bodies of the original system, repeated requests, rejections and
-//! lists.
+//! Tests of the routes over real HTTP: bodies as in the original system, repeated requests,
+//! rejections and lists.
 
 use crate::common::{Mood, World, until};
 use serde_json::json;
@@ -35,7 +35,7 @@ async fn an_order_runs_from_stock_to_delivery() {
     );
     shop.until("17", "delivered").await;
 
-    // A repeated request gets the same bytes, however far the order has progressed.
+    // A repeated request gets the same bytes, even after the order has progressed.
     let again = shop.order("17", &[(812, 3), (44, 1)]).await;
     assert_eq!((again.status, &again.body), (200, &first.body));
     assert_eq!(again.headers["idempotent-replayed"], "true");
@@ -344,7 +344,7 @@ async fn statistics_files_are_added_once_and_malformed_ones_are_set_aside() {
         world.shop.get("/aggregate-stats/1").await.json(),
         json!({ "ca": 0, "total_qty": 0, "mean_price": 0.0 })
     );
-    // The file appears again, as after a crash between adding and deleting it.
+    // The file appears again, as after a crash between the import of the file and its deletion.
     std::fs::write(&good, "812,2,10\n812,1,40\n").unwrap();
     until("the file to be gone", async || !good.exists()).await;
     assert_eq!(
@@ -394,7 +394,8 @@ async fn a_change_of_stock_changes_only_its_rows_and_no_reservation() {
         (bad.status, &bad.json()["line"], &bad.json()["column"]),
         (400, &json!(2), &json!(3))
     );
-    // The change survives a restart, and a later snapshot that does not count the delivery.
+    // The change survives a restart. A later snapshot replaces the quantities. This snapshot does
+    // not count the delivery, so the delivered unit is subtracted from it.
     world.node.stop().await.unwrap();
     let node = imt_oms::Node::start(crate::common::config(world.data.path(), &world.warehouse.url()))
         .await

@@ -1,4 +1,4 @@
-//! Content codings, for every route that takes a body.
+//! Tests of content codings, for every route that takes a body.
 
 use std::io::Write;
 
@@ -55,7 +55,7 @@ async fn an_unknown_coding_is_answered_with_415_and_the_known_codings() {
             assert_eq!(reply.status, 415, "{method} {path} {coding}");
             assert_eq!(reply.headers["accept-encoding"], "gzip, identity");
         }
-        // The header is ignored in a request without a body.
+        // The header `Content-Encoding` is ignored in a request without a body.
         let reply = world.shop.send("GET", "/orders", &headers, "").await;
         assert_eq!(reply.status, 200, "{coding}");
     }

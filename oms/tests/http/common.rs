@@ -1,7 +1,8 @@
 //! Fixtures for tests over real HTTP: a node, a simulated warehouse and a client.
 //!
-//! With `IMT_TEST_ENGINE` the nodes of all tests keep their orders in that engine instead of their
-//! data folder. The variable has a name of its own, because tests create databases.
+//! With the environment variable `IMT_TEST_ENGINE`, the nodes of all tests keep their orders in
+//! that engine instead of their data folder. The tests create databases, so they do not use
+//! `IMT_ENGINE`, which is the setting of the program.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,7 +34,7 @@ use tokio::sync::watch;
 
 use crate::documented;
 
-/// The behaviour of the warehouse.
+/// The behaviour of the simulated warehouse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
     /// Executes the call and answers 200.
@@ -48,8 +49,8 @@ pub(crate) enum Mood {
     Conflicts,
     /// Answers 409 with `Retry-After`: an earlier attempt is still in progress.
     IsAtWork,
-    /// Answers 500 to calls about orders with an id that begins with "poison", and executes the
-    /// others.
+    /// Answers 500 to calls about orders with an id that begins with "poison", and executes all
+    /// other calls.
     Poisoned,
 }
 
@@ -288,7 +289,7 @@ impl Shop {
         answered.unwrap_or_else(|| panic!("no answer to {method} {path} {headers:?} with {length} bytes"))
     }
 
-    /// Begins a stock upload. Returns once the node asks for the body.
+    /// Begins a stock upload. Returns once the node has requested the body with `100 Continue`.
     pub(crate) async fn begin_stocks(&self) -> StockUpload {
         let address = self.base.strip_prefix("http://").unwrap();
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
@@ -391,16 +392,18 @@ pub(crate) async fn until(condition: &str, mut holds: impl AsyncFnMut() -> bool)
     }
 }
 
-/// Returns the database of a data folder's nodes in the engine of these tests, created on first
-/// use. `None` without an engine.
+/// Returns the URL of the database for the nodes of a data folder, in the engine of
+/// `IMT_TEST_ENGINE`. Creates the database on first use. `None` if the tests use no engine.
 fn engine_of(data: &Path) -> Option<EngineUrl> {
     let server: EngineUrl = std::env::var("IMT_TEST_ENGINE").ok()?.parse().unwrap();
-    // A child process finds the database of its parent's folder.
+    // The name depends on the folder only, so that a child process finds the database of its
+    // parent.
     let mut hash = DefaultHasher::new();
     data.hash(&mut hash);
     let database = format!("http_{:016x}", hash.finish());
     let url = server.with_database(&database);
-    // The runtime of the caller may have one thread, which waits here.
+    // A separate thread runs the calls, because the caller's runtime may have only this thread,
+    // which waits here.
     let created = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.unwrap().block_on(create_database(&server, &database));

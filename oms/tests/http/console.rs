@@ -1,5 +1,5 @@
-//! The web console over HTTP: the page, the state, the stream. The page at work in a browser is
-//! tested by `cli/tests/console.rs`.
+//! Tests of the web console over HTTP: the page, the state, and the stream of events.
+//! `cli/tests/console.rs` tests the page in a browser.
 
 use std::net::SocketAddr;
 
@@ -42,7 +42,8 @@ impl Events {
         Events { reader, status }
     }
 
-    /// The next event; `None` at the end of the stream. The lines that frame chunks are skipped.
+    /// Returns the next event. `None` at the end of the stream. Skips the lines that frame the
+    /// chunks of the body.
     async fn next(&mut self) -> Option<Event> {
         let (mut name, mut id) = (String::new(), String::new());
         loop {
@@ -62,7 +63,7 @@ impl Events {
         }
     }
 
-    /// The next event that fits.
+    /// Returns the next event for which `fits` returns `true`.
     async fn find(&mut self, what: &str, fits: impl Fn(&Event) -> bool) -> Event {
         let found = tokio::time::timeout(std::time::Duration::from_secs(60), async {
             loop {
@@ -89,7 +90,7 @@ fn has_event(state: &Value, kind: &str, node: &str) -> bool {
     events.any(|event| event["kind"] == kind && event["node"] == node)
 }
 
-/// Requests of a route in all seconds of a state.
+/// Returns the number of requests of a route, summed over all seconds in a state.
 fn requests(state: &Value, route: &str) -> u64 {
     let samples = state["samples"].as_array().unwrap().iter();
     samples
@@ -204,7 +205,8 @@ async fn a_stream_sends_seconds_and_ends_with_the_node() {
     let counted = |event: &Event| requests(&event.data, "POST /order") == 1;
     let counting = events.find("the order to be counted", counted).await;
     assert!(counting.data.get("ring").is_none(), "the ring is sent once");
-    // A stream that continues repeats a few seconds, and begins anew for an id of another process.
+    // A stream that continues after a known id repeats only a few seconds, and sends the ring
+    // again.
     let mut again = Events::open(world.node.address(), Some(&counting.id)).await;
     let continued = again.next().await.unwrap();
     assert!(continued.data["samples"].as_array().unwrap().len() <= 5);
@@ -255,7 +257,7 @@ async fn each_node_shows_all_nodes_and_names_a_silent_one() {
     for id in ["a", "b", "c", "d", "e"] {
         assert_eq!(pair.beta.order(id, &[(1, 1)]).await.status, 200);
     }
-    // Requests are counted where clients ask, and shown everywhere.
+    // Each request is counted at the node that receives it, and every node shows all counts.
     until("alpha to show the requests to beta", async || {
         requests(&state(&pair.alpha).await, "POST /order") == 5
     })

@@ -1,4 +1,4 @@
-//! Clients that call owners directly: `GET /ring` and the header `X-Imt-Owner`.
+//! Tests for clients that call owners directly: `GET /ring` and the header `X-Imt-Owner`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -109,7 +109,7 @@ async fn the_ring_document_has_a_tag_that_changes_with_the_servers() {
         let other = shop.send("GET", "/ring", &[("if-none-match", "\"x\"")], "").await;
         assert_eq!((other.status, &other.body), (200, &current.body));
     }
-    // The ring stays, and alpha serves both volumes.
+    // When beta stops, alpha serves both volumes, and the ring stays unchanged.
     let before = RingDocument::read(&pair.alpha).await;
     pair.beta_node.stop().await;
     until("alpha to serve both volumes", async || {

@@ -1,7 +1,7 @@
 //! The headers of responses, compared with the API document.
 //!
-//! The client of all tests (`Shop`) checks each of its responses here. A test of this module shows
-//! that every documented header occurs.
+//! The client of all tests (`Shop`) passes each of its responses to `check`. A test of this module
+//! shows that every documented header occurs.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -24,17 +24,17 @@ const OF_HTTP: [&str; 5] = [
     "transfer-encoding",
 ];
 
-/// Statuses with which hyper answers by itself, before a request reaches a route.
+/// Statuses with which hyper answers before a request reaches a route.
 const OF_HYPER: [u16; 2] = [414, 431];
 
 static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_slice(&imt_oms::api_document()).unwrap());
 
-/// Returns the names of the headers that the document has for a response, in lower case. `None` if
-/// the request has reached no route.
+/// Returns the names of the headers that the API document lists for a response, in lower case.
+/// `None` if the request has reached no route.
 ///
 /// # Panics
-/// If the route has no such status.
+/// If the document lists no such status for the route.
 fn documented(method: &str, path: &str, status: u16) -> Option<BTreeSet<String>> {
     let path = path.split('?').next().unwrap();
     let method = method.to_lowercase().replace("head", "get");
@@ -57,13 +57,14 @@ fn documented(method: &str, path: &str, status: u16) -> Option<BTreeSet<String>>
     Some(headers.map(|name| name.to_lowercase()).collect())
 }
 
-/// Checks that the document has every header of a response.
+/// Checks that the API document lists every header of a response.
 pub(crate) fn check(method: &str, path: &str, status: u16, headers: &HeaderMap) {
     let Some(documented) = documented(method, path, status) else {
         return;
     };
     for name in headers.keys().map(HeaderName::as_str) {
-        // The headers of CORS belong to the Fetch standard; the document's introduction names them.
+        // The headers of CORS belong to the Fetch standard. The introduction of the document names
+        // these headers.
         let is_known =
             OF_HTTP.contains(&name) || name.starts_with("access-control-") || documented.contains(name);
         assert!(

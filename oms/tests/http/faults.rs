@@ -1,5 +1,5 @@
-//! Faults of the environment: a warehouse connection that fails in every way, a full disk, and
-//! overload.
+//! Tests of faults of the environment: a warehouse connection that fails in every way, a full disk,
+//! and overload.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,15 +17,15 @@ enum Fault {
     Nothing,
     /// The connection is reset before the warehouse receives the call.
     ResetBefore,
-    /// The warehouse acts, and its answer is lost.
+    /// The warehouse executes the call, and its answer is lost.
     AnswerLost,
-    /// The warehouse acts, and only a part of its answer arrives.
+    /// The warehouse executes the call, and only a part of its answer arrives.
     AnswerCut,
     /// The warehouse receives the call twice.
     Twice,
     /// The answer is not HTTP.
     NotHttp,
-    /// A proxy in between answers 503.
+    /// A proxy before the warehouse answers 503.
     Unavailable,
 }
 
@@ -40,7 +40,7 @@ const FAULTS: [Fault; 7] = [
 ];
 
 /// Starts a proxy to the warehouse that applies the faults to successive calls. Returns its URL and
-/// the faults so far.
+/// a list of the faults applied so far.
 async fn faulty_proxy(warehouse: std::net::SocketAddr) -> (String, Arc<Mutex<Vec<Fault>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -119,7 +119,7 @@ async fn each_paid_order_is_delivered_once_despite_all_faults_of_the_warehouse_c
     let warehouse = Warehouse::start().await;
     let (url, done) = faulty_proxy(warehouse.address).await;
     let mut settings = config(data.path(), &url);
-    // Each call uses its own connection here, and six in seven of them fail.
+    // Five of seven calls fail here, so the circuit breaker is switched off.
     settings.outbox.breaker_failures = u32::MAX;
     let node = imt_oms::Node::start(settings).await.unwrap();
     let shop = Shop::at(node.address());
@@ -208,14 +208,16 @@ async fn a_full_disk_rejects_orders_and_loses_none() {
     assert!(!taken.is_empty());
     assert_eq!(shop.get(&format!("/order/{id}")).await.status, 404);
     assert_eq!(shop.get("/health/live").await.status, 200);
-    // The stop may have no room for a checkpoint. Acknowledged orders do not need one.
+    // The stop may fail, because the disk has no room for a checkpoint. Acknowledged orders do not
+    // need a checkpoint.
     let _ = node.stop().await;
     std::fs::remove_file(&ballast).unwrap();
     let node = imt_oms::Node::start(config(folder.path(), &warehouse.url()))
         .await
         .unwrap();
     let shop = Shop::at(node.address());
-    // All of the last orders, when the disk became full, and a share of the others.
+    // The last 300 orders, during which the disk became full, are all checked. Of the earlier
+    // orders, every fiftieth is checked.
     let last = taken.len().saturating_sub(300);
     let checked = taken
         .iter()
@@ -262,8 +264,8 @@ async fn overload_is_answered_with_200_or_503_and_the_outbox_stays_bounded() {
         refused += more_refused;
     }
     assert_eq!(taken + refused, 1_600);
-    // Slow commits may leave all clients refused by the limit of requests before the outbox is
-    // full.
+    // If commits are slow, the limit of requests may have refused so many orders that the outbox is
+    // not full yet.
     for number in 0.. {
         match world.shop.order(&format!("last{number}"), &[(1, 1)]).await.status {
             200 => taken += 1,

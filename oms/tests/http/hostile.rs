@@ -1,4 +1,5 @@
-//! Hostile and faulty clients: malformed, hanging, disconnecting or too many.
+//! Tests of hostile and faulty clients: malformed requests, hanging and broken connections, and too
+//! many requests.
 
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ async fn a_connection_takes_the_next_request_after_a_body_that_no_route_reads() 
     let mut stream = TcpStream::connect(world.node.address()).await.unwrap();
     let head = "POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 70000\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
-    // The route is refused by its head. The body comes in pieces behind it.
+    // The node refuses the request once it has the head. The body arrives in pieces afterwards.
     for _ in 0..7 {
         stream.write_all(&[b'x'; 10_000]).await.unwrap();
         tokio::task::yield_now().await;
@@ -96,7 +97,7 @@ async fn hanging_clients_block_neither_other_clients_nor_a_stop() {
         hanging.push(stream);
     }
     assert_eq!(world.shop.get("/health").await.status, 200);
-    // They do not block the stop of the node either.
+    // The hanging clients do not block the stop of the node either.
     world.node.stop().await.unwrap();
 }
 

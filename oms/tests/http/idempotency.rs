@@ -1,5 +1,5 @@
-//! `Idempotency-Key`: a repeated request gets the stored answer, and another request with the same
-//! key is rejected.
+//! Tests of the header `Idempotency-Key`: a repeated request gets the stored answer, and another
+//! request with the same key is rejected.
 
 use serde_json::json;
 
@@ -61,7 +61,8 @@ async fn conflicts_are_stored_and_malformed_requests_are_not() {
     let send = async |key: &str, body: String| world.shop.send("POST", "/order", &[(KEY, key)], body).await;
     let malformed = send("k", "{}".to_owned()).await;
     assert_eq!(malformed.status, 400);
-    // The corrected request uses the same key. Its answer is final: nothing is in stock.
+    // The corrected request has the same key. The answer is a rejection, because nothing is in
+    // stock, and is final.
     let body = order_body("1", &[(1, 1)]);
     let refused = send("k", body.clone()).await;
     assert_eq!(refused.status, 409);

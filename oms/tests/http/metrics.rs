@@ -1,12 +1,12 @@
-//! The text of `/metrics` holds the rules that `promtool check metrics` checks.
+//! Tests that the text of `/metrics` follows the rules that `promtool check metrics` checks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::World;
 
-/// Endings of the series of a histogram.
+/// Suffixes of the series of a histogram.
 const HISTOGRAM_ENDINGS: [&str; 3] = ["_bucket", "_count", "_sum"];
-/// Abbreviated units and names of types, which no metric may have as a word.
+/// Words that no metric name may have: abbreviated units, units that are no base units, and types.
 const WRONG_WORDS: [&str; 14] = [
     "ms",
     "us",

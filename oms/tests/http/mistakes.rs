@@ -1,12 +1,14 @@
-//! The ten mistakes of the original system, each with a test that shows its absence here.
+//! The ten mistakes of the original system. For each of them, a test shows that this system does
+//! not make it.
 
 use serde_json::json;
 
 use crate::common::{Mood, World, config, until};
 
-/// Mistakes 1, 2 and 10: one point for each node on a circle of 360, orders lost when a node joins
-/// or leaves, and API and ring on a single node. Here the ring assigns exact shares. When the node
-/// of an order changes, its volume is handed over or its slots are migrated.
+/// Mistakes 1, 2 and 10. In the original system, each node had one point on a circle of 360 points.
+/// Orders were lost with each change of nodes. API and ring were on one node. Here the ring assigns
+/// exact shares. When the node of an order changes, its volume is handed over or its slots are
+/// migrated.
 #[tokio::test]
 async fn the_ring_assigns_every_slot_to_a_node() {
     let world = World::start().await;
@@ -16,7 +18,7 @@ async fn the_ring_assigns_every_slot_to_a_node() {
     assert_eq!(world.shop.get("/ring").await.status, 200);
 }
 
-/// Mistake 2, for a single node: a payment after a restart still finds its order.
+/// Mistake 2 (lost orders), for a single node: a payment after a restart still finds its order.
 #[tokio::test]
 async fn a_payment_finds_its_order_after_a_restart() {
     let world = World::start().await;
@@ -101,7 +103,7 @@ async fn an_order_does_not_wait_for_the_warehouse_and_a_504_is_retried() {
     );
 }
 
-/// Mistake 4 again: the warehouse cannot be reached at all.
+/// Mistake 4 again, with a warehouse that cannot be reached at all.
 #[tokio::test]
 async fn orders_are_taken_during_an_outage_of_the_warehouse_and_delivered_after_it() {
     let world = World::start().await;
@@ -157,8 +159,8 @@ async fn a_repeated_order_or_payment_is_executed_once() {
     assert_eq!(world.warehouse.deliveries_of("a"), 1);
 }
 
-/// Mistake 6: a crash lost the state of a transactor (actor). `restart` tests it with SIGKILL. This
-/// test stops the node at several points of an order's life.
+/// Mistake 6: a crash lost the state of a transactor (actor). The module `restart` tests a crash by
+/// SIGKILL. This test stops the node at several points of an order's life.
 #[tokio::test]
 async fn a_stop_at_any_point_of_an_order_loses_nothing() {
     let mut world = World::start().await;
@@ -240,8 +242,8 @@ async fn a_statistics_file_counts_once_after_a_crash_at_any_point() {
     let file = world.data.path().join("stat_000001700000000.csv");
     let mut sold = 0;
     for _ in 0..3 {
-        // In the first round the file is new. In the later ones it was added and only its deletion
-        // is missing. In both cases the node finds it at its start.
+        // In the first round the file is new. In later rounds the file was added before, and only
+        // its deletion is missing. The node finds the file when it starts.
         world.node.stop().await.unwrap();
         std::fs::write(&file, "812,2,10\n").unwrap();
         world.node = imt_oms::Node::start(config(world.data.path(), &world.warehouse.url()))

@@ -1,4 +1,4 @@
-//! Two nodes on one data folder, as clients see them.
+//! Tests of two nodes on one data folder, from the view of clients.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,15 +11,16 @@ use tokio::sync::mpsc;
 
 use crate::common::{Mood, Shop, Warehouse, config, order_body, until};
 
-/// A node on its own thread. It can be paused like a process under SIGSTOP: its socket accepts
-/// connections, and nothing is answered.
+/// A node on a separate thread, which can be paused like a process under SIGSTOP. The socket of a
+/// paused node accepts connections, but no request is answered.
 pub(crate) struct Pausable {
     pub address: SocketAddr,
     pauses: mpsc::UnboundedSender<Pause>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Pauses the node from the message on `begun` until the sender of `end` is dropped.
+/// A request to pause a node. The node sends a message on `begun`, and then blocks until the sender
+/// of `end` is dropped.
 struct Pause {
     begun: std_mpsc::Sender<()>,
     end: std_mpsc::Receiver<()>,
@@ -137,7 +138,7 @@ impl Pair {
     }
 }
 
-/// Returns the stock of stores 1 to 40. Each node owns some of them.
+/// Returns the stock of stores 1 to 40. Each node owns some of these stores.
 pub(crate) fn stock(quantity: u32) -> String {
     (1..=40)
         .map(|store| format!("1,{store},{quantity}\n2,{store},{quantity}\n"))
@@ -200,7 +201,7 @@ async fn lists_of_a_pair_accept_the_methods_and_headers_that_a_single_node_accep
 #[tokio::test]
 async fn a_request_with_an_encoded_path_or_a_large_head_is_routed_to_its_order() {
     let pair = Pair::start().await;
-    // No message succeeds, so only clients change orders.
+    // No message to the warehouse succeeds, so only clients change orders.
     pair.warehouse.mood.send(Mood::TimesOut).unwrap();
     pair.alpha.stocks(&stock(100), None).await;
     let large = [("x-large", &*"x".repeat(20_000))];
@@ -331,7 +332,8 @@ async fn stock_is_rejected_as_a_whole_while_a_node_does_not_answer() {
 async fn stock_applied_in_part_is_answered_with_the_changed_stores() {
     let pair = Pair::start().await;
     assert_eq!(pair.alpha.stocks(&stock(5), Some(1)).await.status, 200);
-    // When the body is requested, both nodes have accepted the stock. One of them is paused then.
+    // Once the body is requested, both nodes have agreed to take the stock. One of them is paused
+    // before the body is sent.
     let upload = pair.alpha.begin_stocks().await;
     let paused = pair.beta_node.pause().await;
     let reply = upload.finish(&stock(6)).await;
@@ -428,7 +430,7 @@ async fn the_stored_answer_of_a_key_is_returned_through_the_other_node() {
 async fn a_new_stock_decides_over_the_next_order_at_either_node() {
     let pair = Pair::start().await;
     for round in 0..30u64 {
-        // The only store with units is another one each time, here or there.
+        // In each round another store is the only store with units. Either node may own that store.
         let only = round * 7 % 40 + 1;
         let quantity = |store: u64| if store == only { 100 } else { 0 };
         let csv: String = (1..=40)
@@ -454,7 +456,7 @@ async fn a_new_stock_decides_over_the_next_order_at_either_node() {
 #[tokio::test]
 async fn the_last_units_of_a_store_are_sold_once_through_either_node() {
     let pair = Pair::start().await;
-    // No message succeeds, so orders keep their reservations.
+    // No message to the warehouse succeeds, so orders keep their reservations.
     pair.warehouse.mood.send(Mood::TimesOut).unwrap();
     let csv: String = (1..=40).map(|store| format!("1,{store},3\n")).collect();
     assert_eq!(pair.alpha.stocks(&csv, None).await.status, 200);
@@ -496,7 +498,7 @@ async fn a_connection_that_cannot_prove_the_secret_is_closed_without_an_answer()
     stream.read_exact(&mut answer).await.unwrap();
     stream.write_all(&[7; 32]).await.unwrap();
     let mut rest = Vec::new();
-    // An end or a reset.
+    // The connection may end normally or with a reset.
     let _ = stream.read_to_end(&mut rest).await;
     assert_eq!(rest, b"");
     assert_eq!(pair.beta.get("/health").await.status, 200);

@@ -1,5 +1,5 @@
-//! Refunds: each payment without a delivery is listed and counted. Only a final refusal by the
-//! warehouse ends an order.
+//! Tests of refunds: each payment without a delivery is listed and counted. Only a final refusal by
+//! the warehouse ends an order.
 
 use serde_json::json;
 
@@ -19,7 +19,7 @@ async fn refunds(shop: &Shop) -> Vec<(String, serde_json::Value)> {
     found
 }
 
-/// Returns the gauge of payments to be refunded.
+/// Returns the number of payments to be refunded, as the metrics show it.
 async fn gauge(shop: &Shop) -> u64 {
     let metrics = shop.get("/metrics").await;
     let text = String::from_utf8(metrics.body.to_vec()).unwrap();
@@ -137,7 +137,7 @@ async fn messages_that_the_warehouse_cannot_process_do_not_delay_other_orders() 
     for number in 0..20 {
         world.shop.until(&format!("healthy{number}"), "delivered").await;
     }
-    // While the circuit breaker is open, a message is given up only if another one was answered
+    // While the circuit breaker is open, a message is given up only if another message was answered
     // since its last attempt. So each round also sends a healthy order.
     let mut more = 0..;
     until("the poisoned messages to be dead", async || {

@@ -14,7 +14,7 @@ pub(crate) const PRODUCTS: u32 = 5;
 /// Largest store id of the stock.
 pub(crate) const STORES: u32 = 12;
 
-/// One request.
+/// A generated request to the API.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub method: String,
@@ -23,7 +23,7 @@ pub(crate) struct Request {
     pub body: Vec<u8>,
 }
 
-/// An operation of the document.
+/// An operation of the API document.
 struct Operation {
     method: String,
     path: String,
@@ -38,7 +38,7 @@ pub(crate) struct Generator {
     operations: Vec<Operation>,
     count: u64,
     /// `true` if the body is large. Such a body is compressed, because a rejection may otherwise
-    /// arrive before the client has sent all of it.
+    /// arrive before the client has sent the whole body.
     is_large: bool,
 }
 
@@ -46,7 +46,8 @@ impl Generator {
     pub(crate) fn new(document: Value, seed: u64) -> Generator {
         let mut operations = Vec::new();
         for (path, methods) in document["paths"].as_object().unwrap() {
-            // The console shows one node's view of its cluster, and its events never end.
+            // The console is left out: its state differs between nodes, and its stream of events
+            // never ends.
             if path.starts_with("/console/") {
                 continue;
             }
@@ -78,7 +79,7 @@ impl Generator {
         self.below(count) == 0
     }
 
-    /// Returns one of these values.
+    /// Returns one of these values at random.
     fn pick<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
         of[self.below(of.len())]
     }
@@ -256,7 +257,7 @@ impl Generator {
             return format!("key-{}", self.count);
         }
         if name == "X-Stock-As-Of" {
-            // Small numbers, so that a later snapshot may be newer.
+            // The numbers are small, so that a later snapshot often has an equal or higher number.
             return self.pick(&["0", "1", "2", "3", "-1", "1.0", "x", ""]).to_owned();
         }
         self.value(parameter).trim().replace('\u{e9}', "e")

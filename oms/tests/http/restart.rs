@@ -1,5 +1,5 @@
-//! A node is killed with SIGKILL under load, several times: every acknowledged order and payment
-//! exists afterwards, once.
+//! Tests that kill a node with SIGKILL under load, several times. Afterwards every acknowledged
+//! order and payment must exist, once.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -12,10 +12,10 @@ use crate::common::{Mood, Shop, Warehouse, config, order_body, until};
 
 const CHILD_DATA: &str = "IMT_OMS_TEST_CHILD_DATA";
 const CHILD_WAREHOUSE: &str = "IMT_OMS_TEST_CHILD_WAREHOUSE";
-/// File of the child's process id and address in the data folder.
+/// Name of the file in the data folder to which the child writes its process id and address.
 const CHILD_ADDRESS: &str = "child-address";
 
-/// Not a test: the process of the node that the other tests kill runs this function.
+/// Not a test. Other tests start this function in a child process and kill the process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the second process of other tests"]
 async fn child_node() {
@@ -24,7 +24,7 @@ async fn child_node() {
     };
     let data = Path::new(&data);
     let node = imt_oms::Node::start(config(data, &warehouse)).await.unwrap();
-    // The parent reads a whole file or none.
+    // The file is renamed when it is complete, so the parent reads a whole file or none.
     let written = data.join("child-address.new");
     std::fs::write(&written, format!("{} {}", std::process::id(), node.address())).unwrap();
     std::fs::rename(written, data.join(CHILD_ADDRESS)).unwrap();
@@ -68,7 +68,7 @@ async fn start_child(data: &Path, warehouse: &str) -> (KilledOnDrop, Shop) {
     (child, Shop::at(address.unwrap()))
 }
 
-/// The answers that the shop received, by order: to the order, and to its payment.
+/// The answers to orders and to payments that the shop received, each with the id of its order.
 #[derive(Default)]
 struct Acknowledged {
     orders: Vec<(String, bytes::Bytes)>,
@@ -94,8 +94,8 @@ async fn sigkill_at_any_moment_loses_no_acknowledged_order_or_payment() {
                 Mood::ActsAndTimesOut
             })
             .unwrap();
-        // Checks the orders acknowledged since the last check, byte for byte. The end of the test
-        // checks all of them again.
+        // Repeats the requests acknowledged since the last check, and compares the answers byte for
+        // byte. The end of the test checks all of them again.
         checked = check_acknowledged(&shop, &answers, checked).await;
         let acknowledged = Arc::new(AtomicUsize::new(0));
         let mut clients = tokio::task::JoinSet::new();
@@ -145,7 +145,7 @@ async fn sigkill_at_any_moment_loses_no_acknowledged_order_or_payment() {
     settle_and_audit(&shop, &warehouse, &answers).await;
 }
 
-/// Returns the number of kills: a few, or `IMT_KILLS`.
+/// Returns the number of kills: 6, or the value of the environment variable `IMT_KILLS`.
 fn rounds() -> usize {
     std::env::var("IMT_KILLS").map_or(6, |kills| kills.parse().unwrap())
 }

@@ -1,5 +1,5 @@
-//! Slow clients over real sockets. The node's timeouts are tens of seconds, so these tests pause
-//! the clock of tokio: it advances by itself whenever all tasks are idle.
+//! Tests of slow clients over real sockets. The node's timeouts are tens of seconds, so these tests
+//! pause the clock of tokio. A paused clock advances whenever all tasks are idle.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn connect(world: &World, begin: &[u8]) -> TcpStream {
 
 async fn rest(mut stream: TcpStream) -> String {
     let mut answer = Vec::new();
-    // The connection may end in an error. The test checks the bytes received before it.
+    // The connection may end in an error. The test checks the bytes received before the error.
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -125,11 +125,11 @@ async fn connections_without_a_complete_request_time_out() {
 async fn connections_that_never_read_their_answers_time_out() {
     let world = world_with_paused_clock(1).await;
     let mut holding = TcpStream::connect(world.node.address()).await.unwrap();
-    // More answers than the socket buffers hold: the node stops reading requests once it cannot
-    // write.
+    // These requests have more answers than the socket buffers hold. The node stops reading
+    // requests once it cannot write answers.
     let asks = tokio::spawn(async move {
         let ask = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(20_000);
-        // The socket buffers may accept all of it before the connection is closed.
+        // The socket buffers may accept all requests before the connection is closed.
         let _ = holding.write_all(&ask).await;
         holding
     });

@@ -1,4 +1,4 @@
-//! A client's trace goes through both nodes of a pair to the warehouse.
+//! Tests that a client's trace continues through both nodes of a pair to the warehouse.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -32,7 +32,8 @@ fn trace_of(number: u128) -> u128 {
 #[tokio::test]
 async fn a_trace_goes_through_nodes_and_the_outbox_to_the_warehouse() {
     let spans = Spans::default();
-    // No request begins a trace of its own, so other tests of this process are not exported.
+    // With the share 0, no request begins a new trace. So requests of other tests in this process
+    // are not exported.
     assert!(export_spans(Box::new(spans.clone()), 0.0));
     let pair = Pair::start().await;
     assert_eq!(pair.alpha.stocks("7,1,1000\n", None).await.status, 200);

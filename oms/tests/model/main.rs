@@ -1,17 +1,18 @@
-//! A model of the ownership and handover protocol, checked breadth-first over all orders of all
-//! steps.
+//! A model of the ownership and handover protocol. A checker tries all sequences of its steps,
+//! breadth-first.
 //!
 //! The model has:
 //! - the cluster's state (`ring.json`), which only the coordinator replaces, and nodes with older
 //!   copies;
-//! - volumes, which one process at a time can open, with slots that are here, sealed or elsewhere;
+//! - volumes, which one process at a time can open, with slots that are owned, sealed or owned by
+//!   another volume;
 //! - copies of slots during a move;
 //! - customers who send an order twice, also with other lines, to any node;
 //! - crashes of any node, the coordinator included, between any two steps. Only the disk survives.
 //!
 //! Deliberately absent: time, sizes and disks. The simulation (`oms/src/simulation`) runs the real
 //! code. Each `Mistake` breaks one rule of the protocol, and a test proves that the checker finds
-//! it. Four of them were once in the code.
+//! the mistake. Four of the mistakes were once in the code.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at an impossible state")]
 
@@ -23,7 +24,7 @@ use stateright::{Checker, HasDiscoveries, Model};
 
 #[test]
 fn acknowledged_orders_survive_crashes_between_any_two_steps() {
-    // Numbers of crashes, orders sent and moves.
+    // Maximum numbers of crashes, of sent orders and of moves, for each run of the checker.
     for bounds in [(2, 1, 1), (1, 2, 1), (1, 1, 2)] {
         let (crashes, sends, moves) = bounds;
         let protocol = Protocol::of(Mistake::None, crashes, sends, moves);
@@ -46,7 +47,8 @@ fn acknowledged_orders_survive_crashes_between_any_two_steps() {
 fn the_checker_finds_every_mistake() {
     for mistake in MISTAKES {
         let finish = HasDiscoveries::AnyFailures;
-        // The smallest numbers of crashes, orders sent and moves that show the mistake.
+        // The smallest maximum numbers of crashes, sent orders and moves with which the mistake is
+        // found.
         let (crashes, sends, moves) = match mistake {
             Mistake::CommitAfterUndo | Mistake::AcceptOldCopy => (1, 1, 2),
             _ => (2, 1, 1),

@@ -1,26 +1,26 @@
 //! The model: its state, the possible steps, and the properties of every state.
 //!
 //! A step is one atomic action of the protocol: a change of the cluster's state, of one server, of
-//! one copy, or of one call. The checker tries every order of the steps, with bounds for the number
-//! of crashes, orders and moves.
+//! one copy, or of one call. The checker tries every sequence of steps, up to maximum numbers of
+//! crashes, orders and moves.
 
 use std::collections::BTreeSet;
 
 use stateright::{Model, Property};
 
 pub(crate) const NODES: usize = 2;
-/// Number of slots. One is enough, because slots do not interact.
+/// Number of slots. One slot is enough, because slots do not interact.
 const SLOTS: usize = 1;
-/// Number of orders, one in each slot. Each is sent with content 0 and with content 1.
+/// Number of orders, one in each slot. Every order is sent with content 0 and with content 1.
 const ORDERS: usize = SLOTS;
 /// Maximum number of calls in progress: two customers.
 const CALLS: usize = 2;
 
-/// A rule that the protocol breaks.
+/// A deliberate mistake: one rule that the modelled protocol breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mistake {
     None,
-    /// A source accepts orders in slots that it copies.
+    /// A source does not seal the slots that it copies, so it still accepts orders in these slots.
     CopyWithoutSeal,
     /// A process that opens a volume does not seal the slots that are moving.
     OpenUnsealedDuringMove,
@@ -32,13 +32,13 @@ pub(crate) enum Mistake {
     CleanBeforeCommit,
     /// A volume is opened although another process has it open.
     OpenWithoutLock,
-    /// A copy that completes after its move was undone counts for the next move.
+    /// A copy that completes after its move was undone is taken for the copy of the next move.
     CommitAfterUndo,
-    /// A late copy of an earlier move replaces a newer one.
+    /// A late copy of an earlier move replaces a newer copy.
     AcceptOldCopy,
 }
 
-/// All mistakes.
+/// All mistakes except `None`.
 pub(crate) const MISTAKES: [Mistake; 8] = [
     Mistake::CopyWithoutSeal,
     Mistake::OpenUnsealedDuringMove,
@@ -53,10 +53,10 @@ pub(crate) const MISTAKES: [Mistake; 8] = [
 const ONE_SERVER: &str = "at most one process serves a slot";
 const NOTHING_LOST: &str = "acknowledged orders are stored";
 const ONE_CONTENT: &str = "no order is acknowledged with two contents";
-/// Properties of every state.
+/// Names of the properties that every state must have.
 pub(crate) const ALWAYS: [&str; 3] = [ONE_SERVER, NOTHING_LOST, ONE_CONTENT];
 
-/// The protocol with bounds for the number of events.
+/// The protocol with one mistake, and the maximum numbers of crashes, sent orders and moves.
 pub(crate) struct Protocol {
     mistake: Mistake,
     crashes: u8,
@@ -96,7 +96,7 @@ struct Moving {
     to: Volume,
 }
 
-/// A volume served by a process.
+/// The server of a volume in a process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Server {
     ring: [Volume; SLOTS],
@@ -148,7 +148,8 @@ pub(crate) struct Call {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct World {
     state: ClusterState,
-    /// The coordinator, and the move with the copy that it waits for.
+    /// The node that is the coordinator. `awaited` is the id of a move while the coordinator waits
+    /// for the copy of its slots.
     coordinator: Option<Node>,
     awaited: Option<u8>,
     is_copied: bool,
@@ -183,7 +184,7 @@ pub(crate) enum Step {
     Open(Node, Volume),
     ApplyRing(Node, Volume),
     Unseal(Node, Volume),
-    /// Advances a copy. A copy that is never advanced stands for one that broke off.
+    /// Advances a copy. A copy that is never advanced stands for a copy that was interrupted.
     Copy(Copy),
     Send {
         by: Node,
@@ -211,8 +212,8 @@ impl World {
         node.is_alive.then_some(node)
     }
 
-    /// Returns `true` if no rows of an earlier ring remain. The coordinator requires this before a
-    /// move.
+    /// Returns `true` if no rows of an earlier ring remain. The coordinator begins a move only in
+    /// such a state.
     fn is_settled(&self) -> bool {
         (0..NODES as Volume).all(|volume| {
             let node = self.state.serving[volume as usize];
@@ -253,7 +254,8 @@ impl World {
         })
     }
 
-    /// Executes an order if its slot is served there. Returns the content of the answer.
+    /// Executes an order if the called node and volume serve its slot. Returns the acknowledged
+    /// content.
     fn place(&mut self, call: &Call) -> Option<u8> {
         if !self.serves(call.node, call.volume, call.order) {
             return None;
@@ -329,7 +331,7 @@ impl World {
         }
     }
 
-    /// Advances a copy. Returns `None` if the responsible process cannot do it.
+    /// Advances a copy. Returns `None` if the responsible process cannot advance it.
     fn advance_copy(&mut self, mistake: Mistake, copy: &Copy) -> Option<()> {
         self.copies.remove(copy);
         match copy {
@@ -533,7 +535,8 @@ impl Model for Protocol {
                 server.sealed = None;
             }
             Step::Copy(copy) => {
-                // A process that cannot do its part breaks the copy off.
+                // If a process cannot do its part, the copy ends, which is a valid step of the
+                // model.
                 let _ = next.advance_copy(self.mistake, &copy);
             }
             Step::Send { by, order, content } => {

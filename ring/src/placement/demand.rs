@@ -1,13 +1,14 @@
-//! Queues of the nodes that are short of slots, by relative need: first by zone, then by node
+//! Queues of the nodes that lack slots, ordered by relative need: first by zone, then by node
 //! within a zone.
 //!
-//! Taking in proportion to the remaining need interleaves all nodes evenly. Ties are broken in a
-//! scattered order, so that any two nodes share about as many slots as any other two. The slots of
-//! a leaving node then find new primaries among all others. A zone that is needed in every
-//! remaining slot is taken before all others, so filling an empty ring always meets every quota.
+//! The relative need is the number of lacking slots divided by the quota. Taking the node with the
+//! largest relative need interleaves all nodes evenly. Ties are broken in a scattered order, so
+//! that any two nodes share about as many slots as any other two. So when a node leaves, all others
+//! become primaries of its slots in equal parts. A zone that is needed in every remaining slot is
+//! taken before all others. So filling an empty ring always meets every quota.
 //!
 //! A new ring of 65,536 slots and three replicas takes 196,608 nodes from these queues. So entries
-//! change in place, and a ratio is divided once for each change.
+//! are changed in place, and a ratio is computed once per change.
 
 use alloc::collections::BinaryHeap;
 use alloc::collections::binary_heap::PeekMut;
@@ -18,10 +19,11 @@ use super::scatter;
 use super::zones::Zones;
 use crate::ring::Node;
 
-/// An entry of a queue.
+/// An entry of a queue: a node or a zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
-    /// Relative need at the time of queueing in the upper half, tie-break in the lower half.
+    /// Sort key: relative need when the entry was queued in the upper 64 bits, tie-break in the
+    /// lower.
     key: u128,
     index: usize,
 }
@@ -43,11 +45,12 @@ impl Entry {
     }
 }
 
-/// Present need and quota, of nodes or of zones.
+/// Present need and quota of each node, or of each zone.
 struct Level {
     need: Vec<u64>,
     quota: Vec<u64>,
-    /// `need` divided by `quota`, in 32 binary digits; 0 if and only if the need is 0.
+    /// Quotient of `need` and `quota`, with 32 fractional bits. It is 0 if and only if the need is
+    /// 0.
     ratio: Vec<u64>,
 }
 
@@ -77,7 +80,8 @@ impl Level {
         (self.need[index] > 0).then(|| Entry::new(self.ratio[index], scatter(slot, index), index))
     }
 
-    /// Returns the first entry by need, after outdated entries have been updated.
+    /// Updates outdated entries at the front of the queue, and returns the first entry with an
+    /// up-to-date need.
     fn first<'q>(&self, queue: &'q mut BinaryHeap<Entry>) -> Option<PeekMut<'q, Entry>> {
         loop {
             let first = *queue.peek()?;
@@ -93,7 +97,7 @@ impl Level {
     }
 }
 
-/// Replaces the first entry, or removes it.
+/// Replaces the first entry of a queue, or removes it if `entry` is `None`.
 fn set_first(mut first: PeekMut<'_, Entry>, entry: Option<Entry>) {
     match entry {
         Some(entry) => *first = entry,
@@ -105,14 +109,15 @@ pub(super) struct Demand<'z> {
     zones: &'z Zones<'z>,
     node: Level,
     zone: Level,
-    /// Sum of all needs.
+    /// Sum of the needs of all nodes.
     left: u64,
     nodes_of: Vec<BinaryHeap<Entry>>,
     queue: BinaryHeap<Entry>,
-    /// Zones with more than half of all slots, which may become needed in every remaining slot. At
-    /// most replicas x 2 zones.
+    /// Zones with a quota above half of all slots. Only such a zone may be needed in every
+    /// remaining slot. There are fewer such zones than twice the number of replicas of a slot.
     large: Vec<usize>,
-    /// Entries passed over in a search, which are queued again after it. Kept to reuse the memory.
+    /// Buffer for entries that a search passes over and queues again at its end. Kept to reuse its
+    /// memory.
     passed: Vec<Entry>,
     passed_zones: Vec<Entry>,
 }
@@ -120,8 +125,8 @@ pub(super) struct Demand<'z> {
 impl<'z> Demand<'z> {
     /// Builds the queues.
     ///
-    /// `need` is the number of slots that each node lacks, `quota` the number that it should hold,
-    /// `slots` the number of slots of the ring.
+    /// `need` is the number of slots that each node lacks, `quota` the number that each should
+    /// hold. `slots` is the number of slots of the ring.
     pub(super) fn new(zones: &'z Zones<'z>, need: Vec<u64>, quota: &[u64], slots: usize) -> Demand<'z> {
         let left = need.iter().sum();
         let node = Level::new(need, quota.to_vec());
@@ -154,8 +159,9 @@ impl<'z> Demand<'z> {
         self.left == 0
     }
 
-    /// Returns `true` if no node can enter the set in place of `leaves`, for one of two cheap
-    /// reasons: no zone needs a slot, or the only one that does has no room in the set.
+    /// Returns `true` if no node can enter `set`, the holders of a slot, in place of `leaves`. Only
+    /// two reasons are checked, because their check is cheap: no zone needs a slot, or the zone
+    /// rule admits no node of the only zone that needs one.
     pub(super) fn is_hopeless(&self, set: &[Node], leaves: Node) -> bool {
         match self.queue.peek() {
             Some(only) if self.queue.len() == 1 && self.zones.distinct() => {
@@ -165,8 +171,9 @@ impl<'z> Demand<'z> {
         }
     }
 
-    /// Takes the node with the largest relative need that may enter the set in place of `leaves`.
-    /// `slots_left` is the number of slots with vacancies still to come, this one included.
+    /// Takes the node with the largest relative need that may enter `set`, the holders of `slot`,
+    /// in place of `leaves`. `slots_left` is the number of slots that still have vacancies, `slot`
+    /// included.
     pub(super) fn take(&mut self, slot: usize, set: &[Node], leaves: Node, slots_left: u64) -> Option<Node> {
         if let Some(zone) = self.urgent(set, leaves, slots_left) {
             return self.take_in(zone, slot, set, leaves);
@@ -185,13 +192,14 @@ impl<'z> Demand<'z> {
         taken
     }
 
-    /// Reverts a [`Demand::take`].
+    /// Reverts a [`Demand::take`] that returned `node`.
     pub(super) fn put_back(&mut self, node: Node, slot: usize) {
         let (node, zone) = (usize::from(node), self.zones.of[usize::from(node)]);
         self.node.more(node);
         self.zone.more(zone);
         self.left += 1;
-        // A node without need has no entry. Other entries are updated when they come first.
+        // Only a node or zone without need lacks an entry. Existing entries are updated when they
+        // reach the front.
         if self.node.need[node] == 1 {
             self.nodes_of[zone].extend(self.node.entry(node, slot));
         }

@@ -1,17 +1,16 @@
-//! The assignment of slots to nodes: the decision behind a plan.
+//! The assignment of slots to nodes, on which each plan is based.
 //!
-//! With one replica ([`single`]) shares are exact and moves are the fewest possible. With several
-//! replicas, the decision has four steps, ordered by the weight of their reasons:
-//! 1. Replicas that must go are removed: of leaving nodes, above the number of replicas, or twice
-//!    in a zone ([`replicas`]).
-//! 2. Vacancies are filled by the nodes that are short of their quota, largest relative need first
-//!    ([`demand`]).
-//! 3. Nodes above their quota give to nodes below it, so that long histories stay balanced
-//!    ([`replicas`]).
+//! With one replica ([`single`]), shares are exact and moves are the fewest possible. With several
+//! replicas, the assignment is computed in four steps:
+//! 1. Replicas that may not stay are removed: those on leaving nodes, those above the number of
+//!    replicas, and second replicas in one zone ([`replicas`]).
+//! 2. Vacancies are filled with nodes below their quota, largest relative need first ([`demand`]).
+//! 3. Nodes above their quota give slots to nodes below it, so that a ring stays balanced after
+//!    many changes ([`replicas`]).
 //! 4. Primaries are chosen among the nodes that hold the data, by shortest exchanges
 //!    ([`primaries`]).
 //!
-//! All arithmetic is in whole numbers and all orders are fixed, so the same input gives the same
+//! All arithmetic is in whole numbers and all orders are fixed. So equal input gives an equal
 //! assignment in every process.
 
 mod demand;
@@ -28,33 +27,33 @@ use crate::quota::{Claim, Share, shares, whole};
 use crate::ring::{NONE, Node};
 use crate::{Member, Ring, Slot, ZoneName};
 
-/// The input of a decision, with old and new nodes in one numbering.
+/// The input of an assignment. Nodes of the ring and of the target are numbered together.
 pub(crate) struct Problem<'u> {
     pub(crate) slots: usize,
-    /// Number of cells in a row.
+    /// Number of cells in a row, one for each replica.
     pub(crate) replication: usize,
-    /// Weight of each node in the target; 0 for leaving nodes.
+    /// Weight of each node in the target, or 0 for a node that leaves.
     pub(crate) weights: Vec<u64>,
-    /// `true` for each node of the target.
+    /// `true` for each node that is a member of the target.
     pub(crate) stays: Vec<bool>,
-    /// `true` for each node that is new in the target.
+    /// `true` for each node that is not a member of the ring yet.
     pub(crate) joins: Vec<bool>,
-    /// `true` for each node that is new or has gained weight. Such a node may become the primary of
-    /// slots that the same plan copies to it.
+    /// `true` for each node that is new or has gained weight. Only such a node may become the
+    /// primary of a slot that the plan itself copies to it.
     pub(crate) grows: Vec<bool>,
-    /// Zone of each node, counted from 0. A node without a zone has one of its own.
+    /// Zone of each node, counted from 0. A node without a zone has a zone of its own.
     pub(crate) zones: Vec<usize>,
-    /// Present holders: a row of `replication` cells for each slot, the primary first.
+    /// Present holders of each slot: a row of `replication` cells per slot, the primary first.
     pub(crate) rows: &'u [Node],
     /// `true` for each slot with a pinned owner.
     pub(crate) pinned: Vec<bool>,
 }
 
-/// The result of a decision.
+/// The computed assignment.
 pub(crate) struct Placed {
     /// The new table, in the form of [`Problem::rows`].
     pub(crate) rows: Vec<Node>,
-    /// Fewest transfers that give every node its quota.
+    /// Smallest number of transfers that gives every node its quota.
     pub(crate) minimum: u64,
 }
 
@@ -93,7 +92,7 @@ impl<'u> Problem<'u> {
         }
     }
 
-    /// Returns the claim of each node on primaries.
+    /// Returns weight, bounds and present primaries of each node.
     fn primary_claims(&self) -> Vec<Claim> {
         let claim = |&weight: &u64| Claim {
             weight,
@@ -112,7 +111,8 @@ impl<'u> Problem<'u> {
         claims
     }
 
-    /// Returns the number of primaries that each node should have, and the exact shares.
+    /// Returns the number of primaries that each node should have, and the exact shares of
+    /// primaries.
     pub(crate) fn primary_quotas(&self) -> (Vec<u64>, Vec<Share>) {
         let claims = self.primary_claims();
         let shares = shares(self.slots as u64, &claims);
@@ -129,7 +129,8 @@ impl<'u> Problem<'u> {
         self.rows[slot * self.replication]
     }
 
-    /// Returns `true` if the node holds a replica of the slot now, so that no data need be copied.
+    /// Returns `true` if the node holds a replica of the slot now. Its data then need not be copied
+    /// to the node.
     #[expect(
         clippy::manual_contains,
         reason = "rows are a few cells long, and a search made for long slices takes several times as long"
@@ -149,7 +150,7 @@ pub(crate) fn place(problem: &Problem<'_>) -> Placed {
 }
 
 /// Returns the table with `node` as primary of `slot` and the fewest other changes. The old primary
-/// becomes a copy in place of another, unless zones or a single replica forbid it.
+/// replaces one of the copies, unless zones or a single replica forbid this.
 pub(crate) fn pin(problem: &Problem<'_>, slot: usize, node: Node) -> Placed {
     let mut rows = problem.rows.to_vec();
     let before = problem.row(slot);
@@ -168,8 +169,8 @@ pub(crate) fn pin(problem: &Problem<'_>, slot: usize, node: Node) -> Placed {
     Placed { rows, minimum: 1 }
 }
 
-/// Breaks patterns by a fixed mixing of 64 bits, the finalizer of SplitMix64. This is not a source
-/// of randomness.
+/// Mixes a slot and a node into 64 bits by a fixed function, the finalizer of SplitMix64, to break
+/// patterns. Equal arguments give equal results.
 pub(crate) fn scatter(slot: usize, node: usize) -> u64 {
     let mut x = ((slot as u64) << 32 | node as u64).wrapping_add(0x9E37_79B9_7F4A_7C15);
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

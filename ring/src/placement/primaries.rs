@@ -1,10 +1,10 @@
 //! The choice of the primary among the replicas of each slot.
 //!
-//! A primary stays while it can. A slot without a primary goes to the holder of its data with the
-//! largest need. Then roles pass along shortest chains of slots (`a` gives one to `b`, which gives
-//! another to `c`) while a node has more than the ceiling of its share or less than the floor. This
-//! is maximum flow by Dinic's algorithm over the nodes, with an edge for each slot. No data moves
-//! in this step.
+//! A primary keeps its role if possible. In a slot without a primary, the holder of the data with
+//! the largest need gets the role. Then some nodes may have more primaries than the ceiling of
+//! their share, or fewer than its floor. Roles pass from node to node along shortest chains: `a`
+//! gives one slot to `b`, which gives another slot to `c`. This is maximum flow by Dinic's
+//! algorithm over the nodes, with an edge for each slot. No data moves in this step.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -15,30 +15,30 @@ use crate::ring::{NONE, Node};
 
 pub(super) struct Primaries<'p> {
     problem: &'p Problem<'p>,
-    /// A row for each slot, as long as the problem's rows: first the set in any order, then empty
-    /// cells.
+    /// A row for each slot, as long as the rows of the problem: first the nodes of its set in any
+    /// order, then empty cells.
     sets: &'p [Node],
     /// Primary of each slot.
     primary: Vec<Node>,
-    /// Present number of primaries of each node, and its bounds.
+    /// Present number of primaries of each node, and floor and ceiling of its exact share.
     count: Vec<u64>,
     floor: Vec<u64>,
     ceiling: Vec<u64>,
-    /// Slots by primary. A slot that has passed to another node is skipped when it is met.
+    /// Slots by primary. A slot that has passed to another node stays in the list and is skipped.
     slots_of: Vec<Vec<u32>>,
 }
 
-/// The purpose of an exchange.
+/// The purpose of a round of exchanges.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Round {
-    /// Nodes above their ceiling give to nodes below theirs.
+    /// Nodes above their ceiling give to nodes below their ceiling.
     FromAbove,
-    /// Nodes below their floor take from nodes above theirs.
+    /// Nodes above their floor give to nodes below their floor.
     ToBelow,
 }
 
-/// Chooses a primary for each slot among the nodes of its set. `before` has the current primary of
-/// each slot, and [`NONE`] for a slot that lost its primary.
+/// Chooses a primary for each slot among the nodes of its set. `before` has the present primary of
+/// each slot, and [`NONE`] for a slot that has lost its primary.
 pub(super) fn choose(problem: &Problem<'_>, sets: &[Node], before: Vec<Node>, shares: &[Share]) -> Vec<Node> {
     let nodes = problem.weights.len();
     let mut primaries = Primaries {
@@ -57,7 +57,7 @@ pub(super) fn choose(problem: &Problem<'_>, sets: &[Node], before: Vec<Node>, sh
     if primaries.is_even() {
         return primaries.primary;
     }
-    // Room for some slots more, which other nodes pass on.
+    // Room for eight more slots, which other nodes may pass to the node.
     primaries.slots_of = primaries
         .count
         .iter()
@@ -132,8 +132,8 @@ impl Primaries<'_> {
         self.bound(node, round).saturating_sub(self.count[node])
     }
 
-    /// Returns `true` if the slot may pass from its primary to another node of its set that holds
-    /// the data already.
+    /// Returns `true` if the role of primary of `slot` may pass to `to`. That node must hold the
+    /// data already, or be new or have gained weight.
     fn may_pass(&self, slot: usize, to: Node) -> bool {
         to != NONE
             && to != self.primary[slot]
@@ -141,7 +141,7 @@ impl Primaries<'_> {
             && (self.problem.grows[usize::from(to)] || self.problem.held_before(slot, to))
     }
 
-    /// Exchanges roles until no giving node can reach a taking node.
+    /// Exchanges roles until no node that gives can reach a node that takes.
     fn even(&mut self, round: Round) {
         let nodes = self.count.len();
         let mut wanted: u64 = (0..nodes).map(|node| self.lacks(node, round)).sum();
@@ -160,8 +160,8 @@ impl Primaries<'_> {
         }
     }
 
-    /// Returns the distance of each node from a giving node, up to the nearest taking node, or
-    /// `None` if no taking node can be reached.
+    /// Returns the distance of each node from the nearest node that gives, up to the nearest node
+    /// that takes. Returns `None` if no node that takes can be reached.
     fn levels(&self, round: Round) -> Option<Vec<u32>> {
         let nodes = self.count.len();
         let mut level = vec![u32::MAX; nodes];
@@ -186,7 +186,8 @@ impl Primaries<'_> {
                         continue;
                     }
                     let takes = self.takes(node, round);
-                    // A path beyond the distance of the nearest taking node is never shortest.
+                    // From here on, nodes are as far away as the nearest taking node, or farther.
+                    // Such a node is on no shortest path unless it takes.
                     if (nearest != u32::MAX && !takes) || !self.may_pass(slot, to) {
                         continue;
                     }
@@ -207,7 +208,8 @@ impl Primaries<'_> {
         (nearest != u32::MAX).then_some(level)
     }
 
-    /// Passes one primary along one chain, level by level, from a giving node to a taking node.
+    /// Passes one primary along a chain of nodes, level by level, from a node that gives to a node
+    /// that takes. Returns `false` if there is no such chain.
     fn exchange(&mut self, from: usize, level: &[u32], next: &mut [usize], round: Round) -> bool {
         let mut chain: Vec<(usize, Node)> = Vec::new();
         let mut node = from;
@@ -227,7 +229,7 @@ impl Primaries<'_> {
                     node = usize::from(to);
                 }
                 None => {
-                    // Dead end: no chain of this round leads through this node.
+                    // A dead end: no further chain of this round leads through this node.
                     next[node] = usize::MAX;
                     if chain.pop().is_none() {
                         return false;
@@ -238,7 +240,7 @@ impl Primaries<'_> {
         }
     }
 
-    /// Returns the next slot that `node` could give to a node one level further.
+    /// Returns the next slot that `node` could give to a node of the next level, and that node.
     fn step(&self, node: usize, level: &[u32], next: &mut [usize]) -> Option<(usize, Node)> {
         while let Some(&slot) = self.slots_of[node].get(next[node]) {
             let slot = slot as usize;

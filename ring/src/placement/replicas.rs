@@ -1,8 +1,8 @@
 //! The set of nodes that hold each slot, with two replicas or more.
 //!
-//! The holders of a slot are a set here. The primary and the order of the copies are chosen last.
-//! Every change of a set is a transfer of data. So a set changes only for three reasons: a node
-//! leaves, the zone rule is broken, or a quota is not met.
+//! The holders of a slot are a set in this module. The primary and the order of the copies are
+//! chosen last. Every node that enters a set causes a transfer of data. So a set changes for three
+//! reasons only: a node leaves, the zone rule is broken, or a quota is not met.
 
 use alloc::collections::VecDeque;
 use alloc::vec;
@@ -14,19 +14,20 @@ use super::{Placed, Problem, primaries, scatter};
 use crate::REPLICATION_MAX;
 use crate::ring::{NONE, Node};
 
-/// The replicas that a node above its quota gives away.
+/// The replicas that a node above its quota may give away.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Giving {
-    /// Copies only, so that no slot changes its primary.
+    /// Only copies, so that no slot changes its primary.
     Copies,
-    /// Primaries too: a copy is promoted in place of each.
+    /// Copies and primaries. For each primary given away, a copy is promoted.
     All,
 }
 
-/// Most offers examined for one chain. About one in three fits.
+/// Maximum number of offers examined for one chain. An offer is a slot that a node above its quota
+/// may give away. A chain passes replicas through a third node. About one offer in three fits.
 const LOOKS_PER_CHAIN: usize = 32;
-/// Most offers examined for each slot. This bounds the time of a plan with zones that allow no
-/// chain.
+/// Maximum number of offers examined per slot of the ring, on average. The limit bounds the time of
+/// a plan in which zones permit no chain.
 const LOOKS_PER_SLOT: usize = 4;
 
 struct Work<'p> {
@@ -35,11 +36,11 @@ struct Work<'p> {
     /// A row for each slot, as long as the problem's rows. The first `depth` cells are distinct
     /// nodes, or [`NONE`] for a vacancy. Later cells are unused.
     sets: Vec<Node>,
-    /// Primary of each slot as long as it stays.
+    /// Primary of each slot, or [`NONE`] once the primary has left the set.
     primary: Vec<Node>,
-    /// Slots with vacancies at the start, ascending.
+    /// Slots that had vacancies after the removals, ascending.
     vacant: Vec<usize>,
-    /// Number of slots that each node holds, and its quota.
+    /// Number of slots that each node holds, and the number that it should hold.
     held: Vec<u64>,
     quota: Vec<u64>,
 }
@@ -74,7 +75,7 @@ pub(super) fn place(problem: &Problem<'_>) -> Placed {
 }
 
 impl<'p> Work<'p> {
-    /// Returns the sets without leaving nodes, and without replicas that break the zone rule.
+    /// Returns the sets without leaving nodes and without replicas that break the zone rule.
     fn keep_what_may_stay(problem: &'p Problem<'p>, zones: &'p Zones<'p>) -> Work<'p> {
         let (slots, depth) = (problem.slots, zones.depth);
         let mut work = Work {
@@ -95,7 +96,7 @@ impl<'p> Work<'p> {
         let rows = problem.rows.chunks_exact(problem.replication);
         let sets = work.sets.chunks_exact_mut(problem.replication);
         for (slot, (row, set)) in rows.zip(sets).enumerate() {
-            // Fast path: most sets stay unchanged.
+            // Fast path: most sets stay as they are.
             if depth == row.len() && row.iter().all(|&node| weighs(node)) && zones.hold(row) {
                 set.copy_from_slice(row);
                 row.iter().for_each(|&node| work.held[usize::from(node)] += 1);
@@ -103,7 +104,7 @@ impl<'p> Work<'p> {
                 continue;
             }
             let mut kept = 0;
-            // The primary comes first, so the zone rule drops it last.
+            // The primary comes first, so the zone rule removes other replicas before the primary.
             for (column, &node) in row.iter().enumerate() {
                 let may_stay = weighs(node) || (column == 0 && problem.pinned[slot]);
                 if !may_stay || kept == depth || !zones.fits(&set[..kept], NONE, node) {
@@ -143,8 +144,8 @@ impl<'p> Work<'p> {
         self.held[usize::from(node)] == self.quota[usize::from(node)]
     }
 
-    /// Puts `to` in the place of `from`, or into a vacancy if `from` is [`NONE`]. If `from` was the
-    /// primary, a later step chooses another among the holders of the data.
+    /// Replaces `from` by `to` in the set of a slot, or fills a vacancy if `from` is [`NONE`]. If
+    /// `from` was the primary, a later step chooses a primary among the holders of the data.
     fn replace(&mut self, slot: usize, from: Node, to: Node) {
         if from != NONE && self.primary[slot] == from {
             self.primary[slot] = NONE;
@@ -174,8 +175,8 @@ impl<'p> Work<'p> {
         }
     }
 
-    /// Returns the best node for a slot that no needy node may take. A later step restores the
-    /// balance.
+    /// Returns the node that fills a vacancy for which no node below its quota fits. A later step
+    /// restores the balance.
     fn least_loaded(&self, slot: usize) -> Option<Node> {
         let set = self.set(slot);
         let nodes = (0..self.held.len()).filter(|&node| self.problem.weights[node] > 0);
@@ -194,16 +195,16 @@ impl<'p> Work<'p> {
     /// Returns the slots in an order without relation to their numbers, so that changes spread over
     /// the whole ring.
     fn scattered_slots(&self) -> impl Iterator<Item = usize> + use<> {
-        // An odd step visits every slot of a power of two. A step near the golden ratio spreads the
-        // visits evenly.
+        // An odd step visits every slot, because the number of slots is a power of two. The ratio
+        // of step and 65,536 is near the golden ratio, so visits spread evenly.
         const STEP: usize = 40_503;
         let (slots, start) = (self.problem.slots, self.held.len().wrapping_mul(STEP));
-        // A mask replaces the modulo, because the number of slots is a power of two.
+        // A mask replaces the modulo by a power of two.
         (0..slots).map(move |index| start.wrapping_add(index * STEP) & (slots - 1))
     }
 
-    /// Gives a joining node its primaries directly from nodes with too many. The role passes with
-    /// the data, and the former owner needs no replacement for it.
+    /// Gives a joining node its primaries directly from nodes with too many. The role and the data
+    /// pass together, and the former owner needs no other slot in return.
     fn give_primaries_to_newcomers(&mut self, quota: &[u64]) {
         if !self.problem.joins.contains(&true) {
             return;
@@ -244,7 +245,7 @@ impl<'p> Work<'p> {
         }
     }
 
-    /// Passes replicas from nodes above their quota to nodes below it.
+    /// Passes replicas from nodes above their quota to nodes below their quota.
     fn give_to_the_needy(&mut self, giving: Giving) {
         let mut demand = Demand::new(self.zones, self.needs(), &self.quota, self.problem.slots);
         for slot in self.scattered_slots() {
@@ -266,8 +267,8 @@ impl<'p> Work<'p> {
         }
     }
 
-    /// Passes replicas through a third node where zones keep a needy node from every offer. The
-    /// third node takes a slot from a node above its quota and gives another slot to the needy
+    /// Passes replicas through a third node, for a needy node that zones keep from every offer. The
+    /// third node takes a slot from a node above its quota, and gives another slot to the needy
     /// node.
     fn give_in_chains(&mut self) {
         let mut demand = Demand::new(self.zones, self.needs(), &self.quota, self.problem.slots);
@@ -292,7 +293,7 @@ impl<'p> Work<'p> {
                 let Some(needy) = demand.take(slot, self.set(slot), between, u64::MAX) else {
                     continue;
                 };
-                // A third node in the same zone would meet the same obstacle.
+                // A third node in the zone of the needy node would meet the same obstacle.
                 let helps = self.zones.of[usize::from(needy)] != self.zones.of[usize::from(between)];
                 let offer = helps
                     .then(|| self.offer_to(between, slot, &mut offers, &mut looks_left))
@@ -308,7 +309,7 @@ impl<'p> Work<'p> {
         }
     }
 
-    /// Returns the offers of nodes above their quota.
+    /// Returns all offers: pairs of a slot and a node above its quota that may give the slot away.
     fn offers(&self) -> VecDeque<(usize, Node)> {
         let gives = |slot: usize, node: Node| {
             node != NONE && self.excess(node) > 0 && self.may_give(slot, node, Giving::All)
@@ -324,8 +325,8 @@ impl<'p> Work<'p> {
         self.scattered_slots().flat_map(of_slot).collect()
     }
 
-    /// Returns `true` if a node of the set may be replaced: neither a pinned primary nor the last
-    /// holder of the data.
+    /// Returns `true` if `node` may leave the set of the slot. The last holder of the data may not,
+    /// nor a pinned primary. With [`Giving::Copies`], no primary may.
     fn may_give(&self, slot: usize, node: Node, giving: Giving) -> bool {
         let primary = node == self.primary[slot];
         if node == NONE || (primary && (giving == Giving::Copies || self.problem.pinned[slot])) {
@@ -335,7 +336,7 @@ impl<'p> Work<'p> {
         self.set(slot).iter().any(keeps) || !self.problem.held_before(slot, node)
     }
 
-    /// Removes and returns an offer that a node can take.
+    /// Removes an offer that `node` can take, and returns the offer. The slot `not_in` is excluded.
     fn offer_to(
         &self,
         node: Node,
@@ -350,7 +351,7 @@ impl<'p> Work<'p> {
                 continue;
             }
             let set = self.set(slot);
-            // An earlier chain may have changed the slot.
+            // An earlier chain may have changed the slot, so the offer is checked again.
             let stands = set.contains(&from) && self.may_give(slot, from, Giving::All);
             if stands && slot != not_in && !set.contains(&node) && self.zones.fits(set, from, node) {
                 return Some((slot, from));
@@ -360,14 +361,14 @@ impl<'p> Work<'p> {
         None
     }
 
-    /// Builds the table: the primary first, each copy in its former cell if possible, new nodes in
-    /// the gaps.
+    /// Builds the table. In each row the primary comes first, copies keep their former cells if
+    /// possible, and new nodes fill the gaps.
     fn into_rows(mut self, primary: &[Node]) -> Vec<Node> {
         let replication = self.problem.replication;
         let mut rows = core::mem::take(&mut self.sets);
         let before = self.problem.rows.chunks_exact(replication).zip(primary);
         for (row, (before, &primary)) in rows.chunks_exact_mut(replication).zip(before) {
-            // Fast path: most slots are unchanged.
+            // Fast path: most rows stay as they are.
             if before[0] != primary || !before.iter().eq(&*row) {
                 order(row, before, primary, self.zones.depth);
             }
@@ -378,8 +379,8 @@ impl<'p> Work<'p> {
         rows
     }
 
-    /// Moves replicas in new zones to the front, so that the first replicas cover as many zones as
-    /// possible.
+    /// Moves replicas in further zones to the front of the row, so that the first replicas cover as
+    /// many zones as possible.
     fn zones_first(&self, row: &mut [Node]) {
         let zone = |node: Node| (node != NONE).then(|| self.zones.of[usize::from(node)]);
         let mut column = 1;
@@ -392,7 +393,7 @@ impl<'p> Work<'p> {
     }
 }
 
-/// Puts the set of a slot in the order of its row.
+/// Puts the set of a slot into the order of a table row.
 fn order(row: &mut [Node], before: &[Node], primary: Node, depth: usize) {
     let mut set = [NONE; REPLICATION_MAX as usize];
     set[..row.len()].copy_from_slice(row);

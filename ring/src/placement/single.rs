@@ -1,8 +1,9 @@
-//! The exact case of one replica. Each node gives the slots above its quota and takes the slots
-//! that it lacks. No other slot moves, so the number of moves is minimal by construction.
+//! The exact case of one replica. Each node gives away the slots above its quota and takes the
+//! slots that it lacks. No other slot moves, so the number of moves is minimal.
 //!
-//! A node gives its highest slots, and nodes take free slots in the order of their names. So the
-//! slots of a node stay together where history allows, and a plan reads as few ranges.
+//! A node gives away its highest slots, and nodes take free slots in the order of their names. So
+//! the slots of a node stay together as far as earlier plans permit, and a plan consists of few
+//! ranges.
 
 use alloc::vec::Vec;
 
@@ -34,8 +35,8 @@ pub(super) fn place(problem: &Problem<'_>) -> Placed {
     let mut takers = (0..quotas.len()).flat_map(short);
     let mut minimum = 0;
     for cell in cells.iter_mut().filter(|cell| **cell == NONE) {
-        // Quotas add up to the number of slots, so each free slot finds a node. An empty ring has
-        // no node at all.
+        // Quotas add up to the number of slots, so each free slot finds a node. Only a ring without
+        // nodes leaves slots free.
         if let Some(taker) = takers.next() {
             *cell = taker;
             minimum += 1;

@@ -1,11 +1,11 @@
-//! The zone rule, and the quotas that follow from it.
+//! The zone rule, and the quotas that follow from the rule.
 //!
-//! The `depth` replicas of a slot cover `min(depth, number of zones)` distinct zones. If the zones
-//! suffice, each replica has its own; otherwise every zone has at least one replica. So a zone
-//! holds at most `slots x (depth - needed + 1)` replicas, and at least `slots` if every zone is
-//! needed. A zone with more weight is held at that bound, and the other zones share the rest.
-//! Quotas can then always be met, by McNaughton's wrap-around rule: zone by zone, the largest
-//! remainder first.
+//! The `depth` replicas of a slot cover `needed` distinct zones: the smaller one of `depth` and the
+//! number of zones. If there are enough zones, each replica is in another zone. Otherwise every
+//! zone has at least one replica of each slot. So a zone holds at most
+//! `slots x (depth - needed + 1)` replicas, and at least `slots` if every zone is needed. A zone
+//! with more weight gets that maximum, and the other zones share the rest. Such quotas can always
+//! be met, by McNaughton's wrap-around rule: zone by zone, the largest remainder first.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -19,9 +19,10 @@ pub(super) struct Zones<'p> {
     /// Zone of each node.
     pub(super) of: &'p [usize],
     pub(super) count: usize,
-    /// Number of replicas of each slot: fewer than requested if the ring has fewer nodes.
+    /// Number of replicas of each slot: the requested number, or the number of nodes with a weight
+    /// above 0 if there are fewer nodes.
     pub(super) depth: usize,
-    /// Number of distinct zones that a slot covers.
+    /// Number of distinct zones that the replicas of a slot must cover.
     needed: usize,
 }
 
@@ -49,13 +50,13 @@ impl<'p> Zones<'p> {
         }
     }
 
-    /// Returns `true` if every zone occurs at most once in a slot. Then a zone fits a slot or not,
-    /// for all its nodes alike.
+    /// Returns `true` if a zone may occur only once in a slot. Then only the zone of a node decides
+    /// if the node fits a slot.
     pub(super) fn distinct(&self) -> bool {
         self.depth == self.needed
     }
 
-    /// Returns `true` if the zone rule holds for a whole set.
+    /// Returns `true` if a complete set keeps the zone rule.
     pub(super) fn hold(&self, set: &[Node]) -> bool {
         if !self.distinct() {
             return self.fits(set, NONE, NONE);
@@ -71,8 +72,8 @@ impl<'p> Zones<'p> {
         true
     }
 
-    /// Returns `true` if the zone rule still holds, or can, after one node leaves the set and
-    /// another enters it ([`NONE`] for neither).
+    /// Returns `true` if the zone rule holds, or can still be met, after `leaves` has left the set
+    /// and `enters` has entered it. [`NONE`] stands for no node.
     pub(super) fn fits(&self, set: &[Node], leaves: Node, enters: Node) -> bool {
         if self.distinct() {
             return enters == NONE || self.zone_fits(set, leaves, self.of[usize::from(enters)]);
@@ -94,15 +95,15 @@ impl<'p> Zones<'p> {
         nodes <= self.depth && distinct + (self.depth - nodes) >= self.needed
     }
 
-    /// Returns `true` if a replica in `zone` fits beside the set without `leaves`. Only for rings
-    /// with distinct zones.
+    /// Returns `true` if the set without `leaves` has no node in `zone`. Only for rings in which a
+    /// zone may occur once in a slot.
     pub(super) fn zone_fits(&self, set: &[Node], leaves: Node, zone: usize) -> bool {
         !set.iter()
             .any(|&node| node != NONE && node != leaves && self.of[usize::from(node)] == zone)
     }
 
-    /// Returns the number of replicas that each node should hold, all roles together. `held` is the
-    /// present number.
+    /// Returns the number of replicas that each node should hold, primaries and copies together.
+    /// `held` is the number that each node holds now.
     pub(super) fn quotas(&self, problem: &Problem<'_>, held: &[u64]) -> Vec<u64> {
         let slots = problem.slots as u64;
         let most = (self.depth - self.needed + 1) as u64;

@@ -1,9 +1,13 @@
-//! The comparison, pure: statements of both sides and the front's record in, findings out.
+//! The comparison of the audit, pure: the data of both sides and the front's record go in, findings
+//! come out.
 //!
-//! It looks from six sides: stock (a store delivers only units that it has, and both sides have the
-//! same units), customers (each acknowledged request is kept), orders (messages and deliveries fit
-//! the state, and each event was legal), reservations (each belongs to an open order, and each open
-//! order has one), the choice of stores, and counters.
+//! The checks cover six subjects:
+//! - stock: a store delivers only units that it has, and both sides have the same units;
+//! - customers: each acknowledged request is kept;
+//! - orders: messages and deliveries fit the state, and each event was legal;
+//! - reservations: each belongs to an open order, and each open order has one;
+//! - the choice of stores;
+//! - counters.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,7 +16,8 @@ use crate::front::{OrderRecord, Outcome, RecordedOrder};
 use crate::warehouse::Stock;
 use crate::wire::{Delivery, Message, MessageState, Order, OrderState, Product, Reservation};
 
-/// Compares the statements of both sides with each other, with the front's record and with its log.
+/// Compares the data of both sides with each other, with the front's record and with its log of
+/// requests.
 pub fn check(record: &OrderRecord, log: Option<&RequestLog>, evidence: &Evidence) -> Vec<Finding> {
     let view = View::new(record, evidence);
     let mut findings = view.duplicates.clone();
@@ -49,7 +54,7 @@ pub fn check(record: &OrderRecord, log: Option<&RequestLog>, evidence: &Evidence
         check_reservation(&view, reservation, &mut findings);
     }
     for history in &evidence.histories {
-        // A state that is not known has its own finding.
+        // An order with an unknown state has a finding already, and the state cannot be compared.
         let state = view.orders.get(history.order.as_str()).map(|order| order.state);
         if let Some(state) = state.filter(|state| *state != OrderState::Unknown) {
             history::check(history, state, &mut findings);
@@ -63,7 +68,7 @@ pub fn check(record: &OrderRecord, log: Option<&RequestLog>, evidence: &Evidence
     findings
 }
 
-/// The evidence by order.
+/// The evidence, indexed by order id.
 struct View<'a> {
     record: &'a OrderRecord,
     orders: HashMap<&'a str, &'a Order>,
@@ -110,15 +115,15 @@ impl<'a> View<'a> {
         view
     }
 
-    /// Returns the front's record of an order; `None` for orders of other runs.
+    /// Returns the front's record of an order; `None` for an order of another run.
     fn sent(&self, order: &Order) -> Option<&'a RecordedOrder> {
         let id: u64 = order.id.parse().ok()?;
-        // "017" is another order than "17".
+        // Ids are compared as texts: the order "017" differs from the order "17".
         self.record.get(id).filter(|sent| sent.id.to_string() == order.id)
     }
 }
 
-/// Checks that each counter agrees with the list of the things that it counts.
+/// Checks that each counter equals the number of listed things of its kind.
 fn check_counts(evidence: &Evidence, findings: &mut Vec<Finding>) {
     let mut compare = |what: String, counted: u64, listed: u64| {
         if counted != listed {
@@ -148,7 +153,7 @@ fn check_counts(evidence: &Evidence, findings: &mut Vec<Finding>) {
     compare("the warehouse's refusals".to_owned(), warehouse.refused, refusals);
 }
 
-/// Checks that units reserved and not yet delivered are in stock.
+/// Checks that the warehouse has all units that are reserved and not yet delivered.
 fn check_reserved(view: &View<'_>, shelves: &Stock, findings: &mut Vec<Finding>) {
     let mut reserved: HashMap<(u32, u32), u32> = HashMap::new();
     let undelivered = view
@@ -174,7 +179,8 @@ fn check_reserved(view: &View<'_>, shelves: &Stock, findings: &mut Vec<Finding>)
     }
 }
 
-/// Checks that the answers to a customer still hold.
+/// Checks that the order management still keeps all that it acknowledged to the customer of an
+/// order.
 fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Finding>) {
     let id = sent.id.to_string();
     let Some(kept) = view.orders.get(id.as_str()) else {
@@ -186,7 +192,8 @@ fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Find
     if kept.products[..] != sent.products[..] {
         findings.push(Finding::OrderDiffers { order: id.clone() });
     }
-    // A payment for a rejected order is kept, to be refunded.
+    // An order without a store in `RefundWanted` was rejected and paid: the payment is to be
+    // refunded.
     let is_rejected = kept.state == OrderState::Rejected
         || kept.state == OrderState::RefundWanted && kept.store_id.is_none();
     if sent.order.is_acknowledged() && is_rejected {
@@ -215,7 +222,7 @@ fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Find
     }
 }
 
-/// Checks that messages, deliveries and reservation fit the state of an order.
+/// Checks that the reservation, the messages and the deliveries of an order fit its state.
 fn check_order(view: &View<'_>, order: &Order, findings: &mut Vec<Finding>) {
     let id = || order.id.clone();
     let state = order.state;
@@ -262,7 +269,7 @@ fn check_order(view: &View<'_>, order: &Order, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Checks that a delivery is of the units ordered and paid for.
+/// Checks that a delivery has the ordered units, the order's store and the order's payment.
 fn check_delivery(view: &View<'_>, order: &Order, delivery: &Delivery, findings: &mut Vec<Finding>) {
     let id = || order.id.clone();
     let sent = view.sent(order);
@@ -286,7 +293,7 @@ fn check_delivery(view: &View<'_>, order: &Order, delivery: &Delivery, findings:
     findings.extend(otherwise.map(|(what, _)| Finding::DeliveredOtherwise { order: id(), what }));
 }
 
-/// Checks that a reservation belongs to an open order and is of its units.
+/// Checks that a reservation belongs to an open order, with the same store and the same units.
 fn check_reservation(view: &View<'_>, reservation: &Reservation, findings: &mut Vec<Finding>) {
     let order = view.orders.get(reservation.order.as_str());
     match order {

@@ -1,4 +1,4 @@
-//! Findings about stock on both sides, the choice of stores, histories and counters.
+//! Tests of the findings about stock on both sides, the choice of stores, histories and counters.
 
 use super::*;
 use crate::audit::{History, HistoryEvent};
@@ -20,7 +20,7 @@ fn a_counter_that_disagrees_with_its_list_is_found() {
     );
 }
 
-/// Returns the units of the first day.
+/// Returns the units of a product in a store in the stock with which the warehouse began.
 fn there(product: u32, store: u32) -> u32 {
     let shape = StockShape {
         products: 50,
@@ -32,7 +32,7 @@ fn there(product: u32, store: u32) -> u32 {
 #[test]
 fn units_that_only_one_side_has_are_found_and_late_arrivals_are_none() {
     let [first, second] = products().map(|product| product.id);
-    // Orders 1 and 5 took two units of each product.
+    // Orders 1 and 5 were delivered, each with two units of each product.
     let left = |product| i64::from(there(product, STORE)) - 4;
     let on_hand = move |e: &mut Evidence, more: i64| {
         let products = [(first, left(first) + more), (second, left(second))];
@@ -75,8 +75,8 @@ fn units_that_only_one_side_has_are_found_and_late_arrivals_are_none() {
     }
 }
 
-/// Returns the findings about the choice of the store of order 3, which wants one product in the
-/// given quantity. The ring has this number of volumes.
+/// Returns the findings about the choice of the store of order 3. The order has one line with this
+/// product and quantity. The ring has `volumes` volumes.
 fn skipped(product: u32, quantity: u32, volumes: usize) -> Vec<Finding> {
     let (mut record, mut evidence) = sound();
     evidence.volumes = volumes;
@@ -84,7 +84,8 @@ fn skipped(product: u32, quantity: u32, volumes: usize) -> Vec<Finding> {
         id: product,
         quantity,
     }];
-    // Only this order is of the run, so only its store is judged.
+    // The record has order 3 only. The audit judges the choice of the store only for orders of the
+    // record.
     record.truncate(3);
     record.drain(..2);
     record[0].products = Basket::new(&products);
@@ -98,7 +99,7 @@ fn skipped(product: u32, quantity: u32, volumes: usize) -> Vec<Finding> {
 
 #[test]
 fn a_store_that_was_skipped_is_found_if_it_certainly_had_the_units() {
-    // A product that no other order wants.
+    // A product that no other order wants, so that no other order takes its units.
     let is_free = |product: &u32| products().iter().all(|known| known.id != *product);
     let product = (1..=50)
         .filter(is_free)
@@ -110,13 +111,14 @@ fn a_store_that_was_skipped_is_found_if_it_certainly_had_the_units() {
         earlier: 1,
     };
     assert_eq!(skipped(product, 1, 2), std::slice::from_ref(&expected));
-    // With several volumes the order itself may have held all units of the store, and have asked
-    // again after a failure.
+    // With several volumes, the order itself may have reserved all units of the store and tried
+    // again after a failure. So the audit cannot know that the store was skipped.
     let all = there(product, 1);
     assert_eq!(skipped(product, all, 1), std::slice::from_ref(&expected));
     let others = skipped(product, all, 2);
     assert!(!others.contains(&expected), "{others:?}");
-    // Orders that came before the stock of all stores took the stores that were there.
+    // If a run began before all stores had stock, the audit does not judge the choice of stores of
+    // its orders.
     let (record, mut evidence) = sound();
     evidence.orders[2].store_id = Some(STORE);
     evidence.orders[2].products = vec![Product {

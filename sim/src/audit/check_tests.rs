@@ -1,4 +1,5 @@
-//! Each kind of finding, found in evidence that is sound but for one doctored thing.
+//! Tests of each kind of finding: consistent evidence is changed in one place, and the audit must
+//! find the change.
 
 use super::*;
 use crate::warehouse::StockShape;
@@ -21,7 +22,7 @@ fn products() -> [Product; 2] {
     })
 }
 
-/// Units that no store has.
+/// Returns lines with more units than any store has.
 fn unavailable() -> [Product; 2] {
     products().map(|product| Product {
         quantity: 99,
@@ -65,8 +66,8 @@ fn reservation(order: &str) -> Reservation {
     }
 }
 
-/// Order 1 is delivered, 2 waits to be delivered, 3 is unpaid, 4 was rejected; 5 is of an earlier
-/// run, delivered.
+/// Returns consistent evidence. Order 1 is delivered, 2 waits to be delivered, 3 is unpaid, 4 was
+/// rejected. Order 5 belongs to an earlier run and is delivered.
 fn sound() -> (Vec<RecordedOrder>, Evidence) {
     let paid = Outcome::Status(200);
     let mut record = vec![
@@ -116,12 +117,12 @@ fn sound() -> (Vec<RecordedOrder>, Evidence) {
     (record, evidence)
 }
 
-/// Changes consistent evidence by `change`, and expects exactly these findings.
+/// Applies `change` to consistent evidence, and expects exactly the findings `expected`.
 #[track_caller]
 fn found(change: impl FnOnce(&mut Vec<RecordedOrder>, &mut Evidence), expected: &[Finding]) {
     let (mut record, mut evidence) = sound();
     change(&mut record, &mut evidence);
-    // The counters of the warehouse follow, unless a test has changed them.
+    // The counters of the warehouse are set to match its lists, unless `change` has changed them.
     if evidence.warehouse.delivered == 2 {
         evidence.warehouse.delivered = evidence.deliveries.len() as u64;
         evidence.warehouse.refused = evidence.refusals.len() as u64;
@@ -195,8 +196,8 @@ fn a_delivery_beyond_what_was_there_is_found_and_goods_that_came_count() {
         units: 6,
         after,
     };
-    // In time for the delivery, the same units make it sound; too late, they serve the reservations
-    // only.
+    // If goods arrive before the delivery, there is no finding. If goods arrive after the delivery,
+    // the delivery oversold, but the open reservations are covered.
     found(
         |_, e| {
             all(e, there);
@@ -252,7 +253,7 @@ fn an_acknowledged_order_that_is_gone_is_found() {
         },
         &[Finding::OrderMissing { order: "3".into() }],
     );
-    // Without an acknowledgement, being gone is in order.
+    // An order that was never acknowledged may be missing.
     found(
         |record, e| {
             e.orders.remove(2);
@@ -350,11 +351,11 @@ fn a_paid_order_that_nobody_will_deliver_is_found() {
 fn a_payment_that_is_to_be_refunded_is_no_finding_and_one_that_is_forgotten_is() {
     found(
         |record, evidence| {
-            // Refused by the warehouse after it was paid.
+            // The warehouse refused this order after it was paid.
             evidence.orders[1] = order("2", OrderState::RefundWanted, Some(102));
             evidence.reservations.remove(0);
             evidence.outbox.clear();
-            // Paid although no store had it.
+            // This order was paid although no store had its units.
             record[3].payment = Outcome::Status(409);
             evidence.orders[3] = order("4", OrderState::RefundWanted, Some(104));
             evidence.orders[3].store_id = None;
@@ -538,7 +539,8 @@ fn a_delivery_that_the_order_management_forgot_is_found() {
             state: OrderState::Delivering,
         }],
     );
-    // Delivered behind a 504, and the message is still there: it will be asked again.
+    // The warehouse delivered but answered 504, and the message is still in the outbox. There is no
+    // finding, because the message will be sent again.
     found(
         |_, e| {
             e.orders[0].state = OrderState::Delivering;

@@ -1,9 +1,10 @@
-//! The statements of both sides, and the requests that read them.
+//! The data that the audit compares, and the requests that read it from both sides.
 //!
 //! Invariants:
-//! - Both sides are read whole. The warehouse is read last: a delivery that an order knows of is in
-//!   the ledger by then.
-//! - A route that is not part of the contract may be absent. Its check is left out then.
+//! - Both sides are read whole. The warehouse is read last, so its ledger has every delivery that
+//!   an order already shows.
+//! - The lists of both sides and the warehouse's `/summary` are required. If another route, such as
+//!   `/metrics`, is absent, the audit leaves out the checks that need that route.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +19,10 @@ use crate::wire::{
     ReservationsPage, Restock, RestocksPage, WarehouseStatus, WarehouseSummary,
 };
 
-/// Entries of a page; the contract's maximum.
+/// Number of entries that the audit requests per page: the most that the servers accept.
 const PAGE: u32 = 10_000;
-/// Most stores in the comparison of stock. Each is an answer of some hundred kilobytes.
+/// Maximum number of stores with compared stock. The answer for each store has some hundred
+/// kilobytes.
 const STORES_MAX: usize = 64;
 /// Maximum number of histories that are read, spread evenly over all orders.
 const HISTORIES_MAX: usize = 500;
@@ -28,42 +30,42 @@ const HISTORIES_MAX: usize = 500;
 const OMS: &str = "the order management";
 const WAREHOUSE: &str = "the warehouse";
 
-/// All data that the audit compares, as both sides return it.
+/// All data that the audit compares, as both sides returned it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Evidence {
-    /// Orders of the order management.
+    /// All orders of the order management.
     pub orders: Vec<Order>,
-    /// Reservations of the order management.
+    /// All reservations of the order management.
     pub reservations: Vec<Reservation>,
-    /// Messages of the order management that the warehouse has not confirmed.
+    /// All messages of the order management that the warehouse has not confirmed.
     pub outbox: Vec<Message>,
-    /// Histories of some orders.
+    /// Histories of at most 500 orders.
     pub histories: Vec<History>,
-    /// Units on hand by store and product, of stores that delivered.
+    /// Units on hand by store and product. Only stores that orders were assigned to are included.
     pub on_hand: BTreeMap<u32, BTreeMap<u32, i64>>,
-    /// Number of volumes of the ring; 0 if unknown.
+    /// Number of volumes in the ring; 0 if unknown.
     pub volumes: usize,
-    /// Orders by state as the order management counts them; empty if it has no counters.
+    /// Number of orders by state, as the order management counts them; empty if it has no counters.
     pub counted_orders: BTreeMap<String, u64>,
-    /// Requests that the asked node has answered with 2xx since its start, by route; empty if the
-    /// node has no metrics.
+    /// Number of requests that the node at the audit's address has answered with 2xx since its
+    /// start, by route; empty if the node has no metrics.
     pub answered: BTreeMap<String, u64>,
-    /// Start of the asked node, unix milliseconds; 0 if unknown.
+    /// Start of the node at the audit's address, unix milliseconds; 0 if unknown.
     pub node_started_at_ms: u64,
-    /// Deliveries of the warehouse, by sequence.
+    /// All deliveries of the warehouse, ordered by sequence number.
     pub deliveries: Vec<Delivery>,
-    /// Units that were added to the warehouse's stock.
+    /// All units that were put back into the warehouse's stock.
     pub restocks: Vec<Restock>,
-    /// Deliveries that the warehouse refused.
+    /// All deliveries that the warehouse refused.
     pub refusals: Vec<Refusal>,
     /// The warehouse's counts, and the seed and size of its first stock.
     pub warehouse: WarehouseSummary,
-    /// `true` while the order management's circuit breaker is open: messages wait for a warehouse
-    /// that is away, which is no fault.
+    /// `true` while the order management's circuit breaker is open. Then messages may wait in the
+    /// outbox without being a fault.
     pub warehouse_away: bool,
 }
 
-/// Reads both sides.
+/// Reads all data of both sides.
 pub(super) async fn gather(oms: &Client, warehouse: &Client) -> Result<Evidence> {
     let orders = pages(oms, OMS, "/orders", |page: OrdersPage| (page.orders, page.next)).await?;
     let histories = histories(oms, &orders).await;
@@ -104,7 +106,7 @@ pub(super) async fn gather(oms: &Client, warehouse: &Client) -> Result<Evidence>
     })
 }
 
-/// Reads the messages that the warehouse has not confirmed.
+/// Reads the messages in the outbox that the warehouse has not confirmed.
 pub(super) async fn fetch_outbox(oms: &Client) -> Result<Vec<Message>> {
     pages(oms, OMS, "/outbox", |page: OutboxPage| (page.messages, page.next)).await
 }
@@ -114,7 +116,7 @@ struct HistoryPage {
     events: Vec<HistoryEvent>,
 }
 
-/// Reads the history of an order; `None` if the order management has none.
+/// Reads the history of an order; `None` if the order management returns none.
 pub(super) async fn history(oms: &Client, order: &str) -> Option<History> {
     let path = format!("/order/{}/history", escape(order));
     let page: HistoryPage = oms.get_json(OMS, &path).await.ok()?;
@@ -130,7 +132,8 @@ async fn histories(oms: &Client, orders: &[Order]) -> Vec<History> {
     for order in orders.iter().step_by(step) {
         match history(oms, &order.id).await {
             Some(history) => histories.push(history),
-            // Without such a route, further questions are in vain.
+            // The first history is missing, so the order management has no such route. Further
+            // requests would fail as well.
             None if histories.is_empty() => break,
             None => {}
         }
@@ -149,7 +152,7 @@ struct ProductOnHand {
     on_hand: i64,
 }
 
-/// Reads the units on hand of the stores that orders were assigned to.
+/// Reads the units on hand of the stores that orders were assigned to, at most [`STORES_MAX`].
 async fn on_hand(oms: &Client, orders: &[Order]) -> BTreeMap<u32, BTreeMap<u32, i64>> {
     let stores: std::collections::BTreeSet<u32> = orders.iter().filter_map(|order| order.store_id).collect();
     let mut on_hand = BTreeMap::new();
@@ -163,7 +166,7 @@ async fn on_hand(oms: &Client, orders: &[Order]) -> BTreeMap<u32, BTreeMap<u32, 
     on_hand
 }
 
-/// Returns the 2xx counts of `imt_requests_total` by route.
+/// Returns the number of requests answered with 2xx by route, from the metric `imt_requests_total`.
 fn answered_by_route(metrics: &str) -> BTreeMap<String, u64> {
     let mut answered = BTreeMap::new();
     for line in metrics.lines() {
@@ -183,13 +186,13 @@ fn answered_by_route(metrics: &str) -> BTreeMap<String, u64> {
     answered
 }
 
-/// Returns the value of a label. Values of ours have no quotes in them.
+/// Returns the value of a label of a metric. Values in our metrics contain no quotes.
 fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = labels.split_once(&format!("{name}=\""))?;
     rest.split('"').next()
 }
 
-/// Reads a list page by page.
+/// Reads a whole list, page by page.
 async fn pages<P, T>(
     client: &Client,
     who: &'static str,
@@ -211,7 +214,7 @@ where
     }
 }
 
-/// Escapes a cursor or an id, which is the server's text, for a URL.
+/// Escapes a text for use in a URL. Cursors and ids are texts of the server.
 fn escape(text: &str) -> String {
     use std::fmt::Write as _;
     let mut escaped = String::with_capacity(text.len());

@@ -1,4 +1,4 @@
-//! Explains findings by the history of their orders on each side.
+//! Explains findings: for each affected order, its history on each side.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
@@ -10,10 +10,10 @@ use crate::client::Client;
 use crate::front::{OrderRecord, Outcome};
 use crate::wire::{Message, MessageKind, MessageState};
 
-/// Most orders that are explained.
+/// Maximum number of orders that are explained.
 const ORDERS_MAX: usize = 50;
 
-/// Returns the lines that explain each order with a finding.
+/// Returns, for each order with a finding, the lines of its history.
 pub(super) async fn explain(
     oms: &Client,
     findings: &[Finding],
@@ -29,7 +29,7 @@ pub(super) async fn explain(
     explained
 }
 
-/// Returns the lines about one order.
+/// Returns the lines of one order's history: front, order management, warehouse.
 fn lines(order: &str, history: Option<&History>, record: &OrderRecord, evidence: &Evidence) -> Vec<String> {
     let mut lines = Vec::new();
     let sent = order.parse().ok().and_then(|id: u64| record.get(id));
@@ -119,7 +119,7 @@ fn message_line(message: &Message) -> String {
     )
 }
 
-/// Groups the messages that wait by kind and reason, the largest group first.
+/// Groups the waiting messages by kind and reason, the largest group first.
 pub(super) fn waiting(evidence: &Evidence) -> Vec<Waiting> {
     let mut groups: BTreeMap<(MessageKind, String), u64> = BTreeMap::new();
     for message in evidence

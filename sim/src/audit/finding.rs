@@ -1,4 +1,4 @@
-//! Findings of an audit. Each names the order, store or product, so that a person can look there.
+//! Findings of an audit. Each finding names the affected order, store or product.
 
 use std::fmt;
 
@@ -6,263 +6,265 @@ use serde::Serialize;
 
 use crate::wire::{MessageKind, OrderState};
 
-/// A contradiction between the two sides, or of one with the front's record.
+/// A contradiction between the order management, the warehouse and the front's record.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(tag = "finding", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Finding {
-    /// The warehouse was asked to deliver units that it has not.
+    /// The warehouse was asked to deliver units that it does not have.
     DeliveryRefused {
-        /// The order.
+        /// Id of the order.
         order: String,
-        /// The store asked.
+        /// Number of the store.
         store: u32,
-        /// The product that is short.
+        /// Number of the product with too few units.
         product: u32,
-        /// Units asked for.
+        /// Number of requested units.
         asked: u32,
-        /// Units there.
+        /// Number of units in stock.
         there: u32,
     },
-    /// The ledger delivered more units than there were.
+    /// The warehouse's ledger delivered more units than the store had.
     Oversold {
-        /// The order that took too much.
+        /// Id of the order with the excessive delivery.
         order: String,
-        /// The store.
+        /// Number of the store.
         store: u32,
-        /// The product.
+        /// Number of the product.
         product: u32,
-        /// Units delivered.
+        /// Number of delivered units.
         delivered: u32,
-        /// Units there.
+        /// Number of units in stock before the delivery.
         there: u32,
     },
-    /// More units are reserved than the store really has.
+    /// More units are reserved than the warehouse has in the store.
     Overreserved {
-        /// The store.
+        /// Number of the store.
         store: u32,
-        /// The product.
+        /// Number of the product.
         product: u32,
-        /// Units reserved and not yet delivered.
+        /// Number of units reserved and not yet delivered.
         reserved: u32,
-        /// Units there.
+        /// Number of units in the warehouse.
         there: u32,
     },
-    /// An acknowledged order is gone.
+    /// An order with an acknowledged request is missing in the order management.
     OrderMissing {
-        /// The order.
+        /// Id of the order.
         order: String,
     },
-    /// An order is listed more than once.
+    /// The order management lists an order more than once.
     OrderTwice {
-        /// The order.
+        /// Id of the order.
         order: String,
     },
-    /// An order's content differs from the request.
+    /// The lines of an order differ from those of the front's request.
     OrderDiffers {
-        /// The order.
+        /// Id of the order.
         order: String,
     },
-    /// An order was acknowledged, then rejected.
+    /// An order was acknowledged to the front, and is now rejected.
     AcknowledgedRejected {
-        /// The order.
+        /// Id of the order.
         order: String,
     },
-    /// An order is kept though its request was answered 409.
+    /// An order is kept although its request was answered 409 (rejected).
     RejectedKept {
-        /// The order.
+        /// Id of the order.
         order: String,
         /// State of the order.
         state: OrderState,
     },
-    /// An acknowledged cancellation had no effect.
+    /// An acknowledged cancellation did not cancel the order.
     CancelLost {
-        /// The order.
+        /// Id of the order.
         order: String,
         /// State of the order.
         state: OrderState,
     },
-    /// An order is in a state that this program does not know.
+    /// An order is in a state that this version of the simulator does not know.
     StateUnknown {
-        /// The order.
+        /// Id of the order.
         order: String,
     },
-    /// An open order past its reservation has no store.
+    /// An open order has no store, although its state comes after the reservation.
     StoreMissing {
-        /// The order.
+        /// Id of the order.
         order: String,
         /// State of the order.
         state: OrderState,
     },
-    /// An acknowledged payment is not with its order.
+    /// An acknowledged payment is not recorded in its order.
     PaymentLost {
-        /// The order.
+        /// Id of the order.
         order: String,
-        /// The payment acknowledged.
+        /// Transaction id of the acknowledged payment.
         acknowledged: u64,
-        /// The payment the order has.
+        /// Transaction id of the payment that the order has; `None` without a payment.
         kept: Option<u64>,
     },
-    /// A paid order is neither delivered nor in the outbox.
+    /// A paid order is not delivered, has no message in the outbox, and is not marked for a refund.
     PaidNotDelivered {
-        /// The order.
+        /// Id of the order.
         order: String,
         /// State of the order.
         state: OrderState,
     },
-    /// A message of a paid order waits without a reason.
+    /// A message of a paid order waits in the outbox without a recorded error, although the circuit
+    /// breaker is closed.
     WaitsWithoutReason {
-        /// The order.
+        /// Id of the order.
         order: String,
-        /// The message.
+        /// Kind of the message.
         kind: MessageKind,
     },
     /// An order was delivered more than once.
     DeliveredTwice {
-        /// The order.
+        /// Id of the order.
         order: String,
         /// Number of deliveries.
         count: u32,
     },
-    /// A delivery differs from the order or its payment.
+    /// A delivery differs from its order or its payment.
     DeliveredOtherwise {
-        /// The order.
+        /// Id of the order.
         order: String,
-        /// The difference: `products`, `store` or `transaction`.
+        /// The part that differs: `products`, `store` or `transaction`.
         what: &'static str,
     },
-    /// An order was delivered without payment.
+    /// An order was delivered without a payment.
     DeliveredUnpaid {
-        /// The order.
+        /// Id of the order.
         order: String,
     },
-    /// An order was delivered that the order management does not know.
+    /// The warehouse delivered an order that the order management does not have.
     DeliveredUnknown {
-        /// The order.
+        /// Id of the order.
         order: String,
     },
-    /// The order management says delivered, and the ledger has no delivery.
+    /// The order's state is delivered, but the warehouse's ledger has no such delivery.
     DeliveredOnPaper {
-        /// The order.
+        /// Id of the order.
         order: String,
     },
-    /// The warehouse delivered an order. The order management does not know that, and has no
-    /// message left to learn it.
+    /// The warehouse delivered an order, but the order's state is not delivered. No message in the
+    /// outbox is left that could change the state.
     DeliveryForgotten {
-        /// The order.
+        /// Id of the order.
         order: String,
         /// State of the order.
         state: OrderState,
     },
     /// Units are reserved for an order that has ended or does not exist.
     ReservationOrphaned {
-        /// The order.
+        /// Id of the order.
         order: String,
-        /// The store.
+        /// Number of the store with the reservation.
         store: u32,
-        /// The order's state; `None` if there is no such order.
+        /// State of the order; `None` if the order does not exist.
         state: Option<OrderState>,
     },
-    /// Units are reserved for an order more than once.
+    /// An order has more than one reservation.
     ReservationTwice {
-        /// The order.
+        /// Id of the order.
         order: String,
     },
-    /// The reservation differs from the order in store or units.
+    /// A reservation differs from its order in store or units.
     ReservationDiffers {
-        /// The order.
+        /// Id of the order.
         order: String,
-        /// The store.
+        /// Number of the store with the reservation.
         store: u32,
     },
     /// An open order has no reservation.
     ReservationMissing {
-        /// The order.
+        /// Id of the order.
         order: String,
-        /// The store that should have the reservation.
+        /// Number of the store that should have the reservation.
         store: u32,
     },
-    /// The order management has other units on hand than the warehouse.
+    /// Order management and warehouse have different units on hand.
     StockDiffers {
-        /// The store.
+        /// Number of the store.
         store: u32,
-        /// The product.
+        /// Number of the product.
         product: u32,
-        /// Units on hand by the order management.
+        /// Number of units on hand in the order management.
         kept: i64,
-        /// Units in the warehouse.
+        /// Number of units in the warehouse.
         there: u32,
     },
     /// An order did not get the first store that had its units.
     StoreSkipped {
-        /// The order.
+        /// Id of the order.
         order: String,
-        /// The store that it got; `None` if it was rejected.
+        /// Number of the store that the order got; `None` if the order was rejected.
         chosen: Option<u32>,
-        /// A store before that one, which had the units all the time.
+        /// Number of a store before `chosen` that certainly had the units.
         earlier: u32,
     },
-    /// An event of an order is not legal in the state before it.
+    /// An event in an order's history is not legal in the state before the event.
     TransitionIllegal {
-        /// The order.
+        /// Id of the order.
         order: String,
-        /// The event.
+        /// Name of the event.
         event: String,
-        /// The state before the event.
+        /// State of the order before the event.
         state: OrderState,
     },
-    /// The state of an order is not the one that its history leads to.
+    /// The state of an order differs from the state after the last event of its history.
     StateDiffers {
-        /// The order.
+        /// Id of the order.
         order: String,
         /// State of the order.
         state: OrderState,
-        /// The state that its history leads to.
+        /// State after the last event of the order's history.
         expected: OrderState,
     },
-    /// A payment that the log acknowledges is not with its order.
+    /// A payment that the log of requests acknowledges is not recorded in its order.
     PaymentUnkept {
-        /// The order.
+        /// Id of the order.
         order: String,
     },
-    /// A repeated request got another answer than the first one.
+    /// An order request sent twice got a status other than 200 or two different answers.
     AnswerDiffers {
-        /// The order.
+        /// Id of the order.
         order: String,
-        /// Status of the answer to the repetition.
+        /// HTTP status of the second answer.
         status: u16,
     },
-    /// The log of requests and the front's record disagree.
+    /// The log of requests and the front's record contain different acknowledged requests.
     LogDiffers {
-        /// The acknowledged requests: `orders`, `payments` or `cancellations`.
+        /// Kind of the requests: `orders`, `payments` or `cancellations`.
         what: &'static str,
-        /// Number by the log.
+        /// Number of acknowledged requests in the log.
         logged: u64,
-        /// Number by the record.
+        /// Number of acknowledged requests in the front's record.
         recorded: u64,
     },
-    /// A node has counted fewer answers than the log has.
+    /// A node's counter of successful answers is below the number in the log of requests.
     CounterShort {
-        /// The route.
+        /// Name of the route.
         route: &'static str,
-        /// Answers by the node's counter.
+        /// Number of answers by the node's counter.
         counted: u64,
-        /// Answers by the log.
+        /// Number of answers in the log.
         logged: u64,
     },
-    /// A counter disagrees with the list of the counted things.
+    /// A counter differs from the number of listed things of its kind.
     CountDiffers {
-        /// The counter.
+        /// Name of the counter.
         what: String,
         /// Value of the counter.
         counted: u64,
-        /// Length of the list.
+        /// Number of listed things.
         listed: u64,
     },
 }
 
 impl Finding {
-    /// Returns the order that the finding is about; `None` if it is about a store or a counter.
+    /// Returns the id of the order that the finding is about; `None` for a finding about a store or
+    /// a counter.
     pub fn order(&self) -> Option<&str> {
         match self {
             Self::DeliveryRefused { order, .. }

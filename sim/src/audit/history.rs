@@ -1,31 +1,31 @@
-//! The legal transitions of an order, pure: a history in, findings out.
+//! The legal transitions of an order's state, pure: a history goes in, findings come out.
 //!
-//! The rules are those of the contract, written down a second time and not borrowed from the order
-//! management, so that a change of either side shows.
+//! The rules are those that the order management must follow. They are written here a second time
+//! and not taken from the order management's code. So the audit detects a change in either of them.
 
 use serde::Deserialize;
 
 use super::Finding;
 use crate::wire::OrderState;
 
-/// An event of an order, as `GET /order/{id}/history` shows it.
+/// An event in the history of an order, as `GET /order/{id}/history` returns it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct HistoryEvent {
-    /// Time, unix milliseconds.
+    /// Time of the event, unix milliseconds.
     #[serde(default)]
     pub at_ms: u64,
     /// Name of the event.
     pub event: String,
-    /// The store, on a reservation.
+    /// Number of the store; only for a reservation.
     #[serde(default)]
     pub store_id: Option<u32>,
-    /// The payment, on a payment or a wanted refund.
+    /// Transaction id; only for a payment or a wanted refund.
     #[serde(default)]
     pub transaction_id: Option<u64>,
-    /// Number of the delivery in the warehouse's ledger.
+    /// Sequence number of the delivery in the warehouse's ledger; only for a delivery.
     #[serde(default)]
     pub stock_sequence: Option<u64>,
-    /// The warehouse's answer, on a refusal.
+    /// Answer of the warehouse; only for a refusal.
     #[serde(default)]
     pub reason: Option<String>,
 }
@@ -33,13 +33,13 @@ pub struct HistoryEvent {
 /// The events of an order, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
-    /// The order.
+    /// Id of the order.
     pub order: String,
-    /// Events of the order.
+    /// Events of the order, oldest first.
     pub events: Vec<HistoryEvent>,
 }
 
-/// State of an order between two events.
+/// State of an order while its history is checked event by event.
 #[derive(Default)]
 struct Walk {
     state: Option<OrderState>,
@@ -48,7 +48,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// Returns the state after an event; `None` if the event is not legal here.
+    /// Returns the state after an event; `None` if the event is not legal in the current state.
     fn after(&mut self, event: &HistoryEvent) -> Option<OrderState> {
         use OrderState::{
             Announced, Cancelled, Delivered, Delivering, Expired, Failed, Paid, Received, RefundWanted,
@@ -62,7 +62,8 @@ impl Walk {
                 self.is_announced = true;
                 Announced
             }
-            // A payment came first. The order stays paid until its delivery starts.
+            // The payment came before the announcement was confirmed. The order stays paid until
+            // its delivery starts.
             ("announced", Some(Paid)) if !self.is_announced => {
                 self.is_announced = true;
                 Paid
@@ -76,7 +77,8 @@ impl Walk {
             ("cancelled", Some(Reserved | Announced | Paid)) => Cancelled,
             ("expired", Some(Reserved | Announced)) => Expired,
             ("failed", Some(Reserved | Paid | Delivering)) => Failed,
-            // A second payment is kept beside the state.
+            // A second payment is to be refunded. Such a payment does not change the state of the
+            // order.
             ("refund_wanted", Some(state))
                 if self.paid.is_some_and(|paid| Some(paid) != event.transaction_id) =>
             {
@@ -92,7 +94,7 @@ impl Walk {
     }
 }
 
-/// Checks that each event of an order was legal, and that the state is the one after all of them.
+/// Checks that each event of an order was legal, and that the last event leads to `state`.
 pub(super) fn check(history: &History, state: OrderState, findings: &mut Vec<Finding>) {
     let mut walk = Walk::default();
     for event in &history.events {

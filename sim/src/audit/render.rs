@@ -1,15 +1,15 @@
-//! An audit as a table of at most 80 columns.
+//! The result of an audit as a table of at most 80 columns.
 
 use std::fmt;
 
 use super::{AuditReport, Waiting};
 use crate::summary::{line, plural, thousands, wrapped};
 
-/// Findings shown in the table; JSON has all of them.
+/// Maximum number of findings in the table. The JSON has all of them.
 const FINDINGS_SHOWN: usize = 20;
-/// Groups of waiting messages shown in the table.
+/// Maximum number of groups of waiting messages in the table.
 const WAITING_SHOWN: usize = 3;
-/// Longest reason of a wait in the table, in characters.
+/// Maximum length in the table of the reason for which messages wait, in characters.
 const REASON_CHARS_MAX: usize = 160;
 
 impl AuditReport {
@@ -21,7 +21,7 @@ impl AuditReport {
         }
     }
 
-    /// Returns commands that show more, each with its purpose.
+    /// Returns commands that show more about the audit, each with its purpose.
     pub fn next_steps(&self) -> Vec<(String, &'static str)> {
         let mut steps = Vec::new();
         if let Some(order) = self.findings.iter().find_map(super::Finding::order) {
@@ -40,7 +40,7 @@ impl AuditReport {
         steps
     }
 
-    /// Writes the findings and the messages that wait.
+    /// Writes the counts, the findings and the waiting messages.
     pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = vec![
             plural(self.orders, "order"),

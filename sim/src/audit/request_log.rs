@@ -1,7 +1,7 @@
-//! The front's log of requests, `stats.csv`, as evidence of the answers that customers got,
-//! also after the front has ended.
+//! Reads the front's log of requests, `stats.csv`. The log proves which requests the front got
+//! acknowledged, also in an audit without the front.
 //!
-//! The log has no products, so contents are compared only by the front's own record.
+//! The log has no products, so only the front's record can be used to compare the lines of orders.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -13,38 +13,38 @@ use crate::front::OrderRecord;
 use crate::wire::{Order, OrderState};
 use crate::{Error, Result};
 
-/// Longest line that is read. A line of the front has under 100 bytes.
+/// Maximum length of a line in bytes. A line of the front has less than 100 bytes.
 const LINE_BYTES_MAX: usize = 4_096;
 
-/// Routes of the log with the names of the order management's counters.
+/// Routes of the log, each with the route's name in the order management's metrics.
 const ROUTES: [(&str, &str); 3] = [
     ("order", "POST /order"),
     ("payment", "POST /order/{id}/payment-callback"),
     ("cancel", "POST /order/{id}/cancel"),
 ];
 
-/// Requests that a log says were answered with success.
+/// The successful requests of a log, by kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequestLog {
-    /// Orders that were acknowledged.
+    /// Ids of the acknowledged orders.
     pub orders: BTreeSet<u64>,
-    /// Orders with an acknowledged payment.
+    /// Ids of the orders with an acknowledged payment.
     pub payments: BTreeSet<u64>,
-    /// Orders with an acknowledged cancellation.
+    /// Ids of the orders with an acknowledged cancellation.
     pub cancels: BTreeSet<u64>,
-    /// Answers of 2xx by route: `order`, `payment`, `cancel`.
+    /// Number of requests answered with 2xx, by route: `order`, `payment`, `cancel`.
     pub answered: BTreeMap<&'static str, u64>,
-    /// Number of lines.
+    /// Number of lines of the log.
     pub lines: u64,
-    /// Time of the first request, unix milliseconds.
+    /// Intended start of the first request, unix milliseconds.
     pub begun_at_ms: u64,
 }
 
 impl RequestLog {
-    /// Reads a log.
+    /// Reads a log file.
     ///
     /// # Errors
-    /// If the file cannot be read, or a line is not of the log's form.
+    /// If the file cannot be read, or a line does not have the log's format.
     pub fn read(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("read", path))?;
         let mut reader = BufReader::new(file);
@@ -68,7 +68,7 @@ impl RequestLog {
         }
     }
 
-    /// Adds a line; `None` if it is not of the log's form.
+    /// Adds a line of the log. Returns `None` if the line does not have the log's format.
     fn add(&mut self, line: &str) -> Option<()> {
         let mut fields = line.splitn(6, ',');
         let request: u64 = fields.next()?.parse().ok()?;
@@ -103,12 +103,13 @@ impl RequestLog {
         Some(())
     }
 
-    /// Checks that the order management has kept all that the log calls acknowledged, and that its
-    /// counters count as many answers.
+    /// Checks that the order management keeps every order, payment and cancellation that the log
+    /// shows as acknowledged. Also checks that the node's counters are not below the log.
     pub(super) fn check(&self, record: &OrderRecord, evidence: &Evidence, findings: &mut Vec<Finding>) {
         self.check_record(record, findings);
         let orders: HashMap<&str, &Order> = evidence.orders.iter().map(|o| (o.id.as_str(), o)).collect();
-        // The front's record knows more of its own orders, and is checked apart.
+        // Orders in the front's record are left out here. The record has more detail, so the
+        // function `check_customer` compares these orders with it.
         let is_recorded = |id: &&u64| record.get(**id).is_none();
         for id in self.orders.iter().filter(is_recorded) {
             let order = id.to_string();
@@ -138,7 +139,7 @@ impl RequestLog {
         self.check_counters(evidence, findings);
     }
 
-    /// Compares the log with the front's own record.
+    /// Compares the acknowledged requests of the log with those of the front's record.
     fn check_record(&self, record: &OrderRecord, findings: &mut Vec<Finding>) {
         if record.orders().is_empty() {
             return;
@@ -170,8 +171,9 @@ impl RequestLog {
         }
     }
 
-    /// Compares the log with the counters of the asked node, if that node has run since before the
-    /// first request. It may have answered other clients as well.
+    /// Compares the log with the counters of the node at the audit's address, if that node has run
+    /// since before the first request. A counter may be higher than the log, because the node may
+    /// have other clients.
     fn check_counters(&self, evidence: &Evidence, findings: &mut Vec<Finding>) {
         let started_at_ms = evidence.node_started_at_ms;
         if evidence.answered.is_empty() || started_at_ms == 0 || started_at_ms > self.begun_at_ms {
@@ -292,7 +294,8 @@ mod tests {
                 logged: 1
             }]
         );
-        // A node that was started later has not counted the requests.
+        // A node that started after the first request has not counted all requests, so there is no
+        // check.
         short.node_started_at_ms = 1_001;
         assert_eq!(found(&short), []);
     }

@@ -1,8 +1,8 @@
-//! The stock of both sides, pure: no unit is sold twice, lost or made, and each order got the first
+//! Checks of the stock, pure: no unit is sold twice, lost or created, and each order got the first
 //! store that had its units.
 //!
 //! The warehouse's stock is computed from the seed of its first day, its deliveries and its
-//! arrivals. Its own sums are not used.
+//! arrivals of goods. The warehouse's own totals are not used.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,7 +11,7 @@ use crate::front::OrderRecord;
 use crate::warehouse::{Stock, StockShape};
 use crate::wire::{MessageKind, Order, OrderState, Product};
 
-/// Returns the stock of the warehouse's first day.
+/// Returns the stock of the warehouse's first day, computed from its seed.
 pub(super) fn first_day(evidence: &Evidence) -> Stock {
     let shape = StockShape {
         products: evidence.warehouse.products,
@@ -20,7 +20,8 @@ pub(super) fn first_day(evidence: &Evidence) -> Stock {
     Stock::first_day(evidence.warehouse.seed, shape)
 }
 
-/// Applies the ledger to the stock of the first day. Returns the stock at the end.
+/// Applies all deliveries and arrivals of the ledger to the stock of the first day. Returns the
+/// stock at the end. Adds a finding for a delivery of more units than a store had.
 pub(super) fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock {
     let mut stock = first_day(evidence);
     let mut restocks = evidence.restocks.iter().peekable();
@@ -46,8 +47,9 @@ pub(super) fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock 
     stock
 }
 
-/// Checks that the order management has the units that the warehouse has. Arrivals may be missing:
-/// the latest ones of a product, until the next snapshot includes them.
+/// Checks that the order management and the warehouse have the same units of each delivered
+/// product. The latest arrivals of a product may be missing in the order management, until the next
+/// snapshot.
 pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &mut Vec<Finding>) {
     let mut arrivals: HashMap<(u32, u32), Vec<u32>> = HashMap::new();
     for came in &evidence.restocks {
@@ -56,7 +58,8 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
             .or_default()
             .push(came.units);
     }
-    // The warehouse may have carried out a delivery that is not confirmed yet.
+    // The warehouse may already have performed a delivery that is not yet confirmed to the order
+    // management. The quantities of such a delivery are not compared.
     let open: std::collections::HashSet<&str> = evidence
         .outbox
         .iter()
@@ -105,16 +108,18 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
     }
 }
 
-/// Checks the choice of the store for the orders of a run, as far as it can be known afterwards:
-/// not at all if the first orders came before the stock of all stores. A
-/// store certainly had the units of an order if the stock of its first day covers them beside all
-/// units that may have been missing when the order came:
+/// Checks the choice of the store for the orders of a run, as far as it can be known afterwards.
+/// Nothing is checked if the first orders came before the stock of all stores.
 ///
-/// - those of every order of its life that ended in this store. With several volumes also those of
-///   orders that ended in a later store or in none: an order asks the stores in ascending order,
-///   and holds units of an earlier one for a while if an answer between nodes is lost.
-/// - those of its deliveries once more. A snapshot counts a delivery before its confirmation ends
-///   the reservation, so that both are subtracted for a while.
+/// A store certainly had the units of an order if its stock of the first day covers two things: the
+/// order, and all units that may have been missing at that time. The missing units are the sum of:
+///
+/// - the units of every order, of any run, that got this store. With several volumes, the units of
+///   every order that got a later store or none are added. An order asks the stores in ascending
+///   order, and can keep units of an earlier store reserved for a while if an answer between nodes
+///   is lost.
+/// - the units of the store's deliveries once more. A snapshot counts a delivery before its
+///   confirmation ends the reservation, so both are subtracted for a while.
 pub(super) fn check_choice(evidence: &Evidence, record: &OrderRecord, findings: &mut Vec<Finding>) {
     if record.orders().is_empty() || !record.judges_stores() {
         return;

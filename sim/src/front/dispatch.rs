@@ -1,9 +1,11 @@
-//! Starts each request of the timeline and waits until all have ended.
+//! Starts each request of the timeline and waits until all requests have ended.
 //!
 //! Invariants:
-//! - A permit is taken before an arrival, so that an arrival taken from the queue is always sent or
-//!   dropped, and always recorded.
-//! - Requests about an order wait for its answer; they are dropped with it.
+//! - A permit (one of `FrontConfig::in_flight_max`) is acquired before an [`Arrival`], the next
+//!   planned request, is received from the pacer. So every received arrival is sent or dropped, and
+//!   always recorded.
+//! - A payment or cancellation waits for the answer to its order. If the order is dropped, they are
+//!   dropped as well.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,19 +25,21 @@ use crate::telemetry::{EventKind, Phase, Telemetry};
 use crate::wire::{Payment, Problem};
 use crate::workload::{Arrival, Load, LoadPhase, Request, Workload};
 
-/// A request that starts later than this after its intended start counts as late: well above the
-/// cost of a timer and a busy scheduler, well below a customer's notice.
+/// Lag above which a request is late. The limit is well above the cost of a timer and a busy
+/// scheduler, and well below the time that a customer notices.
 const LATE_AFTER: Duration = Duration::from_millis(10);
-/// Arrivals handed over in advance. The pacer waits when the queue is full and catches up later.
+/// Maximum number of arrivals that the pacer (the clock of the run) has handed over and that are
+/// not received yet. If the queue is full, the pacer waits and catches up later.
 const ARRIVALS_QUEUED: usize = 1024;
-/// Longest name of a problem that is kept; the contract's longest has 15 characters.
+/// Maximum length of a problem's name in bytes. A longer name is not recorded. All names in
+/// `docs/errors.md` are shorter.
 const PROBLEM_NAME_MAX: usize = 40;
 
-/// The receiver of the requests.
+/// The receivers of the front's requests.
 pub(super) enum Way {
-    /// One node receives all requests.
+    /// All requests go to one node.
     Entry(Box<Client>),
-    /// The owner of its order receives each request.
+    /// Each request goes to the node that owns its order.
     Owners(Arc<Owners>),
 }
 
@@ -48,7 +52,7 @@ pub(super) struct Shop {
     pub(super) started_at_ms: u64,
 }
 
-/// Progress of an order, for the requests that wait for it.
+/// Progress of an order, observed by its payments and cancellations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OrderProgress {
     Pending,
@@ -56,24 +60,25 @@ enum OrderProgress {
     Dropped,
 }
 
-/// One request on its way.
+/// One request to be sent, with its permit to be in flight.
 struct Task {
     arrival: Arrival,
-    /// The order that this request waits for.
+    /// Progress of the order that this request waits for; `None` if it waits for none.
     after: Option<watch::Receiver<OrderProgress>>,
-    /// Wakes the requests that wait for this order.
+    /// Publishes the progress of this order to its payments and cancellations.
     progress: Option<watch::Sender<OrderProgress>>,
     drop_after: Duration,
     _permit: OwnedSemaphorePermit,
 }
 
-/// An order that requests will wait for.
+/// An order with payments or cancellations that have not started yet.
 struct Awaited {
     progress: watch::Receiver<OrderProgress>,
     follow_ups: u8,
 }
 
-/// Starts every request and waits for all answers. Returns the time of an early end.
+/// Starts every request and waits for all answers. Returns the time of a stop before the end;
+/// `None` without a stop.
 pub(super) async fn dispatch(
     config: &FrontConfig,
     workload: &Workload,
@@ -118,13 +123,14 @@ pub(super) async fn dispatch(
     telemetry.update(|state| state.phase = Phase::Draining);
     drop(arrivals);
     pacer.stop().await;
-    // Every request has a deadline, so that all permits come back. The semaphore is never closed.
+    // Every request has a deadline, so all permits are returned. The semaphore is never closed.
     let all = in_flight.acquire_many(config.in_flight_max as u32).await;
     drop(all);
     Ok(ended_early)
 }
 
-/// Connects an order with the requests that wait for it.
+/// Connects an order with its payments and cancellations. Returns the receiver for a payment or
+/// cancellation, and the sender for an order.
 fn relate(
     awaited: &mut HashMap<u64, Awaited>,
     request: Request,
@@ -159,7 +165,8 @@ fn relate(
     }
 }
 
-/// Events for the beginnings of load phases, and for the end of the sending window.
+/// Reports the beginnings of load phases, and the end of the time in which orders and statistics
+/// requests start, to the telemetry.
 struct PhaseEvents {
     upcoming: Vec<(Duration, LoadPhase)>,
     window: Duration,
@@ -203,7 +210,7 @@ impl PhaseEvents {
     }
 }
 
-/// Sends one request and hands its sample on.
+/// Sends one request, or drops it if it is too late. Hands the result over to the recorder.
 async fn perform(shop: Arc<Shop>, task: Task) {
     let Task {
         arrival,
@@ -217,10 +224,12 @@ async fn perform(shop: Arc<Shop>, task: Task) {
     if let Some(mut order) = after {
         let is_pending = *order.borrow() == OrderProgress::Pending;
         let reached = order.wait_for(|order| *order != OrderProgress::Pending).await;
-        // A sender that is gone without a word belongs to a task that panicked.
+        // The sender was dropped without a result, because the order's task panicked. The
+        // follow-ups of the order are dropped.
         is_dropped = reached.map_or(true, |order| *order == OrderProgress::Dropped);
         if is_pending {
-            // A customer pays an order that was answered: the payment is due from then on.
+            // A customer pays only after the order was answered. So the intended start moves to the
+            // time of the answer.
             at = at.max(shop.started.elapsed());
         }
     }
@@ -246,7 +255,7 @@ async fn perform(shop: Arc<Shop>, task: Task) {
         outcome,
         problem,
     };
-    // The recorder lives as long as the shop.
+    // The recorder runs until the shop is dropped, so sending cannot fail.
     let _ = shop.samples.send(sample);
     if let Some(progress) = progress {
         progress.send_replace(match is_dropped {
@@ -256,10 +265,10 @@ async fn perform(shop: Arc<Shop>, task: Task) {
     }
 }
 
-/// The end of one request.
+/// Result of one request.
 struct Ended {
     outcome: Outcome,
-    /// Name of the problem in the response.
+    /// Name of the problem (RFC 9457) in an error answer; `None` without a problem.
     problem: Option<Box<str>>,
 }
 
@@ -310,7 +319,7 @@ fn outcome_of(answer: Result<Answer, Failure>, request: Request) -> Ended {
     }
 }
 
-/// Returns the name of a problem (RFC 9457): the last part of its type.
+/// Returns the name of a problem (RFC 9457): the last part of its type URI.
 fn problem_name(body: &[u8]) -> Option<Box<str>> {
     let problem: Problem = serde_json::from_slice(body).ok()?;
     let name = problem.kind.rsplit([':', '/', '#']).next()?;
@@ -319,7 +328,7 @@ fn problem_name(body: &[u8]) -> Option<Box<str>> {
 }
 
 fn to_json<T: serde::Serialize>(value: &T) -> Bytes {
-    // Numbers, text and lists, into memory: this cannot fail.
+    // A request is plain numbers, texts and lists, so that the serialization cannot fail.
     serde_json::to_vec(value).expect("a request is plain data").into()
 }
 

@@ -1,8 +1,8 @@
 //! Request ids that are never used twice on one data folder.
 //!
-//! `front.json` has the next free id. A run reserves its ids before its first request, durably and
-//! under a lock. So neither a later run, nor one at the same time, nor one after a kill reuses an
-//! id.
+//! The file `front.json` has the next free id. A run reserves its ids before its first request,
+//! durably and under a lock. So no id is used twice by later runs, by runs at the same time, or
+//! after a kill.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -18,7 +18,7 @@ struct FrontFile {
     next_id: u64,
 }
 
-/// Reserves `count` ids. Returns the first of them.
+/// Reserves `count` consecutive ids. Returns the first id.
 pub(super) fn reserve(data: &Path, count: u64) -> Result<u64> {
     let path = data.join("front.json");
     let lock_path = data.join("front.lock");
@@ -28,7 +28,7 @@ pub(super) fn reserve(data: &Path, count: u64) -> Result<u64> {
         .truncate(false)
         .open(&lock_path)
         .map_err(Error::io("open", &lock_path))?;
-    // Held for the moment that reading and writing take.
+    // The lock is held only while the file is read and replaced.
     lock.lock().map_err(Error::io("lock", &lock_path))?;
     let first = match fs::read(&path) {
         Ok(text) => {
@@ -48,7 +48,7 @@ pub(super) fn reserve(data: &Path, count: u64) -> Result<u64> {
     let file = FrontFile {
         next_id: first.saturating_add(count),
     };
-    // Two numbers and a name: this has no way to fail.
+    // The content is plain data, so that the serialization cannot fail.
     let text = serde_json::to_vec(&file).expect("plain data");
     let temporary = data.join("front.json.tmp");
     File::create(&temporary)

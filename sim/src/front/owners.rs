@@ -1,14 +1,15 @@
 //! Sends each request to the node that owns its order, as a client of several nodes would.
 //!
-//! `GET /ring` gives the ring and the addresses of the owners. `imt-ring` finds the owner of a key.
+//! `GET /ring` gives the routes: the ring and the addresses of the owners. `imt-ring` finds the
+//! owner of a key.
 //!
 //! Invariants:
-//! - The routes are read again when an answer names another owner than the node that was called,
-//!   and when a node does not answer. At most one such read is under way.
+//! - The routes are read again if an answer names an owner other than the called node, or if a node
+//!   does not answer. At most one read is in progress.
 //! - A request that was refused or cut off is sent once more, to another node. Orders, payments and
-//!   cancellations have one effect however often they arrive. A request that timed out is not
-//!   repeated, because its customer has waited long enough.
-//! - Without routes every request goes to the entry, which forwards it.
+//!   cancellations are idempotent. A request that timed out is not sent again, because its customer
+//!   has waited long enough.
+//! - If the routes have no owner for a key, the request goes to the entry node, which forwards it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,21 +27,21 @@ use crate::wire::RingDocument;
 use crate::workload::Request;
 use crate::{Error, Result};
 
-/// Longest time to read the routes from one node. A slower node counts as away.
+/// Maximum time to read the routes from one node. Then the next node is tried.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
-/// Key of the statistics in the ring, as docs/clients.md names it.
+/// Key that locates the statistics in the ring, as in docs/clients.md.
 const STATISTICS: &[u8] = b"statistics/";
 
-/// Counts of requests that were sent to owners.
+/// Counts of a run that sends each request to the owner.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct RoutingCounts {
-    /// Requests that were answered by the node they were sent to.
+    /// Number of requests that were answered by the node they were sent to.
     pub direct: u64,
-    /// Requests that the called node forwarded, because the owner had changed.
+    /// Number of requests that the called node forwarded, because the owner had changed.
     pub forwarded: u64,
-    /// Requests that were sent once more, because the owner was away.
+    /// Number of requests that were sent to another node, because the owner was unreachable.
     pub resent: u64,
-    /// Times that the routes were read.
+    /// Number of times that the routes were read.
     pub reads: u64,
 }
 
@@ -52,10 +53,10 @@ struct Counters {
     reads: AtomicU64,
 }
 
-/// The routes of one moment.
+/// The routes as read at one time: the ring and the addresses of the owners.
 struct Routes {
     ring: Ring,
-    /// Client of the server of each volume.
+    /// Client of the node that serves each volume, by the volume's name.
     owners: BTreeMap<String, Client>,
     tag: Option<String>,
 }
@@ -69,11 +70,11 @@ impl Routes {
 
 struct State {
     routes: Routes,
-    /// Number of reads that have ended.
+    /// Number of times that the routes were read again.
     generation: u64,
 }
 
-/// The way to the owners.
+/// Client that sends each request to its owner.
 pub(super) struct Owners {
     entry: Client,
     state: RwLock<State>,
@@ -82,10 +83,10 @@ pub(super) struct Owners {
 }
 
 impl Owners {
-    /// Reads the routes from the entry.
+    /// Reads the routes from the entry node.
     ///
     /// # Errors
-    /// If the entry does not answer, or has no `GET /ring` of this form.
+    /// If the entry node does not answer, or its `GET /ring` is missing or has another form.
     pub(super) async fn read(entry: Client) -> Result<Arc<Owners>> {
         let Some(routes) = read_routes(&entry, None).await? else {
             return Err(Error::Answer {
@@ -106,7 +107,7 @@ impl Owners {
         Ok(Arc::new(owners))
     }
 
-    /// Returns the counts until now.
+    /// Returns the current counts.
     pub(super) fn counts(&self) -> RoutingCounts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         RoutingCounts {
@@ -117,7 +118,8 @@ impl Owners {
         }
     }
 
-    /// Sends a request to its owner.
+    /// Sends a request to its owner. If the owner refuses or cuts off the connection, reads the
+    /// routes again and sends the request to another node.
     pub(super) async fn exchange(
         self: &Arc<Self>,
         request: &Request,
@@ -149,14 +151,16 @@ impl Owners {
         self.state.read()
     }
 
-    /// Returns the owner of a key, or the entry, with the generation of the routes.
+    /// Returns the owner of a key and the generation of the routes. If the routes have no owner,
+    /// returns the entry node.
     fn owner_of(&self, key: &[u8]) -> (Client, u64) {
         let state = self.state();
         let owner = state.routes.owner_of(key).unwrap_or(&self.entry);
         (owner.clone(), state.generation)
     }
 
-    /// Returns the owner of a key, else the entry, else any node, but never the node given.
+    /// Returns a node other than `away`: the owner of the key, or the entry node, or any known
+    /// node.
     fn owner_other_than(&self, key: &[u8], away: &Client) -> Option<Client> {
         let state = self.state();
         let owner = state.routes.owner_of(key).into_iter();
@@ -165,7 +169,7 @@ impl Owners {
         others.next().cloned()
     }
 
-    /// Returns every known node but one, each once, the entry first.
+    /// Returns every known node except for `away`, each once, the entry node first.
     fn others(&self, away: &Client) -> Vec<Client> {
         let state = self.state();
         let mut others: Vec<Client> = Vec::new();
@@ -178,7 +182,8 @@ impl Owners {
         others
     }
 
-    /// Compares the owner that an answer names with the node that was called.
+    /// Compares the owner that an answer names with the called node. If they differ, starts a read
+    /// of the routes from that owner.
     fn note_owner(self: &Arc<Self>, called: &Client, answer: &Answer, generation: u64) {
         let Some(owner) = answer.owner().filter(|owner| owner != called.endpoint()) else {
             self.counters.direct.fetch_add(1, Ordering::Relaxed);
@@ -189,8 +194,8 @@ impl Owners {
         tokio::spawn(async move { owners.read_again(vec![named], generation).await });
     }
 
-    /// Reads the routes from the first of these nodes that answers, unless the routes were read
-    /// after `generation`.
+    /// Reads the routes from the first of these nodes that answers. Does nothing if the routes were
+    /// already read after `generation`.
     async fn read_again(&self, nodes: Vec<Client>, generation: u64) {
         let _turn = self.reading.lock().await;
         if self.state().generation != generation {
@@ -216,7 +221,7 @@ impl Owners {
     }
 }
 
-/// Reads the routes; `None` if they are those of the tag.
+/// Reads the routes from a node; `None` if they have not changed since the entity tag `tag`.
 async fn read_routes(node: &Client, tag: Option<&str>) -> Result<Option<Routes>> {
     let Some((document, tag)) = node.get_unless::<RingDocument>("/ring", tag).await? else {
         return Ok(None);
@@ -233,7 +238,7 @@ async fn read_routes(node: &Client, tag: Option<&str>) -> Result<Option<Routes>>
     }))
 }
 
-/// Returns the key that decides the owner of a request.
+/// Returns the key that locates the owner of a request in the ring.
 fn key_of(request: &Request) -> Vec<u8> {
     match request {
         Request::Stats { .. } => STATISTICS.to_vec(),

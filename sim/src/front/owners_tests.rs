@@ -1,4 +1,5 @@
-//! Requests reach their owners, follow changes of the ring, and another node if the owner is away.
+//! Tests that requests reach their owners, follow changes of the ring, and go to another node if
+//! the owner is unreachable.
 
 use std::net::SocketAddr;
 use std::sync::Mutex as StdMutex;
@@ -19,7 +20,7 @@ use super::*;
 struct Cluster {
     ring: Ring,
     nodes: [Node; 2],
-    /// The node that serves each of the two volumes.
+    /// Index of the node that serves each of the two volumes.
     serving: Arc<StdMutex<[usize; 2]>>,
 }
 
@@ -106,7 +107,7 @@ impl Cluster {
         }
     }
 
-    /// Returns an order of a volume.
+    /// Returns the id of an order that the volume owns.
     fn order_of(&self, volume: usize) -> u64 {
         let name = ["a", "b"][volume];
         let is_there = |order: &u64| *self.ring.locate(order.to_string().as_bytes()).unwrap().owner == name;
@@ -123,7 +124,7 @@ impl Cluster {
     }
 }
 
-/// Serves until it is aborted, and its connections with it.
+/// Serves connections. If the task is aborted, all its connections end as well.
 async fn serve(listener: TcpListener, routes: Router) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -154,7 +155,8 @@ async fn each_request_goes_to_its_owner_and_follows_a_new_server() {
         cancel(&owners, order).await.unwrap();
     }
     assert_eq!(cluster.requests(), [1, 1]);
-    // The volumes change their servers. The first answer says so, and the routes are read again.
+    // The two nodes swap their volumes. The first answer names the new owner, so the routes are
+    // read again.
     *cluster.serving.lock().unwrap() = [1, 0];
     cancel(&owners, orders[0]).await.unwrap();
     assert_eq!(cluster.requests(), [2, 1]);
@@ -179,11 +181,12 @@ async fn a_request_for_an_owner_that_is_away_goes_to_another_node() {
     let cluster = Cluster::start().await;
     let owners = cluster.owners(DEADLINE).await;
     cluster.nodes[1].serving.abort();
-    // The owner is still the node that is gone, so the entry gets the request.
+    // The routes still name the stopped node as the owner, so the request goes to the entry node.
     cancel(&owners, cluster.order_of(1)).await.unwrap();
     assert_eq!(cluster.requests(), [1, 0]);
     assert_eq!((owners.counts().resent, owners.counts().reads), (1, 2));
-    // Another node serves the volume now, and the next failure finds it.
+    // The other node serves both volumes now. After the next failure, the client reads the new
+    // routes.
     *cluster.serving.lock().unwrap() = [0, 0];
     cancel(&owners, cluster.order_of(1)).await.unwrap();
     cancel(&owners, cluster.order_of(1)).await.unwrap();

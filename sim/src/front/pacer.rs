@@ -1,8 +1,8 @@
 //! The clock of a run: hands each request over at its intended start.
 //!
-//! It is a thread of its own. An asynchronous timer ticks in whole milliseconds and runs late when
-//! the tasks beside it are busy, and both would look like latency of the order management. The
-//! pacer waits for a full queue and catches up afterwards. Intended starts are never moved.
+//! The pacer is a separate thread. An asynchronous timer ticks in whole milliseconds and is late
+//! while other tasks are busy. Both would appear as latency of the order management. If the queue
+//! is full, the pacer waits and catches up afterwards. Intended starts are never moved.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
@@ -14,14 +14,15 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::workload::{Arrival, Schedule};
 use crate::{Error, Result};
 
-/// The running clock.
+/// A running pacer.
 pub(super) struct Pacer {
     stop: mpsc::Sender<()>,
     thread: JoinHandle<()>,
 }
 
 impl Pacer {
-    /// Starts to hand over the schedule's requests; the queue is closed after the last.
+    /// Starts to hand over the requests of the schedule. The queue is closed after the last
+    /// request.
     pub(super) fn start(schedule: Schedule, started: Instant, queue: Sender<Arrival>) -> Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let thread = std::thread::Builder::new()
@@ -33,7 +34,8 @@ impl Pacer {
                     if !wait.is_zero() && stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
                         return;
                     }
-                    // Nearly always there is room; waiting for it is the dear way.
+                    // The queue nearly always has room. `try_send` is cheaper than `blocking_send`,
+                    // so it is tried first.
                     let sent = match queue.try_send(arrival) {
                         Err(TrySendError::Full(arrival)) => queue.blocking_send(arrival).is_ok(),
                         sent => sent.is_ok(),
@@ -51,7 +53,8 @@ impl Pacer {
         Ok(Self { stop, thread })
     }
 
-    /// Ends it, early if the queue is not yet closed.
+    /// Ends the thread. If the schedule is not finished, its remaining requests are not handed
+    /// over.
     pub(super) async fn stop(self) {
         drop(self.stop);
         let joined = tokio::task::spawn_blocking(|| self.thread.join()).await;

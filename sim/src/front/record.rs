@@ -1,26 +1,26 @@
-//! The front's record of its orders: the truth that the audit compares both sides with.
+//! The front's record of its orders, which the audit compares with both sides.
 
 use crate::workload::{Basket, PlannedOrder};
 
-/// End of a request.
+/// Outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
     /// The request was not sent.
     NotSent,
     /// The request was answered with this HTTP status.
     Status(u16),
-    /// No server listened: the request was not carried out.
+    /// No server listened at the address, so the request was not performed.
     Refused,
-    /// The connection was closed before the answer. The request may have been carried out.
+    /// The connection was closed before the answer. The request may have been performed.
     Closed,
-    /// There was no answer in time. The request may have been carried out.
+    /// No answer arrived before the deadline. The request may have been performed.
     TimedOut,
-    /// The request failed otherwise. It may have been carried out.
+    /// The request failed for another reason. The request may have been performed.
     Failed,
 }
 
 impl Outcome {
-    /// Returns `true` if the request was answered with success: it must never be lost.
+    /// Returns `true` for a status of 2xx. The effect of such a request must never be lost.
     pub fn is_acknowledged(self) -> bool {
         matches!(self, Self::Status(200..=299))
     }
@@ -30,7 +30,7 @@ impl Outcome {
         matches!(self, Self::Status(0..=399))
     }
 
-    /// Returns the status or the reason, as in `stats.csv`.
+    /// Returns the status, or the reason for which there is none, as in `stats.csv`.
     pub fn text(self) -> String {
         match self {
             Self::NotSent => "not sent".into(),
@@ -42,7 +42,8 @@ impl Outcome {
         }
     }
 
-    /// Returns the outcome of two requests with the same meaning: an acknowledgement stays.
+    /// Returns the outcome of two payments for one order. An acknowledgement is kept. Otherwise the
+    /// later outcome counts, if the later payment was sent.
     fn merged(self, later: Self) -> Self {
         match self.is_acknowledged() || later == Self::NotSent {
             true => self,
@@ -51,27 +52,28 @@ impl Outcome {
     }
 }
 
-/// An order of the front.
+/// An order of the front, with the outcomes of its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordedOrder {
-    /// Id.
+    /// Id of the order.
     pub id: u64,
-    /// Content.
+    /// Lines of the order.
     pub products: Basket,
-    /// Transaction id of the payments.
+    /// Transaction id of all payments of the order.
     pub transaction_id: u32,
-    /// `true` if a payment was planned.
+    /// `true` if a payment was planned for the order.
     pub is_paid: bool,
-    /// End of the order's request.
+    /// Outcome of the request that placed the order.
     pub order: Outcome,
-    /// End of the payments: acknowledged if any of them was.
+    /// Outcome of the payments: acknowledged if any payment was.
     pub payment: Outcome,
-    /// End of the cancellation.
+    /// Outcome of the cancellation.
     pub cancel: Outcome,
 }
 
 impl RecordedOrder {
-    /// Returns an order as planned, not yet paid, with the end of its request.
+    /// Returns a planned order with the outcome of its request, and without payment and
+    /// cancellation.
     pub fn new(planned: PlannedOrder, order: Outcome) -> Self {
         Self {
             id: planned.id,
@@ -84,23 +86,23 @@ impl RecordedOrder {
         }
     }
 
-    /// Adds the end of a payment.
+    /// Adds the outcome of a payment.
     pub(super) fn add_payment(&mut self, outcome: Outcome) {
         self.payment = self.payment.merged(outcome);
     }
 }
 
-/// All orders of a run.
+/// All orders that the front sent in a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OrderRecord {
     orders: Vec<RecordedOrder>,
     /// `true` if the order management had the stock of all stores before the first order. Otherwise
-    /// the audit cannot know which store was the first one.
+    /// the audit cannot know which store was the first with an order's units.
     judges_stores: bool,
 }
 
 impl OrderRecord {
-    /// Returns a record of these orders, given in any order; ids must differ.
+    /// Returns a record of orders with different ids, given in any order.
     pub fn new(mut orders: Vec<RecordedOrder>) -> Self {
         orders.sort_unstable_by_key(|order| order.id);
         Self {
@@ -109,7 +111,8 @@ impl OrderRecord {
         }
     }
 
-    /// Returns the record of orders that came before the stock of all stores.
+    /// Returns this record, marked as begun before the order management had the stock of all
+    /// stores.
     #[must_use]
     pub fn without_judged_stores(self) -> Self {
         Self {
@@ -123,12 +126,12 @@ impl OrderRecord {
         self.judges_stores
     }
 
-    /// Returns the orders by id.
+    /// Returns the orders, ordered by id.
     pub fn orders(&self) -> &[RecordedOrder] {
         &self.orders
     }
 
-    /// Returns the order of an id.
+    /// Returns the order with this id.
     pub fn get(&self, id: u64) -> Option<&RecordedOrder> {
         let index = self.orders.binary_search_by_key(&id, |order| order.id).ok()?;
         self.orders.get(index)

@@ -1,10 +1,12 @@
-//! Latencies, counts, the record of orders and the logs, off the path of the requests.
+//! The recorder: keeps latencies, counts, the record of orders and the logs, in a thread of its
+//! own.
 //!
 //! Invariants:
-//! - A request costs its task one push into a channel. A thread of its own does all the rest in
-//!   batches, so that a push hardly ever wakes it.
-//! - The channel holds at most the answers that come while one batch is written.
-//! - Counts include the warm-up; latencies and lags do not.
+//! - Recording costs a request's task only one push into a channel. The recorder's thread processes
+//!   the samples in batches, so that a push hardly ever wakes it.
+//! - The channel holds at most the samples that arrive while one batch is processed.
+//! - Counts, and the latencies of single seconds, include the warm-up. Latencies and lags of the
+//!   whole run do not.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -23,14 +25,15 @@ use crate::telemetry::{Route, RouteSecond, RouteState, SecondPoint, Telemetry};
 use crate::workload::PlannedOrder;
 use crate::{Error, Result, series};
 
-/// Samples gather for this long before they are processed.
+/// Time for which samples collect in the channel before the thread processes them.
 const BATCH: Duration = Duration::from_millis(20);
-/// Counts are published this often.
+/// Time between two publications of the counts in the telemetry.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
-/// A second is closed this long after its end, so that its last samples have arrived.
+/// Time from the end of a second until its counts are closed and published, so that the second's
+/// last samples have arrived.
 const SECOND_SLACK: Duration = Duration::from_millis(100);
 
-/// Request that a sample is about.
+/// The request that a sample describes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Target {
     Stats { id: u64, product: u32 },
@@ -50,45 +53,46 @@ impl Target {
     }
 }
 
-/// One request that has ended.
+/// The result of one request.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
     pub(super) target: Target,
-    /// Intended start since the start of the run.
+    /// Intended start of the request, since the start of the run.
     pub(super) at: Duration,
-    /// Intended start, unix milliseconds.
+    /// Intended start of the request, unix milliseconds.
     pub(super) at_ms: u64,
-    /// Time from the intended start to the end.
+    /// Time from the intended start to the end of the request.
     pub(super) took: Duration,
-    /// Time from the intended start to the actual one.
+    /// Time from the intended start to the actual start.
     pub(super) lag: Duration,
     pub(super) is_late: bool,
-    /// `NotSent` if the request was dropped.
+    /// Outcome of the request; `NotSent` if it was dropped.
     pub(super) outcome: Outcome,
-    /// Name of the problem in an answer with an error status.
+    /// Name of the problem (RFC 9457) in an error answer; `None` without a problem.
     pub(super) problem: Option<Box<str>>,
 }
 
-/// Results of a route.
+/// Results of a route in a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RouteReport {
-    /// Short name.
+    /// Short name of the route, as in [`Route::name`].
     pub name: &'static str,
-    /// Method and path.
+    /// Method and path template of the route.
     pub route: &'static str,
-    /// Requests that ended.
+    /// Number of requests that ended, with or without an answer.
     pub requests: u64,
-    /// Requests answered with a status below 400.
+    /// Number of requests answered with a status below 400.
     pub ok: u64,
-    /// Number of other requests: by status and problem, or by the reason why there is no answer.
+    /// Number of failed requests, by status and problem (RFC 9457), or by the reason of a missing
+    /// answer.
     pub errors: BTreeMap<String, u64>,
-    /// Latency without the warm-up.
+    /// Percentiles of the latency, without the requests of the warm-up.
     pub latency: Latency,
-    /// Mean latency without the warm-up, microseconds.
+    /// Mean latency without the requests of the warm-up, microseconds.
     pub mean_us: f64,
 }
 
-/// Results of the recorder.
+/// Results of the recorder at the end of a run.
 pub(super) struct Recorded {
     pub(super) late: u64,
     pub(super) dropped: u64,
@@ -98,18 +102,19 @@ pub(super) struct Recorded {
     pub(super) record: OrderRecord,
     pub(super) stats_csv: Option<PathBuf>,
     pub(super) log_problem: Option<String>,
-    /// Requests with an intended start in the sending window.
+    /// Number of requests with an intended start in the sending window, the time in which orders
+    /// and statistics requests start.
     pub(super) in_window: u64,
 }
 
-/// The running recorder.
+/// A running recorder.
 pub(super) struct Recorder {
     samples: Sender<Sample>,
     thread: JoinHandle<Recorded>,
 }
 
 impl Recorder {
-    /// Creates the logs and waits for samples.
+    /// Creates the log files and starts the recorder's thread.
     pub(super) fn start(
         config: &FrontConfig,
         started: Instant,
@@ -158,12 +163,13 @@ impl Recorder {
         Ok(Self { samples, thread })
     }
 
-    /// Returns the channel for samples.
+    /// Returns a sender for samples.
     pub(super) fn samples(&self) -> Sender<Sample> {
         self.samples.clone()
     }
 
-    /// Ends the recorder once all other senders are gone.
+    /// Waits until all other senders are dropped and the thread has processed all samples. Returns
+    /// the results.
     pub(super) async fn finish(self) -> Result<Recorded> {
         drop(self.samples);
         let joined = tokio::task::spawn_blocking(|| self.thread.join()).await;
@@ -211,7 +217,7 @@ impl RouteBook {
     }
 }
 
-/// The second that is being counted.
+/// Counts of the current second, which is not yet closed and published.
 #[derive(Default)]
 struct Second {
     point: SecondPoint,
@@ -219,7 +225,7 @@ struct Second {
     latencies: [LatencyHistogram; Route::COUNT],
 }
 
-/// Everything that the recorder keeps.
+/// All data that the recorder's thread keeps.
 struct Book {
     warm_up: Duration,
     window: Duration,
@@ -234,7 +240,7 @@ struct Book {
     failed: u64,
     in_window: u64,
     orders: Vec<RecordedOrder>,
-    /// Order id to its place in `orders`.
+    /// Index of each order in `orders`, by the id of the order.
     places: HashMap<u64, usize>,
     second: Second,
     sent_before: u64,
@@ -250,7 +256,8 @@ impl Book {
             match queue.recv_timeout(PUBLISH_EVERY) {
                 Ok(sample) => {
                     self.enter(&sample);
-                    // A batch gathers, so that one wake-up serves all of it.
+                    // The thread sleeps while further samples collect, so that one wake-up
+                    // processes all of them.
                     std::thread::sleep(BATCH);
                     while let Ok(sample) = queue.try_recv() {
                         self.enter(&sample);
@@ -268,7 +275,8 @@ impl Book {
                 self.publish();
             }
         }
-        // The second that the run ended in is closed as well, so that the series adds up.
+        // The last, partial second is closed as well, so that the seconds add up to the totals of
+        // the run.
         let elapsed = self.started.elapsed();
         self.close_seconds(elapsed + Duration::from_secs(1));
         self.publish();
@@ -322,7 +330,8 @@ impl Book {
             Target::Stats { .. } => {}
             Target::Order(order) => {
                 let mut recorded = RecordedOrder::new(order, sample.outcome);
-                // Payments ahead of the order came with an entry of their own.
+                // A replay sends an order twice if its log has the order twice. The outcome of the
+                // payments is kept.
                 if let Some(place) = self.places.get(&order.id) {
                     recorded.payment = self.orders[*place].payment;
                     self.orders[*place] = recorded;
@@ -344,14 +353,15 @@ impl Book {
         }
     }
 
-    /// Returns the entry of an order that was sent before. A payment ahead of its order that is
-    /// never acknowledged needs no entry.
+    /// Returns the entry of an order, or `None` before the request of the order has ended. So a
+    /// payment that ends before its order's request is not recorded.
     fn recorded(&mut self, order: u64) -> Option<&mut RecordedOrder> {
         let place = *self.places.get(&order)?;
         self.orders.get_mut(place)
     }
 
-    /// Closes all seconds that ended before a moment of the run.
+    /// Closes and publishes all seconds that ended before `until`, a time since the start of the
+    /// run.
     fn close_seconds(&mut self, until: Duration) {
         while until >= Duration::from_secs(self.second.point.second + 1) {
             let second = self.second.point.second;

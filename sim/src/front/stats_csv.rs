@@ -1,12 +1,12 @@
-//! The log of requests, `stats.csv`, in the format of the original:
-//! `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`.
+//! The log of requests, `stats.csv`, in the format of the original system, from which this project
+//! grew: `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`.
 //!
 //! Invariants:
-//! - The time stamp is the intended start, and the duration counts from it. A payment's id is its
-//!   order's id + 900,000,000.
-//! - `DATA/stats.csv` is the log of the latest run. With a run folder it is a hard link to the log
-//!   in that folder, so that a later run replaces the link and not the log.
-//! - After a failed write the log stays as it is, and the failure is reported once.
+//! - The time stamp is the intended start, and the duration counts from the intended start. A
+//!   payment's id is the id of its order plus 900,000,000.
+//! - `DATA/stats.csv` is the log of the latest run. With a run folder, it is a hard link to the log
+//!   in that folder. So a later run replaces the link and not the log.
+//! - After a failed write, nothing more is written, and the failure is reported once.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -17,14 +17,15 @@ use super::recorder::{Sample, Target};
 use super::{FrontConfig, Outcome};
 use crate::{Error, Result};
 
-/// A payment's request id in `stats.csv` is its order's plus this.
+/// Offset between an order's id and the request id of its payments in `stats.csv`.
 const PAYMENT_ID: u64 = 900_000_000;
-/// A cancellation's request id is its order's plus this. The original had none.
+/// Offset between an order's id and the request id of its cancellation. The original system had no
+/// cancellations.
 const CANCEL_ID: u64 = 1_800_000_000;
-/// Text is written in pieces of this size.
+/// Size of a write in bytes: text collects in memory until it has this size.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// A file that text is appended to in large pieces.
+/// A file to which text is appended in large writes.
 pub(super) struct TextLog {
     path: PathBuf,
     file: File,
@@ -33,7 +34,7 @@ pub(super) struct TextLog {
 }
 
 impl TextLog {
-    /// Creates an empty file.
+    /// Creates an empty file at `path`.
     pub(super) fn create(path: PathBuf) -> Result<Self> {
         let file = File::create(&path).map_err(Error::io("create", &path))?;
         Ok(Self {
@@ -44,21 +45,21 @@ impl TextLog {
         })
     }
 
-    /// Appends text, unless an earlier write has failed.
+    /// Appends text in memory. After a failed write, does nothing.
     pub(super) fn add(&mut self, text: &str) {
         if self.problem.is_none() {
             self.text.extend_from_slice(text.as_bytes());
         }
     }
 
-    /// Writes the gathered text if it has grown to a piece.
+    /// Writes the collected text if it has reached the size of a write.
     pub(super) fn write_piece(&mut self) {
         if self.text.len() >= PIECE_BYTES {
             self.write_all();
         }
     }
 
-    /// Writes the gathered text.
+    /// Writes the collected text.
     pub(super) fn write_all(&mut self) {
         if self.text.is_empty() {
             return;
@@ -70,14 +71,15 @@ impl TextLog {
         self.text.clear();
     }
 
-    /// Writes the rest. Returns the reason for which the log is incomplete.
+    /// Writes the remaining text. Returns the reason for which the log is incomplete; `None` for a
+    /// complete log.
     pub(super) fn close(mut self) -> Option<String> {
         self.write_all();
         self.problem
     }
 }
 
-/// Creates the log of requests. Returns it with the path under which users look for it.
+/// Creates the log of requests. Returns the log and its path in the data folder.
 pub(super) fn create(config: &FrontConfig) -> Result<(TextLog, PathBuf)> {
     let usual = config.data.join("stats.csv");
     let Some(run_folder) = &config.run_folder else {
@@ -90,7 +92,8 @@ pub(super) fn create(config: &FrontConfig) -> Result<(TextLog, PathBuf)> {
     Ok((log, usual))
 }
 
-/// Frees the name of the latest log. A log that only has this name gets another one.
+/// Frees the path of the latest log. An empty log, a symbolic link or one of several hard links is
+/// removed. Any other log is renamed, so that it is not lost.
 fn keep_earlier(usual: &Path) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
     let metadata = match fs::symlink_metadata(usual) {
@@ -106,7 +109,7 @@ fn keep_earlier(usual: &Path) -> Result<()> {
     fs::rename(usual, &kept).map_err(Error::io("rename", usual))
 }
 
-/// Returns the line of a sample.
+/// Returns the line of `stats.csv` for a sample.
 pub(super) fn line(sample: &Sample) -> String {
     let (at_ms, took_ms) = (sample.at_ms, (sample.took.as_micros() + 500) / 1000);
     let mut line = String::with_capacity(80);

@@ -1,15 +1,16 @@
-//! Ranges, ticks and labels of axes.
+//! Ranges, ticks and labels of the axes of charts.
 //!
-//! Ticks stand at 1, 2 and 5 times a power of ten, the steps that people count in.
+//! Ticks are at 1, 2 and 5 times a power of ten, which are the steps that people count in.
 
-/// Smallest value on a logarithmic axis: a microsecond in milliseconds.
+/// Smallest value on a logarithmic axis, milliseconds: one microsecond.
 const LOG_MIN: f64 = 0.001;
-/// Ticks of a linear axis, about.
+/// Approximate number of ticks on a linear axis.
 const TICKS: f64 = 5.0;
-/// Steps of ticks within a power of ten.
+/// Factors of ticks within a power of ten.
 const STEPS: [f64; 3] = [1.0, 2.0, 5.0];
 
-/// Range and ticks of an axis.
+/// Range and ticks of an axis, in coordinates of the axis: values, or decimal logarithms of values
+/// for [`Scale::Logarithmic`].
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Axis {
     pub(super) low: f64,
@@ -20,14 +21,14 @@ pub(super) struct Axis {
 /// Scale of a vertical axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scale {
-    /// From 0.
+    /// Linear, from 0.
     Linear,
-    /// In powers of ten; values below a thousandth are drawn at it.
+    /// Logarithmic, in powers of ten. A value below 0.001 is drawn at 0.001.
     Logarithmic,
 }
 
 impl Scale {
-    /// Returns the place of a value on the axis.
+    /// Returns the coordinate of a value on the axis: the value itself, or its decimal logarithm.
     pub(super) fn place(self, value: f64) -> f64 {
         match self {
             Self::Linear => value,
@@ -35,7 +36,7 @@ impl Scale {
         }
     }
 
-    /// Returns the text of a place on the axis.
+    /// Returns the label at a coordinate of the axis.
     pub(super) fn label(self, place: f64) -> String {
         match self {
             Self::Linear => value(place),
@@ -43,7 +44,7 @@ impl Scale {
         }
     }
 
-    /// Returns an axis that has room for all values.
+    /// Returns an axis with a range that includes all values.
     pub(super) fn axis(self, values: impl Iterator<Item = f64>) -> Axis {
         let values: Vec<f64> = values.collect();
         let max = values.iter().copied().fold(0.0, f64::max);
@@ -79,7 +80,8 @@ fn logarithmic(min: f64, max: f64) -> Axis {
     let all: Vec<f64> = (first..=last)
         .flat_map(|power| STEPS.map(|step| step * 10_f64.powi(power)))
         .collect();
-    // Rounding must not push a value off the axis that is a tick itself.
+    // The tolerance keeps a value that equals a tick inside of the range in spite of rounding
+    // errors.
     let low = all
         .iter()
         .copied()
@@ -104,14 +106,14 @@ fn logarithmic(min: f64, max: f64) -> Axis {
     }
 }
 
-/// Returns the smallest usual step that is not below a value.
+/// Returns the smallest step (1, 2 or 5 times a power of ten) that is not below `least`.
 fn nice(least: f64) -> f64 {
     let power = 10_f64.powf(least.log10().floor());
     let step = STEPS.into_iter().find(|step| step * power >= least * 0.999_999);
     step.unwrap_or(10.0) * power
 }
 
-/// Returns an axis of seconds that ends where the run ends.
+/// Returns an axis of seconds from 0 to the end of the run.
 pub(super) fn seconds(end: f64) -> Axis {
     let step = nice(end / 8.0).max(1.0);
     let count = (end / step).floor() as usize;
@@ -122,7 +124,7 @@ pub(super) fn seconds(end: f64) -> Axis {
     }
 }
 
-/// Returns an axis of percentiles in nines.
+/// Returns an axis of percentiles in nines, from 0 to `end` (1 is 90 %, 2 is 99 %).
 pub(super) fn percentiles(end: f64) -> Axis {
     let mut ticks = vec![0.0, 0.5_f64.log10().abs()];
     ticks.extend((1..=end.floor() as i32).map(f64::from));
@@ -133,14 +135,14 @@ pub(super) fn percentiles(end: f64) -> Axis {
     }
 }
 
-/// Returns a place on an axis of percentiles as text: `99.9 %` for 3.
+/// Returns the percentile for a number of nines as text: `99.9 %` for 3.
 pub(super) fn percentile(nines: f64) -> String {
     let percent = 100.0 - 100.0 * 10_f64.powf(-nines);
     let digits = (nines.round() as usize).saturating_sub(2);
     format!("{percent:.digits$} %")
 }
 
-/// Returns a number with three digits at most.
+/// Returns a number as text with about three significant digits.
 pub(super) fn value(value: f64) -> String {
     let text = match value {
         _ if value >= 999_500.0 => return format!("{}M", trimmed(format!("{:.2}", value / 1e6))),
@@ -153,7 +155,7 @@ pub(super) fn value(value: f64) -> String {
     trimmed(text)
 }
 
-/// Removes zeros behind a decimal point.
+/// Removes trailing zeros after a decimal point, and the point if no digit is left after it.
 fn trimmed(text: String) -> String {
     match text.contains('.') {
         true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),

@@ -1,9 +1,10 @@
-//! Line charts as SVG inside a figure, with the legend in HTML.
+//! Line charts as SVG inside of an HTML figure, with the legend in HTML.
 //!
 //! Invariants:
-//! - Text and axes have the colour of the page, so that a chart is readable in light and dark.
-//! - A chart says its values without a script: each second has a tooltip of the browser.
-//! - Names of marks never overlap; a mark without room for its name keeps its line and its tooltip.
+//! - Text and axes have the text colour of the page, so that a chart is readable on a light and on
+//!   a dark page.
+//! - The values of a chart are readable without a script: each second has a tooltip of the browser.
+//! - Names of marks never overlap. A mark without room for its name keeps its line.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -18,19 +19,20 @@ use super::html::escape;
 use super::timeline::{Mark, Timeline, Tone};
 use crate::Result;
 
-/// Red, green and blue.
+/// A colour as red, green and blue, each from 0 to 255.
 pub(super) type Colour = (u8, u8, u8);
 
-/// Size of a chart in SVG units; the page scales it to the width of its panel.
+/// Width and height of a chart in SVG units. The page scales the chart to the width of its panel.
 const SIZE: (u32, u32) = (640, 260);
-/// Points of a line; longer series are thinned out to their maxima.
+/// Maximum number of points of a line. A longer series is reduced to the maxima of groups of
+/// points.
 const POINTS_MAX: usize = 600;
-/// Width of a character of a mark's name in SVG units: an upper bound at this size of the font.
+/// Upper bound of the width of a character in a mark's name, in SVG units at the font's size.
 const MARK_CHAR_WIDTH: i32 = 6;
-/// Height of the rows of marks' names above the plot.
+/// Distances of the two rows of marks' names above the top of the plot, in SVG units.
 const MARK_ROWS: [i32; 2] = [14, 26];
 
-/// One line.
+/// One line of a chart.
 pub(super) struct Line {
     pub(super) name: String,
     pub(super) colour: Colour,
@@ -50,7 +52,7 @@ impl Line {
         }
     }
 
-    /// Tints the area below the line.
+    /// Returns the line with a tinted area below it.
     pub(super) fn filled(self) -> Self {
         Self {
             is_filled: true,
@@ -63,7 +65,7 @@ impl Line {
     }
 }
 
-/// Meaning of the horizontal axis.
+/// Quantity on the horizontal axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Across {
     /// Seconds since the first request.
@@ -95,18 +97,19 @@ impl Across {
     }
 }
 
-/// A chart.
+/// All data of a chart.
 pub(super) struct Chart<'a> {
     pub(super) title: &'a str,
     pub(super) unit: &'a str,
     pub(super) across: Across,
     pub(super) scale: Scale,
     pub(super) lines: Vec<Line>,
-    /// Times and faults in the background; `None` for a chart without seconds.
+    /// Phases, faults and marks for the background; `None` for a chart without seconds on its axis.
     pub(super) timeline: Option<&'a Timeline>,
 }
 
-/// An axis for the library. The library's own one with chosen ticks has no labels for numbers.
+/// An axis for the library `plotters`. The library's own axis with chosen ticks has no labels for
+/// numbers.
 struct Placed {
     places: RangedCoordf64,
     ticks: Vec<f64>,
@@ -145,7 +148,7 @@ type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Placed, Placed>
 type Drawn<T> = std::result::Result<T, DrawingAreaErrorKind<std::io::Error>>;
 
 impl Chart<'_> {
-    /// Draws the chart with its title and legend.
+    /// Returns the chart as an HTML figure with its title and legend.
     pub(super) fn figure(&self) -> Result<String> {
         let mut legend = String::new();
         for line in &self.lines {
@@ -209,7 +212,8 @@ impl Chart<'_> {
             root.present()?;
             overlay
         };
-        // Text and axes take the colour of the page, light or dark.
+        // The library draws text and axes in black. They are changed to the text colour of the
+        // page, so that a chart is readable on a dark page.
         let mut svg = svg.replace("#000000", "currentColor");
         if let Some(end) = svg.rfind("</svg>") {
             svg.insert_str(end, &overlay);
@@ -221,7 +225,7 @@ impl Chart<'_> {
         self.timeline.is_some_and(|timeline| !timeline.marks.is_empty())
     }
 
-    /// Tints the times of faults.
+    /// Tints the background during faults.
     fn draw_bands(&self, plot: &mut Plot<'_, '_>, y: &Axis) -> Drawn<()> {
         for span in self.timeline.iter().flat_map(|timeline| timeline.faults()) {
             let (r, g, b) = span.tone.colour();
@@ -277,7 +281,8 @@ impl Chart<'_> {
         Ok(())
     }
 
-    /// Returns invisible columns, one for each second, with the values of that second.
+    /// Returns invisible columns, one for each second. The tooltip of a column has the values of
+    /// its second.
     fn tooltips(&self, plot: &Plot<'_, '_>, x: &Axis, y: &Axis) -> String {
         let longest = self.lines.iter().map(|line| line.points.len()).max();
         if self.across != Across::Seconds || longest.is_none_or(|points| points > POINTS_MAX) {
@@ -323,7 +328,8 @@ impl Chart<'_> {
     }
 }
 
-/// Returns at most [`POINTS_MAX`] points: of each group the one with the largest value.
+/// Returns at most [`POINTS_MAX`] points: from each group of points, the point with the largest
+/// value.
 fn thinned(points: &[(f64, f64)]) -> impl Iterator<Item = (f64, f64)> + '_ {
     let group = points.len().div_ceil(POINTS_MAX).max(1);
     points.chunks(group).filter_map(|points| {

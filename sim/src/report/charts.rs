@@ -1,4 +1,4 @@
-//! The charts of a run.
+//! The charts in the report of a run.
 
 use super::axis::Scale;
 use super::chart::{Across, Chart, Colour, Line};
@@ -76,7 +76,8 @@ impl Material {
             (OrderState::Cancelled, PINK),
         ];
         let lines = shown.map(|(state, colour)| self.line(state.name(), colour, count(state)));
-        // A state without orders is no line; `delivered` shows that the chart is of orders.
+        // A state that no order of the run ever had gets no line. The line `delivered` is always
+        // drawn, so that the chart always has a line.
         let has_orders = |line: &Line| line.name == "delivered" || line.points.iter().any(|(_, y)| *y > 0.0);
         let lines = lines.into_iter().filter(has_orders).collect();
         Ok(chart_panel(&self.draw(
@@ -148,7 +149,7 @@ impl Material {
     }
 }
 
-/// Returns a latency of a route over time.
+/// Returns a line with a latency of a route over time, in milliseconds.
 pub(super) fn latency_line(
     name: &str,
     colour: Colour,
@@ -156,7 +157,7 @@ pub(super) fn latency_line(
     route: Route,
     value_us: fn(&RouteSecond) -> u64,
 ) -> Line {
-    // A second without requests has no latency.
+    // A second without requests has no latency, so it gets no point.
     let seconds = points.iter().filter_map(|point| {
         let of = &point.routes[route.index()];
         (of.requests > 0).then(|| (point.second as f64, value_us(of) as f64 / 1_000.0))
@@ -164,21 +165,22 @@ pub(super) fn latency_line(
     Line::new(name, colour, seconds.collect())
 }
 
-/// Returns the latencies of a route by percentile, in nines: 90 % is 1, 99 % is 2, 99.9 % is 3.
+/// Returns a line with the latencies of a route by percentile. The percentile is in nines: 90 % is
+/// 1, 99 % is 2, 99.9 % is 3.
 pub(super) fn percentile_line(name: &str, colour: Colour, buckets: &[Bucket]) -> Line {
     let total: u64 = buckets.iter().map(|bucket| bucket.count).sum();
     let mut reached = 0;
     let mut points = Vec::new();
     for bucket in buckets {
         let above = 1.0 - reached as f64 / total.max(1) as f64;
-        // A negative zero would stand as such in the drawing.
+        // `max` turns a negative zero into zero, because the SVG would show its sign.
         points.push(((-above.log10()).max(0.0), bucket.upto_us as f64 / 1_000.0));
         reached += bucket.count;
     }
     Line::new(name, colour, points)
 }
 
-/// Returns the latencies of all routes by percentile.
+/// Returns a chart with the latencies of all routes by percentile.
 pub(super) fn distribution(histograms: &[(String, Vec<Bucket>)]) -> Result<String> {
     let colours = [BLUE, ORANGE, GREEN, PINK];
     let mut lines = Vec::new();
@@ -190,7 +192,7 @@ pub(super) fn distribution(histograms: &[(String, Vec<Bucket>)]) -> Result<Strin
     percentile_chart("Latency by percentile", lines)
 }
 
-/// Returns a chart of latencies by percentile; empty without lines.
+/// Returns a chart of latencies by percentile; an empty text if there are no lines.
 pub(super) fn percentile_chart(title: &str, lines: Vec<Line>) -> Result<String> {
     if lines.is_empty() {
         return Ok(String::new());

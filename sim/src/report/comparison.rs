@@ -1,4 +1,5 @@
-//! Two runs on one page: their numbers side by side, and their curves in the same charts.
+//! The page that compares two runs: their numbers side by side, and their curves in the same
+//! charts.
 
 use std::fmt::Write as _;
 
@@ -13,10 +14,10 @@ use crate::compare::{Better, Comparison};
 use crate::run_folder::RunFolder;
 use crate::telemetry::{Route, SecondPoint};
 
-/// Draws two runs side by side.
+/// Draws the page that compares two runs.
 ///
 /// # Errors
-/// When a file of a run folder cannot be read or understood, or one of the runs was killed.
+/// If a file of a run folder cannot be read or parsed, or one of the runs was killed.
 pub fn render_comparison(first: &RunFolder, second: &RunFolder) -> Result<String> {
     let comparison = Comparison::of(first, second)?;
     let folders = [first, second];
@@ -139,7 +140,7 @@ impl Pair {
     }
 }
 
-/// Returns the course of a run with faults or several phases; other runs have none to tell.
+/// Returns the timeline of a run with faults or several phases; an empty text for any other run.
 fn course(timeline: &timeline::Timeline, scenario: &str) -> String {
     let is_plain = timeline.marks.is_empty() && timeline.lanes.iter().all(|lane| lane.spans.len() == 1);
     match is_plain {

@@ -1,4 +1,4 @@
-//! Parts of the page: head, panels, tiles, bars, escaping.
+//! HTML building blocks of a report: head, panels, tiles, bars, escaping.
 
 use std::fmt::Write as _;
 
@@ -45,7 +45,7 @@ ul{padding-left:1.2rem;margin:.3rem 0}pre{background:var(--soft);padding:.6rem;b
 font-size:.85rem;margin:.3rem 0}summary{cursor:pointer}\
 @media print{body{background:#fff}.panel,.tile{break-inside:avoid}}";
 
-/// Returns the page up to its content.
+/// Returns the start of an HTML page, up to its content.
 pub(super) fn head(title: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -55,10 +55,11 @@ pub(super) fn head(title: &str) -> String {
     )
 }
 
-/// End of a page.
+/// The end of an HTML page, after its content.
 pub(super) const FOOT: &str = "</main></body></html>\n";
 
-/// Returns a panel of the page; `content` is HTML. A panel without content is none.
+/// Returns a panel of the page with a title. `content` is HTML. If it is empty, returns an empty
+/// text.
 pub(super) fn panel(title: &str, content: &str) -> String {
     match content.is_empty() {
         true => String::new(),
@@ -69,26 +70,26 @@ pub(super) fn panel(title: &str, content: &str) -> String {
     }
 }
 
-/// Returns a panel with a chart, which has a title of its own.
+/// Returns a panel with a chart. The panel needs no title, because the chart has one.
 pub(super) fn chart_panel(content: &str) -> String {
     format!("<section class=\"panel\">{content}</section>\n")
 }
 
-/// Returns panels side by side.
+/// Returns a grid that shows panels side by side.
 pub(super) fn grid(panels: &str) -> String {
     format!("<div class=\"grid\">{panels}</div>\n")
 }
 
-/// A number that is read first.
+/// A prominent number at the top of the page.
 pub(super) struct Tile {
     pub(super) name: &'static str,
     pub(super) value: String,
     pub(super) note: String,
-    /// `None` for a number that is neither.
+    /// `true` for a good value, `false` for a bad one, `None` for a neutral number.
     pub(super) is_good: Option<bool>,
 }
 
-/// Returns tiles in a row.
+/// Returns the tiles in one row.
 pub(super) fn tiles(tiles: &[Tile]) -> String {
     let mut text = String::from("<dl class=\"tiles\">");
     for tile in tiles {
@@ -110,7 +111,7 @@ pub(super) fn tiles(tiles: &[Tile]) -> String {
     text
 }
 
-/// Returns horizontal bars with their numbers.
+/// Returns horizontal bars, each with its name and number; an empty text without values.
 pub(super) fn bars(values: &[(String, u64)], unit: &str) -> String {
     if values.is_empty() {
         return String::new();
@@ -131,7 +132,7 @@ pub(super) fn bars(values: &[(String, u64)], unit: &str) -> String {
     text
 }
 
-/// Escapes a text for HTML.
+/// Escapes a text for use in HTML.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! Head, numbers and tables of a run's page.
+//! Head, tiles and tables in the report of a run.
 
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
@@ -11,10 +11,10 @@ use crate::front::LAG_P99_MAX;
 use crate::summary::{millis, thousands};
 use crate::telemetry::Route;
 
-/// Longest table of events that is open at first.
+/// Maximum number of rows with which the table of events is shown expanded.
 const EVENTS_OPEN_MAX: usize = 30;
 
-/// Returns the class of a verdict's badge.
+/// Returns the CSS class of a verdict's badge.
 pub(super) fn verdict_class(verdict: &str) -> &'static str {
     match verdict {
         "clean" => "good",
@@ -32,7 +32,7 @@ fn list(value: &Value) -> &[Value] {
 }
 
 impl Material {
-    /// Returns the verdict in words.
+    /// Returns the verdict of the run in words.
     pub(super) fn verdict(&self) -> String {
         match self.summary["verdict"].as_str() {
             Some(verdict) => verdict.replace('_', " "),
@@ -71,7 +71,7 @@ impl Material {
         )
     }
 
-    /// Returns the numbers that are read first.
+    /// Returns the tiles with the most important numbers; an empty text for a killed run.
     pub(super) fn tiles(&self) -> String {
         let summary = &self.summary;
         if summary.is_null() {
@@ -157,7 +157,8 @@ impl Material {
         tiles(&shown)
     }
 
-    /// Returns the routes and the sending window as a table.
+    /// Returns the results of the routes and of the sending window as a table; an empty text for a
+    /// killed run.
     pub(super) fn results(&self) -> String {
         let summary = &self.summary;
         if summary.is_null() {
@@ -202,7 +203,7 @@ impl Material {
         panel("Results", &text)
     }
 
-    /// Returns the thresholds, each with the measured value.
+    /// Returns the thresholds of the run, each with its measured value.
     pub(super) fn thresholds(&self) -> String {
         let mut items = String::new();
         for result in list(&self.summary["thresholds"]) {
@@ -223,7 +224,7 @@ impl Material {
         }
     }
 
-    /// Returns the errors of all routes by reason.
+    /// Returns the numbers of errors of all routes by reason.
     pub(super) fn errors(&self) -> String {
         let mut reasons = Vec::new();
         for route in list(&self.summary["routes"]) {

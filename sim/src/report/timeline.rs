@@ -1,8 +1,8 @@
-//! The course of a run: load phases, faults of the warehouse and absences of nodes over time.
+//! The timeline of a run: load phases, faults of the warehouse, and absences of nodes.
 //!
 //! Invariants:
-//! - A fault without an end lasts to the end of the run.
-//! - Faults have a text or a shape besides their colour.
+//! - A fault without an end event lasts to the end of the run.
+//! - Faults have a text or a shape besides their colour, for people who cannot see the colours.
 
 use std::fmt::Write as _;
 
@@ -14,28 +14,29 @@ use crate::warehouse::Profile;
 
 /// Width of the drawing in SVG units.
 const WIDTH: f64 = 1_240.0;
-/// Width of the lanes' names.
+/// Width of the column with the lanes' names, in SVG units.
 const NAMES: f64 = 110.0;
-/// Height of a lane.
+/// Height of a lane in SVG units.
 const LANE: f64 = 24.0;
-/// Height of the axis.
+/// Height of the time axis in SVG units.
 const AXIS: f64 = 24.0;
-/// Width of a character: an upper bound at this size of the font.
+/// Upper bound of the width of a character, in SVG units at the font's size.
 const CHAR_WIDTH: f64 = 7.0;
 
-/// Meaning of a span.
+/// Meaning of a span, which decides its colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
-    /// A phase of the load, or usual behaviour.
+    /// A phase of the load, or the usual behaviour of the warehouse.
     Usual,
-    /// Degraded: a fault of the warehouse, a paused node.
+    /// A degraded state: a fault of the warehouse, or a paused node.
     Degraded,
-    /// Absent: a node that does not run, an open circuit breaker.
+    /// An absence: a node that does not run, a warehouse that does not answer, or an open circuit
+    /// breaker.
     Down,
 }
 
 impl Tone {
-    /// Returns the colour of a tone.
+    /// Returns the colour of spans and marks with this meaning.
     pub(super) fn colour(self) -> Colour {
         match self {
             Self::Usual => (86, 180, 233),
@@ -45,7 +46,7 @@ impl Tone {
     }
 }
 
-/// A time with a name.
+/// A period of a lane with a name, in seconds since the first request.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Span {
     pub(super) from_s: f64,
@@ -54,14 +55,14 @@ pub(super) struct Span {
     pub(super) tone: Tone,
 }
 
-/// Spans of one subject, which do not overlap.
+/// One row of the timeline: the spans of one subject, which do not overlap.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Lane {
     pub(super) name: String,
     pub(super) spans: Vec<Span>,
 }
 
-/// A vertical line at a moment.
+/// A vertical line in a chart at the time of an event.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Mark {
     pub(super) at_s: f64,
@@ -69,18 +70,18 @@ pub(super) struct Mark {
     pub(super) tone: Tone,
 }
 
-/// The course of a run.
+/// The timeline of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Timeline {
-    /// End of the last second.
+    /// End of the last second of the run, in seconds since the first request.
     pub(super) end_s: f64,
     pub(super) lanes: Vec<Lane>,
-    /// Node events and changes of the warehouse, in order of time.
+    /// Marks for faults of nodes, of the warehouse and of the circuit breaker, ordered by time.
     pub(super) marks: Vec<Mark>,
 }
 
 impl Timeline {
-    /// Reads the course of a run from its events.
+    /// Builds the timeline of a run from its events.
     pub(super) fn new(events: &[RunEvent], end_s: f64) -> Self {
         let mut timeline = Self {
             end_s,
@@ -114,7 +115,7 @@ impl Timeline {
             EventKind::Join | EventKind::Resume => (subject, None),
             EventKind::Ring | EventKind::Recovered | EventKind::Warning => return,
         };
-        // Events before the first request begin the run; they are not marked.
+        // Events before the first request begin a lane's first span, and get no mark.
         if event.offset_ms > 0
             && event.kind != EventKind::Load
             && let Some((name, tone)) = span.filter(|(_, tone)| *tone != Tone::Usual)
@@ -129,7 +130,7 @@ impl Timeline {
         self.switch(lane, at_s, span);
     }
 
-    /// Ends the open span of a lane and begins another one.
+    /// Ends the open span of a lane at `at_s`, and begins a new span if one is given.
     fn switch(&mut self, lane: &str, at_s: f64, span: Option<(&str, Tone)>) {
         let place = self.lanes.iter().position(|known| known.name == lane);
         let place = place.unwrap_or_else(|| {
@@ -153,8 +154,8 @@ impl Timeline {
         }
     }
 
-    /// Returns the times that a chart tints. An open circuit breaker is a consequence and is left
-    /// out.
+    /// Returns the spans that a chart tints. An open circuit breaker is left out, because it is the
+    /// consequence of another fault.
     pub(super) fn faults(&self) -> impl Iterator<Item = &Span> {
         let lanes = self.lanes.iter().filter(|lane| lane.name != "breaker");
         lanes
@@ -162,7 +163,8 @@ impl Timeline {
             .filter(|span| span.tone != Tone::Usual)
     }
 
-    /// Draws the lanes; empty for a run without a second.
+    /// Returns the timeline as an SVG figure; an empty text for a run without lanes or without a
+    /// second.
     pub(super) fn figure(&self) -> String {
         if self.lanes.is_empty() || self.end_s <= 0.0 {
             return String::new();
@@ -214,7 +216,7 @@ fn draw_span(svg: &mut String, span: &Span, top: f64, left: f64, right: f64) {
         LANE - 6.0,
         escape(&times),
     );
-    // A name that does not fit stands in the tooltip.
+    // A name that does not fit into the span is shown only in the tooltip.
     if span.name.chars().count() as f64 * CHAR_WIDTH + 8.0 <= width {
         let _ = write!(
             svg,
@@ -226,7 +228,7 @@ fn draw_span(svg: &mut String, span: &Span, top: f64, left: f64, right: f64) {
     }
 }
 
-/// Returns the meaning of a behaviour of the warehouse.
+/// Returns the meaning of a warehouse profile.
 fn tone_of(profile: &str) -> Tone {
     match profile.parse::<Profile>() {
         Ok(Profile::Original | Profile::Fast) => Tone::Usual,

@@ -1,7 +1,7 @@
-//! Reads a scenario from TOML.
+//! Parses a scenario from TOML.
 //!
-//! The file's structure is one set of `serde` types that refuse unknown keys. Values that need more
-//! than their type says carry their place in the text, so that every fault has a line.
+//! The file is parsed into `serde` types that refuse unknown keys. Values with further rules keep
+//! their position in the text (`Spanned`), so that every error names its line.
 
 use std::time::Duration;
 
@@ -105,7 +105,7 @@ struct RandomEventsTable {
     actions: Vec<Spanned<String>>,
 }
 
-/// A reader of values, for the lines of their faults.
+/// Parses values and computes the line of a fault from its position in the text.
 struct Reader<'a> {
     text: &'a str,
 }
@@ -299,7 +299,7 @@ impl Reader<'_> {
 }
 
 impl Scenario {
-    /// Reads a scenario from TOML.
+    /// Parses a scenario from the text of a TOML file.
     pub(crate) fn parse(name: &str, text: &str) -> Result<Self, ScenarioFault> {
         let reader = Reader { text };
         let file: File = toml::from_str(text).map_err(|error| {

@@ -1,9 +1,9 @@
-//! Behaviour of the warehouse: delays, and faults by share, with named profiles.
+//! Behaviour of the warehouse: delays, and faults with a share of the calls, with named profiles.
 //!
 //! Invariants:
-//! - Delay and fault of a call follow from the seed, the order and the attempt, not from the order
-//!   of arrival. The same seed treats an order alike in every run.
-//! - A fault never changes the books: they hold exactly the calls that were carried out.
+//! - Delay and fault of a call derive from the seed, the order and the number of the attempt, and
+//!   not from the order of arrival. So the same seed treats an order in the same way in every run.
+//! - A fault never changes the books. The books contain exactly the calls that were performed.
 //! - Each fault that happens is counted under its name.
 
 use std::fmt;
@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use crate::seed::Dice;
 
-/// A delay drawn from equal steps.
+/// A random delay: the shortest delay plus a random number of equal steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delay {
     /// Shortest delay.
     pub min: Duration,
-    /// Distance between two steps.
+    /// Length of a step.
     pub step: Duration,
-    /// Number of steps, the shortest delay included; at least 1.
+    /// Number of possible delays, the shortest one included; at least 1.
     pub steps: u32,
 }
 
@@ -44,7 +44,7 @@ impl Delay {
         }
     }
 
-    /// Draws a delay.
+    /// Returns a random delay.
     pub(super) fn draw(&self, dice: &mut Dice) -> Duration {
         self.min + self.step * dice.below(self.steps.max(1))
     }
@@ -53,24 +53,24 @@ impl Delay {
 /// A fault of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
-    /// The connection is reset, and the call is not carried out.
+    /// The connection is reset, and the call is not performed.
     ResetBefore,
-    /// The call is carried out, and the connection is reset instead of an answer.
+    /// The call is performed, and the connection is reset instead of an answer.
     ResetAfterActing,
-    /// 504, and the call is not carried out.
+    /// The call is answered 504 and not performed.
     TimeoutBefore,
-    /// The call is carried out, and answered 504.
+    /// The call is performed and answered 504.
     TimeoutAfterActing,
-    /// 503 with `Retry-After`, and the call is not carried out.
+    /// The call is answered 503 with `Retry-After` and not performed.
     Unavailable,
-    /// The answer is sent twice in a row.
+    /// The call is performed, and its answer is sent twice in a row.
     DuplicateAnswer,
-    /// The answer is sent byte by byte with pauses.
+    /// The call is performed, and its answer is sent byte by byte with pauses.
     SlowDrip,
 }
 
 impl Fault {
-    /// Name of the fault, as in counts and reports.
+    /// Returns the name of the fault, as in counts and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::ResetBefore => "reset-before",
@@ -83,28 +83,28 @@ impl Fault {
         }
     }
 
-    /// Returns `true` if the call is carried out.
+    /// Returns `true` if the warehouse performs a call with this fault.
     pub fn acts(self) -> bool {
         !matches!(self, Self::ResetBefore | Self::TimeoutBefore | Self::Unavailable)
     }
 
-    /// Returns `true` if the caller gets the answer of a call that was carried out.
+    /// Returns `true` if the caller receives the answer of a call that was performed.
     pub fn is_answered(self) -> bool {
         matches!(self, Self::DuplicateAnswer | Self::SlowDrip)
     }
 }
 
-/// Behaviour towards one kind of call.
+/// Behaviour of the warehouse for one kind of call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CallBehaviour {
-    /// Time until the call is carried out.
+    /// Time for which the warehouse delays its answer.
     pub delay: Delay,
-    /// Faults, each with its share of the calls; the shares add up to at most 1.
+    /// Faults, each with its share of the calls. The shares add up to at most 1.
     pub faults: Vec<(Fault, f64)>,
 }
 
 impl CallBehaviour {
-    /// Returns a behaviour without faults.
+    /// Returns a behaviour with this delay and without faults.
     pub fn after(delay: Delay) -> Self {
         Self {
             delay,
@@ -119,7 +119,7 @@ impl CallBehaviour {
         }
     }
 
-    /// Draws the fault of a call.
+    /// Returns the random fault of a call; `None` for a call without a fault.
     pub(super) fn draw_fault(&self, dice: &mut Dice) -> Option<Fault> {
         let drawn = dice.unit();
         let mut upto = 0.0;
@@ -130,67 +130,69 @@ impl CallBehaviour {
     }
 }
 
-/// Deviation from the usual sending of stock snapshots.
+/// Fault in the sending of stock snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SnapshotFault {
-    /// None.
+    /// No fault.
     #[default]
     None,
-    /// Each snapshot is sent once more after the next one: it is out of date by then.
+    /// Each snapshot is sent once more after the next snapshot, so that it is out of date.
     Late,
     /// Each snapshot is sent twice in a row.
     Twice,
-    /// Of each second snapshot the connection breaks after the first half.
+    /// The connection of every second snapshot breaks after the first half of the body.
     Truncated,
 }
 
-/// Behaviour of the warehouse at a moment.
+/// Behaviour of the warehouse at one time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Behaviour {
-    /// Name, for events and reports.
+    /// Name of the behaviour, for events and reports.
     pub name: String,
-    /// `true` if the warehouse is away: connections are reset as soon as they are accepted.
+    /// `true` if the warehouse is unreachable: connections are reset as soon as they are accepted.
     pub is_away: bool,
-    /// Announcements.
+    /// Behaviour for announcements.
     pub announce: CallBehaviour,
-    /// Deliveries.
+    /// Behaviour for deliveries.
     pub deliver: CallBehaviour,
-    /// Stock snapshots.
+    /// Fault in the sending of stock snapshots.
     pub snapshots: SnapshotFault,
 }
 
 /// A named behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
-    /// The original's: announcements take 2 to 4 s, one delivery in 15 is answered 504.
+    /// The behaviour of the original system, from which this project grew: announcements take 2 to
+    /// 4 s, one delivery in 15 is answered 504.
     Original,
     /// No delay and no fault.
     Fast,
-    /// Slow, with one call in five answered 503.
+    /// Slow answers, and one call in five is answered 503.
     Brownout,
     /// No call is answered.
     Blackout,
-    /// Connections are reset before one call in five.
+    /// The connection is reset in one call in five, and the call is not performed.
     ResetBefore,
-    /// Connections are reset after one call in five was carried out.
+    /// One call in five is performed, and its connection is reset instead of an answer.
     ResetAfterActing,
-    /// One call in five is carried out and answered 504.
+    /// One call in five is performed and answered 504.
     TimeoutAfterActing,
     /// One answer in five is sent twice.
     DuplicateAnswer,
     /// One answer in five is sent byte by byte.
     SlowDrip,
-    /// Each snapshot is sent again after it is out of date.
+    /// Each snapshot is sent again when it is out of date.
     SnapshotsLate,
     /// Each snapshot is sent twice.
     SnapshotsTwice,
-    /// Every second snapshot ends in the middle of its body.
+    /// The connection of every second snapshot breaks after the first half of the body.
     SnapshotsTruncated,
 }
 
-/// Share of the calls that a profile of one fault disturbs.
+/// Share of the calls with the fault, in a profile with one fault.
 const FAULT_SHARE: f64 = 0.2;
-/// The original's: one delivery in 15 is answered 504, half of them carried out.
+/// Faults of the original system: one delivery in 15 is answered 504, and half of these are
+/// performed.
 const ORIGINAL_FAULTS: [(Fault, f64); 2] = [
     (Fault::TimeoutBefore, 1.0 / 30.0),
     (Fault::TimeoutAfterActing, 1.0 / 30.0),
@@ -199,7 +201,7 @@ const ORIGINAL_ANNOUNCE: Delay = Delay::between_ms(2_000, 4_000, 250);
 const ORIGINAL_DELIVER: Delay = Delay::fixed(Duration::from_millis(200));
 
 impl Profile {
-    /// All profiles.
+    /// All profiles, for parsing and listing.
     pub const ALL: [Self; 12] = [
         Self::Original,
         Self::Fast,
@@ -215,7 +217,7 @@ impl Profile {
         Self::SnapshotsTruncated,
     ];
 
-    /// Name of the profile, as in scenarios and flags.
+    /// Returns the name of the profile, as in scenarios and flags.
     pub fn name(self) -> &'static str {
         match self {
             Self::Original => "original",
@@ -233,7 +235,7 @@ impl Profile {
         }
     }
 
-    /// Returns the behaviour.
+    /// Returns the behaviour of the profile.
     pub fn behaviour(self) -> Behaviour {
         let quick = Delay::between_ms(20, 100, 20);
         let usual = Behaviour {

@@ -1,12 +1,13 @@
-//! The warehouse's books: its knowledge and its decisions, pure. The ledger on disk is `ledger.rs`.
+//! The warehouse's books: its state and its decisions, pure. The ledger on disk is in `ledger.rs`.
 //!
-//! Every change of the books is an [`Entry`], applied in one way, live and when the ledger is read
-//! again. A decision reads the books and returns the entry; the caller applies and writes it.
+//! Every change of the books is an [`Entry`]. An entry is applied by the same code when it is
+//! decided and when the ledger is read again. A decision reads the books and returns an entry. The
+//! caller then applies the entry and writes it.
 //!
 //! Invariants:
-//! - Units that are not in stock are never delivered, and every attempt is kept.
-//! - A delivery repeated under its idempotency key is the same delivery. Without a key it is a
-//!   second one, so that the audit finds an order management that forgets its keys.
+//! - Units that are not in stock are never delivered, and every refusal is recorded.
+//! - A delivery call that repeats an idempotency key is the same delivery. A call without a key is
+//!   a new delivery, so that the audit detects an order management that forgets its keys.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -16,30 +17,30 @@ use super::stock::{QUANTITY_MAX, Stock, StockShape};
 use crate::seed::{Dice, Purpose};
 use crate::wire::{Delivery, Product, Refusal, Restock, WarehouseOrder};
 
-/// The ledger's version; one that reads it must know it.
+/// Version of the ledger's format. A ledger of another version is refused.
 pub(crate) const LEDGER_VERSION: u32 = 1;
 
-/// An entry, which is a line of the ledger.
+/// An entry of the books, written as one line of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub(crate) enum Entry {
-    /// The ledger's first line: everything before the first delivery follows from it.
+    /// The first line of the ledger. This line determines the stock with which the ledger begins.
     Begin {
         version: u32,
         seed: u64,
-        /// Deliveries are counted from here: unix milliseconds, so that a new ledger is ahead of an
-        /// old one.
+        /// The sequence number before the first delivery. The value is the time of creation in unix
+        /// milliseconds, so that a new ledger has higher numbers than an old one.
         base: u64,
         products: u32,
         stores: u32,
     },
-    /// An order was taken into preparation.
+    /// The warehouse took an order into preparation.
     Announced {
         order: String,
         store: u32,
         products: Vec<Product>,
     },
-    /// An order left the store.
+    /// The warehouse delivered an order from a store.
     Delivered {
         sequence: u64,
         order: String,
@@ -49,13 +50,13 @@ pub(crate) enum Entry {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<String>,
     },
-    /// A delivery of units that are not in stock was refused.
+    /// The warehouse refused a delivery, because the units are not in stock.
     Refused(Refusal),
-    /// Units came in: (product, store, units).
+    /// Units arrived: (product, store, units) for each restocked quantity.
     Restocked { after: u64, units: Vec<(u32, u32, u32)> },
 }
 
-/// Numbers of orders in the books.
+/// Numbers of announced, delivered and refused orders in the books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OrderCounts {
     pub(crate) announced: u64,
@@ -66,39 +67,40 @@ pub(crate) struct OrderCounts {
 /// Decision about an announcement.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Announcement {
-    /// The order is new and is to be entered.
+    /// The order is new. The entry must be applied and written.
     Enter(Entry),
-    /// The order was announced before, with this content.
+    /// The order was announced before, with the same content.
     Known,
-    /// The order was announced before with another content.
+    /// The order was announced before, with other content.
     Conflict,
 }
 
 /// Decision about a delivery.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Decision {
-    /// The order is to be delivered and entered.
+    /// The order can be delivered. The entry must be applied and written.
     Deliver(Entry),
-    /// Delivered before: place in the books, and sequence.
+    /// The order was delivered before. The values are the delivery's index in the books and its
+    /// sequence number.
     Known(usize, u64),
-    /// The idempotency key was used before for another content.
+    /// The idempotency key was used before, with other content.
     Conflict,
-    /// The units are not in stock: the refusal is to be entered.
+    /// The units are not in stock. The entry with the refusal must be applied and written.
     Refuse(Entry),
 }
 
-/// A delivery as booked.
+/// A delivery in the books.
 #[derive(Debug)]
 struct Booked {
     order: String,
     store: u32,
     products: Vec<Product>,
     transaction_id: u64,
-    /// `true` if its success has been answered since this process began.
+    /// `true` if the delivery's success has been answered since the start of this process.
     answered: bool,
 }
 
-/// Knowledge of an order.
+/// The books' data about one order.
 #[derive(Debug, Default)]
 struct OrderPage {
     announced: Option<(u32, Vec<Product>)>,
@@ -107,7 +109,7 @@ struct OrderPage {
     delivery_attempts: u32,
 }
 
-/// The warehouse's books.
+/// The warehouse's books: stock, orders, deliveries, refusals and arrivals of goods.
 #[derive(Debug)]
 pub(crate) struct Books {
     seed: u64,
@@ -115,19 +117,19 @@ pub(crate) struct Books {
     stock: Stock,
     announced: u64,
     orders: HashMap<String, OrderPage>,
-    /// In the order of their sequence, which is `base + 1 + index`.
+    /// All deliveries, ordered by sequence number. The number is `base + 1 + index`.
     deliveries: Vec<Booked>,
     by_key: HashMap<String, usize>,
     refusals: Vec<Refusal>,
     restocks: Vec<Restock>,
-    /// Number of restockings.
+    /// Number of restocking entries.
     restockings: u64,
-    /// Product and store of quantities that were sold from and not yet filled up.
+    /// Product and store of each quantity from which units were sold since it was last restocked.
     sold: BTreeSet<(u32, u32)>,
 }
 
 impl Books {
-    /// Opens the books from the ledger's first entry.
+    /// Creates the books from the first entry of a ledger.
     pub(crate) fn begin(entry: &Entry) -> Result<Self, String> {
         let Entry::Begin {
             version,
@@ -159,7 +161,10 @@ impl Books {
         })
     }
 
-    /// Applies an entry, or returns the reason for which it contradicts the books.
+    /// Applies an entry.
+    ///
+    /// # Errors
+    /// The reason for which the entry contradicts the books.
     pub(crate) fn apply(&mut self, entry: &Entry) -> Result<(), String> {
         match entry {
             Entry::Begin { .. } => return Err("a second beginning".into()),
@@ -240,7 +245,7 @@ impl Books {
         Ok(())
     }
 
-    /// Decides about an announcement.
+    /// Decides about an announcement, without changing the books.
     pub(crate) fn announce(&self, order: &WarehouseOrder) -> Announcement {
         match self
             .orders
@@ -259,7 +264,7 @@ impl Books {
         }
     }
 
-    /// Decides about a delivery under its idempotency key.
+    /// Decides about a delivery under its idempotency key, without changing the books.
     pub(crate) fn deliver(&self, order: &WarehouseOrder, key: Option<&str>) -> Decision {
         let transaction_id = order.transaction_id.unwrap_or_default();
         if let Some(&index) = key.and_then(|key| self.by_key.get(key)) {
@@ -287,7 +292,8 @@ impl Books {
         })
     }
 
-    /// Returns the first product that the store is short of, counting all lines of the order.
+    /// Returns a refusal for the first product of which the store has too few units. Several lines
+    /// with the same product are added up.
     fn shortage(&self, order: &WarehouseOrder) -> Option<Refusal> {
         let mut asked: HashMap<u32, u32> = HashMap::new();
         order.products.iter().find_map(|product| {
@@ -304,29 +310,30 @@ impl Books {
         })
     }
 
-    /// Notes that a delivery's success is being answered. Returns `true` if it was before.
+    /// Marks a delivery as answered with success. Returns `true` if it was marked before.
     pub(crate) fn answer(&mut self, index: usize) -> bool {
         self.deliveries
             .get_mut(index)
             .is_some_and(|booked| std::mem::replace(&mut booked.answered, true))
     }
 
-    /// Counts an attempt to announce an order. Returns the number of earlier ones.
+    /// Counts an attempt to announce an order. Returns the number of earlier attempts.
     pub(crate) fn count_announce_attempt(&mut self, order: &str) -> u32 {
         let page = self.orders.entry(order.to_owned()).or_default();
         page.announce_attempts += 1;
         page.announce_attempts - 1
     }
 
-    /// Counts an attempt to have an order delivered. Returns the number of earlier ones.
+    /// Counts an attempt to deliver an order. Returns the number of earlier attempts.
     pub(crate) fn count_delivery_attempt(&mut self, order: &str) -> u32 {
         let page = self.orders.entry(order.to_owned()).or_default();
         page.delivery_attempts += 1;
         page.delivery_attempts - 1
     }
 
-    /// Returns an entry that raises about half of the quantities that were sold from, each to a new
-    /// random quantity. So stores do not run empty in a long run. Returns `None` if none is raised.
+    /// Returns an entry that fills up some of the quantities from which units were sold. Each
+    /// quantity is chosen with probability one half and raised to a random quantity, if that is
+    /// higher. So stores do not run empty in a long run. Returns `None` if no quantity is raised.
     pub(crate) fn restock(&self, seed: u64) -> Option<Entry> {
         let mut dice = Dice::numbered(seed, Purpose::Restock, self.restockings);
         let units: Vec<_> = self
@@ -345,12 +352,12 @@ impl Books {
         })
     }
 
-    /// Returns the sequence of the last delivery.
+    /// Returns the sequence number of the last delivery.
     pub(crate) fn sequence(&self) -> u64 {
         self.base + self.deliveries.len() as u64
     }
 
-    /// Returns the seed of the first day's stock.
+    /// Returns the seed of the stock with which the ledger begins.
     pub(crate) fn seed(&self) -> u64 {
         self.seed
     }
@@ -369,7 +376,7 @@ impl Books {
         }
     }
 
-    /// Returns deliveries from a place in the books on.
+    /// Returns at most `limit` deliveries, from the index `from` on.
     pub(crate) fn deliveries(&self, from: usize, limit: usize) -> Vec<Delivery> {
         let booked = self.deliveries.iter().enumerate().skip(from).take(limit);
         booked

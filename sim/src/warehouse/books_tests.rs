@@ -1,4 +1,4 @@
-//! Decisions of the books, and their sums.
+//! Tests of the decisions of the books, and of their totals.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn books() -> Books {
     .unwrap()
 }
 
-/// A product and a store that have at least `units`.
+/// Returns a product and a store with at least `units` units.
 fn shelf(books: &Books, units: u32) -> (u32, u32) {
     (1..=10)
         .flat_map(|product| (1..=4).map(move |store| (product, store)))

@@ -1,11 +1,12 @@
-//! Feeds of the order management: stock snapshots and statistics files.
+//! Regular deliveries of data to the order management: stock snapshots and statistics files.
 //!
 //! Invariants:
-//! - Snapshots go out one at a time, the first at the start, then at fixed distances. A beat that
-//!   comes while one is being sent is skipped.
-//! - Everything that a snapshot counts is durable in the ledger before the snapshot is sent: the
-//!   order management never knows of more deliveries than the warehouse remembers.
-//! - A snapshot sent again out of date must be refused; one that breaks off must change nothing.
+//! - Snapshots are sent one at a time, the first at the start, then at fixed intervals. If a
+//!   snapshot takes longer than an interval, the missed times are skipped.
+//! - All entries that a snapshot includes are durable in the ledger before the snapshot is sent. So
+//!   the order management never counts more deliveries than the ledger has.
+//! - The order management must refuse a snapshot that is out of date. A snapshot that breaks off
+//!   must change nothing.
 
 use std::io;
 use std::pin::Pin;
@@ -23,21 +24,22 @@ use super::{Shared, Stock, StockCsv, files, unix_ms};
 use crate::Result;
 use crate::client::Client;
 
-/// Header that names the last delivery that a snapshot counts.
+/// Header with the sequence number of the last delivery that a snapshot counts.
 const AS_OF: &str = "x-stock-as-of";
-/// Longest time for one snapshot: far beyond the time that 22 MB take anywhere.
+/// Maximum time for one snapshot, far longer than sending 22 MB takes.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Pause between two tries of a snapshot that was not taken, doubling up to the maximum.
+/// Smallest and largest pause before a failed snapshot is tried again. The pause doubles with each
+/// try.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// A stock with the last delivery that it counts.
+/// A copy of the stock, with the sequence number of the last delivery that it counts.
 struct Snapshot {
     stock: Stock,
     as_of: u64,
 }
 
-/// Sends snapshots until the warehouse stops.
+/// Sends a snapshot at each interval until the warehouse stops.
 pub(super) async fn send_snapshots(shared: Arc<Shared>) {
     let client = Client::new(shared.config.oms.clone(), SNAPSHOT_TIMEOUT);
     let mut due = Instant::now();
@@ -60,7 +62,7 @@ pub(super) async fn send_snapshots(shared: Arc<Shared>) {
     }
 }
 
-/// Returns the next beat that is still to come.
+/// Returns the next time of the fixed interval that is not in the past.
 fn next_beat(last: Instant, every: Duration) -> Instant {
     let now = Instant::now();
     let mut due = last + every;
@@ -71,7 +73,7 @@ fn next_beat(last: Instant, every: Duration) -> Instant {
     due
 }
 
-/// The response of the order management to a snapshot.
+/// Result of sending a snapshot.
 enum Sent {
     Taken,
     Refused,
@@ -82,13 +84,14 @@ struct SnapshotSender<'a> {
     shared: &'a Shared,
     client: &'a Client,
     number: u64,
-    /// The snapshot before the last one, to be sent late.
+    /// The last snapshot, kept by the fault [`SnapshotFault::Late`]. It is sent once more after the
+    /// next snapshot, so that it is out of date.
     earlier: Option<Snapshot>,
 }
 
 impl SnapshotSender<'_> {
-    /// Sends the present stock until a snapshot is accepted or finally refused. Each try takes a
-    /// new snapshot, because the stock changes in the meantime.
+    /// Sends the current stock until a snapshot is accepted or finally refused. Each try takes a
+    /// new snapshot, because the stock changes between the tries.
     async fn send_until_answered(&mut self) {
         let fault = self.shared.behaviour().snapshots;
         self.number += 1;
@@ -154,7 +157,7 @@ impl SnapshotSender<'_> {
         }
     }
 
-    /// Repeats a snapshot if the behaviour says so.
+    /// Sends a snapshot once more if the fault requires it.
     async fn send_again(&mut self, fault: SnapshotFault, snapshot: Snapshot) {
         match fault {
             SnapshotFault::Twice => {
@@ -194,7 +197,7 @@ impl SnapshotSender<'_> {
     }
 }
 
-/// A body that fails in the middle.
+/// A request body that fails after half of its pieces.
 struct BrokenOff {
     rows: StockCsv,
     pieces_left: usize,
@@ -227,7 +230,8 @@ impl Body for BrokenOff {
     }
 }
 
-/// Lets restocked units in. Copies the stock and the sequence of the last delivery that it counts.
+/// Restocks the books if configured, then copies the stock and the sequence number of its last
+/// delivery. Returns the copy once its entries are durable.
 async fn take_stock(shared: &Shared) -> Result<Snapshot> {
     let (snapshot, ticket) = {
         let mut inside = shared.inside();
@@ -247,7 +251,7 @@ async fn take_stock(shared: &Shared) -> Result<Snapshot> {
     Ok(snapshot)
 }
 
-/// Writes statistics files until the warehouse stops, the first one at once.
+/// Writes statistics files until the warehouse stops, the first one immediately.
 pub(super) async fn write_stat_files(shared: Arc<Shared>) {
     let mut due = Instant::now();
     let mut last_ms = 0;
@@ -257,7 +261,7 @@ pub(super) async fn write_stat_files(shared: Arc<Shared>) {
             () = shared.stopped() => return,
         }
         due = next_beat(due, shared.config.stat_file_every);
-        // A clock that was set back must not repeat a name.
+        // The time always increases, so that no name is used twice if the system clock is set back.
         last_ms = unix_ms().max(last_ms + 1);
         let config = shared.config.clone();
         let written = tokio::task::spawn_blocking(move || {

@@ -2,9 +2,9 @@
 //! and deletes.
 //!
 //! Invariants:
-//! - A file under its final name is whole: it is written and synced under another name, which no
-//!   reader looks for, and then renamed.
-//! - One process uses a name once.
+//! - A file under its final name is complete. The file is written and synced under a temporary
+//!   name, which no reader uses, and then renamed.
+//! - A process never uses the same file name twice.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use crate::seed::{Dice, Purpose};
 use crate::{Error, Result};
 
-/// Units sold and price are each 1 to this.
+/// Maximum of units sold and of price. The minimum is 1.
 const VALUE_MAX: u32 = 30;
 
-/// Returns the content of a seed's `number`th statistics file: a line for each product from 1.
+/// Returns the content of statistics file number `number` of a seed: a line for each product from
+/// 1.
 pub(crate) fn stat_lines(seed: u64, number: u64, lines: u32) -> String {
     let mut dice = Dice::numbered(seed, Purpose::StatFiles, number);
     let mut text = String::with_capacity(lines as usize * 12);
@@ -30,12 +31,12 @@ pub(crate) fn stat_lines(seed: u64, number: u64, lines: u32) -> String {
     text
 }
 
-/// Returns the name of the statistics file of a moment: 15 digits of unix milliseconds.
+/// Returns the name of the statistics file of a time: the unix milliseconds with 15 digits.
 pub(crate) fn stat_name(at_ms: u64) -> String {
     format!("stat_{at_ms:015}.csv")
 }
 
-/// Writes a statistics file so that it appears whole or not at all.
+/// Writes a statistics file atomically: a reader sees the complete file or none. Returns its path.
 pub(crate) fn write_stat_file(folder: &Path, at_ms: u64, text: &str) -> Result<PathBuf> {
     let target = folder.join(stat_name(at_ms));
     let temporary = folder.join(format!(".{}.tmp", stat_name(at_ms)));

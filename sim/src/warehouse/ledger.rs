@@ -1,14 +1,15 @@
-//! The ledger on disk: a JSON line for each entry, only appended to.
+//! The ledger on disk: an append-only file with a JSON line for each entry.
 //!
 //! Invariants:
 //! - An entry that [`Ticket::durable`] has confirmed survives a power cut.
-//! - One process writes the file (file lock).
-//! - A last line without its end, left by a process that was killed, is dropped with a log line: it
-//!   was never confirmed. Any other malformed line is an error with its number, and changes
-//!   nothing.
+//! - Only one process writes the file (file lock).
+//! - An incomplete last line, left by a killed process, is removed and logged. The entry of such a
+//!   line was never confirmed. Any other malformed line is an error with the line's number, and
+//!   nothing is changed.
 //!
-//! A thread of its own gathers lines for a moment and syncs once for all of them. Answers take
-//! 200 ms and more anyway, and the disk belongs to the order management.
+//! A separate thread collects lines for a short time and syncs once for all of them. This delay
+//! does not matter, because answers take 200 ms and more. Fewer syncs leave the disk to the order
+//! management.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
@@ -22,10 +23,11 @@ use tokio::sync::watch;
 use super::books::{Books, Entry};
 use crate::{Error, Result};
 
-/// Time for which the writer gathers lines before it syncs them: at most 100 syncs per second.
+/// Time for which the writer collects lines before it writes and syncs them: at most 100 syncs a
+/// second.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Part of the ledger that is on disk.
+/// Progress of the writer: the number of durable lines, or the failure.
 #[derive(Debug, Clone, Default)]
 struct Progress {
     lines: u64,
@@ -41,7 +43,8 @@ pub(crate) struct Ledger {
     writer: Option<JoinHandle<()>>,
 }
 
-/// A position in the ledger that can be waited for.
+/// A position in the ledger. The holder of a ticket can wait until the ledger is durable up to this
+/// position.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     line: u64,
@@ -49,7 +52,7 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// Waits until everything up to this point is durable.
+    /// Waits until all lines up to this position are durable.
     pub(crate) async fn durable(mut self) -> Result<()> {
         let failed = |problem: &str| Error::LedgerFailed {
             problem: problem.to_owned(),
@@ -68,7 +71,8 @@ impl Ticket {
 }
 
 impl Ledger {
-    /// Opens the ledger and the books that follow from it, or begins both.
+    /// Opens a ledger and rebuilds the books from its lines. An empty or new file becomes a ledger
+    /// with the entry `begin`.
     pub(crate) fn open(path: &Path, begin: &Entry) -> Result<(Self, Books)> {
         let mut file = OpenOptions::new()
             .read(true)
@@ -123,10 +127,10 @@ impl Ledger {
         })
     }
 
-    /// Appends a line; it is durable once its ticket says so. The caller keeps the order of
-    /// appends.
+    /// Appends a line and returns its ticket. The line is durable when the ticket confirms it. The
+    /// caller must append entries in the order in which they were applied.
     pub(crate) fn append(&mut self, entry: &Entry) -> Ticket {
-        // After a failure the writer has ended, and the ticket has its error.
+        // After a failure the writer has ended, so sending fails. The ticket reports the failure.
         if let Some(lines) = &self.lines {
             let _ = lines.send(to_line(entry));
         }
@@ -134,7 +138,7 @@ impl Ledger {
         self.ticket()
     }
 
-    /// Returns the position behind everything appended so far.
+    /// Returns the position after the last appended line.
     pub(crate) fn ticket(&self) -> Ticket {
         Ticket {
             line: self.appended,
@@ -144,24 +148,25 @@ impl Ledger {
 }
 
 impl Drop for Ledger {
-    /// Lets the writer finish the appended lines.
+    /// Waits until the writer has written the appended lines.
     fn drop(&mut self) {
         self.lines = None;
         if let Some(writer) = self.writer.take() {
-            // The writer does not panic. If it did, a drop could not report it.
+            // The writer never panics. A panic could not be reported from `drop`.
             let _ = writer.join();
         }
     }
 }
 
 fn to_line(entry: &Entry) -> Vec<u8> {
-    // Strings, numbers and lists only, into memory: this has no way to fail.
+    // An entry is plain texts, numbers and lists, so that the serialization cannot fail.
     let mut line = serde_json::to_vec(entry).expect("an entry is plain data");
     line.push(b'\n');
     line
 }
 
-/// Reads all whole lines. Returns the books (`None` without a line) and the end of the last line.
+/// Reads all complete lines. Returns the books (`None` without a line) and the byte offset after
+/// the last complete line.
 fn read(file: &mut File, path: &Path) -> Result<(Option<Books>, u64)> {
     file.seek(SeekFrom::Start(0)).map_err(Error::io("read", path))?;
     let mut reader = BufReader::with_capacity(1 << 16, file);
@@ -191,7 +196,7 @@ fn read(file: &mut File, path: &Path) -> Result<(Option<Books>, u64)> {
     Ok((books, end))
 }
 
-/// A new file's name is durable once its folder is.
+/// Syncs the folder of a new file. A new file's name is durable only after a sync of its folder.
 fn sync_folder(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     File::open(folder)
@@ -199,8 +204,8 @@ fn sync_folder(path: &Path) -> Result<()> {
         .map_err(Error::io("sync", folder))
 }
 
-/// The writer thread: gather, write, sync, publish; ends when the ledger is dropped, or for good at
-/// the first failure.
+/// The writer thread: collects lines, writes and syncs them, and publishes the progress. The thread
+/// ends when the ledger is dropped, or at the first failure.
 fn write_lines(mut file: File, queue: &Receiver<Vec<u8>>, publish: &watch::Sender<Progress>) {
     while let Ok(mut text) = queue.recv() {
         let mut gathered = 1;
@@ -215,8 +220,8 @@ fn write_lines(mut file: File, queue: &Receiver<Vec<u8>>, publish: &watch::Sende
             Err(error) => progress.failed = Some(error.to_string()),
         });
         if let Err(error) = written {
-            // After a failed sync the content of the disk is unknown: nothing is confirmed any
-            // more.
+            // After a failed write or sync, the content of the disk is unknown. So no further line
+            // is ever confirmed.
             tracing::error!(%error, "the warehouse's ledger cannot be written");
             return;
         }
@@ -239,7 +244,7 @@ mod tests {
         }
     }
 
-    /// Delivers `count` orders of one unit each, all confirmed.
+    /// Delivers `count` orders of one unit each. Returns when all of them are durable.
     async fn deliver(ledger: &mut Ledger, books: &mut Books, first: u32, count: u32) {
         for id in first..first + count {
             let store = (1..=4)
@@ -333,7 +338,7 @@ mod tests {
 
     #[tokio::test]
     async fn after_a_failed_write_nothing_is_confirmed() {
-        // A device that is always full stands for the disk.
+        // The device `/dev/full` fails every write, like a full disk.
         let path = Path::new("/dev/full");
         let file = OpenOptions::new().append(true).open(path).unwrap();
         let mut ledger = Ledger::start(file, path).unwrap();

@@ -1,7 +1,8 @@
-//! The warehouse's routes: parse, wait as long as a real one would, decide, write down, answer.
+//! The warehouse's routes: each parses a call, decides, writes the ledger, and answers after a
+//! delay.
 //!
-//! Delay and fault of a call are drawn from the order's id and the attempt, not from the order of
-//! arrival: the same seed treats an order alike in every run.
+//! Delay and fault of a call are drawn from the order's id and the number of the attempt, not from
+//! the order of arrival. So the same seed treats an order in the same way in every run.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,15 +24,15 @@ use super::stream::{AnswerFault, Control};
 use crate::seed::{Dice, Purpose};
 use crate::wire::{LedgerPage, Problem, Product, RefusalsPage, RestocksPage, WarehouseOrder};
 
-/// Header with the sequence of a delivery in the ledger.
+/// Header with the sequence number of a delivery in the ledger.
 const SEQUENCE: &str = "x-stock-sequence";
-/// Header that names a call, so that a repetition is recognised.
+/// Header with the idempotency key of a call, by which a repetition is recognised.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// Length of a page without a limit, and the largest length.
+/// Number of entries on a page: the default, and the maximum.
 const PAGE_DEFAULT: usize = 1_000;
 const PAGE_MAX: usize = 10_000;
 
-/// All routes.
+/// Returns a router with all routes of the warehouse.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/order/new", post(announce))
@@ -50,15 +51,15 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// A call that is being carried out. Another call of its name is answered 409 until this value is
-/// dropped, at the latest when the caller's connection ends.
+/// A call in progress. Another call of the same name is answered 409 until this value is dropped,
+/// at the latest when the caller's connection ends.
 struct InFlight {
     shared: Arc<Shared>,
     name: String,
 }
 
 impl InFlight {
-    /// Claims a name; `None` while another call has it.
+    /// Claims a name; `None` while another call of this name is in progress.
     fn claim(shared: &Arc<Shared>, name: String) -> Option<Self> {
         let is_free = shared.in_flight.lock().insert(name.clone());
         is_free.then(|| Self {
@@ -74,7 +75,7 @@ impl Drop for InFlight {
     }
 }
 
-/// Counts a call, and answers that an earlier try of it is still being carried out.
+/// Counts a refused call, and answers 409: an earlier try of the same call is still in progress.
 fn in_progress(shared: &Shared, order: &str) -> Response {
     shared.counters.in_progress.fetch_add(1, Ordering::Relaxed);
     let detail = format!("an earlier call about order {order} is still being carried out");
@@ -87,7 +88,7 @@ fn retry_later(mut response: Response) -> Response {
     response
 }
 
-/// Delay and fault of one call.
+/// The random delay and fault of one call.
 struct Course {
     delay: Duration,
     fault: Option<Fault>,
@@ -101,17 +102,17 @@ impl Course {
         }
     }
 
-    /// Returns `true` if the caller will get the answer of a call that is carried out.
+    /// Returns `true` if the caller receives the answer of a call that is performed.
     fn is_answered(&self) -> bool {
         self.fault.is_none_or(Fault::is_answered)
     }
 
-    /// Returns `true` if the call is carried out.
+    /// Returns `true` if the warehouse performs the call.
     fn acts(&self) -> bool {
         self.fault.is_none_or(Fault::acts)
     }
 
-    /// Turns the answer of a call into that of its fault.
+    /// Applies the fault of a call to its answer. Returns the answer to send.
     async fn end(&self, shared: &Shared, control: &Control, answer: Response) -> Response {
         let Some(fault) = self.fault else {
             return answer;
@@ -120,7 +121,8 @@ impl Course {
         match fault {
             Fault::ResetBefore | Fault::ResetAfterActing => {
                 control.reset();
-                // The connection drops this call before any answer can be written.
+                // The reset drops the connection, and this call with it, before an answer can be
+                // written. The wait only keeps the call open until then.
                 shared.stopped().await;
                 stopping()
             }
@@ -177,7 +179,8 @@ async fn announce(
     course.end(&shared, &control, answer).await
 }
 
-/// Takes an order into preparation.
+/// Decides about an announcement, writes it to the ledger, and returns the answer once it is
+/// durable.
 async fn act_announce(shared: &Shared, order: &WarehouseOrder) -> Response {
     let (decision, ticket) = {
         let mut inside = shared.inside();
@@ -213,7 +216,8 @@ async fn deliver(
         Err(malformed) => return malformed.into_response(&shared),
     };
     let key = headers.get(IDEMPOTENCY_KEY).and_then(|key| key.to_str().ok());
-    // Without a key, a repetition cannot be distinguished from a second delivery.
+    // Without a key, a repetition cannot be distinguished from a second delivery, so no name is
+    // claimed.
     let claim = key.map(|key| InFlight::claim(&shared, format!("deliver {key}")));
     if let Some(None) = claim {
         return in_progress(&shared, &order.id);
@@ -231,7 +235,7 @@ async fn deliver(
     course.end(&shared, &control, answer).await
 }
 
-/// Delivers an order, or finds the reason not to.
+/// Decides about a delivery, writes it to the ledger, and returns the answer once it is durable.
 async fn act_deliver(
     shared: &Shared,
     order: &WarehouseOrder,
@@ -289,7 +293,7 @@ fn delivered(sequence: u64) -> Response {
     (StatusCode::OK, [(SEQUENCE, sequence.to_string())]).into_response()
 }
 
-/// Waits as long as the real work takes. Returns `false` if the warehouse stops during the wait.
+/// Waits for the delay of a call. Returns `false` if the warehouse stops during the wait.
 async fn pause(shared: &Shared, duration: Duration) -> bool {
     if duration.is_zero() {
         return true;
@@ -312,7 +316,7 @@ async fn summary(State(shared): State<Arc<Shared>>) -> Response {
     axum::Json(shared.summary()).into_response()
 }
 
-/// Query parameters of a page.
+/// Query parameters of a request for a page of a list.
 #[derive(Debug, Deserialize)]
 struct Page {
     limit: Option<usize>,
@@ -328,7 +332,7 @@ impl Page {
         self.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX)
     }
 
-    /// Returns the part of a list that this page shows, and the cursor of the next page.
+    /// Returns the entries of this page, and the cursor of the next page if there are more entries.
     fn of<T: Clone>(&self, list: &[T]) -> (Vec<T>, Option<String>) {
         let page: Vec<T> = list
             .iter()
@@ -385,7 +389,7 @@ fn with_field(status: StatusCode, kind: &str, detail: &str, field: Option<String
     response
 }
 
-/// The fault of a body, with its field.
+/// Error for a malformed body, with the name of the invalid field.
 #[derive(Debug, PartialEq, Eq)]
 struct Malformed {
     field: Option<String>,
@@ -399,7 +403,7 @@ impl Malformed {
     }
 }
 
-/// Reads an order field by field, so that the answer can name the wrong one.
+/// Parses an order field by field, so that the answer can name the invalid field.
 fn parse_order(body: &[u8], payment: bool) -> Result<WarehouseOrder, Malformed> {
     let root: Value = serde_json::from_slice(body).map_err(|e| Malformed {
         field: None,

@@ -1,7 +1,7 @@
-//! The accept loop: plain TCP, HTTP/1 and HTTP/2, until the warehouse stops.
+//! The accept loop: serves HTTP/1 and HTTP/2 over plain TCP until the warehouse stops.
 //!
-//! An announced order takes seconds, so that an order management under load has thousands of calls
-//! open here: HTTP/2 callers get as many streams as they need. A connection that never finishes a
+//! An announcement takes seconds, so an order management under load has thousands of calls open
+//! here. HTTP/2 callers get up to `STREAMS_MAX` streams. A connection that never completes a
 //! request head is closed.
 
 use std::sync::Arc;
@@ -17,16 +17,18 @@ use tokio::net::{TcpListener, TcpStream};
 use super::Shared;
 use super::stream::{Control, FaultyStream};
 
-/// Time for a request head; also the longest idle time of a kept connection.
+/// Maximum time to receive a request head, and maximum idle time of a kept connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time for answers in flight after a stop.
+/// Maximum time to complete the calls in flight after a stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause after a failed accept, which most likely lacked descriptors: connections close in it.
+/// Pause after a failed accept. The usual cause is a lack of file descriptors, and connections
+/// close during the pause.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Calls open at once on one HTTP/2 connection: 4 s of 4,000 orders per second.
+/// Maximum number of open calls on one HTTP/2 connection: enough for 4,000 announcements per second
+/// that take 4 s each.
 const STREAMS_MAX: u32 = 16_384;
 
-/// Serves until the warehouse stops, then finishes the calls in flight.
+/// Accepts connections until the warehouse stops, then completes the calls in flight.
 pub(super) async fn serve(listener: TcpListener, router: Router, shared: Arc<Shared>) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
@@ -60,7 +62,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shared: Arc<Sha
     }
 }
 
-/// Serves one connection in a task of its own.
+/// Serves one connection in a new task.
 fn open(
     stream: TcpStream,
     builder: &Builder<TokioExecutor>,
@@ -74,7 +76,8 @@ fn open(
         shared.counters.count_fault("away");
         return drop(FaultyStream::new(stream, control));
     }
-    // Answers are small and awaited one by one: none is held back to fill a packet.
+    // Answers are small, and callers wait for each of them. So no answer is held back to fill a
+    // packet.
     let _ = stream.set_nodelay(true);
     let service = router.clone().layer(Extension(control.clone()));
     let connection = builder
@@ -91,7 +94,7 @@ fn open(
                 tracing::debug!(%error, "a connection to the warehouse ended");
             },
             () = control.was_reset() => {}
-            // Calls in flight are lost with their connection, as in a power cut.
+            // Calls in flight lose their connection, as in a power cut.
             () = shared.went_away() => control.reset(),
         }
     });

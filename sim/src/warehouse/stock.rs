@@ -1,9 +1,10 @@
-//! The real stock, the units of each product in each store, and its form as CSV.
+//! The warehouse's real stock: the units of each product in each store, and its form as CSV.
 //!
-//! The stock of the first day is a function of the seed and the shape, so that an auditor can work
-//! it out alone and check the warehouse's deliveries against it. The CSV (`PRODUCT,STORE,QUANTITY`,
-//! 2,000,000 lines, about 22 MB) is made in pieces while it is sent: the whole text is never in
-//! memory, and a slow receiver slows the making.
+//! The stock of the first day, with which a new ledger begins, is a function of the seed and the
+//! shape. So an audit can compute it alone and check the warehouse's deliveries against it.
+//!
+//! The CSV (`PRODUCT,STORE,QUANTITY`, 2,000,000 lines, about 22 MB) is generated in pieces while it
+//! is sent. The whole text is never in memory, and a slow receiver slows the generation down.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -15,24 +16,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::seed::{Dice, Purpose};
 
-/// Most units of one product in one store, also after a restocking.
+/// Maximum number of units of one product in one store, also after a restocking.
 pub(crate) const QUANTITY_MAX: u32 = 15;
 
-/// A piece of the CSV: big enough that a piece's overhead vanishes, small enough (about 0.1 ms to
-/// make) that making one inside an asynchronous task holds nobody up.
+/// Size of a piece of the CSV in bytes. A piece is large enough to make its overhead negligible. A
+/// piece takes about 0.1 ms to generate, so that other asynchronous tasks are not delayed.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Numbers of products and stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StockShape {
-    /// Products are numbered from 1 to this.
+    /// Number of products. Products are numbered from 1.
     pub products: u32,
-    /// Stores are numbered from 1 to this.
+    /// Number of stores. Stores are numbered from 1.
     pub stores: u32,
 }
 
 impl Default for StockShape {
-    /// The original's 10,000 products in 200 stores.
+    /// Returns the numbers of the original system, from which this project grew: 10,000 products in
+    /// 200 stores.
     fn default() -> Self {
         Self {
             products: 10_000,
@@ -42,7 +44,7 @@ impl Default for StockShape {
 }
 
 impl StockShape {
-    /// Returns the number of quantities.
+    /// Returns the number of quantities: products times stores.
     pub fn cells(&self) -> usize {
         self.products as usize * self.stores as usize
     }
@@ -52,12 +54,13 @@ impl StockShape {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stock {
     shape: StockShape,
-    /// Product by product, its stores ascending.
+    /// The quantities, ordered by product, then by store.
     quantities: Vec<u16>,
 }
 
 impl Stock {
-    /// Returns the stock of the first day: half of the quantities are 0, the others 1 to 15.
+    /// Returns the stock of the first day. On average half of the quantities are 0, the others are
+    /// 1 to 15.
     pub fn first_day(seed: u64, shape: StockShape) -> Self {
         let mut dice = Dice::new(seed, Purpose::Stock);
         let quantities = (0..shape.cells())
@@ -79,7 +82,8 @@ impl Stock {
         self.cell(product, store).map(|cell| self.quantities[cell].into())
     }
 
-    /// Takes units out. Returns `false`, and changes nothing, if they are not in stock.
+    /// Removes units from the stock. Returns `false`, and changes nothing, if they are not in
+    /// stock.
     pub(crate) fn take(&mut self, product: u32, store: u32, units: u32) -> bool {
         let Some(cell) = self.cell(product, store) else {
             return false;
@@ -91,8 +95,8 @@ impl Stock {
         true
     }
 
-    /// Puts units in. Returns `false`, and changes nothing, without such a product or store or
-    /// room.
+    /// Adds units to the stock. Returns `false`, and changes nothing, if there is no such product
+    /// or store, or if the quantity would not fit into 16 bits.
     pub(crate) fn put(&mut self, product: u32, store: u32, units: u32) -> bool {
         let Some(cell) = self.cell(product, store) else {
             return false;
@@ -111,7 +115,7 @@ impl Stock {
         Some(product as usize * self.shape.stores as usize + store as usize)
     }
 
-    /// Returns the stock as the body of a `PUT /stocks`, made while it is sent.
+    /// Returns the stock as a body for `PUT /stocks`, generated while it is sent.
     pub fn into_csv(self) -> StockCsv {
         let stores = (1..=self.shape.stores)
             .map(|store| format!(",{store},"))
@@ -127,11 +131,11 @@ impl Stock {
     }
 }
 
-/// A stock as CSV, piece by piece: an iterator of pieces, and an HTTP body.
+/// A stock as CSV in pieces: an iterator of pieces, and an HTTP body.
 ///
-/// A line is put together from texts that are made once: the product's number (the same for all its
-/// stores), the store's with its commas, the quantity's with its line end. No number is formatted
-/// 2,000,000 times.
+/// A line is composed of three prepared texts: the product's number, the store's number with its
+/// commas, and the quantity with its line end. So the 2,000,000 lines need no formatting of
+/// numbers.
 #[derive(Debug, Clone)]
 pub struct StockCsv {
     stock: Stock,

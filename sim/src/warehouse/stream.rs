@@ -1,9 +1,9 @@
-//! A connection that can be reset, or send an answer twice or byte by byte.
+//! A connection with faults on demand: a reset, or an answer sent twice or byte by byte.
 //!
 //! Invariants:
-//! - Without a fault the stream passes every call through.
-//! - A fault holds for one answer: until the flush that ends it.
-//! - A reset is a real one (RST, by a linger time of zero), as of a server that dies.
+//! - Without a fault, the stream passes every call through unchanged.
+//! - A fault applies to one answer. The fault ends with the flush of that answer.
+//! - A reset is a real TCP reset (RST, through a linger time of zero), like that of a dying server.
 
 use std::io;
 use std::pin::Pin;
@@ -29,7 +29,7 @@ pub(super) enum AnswerFault {
     Drip = 2,
 }
 
-/// Handle by which a route disturbs its own connection.
+/// Handle through which a route causes faults on its connection.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Control(Arc<Inner>);
 
@@ -41,18 +41,18 @@ struct Inner {
 }
 
 impl Control {
-    /// Has the next answer sent with a fault.
+    /// Sets the fault with which the next answer is sent.
     pub(super) fn disturb(&self, fault: AnswerFault) {
         self.0.fault.store(fault as u8, Ordering::Release);
     }
 
-    /// Resets the connection. The answer of the caller is never sent.
+    /// Requests a reset of the connection. The caller's answer is never sent.
     pub(super) fn reset(&self) {
         self.0.is_reset.store(true, Ordering::Release);
         self.0.reset.notify_one();
     }
 
-    /// Returns once the connection is to be reset.
+    /// Waits until a reset of the connection is requested.
     pub(super) async fn was_reset(&self) {
         self.0.reset.notified().await;
     }
@@ -66,14 +66,14 @@ impl Control {
     }
 }
 
-/// A TCP stream with a [`Control`].
+/// A TCP stream with the faults of a [`Control`].
 #[derive(Debug)]
 pub(super) struct FaultyStream {
     stream: TcpStream,
     control: Control,
-    /// Bytes accepted from the server and not yet sent.
+    /// Bytes that the HTTP server has written and that are not yet sent.
     held: Vec<u8>,
-    /// `true` once `held` has the duplicate.
+    /// `true` once `held` contains the answer twice.
     duplicated: bool,
     pause: Option<Pin<Box<Sleep>>>,
 }
@@ -89,7 +89,7 @@ impl FaultyStream {
         }
     }
 
-    /// Sends the held bytes.
+    /// Sends the held bytes with the current fault.
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let fault = self.control.fault();
         if fault == AnswerFault::Duplicate && !self.duplicated && !self.held.is_empty() {
@@ -121,7 +121,7 @@ impl FaultyStream {
 impl Drop for FaultyStream {
     fn drop(&mut self) {
         if self.control.0.is_reset.load(Ordering::Acquire) {
-            // A connection that is gone already cannot be reset, and needs not to be.
+            // An error means that the connection is already closed, so that no reset is needed.
             let _ = self.stream.set_zero_linger();
         }
     }
@@ -143,7 +143,7 @@ impl AsyncWrite for FaultyStream {
         if this.control.fault() == AnswerFault::None && this.held.is_empty() {
             return Pin::new(&mut this.stream).poll_write(cx, bytes);
         }
-        // Answers are short: a head and at most a problem.
+        // The whole answer is held in memory. Answers are short: a head and at most a problem.
         this.held.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }

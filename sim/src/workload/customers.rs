@@ -1,10 +1,12 @@
 //! Behaviour of the customers: baskets, popularity of products, payments and cancellations.
 //!
 //! Invariants:
-//! - An order's content depends on the seed and its position only. Shares of late payments,
-//!   repetitions or cancellations never change a basket, because they use a stream of their own.
-//! - The defaults are the facts of the original: two products of 1,000, 1 to 5 units, a payment 2
-//!   to 4 s later in steps of 0.125 s, transaction ids from 1 to 10,000.
+//! - The content of an order depends only on the seed and the order's position. Shares of late
+//!   payments, repetitions or cancellations never change a basket, because they use a separate
+//!   random stream.
+//! - The defaults are those of the original system, from which this project grew: two products of
+//!   1,000, 1 to 5 units, transaction ids from 1 to 10,000. A payment comes 2 to 4 s after its
+//!   order, in steps of 0.125 s.
 
 use std::fmt;
 use std::ops::Deref;
@@ -18,15 +20,16 @@ use crate::wire::{NewOrder, Product};
 pub const BASKET_MAX: usize = 8;
 /// Largest transaction id.
 const TRANSACTION_MAX: u32 = 10_000;
-/// A payment follows after 2 s and 0 to 16 steps of 0.125 s.
+/// Delay of a payment after its order, milliseconds: the minimum, plus 0 to 16 steps.
 const PAYMENT_AFTER_MIN_MS: u32 = 2_000;
 const PAYMENT_STEP_MS: u32 = 125;
 const PAYMENT_STEPS: u32 = 17;
-/// A payment ahead of its order comes this much earlier.
+/// Time by which a payment ahead of its order precedes the order.
 pub(super) const EARLY_BY: Duration = Duration::from_millis(100);
-/// A repeated payment follows the first one within this.
+/// Maximum time from a payment to its repetition, milliseconds.
 const REPEAT_WITHIN_MS: u32 = 500;
-/// A cancellation follows its order after 0.5 to 1.5 s: before any regular payment.
+/// Smallest and largest delay of a cancellation after its order, milliseconds. Both delays are
+/// shorter than the delay of a usual payment.
 const CANCEL_AFTER_MS: (u32, u32) = (500, 1_500);
 
 /// The lines of an order: 1 to [`BASKET_MAX`] distinct products.
@@ -37,7 +40,7 @@ pub struct Basket {
 }
 
 impl Basket {
-    /// Returns a basket of these lines; lines beyond [`BASKET_MAX`] are left out.
+    /// Returns a basket with these lines. Lines beyond [`BASKET_MAX`] are left out.
     pub fn new(products: &[Product]) -> Self {
         let mut lines = [Product { id: 0, quantity: 0 }; BASKET_MAX];
         let len = products.len().min(BASKET_MAX);
@@ -63,26 +66,27 @@ impl fmt::Debug for Basket {
     }
 }
 
-/// Popularity of the products.
+/// Distribution of the products in orders.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Popularity {
-    /// Each product is as likely as any other.
+    /// Each product has the same probability.
     #[default]
     Uniform,
-    /// Product `k` is as likely as `1 / k^exponent` (Zipf's law).
+    /// Product `k` has a probability proportional to `1 / k^exponent` (Zipf's law).
     Zipf(Zipf),
 }
 
 /// Cumulative probabilities of Zipf's law over a number of products.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Zipf {
-    /// The exponent.
+    /// Exponent of Zipf's law. A larger exponent concentrates the orders on fewer products.
     exponent: f64,
     cumulative: Arc<[f64]>,
 }
 
 impl Zipf {
-    /// Returns the law for products 1 to `products`; 8 bytes a product.
+    /// Returns the distribution for products 1 to `products`. The distribution takes 8 bytes of
+    /// memory per product.
     pub fn new(products: u32, exponent: f64) -> Self {
         let mut sum = 0.0;
         let weights = (1..=products).map(|rank| {
@@ -111,33 +115,33 @@ impl Zipf {
     }
 }
 
-/// Shares of orders with an unusual customer, each from 0 to 1.
+/// Shares of orders with unusual payments or cancellations, each from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Habits {
-    /// Orders that are never paid.
+    /// Share of orders that are never paid.
     pub never_paid: f64,
-    /// Orders with a payment that is sent twice.
+    /// Share of orders with a payment that is sent twice.
     pub paid_twice: f64,
-    /// Orders with a payment that comes `late_by` later than usual.
+    /// Share of orders with a payment that comes `late_by` later than usual.
     pub paid_late: f64,
     /// Additional delay of a late payment.
     pub late_by: Duration,
-    /// Orders with one more payment that comes before the order.
+    /// Share of orders with a further payment before the order.
     pub paid_before: f64,
-    /// Orders that are cancelled 0.5 to 1.5 s after they were sent, and not paid.
+    /// Share of orders that are cancelled 0.5 to 1.5 s after they were sent, and never paid.
     pub cancelled: f64,
 }
 
-/// Behaviour of all customers; `Default` is the original's.
+/// Behaviour of all customers. `Default` gives the behaviour in the original system.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Customers {
-    /// Parts of the mix that ask for statistics.
+    /// Weight of statistics requests in the mix, relative to `order_parts`.
     pub stats_parts: u32,
-    /// Parts of the mix that order.
+    /// Weight of orders in the mix, relative to `stats_parts`.
     pub order_parts: u32,
-    /// Products are drawn from 1 to this.
+    /// Number of products to choose from, numbered from 1.
     pub products: u32,
-    /// Popularity of the products.
+    /// Distribution of the products in orders.
     pub popularity: Popularity,
     /// Smallest number of lines of an order.
     pub basket_min: u32,
@@ -145,7 +149,7 @@ pub struct Customers {
     pub basket_max: u32,
     /// Largest number of units of a line.
     pub units_max: u32,
-    /// Unusual behaviour.
+    /// Shares of orders with unusual payments or cancellations.
     pub habits: Habits,
 }
 
@@ -218,7 +222,8 @@ impl Customers {
             true => self.basket_min,
             false => dice.between(self.basket_min, self.basket_max),
         };
-        // Ascending, so that a draw among the other products can skip them in one pass.
+        // The ids drawn so far, in ascending order. A number drawn among the remaining products
+        // skips these ids in one pass.
         let mut drawn: Vec<u32> = Vec::with_capacity(BASKET_MAX);
         let mut ids: Vec<u32> = Vec::with_capacity(BASKET_MAX);
         for taken in 0..len {
@@ -232,7 +237,8 @@ impl Customers {
                 }
                 Popularity::Zipf(zipf) => {
                     let mut id = zipf.draw(dice);
-                    // The next free product, so that a steep law ends as well.
+                    // A product that was already drawn is replaced by the next free one. So the
+                    // loop ends even if nearly all draws give the same product.
                     while ids.contains(&id) {
                         id = id % self.products + 1;
                     }
@@ -254,18 +260,18 @@ impl Customers {
     }
 }
 
-/// An order that the shop will send.
+/// An order that the front will send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlannedOrder {
-    /// Id of the order and of its request.
+    /// Id of the order, which is also the id of its request.
     pub id: u64,
-    /// The lines.
+    /// Lines of the order.
     pub products: Basket,
-    /// Transaction id of its payments.
+    /// Transaction id of the order's payments.
     pub transaction_id: u32,
-    /// Number of payments and cancellations that follow it.
+    /// Number of payments and cancellations that follow the order.
     pub follow_ups: u8,
-    /// `true` if a payment follows it.
+    /// `true` if a payment follows the order.
     pub is_paid: bool,
 }
 
@@ -279,7 +285,7 @@ impl PlannedOrder {
     }
 }
 
-/// Draws an order's content, and the delay of its payment.
+/// Draws the content of an order. Also returns the usual delay of its payment.
 pub(crate) fn plan_order(dice: &mut Dice, id: u64, customers: &Customers) -> (PlannedOrder, Duration) {
     let products = customers.draw_basket(dice);
     let transaction_id = dice.between(1, TRANSACTION_MAX);
@@ -294,10 +300,10 @@ pub(crate) fn plan_order(dice: &mut Dice, id: u64, customers: &Customers) -> (Pl
     (order, Duration::from_millis(after_ms.into()))
 }
 
-/// The requests that belong to an order, with delays from the order's own start.
+/// The requests that belong to an order, with their delays after the start of the order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Course {
-    /// `true` if a payment comes [`EARLY_BY`] before the order.
+    /// `true` if a payment precedes the order by [`EARLY_BY`].
     pub(super) has_early_payment: bool,
     pub(super) payment_after: Option<Duration>,
     pub(super) repeated_after: Option<Duration>,
@@ -305,8 +311,8 @@ pub(super) struct Course {
 }
 
 impl Habits {
-    /// Draws the course of an order. All draws are made for each order, so that one share does not
-    /// shift the draws of another.
+    /// Draws the requests that belong to an order. The same random numbers are drawn for each
+    /// order. So a change of one share does not change the draws of the others.
     pub(super) fn draw(&self, dice: &mut Dice, usual: Duration) -> Course {
         let mut happens = |share: f64| dice.unit() <= share;
         let is_never_paid = happens(self.never_paid);
@@ -380,7 +386,8 @@ mod tests {
         for _ in 0..100_000 {
             counts[zipf.draw(&mut dice) as usize] += 1;
         }
-        // The harmonic number of 100 is 5.187.
+        // The expected counts are 100,000 draws divided by rank and by 5.187, the harmonic number
+        // of 100.
         for (product, expected) in [(1, 19_278.0), (2, 9_639.0), (10, 1_928.0), (100, 193.0)] {
             let found = f64::from(counts[product]);
             assert!(

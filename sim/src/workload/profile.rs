@@ -1,40 +1,41 @@
 //! Rate of requests over time: phases with a constant or a linearly changing rate.
 //!
-//! Arrival `n` of a phase is where the integral of the rate reaches `n` (fixed) or the sum of `n`
-//! exponential variables (Poisson process by inversion; Cinlar 1975, section 7.3). Nothing is added
-//! up over a phase with fixed arrivals, so its moments do not drift.
+//! With fixed arrivals, arrival `n` of a phase is at the time when the integral of the rate reaches
+//! `n`. With a Poisson process, the integral must reach the sum of `n` exponential variables
+//! (inversion; Cinlar 1975, section 7.3). Times of fixed arrivals are computed from `n` and not
+//! added up, so they do not drift.
 
 use std::time::Duration;
 
 use crate::seed::Dice;
 
-/// Distances between arrivals.
+/// Distribution of the gaps between requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arrivals {
-    /// Equal distances.
+    /// Equal gaps, according to the rate.
     #[default]
     Fixed,
-    /// Exponential distances, as of independent customers.
+    /// Exponential gaps, as caused by independent customers.
     Poisson,
 }
 
-/// A part of a run with one way of arriving.
+/// A phase of a run with one course of the rate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadPhase {
-    /// Name for events and reports.
+    /// Name of the phase, for events and reports.
     pub name: String,
-    /// Length.
+    /// Length of the phase.
     pub duration: Duration,
-    /// Requests per second at the beginning, payments and cancellations not counted.
+    /// Requests per second at the beginning, without payments and cancellations.
     pub rate: f64,
-    /// Requests per second at the end. The rate changes linearly in between.
+    /// Requests per second at the end. The rate changes linearly from `rate` to this value.
     pub rate_end: f64,
-    /// Distances between arrivals.
+    /// Distribution of the gaps between requests.
     pub arrivals: Arrivals,
 }
 
 impl LoadPhase {
-    /// Returns a phase of one rate.
+    /// Returns a phase with a constant rate.
     pub fn steady(name: &str, rate: f64, duration: Duration, arrivals: Arrivals) -> Self {
         Self {
             name: name.to_owned(),
@@ -46,7 +47,7 @@ impl LoadPhase {
     }
 
     /// Returns the time at which the integral of the rate reaches `count`, in seconds since the
-    /// beginning of the phase; `None` if the rate falls to 0 before.
+    /// beginning of the phase. Returns `None` if the rate falls to 0 before.
     fn reached_s(&self, count: f64) -> Option<f64> {
         if count <= 0.0 {
             return Some(0.0);
@@ -56,20 +57,21 @@ impl LoadPhase {
         if under_root < 0.0 {
             return None;
         }
-        // The form of the quadratic formula without cancellation; exact for a constant rate.
+        // This form of the quadratic formula avoids the loss of digits by subtraction. The form is
+        // exact for a constant rate.
         let at_s = 2.0 * count / (self.rate + under_root.sqrt());
         at_s.is_finite().then_some(at_s)
     }
 }
 
-/// The moments of arrival of a sequence of phases, as an iterator.
+/// Iterator over the intended starts of a sequence of phases.
 #[derive(Debug, Clone)]
 pub(super) struct Moments {
     phases: Vec<LoadPhase>,
     dice: Dice,
     phase: usize,
     begun: Duration,
-    /// Expected number of arrivals since the beginning of the phase.
+    /// Integral of the rate at the next arrival, since the beginning of the phase.
     reached: f64,
 }
 

@@ -1,8 +1,8 @@
-//! Requests of an earlier run, read from its `stats.csv` to be sent again.
+//! Requests of an earlier run, read from its `stats.csv`, to be sent again.
 //!
-//! The file gives moments, paths and which request belongs to which order. It has no bodies, so
-//! baskets and transaction ids are drawn from the seed. Orders get new ids, because the order
-//! management answers a known id with the first answer.
+//! The file has the times and paths of the requests, and the order of each payment and
+//! cancellation. The file has no bodies, so baskets and transaction ids are drawn from the seed.
+//! Orders get new ids, because the order management would answer a known id with its first answer.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use crate::{Error, Result};
 
-/// Most lines of a file: three hours at 1,000 requests/s, about 400 MB in memory.
+/// Maximum number of lines of a file: three hours at 1,000 requests/s, about 400 MB in memory.
 const LINES_MAX: usize = 10_000_000;
 
-/// A request of an earlier run.
+/// A request of an earlier run. `number` identifies its order: orders are numbered from 0, as they
+/// appear in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Replayed {
     Stats { product: u32 },
@@ -25,7 +26,7 @@ pub(super) enum Replayed {
     Cancel { number: u64 },
 }
 
-/// The requests of an earlier run in the order of their starts.
+/// The requests of an earlier run, ordered by their starts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replay {
     requests: Arc<[(Duration, Replayed)]>,
@@ -35,12 +36,12 @@ impl Replay {
     /// Reads a file in the format of `stats.csv`.
     ///
     /// # Errors
-    /// A file that cannot be read, is empty or has more than 10,000,000 lines; a line that is not
-    /// of the format, with its number.
+    /// If the file cannot be read, is empty, or has more than 10,000,000 lines. If a line does not
+    /// have the format; the error has the number of the line.
     pub fn read(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let mut requests = Vec::new();
-        // Order of the file to its number here.
+        // Maps the id of each order in the file to the number of the order in the replay.
         let mut numbers: HashMap<String, u64> = HashMap::new();
         for (line, text) in (1..).zip(BufReader::new(file).lines()) {
             let text = text.map_err(Error::io("read", path))?;
@@ -103,7 +104,7 @@ impl Replay {
         self.requests.is_empty()
     }
 
-    /// Returns the start of the last request.
+    /// Returns the start of the last request, since the start of the first.
     pub fn duration(&self) -> Duration {
         self.requests.last().map_or(Duration::ZERO, |(at, _)| *at)
     }
@@ -112,7 +113,8 @@ impl Replay {
         self.requests.get(place).copied()
     }
 
-    /// Returns the number of distinct orders, also of orders known from their payments only.
+    /// Returns the number of distinct orders. The number includes orders of which the file has only
+    /// a payment or a cancellation.
     pub(super) fn orders(&self) -> u64 {
         let numbers = self.requests.iter().filter_map(|(_, request)| match request {
             Replayed::Stats { .. } => None,
@@ -124,7 +126,7 @@ impl Replay {
     }
 }
 
-/// Returns moment, request id and path of a line.
+/// Returns time, request id and path of a line; `None` if the line does not have the format.
 fn fields(text: &str) -> Option<(u64, &str, &str)> {
     let fields: Vec<&str> = text.split(',').collect();
     let [id, at_ms, path, took_ms, verdict, _] = fields[..] else {

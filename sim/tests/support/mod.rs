@@ -1,7 +1,7 @@
 //! A small order management in memory, for tests of the simulators.
 //!
-//! It has the contract's routes and nothing more: no disk, no nodes, one lock. A [`Fault`] makes it
-//! do one thing wrong, as a real one might, for the audit to find.
+//! This order management has only the routes that the simulators need, one lock, and neither a disk
+//! nor nodes. A [`Fault`] is one thing that it does wrong, and tests check that the audit finds it.
 #![allow(clippy::unwrap_used)] // Test support: a failure here fails the test.
 
 use std::collections::{BTreeMap, HashMap};
@@ -25,20 +25,20 @@ use imt_sim::wire::{
 use serde_json::json;
 use tokio::net::TcpListener;
 
-/// One thing to do wrong.
+/// A fault of the order management.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nothing.
+    /// No fault.
     None,
     /// Orders with an id divisible by 5 are acknowledged and not kept.
     LosesOrders,
-    /// Every delivery is asked for twice, under another key each time.
+    /// Every delivery is requested twice, each time with a different idempotency key.
     DeliversTwice,
-    /// Reservations stay after the delivery.
+    /// A reservation is not removed after the delivery.
     KeepsReservations,
-    /// Reserved units are sold again.
+    /// Reserved units are reserved again for other orders.
     SellsWhatIsReserved,
-    /// Payments are acknowledged and forgotten.
+    /// Payments are acknowledged and not recorded.
     ForgetsPayments,
 }
 
@@ -67,14 +67,15 @@ impl Shared {
     }
 }
 
-/// The running fake.
+/// A running order management for tests.
 pub(crate) struct FakeOms {
     pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl FakeOms {
-    /// Serves on a listener that is bound already, so that its address can be known before.
+    /// Serves on `listener`. The caller binds it before, so that the address can be given to the
+    /// warehouse first.
     pub(crate) fn serve(listener: TcpListener, warehouse: SocketAddr, fault: Fault) -> Self {
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
@@ -102,12 +103,12 @@ impl FakeOms {
         Self { address, shared }
     }
 
-    /// Returns the `X-Stock-As-Of` and the number of lines of every received snapshot.
+    /// Returns `X-Stock-As-Of` and the number of lines of every accepted snapshot.
     pub(crate) fn snapshots(&self) -> Vec<(u64, usize)> {
         self.shared.inside().snapshots.clone()
     }
 
-    /// Has the warehouse deliver a unit of some product, as if an order were.
+    /// Requests a delivery of one unit from the warehouse, for an order that does not exist here.
     pub(crate) async fn deliver_one_unit(&self, id: &str) {
         let cell = {
             let inside = self.shared.inside();
@@ -130,7 +131,8 @@ impl FakeOms {
         self.shared.http.request(request).await.unwrap();
     }
 
-    /// Units on hand: the last snapshot's less the deliveries it does not count.
+    /// Returns the units on hand: the quantity of the last snapshot, less the deliveries that the
+    /// snapshot does not count.
     pub(crate) fn on_hand(&self, product: u32, store: u32) -> i64 {
         self.shared.inside().on_hand[&(product, store)]
     }
@@ -221,7 +223,7 @@ async fn cancel(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Re
     axum::Json(order).into_response()
 }
 
-/// Puts a message into the outbox and sees to it until it is confirmed.
+/// Puts a message into the outbox. A new task sends it until it is confirmed.
 fn tell(shared: &Arc<Shared>, inside: &mut Inside, order: &Order, kind: MessageKind) {
     let message = Message {
         order: order.id.clone(),

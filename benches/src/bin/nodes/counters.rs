@@ -1,23 +1,23 @@
-//! The work of the nodes by their own metrics.
+//! Reads from the nodes' metrics how many messages, frames and commits they made.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use imt_benches::Outcome;
 
-/// Counters of several nodes, added up.
+/// Sums of counters over several nodes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
-    /// Requests and answers between the nodes.
+    /// Number of requests and answers between the nodes.
     pub(crate) messages: u64,
-    /// Frames that carried them.
+    /// Number of frames in which these messages were sent.
     pub(crate) frames: u64,
-    /// Group commits.
+    /// Number of group commits.
     pub(crate) commits: u64,
 }
 
 impl Counters {
-    /// Returns the growth since an earlier moment.
+    /// Returns the increase since the earlier counters `before`.
     pub(crate) fn since(&self, before: &Counters) -> Counters {
         Counters {
             messages: self.messages.saturating_sub(before.messages),
@@ -27,7 +27,7 @@ impl Counters {
     }
 }
 
-/// Reads the counters of all nodes.
+/// Reads the counters of all nodes and adds them up.
 pub(crate) fn read_all(nodes: &[SocketAddr]) -> Outcome<Counters> {
     let mut all = Counters::default();
     for node in nodes {

@@ -1,15 +1,15 @@
-//! A cpu group: a share of one processor for one process, by Linux's control groups.
+//! A cpu group limits one process to a share of one processor, by Linux's control groups.
 //!
-//! Both versions of the interface are known. A group has the largest weight, so that it gets its
-//! share although other programs run. The shorter the period, the shorter a node that has used its
-//! share up is still.
+//! Both versions of the interface are supported. A group has the largest weight, so that its
+//! process gets the share even if other programs run. A process that has used up its share pauses
+//! until the end of the period, so a short period means short pauses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// A group, removed when it is dropped. Its process must have ended by then.
+/// A cpu group, which is removed when this value is dropped. Its process must have ended before.
 pub(crate) struct Group {
     limit: PathBuf,
     account: PathBuf,
@@ -17,7 +17,8 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// Makes a group with this share of one processor, or says why that is not possible.
+    /// Creates a group with this share (0 to 1) of one processor. The error is the reason why that
+    /// is not possible.
     pub(crate) fn create(number: usize, share: f64, period_us: u64) -> Result<Group, String> {
         let name = format!("imt-nodes-{}-{number}", std::process::id());
         let quota_us = (period_us as f64 * share) as u64;
@@ -52,7 +53,7 @@ impl Group {
         Ok(group)
     }
 
-    /// The files that a process writes its id to in order to be in the group.
+    /// Returns the files of the group. A process joins the group by writing its id to each of them.
     pub(crate) fn entrances(&self) -> Vec<PathBuf> {
         let name = if self.is_unified { "cgroup.procs" } else { "tasks" };
         let mut entrances = vec![self.limit.join(name), self.account.join(name)];
@@ -60,7 +61,7 @@ impl Group {
         entrances
     }
 
-    /// Processor seconds that the group has used.
+    /// Returns the processor time that the group has used, in seconds.
     pub(crate) fn processor_seconds(&self) -> f64 {
         let read = |name: &str| fs::read_to_string(self.account.join(name)).unwrap_or_default();
         if self.is_unified {
@@ -75,7 +76,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Left behind, it is empty and harms nobody.
+        // If the removal fails, an empty group remains, which has no effect.
         let _ = fs::remove_dir(&self.limit);
         let _ = fs::remove_dir(&self.account);
     }

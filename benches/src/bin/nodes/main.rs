@@ -7,16 +7,18 @@
 //! ```
 //!
 //! Each node is a process in a cpu group of its own. Clients are spread evenly over the nodes, or
-//! send each request to its owner (`--route`). All rows of a table are measured in one run: compare
-//! rows, not days. Where groups are not permitted the program says so, and the nodes share the
-//! processors with each other and with the clients.
+//! send each request to its owner (`--route`). All rows of a table are measured in one run, so
+//! compare only rows of one table. If cpu groups are not permitted, the program prints a message,
+//! and the nodes share the processors with each other and with the clients.
 //!
-//! A closed loop has one request in flight for each connection. An order of several nodes takes
-//! longer than an order of one node, because it waits for the share of each node on its way. So the
-//! same connections use several nodes less. `--each` gives every node the same number instead.
+//! A closed loop has one request in flight for each connection. With several nodes an order takes
+//! longer than with one, because it needs processor time of each node that it passes. So a fixed
+//! number of connections keeps several nodes less busy. With `--each`, every node gets that number
+//! of connections.
 //!
-//! The stock has five stores with plenty of everything, and there is no warehouse. So every order
-//! takes store 1, and one node answers all reservations: the worst case for several nodes.
+//! The stock has five stores with all products in large quantities, and there is no warehouse. So
+//! every order takes its units from store 1, and one node answers all reservations. This is the
+//! worst case for several nodes.
 
 mod counters;
 mod group;
@@ -41,9 +43,10 @@ use group::Group;
 use load::{Answers, Ask, Load, Owners, Pace, Stop};
 use node::Node;
 
-/// Time for a new node to get its share of the slots.
+/// Maximum time until a new node has its share of the slots.
 const SHARE_WITHIN: Duration = Duration::from_secs(60);
-/// Share of the peak at which latencies are measured.
+/// Rate of the open loop, as a share of the throughput of the closed loop. Latencies are measured
+/// at this rate.
 const STEADY: f64 = 0.6;
 
 /// Measures how many orders several nodes process.
@@ -124,7 +127,7 @@ struct Row {
     failed: u64,
     processor_us: f64,
     busiest: f64,
-    /// Work of all nodes during the closed loop.
+    /// Work of all nodes together during the closed loop.
     work: Counters,
     answered: u64,
     steady: Answers,
@@ -166,7 +169,7 @@ fn run(arguments: &Arguments) -> Outcome<()> {
     Ok(())
 }
 
-/// Prints a row beside the throughput of the first one.
+/// Prints a row. `base` is the throughput of the first row with that number of connections.
 fn print(row: &Row, base: f64, arguments: &Arguments, connections: usize) {
     let a_request = |count: u64| count as f64 / row.answered.max(1) as f64;
     println!(
@@ -227,7 +230,8 @@ fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<R
         }
     };
     let lasting = Duration::from_secs_f64(arguments.seconds);
-    // Connections of the channel, copies of the stock and caches are there afterwards.
+    // A warm-up: it opens the connections between nodes, copies the stock to other nodes and fills
+    // caches.
     put_all(
         &targets,
         ask("w"),
@@ -267,13 +271,13 @@ fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<R
 /// The nodes, and the clients that call them.
 struct Targets {
     addresses: Vec<SocketAddr>,
-    /// The owners of keys, if clients call them directly.
+    /// The owners of keys, if clients send each request to its owner.
     owners: Option<Arc<Owners>>,
-    /// Connections of the closed loop to each node.
+    /// Number of connections of the closed loop to each node.
     connections: usize,
 }
 
-/// Puts a load on each node, at once.
+/// Puts a load on all nodes at the same time.
 fn put_all(targets: &Targets, ask: Ask, pace: Pace, lasting: Duration) -> Outcome<Vec<Answers>> {
     let addresses = &targets.addresses;
     let threads: Vec<_> = addresses
@@ -317,7 +321,7 @@ fn wait_for_shares(data: &std::path::Path, count: usize) -> Outcome<()> {
     }
 }
 
-/// Sends the stock: 10,000 products in five stores.
+/// Uploads the stock: 10,000 products in five stores.
 fn put_stock(address: SocketAddr) -> Outcome<()> {
     let mut csv = String::new();
     for product in 1..=10_000 {

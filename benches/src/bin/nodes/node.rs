@@ -1,4 +1,4 @@
-//! A node as a child process, in its cpu group from its first thread on.
+//! A node in a child process. The child joins its cpu group before it starts any other thread.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -20,19 +20,19 @@ pub(crate) struct Serve {
     /// Borrow units of hot stores in advance.
     #[arg(long)]
     allotments: bool,
-    /// Files to write the process's id to.
+    /// Files of the cpu group, to which the child writes its process id.
     #[arg(long, value_delimiter = ',')]
     groups: Vec<PathBuf>,
 }
 
-/// Runs a node until the standard input ends.
+/// Runs a node until the standard input is closed.
 pub(crate) fn serve(serve: &Serve) -> Outcome<()> {
     for entrance in &serve.groups {
         std::fs::write(entrance, std::process::id().to_string())?;
     }
     let mut config = NodeConfig::new(&serve.name, &serve.data);
     config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    // Nobody listens there.
+    // No process listens at this address, because the benchmark has no warehouse.
     config.warehouse = Some("http://127.0.0.1:1".to_owned());
     config.stat_scan_every = std::time::Duration::ZERO;
     config.allotments = serve.allotments;
@@ -47,7 +47,7 @@ pub(crate) fn serve(serve: &Serve) -> Outcome<()> {
     })
 }
 
-/// A node in a process of its own.
+/// A node in a child process.
 pub(crate) struct Node {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -55,7 +55,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts a node, and waits for its address.
+    /// Starts a node, and waits until it prints its address.
     pub(crate) fn start(number: usize, data: &Path, allotments: bool, group: Option<Group>) -> Outcome<Node> {
         let mut command = Command::new(std::env::current_exe()?);
         command
@@ -82,12 +82,12 @@ impl Node {
         })
     }
 
-    /// Processor seconds that it has used.
+    /// Returns the processor time that the node has used, in seconds. 0 without a cpu group.
     pub(crate) fn processor_seconds(&self) -> f64 {
         self.group.as_ref().map_or(0.0, Group::processor_seconds)
     }
 
-    /// Ends it gracefully.
+    /// Stops the node gracefully.
     pub(crate) fn stop(mut self) -> Outcome<()> {
         drop(self.child.stdin.take());
         let status = self.child.wait()?;
@@ -101,7 +101,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // A process that was not stopped must not outlive the run. After a stop this has no effect.
+        // Kills a child that was not stopped, because it must not outlive the run. After a stop the
+        // kill has no effect.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

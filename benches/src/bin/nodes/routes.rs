@@ -1,4 +1,4 @@
-//! The owners of orders and statistics, as a node gives them to direct clients.
+//! Reads the owners of orders and statistics from a node, as direct clients do.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::load::Owners;
 
-/// `GET /ring`.
+/// The response to `GET /ring`.
 #[derive(Deserialize)]
 struct RingDocument {
     #[serde(flatten)]
@@ -23,7 +23,7 @@ struct Owner {
     address: SocketAddr,
 }
 
-/// Reads the owners from a node.
+/// Reads the ring and the addresses of its members from a node.
 pub(crate) fn read(node: SocketAddr) -> Outcome<Owners> {
     let mut stream = TcpStream::connect(node)?;
     stream.write_all(b"GET /ring HTTP/1.1\r\nhost: imt\r\nconnection: close\r\n\r\n")?;

@@ -1,7 +1,7 @@
-//! A benchmarked server as a child process: start, resource usage, stop.
+//! A measured server as a child process: start, resource usage, stop.
 //!
-//! Every server runs in its own process. So its processor time and memory are measured apart from
-//! those of the load generator.
+//! Every server runs in its own process. So its processor time and memory do not include those of
+//! the load generator.
 //!
 //! **Invariant**: no server outlives the run. A `Server` that is dropped kills its process.
 
@@ -12,19 +12,19 @@ use std::time::{Duration, Instant};
 
 use imt_benches::Outcome;
 
-/// Clock ticks per second, in which Linux reports processor time.
+/// Clock ticks per second of the processor times that Linux reports.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A server in its own process.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
-    /// Time from the start of the process to its address.
+    /// Time from the start of the process until it printed its address.
     pub(crate) started_in: Duration,
 }
 
 impl Server {
-    /// Starts this program again in a role, and waits for its address.
+    /// Starts this program again as a child with a role, and waits until it prints its address.
     pub(crate) fn start(role: &[&str]) -> Outcome<Server> {
         let begun = Instant::now();
         let mut child = Command::new(std::env::current_exe()?)
@@ -50,8 +50,8 @@ impl Server {
     /// Returns the processor time of the server in seconds.
     pub(crate) fn processor_seconds(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
-        // The name in parentheses may contain anything. After it, user time is the 12th field and
-        // system time the 13th.
+        // The program's name in parentheses may contain spaces. After it, user time is the 12th
+        // field and system time the 13th.
         let ticks: f64 = stat
             .rsplit(") ")
             .next()
@@ -92,7 +92,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // The kill fails for a stopped server. A running one must not outlive the run.
+        // The kill fails for a server that was stopped. A running server must not outlive the run.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

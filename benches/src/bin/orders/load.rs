@@ -2,8 +2,9 @@
 //!
 //! - Connections are made before the clock starts.
 //! - Closed loop: each connection sends its next request as soon as the previous one is answered.
-//! - Open loop: every request has an intended start, independent of the responses. Its latency
-//!   counts from there, so a pause of the server affects every request that it delayed.
+//! - Open loop: every request has an intended start, independent of the responses. Its latency is
+//!   measured from the intended start, so a pause of the server is part of the latency of every
+//!   request that it delayed.
 //!
 //! The client is written by hand, without an HTTP library, because it shares the processors with
 //! the measured server.
@@ -20,27 +21,27 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 
-/// Number of threads of the generator. On a machine with two cores, more were never needed.
+/// Number of threads of the load generator. More were never needed on a machine with two cores.
 const THREADS: usize = 2;
-/// Maximum latency of the histogram, which has microseconds up to a minute.
+/// Largest latency of the histogram in microseconds: one minute.
 const LATENCY_MAX_US: u64 = 60_000_000;
-/// Length of the windows for which the longest latency is kept.
+/// Length in milliseconds of the windows for each of which the longest latency is kept.
 const WINDOW_MS: u32 = 100;
 
 /// The kind of request.
 #[derive(Clone, Debug)]
 pub(crate) enum Ask {
-    /// A new order with two products each time. Ids begin with this prefix.
+    /// A new order with two products in each request. Order ids begin with this text.
     Order(String),
     /// The statistics of a product.
     Statistics,
-    /// In turn an order, the payment and a read of an earlier order, and statistics. The ids of
-    /// orders begin with this text.
+    /// In turn, a new order, the payment of an earlier order, a read of that order, and the
+    /// statistics of a product. Order ids begin with this text.
     Mix(String),
 }
 
 impl Ask {
-    /// Returns the requests of one of several clients, with other order ids than the others'.
+    /// Returns the requests of client `number`. Each client has its own order ids.
     pub(crate) fn of_client(&self, number: usize) -> Ask {
         match self {
             Ask::Order(prefix) => Ask::Order(format!("{prefix}{number}-")),
@@ -50,27 +51,27 @@ impl Ask {
     }
 }
 
-/// Distance, in orders, between an order of a mix and its payment and read. It is larger than the
-/// number of connections, so the order was answered before its payment is sent.
+/// In a mix, an order is paid and read when this many further orders have been sent. The number
+/// exceeds that of connections, so the order is answered before its payment is sent.
 const MIX_AHEAD: u64 = 1_000;
 
-/// Key of the statistics in the ring.
+/// Key by which the ring locates the statistics of all products.
 const STATISTICS: &str = "statistics/";
 
 /// The pace of the requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
-    /// Each connection sends when its previous request is answered.
+    /// Each connection sends a request as soon as its previous request is answered.
     Closed,
     /// All connections together send this number of requests per second.
     Open(f64),
 }
 
-/// The owners of orders and statistics, for clients that call them directly.
+/// The owners of orders and statistics, for clients that send each request to its owner.
 #[derive(Debug)]
 pub(crate) struct Owners {
     pub(crate) ring: Ring,
-    /// The address of each member of the ring.
+    /// The addresses of the ring's members, in the order of the members.
     pub(crate) addresses: Vec<SocketAddr>,
 }
 
@@ -82,11 +83,11 @@ impl Owners {
     }
 }
 
-/// A load for a server, or for the owners of its keys.
+/// A load for one server, or for the owners of the requests' keys.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     pub(crate) address: SocketAddr,
-    /// The owners to which requests are sent. `None`: all requests are sent to `address`.
+    /// The owners to which requests are sent. If `None`, all requests are sent to `address`.
     pub(crate) owners: Option<Arc<Owners>>,
     pub(crate) ask: Ask,
     pub(crate) pace: Pace,
@@ -94,15 +95,16 @@ pub(crate) struct Load {
     pub(crate) lasting: Duration,
 }
 
-/// The result of a load.
+/// The outcome of a load.
 #[derive(Debug)]
 pub(crate) struct Answers {
     pub(crate) ok: u64,
-    /// Number of responses other than 200, and of requests without a response.
+    /// Number of responses with another status than 200, and of requests without a response.
     pub(crate) other: u64,
     pub(crate) seconds: f64,
     latencies: Histogram<u64>,
-    /// The longest latency of the requests intended to start in each window, in microseconds.
+    /// For each window, the longest latency in microseconds of the requests with an intended start
+    /// in it.
     worst_us: Vec<u32>,
 }
 
@@ -115,7 +117,8 @@ impl Answers {
         self.worst_us[at] = self.worst_us[at].max(took_us);
     }
 
-    /// Returns the times with latencies over this limit, and the longest of each: `1.2 s: 14 ms`.
+    /// Returns the windows with a latency over this limit as text, each with its longest latency,
+    /// such as `1.2 s: 14 ms`.
     pub(crate) fn pauses(&self, over_ms: u32) -> String {
         let windows = self.worst_us.iter().enumerate();
         let long = windows.filter(|(_, worst_us)| **worst_us / 1_000 >= over_ms);
@@ -126,7 +129,7 @@ impl Answers {
         texts.collect::<Vec<_>>().join(", ")
     }
 
-    /// The answers of several loads that ran at once.
+    /// Returns the combined outcome of several loads that ran at the same time.
     pub(crate) fn together(parts: Vec<Answers>) -> Outcome<Answers> {
         let mut all = empty()?;
         for part in parts {
@@ -138,7 +141,7 @@ impl Answers {
         Ok(all)
     }
 
-    /// Returns the responses with status 200 per second.
+    /// Returns the number of responses with status 200 per second.
     pub(crate) fn per_second(&self) -> f64 {
         self.ok as f64 / self.seconds
     }
@@ -149,7 +152,7 @@ impl Answers {
     }
 }
 
-/// Stops a load early.
+/// Stops a running load before its end.
 #[derive(Clone, Default)]
 pub(crate) struct Stop(Arc<AtomicBool>);
 
@@ -166,7 +169,7 @@ impl Stop {
 struct Shared {
     load: Load,
     stop: Stop,
-    /// Set when all connections are made.
+    /// Time at which all connections were open. Not set before.
     begun: OnceLock<Instant>,
     connected: Barrier,
     next: AtomicU64,
@@ -247,7 +250,7 @@ fn run_thread(shared: &Arc<Shared>, connections: usize) -> Result<Answers, Strin
     })
 }
 
-/// Makes the connections of one client: to its server, or to each owner.
+/// Opens the connections of one client: one to its server, or one to each owner.
 async fn connect(load: &Load) -> std::io::Result<Vec<TcpStream>> {
     let alone = [load.address];
     let addresses = load
@@ -263,8 +266,8 @@ async fn connect(load: &Load) -> std::io::Result<Vec<TcpStream>> {
     Ok(streams)
 }
 
-/// Runs one client with one request in flight. Returns for each request: the status, the latency in
-/// microseconds, and the intended start in milliseconds since the start of the load.
+/// Runs one client with one request in flight. Returns for each request the status, the latency in
+/// microseconds, and the intended start in milliseconds after the start of the load.
 async fn run_client(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
     let mut seen = Vec::with_capacity(1 << 14);
     let connected = connect(&shared.load).await;
@@ -305,12 +308,13 @@ async fn run_client(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
     }
 }
 
-/// Returns a product of the benchmark's stock: scattered over the stock, and the same in every run.
+/// Returns a product of the benchmark's stock. The products of successive numbers are scattered,
+/// but equal in every run.
 pub(crate) fn product_of(number: u64) -> u64 {
     number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 10_000 + 1
 }
 
-/// Returns the body of an order.
+/// Returns the JSON body of an order.
 pub(crate) fn order_body(prefix: &str, number: u64) -> String {
     let (first, second) = (product_of(number), product_of(number ^ 0xaaaa_aaaa));
     format!(
@@ -318,7 +322,7 @@ pub(crate) fn order_body(prefix: &str, number: u64) -> String {
     )
 }
 
-/// A request, and the key that decides its owner.
+/// A request as bytes, and the key that decides its owner.
 #[derive(Default)]
 struct Request {
     bytes: Vec<u8>,
@@ -369,7 +373,7 @@ fn write_request(ask: &Ask, number: u64, request: &mut Request) {
 }
 
 /// Sends a request and reads the whole response. Returns the status, or `None` if the connection
-/// broke.
+/// failed.
 async fn exchange(stream: &mut TcpStream, request: &[u8], answer: &mut [u8]) -> Option<u16> {
     stream.write_all(request).await.ok()?;
     let mut filled = 0;

@@ -1,14 +1,14 @@
-//! Measures order management end to end over HTTP, beside a bare server and a durable ceiling, in
-//! one run.
+//! Measures order management end to end over HTTP. A bare server and a durable ceiling (see
+//! `servers`) are measured in the same run.
 //!
 //! ```text
 //! cargo run --profile dist -p imt-benches --bin orders
 //! cargo run --profile dist -p imt-benches --bin orders -- --rows closed,open --seconds 5
 //! ```
 //!
-//! Servers run in their own processes. The load generator is this process, on the same processors.
-//! All rows of a table are measured within a few minutes, so compare rows of one table and not of
-//! different days.
+//! Each server runs in a child process. The load generator runs in this process, on the same
+//! processors. All rows of a table are measured within a few minutes, so compare rows of one table
+//! and not of different days.
 
 mod child;
 #[allow(

@@ -1,11 +1,11 @@
-//! The rows of the table: each starts its servers, puts a load on them and prints the result.
+//! The rows of the table. Each row starts its servers, puts a load on them and prints the result.
 //!
 //! **Invariants**
 //! - Servers that are compared get the same load, one after the other within one row.
 //! - A node starts with an empty folder and the usual stock, unless the row measures a stored
 //!   volume.
 //!
-//! Deliberately absent: failing on a missed goal. The goals are printed beside the figures.
+//! Deliberately absent: a failure if a goal is missed. The goals are printed beside the figures.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,18 +19,19 @@ use crate::Arguments;
 use crate::child::Server;
 use crate::load::{self, Answers, Ask, Load, Pace, Stop};
 
-/// The head of the table.
+/// The heading of the table.
 pub(crate) const HEAD: &str = "what                                         a second   p50 ms   p99 ms p99.9 ms   max ms  server us  other";
 
 /// Number of products of the usual stock.
 const PRODUCTS: u32 = 10_000;
 /// Number of stores of the usual stock.
 const STORES: u32 = 200;
-/// Quantity of a product in a store that has it: enough for any run.
+/// Quantity of a product in each store that has it. No run uses this many units.
 const PLENTY: u32 = 1_000_000;
-/// Number of connections of an open loop: more than are busy while the server keeps up.
+/// Number of connections of an open loop. While the server keeps up with the rate, some of them are
+/// always free.
 const OPEN_CONNECTIONS: usize = 512;
-/// An address without a listener.
+/// Address of a warehouse that does not exist: no process listens there.
 const NOWHERE: &str = "http://127.0.0.1:9";
 
 fn print(label: &str, answers: &Answers, server_us: f64) {
@@ -45,12 +46,12 @@ fn print(label: &str, answers: &Answers, server_us: f64) {
     );
 }
 
-/// Prints the times at which an open loop had long latencies.
+/// Prints the times at which an open loop had latencies over 10 ms.
 fn print_pauses(answers: &Answers) {
     println!("  over 10 ms: {}", answers.pauses(10));
 }
 
-/// Puts a load on a server and prints the row.
+/// Puts a load on a server and prints the row of the table.
 fn measure(label: &str, server: &Server, load: &Load) -> Outcome<Answers> {
     let before = server.processor_seconds();
     let answers = load::put(load, &Stop::default())?;
@@ -78,7 +79,7 @@ fn text(folder: &std::path::Path) -> Outcome<&str> {
         .ok_or_else(|| "the folder's name is not UTF-8".into())
 }
 
-/// A node with a new folder and the usual stock, and its warehouse if there is one.
+/// A node with an empty folder and the usual stock, with a warehouse if the run has one.
 struct Shop {
     node: Server,
     _warehouse: Option<Server>,
@@ -137,7 +138,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Measures orders in a closed loop.
+/// Measures orders in a closed loop, on the bare server, the ceiling and the node.
 pub(crate) fn closed(arguments: &Arguments) -> Outcome<()> {
     let (mut bare, mut ceiling, mut ours) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..arguments.repeat {
@@ -162,7 +163,8 @@ pub(crate) fn closed(arguments: &Arguments) -> Outcome<()> {
     Ok(())
 }
 
-/// Measures orders at a fixed rate, with latencies from their intended start.
+/// Measures orders at a fixed rate, on the ceiling and the node. Latencies are measured from the
+/// intended start.
 pub(crate) fn open(arguments: &Arguments) -> Outcome<()> {
     let pace = Pace::Open(arguments.rate);
     let log = folder(arguments, "ceiling")?;
@@ -184,7 +186,7 @@ pub(crate) fn open(arguments: &Arguments) -> Outcome<()> {
     shop.node.stop()
 }
 
-/// Measures statistics of a product in a closed loop.
+/// Measures reads of the statistics of a product in a closed loop, on the bare server and the node.
 pub(crate) fn statistics(arguments: &Arguments) -> Outcome<()> {
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..arguments.repeat {
@@ -216,7 +218,7 @@ pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
                 return Err(format!("a stock was answered {status}").into());
             }
             took.push(ms);
-            // Real snapshots also have pauses, but longer ones.
+            // A warehouse also pauses between two snapshots of its stock, but for longer than this.
             std::thread::sleep(Duration::from_millis(500));
         }
         Ok(took)
@@ -256,7 +258,8 @@ pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
     shop.node.stop()
 }
 
-/// Measures the memory before and after many orders that are announced and wait for their payment.
+/// Measures the memory of the node before and after many orders were announced that wait for their
+/// payment.
 pub(crate) fn memory(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "memory")?;
     let before = shop.node.memory_bytes();
@@ -270,7 +273,7 @@ pub(crate) fn memory(arguments: &Arguments) -> Outcome<()> {
     shop.node.stop()
 }
 
-/// Places orders until this number is stored. Orders in flight are stored in addition.
+/// Places orders until at least `orders` are stored. Returns the number of stored orders.
 fn fill(arguments: &Arguments, shop: &Shop, prefix: &str, orders: u64) -> Outcome<u64> {
     let mut stored = 0;
     let mut round = 0;
@@ -290,7 +293,7 @@ fn fill(arguments: &Arguments, shop: &Shop, prefix: &str, orders: u64) -> Outcom
     Ok(stored)
 }
 
-/// Waits while the outbox shrinks. Returns the number of remaining messages.
+/// Waits until the outbox no longer shrinks. Returns the number of remaining messages.
 fn wait_for_outbox(shop: &Shop) -> Outcome<u64> {
     let mut left = u64::MAX;
     loop {
@@ -303,7 +306,7 @@ fn wait_for_outbox(shop: &Shop) -> Outcome<u64> {
     }
 }
 
-/// Compares an empty volume with one that has many orders.
+/// Compares a node with an empty volume and a node with many stored orders.
 pub(crate) fn stored(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "stored")?;
     let load = |shop: &Shop, prefix: &str| {
@@ -332,11 +335,11 @@ pub(crate) fn stored(arguments: &Arguments) -> Outcome<()> {
     fresh.node.stop()
 }
 
-/// Measures a thousand orders per second while the warehouse is unreachable for a minute, and the
-/// time that the outbox needs after its return.
+/// Measures a thousand orders per second while the warehouse is unreachable for a minute. Also
+/// measures the time until the outbox is empty after the warehouse has returned.
 pub(crate) fn away(arguments: &Arguments) -> Outcome<()> {
     let folder = folder(arguments, "away")?;
-    // Use the port of a warehouse that was stopped.
+    // The address of a stopped warehouse is unreachable until a warehouse starts there again.
     let gone = Server::start(&["warehouse", "3000"])?;
     let address = gone.address;
     gone.stop()?;
@@ -361,7 +364,7 @@ pub(crate) fn away(arguments: &Arguments) -> Outcome<()> {
     node.stop()
 }
 
-/// Measures increasing numbers of clients that never pause, and the peak memory of the node.
+/// Measures increasing numbers of clients that send without pauses, and the memory of the node.
 pub(crate) fn flood(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "flood")?;
     println!("  memory before: {} MB", shop.node.memory_bytes() >> 20);
@@ -398,16 +401,17 @@ pub(crate) fn flood(arguments: &Arguments) -> Outcome<()> {
     shop.node.stop()
 }
 
-/// The quantity in the cells that are not empty.
+/// The quantity in the cells of the stock that are not empty.
 #[derive(Clone, Copy)]
 enum Quantities {
-    /// 1 to 15.
+    /// From 1 to 15, depending on the cell.
     Usual,
-    /// Enough for any run.
+    /// So many units that no run uses them up.
     Plenty,
 }
 
-/// Returns a stock of the usual size. Half of its cells are empty.
+/// Returns the CSV lines of a stock of the usual size. Half of the cells are empty and have no
+/// line.
 fn stock_lines(quantities: Quantities) -> Vec<u8> {
     let mut lines = Vec::with_capacity(32 << 20);
     for product in 1..=PRODUCTS {
@@ -425,7 +429,7 @@ fn stock_lines(quantities: Quantities) -> Vec<u8> {
     lines
 }
 
-/// Returns bits that look random and are the same in every run.
+/// Returns bits that look random. The same value gives the same bits in every run.
 fn mixed(mut value: u64) -> u64 {
     for _ in 0..2 {
         value = (value ^ value >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -448,7 +452,7 @@ fn put_stock(address: SocketAddr, lines: &[u8]) -> Outcome<(u16, f64)> {
     Ok((status, begun.elapsed().as_secs_f64() * 1e3))
 }
 
-/// Returns the number in `/health` that follows a text.
+/// Returns the number in the response of `/health` that follows the text `name`.
 fn health(address: SocketAddr, name: &str) -> Outcome<u64> {
     let mut stream = TcpStream::connect(address)?;
     write!(

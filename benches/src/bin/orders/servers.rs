@@ -1,10 +1,10 @@
-//! The measured servers, each in its own process: a bare server, a durable ceiling, the node, a
+//! The measured servers, each in a child process: a bare server, a durable ceiling, the node, a
 //! warehouse.
 //!
-//! A server prints its address on one line of its standard output and serves until its standard
-//! input ends. The bare server parses the order and answers it. The ceiling first writes the body
-//! to a preallocated log that is synced once for all waiting requests. Every server that promises
-//! durability must do this, so the ceiling is the limit of this machine.
+//! A server prints its address on one line of its standard output and runs until its standard input
+//! is closed. The bare server only parses an order and answers. The ceiling also writes the body to
+//! a preallocated log, which it syncs once for all waiting requests. Every durable server must do
+//! this work, so the ceiling shows the limit of this machine.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -27,8 +27,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-/// Size of the ceiling's log. It is written once before the run and reused from its beginning when
-/// full.
+/// Size of the ceiling's log in bytes. The whole file is written before the run. When the log is
+/// full, it is overwritten from its beginning.
 const LOG_BYTES: u64 = 256 << 20;
 
 /// A server that a child process runs.
@@ -48,7 +48,7 @@ pub(crate) enum Role {
     },
 }
 
-/// Runs a server in this process until its standard input ends.
+/// Runs a server in this process until the standard input is closed.
 pub(crate) fn serve(role: Role) -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -81,7 +81,7 @@ fn announce(address: SocketAddr) -> Outcome<()> {
 
 fn wait_for_end() {
     let mut rest = Vec::new();
-    // An error ends the wait like the end of the input does.
+    // An error of the input also ends the wait.
     let _ = std::io::stdin().lock().read_to_end(&mut rest);
 }
 
@@ -111,7 +111,7 @@ async fn listen(log: BodyLog, delay: Duration, port: u16) -> Outcome<()> {
         let log = log.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| answer(request, log.clone(), delay));
-            // An error here means that the client has disconnected.
+            // An error means that the client has disconnected.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -134,8 +134,8 @@ async fn answer(
     } else {
         let order: Result<Order, _> = serde_json::from_slice(&body);
         let Ok(order) = order else {
-            // Orders sent to the warehouse have more fields. They are answered without storing the
-            // body.
+            // Requests of a node to the warehouse have other fields than an order. They are
+            // answered without storing the body.
             return Ok(Response::new(Full::default()));
         };
         if !log.append(body).await {
@@ -155,7 +155,7 @@ async fn answer(
 
 type Waiting = (Bytes, oneshot::Sender<()>);
 
-/// The log of bodies, written before their response.
+/// The log in which the ceiling stores bodies before it answers. The other servers have none.
 #[derive(Clone)]
 enum BodyLog {
     None,
@@ -186,12 +186,12 @@ impl BodyLog {
                 let stored = file.write_all_at(&group, at).and_then(|()| file.sync_data());
                 at += group.len() as u64;
                 group.clear();
-                // Dropping the senders reports the failure to the callers.
+                // If the write failed, the dropped senders tell the callers.
                 if stored.is_err() {
                     return;
                 }
                 for answer in answers.drain(..) {
-                    // The client may have disconnected.
+                    // The send fails if the client has disconnected.
                     let _ = answer.send(());
                 }
             }
@@ -199,7 +199,7 @@ impl BodyLog {
         Ok(BodyLog::Log(Arc::new(sender)))
     }
 
-    /// Appends a body and waits for the sync. Returns `false` if that failed.
+    /// Appends a body and waits for the sync. Returns `false` if the write or the sync failed.
     async fn append(&self, body: Bytes) -> bool {
         let BodyLog::Log(log) = self else { return true };
         let (answer, stored) = oneshot::channel();

@@ -1,22 +1,21 @@
-//! All structures that map a key to a node, behind one small trait.
+//! All measured structures that map a key to a node, behind one small trait.
 //!
-//! Nodes are numbers here, and each structure gets them in its cheapest form. Look-ups need one
-//! virtual call for thousands of keys.
+//! Nodes are numbers, which each structure receives in the form that is cheapest for it. One
+//! virtual call looks up thousands of keys.
 
 use std::hint::black_box;
 
 use imt_ring::{KeyHash, Member, Options, Ring};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// Name of the lower bound of every look-up: hashing without a ring.
+/// Name of the baseline of every look-up: only the hash of the key, without a ring.
 pub(crate) const HASH_ALONE: &str = "xxh3 of the key alone";
 
-/// A key: 20 bytes.
 pub(crate) type Key = [u8; 20];
 
-/// A way to build rings.
+/// A structure that can be measured, and the way to build rings of it.
 pub(crate) trait Candidate {
-    /// Returns the name in the table.
+    /// Returns the name of the structure in the table.
     fn name(&self) -> &str;
     /// Builds a ring of these nodes.
     fn build(&self, nodes: &[u32]) -> Box<dyn Built>;
@@ -30,13 +29,13 @@ pub(crate) trait Candidate {
         left.remove(index as usize);
         self.build(&left)
     }
-    /// Returns `true` if a look-up is so slow that fewer look-ups are timed.
+    /// Returns `true` if look-ups are so slow that fewer of them are timed.
     fn is_slow(&self) -> bool {
         false
     }
 }
 
-/// A ring that was built.
+/// A ring of one structure.
 pub(crate) trait Built {
     /// Looks up every key and discards the results.
     fn look_up_all(&self, keys: &[Key]);
@@ -44,7 +43,7 @@ pub(crate) trait Built {
     fn owners(&self, keys: &[Key]) -> Vec<u32>;
 }
 
-/// A candidate made of closures. Its `join` and `leave` build the ring again.
+/// A structure given by closures. Its `join` and `leave` build a new ring.
 struct Simple<B, F, I> {
     name: &'static str,
     slow: bool,
@@ -114,7 +113,7 @@ fn simple<R: 'static, T: 'static>(
     })
 }
 
-/// The ring of this project. Joins and leaves use its plans.
+/// The ring of this project. Its `join` and `leave` apply a plan to the existing ring.
 struct Ours {
     name: &'static str,
     options: Options,
@@ -156,8 +155,8 @@ impl Candidate for Ours {
 impl Built for Ring {
     fn look_up_all(&self, keys: &[Key]) {
         for key in keys {
-            // Only the owner is used, so that the result stays in registers. Passing on the whole
-            // result would write it to memory.
+            // Only the owner is passed on, so that the result stays in registers. Passing on the
+            // whole location would write it to memory.
             if let Ok(location) = self.locate(black_box(key)) {
                 black_box(location.owner);
             }
@@ -173,7 +172,7 @@ impl Built for Ring {
     }
 }
 
-/// Returns a sorted list of points, with `points` for each node.
+/// Returns a sorted list of points on the hash circle, with `points` points for each node.
 fn sorted_points(nodes: &[u32], points: u64) -> Vec<(u64, u32)> {
     let of_node =
         |&node: &u32| (0..points).map(move |point| (xxh3_64_with_seed(&node.to_le_bytes(), point), node));
@@ -191,7 +190,7 @@ fn next_point(points: &[(u64, u32)], key: &Key) -> u32 {
         .map_or(0, |&(_, node)| node)
 }
 
-/// Returns all candidates of this build.
+/// Returns all structures of this build.
 pub(crate) fn all() -> Vec<Box<dyn Candidate>> {
     let options = Options::new();
     #[cfg_attr(
@@ -251,7 +250,8 @@ pub(crate) fn all() -> Vec<Box<dyn Candidate>> {
 
 #[cfg(feature = "ring-rivals")]
 mod rivals {
-    //! The crates, each used as in its documentation. Those with a choice get 160 points per node.
+    //! The rival crates, each used as in its documentation. Crates with a configurable number of
+    //! points on the hash circle get 160 points per node.
 
     use anchorhash::AnchorHash;
     use maglev::{ConsistentHasher, Maglev};
@@ -269,10 +269,10 @@ mod rivals {
         }
     }
 
-    /// Anchor hashing, where nodes join and leave the existing structure.
+    /// Anchor hashing. Nodes join and leave the existing structure.
     struct Anchor;
 
-    /// A hasher with a fixed key. With random keys, two rings could not be compared.
+    /// A hasher with a fixed key. With random keys, two rings of the same nodes would differ.
     type Fixed = std::hash::BuildHasherDefault<std::collections::hash_map::DefaultHasher>;
 
     type AnchorRing = AnchorHash<Key, u32, Fixed>;
@@ -395,8 +395,8 @@ mod rivals {
         ]
     }
 
-    /// Jump hashing, which has numbered buckets only. A node that leaves is replaced by the last
-    /// one.
+    /// Jump hashing, which only has numbered buckets. The last node takes the bucket of a node that
+    /// leaves.
     struct Jump;
 
     struct JumpBuilt(jumphash::JumpHasher, Vec<u32>);
@@ -422,7 +422,7 @@ mod rivals {
         }
 
         fn build(&self, nodes: &[u32]) -> Box<dyn Built> {
-            // The default keys are random. Fixed ones make two rings comparable.
+            // The default keys are random. With fixed keys, two rings can be compared.
             Box::new(JumpBuilt(
                 jumphash::JumpHasher::new_with_keys(1, 2),
                 nodes.to_vec(),

@@ -1,7 +1,7 @@
 //! Measurements that only our ring supports: plans, and long histories of replicas over zones.
 //!
-//! Other crates have no plans, zones or replicas with a history. So these figures are compared with
-//! the lower bounds that the zones enforce, and not with rivals.
+//! Other crates have neither plans nor zones, and do not keep replicas when nodes join and leave.
+//! So these figures are compared with the lower bounds that the zones enforce.
 
 use std::hint::black_box;
 
@@ -22,7 +22,7 @@ fn ring(slots: u32, replication: u8, nodes: usize) -> Ring {
         .expect("the members are distinct")
 }
 
-/// Prints the time to make and to apply a plan.
+/// Prints the times to make and to apply plans.
 pub(crate) fn print_plans(markdown: bool, repeat: usize) {
     println!("\nplans, ms\n");
     print_row(
@@ -51,20 +51,23 @@ pub(crate) fn print_plans(markdown: bool, repeat: usize) {
     }
 }
 
-/// Goal for the ratio of copies on the fullest node to the mean in long histories.
+/// Goal for long histories: the node with the most copies (replicas other than primaries) has at
+/// most this many times the mean of all nodes.
 const COPIES_GOAL: f64 = 1.12;
 
-/// The worst values of a history.
+/// The worst values of all steps of a history.
 #[derive(Default)]
 struct Worst {
     primaries: f64,
     uneven: u32,
     copies: f64,
-    /// Highest ratio to the mean that the zones enforce at some moment.
+    /// In each step, the zones force a least possible ratio of the copies on the fullest node to
+    /// the mean of all nodes. This is the highest of these ratios.
     forced: f64,
-    /// Largest excess over the number of copies that the zones enforce at that moment, in slots.
+    /// Largest excess of the copies on the fullest node over the least possible number, in slots.
     copies_unforced: u32,
-    /// Highest ratio of copies to the mean, at moments when the zones permit the goal.
+    /// Highest ratio of the copies on the fullest node to the mean, over the steps in which the
+    /// zones permit `COPIES_GOAL`.
     copies_where_possible: f64,
     moved: u64,
     minimum: u64,
@@ -121,10 +124,10 @@ impl Worst {
     }
 }
 
-/// Returns the smallest possible number of copies on the fullest node. It assumes three replicas in
-/// distinct zones, equal weights, and no node with more primaries than its share rounded up. A zone
-/// has each slot at most once. So `c` copies per node are enough only if all zones together, each
-/// with `min(slots, nodes x (share + c))`, have three times the slots.
+/// Returns the least possible number of copies on the fullest node. Assumes three replicas in
+/// distinct zones, equal weights, and at most the mean number of primaries (rounded up) per node. A
+/// zone holds each slot at most once. So `c` copies per node suffice only if the zones together,
+/// each with `min(slots, nodes x (share + c))`, have room for three times the slots.
 fn least_copies(ring: &Ring) -> u32 {
     let share = ring.slots().div_ceil(ring.members().len() as u32);
     let zones = ring.zone_shares();
@@ -137,8 +140,8 @@ fn least_copies(ring: &Ring) -> u32 {
         .unwrap_or(ring.slots())
 }
 
-/// Prints histories of three replicas over four zones with 300 joins (into the zone with the fewest
-/// nodes) and leaves (of any node).
+/// Prints histories of three replicas over four zones. Each history has 300 steps: a node joins the
+/// zone with the fewest nodes, or any node leaves.
 pub(crate) fn print_histories(markdown: bool) {
     println!(
         "\n300 random joins and leaves, three replicas over four zones; the worst over five histories\n"

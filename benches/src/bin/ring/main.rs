@@ -1,13 +1,13 @@
-//! Measures the ring beside common crates and plain references: look-up, build time, memory,
-//! balance, and the movement of a join and a leave.
+//! Measures the ring in comparison with common crates and simple reference structures: look-up,
+//! build time, memory, balance, and the keys that move when a node joins or leaves.
 //!
 //!     # Our ring and the references, then the rivals too:
 //!     cargo run --profile dist -p imt-benches --bin ring
 //!     cargo run --profile dist -p imt-benches --bin ring --features ring-rivals
 //!
-//! A look-up time is the upper bound of the fastest tenth of short measurements within a second.
-//! Other times are medians. Memory is the growth of the resident set of a new process that builds a
-//! structure many times and keeps all of them.
+//! A look-up time is the slowest of the fastest tenth of short measurements within a second. Other
+//! times are medians. Memory is the growth of the resident set of a new process that builds many
+//! copies of a structure.
 
 mod candidates;
 mod history;
@@ -19,11 +19,12 @@ use clap::Parser;
 
 use candidates::{Candidate, Key};
 
-/// Maximum time of repetitions after the third one. Some rivals need seconds to build.
+/// Time after which a measurement is no longer repeated, because some rivals need seconds to build.
+/// The first three repetitions are always made.
 const TIME_MAX: Duration = Duration::from_secs(4);
-/// Number of keys for look-ups. The keys fit into the second-level cache together with the largest
-/// table (82 + 128 of 512 KiB here), for any placement of their pages. So the ring is measured and
-/// not the memory.
+/// Number of keys for look-ups. The keys (80 KiB) and the largest table (128 KiB) together fit into
+/// a second-level cache of 512 KiB, for any placement of their pages. So the look-up is measured
+/// and not the memory.
 const KEYS_TIMED: usize = 4_096;
 
 #[derive(Parser)]
@@ -49,7 +50,7 @@ struct Arguments {
     memory: bool,
 }
 
-/// Returns keys of 20 bytes, like order ids with a prefix. They are the same in every run.
+/// Returns keys of 20 bytes, like order ids with a prefix. Every run has the same keys.
 fn keys(count: usize) -> Vec<Key> {
     let key = |index: usize| {
         let mixed = (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
@@ -67,7 +68,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Returns the median time of a piece of work in nanoseconds.
+/// Returns the median time of `work` in nanoseconds.
 fn time(repeat: usize, mut work: impl FnMut()) -> f64 {
     let (begin, mut times) = (Instant::now(), Vec::new());
     while times.len() < repeat && (times.len() < 3 || begin.elapsed() < TIME_MAX) {
@@ -78,9 +79,9 @@ fn time(repeat: usize, mut work: impl FnMut()) -> f64 {
     median(times)
 }
 
-/// Returns the time of a short piece of work on an otherwise idle core, in nanoseconds. It is the
-/// upper bound of the fastest tenth of the repetitions within a second. Other work on the core
-/// makes everything take up to twice as long, for seconds at a time.
+/// Returns the time of a short piece of work on an otherwise idle core, in nanoseconds. The result
+/// is the slowest of the fastest tenth of the repetitions within a second. The other repetitions
+/// may be slowed by other work on the core, which can double their time for seconds.
 fn undisturbed(mut work: impl FnMut()) -> f64 {
     let (begin, mut times) = (Instant::now(), Vec::new());
     while begin.elapsed() < Duration::from_secs(1) {
@@ -101,7 +102,7 @@ struct Row {
     leave: f64,
 }
 
-/// Returns the share of keys that two rings place differently.
+/// Returns the share of keys that have different owners in two rings.
 fn moved(before: &[u32], after: &[u32]) -> f64 {
     let differ = before.iter().zip(after).filter(|(before, after)| before != after);
     differ.count() as f64 / before.len() as f64
@@ -141,11 +142,12 @@ fn resident() -> u64 {
         .map_or(0, |pages| pages * 4096)
 }
 
-/// Prints the bytes of one structure. Many are built and kept, because the resident set grows in
-/// pages.
+/// Prints the size in bytes of one structure. Many copies are built and kept, because the resident
+/// set grows in whole pages.
 fn print_memory(candidate: &dyn Candidate, nodes: u32) {
     let members: Vec<u32> = (0..nodes).collect();
-    // Build one first, so that one-time allocations (tables, generators) do not count.
+    // The first copy is built before the measurement, so that one-time allocations (tables,
+    // generators) are not included.
     drop(black_box(candidate.build(&members)));
     let before = resident();
     let mut kept = Vec::new();
@@ -187,7 +189,7 @@ fn print_row(markdown: bool, cells: &[String]) {
     }
 }
 
-/// Returns one figure of each row, with a fixed number of digits.
+/// Returns one figure of each row as text, with a fixed number of digits.
 fn figures(rows: &[Row], digits: usize, of: impl Fn(&Row) -> f64) -> String {
     rows.iter()
         .map(|row| format!("{:.digits$}", of(row)))

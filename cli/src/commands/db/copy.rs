@@ -12,14 +12,14 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Mode in which the source of a backup was opened.
+/// Mode in which a backup has opened its source.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
-    /// For writing: no other process has it open.
+    /// For writing, because no other process has the database open.
     Own,
-    /// Read-only: another process has it open.
+    /// Read-only, because another process has the database open.
     InUse,
-    /// Read-only: its files cannot be written.
+    /// Read-only, because the files of the database cannot be written.
     ReadOnly,
 }
 
@@ -85,7 +85,7 @@ fn backup_text(source: Source, report: &BackupReport, to: &Path) -> String {
     )
 }
 
-/// Returns the state of the target folder after a failed copy.
+/// Returns a sentence about the target folder after a failed copy.
 fn unfinished_state(to: &Path) -> String {
     let left = fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some());
     if left {
@@ -103,8 +103,8 @@ pub(super) fn restore(backup: &Path, to: &Path, output: OutputFormat) -> Result<
     check_apart(backup, to)?;
     let db = open::to_look(backup)?;
     verify(&db, "the backup").map_err(|error| error.told(backup, "nothing was restored"))?;
-    // The copy gets its final name last, so that an interrupted restore is never taken for a
-    // database.
+    // The copy gets its final name last. So an interrupted restore leaves no unverified database
+    // under that name.
     let mut unfinished = to.as_os_str().to_owned();
     unfinished.push(".restoring");
     let unfinished = PathBuf::from(unfinished);
@@ -137,7 +137,8 @@ pub(super) fn restore(backup: &Path, to: &Path, output: OutputFormat) -> Result<
     Ok(ExitCode::SUCCESS)
 }
 
-/// Renames a verified copy to its final name, durably.
+/// Renames a verified copy to its final name, and syncs the parent folder so that the name is
+/// durable.
 fn put_in_place(unfinished: &Path, to: &Path, state: &str) -> Result<(), CliError> {
     fs::rename(unfinished, to).map_err(|error| {
         let (unfinished, to) = (unfinished.display(), to.display());
@@ -154,7 +155,7 @@ fn put_in_place(unfinished: &Path, to: &Path, state: &str) -> Result<(), CliErro
     })
 }
 
-/// Reason why a verification failed.
+/// Reason why the verification of a database failed.
 enum Unsound {
     Damage(String),
     Refused(Error),
@@ -172,7 +173,7 @@ impl Unsound {
     }
 }
 
-/// Verifies a database.
+/// Verifies a database. `what` names the database in the progress display.
 fn verify(db: &Db, what: &str) -> Result<(), Unsound> {
     let mut display = Display::new(1);
     let report = db.verify_with(|done, total| {
@@ -184,8 +185,8 @@ fn verify(db: &Db, what: &str) -> Result<(), Unsound> {
     }
 }
 
-/// Refuses a target inside its own source, or around it, because the copy would then include
-/// itself.
+/// Refuses a target folder inside the source, or a source inside the target, because the copy would
+/// then include itself.
 fn check_apart(source: &Path, to: &Path) -> Result<(), CliError> {
     for (inner, outer) in [(to, source), (source, to)] {
         let is_within = OsStorage.is_within(inner, outer);

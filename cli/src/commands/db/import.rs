@@ -1,9 +1,10 @@
 //! `imt db import`: reads records from JSON lines in the format of `imt db export`.
 //!
-//! Each message about the database holds for the data on disk. Invariants:
+//! Each error message describes the data on disk, not the data in memory. Invariants:
 //!
 //! - All lines of a file are read and checked before the first record is put.
-//! - The lines of a pipe are put in batches. An error names the number of records in the database.
+//! - The lines of a pipe are put in batches. An error names the number of records that were put
+//!   before.
 //! - With `--clear`, records go to new tables, which replace the old ones in one commit at the end.
 //!   A failed import changes nothing.
 //! - A killed import with `--clear` leaves tables with names that begin with [`NEW_TABLE_PREFIX`].
@@ -24,12 +25,13 @@ use std::io::{BufRead, BufReader, Seek};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Bytes of records per commit.
+/// Bytes of keys and values after which a batch is committed.
 const BATCH_BYTES: usize = 1 << 20;
-/// Prefix of the names of tables that an import fills.
+/// Prefix of the names of tables that an import with `--clear` fills before it replaces the old
+/// tables.
 const NEW_TABLE_PREFIX: &str = "~imt-import-";
 
-/// `imt db import`
+/// Arguments of `imt db import`.
 #[derive(clap::Args)]
 pub(crate) struct ImportArgs {
     /// Folder of the database
@@ -48,7 +50,7 @@ pub(crate) struct ImportArgs {
     partial: bool,
 }
 
-/// A decoded line.
+/// A decoded line of an export.
 enum Line {
     Record {
         table: String,
@@ -63,18 +65,18 @@ enum Line {
 
 /// Reason why an import ended early.
 enum Stop {
-    /// A line is invalid.
+    /// The line with this number is invalid, for this reason.
     Line(u64, String),
-    /// The next line cannot be read.
+    /// The line with this number cannot be read.
     Read(u64, std::io::Error),
-    /// The last line is missing.
+    /// The line that ends an export is missing.
     End(String),
-    /// The database returned an error.
+    /// The database returned an error to a put or commit.
     Database(Error),
 }
 
 impl Stop {
-    /// Returns the error to print. `state` describes the data on disk.
+    /// Returns the error to print. `state` is a sentence about the data on disk.
     fn told(self, path: &Path, state: &str) -> CliError {
         match self {
             Self::Line(number, reason) => CliError::failed(format!("line {number}: {reason}; {state}")),
@@ -106,7 +108,7 @@ pub(super) fn import(args: &ImportArgs, output: OutputFormat) -> Result<ExitCode
 fn from_file(args: &ImportArgs, path: &Path) -> Result<u64, CliError> {
     let unreadable = |error| CliError::because(format!("cannot read {}", path.display()), error);
     let mut file = File::open(path).map_err(unreadable)?;
-    // Only a regular file can be read twice.
+    // Only a regular file can be read twice: first to check all lines, then to put the records.
     if file.metadata().map_err(unreadable)?.is_file() {
         let checked = read(args.partial, BufReader::new(&file), |_| Ok(()));
         checked.map_err(|stop| stop.told(&args.path, "nothing was changed"))?;
@@ -115,7 +117,7 @@ fn from_file(args: &ImportArgs, path: &Path) -> Result<u64, CliError> {
     fill(args, BufReader::new(file))
 }
 
-/// Puts all records of `lines`. Returns the number of records.
+/// Puts all records of `lines` into the database. Returns the number of records.
 fn fill(args: &ImportArgs, lines: impl BufRead) -> Result<u64, CliError> {
     let options = Options::new()
         .create(args.create)
@@ -141,13 +143,15 @@ fn fill(args: &ImportArgs, lines: impl BufRead) -> Result<u64, CliError> {
     }
 }
 
-/// Reads lines and passes each to `take`. The lines may be several exports, one after another.
+/// Reads lines and passes each to `take`. The lines may have several exports, one after another.
+/// Fails if the last line of an export is missing, unless `partial` is set.
 fn read(
     partial: bool,
     lines: impl BufRead,
     mut take: impl FnMut(Line) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
-    // Both variables belong to the current export. `is_whole` tells if its last line was read.
+    // Both variables describe the present export: its number of records, and `true` once its last
+    // line was read.
     let (mut records, mut is_whole) = (0, false);
     for (index, line) in lines.lines().enumerate() {
         let number = index as u64 + 1;
@@ -200,7 +204,8 @@ fn parse(line: &str) -> Result<Line, String> {
     }
 }
 
-/// Returns an error for a table name that the engine rejects or that an import uses itself.
+/// Returns an error for a table name that the engine rejects, or that an import uses for its new
+/// tables.
 fn check_name(table: &str) -> Result<(), String> {
     let bytes = table.len();
     if bytes > TABLE_NAME_BYTES_MAX {
@@ -219,7 +224,8 @@ fn check_name(table: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns a key or value of a line, given as text or as hexadecimal digits.
+/// Returns the key or value of a line, which is either text or hexadecimal digits. `name` is `key`
+/// or `value`.
 fn field(object: &Map<String, Json>, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, String> {
     let hex_name = format!("{name}_hex");
     let bytes = match (object.get(name), object.get(&hex_name)) {
@@ -240,16 +246,16 @@ fn field(object: &Map<String, Json>, name: &str, bytes_max: usize) -> Result<Opt
     Ok(Some(bytes))
 }
 
-/// An import in progress.
+/// State of an import while lines are read.
 struct Import<'a> {
     db: &'a Db,
-    /// `true` if the new tables replace the old ones at the end.
+    /// `true` if new tables replace the old tables at the end of the import.
     clear: bool,
-    /// Tables by their name in the lines.
+    /// The tables that records are put into, by the name that the lines give.
     tables: HashMap<String, Table>,
     batch: Batch,
     batch_bytes: usize,
-    /// Number of records read.
+    /// Number of records put, including those of the batch that is not committed yet.
     records: u64,
     /// Number of records in committed batches.
     committed: u64,
@@ -270,7 +276,8 @@ impl<'a> Import<'a> {
         }
     }
 
-    /// Drops the tables that a killed import with `--clear` left behind.
+    /// Drops the new tables of an import with `--clear` that failed or was killed. Does nothing
+    /// without `--clear`.
     fn drop_leftovers(&self) -> Result<(), Error> {
         let tables = self.db.tables();
         let left = tables
@@ -327,7 +334,8 @@ impl<'a> Import<'a> {
         Ok(())
     }
 
-    /// Commits the last batch, makes all records durable, and replaces old tables by new ones.
+    /// Commits the last batch and makes all records durable. With `--clear`, replaces the old
+    /// tables by the new ones.
     fn finish(mut self, path: &Path) -> Result<(), CliError> {
         let done = self
             .commit()
@@ -360,7 +368,7 @@ impl<'a> Import<'a> {
         self.db.replace_tables(&pairs)
     }
 
-    /// Ends a failed import. Returns a description of the data on disk.
+    /// Closes the database after a failed import. Returns a sentence about the data on disk.
     fn give_up(self) -> String {
         if self.clear {
             let dropped = self.drop_leftovers().and_then(|()| self.db.sync());

@@ -1,4 +1,4 @@
-//! `imt db inspect`: shows a database on one page, also if the database is damaged or in use.
+//! `imt db inspect`: shows a database on one page, even if it is damaged or in use.
 
 use super::show::{FormArgs, Histogram, bar};
 use super::{FOUND, inspect_parts, open, verdict};
@@ -10,12 +10,13 @@ use serde_json::{Map, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Maximum number of keys for which sizes are counted by default. The count takes about a second.
+/// Maximum number of keys for which sizes are counted by default. Counting this number takes about
+/// a second.
 const SIZES_KEYS_MAX: u64 = 1_000_000;
-/// Maximum rows of the list of segments. The middle of a longer list is left out.
+/// Maximum number of rows in the list of segments. The middle of a longer list is left out.
 const SEGMENT_ROWS: usize = 40;
 
-/// `imt db inspect`
+/// Arguments of `imt db inspect`.
 #[derive(clap::Args)]
 pub(crate) struct InspectArgs {
     /// Folder of the database
@@ -54,7 +55,7 @@ pub(super) fn run(args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
     }
 }
 
-/// Shows a database that opens.
+/// Shows a database that could be opened.
 fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let path = &args.path;
     let (stats, tables, recovery) = (db.stats(), db.tables(), db.recovery());
@@ -117,8 +118,8 @@ fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
     Ok(verdict(damage.is_empty()))
 }
 
-/// Returns the files of the folder. A copy of SUPER looks damaged while a node writes it, so the
-/// files are read again.
+/// Returns a view of the database's folder. Reads up to three times while a copy in the file SUPER
+/// looks damaged, because a node may be writing that copy.
 pub(super) fn settled_folder(path: &Path) -> microdb::Result<inspect::FolderView> {
     const LOOKS: u32 = 3;
     let mut folder = inspect::folder(path)?;
@@ -131,7 +132,7 @@ pub(super) fn settled_folder(path: &Path) -> microdb::Result<inspect::FolderView
     Ok(folder)
 }
 
-/// Returns the damage that was found and that does not keep the database from opening.
+/// Returns the damage that this command found although the database opens.
 fn damage_met(
     path: &Path,
     folder: &inspect::FolderView,
@@ -148,7 +149,7 @@ fn damage_met(
         ))
     });
     let mut found: Vec<String> = states.collect();
-    // A deleted checkpoint is no damage.
+    // A checkpoint that somebody deleted is no damage.
     if recovery.checkpoint_unusable && !folder.checkpoints.is_empty() {
         let folder = path.join("directory");
         found.push(format!(
@@ -192,7 +193,7 @@ fn head(
             )
         }
     };
-    // The engine counts the table names as keys of its catalog.
+    // The engine also counts the names of tables, as keys of its catalog.
     let keys = stats.keys.saturating_sub(names as u64);
     format!(
         "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {})\nkeys       {keys} in {}\nlog        {} in {}\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
@@ -217,7 +218,7 @@ fn head(
     )
 }
 
-/// Returns the share of the directories' slots (8 bytes each) that lead to a key.
+/// Returns the used share of the slots in all hash directories of the engine. A slot has 8 bytes.
 fn directory_fill(stats: &Stats) -> f64 {
     (stats.keys * 8) as f64 / stats.directory_bytes.max(1) as f64
 }
@@ -238,8 +239,8 @@ fn segments(stats: &Stats) -> String {
         }
         rows.push(vec![
             segment.id.to_string(),
-            // A read-only database reports every segment as sealed. The log continues in the last
-            // one.
+            // A read-only database reports every segment as sealed. New frames go to the last
+            // segment.
             match segment.sealed {
                 true if segment.id != stats.frontier.segment => "sealed",
                 true => "last",
@@ -277,15 +278,15 @@ fn sizes(db: &Db) -> Map<String, serde_json::Value> {
     sizes
 }
 
-/// Returns the seconds since the checkpoint was written, according to the time of its file.
+/// Returns the age of a checkpoint in seconds, according to the modification time of its file.
 fn checkpoint_age(path: &Path, generation: u64) -> Option<u64> {
     let file = path.join(format!("directory/{generation:010}.idx"));
     let age = std::fs::metadata(file).ok()?.modified().ok()?.elapsed().ok()?;
     Some(age.as_secs())
 }
 
-/// Returns the process that has the database open. This is the process that LOCK names, provided
-/// that it has LOCK open.
+/// Returns the id of the process that has the database open. The file LOCK names a process, and
+/// that process must have the file LOCK open.
 fn user(path: &Path) -> Option<u32> {
     let lock = path.join("LOCK").canonicalize().ok()?;
     let process: u32 = std::fs::read_to_string(&lock).ok()?.trim().parse().ok()?;
@@ -294,7 +295,7 @@ fn user(path: &Path) -> Option<u32> {
     open.any(|file| file == lock).then_some(process)
 }
 
-/// Returns the findings of recovery in one line.
+/// Returns in one line the work that recovery has to do at the next open.
 fn recovery_text(path: &Path, recovery: &RecoveryReport) -> String {
     if let Some(process) = user(path) {
         return format!("not now: process {process} has it open; this is what it has written so far");
@@ -315,7 +316,7 @@ fn recovery_text(path: &Path, recovery: &RecoveryReport) -> String {
     )
 }
 
-/// Shows the files of a database that does not open.
+/// Shows the files of a database that could not be opened because of damage.
 fn damaged(path: &Path, error: Error, output: OutputFormat) -> Result<ExitCode, CliError> {
     let folder = inspect::folder(path).map_err(|error| open::refused(path, error))?;
     let mut segments = Vec::new();

@@ -1,4 +1,5 @@
-//! Shows a segment, a frame or a key's record on disk, field by field and in hexadecimal digits.
+//! Shows a segment, a frame or the record of a key as it is on disk: its fields, and its bytes as
+//! hexadecimal digits.
 
 use super::show::{Form, FormArgs, hex, plain_hex};
 use super::{open, verdict};
@@ -9,9 +10,10 @@ use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Bytes per line of a hex dump.
+/// Number of bytes in a line of a hex dump.
 const LINE_BYTES: usize = 16;
-/// Maximum number of dumped bytes of a record. The value is shown in full above the dump.
+/// Maximum number of bytes in the hex dump of a record. The decoded value above the dump is
+/// complete.
 const DUMP_BYTES_MAX: usize = 1024;
 
 pub(super) fn segment(path: &Path, id: u64, output: OutputFormat) -> Result<ExitCode, CliError> {
@@ -194,7 +196,7 @@ fn read(path: &Path, id: u64) -> Result<inspect::SegmentView, CliError> {
     })
 }
 
-/// Returns the names of tables by id, or none if the database does not open.
+/// Returns the names of all tables by their ids, or no names if the database cannot be opened.
 fn names(path: &Path) -> std::collections::HashMap<u32, String> {
     let tables = open::try_to_look(path).map(|db| db.tables()).unwrap_or_default();
     tables.into_iter().map(|table| (table.id, table.name)).collect()
@@ -237,7 +239,8 @@ fn record_text(record: &RecordView, names: &std::collections::HashMap<u32, Strin
     )
 }
 
-/// Returns bytes as lines of offset, hexadecimal digits and text.
+/// Returns a hex dump of the first [`DUMP_BYTES_MAX`] bytes. `offset` is the position of the first
+/// byte in the file.
 fn dump(offset: u64, bytes: &[u8]) -> String {
     let mut text = String::new();
     for (index, line) in bytes[..bytes.len().min(DUMP_BYTES_MAX)]

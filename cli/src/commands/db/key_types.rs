@@ -1,16 +1,18 @@
-//! Keys and values of typed tables as text.
+//! Converts keys and values of typed tables to text and back.
 //!
 //! A database does not record the types of a table, so the command line names them. Numbers and
 //! strings of a typed table have the standard encoding of bincode 2: variable-length numbers, least
-//! significant byte first, and strings behind their length.
+//! significant byte first, and strings preceded by their length.
 //!
-//! Deliberately absent: structs and tuples, which have no form in one word.
+//! Deliberately absent: structs and tuples, which cannot be written as one word on the command
+//! line.
 
 use super::show::{digits, hex};
 
-/// Largest number that is its own one-byte encoding.
+/// Largest number with an encoding of one byte, which is the number itself.
 const ONE_BYTE_MAX: u64 = 250;
-/// First byte of a number of two, four and eight bytes.
+/// `TWO`, `FOUR` and `EIGHT` are first bytes of an encoded number. Two, four or eight bytes with
+/// the number follow.
 const TWO: u8 = 251;
 const FOUR: u8 = 252;
 const EIGHT: u8 = 253;
@@ -37,7 +39,7 @@ pub(crate) enum DataType {
 }
 
 impl DataType {
-    /// Returns the bytes of a text.
+    /// Returns the encoding of `text` as a value of this type.
     pub(super) fn encode(self, text: &str) -> Result<Vec<u8>, String> {
         let wrong = |example: &str| format!("'{text}' is not of this type; for example {example}");
         let number = || text.parse::<u64>().map_err(|_| wrong("17"));
@@ -63,7 +65,7 @@ impl DataType {
         })
     }
 
-    /// Returns bytes as text, or `None` if they are not of this type.
+    /// Returns encoded bytes as text, or `None` if they are not a value of this type.
     pub(super) fn decode(self, bytes: &[u8]) -> Option<String> {
         match self {
             Self::Text => String::from_utf8(bytes.to_vec()).ok(),
@@ -103,7 +105,7 @@ fn varint(number: u64) -> Vec<u8> {
     bytes
 }
 
-/// Returns the number at the start of bytes, and the bytes behind it.
+/// Decodes a number at the start of `bytes`. Returns the number and the bytes after it.
 fn split_varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (first, rest) = bytes.split_first()?;
     let length = match *first {
@@ -130,7 +132,7 @@ mod tests {
     use serde::Serialize;
     use serde::de::DeserializeOwned;
 
-    /// Compares the bytes with those of the engine's typed table.
+    /// Checks that the encoding of each text is the key that a typed table of the engine stores.
     fn check<K: Serialize + DeserializeOwned>(kind: DataType, keys: &[(K, &str)]) {
         let folder = tempfile::tempdir().unwrap();
         let db = microdb::Db::open(folder.path().join("db")).unwrap();

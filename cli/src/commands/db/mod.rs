@@ -4,8 +4,8 @@
 //! - Commands that change nothing open the database read-only. They take no lock, so they work
 //!   beside the process that has the database open, and they cannot change a byte.
 //! - Damage is reported with its file, its byte offset and a remedy.
-//! - A check with findings ends with exit code 3, which differs from the code of a check that
-//!   failed.
+//! - A check that finds damage or a difference ends with exit code 3. A check that cannot be
+//!   carried out ends with another code.
 
 mod bench;
 mod copy;
@@ -29,7 +29,7 @@ use crate::output::OutputFormat;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// `imt db ...`
+/// Subcommands of `imt db`.
 #[derive(clap::Subcommand)]
 pub(crate) enum DbCommand {
     /// Show a database: tables, segments, live and dead bytes, findings of recovery. Changes
@@ -299,10 +299,10 @@ impl DbCommand {
     }
 }
 
-/// Exit code of a check with findings.
+/// Exit code of a check that found damage or a difference.
 pub(crate) const FOUND: u8 = 3;
 
-/// Returns the exit code of a check.
+/// Returns the exit code of a check: success for a sound database, else [`FOUND`].
 fn verdict(sound: bool) -> ExitCode {
     if sound {
         ExitCode::SUCCESS

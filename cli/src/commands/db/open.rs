@@ -4,25 +4,25 @@ use crate::error::CliError;
 use microdb::{Db, Error, Options, Table};
 use std::path::Path;
 
-/// Tables of every node's database. Another database is unlikely to have all of them.
+/// Names of tables that every node's database has. Another database is unlikely to have all three.
 const NODE_TABLES: [&str; 3] = ["orders", "arrivals", "meta"];
 
-/// Returns `true` for the database of a node.
+/// Returns `true` if the database is the volume of a node, judged by its tables.
 pub(super) fn is_of_node(db: &Db) -> bool {
     NODE_TABLES.iter().all(|name| db.get_table(name).is_some())
 }
 
-/// Opens a database read-only.
+/// Opens a database read-only. An error has a remedy for the user.
 pub(super) fn to_look(path: &Path) -> Result<Db, CliError> {
     try_to_look(path).map_err(|error| refused(path, error))
 }
 
-/// Opens a database read-only and returns the engine's error to callers that handle it.
+/// Opens a database read-only. Returns the engine's error unchanged, for callers that handle it.
 pub(super) fn try_to_look(path: &Path) -> microdb::Result<Db> {
     Options::new().read_only(true).open(path)
 }
 
-/// Opens a database for changes.
+/// Opens a database for writing. With `create`, creates the database if it does not exist.
 pub(super) fn to_change(path: &Path, create: bool) -> Result<Db, CliError> {
     Options::new()
         .create(create)
@@ -30,13 +30,13 @@ pub(super) fn to_change(path: &Path, create: bool) -> Result<Db, CliError> {
         .map_err(|error| refused(path, error))
 }
 
-/// Returns the message for an error of a database that was only opened or read.
+/// Returns the error to print for a database of which nothing was changed.
 pub(super) fn refused(path: &Path, error: Error) -> CliError {
     failed(path, "nothing was changed", error)
 }
 
-/// Returns the message for an error of the engine, with a remedy. `state` describes the data on
-/// disk.
+/// Returns the error to print for an error of the engine, with a remedy. `state` is a sentence
+/// about the data on disk.
 pub(super) fn failed(path: &Path, state: &str, error: Error) -> CliError {
     let place = path.display();
     let full = error.is_disk_full();
@@ -90,7 +90,7 @@ pub(super) fn failed(path: &Path, state: &str, error: Error) -> CliError {
     }
 }
 
-/// Returns the file that the operating system could not access.
+/// Returns the path that the operating system could not access, if the error names one.
 fn of_path(error: &Error) -> Option<&Path> {
     match error {
         Error::Io { path, .. } => Some(path),
@@ -99,7 +99,7 @@ fn of_path(error: &Error) -> Option<&Path> {
     }
 }
 
-/// Returns the table called `name`. The error lists the existing tables.
+/// Returns the table called `name`. If it does not exist, the error lists the tables that exist.
 pub(super) fn table(db: &Db, name: &str) -> Result<Table, CliError> {
     db.get_table(name).ok_or_else(|| {
         let names: Vec<String> = db.tables().into_iter().map(|table| table.name).collect();

@@ -1,4 +1,4 @@
-//! `imt db get`, `put`, `delete` and `scan`: single records and scans.
+//! `imt db get`, `put`, `delete` and `scan`: read and write single records, and scan tables.
 
 use super::open;
 use super::show::{self, Form, FormArgs};
@@ -9,7 +9,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// A table of a database, and the format of its keys and values on the command line.
+/// A table of a database, and the format of keys and values on the command line.
 #[derive(clap::Args)]
 pub(crate) struct Place {
     /// Folder of the database
@@ -40,7 +40,8 @@ pub(super) fn get(place: &Place, key: &str, output: OutputFormat) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the error for a key that is not there. A table with typed keys has keys of other bytes.
+/// Returns the error for a key that the table does not have. If the table's keys are no text, the
+/// error advises `--key-type`, because a typed table encodes its keys.
 fn no_such_key(table: &Table, name: &str, key: &str) -> CliError {
     let is_text = |key: &Value| std::str::from_utf8(key).is_ok_and(|key| !key.contains(char::is_control));
     let first = table.keys().next().and_then(Result::ok);
@@ -79,7 +80,7 @@ pub(super) fn put(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns an error for a row of a node's database that the node could not decode.
+/// Returns an error if the database belongs to a node and the node could not decode this row.
 fn check_row(db: &Db, table: &str, key: &str, bytes: &[u8], value: &[u8]) -> Result<(), CliError> {
     if !open::is_of_node(db) {
         return Ok(());
@@ -119,7 +120,8 @@ pub(super) fn delete(place: &Place, key: &str, output: OutputFormat) -> Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the state after a failed write. After a failed sync, the state is unknown.
+/// Returns a sentence about the data on disk after a failed write. The sentence is `refused`, but
+/// after a failed sync it says that the state of the data is unknown.
 fn outcome(refused: &'static str, error: &Error) -> &'static str {
     match error {
         Error::Poisoned { .. } => "it is not known whether the change reached the disk: look with imt db get",
@@ -132,7 +134,7 @@ fn close(db: Db, path: &Path, state: &str) -> Result<(), CliError> {
     db.close().map_err(|error| open::failed(path, &state, error))
 }
 
-/// `imt db scan`
+/// Arguments of `imt db scan`.
 #[derive(clap::Args)]
 pub(crate) struct ScanArgs {
     #[command(flatten)]
@@ -190,7 +192,7 @@ pub(super) fn scan(args: &ScanArgs, output: OutputFormat) -> Result<ExitCode, Cl
             value: &value,
         };
         match output {
-            // Each document is printed when its record is read, so that a scan of any length can be
+            // Each record is printed as soon as it is read, so that a scan of any length can be
             // piped.
             OutputFormat::Json => output::print_json_line(&line.json(args.keys_only))?,
             OutputFormat::Table => rows.push(line.cells(args)),
@@ -217,7 +219,7 @@ fn count(table: &Table, prefix: Vec<u8>) -> microdb::Result<u64> {
     Ok(count)
 }
 
-/// A record of a scan.
+/// A record that a scan prints.
 struct Line<'a> {
     form: Form,
     table: &'a str,

@@ -1,4 +1,4 @@
-//! `imt db salvage`, `heal` and `diff`.
+//! `imt db salvage`, `heal` and `diff`: rescue records, repair bytes, and compare databases.
 
 use super::show::Form;
 use super::{open, verdict};
@@ -47,7 +47,8 @@ pub(super) fn salvage(path: &Path, to: &Path, output: OutputFormat) -> Result<Ex
     Ok(verdict(manifest.is_complete()))
 }
 
-/// Returns the known keys of lost and of stale records, in the form of `imt db get`.
+/// Returns the keys of lost records and of records with an old value, as far as they are known. The
+/// keys are written as `imt db get` reads them.
 fn lost_keys(manifest: &Manifest) -> String {
     let key = |name: &KeyName| format!("{} {}", name.table, Form::KNOWN.key(&name.table, &name.key));
     let listed = |names: Vec<&KeyName>| {

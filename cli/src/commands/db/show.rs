@@ -1,17 +1,18 @@
 //! Formats keys, values, bars and histograms for people, and parses keys and values.
 //!
-//! Values of a node's tables are decoded. Other values, and values that do not decode, are shown as
-//! text if they are UTF-8, and as hexadecimal digits with the mark `0x` otherwise.
+//! Values of a node's tables are decoded. Other values, and values that cannot be decoded, are
+//! shown as text if they are UTF-8 without control characters. Otherwise they are shown as
+//! hexadecimal digits after the mark `0x`.
 
 use super::key_types::DataType;
 use crate::error::CliError;
 use crate::output;
 use serde_json::{Value as Json, json};
 
-/// Format of keys and values.
+/// Format in which keys and values are shown and parsed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Form {
-    /// Decodes the rows of a node's tables.
+    /// `true` if the rows of a node's tables are decoded.
     known: bool,
     key_type: Option<DataType>,
     value_type: Option<DataType>,
@@ -50,20 +51,20 @@ impl FormArgs {
 }
 
 impl Form {
-    /// Decodes the rows of a node's tables.
+    /// Format that decodes the rows of a node's tables.
     pub(super) const KNOWN: Self = Self {
         known: true,
         key_type: None,
         value_type: None,
     };
-    /// Shows text or hexadecimal digits.
+    /// Format that shows all keys and values as text or hexadecimal digits.
     pub(super) const RAW: Self = Self {
         known: false,
         key_type: None,
         value_type: None,
     };
 
-    /// Parses a key from the command line. A key is accepted in the form in which it is shown.
+    /// Parses a key from the command line, in the same form in which `key` shows keys.
     pub(super) fn parse_key(self, table: &str, text: &str) -> Result<Vec<u8>, CliError> {
         if let Some(key_type) = self.key_type {
             return key_type
@@ -78,8 +79,8 @@ impl Form {
         Ok(known.unwrap_or_else(|| of_text(text)))
     }
 
-    /// Parses a value from the command line. The decoded form of a known row is for display only
-    /// and is not parsed.
+    /// Parses a value from the command line. Rows of a node's tables are only shown in decoded
+    /// form. Here they must be text or digits.
     pub(super) fn parse_value(self, text: &str) -> Result<Vec<u8>, CliError> {
         match self.value_type {
             Some(value_type) => {
@@ -99,7 +100,7 @@ impl Form {
         known.unwrap_or_else(|| bytes_text(key))
     }
 
-    /// Returns a value as JSON: an object if its type is known, otherwise a string.
+    /// Returns a value as JSON: an object for a row of a node's table, otherwise a string.
     pub(super) fn value(self, table: &str, key: &[u8], value: &[u8]) -> Json {
         if let Some(value_type) = self.value_type {
             return json!(value_type.decode(value).unwrap_or_else(|| bytes_text(value)));
@@ -115,7 +116,7 @@ impl Form {
         }
     }
 
-    /// Returns a value in one line, with dates.
+    /// Returns a value in one line. Times in it are dates.
     pub(super) fn value_text(self, table: &str, key: &[u8], value: &[u8]) -> String {
         match dated(self.value(table, key, value)) {
             Json::String(text) => text,
@@ -124,8 +125,8 @@ impl Form {
     }
 }
 
-/// Returns bytes as text, or as marked hexadecimal digits if they are no text. A text that looks
-/// like marked digits is shown as digits too, so that the two never look alike.
+/// Returns bytes as text, or as hexadecimal digits after [`HEX_MARK`] if they are no text. A text
+/// that begins with the mark is shown as digits too, so that both forms can be told apart.
 fn bytes_text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.starts_with(HEX_MARK) && !text.chars().any(char::is_control) => text.to_owned(),
@@ -133,13 +134,13 @@ fn bytes_text(bytes: &[u8]) -> String {
     }
 }
 
-/// Returns the bytes of a text in the form of [`bytes_text`].
+/// Returns the bytes of a text that has the form of [`bytes_text`].
 fn of_text(text: &str) -> Vec<u8> {
     let marked = text.strip_prefix(HEX_MARK).and_then(digits);
     marked.unwrap_or_else(|| text.as_bytes().to_vec())
 }
 
-/// Replaces times in milliseconds by dates. Their fields end in `_ms`.
+/// Replaces milliseconds since 1970 by dates, in all fields with names that end in `_ms`.
 pub(super) fn dated(value: Json) -> Json {
     match value {
         Json::Object(fields) => {
@@ -154,7 +155,7 @@ pub(super) fn dated(value: Json) -> Json {
     }
 }
 
-/// Returns a decoded row as lines of names and values. Lists of objects follow as tables.
+/// Returns a decoded row as lines of a name and a value. Each list of objects follows as a table.
 pub(super) fn row_lines(row: &Json) -> String {
     let Json::Object(fields) = row else {
         return word(row);
@@ -206,7 +207,7 @@ fn indented(text: &str) -> String {
     text.lines().map(|line| format!("  {line}\n")).collect()
 }
 
-/// Returns a value in one line, and a list with commas.
+/// Returns a value in one line. The elements of a list are separated by commas.
 fn word(value: &Json) -> String {
     match value {
         Json::Null => "-".to_owned(),
@@ -218,20 +219,20 @@ fn word(value: &Json) -> String {
     }
 }
 
-/// Mark of hexadecimal digits.
+/// Mark before hexadecimal digits.
 const HEX_MARK: &str = "0x";
 
-/// Returns bytes as marked hexadecimal digits.
+/// Returns bytes as hexadecimal digits after [`HEX_MARK`].
 pub(super) fn hex(bytes: &[u8]) -> String {
     format!("{HEX_MARK}{}", plain_hex(bytes))
 }
 
-/// Returns bytes as hexadecimal digits.
+/// Returns bytes as hexadecimal digits without a mark.
 pub(super) fn plain_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Parses hexadecimal digits, with or without their mark.
+/// Parses hexadecimal digits, with or without [`HEX_MARK`]. Returns `None` for any other text.
 pub(super) fn digits(text: &str) -> Option<Vec<u8>> {
     let text = text.strip_prefix(HEX_MARK).unwrap_or(text);
     if !text.len().is_multiple_of(2) || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -241,13 +242,14 @@ pub(super) fn digits(text: &str) -> Option<Vec<u8>> {
     (0..text.len()).step_by(2).map(pair).collect()
 }
 
-/// Returns a share between 0 and 1 as a bar: `#` live, `.` dead.
+/// Returns a share between 0 and 1 as a bar of `width` characters: `#` for live bytes, `.` for
+/// dead.
 pub(super) fn bar(share: f64, width: usize) -> String {
     let full = (share.clamp(0.0, 1.0) * width as f64).round() as usize;
     format!("[{}{}]", "#".repeat(full), ".".repeat(width - full))
 }
 
-/// Histogram of sizes, with a bucket for each power of two.
+/// Histogram of sizes in bytes, with a bucket for each power of two.
 #[derive(Clone, Default, serde::Serialize)]
 pub(super) struct Histogram {
     /// Bucket i counts sizes from 2^(i-1) up to, but not including, 2^i. Bucket 0 counts size 0.

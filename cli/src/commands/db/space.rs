@@ -1,4 +1,5 @@
-//! `imt db compact` and `imt db stats`: space and figures.
+//! `imt db compact` and `imt db stats`: free the space of dead records, and print the engine's
+//! counters.
 
 use super::open;
 use super::show::bar;
@@ -8,8 +9,8 @@ use serde_json::{Value as Json, json};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Figures that count since the database was opened. This command does not show them, because it
-/// has just opened the database.
+/// Counters that start at zero when a database is opened. `imt db stats` leaves them out, because
+/// it has only just opened the database.
 const OF_PROCESS: [&str; 13] = [
     "buffered_bytes",
     "commits",
@@ -95,7 +96,8 @@ pub(super) fn stats(path: &Path, output: OutputFormat) -> Result<ExitCode, CliEr
     let (mut stats, tables) = (json!(db.stats()), db.tables());
     if let Some(figures) = stats.as_object_mut() {
         figures.retain(|name, _| !OF_PROCESS.contains(&name.as_str()));
-        // The engine also counts the names of the tables, which are no keys of a user.
+        // The engine also counts the names of tables as keys. The user's keys are those of all
+        // tables.
         let keys: u64 = tables.iter().map(|table| table.keys).sum();
         figures.insert("keys".to_owned(), json!(keys));
     }
@@ -106,7 +108,7 @@ pub(super) fn stats(path: &Path, output: OutputFormat) -> Result<ExitCode, CliEr
     }
     let mut rows = vec![["figure", "value"].map(str::to_owned).to_vec()];
     let figures = document["stats"].as_object().into_iter().flatten();
-    // Lists are left out, because `inspect` shows them.
+    // Lists of objects are left out, because `imt db inspect` shows them.
     for (name, value) in
         figures.filter(|(_, value)| !matches!(value, Json::Array(list) if list.iter().any(Json::is_object)))
     {

@@ -1,9 +1,11 @@
-//! `imt db space`: one page on the use of space, by table.
+//! `imt db space`: reports on one page the use of space by each table.
 //!
 //! Invariants:
-//! - Live bytes come from the engine's counters. All bytes of a table come from the frames of the
-//!   log. Their difference is dead: replaced and deleted records, and tombstones.
-//! - A segment that a compaction removes in the meantime is left out, and the report says so.
+//! - Live bytes come from the engine's counters. The total bytes of a table are counted in the
+//!   frames of the log. The difference of both is dead: replaced and deleted records, and
+//!   tombstones.
+//! - A segment that a compaction removes while the report is made is left out. The report gives the
+//!   number of such segments.
 
 use super::open;
 use super::show::{FormArgs, bar};
@@ -18,10 +20,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Id of the table of tables.
+/// Id of the engine's catalog, the table with the names of all tables.
 const CATALOG: u32 = 0;
 
-/// `imt db space`
+/// Arguments of `imt db space`.
 #[derive(clap::Args)]
 pub(crate) struct SpaceArgs {
     /// Folder of the database
@@ -43,7 +45,7 @@ struct TableSpace {
     mean_record_bytes: u64,
 }
 
-/// A large key or value.
+/// One of the largest keys or values, with its table and sizes.
 #[derive(Serialize)]
 struct Large {
     table: String,
@@ -52,21 +54,21 @@ struct Large {
     value_bytes: usize,
 }
 
-/// The report.
+/// The report that the command prints. It is also the document of `--output json`.
 #[derive(Serialize)]
 struct Report {
     path: PathBuf,
     log_bytes: u64,
     live_bytes: u64,
     dead_bytes: u64,
-    /// Headers and footers of frames and segments.
+    /// Bytes of the log outside records: headers and footers of frames and segments.
     frame_bytes: u64,
-    /// Bytes of all files of the folder.
+    /// Total size of all files in the database's folder, in bytes.
     folder_bytes: u64,
     directory_bytes: u64,
     bytes_to_free_at_most: u64,
     tables: Vec<TableSpace>,
-    /// Dead bytes of tables that were dropped.
+    /// Bytes in the log that belong to dropped tables.
     dropped_tables_bytes: u64,
     largest_keys: Vec<Large>,
     largest_values: Vec<Large>,
@@ -119,7 +121,7 @@ fn report(args: &SpaceArgs, db: &Db, next_open_ms: f64) -> microdb::Result<Repor
     })
 }
 
-/// Returns the bytes that a compaction would free at most.
+/// Returns the maximum number of bytes that a compaction would free.
 fn freed(stats: &Stats) -> u64 {
     let dead = stats
         .segments
@@ -128,7 +130,7 @@ fn freed(stats: &Stats) -> u64 {
     dead.sum()
 }
 
-/// Bytes of records in the log, by table.
+/// Bytes of all records in the log, live and dead, by the id of the table.
 #[derive(Default)]
 struct Logged {
     bytes: HashMap<u32, u64>,
@@ -167,7 +169,7 @@ impl Logged {
     }
 }
 
-/// The largest keys and values of all tables.
+/// The largest keys and the largest values of all tables, and the number of unreadable records.
 #[derive(Default)]
 struct Largest {
     keys: Vec<Large>,
@@ -175,7 +177,8 @@ struct Largest {
     unreadable: u64,
 }
 
-/// Sizes, table and key of a candidate, ordered by the first size.
+/// Candidate for the largest keys or values: the size to compare, the other size, the position of
+/// the table, and the key. `Reverse` puts the smallest candidate at the top of the heap.
 type Candidate = Reverse<(usize, usize, usize, Vec<u8>)>;
 
 impl Largest {
@@ -217,7 +220,7 @@ impl Largest {
     }
 }
 
-/// Adds a candidate to the largest ones.
+/// Adds a candidate to the heap, which keeps only the `limit` largest ones.
 fn keep(
     heap: &mut BinaryHeap<Candidate>,
     limit: usize,
@@ -234,7 +237,7 @@ fn keep(
     }
 }
 
-/// Returns the bytes of all files of a folder.
+/// Returns the total size of all files in a folder and its subfolders.
 fn folder_bytes(path: &Path) -> u64 {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     let bytes = entries.map(|entry| match entry.metadata() {

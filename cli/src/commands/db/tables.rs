@@ -11,7 +11,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// `imt db table ...`
+/// Subcommands of `imt db table`.
 #[derive(clap::Subcommand)]
 pub(crate) enum TableCommand {
     /// List the tables with their keys and bytes. Changes nothing.
@@ -50,7 +50,7 @@ pub(crate) enum TableCommand {
     },
 }
 
-/// A table to change.
+/// The table to change, and the flag that permits it.
 #[derive(clap::Args)]
 pub(crate) struct Change {
     /// Folder of the database
@@ -97,7 +97,8 @@ impl TableCommand {
 }
 
 impl Change {
-    /// Opens the database for a change of an existing table.
+    /// Opens the database for writing. Fails if the table does not exist, or if the database is a
+    /// node's and `--raw` is missing.
     fn open(&self) -> Result<Db, CliError> {
         let db = open::to_change(&self.path, false)?;
         open::table(&db, &self.name)?;
@@ -110,7 +111,8 @@ impl Change {
         Ok(db)
     }
 
-    /// Returns the number of keys as text, or an error if there are some and nobody confirmed.
+    /// Returns the number of keys as text. Fails if the table has keys and the user did not give
+    /// `--yes`.
     fn confirmed(&self, db: &Db, yes: bool, verb: &str) -> Result<String, CliError> {
         let keys = open::table(db, &self.name)?.len();
         let text = output::count(keys, "key");

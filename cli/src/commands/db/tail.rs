@@ -1,11 +1,12 @@
 //! `imt db tail`: prints the change feed, and checks each change against the hash chain.
 //!
-//! A reader is not notified of commits by another process, and sees only the state at its opening.
-//! To follow a database, this command opens it again after each interval, but only if the lengths
-//! or times of the files have changed. Following an idle database is therefore cheap.
+//! A read-only database shows the state at the time when it was opened, and is not notified of
+//! commits by another process. To follow a database, this command opens it again after each
+//! interval, but only if the lengths or times of the files have changed. Following an idle database
+//! is therefore cheap.
 //!
-//! Deliberately absent: a watch on the files (inotify). It would give no more information, and it
-//! does not work on every file system.
+//! Deliberately absent: notifications of the file system (inotify). They would give no more
+//! information than lengths and times do, and not every file system sends them.
 
 use super::open;
 use super::show::{self, Form, FormArgs};
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-/// `imt db tail`
+/// Arguments of `imt db tail`.
 #[derive(clap::Args)]
 pub(crate) struct TailArgs {
     /// Folder of the database
@@ -57,7 +58,8 @@ pub(crate) struct TailArgs {
 }
 
 impl TailArgs {
-    /// Returns `true` for an operation that is wanted.
+    /// Returns `true` if an operation matches `--table` and `--key`. `shown` is the operation as
+    /// JSON.
     fn wants(&self, shown: &Json) -> bool {
         let is = |field: &str, wanted: &str| shown[field] == wanted;
         let table = self.table.as_ref().is_none_or(|table| is("table", table));
@@ -70,12 +72,12 @@ impl TailArgs {
     }
 }
 
-/// Position of the reader in the change feed.
+/// Position of this command in the change feed.
 struct Place {
     sequence: u64,
-    /// Link of the chain at this position, known after the first change.
+    /// Link of the hash chain at this position. `None` if it is not known yet.
     chain: Option<u64>,
-    /// Names of tables by id, according to the changes read so far.
+    /// Names of tables by id. Changes that create a table add its name.
     names: HashMap<u32, String>,
 }
 
@@ -89,7 +91,7 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
         .into_iter()
         .map(|table| (table.id, table.name))
         .collect();
-    // No commit precedes the first one, so that its link is known.
+    // The hash chain has the link 0 before the first commit.
     let mut place = Place {
         sequence: since,
         chain: (since == 0).then_some(0),
@@ -102,15 +104,15 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
     }
     let (mut seen, mut is_settled) = (traces(&args.path), false);
     loop {
-        // The engine does not notify readers, so the command polls.
+        // The engine does not notify other processes of commits, so this command polls.
         std::thread::sleep(args.interval);
         let now = traces(&args.path);
         let is_same = now == seen;
         if is_same && is_settled {
             continue;
         }
-        // Reads once more after the last change. File times are coarse, so a write in the same
-        // moment as the last poll may not change them.
+        // The database is read once more after the files have stopped changing. File times are
+        // coarse, so a write at the moment of the last poll may not have changed them.
         (seen, is_settled) = (now, is_same);
         let db = open::to_look(&args.path)?;
         if db.sequence().0 < place.sequence {
@@ -124,8 +126,8 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
     }
 }
 
-/// Returns the files that a commit touches, with their lengths and times. Each commit changes at
-/// least one of them.
+/// Returns the names, lengths and times of the files that a commit may change. Each commit changes
+/// at least one of them.
 fn traces(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
     let log = std::fs::read_dir(path.join("log")).into_iter().flatten();
     let files = log.filter_map(|entry| entry.ok().map(|entry| entry.path()));
@@ -138,7 +140,7 @@ fn traces(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
     traces
 }
 
-/// Prints all changes after the position.
+/// Prints all changes after `place`, and moves `place` to the last of them.
 fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Result<(), CliError> {
     let changes = match db.changes_since(Sequence(place.sequence)) {
         Err(Error::FeedGone { oldest, .. }) if args.since.is_none() && place.chain.is_none() => {
@@ -196,7 +198,7 @@ fn print(args: &TailArgs, change: &Change, place: &mut Place, output: OutputForm
     output::print_text(&text)
 }
 
-/// Returns an operation in one line, with dates.
+/// Returns an operation in one line. Times in it are dates.
 fn line(sequence: Sequence, operation: Json) -> String {
     let operation = show::dated(operation);
     let word = |name: &str| match &operation[name] {
@@ -209,7 +211,7 @@ fn line(sequence: Sequence, operation: Json) -> String {
     line.trim_end().to_owned()
 }
 
-/// Colours the word of a line that names the operation: green for a new value, red for a removal.
+/// Colours the operation's name in a line: red for a removal, green for any other operation.
 fn coloured(line: &str) -> String {
     let removes = ["delete", "drop  ", "clear "];
     if !output::is_coloured(&std::io::stdout()) {
@@ -225,7 +227,8 @@ fn coloured(line: &str) -> String {
     format!("{before}\u{1b}[{code}m{word}\u{1b}[0m{after}")
 }
 
-/// Returns one operation as JSON. Operations on the catalog are shown as changes of tables.
+/// Returns one operation as JSON. An operation on the catalog is shown as the creation or the drop
+/// of a table.
 fn operation_json(form: Form, operation: &Operation, names: &mut HashMap<u32, String>) -> Json {
     let id_of = |value: &[u8]| value.first_chunk().map_or(0, |id| u32::from_le_bytes(*id));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -248,7 +251,7 @@ fn operation_json(form: Form, operation: &Operation, names: &mut HashMap<u32, St
     }
 }
 
-/// Returns the name of a table. A table that was dropped since is shown by its number.
+/// Returns the name of the table with this id. A table that was dropped later is shown by its id.
 fn name(names: &HashMap<u32, String>, id: u32) -> String {
     names
         .get(&id)

@@ -17,10 +17,10 @@ use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Records between two updates of the progress display.
+/// Number of records between two updates of the progress display.
 const SHOW_EVERY: u64 = 4096;
 
-/// `imt db export`
+/// Arguments of `imt db export`.
 #[derive(clap::Args)]
 pub(crate) struct ExportArgs {
     /// Folder of the database
@@ -74,7 +74,7 @@ fn write_file(args: &ExportArgs, db: &Db, tables: &[Table], path: &Path) -> Resu
             .map_err(|error| CliError::because(format!("cannot write {}", path.display()), error))
     });
     if written.is_err() {
-        // The next export needs the same name.
+        // An unfinished file would keep the next export from creating a file of this name.
         let _ = std::fs::remove_file(path);
     }
     written

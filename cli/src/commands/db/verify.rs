@@ -1,5 +1,5 @@
-//! `imt db verify`: checks every checksum, with progress. If a database does not open, all damage
-//! in its files is listed.
+//! `imt db verify`: checks every checksum, with progress. If a database cannot be opened, the
+//! damage in each of its files is listed.
 
 use super::{inspect, open, verdict};
 use crate::error::CliError;
@@ -12,7 +12,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Damage as text, and the amount of data that was checked.
+/// Damage as text, and the numbers of segments, frames, records, log bytes and directory slots that
+/// were checked.
 #[derive(Default)]
 struct Findings {
     segments: u64,
@@ -21,10 +22,10 @@ struct Findings {
     bytes: u64,
     slots: u64,
     damage: Vec<String>,
-    /// Damage of files that can be rebuilt from the log.
+    /// Damage in files that can be rebuilt from the log, such as a checkpoint.
     derived: Vec<String>,
     checkpoint_missing: bool,
-    /// Reason why the database does not open, if it does not.
+    /// Reason why the database cannot be opened. `None` if it opens.
     closed: Option<String>,
 }
 
@@ -38,7 +39,8 @@ pub(super) fn run(path: &Path, output: OutputFormat) -> Result<ExitCode, CliErro
         Err(error) => return Err(open::refused(path, error)),
     };
     let seconds = started.elapsed().as_secs_f64();
-    // The same damage may be found twice: in the frame of a record, and through the directory.
+    // The same damage may be found twice, by reading a record's frame and by following the
+    // directory to the record.
     let mut seen = std::collections::HashSet::new();
     findings.damage.retain(|damage| seen.insert(damage.clone()));
     print(path, &findings, seconds, output)?;
@@ -51,7 +53,8 @@ fn of_open(path: &Path, db: &Db) -> microdb::Result<Findings> {
         let text = format!("{} of {} verified", output::bytes(done), output::bytes(total));
         display.show(done, total, &text);
     })?;
-    // The engine silently uses the valid copy of the two, so that SUPER is checked here.
+    // The file SUPER has two copies of its state. The engine uses a valid copy without reporting
+    // damage in the other one, so both are checked here.
     let mut damage = of_super(path, &inspect::settled_folder(path)?);
     damage.extend(report.damage);
     Ok(Findings {
@@ -67,7 +70,7 @@ fn of_open(path: &Path, db: &Db) -> microdb::Result<Findings> {
     })
 }
 
-/// Returns the damage of the two copies of SUPER's state.
+/// Returns the damage in the two copies of the state that the file SUPER has.
 fn of_super(path: &Path, folder: &FolderView) -> Vec<String> {
     let file = path.join("SUPER");
     let states = folder.states.iter().enumerate();
@@ -82,7 +85,7 @@ fn of_super(path: &Path, folder: &FolderView) -> Vec<String> {
     damage.collect()
 }
 
-/// Checks each file separately.
+/// Checks each file of a database that cannot be opened. `why` is the error of the attempt.
 fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
     let folder = microdb::inspect::folder(path)?;
     let mut findings = Findings {
@@ -110,7 +113,8 @@ fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
         findings.bytes += bytes;
         findings.damage.extend(segment.damage());
     }
-    // The same damage may be found by opening and by the check of the file. It is listed once.
+    // The error of opening may describe damage that the check of a file has found too. Such damage
+    // is listed once.
     let is_met = match why {
         Error::Corrupt { path, offset, .. } => {
             let place = format!("{} at byte {offset}:", path.display());
@@ -172,7 +176,7 @@ fn listed(damage: &[String]) -> String {
         .collect()
 }
 
-/// Returns the report for a damaged checkpoint without other damage.
+/// Returns the report for a database that has damage only in its checkpoint.
 fn derived_text(path: &Path, derived: &[String]) -> String {
     let (places, place) = (output::count(derived.len(), "place"), path.display());
     format!(

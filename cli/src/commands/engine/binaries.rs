@@ -1,22 +1,23 @@
-//! The programs of an installed PostgreSQL server, and the user that runs them.
+//! Finds the programs of an installed PostgreSQL server, and the user who may run them.
 
 use crate::error::CliError;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Programs that a demonstration calls.
+/// Programs of PostgreSQL that `imt engine demo` runs.
 const PROGRAMS: [&str; 3] = ["initdb", "pg_basebackup", "postgres"];
-/// Folder in which Debian and Ubuntu keep a folder for each version.
+/// Folder in which Debian and Ubuntu install each version of PostgreSQL in a subfolder.
 const DEBIAN: &str = "/usr/lib/postgresql";
 
-/// An installed server.
+/// An installed PostgreSQL server: the folder of its programs, and the user to run them as.
 pub(super) struct Binaries {
     folder: PathBuf,
     user: Option<User>,
 }
 
-/// A user without privileges. The server refuses to run as root.
+/// A user without privileges, who runs the servers if this process runs as root. PostgreSQL refuses
+/// to run as root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct User {
     name: String,
@@ -25,7 +26,7 @@ pub(super) struct User {
 }
 
 impl Binaries {
-    /// Finds the programs in PATH, in the folder that `pg_config` names, or in Debian's folders.
+    /// Finds PostgreSQL in PATH, in the folder that `pg_config` names, or in Debian's folders.
     pub(super) fn find() -> Result<Self, CliError> {
         let is_complete = |folder: &PathBuf| PROGRAMS.iter().all(|program| folder.join(program).is_file());
         let folder = candidates().into_iter().find(is_complete).ok_or_else(|| {
@@ -42,9 +43,11 @@ impl Binaries {
         Ok(Self { folder, user })
     }
 
-    /// Returns the command of a program, run by the unprivileged user.
+    /// Returns the command that runs a program, as the unprivileged user if this process runs as
+    /// root.
     ///
-    /// With `ends_with_us` the program gets an interrupt when this process ends in any way.
+    /// With `ends_with_us`, the kernel sends SIGINT to the program when this process ends, even if
+    /// it is killed. This needs the program `setpriv`.
     pub(super) fn command(&self, program: &str, ends_with_us: bool) -> Command {
         let path = self.folder.join(program);
         let has_setpriv = self.user.is_some() || in_path("setpriv").is_some();
@@ -63,12 +66,12 @@ impl Binaries {
             command.args(["--pdeathsig", "INT"]);
         }
         command.arg("--").arg(path);
-        // Root's home and working folder are not readable for others.
+        // Another user cannot read root's home folder and perhaps not the working directory.
         command.current_dir("/").env("HOME", "/");
         command
     }
 
-    /// Gives a file or folder to the user of the servers.
+    /// Makes the user of the servers the owner of a file or folder.
     pub(super) fn give(&self, path: &Path) -> std::io::Result<()> {
         match &self.user {
             Some(user) => std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid)),
@@ -76,7 +79,8 @@ impl Binaries {
         }
     }
 
-    /// Returns the name of the user of the servers, if it is not the user of this process.
+    /// Returns the name of the user who runs the servers. `None` if they run as the user of this
+    /// process.
     pub(super) fn user(&self) -> Option<&str> {
         self.user.as_ref().map(|user| user.name.as_str())
     }
@@ -87,7 +91,7 @@ fn in_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).find(|folder| folder.join(program).is_file())
 }
 
-/// Returns the folders to search, in order.
+/// Returns the folders in which PostgreSQL may be, in the order of the search.
 fn candidates() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -107,7 +111,7 @@ fn version_of(folder: &Path) -> u32 {
 }
 
 impl User {
-    /// Returns the user `postgres`, or else `nobody`.
+    /// Returns the user `postgres`, or `nobody` if there is no such user.
     fn unprivileged() -> Result<Self, CliError> {
         let users = std::fs::read_to_string("/etc/passwd")
             .map_err(|error| CliError::because("cannot read /etc/passwd", error))?;
@@ -120,7 +124,7 @@ impl User {
     }
 }
 
-/// Returns a user of the lines of `/etc/passwd`.
+/// Returns the user called `name` from the lines of `/etc/passwd`.
 fn user_in(users: &str, name: &str) -> Option<User> {
     users.lines().find_map(|line| {
         let mut fields = line.split(':');

@@ -1,10 +1,10 @@
-//! `imt engine demo`: a PostgreSQL primary and its synchronous standbys on this machine.
+//! `imt engine demo`: runs a PostgreSQL primary and its synchronous standbys on this machine.
 //!
 //! Invariants:
 //! - Nothing outside the demonstration's folder is written.
 //! - If there are standbys, an acknowledged commit is on the primary and on at least one of them.
 //!   When the primary's process has ended, the standby with the newest log is promoted. This
-//!   standby has every acknowledged commit.
+//!   standby has every acknowledged commit, unless a standby with a newer log has ended too.
 //!
 //! Deliberately absent: a second start on the same folder, and a restart of a failed primary.
 
@@ -19,9 +19,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Longest time for a server to accept connections.
+/// Maximum time for a server to answer after its start.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Interval of polls for the state of a server.
+/// Interval of polls of the servers' state.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(clap::Args)]
@@ -35,7 +35,7 @@ pub(crate) struct DemoArgs {
     data: Option<PathBuf>,
 }
 
-/// The folder of the servers, removed at the end if it is temporary.
+/// Folder with the data of all servers. A temporary folder is removed at the end.
 struct Base {
     path: PathBuf,
     is_temporary: bool,
@@ -50,7 +50,7 @@ impl Drop for Base {
 }
 
 struct Demo {
-    // The servers are dropped, and so stopped, before their folder is removed.
+    // Fields are dropped in this order. So the servers stop before `base` removes their folder.
     servers: Vec<Server>,
     primary: usize,
     base: Base,
@@ -58,7 +58,7 @@ struct Demo {
     password: String,
 }
 
-/// Starts the servers, and stops them at a signal.
+/// Starts the servers, promotes a standby when the primary ends, and stops all servers at a signal.
 pub(super) async fn run(args: DemoArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let mut signals = StopSignals::listen()?;
     let mut demo = Demo::new(&args)?;
@@ -104,7 +104,8 @@ fn base_of(args: &DemoArgs) -> Result<Base, CliError> {
 
 fn random_text() -> String {
     use std::hash::{BuildHasher, RandomState};
-    // `RandomState` takes its keys from the system's source of randomness.
+    // The keys of a `RandomState` come from the system's source of randomness, so the hash is
+    // random.
     let half = || RandomState::new().hash_one(std::process::id());
     format!("{:016x}{:016x}", half(), half())
 }
@@ -148,7 +149,8 @@ impl Demo {
         for standby in others {
             tracing::info!("creating {}", standby.name);
             standby.copy(&self.binaries, primary)?;
-            // Every server has the same line, so a promoted one also waits for a standby.
+            // Every standby has this setting too, so that commits also wait for a standby after a
+            // promotion.
             standby.append_settings(&synchronous(&standbys))?;
             standby.start(&self.binaries)?;
             let url = standby.url()?;
@@ -208,7 +210,8 @@ impl Demo {
         output::print_text(&text)
     }
 
-    /// Checks which servers have ended. If the primary has, promotes a standby.
+    /// Logs which servers have ended since the last call. If the primary has ended, promotes a
+    /// standby.
     async fn look(&mut self) -> Result<(), CliError> {
         for at in 0..self.servers.len() {
             let Some(server) = self.servers.get_mut(at) else {
@@ -253,7 +256,8 @@ impl Demo {
         for at in 0..self.servers.len() {
             let [server, primary] = match self.servers.get_disjoint_mut([at, next]) {
                 Ok(both) => both,
-                // `at` is the new primary, which follows no server.
+                // The indexes are equal: the server at `at` is the new primary, which follows no
+                // server.
                 Err(_) => continue,
             };
             if server.process().is_some() {
@@ -276,7 +280,7 @@ fn synchronous(standbys: &[String]) -> String {
     format!("synchronous_standby_names = 'ANY 1 ({})'\n", standbys.join(", "))
 }
 
-/// Fails if the user of the servers cannot enter the folder.
+/// Fails if the user who runs the servers cannot enter the folder.
 fn check_reach(binaries: &Binaries, path: &Path) -> Result<(), CliError> {
     let Some(user) = binaries.user() else {
         return Ok(());
@@ -299,7 +303,7 @@ fn check_reach(binaries: &Binaries, path: &Path) -> Result<(), CliError> {
     )))
 }
 
-/// Repeats a question until the server answers it, or has ended.
+/// Repeats a call until it succeeds. Fails if the server has ended, or after [`ANSWER_TIMEOUT`].
 async fn wait_for<T, F>(server: &mut Server, question: impl Fn() -> F) -> Result<T, CliError>
 where
     F: Future<Output = Result<T, imt_oms::NodeError>>,

@@ -1,4 +1,5 @@
-//! `imt engine add` and `imt engine list`: the engines among which a cluster spreads its volumes.
+//! `imt engine add` and `imt engine list`: add an engine to a cluster, and list the engines over
+//! which its volumes are spread.
 
 use crate::cluster::{Cluster, ClusterArgs};
 use crate::error::CliError;
@@ -10,14 +11,14 @@ use serde_json::json;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Name that the list gives to the engine with the cluster's state.
+/// Name in the list for the cluster's first engine, which keeps the cluster's state.
 const FIRST: &str = "(first)";
-/// Maximum wait until the coordinator has added the engine.
+/// Maximum time to wait until the coordinator has added the engine.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval of looks at the state.
+/// Interval of polls of the cluster's state.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// An engine in the list.
+/// A row of `imt engine list`.
 #[derive(Serialize)]
 struct Listed {
     name: String,
@@ -40,7 +41,7 @@ async fn view(first: &EngineUrl) -> Result<EngineView, CliError> {
     viewed.map_err(|error| CliError::because(format!("the engines of {first} are not known"), error))
 }
 
-/// Adds an engine, and waits until it is in the cluster's state.
+/// Asks the coordinator to add an engine, and waits until the cluster's state has the engine.
 pub(super) async fn add(
     name: &NodeName,
     url: &EngineUrl,
@@ -89,7 +90,7 @@ pub(super) async fn add(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Lists the engines with their volumes.
+/// Lists the engines of a cluster with the volumes on each.
 pub(super) async fn list(
     cluster: ClusterArgs,
     table: &TableArgs,

@@ -1,5 +1,5 @@
-//! `imt engine`: prepares, checks and tries out the PostgreSQL server of a cluster on many
-//! machines.
+//! `imt engine`: prepares and checks the PostgreSQL servers of a cluster on many machines, and runs
+//! a demonstration of them on this machine.
 
 mod binaries;
 mod demo;
@@ -16,7 +16,7 @@ use imt_ring::NodeName;
 use serde_json::json;
 use std::process::ExitCode;
 
-/// `imt engine ...`
+/// Subcommands of `imt engine`.
 #[derive(clap::Subcommand)]
 pub(crate) enum EngineCommand {
     /// Create the tables of a cluster and the settings of the role. Can be repeated.

@@ -1,9 +1,9 @@
-//! One server of a demonstration: its folder, its settings and its process.
+//! One PostgreSQL server of `imt engine demo`: its folder, its settings and its process.
 //!
 //! Invariants:
-//! - A server listens on a port of the loopback interface and on no socket file, so its folder may
+//! - A server listens on a loopback port and not on a socket file. So the path of its folder may
 //!   have any length.
-//! - A server ends when this process ends in any way, if `setpriv` is installed.
+//! - If `setpriv` is installed, a server ends whenever this process ends, even by a kill.
 
 use super::binaries::Binaries;
 use crate::error::CliError;
@@ -17,16 +17,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Role of the demonstration, a superuser of its own servers.
+/// Role that connects to the servers of the demonstration. It is their superuser.
 const ROLE: &str = "imt";
-/// Database of the demonstration. It exists in every server.
+/// Name of the database that the demonstration uses. Each PostgreSQL server has a database of this
+/// name.
 const DATABASE: &str = "postgres";
-/// Longest time for a regular stop of a server. Then its process is killed.
+/// Maximum time for a server to stop after SIGINT. Then its process is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval of polls for the end of a process.
+/// Interval of polls while waiting for the end of a process.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// A server that may run.
+/// A server of the demonstration, running or not.
 pub(super) struct Server {
     pub(super) name: String,
     pub(super) port: u16,
@@ -43,7 +44,8 @@ where
     move |error| CliError::because(format!("cannot {action} {path}"), error)
 }
 
-/// Creates a folder that only the user of the servers can read.
+/// Creates a folder that belongs to the user who runs the servers. Other users cannot read it if it
+/// is new.
 pub(super) fn create_folder(binaries: &Binaries, path: &Path) -> Result<(), CliError> {
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -53,7 +55,7 @@ pub(super) fn create_folder(binaries: &Binaries, path: &Path) -> Result<(), CliE
     binaries.give(path).map_err(failed("give away", path))
 }
 
-/// Runs a program to its end.
+/// Runs a program, waits for its end, and fails if the program fails.
 fn run(mut command: Command) -> Result<(), CliError> {
     let program = format!("{:?}", command.get_program());
     let done = command
@@ -70,7 +72,7 @@ fn run(mut command: Command) -> Result<(), CliError> {
 }
 
 impl Server {
-    /// Returns a server that has no data yet, with a free port.
+    /// Returns a server with a free port. Its data is created later, by `create` or `copy`.
     pub(super) fn new(base: &Path, name: &str, password: &str) -> Result<Self, CliError> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .and_then(|listener| listener.local_addr())
@@ -85,14 +87,14 @@ impl Server {
         })
     }
 
-    /// Returns the URL of this server alone.
+    /// Returns an engine URL that names only this server.
     pub(super) fn url(&self) -> Result<EngineUrl, CliError> {
         url_of(&[self], &self.password)
             .parse()
             .map_err(|error| CliError::because("the URL of a server is not valid", error))
     }
 
-    /// Creates the data of a primary.
+    /// Creates the data folder of a primary with `initdb`.
     pub(super) fn create(&self, binaries: &Binaries) -> Result<(), CliError> {
         let passwords = self.folder.with_extension("password");
         let mut file = OpenOptions::new()
@@ -128,7 +130,7 @@ impl Server {
         ))
     }
 
-    /// Copies the data of a running primary.
+    /// Creates the data folder of a standby as a copy of a running primary.
     pub(super) fn copy(&self, binaries: &Binaries, primary: &Server) -> Result<(), CliError> {
         let mut backup = binaries.command("pg_basebackup", false);
         backup
@@ -145,7 +147,8 @@ impl Server {
         binaries.give(&signal).map_err(failed("give away", &signal))
     }
 
-    /// Lets the server follow that primary once it reads its settings.
+    /// Makes the server a standby of `primary`. The setting takes effect when the server reads its
+    /// settings again.
     pub(super) fn follow(&self, primary: &Server) -> Result<(), CliError> {
         self.append_settings(&format!(
             "primary_conninfo = 'host=127.0.0.1 port={} user={ROLE} password={} application_name={}'\n",
@@ -153,7 +156,8 @@ impl Server {
         ))
     }
 
-    /// Adds lines to the settings. The last line of a name counts.
+    /// Appends lines to the server's settings. If a name occurs twice, PostgreSQL uses the last
+    /// line.
     pub(super) fn append_settings(&self, lines: &str) -> Result<(), CliError> {
         let path = self.folder.join("postgresql.conf");
         OpenOptions::new()
@@ -163,7 +167,7 @@ impl Server {
             .map_err(failed("write", &path))
     }
 
-    /// Starts the process. Its log is in a file beside its folder.
+    /// Starts the server's process. Its log is written to a file beside its data folder.
     pub(super) fn start(&mut self, binaries: &Binaries) -> Result<(), CliError> {
         let path = self.folder.with_extension("log");
         let log = OpenOptions::new()
@@ -179,7 +183,8 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
-            // Ctrl-C is for this process, which stops the servers in order.
+            // A process group of its own keeps Ctrl-C away from the server. This process stops the
+            // servers in order.
             .process_group(0);
         let child = postgres
             .spawn()
@@ -188,7 +193,7 @@ impl Server {
         Ok(())
     }
 
-    /// Returns the id of the process while it runs.
+    /// Returns the id of the server's process, or `None` if the server does not run.
     pub(super) fn process(&mut self) -> Option<u32> {
         let child = self.child.as_mut()?;
         match child.try_wait() {
@@ -200,19 +205,20 @@ impl Server {
         }
     }
 
-    /// Returns `true` once after the process has ended by itself.
+    /// Returns `true` at the first call after the server has ended without `stop`. A call of
+    /// `process` in between also notices the end, and this function then returns `false`.
     pub(super) fn has_ended(&mut self) -> bool {
         self.child.is_some() && self.process().is_none()
     }
 
-    /// Returns the last lines of the server's log.
+    /// Returns the last three lines of the server's log, in one line.
     pub(super) fn last_words(&self) -> String {
         let log = std::fs::read_to_string(self.folder.with_extension("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().rev().take(3).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join(" / ")
     }
 
-    /// Stops the process, or kills it after `STOP_TIMEOUT`.
+    /// Stops the server. Kills its process after [`STOP_TIMEOUT`].
     pub(super) fn stop(&mut self) {
         let Some(mut child) = self.child.take() else {
             return;
@@ -221,7 +227,7 @@ impl Server {
             .ok()
             .and_then(rustix::process::Pid::from_raw)
         {
-            // PostgreSQL takes an interrupt as "end all sessions and stop".
+            // PostgreSQL answers SIGINT by a fast shutdown, which ends all sessions.
             let _ = rustix::process::kill_process(process, rustix::process::Signal::INT);
         }
         let until = Instant::now() + STOP_TIMEOUT;
@@ -242,7 +248,7 @@ impl Drop for Server {
     }
 }
 
-/// Returns the URL of these servers as one engine.
+/// Returns the URL of an engine that consists of these servers.
 pub(super) fn url_of(servers: &[&Server], password: &str) -> String {
     let hosts: Vec<String> = servers
         .iter()

@@ -9,7 +9,7 @@ use serde::Serialize;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Maximum wait until the coordinator has changed the warehouse.
+/// Maximum time to wait until the coordinator has changed the warehouse.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Serialize)]
@@ -17,7 +17,7 @@ struct WarehouseShown {
     warehouse: String,
 }
 
-/// Shows the warehouse of a cluster. With a URL, changes it first.
+/// Shows the warehouse of a cluster. If `url` is given, changes the warehouse first.
 pub(super) async fn show(
     url: Option<WarehouseUrl>,
     cluster: Cluster,

@@ -1,4 +1,4 @@
-//! `imt order cancel` and `imt order pay`.
+//! `imt order cancel` and `imt order pay`: send a command to orders.
 
 use super::{path, text};
 use crate::error::CliError;
@@ -6,14 +6,15 @@ use crate::http::Api;
 use crate::output::{self, OutputFormat};
 use serde_json::{Value, json};
 
-/// Cancels every order. The error of the first one that cannot be cancelled comes last.
+/// Cancels the orders `ids`. If a node refuses some of them, the others are cancelled all the same,
+/// and the error names the first one refused.
 pub(super) async fn cancel(api: &Api, ids: &[String], output: OutputFormat) -> Result<(), CliError> {
     let (mut cancelled, mut failed) = (Vec::new(), Vec::new());
     for id in ids {
         match api.post(&format!("{}/cancel", path(id)), None).await {
             Ok(order) => cancelled.push(order),
             Err(error @ CliError::Refused { .. }) => failed.push((id, error)),
-            // The node is away, or it is none. The next order would meet the same.
+            // No node answers, or the server is no node. The next order would fail in the same way.
             Err(error) => return Err(error),
         }
     }

@@ -1,4 +1,5 @@
-//! `imt order dead`: lists and retries the messages to the warehouse that were given up.
+//! `imt order dead`: lists and retries dead letters, the messages to the warehouse that were given
+//! up.
 
 use super::{percent_encode, text};
 use crate::cluster::NodeAddress;
@@ -7,7 +8,7 @@ use crate::http::Api;
 use crate::output::{self, OutputFormat, TableArgs};
 use serde_json::Value;
 
-/// `imt order dead ...`
+/// Subcommands of `imt order dead`.
 #[derive(clap::Subcommand)]
 pub(crate) enum DeadCommand {
     /// List the dead letters with their order, message and last error.
@@ -39,7 +40,7 @@ pub(super) async fn run(command: DeadCommand, output: OutputFormat) -> Result<()
     }
 }
 
-/// Returns all dead letters, read page by page.
+/// Returns all dead letters. Reads the outbox of the cluster page by page.
 async fn dead_letters(api: &Api) -> Result<Vec<Value>, CliError> {
     let mut found = Vec::new();
     let mut cursor = String::new();

@@ -1,9 +1,9 @@
-//! `imt order list`: orders by state, store and time, also as they arrive.
+//! `imt order list`: lists orders by state, store and time, and follows new orders.
 //!
-//! The list of a node ends at the newest order, and its cursor ends with it. To follow, the command
-//! asks for orders since shortly before the newest known one, and leaves out those that it has
-//! printed. Volumes are merged by time of arrival, so an order may appear a moment after a younger
-//! one of another volume.
+//! A list has no cursor after its newest order. To follow, the command reads all orders since a few
+//! seconds before the newest known order, and leaves out the orders that it has printed. The
+//! overlap is needed because an order may appear in the list a moment after a younger order of
+//! another volume.
 
 use super::{percent_encode, text, time};
 use crate::args;
@@ -17,20 +17,20 @@ use serde_json::Value;
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Maximum number of orders of one request.
+/// Maximum number of orders that one request returns.
 const PAGE_MAX: u64 = 10_000;
-/// Time before the newest order that is read again while following, in milliseconds. An order
-/// becomes visible within it.
+/// Time before the newest order that is read again while following, in milliseconds. Every order
+/// appears in the list within this time.
 const OVERLAP_MS: u64 = 5_000;
-/// Widths of the columns while following, when later rows are not known yet.
+/// Widths of the columns while following. They are fixed, because later rows are not known yet.
 const FOLLOWED_WIDTHS: [usize; 5] = [20, 13, 5, 24, 24];
 
-/// Parses a state of an order.
+/// Parses the name of an order's state.
 fn state() -> impl TypedValueParser<Value = String> {
     PossibleValuesParser::new(State::ALL.map(State::name))
 }
 
-/// `imt order list`
+/// Arguments of `imt order list`.
 #[derive(clap::Args)]
 pub(crate) struct ListArgs {
     /// Only orders in this state
@@ -96,14 +96,14 @@ pub(super) async fn run(args: &ListArgs, output: OutputFormat) -> Result<(), Cli
     Ok(())
 }
 
-/// Orders as the API returned them.
+/// Orders in the form in which the API returned them.
 struct Listed {
     orders: Vec<Value>,
-    /// `true` if the list goes on.
+    /// `true` if further orders match after these.
     has_more: bool,
 }
 
-/// Returns up to `limit` orders.
+/// Returns up to `limit` orders that match `args`. Reads as many pages as needed.
 async fn read(args: &ListArgs, api: &Api, since_ms: Option<u64>, limit: u64) -> Result<Listed, CliError> {
     let (mut orders, mut cursor): (Vec<Value>, Option<String>) = (Vec::new(), None);
     loop {
@@ -142,7 +142,7 @@ async fn follow(args: &ListArgs, api: &Api, output: OutputFormat) -> Result<(), 
     }
 }
 
-/// The orders that were printed, as far as a later poll can return them again.
+/// The orders that were already printed. Those that a later poll cannot return again are removed.
 struct Followed {
     start_ms: u64,
     newest_ms: u64,
@@ -158,12 +158,12 @@ impl Followed {
         }
     }
 
-    /// Returns the time from which orders are read.
+    /// Returns the time from which the next poll reads orders, in milliseconds since 1970.
     fn since_ms(&self) -> u64 {
         self.newest_ms.saturating_sub(OVERLAP_MS).max(self.start_ms)
     }
 
-    /// Returns the orders that were not printed before.
+    /// Returns those of `orders` that were not printed before, and marks them as printed.
     fn new_of(&mut self, orders: Vec<Value>) -> Vec<Value> {
         let mut new = Vec::new();
         for order in orders {
@@ -219,7 +219,7 @@ mod tests {
         let new = followed.new_of(vec![order("a", 10_000), order("b", 20_000)]);
         assert_eq!(ids(new), ["a", "b"]);
         assert_eq!(followed.since_ms(), 15_000);
-        // An order of another volume becomes visible later than a younger one.
+        // Order `c` is of another volume, and appears in the list after the younger order `b`.
         let new = followed.new_of(vec![order("c", 19_000), order("b", 20_000), order("d", 20_001)]);
         assert_eq!(ids(new), ["c", "d"]);
         assert_eq!(

@@ -1,7 +1,7 @@
 //! `imt order`: lists, shows, pays, cancels and watches orders, and retries dead letters.
 //!
 //! Every command asks the public API of one node, which answers for the orders of all nodes. The
-//! address of the node is given, or read from the engine.
+//! user gives the address of the node, or the engine that lists the nodes.
 
 mod change;
 mod dead;
@@ -18,10 +18,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use std::process::ExitCode;
 
-/// Largest transaction id. Every JSON reader keeps numbers up to it exact.
+/// Maximum id of a transaction. JSON readers that use floating point represent all integers up to
+/// this number exactly.
 const TRANSACTION_MAX: u64 = (1 << 53) - 1;
 
-/// `imt order ...`
+/// Subcommands of `imt order`.
 #[derive(clap::Subcommand)]
 pub(crate) enum OrderCommand {
     /// List orders, the oldest first.
@@ -111,7 +112,7 @@ answers, 130 interrupted.")]
     Dead(dead::DeadCommand),
 }
 
-/// Returns a client of the node that the flags name.
+/// Returns a client for the API of the node that the flags name.
 async fn api(node: &NodeAddress) -> Result<Api, CliError> {
     Ok(Api::new(&node.endpoint().await?))
 }
@@ -139,7 +140,7 @@ impl OrderCommand {
     }
 }
 
-/// Returns the value of a field as text.
+/// Returns the value of a JSON field as text, or `-` for null.
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
@@ -148,7 +149,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// Returns the values of a list as text, separated by commas.
+/// Returns the values of a JSON list as text, separated by commas.
 fn list_text(value: &Value) -> String {
     let values: Vec<String> = value.as_array().into_iter().flatten().map(text).collect();
     if values.is_empty() {
@@ -158,17 +159,18 @@ fn list_text(value: &Value) -> String {
     }
 }
 
-/// Returns a time of the API as a date.
+/// Returns a time of the API, in milliseconds since 1970, as a date.
 fn time(value: &Value) -> String {
     value.as_u64().map_or_else(|| text(&Value::Null), output::date)
 }
 
-/// Returns the path of an order.
+/// Returns the path of an order in the API.
 fn path(id: &str) -> String {
     format!("/order/{}", percent_encode(id))
 }
 
-/// Everything but unreserved characters, so that an id is always one path segment.
+/// Characters that are percent-encoded in a path: all but the unreserved ones of RFC 3986. So an id
+/// is always one path segment.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -183,7 +185,8 @@ pub(super) fn percent_encode(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// The simulators do not depend on the order management, so only this crate can compare both.
+    /// Compares the states that the audit of `imt-sim` knows with those of `imt-oms`. The crate
+    /// `imt-sim` does not depend on `imt-oms`, so the test is here.
     #[test]
     fn the_audit_knows_every_state_of_an_order() {
         for state in imt_oms::order::State::ALL {

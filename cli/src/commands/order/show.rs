@@ -1,4 +1,4 @@
-//! `imt order show` and `imt order history`.
+//! `imt order show` and `imt order history`: print an order or its events.
 
 use super::{list_text, path, text, time};
 use crate::error::CliError;
@@ -27,7 +27,7 @@ pub(super) async fn history(
     output::print_text(&table.render(rows)?)
 }
 
-/// Returns the fields of an event besides its time and name.
+/// Returns the fields of an event other than its time and name, as one line of text.
 pub(super) fn detail(event: &Value) -> String {
     let fields = [
         ("store_id", "store"),
@@ -40,7 +40,7 @@ pub(super) fn detail(event: &Value) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-/// Returns an order as text: one field per line, then its products.
+/// Returns an order as text: one field per line, then a table of its products.
 fn render(order: &Value) -> String {
     let mut lines = vec![
         format!("order        {}", text(&order["id"])),

@@ -13,15 +13,15 @@ use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Status of a node that cannot answer at the moment, for example during a move.
+/// HTTP status of a node that cannot answer at present, for example while the order is moved.
 const UNAVAILABLE: u64 = 503;
 
-/// Parses a state to wait for.
+/// Parses the name of the state to wait for.
 fn state() -> impl TypedValueParser<Value = String> {
     PossibleValuesParser::new(State::ALL.map(State::name))
 }
 
-/// `imt order watch`
+/// Arguments of `imt order watch`.
 #[derive(clap::Args)]
 pub(crate) struct WatchArgs {
     /// Id of the order
@@ -64,19 +64,19 @@ pub(super) async fn run(args: &WatchArgs, output: OutputFormat) -> Result<ExitCo
     }
 }
 
-/// An order being watched.
+/// State of `imt order watch` between two polls.
 struct Watch<'a> {
     args: &'a WatchArgs,
     api: &'a Api,
-    /// Number of printed events.
+    /// Number of events that were printed.
     printed: usize,
-    /// Latest known state, or nothing before the first answer.
+    /// Latest known state of the order. Empty before the first response.
     state: String,
     output: OutputFormat,
 }
 
 impl Watch<'_> {
-    /// Polls the order until it has ended or reached the state.
+    /// Polls the order until it has the wanted state, or can no longer reach it.
     async fn follow(&mut self) -> Result<ExitCode, CliError> {
         let mut is_away = false;
         loop {
@@ -95,7 +95,8 @@ impl Watch<'_> {
         }
     }
 
-    /// Prints new events. Returns the exit code if the order has ended.
+    /// Reads the order and prints its new events. Returns an exit code if the order has had the
+    /// wanted state, or if it has ended. Returns `None` if the order may still change.
     async fn poll(&mut self) -> Result<Option<Exit>, CliError> {
         let path = path(&self.args.id);
         let history = self.api.get(&format!("{path}/history")).await?;
@@ -137,7 +138,7 @@ impl Watch<'_> {
     }
 }
 
-/// Returns `true` for an error that may pass by itself, such as a node that starts again.
+/// Returns `true` for an error that may pass without action, as when a node starts again.
 fn is_passing(error: &CliError) -> bool {
     match error {
         CliError::Unreachable { .. } => true,

@@ -1,10 +1,11 @@
 //! Runs nodes in separate processes and applies the node events of a scenario to them.
 //!
 //! Invariants:
-//! - Events happen one after another. The next event waits until every volume answers again.
+//! - Events happen one after another. After an event other than a join, the next one waits until
+//!   every volume answers requests.
 //! - Each node that an event has ended is started again before the end of the run, so that the
 //!   audit can read every volume.
-//! - Dropping the fleet ends its processes, and so does a second Ctrl-C.
+//! - Dropping the fleet kills its processes, and so does a second Ctrl-C.
 
 use crate::cluster::Cluster;
 use crate::commands::node;
@@ -24,36 +25,37 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Maximum time without an answer of a volume. After it, the volume counts as lost.
+/// Maximum time for a node to start, and for every volume to answer after an event. A longer time
+/// is an error that ends the run.
 const BACK_MAX: Duration = Duration::from_secs(30);
-/// Interval of polls until every volume answers.
+/// Interval of polls while waiting until every volume answers.
 const PROBE_EVERY: Duration = Duration::from_millis(5);
-/// Interval of polls for the end of a process.
+/// Interval of polls while waiting for the end of a process.
 const END_POLL: Duration = Duration::from_millis(5);
-/// Maximum time for the processes to end by themselves.
+/// Maximum time for the processes to end after SIGTERM. Then they are killed.
 const END_MAX: Duration = Duration::from_secs(10);
 
-/// The process of a node. A second Ctrl-C ends it, too.
+/// The process of a node. A second Ctrl-C kills it together with this process.
 struct NodeProcess {
     child: Child,
     registered: Registered,
 }
 
 impl NodeProcess {
-    /// Waits for the end of the process.
+    /// Waits for the end of the node's process.
     fn wait(self) {
         let Self {
             mut child,
             registered,
         } = self;
-        // The exit code is ignored. The audit finds any harm.
+        // The exit code is ignored, because the audit finds any harm.
         while matches!(child.try_wait(), Ok(None)) {
             std::thread::sleep(END_POLL);
         }
         drop(registered);
     }
 
-    /// Kills the process, and waits for its end.
+    /// Kills the node's process, and waits for its end.
     fn kill(self) {
         let Self {
             mut child,
@@ -65,7 +67,7 @@ impl NodeProcess {
     }
 }
 
-/// A node in a separate process.
+/// A node that runs in a separate process, or is stopped at present.
 struct FleetNode {
     name: String,
     process: Option<NodeProcess>,
@@ -78,7 +80,7 @@ impl FleetNode {
             .as_ref()
             .and_then(|process| i32::try_from(process.child.id()).ok());
         if let Some(pid) = id.and_then(Pid::from_raw) {
-            // The process may have ended already.
+            // The error is ignored, because the process may have ended already.
             let _ = kill_process(pid, signal);
         }
     }
@@ -92,13 +94,14 @@ impl Drop for FleetNode {
     }
 }
 
-/// Counts of events, and the times until every volume answered again.
+/// Statistics of the node events: the action of each, and the time until every volume answered
+/// again.
 #[derive(Default)]
 pub(super) struct Tally {
     events: Vec<(NodeAction, Duration)>,
 }
 
-/// The nodes in separate processes.
+/// The nodes that run in separate processes, and the tally of their events.
 pub(super) struct Fleet {
     data: PathBuf,
     cluster: Cluster,
@@ -108,8 +111,8 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts nodes `node-1` to `node-N`. Waits for the first one before the others start, so that
-    /// it coordinates.
+    /// Starts nodes `node-1` to `node-N`, each in a process. `node-1` runs before the others start,
+    /// so it becomes the coordinator.
     pub(super) async fn start(
         data: &Path,
         engine: Option<&EngineUrl>,
@@ -138,7 +141,8 @@ impl Fleet {
             std::env::current_exe().map_err(|error| CliError::because("cannot find this program", error))?;
         let mut command = Command::new(program);
         if let Cluster::Engine { url, .. } = &self.cluster {
-            // Arguments are visible to every user of the machine, and the URL may have a password.
+            // The URL may have a password. Other users of the machine can see arguments, but not
+            // the environment.
             command.env("IMT_ENGINE", url.with_password());
         }
         let mut process = command
@@ -153,8 +157,8 @@ impl Fleet {
             .spawn()
             .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;
         if let Some(log) = process.stderr.take() {
-            // The lines pass through this process's log, because direct output would damage the
-            // live view.
+            // Log lines of the node go through the log of this process. Direct output to the
+            // terminal would damage the live view.
             logging::forward(log, name.to_owned())
                 .map_err(|error| CliError::because(format!("cannot read the log of node '{name}'"), error))?;
         }
@@ -171,8 +175,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Applies each event at its time since `begun`. Returns after the last event, or when
-    /// `is_over` becomes `true`.
+    /// Applies each event at its time after the start of the load. Returns after the last event, or
+    /// when `is_over` becomes `true`.
     pub(super) async fn suffer(
         mut self,
         events: Vec<NodeEvent>,
@@ -248,8 +252,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Pauses a process. On a data folder its volume does not answer during the pause, because the
-    /// process still holds the lock.
+    /// Pauses the process of a node for the duration `lasts`. If the nodes share a data folder, its
+    /// volume does not answer during the pause, because the process still holds the volume's lock.
     async fn pause(
         &mut self,
         place: usize,
@@ -267,7 +271,7 @@ impl Fleet {
             .await
     }
 
-    /// Waits for the answer of a list that needs every volume.
+    /// Waits until a request that needs every volume succeeds. Records the time since `begun`.
     async fn recovered(
         &mut self,
         action: NodeAction,
@@ -313,13 +317,14 @@ impl Fleet {
         Ok(())
     }
 
-    /// Returns one line for the end of the run: the number of kills, stops, leaves and pauses of
-    /// nodes, and the time until every volume answered again. `None` without such an event.
+    /// Returns one line for the end of the run. For each kind of event, it has the number of events
+    /// and the times until every volume answered again. Returns `None` if there was no event.
     pub(super) fn tally(&self) -> Option<String> {
         self.tally.line()
     }
 
-    /// Stops the processes gracefully, and kills those that exceed the time limit.
+    /// Stops the processes of all nodes gracefully (SIGTERM). Kills those that run longer than
+    /// [`END_MAX`].
     pub(super) async fn stop(mut self) {
         for node in &self.nodes {
             node.signal(Signal::TERM);

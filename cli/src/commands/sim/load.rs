@@ -1,5 +1,5 @@
-//! Flags of the load, and the scenario that they describe. All flags are checked before anything
-//! starts.
+//! Flags of the load, and the scenario that these flags describe. All flags are checked before a
+//! server starts or a request is sent.
 
 use crate::error::CliError;
 use crate::{args, completion};
@@ -10,11 +10,11 @@ use imt_sim::workload::{Arrivals, Customers, Habits, Load, LoadPhase, Popularity
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Default seed of a run.
+/// Seed of a run if neither a flag nor the scenario gives a seed.
 const USUAL_SEED: u64 = 1;
-/// Parts of the mix of requests, so that a share has the precision of a hundredth of a percent.
+/// Sum of the weights in the mix of requests. A share therefore has a precision of 0.01 %.
 const PARTS: u32 = 10_000;
-/// Maximum default warm-up. Shorter runs warm up for a tenth of their time.
+/// Maximum default warm-up. The default is a tenth of the run, up to this time.
 const WARM_UP_MAX: Duration = Duration::from_secs(2);
 
 /// Parses a rate in requests per second.
@@ -39,7 +39,7 @@ fn above_zero(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Parses a share such as `5%`.
+/// Parses a share in percent, such as `5%`. Returns a number from 0 to 1.
 fn share(text: &str) -> Result<f64, String> {
     let number: Option<f64> = text.strip_suffix('%').and_then(|number| number.parse().ok());
     match number {
@@ -48,14 +48,14 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Smallest and largest number of lines of an order.
+/// Minimum and maximum number of lines of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct BasketSizes {
     min: u32,
     max: u32,
 }
 
-/// Parses sizes such as `2` or `1-4`.
+/// Parses the number of lines of an order, such as `2` or `1-4`.
 fn basket(text: &str) -> Result<BasketSizes, String> {
     let (min, max) = text.split_once('-').unwrap_or((text, text));
     let sizes = min.parse().ok().zip(max.parse().ok());
@@ -152,7 +152,7 @@ struct CustomerArgs {
     cancelled: f64,
 }
 
-/// Flags that a scenario replaces.
+/// Flags that cannot be combined with `--scenario`, because the scenario has these settings.
 const DESCRIBED_BY_SCENARIO: [&str; 15] = [
     "duration",
     "rate",
@@ -233,7 +233,7 @@ impl LoadArgs {
         }
     }
 
-    /// Returns the scenario that the flags describe.
+    /// Returns the scenario, called `name`, that these flags describe.
     pub(in crate::commands) fn scenario(&self, name: &str) -> Result<Scenario, CliError> {
         let load = match &self.replay {
             Some(path) => Load::Replay(
@@ -265,7 +265,7 @@ impl LoadArgs {
         self.checked(scenario)
     }
 
-    /// Returns an error if parts of a scenario contradict each other.
+    /// Returns the scenario, or an error if its settings contradict each other.
     fn checked(&self, scenario: Scenario) -> Result<Scenario, CliError> {
         let fault = scenario.load.fault().or_else(|| scenario.customers.fault());
         if let Some((setting, problem)) = fault {
@@ -278,21 +278,22 @@ impl LoadArgs {
         Ok(scenario)
     }
 
-    /// Returns the seed of the flag, else of the scenario, else the default.
+    /// Returns the seed that the flag gives, else that of the scenario, else the default.
     pub(in crate::commands) fn seed(&self, scenario: &Scenario) -> u64 {
         self.seed.or(scenario.seed).unwrap_or(USUAL_SEED)
     }
 }
 
 impl ScenarioArgs {
-    /// Returns the named scenario, or the scenario that the flags describe.
+    /// Returns the scenario that `--scenario` names, or else the one that the flags describe.
     pub(in crate::commands) fn scenario(&self) -> Result<Scenario, CliError> {
         let Some(name) = &self.scenario else {
             return self.load.scenario("run");
         };
         let mut scenario = Scenario::find(name).map_err(|error| {
             let mut text = match &error {
-                // The flag names the setting already.
+                // The message below already begins with the flag, so only the problem is taken from
+                // the error.
                 imt_sim::Error::Config { problem, .. } => problem.clone(),
                 error => error.to_string(),
             };
@@ -306,7 +307,7 @@ impl ScenarioArgs {
         Ok(scenario)
     }
 
-    /// Returns the seed of a run.
+    /// Returns the seed of the run: that of the flag, else that of the scenario, else the default.
     pub(in crate::commands) fn seed(&self, scenario: &Scenario) -> u64 {
         self.load.seed(scenario)
     }

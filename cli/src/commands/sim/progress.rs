@@ -22,35 +22,36 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Time between two lines.
+/// Time between two printed progress lines.
 const LINE_EVERY: Duration = Duration::from_secs(1);
-/// Time between two redraws on a terminal.
+/// Time between two redraws of the progress line on a terminal.
 const REDRAW_EVERY: Duration = Duration::from_millis(200);
-/// Number of latest seconds that the shown rate and latency cover.
+/// Number of the latest seconds of the run over which the progress line takes the highest 99th
+/// percentile of the order latencies.
 const RECENT: usize = 2;
-/// Name of the file with the log lines of the live view, in the run's folder.
+/// Name of the file in the run's folder that receives the log lines of the live view.
 const LOG_FILE: &str = "run.log";
 /// Width of the narrowest supported terminal, in columns.
 const COLUMNS: usize = 80;
 
-/// Settings and data sources of a display.
+/// Settings of a progress display, and the sources of its data.
 pub(super) struct DisplayConfig {
     pub(super) telemetry: Telemetry,
     pub(super) is_plain: bool,
     pub(super) output: OutputFormat,
-    /// Address of the web console.
+    /// URL of the node's web console, which the live view shows.
     pub(super) console: String,
-    /// Becomes `true` when the run should end.
+    /// Becomes `true` when the user asks for the end of the run.
     pub(super) stop: watch::Receiver<bool>,
 }
 
-/// A running display. Dropping it removes it from the terminal.
+/// A progress display that runs. Dropping it removes the display from the terminal.
 pub(super) enum Display {
     Live(View),
     Line(#[expect(dead_code, reason = "dropping it ends the task")] LineDisplay),
 }
 
-/// A task that prints or redraws the line.
+/// A task that prints progress lines, or redraws one line in place.
 pub(super) struct LineDisplay(JoinHandle<()>);
 
 impl Drop for LineDisplay {
@@ -88,12 +89,13 @@ impl Display {
         })))
     }
 
-    /// Returns `true` for the live view.
+    /// Returns `true` if this display is the live view.
     pub(super) fn is_live(&self) -> bool {
         matches!(self, Self::Live(_))
     }
 
-    /// Sets the run's folder for the log lines and the drawings of a live view.
+    /// Tells a live view the run's folder, in which the view saves drawings and the log saves its
+    /// lines.
     pub(super) fn set_folder(&self, folder: &Path) {
         let Self::Live(view) = self else {
             return;
@@ -105,14 +107,14 @@ impl Display {
         }
     }
 
-    /// Shows the result of the run.
+    /// Shows the result of the run in the live view. Does nothing for a progress line.
     pub(super) fn set_outcome(&self, outcome: Outcome) {
         if let Self::Live(view) = self {
             view.handle().set_outcome(outcome);
         }
     }
 
-    /// Removes the display, and prints the warnings that only the live view showed.
+    /// Removes the display. After a live view, prints the newest warnings again.
     pub(super) fn close(self) {
         if let Self::Live(view) = self {
             if let Err(error) = view.close() {
@@ -146,7 +148,7 @@ async fn print_lines(telemetry: &Telemetry) {
     loop {
         beat.tick().await;
         let text = line(&telemetry.snapshot(RECENT, 0));
-        // A closed standard error must not end the run.
+        // The error is ignored, because a closed standard error must not end the run.
         let _ = logging::progress_display().suspend(|| writeln!(std::io::stderr().lock(), "{text}"));
     }
 }
@@ -172,7 +174,7 @@ impl Drop for Cleared {
     }
 }
 
-/// Returns the progress line for a state of the run.
+/// Returns the progress line that shows a state of the run.
 fn line(state: &RunState) -> String {
     let elapsed = state.elapsed.as_secs();
     let window = state.sending_window.as_secs_f64().round() as u64;

@@ -1,7 +1,7 @@
 //! Conducts one run, from its first poll to its exit code.
 //!
-//! Order of a run: wait for the order management, take the baseline, create the run folder, send
-//! requests beside faults and node events, audit, judge, write the results, print the summary.
+//! Steps of a run: wait for the order management, create the run folder, send requests while faults
+//! and node events happen, audit, check the thresholds, write the results, print the summary.
 
 use super::fleet::Fleet;
 use super::progress::{Display, DisplayConfig};
@@ -26,30 +26,30 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// A run with its servers and settings.
+/// Servers and settings of a run.
 pub(super) struct Session {
     pub(super) oms: Endpoint,
     pub(super) warehouse: Endpoint,
     pub(super) scenario: Scenario,
     pub(super) seed: u64,
     pub(super) data: PathBuf,
-    /// `true` if the servers stay up after the run.
+    /// `true` if the servers keep running after the run, until a signal comes.
     pub(super) stays: bool,
     pub(super) plain: bool,
-    /// Control of the warehouse's faults, if the warehouse runs in this process.
+    /// Control of the warehouse's faults. `None` if the warehouse runs in another process.
     pub(super) warehouse_control: Option<WarehouseControl>,
-    /// Nodes that node events apply to.
+    /// Nodes in separate processes, to which the node events of the scenario apply.
     pub(super) fleet: Option<Fleet>,
 }
 
-/// Results of the front, the faults and the node events.
+/// Results of the part of a run that sends requests.
 struct Sent {
     report: FrontReport,
     fleet: Option<Fleet>,
 }
 
 impl Session {
-    /// Conducts the run and prints its summary.
+    /// Conducts the run from its first poll to its summary. Returns the exit code.
     pub(super) async fn conduct(
         mut self,
         signals: StopSignals,
@@ -152,7 +152,8 @@ impl Session {
         }
     }
 
-    /// Sends the requests while faults of the warehouse and node events happen.
+    /// Sends the requests of the scenario. Faults of the warehouse and node events happen at the
+    /// same time.
     async fn send(
         &mut self,
         config: FrontConfig,
@@ -178,8 +179,8 @@ impl Session {
         let report = imt_sim::run_front(config, telemetry, stop).await;
         over.send_replace(true);
         if let Some(faults) = faults {
-            // A panic of this task leaves its last fault in force. The audit then waits for the end
-            // of that fault.
+            // If the task that drives the faults panics, the latest fault of the warehouse stays in
+            // force. The audit then waits longer for an empty outbox.
             let _ = faults.await;
         }
         let fleet = match suffering {
@@ -197,7 +198,8 @@ impl Session {
     async fn audit(&self, report: &FrontReport, telemetry: &Telemetry) -> Result<AuditReport, Error> {
         telemetry.update(|state| state.phase = Phase::Auditing);
         let config = AuditConfig {
-            // An incomplete log has a line of its own in the summary.
+            // The audit cannot check an incomplete log. The summary reports the incomplete log
+            // itself.
             log: report.stats_csv.clone().filter(|_| report.log_problem.is_none()),
             log_is_of_node: !self.scenario.route,
             ..AuditConfig::new(self.oms.clone(), self.warehouse.clone())
@@ -226,7 +228,7 @@ impl Session {
         thresholds.map(|threshold| threshold.evaluate(measured)).collect()
     }
 
-    /// With `--stay`, keeps the servers up until a signal comes.
+    /// With `--stay`, keeps the servers running until a signal comes.
     async fn stay(&self, mut stop: watch::Receiver<bool>) {
         if self.stays && !*stop.borrow() {
             tracing::info!(
@@ -234,13 +236,14 @@ impl Session {
                 self.oms,
                 self.warehouse
             );
-            // The sender lives as long as the task that listens for signals.
+            // An error is impossible, because the task that owns the sender never ends.
             let _ = stop.wait_for(|stop| *stop).await;
         }
     }
 }
 
-/// Returns a receiver that becomes `true` at the first signal. The second signal ends the process.
+/// Returns a receiver that becomes `true` at the first signal. A second signal ends the process at
+/// once.
 fn stop_on_signal(mut signals: StopSignals) -> watch::Receiver<bool> {
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(async move {
@@ -250,13 +253,13 @@ fn stop_on_signal(mut signals: StopSignals) -> watch::Receiver<bool> {
         );
         stop.send_replace(true);
         signals.exit_on_next();
-        // Keeps the sender alive. A closed channel would look like a signal to the receivers.
+        // This task keeps the sender alive. Receivers would take a closed channel for a signal.
         std::future::pending::<()>().await;
     });
     stopping
 }
 
-/// Returns the error for a front that sent no request.
+/// Returns the error to print if the shop front could not send its requests.
 fn front_failure(error: Error) -> CliError {
     match error {
         Error::Interrupted { .. } => CliError::Interrupted(error.to_string()),
@@ -269,8 +272,8 @@ fn front_failure(error: Error) -> CliError {
     }
 }
 
-/// Returns the exit code of a run. Findings of the audit take precedence, because they mean lost or
-/// doubled orders.
+/// Returns the exit code of a run. Findings of the audit take precedence over all other outcomes,
+/// because they mean lost or doubled orders.
 fn exit_of(summary: &Summary, unreachable: bool) -> Exit {
     match summary.verdict {
         Verdict::Findings => Exit::Found,
@@ -282,7 +285,7 @@ fn exit_of(summary: &Summary, unreachable: bool) -> Exit {
     }
 }
 
-/// Returns the result of a run for the live view.
+/// Returns the result of a run in the form that the live view shows.
 fn outcome_of(summary: &Summary) -> Outcome {
     let missed = summary.thresholds.iter().filter(|result| result.is_missed);
     Outcome {
@@ -303,7 +306,7 @@ fn described(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Returns the command that repeats this run: the same arguments with an explicit seed.
+/// Returns the command that repeats this run. It has the same arguments and always names the seed.
 fn repeat_command(args: impl Iterator<Item = String>, seed: u64) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,%+@".contains(c);
     let mut words: Vec<String> = vec!["imt".to_owned()];
@@ -321,7 +324,7 @@ fn repeat_command(args: impl Iterator<Item = String>, seed: u64) -> String {
     words.join(" ")
 }
 
-/// Sets the behaviour of the warehouse at the times that a scenario gives.
+/// Task that changes the warehouse's behaviour at the times in a scenario.
 struct FaultDriver {
     control: WarehouseControl,
     usual: Profile,
@@ -329,15 +332,15 @@ struct FaultDriver {
     telemetry: Telemetry,
 }
 
-/// A change of the warehouse's behaviour at a time of the run.
+/// A change of the warehouse's behaviour. `at` is the time since the start of the load.
 struct Switch {
     at: Duration,
     profile: Profile,
 }
 
 impl FaultDriver {
-    /// Returns the changes in order of time. If two faults overlap, the later one replaces the
-    /// earlier one.
+    /// Returns the changes of behaviour in order of time. If two faults overlap, the later fault
+    /// replaces the earlier one.
     fn switches(&self) -> Vec<Switch> {
         let mut switches = Vec::new();
         for (place, fault) in self.faults.iter().enumerate() {
@@ -357,7 +360,8 @@ impl FaultDriver {
         switches
     }
 
-    /// Applies the changes. Restores the usual behaviour at the end, also if the run ends early.
+    /// Applies the changes at their times. Restores the usual behaviour at the end, even if the run
+    /// ends early.
     async fn drive(self, mut is_over: watch::Receiver<bool>) {
         let mut state = self.telemetry.subscribe();
         tokio::select! {

@@ -1,7 +1,8 @@
 //! Copying the live records of one segment to the end of the log.
 //!
-//! - A step collects some records without a lock. Under the commit lock it then drops those that
-//!   died in between, appends copies, and points the directory to the copies.
+//! - A step collects some records without a lock. Under the commit lock, the step drops the records
+//!   that were replaced or deleted after they were collected. It appends copies of the rest and
+//!   points the directory to the copies.
 //! - A damaged record ends the copy with an error, and its segment is kept.
 //!
 //! Deliberately absent: the choice of segments, which is in `compact`.
@@ -31,7 +32,7 @@ const STEP_RECORDS: usize = 256;
 /// Maximum number of bytes in a step. A single record may be larger.
 const STEP_BYTES: usize = 128 * 1024;
 
-/// Copies waiting to be appended.
+/// Copies of records that wait to be appended, and the locations of the originals.
 #[derive(Default)]
 struct Step {
     body: Body,
@@ -49,7 +50,7 @@ struct Victim {
 /// A position in a segment being copied.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// Offset of the next record, and the end of its frame.
+    /// Offset of the next record. `frame_end` is the end of the frame that contains it.
     at: u32,
     frame_end: u32,
 }
@@ -61,23 +62,26 @@ impl Place {
     };
 }
 
-/// Outcome of a turn of copying.
+/// Outcome of a turn. A turn copies records until the segment is empty or the rate limit is
+/// reached.
 pub(super) enum Turn {
     /// All live records were copied.
     Emptied,
-    /// The next turn is due after this time.
+    /// The rate limit is reached. The next turn is due after this time.
     Wait(Duration),
 }
 
 impl Engine {
-    /// Copies all live records of a segment without a pause, and marks the segment as dying.
+    /// Copies all live records of a segment without a pause. Marks the segment as dying, so that
+    /// the next checkpoint removes it.
     pub(super) fn empty_segment(&self, id: u64, report: &mut CompactReport) -> Result<()> {
         let mut place = Place::START;
         self.empty_from(id, &mut place, None, report).map(|_| ())
     }
 
-    /// Copies the live records of a segment from `place` on. Marks the segment as dying once all
-    /// are copied. Leaves `place` at the first record that was not copied.
+    /// Copies the live records of a segment from `place` on. Once all are copied, marks the segment
+    /// as dying, so that the next checkpoint removes it. Leaves `place` at the first record that
+    /// was not copied.
     pub(super) fn empty_from(
         &self,
         id: u64,
@@ -120,7 +124,8 @@ impl Engine {
         Ok(Turn::Emptied)
     }
 
-    /// Collects the next records that may be live. Returns `true` if there are more.
+    /// Collects copies of the next records that may be live. Returns `true` if the segment has more
+    /// records.
     fn collect(&self, victim: &mut Victim, step: &mut Step) -> Result<bool> {
         let guard = pin();
         let segment = victim.segment.clone();
@@ -167,7 +172,7 @@ impl Engine {
     ) -> Result<()> {
         let at = Location::new(segment.id, offset);
         if record.head.kind == RecordKind::Put {
-            // A first check without the lock, which sorts out most dead records.
+            // This first check runs without the commit lock and excludes most dead records.
             if !self.is_live(guard, &table, hash, at)? {
                 return Ok(());
             }
@@ -193,10 +198,10 @@ impl Engine {
         if step.body.ops.is_empty() {
             return Ok(());
         }
-        // The directory does not know unpublished frames. It cannot tell live records from dead
-        // ones until they are published.
+        // All frames must be published first. The directory still points to records that an
+        // unpublished frame replaces, so these would look live.
         let mut core = self.lock_quiet();
-        // Pinned only now, because a pin never waits for a lock.
+        // Pinned after the lock was taken, because a pinned thread must not wait for a lock.
         let guard = pin();
         self.check_writable()?;
         step.keep_live(self, &guard)?;
@@ -242,8 +247,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Returns `true` if the directory points to the record at `at`. Other records with the same
-    /// hash need no check, since a location belongs to one key.
+    /// Returns `true` if the directory points to the record at `at`. Keys need no comparison, since
+    /// a location belongs to one record.
     #[inline]
     fn is_live(&self, guard: &Guard, table: &TableCore, hash: KeyHash, at: Location) -> Result<bool> {
         let mut candidates = table
@@ -281,7 +286,8 @@ impl Step {
             });
         let at = self.body.bytes.len();
         let crc = match origin {
-            // Copied unchanged, since the content checksum does not depend on the position.
+            // The record is copied unchanged, since its content checksum does not depend on its
+            // position.
             None => {
                 self.body.bytes.extend_from_slice(record.bytes);
                 record.content_crc()

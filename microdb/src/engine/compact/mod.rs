@@ -1,15 +1,15 @@
-//! Compaction: moves live records out of segments with many dead bytes, so that these can be
-//! removed.
+//! Compaction: moves live records out of segments with many dead bytes, so that these segments can
+//! be removed.
 //!
 //! - Checking that a record is live, appending its copy and pointing the directory to the copy are
 //!   one step under the commit lock. So the log stays correct when it is read from front to back:
-//!   at the position of the copy, the record was the live one of its key. Replay needs no further
-//!   rule.
+//!   the copied record was still the live record of its key when the copy was appended. So replay
+//!   treats copies like other records.
 //! - A tombstone is kept while the log has a segment older than the one to which the tombstone was
-//!   first written. Only there can be a put that it hides. A copied tombstone carries the id of
-//!   that segment.
-//! - An emptied segment stays until a checkpoint that does not need it is durable (see
-//!   `checkpoint`). Views of older moments keep its bytes readable.
+//!   first written. Only an older segment can contain a put that the tombstone hides. A copied
+//!   tombstone carries the id of the segment to which it was first written.
+//! - An emptied segment stays until a checkpoint that does not point into the segment is durable
+//!   (see `checkpoint`). Snapshots of earlier moments keep the bytes of the segment readable.
 //!
 //! Deliberately absent: removal of files, which is in `checkpoint`.
 
@@ -32,12 +32,13 @@ use crate::format::frame::{FRAME_HEADER_BYTES, FrameKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::format::usage::SegmentUsage;
 
-/// Number of ids between the oldest and the newest segment from which the oldest is compacted in
-/// any case. A location has 16 bits for the id.
+/// Maximum distance between the ids of the oldest and the newest segment. Beyond this distance, the
+/// oldest segment is compacted in any case, because a location has only 16 bits for the id.
 const SPAN_COMPACT: u64 = 60_000;
 
-/// Tombstones may take 1/N of the live bytes, plus one segment. Beyond that, the oldest segments,
-/// on which they depend, are compacted.
+/// Tombstones may take 1/`TOMBSTONE_SHARE` of the live bytes, plus the size of one segment. Beyond
+/// this size, the oldest segment is compacted, because tombstones are needed only while older
+/// segments exist.
 const TOMBSTONE_SHARE: u64 = 8;
 
 /// Result of a compaction, returned by [`Db::compact`](crate::Db::compact).
@@ -67,18 +68,19 @@ pub struct CompactReport {
     pub bytes_copied: u64,
 }
 
-/// A complete segment and its number of dead bytes.
+/// A complete segment with its size and the number of its dead bytes.
 struct Candidate {
     id: u64,
     dead: u64,
     bytes: u64,
 }
 
-/// State of background compaction between two turns. A turn ends when its copies exceed
-/// `compaction_bytes_per_second`. No lock and no thread is held until the next turn.
+/// State of background compaction between two turns. A turn ends when its copies exceed the rate
+/// `compaction_bytes_per_second`. Between two turns, compaction holds no lock and no thread.
 #[derive(Debug, Default)]
 pub(crate) struct Compaction {
-    /// The partly copied segment, by id. A reference would keep its memory from being freed.
+    /// Id of the partly copied segment, and the position of the next record in it. An `Arc` of the
+    /// segment would prevent its memory from being freed.
     begun: Option<(u64, Place)>,
     /// Earliest time of the next copy.
     not_before: Option<Instant>,
@@ -89,10 +91,12 @@ impl Engine {
     pub(crate) fn compact(&self) -> Result<CompactReport> {
         nesting::check_outside(self)?;
         self.check_writable()?;
-        // Commits do not wait for a requested compaction, since it may take long.
+        // Until `_hold` is dropped, commits do not wait for space, because a requested compaction
+        // may take long.
         let _hold = self.space.hold();
         let mut compaction = lock(&self.compacting);
-        // A throttled compaction in progress starts over.
+        // Forgets the progress of a throttled background compaction, because this compaction covers
+        // all segments.
         *compaction = Compaction::default();
         let mut report = CompactReport {
             bytes_before: self.log_bytes(),
@@ -100,12 +104,12 @@ impl Engine {
         };
         let removed = self.counters.segments_removed.get();
         let emptied = self.empty_all(&mut report);
-        // Removes the emptied segments even after an error. On a full disk this is the space for
-        // the rest.
+        // The checkpoint removes the emptied segments even after an error. On a full disk, their
+        // space is needed to compact the remaining segments.
         let checkpointed = self.checkpoint();
         let damage = emptied?;
         checkpointed?;
-        // Seals are derived, so a failure does no harm.
+        // A failure is ignored, because a seal can be computed again from its segment.
         let _ = self.seal_segments();
         report.segments_removed = self.counters.segments_removed.get() - removed;
         report.bytes_after = self.log_bytes();
@@ -116,9 +120,9 @@ impl Engine {
     pub(crate) fn wait_idle(&self) -> Result<()> {
         nesting::check_outside(self)?;
         self.check_writable()?;
-        // Seals are derived, so a failure does no harm.
+        // A failure is ignored, because a seal can be computed again from its segment.
         let _ = self.seal_segments();
-        // Without the throttle, because the caller waits.
+        // The rate limit does not apply, because the caller waits for the result.
         self.compact_due(&mut lock(&self.compacting), None)?;
         if self.checkpoint_due() {
             self.checkpoint()?;
@@ -137,7 +141,8 @@ impl Engine {
             self.checkpoint()?;
         }
         let sealed = match self.seal_active() {
-            // The other segments can be compacted in any case.
+            // If the disk has no space for a new active segment, the other segments are compacted,
+            // and the error is returned at the end.
             Err(error) if is_out_of_room(&error) => Err(error),
             sealed => Ok(sealed?),
         };
@@ -150,7 +155,7 @@ impl Engine {
                 emptied = self.empty_segment(victim, report);
             }
             match emptied {
-                // The damaged segment stays, and the others are compacted.
+                // The damaged segment is kept, and the remaining segments are compacted.
                 Err(error @ Error::Corrupt { .. }) => {
                     self.set_aside(victim);
                     damage.get_or_insert(error);
@@ -162,7 +167,7 @@ impl Engine {
         Ok(damage)
     }
 
-    /// Returns the number of bytes that the next checkpoint removes.
+    /// Returns the size, in bytes, of the segments that the next checkpoint removes.
     fn dying_bytes(&self) -> u64 {
         let core = lock(&self.core);
         let removable = core
@@ -172,8 +177,8 @@ impl Engine {
         removable.map(|(_, usage)| u64::from(usage.end)).sum()
     }
 
-    /// Returns `true` if the removable segments are worth the cost of a checkpoint, which is the
-    /// size of the directory.
+    /// Returns `true` if the removable segments are worth a checkpoint. Its cost is proportional to
+    /// the size of the directory, which it writes.
     fn is_removal_worth_a_checkpoint(&self) -> bool {
         let dying = self.dying_bytes();
         dying > 0 && dying > 2 * self.directory_totals().1
@@ -181,21 +186,23 @@ impl Engine {
 }
 
 impl Engine {
-    /// Compacts the segments that are worth it, at most at `compaction_bytes_per_second`. Ends when
-    /// the database is closed. Returns the time until the next turn if the rate does not permit to
-    /// finish now.
+    /// Compacts segments while the log has too many dead bytes, at most at
+    /// `compaction_bytes_per_second`. Stops early if the database is closed. Returns the time until
+    /// the next turn if the rate limit ended this turn.
     pub(crate) fn compact_in_background(&self) -> Result<Option<Duration>> {
         let mut compaction = lock(&self.compacting);
         self.compact_due(&mut compaction, self.options.compaction_bytes_per_second)
     }
 
-    /// Like [`Engine::compact_in_background`], for a caller that holds `compacting`.
+    /// Like [`Engine::compact_in_background`], for a caller that holds the lock `compacting`.
+    /// `rate` is the maximum number of bytes copied per second.
     fn compact_due(&self, compaction: &mut Compaction, rate: Option<u64>) -> Result<Option<Duration>> {
         let mut report = CompactReport::default();
         let mut is_above_target = self.is_above_target();
         let compacted = self.empty_due(compaction, rate, &mut is_above_target, &mut report);
-        // Emptied segments are removed even after an error. A turn that will be continued leaves
-        // them for later. In a log below the target, the next regular checkpoint removes them.
+        // Emptied segments are removed even after an error. In two cases a later checkpoint removes
+        // them: the rate limit ended the turn, or nothing was copied and the log is not above its
+        // target size.
         if !matches!(compacted, Ok(Some(_))) && is_above_target && self.dying_bytes() > 0 {
             let checkpointed = self.checkpoint();
             let wait = compacted?;
@@ -204,8 +211,8 @@ impl Engine {
         compacted
     }
 
-    /// Empties segments until none is worth it or the throttle requires a pause. Returns the length
-    /// of the pause.
+    /// Empties segments until the log has few enough dead bytes, or the throttle requires a pause.
+    /// Returns the length of the pause.
     fn empty_due(
         &self,
         compaction: &mut Compaction,
@@ -215,7 +222,8 @@ impl Engine {
     ) -> Result<Option<Duration>> {
         loop {
             self.drop_dead_segments();
-            // A checkpoint costs as much as the size of the directory, so it must free enough.
+            // The cost of a checkpoint is proportional to the size of the directory, so the
+            // checkpoint must free enough bytes.
             if self.is_removal_worth_a_checkpoint() {
                 self.checkpoint()?;
             }
@@ -233,14 +241,16 @@ impl Engine {
                     compaction.begun = Some((victim, place));
                     return Ok(Some(wait));
                 }
-                // Tried again after the next open, or on request. The other segments are compacted.
+                // A damaged segment is skipped until the next open or a call of `compact`. The
+                // other segments are compacted.
                 Err(Error::Corrupt { .. }) => self.set_aside(victim),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Returns the partly copied segment of the last turn if it still exists, else the next victim.
+    /// Returns the segment that the last turn has copied in part if it still exists, else the next
+    /// segment to compact. The place is the position at which copying begins.
     fn begun_or_next_victim(&self, compaction: &mut Compaction) -> Option<(u64, Place)> {
         let is_left = |id: u64| {
             let core = lock(&self.core);
@@ -250,9 +260,9 @@ impl Engine {
         begun.or_else(|| self.next_victim().map(|victim| (victim, Place::START)))
     }
 
-    /// Frees space for a waiting commit: empties the segments with the most dead bytes until a
-    /// checkpoint is worth its cost, and writes it. Returns `true` if segments were removed. The
-    /// caller holds `compacting`.
+    /// Frees space for a waiting commit: empties the segments with the largest share of dead bytes
+    /// until a checkpoint is worth its cost, and writes the checkpoint. Returns `true` if segments
+    /// were removed. The caller holds `compacting`.
     pub(crate) fn free_space(&self) -> Result<bool> {
         let removed = self.counters.segments_removed.get();
         let enough = self
@@ -276,9 +286,9 @@ impl Engine {
         Ok(self.counters.segments_removed.get() > removed)
     }
 
-    /// Marks segments without live records as dying, without reading them. Their records need no
-    /// copy, no verification and no seal. Tombstones of the oldest segments hide nothing any more
-    /// and are dropped with them.
+    /// Marks segments without live records as dying, without reading them. So the next checkpoint
+    /// removes them, and their records are neither copied nor verified nor sealed. In the oldest
+    /// segments, tombstones are dropped too, because no older put exists that they could hide.
     pub(crate) fn drop_dead_segments(&self) {
         let damaged = lock(&self.damaged).clone();
         let mut core = lock(&self.core);
@@ -292,8 +302,8 @@ impl Engine {
             if usage.dying {
                 continue;
             }
-            // Counted records decide where available. Bytes are only a hint, which the checkpoint
-            // verifies.
+            // The number of live records decides if the segment has this count. Live bytes may be
+            // wrong, so the checkpoint verifies a decision made by bytes.
             let is_dead = if usage.counted {
                 usage.has_no_live_record()
             } else {
@@ -314,10 +324,10 @@ impl Engine {
         sizes.log + u64::from(self.options.segment_bytes_max) > sizes.soft
     }
 
-    /// Returns the next segment for background compaction, or `None` while the share of dead bytes
-    /// in the whole log is below the option. Waiting leaves fewer live records to copy. The segment
-    /// with the largest share of dead bytes is chosen, which is never below the share of the whole
-    /// log.
+    /// Returns the next segment for background compaction: the one with the largest share of dead
+    /// bytes. While the share in the whole log is below the option `compaction_dead_percent`,
+    /// returns only a segment named by [`Engine::old_segments`]. The later a segment is compacted,
+    /// the fewer live records must be copied.
     fn next_victim(&self) -> Option<u64> {
         let percent = u64::from(self.options.compaction_dead_percent);
         let damaged = lock(&self.damaged).clone();
@@ -332,8 +342,8 @@ impl Engine {
         self.old_segments().filter(|old| !damaged.contains(old))
     }
 
-    /// Excludes a damaged segment from compaction until it is healed. Compaction cannot read all of
-    /// it and must not lose the unreadable part.
+    /// Excludes a damaged segment from background compaction until the next open. Compaction cannot
+    /// read all records of the segment, and must not lose the unreadable ones.
     pub(crate) fn set_aside(&self, segment: u64) {
         lock(&self.damaged).insert(segment);
     }
@@ -351,7 +361,8 @@ impl Engine {
         let mut victims = Vec::new();
         for (id, usage) in core.complete() {
             let bytes = u64::from(usage.end);
-            // A tombstone in the oldest segment depends on nothing.
+            // Tombstones in the oldest segment are dead bytes, because no older put exists that
+            // they could hide.
             let kept = usage.live_bytes() + if id == oldest { 0 } else { usage.tombstones };
             let dead = bytes.saturating_sub(kept + u64::from(SEGMENT_HEADER_BYTES));
             if wanted(id, dead) {
@@ -362,7 +373,8 @@ impl Engine {
         victims
     }
 
-    /// Returns the oldest segment if ids span too far or too many tombstones depend on it.
+    /// Returns the oldest segment if the ids of the segments span too far, or if tombstones take
+    /// too many bytes.
     fn old_segments(&self) -> Option<u64> {
         let core = lock(&self.core);
         let mut sealed = core.complete();
@@ -374,8 +386,9 @@ impl Engine {
     }
 
     /// Completes the active segment, so that it can be compacted too. The log continues in a new
-    /// segment with an empty frame. The end of the log is then in the new segment, so the other one
-    /// can be removed. Without disk space for a new segment, the log continues in the active one.
+    /// segment with an empty frame. The end of the log is then in the new segment, so the completed
+    /// segment can be removed. Without disk space for a new segment, the log continues in the
+    /// active one.
     fn seal_active(&self) -> Result<()> {
         let mut core = self.lock_quiet();
         if let Some(active) = &mut core.active
@@ -383,7 +396,8 @@ impl Engine {
         {
             let mut rolled = self.roll(&mut core, FRAME_HEADER_BYTES as usize);
             if rolled.as_ref().is_err_and(is_out_of_room) {
-                // The blocks allocated ahead may be enough space for the new segment.
+                // Cutting the active segment frees its blocks allocated ahead, which may be enough
+                // space for the new segment.
                 core.active.as_mut().into_iter().for_each(Active::cut);
                 rolled = self.roll(&mut core, FRAME_HEADER_BYTES as usize);
             }
@@ -401,8 +415,9 @@ impl Engine {
 }
 
 impl Core {
-    /// Returns `true` if the next checkpoint removes the segment. The segment at the end of the log
-    /// stays even without live records, because the next segment refers to it.
+    /// Returns `true` if the next checkpoint removes the segment. The segment with the end of the
+    /// published log stays even without live records, because the header of the next segment refers
+    /// to that end.
     pub(crate) fn is_removable(&self, id: u64, usage: &SegmentUsage) -> bool {
         usage.dying && id != self.published.position.segment
     }

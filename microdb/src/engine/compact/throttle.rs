@@ -1,14 +1,14 @@
 //! Rate limit of background compaction.
 //!
-//! - Each copy moves the earliest time of the next copy.
-//! - A pause is the caller's business: nothing here sleeps.
+//! - Each copy postpones the earliest time of the next copy by its size divided by the rate.
+//! - The caller pauses. No function of this module sleeps.
 //!
-//! Deliberately absent: bursts.
+//! Deliberately absent: bursts. A time without copies does not permit a higher rate afterwards.
 
 use std::time::{Duration, Instant};
 
-/// Longest pause of a throttled compaction after one step. One year, so that no sum of times
-/// overflows.
+/// Longest pause, in seconds, of a throttled compaction after one step. It is one year, so that
+/// adding it to a point in time never overflows.
 const PAUSE_SECONDS_MAX: f64 = 365.0 * 86_400.0;
 
 /// Limits the rate of copies.
@@ -18,7 +18,7 @@ pub(super) struct Throttle<'a> {
 }
 
 impl Throttle<'_> {
-    /// Accounts for copied bytes.
+    /// Postpones the next copy by the time that `bytes` take at the permitted rate.
     pub(super) fn copied(&mut self, bytes: u64) {
         if bytes > 0 {
             let now = Instant::now();
@@ -28,7 +28,7 @@ impl Throttle<'_> {
         }
     }
 
-    /// Returns the time until the next copy is permitted.
+    /// Returns the time until the next copy is permitted, or `None` if a copy is permitted now.
     pub(super) fn wait(&self) -> Option<Duration> {
         let left = self
             .not_before

@@ -1,8 +1,8 @@
 //! The growing end of the log: appending frames, and rolling to a new segment.
 //!
-//! - Under `core`, frames are appended to memory and published. Under `writer`, appended bytes are
-//!   handed to the operating system and synced. The writer takes `core` only to read the end of the
-//!   log, so a commit that need not wait for the disk never does.
+//! - Under the mutex `core`, frames are appended to memory and published. Under the mutex `writer`,
+//!   appended bytes are handed to the operating system and synced. The writing thread locks `core`
+//!   only to read the end of the log, so buffered commits do not wait for the disk.
 //! - Blocks are allocated before a frame is appended. A full disk is an error of the commit that
 //!   needs the space, and of no other.
 //! - A failed write or sync is never repeated. It poisons the database.
@@ -32,25 +32,26 @@ use crate::raw::tail::TailWriter;
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, StorageFile};
 
-/// Upper bound for the end of frames, which must be a valid offset too.
+/// Upper bound for the end of the frames of a segment. It is below the segment limit, so that the
+/// end is a valid offset too.
 pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
 
-/// Blocks are allocated this far ahead. That takes few calls, and leaves few unwritten bytes to
-/// search for a torn tail after a crash.
+/// Number of bytes for which disk blocks are allocated ahead. It is so large that the system
+/// is called rarely, and so small that a search for a torn tail after a crash is short.
 const ALLOCATE_BYTES: u32 = 4 << 20;
 
-/// Allocated blocks behind the end of the log that only `clear` and `drop_table` may use. These
-/// must work on a full disk, since they free space. One of them takes 100 to 400 bytes.
+/// Maximum number of bytes allocated behind the end of the log for `clear` and `drop_table` alone.
+/// Both must work on a full disk, since they free space. Their commits take 100 to 400 bytes.
 const RESERVE_BYTES_MAX: u32 = 16 * 1024;
 
-/// Small segments reserve 1/N of their capacity.
+/// A segment reserves at most 1/`RESERVE_SHARE` of its capacity for `clear` and `drop_table`.
 const RESERVE_SHARE: u32 = 8;
 
 /// Number of segments beyond which a log gets larger segments, because a location has 16 bits for
 /// the segment id.
 const MANY_SEGMENTS: usize = 1 << 14;
 
-/// State under the commit lock.
+/// State that the commit lock protects.
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) active: Option<Active>,
@@ -59,24 +60,24 @@ pub(crate) struct Core {
     pub(crate) end: Frontier,
     /// End of the published log, which readers see.
     pub(crate) published: Frontier,
-    /// Size of the log up to `published`, in units of `appended_bytes` and in records.
+    /// Size of the log up to `published`. Its bytes are counted like `Engine::appended_bytes`.
     pub(crate) published_size: LogSize,
     /// `published_size` at the moment of the last checkpoint. `None` if a full disk had no room for
     /// a checkpoint.
     pub(crate) checkpointed_size: Option<LogSize>,
     pub(crate) next_segment: u64,
     pub(crate) segment_bytes_next: u32,
-    /// Segments completed since the writer last took them.
+    /// Segments completed since the last call of `write_log`, which takes them.
     pub(crate) rolled: Vec<Rolled>,
-    /// Frames are appended but not published: their group waits for the disk or for a transaction
-    /// in its turn.
+    /// `true` while frames of a group are appended but not published. The group then waits for the
+    /// disk or for a transaction in its turn.
     pub(crate) in_flight: bool,
-    /// Number of threads that wait for the end of `in_flight`.
+    /// Number of threads that wait until `in_flight` is `false`.
     pub(crate) quiet_waiters: u32,
     pub(crate) usages: SegmentUsages,
 }
 
-/// A complete segment that is not written to its end.
+/// A complete segment with bytes that are not yet written to its file.
 #[derive(Debug)]
 pub(crate) struct Rolled {
     segment: Arc<Segment>,
@@ -84,7 +85,8 @@ pub(crate) struct Rolled {
     end: u32,
 }
 
-/// An amount of log: since the database was opened, or between two moments.
+/// An amount of log, either between two moments or in total. The total includes the log that the
+/// open replayed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogSize {
     pub(crate) bytes: u64,
@@ -102,7 +104,7 @@ impl LogSize {
 }
 
 impl Core {
-    /// Makes the frame at `place`, with `records` records, count as visible to readers.
+    /// Moves the end of the published log behind the frame at `place`, which has `records` records.
     #[inline]
     pub(crate) fn publish(&mut self, place: Place, records: usize) {
         self.published = place.end;
@@ -117,7 +119,7 @@ pub(crate) struct Active {
     pub(crate) segment: Arc<Segment>,
     pub(crate) file: Arc<dyn StorageFile>,
     pub(crate) tail: TailWriter,
-    /// Offset of the tail in the segment.
+    /// Offset in the segment at which the memory buffer `tail` begins.
     pub(crate) base: u32,
     /// End of the allocated blocks of the file.
     pub(crate) allocated: u32,
@@ -153,7 +155,7 @@ impl Active {
         Ok(())
     }
 
-    /// Frees the allocated blocks behind the end. A failure does no harm.
+    /// Frees the allocated blocks behind the last frame. A failure only wastes disk space.
     pub(crate) fn cut(&mut self) {
         let end = self.end();
         if self.allocated > end && self.file.set_len(end.into()).is_ok() {
@@ -161,12 +163,13 @@ impl Active {
         }
     }
 
-    /// Returns the upper bound for the end of frames.
+    /// Returns the upper bound for the end of the segment's frames.
     fn capacity(&self) -> u32 {
         self.base + self.tail.buffer().capacity() as u32
     }
 
-    /// Returns the number of bytes behind the end that only space-freeing frames may use.
+    /// Returns the number of bytes behind the last frame that only `clear` and `drop_table` may
+    /// use.
     fn reserve(&self) -> u32 {
         reserve_of(self.capacity())
     }
@@ -183,11 +186,12 @@ pub(crate) struct Place {
     pub(crate) body_at: u32,
     /// End of the log behind the frame.
     pub(crate) end: Frontier,
-    /// Value of `appended_bytes` at that end.
+    /// Value of `Engine::appended_bytes` at the end of the frame.
     pub(crate) appended: u64,
 }
 
-/// Returns the reserve of a segment of `capacity` bytes.
+/// Returns the number of bytes reserved for `clear` and `drop_table` in a segment of `capacity`
+/// bytes.
 fn reserve_of(capacity: u32) -> u32 {
     (capacity / RESERVE_SHARE).min(RESERVE_BYTES_MAX)
 }
@@ -251,7 +255,8 @@ impl Engine {
         })
     }
 
-    /// Returns the active segment, with room for `bytes` more.
+    /// Returns the active segment. If it has no room for `bytes` more, creates a new active segment
+    /// first.
     fn make_room<'a>(
         &self,
         core: &'a mut Core,
@@ -275,7 +280,7 @@ impl Engine {
         if let Some(active) = core.active.as_mut() {
             active.allocate(bytes as u32, may_use_reserve)?;
         }
-        // `roll` has just created it if there was none.
+        // There is always an active segment here: `roll` has created one if there was none.
         core.active.as_mut().ok_or(Error::Closed)
     }
 
@@ -296,8 +301,8 @@ impl Engine {
             self.check_span(core, id)?;
             let path = self.paths.segment(id);
             match storage.open(&path, OpenMode::CreateNew) {
-                // A foreign file, since this log never had the id. The file stays and the id is
-                // skipped.
+                // The log never had a segment with this id, so the file is foreign. It is kept, and
+                // the id is skipped.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => id += 1,
                 opened => break (path.clone(), opened.map_err(Error::io("cannot create", &path))?),
             }
@@ -311,7 +316,7 @@ impl Engine {
             first => first.map(|()| allocated[0]),
         };
         let allocated = allocated.map_err(|error| {
-            // Nothing was acknowledged yet. The next commit tries the same again.
+            // The new file holds no commit yet. The next commit tries again to create a segment.
             let _ = storage.remove(&path);
             Error::io("cannot allocate the blocks of", &path)(error)
         })?;
@@ -354,7 +359,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Turns the active segment into a complete one.
+    /// Completes the active segment: no more frames are appended to it.
     pub(crate) fn complete_active(&self, core: &mut Core) {
         if let Some(active) = core.active.take() {
             let end = active.end();
@@ -377,7 +382,7 @@ impl Engine {
         Err(Error::Invalid { what: "log", reason })
     }
 
-    /// Frees the blocks allocated ahead. A failure does no harm.
+    /// Frees the blocks allocated ahead for the active segment. A failure does no harm.
     pub(crate) fn cut_active(&self) {
         if let Some(active) = &mut lock(&self.core).active {
             active.cut();

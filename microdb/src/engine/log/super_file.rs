@@ -13,8 +13,8 @@ use crate::seeded::seeded;
 use crate::storage::StorageFile;
 
 impl Engine {
-    /// Writes the frontier as a hint for the next open. Not synced: a lost hint does no harm, and a
-    /// hint never claims too much.
+    /// Writes the frontier as a hint for the next open. The hint is not synced: a lost hint does no
+    /// harm, and a hint never names a frontier that is not durable.
     pub(super) fn write_hint(&self, writer: &mut Writer) -> Result<()> {
         let Some(file) = &self.super_file else {
             return Ok(());
@@ -32,8 +32,9 @@ impl Engine {
     pub(crate) fn write_state(&self, emptied: &[u64]) -> Result<()> {
         self.check_identity()?;
         let mut writer = lock(&self.writer);
-        // Segments begun behind the frontier are not durable. After a power cut they may lack their
-        // header or even their name. The next open finds them by their headers.
+        // Segments that begin behind the frontier are not listed, because they are not durable: a
+        // power cut may remove their header or even their name. The next open finds the ones that
+        // exist by their headers.
         let (live, next_segment) = {
             let core = lock(&self.core);
             let durable = |id: &u64| *id <= writer.frontier.position.segment || seeded("super-early-names");

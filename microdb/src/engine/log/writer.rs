@@ -1,9 +1,9 @@
 //! Writing and syncing of appended frames.
 //!
 //! - All functions that take a [`Writer`] run under the writer lock.
-//! - A commit counts as durable only after the sync of its segment, the sync of the folder for new
-//!   files, and a check of the lock.
-//! - A complete segment is written, cut to its length and mapped. Its memory is freed then.
+//! - A commit is durable only after the sync of its segment, the sync of the folder for new files,
+//!   and a check of the lock.
+//! - A complete segment is written, cut to its length and mapped. Then its memory is freed.
 //!
 //! Deliberately absent: retries. A failed write or sync poisons the database.
 
@@ -23,18 +23,19 @@ use crate::raw::reclaim;
 use crate::seeded::seeded;
 use crate::storage::StorageFile;
 
-/// Backlog of unwritten bytes at which committers wait for the disk instead of filling the memory.
-/// With the written part of the oldest segment this makes 40 MiB, two thirds of the permitted
-/// memory besides the directory.
+/// Number of unwritten bytes of the log at which committers wait for the disk instead of filling
+/// the memory. With the written part of the oldest segment, the log takes at most 40 MiB of memory.
 const BACKLOG_BYTES_MAX: u64 = 24 << 20;
 
-/// Number of complete segments that are written at once, at any fill level. Each has a descriptor.
+/// Number of complete, unwritten segments at which they are written immediately, even if they have
+/// few bytes. Each keeps a file descriptor open.
 const ROLLED_SEGMENTS_DUE: usize = 4;
 
-/// Number of complete segments at which committers wait for the disk.
+/// Number of complete, unwritten segments at which committers wait for the disk.
 const ROLLED_SEGMENTS_MAX: usize = 16;
 
-/// Maximum number of complete, written segments that wait for the next sync. Each has a descriptor.
+/// Maximum number of complete, written segments that wait for the next sync. Each keeps a file
+/// descriptor open.
 const UNSYNCED_SEGMENTS_MAX: usize = 16;
 
 /// Number of attempts to free the memory of a complete segment, before its pages are replaced by
@@ -42,21 +43,21 @@ const UNSYNCED_SEGMENTS_MAX: usize = 16;
 const FREE_TRIES: usize = 4;
 
 /// Maximum number of bytes of complete segments that stay in memory because they could not be
-/// mapped. No segment is begun beyond. One segment of the largest size fits, so that a single
-/// failure refuses nothing.
+/// mapped. While there are more, no new segment is begun. One segment of the largest size fits, so
+/// that a single failed map refuses no commit.
 const UNMAPPED_BYTES_MAX: u64 = 64 << 20;
 
-/// State under the writer lock.
+/// State that the writer lock protects.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     /// Segments not yet written or synced to their end, in log order. The last one is active.
     pub(crate) pending: VecDeque<Pending>,
-    /// A file was created since the last sync of the folder.
+    /// `true` if a segment file was created since the last sync of the folder `log/`.
     pub(crate) folder_dirty: bool,
     pub(crate) hint_counter: u64,
     pub(crate) frontier: Frontier,
     pub(crate) state_generation: u64,
-    /// Checkpoint named by SUPER, or 0.
+    /// Generation of the checkpoint that SUPER names, or 0 for none.
     pub(crate) checkpoint: u64,
     /// Highest generation of any checkpoint of this database.
     pub(crate) generation: u64,
@@ -65,14 +66,14 @@ pub(crate) struct Writer {
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) segment: Arc<Segment>,
-    /// Open until the segment is complete and durable.
+    /// File of the segment, kept open until the segment is complete and durable.
     pub(crate) file: Arc<dyn StorageFile>,
-    /// End of the bytes handed to the operating system.
+    /// Offset up to which the segment was handed to the operating system.
     pub(crate) written: u32,
-    /// End of the segment, once it is complete.
+    /// Offset of the end of the segment. `None` while the segment is active.
     pub(crate) sealed_end: Option<u32>,
     pub(crate) dirty: bool,
-    /// The file was cut to its end.
+    /// `true` if the file was cut to the end of the segment.
     pub(crate) cut: bool,
 }
 
@@ -88,7 +89,7 @@ impl Pending {
 #[derive(Debug, Default)]
 pub(crate) struct Unmapped {
     bytes: AtomicU64,
-    /// Error number of the last failure.
+    /// Error number (`errno`) of the last failed map, or 0.
     error: AtomicI32,
 }
 
@@ -104,13 +105,13 @@ impl Unmapped {
             .store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Returns `true` if too many bytes wait for their map, so that no segment may be begun.
+    /// Returns `true` if so many bytes could not be mapped that no new segment may be begun.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) > UNMAPPED_BYTES_MAX
     }
 
-    /// Fails if [`Unmapped::is_full`].
+    /// Returns the error of the last failed map if [`Unmapped::is_full`].
     pub(super) fn check(&self, log: &std::path::Path) -> Result<()> {
         if !self.is_full() {
             return Ok(());
@@ -124,8 +125,8 @@ impl Unmapped {
 }
 
 impl Engine {
-    /// Hands buffered commits to the operating system if there are enough, unless another thread is
-    /// doing so.
+    /// Hands buffered commits to the operating system if enough bytes are unwritten. If another
+    /// thread is writing, waits for that thread only if the backlog is at its limit.
     pub(crate) fn write_if_due(&self) {
         let (backlog, rolled) = (self.backlog(), self.rolled_segments.load(Ordering::Relaxed));
         if backlog < self.options.buffer_bytes && rolled < ROLLED_SEGMENTS_DUE {
@@ -139,8 +140,8 @@ impl Engine {
         } else {
             Some(lock(&self.writer))
         };
-        // An error poisons the database and the next commit reports it. This commit is already
-        // visible.
+        // This commit is already visible, so it does not return the error of the write. The error
+        // poisons the database, and the next commit returns it.
         if let Some(mut writer) = writer {
             let _ = self.write_log(&mut writer);
             drop(writer);
@@ -174,7 +175,8 @@ impl Engine {
             writer.pending_for(segment, file);
         }
         if writer.pending.iter().any(|pending| pending.cut) {
-            // Compaction may have removed segments that could not be mapped.
+            // Entries of segments that could not be mapped are dropped if compaction has removed
+            // the segment.
             let guard = pin();
             let known = self.segments.load(&guard);
             let is_there = |pending: &Pending| known.by_id(pending.segment.id).is_some();
@@ -187,7 +189,8 @@ impl Engine {
         while writer.pending.len() > UNSYNCED_SEGMENTS_MAX
             && let Some(oldest) = writer.pending.iter().position(Pending::is_finished)
         {
-            // This makes the bytes of the segment durable earlier than required.
+            // The segment is synced earlier than required, so that its file descriptor can be
+            // closed.
             if let Some(mut oldest) = writer.pending.remove(oldest) {
                 self.sync_segment(&mut oldest)?;
             }
@@ -213,7 +216,7 @@ impl Engine {
     #[cold]
     pub(crate) fn map_again(&self) {
         if let Ok(mut writer) = self.writer.try_lock() {
-            // Segments that fail again prevent the next segment.
+            // Errors are ignored: `roll` creates no new segment while too many are unmapped.
             let _ = self.write_log(&mut writer);
             writer.forget_finished();
         }
@@ -248,8 +251,8 @@ impl Engine {
         }
         let map = match self.options.map(pending.file.as_ref(), sealed_end.into()) {
             Ok(map) => map,
-            // All bytes are written, and readers use the memory. The map is tried again with the
-            // next write.
+            // All bytes are written, and readers continue to use the memory. The next write tries
+            // again to map the file.
             Err(error) => {
                 self.unmapped.note(&error);
                 return Ok(());
@@ -263,7 +266,7 @@ impl Engine {
         if !seeded("tails-kept") {
             free_tail(former, pending.file.as_ref(), sealed_end);
         }
-        // The usage of the segment is final, so there may be something to compact.
+        // The segment is complete, so compaction may be due.
         self.schedule_housekeeping();
         Ok(())
     }
@@ -289,7 +292,7 @@ impl Engine {
             writer.folder_dirty = false;
         }
         self.check_lock()?;
-        // Durable from here.
+        // The appended frames are durable from here on.
         writer.forget_finished();
         writer.frontier = end;
         self.frontier.store(end.position.to_u64(), Ordering::Release);
@@ -304,8 +307,8 @@ impl Engine {
     }
 }
 
-/// Frees the memory of a segment with all its bytes in its file. Snapshots and values that hold the
-/// memory read the pages of the file from then on.
+/// Frees the memory buffer of a segment after all its bytes were written to its file. If snapshots
+/// or values still hold the buffer, the pages of the file replace its memory.
 fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
     let Some((tail, base)) = segment.tail() else {
         return;
@@ -315,12 +318,12 @@ fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
         if tail.strong_count() == 0 {
             return;
         }
-        // A reader is pinned for some microseconds. Memory that is freed as a whole is reused for
-        // the next segment.
+        // Readers hold the memory for some microseconds only, so a short wait is worth it. Memory
+        // that is freed as a whole can be reused for the next segment.
         std::thread::yield_now();
         reclaim::now();
     }
-    // If the map fails, the memory stays until its last holder is gone.
+    // If the map fails, the memory stays until its last holder releases it.
     if let Some(tail) = tail.upgrade()
         && let Ok(Some(mapping)) = file.map(end.into())
     {
@@ -341,7 +344,7 @@ impl Writer {
             .retain(|pending| pending.dirty || !pending.is_finished());
     }
 
-    /// Returns the entry of a segment. Appends a new entry if there is none.
+    /// Returns the entry of a segment in `pending`. Appends a new entry if the segment has none.
     fn pending_for(&mut self, segment: Arc<Segment>, file: Arc<dyn StorageFile>) -> &mut Pending {
         let known = self
             .pending

@@ -1,9 +1,10 @@
 //! Folders that are kept open, and system calls relative to them.
 //!
-//! - A path below a held folder is resolved from its handle, one name at a time.
+//! - A path below a held folder is resolved from the folder's open handle, one name at a time.
 //! - Subfolders are kept open from their first use.
 //!
-//! Deliberately absent: deeper paths than a database has.
+//! Deliberately absent: paths with more than two names below a held folder, because a database has
+//! none.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -24,22 +25,23 @@ use crate::storage::{OpenMode, Storage, StorageFile, StorageLock};
 
 /// The files of the operating system, with some folders held open.
 ///
-/// If a path is below several held folders, the longest one wins.
+/// If a path is below several held folders, the held folder with the longest path is used.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HeldFolders(Vec<Arc<HeldFolder>>);
 
-/// An open folder and its subfolders that were used.
+/// An open folder, and the subfolders that were used.
 #[derive(Debug)]
 pub(super) struct HeldFolder {
-    /// Path by which the folder was opened.
+    /// Path at which the folder was opened.
     path: PathBuf,
     handle: Arc<File>,
-    /// Subfolders by name. A held descriptor cannot be refused later for lack of descriptors.
+    /// Open subfolders by name. A later call on such a subfolder needs no new descriptor, so it
+    /// cannot fail for lack of descriptors.
     subfolders: Mutex<BTreeMap<PathBuf, Arc<File>>>,
     pub(super) lock: Mutex<Weak<FolderLock>>,
 }
 
-/// A folder to which paths are relative.
+/// The folder to which a path of a system call is relative.
 #[derive(Debug)]
 pub(super) enum Base {
     Held(Arc<File>),
@@ -74,10 +76,11 @@ impl HeldFolder {
 
 fn names_in(folder: &File) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
-    // A handle of its own, since handles of one open folder share a position.
+    // A new handle is opened, because the clones of one handle share the position at which the next
+    // name is read.
     let handle = open_folder(folder, Path::new("."))?;
     for entry in Dir::new(handle)? {
-        // Names of databases are UTF-8, so any other name is foreign.
+        // Files of a database have UTF-8 names, so any other name is foreign.
         if let Ok(name) = entry?.file_name().to_str()
             && name != "."
             && name != ".."
@@ -94,9 +97,9 @@ fn open_folder(base: impl AsFd, path: &Path) -> io::Result<File> {
     Ok(folder.into())
 }
 
-/// Opens a file of which reads do not change the time of the last access. Otherwise the first read
-/// after each write changes it, and may wait for the file system's journal, for milliseconds. The
-/// open does not wait either if the file is a named pipe that nobody writes to.
+/// Opens a file so that reads do not change its access time. Otherwise the first read after each
+/// write changes the time, and may wait milliseconds for the file system's journal. The open does
+/// not wait either if the file is a named pipe without a writer.
 pub(super) fn open_without_trace(
     base: impl AsFd,
     path: &Path,
@@ -106,18 +109,18 @@ pub(super) fn open_without_trace(
     let open = |flags| retry_on_intr(|| rustix::fs::openat(&base, path, flags, mode));
     let flags = flags | OFlags::NONBLOCK;
     match open(flags | OFlags::NOATIME) {
-        // Only the owner of a file may request the first flag.
+        // Only the owner of a file may use `NOATIME`.
         Err(Errno::PERM) => open(flags),
         opened => opened,
     }
 }
 
-/// Returns device and inode of a file, which are the same through links and bind mounts.
+/// Returns device and inode of a file. All links and bind mounts of a file have equal values.
 fn identity_of(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-/// Returns the nearest existing folder at or above `path`, with links resolved.
+/// Returns the nearest existing folder at or above `path`, with symbolic links resolved.
 fn existing_ancestor(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     for folder in path.ancestors() {
@@ -130,8 +133,8 @@ fn existing_ancestor(path: &Path) -> io::Result<PathBuf> {
 }
 
 impl HeldFolders {
-    /// Returns the held folder that contains `path`, and the names below it: one or two, or none
-    /// for the folder itself.
+    /// Returns the held folder that contains `path`, and the names of the path below it: one or two
+    /// names, or none for the folder itself.
     fn find<'p>(&self, path: &'p Path) -> Option<(&Arc<HeldFolder>, Vec<&'p OsStr>)> {
         let below = |held: &Arc<HeldFolder>| {
             let names = path.strip_prefix(&held.path).ok()?;
@@ -145,7 +148,7 @@ impl HeldFolders {
         found.max_by_key(|(held, _)| held.path.as_os_str().len())
     }
 
-    /// Returns the folder and the name for a system call on `path`.
+    /// Returns the base folder and the relative path for a system call on `path`.
     fn at<'p>(&self, path: &'p Path) -> io::Result<(Base, &'p Path)> {
         let Some((held, names)) = self.find(path) else {
             return Ok((Base::Working, path));
@@ -184,7 +187,7 @@ impl Storage for HeldFolders {
         };
         let mode = Mode::from_raw_mode(FOLDER_MODE);
         match retry_on_intr(|| rustix::fs::mkdirat(&*held.handle, name, mode)) {
-            // Opening fails if the existing file is not a folder.
+            // If the name exists and is no folder, `subfolder` fails.
             Ok(()) | Err(Errno::EXIST) => held.subfolder(name).map(drop),
             Err(error) => Err(error.into()),
         }
@@ -243,7 +246,8 @@ impl Storage for HeldFolders {
     }
 
     fn is_within(&self, inner: &Path, outer: &Path) -> io::Result<bool> {
-        // Compared by name as well: in this storage such a path is below the held folder.
+        // Paths are compared by name first, because this storage resolves a path below `outer` from
+        // the held folder.
         if inner.starts_with(outer) {
             return Ok(true);
         }

@@ -1,13 +1,13 @@
 //! Locks of the operating system.
 //!
-//! - A lock is `flock`, which belongs to the open file. Two opens in one process exclude each
+//! - A lock is a `flock`, which belongs to the open file. Two opens in one process exclude each
 //!   other, and the kernel releases the lock when the process dies.
-//! - A lock by file name protects nothing once the name was removed and created again. So the held
-//!   folder itself is locked first. It cannot be removed without the database, and a second opener
-//!   is refused even if the file was replaced.
-//! - After a fork, parent and child share the open file and its lock. Closing it in the child keeps
-//!   the lock. Unlocking it would take the lock from the parent, so only the process that took a
-//!   lock unlocks it.
+//! - The lock of a file protects nothing once the file was removed and created again. So the held
+//!   folder itself is locked first, which cannot be replaced without the database in it. A second
+//!   opener is refused even if the lock file was replaced.
+//! - After a fork, parent and child share the open file and its lock. Closing the file in the child
+//!   keeps the lock. Unlocking it in the child would take the lock from the parent. So only the
+//!   process that took a lock unlocks it.
 //!
 //! Deliberately absent: timeouts and leases.
 
@@ -28,12 +28,12 @@ use crate::raw::sync::ignore_poison;
 use crate::seeded::seeded;
 use crate::storage::StorageLock;
 
-/// Length of the note of a process id, including the line end. The id is padded with zeros, so that
-/// a new note covers the former one. Shortening the file first can wait for the file system's
-/// journal, for milliseconds beside heavy writing.
+/// Length of the process id in a lock file, including the line end, in bytes. The id is padded with
+/// zeros, so that a new id covers the former one. Truncating the file instead could wait
+/// milliseconds for the file system's journal beside heavy writing.
 const NOTE_BYTES: usize = 11;
 
-/// A locked folder, shared by the locks of files in it.
+/// A locked folder. The locks of several files in the folder share it.
 #[derive(Debug)]
 pub(super) struct FolderLock {
     _lock: FileLock,
@@ -47,7 +47,7 @@ struct FileLock {
 }
 
 impl FileLock {
-    /// Locks `file`, or returns `None` if another open file has the lock.
+    /// Locks `file`. Returns `None` if another open file has the lock.
     fn take(file: Arc<File>) -> io::Result<Option<Self>> {
         match retry_on_intr(|| rustix::fs::flock(&*file, FlockOperation::NonBlockingLockExclusive)) {
             Ok(()) => Ok(Some(Self {
@@ -62,26 +62,26 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // Unlocked explicitly: a child that another thread has just forked shares the open file
-        // until it runs its own program.
+        // Closing the file would not suffice: a child that another thread has just forked shares
+        // the open file until it executes its own program.
         if self.birth.is_here() {
             let _ = rustix::fs::flock(&*self.file, FlockOperation::Unlock);
         }
     }
 }
 
-/// Lock of a file, with the lock of its folder if that is held.
+/// Lock of a file, and of the held folder that contains the file.
 #[derive(Debug)]
 struct OsLock {
     lock: FileLock,
-    /// Declared last, so that it is unlocked after the file.
+    /// Declared after `lock`, so that the file is unlocked before the folder.
     _folder: Option<Arc<FolderLock>>,
     base: Base,
     name: PathBuf,
     identity: Identity,
 }
 
-/// Identity of a file, independent of its name.
+/// Device and inode, which identify a file independent of its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Identity {
     device: u64,
@@ -116,7 +116,8 @@ impl StorageLock for OsLock {
     }
 }
 
-/// Takes the lock of the file `name` in `base`, after that of `held`.
+/// Locks the file `name` in `base`, after locking the folder `held`. Returns the process id of the
+/// holder if the file is locked already.
 pub(super) fn lock_file(
     held: Option<&Arc<HeldFolder>>,
     base: Base,
@@ -129,7 +130,8 @@ pub(super) fn lock_file(
         None => None,
         Some(folder) => match folder? {
             Ok(folder) => folder,
-            // Nothing is created in a folder that belongs to another process.
+            // Returns before a lock file is created, because the folder is in use by another
+            // opener.
             Err(Busy) => return Ok(Err(holder(&base, name))),
         },
     };
@@ -150,10 +152,10 @@ pub(super) fn lock_file(
     })))
 }
 
-/// Another open file has the lock.
+/// Result of a lock attempt while another open file has the lock.
 struct Busy;
 
-/// Takes the lock of the folder itself. Returns `None` if the file system cannot lock folders.
+/// Locks the folder itself. Returns `Ok(Ok(None))` if the file system cannot lock folders.
 fn lock_folder(held: &HeldFolder) -> io::Result<Result<Option<Arc<FolderLock>>, Busy>> {
     let mut known = ignore_poison(held.lock.lock());
     if let Some(lock) = known.upgrade() {
@@ -166,7 +168,8 @@ fn lock_folder(held: &HeldFolder) -> io::Result<Result<Option<Arc<FolderLock>>, 
             Ok(Ok(Some(lock)))
         }
         Ok(None) => Ok(Err(Busy)),
-        // NFS locks only files that are open for writing.
+        // NFS locks only files that are open for writing, and a folder cannot be opened for
+        // writing.
         Err(error) => match Errno::from_io_error(&error) {
             Some(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => Ok(Ok(None)),
             _ => Err(error),
@@ -174,7 +177,7 @@ fn lock_folder(held: &HeldFolder) -> io::Result<Result<Option<Arc<FolderLock>>, 
     }
 }
 
-/// Returns the process id that the holder noted in the lock file.
+/// Returns the process id of the holder, read from the lock file.
 fn holder(base: impl AsFd, name: &Path) -> Option<u32> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = open_without_trace(base, name, flags, Mode::empty()).ok()?;
@@ -188,17 +191,17 @@ fn read_note(file: &File) -> io::Result<([u8; NOTE_BYTES + 1], usize)> {
     Ok((note, len))
 }
 
-/// Notes the id of this process for the error message of the next opener. A file with other
-/// contents is foreign and is not changed.
+/// Writes the id of this process to the lock file, for the error message of the next opener. A file
+/// with other contents than a process id is foreign and is not changed.
 fn note_holder(file: &File) -> io::Result<()> {
     let Ok((note, len)) = read_note(file) else {
-        // The disk cannot read the note. The lock is valid without it.
+        // The disk cannot read the file. The lock is valid without the process id.
         return Ok(());
     };
     let own = own_note();
     if note.get(..len) == Some(own.as_bytes()) {
-        // Written by an earlier open of this process. A write can wait for the file system's
-        // journal.
+        // An earlier open of this process wrote the id. Another write could wait for the file
+        // system's journal.
         return Ok(());
     }
     let is_note = match note.get(..len) {
@@ -209,7 +212,7 @@ fn note_holder(file: &File) -> io::Result<()> {
     if !is_note {
         return Ok(());
     }
-    // Not synced, since the note is only for messages.
+    // Not synced, because only error messages use the process id.
     file.write_all_at(own.as_bytes(), 0)
 }
 

@@ -1,4 +1,4 @@
-//! Models of the commit queue: leadership, waiting, acknowledgement and visibility.
+//! Models of the commit queue: choice of a leader, waiting, acknowledgement and visibility.
 
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -6,7 +6,7 @@ use super::disk::{Disk, Image};
 use super::{check, spawn};
 use crate::{Db, Durability, Error, Options, Table};
 
-/// More than any model needs.
+/// Number of syncs that succeed, more than any model makes.
 const ALL_SYNCS: u32 = 1_000;
 
 fn open(disk: &Arc<Disk>) -> Db {
@@ -15,8 +15,8 @@ fn open(disk: &Arc<Disk>) -> Db {
     options.open("/db").unwrap()
 }
 
-/// Returns a database with an empty table. The same in every run, because its random numbers are
-/// drawn once.
+/// Returns the disk of a database with an empty table. Its random ids are drawn once, so that the
+/// image is equal in every run of a model.
 fn image() -> &'static Image {
     static IMAGE: OnceLock<Image> = OnceLock::new();
     IMAGE.get_or_init(|| {
@@ -37,14 +37,14 @@ fn image() -> &'static Image {
     })
 }
 
-/// Returns `true` if `key` exists in a database opened after a power cut.
+/// Returns `true` if a database opened from the disk `left` has `key`.
 fn survives(left: &Image, key: &str) -> bool {
     let db = open(&Disk::new(left, ALL_SYNCS));
     db.table("t").unwrap().get(key).unwrap().is_some()
 }
 
-/// Puts `key`. Returns the disk that a power cut would leave at the acknowledgement, if there is
-/// one.
+/// Puts `key`. Returns the disk that a power cut would leave directly after the acknowledgement.
+/// Returns `None` if the put fails.
 fn put(table: &Table, disk: &Disk, key: &str) -> Option<Image> {
     match table.put(key, "v") {
         Ok(()) => {
@@ -62,8 +62,8 @@ fn put(table: &Table, disk: &Disk, key: &str) -> Option<Image> {
     }
 }
 
-/// Runs concurrent writers with a key each on a disk with a failing sync after `syncs` good ones.
-/// Returns the number of acknowledged keys.
+/// Runs `count` concurrent writers, each with a key, on a disk where the sync after `syncs` good
+/// ones fails. Returns the number of acknowledged keys.
 fn writers(count: usize, syncs: u32) -> usize {
     let disk = Disk::new(image(), syncs);
     let db = open(&disk);
@@ -105,7 +105,7 @@ fn loom_a_group_formed_during_a_sync_gets_a_leader() {
 #[test]
 fn loom_a_sync_that_fails_poisons_all_who_wait() {
     check(3, || assert_eq!(writers(2, 0), 0));
-    // The first group is acknowledged, with one member or all. No other group is.
+    // The first group is acknowledged and has one, two or three members. All later groups fail.
     check(2, || assert!((1..=3).contains(&writers(3, 1))));
 }
 
@@ -120,7 +120,7 @@ fn loom_a_reader_sees_a_durable_commit_only_once_it_is_durable_and_the_log_keeps
             let (table, disk) = (table.clone(), disk.clone());
             move || put(&table, &disk, "a")
         });
-        // Before or behind a commit that waits for the disk.
+        // This commit comes before or behind a commit that waits for the disk.
         let before = db.engine.sequence();
         table.put_with("b", "v", Durability::Buffered).unwrap();
         assert!(db.engine.sequence() > before);

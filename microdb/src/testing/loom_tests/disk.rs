@@ -1,4 +1,5 @@
-//! A disk for models: files in memory with their durable content, and one failing sync.
+//! A disk for loom models: files in memory, with their current and their durable content. One sync
+//! may fail.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,23 +18,24 @@ struct Bytes {
 #[derive(Debug)]
 struct File {
     bytes: Mutex<Bytes>,
-    /// Shared with the disk.
+    /// Number of syncs that succeed before one fails. All files of the disk share this number.
     syncs_left: Arc<AtomicU32>,
 }
 
-/// The disk. Names are durable at once, because these models are about the order of threads.
+/// The disk. Names of files are durable at once, because these models are about the order of
+/// threads.
 #[derive(Debug)]
 pub(super) struct Disk {
     files: Mutex<BTreeMap<PathBuf, Arc<File>>>,
     syncs_left: Arc<AtomicU32>,
 }
 
-/// Content of a disk, from which others are made.
+/// Durable content of a disk by path, from which a new disk can be made.
 pub(super) type Image = BTreeMap<PathBuf, Vec<u8>>;
 
 impl Disk {
-    /// Returns a disk with these files, all durable. `syncs` syncs succeed, the next one fails, and
-    /// later ones succeed.
+    /// Returns a disk with these files, all durable. The first `syncs` syncs succeed, the next one
+    /// fails, and all later syncs succeed.
     pub(super) fn new(image: &Image, syncs: u32) -> Arc<Self> {
         let syncs_left = Arc::new(AtomicU32::new(syncs));
         let file = |bytes: &Vec<u8>| File {
@@ -52,8 +54,8 @@ impl Disk {
         })
     }
 
-    /// Returns the content after a power cut at this moment: the bytes of each file covered by its
-    /// last sync.
+    /// Returns the content after a power cut at this moment: the bytes that the last sync of each
+    /// file covered.
     pub(super) fn after_a_cut(&self) -> Image {
         let files = self.files.lock().unwrap();
         let durable = |file: &File| file.bytes.lock().unwrap().durable.clone();

@@ -1,5 +1,5 @@
-//! Models of reclamation: a value reached by a pinned reader stays, and an unreachable value is
-//! freed. The steps of the collector are part of the model.
+//! Loom models of reclamation: a value reached by a pinned reader is not freed, and an unreachable
+//! value is freed. The steps of the collector are part of the models.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,20 +7,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::{check, spawn};
 use crate::raw::epoch::{ArcCell, pin};
 
-/// A value that records its write for the model checker, and counts its drop.
+/// A value with writes that loom sees. It counts its drop.
 struct Watched {
     value: loom::sync::atomic::AtomicUsize,
     dropped: Arc<AtomicUsize>,
 }
 
-/// Content of a value before it is written.
+/// Content of a `Watched` before its value is written.
 const BEFORE: usize = 0;
-/// Content of a value after it was dropped.
+/// Content of a `Watched` after its drop.
 const GONE: usize = usize::MAX;
 
 impl Watched {
-    /// Written in a separate step, so that a reader without the order of the writer may still see
-    /// the content before.
+    /// The value is stored in a separate step. So a reader that is not ordered behind the writer
+    /// may still see `BEFORE`.
     fn new(value: usize, dropped: &Arc<AtomicUsize>) -> Arc<Self> {
         let watched = Self {
             value: loom::sync::atomic::AtomicUsize::new(BEFORE),
@@ -64,8 +64,8 @@ fn loom_a_pinned_reader_keeps_what_it_reached_while_the_writer_retires_it() {
             }
         });
         cell.replace(Watched::new(2, &dropped), &pin());
-        // Each round advances the epoch if nobody is pinned in an older one, and frees values that
-        // are two epochs old.
+        // Each round advances the epoch if no thread is pinned in an older epoch. It frees values
+        // that are two epochs old.
         (0..3).for_each(|_| pin().flush());
         early.fetch_add(dropped.load(Ordering::Relaxed), Ordering::Relaxed);
         reader.join().unwrap();
@@ -73,15 +73,15 @@ fn loom_a_pinned_reader_keeps_what_it_reached_while_the_writer_retires_it() {
         (0..3).for_each(|_| pin().flush());
         assert!(dropped.load(Ordering::Relaxed) <= 2, "freed twice");
     });
-    // Otherwise the model would only show that nothing is ever freed.
+    // Without this check, the model would pass even if no value is ever freed during a read.
     assert!(
         freed_early.load(Ordering::Relaxed) > 0,
         "nothing was freed beside the reader"
     );
 }
 
-/// Smaller than the others, so that two forced switches of threads are affordable. The fences of
-/// two pins order everything behind the later one, so the reader must pin first and load last.
+/// Smaller than the model above, so that two preemptions are affordable. The fences of two pins
+/// order everything behind the later pin. So the reader must pin first and load last.
 #[test]
 fn loom_a_pointer_is_published_after_its_value() {
     check(2, || {

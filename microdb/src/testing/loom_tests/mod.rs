@@ -1,9 +1,9 @@
-//! Models of the whole engine: opened on a disk in memory, with a few threads, in every order of
-//! their steps that a number of preemptions allows.
+//! Loom models of the whole engine. Each opens a database on a disk in memory and runs a few
+//! threads. Loom tries every order of their steps with a limited number of preemptions.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release -p imt-microdb --lib loom` runs these and those of
-//! the directory. With `--cfg crossbeam_loom` in addition, it runs `loom_tests::epoch`, in which
-//! the steps of the collector are part of the model.
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p imt-microdb --lib loom` runs these models and
+//! those of the directory. With `--cfg crossbeam_loom` in addition, the command runs
+//! `loom_tests::epoch`, in which the steps of the collector are part of the model.
 
 #[cfg(not(crossbeam_loom))]
 mod commit;
@@ -16,16 +16,16 @@ use loom::thread::{Builder, JoinHandle};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Stack size of a thread in a model, in words. Loom's default is too small to open a database.
+/// Stack size of a thread in a model, in words. Loom's default is too small for opening a database.
 const STACK_WORDS: usize = 1 << 16;
 
-/// Starts a thread of a model.
+/// Starts a thread that is part of a loom model.
 fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     Builder::new().stack_size(STACK_WORDS).spawn(body).unwrap()
 }
 
-/// Runs `model` in every order of its threads that `preemptions` allow. Returns the number of
-/// orders.
+/// Runs `model` in every order of its threads' steps with at most `preemptions` preemptions.
+/// Returns the number of orders.
 fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) -> u64 {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
@@ -38,7 +38,7 @@ fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) -> u64 {
         let model = model.clone();
         spawn(move || model()).join().unwrap();
     });
-    // A model without any race is run once, and proves nothing.
+    // A model without a race runs once and proves nothing.
     let runs = runs.load(Ordering::Relaxed);
     assert!(runs > 10, "{runs} orders");
     println!("{runs} orders");

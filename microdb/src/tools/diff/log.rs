@@ -1,16 +1,17 @@
 //! Finds keys that may differ between two databases of common origin, by their logs alone.
 //!
-//! - A database and its backup share segments, byte for byte, which equal seals prove without
-//!   reading them.
+//! - A database and its backup share segments, byte for byte. Equal seals prove this without
+//!   reading the segments.
 //! - The last record of a key decides. If a key differs, then in at least one database its last
-//!   record is in a segment that the other does not share. If both were in shared segments, the
-//!   later one would be the last in both. A tombstone dropped by compaction is no exception,
-//!   because it stays as long as any segment may hold an older put.
-//! - So only keys in segments that are not shared are compared, and of these only the part behind
-//!   the common bytes.
+//!   record is in a segment that the other database does not share. If both last records were in
+//!   shared segments, the later of the two would be the last record in both databases. A tombstone
+//!   dropped by compaction is no exception, because it stays as long as any segment may hold an
+//!   older put.
+//! - So only keys in segments that are not shared are compared. Of such a segment, only the part
+//!   behind the bytes common to both databases is read.
 //!
-//! Deliberately absent: logs with created, dropped, renamed or cleared tables, or with damage.
-//! Digests decide then.
+//! Deliberately absent: logs with created, dropped, renamed or cleared tables, or with damage. The
+//! caller compares digests in these cases.
 
 use std::collections::HashSet;
 
@@ -23,11 +24,11 @@ use crate::format::segment::SegmentHeader;
 use crate::recover::log_reader::{SegmentFile, next_frame};
 use crate::snapshot::Snapshot;
 
-/// Table and key.
+/// Table ids and keys.
 type Keys = HashSet<(u32, Vec<u8>)>;
 
-/// Returns the keys that may differ, or `None` if the logs cannot decide or if most keys may
-/// differ.
+/// Returns the keys that may differ. Returns `None` if the logs cannot decide, or if more than a
+/// quarter of the keys may differ.
 pub(crate) fn changed_keys(one: (&Engine, &Snapshot), two: (&Engine, &Snapshot)) -> Option<Keys> {
     if one.0.database != two.0.database {
         return None;
@@ -57,7 +58,7 @@ pub(crate) fn changed_keys(one: (&Engine, &Snapshot), two: (&Engine, &Snapshot))
     Some(keys)
 }
 
-/// Returns the end of the visible frames of a segment.
+/// Returns the end of the visible frames of a segment, or `None` if the segment is unknown.
 fn end(db: &Engine, segment: u64) -> Option<u32> {
     let core = lock(&db.core);
     let published = core.published.position;
@@ -72,12 +73,13 @@ fn end(db: &Engine, segment: u64) -> Option<u32> {
 
 fn is_shared(one: &Engine, two: &Engine, segment: u64, end: u32) -> bool {
     let seals = (one.seal_of(segment, end), two.seal_of(segment, end));
-    // The other database must have the sealed segment in its log, not only as a file.
+    // A seal file may outlive its segment in the log. So `two` must also list the segment with
+    // equal length.
     matches!(seals, (Some(one), Some(two)) if one.root == two.root) && two.segment_end(segment) == end
 }
 
-/// Returns the number of leading bytes that two segments have in common. Of the segment that was
-/// active during a backup, the backup has the beginning.
+/// Returns the number of leading bytes that two segments have in common. A backup has only the
+/// beginning of the segment that was active when it was made.
 fn common_bytes(one: &Segment, two: &Segment) -> u32 {
     const BLOCK: usize = 4096;
     let mut at = 0;
@@ -106,8 +108,9 @@ fn common_bytes(one: &Segment, two: &Segment) -> u32 {
     }
 }
 
-/// Adds the keys of all records of a segment, live or dead, except those of frames in the `common`
-/// part, which are in both logs.
+/// Adds the keys of the records between `common` and `end` of a segment, live or dead. Frames
+/// within the first `common` bytes are skipped, because they are in both logs. Returns `None` for a
+/// clear marker or damage.
 fn collect(
     db: &Engine,
     segment: &std::sync::Arc<Segment>,

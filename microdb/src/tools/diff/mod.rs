@@ -1,10 +1,11 @@
-//! Differences between two databases: digests narrow them down to prefixes, and only their records
-//! are compared.
+//! Differences between two databases: digests narrow them down to key prefixes, and only records
+//! with these prefixes are compared.
 //!
-//! - Each database is read at one moment; writers continue.
-//! - The two need not have the same id, hash seed or history.
-//! - A database and its backup share segments. Then only records written since are compared (see
-//!   [`log`]). Otherwise, once both have digests, the time is proportional to the differences.
+//! - Each database is read at one moment, and its writers continue.
+//! - The databases need not have equal ids, hash seeds or histories.
+//! - A database and its backup share segments. In this case only records written since the backup
+//!   are compared (see [`log`]). For other databases that already have digests in memory, the time
+//!   is proportional to the differences.
 //!
 //! Deliberately absent: merging.
 
@@ -51,7 +52,7 @@ pub enum DifferenceKind {
     OnlyInFirst,
     /// Only the second database has the key.
     OnlyInSecond,
-    /// Both have the key, with different values.
+    /// Both databases have the key, with different values.
     Value,
 }
 
@@ -84,7 +85,7 @@ pub struct Difference {
     pub kind: DifferenceKind,
 }
 
-/// Numbers of a [`diff`](crate::diff).
+/// Counts of a comparison, returned by [`diff`](crate::diff).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -107,13 +108,16 @@ pub struct DiffReport {
     pub first_sequence: Sequence,
     /// Sequence of the compared state of the second database.
     pub second_sequence: Sequence,
-    /// Numbers of keys in the tables of the first and the second database.
+    /// Number of keys in all tables of the first database, and of the second database.
     pub keys: (u64, u64),
-    /// Tables that only the first database has. Their keys are counted and reported too.
+    /// Names of tables that only the first database has. Keys of these tables are counted and
+    /// reported too.
     pub tables_only_in_first: Vec<String>,
-    /// Tables that only the second database has.
+    /// Names of tables that only the second database has. Keys of these tables are counted and
+    /// reported too.
     pub tables_only_in_second: Vec<String>,
-    /// Number of differing prefixes of all tables, out of `DIGEST_PREFIXES` per table.
+    /// Number of prefixes with different digests, summed over the tables that both databases have.
+    /// A table has `DIGEST_PREFIXES` prefixes.
     pub prefixes_differing: u64,
     /// Number of keys that only the first database has.
     pub only_in_first: u64,
@@ -121,12 +125,12 @@ pub struct DiffReport {
     pub only_in_second: u64,
     /// Number of keys that have different values.
     pub values_differing: u64,
-    /// Number of records that were looked up on the other side.
+    /// Number of records that were looked up in the other database.
     pub records_compared: u64,
-    /// `true` if the logs alone narrowed the differences down: the databases have a common origin,
-    /// and only records written since were compared.
+    /// `true` if the logs alone showed which keys to compare. Then the databases have a common
+    /// origin, and only keys written since were compared.
     pub by_log: bool,
-    /// `true` if the caller stopped the comparison. The numbers are lower bounds then.
+    /// `true` if the caller stopped the comparison. The counts are lower bounds then.
     pub stopped: bool,
 }
 
@@ -204,7 +208,7 @@ impl fmt::Display for DiffReport {
     }
 }
 
-/// Compares two databases, as [`crate::diff`] does.
+/// Compares two databases. [`crate::diff`] describes the result.
 pub(crate) fn diff(
     first: &Arc<Handle>,
     second: &Arc<Handle>,
@@ -259,8 +263,8 @@ pub(crate) fn diff(
     Ok(report)
 }
 
-/// Compares two databases of common origin by the records written since. Returns `None` if they
-/// have no common origin or their logs cannot decide.
+/// Compares two databases of common origin by the records written since their separation. Returns
+/// `None` if they have no common origin or their logs cannot decide.
 fn by_log(
     first: &Arc<Handle>,
     second: &Arc<Handle>,
@@ -308,12 +312,12 @@ fn by_log(
     Ok(Some(report))
 }
 
-/// One of the two databases: its digests and their moment.
+/// One of the two databases: a snapshot with its digests.
 struct Side {
     snapshot: Snapshot,
     sequence: Sequence,
     keys: u64,
-    /// Tables by name, with their ids.
+    /// Digests and ids of tables, by name.
     tables: BTreeMap<String, (TableDigest, u32)>,
 }
 
@@ -339,7 +343,7 @@ impl Side {
     }
 }
 
-/// The comparison of one table.
+/// The comparison of one table. `prefixes` are the key prefixes to compare.
 struct Compare<'a, F> {
     name: &'a str,
     prefixes: PrefixSet,
@@ -348,8 +352,8 @@ struct Compare<'a, F> {
 }
 
 impl<F: FnMut(&Difference) -> ControlFlow<()>> Compare<'_, F> {
-    /// Looks up each record of one side on the other, then the reverse for keys that only the
-    /// second has.
+    /// Looks up each record of the first database in the second, and reports differences. Then
+    /// looks up the keys of the second database in the first, and reports missing keys.
     fn run(&mut self, first: (&Snapshot, Option<u32>), second: (&Snapshot, Option<u32>)) -> Result<()> {
         let prefixes = self.prefixes.clone();
         if let (snapshot, Some(id)) = first {
@@ -375,7 +379,7 @@ impl<F: FnMut(&Difference) -> ControlFlow<()>> Compare<'_, F> {
         Ok(())
     }
 
-    /// Counts and reports a difference. Returns `true` to continue.
+    /// Counts and reports a difference. Returns `true` if the comparison shall continue.
     fn tell(&mut self, key: &[u8], kind: DifferenceKind) -> bool {
         let count = match kind {
             DifferenceKind::OnlyInFirst => &mut self.report.only_in_first,

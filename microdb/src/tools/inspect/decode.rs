@@ -1,6 +1,7 @@
 //! Decoding of a segment into views: frames, records, fields and gaps.
 //!
-//! - Everything is decoded that can be. Damage is described beside the bytes.
+//! - Bytes behind damage are decoded too, as far as possible. A view describes its damage beside
+//!   the bytes.
 //!
 //! Deliberately absent: access to files.
 
@@ -12,7 +13,8 @@ use crate::format::record::{Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::sequence::Sequence;
 
-/// Finds the frames. Continues behind damage with the next valid header.
+/// Adds all frames of a segment to `view`. Behind damage, continues with the next valid frame
+/// header.
 pub(super) fn walk(bytes: &[u8], mask: SegmentMask, view: &mut SegmentView) {
     let mut at = SEGMENT_HEADER_BYTES;
     while let Some(rest) = bytes.get(at as usize..).filter(|rest| !rest.is_empty()) {
@@ -120,10 +122,10 @@ const FRAME_FIELDS: [(&str, usize, Meaning); 9] = [
 pub(super) enum Meaning {
     Number,
     Hex,
-    /// Bytes in their order.
+    /// A database id, shown in hexadecimal in the order of its bytes.
     Id,
     Text,
-    /// Segment and offset, packed.
+    /// A position in the log: segment and offset, packed into 64 bits.
     Position,
 }
 

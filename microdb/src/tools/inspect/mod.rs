@@ -3,10 +3,10 @@
 //!
 //! - Works on a database that cannot be opened.
 //! - Takes no lock and changes nothing.
-//! - Bytes that do not decode are shown as they are, with the reason.
+//! - Bytes that cannot be decoded are shown unchanged, with the reason.
 //!
-//! Deliberately absent: the directory, and so the distinction of live and dead records. See
-//! [`crate::Table::location`].
+//! Deliberately absent: the directory. So live and dead records are not distinguished;
+//! [`crate::Table::location`] finds the live record of a key.
 
 mod decode;
 
@@ -44,13 +44,13 @@ use crate::sequence::Sequence;
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Field {
-    /// Offset in the file.
+    /// Offset of the field in the file.
     pub offset: u64,
-    /// Name in the format.
+    /// Name of the field, as in the format document.
     pub name: &'static str,
-    /// Bytes of the field.
+    /// Bytes of the field, as stored.
     pub bytes: Vec<u8>,
-    /// Decoded meaning.
+    /// Value of the field, as text.
     pub meaning: String,
 }
 
@@ -72,24 +72,24 @@ pub struct Field {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct RecordView {
-    /// Offset in the file.
+    /// Offset of the record in the file.
     pub offset: u64,
-    /// "put", "delete" or "clear".
+    /// Kind of the record: "put", "delete" or "clear".
     pub kind: &'static str,
     /// Id of the table; 0 is the catalog.
     pub table: u32,
     /// Key of the record.
     pub key: Vec<u8>,
-    /// Value of the record. For a copied delete or clear, the segment to which it was first
-    /// written.
+    /// Value of the record. For a delete or clear that compaction copied: the id of the segment to
+    /// which the record was first written.
     pub value: Vec<u8>,
-    /// All bytes of the record.
+    /// All bytes of the record, as stored.
     pub bytes: Vec<u8>,
-    /// Description of the damage, if any.
+    /// Description of the damage of the record, or `None` for an intact record.
     pub damage: Option<String>,
 }
 
-/// A frame of the log: one atomic batch, or copies made by compaction.
+/// A frame of the log: one atomic batch, or records copied by compaction.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -108,19 +108,19 @@ pub struct RecordView {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct FrameView {
-    /// Offset in the file.
+    /// Offset of the frame in the file.
     pub offset: u64,
-    /// End of the frame.
+    /// Offset of the byte after the frame in the file.
     pub end: u64,
-    /// "commit" or "relocation".
+    /// Kind of the frame: "commit" for a batch, "relocation" for copies made by compaction.
     pub kind: &'static str,
-    /// Sequence of the commit. For a relocation, that of the last commit before it.
+    /// Sequence of the commit. For a relocation: the sequence of the last commit before it.
     pub sequence: Sequence,
-    /// Header, field by field.
+    /// Header of the frame, field by field.
     pub header: Vec<Field>,
     /// Records of the frame.
     pub records: Vec<RecordView>,
-    /// Description of the damage of the whole frame, if any.
+    /// Description of damage that concerns the frame as a whole, or `None`.
     pub damage: Option<String>,
 }
 
@@ -143,11 +143,11 @@ pub struct FrameView {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Gap {
-    /// Start of the bytes in the file.
+    /// Offset of the first byte of the gap in the file.
     pub offset: u64,
-    /// End of the bytes.
+    /// Offset of the byte after the gap in the file.
     pub end: u64,
-    /// Reason why there is no frame.
+    /// Reason why these bytes are no frame.
     pub reason: String,
 }
 
@@ -168,17 +168,17 @@ pub struct Gap {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct SegmentView {
-    /// Path of the file.
+    /// Path of the segment's file.
     pub path: PathBuf,
-    /// Id in the name of the file.
+    /// Id of the segment, from the name of the file.
     pub id: u64,
     /// Length of the file in bytes.
     pub bytes: u64,
-    /// Header, field by field.
+    /// Header of the segment, field by field.
     pub header: Vec<Field>,
-    /// Description of the damage of the header, if any.
+    /// Description of the damage of the header, or `None`.
     pub header_damage: Option<String>,
-    /// All frames that were found.
+    /// All frames that were found, in the order of the file.
     pub frames: Vec<FrameView>,
     /// Nonzero bytes between and behind the frames. In the last segment of the log these may be a
     /// commit cut off by a crash.
@@ -187,7 +187,7 @@ pub struct SegmentView {
 
 impl SegmentView {
     /// Returns a description of each damage with its position. Bytes behind the last frame are not
-    /// judged, since they may be a torn tail.
+    /// judged, because they may be a torn tail.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -228,7 +228,7 @@ impl SegmentView {
     }
 }
 
-/// Content of the folder of a database, as far as it is known without opening it.
+/// Content of a database's folder, as far as it can be read without opening the database.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -243,25 +243,27 @@ impl SegmentView {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct FolderView {
-    /// Identity of the database in hexadecimal, if a copy of SUPER or a segment has it.
+    /// Id of the database in hexadecimal, if a state in SUPER is valid.
     pub database: Option<String>,
-    /// Time of creation, in milliseconds since 1970.
+    /// Time at which the database was created, in milliseconds since 1970, if a state in SUPER is
+    /// valid.
     pub created_ms: Option<u64>,
     /// The two copies of the state in SUPER: their generation, or a description of the damage.
     pub states: Vec<std::result::Result<u64, String>>,
-    /// Durable frontier.
+    /// Durable frontier: the highest position stated by SUPER, if a state in SUPER is valid.
     pub frontier: Option<LogPosition>,
-    /// Generation of the checkpoint named by SUPER, or 0.
+    /// Generation of the checkpoint named by SUPER, or 0 for none, if a state in SUPER is valid.
     pub checkpoint: Option<u64>,
-    /// Existing segments with the length of their files, oldest first.
+    /// Ids of existing segments with the lengths of their files in bytes, in ascending order.
     pub segments: Vec<(u64, u64)>,
-    /// Segments named by SUPER without a file.
+    /// Ids of segments that SUPER names and that have no file.
     pub missing: Vec<u64>,
-    /// Existing checkpoints with the length of their files.
+    /// Generations of existing checkpoints with the lengths of their files in bytes, in ascending
+    /// order.
     pub checkpoints: Vec<(u64, u64)>,
 }
 
-/// Inspects the folder of a database.
+/// Reads SUPER and the lists of segments and checkpoints in the folder of a database.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -275,7 +277,7 @@ pub struct FolderView {
 /// ```
 ///
 /// # Errors
-/// [`Error::NotADatabase`] if it has neither SUPER nor segments; [`Error::Io`].
+/// [`Error::NotADatabase`] if the folder has neither SUPER nor segments; [`Error::Io`].
 pub fn folder(path: impl AsRef<Path>) -> Result<FolderView> {
     let paths = Paths::new(path.as_ref());
     let super_file = paths.super_file();
@@ -323,8 +325,9 @@ pub fn folder(path: impl AsRef<Path>) -> Result<FolderView> {
     })
 }
 
-/// Returns the files of a folder with names that `parse` accepts, by number, with their length. A
-/// missing folder has none.
+/// Returns the files of a folder, sorted by number: for each file, its number and its length in
+/// bytes. `parse` reads the number from the name; files without a number are skipped. Returns an
+/// empty list if the folder does not exist.
 fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64, u64)>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -334,7 +337,7 @@ fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64
     let mut found = Vec::new();
     for entry in entries {
         let entry = entry.map_err(Error::io("cannot list", folder))?;
-        // A file that is removed during the listing is skipped.
+        // A file that is removed during the listing has no metadata and is skipped.
         if let (Some(id), Ok(about)) = (entry.file_name().to_str().and_then(&parse), entry.metadata()) {
             found.push((id, about.len()));
         }
@@ -343,8 +346,8 @@ fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64
     Ok(found)
 }
 
-/// Reads the segment `id` of the database in the folder `path` with all frames that can be found,
-/// including damaged ones.
+/// Reads the segment `id` of the database in the folder `path`. Finds all frames, including damaged
+/// ones.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -366,9 +369,10 @@ pub fn segment(path: impl AsRef<Path>, id: u64) -> Result<SegmentView> {
     let file = paths.segment(id);
     let mut bytes = std::fs::read(&file).map_err(Error::io("cannot read", &file))?;
     let len = bytes.len() as u64;
-    // Offsets have no bits for positions beyond, so the rest is not part of the log.
+    // No frame is beyond this limit, because offsets in the format have too few bits.
     bytes.truncate(SEGMENT_BYTES_LIMIT as usize);
-    // The header names the database. If it is damaged, SUPER does.
+    // The header states the id of the database. If the header is damaged, the id is taken from
+    // SUPER.
     let own = bytes
         .get(16..32)
         .and_then(|id| id.first_chunk::<16>())
@@ -436,7 +440,7 @@ mod tests {
             .find(|record| record.offset == offset.into());
         assert_eq!(record.unwrap().key, b"key 3");
         assert_eq!(view.frames[6].records[0].kind, "delete");
-        // A flipped bit in a record, and another in the header of the frame behind it.
+        // One bit is flipped in a record, and another in the header of the next frame.
         let mut bytes = std::fs::read(&view.path).unwrap();
         bytes[offset as usize + 8] ^= 1;
         let header = view.frames[5].offset as usize;

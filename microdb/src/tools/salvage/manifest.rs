@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::sequence::Sequence;
 
-/// Maximum number of listed keys per list; more are only counted, so that a manifest stays
+/// Maximum number of keys in a list. Further keys are only counted, so that a manifest stays
 /// readable.
 pub(crate) const KEYS_LISTED_MAX: usize = 1000;
 
@@ -46,29 +46,29 @@ pub struct Manifest {
     pub tables: Vec<SalvagedTable>,
     /// Number of records written, in all tables.
     pub records: u64,
-    /// Bytes of their keys and values.
+    /// Total size of the keys and values of these records in bytes.
     pub bytes: u64,
     /// Number of segments of the log that were read.
     pub segments: u64,
     /// Number of complete frames in these segments.
     pub frames: u64,
-    /// Sequence of the last commit of which anything was read.
+    /// Sequence of the last commit that was read, at least in part.
     pub sequence: Sequence,
     /// Sequence of the last commit known to have been durable, if known.
     pub durable_sequence: Option<Sequence>,
-    /// Bytes behind the durable end of the log that were omitted: torn commits that were never
-    /// acknowledged as durable.
+    /// Number of bytes behind the durable end of the log, which were omitted. They belong to torn
+    /// commits that were never acknowledged as durable.
     pub torn_bytes: u64,
     /// All losses, in the order of the log.
     pub losses: Vec<Loss>,
-    /// Keys that have an old value or should be absent, because a record that replaced or deleted
-    /// them was lost. The checkpoint proves it. At most a thousand are listed.
+    /// Keys that have an old value or should be absent, because the record that replaced or deleted
+    /// their value was lost. The checkpoint proves this. At most a thousand are listed.
     pub stale: Vec<KeyName>,
-    /// Number of such keys.
+    /// Number of keys that have an old value or should be absent, listed or not.
     pub stale_keys: u64,
-    /// Further possible errors of the new database.
+    /// Further errors that the new database may have, such as deleted records that are back.
     pub warnings: Vec<String>,
-    /// Damage without a loss, and other observations.
+    /// Observations that are no loss, such as damage of files that are not needed.
     pub notes: Vec<String>,
 }
 
@@ -91,15 +91,15 @@ pub struct Manifest {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct SalvagedTable {
-    /// Name in the new database.
+    /// Name of the table in the new database.
     pub name: String,
-    /// Id in the damaged database.
+    /// Id of the table in the damaged database.
     pub id: u32,
-    /// Number of records written.
+    /// Number of records written to the table.
     pub records: u64,
-    /// Bytes of their keys and values.
+    /// Total size of the keys and values of these records in bytes.
     pub bytes: u64,
-    /// `true` if its name was found, `false` if a name was invented.
+    /// `true` if the name of the table was found, `false` if it was invented.
     pub name_known: bool,
 }
 
@@ -123,26 +123,28 @@ pub struct SalvagedTable {
 #[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct Loss {
-    /// The damaged file.
+    /// Path of the damaged or missing file.
     pub path: PathBuf,
-    /// Start of the unreadable bytes.
+    /// Offset of the first unreadable byte in the file.
     pub from: u64,
-    /// End of the unreadable bytes.
+    /// Offset of the byte after the unreadable bytes in the file.
     pub to: u64,
     /// Description of the damage.
     pub what: String,
-    /// First and last commit that is damaged or missing, as far as known from the neighbours.
+    /// First and last commit that is damaged or missing, if known from the commits before and after
+    /// the loss.
     pub sequences: Option<(Sequence, Sequence)>,
     /// Tables of the lost records, if known.
     pub tables: Vec<String>,
-    /// Keys of the lost records, if known. They are listed as stored, and the damage may be in the
-    /// key itself.
+    /// Keys of the lost records, if known. They are listed as stored, so damage may have changed
+    /// the key itself.
     pub keys: Vec<KeyName>,
     /// Number of records that are certainly lost, or `None` if unknown.
     pub records_lost: Option<u64>,
-    /// Number of these that were live at the last checkpoint, if that is readable.
+    /// Number of lost records that were live at the last checkpoint, or `None` if that checkpoint
+    /// is unreadable.
     pub live_records_lost: Option<u64>,
-    /// Number of records of the damaged commits that were readable and were saved.
+    /// Number of records in the damaged commits that were readable and were saved.
     pub records_recovered: u64,
 }
 
@@ -168,7 +170,7 @@ pub struct Loss {
 pub struct KeyName {
     /// Name of the table.
     pub table: String,
-    /// The key.
+    /// The key, as stored.
     pub key: Vec<u8>,
 }
 
@@ -241,7 +243,7 @@ impl fmt::Display for Loss {
     }
 }
 
-/// A number with its noun: `1 record`, `2 records`.
+/// A number with its noun, for texts such as `1 record` and `2 records`.
 struct Count(u64, &'static str);
 
 impl fmt::Display for Count {
@@ -251,7 +253,7 @@ impl fmt::Display for Count {
     }
 }
 
-/// Writes a title and some keys on a line of their own.
+/// Writes a line with a title and at most `SHOWN` keys, unless there are no keys.
 fn list(f: &mut fmt::Formatter<'_>, title: &str, keys: &[KeyName], count: u64) -> fmt::Result {
     const SHOWN: usize = 20;
     if keys.is_empty() {

@@ -1,14 +1,14 @@
 //! Salvage: copies everything readable of a damaged database into a new one, and lists the losses.
 //!
-//! - The log is read in its order, and each frame and record is judged by itself. Behind damage the
-//!   next valid one is taken.
-//! - The records read are replayed as by an open, into a directory in memory. All live records are
-//!   copied from there.
-//! - The checkpoint is not trusted for existing records, but for missing ones. If readable, it
-//!   shows which keys were live at its moment, so that values with a lost replacement or deletion
-//!   can be named.
-//! - The source is opened for reading only and not locked, and not a byte of it changes. Other
-//!   programs should not write to it during the salvage.
+//! - The log is read in order. Each frame and each record is judged on its own. Reading continues
+//!   behind damage with the next valid frame or record.
+//! - The records that were read are replayed as in an open, into a directory in memory. All live
+//!   records are copied from there.
+//! - The checkpoint is not used to find existing records, but missing ones. If it is readable, it
+//!   shows which keys were live at its moment. So a salvage can name values that are too old
+//!   because their replacement or deletion was lost.
+//! - The source is only read and not locked, and no byte of it changes. Other programs should not
+//!   write to it during the salvage.
 //!
 //! Deliberately absent: repair in place (see `heal`).
 
@@ -44,15 +44,16 @@ pub use manifest::{KeyName, Loss, Manifest, SalvagedTable};
 use replay::Replay;
 use source::{Source, chain, note_missing};
 
-/// Name of the manifest file in the new folder.
+/// Name of the manifest file in the folder of the new database.
 pub(crate) const MANIFEST_FILE: &str = "SALVAGE.txt";
 
-/// Number of bytes of records per batch of the copy.
+/// Maximum size of the records in one batch of the copy, in bytes.
 const COPY_BATCH_BYTES: usize = 1 << 20;
 
-/// Copies all readable records of the database in the folder `source`, however damaged, to a new
-/// database in the folder `destination`, which must be missing or empty. Returns the manifest of
-/// the losses, which is also written to `SALVAGE.txt` in the new folder. Never changes the source.
+/// Copies all readable records of the database in the folder `source`, even if it is badly damaged,
+/// to a new database. The folder `destination` of the new database must be missing or empty.
+/// Returns the manifest of the losses, which is also written to `SALVAGE.txt` in `destination`.
+/// Never changes the source.
 ///
 /// ```no_run
 /// let manifest = microdb::salvage("data/shop", "data/shop-salvaged")?;
@@ -61,7 +62,7 @@ const COPY_BATCH_BYTES: usize = 1 << 20;
 /// ```
 ///
 /// # Errors
-/// - [`Error::NotADatabase`] if no file of a database is in the folder.
+/// - [`Error::NotADatabase`] if the source folder contains no file of a database.
 /// - [`Error::Version`] for a newer format.
 /// - [`Error::Invalid`] if the destination is not empty, or is inside or around the source.
 /// - Errors of writing to the destination.
@@ -72,8 +73,9 @@ pub fn salvage(source: impl AsRef<Path>, destination: impl AsRef<Path>) -> Resul
 }
 
 impl Options {
-    /// Like [`salvage`](crate::salvage), with these options for the new database, and their storage
-    /// for both. The new database is durable on return, for every durability.
+    /// Like [`salvage`](crate::salvage), with these options for the new database. Both databases
+    /// use the storage of the options. The new database is durable on return, independent of the
+    /// durability in the options.
     ///
     /// # Errors
     /// The errors of [`salvage`](crate::salvage).
@@ -117,13 +119,14 @@ impl Options {
     }
 }
 
-/// Records that were read, and the directories with their locations.
+/// The records that were read. The directories of this engine exist in memory only.
 struct Salvage {
     engine: Engine,
-    /// Live records that were dead according to the checkpoint, by table. The records that replaced
-    /// them were lost.
+    /// Locations of records that are live after replay but were dead at the checkpoint, by table.
+    /// The records that replaced them were lost.
     stale: HashMap<u32, HashSet<Location>>,
-    /// Names of tables by id in the checkpoint, for tables with a lost catalog record.
+    /// Names of tables by table id. They come from the checkpoint, and from the catalog where it is
+    /// readable.
     names: HashMap<u32, String>,
 }
 
@@ -163,7 +166,7 @@ impl Salvage {
     }
 }
 
-/// Returns the newest readable checkpoint.
+/// Returns the newest readable checkpoint. Notes unreadable checkpoints in the manifest.
 fn newest_checkpoint(engine: &Engine, source: &Source, manifest: &mut Manifest) -> Option<Loaded> {
     for generation in &source.checkpoints {
         match engine.load_checkpoint(*generation) {
@@ -179,7 +182,7 @@ fn newest_checkpoint(engine: &Engine, source: &Source, manifest: &mut Manifest) 
 /// Returns the locations of the live records of a table.
 fn live(table: &TableCore) -> HashSet<Location> {
     let guard = pin();
-    // In memory and not in a checkpoint, so no part of it can be damaged.
+    // The directory is in memory and not in a checkpoint, so no part of it can be damaged.
     table
         .directory
         .load(&guard)
@@ -190,7 +193,7 @@ fn live(table: &TableCore) -> HashSet<Location> {
 }
 
 impl Salvage {
-    /// Returns the name of a table, found or invented.
+    /// Returns the name of a table. Invents a name if none was found.
     fn name(&self, id: u32) -> String {
         if id == CATALOG_TABLE {
             return "(names of tables)".to_owned();
@@ -203,7 +206,8 @@ impl Salvage {
 }
 
 impl Salvage {
-    /// Reads the names of tables from the live records of the catalog.
+    /// Reads the names of tables from the live records of the catalog. Returns the ids of these
+    /// tables.
     fn read_names(&mut self) -> HashSet<u32> {
         let mut known = HashSet::new();
         let Some(catalog) = self.engine.table_by_id(CATALOG_TABLE) else {
@@ -220,7 +224,7 @@ impl Salvage {
                 self.names.insert(id, name.to_owned());
                 known.insert(id);
                 let mut catalog = ignore_poison(self.engine.catalog.write());
-                // The table may have no record.
+                // Creates the table if it has no record.
                 let table = catalog.table_or_new(id);
                 if let Some(codec) = KeyCodec::decode(record.value()) {
                     let _ = table.key_codec.set(codec);
@@ -230,17 +234,17 @@ impl Salvage {
         known
     }
 
-    /// Copies all live records.
+    /// Copies all live records to the new database.
     fn copy_to(mut self, db: &Arc<Handle>, manifest: &mut Manifest) -> Result<()> {
         let known = self.read_names();
         let mut taken: HashSet<String> = HashSet::new();
-        // Tables with certain names come first, so that their names are not taken.
+        // Tables with a name in the catalog come first, so that no other table takes their names.
         let mut tables = self.engine.tables();
         tables.sort_by_key(|table| (!known.contains(&table.id), table.id));
         for table in tables.iter().filter(|table| table.id != CATALOG_TABLE) {
             let locations: Vec<Location> = live(table).into_iter().collect();
             if locations.is_empty() && !known.contains(&table.id) {
-                // The table was dropped.
+                // A table without records and without a name in the catalog was dropped.
                 continue;
             }
             let mut name = self.name(table.id);
@@ -280,8 +284,8 @@ impl Salvage {
         let mut batch = Batch::new(db);
         while let Some(location) = order.next(segments) {
             let segment = segments.find(location, self.engine.paths.root())?;
-            // The record was valid a moment ago. Other bytes from the disk now count as one more
-            // loss.
+            // The record was valid during replay. If the disk returns other bytes now, the record
+            // is listed as one more loss.
             let record = match segment.verified(location.offset()) {
                 Ok(record) => record,
                 Err(error) => {

@@ -1,10 +1,10 @@
-//! Replay of a damaged log: applies complete records in the order of the log, and lists the others.
+//! Replay of a damaged log: applies complete records in the order of the log, and lists the losses.
 //!
-//! - Sequence numbers of commits show which ones are missing between two that were read.
+//! - Sequence numbers of commits show which commits are missing between two that were read.
 //! - The checkpoint shows which records should be live at its position in the log, and which should
 //!   not.
-//! - Incomplete bytes behind everything known to have been durable are a torn tail, as in an open.
-//!   They are omitted and are no loss.
+//! - Incomplete bytes behind the last position known to have been durable are a torn tail, as in an
+//!   open. They are omitted and are no loss.
 //!
 //! Deliberately absent: the search for frames, which is in `walk`.
 
@@ -39,17 +39,21 @@ pub(super) struct Replay<'a> {
     manifest: &'a mut Manifest,
     rules: Rules,
     frontier: Option<Frontier>,
-    /// The checkpoint, until its position in the log is reached.
+    /// The checkpoint, until replay reaches its position in the log.
     checkpoint: Option<Loaded>,
     sequence: u64,
     chain: u64,
-    /// The first loss since the last complete commit. Missing commits behind it were there.
+    /// Index of the first loss since the last complete commit. If the next commit shows that
+    /// commits are missing, they belong to this loss.
     open_loss: Option<usize>,
-    /// Tables of lost records and the damaged keys, by loss.
+    /// Table ids and keys of lost records, by index of the loss. An empty key stands for an unknown
+    /// key.
     lost: BTreeMap<usize, Vec<(u32, Vec<u8>)>>,
-    /// Ranges of the losses, for finding the loss of a location: segment, from, to, loss.
+    /// Byte ranges of the losses, for finding the loss of a location: id of the segment, from, to,
+    /// index of the loss.
     places: Vec<(u64, u32, u32, usize)>,
-    /// Ends of complete segments according to the newest readable checkpoint.
+    /// Offsets of the ends of complete segments, by id, according to the newest readable
+    /// checkpoint.
     known_ends: HashMap<u64, u32>,
 }
 
@@ -62,7 +66,7 @@ impl<'a> Replay<'a> {
     ) -> Self {
         let usages = checkpoint.iter().flat_map(|loaded| &loaded.block.usages);
         let known_ends = usages.map(|(id, usage)| (*id, usage.end)).collect();
-        // Segments that are missing as a whole.
+        // Losses of files that are missing as a whole.
         let missing = manifest.losses.iter().enumerate().filter_map(|(number, loss)| {
             let id = names::parse_segment(loss.path.file_name()?.to_str()?)?;
             Some((id, 0, u32::MAX, number))
@@ -90,7 +94,7 @@ impl<'a> Replay<'a> {
             core.usages.open(file.segment.id, SegmentUsage::default());
         }
         // Highest position up to which the log is known to have been durable. Incomplete bytes
-        // behind it are a torn tail.
+        // behind this position are a torn tail.
         let claimed = segments
             .iter()
             .map(|file| highest_frontier(&file.segment, SEGMENT_HEADER_BYTES));
@@ -123,7 +127,7 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Replays one segment. Returns `true` if the log ended in it.
+    /// Replays one segment. Returns `true` if the log ends in this segment with a torn tail.
     fn segment(&mut self, file: &SourceSegment, durable: LogPosition, last: bool) -> Result<bool> {
         self.manifest.segments += 1;
         let segment = &file.segment;
@@ -143,7 +147,7 @@ impl<'a> Replay<'a> {
         }
         let bytes = segment.bytes_at(0);
         let end = (file.end as usize).min(bytes.len());
-        // Everything up to this offset is accounted for.
+        // All bytes before this offset were read or listed as a loss.
         let mut seen = end as u32;
         let mut walk = Walk::new(&bytes[..end], segment.mask);
         while let Some(piece) = walk.next() {
@@ -154,7 +158,7 @@ impl<'a> Replay<'a> {
             let whole = piece.header.is_some() && piece.holes.is_empty();
             if !whole && at >= durable {
                 if last && bytes[piece.from as usize..end].iter().all(|byte| *byte == 0) {
-                    // Allocated for frames that were never written.
+                    // The zeros were allocated for frames that were never written.
                     return Ok(false);
                 }
                 self.manifest.torn_bytes += u64::from(end as u32 - piece.from);
@@ -168,9 +172,9 @@ impl<'a> Replay<'a> {
         Ok(false)
     }
 
-    /// Lists the bytes that a segment once had behind `seen`, according to the next segment, the
-    /// checkpoint or the durable frontier. Sequence numbers alone would not show this, since copies
-    /// made by compaction have none.
+    /// Lists the bytes behind `seen` that the segment once had, according to the next segment, the
+    /// checkpoint or the durable frontier. Sequence numbers alone would not show such a loss,
+    /// because copies made by compaction have no sequence number of their own.
     fn lose_end(&mut self, file: &SourceSegment, seen: u32, durable: LogPosition) {
         let segment = &file.segment;
         let by_checkpoint = self.known_ends.get(&segment.id).copied().unwrap_or(0);
@@ -227,7 +231,8 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Lists the holes of a piece. Returns the index of the loss.
+    /// Lists the holes of a piece as one loss. Returns the index of this loss, or `None` without
+    /// holes.
     fn note_holes(&mut self, file: &SourceSegment, piece: &Piece) -> Option<usize> {
         let (first, last) = (piece.holes.first()?, piece.holes.last()?);
         let flaw = &first.flaw;
@@ -253,7 +258,8 @@ impl<'a> Replay<'a> {
         loss
     }
 
-    /// Compares sequence numbers: commits missing between two were lost.
+    /// Compares the sequence of a frame with that of the frame before. Commits missing between the
+    /// two were lost.
     fn follow(&mut self, header: &FrameHeader) {
         let expected = match header.kind {
             FrameKind::Commit => self.sequence.saturating_add(1),
@@ -278,7 +284,7 @@ impl<'a> Replay<'a> {
         self.manifest.sequence = Sequence(self.sequence);
     }
 
-    /// Lists commits that are missing.
+    /// Lists the commits from `first` to `last` as missing.
     fn miss(&mut self, first: u64, last: u64) {
         let missing = |loss: &Loss| loss.what.starts_with("the file is missing") && loss.sequences.is_none();
         let loss = self
@@ -294,7 +300,8 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Compares with the checkpoint once its position `at`, or the end of the log, is reached.
+    /// Compares the live records with the checkpoint, once replay has reached the checkpoint's
+    /// position. `at` is the position of replay, or `None` at the end of the log.
     fn meet_checkpoint(&mut self, at: Option<LogPosition>) -> Result<()> {
         let reached = |loaded: &mut Loaded| at.is_none_or(|at| at >= loaded.block.at.position);
         let Some(loaded) = self.checkpoint.take_if(reached) else {
@@ -335,7 +342,8 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Checks that the log reaches its known end, and adds warnings about unknown losses.
+    /// Checks that the log reaches its known end. Adds a warning if the keys of a loss cannot be
+    /// named.
     fn check_end(&mut self, segments: &[SourceSegment], durable: LogPosition) {
         if let Some(frontier) = self.frontier.filter(|frontier| frontier.sequence > self.sequence) {
             if self.open_loss.is_none() {
@@ -383,8 +391,8 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Returns the kind of a frame with a lost header, judged by a record: only relocated tombstones
-/// have a value.
+/// Returns the kind of a frame with a lost header, judged by one of its records. Only tombstones
+/// copied by compaction have a value.
 fn kind_of(record: &Record<'_>) -> FrameKind {
     let is_tombstone = record.head.kind != RecordKind::Put;
     if is_tombstone && record.head.value_bytes > 0 {

@@ -1,9 +1,8 @@
-//! A damaged folder as found: its identity, the segments of its log, and their bytes as far as the
-//! disk can read them.
+//! The folder of a damaged database, as found: the id of the database, the segments of its log, and
+//! their bytes as far as the disk can read them.
 //!
-//! - Nothing is taken for granted. SUPER may be lost; segments may be renamed, foreign or
-//!   unreadable.
-//! - Nothing is changed.
+//! - No file is trusted. SUPER may be lost; segments may be renamed, foreign or unreadable.
+//! - No file is changed.
 //!
 //! Deliberately absent: frames, which are in `walk`.
 
@@ -27,44 +26,46 @@ use crate::options::Options;
 use crate::raw::map::Map;
 use crate::storage::{OpenMode, Storage};
 
-/// Number of bytes read at a time, and the smallest unreadable piece: a sector, as file systems
-/// read them.
+/// Number of bytes per read. After a failed read, the file is read in blocks of `BLOCK_BYTES`, the
+/// unit in which file systems read.
 const READ_BYTES: usize = 1 << 20;
 const BLOCK_BYTES: usize = 4096;
 
-/// Consequence of a lost SUPER.
+/// Part of the warning about a lost SUPER.
 const NO_SUPER: &str = "without it the end of the log is unknown, so a lost end cannot be noticed";
 
-/// File of a segment.
+/// A segment of the damaged log.
 pub(super) struct SourceSegment {
     pub(super) segment: Arc<Segment>,
-    /// Header, if it is valid.
+    /// Header of the segment, if it is valid.
     pub(super) header: Option<SegmentHeader>,
-    /// End of the frames, known from the next segment's header or from its own length.
+    /// Offset of the end of the frames, from the header of the next segment or the length of the
+    /// file.
     pub(super) end: u32,
 }
 
-/// File of a segment: the id in its name, path, bytes.
+/// A file with the name of a segment: the id in its name, its path and its bytes.
 type SourceFile = (u64, PathBuf, Arc<Map>);
 
-/// Content of SUPER and the names of files.
+/// Content of SUPER, and the files of the log.
 pub(super) struct Source {
     pub(super) database: DatabaseId,
-    /// State, if SUPER has a valid one of this database.
+    /// Newest state of SUPER that is valid and belongs to this database.
     pub(super) state: Option<State>,
-    /// Durable frontier, if SUPER has one.
+    /// Highest durable frontier stated by SUPER, if there is one.
     pub(super) frontier: Option<Frontier>,
     /// Generations of the existing checkpoints, newest first.
     pub(super) checkpoints: Vec<u64>,
-    /// Sorted by id.
+    /// Files with names of segments, sorted by the id in the name.
     files: Vec<SourceFile>,
 }
 
 impl Source {
-    /// Inspects the folder.
+    /// Reads the folder of a database.
     ///
     /// # Errors
-    /// [`Error::NotADatabase`] if it has no file of a database.
+    /// [`Error::NotADatabase`] if the folder contains no valid part of a database;
+    /// [`Error::Version`].
     pub(super) fn find(paths: &Paths, options: &Options, manifest: &mut Manifest) -> Result<Self> {
         let storage = options.storage.as_ref();
         let names = storage.list(&paths.log()).unwrap_or_default();
@@ -102,7 +103,8 @@ impl Source {
             files,
         };
         let Some(database) = source.identify(&states, paths, storage) else {
-            // Only now, because a damaged SUPER may name any version.
+            // Checked only if no valid file is found, because a damaged SUPER may state any
+            // version.
             if let Some(found) = newer_version(&states) {
                 return Err(Error::Version {
                     path: paths.super_file(),
@@ -118,7 +120,8 @@ impl Source {
         Ok(source)
     }
 
-    /// Returns the id on which most files agree. No checksum can be verified without it.
+    /// Returns the database id on which most files agree. Without the id, no checksum of a frame
+    /// can be verified.
     fn identify(
         &self,
         states: &[Result<State, Flaw>; 2],
@@ -215,8 +218,8 @@ impl Source {
         self.state = newest;
     }
 
-    /// Returns the segments of the log, in order. `known` has the segments of the newest valid
-    /// checkpoint and the first id after them.
+    /// Returns the segments of the log, in order. `known` is used without a state: it has the ids
+    /// of the segments of the newest valid checkpoint, and the first id after them.
     pub(super) fn segments(
         &mut self,
         known: Option<(Vec<u64>, u64)>,
@@ -289,7 +292,9 @@ impl Source {
     }
 }
 
-/// Tables by segment are as long as the span of ids, so a forged id must not require more.
+/// Omits segments with an id far from the median. In memory, the table of segments and the usage
+/// counts have one entry for each id between the first and the last. So a forged id could require
+/// too much memory.
 fn within_span(found: &mut Vec<SourceSegment>, manifest: &mut Manifest) {
     let Some(middle) = found.get(found.len() / 2).map(|segment| segment.segment.id) else {
         return;
@@ -306,8 +311,8 @@ fn within_span(found: &mut Vec<SourceSegment>, manifest: &mut Manifest) {
     });
 }
 
-/// The end of a segment's frames is in the header of the next one. Bytes behind it are a torn tail
-/// that an earlier open cut off.
+/// Sets the ends of segments. The header of each segment states the end of the previous segment's
+/// frames. Bytes behind that end are a torn tail that an earlier open cut off.
 fn set_ends(found: &mut [SourceSegment]) {
     for index in 1..found.len() {
         let previous = found[index].header.map(|header| header.previous_end);
@@ -318,8 +323,8 @@ fn set_ends(found: &mut [SourceSegment]) {
     }
 }
 
-/// Returns the header of a segment of any database, if it is valid and has this id, or another id
-/// confirmed by its checksum.
+/// Returns the header of a segment of any database. The header must be valid for the id in the
+/// file's name, or for the id that the header states.
 fn whole_header(map: &Map, id: u64) -> Option<SegmentHeader> {
     let bytes = map.get(0, SEGMENT_HEADER_BYTES as usize)?;
     let database = claimed_id(bytes, 16)?;
@@ -342,8 +347,8 @@ fn states(bytes: &[u8]) -> [Result<State, Flaw>; 2] {
     STATE_OFFSETS.map(|offset| State::decode(block(bytes, offset, STATE_BLOCK_BYTES)))
 }
 
-/// Returns the bytes of a file. A file with an unreadable part is copied into memory with zeros in
-/// place of that part, and the manifest records the loss.
+/// Returns the bytes of a file. If a part is unreadable, the file is copied into memory with zeros
+/// in place of that part. The manifest gets a note about the part.
 fn read_file(path: &std::path::Path, options: &Options, manifest: &mut Manifest) -> Result<Arc<Map>> {
     let file = options
         .storage
@@ -365,7 +370,7 @@ fn read_file(path: &std::path::Path, options: &Options, manifest: &mut Manifest)
         let map = options
             .map(file.as_ref(), len)
             .map_err(Error::io("cannot read", path))?;
-        // Read from beginning to end.
+        // Salvage reads the file from beginning to end, so reads are not scattered.
         map.advise(false);
         return Ok(map);
     }
@@ -384,7 +389,7 @@ fn read_file(path: &std::path::Path, options: &Options, manifest: &mut Manifest)
     Ok(Arc::new(Map::of_bytes(&bytes)))
 }
 
-/// Returns an error with its causes on one line.
+/// Returns the text of an error and of its causes, on one line.
 pub(super) fn chain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -395,7 +400,8 @@ pub(super) fn chain(error: &Error) -> String {
     text
 }
 
-/// Notes segments that should exist according to SUPER or their neighbours, and do not.
+/// Lists missing segments as losses: segments that SUPER or the header of the next segment names,
+/// and that have no file.
 pub(super) fn note_missing(
     engine: &Engine,
     source: &Source,

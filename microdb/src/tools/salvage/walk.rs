@@ -1,11 +1,11 @@
-//! Reading of a damaged segment: complete frames and records, holes, and the continuation behind
-//! damage.
+//! Reading of a damaged segment: finds complete frames and records, holes, and the continuation
+//! behind damage.
 //!
-//! - A frame header has its own checksum, so behind damage the next one is found by a search at
-//!   every byte.
-//! - In a frame with a valid header, and in the bytes behind an invalid one, records are found in
-//!   the same way. Each has a checksum tied to its position. Random bytes pass with a probability
-//!   of 2^-32 per position.
+//! - A frame header has its own checksum. So behind damage the next frame is found by trying every
+//!   byte as the start of a header.
+//! - Behind a damaged record, the next record is found in the same way. Each record has a checksum
+//!   tied to its position. Random bytes pass this checksum with a probability of 2^-32 per
+//!   position.
 //!
 //! Deliberately absent: the meaning of records.
 
@@ -16,33 +16,34 @@ use crate::format::record::{Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::format::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-/// Number of bytes of false records that may be checksummed while searching a segment for the next
-/// true one, which takes some seconds. The rest is given up.
+/// Maximum number of bytes that the searches for records behind damage checksum in one segment.
+/// Checksumming so many bytes takes some seconds. A search then gives up the rest of the piece.
 const SEARCH_BYTES_MAX: u64 = 16 << 30;
 
-/// A part of a segment.
+/// A part of a segment: one frame, or the bytes from a damaged frame header to the next valid
+/// header.
 pub(super) struct Piece {
-    /// Header of the frame, or `None` if it is damaged. `records` are then the ones found behind
-    /// it.
+    /// Header of the frame, or `None` if the header is damaged. In that case `records` are the
+    /// records found behind the header.
     pub(super) header: Option<FrameHeader>,
     pub(super) from: u32,
-    /// Offsets of the valid records.
+    /// Offsets of the valid records in the segment.
     pub(super) records: Vec<u32>,
     pub(super) holes: Vec<Hole>,
 }
 
-/// Bytes without a frame and without a record.
+/// Bytes that are part of no valid frame header and no valid record.
 pub(super) struct Hole {
     pub(super) from: u32,
     pub(super) to: u32,
     pub(super) flaw: Flaw,
-    /// Table and key of the damaged record, if its lengths are valid.
+    /// Table id and key of the damaged record, if its lengths are valid.
     pub(super) key: Option<(u32, Vec<u8>)>,
 }
 
-/// Iterates over the frames of a segment.
+/// Reads a segment piece by piece.
 pub(super) struct Walk<'a> {
-    /// The segment up to the end of its frames.
+    /// The bytes of the segment up to the end of its frames.
     bytes: &'a [u8],
     mask: SegmentMask,
     at: u32,
@@ -59,7 +60,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Returns the next piece, or `None` at the end. The last piece may be left by a torn write.
+    /// Returns the next piece, or `None` at the end of the segment. The last piece may come from a
+    /// torn write.
     pub(super) fn next(&mut self) -> Option<Piece> {
         let (from, end) = (self.at, self.bytes.len() as u32);
         let rest = self.bytes.get(from as usize..).filter(|rest| !rest.is_empty())?;
@@ -85,7 +87,7 @@ impl<'a> Walk<'a> {
                 let to = self.next_header(from + 1).unwrap_or(end);
                 self.at = to;
                 let mut piece = self.piece(None, from, from, to);
-                // The header is the first flaw.
+                // The damaged header is the first flaw of the piece.
                 if let Some(first) = piece.holes.first_mut() {
                     first.flaw = flaw;
                     first.key = None;
@@ -103,7 +105,8 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Returns the records between `at` and `to`.
+    /// Returns the piece that begins at `from`. It has the valid records between the offsets `at`
+    /// and `to`, and the holes of bytes without a valid record.
     fn piece(&mut self, header: Option<FrameHeader>, from: u32, mut at: u32, to: u32) -> Piece {
         let (mut records, mut holes) = (Vec::new(), Vec::new());
         while at < to {
@@ -140,8 +143,8 @@ impl<'a> Walk<'a> {
         record.verify(self.mask, at).map(|()| record)
     }
 
-    /// Returns the offset of the next record behind a damaged one at `at`, and the table and key of
-    /// the damaged one if its lengths lead there.
+    /// Returns the offset of the next valid record behind a damaged record at `at`. Also returns
+    /// table id and key of the damaged record, if its lengths lead to the next record.
     fn behind(&mut self, at: u32, to: u32) -> (u32, Option<(u32, Vec<u8>)>) {
         let damaged = Record::parse(&self.bytes[at as usize..to as usize]).filter(is_plausible);
         if let Some(damaged) = damaged {
@@ -167,7 +170,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Returns `true` if an engine may have written this record. Cheaper than the checksum.
+/// Returns `true` if the lengths in the record's head are possible. Takes less time than the
+/// checksum.
 fn is_plausible(record: &Record<'_>) -> bool {
     let head = &record.head;
     head.key_bytes <= KEY_BYTES_MAX

@@ -1,7 +1,8 @@
 //! A serializer that records the choices of a value while the value is encoded.
 //!
-//! Each part of a value has a path: a hash of the choices above it. All elements of a sequence have
-//! the same path, and so do the keys and the values of a map.
+//! A choice is a variant, `Some` or `None`, or a kind of number. Each part of a value has a path: a
+//! hash of the choices that lead to it. All elements of a sequence have one path, and so do all
+//! keys and all values of a map.
 //!
 //! Deliberately absent: the encoding, which the wrapped serializer does.
 
@@ -12,10 +13,12 @@ use serde::ser::{self, Serialize, Serializer};
 use super::{KnownShapes, Part};
 use crate::seeded::seeded;
 
-/// Number of fields of a struct or tuple with a path of their own.
+/// Number of leading fields of a struct or tuple that have separate paths. All further fields share
+/// one path.
 const FIELDS_APART: usize = 64;
 
-/// Kinds of choices, in the lower bits of a step. Numbers of fields and variants are above them.
+/// Kinds of choices, in the lower 8 bits of a step. The number of a field or variant is in the bits
+/// above.
 #[derive(Clone, Copy)]
 enum Choice {
     Bool = 1,
@@ -49,22 +52,24 @@ enum Choice {
     Value,
 }
 
-/// Returns the path extended by one step. Never 0, which marks a free slot.
+/// Returns the path extended by one step. A path is never 0, because 0 marks a free slot.
 #[inline]
 fn step(path: u64, choice: Choice, number: u64) -> u64 {
-    // The odd constant is 2^64 divided by the golden ratio, which spreads neighbouring numbers.
+    // The odd constant is 2^64 divided by the golden ratio. The multiplication spreads neighbouring
+    // numbers.
     let mixed = (path ^ (choice as u64) ^ (number << 8)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     (mixed ^ (mixed >> 29)) | 1
 }
 
-/// Choices found while one value is encoded.
+/// Choices met while one value is encoded.
 pub(super) struct Trace<'a> {
     known: &'a KnownShapes,
-    /// The last path, which the elements of a sequence of numbers repeat.
+    /// The last path. The elements of a sequence of numbers repeat it, so comparing it saves
+    /// look-ups.
     last: Cell<u64>,
-    /// Paths that were not read back yet.
+    /// Paths that are not among the known shapes.
     pub(super) unknown: RefCell<Vec<u64>>,
-    /// Number of fields of structs, tuples and variants.
+    /// Number of fields in all structs, tuples and variants of the value.
     pub(super) fields: Cell<u64>,
 }
 
@@ -92,7 +97,7 @@ impl<'a> Trace<'a> {
     }
 }
 
-/// A value, or part of one, that is watched while it is encoded.
+/// A value, or a part of a value, that is watched while it is encoded.
 pub(super) struct Watched<'a, T: ?Sized> {
     value: &'a T,
     path: u64,
@@ -107,7 +112,7 @@ impl<T: Serialize + ?Sized> Serialize for Watched<'_, T> {
     }
 }
 
-/// A serializer that records each choice and passes it on.
+/// A serializer that records each choice and passes the call to the wrapped serializer.
 struct Watch<'a, S> {
     inner: S,
     path: u64,
@@ -323,25 +328,26 @@ impl<'a, S: Serializer> Serializer for Watch<'a, S> {
     }
 }
 
-/// Requires a length, because the encoding begins with it.
+/// Returns the length of a sequence or map. Fails without a length, because the encoding begins
+/// with the length.
 fn known_len<E: ser::Error>(len: Option<usize>) -> Result<usize, E> {
     len.ok_or_else(|| {
         E::custom("a map or sequence without a known length (for example of flatten) has no encoding")
     })
 }
 
-/// The parts of a sequence, map, tuple or struct.
+/// Serializer of the elements or fields of a sequence, map, tuple or struct.
 struct Parts<'a, C> {
     inner: C,
     path: u64,
     trace: &'a Trace<'a>,
-    /// Number of parts in the encoding, as the reader expects it.
+    /// Number of elements or fields that the type announced, which the reader will expect.
     announced: usize,
     met: usize,
 }
 
 impl<'a, C> Parts<'a, C> {
-    /// Watches one more element. All elements of a sequence have the same path.
+    /// Watches the next element. All elements of a sequence have one path.
     #[inline]
     fn element<'b, T: ?Sized>(&mut self, value: &'b T) -> Watched<'b, T>
     where
@@ -352,8 +358,8 @@ impl<'a, C> Parts<'a, C> {
         Watched { value, path, trace }
     }
 
-    /// Watches one more field. Fields of a long array share a path, so that they do not evict
-    /// others.
+    /// Watches the next field. Most fields of a long array share a path, so that they do not evict
+    /// known paths.
     #[inline]
     fn field<'b, T: ?Sized>(&mut self, value: &'b T) -> Watched<'b, T>
     where
@@ -380,7 +386,7 @@ impl<'a, C> Parts<'a, C> {
     }
 }
 
-/// Refuses an omitted field.
+/// Returns the error for an omitted field.
 fn refuse_skip<E: ser::Error>(field: &'static str) -> E {
     E::custom(format_args!(
         "the field {field} is left out (skip_serializing_if), and the encoding of typed tables holds \

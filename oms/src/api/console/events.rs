@@ -1,13 +1,14 @@
-//! The events of the cluster as one node saw them: the console's log.
+//! The log of cluster events that the web console shows, as one node observed them.
 //!
-//! Events are the differences of two looks at the cluster. So a node that joined and left between
-//! two looks has no event, and nothing has to report anything.
+//! Events are computed as differences between two consecutive observations of the cluster. So no
+//! code reports events, and a node that joins and leaves between two observations produces none.
 //!
 //! Invariants:
-//! - At most `EVENTS_KEPT` events are kept; ids grow by one.
-//! - An event about the ring or a node is taken from the node that a page is connected to. An event
-//!   about a volume is taken from the node that serves it.
-//! - A node that removed its own description before it went has stopped; otherwise it has died.
+//! - At most `EVENTS_KEPT` events are kept. Event ids ascend by one.
+//! - Events about the ring or a node are computed by the node to which the browser's page is
+//!   connected. Events about a volume come from the node that serves the volume.
+//! - A node that is absent and removed its own description has stopped. A node that is absent while
+//!   its description remains has died.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -17,15 +18,17 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::ClusterState;
 use crate::control::topology::Topology;
 
-/// Events that are kept: some hours of a cluster at rest, all of a rolling restart of 20 nodes.
+/// Maximum number of events kept. It suffices for some hours of an idle cluster, or for a rolling
+/// restart of 20 nodes.
 const EVENTS_KEPT: usize = 256;
 
-/// The part of a topology that events are about, without the volumes: a topology that is held
-/// delays moves.
+/// A copy of the parts of a topology from which events are computed. A held [`Topology`] would
+/// delay moves of slots, so the copy does not contain its volume servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Scene {
     state: ClusterState,
-    /// The start of each node that describes itself.
+    /// The process start of each node that has published a description, in UTC milliseconds since
+    /// 1970.
     starts: BTreeMap<NodeName, u64>,
 }
 
@@ -41,7 +44,8 @@ impl Scene {
         }
     }
 
-    /// Returns `true` if a topology shows this scene.
+    /// Returns `true` if a topology equals this scene, so no event happened since this scene was
+    /// copied.
     pub(super) fn is_of(&self, topology: &Topology) -> bool {
         let starts = topology
             .node_infos
@@ -51,13 +55,14 @@ impl Scene {
         self.state.version == topology.state.version && starts.eq(known)
     }
 
-    /// Nodes that serve at least one volume: a node that lives serves its own.
+    /// Returns the nodes that serve at least one volume. Every running node serves its own volume,
+    /// so these are the running nodes.
     fn nodes(&self) -> BTreeSet<&NodeName> {
         self.state.serving.values().collect()
     }
 }
 
-/// The kinds of events.
+/// The kinds of events in the console's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Kind {
@@ -78,22 +83,22 @@ pub(super) enum Kind {
     VolumeRecovered,
 }
 
-/// Something that happened.
+/// One entry of the console's log: a change of the cluster or of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Event {
     pub(super) id: u64,
-    /// UTC milliseconds since 1970.
+    /// Time of the event, in UTC milliseconds since 1970.
     pub(super) at_ms: u64,
     pub(super) kind: Kind,
-    /// The node that it is about, or the node that serves the volume.
+    /// The node that changed, or for an event about a volume the node that serves it.
     pub(super) node: Option<String>,
-    /// The volume that it is about.
+    /// The volume that changed, for events about a volume.
     pub(super) volume: Option<String>,
-    /// One sentence for people.
+    /// A sentence that the console shows to the user.
     pub(super) text: String,
 }
 
-/// The state of a volume that is served here, as far as events tell of it.
+/// The parts of a served volume's state from which events are computed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct VolumeScene {
     pub(super) is_warehouse_away: bool,
@@ -101,7 +106,7 @@ pub(super) struct VolumeScene {
     pub(super) fault: Option<String>,
 }
 
-/// A bounded list of events.
+/// A bounded list of the newest events.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     next_id: u64,
@@ -109,7 +114,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Appends an event; its id is given here.
+    /// Appends an event and assigns the next id to it, in place of the id in `event`.
     pub(super) fn push(&mut self, event: Event) {
         self.next_id += 1;
         self.events.push_back(Event {
@@ -121,18 +126,18 @@ impl Log {
         }
     }
 
-    /// Events with a larger id.
+    /// Returns the kept events with an id greater than `id`.
     pub(super) fn since(&self, id: u64) -> impl Iterator<Item = &Event> {
         self.events.iter().filter(move |event| event.id > id)
     }
 
-    /// The id of the newest event, 0 without any.
+    /// Returns the id of the newest event, or 0 if there was no event.
     pub(super) fn newest(&self) -> u64 {
         self.next_id
     }
 }
 
-/// Collects events of one moment.
+/// Events under construction that share one timestamp.
 struct Draft {
     at_ms: u64,
     events: Vec<Event>,
@@ -151,7 +156,7 @@ impl Draft {
     }
 }
 
-/// The events between two looks at the cluster.
+/// Returns the events that explain the differences between two scenes of the cluster.
 pub(super) fn differences(before: &Scene, now: &Scene, at_ms: u64) -> Vec<Event> {
     let mut draft = Draft {
         at_ms,
@@ -243,7 +248,8 @@ fn volumes(draft: &mut Draft, before: &Scene, now: &Scene) {
     }
 }
 
-/// The events between two looks at a volume that `node` serves.
+/// Returns the events that explain the differences between two states of a volume that `node`
+/// serves.
 pub(super) fn volume_differences(
     node: &NodeName,
     volume: &NodeName,

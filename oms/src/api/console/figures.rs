@@ -1,8 +1,10 @@
-//! The figures of one node: its volumes, its requests by second, the events of its volumes.
+//! The figures that one node reports to the console: its volumes, its requests per second, and the
+//! events of its volumes.
 //!
-//! The node that a page is connected to asks every other node for them once a second while a page
-//! is open (`POST /peer/console`). The question names the newest second and event that are known.
-//! So the first answer holds the whole history, and each later one a second or two.
+//! While a browser shows the console, the node that it is connected to requests the figures of
+//! every other node once a second (`POST /peer/console`). The request names the newest second and
+//! event already received. So the first response contains the whole kept history, and each later
+//! response contains only a second or two.
 
 use std::collections::BTreeMap;
 
@@ -16,37 +18,37 @@ use crate::api::node_status::fault_of;
 use crate::control::topology::Topology;
 use crate::volume::server::VolumeServer;
 
-/// The question to a node.
+/// A request for the figures of a node.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct AskFigures {
-    /// The process that the last answer came from, 0 before the first one.
+    /// Random number of the process that sent the previous response; 0 before the first response.
     pub(super) incarnation: u64,
-    /// The newest second that was heard of.
+    /// The newest second in the responses so far, in seconds since 1970.
     pub(super) second: u64,
-    /// The newest event of that process.
+    /// The id of the newest event that was received from that process.
     pub(super) event: u64,
 }
 
-/// The answer of a node.
+/// The response of a node to [`AskFigures`].
 #[derive(Serialize, Deserialize)]
 pub(crate) struct NodeFigures {
     pub(super) incarnation: u64,
     pub(super) volumes: Vec<VolumeFigures>,
-    /// Volumes that the node is to serve and cannot, with the reason in words.
+    /// Volumes that the node should serve and cannot, each with the reason as text.
     pub(super) missing: BTreeMap<String, String>,
     pub(super) samples: Vec<Sample>,
     pub(super) events: Vec<Event>,
 }
 
-/// One volume that the node serves.
+/// The figures of one volume that the node serves.
 #[derive(Serialize, Deserialize)]
 pub(super) struct VolumeFigures {
     pub(super) volume: String,
-    /// The reason why the volume takes no orders.
+    /// The reason why the volume accepts no orders; `None` while it accepts them.
     pub(super) fault: Option<String>,
-    /// Changes that wait to become durable.
+    /// Number of write batches that wait for their commit.
     pub(super) commit_queue: u64,
-    /// Progress of a migration to the volume.
+    /// Progress of a migration of slots to the volume.
     pub(super) copy: CopyProgress,
     #[serde(flatten)]
     pub(super) health: VolumeHealth,
@@ -63,7 +65,7 @@ impl VolumeFigures {
         }
     }
 
-    /// The figures of all volumes that are served here.
+    /// Returns the figures of all volumes that this node serves.
     pub(super) fn of_all(topology: &Topology) -> Vec<VolumeFigures> {
         topology
             .servers
@@ -72,7 +74,7 @@ impl VolumeFigures {
             .collect()
     }
 
-    /// Returns the figures that become events of the console when they change.
+    /// Returns the figures that produce events in the console's log when they change.
     pub(super) fn scene(&self) -> VolumeScene {
         VolumeScene {
             is_warehouse_away: self.health.warehouse_away,

@@ -1,13 +1,16 @@
-//! The web console of a node: a page at `/`, its data, and the stream of changes.
+//! The web console of a node: a page at `/`, its data as JSON, and a stream of changes.
 //!
-//! - The console only reads. No route of it changes anything.
-//! - Each node records its own requests and the events of the cluster at all times. Other nodes are
-//!   asked for their figures only while a page is open, by one task for all pages.
-//! - At most `STREAMS_MAX` streams are open. A stream ends when the node begins to stop.
-//! - Memory is bounded: `SECONDS_KEPT` seconds, `EVENTS_KEPT` events, one message a stream.
-//! - No topology is held across a wait: a move waits for topologies that are in use.
+//! - The console is read-only. None of its routes changes any state.
+//! - Each node always records its own requests and the events of the cluster. Figures of other
+//!   nodes are requested only while a page is open, by one task that serves all pages.
+//! - At most `STREAMS_MAX` streams are open. All streams end when the node begins to stop.
+//! - Memory is bounded: `SECONDS_KEPT` seconds, `EVENTS_KEPT` events, and one message for each
+//!   stream.
+//! - No topology is held across an `await`, because a move of slots waits until topologies in use
+//!   are released.
 //!
-//! Absent: users and sessions. The console is as reachable as the API is, on the same listener.
+//! Absent: users and sessions. The console uses the listener of the API, so every client of the API
+//! can read it.
 
 mod events;
 mod figures;
@@ -45,43 +48,49 @@ use figures::{AskFigures, NodeFigures, VolumeFigures};
 use samples::Recorder;
 use state::{Cursor, Overview};
 
-/// Streams that may be open at a time: a page has one, and a browser opens six to one host.
+/// Maximum number of open streams. Each page has one stream, and a browser opens at most six
+/// connections to a host.
 const STREAMS_MAX: usize = 32;
-/// Longest wait for another node's figures: within the second in which they are shown.
+/// Longest wait for the figures of another node. Shorter than a second, so that the figures arrive
+/// within the second in which they are shown.
 const FIGURES_TIMEOUT: Duration = Duration::from_millis(700);
-/// Age at which figures are asked for again by a page that opens.
+/// Maximum age of the collected figures that a newly opened page shows. Older figures are requested
+/// again.
 const FIGURES_FRESH: Duration = Duration::from_millis(500);
 
-/// Tells the streams that there is something to send.
+/// Notifies the streams of new data or of the stop of the node.
 #[derive(Clone, Copy, Debug, Default)]
 struct Signal {
-    /// True once the node stops.
+    /// `true` once the node begins to stop.
     is_closed: bool,
 }
 
-/// The console of this node.
+/// The console's data and streams on this node.
 pub(crate) struct Console {
     cluster: Arc<ClusterHandle>,
     clock: Clock,
-    /// Tells this process from an earlier one of the same node.
+    /// Random number of this process. It differs from that of earlier processes of the same node.
     incarnation: u64,
     recorder: Mutex<Recorder>,
-    /// Events of the volumes that are served here, for other nodes.
+    /// Events of the volumes that this node serves. Other nodes read them through
+    /// [`Console::figures`].
     volume_log: Mutex<Log>,
     overview: Mutex<Overview>,
-    /// Held while the nodes are asked; the moment of the last answers.
+    /// The time of the last collection of figures. The lock is held during a collection, so that
+    /// only one runs at a time.
     collected: tokio::sync::Mutex<Option<Instant>>,
     signals: watch::Sender<Signal>,
     streams: Arc<Semaphore>,
 }
 
 impl Console {
-    /// A console that knows nothing yet; `run` fills it.
+    /// Creates a console without data. [`Console::run`] records the data.
     pub(crate) fn new(cluster: Arc<ClusterHandle>, clock: Clock) -> Arc<Console> {
         Arc::new(Console {
             cluster,
             clock,
-            // 0 stands for no process.
+            // `AskFigures::incarnation` is 0 before the first response, so no process may have that
+            // number.
             incarnation: runtime::random_u64().max(1),
             recorder: Mutex::default(),
             volume_log: Mutex::default(),
@@ -104,7 +113,7 @@ impl Console {
         self.overview.lock()
     }
 
-    /// Records until the node stops; then ends the streams.
+    /// Records requests and events until the node stops, and then ends the streams.
     pub(crate) async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut scene = Scene::of(&self.cluster.topology());
         let mut volumes = BTreeMap::new();
@@ -130,7 +139,7 @@ impl Console {
         self.signals.send_modify(|signal| signal.is_closed = true);
     }
 
-    /// Logs the changes of the cluster since the last look.
+    /// Logs the changes of the cluster since `scene`, and replaces `scene` by the present state.
     fn look(&self, scene: &mut Scene) {
         let now = {
             let topology = self.cluster.topology();
@@ -149,7 +158,8 @@ impl Console {
         self.signals.send_modify(|_| {});
     }
 
-    /// Records the last second and the changes of the volumes that are served here.
+    /// Records the requests of the last second, and logs the changes of the volumes that this node
+    /// serves.
     fn tick(&self, volumes: &mut BTreeMap<NodeName, VolumeScene>) {
         let now_ms = self.clock.now_ms();
         self.recorder()
@@ -161,7 +171,8 @@ impl Console {
                 continue;
             };
             let now = figures.scene();
-            // A volume that was just opened reports its faults, and not its earlier dead letters.
+            // A volume that was just opened logs its present faults, but not the dead letters of
+            // earlier servers.
             let before = volumes.remove(&volume).unwrap_or_else(|| VolumeScene {
                 dead_letters: now.dead_letters,
                 ..VolumeScene::default()
@@ -175,7 +186,7 @@ impl Console {
         *volumes = seen;
     }
 
-    /// This node's answer to another one, or to itself.
+    /// Returns this node's figures since the second and event that the request names.
     pub(super) fn figures(&self, ask: &AskFigures) -> NodeFigures {
         let since = if ask.incarnation == self.incarnation {
             ask.event
@@ -195,7 +206,7 @@ impl Console {
         }
     }
 
-    /// Asks all nodes for their figures, and wakes the streams.
+    /// Requests the figures of all nodes, and notifies the streams.
     async fn collect(&self) {
         let mut collected = self.collected.lock().await;
         let (nodes, addresses) = self.others();
@@ -225,7 +236,8 @@ impl Console {
         self.signals.send_modify(|_| {});
     }
 
-    /// All nodes that live, and the addresses of the others.
+    /// Returns the names of all running nodes, and the addresses of all running nodes except this
+    /// one.
     fn others(&self) -> (BTreeSet<NodeName>, Vec<(NodeName, SocketAddr)>) {
         let topology = self.cluster.topology();
         let nodes: BTreeSet<NodeName> = topology.state.serving.values().cloned().collect();
@@ -234,7 +246,7 @@ impl Console {
         (nodes.clone(), others.filter_map(address).collect())
     }
 
-    /// Asks all nodes unless they were asked a moment ago.
+    /// Collects the figures of all nodes unless they were collected within `FIGURES_FRESH`.
     async fn refresh(&self) {
         let is_fresh = {
             let collected = self.collected.lock().await;
@@ -245,7 +257,7 @@ impl Console {
         }
     }
 
-    /// The state as JSON, from a cursor on.
+    /// Renders the changes since a cursor as JSON, and advances the cursor to the newest state.
     fn render(&self, cursor: &mut Cursor) -> Result<Vec<u8>, serde_json::Error> {
         let topology = self.cluster.topology();
         let overview = self.overview();
@@ -254,18 +266,18 @@ impl Console {
         serde_json::to_vec(&state)
     }
 
-    /// Returns the page itself, or 304 to a client that has it.
+    /// Returns the console's page, or 304 to a client that has the current version cached.
     pub(crate) fn page(headers: &HeaderMap) -> Response<AnswerBody> {
         page::answer(headers)
     }
 
-    /// Answers `GET /console/events`.
+    /// Handles `GET /console/events`.
     pub(crate) fn events(self: &Arc<Self>, headers: &HeaderMap) -> Response<AnswerBody> {
         stream::answer(self, headers)
     }
 
-    /// Answers `GET /console/state` with the whole state, or with the changes since the cursor that
-    /// a client shows.
+    /// Handles `GET /console/state`. The response is the whole state, or the changes since the
+    /// cursor in the request's `Last-Event-ID` header.
     pub(crate) async fn state(&self, headers: &HeaderMap) -> Response<AnswerBody> {
         self.refresh().await;
         let mut cursor = stream::last_event(headers, self.incarnation).unwrap_or_default();

@@ -1,10 +1,10 @@
-//! The page itself: one HTML document with its style and script inside, compiled into the program.
+//! The console's page: one HTML document with inline style and script, compiled into the program.
 //!
 //! Invariants:
-//! - The page loads nothing from elsewhere. The Content-Security-Policy allows the one style and
-//!   the one script by their hashes, and calls to the node that sent the page.
-//! - Only a request that names `text/html` in `Accept` gets the page. The answers to API clients
-//!   are those of a node without a page.
+//! - The page loads nothing from other hosts. Its Content-Security-Policy allows its one style and
+//!   its one script by their hashes, and requests to the node that sent the page.
+//! - Only a request with `text/html` in `Accept` gets the page. All other requests get the response
+//!   of a node without a console.
 
 use std::sync::LazyLock;
 
@@ -30,7 +30,7 @@ const SCRIPTS: [&str; 4] = [
     include_str!("assets/console.js"),
 ];
 
-/// The page with the headers that depend on its text.
+/// The page with the headers that are computed from its text.
 struct Page {
     body: Bytes,
     tag: HeaderValue,
@@ -40,7 +40,7 @@ struct Page {
 static PAGE: LazyLock<Page> = LazyLock::new(|| {
     let script = format!("\"use strict\";\n{}", SCRIPTS.concat());
     let text = TEMPLATE.replace("{style}", STYLE).replace("{script}", &script);
-    // The node may change the coding of the answer, so the tag is weak.
+    // The node may compress the response, so its bytes may differ and the tag is weak.
     let tag = format!("W/\"{}\"", &hash(&text)[..16]);
     let policy = format!(
         "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; \
@@ -61,7 +61,7 @@ fn hash(text: &str) -> String {
     STANDARD.encode(Sha256::digest(text))
 }
 
-/// Returns `true` if a client names HTML among the types that it takes, and not with a weight of 0.
+/// Returns `true` if `Accept` names `text/html` with a weight above 0.
 pub(crate) fn is_wanted(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(ACCEPT).iter();
     let texts = accepted.filter_map(|value| value.to_str().ok());
@@ -75,7 +75,7 @@ pub(crate) fn is_wanted(headers: &HeaderMap) -> bool {
     })
 }
 
-/// The page, or 304 to a client that has it.
+/// Returns the page, or 304 if `If-None-Match` names its current version.
 pub(super) fn answer(headers: &HeaderMap) -> Response<AnswerBody> {
     let known = headers.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok());
     let is_known = known.is_some_and(|known| {
@@ -128,12 +128,13 @@ mod tests {
         let text = std::str::from_utf8(&PAGE.body).unwrap();
         assert!(text.contains(STYLE) && SCRIPTS.iter().all(|script| text.contains(script)));
         assert!(!text.contains("{style}") && !text.contains("{script}"));
-        // The name of the SVG name space is never fetched.
+        // The address of the SVG name space is an identifier that browsers never fetch.
         let addresses = text.replace("http://www.w3.org/2000/svg", "");
         for outside in ["http://", "https://", "//cdn", "@import", "url(http"] {
             assert!(!addresses.contains(outside), "{outside}");
         }
-        // The policy allows no attribute with style or script, and markup is never made of text.
+        // The policy forbids inline style and script attributes. The script must never parse text
+        // as HTML, because data could then inject markup.
         for refused in [
             " style=\"",
             " onclick=",

@@ -1,16 +1,16 @@
-//! Requests by second: the series behind the console's charts.
+//! Requests per second: the time series behind the console's charts.
 //!
-//! A node records its own requests once a second, watched or not, so that a page that opens later
-//! shows the last minutes at once. The node that a page is connected to adds the seconds of all
-//! nodes together.
+//! A node records its own requests once a second, even while no page is open. So a newly opened
+//! page shows the last minutes at once. The node to which a page is connected adds up the seconds
+//! of all nodes.
 //!
 //! Invariants:
-//! - A node's seconds are ascending and without gaps between the first and the last.
-//! - The counts of all seconds add up to the counters that they were taken from.
+//! - A node's seconds are ascending, without gaps between the first and the last.
+//! - The counts of all recorded seconds add up to the counters from which they were computed.
 //! - At most `SECONDS_KEPT` seconds are kept.
 //!
-//! Absent: calls between nodes and probes are recorded (`metrics`' route "other"), and never part
-//! of a total.
+//! Calls between nodes and health probes are recorded under the route "other" of `metrics`. They
+//! are never part of a total.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
@@ -19,27 +19,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::runtime::metrics::{BUCKETS_US, OTHER_ROUTE, RouteCounts};
 
-/// Seconds that are kept: the width of the charts.
+/// Number of seconds kept, which is the time span of the charts.
 pub(super) const SECONDS_KEPT: u64 = 300;
-/// Largest step of a clock, in seconds, that is not taken for a clock that was set back.
+/// Backward step of the clock, in seconds, from which the clock counts as set back. A new series
+/// then begins.
 const CLOCK_STEP_MAX: u64 = 5;
 
-/// The requests of one second on one node or on several.
+/// Counts of the requests of one second, on one node or summed over several nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Sample {
-    /// Seconds since 1970 at the end of the second.
+    /// The second's end, in seconds since 1970.
     pub(super) second: u64,
-    /// Routes that answered at least one request.
+    /// Counts of the routes that answered at least one request in the second.
     pub(super) routes: Vec<RouteSample>,
 }
 
-/// The requests of one route within a second.
+/// Counts of the requests of one route within a second.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RouteSample {
     pub(super) route: Cow<'static, str>,
-    /// Requests by the first digit of their status, 1 to 5.
+    /// Number of requests by the first digit of the response's status, 1 to 5.
     pub(super) answers: [u64; 5],
-    /// Requests by latency bucket (`metrics::BUCKETS_US`).
+    /// Number of requests by latency bucket (`metrics::BUCKETS_US`).
     pub(super) buckets: Vec<u64>,
 }
 
@@ -57,7 +58,7 @@ impl RouteSample {
 }
 
 impl Sample {
-    /// Adds the requests of another node in the same second.
+    /// Adds the requests that another node answered in the same second.
     pub(super) fn add(&mut self, other: &Sample) {
         for theirs in &other.routes {
             match self.routes.iter_mut().find(|ours| ours.route == theirs.route) {
@@ -67,7 +68,7 @@ impl Sample {
         }
     }
 
-    /// All routes of clients together.
+    /// Returns the sum over all routes for clients, without the route "other".
     fn of_clients(&self) -> RouteSample {
         let mut whole = RouteSample::default();
         for route in self.routes.iter().filter(|route| route.route != OTHER_ROUTE) {
@@ -76,7 +77,7 @@ impl Sample {
         whole
     }
 
-    /// The second as the page reads it.
+    /// Returns the second in the form that the console's page reads.
     pub(super) fn shown(&self) -> ShownSample<'_> {
         let figures = |route: &RouteSample| RouteFigures {
             requests: route.answers.iter().sum(),
@@ -94,29 +95,29 @@ impl Sample {
     }
 }
 
-/// A second as the page reads it.
+/// One second in the form that the console's page reads.
 #[derive(Serialize)]
 pub(super) struct ShownSample<'a> {
     second: u64,
-    /// All routes but "other".
+    /// Sum over all routes except "other".
     pub(super) clients: RouteFigures,
     routes: BTreeMap<&'a str, RouteFigures>,
 }
 
-/// Counts and latencies of a second.
+/// Request counts and latencies of one second.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct RouteFigures {
     pub(super) requests: u64,
-    /// Answers 4xx.
+    /// Number of responses with a 4xx status.
     pub(super) refused: u64,
-    /// Answers 5xx.
+    /// Number of responses with a 5xx status.
     pub(super) failed: u64,
     pub(super) p50_us: Option<u64>,
     pub(super) p99_us: Option<u64>,
 }
 
-/// Estimates a percentile from counts by bucket: linear within the bucket. `None` without requests.
-/// Requests above the last bound count as that bound.
+/// Estimates a latency percentile from bucket counts by linear interpolation within the bucket.
+/// Returns `None` without requests. Requests above the last bound are counted at that bound.
 fn percentile_us(buckets: &[u64], share: f64) -> Option<u64> {
     let total: u64 = buckets.iter().sum();
     if total == 0 {
@@ -137,7 +138,7 @@ fn percentile_us(buckets: &[u64], share: f64) -> Option<u64> {
     BUCKETS_US.last().copied()
 }
 
-/// The recent seconds of one node.
+/// The recent seconds of this node.
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     before: BTreeMap<&'static str, RouteCounts>,
@@ -145,9 +146,10 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Records the requests since the last call as those of the seconds up to `second`.
+    /// Records the requests since the previous call, as requests of the seconds up to `second`.
     ///
-    /// A task that was late by some seconds spreads the requests over them.
+    /// If the previous call was several seconds ago, the requests are distributed evenly over those
+    /// seconds.
     pub(super) fn record(&mut self, second: u64, counts: Vec<RouteCounts>) {
         let mut new = Vec::new();
         for counts in counts {
@@ -156,9 +158,9 @@ impl Recorder {
         }
         new.retain(|route| route.answers.iter().any(|count| *count > 0));
         let last = self.samples.back().map(|sample| sample.second);
-        let last = last.filter(|last| second + CLOCK_STEP_MAX > *last);
+        let last = last.filter(|last| second + CLOCK_STEP_MAX >= *last);
         if last.is_none() {
-            // Either nothing is known yet, or the clock was set back.
+            // Either this is the first call, or the clock was set back.
             self.samples.clear();
         }
         let from = last.map_or(second, |last| last + 1);
@@ -178,7 +180,8 @@ impl Recorder {
         }
     }
 
-    /// The seconds after this one; all if this one is from before the clock was set back.
+    /// Returns the seconds after `second`. If `second` is more than `CLOCK_STEP_MAX` ahead of the
+    /// newest one, the clock was set back, and all seconds are returned.
     pub(super) fn since(&self, second: u64) -> Vec<Sample> {
         let newest = self.samples.back().map_or(0, |sample| sample.second);
         let second = if second > newest + CLOCK_STEP_MAX {
@@ -191,7 +194,7 @@ impl Recorder {
     }
 }
 
-/// The requests of a route since an earlier look.
+/// Returns the requests of a route between two readings of its counters.
 fn since(now: &RouteCounts, before: Option<&RouteCounts>) -> RouteSample {
     let mut new = RouteSample {
         route: Cow::Borrowed(now.route),
@@ -208,7 +211,8 @@ fn since(now: &RouteCounts, before: Option<&RouteCounts>) -> RouteSample {
     new
 }
 
-/// One of `parts` nearly equal parts. All parts together are the whole.
+/// Returns part number `at` of `parts` nearly equal parts. The counts of all parts add up to
+/// `whole`.
 fn part(whole: &RouteSample, at: u64, parts: u64) -> RouteSample {
     let of = |count: &u64| count * (at + 1) / parts - count * at / parts;
     RouteSample {
@@ -218,12 +222,12 @@ fn part(whole: &RouteSample, at: u64, parts: u64) -> RouteSample {
     }
 }
 
-/// The recent seconds of all nodes together.
+/// The recent seconds, summed over all nodes.
 #[derive(Debug, Default)]
 pub(super) struct Merged(BTreeMap<u64, Sample>);
 
 impl Merged {
-    /// Adds seconds of one node. The caller passes each second of a node once.
+    /// Adds seconds of one node. The caller must pass each second of a node only once.
     pub(super) fn add(&mut self, samples: &[Sample]) {
         for sample in samples {
             let second = sample.second;
@@ -238,12 +242,13 @@ impl Merged {
         }
     }
 
-    /// Forgets seconds that lie ahead of this node's newest one: its clock was set back.
+    /// Removes seconds more than `CLOCK_STEP_MAX` ahead of this node's newest second: they were
+    /// recorded before its clock was set back.
     pub(super) fn forget_ahead_of(&mut self, newest: u64) {
         self.0.retain(|second, _| *second <= newest + CLOCK_STEP_MAX);
     }
 
-    /// The seconds after this one, up to and with `last`.
+    /// Returns the seconds after `after`, up to and including `last`.
     pub(super) fn between(&self, after: u64, last: u64) -> impl Iterator<Item = &Sample> {
         let samples = self.0.iter();
         samples

@@ -1,12 +1,12 @@
-//! The state of the cluster for the web console, from this node's topology and the figures of all
-//! nodes.
+//! The state of the cluster as the web console shows it. The state is computed from this node's
+//! topology and the figures of all nodes.
 //!
 //! **Invariants**
-//! - A node that does not answer is shown as silent. Its last figures are not repeated.
-//! - A stream gets the ring when it begins and when the epoch changes, because the runs of slots
-//!   are most of the bytes.
-//! - A stream gets each second and each event once. Only the last seconds are sent again, because
-//!   a node that answers late corrects them.
+//! - A node that does not respond is shown as silent. Its previous figures are not shown.
+//! - A stream gets the ring when it begins and when the epoch changes. The ring is not in every
+//!   message because its slots are most of the bytes.
+//! - A stream gets each second and each event once. Only the last `SECONDS_REPEATED` seconds are
+//!   sent again, because late responses of nodes may change their counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -20,22 +20,23 @@ use super::samples::{Merged, RouteFigures, Sample, ShownSample};
 use crate::api::internal::CopyProgress;
 use crate::control::topology::Topology;
 
-/// Seconds that are sent again because a node may have answered late.
+/// Number of past seconds that each message repeats, because late responses of nodes may have
+/// changed their counts.
 const SECONDS_REPEATED: u64 = 3;
 
-/// The last answer of a node.
+/// The figures in the last response of a node.
 #[derive(Default)]
 struct Heard {
-    /// The next question to the node.
+    /// The next request to the node.
     ask: AskFigures,
     volumes: Vec<VolumeFigures>,
     missing: BTreeMap<String, String>,
     newest: Option<Sample>,
-    /// The reason why the node did not answer the last question.
+    /// The reason why the node did not answer the last request; `None` if it did.
     fault: Option<String>,
 }
 
-/// All known figures of the cluster.
+/// The last figures of all nodes, the summed seconds, and the log of events.
 #[derive(Default)]
 pub(super) struct Overview {
     nodes: BTreeMap<NodeName, Heard>,
@@ -43,7 +44,7 @@ pub(super) struct Overview {
     pub(super) log: Log,
 }
 
-/// The position of a stream: the newest parts that it has sent.
+/// The position of a stream: the newest ring epoch, second and event that were sent to the client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cursor {
     pub(super) epoch: Option<u64>,
@@ -52,15 +53,15 @@ pub(super) struct Cursor {
 }
 
 impl Overview {
-    /// Returns the next question to a node.
+    /// Returns the next request to a node.
     pub(super) fn question(&self, node: &NodeName) -> AskFigures {
         self.nodes
             .get(node)
             .map_or_else(AskFigures::default, |heard| heard.ask)
     }
 
-    /// Takes a node's answer in, or the reason why there is none. Events of other nodes are logged;
-    /// this node has logged its own.
+    /// Stores the response of a node, or the reason why the node did not respond. Events of other
+    /// nodes are added to the log. This node's own events are already in the log.
     pub(super) fn hear(&mut self, node: &NodeName, answer: Result<NodeFigures, String>, is_me: bool) {
         let heard = self.nodes.entry(node.clone()).or_default();
         let figures = match answer {
@@ -93,12 +94,12 @@ impl Overview {
         }
     }
 
-    /// Forgets nodes that are no longer part of the cluster.
+    /// Removes the figures of nodes that are not in `nodes`.
     pub(super) fn keep(&mut self, nodes: &BTreeSet<NodeName>) {
         self.nodes.retain(|node, _| nodes.contains(node));
     }
 
-    /// The state for a stream; moves the stream's cursor.
+    /// Returns the state that a stream sends next, and advances the stream's cursor.
     pub(super) fn state<'a>(
         &'a self,
         topology: &'a Topology,
@@ -108,7 +109,8 @@ impl Overview {
     ) -> State<'a> {
         let epoch = topology.ring.epoch().0;
         let ring = (cursor.epoch != Some(epoch)).then(|| RingShown::of(&topology.ring));
-        // The second that ends now is not complete on every node.
+        // With several nodes, the second that has just ended is left out, because the figures of
+        // other nodes are still missing.
         let last = now_ms / 1_000 - u64::from(topology.state.serving.len() > 1);
         let after = cursor.second.min(last).saturating_sub(SECONDS_REPEATED);
         let samples = self.merged.between(after, last);
@@ -206,19 +208,19 @@ impl Overview {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum NodeStatus {
-    /// The node serves its volumes.
+    /// The node serves its volume.
     Serving,
-    /// The node is no member of the ring yet.
+    /// The node is not yet a member of the ring.
     Joining,
-    /// The node gives its slots away.
+    /// The slots of the node are moving to other nodes.
     Leaving,
-    /// A volume of the node is missing or takes no writes.
+    /// A volume assigned to the node is not open or accepts no orders.
     Degraded,
-    /// The process runs and does not answer.
+    /// The process runs but did not answer the last request for figures.
     Silent,
-    /// The node was stopped.
+    /// The node was stopped in an orderly way.
     Stopped,
-    /// The process ended without a stop.
+    /// The process ended without an orderly stop.
     Died,
 }
 
@@ -237,10 +239,10 @@ fn status(topology: &Topology, name: &NodeName, is_present: bool, heard: Option<
     }
 }
 
-/// The document of the console.
+/// The document that `GET /console/state` returns and each stream message contains.
 #[derive(Serialize)]
 pub(super) struct State<'a> {
-    /// The node that answers.
+    /// The node that sends the document.
     node: &'a str,
     version: &'static str,
     /// Cursor for clients that poll: a request with this text in the header `Last-Event-ID` gets
@@ -256,13 +258,13 @@ pub(super) struct State<'a> {
     events: Vec<&'a Event>,
 }
 
-/// The ring as runs of slots.
+/// The ring, with neighbouring slots of one owner combined into runs.
 #[derive(Serialize)]
 struct RingShown {
     epoch: u64,
     slots: u32,
     members: Vec<String>,
-    /// Index of the member, and number of neighbouring slots.
+    /// Runs in slot order: index of the owner in `members`, and number of slots.
     runs: Vec<(usize, u32)>,
 }
 
@@ -297,11 +299,11 @@ impl RingShown {
 struct Moving {
     epoch: u64,
     steps: Vec<Step>,
-    /// Rows copied so far.
+    /// Number of rows copied so far.
     rows: u64,
-    /// Estimated rows of the whole move.
+    /// Estimated number of rows of the whole move.
     about: u64,
-    /// The reason why the slots do not move.
+    /// The reason why the move makes no progress; `None` while it does.
     trouble: Option<String>,
 }
 
@@ -320,11 +322,11 @@ struct NodeShown<'a> {
     zone: Option<String>,
     weight: u32,
     started_at_ms: Option<u64>,
-    /// Slots of the node's own volume.
+    /// Number of slots that the ring assigns to the node's own volume.
     slots: usize,
     /// Volumes that the node serves.
     serves: Vec<&'a str>,
-    /// Requests of clients in the newest second with figures of the node.
+    /// Requests of clients in the newest second that the node reported.
     requests: Option<RouteFigures>,
     fault: Option<&'a str>,
 }
@@ -332,10 +334,11 @@ struct NodeShown<'a> {
 #[derive(Serialize)]
 struct VolumeShown<'a> {
     name: &'a str,
-    /// The node to which the volume is assigned.
+    /// The node that is assigned to serve the volume.
     node: Option<&'a str>,
     slots: usize,
     missing: Option<&'a str>,
-    /// Absent while the node does not answer or has not opened the volume.
+    /// The volume's figures; absent while the serving node does not answer or has not opened the
+    /// volume.
     figures: Option<&'a VolumeFigures>,
 }

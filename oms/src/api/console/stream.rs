@@ -1,12 +1,15 @@
-//! `GET /console/events`: the state as server-sent events.
+//! Handles `GET /console/events`: sends the state as server-sent events.
 //!
 //! A stream sends the state when it begins, once a second, and at each change of the cluster. A
-//! page that reconnects names the last event that it has, and gets the seconds and events after it.
+//! page that reconnects names the last event id that it received. Its new stream continues with the
+//! seconds and events after that id.
 //!
 //! Invariants:
-//! - One message a stream waits in memory. A client that does not read is cut by the connection's
-//!   write timeout; until then its stream skips states and loses nothing.
-//! - A stream that has nothing to say sends a comment, so that both sides notice a dead connection.
+//! - At most one message of each stream waits in memory. While a client does not read, its stream
+//!   sends no states, and the next message contains everything since the previous one. The
+//!   connection's write timeout ends the connection of a client that never reads.
+//! - A stream without new data sends a comment every `HEARTBEAT`, so that both sides notice a dead
+//!   connection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,22 +26,22 @@ use crate::api::forward::refusal;
 use crate::api::problem::Problem;
 use crate::runtime;
 
-/// Longest silence of a stream.
+/// Time without new data after which a stream sends a comment.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// Pause before a browser connects again.
+/// Pause in milliseconds before a browser reconnects, sent as the `retry` field.
 const RETRY_MS: u64 = 1_000;
-/// The last event that a client has.
+/// Request header with the id of the last event that the client received.
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-/// Asks proxies to pass events on as they come.
+/// Response header that tells proxies such as nginx not to buffer the stream.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Begins a stream; 503 if too many are open.
+/// Begins a stream, or returns 503 if `STREAMS_MAX` streams are open.
 pub(super) fn answer(console: &Arc<Console>, headers: &HeaderMap) -> Response<AnswerBody> {
     let Ok(permit) = Arc::clone(&console.streams).try_acquire_owned() else {
         return refusal(Problem::busy("too many consoles are open on this node"));
     };
     let cursor = last_event(headers, console.incarnation);
-    // Room for one message beside the one that is being written.
+    // One message waits in the channel, in addition to the message that is being written.
     let (sender, channel) = Channel::<Bytes, axum::Error>::new(1);
     runtime::spawn(feed(
         Arc::clone(console),
@@ -54,20 +57,21 @@ pub(super) fn answer(console: &Arc<Console>, headers: &HeaderMap) -> Response<An
     response
 }
 
-/// Returns the cursor that a client shows, if this process sent it.
+/// Returns the cursor in the request's `Last-Event-ID`, or `None` if it is absent or another
+/// process sent it.
 pub(super) fn last_event(headers: &HeaderMap, incarnation: u64) -> Option<Cursor> {
     let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok());
     last.and_then(|id| parse_id(id, incarnation))
 }
 
-/// Returns the text of a cursor for clients that poll: the id of an event, and the epoch of their
-/// ring.
+/// Returns a cursor as text for clients that poll: the event id, followed by the epoch of the ring
+/// that the client has.
 pub(super) fn cursor_text(cursor: &Cursor, incarnation: u64) -> String {
     let epoch = cursor.epoch.unwrap_or_default();
     format!("{}-{epoch}", id_of(cursor, incarnation))
 }
 
-/// Sends states until the client or the node goes.
+/// Sends states until the client disconnects or the node stops.
 async fn feed(
     console: Arc<Console>,
     mut sender: Sender<Bytes, axum::Error>,
@@ -109,7 +113,8 @@ async fn feed(
     }
 }
 
-/// One event. JSON has no line end outside of strings, and escapes those within.
+/// Encodes one server-sent event. `data` is JSON, which escapes line ends within strings, so it is
+/// one line.
 fn message(name: &str, id: &str, data: &[u8]) -> Bytes {
     let mut message = format!("event: {name}\nid: {id}\ndata: ").into_bytes();
     message.extend_from_slice(data);
@@ -117,13 +122,13 @@ fn message(name: &str, id: &str, data: &[u8]) -> Bytes {
     Bytes::from(message)
 }
 
-/// The id of an event: the process, the newest second and the newest event.
+/// Returns an event id: the process, the newest second and the newest event.
 fn id_of(cursor: &Cursor, incarnation: u64) -> String {
     format!("{incarnation:x}-{}-{}", cursor.second, cursor.event)
 }
 
-/// The cursor of an event id; `None` if another process sent it. The ring is sent again, unless the
-/// id names its epoch.
+/// Parses an event id into a cursor. Returns `None` if another process sent the id. Without an
+/// epoch in the id, the ring is sent again.
 fn parse_id(id: &str, incarnation: u64) -> Option<Cursor> {
     let mut parts = id.split('-');
     let process = u64::from_str_radix(parts.next()?, 16).ok()?;

@@ -1,4 +1,4 @@
-//! The descriptions of all routes.
+//! The descriptions of all routes in the API document.
 
 use crate::api::document::{
     Answer, Content, Description, Parameter, Scope, Tag, TypeOf, any_number, any_text, key, limit,
@@ -15,7 +15,7 @@ use crate::api::stock_query::{ProductPage, StorePage};
 use crate::api::stock_upload::SnapshotTaken;
 use crate::domain::sales::ProductStats;
 
-/// The first text of the document.
+/// The introduction of the API document (`info.description`).
 pub(super) const INTRODUCTION: &str = "\
 Takes orders, reserves stock for them, and tells the warehouse until they are delivered.
 

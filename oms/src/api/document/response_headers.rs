@@ -1,11 +1,12 @@
-//! The headers of responses, and the responses that can carry each of them.
+//! The headers of responses in the API document, and for each header the responses that may carry
+//! it.
 //!
-//! **Invariant**: every header of a response to a documented route is listed here. The tests over
-//! HTTP compare each response that they receive.
+//! **Invariant**: every header of a response to a documented route is listed here. The integration
+//! tests over HTTP compare the headers of each response with this list.
 //!
-//! Deliberately absent: the headers of HTTP itself (`Content-Type`, `Content-Length`, `Date`,
-//! `Connection`, `Transfer-Encoding`), and those of CORS, which only a node with `--cors-origin`
-//! adds.
+//! Two groups are not listed: the headers of HTTP itself (`Content-Type`, `Content-Length`, `Date`,
+//! `Connection`, `Transfer-Encoding`), and the CORS headers. Only a node with `--cors-origin` adds
+//! CORS headers.
 
 use axum::http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
@@ -14,12 +15,13 @@ use crate::api::document::operations::{CONSOLE_EVENTS, CONSOLE_STATE};
 use crate::api::document::{Kind, any_text};
 use crate::api::routes::Route;
 
-/// A header of responses.
+/// A header of responses, as the API document describes it.
 struct ResponseHeader {
     name: &'static str,
     about: &'static str,
     schema: fn() -> Value,
-    /// Returns `true` if a response of this status to the route can carry the header.
+    /// Returns `true` if a response of the route with this status and these kinds of problems can
+    /// carry the header.
     belongs_to: fn(&Route, StatusCode, &[Kind]) -> bool,
 }
 
@@ -90,7 +92,7 @@ static HEADERS: [ResponseHeader; 10] = [
     },
 ];
 
-/// Returns `true` if an idempotency key keeps answers with this status.
+/// Returns `true` if responses with this status are stored under their idempotency key.
 fn is_kept(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::CONFLICT
 }
@@ -99,7 +101,7 @@ fn is_read(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::NOT_MODIFIED
 }
 
-/// Describes all headers, for the components of the document.
+/// Describes all response headers for `components` of the API document.
 pub(super) fn components() -> Value {
     let described = HEADERS.iter().map(|header| {
         let document = json!({"description": header.about, "schema": (header.schema)()});
@@ -108,8 +110,8 @@ pub(super) fn components() -> Value {
     Value::Object(described.collect())
 }
 
-/// Refers to the headers that a response to a route can carry. `kinds` are the problems that it may
-/// describe.
+/// Returns references to the headers that a response of a route with this status can carry. `kinds`
+/// are the kinds of problems that the response may describe.
 pub(super) fn of_response(route: &Route, status: StatusCode, kinds: &[Kind]) -> Value {
     let carried = HEADERS
         .iter()

@@ -1,4 +1,4 @@
-//! Schemas of types that cannot derive them, because their JSON is written by hand.
+//! Schemas of types with a hand-written JSON form, for which `ToSchema` cannot be derived.
 
 use std::borrow::Cow;
 

@@ -1,13 +1,13 @@
 //! The kinds of problems: their names for programs, statuses, titles and meanings.
 //!
-//! The API document and `docs/errors.md` are made from this table.
+//! The API document and `docs/errors.md` are generated from this table.
 //!
 //! **Invariant**: the name of a kind never changes.
 
 use axum::http::StatusCode;
 use serde::{Serialize, Serializer};
 
-/// A kind of problem.
+/// A kind of problem, the `type` of an error response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Malformed,
@@ -34,18 +34,18 @@ pub(crate) enum Kind {
     PartlyApplied,
 }
 
-/// The texts of a kind.
+/// The texts that describe a kind of problem.
 pub(crate) struct Texts {
-    /// Last part of the type.
+    /// Last part of the URN in `type`.
     pub(crate) slug: &'static str,
     pub(crate) title: &'static str,
     pub(crate) meaning: &'static str,
-    /// The next step of a client.
+    /// The action that the client should take.
     pub(crate) next: &'static str,
 }
 
 impl Kind {
-    /// Every kind, by status.
+    /// Every kind, sorted by status.
     pub(crate) const ALL: [Kind; 22] = [
         Kind::Malformed,
         Kind::MalformedLine,
@@ -71,7 +71,8 @@ impl Kind {
         Kind::PartlyApplied,
     ];
 
-    /// Returns the usual status. `PartlyApplied` may have another one.
+    /// Returns the default status of the kind. A problem of the kind `PartlyApplied` may have
+    /// another status.
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Kind::Malformed | Kind::MalformedLine => StatusCode::BAD_REQUEST,
@@ -95,7 +96,8 @@ impl Kind {
         }
     }
 
-    /// Returns `true` if only nodes get this kind, and clients never do.
+    /// Returns `true` if the kind occurs only in responses to other nodes, never in responses to
+    /// clients.
     pub(crate) fn is_between_nodes(self) -> bool {
         matches!(
             self,
@@ -103,12 +105,12 @@ impl Kind {
         )
     }
 
-    /// Returns the type, a URN.
+    /// Returns the URN that is the `type` of the error response.
     pub(crate) fn urn(self) -> String {
         format!("urn:imt-order:problem:{}", self.texts().slug)
     }
 
-    /// Returns the texts.
+    /// Returns the texts that describe the kind.
     pub(crate) fn texts(self) -> &'static Texts {
         match self {
             Kind::Malformed => &Texts {
@@ -163,15 +165,16 @@ impl Kind {
             Kind::Refused => &Texts {
                 slug: "refused",
                 title: "The state of the order does not allow this",
-                meaning: "The id was used for an order with other products, or the order cannot be \
-                          cancelled any more, or its message is not a dead letter.",
+                meaning: "The id was used for an order with other products. Or the order cannot be \
+                          cancelled any more. Or its message is not a dead letter, so it cannot be \
+                          retried.",
                 next: "Read the order (`GET /order/{id}`) and decide by its state.",
             },
             Kind::RefundWanted => &Texts {
                 slug: "refund-wanted",
                 title: "The payment buys nothing",
                 meaning: "The order was paid by another transaction, was rejected, or ended before it was \
-                          paid. The payment is recorded as a wanted refund.",
+                          paid. The payment is recorded for a refund.",
                 next: "Refund the transaction. `GET /orders?state=refund_wanted` lists all such orders.",
             },
             Kind::KeyInProgress => &Texts {
@@ -189,26 +192,28 @@ impl Kind {
             Kind::StaleSnapshot => &Texts {
                 slug: "stale-snapshot",
                 title: "A newer stock was applied",
-                meaning: "A stock with a higher `X-Stock-As-Of` was applied before. Nothing was changed.",
+                meaning: "A stock snapshot with a higher `X-Stock-As-Of` was applied before. Nothing was \
+                          changed.",
                 next: "Send the current stock.",
             },
             Kind::NoSuchMove => &Texts {
                 slug: "no-such-move",
                 title: "The migration has ended",
-                meaning: "Slots are asked for by a migration that has ended.",
+                meaning: "A node requests slots for a migration that has ended.",
                 next: "The coordinator starts the migration again.",
             },
             Kind::NoSuchCopy => &Texts {
                 slug: "no-such-copy",
                 title: "The copy has ended",
-                meaning: "The copy of these slots was broken off.",
+                meaning: "The copy of the requested slots ended before it was complete.",
                 next: "The coordinator starts the migration again.",
             },
             Kind::TooLarge => &Texts {
                 slug: "too-large",
                 title: "The body is too large",
                 meaning: "The body, as sent or unpacked, is larger than the route allows.",
-                next: "Send less: an order has at most 100 products, a change of stock 100,000 lines.",
+                next: "Send less: an order has at most 100 products, a change of stock (`PATCH /stocks`) \
+                       100,000 lines.",
             },
             Kind::ContentType => &Texts {
                 slug: "content-type",
@@ -267,7 +272,7 @@ impl Serialize for Kind {
     }
 }
 
-/// Returns `docs/errors.md`.
+/// Generates the content of `docs/errors.md`.
 #[cfg(test)]
 pub(crate) fn page() -> String {
     let mut page = "# Errors of the API\n\n\
@@ -276,9 +281,9 @@ pub(crate) fn page() -> String {
         change. Every 503 has a `Retry-After` header.\n\n\
         Every request of the API may be repeated: a repeated order, payment or cancellation is carried\n\
         out once and gets the answer of the first one.\n\n\
-        A test of `imt-oms` compares this page with the table that the program answers by\n\
-        (`oms/src/api/problem/kind.rs`). `IMT_WRITE_DOCUMENTS=1 cargo test -p imt-oms --lib problem`\n\
-        writes it.\n"
+        The program answers from the table in `oms/src/api/problem/kind.rs`. A test of `imt-oms` compares\n\
+        this page with the table. `IMT_WRITE_DOCUMENTS=1 cargo test -p imt-oms --lib problem` writes the\n\
+        page.\n"
         .to_owned();
     for (heading, is_between_nodes) in [("For clients", false), ("Between nodes", true)] {
         page.push_str(&format!("\n## {heading}\n"));
@@ -302,7 +307,7 @@ pub(crate) fn page() -> String {
     page
 }
 
-/// Wraps a list item at 100 columns.
+/// Wraps a Markdown list item at 100 columns.
 #[cfg(test)]
 fn wrap(item: &str) -> String {
     let (mut text, mut columns) = (String::new(), 0);

@@ -1,16 +1,18 @@
-//! The part of a request's body that its answer did not need, over HTTP/1.
+//! Handles the unread part of an HTTP/1 request's body after the response is known.
 //!
-//! An answer may be known before the body was read: the route is unknown, or a header is wrong. The
-//! connection can take the next request only after the rest of the body. If the server closed the
-//! connection at once, a client that sends its next request at that moment would get no answer, and
-//! one that still sends the body could lose the answer itself.
+//! A response may be known before the body was read, for example because the route is unknown or a
+//! header is invalid. The connection can carry the next request only after the rest of the body. If
+//! the server closed the connection at once, a client that has just sent its next request would get
+//! no response to it. A client that is still sending the body could even lose the response to the
+//! first request.
 //!
 //! **Invariants**
-//! - A short rest is read and dropped before the answer, at most `REST_BYTES_MAX` and for
-//!   `REST_TIME_MAX`.
-//! - Any other answer says `Connection: close`, so that the client uses a new connection.
+//! - A short rest is read and dropped before the response is sent: at most `REST_BYTES_MAX` bytes,
+//!   for at most `REST_TIME_MAX`.
+//! - Otherwise the response has the header `Connection: close`, so that the client opens a new
+//!   connection.
 //!
-//! Deliberately absent: HTTP/2, in which each request has a stream of its own.
+//! HTTP/2 needs none of this, because each of its requests has a separate stream.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,27 +26,28 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 
-/// Maximum number of bytes that are read and dropped.
+/// Maximum number of bytes of a rest that are read and dropped.
 const REST_BYTES_MAX: usize = 256 << 10;
-/// Longest time for reading them.
+/// Longest time for reading the rest of a body.
 const REST_TIME_MAX: Duration = Duration::from_millis(200);
 
-/// The body of a request. Its unread rest goes to its [`Leftover`].
+/// The body of a request. When it is dropped, its unread rest is passed to its [`Leftover`].
 pub(super) struct WatchedBody {
-    /// `None` only while it is dropped.
+    /// `None` only during the drop.
     body: Option<Incoming>,
     has_ended: bool,
     rest: Option<Arc<Mutex<Option<Incoming>>>>,
 }
 
-/// The rest of a body, once the request is answered.
+/// Receives the unread rest of a request's body once the handler has dropped the body.
 pub(super) struct Leftover {
     rest: Option<Arc<Mutex<Option<Incoming>>>>,
-    /// `true` if the client sends the body only when it is asked to.
+    /// `true` if the request has the header `Expect`, so the client sends the body only after `100
+    /// Continue`.
     waits_for_continue: bool,
 }
 
-/// Watches the body of a request.
+/// Wraps the body of a request, so that its unread rest can be handled after the response.
 pub(super) fn watch(request: Request<Incoming>) -> (Request<WatchedBody>, Leftover) {
     let is_watched = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
     let rest = is_watched.then(Arc::default);
@@ -61,12 +64,13 @@ pub(super) fn watch(request: Request<Incoming>) -> (Request<WatchedBody>, Leftov
 }
 
 impl Leftover {
-    /// Reads the rest of the body, or lets the response close the connection.
+    /// Reads the rest of the body, or sets `Connection: close` on the response if the rest is too
+    /// long or slow.
     pub(super) async fn settle<B>(self, response: &mut Response<B>) {
         let Some(body) = self.rest.and_then(|rest| rest.lock().take()) else {
             return;
         };
-        // Reading would ask the client for the body.
+        // With `Expect: 100-continue`, reading would make hyper ask the client to send the body.
         let is_read = !self.waits_for_continue
             && tokio::time::timeout(REST_TIME_MAX, read_rest(body))
                 .await
@@ -79,7 +83,7 @@ impl Leftover {
     }
 }
 
-/// Reads a body to its end. Returns `false` if it is too long or fails.
+/// Reads and drops a body to its end. Returns `false` if it is too long or the connection fails.
 async fn read_rest(mut body: Incoming) -> bool {
     let mut left = REST_BYTES_MAX;
     if body.size_hint().lower() > left as u64 {

@@ -1,13 +1,13 @@
 //! A stream with a timeout for writes.
 //!
-//! A client that sends requests and never reads the answers fills its socket's buffers. The unsent
-//! answers then take up memory without end.
+//! If a client sends requests and never reads the responses, the socket's buffers fill up. The
+//! unsent responses would then take memory without bound.
 //!
 //! **Invariants**
 //! - A write without progress for `pause_max` ends the connection with an error.
-//! - A slow client that reads at least one byte in that time is served on.
+//! - A client that reads at least one byte within every `pause_max` stays connected.
 //!
-//! Deliberately absent: a timeout for reads. The timeouts of heads and bodies cover them.
+//! There is no timeout for reads, because request heads and bodies have separate timeouts.
 
 use std::future::Future;
 use std::io;
@@ -18,16 +18,16 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// A stream that fails when a write makes no progress for too long.
+/// A stream that fails if a write makes no progress for too long.
 pub(crate) struct WriteTimeout<S> {
     stream: S,
     pause_max: Duration,
-    /// Timer of the pause. `None` unless a write waits.
+    /// Timer of the write that is waiting; `None` while no write waits.
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WriteTimeout<S> {
-    /// Wraps a stream. A write that waits longer than `pause_max` fails.
+    /// Wraps a stream. Writes fail after waiting for `pause_max` without progress.
     pub(crate) fn new(stream: S, pause_max: Duration) -> WriteTimeout<S> {
         WriteTimeout {
             stream,
@@ -36,7 +36,7 @@ impl<S> WriteTimeout<S> {
         }
     }
 
-    /// Returns the result of a write, or an error if the write has waited too long.
+    /// Returns the result of a write, or an error if the write has waited for `pause_max`.
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.pause = None;

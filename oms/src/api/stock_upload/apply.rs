@@ -1,12 +1,13 @@
-//! Applies a stock that was read to the memory and the rows of a volume.
+//! Applies a parsed stock upload to the memory and the rows of a volume.
 //!
 //! **Invariants**
-//! - One upload is applied at a time. Memory and rows change under the lock of the stock, in one
-//!   order.
-//! - If a commit fails, the stock in memory is set back to the stock of the volume.
-//! - A stock that was split or read under another set of slots is answered "moved".
+//! - One upload is applied at a time. Memory and rows are changed under the lock of the stock, so
+//!   both see uploads in the same order.
+//! - If a commit fails, the stock in memory is set back to the stock in the volume's rows.
+//! - If the volume's set of slots changed since the upload was split or its reading began, the
+//!   response is "moved" (421).
 //!
-//! Deliberately absent: HTTP and CSV.
+//! HTTP and CSV are handled in `stock_upload`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,17 +25,17 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::app::App;
 use crate::volume::state::{OrderError, VolumeState};
 
-/// A whole stock, encoded and ready to be applied.
+/// A whole snapshot, encoded as write batches and as the matrix for the memory.
 pub(super) struct Prepared {
     matrix: StockMatrix,
     stores: Vec<u32>,
-    /// Batches that may be written before the last one; see `WriteBatch::stock_in_parts`.
+    /// Batches that may be committed before the last one; see `WriteBatch::stock_in_parts`.
     pub(super) parts: Vec<WriteBatch>,
     last: WriteBatch,
 }
 
 impl Prepared {
-    /// Encodes a stock for a volume with these products and stores in its stock.
+    /// Encodes a snapshot for a volume with the products and stores of `known`.
     pub(super) fn of(snapshot: StockSnapshot, known: &Arc<Layout>) -> Prepared {
         let mut last = WriteBatch::default();
         let parts = if snapshot.has_layout(known) {
@@ -52,13 +53,14 @@ impl Prepared {
     }
 }
 
-/// Applies a whole stock: encodes it on a blocking thread, writes its parts between the commits of
-/// orders, and swaps the stock in memory under its lock.
+/// Applies a whole snapshot. The snapshot is encoded on a blocking thread, and its parts are
+/// written between the commits of orders. Then the stock in memory is replaced under its lock.
 ///
-/// A stock with the products and stores of the one before is written store by store. If the process
-/// dies in between, some stores have their new quantities. Their rows record the last delivery that
-/// they count, so no delivery is subtracted twice. If neither snapshots nor deliveries are
-/// numbered, too few units may be sold until the next snapshot, never too many.
+/// If the snapshot has the products and stores of the current stock, it is written store by store.
+/// After a crash in between, only some stores have their new quantities. Each store's row records
+/// the last delivery that its quantities count, so no delivery is subtracted twice. If neither
+/// snapshots nor deliveries are numbered, too few units may be sold until the next snapshot, but
+/// never too many.
 pub(super) async fn apply(
     app: Arc<App>,
     snapshot: StockSnapshot,
@@ -66,7 +68,8 @@ pub(super) async fn apply(
     arrival: Arrival,
     slots: u64,
 ) -> Result<(), Problem> {
-    // Only one upload at a time: a snapshot replaces the stores of the snapshot before it.
+    // The lock lets only one upload run at a time, because a snapshot is encoded against the
+    // products and stores of the previous one.
     let _applying = app.applying.lock().await;
     let state = app.state();
     let known = {
@@ -82,7 +85,7 @@ pub(super) async fn apply(
         mut last,
     } = prepared.map_err(|error| Problem::internal(error.to_string()))?;
     if let Err(problem) = write(state, parts, &stores, slots).await {
-        // Some stores may have been written, so memory is read again from the volume.
+        // Some stores may have been written, so the stock in memory is read again from the rows.
         restore(state).await?;
         return Err(problem);
     }
@@ -112,7 +115,7 @@ pub(super) async fn apply(
     Ok(())
 }
 
-/// Writes the parts of a stock. The next part is queued while the one before is being synced.
+/// Writes the parts of a snapshot. Each part is queued while the previous one is being synced.
 async fn write(
     state: &VolumeState,
     parts: Vec<WriteBatch>,
@@ -137,14 +140,15 @@ async fn write(
     }
 }
 
-/// The stock of a volume as its rows have it.
+/// The stock of a volume as read from its rows.
 struct StoredStock {
     matrix: StockMatrix,
-    /// Stores that count up to another delivery than the stock as a whole.
+    /// Number of the last delivery that a store's quantities count, for each store where it differs
+    /// from that of the whole stock. `None` if the store's snapshot had no number.
     counted_to_overrides: BTreeMap<u32, Option<u64>>,
 }
 
-/// Reads the stock of the volume.
+/// Reads the stock of the volume from its rows.
 async fn read_stored(state: &Arc<VolumeState>) -> Result<StoredStock, Problem> {
     let state = Arc::clone(state);
     let read = runtime::blocking(move || {
@@ -159,11 +163,12 @@ async fn read_stored(state: &Arc<VolumeState>) -> Result<StoredStock, Problem> {
     read.await.map_err(|error| Problem::internal(error.to_string()))?
 }
 
-/// Replaces the stock in memory by the stock of the volume.
+/// Replaces the stock in memory by the stock in the rows of the volume.
 async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
     loop {
         let version = state.slots.version();
-        // After this empty commit, every write queued before has been written or has failed.
+        // Commits are in order. So once this empty batch is committed, every earlier batch is
+        // durable or has failed.
         let _ = state
             .storage
             .permit()
@@ -182,8 +187,8 @@ async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
     }
 }
 
-/// Rejects stock of stores that this volume does not own or that are sealed for a migration, and
-/// stock that was read under another set of slots.
+/// Rejects an upload with stores that this volume does not own or that are sealed for a migration.
+/// Also rejects an upload that began to arrive under another set of slots.
 fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Problem> {
     if slots.version() != version {
         return Err(OrderError::Moved.into());
@@ -196,8 +201,8 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
             return Err(OrderError::Moved.into());
         }
     }
-    // A snapshot empties the stores that it omits. It must not do so after a store has been copied
-    // to another volume.
+    // A snapshot empties the stores that it omits. A sealed store may already be copied to another
+    // volume, so it must not be emptied here.
     if slots.some_sealed() {
         Err(OrderError::Moved.into())
     } else {
@@ -205,8 +210,8 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
     }
 }
 
-/// Applies some cells, and returns the number of changed stores. Only these stores are read,
-/// changed and written. A product in `products` gets a cell in each store.
+/// Applies the lines of a `PATCH`, and returns the number of changed stores. Only these stores are
+/// read, changed and written. Each product in `products` gets a cell in every store.
 pub(super) async fn change(
     app: Arc<App>,
     cells: Vec<[u32; 3]>,
@@ -228,15 +233,16 @@ pub(super) async fn change(
         let mut snapshot = if state.stock().has_all(known) && has_products {
             state.storage.snapshot_of(&stores)?
         } else {
-            // New products or stores enlarge the stock, and its size limit is checked on the whole.
+            // New products or stores enlarge the stock. The size limit applies to the whole stock,
+            // so all of it is read.
             state.storage.snapshot(&state.slots)?
         };
         let too_large = |fault: FieldFault| Problem::body(fault.reason);
         for product in products {
             snapshot.name_product(product).map_err(too_large)?;
         }
-        // Deliveries since the last snapshot are still subtracted from the row. The new quantity
-        // excludes them already, so they are added here.
+        // Deliveries since the last snapshot are subtracted from the row's quantity. The new
+        // quantity already excludes these units, so they are added here.
         let left = state.stock().uncounted();
         let mut steps = Vec::with_capacity(cells.len());
         for [product, store, quantity] in cells {
@@ -273,7 +279,8 @@ pub(super) async fn change(
         steps.iter_mut().for_each(|step| step.by = -step.by);
         state.stock().step(&steps);
     } else if !has_room && durable.is_ok() {
-        // The matrix in memory has no cell for a new product or store, so it is built again.
+        // The matrix in memory has no cell for a new product or store, so it is rebuilt from the
+        // rows.
         restore(state).await?;
     }
     durable?;

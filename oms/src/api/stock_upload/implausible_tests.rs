@@ -1,5 +1,6 @@
-//! Delivery numbers that no warehouse can have reached: rejected in a client's request, ignored in
-//! the warehouse's answer. Neither may affect later snapshots.
+//! Tests with delivery numbers higher than any warehouse can have reached. In a client's request
+//! such a number is rejected, and in the warehouse's response it is ignored. Neither may affect
+//! later snapshots.
 
 use std::sync::atomic::Ordering;
 

@@ -1,4 +1,4 @@
-//! A snapshot that is interrupted by a crash between any two of its parts.
+//! Tests a snapshot that is interrupted by a crash between any two of its parts.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
 const STORES: u32 = 12;
-/// Units in each store before any delivery.
+/// Units in each store before the first delivery.
 const UNITS: u32 = 100;
 
 pub(super) fn open(folder: &Path) -> Arc<App> {
@@ -52,7 +52,7 @@ async fn commit(app: &App, batch: WriteBatch) {
     permit.send(batch).durable().await.unwrap();
 }
 
-/// Returns the warehouse's count of a store after this number of deliveries. The delivery of number
+/// Returns the quantity that the warehouse counts in a store after a number of deliveries. Delivery
 /// N takes N units from store N.
 fn counted(store: u32, deliveries: u64) -> u32 {
     UNITS - if u64::from(store) <= deliveries { store } else { 0 }
@@ -90,7 +90,8 @@ fn available(app: &App) -> Vec<i32> {
     levels.map(|level| level.available).collect()
 }
 
-/// Opens a volume with a first snapshot, after which every store made its delivery.
+/// Opens a volume that has a first snapshot and, after that snapshot, one delivery from every
+/// store.
 async fn delivered(folder: &Path, is_numbered: bool) -> Arc<App> {
     let app = open(folder);
     assert_eq!(put(&app, 0, is_numbered.then_some(0)).await, StatusCode::OK);
@@ -117,8 +118,8 @@ async fn delivered(folder: &Path, is_numbered: bool) -> Arc<App> {
 async fn a_snapshot_interrupted_between_any_two_parts_never_oversells() {
     let truth: Vec<i32> = (1..=STORES).map(|store| (UNITS - store) as i32).collect();
     for is_numbered in [true, false] {
-        // The second snapshot counts the first half of the deliveries if these are numbered.
-        // Without numbers no snapshot can say how many it counts, so it counts all.
+        // With numbered deliveries, the second snapshot counts the first half of them. Without
+        // numbers a snapshot cannot state how many deliveries it counts, so it counts all.
         let counts_to = if is_numbered { 6 } else { u64::from(STORES) };
         let as_of = is_numbered.then_some(counts_to);
         for cut in 0.. {
@@ -135,7 +136,7 @@ async fn a_snapshot_interrupted_between_any_two_parts_never_oversells() {
             for part in parts.into_iter().take(cut) {
                 commit(&app, part).await;
             }
-            // The process is restarted here, as after a power cut.
+            // Closing and opening the volume stands for a crash after `cut` parts.
             close(app).await;
             let app = open(folder.path());
             let left = available(&app);
@@ -152,7 +153,7 @@ async fn a_snapshot_interrupted_between_any_two_parts_never_oversells() {
                 let is_less = left.iter().zip(&truth).all(|(left, truth)| left <= truth);
                 assert!(is_less, "cut after {cut} parts: {left:?}");
             }
-            // The warehouse sends the snapshot again.
+            // The warehouse sends the whole snapshot again after the crash.
             assert_eq!(put(&app, counts_to, as_of).await, StatusCode::OK);
             assert_eq!(available(&app), truth, "cut after {cut} parts and sent again");
             close(app).await;

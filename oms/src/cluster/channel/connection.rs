@@ -1,14 +1,14 @@
-//! The requesting end of a connection: sends requests and assigns the answers to their callers.
+//! The requesting end of a connection: sends requests and passes each answer to its caller.
 //!
 //! Requests are accepted while the connection is still being opened. A connection that has ended is
-//! never opened again: `Channels` opens another one for the next request.
+//! never opened again. Instead `Channels` opens a new connection for the next request.
 //!
 //! **Invariants**
-//! - A request gets at most one answer. The answer to a caller that no longer waits is dropped.
-//! - When the connection ends, every waiting request fails. The other node may have executed it.
-//!   The caller may send it again, because all requests are idempotent.
-//! - Requests without an answer are bounded by `WAITING_MAX`. The bytes of requests that are not
-//!   sent yet are bounded by `QUEUE_BYTES_MAX`.
+//! - A request gets at most one answer. An answer is dropped if its caller no longer waits.
+//! - When the connection ends, every waiting request fails. The other node may have executed such a
+//!   request. The caller may send it again, because all requests are idempotent.
+//! - The number of requests without an answer is bounded by `WAITING_MAX`. The bytes of requests
+//!   that are not sent yet are bounded by `QUEUE_BYTES_MAX`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,17 +23,18 @@ use crate::cluster::channel::queue::{FrameQueue, Refused};
 use crate::cluster::channel::{Link, LinkError};
 use crate::runtime::metrics::ChannelCounters;
 
-/// Maximum number of requests without an answer: the usual limit of a node's client connections.
+/// Maximum number of requests without an answer. It equals the default maximum of client
+/// connections of a node.
 const WAITING_MAX: usize = 8_192;
-/// Maximum number of bytes that wait to be sent.
+/// Maximum number of bytes of requests that wait to be sent on a connection.
 const QUEUE_BYTES_MAX: usize = 16 << 20;
 
-/// The reason why a request has no answer.
+/// The reason why a request gets no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unanswered {
-    /// The request was not sent, because too many are waiting.
+    /// The request was not sent, because too many requests are waiting.
     Busy,
-    /// The request was not sent, because it is larger than a frame may be.
+    /// The request was not sent, because it is larger than the maximum size of a frame.
     TooLarge,
     /// The connection has ended. The other node may have executed the request.
     Broken(String),
@@ -49,11 +50,11 @@ pub(crate) struct Connection {
 #[derive(Default)]
 struct Waiting {
     callers: BTreeMap<u64, oneshot::Sender<Answer>>,
-    /// The reason for the end of the connection, once it has ended.
+    /// The reason why the connection ended; `None` while it is open or being opened.
     ended: Option<String>,
 }
 
-/// The entry of a waiting caller. Dropping it removes the entry.
+/// A caller's entry in `Waiting::callers`. Dropping the place removes the entry.
 struct Place<'a> {
     connection: &'a Connection,
     id: u64,
@@ -66,7 +67,7 @@ impl Drop for Place<'_> {
 }
 
 impl Connection {
-    /// Returns a connection that `run` will open.
+    /// Creates a connection that is not open yet. [`Connection::run`] opens it.
     pub(super) fn new(counters: &Arc<ChannelCounters>) -> Arc<Connection> {
         Arc::new(Connection {
             queue: FrameQueue::new(QUEUE_BYTES_MAX, Arc::clone(counters)),
@@ -84,13 +85,13 @@ impl Connection {
         self.waiting().ended.is_some()
     }
 
-    /// Ends the connection.
+    /// Closes the queue, which ends the connection.
     pub(super) fn close(&self) {
         self.queue.close();
     }
 
-    /// Sends a request under a new id and waits for the answer. Dropping the future cancels the
-    /// wait, but not the request.
+    /// Sends a request under a new id and waits for its answer. Dropping the future stops the wait.
+    /// The request may still be executed.
     pub(crate) async fn ask(&self, mut request: Request) -> Result<Answer, Unanswered> {
         request.id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
@@ -115,7 +116,8 @@ impl Connection {
         answer.map_err(|_| self.broken())
     }
 
-    /// Sends a message that has no answer. It waits for the next request, to share its frame.
+    /// Queues a request that has no answer. Such a request is usually sent in the frame of the next
+    /// request with an answer.
     pub(crate) fn tell(&self, request: &Request) -> Result<(), Unanswered> {
         self.pushed(self.queue.push_along(|bytes| request.encode(bytes)))
     }
@@ -174,7 +176,7 @@ impl Connection {
                 }
             }
             for (caller, answer) in callers {
-                // The caller may have stopped waiting.
+                // The send fails if the caller no longer waits, so its result is ignored.
                 let _ = caller.send(answer);
             }
         }

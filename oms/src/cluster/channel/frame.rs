@@ -1,4 +1,5 @@
-//! A frame: a header, and all messages that were waiting when the previous write completed.
+//! A frame: a header, followed by all messages that were waiting when the previous frame had been
+//! written.
 //!
 //! | offset | size | field |
 //! | ---: | ---: | --- |
@@ -6,8 +7,8 @@
 //! | 4 | 8 | number of the frame in its direction, from 1 |
 //! | 12 | | payload: messages (`message`), without gaps |
 //!
-//! The length is checked before memory is allocated. A frame with a known number is dropped. A gap
-//! in the numbers ends the connection, and its callers send their requests again.
+//! The length is checked before memory is allocated. A frame with a number that was received before
+//! is dropped. A gap in the numbers ends the connection, and its callers send their requests again.
 
 use std::pin::Pin;
 
@@ -16,20 +17,21 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
 use crate::cluster::channel::LinkError;
 
-/// Bytes of a frame's header.
+/// Size of a frame's header in bytes.
 pub(crate) const HEADER_BYTES: usize = 12;
-/// Maximum size of a payload in bytes. The largest usual message is the list of a million products,
-/// with which a copy of the stock begins: 4 MB.
+/// Maximum size of a payload in bytes. The largest typical message has 4 MB: the layout of a stock
+/// with a million products, which begins a copy of the stock.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 8 << 20;
 /// Size of the read buffer in bytes. Most frames are smaller, so one system call reads a frame.
 const READ_AHEAD_BYTES: usize = 64 << 10;
 
-/// A frame that is being sent or received.
+/// The future of sending or receiving a frame.
 pub(crate) type Transfer<'a, T> = Pin<Box<dyn Future<Output = Result<T, LinkError>> + Send + 'a>>;
 
 /// The sending half of a connection.
 pub(crate) trait FrameSink: Send {
-    /// Sends a whole frame, and returns its buffer for reuse. The next call must wait for this one.
+    /// Sends a whole frame, and returns its buffer for reuse. The caller must not call `send` again
+    /// before the future has completed.
     fn send(&mut self, frame: Vec<u8>) -> Transfer<'_, Vec<u8>>;
 }
 
@@ -48,7 +50,7 @@ pub(crate) struct Frame {
 
 const _: () = assert!(HEADER_BYTES == size_of::<u32>() + size_of::<u64>());
 
-/// Fills in the header of a frame whose payload begins at `HEADER_BYTES`.
+/// Fills in the header of a frame. The frame's payload must begin at `HEADER_BYTES`.
 pub(crate) fn seal(frame: &mut [u8], number: u64) {
     let length = frame.len().saturating_sub(HEADER_BYTES) as u32;
     if let Some(header) = frame.first_chunk_mut::<HEADER_BYTES>() {
@@ -96,7 +98,8 @@ impl<R: AsyncRead + Send + Unpin> FrameSource for ByteSource<R> {
     fn receive(&mut self) -> Transfer<'_, Option<Frame>> {
         Box::pin(async move {
             let mut header = [0; HEADER_BYTES];
-            // An end between two frames is a regular close. Within a frame it is an error.
+            // The end of the stream between two frames is an orderly close. Within a frame it is an
+            // error.
             if self.0.read(&mut header[..1]).await? == 0 {
                 return Ok(None);
             }
@@ -112,12 +115,13 @@ impl<R: AsyncRead + Send + Unpin> FrameSource for ByteSource<R> {
     }
 }
 
-/// Drops repeated frames and refuses gaps.
+/// The number of the last received frame, to drop repeated frames and to detect missing ones.
 #[derive(Debug, Default)]
 pub(crate) struct Numbering(u64);
 
 impl Numbering {
-    /// Returns `true` if the frame is the next one, and `false` if it was received before.
+    /// Returns `true` if the frame is the next one, and `false` if it was received before. Fails if
+    /// frames are missing.
     pub(crate) fn admit(&mut self, number: u64) -> Result<bool, LinkError> {
         if number <= self.0 {
             return Ok(false);

@@ -8,15 +8,16 @@
 //! | initiator | 32 | its proof |
 //!
 //! A proof is a keyed BLAKE3 hash over the sender's role, both nonces and the binding. The key is
-//! derived from the secret, so the secret itself is never sent. The binding is keying material of
-//! the encrypted session (`tls`), and empty without encryption.
+//! derived from the secret, so the secret itself is never sent. On an encrypted connection the
+//! binding is keying material exported from the TLS session (`tls`). Without encryption the binding
+//! is empty.
 //!
 //! - A recorded proof cannot be replayed, because each end contributes a new nonce.
-//! - A proof cannot be reflected to its sender, because the two roles differ.
-//! - A proof of one session is refused in another one, because their bindings differ.
+//! - An attacker cannot send a node's proof back to that node, because the two roles differ.
+//! - A proof from one TLS session is invalid in every other session, because the bindings differ.
 //! - The whole handshake must end within `HANDSHAKE_TIMEOUT`.
 //!
-//! Absent on purpose: encryption, which `tls` adds between machines.
+//! Encryption is not part of the handshake. `tls` adds it between machines.
 
 use std::time::Duration;
 
@@ -26,18 +27,18 @@ use crate::cluster::channel::LinkError;
 
 /// First bytes of a connection between nodes. No HTTP request begins with them.
 pub(crate) const PREFACE: &[u8; 11] = b"IMT-PEER/2\n";
-/// Longest time for the whole handshake of three messages.
+/// Longest time for the whole handshake, which consists of three messages.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
 const NONCE_BYTES: usize = 32;
 const KEY_CONTEXT: &str = "imt-order 2026 peer channel handshake v1";
 
-/// The fault of a proof that does not fit.
+/// The error for an invalid proof.
 const OTHER_SECRET: &str = "the other node has another secret, or somebody in between reads along";
 
 type Nonce = [u8; NONCE_BYTES];
 
-/// The key of the proofs.
+/// The key of the proofs, derived from the cluster's secret.
 #[derive(Clone)]
 pub(crate) struct PeerKey([u8; 32]);
 
@@ -52,7 +53,7 @@ impl PeerKey {
         hasher.update(&[role as u8]);
         hasher.update(initiator);
         hasher.update(acceptor);
-        // The parts before it have fixed lengths, so no two inputs are the same bytes.
+        // The preceding parts have fixed lengths, so different inputs give different bytes.
         hasher.update(binding);
         hasher.finalize()
     }
@@ -64,7 +65,8 @@ enum Role {
     Acceptor = 2,
 }
 
-/// Proves the secret to the acceptor and checks the acceptor's proof.
+/// Runs the handshake as the initiator: proves knowledge of the secret, and checks the acceptor's
+/// proof.
 pub(crate) async fn initiate<S>(stream: &mut S, key: &PeerKey, binding: &[u8]) -> Result<(), LinkError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -90,7 +92,8 @@ where
     .await
 }
 
-/// Proves the secret to the initiator and checks the initiator's proof.
+/// Runs the handshake as the acceptor: proves knowledge of the secret, and checks the initiator's
+/// proof.
 pub(crate) async fn accept<S>(stream: &mut S, key: &PeerKey, binding: &[u8]) -> Result<(), LinkError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -121,7 +124,7 @@ where
     .await
 }
 
-/// Explains an end of the connection in place of an answer.
+/// Returns an error that explains why the acceptor closed the connection without an answer.
 fn refused(error: std::io::Error) -> LinkError {
     if error.kind() == std::io::ErrorKind::UnexpectedEof {
         return LinkError(
@@ -133,7 +136,7 @@ fn refused(error: std::io::Error) -> LinkError {
     error.into()
 }
 
-/// Gives the steps of a handshake a common limit of time.
+/// Runs the steps of a handshake, limited to `HANDSHAKE_TIMEOUT` in total.
 pub(super) async fn within_time<T>(
     steps: impl Future<Output = Result<T, LinkError>>,
 ) -> Result<T, LinkError> {
@@ -165,7 +168,8 @@ mod tests {
         assert!(initiated.is_err() && accepted.is_err());
     }
 
-    /// Records what an initiator sends to an acceptor, and passes everything on.
+    /// Forwards all bytes between an initiator and an acceptor, and returns the bytes that the
+    /// initiator sent.
     async fn recorded(key: &PeerKey) -> Vec<u8> {
         let (mut initiator, mut middle_a) = tokio::io::duplex(1_024);
         let (mut middle_b, mut acceptor) = tokio::io::duplex(1_024);

@@ -1,11 +1,12 @@
 //! The messages between nodes: requests about one volume, and their answers.
 //!
-//! A request has an id, the name of its volume, the epoch of the ring that routed it, and the time
-//! that its sender will wait. An answer has the id of its request and the epoch of the answering
-//! node.
+//! A request has an id, the name of its volume, the epoch of the ring by which it was routed, and a
+//! deadline. The deadline is the time that its sender waits for the answer. An answer has the id of
+//! its request and the epoch of the answering node.
 //!
-//! Decoding checks every length and code. An unknown code is an error and ends the connection. It
-//! cannot come from another version, because the handshake refuses other versions.
+//! Decoding checks every length and code. An unknown code is an error and ends the connection. An
+//! unknown code cannot come from another version of the protocol, because the handshake refuses
+//! other versions.
 
 mod allot;
 mod read;
@@ -21,7 +22,7 @@ use crate::domain::settlement::Settlement;
 use crate::outbox::Kind;
 use crate::runtime::trace::TraceContext;
 
-/// Code of a request that is part of a trace.
+/// Code of a request that carries a trace context.
 const TRACED: u8 = 32;
 
 /// A request about one volume.
@@ -30,9 +31,9 @@ pub(crate) struct Request {
     /// Id of the request, unique on its connection.
     pub(crate) id: u64,
     pub(crate) volume: NodeName,
-    /// Epoch of the ring that routed the request.
+    /// Epoch of the ring by which the request was routed.
     pub(crate) epoch: u64,
-    /// Time in milliseconds that the sender will wait for the answer.
+    /// Time in milliseconds that the sender waits for the answer.
     pub(crate) deadline_ms: u32,
     pub(crate) question: Question,
 }
@@ -40,33 +41,33 @@ pub(crate) struct Request {
 /// The content of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Question {
-    /// A client's command to one order.
+    /// Execute a client's command to one order.
     Command(OrderCommand),
-    /// A client's read.
+    /// Execute a client's read.
     Read(Read),
-    /// Find the first store of the volume that has these units.
+    /// Find the volume's first store, by ascending id, that has all these units.
     FindStore(Box<[Line]>),
     /// Reserve units for an order of another volume.
     Reserve(Reserve),
-    /// Confirm that the order of a reservation is durable. Has no answer.
+    /// Confirm that the order of a reservation is durable. This request has no answer.
     Confirm(Confirm),
     /// End a reservation, because its units were delivered or released.
     Settle { order: OrderId, settlement: Settlement },
-    /// Ask if the order still has a reservation in this store.
+    /// Ask the order's volume if the order still has its reservation in this store.
     Keeps { order: OrderId, store: u32 },
     /// Read the changes of available quantities since a position.
     FollowStock(FollowStock),
-    /// Read available quantities, some rows of the stock matrix at a time.
+    /// Read all available quantities, a few rows of the stock matrix per request.
     ReadStock(ReadStock),
     /// Enter orders that took lent units, take units back and lend others.
     Allot(AllotRequest),
     /// Return borrowed units. Has no answer.
     Recall(Recall),
-    /// One of the other requests, as part of a trace.
+    /// One of the other requests with the trace context of a client's request.
     Traced(TraceContext, Box<Question>),
 }
 
-/// A client's read that one volume answers.
+/// A client's read that one volume executes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Read {
     /// The current state of an order.
@@ -77,7 +78,7 @@ pub(crate) enum Read {
     StoreStock(u32),
     /// The sales of one product.
     ProductSales(u32),
-    /// The best-selling products, up to this number.
+    /// The given number of products with the highest revenue.
     TopSales(u32),
 }
 
@@ -86,11 +87,11 @@ pub(crate) enum Read {
 pub(crate) struct OrderCommand {
     pub(crate) order: OrderId,
     pub(crate) work: OrderWork,
-    /// The client's request as it was sent, if it has an idempotency key.
+    /// The idempotency key with the client's request; `None` without a key.
     pub(crate) keyed: Option<Keyed>,
 }
 
-/// The command itself.
+/// The kind of command, with its parsed content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum OrderWork {
     Place(Box<[Line]>),
@@ -99,8 +100,8 @@ pub(crate) enum OrderWork {
     Retry(Kind),
 }
 
-/// A client's request with an idempotency key. A repeated request with this key must have the same
-/// path and body.
+/// A client's request with an idempotency key. A repeated request with the same key must have the
+/// same path and body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Keyed {
     pub(crate) key: String,
@@ -108,17 +109,17 @@ pub(crate) struct Keyed {
     pub(crate) body: Bytes,
 }
 
-/// Units to reserve for an order of another volume.
+/// A request to reserve units of a store for an order of another volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reserve {
     pub(crate) order: OrderId,
-    /// Random number that tells this reservation from an earlier or later one of the same order.
+    /// Random number that distinguishes this reservation from other reservations of the same order.
     pub(crate) nonce: u64,
     pub(crate) store: u32,
     pub(crate) lines: Box<[Line]>,
 }
 
-/// A reservation that belongs to a durable order.
+/// Identifies a reservation of an order that is now durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Confirm {
     pub(crate) order: OrderId,
@@ -126,24 +127,24 @@ pub(crate) struct Confirm {
     pub(crate) store: u32,
 }
 
-/// A position in the changes of a volume's available quantities.
+/// A position in the sequence of changes of a volume's available quantities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StockPosition {
-    /// Random number of the volume server. Another process, or the same one after it opened the
-    /// volume again, has another number.
+    /// Random number of the volume server. The number changes whenever a process opens the volume.
     pub(crate) incarnation: u64,
-    /// Number that grows when cells are added or removed, or when all of them are replaced.
+    /// Number that grows when the list of changes begins again: after cells were added or removed,
+    /// after all quantities were replaced, and when recording begins.
     pub(crate) generation: u64,
-    /// Number of changes of single cells so far.
+    /// Number of recorded changes of single cells so far.
     pub(crate) changes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FollowStock {
-    /// Random number of the copy that asks.
+    /// Random number that identifies the copy for which the changes are requested.
     pub(crate) follower: u64,
     pub(crate) known: Option<StockPosition>,
-    /// `true` to get the answer at the next change, and not at once.
+    /// `true` if the answer may wait for the next change; `false` for an immediate answer.
     pub(crate) waits: bool,
 }
 
@@ -159,7 +160,7 @@ pub(crate) struct ReadStock {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) id: u64,
-    /// Epoch of the ring of the node that answers.
+    /// Epoch of the ring of the answering node.
     pub(crate) epoch: u64,
     pub(crate) reply: Reply,
 }
@@ -167,17 +168,18 @@ pub(crate) struct Answer {
 /// The content of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
-    /// The node does not serve the volume, or the volume does not have the slot.
+    /// The node does not serve the volume, or the volume does not own the slot.
     Moved,
-    /// The node or its storage takes no request now, with the reason.
+    /// The node or its storage accepts no requests now. Contains the reason.
     Busy(String),
-    /// The request failed at the node, with the reason.
+    /// The node failed to execute the request. Contains the reason.
     Failed(String),
-    /// The answer is too large for the channel. The caller must send the request over HTTP/2.
+    /// The answer is too large for the channel. The caller must repeat the request over HTTP/2.
     TooLarge,
-    /// Answer to `Command` and `Read`: the response for the client.
+    /// Answer to `Command` and `Read`: the HTTP response for the client.
     Http(HttpReply),
-    /// Answer to `FindStore`. `None` if no store of the volume has the units.
+    /// Answer to `FindStore`: the first store that has the units. `None` if no store of the volume
+    /// has them.
     FoundStore(Option<u32>),
     /// Answer to `Reserve`: the reservation is durable.
     Reserved,
@@ -186,21 +188,22 @@ pub(crate) enum Reply {
     Short(Vec<Cell>),
     /// Answer to `Settle`: the end of the reservation is durable.
     Settled,
-    /// Answer to `Keeps`.
+    /// Answer to `Keeps`: `true` if the order still has the reservation.
     Kept(bool),
-    /// Answer to `FollowStock`: the new position, and the cells that changed since the known one.
+    /// Answer to `FollowStock`: the new position, and the cells that changed since the position in
+    /// the request.
     StockChanges(StockPosition, Vec<Cell>),
-    /// Answer to `FollowStock`: the volume server cannot continue from the known position. The copy
-    /// must read all quantities with `ReadStock`.
+    /// Answer to `FollowStock`: the volume server cannot list the changes since the position in the
+    /// request. The copy must read all quantities with `ReadStock`.
     StockLayout(StockLayout),
-    /// Answer to `ReadStock`: the quantities of some whole rows.
+    /// Answer to `ReadStock`: the available quantities of some rows, row by row.
     StockRows(Vec<i32>),
     /// Answer to `Allot`: the last incarnation of the borrower that the owner knows, and the lent
     /// units if the request is the newest of that one.
     Allotted { incarnation: u64, granted: Vec<Line> },
 }
 
-/// A response that the owner of an order made for a client.
+/// An HTTP response for a client, produced by the owner of the order, store or statistics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HttpReply {
     pub(crate) status: u16,
@@ -213,24 +216,24 @@ pub(crate) struct HttpReply {
 /// The available quantity of one product in one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cell {
-    /// In a stock change the index `row * width + column`, with the width of the stock matrix. In
-    /// `Short` the product's id.
+    /// In a change of stock, the cell's index `row * width + column` in the stock matrix. In
+    /// `Short`, the id of the product.
     pub(crate) at: u32,
     pub(crate) available: i32,
 }
 
-/// The rows and columns of a volume's stock matrix.
+/// The rows and columns of a volume's stock matrix at a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StockLayout {
     pub(crate) position: StockPosition,
-    /// Store of each column, ascending.
+    /// The store of each column, in ascending order.
     pub(crate) stores: Vec<u32>,
-    /// Product of each row.
+    /// The product of each row.
     pub(crate) products: Vec<u32>,
 }
 
 impl Request {
-    /// Appends the request.
+    /// Appends the encoded request to `bytes`.
     pub(crate) fn encode(&self, bytes: &mut Vec<u8>) {
         let mut to = Encoder(bytes);
         to.byte(b'Q');
@@ -348,7 +351,8 @@ impl Question {
                 let Some(trace) = TraceContext::of_parts(trace, span, flags) else {
                     return from.fault("a trace");
                 };
-                // `decode_plain` does not know `TRACED`, so requests cannot be nested deeper.
+                // `decode_plain` rejects the code `TRACED`, so a traced request cannot contain
+                // another traced one.
                 let kind = from.byte("a kind of request")?;
                 Ok(Question::Traced(
                     trace,
@@ -359,7 +363,7 @@ impl Question {
         }
     }
 
-    /// Returns the trace of the request, and the request without it.
+    /// Splits the request into its trace context, if it has one, and the plain request.
     pub(crate) fn untraced(self) -> (Option<TraceContext>, Question) {
         match self {
             Question::Traced(trace, question) => (Some(trace), *question),
@@ -484,7 +488,7 @@ impl StockPosition {
 }
 
 impl Answer {
-    /// Appends the answer.
+    /// Appends the encoded answer to `bytes`.
     pub(crate) fn encode(&self, bytes: &mut Vec<u8>) {
         let mut to = Encoder(bytes);
         to.byte(b'A');
@@ -643,12 +647,12 @@ impl Reply {
     }
 }
 
-/// Decodes all requests of a frame's payload.
+/// Decodes all requests in the payload of a frame.
 pub(crate) fn decode_requests(payload: &Bytes) -> Result<Vec<Request>, WireError> {
     decode_all(payload, b'Q', "a request", Request::decode)
 }
 
-/// Decodes all answers of a frame's payload.
+/// Decodes all answers in the payload of a frame.
 pub(crate) fn decode_answers(payload: &Bytes) -> Result<Vec<Answer>, WireError> {
     decode_all(payload, b'A', "an answer", Answer::decode)
 }

@@ -1,25 +1,26 @@
-//! The channel between nodes: one long-lived connection for each pair of nodes and direction, with
-//! typed binary messages.
+//! The channel between nodes: long-lived connections with typed binary messages. Each pair of nodes
+//! has one connection in each direction.
 //!
-//! A node opens a connection to each node that it sends requests to, on the port of that node's
-//! API. Both ends prove that they know the cluster's secret (`handshake`). The opener sends
-//! requests. The acceptor sends answers on the same connection, in any order.
+//! A node opens a connection to each node to which it sends requests, at the port of that node's
+//! API. Both ends prove that they know the cluster's secret (`handshake`). The node that opened the
+//! connection sends requests. The other node sends answers on the same connection, in any order.
 //!
-//! All messages that wait when a write completes are sent in one frame (`queue`). The acceptor
-//! passes all requests of a frame on together (`serving`). So under load many messages share each
-//! system call, each wake-up and each commit.
+//! All messages that are waiting when a write completes are sent in one frame (`queue`). The
+//! receiver processes all requests of a frame together (`serving`). So under load many messages
+//! share each system call, each wake-up and each commit.
 //!
-//! Between machines the connection is encrypted (`tls`).
+//! Connections between machines are encrypted (`tls`).
 //!
 //! **Invariants**
-//! - Every queue is bounded. A request that does not fit is refused, and the client gets 503.
-//! - A repeated frame is dropped, and a missing one ends the connection (`frame`).
-//! - Requests are idempotent, so a caller without an answer may send its request again.
+//! - Every queue is bounded. A full queue refuses further requests, and their clients get 503.
+//! - A repeated frame is dropped, and a missing frame ends the connection (`frame`).
+//! - Requests are idempotent, so a caller that gets no answer may send its request again.
 //!
-//! The simulation has its own `Dialer`, `FrameSink` and `FrameSource`, which delay, repeat and lose
-//! frames.
+//! The simulation replaces `Dialer`, `FrameSink` and `FrameSource` by versions that delay, repeat
+//! and lose frames.
 //!
-//! Deliberately absent: routing and retries (`control::errand`), large transfers (HTTP/2).
+//! Deliberately absent: routing and retries (`control::errand`), and large transfers, which use
+//! HTTP/2.
 
 mod connection;
 mod frame;
@@ -53,7 +54,8 @@ use crate::cluster::channel::frame::{ByteSink, ByteSource};
 use crate::runtime;
 use crate::runtime::metrics::ChannelCounters;
 
-/// Longest time to open a connection. Nodes are on one machine or in one data center.
+/// Longest time for opening a connection. Half a second suffices, because nodes run on one machine
+/// or in one data center.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The reason why a connection ended.
@@ -73,30 +75,30 @@ impl From<wire::WireError> for LinkError {
     }
 }
 
-/// An open connection, as its two halves.
+/// The sending and the receiving half of an open connection.
 pub(crate) struct Link {
     pub(crate) sink: Box<dyn FrameSink>,
     pub(crate) source: Box<dyn FrameSource>,
 }
 
-/// A connection that is being opened.
+/// The future of a connection that is being opened.
 pub(crate) type Dialing = Pin<Box<dyn Future<Output = Result<Link, LinkError>> + Send>>;
 
 /// Opens connections to other nodes.
 pub(crate) trait Dialer: Send + Sync {
-    /// Opens a connection.
+    /// Opens a connection to the node at an address.
     fn dial(&self, address: SocketAddr) -> Dialing;
 }
 
-/// Opens TCP connections, with the handshake.
+/// Opens TCP connections and runs the handshake on them.
 pub(crate) struct TcpDialer {
     key: PeerKey,
     protection: Protection,
 }
 
 impl TcpDialer {
-    /// Returns a dialer that proves its knowledge of this secret, and encrypts the connections for
-    /// which `protection` asks it.
+    /// Creates a dialer that proves knowledge of `secret`. `protection` decides which connections
+    /// are encrypted.
     pub(crate) fn new(secret: &str, protection: Protection) -> TcpDialer {
         TcpDialer {
             key: PeerKey::derive(secret),
@@ -120,7 +122,7 @@ impl Dialer for TcpDialer {
     }
 }
 
-/// Opens a connection to a node, which nothing is sent on yet.
+/// Opens a TCP connection to a node, without a handshake.
 pub(crate) async fn connect(address: SocketAddr) -> Result<TcpStream, LinkError> {
     let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address));
     let Ok(stream) = connecting.await else {
@@ -142,7 +144,8 @@ where
     }
 }
 
-/// Serves a connection that another node opened, from the handshake to its end.
+/// Serves an unencrypted connection that another node opened: runs the handshake, and then answers
+/// requests until the connection ends.
 pub(crate) async fn serve_stream(
     mut stream: TcpStream,
     key: &PeerKey,
@@ -152,7 +155,8 @@ pub(crate) async fn serve_stream(
     serve(link(stream.into_split()), service).await
 }
 
-/// Serves an encrypted connection of another node, after the check of its proof, to its end.
+/// Serves an encrypted connection of another node until it ends. The caller has already checked the
+/// other node's proof.
 pub(crate) async fn serve_encrypted<S>(stream: S, service: Arc<dyn Service>) -> Result<(), LinkError>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
@@ -160,7 +164,7 @@ where
     serve(link(tokio::io::split(stream)), service).await
 }
 
-/// The connections that this node has opened, by address of the other node.
+/// The connections that this node has opened, by the address of the other node.
 pub(crate) struct Channels {
     dialer: Arc<dyn Dialer>,
     connections: Mutex<BTreeMap<SocketAddr, Arc<Connection>>>,
@@ -168,7 +172,7 @@ pub(crate) struct Channels {
 }
 
 impl Channels {
-    /// Returns a set without connections.
+    /// Creates an empty set of connections.
     pub(crate) fn new(dialer: impl Dialer + 'static, counters: Arc<ChannelCounters>) -> Channels {
         Channels {
             dialer: Arc::new(dialer),
@@ -177,13 +181,15 @@ impl Channels {
         }
     }
 
-    /// Returns the connection to a node. Begins to open one if there is none.
+    /// Returns the connection to a node. If there is none, or it has ended, a new one is opened in
+    /// the background.
     pub(crate) fn connection(&self, address: SocketAddr) -> Arc<Connection> {
         let mut connections = self.connections.lock();
         if let Some(known) = connections.get(&address).filter(|known| !known.has_ended()) {
             return Arc::clone(known);
         }
-        // A node that starts again may have another address, so its former one would stay forever.
+        // A restarted node may have another address. Without this line the ended connection to the
+        // former address would stay in the map forever.
         connections.retain(|_, known| !known.has_ended());
         let connection = Connection::new(&self.counters);
         connections.insert(address, Arc::clone(&connection));

@@ -1,4 +1,4 @@
-//! A queue of messages for one direction of a connection. All messages that are waiting when a
+//! The queue of messages for one direction of a connection. All messages that are waiting when a
 //! write completes are sent in the next frame.
 //!
 //! Messages are encoded into their frame at once, so a waiting message needs no memory besides its
@@ -16,26 +16,27 @@ use crate::cluster::channel::LinkError;
 use crate::cluster::channel::frame::{self, FrameSink, HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use crate::runtime::metrics::ChannelCounters;
 
-/// Size in bytes from which on the next message begins another frame. So the receiver can work on
-/// one frame while the next one is written.
+/// Size in bytes at which a frame is full and the next message begins another frame. Thus the
+/// receiver can process one frame while the next one is sent.
 const FRAME_BYTES_FULL: usize = 256 << 10;
-/// Size in bytes from which on messages of `push_along` are sent without a message of `push`.
+/// Number of waiting bytes from which messages of `push_along` are sent without waiting for a
+/// message of `push`.
 const ALONG_BYTES_MAX: usize = 16 << 10;
-/// Maximum capacity in bytes of a buffer that is kept for reuse. A larger one is freed.
+/// Maximum capacity in bytes of a frame buffer that is kept for reuse. Larger buffers are freed.
 const SPARE_BYTES_MAX: usize = 2 * FRAME_BYTES_FULL;
 
 /// The reason why a message was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// Too many bytes are waiting.
+    /// Too many bytes are waiting to be sent.
     Full,
     /// The connection has ended.
     Closed,
-    /// The message is larger than a frame may be.
+    /// The message is larger than the maximum payload of a frame.
     TooLarge,
 }
 
-/// The queue of one direction.
+/// The queue of encoded messages for one direction of a connection.
 pub(crate) struct FrameQueue {
     waiting: Mutex<Waiting>,
     called: Notify,
@@ -48,13 +49,13 @@ struct Waiting {
     frames: VecDeque<Vec<u8>>,
     spare: Vec<u8>,
     bytes: usize,
-    /// `true` if a frame is to be sent as soon as possible.
+    /// `true` if the next frame must be sent as soon as possible.
     is_called: bool,
     is_closed: bool,
 }
 
 impl FrameQueue {
-    /// Returns a queue for at most `bytes_max` bytes. `counters` counts messages, frames and bytes.
+    /// Creates a queue of at most `bytes_max` bytes. `counters` counts messages, frames and bytes.
     pub(crate) fn new(bytes_max: usize, counters: Arc<ChannelCounters>) -> FrameQueue {
         FrameQueue {
             waiting: Mutex::default(),
@@ -68,13 +69,13 @@ impl FrameQueue {
         self.waiting.lock()
     }
 
-    /// Adds a message that is sent as soon as possible. `encode` appends it to its frame.
+    /// Adds a message that is sent as soon as possible. `encode` appends its bytes to the frame.
     pub(crate) fn push(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
         self.add(encode, true)
     }
 
-    /// Adds a message that is sent together with the next message of `push`. So it needs no frame
-    /// of its own.
+    /// Adds a message that is sent in the frame of the next message of `push`, or once
+    /// `ALONG_BYTES_MAX` bytes are waiting. So the message usually needs no separate frame.
     pub(crate) fn push_along(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
         self.add(encode, false)
     }
@@ -99,7 +100,7 @@ impl FrameQueue {
         Ok(())
     }
 
-    /// Ends the queue: waiting frames are dropped and later messages are refused.
+    /// Closes the queue: waiting frames are dropped, and later messages are refused.
     pub(crate) fn close(&self) {
         let mut waiting = self.waiting();
         *waiting = Waiting {
@@ -110,7 +111,7 @@ impl FrameQueue {
         self.called.notify_one();
     }
 
-    /// Waits for the next frame. Returns `None` once the queue is closed.
+    /// Waits for the next frame to send. Returns `None` once the queue is closed.
     async fn next(&self) -> Option<Vec<u8>> {
         loop {
             {
@@ -127,7 +128,7 @@ impl FrameQueue {
                 }
             }
             self.called.notified().await;
-            // Lets all tasks that are ready to run add their messages to this frame.
+            // The yield lets all tasks that are ready to run add their messages to this frame.
             tokio::task::yield_now().await;
         }
     }
@@ -203,7 +204,7 @@ mod tests {
     use super::*;
     use crate::cluster::channel::frame::Transfer;
 
-    /// Keeps the frames that it is given.
+    /// A sink that stores the frames passed to it.
     #[derive(Default)]
     struct Kept(Vec<Vec<u8>>);
 
@@ -214,7 +215,8 @@ mod tests {
         }
     }
 
-    /// Starts a task that sends all frames of a queue, and returns them once the queue is closed.
+    /// Starts a task that sends all frames of a queue. The task returns the sent frames once the
+    /// queue is closed.
     fn start_sender(queue: &Arc<FrameQueue>) -> tokio::task::JoinHandle<Vec<Vec<u8>>> {
         let queue = Arc::clone(queue);
         tokio::spawn(async move {

@@ -4,9 +4,10 @@
 //! **Invariants**
 //! - Every request that expects an answer gets one. If the service drops the request, the answer is
 //!   a failure.
-//! - Requests in progress are bounded by `IN_PROGRESS_MAX`. At that number no further frame is
-//!   read. Then the queue of the other end fills up and refuses further requests there.
-//! - If the other end reads no answers and `QUEUE_BYTES_MAX` bytes are waiting for it, the
+//! - The number of requests in progress is bounded by `IN_PROGRESS_MAX`. While it is reached, no
+//!   further frame is read. Then the queue of the requesting node fills up and refuses further
+//!   requests.
+//! - If `QUEUE_BYTES_MAX` bytes of answers are waiting because the other end does not read, the
 //!   connection is closed.
 
 use std::sync::Arc;
@@ -21,34 +22,34 @@ use crate::cluster::channel::queue::{FrameQueue, Refused};
 use crate::cluster::channel::{Link, LinkError};
 use crate::runtime::metrics::ChannelCounters;
 
-/// Maximum number of requests of a connection in progress: that of unanswered requests at the other
-/// end.
+/// Maximum number of requests of one connection in progress. It equals the maximum number of
+/// unanswered requests at the other end.
 const IN_PROGRESS_MAX: usize = 8_192;
-/// Maximum number of bytes of answers that wait to be sent.
+/// Maximum number of bytes of answers that wait to be sent on a connection.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 
-/// The receiver of all requests to this node.
+/// Executes the requests that other nodes send to this node.
 pub(crate) trait Service: Send + Sync {
-    /// Starts to answer all requests of one frame. Must not block.
+    /// Starts to execute all requests of one frame. Must not block.
     fn take(self: Arc<Self>, requests: Vec<Asked>);
 
-    /// Returns the counters of the answers.
+    /// Returns the counters of the messages, frames and bytes of answers.
     fn counters(&self) -> Arc<ChannelCounters> {
         Arc::default()
     }
 }
 
-/// A received request.
+/// A received request, with the means to answer it.
 pub(crate) struct Asked {
     pub(crate) volume: imt_ring::NodeName,
     pub(crate) epoch: u64,
-    /// The time at which the sender stops to wait, without the unknown time of the transfer.
+    /// The time at which the sender stops waiting. It is late by the unknown time of the transfer.
     pub(crate) until: Instant,
     pub(crate) question: Question,
     pub(crate) caller: Caller,
 }
 
-/// Sends the answer to the sender of a request.
+/// Sends the answer to one request. If it is dropped without an answer, it sends a failure.
 pub(crate) struct Caller {
     id: u64,
     shared: Arc<Shared>,
@@ -62,12 +63,12 @@ struct Shared {
 }
 
 impl Caller {
-    /// Answers the request.
+    /// Sends the answer.
     pub(crate) fn answer(mut self, epoch: u64, reply: Reply) {
         self.send(epoch, reply);
     }
 
-    /// Ends a request that has no answer.
+    /// Completes a request that expects no answer.
     pub(crate) fn forget(mut self) {
         self.is_answered = true;
     }
@@ -84,7 +85,8 @@ impl Caller {
             Ok(()) | Err(Refused::Closed) => {}
             Err(Refused::TooLarge) => {
                 let reply = Reply::TooLarge;
-                // This answer has a few bytes, so it is refused only if the connection has ended.
+                // This answer has only a few bytes. Pushing it fails if the connection has ended,
+                // or if other answers have filled the queue in the meantime.
                 let _ = queue.push(|bytes| Answer { reply, ..answer }.encode(bytes));
             }
             Err(Refused::Full) => queue.close(),
@@ -106,7 +108,7 @@ impl Drop for Caller {
     }
 }
 
-/// Answers the requests of a connection until it ends.
+/// Serves the requests of a connection until it ends.
 pub(crate) async fn serve(link: Link, service: Arc<dyn Service>) -> Result<(), LinkError> {
     let shared = Arc::new(Shared {
         queue: FrameQueue::new(QUEUE_BYTES_MAX, service.counters()),

@@ -10,7 +10,8 @@ use crate::cluster::channel::message::{
 };
 use crate::domain::order::OrderId;
 
-/// Answers reads with their order, keeps the rest of the requests, and counts frames.
+/// A test service. It answers reads with their order id, keeps all other requests in `kept`, and
+/// counts frames and requests.
 #[derive(Default)]
 struct Echo {
     frames: AtomicUsize,
@@ -58,7 +59,7 @@ fn dialer(secret: &str) -> TcpDialer {
     TcpDialer::new(secret, Protection::new(encryption).unwrap())
 }
 
-/// A listener that serves connections, and what it serves them with.
+/// Starts a listener that serves connections. Returns its address, its service, and its task.
 async fn listen(secret: &str) -> (SocketAddr, Arc<Echo>, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -188,7 +189,7 @@ async fn a_caller_that_stops_waiting_leaves_nothing_behind() {
     assert!(connection.ask(read("1")).await.is_ok());
 }
 
-/// Frames in memory.
+/// A sink that sends every frame twice into a queue in memory.
 struct Pipe(mpsc::Sender<Frame>);
 
 impl FrameSink for Pipe {

@@ -1,15 +1,17 @@
 //! Encryption of the connections between nodes of different machines, by rustls (TLS 1.3).
 //!
-//! Each process makes a key pair at its start and shows the public key alone (RFC 7250), so there
-//! are no certificates to hand out, and none that expire. Nobody checks that key. Instead, the
-//! proofs of the cluster's secret (`handshake`) cover keying material that both ends export from
-//! the session (RFC 8446, section 7.5). A relay in the middle has two sessions with different
-//! material, so a proof that the relay passes on is refused.
+//! Each process generates a key pair at its start and presents only the public key (RFC 7250). So
+//! there are no certificates to distribute or to renew. The public key is not compared with any
+//! known key. Instead, the proofs of the cluster's secret (`handshake`) cover keying material that
+//! both ends export from the session (RFC 8446, section 7.5). A relay in the middle has two
+//! sessions with different keying material, so a proof that it forwards is invalid in the other
+//! session.
 //!
 //! **Invariants**
-//! - Nothing but the handshake is sent or believed before both proofs were checked.
-//! - Connections to and from loopback addresses stay unencrypted: they do not leave the machine.
-//! - An end that wants encryption never falls back to an unencrypted connection.
+//! - Each end checks the other end's proof before it sends or accepts anything but the handshake.
+//! - Connections to and from loopback addresses stay unencrypted, because they do not leave the
+//!   machine.
+//! - An end that requires encryption never falls back to an unencrypted connection.
 //!
 //! Deliberately absent: certificates, resumption, TLS for the clients of the API.
 
@@ -34,21 +36,24 @@ use crate::cluster::channel::LinkError;
 use crate::cluster::channel::handshake::{self, PeerKey};
 use crate::config::PeerEncryption;
 
-/// First byte of a TLS connection: a record of the handshake.
+/// First byte of every TLS connection: the type of a handshake record.
 pub(crate) const TLS_BEGINS: u8 = 0x16;
-/// Label of the exported keying material. Labels without registration begin with `EXPORTER-`.
+/// Label of the exported keying material. By RFC 5705 labels should begin with `EXPORTER`, so that
+/// they differ from the labels of TLS itself.
 const EXPORT_LABEL: &[u8] = b"EXPORTER-imt-order-peer-v1";
-/// Bytes of exported keying material: those of the hash that covers them.
+/// Size of the exported keying material in bytes. It equals the size of a proof, which is a hash
+/// that covers this material.
 const EXPORT_BYTES: usize = 32;
-/// A name that the client must give and that nobody checks. It does not travel.
+/// The server name that rustls requires of a client. It is neither checked nor sent, because SNI is
+/// off.
 const NO_NAME: &str = "node.invalid";
 
-/// The use of an encrypted connection. Both ends agree on it by ALPN.
+/// The protocol inside an encrypted connection. Both ends agree on it by ALPN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// The channel.
+    /// The channel with its frames and messages.
     Channel,
-    /// HTTP/2.
+    /// HTTP/2 calls under `/peer/`.
     Http,
 }
 
@@ -63,13 +68,13 @@ impl Purpose {
     }
 }
 
-/// The key pair of this process, ready for both roles.
+/// The TLS configurations of this process for both roles, with one key pair.
 struct PeerTls {
     client: ClientConfig,
     acceptor: TlsAcceptor,
 }
 
-/// The rule by which connections between nodes are encrypted, with the means to do so.
+/// Decides which connections between nodes are encrypted, and encrypts them.
 #[derive(Clone)]
 pub(crate) struct Protection {
     tls: Arc<PeerTls>,
@@ -77,7 +82,7 @@ pub(crate) struct Protection {
 }
 
 impl Protection {
-    /// Makes a key pair.
+    /// Generates the key pair of this process.
     pub(crate) fn new(encryption: PeerEncryption) -> Result<Protection, LinkError> {
         Ok(Protection {
             tls: Arc::new(PeerTls::new()?),
@@ -85,12 +90,12 @@ impl Protection {
         })
     }
 
-    /// Returns `true` if a connection to or from this address must be encrypted.
+    /// Returns `true` if connections to or from this address must be encrypted.
     pub(crate) fn is_needed(&self, other: IpAddr) -> bool {
         self.encryption == PeerEncryption::BetweenMachines && !other.to_canonical().is_loopback()
     }
 
-    /// Encrypts a connection that was opened here, and exchanges proofs with the acceptor.
+    /// Encrypts a connection that this node opened, and exchanges proofs with the acceptor.
     pub(crate) async fn connect<S>(
         &self,
         stream: S,
@@ -140,7 +145,7 @@ impl Protection {
     }
 }
 
-/// Returns keying material that only the two ends of this session have.
+/// Returns keying material that is known only to the two ends of this session.
 fn exported<D>(session: &ConnectionCommon<D>) -> Result<[u8; EXPORT_BYTES], LinkError> {
     session
         .export_keying_material([0; EXPORT_BYTES], EXPORT_LABEL, None)
@@ -184,8 +189,8 @@ impl PeerTls {
     }
 }
 
-/// Accepts any public key, but checks that the other end has the private one. The proof of the
-/// cluster's secret, which covers the session, tells who the other end is.
+/// A certificate verifier that accepts any public key, but checks that the other end has the
+/// matching private key. The other end is identified by its proof of the cluster's secret instead.
 struct AnyKey(Arc<CryptoProvider>);
 
 impl fmt::Debug for AnyKey {
@@ -244,7 +249,7 @@ mod tests {
         Protection::new(PeerEncryption::BetweenMachines).unwrap()
     }
 
-    /// A connection in memory that passes through `relay`, and the fate of its two ends.
+    /// Connects an initiator and an acceptor through `relay`. Returns the results of both ends.
     async fn shake<R>(
         secrets: [&str; 2],
         relay: impl FnOnce(DuplexStream, DuplexStream) -> R,
@@ -321,7 +326,7 @@ mod tests {
         assert!(initiated.is_err() && accepted.is_err());
     }
 
-    /// A relay that speaks TLS with both ends and passes their proofs on.
+    /// A relay that has a TLS session with each end and forwards their proofs.
     async fn relay_with_two_sessions(one: DuplexStream, other: DuplexStream) {
         let (tls, mut config) = (PeerTls::new().unwrap(), PeerTls::new().unwrap().client);
         config.alpn_protocols = vec![Purpose::Http.protocol().to_vec()];
@@ -337,15 +342,15 @@ mod tests {
         let reason = initiated.map(drop).unwrap_err().to_string();
         assert!(reason.contains("another secret"), "{reason}");
         assert!(accepted.is_err());
-        // The same way without a relay is open.
+        // The same two ends succeed without the relay.
         let (initiated, accepted) = shake(["open", "open"], pass).await;
         assert!(initiated.is_ok() && accepted.is_ok());
     }
 
     #[tokio::test]
     async fn a_proof_of_an_unencrypted_connection_is_of_no_use_on_an_encrypted_one() {
-        // The relay shows the acceptor of an encrypted session the proofs of an end that believes
-        // to be on a plain connection.
+        // The relay forwards the proofs of an initiator on an unencrypted connection to the
+        // acceptor of an encrypted one.
         let key = PeerKey::derive("open");
         let (mut plain, mut middle) = duplex(8_192);
         let (outside, inside) = duplex(8_192);

@@ -1,20 +1,21 @@
-//! Encoding of the fields of a message: little-endian integers, numbers of variable length, texts.
+//! Encoding of the fields of a message: little-endian integers, variable-length numbers and texts.
 //!
-//! Decoding never panics, and never reads beyond the frame. A length is compared with the remaining
-//! bytes before memory is allocated. Decoded texts and blobs refer to the memory of their frame.
+//! Decoding never panics and never reads beyond the frame. A length is compared with the number of
+//! remaining bytes before memory is allocated. Decoded texts and blobs refer to the memory of their
+//! frame, without a copy.
 
 use bytes::Bytes;
 use thiserror::Error;
 
 use crate::domain::order::{Line, OrderId};
 
-/// An error for bytes that are no message of this version.
+/// An error for bytes that are not a valid message.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected {expected} at byte {offset} of a frame")]
 pub(crate) struct WireError {
     /// Byte offset in the frame's payload.
     pub(crate) offset: usize,
-    /// The field that should be at that offset.
+    /// The field that was expected at this offset.
     pub(crate) expected: &'static str,
 }
 
@@ -30,7 +31,8 @@ impl Encoder<'_> {
         self.0.push(u8::from(value));
     }
 
-    /// Appends an unsigned LEB128 number: seven bits a byte, the lowest first, one to ten bytes.
+    /// Appends a number as unsigned LEB128: seven bits per byte, lowest bits first, one to ten
+    /// bytes.
     pub(crate) fn number(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
@@ -76,7 +78,7 @@ impl Encoder<'_> {
     }
 }
 
-/// Reads fields of one frame's payload.
+/// Reads fields from the payload of a frame.
 pub(crate) struct Decoder<'a> {
     frame: &'a Bytes,
     at: usize,
@@ -164,8 +166,8 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Reads the number of elements of a list. Fails if the remaining bytes cannot hold that number
-    /// of elements of `bytes_min` bytes.
+    /// Reads the number of elements of a list. Fails if the remaining bytes are too few for that
+    /// number of elements of at least `bytes_min` bytes.
     pub(crate) fn count(&mut self, bytes_min: usize, expected: &'static str) -> Result<usize, WireError> {
         let count = self.number(expected)?;
         match usize::try_from(count) {

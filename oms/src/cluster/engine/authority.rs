@@ -1,12 +1,14 @@
-//! The cluster's state in the engine.
+//! The cluster's state, stored in the engine.
 //!
 //! **Invariants**
-//! - A replacement succeeds only if version and coordinator are still the expected ones. So neither
-//!   a former coordinator nor the slower one of two nodes changes the state.
-//! - A replacement with an unknown result is repeated. If the repetition changes nothing, the state
-//!   that is read then decides the result, once it is confirmed (`Shared::read_state`).
+//! - A replacement succeeds only if the stored version and coordinator are the expected ones. So a
+//!   former coordinator cannot change the state, and only one of two concurrent replacements
+//!   succeeds.
+//! - A replacement with an unknown result is repeated. If the repetition changes no row, the state
+//!   is read and confirmed (`Shared::read_state`). The replacement succeeded if the confirmed state
+//!   is the new one.
 //!
-//! Deliberately absent: the decision which node may become the coordinator (`shared`).
+//! The decision which node may become the coordinator is in `shared`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,23 +23,23 @@ use crate::cluster::engine::shared::{Confirmed, Shared};
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, OnNone, Param, Row, Session, SessionError};
 
-/// Maximum size of the state in bytes. The usual size is 400 KB with 16,384 slots.
+/// Maximum size of the state in bytes. With 16,384 slots it has about 400 KB.
 const STATE_BYTES_MAX: usize = 64 * 1_024 * 1_024;
-/// Longest time for one statement.
+/// Longest time to wait for one statement.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest time until the result of a replacement is known.
+/// Longest time to determine the result of a replacement of the cluster's state.
 const REPLACE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause before an unknown replacement is repeated.
+/// Pause before a failed replacement of the cluster's state is repeated.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// The rows of the state and of the nodes in the engine, with a connection for changes.
+/// Access to the tables with the cluster's state and its nodes, over one connection.
 pub(super) struct StateTable {
     url: Arc<EngineUrl>,
     session: tokio::sync::Mutex<Session>,
 }
 
-/// Decodes the rows of `schema::STATE`. Returns `None` if there is no state. The engine leaves the
-/// text out if the version is that of `known`, and the result is `known` then.
+/// Decodes the rows of `schema::STATE`. Returns `None` if the table has no state. If the stored
+/// version is that of `known`, the engine omits the text, and the function returns `known`.
 pub(super) fn decoded_state(
     rows: &[Row],
     known: Option<&Confirmed>,
@@ -99,8 +101,8 @@ impl StateTable {
         }
     }
 
-    /// Writes the first state, and the row of the first volume's log. Returns `false` if there is a
-    /// state already.
+    /// Writes the cluster's first state, and the row of the first volume's log. Returns `false` if
+    /// a state exists already.
     pub(super) async fn write_first(
         &self,
         member: Member,
@@ -121,7 +123,8 @@ impl StateTable {
             Param::Text(coordinator),
             Param::Text(secret),
         ];
-        // The state and the log are created together. So a log that is missing later was lost.
+        // The state and the log's row are created in one transaction. So a log that is missing
+        // later must have been lost.
         let volume = [Param::Text(volume.as_str())];
         let statements = [
             (schema::FIRST_STATE, &params[..]),
@@ -135,7 +138,7 @@ impl StateTable {
         Ok(affected.first() == Some(&1))
     }
 
-    /// Replaces the state as the coordinator.
+    /// Replaces the state, if this process is still the coordinator.
     pub(super) async fn replace(&self, shared: &Shared, next: &ClusterState) -> Result<(), NodeError> {
         let me = shared.label();
         if self.swap(shared, next, &me).await? {
@@ -150,8 +153,8 @@ impl StateTable {
         })
     }
 
-    /// Makes this process the coordinator, if the former coordinator is gone. Returns `false` if it
-    /// is not gone, or if another node was faster.
+    /// Makes this process the coordinator if the former coordinator is gone. Returns `false` if the
+    /// former one is not gone, or if another node was faster.
     pub(super) async fn take_coordination(&self, shared: &Shared) -> Result<bool, NodeError> {
         let now = shared.read_state().await?;
         if now.coordinator == shared.label() {
@@ -163,8 +166,9 @@ impl StateTable {
         self.swap(shared, &now.state.renewed(), &now.coordinator).await
     }
 
-    /// Replaces the state and makes this process the coordinator, if the state has the version
-    /// before `next` and `coordinator` is its coordinator.
+    /// Replaces the state and makes this process the coordinator. Returns `false` without a change
+    /// unless the stored version is the one before `next` and the stored coordinator is
+    /// `coordinator`.
     async fn swap(&self, shared: &Shared, next: &ClusterState, coordinator: &str) -> Result<bool, NodeError> {
         let failed = self.failed("replace the cluster's state");
         let until = Instant::now() + REPLACE_TIMEOUT;
@@ -198,7 +202,7 @@ impl StateTable {
                     }
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                // An earlier attempt still holds the row's lock, or two transactions conflict.
+                // The row is still locked by an earlier attempt, or two transactions conflict.
                 Err(SessionError::Refused { code, .. })
                     if ["55P03", "40001", "40P01"].contains(&code.as_str()) && Instant::now() < until =>
                 {
@@ -209,7 +213,7 @@ impl StateTable {
         }
     }
 
-    /// Removes the row of a node, if `last` is still its last beat.
+    /// Deletes the row of a node, if `last` is still its last beat.
     pub(super) async fn remove_node(&self, node: &NodeName, last: &Beat) -> Result<(), NodeError> {
         let params = [
             Param::Text(node.as_str()),

@@ -1,48 +1,50 @@
-//! Decisions from beats: which nodes are gone, and how long this node may answer reads.
+//! Decides from beats which nodes are gone, and how long this node may answer reads.
 //!
-//! A beat is a number in the engine that each node increments. A look reads the beats of all nodes.
-//! The caller passes all times in, as readings of its own monotonic clock. No clock of the engine
-//! or of another machine is compared with them.
+//! A beat is a number in the engine that each node increments several times a second. A look reads
+//! the beats of all nodes. The caller passes in all times as readings of this machine's monotonic
+//! clock. They are never compared with the clock of the engine or of another machine.
 //!
 //! **Invariants**
-//! - A node is gone once its beat has not changed for `Pace::gone`, while the looks of this process
-//!   were in time. That time starts when this process *first saw* the beat, so after it was sent.
-//! - A lease ends `LEASE` after the last acknowledged beat was *sent*. It is shorter than `gone`.
-//!   So a node must stop answering reads before another node takes its volumes over.
-//! - While the beats of this process are not acknowledged, no node is declared gone. Commits are
-//!   probably blocked for all nodes then.
-//! - A look without the last acknowledged beat of this process decides nothing: an old primary of
-//!   the engine has answered it.
-//! - With a new connection all times start again, because the engine may have failed over.
+//! - A node is gone once its beat has not changed for `Pace::gone` while the looks of this process
+//!   were in time. The period begins when this process *first saw* the beat, which is after the
+//!   beat was sent.
+//! - A lease ends `LEASE` after the last acknowledged beat was *sent*. `LEASE` is shorter than
+//!   `Pace::gone`. So a node stops answering reads before another node takes over its volumes.
+//! - While the beats of this process are not acknowledged, it declares no node gone, because
+//!   commits are probably blocked for all nodes.
+//! - A look that lacks the last acknowledged beat of this process is ignored, because a former
+//!   primary of the engine has answered it.
+//! - After a new connection all periods begin again, because the engine may have failed over.
 //!
 //! Deliberately absent: statements, tasks and clocks (`tasks`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The times of a cluster, which depend on its number of nodes.
+/// The timing of beats and looks, which depends on the number of nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pace {
     /// Time between two beats, and between two looks.
     pub(super) beat: Duration,
-    /// Time without a new beat after which a node is gone.
+    /// Time without a new beat after which a node is declared gone.
     pub(super) gone: Duration,
 }
 
-/// Time for which an acknowledged beat lets its node answer reads. It is the same for every pace,
-/// because two processes may see different numbers of nodes for a moment.
+/// Time after the sending of an acknowledged beat during which a node may answer reads. It is equal
+/// for every pace, because two processes may briefly see different numbers of nodes.
 pub(super) const LEASE: Duration = Duration::from_millis(900);
-/// Longest time since the last acknowledged beat of this process at which a look still decides, in
-/// intervals of beats. Also the longest time between two looks.
+/// Maximum age of this process's last acknowledged beat, and maximum time since the previous look,
+/// at which a look may declare nodes gone. In intervals of beats.
 const OWN_BEATS_MAX: u32 = 3;
-/// Time added for all nodes after a late look, in intervals of beats.
+/// Maximum duration of a look that is in time, in intervals of beats. After a late look, every node
+/// has this much more time for its next beat.
 const LATE_BEATS: u32 = 2;
-/// Number of nodes from which on beats and looks are less frequent. The rows that all looks read
-/// grow with the square of the number of nodes.
+/// Number of nodes from which beats and looks are less frequent. Every node reads the rows of all
+/// nodes, so the load grows with the square of the number of nodes.
 const MANY_NODES: usize = 10;
 
 impl Pace {
-    /// Returns the pace of a cluster with this number of nodes.
+    /// Returns the pace for a cluster with this number of nodes.
     pub(super) fn of(nodes: usize) -> Pace {
         if nodes < MANY_NODES {
             Pace {
@@ -58,37 +60,38 @@ impl Pace {
     }
 }
 
-/// The beat of one process.
+/// The row of one process in the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Beat {
-    /// Random number of the process. A restarted node has another one.
+    /// Random number of the process. A restarted node has another incarnation.
     pub(super) incarnation: i64,
-    /// The number that is incremented. Negative after a regular end of the process.
+    /// The number that the process increments. It is negative after an orderly end of the process.
     pub(super) number: i64,
 }
 
-/// The knowledge of this process about one node.
+/// The last beat that this process has seen of a node.
 #[derive(Clone, Debug)]
 struct Seen {
     beat: Beat,
-    /// The time of the first look that showed this beat, plus the times that do not count.
+    /// Start of the period without a new beat: the time of the first look that showed this beat. A
+    /// late look, or a time without acknowledged beats of this process, moves it to a later time.
     since: Duration,
     is_gone: bool,
 }
 
-/// The result of a look.
+/// The effect of a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Looked {
-    /// The look was in time. Nodes without a new beat for `Pace::gone` are gone.
+    /// The look was in time. Nodes without a new beat for `Pace::gone` were declared gone.
     InTime,
-    /// The look, or the last beat of this process, was late. No further node is declared gone.
+    /// The look, or the last beat of this process, was late. No node was declared gone.
     Late,
-    /// The look does not show the last acknowledged beat of this process, so an old primary of the
-    /// engine has answered it. Its rows are ignored.
+    /// The look does not show the last acknowledged beat of this process, so a former primary of
+    /// the engine has answered it. The rows were ignored.
     OldPrimary,
 }
 
-/// The decisions of one process about itself and the other nodes.
+/// The beats seen by one process, and its decisions about itself and the other nodes.
 #[derive(Debug)]
 pub(super) struct Judge {
     me: String,
@@ -96,13 +99,13 @@ pub(super) struct Judge {
     pace: Pace,
     seen: BTreeMap<String, Seen>,
     last_look: Option<Duration>,
-    /// Sending time and number of the last acknowledged beat of this process.
+    /// Time of sending and number of the last acknowledged beat of this process.
     acknowledged: Option<(Duration, i64)>,
     is_replaced: bool,
 }
 
 impl Judge {
-    /// Returns the state before the first look.
+    /// Creates the state before the first look.
     pub(super) fn new(me: &str, incarnation: i64) -> Judge {
         Judge {
             me: me.to_owned(),
@@ -119,26 +122,27 @@ impl Judge {
         self.pace
     }
 
-    /// Records an acknowledged beat of this process, which was sent at `sent`.
+    /// Records that a beat of this process, sent at `sent`, was acknowledged.
     pub(super) fn acknowledge(&mut self, sent: Duration, number: i64) {
         if !self.is_replaced {
             self.acknowledged = Some((sent, number));
         }
     }
 
-    /// Records that another process has taken the name of this one. The lease ends, and no later
-    /// beat extends it.
+    /// Records that another process has taken the name of this node. The lease ends at once, and
+    /// later beats do not extend it.
     pub(super) fn replace(&mut self) {
         self.is_replaced = true;
         self.acknowledged = None;
     }
 
-    /// Returns `true` if another process has taken the name of this one.
+    /// Returns `true` if another process has taken the name of this node.
     pub(super) fn is_replaced(&self) -> bool {
         self.is_replaced
     }
 
-    /// Returns the end of the lease. `None` if this process never had one, or was replaced.
+    /// Returns the end of the lease, or `None` if no beat was acknowledged or this process was
+    /// replaced.
     pub(super) fn lease_end(&self) -> Option<Duration> {
         self.acknowledged.map(|(sent, _)| sent + LEASE)
     }
@@ -148,8 +152,8 @@ impl Judge {
         self.acknowledged.map(|(_, number)| number)
     }
 
-    /// Starts the times of all nodes again. Call it after a new connection, because the engine may
-    /// have failed over.
+    /// Begins the periods of all nodes again. Must be called after a new connection, because the
+    /// engine may have failed over.
     pub(super) fn restart(&mut self, now: Duration) {
         for seen in self.seen.values_mut() {
             seen.since = now;
@@ -158,7 +162,7 @@ impl Judge {
     }
 
     /// Records the rows of a look that was sent at `sent` and answered at `answered`. `own` is the
-    /// last beat of this process that was acknowledged before the look was sent.
+    /// number of this process's last beat that was acknowledged before `sent`.
     pub(super) fn look(
         &mut self,
         sent: Duration,
@@ -171,8 +175,9 @@ impl Judge {
             && mine.incarnation != self.incarnation
             && own.is_some()
         {
-            // Either an old primary has answered, or this process was replaced. The next beat of
-            // this process tells, because only the present primary acknowledges it.
+            // Either a former primary has answered, or this process was replaced. The next beat of
+            // this process shows which case it is, because only the present primary acknowledges
+            // it.
             return Looked::OldPrimary;
         }
         if own.is_some_and(|own| mine.is_none_or(|mine| mine.number < own)) {
@@ -192,8 +197,8 @@ impl Judge {
         for (name, row) in rows {
             match self.seen.get_mut(name) {
                 Some(seen) if seen.beat == *row => {
-                    // Time without commits does not count. After a late look the next beat of the
-                    // node may already be in flight.
+                    // Periods without commits are not counted against the node. After a late look,
+                    // the node's next beat may already be on its way.
                     let added = match (is_stalled, is_late) {
                         (true, _) => gap + beat * LATE_BEATS,
                         (false, true) => beat * LATE_BEATS,
@@ -228,8 +233,8 @@ impl Judge {
         Looked::InTime
     }
 
-    /// Returns `true` if this incarnation of a node has ended, or if its beats stopped. A process
-    /// with a new beat is not gone any more.
+    /// Returns `true` if this incarnation of a node has ended or its beats have stopped. A new beat
+    /// of the incarnation makes the result `false` again.
     pub(super) fn is_gone(&self, name: &str, incarnation: i64) -> bool {
         match self.seen.get(name) {
             Some(seen) => seen.beat.incarnation != incarnation || seen.is_gone,
@@ -237,7 +242,7 @@ impl Judge {
         }
     }
 
-    /// Returns the last seen beat of a node.
+    /// Returns the beat of a node that the last look showed.
     pub(super) fn beat_of(&self, name: &str) -> Option<&Beat> {
         self.seen.get(name).map(|seen| &seen.beat)
     }
@@ -258,7 +263,7 @@ mod tests {
         Beat { incarnation, number }
     }
 
-    /// Two nodes. This process beats and looks every 100 ms, and each step takes 5 ms.
+    /// A cluster of two nodes. This process beats and looks every 100 ms, and each look takes 5 ms.
     struct World {
         judge: Judge,
         now: u64,
@@ -294,8 +299,9 @@ mod tests {
             self.judge.look(ms(self.now), ms(self.now + took), own, &rows)
         }
 
-        /// Lets `duration` ms pass, with a look every 100 ms. The two flags say if this process and
-        /// the other one beat. Returns the time after which the other one was gone.
+        /// Advances the time by `duration` ms, with a look every 100 ms. The two flags tell whether
+        /// this process and the other node beat. Returns the time after which the other node was
+        /// declared gone.
         fn pass(&mut self, duration: u64, (mine, other): (bool, bool)) -> Option<u64> {
             let start = self.now;
             let mut gone = None;
@@ -324,7 +330,7 @@ mod tests {
         assert_eq!(world.pass(3_000, (true, true)), None);
         let gone = world.pass(3_000, (true, false)).unwrap();
         assert!((1_200..=1_300).contains(&gone), "{gone}");
-        // A node that was only slow is alive again with its next beat.
+        // The next beat of a node that was only slow shows that the node runs.
         world.other += 1;
         world.look_for(5);
         assert!(!world.is_gone());
@@ -343,10 +349,11 @@ mod tests {
         let mut world = World::new();
         world.pass(500, (true, true));
         assert_eq!(world.pass(5_000, (false, false)), None, "all commits stand still");
-        // This process is acknowledged first, and the other node within two beats.
+        // Commits work again. The first beat is one of this process, and the other node's first
+        // beat follows after two intervals of beats.
         assert_eq!(world.pass(200, (true, false)), None);
         assert_eq!(world.pass(2_000, (true, true)), None);
-        // A node that died while commits were blocked is found.
+        // A node that died while commits were blocked is detected afterwards.
         world.pass(1_000, (false, false));
         let gone = world.pass(3_000, (true, false)).unwrap();
         assert!(gone <= 1_700, "{gone}");
@@ -373,7 +380,8 @@ mod tests {
         let mut world = World::new();
         world.pass(500, (true, true));
         world.now += 4_000;
-        // Its first look shows an old beat of a node that is alive, and its last own beat is old.
+        // The first look after the pause shows an old beat of a running node, and the last beat of
+        // this process is old too.
         assert_eq!(world.look_for(5), Looked::Late);
         assert!(!world.is_gone());
         world.now += 100;
@@ -448,14 +456,15 @@ mod tests {
         );
     }
 
-    /// Compares the latest end of a lease with the earliest time at which the node is gone. The
-    /// beat is sent at 0, committed at some time before its acknowledgement, and seen at once.
+    /// Compares the latest end of a node's lease with the earliest time at which an observer
+    /// declares the node gone. The node's last beat is sent at 10,000 ms, and the observer sees it
+    /// `seen_after` ms later.
     #[test]
     fn a_lease_has_ended_before_any_observer_declares_the_node_gone() {
         for nodes in [1, 9, 10, 100] {
             let pace = Pace::of(nodes);
             assert!(LEASE < pace.gone, "{nodes}");
-            // The margin of a quarter is for clocks that do not run at the same rate.
+            // The margin of a quarter allows for clocks that run at different rates.
             assert!(LEASE.as_millis() * 5 / 4 <= pace.gone.as_millis(), "{nodes}");
         }
         for seen_after in [0, 1, 50, 400, 899] {

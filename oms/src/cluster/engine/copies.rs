@@ -3,9 +3,10 @@
 //!
 //! **Invariants**
 //! - The engine is only read, so nodes may run at the same time.
-//! - A copy has all rows up to one entry of the volume's log. The result names that entry.
+//! - A copy contains the effects of all entries of the volume's log up to one entry. The result
+//!   names that entry.
 //!
-//! Deliberately absent: the output of the commands.
+//! The commands' output is in the crate `cli`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,16 +22,16 @@ use crate::storage::log::cache::{Cache, CatchUpError, catch_up};
 use crate::storage::log::engine::EngineLog;
 use crate::storage::log::{Log, LogError};
 
-/// A finished copy of a volume.
+/// The extent of a finished copy of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeCopy {
-    /// Number of the last entry of the log in the copy.
+    /// Number of the last log entry that the copy contains.
     pub entry: u64,
-    /// Number of rows.
+    /// Number of rows in the copy.
     pub rows: u64,
 }
 
-/// Copies a volume to a MicroDb database in a new folder.
+/// Copies a volume from the engine into a new MicroDb database in `folder`.
 ///
 /// # Errors
 /// `NodeError::VolumeNotInEngine` for an unknown volume, `NodeError::Engine` if the engine does not
@@ -50,11 +51,11 @@ pub async fn export_volume(url: &EngineUrl, volume: &str, folder: &Path) -> Resu
     filled(url, volume, &mut log, cache, last).await
 }
 
-/// Deletes the local copy of a volume in a node's data folder, and fills it again from the engine.
-/// The node must neither serve the volume nor keep a copy up to date at that time.
+/// Deletes the local copy of a volume in a node's data folder, and copies the volume from the
+/// engine again. Meanwhile the node must neither serve nor follow the volume.
 ///
 /// # Errors
-/// Those of `export_volume`. A local copy in use is `StorageError::Open`.
+/// The errors of `export_volume`, and `StorageError::Open` if the local copy is in use.
 pub async fn rebuild_volume(
     url: &EngineUrl,
     volume: &str,
@@ -63,8 +64,8 @@ pub async fn rebuild_volume(
 ) -> Result<VolumeCopy, NodeError> {
     let url = &engine_of(url, volume).await?;
     let mut log = known(url, volume).await?;
-    // The newest entry may not be acknowledged yet, and could still be replaced after a fail-over.
-    // A node refuses a copy with an entry that the log does not have.
+    // The newest entry may not be acknowledged yet, so a fail-over could still replace it. A node
+    // refuses a local copy with an entry that the log lacks, so the newest entry is left out.
     let last = log.newest().await.map_err(failed(url))?.seq.saturating_sub(1);
     let folder = cache_folder(data, node, volume);
     let cache = blocking(move || {
@@ -76,7 +77,7 @@ pub async fn rebuild_volume(
     filled(url, volume, &mut log, cache, last).await
 }
 
-/// Returns the engine of a volume, by the state in the cluster's first engine.
+/// Returns the engine that stores a volume. The cluster's first engine has the state that names it.
 async fn engine_of(first: &EngineUrl, volume: &str) -> Result<EngineUrl, NodeError> {
     let state = state_in(first).await?;
     let place = state.and_then(|state| {
@@ -109,7 +110,7 @@ async fn filled(
 ) -> Result<VolumeCopy, NodeError> {
     let copied = catch_up(&cache, log, volume, last, true).await;
     let rows = cache.rows();
-    // A clean close writes a checkpoint, so the next open has nothing to replay.
+    // A clean close writes a checkpoint, so the next open has no log to replay.
     let closed = blocking(move || cache.close_cleanly()).await;
     match copied {
         Ok(position) => {

@@ -1,12 +1,12 @@
-//! The start of a node in the cluster of an engine.
+//! The start of a node in a cluster that keeps its state in an engine.
 //!
 //! **Invariants**
 //! - Tables and settings of the engine are checked before anything is written.
-//! - A node takes its name over from an ended process of that name, never from one that beats. If
-//!   the former process was only paused, its next beat fails and tells it that it was replaced. Its
-//!   lease ended before the name was taken.
+//! - A node takes over its name only from a process that does not beat. If the former process was
+//!   only paused, its lease ended before its name was taken. Its next beat fails, and thereby shows
+//!   that it was replaced.
 //!
-//! Deliberately absent: the creation of tables (`imt engine init`).
+//! Tables are created by `imt engine init`, not here.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,12 +30,12 @@ use crate::storage::follow::Followers;
 
 /// Longest time for one statement during the start.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time to take the name while the engine does not answer, or other processes try to take
-/// it.
+/// Longest time to take the name while the engine does not respond or other processes try to take
+/// the name.
 const NAME_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest permitted `statement_timeout` and `lock_timeout` of the role. A delayed statement of a
-/// former owner must end before the log entries that would refuse it are trimmed. They are kept for
-/// 60 s after their checkpoint.
+/// Maximum permitted `statement_timeout` and `lock_timeout` of the role. A delayed statement of a
+/// former owner is refused by newer log entries. It must end before these entries are trimmed,
+/// which happens 60 s after their checkpoint at the earliest.
 const SERVER_TIMEOUT_MAX_MS: u64 = 30_000;
 
 /// The settings of a node that joins.
@@ -43,9 +43,9 @@ pub(crate) struct Joining {
     pub(crate) url: Arc<EngineUrl>,
     /// The data folder, which contains the local copies of volumes.
     pub(crate) data: PathBuf,
-    /// The name and the weight of the node.
+    /// The name, weight and zone of the node.
     pub(crate) member: Member,
-    /// The cluster's secret, if it comes from a file and is not stored in the engine.
+    /// The cluster's secret, if it comes from a file instead of the engine.
     pub(crate) secret: Option<String>,
 }
 
@@ -59,13 +59,14 @@ impl Joining {
         }
     }
 
-    /// Checks the engine, takes the name, writes the first state if there is none, and starts the
-    /// tasks that beat and look.
+    /// Checks the engine, takes the node's name, writes the first state if there is none, and
+    /// starts the tasks of beats and looks.
     pub(crate) async fn join(self) -> Result<EngineCluster, NodeError> {
         let mut session = Session::new(Arc::clone(&self.url), "node");
         check_fitness(&mut session, &self.url).await?;
         let name = self.member.name().clone();
-        // Positive, and random so that two processes of one name differ.
+        // The incarnation is positive, and random so that two processes with one name have
+        // different incarnations.
         let incarnation = (runtime::random_u64() >> 1) as i64;
         let table = Arc::new(StateTable::new(Arc::clone(&self.url)));
         self.check_weight(&mut session).await?;
@@ -75,7 +76,7 @@ impl Joining {
             .await?;
         let shared = Arc::new(Shared::new(Arc::clone(&self.url), name.clone(), incarnation));
         let mut looks = Session::new(Arc::clone(&self.url), "look");
-        // The caller asks for the nodes right after the start.
+        // The caller needs the list of nodes right after the start, so the first look happens here.
         tasks::look_once(&shared, &mut looks, &mut 0)
             .await
             .map_err(self.failed("read the nodes"))?;
@@ -95,8 +96,8 @@ impl Joining {
         })
     }
 
-    /// Refuses a weight of 0 if no other member has a weight above 0, because no node could own
-    /// slots.
+    /// Refuses a weight of 0 if no other member has a weight above 0. Without a positive weight no
+    /// node could own slots.
     async fn check_weight(&self, session: &mut Session) -> Result<(), NodeError> {
         if self.member.weight() > 0 {
             return Ok(());
@@ -119,7 +120,8 @@ impl Joining {
         })
     }
 
-    /// Takes the name. Waits until it is known if another process of this name still beats.
+    /// Takes the node's name. If another process has the name, waits until it is known whether that
+    /// process still beats.
     async fn take_name(&self, session: &mut Session, incarnation: i64) -> Result<(), NodeError> {
         let failed = self.failed("take the node's name");
         let until = Instant::now() + NAME_TIMEOUT;
@@ -150,7 +152,8 @@ impl Joining {
         }
     }
 
-    /// Tries to take the name once. Returns `false` if another process beats, or was faster.
+    /// Tries once to take the node's name. Returns `false` if the process with the name beats, or
+    /// if another process was faster.
     async fn try_name(&self, session: &mut Session, incarnation: i64) -> Result<bool, SessionError> {
         let name = self.member.name().as_str();
         let mine = [Param::Text(name), Param::Int8(incarnation)];
@@ -163,8 +166,8 @@ impl Joining {
         };
         let (old, beat) = (row.int8(0)?, row.int8(1)?);
         if old == incarnation {
-            // An earlier attempt with an unknown result was successful. The probe is acknowledged
-            // only once the standbys have both.
+            // An earlier attempt with an unknown result has succeeded. This commit is acknowledged
+            // only after the standbys have the earlier one too.
             session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
             return Ok(true);
         }
@@ -178,7 +181,8 @@ impl Joining {
         Ok(taken == 1)
     }
 
-    /// Returns a text about the process that has the name, if it published its description.
+    /// Returns a text that describes the process with this name, or `None` if that process has not
+    /// published its address yet.
     async fn holder(&self, session: &mut Session) -> Result<Option<String>, NodeError> {
         let failed = self.failed("take the node's name");
         let name = [Param::Text(self.member.name().as_str())];
@@ -192,7 +196,7 @@ impl Joining {
         Ok(card.map(|card| format!("process {}, answering on {}", card.process, card.address)))
     }
 
-    /// Writes the first state if there is none, and returns the cluster's secret.
+    /// Writes the cluster's first state if there is none, and returns the cluster's secret.
     async fn ensure_state(
         &self,
         session: &mut Session,
@@ -231,7 +235,8 @@ impl Joining {
     }
 }
 
-/// Fails unless an engine has the tables of imt, and settings that lose no acknowledged order.
+/// Fails unless the engine has the tables of imt, and settings under which no acknowledged order
+/// can be lost.
 pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Result<(), NodeError> {
     let unfit = |reason: String| NodeError::EngineUnfit {
         url: url.to_string(),
@@ -269,8 +274,8 @@ pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Res
     }
 }
 
-/// Waits for `Pace::gone`. Returns `true` if the process did not beat in that time, and `false`
-/// once it beats. Only time in which commits of this session are acknowledged counts.
+/// Waits for `Pace::gone`. Returns `true` if the process did not beat in that time, and `false` as
+/// soon as it beats. Time in which the statements of this session wait is not counted.
 async fn has_stopped(
     session: &mut Session,
     name: &str,
@@ -284,8 +289,8 @@ async fn has_stopped(
     loop {
         tokio::time::sleep(pace.beat).await;
         let started = Instant::now();
-        // Beats are commits too. While this commit waits, the other process cannot beat either, so
-        // that time does not count.
+        // A beat is a commit. While this commit waits, the other process may be unable to beat, so
+        // the time of the wait is not counted.
         session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
         let rows = session.query(schema::NODE, &name, STATEMENT_TIMEOUT).await?;
         let is_same = match rows.first() {
@@ -306,7 +311,7 @@ async fn has_stopped(
     }
 }
 
-/// Returns the reason why a node cannot work with these settings of the role, if there is one.
+/// Returns the reason why a node cannot work with these settings of the role, or `None` if it can.
 pub(super) fn unfit_setting(commit: &str, lock: &str, statement: &str, isolation: &str) -> Option<String> {
     if !["on", "remote_apply"].contains(&commit) {
         return Some(format!(

@@ -1,7 +1,8 @@
 //! Tests of a volume's log, checkpoint and views against a real engine.
 //!
-//! They need a PostgreSQL server with a role that may create databases: `IMT_ENGINE` is its URL.
-//! Each test has a database of its own. `IMT_FENCE_ROUNDS` sets the rounds of the fence test.
+//! The environment variable `IMT_ENGINE` must be the URL of a PostgreSQL server, with a role that
+//! may create databases. Each test creates a separate database. `IMT_FENCE_ROUNDS` sets the number
+//! of rounds of the fence test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -30,10 +31,10 @@ use crate::storage::log::{LastWords, Log, LogError, Position};
 use crate::storage::write_batch::{CATALOGUE, Row, Table};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Timeout of a wait that fails the test.
+/// Longest wait for an expected event, after which the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Creates a database with the tables.
+/// Creates a database with the tables of imt, and returns its URL.
 async fn engine() -> Arc<EngineUrl> {
     let url: EngineUrl = std::env::var("IMT_ENGINE").unwrap().parse().unwrap();
     let name = format!("log_test_{:016x}", rand::random::<u64>());
@@ -59,14 +60,14 @@ fn body(id: u64) -> BodyWriter {
     body
 }
 
-/// The outcomes of all owners.
+/// The results of all appends of all owners.
 #[derive(Default)]
 struct Record {
-    /// The epoch of the owner of each acknowledged id.
+    /// The acknowledged ids, each with the epoch of the owner that appended it.
     acknowledged: BTreeMap<u64, u64>,
     refused: BTreeSet<u64>,
     unknown: u64,
-    /// Number of the entry that each takeover appended, by epoch.
+    /// Number of the log entry that each takeover appended, by epoch.
     takeovers: BTreeMap<u64, u64>,
 }
 
@@ -86,7 +87,7 @@ impl Fencing {
         }
     }
 
-    /// Takes the volume over, and appends entries until one is refused. Ignores leases.
+    /// Takes over the volume without regard to leases, and appends entries until one is refused.
     async fn own(self: Arc<Self>, name: String, since: u64, ready: tokio::sync::oneshot::Sender<Position>) {
         let mut log = self.log();
         let (epoch, position) = loop {
@@ -118,14 +119,15 @@ impl Fencing {
         }
     }
 
-    /// Starts an owner. Waits until it, or a newer owner, has the volume.
+    /// Starts an owner. Waits until that owner has the volume, or a newer owner has it.
     async fn take(self: &Arc<Self>, name: &str, since: u64) -> (JoinHandle<()>, Option<Position>) {
         let (ready, taken) = tokio::sync::oneshot::channel();
         let owner = tokio::spawn(Arc::clone(self).own(name.to_owned(), since, ready));
         (owner, tokio::time::timeout(PATIENCE, taken).await.unwrap().ok())
     }
 
-    /// Returns the place and epoch of each id in the log, and the faults of the log.
+    /// Reads the whole log. Returns the entry numbers and epochs at which each id occurs, and the
+    /// violations of the log's invariants.
     async fn read(&self) -> (BTreeMap<u64, Vec<(u64, u64)>>, Vec<String>) {
         let mut log = log(&self.url);
         let (mut found, mut faults) = (BTreeMap::<u64, Vec<(u64, u64)>>::new(), Vec::new());
@@ -161,7 +163,7 @@ impl Fencing {
         }
     }
 
-    /// Breaks the connections of owners in the engine, also those with a commit in flight.
+    /// Terminates the engine's connections to owners, including those with a commit in flight.
     async fn break_connections(&self, session: &mut Session) {
         let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
             WHERE datname = current_database() AND application_name = 'imt log'";
@@ -175,7 +177,8 @@ impl Fencing {
         let (mut at, mut found) = (0, BTreeSet::new());
         for round in 0..rounds {
             let since = round + 2;
-            // The takeover begins at a random moment between the owner's commits.
+            // The random pause lets the takeover begin at any moment between or during the owner's
+            // commits.
             tokio::time::sleep(Duration::from_micros(rand::random::<u64>() % 20_000)).await;
             if rand::random::<u8>() % 10 < 3 {
                 self.break_connections(&mut session).await;
@@ -186,7 +189,7 @@ impl Fencing {
                 tokio::spawn(Arc::clone(self).own(format!("second {round}"), since, ready))
             });
             let (next, position) = self.take(&format!("owner {round}"), since).await;
-            // The new owner must find every entry that was acknowledged before.
+            // The new owner must find every entry that was acknowledged before its takeover.
             if let Some(position) = position {
                 at = self.read_on(at, position.seq, &mut found).await;
                 let lost: Vec<_> = known.difference(&found).collect();
@@ -194,7 +197,7 @@ impl Fencing {
                     faults.push(format!("round {round}: the takeover does not know {lost:?}"));
                 }
             }
-            // A takeover with the newest epoch ends all former owners.
+            // This takeover gets the newest epoch, which ends all former owners.
             if let Some(second) = second {
                 let (third, _) = self.take(&format!("third {round}"), since).await;
                 for ended in [second, next, owner] {
@@ -255,7 +258,8 @@ impl Fencing {
         faults
     }
 
-    /// Adds the ids behind entry `at` up to an entry, and returns its place.
+    /// Adds to `ids` the ids of the entries after entry `at`, up to entry `last`. Returns the
+    /// number of the last entry read.
     async fn read_on(&self, mut at: u64, last: u64, ids: &mut BTreeSet<u64>) -> u64 {
         let mut log = log(&self.url);
         while at < last {
@@ -321,7 +325,7 @@ async fn rows_and_log_together_fill_a_copy_and_old_entries_are_trimmed() {
     for id in 1..=50 {
         writer.append(body(id)).await.unwrap();
         if id == 20 {
-            // A row that is removed again has no last value.
+            // The row with key 7 is removed again, so the checkpoint must not contain it.
             let mut removal = BodyWriter::with_capacity(8);
             removal.add(&Row {
                 table: Table::Orders,
@@ -367,7 +371,7 @@ async fn an_engine_that_is_away_has_no_effect() {
     assert!(matches!(log.newest().await, Err(LogError::Away(_))));
 }
 
-/// Returns an order with every event that the views decode.
+/// Returns key and row of an order with the given events.
 fn order(id: &str, events: Vec<Event>) -> (Vec<u8>, Vec<u8>) {
     let lines = [
         Line { id: 812, quantity: 3 },

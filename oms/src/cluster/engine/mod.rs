@@ -1,13 +1,14 @@
 //! Nodes on one or many machines that share an *engine*: a PostgreSQL server, or another server
 //! with its protocol. The engine stores the cluster's state and the volumes.
 //!
-//! Each node increments a number in its row of the engine several times a second: its *beat*. The
-//! other nodes read all rows as often: a *look*. So a node notices that another one has ended.
+//! Each node has a row in the engine with a number, its *beat*, which it increments several times a
+//! second. Each node reads the rows of all nodes equally often, which is called a *look*. So the
+//! nodes notice when the process of a node has ended.
 //!
 //! | part | content |
 //! | --- | --- |
 //! | `schema` | the tables, and the statements about membership and state |
-//! | `beat` | decisions from beats: which nodes are gone, how long this one may answer reads |
+//! | `beat` | decisions from beats: which nodes are gone, how long this node may answer reads |
 //! | `shared` | the state that the tasks and the callers of this process share |
 //! | `tasks` | two tasks, one that beats and one that looks, each with its own connection |
 //! | `authority` | the cluster's state, replaced by compare-and-swap; the first state, the secret |
@@ -18,15 +19,16 @@
 //! | `tools` | for the command line: creation of the tables, checks, a list of the nodes |
 //!
 //! **Invariants**
-//! - The engine refuses commits of a former owner of a volume. So the safety of writes depends on
-//!   neither beats nor leases. They protect reads, and decide how soon a volume is taken over.
-//! - A beat is acknowledged once the standbys of the engine have it. So an *old primary*, which a
-//!   fail-over has replaced and which still runs, extends no lease.
-//! - A state returned by `read` was read before a beat that was acknowledged on the same
-//!   connection. So it does not come from an old primary.
-//! - While the engine does not answer, no node is declared gone.
+//! - The engine refuses commits of a former owner of a volume. So the safety of writes depends
+//!   neither on beats nor on leases. Leases protect reads, and beats decide how soon a volume is
+//!   taken over.
+//! - The engine acknowledges a beat once its standbys have received it. So an *old primary*, a
+//!   server that still runs after a fail-over to another server, cannot extend a lease.
+//! - After `read` has read a state, it waits for a beat that is acknowledged on the same
+//!   connection. So the state does not come from an old primary.
+//! - While the engine does not respond, no node is declared gone.
 //!
-//! Deliberately absent: the replication and the fail-over of the engine.
+//! Replication and fail-over of the engine are the task of PostgreSQL and its operator.
 
 mod authority;
 mod beat;
@@ -64,10 +66,12 @@ use crate::postgres::EngineUrl;
 use crate::runtime;
 use crate::storage::follow::Followers;
 
-/// Longest wait for the last beat, by which the other nodes learn that this process has ended.
+/// Longest wait for the acknowledgement of the last beat. The last beat tells the other nodes that
+/// this process has ended.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// This process as a node of an engine's cluster.
+/// The membership of this process in an engine's cluster, and its access to the cluster's state and
+/// volumes.
 pub(crate) struct EngineCluster {
     url: Arc<EngineUrl>,
     /// The data folder, which contains the local copies of volumes.
@@ -78,19 +82,20 @@ pub(crate) struct EngineCluster {
     table: Arc<StateTable>,
     beating: parking_lot::Mutex<Option<JoinHandle<()>>>,
     followers: Followers,
-    /// URLs of further engines, after a check of their tables and settings.
+    /// URLs of the further engines that have passed the check of their tables and settings.
     fit: parking_lot::Mutex<BTreeSet<String>>,
 }
 
 impl EngineCluster {
-    /// Returns a function that returns `true` while this process may answer reads. A call reads the
-    /// clock and takes no lock.
+    /// Returns a function that tells if this process has a lease, so that it may answer reads. The
+    /// function reads the clock and takes no lock.
     pub(crate) fn lease(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let shared = Arc::clone(&self.shared);
         move || shared.has_lease()
     }
 
-    /// Waits until the engine has the last beat of this process. Call it after `withdraw`.
+    /// Waits until the engine has acknowledged the last beat of this process. Must be called after
+    /// `withdraw`.
     pub(crate) async fn farewell(&self) {
         let beating = self.beating.lock().take();
         if let Some(beating) = beating {
@@ -111,7 +116,7 @@ impl Membership for EngineCluster {
     }
 
     fn announce(&self, node_info: &NodeInfo) -> Result<(), NodeError> {
-        // The next beat carries the description.
+        // The next beat writes the description to the engine.
         self.shared.publish(Some(node_info.clone()));
         Ok(())
     }

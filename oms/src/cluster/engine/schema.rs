@@ -2,8 +2,8 @@
 //!
 //! | table | row | content |
 //! | --- | --- | --- |
-//! | `imt_schema` | the only one | the version of this layout |
-//! | `imt_cluster` | the only one | the state, its version, the coordinator, the cluster's secret |
+//! | `imt_schema` | one | the version of this layout |
+//! | `imt_cluster` | one | the state, its version, the coordinator, the cluster's secret |
 //! | `imt_node` | one for each node | incarnation, beat, description while it takes requests |
 //! | `imt_volume` | one for each volume | epoch, owner, and `kept_from`: its first log entry |
 //! | `imt_log` | one for each group commit | the changed rows |
@@ -11,18 +11,20 @@
 //!
 //! **Invariants**
 //! - A database holds one cluster.
-//! - `volume` is the first column of every key of a volume's tables. There are no sequences and no
-//!   foreign keys. So these tables also work in an engine that distributes rows by `volume`.
-//! - No statement has `FOR SHARE` or a CTE that writes, because Citus cannot route them.
+//! - `volume` is the first column of the primary keys of `imt_volume`, `imt_log` and `imt_row`. The
+//!   tables have no sequences and no foreign keys. So they also work in an engine that distributes
+//!   rows by `volume`.
+//! - No statement contains `FOR SHARE` or a CTE that writes, because the PostgreSQL extension Citus
+//!   cannot route such statements.
 //!
 //! `VIEWS` creates views that decode the rows of `imt_row` for `psql`. Nodes do not use them.
 //!
-//! Deliberately absent: statements about rows, and statements that read a log (`storage::log`).
+//! Statements about rows of volumes, and statements that read a log, are in `storage::log`.
 
 /// Version of the layout of the tables.
 pub(crate) const SCHEMA_VERSION: i32 = 1;
 
-/// Creates the missing tables. Existing ones are left as they are.
+/// Creates the missing tables. Existing tables are not changed.
 pub(crate) const CREATE: &str = "
 CREATE TABLE IF NOT EXISTS imt_schema (
     one smallint PRIMARY KEY CHECK (one = 1),
@@ -58,12 +60,12 @@ CREATE TABLE IF NOT EXISTS imt_row (
     PRIMARY KEY (volume, tab, key));
 INSERT INTO imt_schema (one, version) VALUES (1, 1) ON CONFLICT (one) DO NOTHING";
 
-/// Creates or replaces the views for `psql`.
+/// Creates or replaces the views that decode rows for `psql`.
 pub(crate) const VIEWS: &str = include_str!("views.sql");
 
-/// Settings of the role. So they hold for each connection, also behind a connection pooler. A
-/// commit waits for the standbys. A statement ends long before log entries that it depends on are
-/// trimmed.
+/// Settings that `imt engine init` gives to the role. Settings of a role apply to each of its
+/// connections, even behind a connection pooler. They make a commit wait for the standbys. They
+/// also end a delayed statement long before the log entries are trimmed that would refuse it.
 pub(crate) const ROLE_SETTINGS: [(&str, &str); 4] = [
     ("synchronous_commit", "on"),
     ("lock_timeout", "2s"),
@@ -71,61 +73,65 @@ pub(crate) const ROLE_SETTINGS: [(&str, &str); 4] = [
     ("default_transaction_isolation", "read committed"),
 ];
 
-/// Reads the settings of the connection as four texts. The timeouts are in milliseconds.
+/// Reads the settings of the connection as four texts. Timeouts are in milliseconds.
 pub(super) const SETTINGS: &str = "
 SELECT current_setting('synchronous_commit'),
     (SELECT setting FROM pg_settings WHERE name = 'lock_timeout'),
     (SELECT setting FROM pg_settings WHERE name = 'statement_timeout'),
     current_setting('default_transaction_isolation')";
 
-/// Reads the version of the layout. Fails with `UNDEFINED_TABLE` if the tables were not created.
+/// Reads the version of the tables' layout. Fails with the code `UNDEFINED_TABLE` if the tables do
+/// not exist.
 pub(super) const VERSION: &str = "SELECT version FROM imt_schema WHERE one = 1";
-/// The error code for a table that does not exist.
+/// PostgreSQL's error code for a table that does not exist.
 pub(super) const UNDEFINED_TABLE: &str = "42P01";
 
-/// Reads all nodes, with the version and the coordinator of the state.
+/// Reads the rows of all nodes, each with the version and the coordinator of the cluster's state.
 pub(super) const LOOK: &str = "
 SELECT n.name, n.incarnation, n.beat, n.card, c.version, c.coordinator FROM imt_node n, imt_cluster c
     WHERE c.one = 1";
-/// Writes the next beat of a node. Changes no row if the process was replaced.
+/// Writes the next beat of a process. Changes no row if another process has taken the node's name.
 pub(super) const BEAT: &str = "
 UPDATE imt_node SET beat = $3, card = $4 WHERE name = $1 AND incarnation = $2";
-/// Adds a node with a new name. Changes no row if the name exists.
+/// Adds a node. Changes no row if a node has this name already.
 pub(super) const ADD_NODE: &str = "
 INSERT INTO imt_node (name, incarnation, beat, card) VALUES ($1, $2, 1, NULL)
     ON CONFLICT (name) DO NOTHING";
-/// Takes the name over from an ended process, if its beat is still the expected one.
+/// Takes a node's name from its former process. Changes no row unless that process's beat is still
+/// the expected one.
 pub(super) const REPLACE_NODE: &str = "
 UPDATE imt_node SET incarnation = $2, beat = 1, card = NULL
     WHERE name = $1 AND incarnation = $3 AND beat = $4";
-/// Removes a node, if its beat is still the expected one.
+/// Deletes a node's row, if its beat is still the expected one.
 pub(super) const REMOVE_NODE: &str = "
 DELETE FROM imt_node WHERE name = $1 AND incarnation = $2 AND beat = $3";
-/// Reads one node.
+/// Reads the row of one node.
 pub(super) const NODE: &str = "SELECT incarnation, beat, card FROM imt_node WHERE name = $1";
 
-/// A commit that changes nothing. Only the primary that the standbys follow acknowledges it.
+/// A commit that changes no data. Only the primary that the standbys follow can acknowledge it.
 pub(super) const PROBE: &str = "UPDATE imt_schema SET version = version WHERE one = 1";
 
-/// Reads the state. The text is long, and is left out if the version is still $1.
+/// Reads the cluster's state. The text of the state is long, so it is left out if the version is
+/// still $1.
 pub(super) const STATE: &str = "
 SELECT version, CASE WHEN version = $1 THEN NULL ELSE state END, coordinator, secret
     FROM imt_cluster WHERE one = 1";
-/// Writes the first state.
+/// Writes the cluster's first state. Changes no row if a state exists already.
 pub(super) const FIRST_STATE: &str = "
 INSERT INTO imt_cluster (one, version, state, coordinator, secret) VALUES (1, $1, $2, $3, $4)
     ON CONFLICT (one) DO NOTHING";
-/// Writes the log's row of the first volume.
+/// Writes the row of the first volume's log.
 pub(super) const FIRST_VOLUME: &str = "
 INSERT INTO imt_volume (volume, epoch, owner, kept_from) VALUES ($1, 0, '', 1)
     ON CONFLICT (volume) DO NOTHING";
-/// Replaces the state and its coordinator. Changes no row if another process was faster.
+/// Replaces the state and its coordinator. Changes no row unless version and coordinator are the
+/// expected ones.
 pub(super) const NEXT_STATE: &str = "
 UPDATE imt_cluster SET version = $1, state = $2, coordinator = $3
     WHERE one = 1 AND version = $4 AND coordinator = $5";
 
-/// Appends an entry to a volume's log. Adds no row if the volume has a newer owner, or if there is
-/// an entry with this number.
+/// Appends an entry to a volume's log. Adds no row if the volume has a newer owner, or if the log
+/// has an entry with this number.
 pub(crate) const APPEND: &str = "
 INSERT INTO imt_log (volume, seq, epoch, body)
     SELECT v.volume, $2::bigint, v.epoch, $4::bytea FROM imt_volume v

@@ -1,12 +1,12 @@
-//! The state that the tasks of this process share with the callers of `Membership` and `Authority`.
+//! The data that this process's tasks of beats and looks share with the callers of `Membership` and
+//! `Authority`.
 //!
 //! **Invariants**
 //! - The mutex is never held across an await.
-//! - `has_lease` takes no lock, because every read calls it.
+//! - `has_lease` takes no lock, because every read of a volume calls it.
 //! - Each event is sent once.
 //!
-//! Deliberately absent: statements (`tasks`, `authority`), and the decision which nodes are gone
-//! (`beat`).
+//! Statements are in `tasks` and `authority`. The decision which nodes are gone is in `beat`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,19 +24,19 @@ use crate::cluster::{ClusterState, Event, NodeInfo};
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, SessionError};
 
-/// Longest wait for a confirmed state. A fail-over of the engine may take longer. The caller then
-/// gets an error and asks again.
+/// Longest wait for a confirmed state. A fail-over of the engine may take longer. Then the caller
+/// gets an error and repeats the call.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A state and its coordinator, read before a beat that was acknowledged on the same connection. So
-/// no old primary has returned it.
+/// A state and its coordinator. They were read before a beat that was acknowledged on the same
+/// connection, so they do not come from an old primary.
 #[derive(Clone, Debug)]
 pub(super) struct Confirmed {
     pub(super) state: ClusterState,
     pub(super) coordinator: String,
 }
 
-/// The rows of one look.
+/// The decoded rows of one look.
 #[derive(Debug, Default)]
 pub(super) struct Look {
     pub(super) beats: BTreeMap<String, Beat>,
@@ -45,7 +45,7 @@ pub(super) struct Look {
     pub(super) coordinator: String,
 }
 
-/// A caller to be notified when a node is gone.
+/// A receiver to be notified when a node is gone.
 pub(super) struct Watcher {
     pub(super) node: NodeName,
     pub(super) events: UnboundedSender<Event>,
@@ -58,19 +58,19 @@ pub(super) struct Shared {
     pub(super) name: NodeName,
     pub(super) incarnation: i64,
     origin: Instant,
-    /// End of the lease in microseconds since `origin`. 0 without a lease.
+    /// End of the lease in microseconds since `origin`; 0 without a lease.
     lease_end_us: AtomicU64,
     inside: Mutex<Inside>,
-    /// Wakes the task that beats, before its next beat is due.
+    /// Wakes the task of beats before its next beat is due.
     pub(super) urge: Notify,
 }
 
 struct Inside {
     judge: Judge,
     look: Look,
-    /// The description of this node while it takes requests.
+    /// The published description of this node; `None` while the node does not take requests.
     card: Option<NodeInfo>,
-    /// Watchers, and the incarnation of the node that each one watches.
+    /// The watchers, each with the incarnation of the node that it watches.
     watchers: Vec<(Watcher, i64)>,
     events: Option<UnboundedSender<Event>>,
     is_elected: bool,
@@ -81,7 +81,7 @@ struct Inside {
 }
 
 impl Inside {
-    /// Returns the other nodes that are alive and take requests.
+    /// Returns the descriptions of the other nodes that run and take requests.
     fn others_alive<'a>(&'a self, me: &'a NodeName) -> impl Iterator<Item = &'a NodeInfo> {
         self.look.cards.values().filter(move |card| {
             let beat = self.look.beats.get(card.name.as_str());
@@ -91,19 +91,20 @@ impl Inside {
     }
 }
 
-/// The input of one beat.
+/// The input of the next beat.
 pub(super) struct Due {
     pub(super) card: Option<NodeInfo>,
     pub(super) is_last: bool,
-    /// Callers that wait for a state. Only a state that is read after this moment is new enough.
+    /// Callers that wait for the cluster's state. A state that is read after the creation of this
+    /// value is recent enough for them.
     pub(super) readers: Vec<Reader>,
     pub(super) cached: Option<Confirmed>,
 }
 
-/// The result of a look for its task.
+/// The effect of a look, for the task of looks.
 pub(super) struct LookOutcome {
     pub(super) looked: Looked,
-    /// `true` if the coordinator is gone, and this process is to become the coordinator.
+    /// `true` if the coordinator is gone and this process must try to become the coordinator.
     pub(super) is_vacant: bool,
 }
 
@@ -116,12 +117,12 @@ impl LookOutcome {
     }
 }
 
-/// Returns the text that stands for a process in the column `coordinator`.
+/// Returns the text that identifies a process in the column `coordinator`.
 pub(super) fn label(name: &NodeName, incarnation: i64) -> String {
     format!("{name}/{incarnation}")
 }
 
-/// Splits a text of `label`.
+/// Splits a text that `label` returned into the node's name and its incarnation.
 fn of_label(label: &str) -> Option<(&str, i64)> {
     let (name, incarnation) = label.split_once('/')?;
     Some((name, incarnation.parse().ok()?))
@@ -159,7 +160,7 @@ impl Shared {
         label(&self.name, self.incarnation)
     }
 
-    /// Returns the time since the start, on the monotonic clock.
+    /// Returns the time since the start of this process's membership, by the monotonic clock.
     pub(super) fn now(&self) -> Duration {
         self.origin.elapsed()
     }
@@ -168,12 +169,13 @@ impl Shared {
         self.inside().judge.pace()
     }
 
-    /// Returns `true` while this process may answer reads.
+    /// Returns `true` while this process has a lease and may answer reads.
     pub(super) fn has_lease(&self) -> bool {
         (self.now().as_micros() as u64) < self.lease_end_us.load(Ordering::Acquire)
     }
 
-    /// Publishes the description of this node with the next beat. `None` removes it.
+    /// Makes the next beat publish the description of this node. `None` removes the published
+    /// description.
     pub(super) fn publish(&self, card: Option<NodeInfo>) {
         self.inside().card = card;
         self.urge.notify_one();
@@ -195,21 +197,21 @@ impl Shared {
         self.inside().is_withdrawn
     }
 
-    /// Returns the nodes that are alive and take requests.
+    /// Returns the descriptions of all nodes that run and take requests.
     pub(super) fn alive(&self) -> Vec<NodeInfo> {
         let inside = self.inside();
         let others = inside.others_alive(&self.name).cloned();
         sorted(others.chain(inside.card.clone()).collect())
     }
 
-    /// Returns all published descriptions.
+    /// Returns the published descriptions of all nodes, including nodes that are gone.
     pub(super) fn node_infos(&self) -> Vec<NodeInfo> {
         let inside = self.inside();
         let others = inside.look.cards.values().filter(|card| card.name != self.name);
         sorted(others.cloned().chain(inside.card.clone()).collect())
     }
 
-    /// Returns the last beat of a node that is gone. `None` if it is alive or not known.
+    /// Returns the last beat of a node that is gone, or `None` if the node runs or is unknown.
     pub(super) fn gone(&self, node: &NodeName) -> Option<Beat> {
         let inside = self.inside();
         let beat = inside.judge.beat_of(node.as_str())?;
@@ -229,13 +231,14 @@ impl Shared {
                 inside.watchers.push((watcher, incarnation));
             }
             _ => {
-                // The send fails if this node has stopped.
+                // The send fails if the coordinator's task on this node has stopped.
                 let _ = watcher.events.send(Event::Gone(watcher.node));
             }
         }
     }
 
-    /// Sets the receiver of the events about this process as a candidate or coordinator.
+    /// Sets the receiver of all events of this process except `Event::Gone`, which is sent to
+    /// watchers. An earlier election or replacement is reported at once.
     pub(super) fn stand(&self, events: UnboundedSender<Event>) {
         let mut inside = self.inside();
         if inside.judge.is_replaced() {
@@ -247,7 +250,7 @@ impl Shared {
         inside.events = Some(events);
     }
 
-    /// Reads the state, and waits for the beat that confirms it.
+    /// Reads the cluster's state, and waits for the beat that confirms it.
     pub(super) async fn read_state(&self) -> Result<Confirmed, NodeError> {
         let (reader, result) = oneshot::channel();
         self.inside().readers.push(reader);
@@ -266,7 +269,7 @@ impl Shared {
         }
     }
 
-    /// Returns the input of the next beat.
+    /// Returns the input of the next beat, with all callers that wait for a state.
     pub(super) fn due(&self) -> Due {
         let mut inside = self.inside();
         inside.readers.retain(|reader| !reader.is_closed());
@@ -278,7 +281,8 @@ impl Shared {
         }
     }
 
-    /// Records an acknowledged beat, and the state that was read before it on the same connection.
+    /// Records an acknowledged beat, which extends the lease. `read` is the state that was read
+    /// before the beat on the same connection.
     pub(super) fn acknowledge(&self, sent: Duration, number: i64, read: Option<&Confirmed>) {
         let mut inside = self.inside();
         inside.judge.acknowledge(sent, number);
@@ -292,12 +296,13 @@ impl Shared {
         }
     }
 
-    /// Makes the next beat read the state for these callers.
+    /// Puts callers without a result back into the list, so that the next beat reads the state for
+    /// them.
     pub(super) fn ask_again(&self, readers: Vec<Reader>) {
         self.inside().readers.extend(readers);
     }
 
-    /// Records that another process has taken the name of this one.
+    /// Records that another process has taken the name of this node. The lease ends at once.
     pub(super) fn replaced(&self) {
         self.lease_end_us.store(0, Ordering::Release);
         let mut inside = self.inside();
@@ -309,19 +314,19 @@ impl Shared {
         inside.readers.clear();
     }
 
-    /// Starts the times of all nodes again, after a new connection.
+    /// Begins the periods of all nodes again, after a new connection.
     pub(super) fn restart(&self) {
         let now = self.now();
         self.inside().judge.restart(now);
     }
 
-    /// Returns the number of the last acknowledged beat.
+    /// Returns the number of the last acknowledged beat of this process.
     pub(super) fn own_beat(&self) -> Option<i64> {
         self.inside().judge.own_beat()
     }
 
-    /// Records a look, and sends the events that follow from it. The result reports a vacancy once.
-    /// Then `took` must be called before it is reported again.
+    /// Records a look, and sends the events that follow from its rows. After a result with
+    /// `is_vacant`, no further vacancy is reported before `took` is called.
     pub(super) fn looked(&self, sent: Duration, own: Option<i64>, look: Look) -> LookOutcome {
         let now = self.now();
         let has_lease = self.has_lease();
@@ -361,7 +366,8 @@ impl Shared {
             let _ = events.send(Event::Changed);
         }
         if is_other && inside.is_elected {
-            // A node that was paused may be alive again. It does not announce itself.
+            // A node that was declared gone may beat again after a pause. Such a node does not say
+            // hello, so the coordinator is notified here.
             let _ = events.send(Event::Hello);
         }
         let is_vacant = match of_label(&inside.look.coordinator) {
@@ -379,7 +385,8 @@ impl Shared {
         }
     }
 
-    /// Records the end of an attempt to become the coordinator.
+    /// Records the end of an attempt to become the coordinator. `is_mine` is `true` if it
+    /// succeeded.
     pub(super) fn took(&self, is_mine: bool) {
         let mut inside = self.inside();
         inside.is_taking = false;
@@ -392,7 +399,7 @@ impl Shared {
         }
     }
 
-    /// Returns `true` if the coordinator of this label is gone.
+    /// Returns `true` if the process that `coordinator` identifies is gone.
     pub(super) fn is_vacant(&self, coordinator: &str) -> bool {
         let inside = self.inside();
         match of_label(coordinator) {

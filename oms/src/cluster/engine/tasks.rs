@@ -1,14 +1,15 @@
-//! The task that beats and the task that looks. Each has its own connection, so a beat that waits
-//! for the standbys delays no look.
+//! The task that sends beats and the task that looks. Each has a separate connection, so a beat
+//! that waits for the standbys does not delay looks.
 //!
 //! **Invariants**
-//! - A state is returned to its readers once a later beat on the same connection is acknowledged.
-//!   Only the primary that the standbys follow acknowledges a beat.
-//! - A beat that changes no row means that this process was replaced, or that an old primary
-//!   without this node's row has answered. A further acknowledged commit on the same connection
-//!   excludes the second case.
+//! - A state is returned to its readers only after a later beat on the same connection is
+//!   acknowledged. Only the primary that the standbys follow acknowledges beats.
+//! - A beat may change no row for two reasons: this process was replaced, or an old primary that
+//!   lacks this node's row has answered. Then a further commit is sent on the same connection. An
+//!   old primary does not acknowledge that commit, so its acknowledgement means that this process
+//!   was replaced.
 //!
-//! Deliberately absent: the decision which nodes are gone (`beat`).
+//! The decision which nodes are gone is in `beat`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,15 +26,15 @@ use crate::error::{NodeError, with_causes};
 use crate::postgres::{Param, Row, Session, SessionError};
 use crate::runtime;
 
-/// Longest time for a beat or a look. PostgreSQL usually answers within milliseconds. The next
-/// attempt after a timeout begins with another host of the URL.
+/// Longest time for a beat or a look. PostgreSQL usually answers within milliseconds. After a
+/// timeout the next attempt begins with another host of the URL.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum size of a node's description in bytes. The usual size is some hundred bytes.
+/// Maximum size of a node's description in bytes. A typical description has some hundred bytes.
 const CARD_BYTES_MAX: usize = 64 * 1_024;
-/// Number of consecutive failures for which one line is logged.
+/// Only one of this many consecutive failures is logged.
 const FAILURES_PER_LOG: u32 = 50;
 
-/// Logs the first failure of a series, then every fiftieth, then the end of the series.
+/// Logs the first of every `FAILURES_PER_LOG` failures in a series, and the end of the series.
 #[derive(Default)]
 struct Troubles(u32);
 
@@ -53,11 +54,11 @@ impl Troubles {
     }
 }
 
-/// The result of one beat.
+/// The outcome of an attempt to send one beat.
 enum Beaten {
     Acknowledged(Option<Box<Confirmed>>),
     Replaced,
-    /// The connection changed between two statements. The beat has to be repeated.
+    /// The connection changed between two statements, so the beat must be repeated.
     Again,
 }
 
@@ -108,7 +109,7 @@ pub(super) async fn beat(shared: Arc<Shared>, mut session: Session, mut number: 
                     }
                 }
                 if due.is_last {
-                    // The other nodes notice the end of this process by its missing beats.
+                    // The other nodes notice the end of this process because its beats stop.
                     return;
                 }
                 shared.ask_again(due.readers);
@@ -193,7 +194,8 @@ pub(super) async fn look(shared: Arc<Shared>, table: Arc<StateTable>, mut sessio
     }
 }
 
-/// Looks once. Returns `true` if the coordinator is gone, and this process is to take its place.
+/// Looks once. Returns `true` if the coordinator is gone and this process must try to become the
+/// coordinator.
 pub(super) async fn look_once(
     shared: &Shared,
     session: &mut Session,
@@ -225,7 +227,7 @@ pub(super) fn decoded_look(rows: &[Row]) -> Result<Look, SessionError> {
             incarnation: row.int8(1)?,
             number: row.int8(2)?,
         };
-        // A description that cannot be decoded, or names another node, is ignored.
+        // A description that cannot be decoded, or that names another node, is ignored.
         let card = row.opt_text(3)?.filter(|card| card.len() <= CARD_BYTES_MAX);
         let card = card.and_then(|card| serde_json::from_str::<NodeInfo>(card).ok());
         if let Some(card) = card.filter(|card| card.name.as_str() == name) {

@@ -1,11 +1,12 @@
-//! Operations on an engine for the command line: creating the tables, checks, listing the nodes,
-//! control of standbys.
+//! Operations on an engine for the command line: creating the tables, checking the engine, listing
+//! the nodes, and controlling standbys.
 //!
 //! **Invariants**
-//! - `init_engine` can be repeated, and removes nothing.
-//! - `check_engine` removes its test entries. Their volume has a name that no node can have.
+//! - `init_engine` may be repeated, and deletes nothing.
+//! - `check_engine` deletes its test entries. They belong to a volume with a name that no node can
+//!   have.
 //!
-//! Deliberately absent: the output of the commands.
+//! The commands' output is in the crate `cli`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,15 +26,15 @@ use crate::error::NodeError;
 use crate::postgres::{EngineUrl, Param, Session, SessionError};
 use crate::runtime;
 
-/// Longest time for one statement.
+/// Longest time to wait for one statement.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Oldest version of PostgreSQL that was tested, in the form of `server_version_num`.
 const SERVER_VERSION_MIN: i32 = 150_000;
-/// Number of test commits of a check.
+/// Number of commits by which a check measures the latency.
 const TEST_COMMITS: usize = 50;
-/// Content of a test entry. It has the size of a commit of one order.
+/// Content of a test entry. Its size is that of a commit of one order.
 const TEST_BODY: [u8; 400] = [0; 400];
-/// Median duration of commits above which the check warns.
+/// Median duration of the test commits above which the check warns.
 const SLOW_COMMIT: Duration = Duration::from_millis(20);
 
 fn failed(url: &EngineUrl, action: &'static str) -> impl Fn(SessionError) -> NodeError + use<> {
@@ -45,7 +46,7 @@ fn failed(url: &EngineUrl, action: &'static str) -> impl Fn(SessionError) -> Nod
     }
 }
 
-/// Creates the tables that are missing, and the settings of the role in this database.
+/// Creates the missing tables and the views, and sets the settings of the role in this database.
 ///
 /// # Errors
 /// `NodeError::Engine` if the engine cannot be reached, or the role may not create tables.
@@ -75,7 +76,7 @@ pub async fn init_engine(url: &EngineUrl) -> Result<(), NodeError> {
         .await
         .map_err(&failed)?;
     for (name, value) in schema::ROLE_SETTINGS {
-        // `remote_apply` is stricter than the setting that nodes need, so it is kept.
+        // `remote_apply` is stricter than the required setting, so it is not overwritten.
         let is_stricter = name == "synchronous_commit" && row.text(1).map_err(&failed)? == "remote_apply";
         if !is_stricter {
             let sql = format!("ALTER ROLE CURRENT_USER IN DATABASE {database} SET {name} = '{value}'");
@@ -85,7 +86,7 @@ pub async fn init_engine(url: &EngineUrl) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// Returns the position up to which a standby has received the primary's log, in bytes.
+/// Returns the position in the primary's log, in bytes, up to which a standby has received it.
 ///
 /// # Errors
 /// `NodeError::Engine` if the standby cannot be reached.
@@ -99,7 +100,8 @@ pub async fn standby_position(url: &EngineUrl) -> Result<u64, NodeError> {
     Ok(u64::try_from(position.map_err(&failed)?).unwrap_or(0))
 }
 
-/// Promotes a standby to the primary. Returns before the new primary accepts writes.
+/// Promotes a standby to the primary. The function does not wait until the new primary accepts
+/// writes.
 ///
 /// # Errors
 /// `NodeError::Engine` if the standby cannot be reached.
@@ -107,7 +109,7 @@ pub async fn promote_standby(url: &EngineUrl) -> Result<(), NodeError> {
     run_on_standby(url, "SELECT pg_promote(false)").await
 }
 
-/// Makes a standby reload its settings.
+/// Makes a standby reload its configuration files.
 ///
 /// # Errors
 /// `NodeError::Engine` if the standby cannot be reached.
@@ -121,32 +123,33 @@ async fn run_on_standby(url: &EngineUrl, sql: &str) -> Result<(), NodeError> {
     done.map(drop).map_err(failed(url, "change a standby"))
 }
 
-/// The verdict of one check.
+/// The result of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// No fault.
+    /// The check found no fault.
     Good,
-    /// Nodes can run, but the operator should read the finding.
+    /// Nodes can run, but the finding describes a risk for the operator to consider.
     Warning,
-    /// Nodes refuse to start, or acknowledged orders could be lost.
+    /// Nodes would refuse to start, or acknowledged orders could be lost.
     Bad,
 }
 
-/// One check of an engine.
+/// The result of one check of an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineCheck {
-    /// The subject in one or two words.
+    /// The checked subject in one or two words.
     pub subject: &'static str,
-    /// The verdict.
+    /// The severity of the finding.
     pub verdict: Verdict,
-    /// The finding, with a remedy if there is one.
+    /// The finding as text, with a remedy if there is one.
     pub finding: String,
 }
 
-/// Checks if an engine can hold a cluster without losing an acknowledged order.
+/// Checks if an engine can store a cluster without losing an acknowledged order.
 ///
-/// # Errors `NodeError::Engine` if the engine cannot be reached. Faults of the engine are findings,
-/// not errors.
+/// # Errors
+/// `NodeError::Engine` if the engine cannot be reached. Faults of the engine are findings, not
+/// errors.
 pub async fn check_engine(url: &EngineUrl) -> Result<Vec<EngineCheck>, NodeError> {
     let failed = failed(url, "run the checks");
     let mut session = Session::new(Arc::new(url.clone()), "check");
@@ -294,9 +297,10 @@ async fn tables(session: &mut Session, checks: &mut Checks) -> Result<bool, Sess
     }
 }
 
-/// Checks that the engine refuses entries of a former owner of a volume, and measures commits.
+/// Checks that the engine refuses log entries of a former owner of a volume, and measures the
+/// latency of commits.
 async fn fence(session: &mut Session, checks: &mut Checks) -> Result<(), SessionError> {
-    // A node's name cannot contain a space.
+    // A name with a space cannot be the name of a node or its volume.
     let volume = format!("check {:016x}", runtime::random_u64());
     let outcome = test_entries(session, &volume).await;
     let name = [Param::Text(&volume)];
@@ -329,15 +333,16 @@ async fn fence(session: &mut Session, checks: &mut Checks) -> Result<(), Session
     Ok(())
 }
 
-/// The results of the test entries of a check.
+/// The results of the test entries.
 struct Tested {
-    /// Number of rows that each of the first five entries added: 1, or 0 if it was refused.
+    /// Number of rows that each of the first five entries added: 1, or 0 if the entry was refused.
     added: Vec<u64>,
-    /// Duration of each further commit.
+    /// Durations of the `TEST_COMMITS` further commits.
     times: Vec<Duration>,
 }
 
-/// Writes five entries that test the fence, then `TEST_COMMITS` entries to measure commits.
+/// Appends five entries that test the fence, and then `TEST_COMMITS` entries to measure the
+/// latency.
 async fn test_entries(session: &mut Session, volume: &str) -> Result<Tested, SessionError> {
     let name = Param::Text(volume);
     session
@@ -374,39 +379,39 @@ async fn append(session: &mut Session, volume: Param<'_>, seq: i64, epoch: i64) 
     session.execute(schema::APPEND, &params, STATEMENT_TIMEOUT).await
 }
 
-/// A cluster as it is stored in its engine.
+/// A cluster as its engine describes it.
 #[derive(Clone, Debug)]
 pub struct EngineView {
-    /// The published description of each node, and `true` if its process beats.
+    /// The published description of each node, with `true` if its process beats.
     pub nodes: Vec<(NodeInfo, bool)>,
-    /// The ring. `None` if no node was started yet.
+    /// The ring; `None` if no node has ever been started.
     pub ring: Option<Ring>,
-    /// The URL of the cluster's warehouse.
+    /// The URL of the cluster's warehouse, if one is set.
     pub warehouse: Option<String>,
-    /// The cluster's secret. Empty if it comes from a file.
+    /// The cluster's secret; empty if the nodes read it from a file.
     pub secret: String,
-    /// The volumes on this engine.
+    /// The volumes that this engine stores.
     pub volumes: Vec<String>,
-    /// The further engines of the cluster.
+    /// The further engines, which store other volumes of the cluster.
     pub further: Vec<FurtherEngine>,
 }
 
-/// A further engine of a cluster, which has logs of volumes.
+/// An engine beside the cluster's first engine, which stores the logs of some volumes.
 #[derive(Clone, Debug)]
 pub struct FurtherEngine {
-    /// Its name in the cluster.
+    /// The engine's name in the cluster.
     pub name: String,
-    /// Its URL without a password.
+    /// The engine's URL without a password.
     pub url: String,
-    /// The volumes on it.
+    /// The volumes that the engine stores.
     pub volumes: Vec<String>,
 }
 
-/// Checks if an engine can become a further engine of a cluster: it has the tables and settings,
-/// and no cluster of its own.
+/// Checks if an engine can become a further engine of a cluster. It must have the tables and
+/// settings of imt, and must not contain the state of another cluster.
 ///
 /// # Errors
-/// `NodeError::EngineUnfit` with the reason, or `NodeError::Engine` if an engine does not answer.
+/// `NodeError::EngineUnfit` with the reason, or `NodeError::Engine` if the engine does not respond.
 pub async fn check_further_engine(first: &EngineUrl, url: &EngineUrl) -> Result<(), NodeError> {
     let url = url.clone().or_password_of(first);
     check_fitness(&mut Session::new(Arc::new(url.clone()), "check"), &url).await?;
@@ -419,7 +424,7 @@ pub async fn check_further_engine(first: &EngineUrl, url: &EngineUrl) -> Result<
     }
 }
 
-/// Returns `true` if a further engine of a cluster accepts commits now.
+/// Returns `true` if a further engine of a cluster acknowledges a commit now.
 pub async fn engine_answers(first: &EngineUrl, further: &str) -> bool {
     let Ok(url) = further_engine(further, first) else {
         return false;
@@ -431,7 +436,7 @@ pub async fn engine_answers(first: &EngineUrl, further: &str) -> bool {
         .is_ok()
 }
 
-/// Reads the state of the cluster. `None` if no node was ever started.
+/// Reads the cluster's state from an engine. Returns `None` if no node has ever been started.
 pub(super) async fn state_in(url: &EngineUrl) -> Result<Option<ClusterState>, NodeError> {
     let failed = failed(url, "read the cluster's state");
     let mut session = Session::new(Arc::new(url.clone()), "view");
@@ -457,8 +462,8 @@ fn volumes_on(state: &ClusterState, engine: Option<&String>) -> Vec<String> {
     volumes.map(ToString::to_string).collect()
 }
 
-/// Reads the nodes and the ring of an engine. Looks several times: a node runs if its beat changes.
-/// That takes up to `Pace::gone`.
+/// Reads the nodes and the ring from an engine. To tell which nodes run, the function looks
+/// repeatedly for up to `Pace::gone`: a node runs if its beat changes.
 ///
 /// # Errors
 /// `NodeError::Engine` if the engine cannot be reached or has no tables.

@@ -1,15 +1,16 @@
-//! Opens a volume with its log in an engine: bring the local copy up to date, take the log over,
-//! copy the last entries.
+//! Opens a volume that has its log in an engine. First the local copy is brought up to date. Then
+//! the log is taken over, and the last entries are copied.
 //!
 //! **Invariants**
 //! - A log is taken over only under a valid lease. So a process that was replaced does not take a
 //!   volume from its successor.
-//! - A takeover appends an entry of its own to the log. The volume is served once the local copy
-//!   has all entries up to that one.
-//! - If the engine does not answer, or the log has a newer owner, the volume stays closed. Neither
-//!   is an error: the caller tries again, or the state names another node.
+//! - A takeover appends an entry to the log. The volume is served once the local copy has all
+//!   entries up to that one.
+//! - If the engine does not respond, or the log has a newer owner, the volume stays closed without
+//!   an error. In the first case the caller tries again. In the second case the state names another
+//!   node.
 //!
-//! Deliberately absent: the choice of the volumes (`control`), beats and leases (`beat`).
+//! The choice of the volumes is in `control`. Beats and leases are in `beat`.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
@@ -35,26 +36,27 @@ use crate::storage::log::writer::LogWriter;
 use crate::storage::log::{Log, LogError};
 use crate::storage::volume::Volume;
 
-/// Pause after a takeover that did not succeed, because the caller tries again at once.
+/// Pause after a failed takeover. The caller repeats the attempt at once, so without the pause it
+/// would spin.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The parameters of opening a volume.
 pub(crate) struct Opening<'a> {
     pub(crate) volume: &'a str,
-    /// The node that opens it.
+    /// The node that opens the volume.
     pub(crate) owner: &'a str,
-    /// The version of the cluster's state in which the node serves the volume.
+    /// The version of the cluster's state since which the node serves the volume.
     pub(crate) since: u64,
     pub(crate) expected: Expected,
-    /// The engine's URL, for errors.
+    /// The engine's URL, for error messages.
     pub(crate) place: String,
-    /// Two connections to the log: for commits and for checkpoints.
+    /// Two connections to the log: one for commits, one for checkpoints.
     pub(crate) logs: [Box<dyn Log>; 2],
 }
 
 /// The reason why a volume was not opened.
 enum Unopened {
-    /// A later attempt may succeed.
+    /// The volume cannot be opened now, but a later attempt may succeed.
     Later,
     Failed(NodeError),
 }
@@ -76,7 +78,7 @@ impl From<CatchUpError> for Unopened {
     }
 }
 
-/// Returns the folder of a node's local copy of a volume.
+/// Returns the folder with a node's local copy of a volume.
 pub(super) fn cache_folder(data: &Path, node: &str, volume: &str) -> PathBuf {
     data.join("cache").join(node).join(volume)
 }
@@ -86,7 +88,7 @@ impl EngineCluster {
         cache_folder(&self.data, self.name.as_str(), volume)
     }
 
-    /// Returns the URL of the engine that has a log.
+    /// Returns the URL of the engine that stores a log.
     fn engine_of(&self, log: &VolumeLog) -> Result<Arc<EngineUrl>, NodeError> {
         match &log.engine {
             None => Ok(Arc::clone(&self.url)),
@@ -94,7 +96,8 @@ impl EngineCluster {
         }
     }
 
-    /// Returns the URL of the engine that has a log, if volumes on it can be opened now.
+    /// Returns the URL of the engine that stores a log, or `None` if that engine cannot be used
+    /// now.
     async fn usable_engine_of(&self, log: &VolumeLog) -> Option<Arc<EngineUrl>> {
         match self.engine_of(log) {
             Ok(url) => self.is_fit(&url).await.then_some(url),
@@ -105,8 +108,9 @@ impl EngineCluster {
         }
     }
 
-    /// Checks the tables and settings of a further engine, once it answers. Returns `false` while
-    /// it does not, and if it must not be used.
+    /// Returns `true` if an engine may be used. The tables and settings of a further engine are
+    /// checked once, as soon as it responds. Returns `false` while it does not respond, and if the
+    /// check fails.
     async fn is_fit(&self, url: &Arc<EngineUrl>) -> bool {
         let text = url.to_string();
         let fit = || self.fit.lock();
@@ -134,8 +138,8 @@ fn log_in(url: &Arc<EngineUrl>, volume: &str, purpose: &'static str) -> Box<dyn 
     Box::new(EngineLog::new(Arc::clone(url), volume, purpose))
 }
 
-/// Parses the URL of a further engine. It is kept without a password: each node takes the password
-/// from its environment or password file, else that of the first engine.
+/// Parses the URL of a further engine, which is stored without a password. Each node takes the
+/// password from its environment or password file, or else from the URL of the first engine.
 pub(super) fn further_engine(text: &str, first: &EngineUrl) -> Result<EngineUrl, NodeError> {
     let parsed: Result<EngineUrl, _> = text.parse();
     parsed
@@ -146,8 +150,8 @@ pub(super) fn further_engine(text: &str, first: &EngineUrl) -> Result<EngineUrl,
         })
 }
 
-/// Empties a local copy of an earlier volume of the same name: one that was removed before the
-/// version `born` of the cluster's state created this one.
+/// Empties a local copy that belongs to a former volume of the same name. A former volume was
+/// removed before version `born` of the cluster's state created the present one.
 pub(crate) fn of_this_life(cache: Cache, born: u64) -> Result<Cache, StorageError> {
     let position = cache.position()?;
     if position.is_some_and(|position| position.seq > 0 && is_before(position.epoch, born)) {
@@ -158,9 +162,9 @@ pub(crate) fn of_this_life(cache: Cache, born: u64) -> Result<Cache, StorageErro
 }
 
 /// Opens or creates the local copy of a volume. An unreadable copy is deleted and created again,
-/// because the engine has all its rows.
+/// because the engine stores all its rows.
 pub(super) fn open_cache(folder: &Path) -> Result<Cache, StorageError> {
-    // Other users of the machine must not read orders.
+    // Mode 0700 keeps other users of the machine from reading orders.
     let _ = std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -207,7 +211,8 @@ impl Volumes for EngineCluster {
             }
             let name = volume.as_str();
             let identity = state.log_of(&volume);
-            // An engine that cannot be used stops its volumes, and no others.
+            // An unusable engine must affect only the volumes that it stores. So this is not an
+            // error.
             let Some(url) = self.usable_engine_of(&identity).await else {
                 tokio::time::sleep(RETRY_PAUSE).await;
                 return Ok(None);
@@ -231,7 +236,7 @@ impl Volumes for EngineCluster {
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         Box::pin(async move {
             if let Err(error) = self.remove_log(&volume).await {
-                // The rows only take space: no node opens a volume without slots.
+                // The remaining rows only take space, because no node opens a volume without slots.
                 let error = with_causes(&error);
                 tracing::warn!(%volume, error, "rows of an empty volume not removed from the engine");
             }
@@ -274,7 +279,8 @@ impl Volumes for EngineCluster {
     }
 }
 
-/// Takes a volume over and opens it with a local copy. Returns `None` if this is not possible yet.
+/// Takes over a volume and opens it with its local copy. Returns `None` if that is not possible
+/// yet.
 pub(crate) async fn open(
     opening: Opening<'_>,
     cache: impl FnOnce() -> Result<Cache, StorageError> + Send + 'static,
@@ -287,7 +293,8 @@ pub(crate) async fn open(
     let opened = runtime::blocking(cache).await;
     let cache = match opened.unwrap_or(Err(StorageError::Closed)) {
         Ok(cache) => cache,
-        // This process lost the volume a moment ago and is still closing its copy.
+        // The local copy is locked because this process has just lost the volume and is still
+        // closing the copy.
         Err(error) if error.is_locked() => return Ok(None),
         Err(error) => return Err(error.into()),
     };
@@ -318,12 +325,12 @@ async fn take(
     let Opening { volume, owner, .. } = opening;
     let [mut log, checkpoints] = opening.logs;
     let newest = log.newest().await?;
-    // Copies most entries before the takeover, while the former owner can still commit. That
+    // Most entries are copied before the takeover, while the former owner can still commit. That
     // shortens the time in which no node serves the volume.
     if newest.seq > 1 {
         match catch_up(cache, &mut *log, volume, newest.seq - 1, false).await {
-            // An old primary may have answered, which lacks the newest entries. The copy after the
-            // takeover compares again.
+            // The log may come from an old primary that lacks the newest entries. The copy after
+            // the takeover compares the hash chains again.
             Err(CatchUpError::Differs(fault)) => tracing::warn!(volume, fault, "local copy differs"),
             copied => drop(copied?),
         }

@@ -1,11 +1,11 @@
-//! Ensures that all nodes of an engine send to the same warehouse.
+//! Ensures that all nodes of an engine's cluster send messages to the same warehouse.
 //!
 //! **Invariants**
-//! - If no other node runs, the setting of the starting node replaces the stored URL.
-//! - If other nodes run, the starting node uses the stored URL. A setting with another URL is an
-//!   error.
+//! - If no other node runs, the starting node's setting `--warehouse` replaces the stored URL.
+//! - If other nodes run, the starting node uses the stored URL. It refuses to start with another
+//!   URL in its setting.
 //!
-//! Deliberately absent: a change of the URL while nodes run (`control::coordinator`).
+//! Changes of the URL while nodes run are in `control::coordinator`.
 
 use std::time::Duration;
 
@@ -16,14 +16,16 @@ use crate::cluster::{ClusterState, Membership, agreed_warehouse};
 use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
 
-/// Longest wait until the first node has stored a URL, which it does right after the first state.
+/// Longest wait until the cluster's first node has stored a URL. The first node stores the URL
+/// right after it has written the first state.
 const NAMED_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause between two reads of the state.
+/// Pause between two reads of the cluster's state.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 impl EngineCluster {
     /// Returns the URL of the cluster's warehouse, and stores it if no other node runs. `asked` is
-    /// the setting of this node. `usual` is used if there is neither a setting nor a stored URL.
+    /// the setting of this node. If there is neither a setting nor a stored URL, the result is
+    /// `usual`.
     pub(crate) async fn agree_on_warehouse(
         &self,
         asked: Option<&WarehouseUrl>,
@@ -55,18 +57,19 @@ impl EngineCluster {
     }
 }
 
-/// The result of one look at the state.
+/// The action that follows from one read of the cluster's state.
 #[derive(Debug, PartialEq, Eq)]
 enum Agreement {
-    /// This warehouse is that of the cluster.
+    /// Use this URL, which is stored in the state.
     Named(String),
-    /// This warehouse becomes that of the cluster with this state.
+    /// Replace the state by this one, which stores this URL.
     Change(Box<ClusterState>, String),
-    /// Another node is about to name it.
+    /// Wait, because another node is about to store a URL.
     Unnamed,
 }
 
-/// Returns the warehouse by a state. A node that decides replaces the stored one by its setting.
+/// Determines the warehouse from a state. If this node decides, its setting replaces the stored
+/// URL.
 fn agreement(
     state: &ClusterState,
     decides: bool,

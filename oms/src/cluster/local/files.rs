@@ -1,12 +1,13 @@
-//! Files of a data folder that nodes share: descriptions of nodes, the secret and the state.
+//! The files of a data folder that all its nodes share: the descriptions of nodes, the secret and
+//! the state.
 //!
 //! **Invariants**
-//! - The state is replaced through a temporary file, a sync and a rename. So a reader sees an old
-//!   or a new state, and never a part.
-//! - The secret is created once and readable by its owner only.
-//! - The size of a file is bounded before it is read.
+//! - The state is written to a temporary file, synced, and renamed. So a reader sees the old or the
+//!   new state, never a part.
+//! - The secret is created once. Only the owner of the file can read it.
+//! - The size of a file is checked before it is read.
 //!
-//! Deliberately absent: the right to replace the state (see `local`).
+//! The right to replace the state is checked in `local`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -23,10 +24,11 @@ use crate::runtime::regular_file;
 pub(super) const STATE: &str = "ring.json";
 pub(super) const COORDINATOR: &str = "coordinator.lock";
 pub(super) const SECRET: &str = "secret";
-/// Maximum size of a description or secret in bytes. The usual size is some hundred bytes.
+/// Maximum size in bytes of a node's description and of the secret. Both usually have a few hundred
+/// bytes at most.
 pub(super) const FILE_BYTES_MAX: u64 = 64 * 1_024;
-/// Maximum size of the state in bytes. A slot takes a few bytes in each of two rings, or 400 KB in
-/// all with 16,384 slots.
+/// Maximum size of the state in bytes. The state contains up to two rings, each with a few bytes
+/// per slot. With 16,384 slots it has about 400 KB.
 pub(super) const STATE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
 
 pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> NodeError {
@@ -51,11 +53,12 @@ pub(super) fn holder(data: &Path, name: &NodeName) -> Option<String> {
     ))
 }
 
-/// Returns the published descriptions of the nodes of a data folder, by name, alive or not.
+/// Returns the published descriptions of the nodes of a data folder, sorted by name. Nodes that no
+/// longer run are included.
 ///
 /// # Errors
-/// Returns an error if the folder cannot be read. Incomplete descriptions, or those of another
-/// format, are skipped.
+/// Returns an error if the folder cannot be read. Incomplete descriptions, and descriptions in
+/// another format, are skipped.
 pub fn node_infos(data: &Path) -> Result<Vec<NodeInfo>, NodeError> {
     let folder = data.join("nodes");
     let mut node_infos: Vec<NodeInfo> = Vec::new();
@@ -76,15 +79,15 @@ pub fn is_node_running(data: &Path, node: &NodeName) -> bool {
     is_held(&lock_path(data, node))
 }
 
-/// Returns `true` if a node of this data folder is the coordinator now. Then there is a cluster to
-/// join.
+/// Returns `true` if a running node of this data folder is the coordinator, so that another node
+/// can join its cluster.
 #[must_use]
 pub fn has_coordinator(data: &Path) -> bool {
     is_held(&data.join(COORDINATOR))
 }
 
-/// Returns the secret that authenticates nodes of this data folder. Only the folder's owner can
-/// read it.
+/// Returns the secret by which nodes of this data folder authenticate each other. Only the owner of
+/// the file can read it.
 ///
 /// # Errors
 /// Returns an error if the file does not exist or cannot be read.
@@ -96,7 +99,8 @@ pub fn read_secret(data: &Path) -> Result<String, NodeError> {
     text.map_err(failed("read", &path))
 }
 
-/// Returns the secret. Creates it if it does not exist; the first of several processes wins.
+/// Returns the cluster's secret, and creates it if it does not exist. If several processes create
+/// it at once, all of them return the secret of the first one.
 pub(super) fn secret(data: &Path) -> Result<String, NodeError> {
     let path = data.join(SECRET);
     let fresh = data.join(format!("{SECRET}.{}", std::process::id()));
@@ -113,8 +117,8 @@ pub(super) fn secret(data: &Path) -> Result<String, NodeError> {
             .map_err(failed("create", &fresh))?;
         file.write_all(text.as_bytes()).map_err(failed("write", &fresh))?;
         file.sync_all().map_err(failed("sync", &fresh))?;
-        // A hard link, unlike a rename, does not replace a secret that another process has just
-        // created.
+        // Unlike a rename, a hard link fails if the path exists. So it cannot replace a secret that
+        // another process has just created.
         let linked = std::fs::hard_link(&fresh, &path);
         let _ = std::fs::remove_file(&fresh);
         match linked {
@@ -127,7 +131,7 @@ pub(super) fn secret(data: &Path) -> Result<String, NodeError> {
     read_secret(data)
 }
 
-/// Returns the current state of a data folder; `None` if no node has written one.
+/// Returns the cluster's state from a data folder, or `None` if no node has written one.
 pub(super) fn read_state(data: &Path) -> Result<Option<ClusterState>, NodeError> {
     let path = &data.join(STATE);
     let json = match regular_file::read(path, STATE_BYTES_MAX) {
@@ -140,7 +144,7 @@ pub(super) fn read_state(data: &Path) -> Result<Option<ClusterState>, NodeError>
         reason: error.to_string(),
     };
     let value: serde_json::Value = serde_json::from_slice(&json).map_err(wrong)?;
-    // Data folders of the first layout contain only the ring.
+    // In the first version of this layout the file contains only the ring.
     let state = if value.get("ring").is_some() {
         serde_json::from_value(value).map_err(wrong)?
     } else {
@@ -164,8 +168,8 @@ pub(super) fn write_state(data: &Path, state: &ClusterState) -> Result<(), NodeE
     replace_file(&path, &json)
 }
 
-/// Returns the current ring of a data folder; `None` if no node has written one. Needs no running
-/// node.
+/// Returns the current ring of a data folder, or `None` if no node has written one. The function
+/// reads a file, so no node has to run.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read or contains no ring.
@@ -173,8 +177,8 @@ pub fn read_ring(data: &Path) -> Result<Option<Ring>, NodeError> {
     Ok(read_state(data)?.map(|state| state.ring))
 }
 
-/// Returns the URL of the warehouse that the nodes of a data folder call; `None` if no node has
-/// named one. Needs no running node.
+/// Returns the URL of the warehouse that the nodes of a data folder call, or `None` if no node has
+/// stored one. The function reads a file, so no node has to run.
 ///
 /// # Errors
 /// Returns an error if the file of the state cannot be read.
@@ -182,7 +186,7 @@ pub fn read_warehouse(data: &Path) -> Result<Option<String>, NodeError> {
     Ok(read_state(data)?.and_then(|state| state.warehouse))
 }
 
-/// Replaces a file atomically and durably.
+/// Replaces a file atomically. The new content is durable when the function returns.
 pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), NodeError> {
     let temporary = path.with_extension("json.new");
     let mut file = File::create(&temporary).map_err(failed("create", &temporary))?;

@@ -1,10 +1,10 @@
-//! Locks on files and folders, and the check that a path still leads to the file that was opened.
+//! Locks on files and folders, and the check that a path still leads to the opened file.
 //!
 //! **Invariants**
-//! - The kernel releases a lock when its process ends in any way.
-//! - A replaced lock file is noticed by its inode.
+//! - The kernel releases a lock when the process that holds it ends in any way.
+//! - A replaced lock file is detected by its inode number.
 //!
-//! Deliberately absent: the meaning of a lock (see `local`) and the content of files (`files`).
+//! The meaning of each lock is defined in `local`. The content of files is handled in `files`.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
@@ -29,7 +29,7 @@ impl OpenPath {
         })
     }
 
-    /// Fails if the path leads to another file now.
+    /// Fails if the path now leads to another file, or to none.
     pub(super) fn check(&self) -> Result<(), NodeError> {
         let identity = |of: std::fs::Metadata| (of.dev(), of.ino());
         let ours = self.file.metadata().map(identity);
@@ -49,13 +49,14 @@ impl OpenPath {
     }
 }
 
-/// The lock of a folder itself, held until dropped.
+/// An exclusive lock on a folder, held until the value is dropped.
 pub(super) struct FolderLock(File);
 
 impl FolderLock {
     pub(super) fn take(folder: &Path) -> Result<FolderLock, NodeError> {
         let file = File::open(folder).map_err(failed("open", folder))?;
-        // Some file systems cannot lock folders. Then only the version check protects the state.
+        // Some file systems cannot lock folders. Then only the check of the version protects the
+        // state, so other errors are ignored.
         while let Err(error) = file.lock()
             && error.kind() == ErrorKind::Interrupted
         {}
@@ -65,19 +66,19 @@ impl FolderLock {
 
 impl Drop for FolderLock {
     fn drop(&mut self) {
-        // Unlock explicitly. A child process that is being started shares the open file and would
-        // keep the lock.
+        // Closing the file might not release the lock. A child process that is being started shares
+        // the open file and would keep the lock.
         let _ = self.0.unlock();
     }
 }
 
-/// Opens a lock file; creates it if it does not exist.
+/// Opens a lock file, and creates it if it does not exist.
 pub(super) fn open_lock(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     regular_file::open_with(options.write(true).create(true).truncate(false), path)
 }
 
-/// Takes a lock, or `None` if another process has it.
+/// Takes the exclusive lock of a file. Returns `None` if another process holds a lock on it.
 pub(super) fn lock(path: &Path) -> Result<Option<OpenPath>, NodeError> {
     let file = open_lock(path).map_err(failed("open", path))?;
     match file.try_lock() {
@@ -90,7 +91,7 @@ pub(super) fn lock(path: &Path) -> Result<Option<OpenPath>, NodeError> {
     }
 }
 
-/// Returns `true` if a process holds that lock exclusively.
+/// Returns `true` if a process holds the exclusive lock of this file.
 pub(super) fn is_held(path: &Path) -> bool {
     let file = regular_file::open_with(OpenOptions::new().read(true), path);
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))

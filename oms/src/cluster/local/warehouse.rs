@@ -1,12 +1,12 @@
-//! The agreement of all nodes of a data folder on one warehouse.
+//! Ensures that all nodes of a data folder send messages to the same warehouse.
 //!
 //! **Invariants**
-//! - The warehouse is part of the cluster's state, and every node calls that one.
-//! - A node that runs alone decides: its setting replaces the stored URL. A node that joins others
-//!   takes the stored URL over, and is refused with another setting.
+//! - The URL of the warehouse is part of the cluster's state, and every node uses that URL.
+//! - If no other node runs, the starting node's setting replaces the stored URL. If other nodes
+//!   run, the starting node uses the stored URL, and refuses to start with another URL in its
+//!   setting.
 //!
-//! Deliberately absent: a change while nodes run, which the coordinator makes
-//! (`control::coordinator`).
+//! Changes of the URL while nodes run are in `control::coordinator`.
 
 use std::path::Path;
 use std::time::Instant;
@@ -18,12 +18,12 @@ use crate::cluster::local::{LocalCluster, RETRY_INTERVAL, STATE_TIMEOUT, lock_pa
 use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
 
-/// Checks that a node with this setting may join the running nodes of a data folder. Changes
-/// nothing.
+/// Checks that a node with the setting `asked` may join the running nodes of a data folder. The
+/// function changes nothing.
 ///
 /// # Errors
-/// `NodeError::OtherWarehouse` if the running nodes call another warehouse, or the error of a state
-/// that cannot be read.
+/// `NodeError::OtherWarehouse` if the running nodes call another warehouse, or the error of reading
+/// the state.
 pub fn check_warehouse(data: &Path, asked: Option<&WarehouseUrl>) -> Result<(), NodeError> {
     if !is_held(&data.join(COORDINATOR)) {
         return Ok(());
@@ -35,8 +35,9 @@ pub fn check_warehouse(data: &Path, asked: Option<&WarehouseUrl>) -> Result<(), 
 }
 
 impl LocalCluster {
-    /// Returns the URL of the cluster's warehouse. Writes it into the state if this node runs
-    /// alone. `usual` counts if neither the node nor the cluster has named one.
+    /// Returns the URL of the cluster's warehouse, and stores it if no other node runs. `asked` is
+    /// the setting of this node. If there is neither a setting nor a stored URL, the result is
+    /// `usual`.
     pub(crate) fn agree_on_warehouse(
         &self,
         asked: Option<&WarehouseUrl>,
@@ -57,7 +58,7 @@ impl LocalCluster {
             if let Some(known) = state.warehouse {
                 return agreed_warehouse(asked, known);
             }
-            // The first node writes the URL right after the state.
+            // The first node stores the URL right after it has written the first state.
             if begun.elapsed() > STATE_TIMEOUT {
                 return Err(NodeError::Config {
                     setting: "warehouse",
@@ -69,7 +70,8 @@ impl LocalCluster {
         }
     }
 
-    /// Returns `true` if this node holds the coordinator's lock. Takes the lock if it is free.
+    /// Returns `true` if this node holds the coordinator's lock. If the lock is free, this node
+    /// takes it.
     fn coordinates(&self) -> Result<bool, NodeError> {
         let is_needed = self.held().coordinator.is_none();
         if is_needed && let Some(free) = lock(&self.data.join(COORDINATOR))? {
@@ -99,7 +101,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// A node that has joined and published its description.
+    /// Returns a node that has joined and has published its description.
     fn joined(data: &Path, name: &str) -> LocalCluster {
         let cluster = LocalCluster::join(data, name).unwrap();
         let node_info = NodeInfo {
@@ -167,7 +169,7 @@ mod tests {
         let data = folder.path();
         let paris = joined(data, "paris");
         paris.agree_on_warehouse(None, USUAL).unwrap();
-        // The node paris is not the coordinator any more, and its process runs.
+        // The node paris still runs, but it is no longer the coordinator.
         paris.held().coordinator = None;
         let lyon = joined(data, "lyon");
         let error = lyon.agree_on_warehouse(Some(&url("http://wms:2")), USUAL);

@@ -12,7 +12,8 @@ fn lines() -> Box<[Line]> {
     [Line { id: 812, quantity: 3 }].into()
 }
 
-/// Returns an order in a state, reached on its usual way, without a payment where that is possible.
+/// Returns an order in this state, with a history that leads to this state. The history has a
+/// payment only if the state requires one.
 fn in_state(state: State) -> Order {
     let reserved = Event::Reserved { store: 5 };
     let paid = Event::Paid {
@@ -84,8 +85,9 @@ fn commands() -> [Command; 8] {
     ]
 }
 
-/// Returns the state after the command, with `+8` if payment 8 is kept beside the one that paid.
-/// Returns `=` if nothing happens and `!` if the command is refused.
+/// Returns the order's state after the command. `+8` is appended if the order was already paid and
+/// payment 8 is kept in addition. Returns `=` if the command causes no event and `!` if the command
+/// is refused.
 fn outcome(state: State, command: &Command) -> String {
     let order = in_state(state);
     match decide(&order, command) {
@@ -104,8 +106,8 @@ fn outcome(state: State, command: &Command) -> String {
 fn every_pair_of_state_and_command_has_its_outcome() {
     #[rustfmt::skip]
     let expected = [
-        // state                pay 7           pay 8           confirmed    refused
-        // delivered    not deliv. cancel           expire
+        // Columns: state, pay 7, pay 8, announcement confirmed, announcement refused, delivery
+        // confirmed, delivery refused, cancel, expire.
         (State::Received,     ["!",             "!",            "=",         "=",             "=",         "=",       "!",             "="]),
         (State::Reserved,     ["paid",          "paid",         "announced", "failed",        "=",         "=",       "cancelled",     "expired"]),
         (State::Announced,    ["delivering",    "delivering",   "=",         "=",             "=",         "=",       "cancelled",     "expired"]),

@@ -1,17 +1,17 @@
 //! The changed cells of the stock, for the copies that other nodes keep.
 //!
-//! A copy names the number of changes that it has applied, and gets the cells of all later changes
-//! with their present quantities. So a repeated or lost answer does no harm. A copy that is too far
-//! behind, or of another generation, is read as a whole.
+//! A copy sends the number of changes that it has applied. The answer has the cells of all later
+//! changes with their present quantities. So a repeated or lost answer does no harm. A copy that is
+//! too far behind, or of an earlier generation, is read again as a whole.
 //!
 //! **Invariants**
-//! - Nothing is recorded while no copy follows.
+//! - Nothing is recorded while no copy follows the stock.
 //! - At most `CHANGES_MAX` changes are kept.
 
 use std::collections::VecDeque;
 
-/// Maximum number of changes kept: some seconds of orders at full speed, in one megabyte. A copy
-/// that is further behind reads the whole stock, which takes less time.
+/// Maximum number of recorded changes: some seconds of orders at full speed, in one megabyte. A
+/// copy that is further behind reads the whole stock, which takes less time than so many changes.
 const CHANGES_MAX: usize = if cfg!(test) { 64 } else { 256 << 10 };
 
 /// A moment of the stock: the generation of its cells, and the changes recorded so far.
@@ -21,7 +21,7 @@ pub(crate) struct Moment {
     pub(crate) changes: u64,
 }
 
-/// The changed cells.
+/// The record of the newest changes.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
     is_followed: bool,
@@ -43,22 +43,22 @@ impl Journal {
         self.now.changes += 1;
     }
 
-    /// Starts a new generation: the layout has changed, or all quantities have.
+    /// Starts a new generation, after the layout or all quantities have changed.
     pub(crate) fn begin_generation(&mut self) {
         self.now.generation += 1;
         self.cells.clear();
     }
 
-    /// Starts to record changes.
+    /// Starts recording changes.
     pub(crate) fn follow(&mut self) {
         if !self.is_followed {
             self.is_followed = true;
-            // Changes since the last follower are not known.
+            // Changes before this call were not recorded, so no earlier moment may be continued.
             self.begin_generation();
         }
     }
 
-    /// Stops to record changes.
+    /// Stops recording changes.
     pub(crate) fn unfollow(&mut self) {
         *self = Journal {
             now: self.now,
@@ -71,8 +71,8 @@ impl Journal {
         self.now
     }
 
-    /// Returns the cells that changed after a moment, each once and ascending. `None` if the
-    /// changes since then were not all recorded.
+    /// Returns the cells that changed after a moment, ascending and without duplicates. `None` if
+    /// not all changes since that moment are recorded.
     pub(crate) fn since(&self, then: Moment) -> Option<Vec<u32>> {
         let count = self.now.changes.checked_sub(then.changes)? as usize;
         if !self.is_followed || then.generation != self.now.generation || count > self.cells.len() {

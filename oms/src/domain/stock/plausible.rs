@@ -11,16 +11,16 @@
 //! | below 10^12: a count of deliveries | that number plus 10^9 |
 //! | 10^12 or more: Unix milliseconds | the clock plus ten minutes, at least that number |
 
-/// Maximum distance of a number from the highest known one. No warehouse makes that many deliveries
-/// between two messages.
+/// Maximum distance of a number from the highest known number. No warehouse makes that many
+/// deliveries between two messages.
 const AHEAD_MAX: u64 = 1_000_000_000;
-/// Numbers from this one on are Unix milliseconds: the value is a moment in 2001, and no warehouse
-/// has that many deliveries.
+/// Smallest number that is taken for Unix milliseconds. As a time it is in the year 2001, and no
+/// warehouse makes that many deliveries.
 const MILLISECONDS_FROM: u64 = 1_000_000_000_000;
-/// Maximum time by which the warehouse's clock may be ahead of ours.
+/// Maximum time by which the warehouse's clock may be ahead of the clock of this node.
 const CLOCK_AHEAD_MAX_MS: u64 = 10 * 60 * 1_000;
 
-/// Returns the largest plausible number. `newest` is the highest known one.
+/// Returns the largest plausible delivery number. `newest` is the highest known delivery number.
 pub(crate) fn largest_plausible(newest: Option<u64>, now_ms: u64) -> u64 {
     let by_clock = now_ms.saturating_add(CLOCK_AHEAD_MAX_MS);
     match newest {

@@ -1,4 +1,5 @@
-//! Tests of each rule of the stock, then of all rules in random histories beside a model warehouse.
+//! Tests of each rule of the stock, and of all rules together. Random histories are compared with a
+//! model of the warehouse.
 
 use proptest::prelude::*;
 
@@ -66,7 +67,7 @@ fn a_snapshot_never_makes_reserved_units_available() {
 #[test]
 fn a_delivery_is_subtracted_exactly_once() {
     for (sequence, as_of, left) in [(10, 9, 3), (10, 10, 5), (10, 11, 5)] {
-        // Confirmed before the snapshot was applied.
+        // The delivery is confirmed before the snapshot is applied.
         let mut before = stocked(&[[7, 1, 5]], Some(1));
         before.reserve(&[line(7, 2)]);
         assert!(before.deliver(&id(1), 1, &[line(7, 2)], Some(sequence)).is_some());
@@ -75,7 +76,7 @@ fn a_delivery_is_subtracted_exactly_once() {
         let applied = before.apply(matrix(&[[7, 1, 5]]), Some(as_of), arrival).unwrap();
         assert_eq!(available(&before, 7, 1), left, "before, as of {as_of}");
         assert_eq!(applied.counted.len(), usize::from(as_of >= sequence));
-        // Confirmed after the snapshot was applied.
+        // The delivery is confirmed after the snapshot is applied.
         let mut after = stocked(&[[7, 1, 5]], Some(as_of));
         after.reserve(&[line(7, 2)]);
         let kept = after.deliver(&id(1), 1, &[line(7, 2)], Some(sequence)).is_some();
@@ -142,7 +143,8 @@ fn each_store_uses_the_counted_delivery_of_its_own_snapshot() {
         assert_eq!(left, store == 1, "store {store}");
     }
     assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
-    // A snapshot that counts less than a store would bring delivered units back.
+    // A snapshot that counts fewer deliveries than a store would make delivered units available
+    // again.
     let arrival = stock.arrival();
     let of_all = || matrix(&[[7, 1, 5], [7, 2, 6]]);
     let stale = stock.apply(of_all(), Some(8), arrival).unwrap_err();
@@ -186,7 +188,7 @@ fn an_undone_snapshot_changes_nothing() {
     assert_eq!(stock.head().counted_to, Some(1));
 }
 
-/// One step of a shop beside a warehouse.
+/// One step in the history of a shop and a warehouse.
 #[derive(Clone, Debug)]
 enum Step {
     Order {
@@ -196,7 +198,7 @@ enum Step {
     },
     /// The warehouse delivers the open order at this index.
     WarehouseDelivers(usize),
-    /// The confirmation of a delivery arrives, in any order.
+    /// The confirmation of the delivery at this index arrives. Confirmations arrive in any order.
     Confirm(usize),
     Release(usize),
     /// The warehouse writes a snapshot, which `Send` sends later.
@@ -320,7 +322,8 @@ impl World {
         }
     }
 
-    /// Builds the stock again from the state that a volume would store.
+    /// Builds the stock again from the rows that a volume would have stored, and compares both
+    /// stocks.
     fn restart(&mut self) {
         let undelivered = self
             .open
@@ -355,7 +358,8 @@ impl World {
         self.stock = again;
     }
 
-    /// Confirms every delivery, then checks that the stock equals that of the warehouse.
+    /// Confirms every delivery and applies a snapshot. Then checks that the stock has the units
+    /// that the warehouse has.
     fn settle(&mut self) {
         while !self.delivered.is_empty() {
             self.take(Step::Confirm(0));

@@ -80,8 +80,8 @@ fn numbers_out_of_range_are_rejected_by_field() {
 #[test]
 fn a_snapshot_with_too_many_cells_is_rejected() {
     let mut snapshot = StockSnapshot::default();
-    // Many products in one store, then one product in many stores: each later line adds a whole
-    // column.
+    // The first lines name many products in one store. Each later line names another store, which
+    // adds a whole column of cells.
     let faults = (1..=PRODUCT_MAX)
         .map(|product| snapshot.set([product, 1, 1]))
         .filter(Result::is_err)

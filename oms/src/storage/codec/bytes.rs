@@ -1,4 +1,4 @@
-//! Writer and reader of the parts of a row: numbers, texts, order lines.
+//! Writer and reader of the parts of an encoded row: numbers, texts, order lines.
 //!
 //! **Invariant**: the reader trusts no byte. A wrong length causes an error, never a large
 //! allocation.
@@ -6,10 +6,10 @@
 use crate::domain::order::Line;
 use crate::error::DecodeError;
 
-/// Layout version of all rows.
+/// Layout version in the first byte of all rows.
 const VERSION: u8 = 1;
 
-/// Appends one value to a buffer. The rows of one batch share the buffer.
+/// Appends one value to a buffer, which all rows of a batch share.
 pub(crate) struct Writer<'a>(&'a mut Vec<u8>);
 
 impl Writer<'_> {
@@ -47,7 +47,7 @@ impl Writer<'_> {
         self.0.extend_from_slice(bytes);
     }
 
-    /// Writes values of one width in sequence.
+    /// Writes all values in sequence, each in `WIDTH` bytes.
     pub(crate) fn each<const WIDTH: usize>(&mut self, values: &[i32], to_bytes: impl Fn(i32) -> [u8; WIDTH]) {
         let begin = self.0.len();
         self.0.resize(begin + values.len() * WIDTH, 0);
@@ -75,7 +75,7 @@ impl Writer<'_> {
     }
 }
 
-/// Reads one value.
+/// Reads the value of one row from its first byte to its last.
 pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -169,7 +169,7 @@ impl<'a> Reader<'a> {
         &self.bytes[self.at..]
     }
 
-    /// Returns the error for a row that ends at an unexpected place.
+    /// Returns the error for a row that ends too early or too late.
     pub(crate) fn fault_at_end(&self, expected: &'static str) -> DecodeError {
         DecodeError {
             offset: self.bytes.len(),

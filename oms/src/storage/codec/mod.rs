@@ -1,7 +1,7 @@
 //! Encoding and decoding of the volume's rows.
 //!
 //! **Invariants**
-//! - Every value begins with the version of its layout. Rows of earlier versions stay readable.
+//! - Every value begins with a layout version. Rows that earlier releases wrote stay readable.
 //! - Numbers are LEB128 varints unless stated otherwise. A text is its length and its UTF-8 bytes.
 //! - Encoding appends to the buffer. Decoding never panics: every unexpected byte is a
 //!   `DecodeError` with its offset and the expected content.
@@ -27,15 +27,15 @@ pub(crate) use crate::storage::codec::stock::{
 };
 
 /// Appends the key of an order in a store: order id, a slash (never part of an id), the store. An
-/// order can have rows for two stores for some time, because an abandoned attempt to place it
-/// leaves a reservation behind.
+/// order may have rows for two stores for some time: an abandoned attempt to reserve its units may
+/// leave a reservation in another store.
 pub(crate) fn encode_order_store_key(order: &OrderId, store: u32, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(order.as_bytes());
     bytes.push(b'/');
     bytes.extend_from_slice(store.to_string().as_bytes());
 }
 
-/// Returns the order and the store of such a key.
+/// Returns the order and the store of a key written by [`encode_order_store_key`].
 pub(crate) fn decode_order_store_key(key: &[u8]) -> Result<(OrderId, u32), DecodeError> {
     let parts = || {
         let (order, store) = std::str::from_utf8(key).ok()?.rsplit_once('/')?;
@@ -47,14 +47,14 @@ pub(crate) fn decode_order_store_key(key: &[u8]) -> Result<(OrderId, u32), Decod
     })
 }
 
-/// Appends the key of a message: order id, a slash (never part of an id), kind.
+/// Appends the key of a message to the warehouse: order id, a slash (never part of an id), kind.
 pub(crate) fn encode_message_key(order: &OrderId, kind: Kind, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(order.as_bytes());
     bytes.push(b'/');
     bytes.extend_from_slice(kind.name().as_bytes());
 }
 
-/// Returns the order and the kind of a message's key.
+/// Returns the order and the kind of a key written by [`encode_message_key`].
 pub(crate) fn decode_message_key(key: &[u8]) -> Option<(OrderId, Kind)> {
     let slash = key.iter().rposition(|&byte| byte == b'/')?;
     let order = OrderId::parse(std::str::from_utf8(&key[..slash]).ok()?).ok()?;
@@ -62,7 +62,7 @@ pub(crate) fn decode_message_key(key: &[u8]) -> Option<(OrderId, Kind)> {
     Some((order, kind))
 }
 
-/// Encodes a message.
+/// Encodes a message to the warehouse.
 pub(crate) fn encode_message(message: &Message, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 24);
     row.code(match message.state {
@@ -74,7 +74,7 @@ pub(crate) fn encode_message(message: &Message, bytes: &mut Vec<u8>) {
     row.text(message.last_error.as_deref().unwrap_or(""));
 }
 
-/// Decodes a message.
+/// Decodes a message to the warehouse.
 pub(crate) fn decode_message(bytes: &[u8]) -> Result<Message, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let state = match row.byte("a message state")? {
@@ -94,14 +94,14 @@ pub(crate) fn decode_message(bytes: &[u8]) -> Result<Message, DecodeError> {
     })
 }
 
-/// Encodes a product's sums: two 128-bit numbers, little-endian.
+/// Encodes the revenue and the units of a product as two 128-bit numbers, little-endian.
 pub(crate) fn encode_sums(sums: &Sums, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 33);
     row.raw(&sums.revenue.to_le_bytes());
     row.raw(&sums.units.to_le_bytes());
 }
 
-/// Decodes a product's sums.
+/// Decodes the revenue and the units of a product.
 pub(crate) fn decode_sums(bytes: &[u8]) -> Result<Sums, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let mut wide = [0u8; 16];
@@ -113,13 +113,14 @@ pub(crate) fn decode_sums(bytes: &[u8]) -> Result<Sums, DecodeError> {
     Ok(Sums { revenue, units })
 }
 
-/// A stored response, returned again for the same idempotency key.
+/// A stored response, which is returned again for each repetition of its request with the same
+/// idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeptAnswer {
     /// Time of the first response, in UTC milliseconds.
     pub(crate) at_ms: u64,
     pub(crate) status: u16,
-    /// Method, path and body of the request. Another request with the same key is rejected.
+    /// Method, path and body of the request. A different request with the same key is rejected.
     pub(crate) request: Vec<u8>,
     pub(crate) body: Vec<u8>,
 }
@@ -170,7 +171,7 @@ pub(crate) fn decode_counters(bytes: &[u8]) -> Result<Counters, DecodeError> {
     for count in &mut counters.orders {
         *count = row.number("a number of orders")?;
     }
-    // Rows of earlier versions end here.
+    // Rows of earlier releases end here, without the number of extra payments.
     if !row.rest().is_empty() {
         counters.extra_payments = row.number("a number of payments")?;
     }
@@ -178,18 +179,18 @@ pub(crate) fn decode_counters(bytes: &[u8]) -> Result<Counters, DecodeError> {
     Ok(counters)
 }
 
-/// Counters of a volume. Every commit writes them, so that opening a volume needs no scan.
+/// Counters of a volume. Every commit writes them, so opening a volume needs no scan of the orders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
-    /// Number of the next page of arrivals.
+    /// Number of the page of arrivals that the next commit with new orders writes.
     pub(crate) next_page: u64,
-    /// The expiry job has finished all pages before this one.
+    /// First page of arrivals that the expiry job has not finished.
     pub(crate) expired_page: u64,
-    /// Number of statistics files added.
+    /// Number of statistics files added to the statistics.
     pub(crate) stat_files: u64,
     /// Number of orders in each state, in the order of `State::ALL`.
     pub(crate) orders: [u64; State::ALL.len()],
-    /// Number of payments to refund beside those that paid an order.
+    /// Number of payments to refund, without those of orders in the state `refund_wanted`.
     pub(crate) extra_payments: u64,
 }
 
@@ -200,7 +201,7 @@ impl Counters {
     }
 }
 
-/// Encodes a page of arrivals: the ids of the new orders of one commit, in their order.
+/// Encodes a page of arrivals: the ids of the new orders of one commit, in order of arrival.
 pub(crate) fn encode_arrivals<'a>(ids: impl ExactSizeIterator<Item = &'a OrderId>, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 2 + ids.len() * 12);
     row.number(ids.len() as u64);
@@ -209,7 +210,7 @@ pub(crate) fn encode_arrivals<'a>(ids: impl ExactSizeIterator<Item = &'a OrderId
     }
 }
 
-/// Decodes a page of arrivals.
+/// Decodes a page of arrivals: the ids of the new orders of one commit.
 pub(crate) fn decode_arrivals(bytes: &[u8]) -> Result<Vec<OrderId>, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let count = row.number("a number of ids")? as usize;

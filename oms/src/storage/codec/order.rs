@@ -1,10 +1,11 @@
 //! Encoding of orders.
 //!
 //! A row has the version, the lines (a count, then product and quantity of each), and the events (a
-//! count, then each event). An event is the milliseconds since the previous one, a code, and the
-//! fields of that code.
+//! count, then each event). An event has the milliseconds since the previous event, a code, and the
+//! fields that belong to the code.
 //!
-//! **Invariant**: a code keeps its meaning, because rows of earlier versions must stay readable.
+//! **Invariant**: the meaning of a code never changes, because rows of earlier releases must stay
+//! readable.
 
 use crate::domain::order::{Entry, Event, Order, OrderId};
 use crate::error::DecodeError;

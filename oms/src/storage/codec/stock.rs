@@ -1,7 +1,7 @@
 //! Encoding of reservations, settlements, deliveries and stock.
 //!
-//! **Invariant**: rows of earlier versions stay readable. They have no nonce in a reservation and
-//! no counted delivery in a store's quantities.
+//! **Invariant**: rows of earlier releases stay readable. Their reservations have no nonce, and
+//! their quantities do not name the last delivery that they count.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,8 @@ use crate::domain::stock::{CountedTo, Delivery, Reservation, StockHead};
 use crate::error::DecodeError;
 use crate::storage::codec::bytes::{Reader, Writer};
 
-/// Encodes a reservation: store, lines, and the nonce of another volume's request. A row without
-/// nonce ends after the lines, as in versions that had no nonces.
+/// Encodes a reservation: store, lines, and the nonce if another volume requested the reservation.
+/// A row without a nonce ends after the lines, as in releases before nonces existed.
 pub(crate) fn encode_reservation(store: u32, lines: &[Line], nonce: Option<u64>, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 18 + lines.len() * 6);
     row.number(u64::from(store));
@@ -110,7 +110,7 @@ pub(crate) fn decode_incarnation(bytes: &[u8]) -> Result<u64, DecodeError> {
     Ok(incarnation)
 }
 
-/// Encodes the settlement of a reservation in another volume.
+/// Encodes a settlement: the end of a reservation that another volume keeps.
 pub(crate) fn encode_settlement(settlement: &Settlement, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 16 + settlement.lines.len() * 6);
     row.number(u64::from(settlement.store));
@@ -139,7 +139,7 @@ pub(crate) fn decode_settlement(bytes: &[u8]) -> Result<Settlement, DecodeError>
     })
 }
 
-/// Encodes a delivery that no snapshot counts yet.
+/// Encodes a delivery that no stock snapshot counts yet.
 pub(crate) fn encode_delivery(delivery: &Delivery, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 16 + delivery.lines.len() * 6);
     row.number(u64::from(delivery.store));
@@ -162,7 +162,7 @@ pub(crate) fn decode_delivery(bytes: &[u8]) -> Result<Delivery, DecodeError> {
     })
 }
 
-/// Encodes the facts about the last snapshot.
+/// Encodes the facts about the current stock snapshot.
 pub(crate) fn encode_stock_head(head: &StockHead, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 32);
     row.optional(head.newest_as_of);
@@ -170,7 +170,7 @@ pub(crate) fn encode_stock_head(head: &StockHead, bytes: &mut Vec<u8>) {
     row.number(head.snapshots);
 }
 
-/// Decodes the facts about the last snapshot.
+/// Decodes the facts about the current stock snapshot.
 pub(crate) fn decode_stock_head(bytes: &[u8]) -> Result<StockHead, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let newest_as_of = row.optional("an as-of sequence")?;
@@ -184,7 +184,8 @@ pub(crate) fn decode_stock_head(bytes: &[u8]) -> Result<StockHead, DecodeError> 
     })
 }
 
-/// Encodes the products by row: four bytes each, little-endian.
+/// Encodes product ids in the order of the rows of the stock matrix: four bytes each,
+/// little-endian.
 pub(crate) fn encode_catalogue(products: &[u32], bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 1 + products.len() * 4);
     for product in products {
@@ -192,7 +193,7 @@ pub(crate) fn encode_catalogue(products: &[u32], bytes: &mut Vec<u8>) {
     }
 }
 
-/// Decodes the products by row.
+/// Decodes product ids in the order of the rows of the stock matrix.
 pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, DecodeError> {
     let products = whole(Reader::new(bytes)?, "products of four bytes each")?;
     Ok(products
@@ -201,13 +202,14 @@ pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, DecodeError> {
         .collect())
 }
 
-/// Flag in the width byte: the row names the last delivery that its quantities count.
+/// Flag in the width byte. If set, the row contains the number of the last delivery that its
+/// quantities count.
 const SAYS_COUNTED: u8 = 0x10;
 
-/// Encodes a store's quantities by row. The width of 1, 2 or 4 bytes is that of the largest
-/// quantity, so that a snapshot of two million small quantities takes two megabytes. The counted
-/// delivery follows the width. Rows of earlier versions have none, and the head of the volume
-/// applies.
+/// Encodes the quantities of a store, one for each row of the stock matrix. All have the width of
+/// the largest quantity: 1, 2 or 4 bytes. So two million small quantities take two megabytes. The
+/// last counted delivery follows the width. If a row has none, as in earlier releases, the delivery
+/// in the volume's `StockHead` applies.
 pub(crate) fn encode_quantities(counted_to: CountedTo, quantities: &[i32], bytes: &mut Vec<u8>) {
     let largest = quantities.iter().copied().max().unwrap_or(0);
     let width: u8 = if largest <= 0xff {
@@ -263,7 +265,8 @@ pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<(CountedTo, Vec<i32>), D
     Ok((counted_to, quantities))
 }
 
-/// Returns the rest of a row as values of `WIDTH` bytes.
+/// Splits the unread bytes of a row into values of `WIDTH` bytes. Returns an error if bytes are
+/// left over.
 fn whole<'a, const WIDTH: usize>(
     row: Reader<'a>,
     expected: &'static str,

@@ -1,19 +1,19 @@
-//! The bytes of a log entry: the rows of a group commit, behind a header with the chain.
+//! The bytes of a log entry (its body): a header with a hash chain, and the rows of a group commit.
 //!
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
 //! | version | 1 | 1 |
-//! | chain | 16 | XXH3-128 of the chain before, place, epoch, and all bytes behind this field |
+//! | chain | 16 | XXH3-128 of the previous chain, then this entry's number, epoch, later fields |
 //! | count | 4 | number of rows, little-endian |
 //! | rows | | in order of their writes; a later row of the same key replaces an earlier one |
 //!
-//! A row is a byte with the code of its table, the key and the value. The highest bit of that byte
-//! is set for a removal, which has no value. Key and value follow their lengths, which are LEB128
-//! varints.
+//! A row has a byte with the code of its table, then the key and the value, each after its length
+//! as a LEB128 varint. The highest bit of the first byte marks a removal, and a removed row has no
+//! value.
 //!
 //! **Invariants**
-//! - The chain of an entry depends on every entry before it. Two logs with an equal chain at a
-//!   place are equal up to that place.
+//! - The chain of an entry depends on every entry before it. Two logs with an equal chain at an
+//!   entry have equal entries up to there.
 //! - The reader trusts no byte. A wrong length causes an error, never a large allocation.
 
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use crate::storage::codec::bytes::Reader;
 use crate::storage::log::Position;
 use crate::storage::write_batch::{Row, Table};
 
-/// The hash over a log up to an entry.
+/// A hash over all entries of a log up to one entry.
 pub(crate) type Chain = [u8; 16];
 
 const VERSION: u8 = 1;
@@ -32,9 +32,9 @@ const CHAIN_AT: usize = 1;
 const COUNT_AT: usize = CHAIN_AT + size_of::<Chain>();
 /// Size of the header in bytes.
 const HEADER_BYTES: usize = COUNT_AT + 4;
-/// Number of leading bytes of a body that hold version and chain.
+/// Number of leading bytes of a body that hold the version and the chain.
 pub(crate) const CHAIN_BYTES: usize = COUNT_AT;
-/// The bit of the table's byte that marks a removal.
+/// The bit that marks a removal, in the byte with the code of the table.
 const REMOVAL: u8 = 0x80;
 
 /// A body that is being written.
@@ -44,7 +44,7 @@ pub(crate) struct BodyWriter {
 }
 
 impl BodyWriter {
-    /// Creates an empty body with room for rows of this size.
+    /// Creates an empty body with capacity for `row_bytes` bytes of rows.
     pub(crate) fn with_capacity(row_bytes: usize) -> BodyWriter {
         let mut bytes = Vec::with_capacity(HEADER_BYTES + row_bytes);
         bytes.push(VERSION);
@@ -73,7 +73,8 @@ impl BodyWriter {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Returns the body as the entry behind `before`, under an epoch, with its position.
+    /// Completes the body of the entry after `before`, written under `epoch`. Returns the body and
+    /// the position of the entry.
     pub(crate) fn seal(mut self, before: &Position, epoch: u64) -> (Bytes, Position) {
         self.bytes[COUNT_AT..HEADER_BYTES].copy_from_slice(&self.count.to_le_bytes());
         let seq = before.seq + 1;
@@ -127,12 +128,14 @@ impl<'a> Body<'a> {
         Ok(Body { bytes, chain, count })
     }
 
-    /// Returns `true` if the chain is that of an entry behind `before`.
+    /// Returns `true` if the chain in the header is the chain of an entry after `before`, written
+    /// under `epoch`.
     pub(crate) fn follows(&self, before: &Position, epoch: u64) -> bool {
         self.chain == chain_of(&before.chain, before.seq + 1, epoch, &self.bytes[COUNT_AT..])
     }
 
-    /// Passes each row to `take`. Fails at the first byte that no writer writes.
+    /// Passes each row to `take`. Returns an error at the first byte that is not part of a valid
+    /// row.
     pub(crate) fn each_row<E: From<DecodeError>>(
         &self,
         mut take: impl FnMut(Row<'a>) -> Result<(), E>,
@@ -204,7 +207,8 @@ mod tests {
         assert!(rows_of(&longer).is_err());
     }
 
-    /// The bytes of version 1. They may never change, because engines hold such entries.
+    /// The bytes of version 1, which must not change, because logs in existing engines have this
+    /// layout.
     #[test]
     fn the_layout_of_version_1_is_kept() {
         let before = Position {

@@ -1,11 +1,13 @@
-//! The local database as a copy of the log's prefix. It may be deleted at any time.
+//! The local database as a copy of the beginning of a volume's log. The copy may be deleted at any
+//! time.
 //!
 //! **Invariants**
-//! - The database holds exactly the rows of the log up to the position in `meta`, `log`. Both are
-//!   written together and buffered, so a crash leaves an earlier prefix.
-//! - A database without a position is empty or a copy in progress. It is cleared and filled again.
-//! - A copy with another chain than the engine's is cleared and an error is logged, because the
-//!   engine has lost or changed entries.
+//! - The database holds exactly the rows of the log up to the position in `meta`, `log`. Rows and
+//!   position are written in one commit without a sync, so a crash leaves the rows of an earlier
+//!   position.
+//! - A database without a position is empty or an unfinished copy, and is cleared and filled again.
+//! - If the chain of the copy differs from the engine's chain, the engine has lost or changed
+//!   entries. The copy is cleared and an error is logged.
 //!
 //! Deliberately absent: the choice of the entries that are final (`takeover`, `follow`).
 
@@ -22,25 +24,27 @@ use crate::storage::tables::VolumeTables;
 use crate::storage::volume::broken;
 use crate::storage::write_batch::{Row, TABLES, Table};
 
-/// Key of the position in `meta`.
+/// Key of the log position in the table `meta`.
 pub(crate) const POSITION: &[u8] = b"log";
-/// Size of one buffered commit while entries or rows are copied. Larger ones gain nothing.
+/// Size in bytes of one commit while entries or rows are copied. Larger commits are not faster.
 const COPY_BYTES: usize = 1_024 * 1_024;
-/// Maximum number of restarts of a copy because entries were trimmed during it.
+/// Maximum number of attempts to make a copy. An attempt fails if entries are removed from the log
+/// while it runs.
 const COPIES_MAX: usize = 3;
 
-/// A local database that follows a log.
+/// A local database that is a copy of the beginning of a log.
 #[derive(Clone)]
 pub(crate) struct Cache(pub(in crate::storage) Arc<VolumeTables>);
 
-/// The reason why a cache could not be brought up to date.
+/// The reason why a cache was not brought up to date.
 #[derive(Debug)]
 pub(crate) enum CatchUpError {
     /// The engine did not answer. A later attempt may succeed.
     Log(LogError),
-    /// The engine lacks an entry of the cache. It may be an old primary.
+    /// The engine lacks the last entry of the cache. The server that answered may be an old
+    /// primary.
     Differs(String),
-    /// The local database, or an entry of the log, cannot be used.
+    /// The local database or an entry of the log cannot be used.
     Storage(StorageError),
 }
 
@@ -56,7 +60,7 @@ impl From<StorageError> for CatchUpError {
     }
 }
 
-/// Appends the row with a position.
+/// Appends the encoded position to `bytes`.
 pub(in crate::storage) fn encode_position(position: &Position, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 40);
     row.number(position.seq);
@@ -89,7 +93,8 @@ impl Cache {
         Cache::open(microdb::Options::new(), folder)
     }
 
-    /// Returns the position up to which the database has the log.
+    /// Returns the position of the last log entry in the database. `None` if the copy is not
+    /// complete.
     pub(crate) fn position(&self) -> Result<Option<Position>, StorageError> {
         let row = self.0.meta(POSITION)?;
         row.map(|row| decode_position(&row).map_err(|fault| broken("meta", POSITION, fault)))
@@ -115,7 +120,7 @@ impl Cache {
         self.0.batch().commit_at(at)
     }
 
-    /// Returns the number of rows, without those of `meta`.
+    /// Returns the number of rows in all tables except `meta`.
     pub(crate) fn rows(&self) -> u64 {
         let tables = TABLES.iter().filter(|(table, _)| *table != Table::Meta);
         tables.map(|(table, _)| self.0.table(*table).len()).sum()
@@ -132,8 +137,8 @@ impl Cache {
         self.0.close()
     }
 
-    /// Removes all rows. The position is removed first, so that a crash cannot leave a database
-    /// that looks complete.
+    /// Removes all rows. The table with the position is cleared first, so that a crash cannot leave
+    /// an incomplete database that has a position.
     pub(crate) fn clear(&self) -> Result<(), StorageError> {
         self.0.clear(Table::Meta)?;
         for (table, _) in TABLES {
@@ -142,7 +147,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Writes the rows of entries that follow the position `at`. Returns the new position.
+    /// Writes the rows of the entries after the position `at`. Returns the position of the last
+    /// entry.
     fn apply(&self, mut at: Position, entries: &[Entry]) -> Result<Position, StorageError> {
         let mut batch = self.0.batch();
         for entry in entries {
@@ -176,8 +182,10 @@ impl Cache {
     }
 }
 
-/// Brings a cache up to the entry `last`, from its own position or from the engine's rows. Returns
-/// the position of that entry. A cache that differs from the log is dropped if `drops`.
+/// Copies log entries to the cache up to the entry `last`, and returns the position of this entry.
+/// Begins at the position of the cache, or with the engine's rows if the cache must be filled
+/// again. If the cache contradicts the log, it is cleared if `drops` is set, otherwise the result
+/// is `Differs`.
 pub(crate) async fn catch_up(
     cache: &Cache,
     log: &mut dyn Log,
@@ -200,8 +208,8 @@ pub(crate) async fn catch_up(
             let entries = log.tail(at.seq, last).await?;
             let is_next = |(offset, entry): (u64, &Entry)| entry.seq == at.seq + 1 + offset;
             if entries.is_empty() || !(0..).zip(&entries).all(is_next) {
-                // Entries were trimmed while this copy was made, so it begins again with newer
-                // rows.
+                // Entries were removed from the log during this copy, so a new copy begins with
+                // newer rows of the engine.
                 break;
             }
             let applied = cache.clone();
@@ -211,7 +219,8 @@ pub(crate) async fn catch_up(
     Err(LogError::Away("entries were trimmed faster than they could be copied".to_owned()).into())
 }
 
-/// Returns the position of a cache that is a prefix of the log. `None` if it must be filled again.
+/// Returns the position of a cache that equals the beginning of the log. Returns `None` if the
+/// cache must be filled again.
 async fn resume(
     cache: &Cache,
     log: &mut dyn Log,
@@ -257,8 +266,8 @@ async fn resume(
     Ok(None)
 }
 
-/// Fills a cache with the engine's rows. Returns the position up to which they have the log, or
-/// `None` if the entry there was trimmed.
+/// Fills a cache with the engine's rows. Returns the position of the last entry that these rows
+/// contain, or `None` if this entry was removed from the log.
 async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<Position>, CatchUpError> {
     let cleared = cache.clone();
     blocking(move || cleared.clear()).await?;
@@ -281,7 +290,8 @@ async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<Position>,
         };
     }
     let (mut batch, mut failed) = (cache.0.batch(), None);
-    // Buffered commits wait for a disk only while compaction is behind, so they are made in place.
+    // Unlike other blocking calls, these commits run on this thread: without a sync they wait for a
+    // disk only while compaction is behind.
     let mut take = |row: EngineRow<'_>| {
         let value = Some(row.value);
         batch.add(&Row {

@@ -1,13 +1,14 @@
 //! The log of a volume in PostgreSQL, or in another engine of its protocol.
 //!
-//! The tables are those of `cluster::engine::schema`. Each statement names one volume, so an engine
-//! that distributes its tables by volume sends it to one server.
+//! `cluster::engine::schema` creates the tables. Each statement names one volume, so an engine that
+//! distributes its tables by volume runs the statement on one server.
 //!
 //! **Invariants**
-//! - A statement of a commit is one row, without a CTE, and commits by itself.
+//! - An append to the log is one statement that inserts one row, without a CTE, in a transaction of
+//!   its own.
 //! - A refused statement, such as one that waited too long for a lock, has no effect.
 //!
-//! Deliberately absent: repetition. The writer decides about it.
+//! Deliberately absent: repetition of statements, which the writer decides.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,13 +20,13 @@ use crate::storage::log::body::{CHAIN_BYTES, chain_in};
 use crate::storage::log::{Answer, EngineRow, Entry, Head, LastWords, Log, LogError, Position};
 use crate::storage::write_batch::Table;
 
-/// Maximum time for a commit or a look. After it the next host is tried, because an old primary
-/// without standbys never answers.
+/// Maximum time for statements of a commit. After this time the next host is tried, because an old
+/// primary without standbys never acknowledges a commit.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum time for reads of many rows and for checkpoints, which nobody waits for.
+/// Maximum time for reads of many rows and for checkpoints, which no client waits for.
 const BULK_TIMEOUT: Duration = Duration::from_secs(20);
-/// Number of entries that one read of the tail returns. An entry has some kilobytes, at most a few
-/// megabytes.
+/// Number of entries that one call of `tail` returns at most. An entry has some kilobytes, seldom a
+/// few megabytes.
 const TAIL_ENTRIES: i64 = 64;
 
 const APPEND_FIRST: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
@@ -35,7 +36,8 @@ const APPEND: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT v.volume, $2, v.epoch, $4 FROM imt_volume v, imt_log l \
     WHERE v.volume = $1 AND v.epoch = $3 AND l.volume = $1 AND l.seq = $5 AND l.epoch = $6 \
     ON CONFLICT (volume, seq) DO NOTHING";
-/// A fence that is not one, for the test of the fence test: any epoch appends at the next place.
+/// An append without a fence: it succeeds under any epoch. A test uses it to show that the tests of
+/// the fence detect a missing fence.
 #[cfg(test)]
 const APPEND_WITHOUT_FENCE: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT $1, coalesce(max(l.seq), 0) + 1, $3, $4 FROM imt_log l WHERE l.volume = $1 AND $2 > 0 \
@@ -61,7 +63,7 @@ const DELETE_ROWS: &str = "DELETE FROM imt_row r USING unnest($2::smallint[], $3
 const TRIM: &str = "DELETE FROM imt_log l USING imt_volume v \
     WHERE v.volume = $1 AND l.volume = $1 AND l.seq <= $2 AND l.seq < v.kept_from - 1";
 
-/// The log of one volume in an engine.
+/// The log of one volume in an engine, and the connection to the engine.
 pub(crate) struct EngineLog {
     session: Session,
     volume: String,
@@ -70,7 +72,7 @@ pub(crate) struct EngineLog {
 }
 
 impl EngineLog {
-    /// Creates the log without connecting. The purpose is shown in `pg_stat_activity`.
+    /// Creates the log without connecting. `purpose` is shown in `pg_stat_activity`.
     pub(crate) fn new(url: Arc<EngineUrl>, volume: &str, purpose: &'static str) -> EngineLog {
         EngineLog {
             session: Session::new(url, purpose),
@@ -80,7 +82,7 @@ impl EngineLog {
         }
     }
 
-    /// Takes the fence out.
+    /// Makes appends ignore the epoch, for a test that must detect the missing fence.
     #[cfg(test)]
     pub(crate) fn without_fence(self) -> EngineLog {
         EngineLog {
@@ -107,8 +109,8 @@ fn invalid(found: &str) -> LogError {
     LogError::Away(format!("the engine's data cannot be used: {found}"))
 }
 
-/// Converts a place, epoch or version to the engine's type. They grow by one for each commit or
-/// change, so they never reach the limit.
+/// Converts an entry number, epoch or version to the engine's signed type. These numbers grow far
+/// too slowly to reach the limit of that type.
 fn big(number: u64) -> Param<'static> {
     Param::Int8(i64::try_from(number).unwrap_or(i64::MAX))
 }

@@ -6,19 +6,21 @@
 //! | --- | --- |
 //! | `Log` | the statements, one round trip each; in an engine (`engine`) or in the simulation |
 //! | `body` | the bytes of an entry, with the chain |
-//! | `writer` | appends: repeats, finds out, confirms |
-//! | `takeover` | the beginning of an ownership: epoch, own entry |
-//! | `cache` | the local database as a copy of the log's prefix |
+//! | `writer` | appends entries, and repeats an append until its outcome is known |
+//! | `takeover` | the start of an ownership: raises the epoch, appends a first entry |
+//! | `cache` | the local database as a copy of the beginning of the log |
 //!
 //! **Invariants**
-//! - An entry is appended only under the volume's epoch and directly behind an entry that exists.
-//!   So a former owner appends nothing, and a log has no gap.
-//! - An entry counts once the engine has acknowledged it, or an entry behind it. A found entry
-//!   alone may be on one machine only.
-//! - A result that did not arrive is *unknown*. It is found out by repeating, never guessed.
-//! - A server that shows an older log than this process knows may be a primary that was left
-//!   behind. Only one that shows it again and again has lost entries.
-//! - The chain of an entry covers all entries before it. A copy of the log is compared by it.
+//! - An entry is appended only under the volume's epoch and directly after an existing entry. So a
+//!   former owner appends nothing, and a log has no gap.
+//! - An entry is durable once the engine has acknowledged it or a later entry. An entry that was
+//!   only read may exist on one machine only.
+//! - If no result of a statement arrives, its outcome is *unknown*. The writer repeats the
+//!   statement until the outcome is known, and never guesses.
+//! - A server that shows an older log than this process knows is treated as an old primary, which a
+//!   fail-over left behind. Only if the log stays old in many reads, the engine has lost entries.
+//! - The chain of an entry covers all entries before it. So comparing one chain compares a whole
+//!   copy with the log.
 //!
 //! Deliberately absent: SQL of membership and of the cluster's state (`cluster::engine`).
 
@@ -36,15 +38,14 @@ use thiserror::Error;
 use crate::storage::log::body::Chain;
 use crate::storage::write_batch::Table;
 
-/// An entry's place in the log, and the chain up to it. The default is the place before the first
-/// entry.
+/// Identifies an entry of a log. The default stands before the first entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
-    /// Number of the entry; the first one is 1.
+    /// Number of the entry. The first entry has the number 1.
     pub(crate) seq: u64,
-    /// The epoch of its writer.
+    /// The epoch of the owner that wrote the entry.
     pub(crate) epoch: u64,
-    /// The chain in its header.
+    /// The chain in the header of the entry: a hash over the log up to this entry.
     pub(crate) chain: Chain,
 }
 
@@ -56,12 +57,12 @@ pub(crate) struct Entry {
     pub(crate) body: Bytes,
 }
 
-/// The engine's record of a volume.
+/// The engine's record of a volume (its row in `imt_volume`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// The epoch of the newest owner.
+    /// The epoch of the latest owner.
     pub(crate) epoch: u64,
-    /// First entry that the engine's rows may lack.
+    /// Number of the first entry that the engine's rows may lack.
     pub(crate) kept_from: u64,
 }
 
@@ -76,7 +77,7 @@ pub(crate) enum LogError {
     Unknown(String),
 }
 
-/// A row of an engine's table of rows.
+/// A row of a volume in the engine's table of rows (`imt_row`).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EngineRow<'a> {
     pub(crate) table: Table,
@@ -87,7 +88,8 @@ pub(crate) struct EngineRow<'a> {
 /// The future result of a statement.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, LogError>> + Send + 'a>>;
 
-/// The last words of a part of the log: the final value of each row that it writes.
+/// The last value of each row that a part of the log writes, and the keys of the rows that it
+/// removes.
 #[derive(Debug, Default)]
 pub(crate) struct LastWords {
     pub(crate) puts: Vec<(Table, Vec<u8>, Vec<u8>)>,
@@ -96,45 +98,47 @@ pub(crate) struct LastWords {
 
 /// The statements on one volume in an engine.
 pub(crate) trait Log: Send {
-    /// Appends an entry under the epoch of the entry. `behind` is the place and epoch of the entry
-    /// before it, `None` for the first one. Returns `false` if the place is taken, the volume has
-    /// another epoch, or the entry before it does not exist.
+    /// Appends an entry under its epoch. `behind` has the number and epoch of the previous entry,
+    /// and is `None` for the first entry. Returns `false` if the number is taken, the volume has
+    /// another epoch, or the previous entry does not exist.
     fn append<'a>(&'a mut self, entry: &'a Entry, behind: Option<(u64, u64)>) -> Answer<'a, bool>;
 
-    /// Returns the entry at a place. The entry may be on one machine only.
+    /// Returns the entry with a number. The entry may exist on one machine only.
     fn look(&mut self, seq: u64) -> Answer<'_, Option<Entry>>;
 
-    /// Returns the position of the newest entry, the default without entries.
+    /// Returns the position of the newest entry, or the default if the log is empty.
     fn newest(&mut self) -> Answer<'_, Position>;
 
-    /// Returns the record of the volume, if it exists.
+    /// Returns the engine's record of the volume, if it exists.
     fn head(&mut self) -> Answer<'_, Option<Head>>;
 
-    /// Creates the record of a new volume, unless it exists.
+    /// Creates the engine's record of a new volume, unless it exists.
     fn create(&mut self) -> Answer<'_, ()>;
 
     /// Makes `owner` the owner under a new epoch of at least `since` and below `until`. Returns the
     /// epoch, or `None` if a newer owner has taken the volume or the volume does not exist.
     fn raise<'a>(&'a mut self, owner: &'a str, since: u64, until: u64) -> Answer<'a, Option<u64>>;
 
-    /// Returns some entries behind `after` up to `last`, in order.
+    /// Returns the first entries of those after `after` up to `last`, in order.
     fn tail(&mut self, after: u64, last: u64) -> Answer<'_, Vec<Entry>>;
 
     /// Passes every row of the volume to `take`, until `take` returns `false`.
     fn rows<'a>(&'a mut self, take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send)) -> Answer<'a, ()>;
 
-    /// Replaces rows by the last words of the entries before `to`, and sets `kept_from` from `from`
-    /// to `to`, together. Returns `false` and changes nothing if `kept_from` is not `from`.
+    /// Writes `words`, the last values of the entries from `from` to before `to`, to the engine's
+    /// rows. Sets `kept_from` to `to` in the same transaction. Returns `false` and changes nothing
+    /// if `kept_from` is not `from`.
     fn checkpoint<'a>(&'a mut self, from: u64, to: u64, words: &'a LastWords) -> Answer<'a, bool>;
 
-    /// Removes entries up to `last`, but none behind `kept_from - 2`. The entry before `kept_from`
-    /// stays, because its chain begins that of the following entries.
+    /// Removes entries up to `last`, but none after `kept_from - 2`. The entry before `kept_from`
+    /// stays, because the chain of the next entry is computed from it. Returns the number of
+    /// removed entries.
     fn trim(&mut self, last: u64) -> Answer<'_, u64>;
 
-    /// Makes the next statement use another server of the engine, because this one answered with
-    /// old rows.
+    /// Makes the next statement use another server of the engine, because the current one answered
+    /// with old rows.
     fn next_host(&mut self);
 
-    /// Removes the volume with its log and rows.
+    /// Removes the volume from the engine, with its log and rows.
     fn remove(&mut self) -> Answer<'_, ()>;
 }

@@ -1,11 +1,13 @@
-//! The beginning of an ownership: a process raises the volume's epoch and appends an entry of its
-//! own.
+//! The start of an ownership: a process raises the volume's epoch and appends an empty entry, its
+//! *own entry*.
 //!
 //! **Invariants**
-//! - Statements that begin after the raised epoch is visible append nothing for the former owner.
-//!   One that began before can fill the next place, once. The own entry takes a place behind it.
-//! - So the log up to the own entry is final. Only then are its entries read.
-//! - A raised epoch counts with the acknowledgement of the own entry.
+//! - A statement of the former owner that begins after the raised epoch is visible appends nothing.
+//!   A statement that began earlier may still append one entry. The own entry then gets the next
+//!   number.
+//! - So the log up to the own entry is final. Entries are read only after the own entry was
+//!   appended.
+//! - The takeover is complete only when the engine has acknowledged the own entry.
 //!
 //! Deliberately absent: the right to take a volume, which a lease and the cluster's state give
 //! (`cluster`).
@@ -15,14 +17,15 @@ use crate::storage::log::body::BodyWriter;
 use crate::storage::log::writer::{LogStatus, Settled, settle};
 use crate::storage::log::{Log, LogError, Position};
 
-/// Number of bits of an epoch below the version of the cluster's state. They count the takeovers
-/// under one version.
+/// Number of low bits of an epoch, which count the takeovers under one version of the cluster's
+/// state. The higher bits hold that version.
 const TAKEOVER_BITS: u32 = 20;
 /// Maximum number of attempts to append the own entry. A commit of the former owner can take the
-/// place once; each further loss of the place needs a further takeover.
+/// number of the own entry once. Each further failure needs another takeover in between.
 const ATTEMPTS_MAX: usize = 64;
 
-/// Returns `true` if an owner took this epoch before the version `born` of the cluster's state.
+/// Returns `true` if an epoch is older than the version `born` of the cluster's state, which
+/// created the volume.
 pub(crate) fn is_before(epoch: u64, born: u64) -> bool {
     epoch < born << TAKEOVER_BITS
 }
@@ -30,21 +33,20 @@ pub(crate) fn is_before(epoch: u64, born: u64) -> bool {
 /// The outcome of a takeover.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Takeover {
-    /// The volume is owned.
+    /// This process owns the volume.
     Owned {
-        /// The epoch of the owner.
         epoch: u64,
-        /// The position of the own entry, or of one behind it.
+        /// The position of the own entry, or of a later empty entry.
         position: Position,
     },
-    /// A newer owner has the volume.
+    /// Another process owns the volume under a newer epoch.
     Newer,
     /// The engine has no such volume.
     Missing,
 }
 
-/// Takes a volume for `owner`. `since` is the version of the cluster's state that gave the volume
-/// to this node. A new volume is created if `creates`.
+/// Makes `owner` the owner of a volume. `since` is the version of the cluster's state that assigned
+/// the volume to this node. If `creates` is set, a missing volume is created.
 pub(crate) async fn take_over(
     log: &mut dyn Log,
     owner: &str,
@@ -70,7 +72,8 @@ pub(crate) async fn take_over(
             position: newest,
         });
     }
-    // The wait for an unknown outcome is left to the caller's next attempt.
+    // With this status, `settle` does not wait for an unknown outcome. The caller tries the
+    // takeover again.
     let status = LogStatus::default();
     status.stop_waiting();
     for _ in 0..ATTEMPTS_MAX {
@@ -83,7 +86,7 @@ pub(crate) async fn take_over(
                     return Ok(Takeover::Newer);
                 }
             }
-            // The newest entry was on one machine only, and a fail-over lost it.
+            // The newest entry existed on one machine only, and a fail-over of the engine lost it.
             Settled::PredecessorLost => {}
             Settled::Abandoned => {
                 return Err(LogError::Unknown("the own entry was not acknowledged".to_owned()));

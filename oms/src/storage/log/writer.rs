@@ -1,16 +1,16 @@
 //! The writer of a volume's log: appends an entry and does not return before its outcome is known.
 //!
-//! An entry without an acknowledgement is appended again. If there is an entry with its number, the
-//! writer reads it. If it is the writer's own entry, it may exist on one machine only, so the
-//! writer appends an empty entry behind it. Once that is acknowledged, both are durable. If a
-//! fail-over lost the entry, the writer appends it again.
+//! An entry without an acknowledgement is appended again. If the log already has an entry with its
+//! number, the writer reads that entry. If that entry is its own, it may exist on one machine
+//! only, so the writer appends an empty entry after it. An acknowledgement of the empty entry means
+//! that both are durable. If a fail-over lost the entry, the writer appends it again.
 //!
 //! **Invariants**
-//! - At most one entry of a volume is in flight.
-//! - After a refusal the writer appends nothing more.
+//! - At most one entry of a volume is being appended at any time.
+//! - After another owner was found, the writer appends nothing more.
 //! - If the engine does not answer, the writer waits, and continues when the engine answers.
 //!
-//! Deliberately absent: statements (`Log`), and rows in the local database (`cache`).
+//! Deliberately absent: SQL statements (`Log`), and rows in the local database (`cache`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,16 +23,17 @@ use crate::runtime::seeded::seeded;
 use crate::storage::log::body::BodyWriter;
 use crate::storage::log::{Entry, Log, LogError, Position};
 
-/// Pause after a statement without a result. Reconnecting is fast, and the engine may have failed
-/// over.
+/// Pause after a statement without a result. The pause is short, because a reconnect is fast and
+/// may reach the new primary.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Maximum number of entries that wait for an acknowledgement: one with rows, and empty ones behind
-/// it. More of them are found only if each answer is lost, so the writer begins again with the
-/// first.
+/// Maximum number of entries that wait for an acknowledgement: one with rows, and empty ones after
+/// it. This number is reached only if every answer is lost. Then the writer appends all of these
+/// entries again, beginning with the one with rows.
 const UNACKNOWLEDGED_MAX: usize = 16;
 
-/// Number of answers without an acknowledged entry after which the entry counts as lost. Each turn
-/// through the hosts of the engine meets an old primary at most once.
+/// Number of reads without the previous acknowledged entry after which that entry is treated as
+/// lost. The next host is tried after each read, so a primary that has the entry would be found
+/// earlier.
 const OLD_ANSWERS_MAX: u32 = 40;
 
 /// The state that a writer and its volume share.
@@ -45,7 +46,8 @@ pub(crate) struct LogStatus {
 }
 
 impl LogStatus {
-    /// Returns `true` while an entry waits for an engine that does not answer.
+    /// Returns `true` while an entry waits for an engine that does not answer, or for space in the
+    /// local database.
     pub(crate) fn is_away(&self) -> bool {
         self.away.load(Ordering::Acquire)
     }
@@ -54,7 +56,8 @@ impl LogStatus {
         self.away.store(away, Ordering::Release);
     }
 
-    /// Returns `true` once the volume has another owner, or cannot go on from its local database.
+    /// Returns `true` once the volume can commit no more: it has another owner, the writer gave up,
+    /// or its local database failed.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
@@ -68,7 +71,7 @@ impl LogStatus {
         self.acknowledged.load(Ordering::Acquire)
     }
 
-    /// Makes the writer give up instead of waiting for the engine.
+    /// Makes the writer return instead of waiting for an engine that does not answer.
     pub(crate) fn stop_waiting(&self) {
         self.stopping.store(true, Ordering::Release);
     }
@@ -78,23 +81,23 @@ impl LogStatus {
     }
 }
 
-/// The outcome of an appended entry.
+/// The outcome of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Settled {
-    /// The entry is durable. The position is that of the last entry behind it.
+    /// The entry is durable. The position is that of the entry or of the last empty entry after it.
     Durable(Position),
-    /// The volume has a newer owner, or an entry of another owner has this number.
+    /// The volume has another owner, or another entry has this number.
     Refused {
-        /// `true` if an earlier attempt had no answer. Its entry may still appear.
+        /// `true` if an earlier attempt had no result. Its entry may still appear in the log.
         may_appear: bool,
     },
-    /// The engine lost the entry before this one, although it was acknowledged.
+    /// The previous entry is missing in the engine, although this process saw it in the log.
     PredecessorLost,
     /// The writer was stopped while the outcome was unknown.
     Abandoned,
 }
 
-/// Appends an entry behind `before`, and repeats that until the outcome is known.
+/// Appends an entry after `before`, and repeats the append until the outcome is known.
 pub(crate) async fn settle(
     log: &mut dyn Log,
     before: Position,
@@ -174,13 +177,13 @@ fn place((body, position): (Bytes, Position)) -> (Entry, Position) {
 enum Found {
     /// An earlier attempt appended the entry.
     Same,
-    /// The volume has a newer owner, or an entry of another owner has this number.
+    /// The volume has another owner, or another entry has this number.
     Another,
-    /// The volume has a former epoch at this server, which must be an old primary.
+    /// This server knows only an earlier epoch of the volume, so it must be an old primary.
     OldPrimary,
-    /// The entry before this one does not exist.
+    /// The previous entry does not exist at this server.
     NothingBefore,
-    /// Nothing hinders the entry now: it can be appended.
+    /// The entry is missing and nothing prevents another append.
     Nothing,
 }
 
@@ -213,7 +216,7 @@ async fn find_out(
     })
 }
 
-/// The right to append to a volume's log.
+/// Appends entries to a volume's log on behalf of its owner.
 pub(crate) struct LogWriter {
     log: Box<dyn Log>,
     volume: String,
@@ -222,15 +225,16 @@ pub(crate) struct LogWriter {
     status: Arc<LogStatus>,
 }
 
-/// An entry that is durable in the log.
+/// The body of an entry that is durable in the log.
 pub(crate) struct Logged {
     pub(crate) body: Bytes,
-    /// The newest durable position: that of the entry, or of an empty entry behind it.
+    /// The position of the newest durable entry: this entry, or an empty entry after it.
     pub(crate) position: Position,
 }
 
 impl LogWriter {
-    /// Creates the writer of an owner with that epoch, behind the entry at `position`.
+    /// Creates the writer of the owner with `epoch`. Its first entry follows the entry at
+    /// `position`.
     pub(crate) fn new(log: Box<dyn Log>, volume: &str, epoch: u64, position: Position) -> LogWriter {
         let status = LogStatus::default();
         status.acknowledged.store(position.seq, Ordering::Release);
@@ -248,8 +252,8 @@ impl LogWriter {
         &self.status
     }
 
-    /// Appends a body, and returns once it is durable. `Stale` means that it never will be, and
-    /// `EngineAway` that it may be.
+    /// Appends a body as an entry, and returns once the entry is durable. The error `Stale` means
+    /// that the entry is not in the log and never will be. `EngineAway` means that it may be.
     pub(crate) async fn append(&mut self, body: BodyWriter) -> Result<Logged, StorageError> {
         if self.status.has_ended() {
             return Err(StorageError::Stale);

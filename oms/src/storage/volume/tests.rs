@@ -22,7 +22,7 @@ async fn batches_of_one_group_take_effect_in_order_of_submission() {
         let mut tickets = Vec::new();
         for step in 0..9 {
             let mut batch = WriteBatch::default();
-            // The steps alternate between a row and its removal; the last one is a removal.
+            // Writes and removals of a row alternate; the last step is a removal.
             if step % 2 == 0 {
                 batch.forget_delivery(&order, 1);
             } else {
@@ -105,7 +105,7 @@ async fn only_the_first_of_several_removals_ends_a_reservation() {
     let order = OrderId::parse("a").unwrap();
     let lines = [Line { id: 7, quantity: 1 }];
     for _ in 0..50 {
-        // The committer may put these batches into one group or into several.
+        // The committer may commit these batches as one group or as several groups.
         let mut tickets = Vec::new();
         for is_put in [true, false, false, true, true, false, false] {
             let mut batch = WriteBatch::default();

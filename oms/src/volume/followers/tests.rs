@@ -128,7 +128,7 @@ async fn a_new_stock_waits_for_copies_that_are_used_and_not_for_others() {
     let (known, _) = changes(&state, known, false).await;
     assert_eq!(current().await, Duration::ZERO, "the copy is current");
     assert!(reserve(&state, &order, 1, store, 2).await.unwrap());
-    // The owner waits for a copy without a request until that copy is too old.
+    // The copy sends no further request, so the owner waits until the copy is too old to be used.
     assert!(current().await > Duration::ZERO);
     let (position, _) = changes(&state, known, false).await;
     let waiting = tokio::spawn(current());
@@ -142,7 +142,8 @@ async fn a_new_stock_waits_for_copies_that_are_used_and_not_for_others() {
 async fn answers_to_a_copy_are_spaced_unless_a_new_stock_waits_for_it() {
     let folder = tempfile::tempdir().unwrap();
     let (state, store, _) = volume(folder.path()).await;
-    // The committer's thread takes no part: virtual time would not wait for it.
+    // The test sells without a commit, because virtual time would not wait for the committer's
+    // thread.
     let sell = || {
         let line = crate::domain::order::Line { id: 7, quantity: 1 };
         assert_eq!(state.stock().reserve_at(store, &[line]), Found::Free);

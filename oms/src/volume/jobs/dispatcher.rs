@@ -2,9 +2,9 @@
 //! the orders.
 //!
 //! **Invariants**
-//! - A message is sent at least once. A crash at any moment repeats it at most.
-//! - A message leaves the outbox only with the commit of the order's next state, made by its
-//!   transactor.
+//! - A message is sent at least once. A crash may repeat a message, but never loses it.
+//! - A message leaves the outbox only after a commit by its order's transactor, or after its order
+//!   has migrated.
 //! - The number of calls in flight is bounded by the outbox.
 //!
 //! Deliberately absent: the schedule of retries, the circuit breaker and the retry budget, which
@@ -25,12 +25,12 @@ use crate::runtime::watch;
 use crate::volume::state::{OrderError, VolumeState, wants};
 use crate::volume::transactor::{Ask, Transactors};
 
-/// Pause before a message is sent again after its answer could not be stored, because the volume is
-/// full or closing.
+/// Pause before a message is sent again because its answer could not be stored, for example on a
+/// full disk or in a closing volume.
 const OWN_FAULT_WAIT_MS: u64 = 1_000;
 
-/// Sends due messages until `stop` becomes true. Calls in flight are dropped then, and the next
-/// start repeats them.
+/// Sends due messages until `stop` becomes `true`. Calls in flight are then dropped, and the next
+/// server of the volume repeats them.
 pub(crate) async fn run(
     transactors: Arc<Transactors>,
     wms: Arc<dyn Warehouse>,
@@ -40,7 +40,8 @@ pub(crate) async fn run(
     let mut calls = JoinSet::new();
     loop {
         while calls.try_join_next().is_some() {}
-        // Created before the outbox is read, so that a notification in between is not lost.
+        // The future is created before the outbox is read, so that a notification after the read is
+        // not lost.
         let notified = state.message_due.notified();
         let now_ms = state.now().monotonic_ms;
         let next = state.outbox().next(now_ms);
@@ -81,7 +82,7 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
     let state = transactors.state();
     let put_back = |fault: &OrderError| {
         match fault {
-            // The order is being migrated. The dispatcher of its next volume sends the message
+            // The order is being migrated. The dispatcher of its next volume will send the message
             // again.
             OrderError::Moved => {
                 tracing::debug!(order = %job.order, "warehouse answer dropped: the order is being migrated");
@@ -97,8 +98,8 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
     match state.storage.order(&job.order) {
         Err(error) => put_back(&OrderError::Storage(error)),
         Ok(None) => {
-            // This cannot happen, since order and message are committed together. Such a message
-            // must not be retried for ever.
+            // This cannot happen, because order and message are committed together. The message is
+            // given up, because retries would never end.
             tracing::error!(order = %job.order, "message without an order failed for good");
             let failure = Failure::new(FailureKind::Malformed, "the order does not exist");
             count(state, &*wms, job.kind, |outbox| {
@@ -107,8 +108,8 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
             });
         }
         Ok(Some(order)) if !wants(order.state, job.kind) => {
-            // The order may have been cancelled a moment ago. Otherwise its message came back by a
-            // fault, and would stay for ever, because no answer to it changes the order.
+            // The order may have been cancelled a moment ago. If not, the message is here by a
+            // fault. Then it would be sent for ever, because no answer to it changes the order.
             match transactors.ask(&job.order, Ask::Drop(job.kind)).await {
                 Ok(outcome) => {
                     if !outcome.repeated {
@@ -178,7 +179,7 @@ async fn send_traced(trace: TraceContext, wms: &dyn Warehouse, kind: Kind, order
     answer
 }
 
-/// Returns the command that follows from an answer, or the reason why the call failed.
+/// Returns the command that follows from the warehouse's answer, or the reason why the call failed.
 fn command(kind: Kind, answer: &Answer) -> Result<Command, Failure> {
     match (kind, answer.clone()) {
         (_, Answer::Failed(failure)) => Err(failure),
@@ -189,8 +190,8 @@ fn command(kind: Kind, answer: &Answer) -> Result<Command, Failure> {
     }
 }
 
-/// Ends a call in the outbox, and logs the circuit breaker that opened or closed by it. `end`
-/// returns the cause of a failure.
+/// Calls `end`, which records the end of a call in the outbox and returns the cause if the call
+/// failed. Logs if the circuit breaker opened or closed.
 fn count(
     state: &VolumeState,
     wms: &dyn Warehouse,
@@ -246,8 +247,8 @@ async fn failed(
             "message to the warehouse given up"
         );
     }
-    // If this cannot be written, the schedule in memory still advances. A restart then repeats one
-    // attempt at most.
+    // If this write fails, the schedule in memory still advances. A restart then repeats at most
+    // one attempt.
     if let Err(fault) = transactors.ask(&job.order, Ask::Note(job.kind, message)).await {
         tracing::warn!(order = %job.order, ?fault, "failed attempt not recorded");
     }

@@ -5,10 +5,11 @@
 //!
 //! **Invariants**
 //! - The time to pay is measured by the monotonic clock, from the moment at which this process
-//!   first knew of the order (`Mark`). The wall clock only gives the order's age at that moment. So
-//!   a step of the clock while the process runs neither ends an order early nor keeps it alive.
-//! - An order with a time of arrival in the future was taken by a clock that was ahead. It counts
-//!   as new when the volume is opened, so it waits for one payment timeout at most.
+//!   first knew the order (`Mark`). The wall clock only gives the order's age at that moment. So a
+//!   step of the wall clock while the process runs ends no order early or late.
+//! - If an order's time of arrival is in the future, the clock was ahead when the order arrived.
+//!   Such an order is treated as new when the volume is opened, so it waits for at most one payment
+//!   timeout.
 //! - Expiring an order twice, after a crash, changes nothing.
 //!
 //! Deliberately absent: a timer for each order.
@@ -26,14 +27,15 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::{Ask, Transactors};
 
-/// Interval between two passes, and so the longest delay of an expiry.
+/// Interval between two passes. An expiry is late by at most this time.
 const PASS_INTERVAL: Duration = Duration::from_secs(1);
-/// Number of pages after which progress is committed. A crash repeats these pages at most.
+/// Number of finished pages after which progress is committed. A crash repeats at most these pages.
 const PAGES_PER_NOTE: u64 = 256;
-/// Maximum number of marks for one payment timeout. It bounds the memory for any timeout.
+/// Maximum number of marks within one payment timeout. So memory is bounded for a timeout of any
+/// length.
 const MARKS_PER_TIMEOUT: u32 = 1_024;
 
-/// Expires unpaid orders until `stop` becomes true.
+/// Expires unpaid orders until `stop` becomes `true`.
 pub(crate) async fn run(
     transactors: Arc<Transactors>,
     payment_timeout: Duration,
@@ -42,7 +44,7 @@ pub(crate) async fn run(
     let mut expiry = Expiry::new(&transactors, payment_timeout);
     loop {
         match expiry.expire_due(&transactors).await {
-            // The order's slot is being migrated. Its next volume expires the order.
+            // The order's slot is being migrated. Its next volume will expire the order.
             Ok(()) | Err(OrderError::Moved) => {}
             Err(fault) => tracing::warn!(?fault, page = expiry.page, "pass over unpaid orders failed"),
         }
@@ -54,30 +56,30 @@ pub(crate) async fn run(
     }
 }
 
-/// A moment at which this process knew all orders up to a page.
+/// A moment at which this process knew all orders up to a page of arrivals.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
-    /// Orders on the pages before this one were known.
+    /// First page of arrivals that had not been written at that moment.
     end: u64,
     at: Instant,
-    /// Wall-clock time at that moment in UTC milliseconds, corrected for a step forward just before
-    /// it.
+    /// Wall-clock time at that moment in UTC milliseconds, without a step forward since the
+    /// previous reading.
     wall_ms: u64,
 }
 
-/// The search for unpaid orders of one volume.
+/// The search for unpaid orders of one volume, page by page.
 pub(crate) struct Expiry {
     timeout: Duration,
-    /// First page with an order that may still be paid in time.
+    /// First page that is not finished: one of its orders may still be paid in time.
     page: u64,
-    /// Oldest first. Marks before `page` are dropped.
+    /// Marks from the oldest to the newest. A mark is removed once `page` has reached its end.
     marks: VecDeque<Mark>,
-    /// The last reading of both clocks.
+    /// The last reading of the wall clock (UTC milliseconds) and of the monotonic clock.
     last: (u64, Instant),
 }
 
 impl Expiry {
-    /// Continues from the progress that the volume recorded.
+    /// Creates a search that continues at the progress recorded in the volume.
     pub(crate) fn new(transactors: &Transactors, timeout: Duration) -> Expiry {
         let state = transactors.state();
         Expiry {
@@ -88,12 +90,12 @@ impl Expiry {
         }
     }
 
-    /// Expires every order that is due.
+    /// Expires every order that has not been paid in time.
     pub(crate) async fn expire_due(&mut self, transactors: &Arc<Transactors>) -> Result<(), OrderError> {
         let state = transactors.state();
         self.mark(state.storage.counters().next_page, state.clock.now_ms());
         let recorded = state.storage.counters().expired_page;
-        // Staged orders are skipped until they are active.
+        // The pass ends before the first page that may list staged orders.
         let in_force = state.storage.first_inactive_page.load(Ordering::Acquire);
         let end = self.marks.back().map_or(0, |mark| mark.end).min(in_force);
         while self.page < end {
@@ -108,7 +110,7 @@ impl Expiry {
         record_progress(transactors, recorded, self.page).await
     }
 
-    /// Records that all orders before `next_page` are known now.
+    /// Records that this process now knows all orders on the pages before `next_page`.
     fn mark(&mut self, next_page: u64, wall_ms: u64) {
         let now = Instant::now();
         let passed_ms = (now - self.last.1).as_millis() as u64;
@@ -128,7 +130,8 @@ impl Expiry {
         }
     }
 
-    /// Expires the due orders of a page. Returns `false` at the first order that is not due.
+    /// Expires the due orders of the current page. Returns `false` at the first unpaid order that
+    /// may still be paid in time.
     async fn page_is_over(&mut self, transactors: &Arc<Transactors>) -> Result<bool, OrderError> {
         let state = transactors.state();
         let page = self.page;
@@ -145,7 +148,7 @@ impl Expiry {
             let Some(order) = state.storage.order(&id)? else {
                 continue;
             };
-            // An order that was paid or has ended does not hold up the page.
+            // Orders that were paid or have ended need no expiry.
             let is_unpaid = matches!(order.state, State::Received | State::Reserved | State::Announced);
             if !is_unpaid {
                 continue;

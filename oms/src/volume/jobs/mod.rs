@@ -1,7 +1,7 @@
 //! The periodic tasks of a volume that is being served.
 //!
 //! **Invariants**
-//! - A job stops when its volume stops, and leaves only committed work behind.
+//! - A job stops when the server of its volume stops. All work that it leaves behind is committed.
 //! - A failed pass is logged and repeated, so no job ends early.
 //!
 //! Deliberately absent: a common scheduler. Each job has its own interval, for its own reason.

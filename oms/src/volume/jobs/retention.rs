@@ -1,12 +1,12 @@
-//! Retention: removes stored answers of idempotency keys after a day, and names of statistics files
-//! a week after the file was added.
+//! Retention: removes stored responses of idempotency keys after a day, and names of statistics
+//! files a week after the file was added.
 //!
 //! **Invariants**
 //! - The age of a file's name counts from the addition of the file, not from the time in the name.
 //! - The newest removed name remains as a mark (`stat_import::name`). A file that is not newer than
-//!   the mark may have been counted before: it is set aside, because counting it twice would be
+//!   the mark may have been added before. The file is set aside, because adding it twice would be
 //!   worse.
-//! - A step of the clock does not shorten the time for which an answer is stored.
+//! - A step of the clock does not shorten the time for which a response is stored.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -22,16 +22,16 @@ use crate::volume::state::VolumeState;
 
 /// Interval between two passes.
 const PASS_INTERVAL: Duration = Duration::from_secs(60 * 60);
-/// Minimum time for which an answer is stored.
+/// Minimum time for which a response is stored, in milliseconds.
 const ANSWERS_KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
-/// Time for which the name of a statistics file is stored. A file that reappears after a crash does
-/// so within minutes.
+/// Time for which the name of an added statistics file is stored, in milliseconds. A file that was
+/// added before a crash may reappear, but within minutes.
 const STAT_NAMES_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
-/// Maximum number of rows removed by one commit: enough to be quick, few enough to share a sync
-/// with orders.
+/// Maximum number of rows removed by one commit. With more rows, orders that share the sync of the
+/// commit would be delayed.
 const ROWS_AT_ONCE: usize = 1_000;
 
-/// Runs passes until `stop` becomes true.
+/// Removes expired rows at each interval until `stop` becomes `true`.
 pub(crate) async fn run(state: Arc<VolumeState>, mut stop: watch::Receiver<bool>) {
     let mut steps = StepWatch::new(&state.clock, Duration::from_millis(ANSWERS_KEPT_MS));
     loop {
@@ -51,11 +51,12 @@ pub(crate) async fn run(state: Arc<VolumeState>, mut stop: watch::Receiver<bool>
     }
 }
 
-/// Returns the times of the answers to keep, in UTC milliseconds.
+/// Returns the range of times of the responses to keep, in UTC milliseconds.
 ///
-/// A step of the clock forward makes answers look older than they are, so for a day it is
-/// subtracted. An answer with a time in the future was stored under a clock that was ahead. It is
-/// removed once the clock has been steady for a day, so the answer is at least a day old then.
+/// After a step of the clock forward, responses look older than they are. So for a day, the step is
+/// subtracted from the clock. A response with a time in the future was stored while the clock was
+/// ahead. Once the clock has been steady for a day, such a response is at least a day old and is
+/// removed.
 fn answers_kept(watched: Watched) -> RangeInclusive<u64> {
     let trusted_ms = watched.wall_ms.saturating_sub(watched.forward_ms);
     let last_ms = if watched.is_steady {
@@ -66,16 +67,16 @@ fn answers_kept(watched: Watched) -> RangeInclusive<u64> {
     trusted_ms.saturating_sub(ANSWERS_KEPT_MS)..=last_ms
 }
 
-/// Numbers of removed rows.
+/// Number of removed rows of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Removed {
-    /// Stored answers of idempotency keys.
+    /// Responses of idempotency keys.
     pub(crate) answers: usize,
     /// Names of statistics files.
     pub(crate) names: usize,
 }
 
-/// Removes expired rows.
+/// Removes responses and names of statistics files that have been stored long enough.
 pub(crate) async fn remove_expired(
     state: &Arc<VolumeState>,
     steps: &mut StepWatch,
@@ -88,12 +89,12 @@ pub(crate) async fn remove_expired(
         let kept_from_ms = now_ms.saturating_sub(STAT_NAMES_KEPT_MS);
         let names = match looking.slots.has_statistics() {
             true => looking.storage.stat_files_before(kept_from_ms)?,
-            // The names belong to the volume that owns the statistics.
+            // Only the volume that owns the statistics removes the names.
             false => Vec::new(),
         };
         Ok((answers, names))
     });
-    // A panic counts as a pass that found nothing.
+    // A panic has the effect of a pass that found nothing to remove.
     let (answers, names): (Vec<Vec<u8>>, Vec<String>) =
         looked.await.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))?;
     for part in answers.chunks(ROWS_AT_ONCE) {

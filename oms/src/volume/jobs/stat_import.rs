@@ -3,9 +3,9 @@
 //! On one machine, the volume that has the statistics scans the data folder. Behind an engine, each
 //! node scans its own folder and hands the files to that volume (`api::stat_files`).
 //!
-//! The name of a file is committed together with the new sums, and only then is the file deleted. A
-//! process that dies in between finds both the file and its name, and deletes the file without
-//! adding it.
+//! The name of a file is committed together with the new sums, and only then is the file deleted.
+//! If the process dies between these steps, the next scan finds both the file and its stored name,
+//! and deletes the file without adding it.
 //!
 //! **Invariants**
 //! - A file is added once two scans in a row saw it unchanged and its last line is complete
@@ -14,7 +14,7 @@
 //!   is lost.
 //! - Only regular files are opened, so no scan blocks on a FIFO or a device (`regular_file`).
 //!
-//! Deliberately absent: changes to files of any other name.
+//! Deliberately absent: changes to files that do not have the name of a statistics file.
 
 pub(crate) mod folder;
 pub(crate) mod folder_id;
@@ -41,15 +41,15 @@ use crate::volume::jobs::stat_import::folder::{Content, Found, Stamp};
 use crate::volume::jobs::stat_import::importer::{Imported, Importer};
 use crate::volume::jobs::stat_import::watched::{Step, Watched};
 
-/// Time after which a file operation is reported as hanging.
+/// Time after which a file operation that has not returned is logged.
 const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The reason why a file was not added now. A later scan tries again.
 #[derive(Debug)]
 pub(crate) enum Unadded {
-    /// The volume with the statistics is at another place now.
+    /// The slot of the statistics has moved to another volume.
     Elsewhere,
-    /// Nobody takes the file now.
+    /// The volume with the statistics cannot be reached or does not accept the file now.
     Later(String),
     /// The volume cannot be read or written.
     Failed(StorageError),
@@ -64,15 +64,15 @@ impl From<StorageError> for Unadded {
     }
 }
 
-/// The way of the files of a folder to the volume with the statistics.
+/// Passes the files of a folder to the volume with the statistics.
 pub(crate) trait FileTarget: Send + Sync {
-    /// Returns `true` if files can be added.
+    /// Returns `true` if files can be added now.
     fn is_ready(&self) -> bool;
 
-    /// Returns the fate of a file, if its name decides it before the file is read.
+    /// Returns the outcome for a file if its name alone decides, without the content of the file.
     fn foreseen(&self, name: &str) -> Result<Option<Imported>, Unadded>;
 
-    /// Adds a whole file.
+    /// Adds the content of a whole file to the statistics.
     fn add(&self, name: &str, body: Vec<u8>) -> impl Future<Output = Result<Imported, Unadded>> + Send;
 }
 
@@ -100,7 +100,7 @@ pub(crate) struct Scanner<T> {
 }
 
 impl<T: FileTarget> Scanner<T> {
-    /// Returns a scanner that has seen no file yet.
+    /// Creates a scanner that has seen no file yet.
     pub(crate) fn new(
         folder: PathBuf,
         target: Arc<T>,
@@ -116,7 +116,7 @@ impl<T: FileTarget> Scanner<T> {
         }
     }
 
-    /// Scans until `stop` becomes true.
+    /// Scans the folder at each interval `every` until `stop` becomes `true`.
     pub(crate) async fn run(mut self, every: Duration, mut stop: watch::Receiver<bool>) {
         loop {
             if self.target.is_ready() {
@@ -213,7 +213,8 @@ impl<T: FileTarget> Scanner<T> {
         self.delete(name, stamp).await;
     }
 
-    /// Deletes a file that was added, or sets it aside if another program has written to it since.
+    /// Deletes a file that was added. Sets the file aside if another program has written to it
+    /// since its stamp was taken.
     async fn delete(&mut self, name: &str, stamp: Stamp) {
         let path = self.folder.join(name);
         match blocking("delete a file", move || folder::delete(&path, &stamp)).await {
@@ -222,7 +223,7 @@ impl<T: FileTarget> Scanner<T> {
                 let reason = "it was changed after it was added; the later lines are not counted";
                 self.set_aside(name, reason).await;
             }
-            // The name of the file is stored, so the next scan deletes it.
+            // The name of the file is stored, so the next scan deletes the file.
             Err(error) => {
                 tracing::warn!(file = name, %error, "added statistics file not deleted");
             }
@@ -244,7 +245,8 @@ impl<T: FileTarget> Scanner<T> {
     }
 }
 
-/// Runs disk work on a blocking thread, and reports work that does not return.
+/// Runs disk work on a blocking thread, and logs an error if the work takes longer than
+/// `SCAN_TIMEOUT`.
 async fn blocking<T: Send + 'static>(
     work_name: &'static str,
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,

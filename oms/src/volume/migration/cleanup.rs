@@ -5,10 +5,11 @@
 //! staged them is undone. No request reads stale rows.
 //!
 //! **Invariants**
-//! - A note in the volume says that there may be stale rows. It is removed last, so a cleanup that
-//!   a crash interrupted is repeated.
+//! - A note in the volume says that there may be stale rows. The note is removed last, so a cleanup
+//!   that was interrupted by a crash is repeated.
 //! - A volume with such a note accepts no slots, so a stale row cannot become active again.
-//! - Cleanup takes at most half of the time, so that orders are not delayed.
+//! - After each page, the cleanup pauses for as long as the page took, so that orders are not
+//!   delayed.
 
 use std::sync::Arc;
 
@@ -23,21 +24,23 @@ use crate::storage::write_batch::{ARRIVING, CLEANUP, Table, WriteBatch};
 use crate::volume::migration::source::broken;
 use crate::volume::migration::target::blocking;
 
-/// Maximum number of rows read before the task yields to orders.
+/// Maximum number of rows read for one page.
 const ROWS_READ_MAX: usize = 20_000;
 /// Maximum number of rows removed by one commit.
 const ROWS_A_COMMIT: usize = 2_000;
 
-/// The kind of the stale rows of a volume.
+/// The origin of the stale rows of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StaleRows {
-    /// The rows were active here and are included in the counts.
+    /// The rows were active in this volume, and the volume's counters include them.
     Counted,
-    /// The rows were staged by a migration that was undone.
+    /// The rows were staged by a migration that was undone. The volume's counters do not include
+    /// them.
     NeverActive,
 }
 
-/// Removes all stale rows, and then the notes about them. Returns `false` if it was stopped before.
+/// Removes all stale rows, and then the notes about them. Returns `false` if `is_stopped` returned
+/// `true` before the end.
 pub(crate) async fn remove_stale_rows(
     storage: &Arc<Volume>,
     slots: &Arc<Slots>,
@@ -64,7 +67,7 @@ pub(crate) async fn remove_stale_rows(
             break;
         }
         tokio::task::yield_now().await;
-        // Nobody waits for the cleanup, so it pauses as long as it worked.
+        // No request waits for the cleanup, so it pauses for as long as the page took.
         tokio::time::sleep(begun.elapsed()).await;
     }
     let mut batch = WriteBatch::default();
@@ -74,10 +77,10 @@ pub(crate) async fn remove_stale_rows(
     Ok(true)
 }
 
-/// The removals of one page of a walk.
+/// The removals that result from one page of a walk.
 struct Page {
     batch: WriteBatch,
-    /// `true` if the walk has no further rows.
+    /// `true` if the walk has ended.
     is_last: bool,
 }
 

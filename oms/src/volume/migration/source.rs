@@ -1,9 +1,9 @@
 //! The source of a migration: sends the rows of some slots page by page, as the target requests
 //! them.
 //!
-//! The pages first contain a walk over one snapshot, and then the commits since, while the slots
-//! are still served. Once little is left, the target requests pages with `seal`. The source then
-//! rejects commits to these slots, waits for the queued ones, and sends the rest.
+//! The first pages contain a walk over one snapshot, and the next ones the later commits, while the
+//! slots are still served. Once few commits are left, the target requests pages with `seal`. The
+//! source then rejects commits to these slots, waits for the queued commits, and sends the rest.
 //!
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
@@ -15,7 +15,7 @@
 //! **Invariants**
 //! - The digest is the sum of the rows' hashes, so it does not depend on their order.
 //! - Pages are numbered. The last one is stored, so that a lost answer can be repeated.
-//! - The seal is durable together with the note that rows may have to be removed later.
+//! - The seal and the note that rows may have to be removed later become durable in one commit.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,39 +40,39 @@ use crate::volume::migration::target::blocking;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
 use crate::volume::state::VolumeState;
 
-/// Size of the head of a page, in bytes.
+/// Size of the header of a page, in bytes.
 const PAGE_HEAD_BYTES: usize = 1 + 8 + 8 + 16;
-/// Size of the head of a row, in bytes.
+/// Size of the header of a row, in bytes.
 const ROW_HEAD_BYTES: usize = 9;
-/// Added to the table code of a removed row.
+/// Added to the table code of a row that was removed.
 const REMOVED: u8 = 128;
-/// Maximum number of rows of a page. The target commits a page within milliseconds, and orders
-/// share its sync.
+/// Maximum number of rows of a page. The target commits a page of this size within milliseconds, so
+/// orders that share its sync are hardly delayed.
 const PAGE_ROWS_MAX: usize = 4_000;
 /// Size at which a page is complete, in bytes.
 const PAGE_BYTES: usize = 1 << 20;
 /// Maximum number of rows read for one page, including rows of other slots.
 const ROWS_READ_MAX: usize = 200_000;
-/// Maximum size of a key or value, in bytes. A store's column of a million products needs most of
-/// it.
+/// Maximum size of a key or value, in bytes. The quantities of a store with a million products need
+/// several megabytes.
 const FIELD_BYTES_MAX: usize = 16 << 20;
 
-/// The request for a page, sent to the source volume.
+/// The request for a page, sent to the server of the source volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ExportRequest {
     /// Id of the migration.
     pub(crate) id: u64,
-    /// The target volume.
+    /// Name of the target volume.
     pub(crate) to: NodeName,
-    /// The slots as ranges.
+    /// The slots to copy, as ranges.
     pub(crate) slots: Vec<(u32, u32)>,
-    /// Number of the page.
+    /// Number of the requested page. The first page is 0.
     pub(crate) page: u64,
-    /// `true` if the slots must be sealed first.
+    /// `true` if the source must seal the slots before it makes the page.
     pub(crate) seal: bool,
 }
 
-/// Count and digest of rows.
+/// Number and digest of rows, for the comparison of rows that were sent and stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sum {
     pub(crate) rows: u64,
@@ -80,7 +80,7 @@ pub(crate) struct Sum {
 }
 
 impl Sum {
-    /// Adds a row.
+    /// Adds a row to the number and the digest.
     pub(crate) fn add(&mut self, row: &RawRow) {
         let mut hash = Xxh3::new();
         hash.update(&[row.table as u8, u8::from(row.value.is_none())]);
@@ -92,7 +92,7 @@ impl Sum {
     }
 }
 
-/// A page of rows of the migrating slots.
+/// A page of rows that belong to the migrating slots.
 #[derive(Debug, Default)]
 pub(crate) struct Page {
     pub(crate) rows: Vec<RawRow>,
@@ -118,7 +118,7 @@ impl Page {
             let removed = if row.value.is_none() { REMOVED } else { 0 };
             let value = row.value.as_deref().unwrap_or_default();
             page.push(row.table as u8 | removed);
-            // The lengths fit 32 bits, because a batch of a volume has at most 64 MiB.
+            // Each length fits into 32 bits, because a batch of a volume has at most 64 MiB.
             page.extend_from_slice(&(row.key.len() as u32).to_le_bytes());
             page.extend_from_slice(&(value.len() as u32).to_le_bytes());
             page.extend_from_slice(&row.key);
@@ -127,7 +127,8 @@ impl Page {
         page.into()
     }
 
-    /// Decodes a page and checks count and digest. The error is the fault in words.
+    /// Decodes a page and checks the number and the digest of its rows. The error is a description
+    /// of the fault.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Page, String> {
         let wrong = |reason: &str| Err(reason.to_owned());
         let Some((head, mut rest)) = bytes.split_first_chunk::<PAGE_HEAD_BYTES>() else {
@@ -179,11 +180,11 @@ impl Page {
     }
 }
 
-/// The outgoing copies of a volume, by the volume that gets the slots.
+/// The outgoing copies of a volume, by target volume.
 #[derive(Default)]
 pub(crate) struct Exports(Mutex<BTreeMap<NodeName, Arc<tokio::sync::Mutex<Outgoing>>>>);
 
-/// The outgoing copy to one other volume.
+/// An outgoing copy to one target volume.
 struct Outgoing {
     id: u64,
     asked: Arc<SlotSet>,
@@ -193,13 +194,13 @@ struct Outgoing {
     last: Bytes,
 }
 
-/// The reading position in the rows of the slots.
+/// The reading position of a copy in the rows of the source volume.
 struct Reading {
-    /// The walk over the snapshot; `None` once it has ended.
+    /// The walk over the snapshot. `None` once the walk has ended.
     walk: Option<Walk>,
-    /// The commits since the snapshot.
+    /// The commits after the snapshot.
     feed: Feed,
-    /// Reservations of migrating orders in stores that do not migrate.
+    /// Reservations that remain in this volume: their orders migrate, but their stores do not.
     left_behind: RemoteReservations,
     /// `true` once the slots were sealed and all their rows were sent.
     is_over: bool,
@@ -210,7 +211,7 @@ struct Reading {
 pub(crate) enum ExportError {
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The requested page is not the next one.
+    /// The requested page is neither the next page nor the last one sent.
     #[error("the copy of these slots was interrupted and must start again")]
     OutOfTurn,
 }
@@ -220,9 +221,10 @@ impl Exports {
         self.0.lock()
     }
 
-    /// Drops all copies of other migrations.
+    /// Drops all outgoing copies, except for those of the migration `id`.
     pub(crate) fn keep_only(&self, id: Option<u64>) {
-        // A copy that is in use is dropped too; its current request holds the last reference.
+        // A copy that is in use is also dropped. The request that uses it keeps it alive until its
+        // end.
         self.all()
             .retain(|_, outgoing| outgoing.try_lock().is_ok_and(|outgoing| Some(outgoing.id) == id));
     }
@@ -271,8 +273,8 @@ impl Exports {
         Ok(page)
     }
 
-    /// Returns the reservations of migrated orders in stores that stay. `None` if the ring takes
-    /// slots that were not copied completely.
+    /// Returns the reservations that remain in this volume, although their orders have migrated.
+    /// Returns `None` if the ring takes slots that were not copied completely.
     pub(crate) async fn left_behind(
         &self,
         slots: &Slots,
@@ -345,8 +347,8 @@ pub(crate) async fn enter_orders(state: &VolumeState, request: &ExportRequest) -
     state.leave_no_order(goes).await
 }
 
-/// Seals slots for a migration. When it returns `true`, all earlier commits are durable and visible
-/// to the feed. Returns `false` and seals nothing if an order in these slots is not entered (see
+/// Seals slots for a migration. When this function returns `true`, all commits before the
+/// seal are durable and visible to the feed. Returns `false` and seals nothing if an order in these slots is not entered (see
 /// `enter_orders`).
 pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<bool, StorageError> {
     let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
@@ -392,8 +394,8 @@ impl Reading {
             })
         };
         let mut page = Page::default();
-        // Keeps the log of all commits so far until the feed has read it, however long the walk
-        // takes.
+        // From here on, the log of all commits so far is kept until the feed has read it, however
+        // long the walk takes.
         feed.extend()?;
         if let Some(walking) = walk {
             let (mut bytes, mut rows_read) = (0, 0);
@@ -427,7 +429,7 @@ impl Reading {
     }
 }
 
-/// Records a reservation if its order migrates and its store does not.
+/// Updates `left_behind` with a reservation if its order migrates and its store does not.
 fn note_left_behind(
     left_behind: &mut RemoteReservations,
     slots: &Slots,

@@ -1,13 +1,13 @@
-//! Rows of incoming slots as they are stored before their activation.
+//! Rows of incoming slots, as stored in the target volume before their activation.
 //!
 //! Most rows are written to their own tables at once, because no request reads rows of slots that
-//! another volume owns. Rows of stock are written to the table `Arriving` until they are fitted to
-//! the products of this volume (`StagedStock`).
+//! another volume owns. Rows of stock are written to the table `Arriving` until activation
+//! rearranges them in the order of this volume's products (`StagedStock`).
 //!
 //! **Invariants**
-//! - Each page is one commit, with a note of its migration and of the later change to the volume's
-//!   counts.
-//! - Nothing is active before the batch of `StagedRows` is committed.
+//! - Each page is one commit. The commit includes a note with the migration's id and the changes
+//!   that activation will make to the volume's counters.
+//! - No row is active before the batch of `StagedRows` is committed.
 
 use crate::domain::stock::StockHead;
 use crate::error::{DecodeError, StorageError};
@@ -20,8 +20,8 @@ use crate::volume::migration::source::{Page, broken};
 use crate::volume::migration::staged_stock::StagedStock;
 use crate::volume::state::VolumeState;
 
-/// The note about staged rows: their migration, and the change to the volume's counts at
-/// activation.
+/// The note about staged rows: the id of their migration, and the changes that activation will make
+/// to the volume's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StagingNote {
     pub(crate) id: u64,
@@ -29,8 +29,8 @@ pub(crate) struct StagingNote {
     pub(crate) stat_files: i64,
 }
 
-/// Size of a note in bytes before it included payments to be refunded: the migration, a count for
-/// each of 11 states, and the statistics files.
+/// Size in bytes of a note of earlier releases, without the payments to refund: the migration, a
+/// count for each of 11 states, and the number of statistics files.
 const NOTE_BYTES_V1: usize = 13 * 8;
 
 impl StagingNote {
@@ -61,7 +61,7 @@ impl StagingNote {
             *count = next()?.cast_signed();
         }
         note.stat_files = next()?.cast_signed();
-        // A note of an earlier version has no further field.
+        // A note of an earlier release ends here.
         if bytes.len() > NOTE_BYTES_V1 {
             note.orders.extra_payments = next()?.cast_signed();
         }
@@ -76,7 +76,7 @@ impl StagingNote {
             .map_err(|fault| broken(Table::Meta, ARRIVING, fault))
     }
 
-    /// Adds the counts of the staged rows to a batch, and the removal of the note.
+    /// Adds the counts of the staged rows to a batch, and removes the note.
     pub(crate) fn activate(&self, batch: &mut WriteBatch) {
         batch.add_counts(&self.orders);
         batch.stat_files_moved(self.stat_files);
@@ -84,20 +84,20 @@ impl StagingNote {
     }
 }
 
-/// The place of a stored row: its table, and its key if that is not the row's own. `None` if the
-/// row was not stored.
+/// The location of a stored row: its table, and its key if it differs from the key in the page.
+/// `None` if the row was not stored.
 pub(super) type Written = Option<(Table, Option<Vec<u8>>)>;
 
-/// A page prepared for its commit.
+/// A page of rows, prepared for its commit in the target volume.
 pub(super) struct StagedPage {
     pub(super) batch: WriteBatch,
     pub(super) note: StagingNote,
-    /// The place of each row, in the order of the page.
+    /// The location of each row, in the order of the page.
     pub(super) written: Vec<Written>,
 }
 
 impl StagedPage {
-    /// Prepares a page from a source of this number.
+    /// Prepares a page of the source with the number `source`.
     pub(super) fn of(
         state: &VolumeState,
         page: &Page,
@@ -134,8 +134,8 @@ impl StagedPage {
                 self.note.stat_files += i64::from(value.is_some()) - i64::from(is_known);
             }
             Table::Answers => {
-                // An answer that this volume stored under the same key, for an order of its own, is
-                // not replaced.
+                // This volume may have stored a response under the same key for an order of its
+                // own. Such a response is not replaced.
                 let known = state.storage.raw(table, key)?;
                 let home = state.slots.home_of(table, key, known.as_deref());
                 let home = home.map_err(|fault| broken(table, key, fault))?;
@@ -182,18 +182,18 @@ impl StagedPage {
     }
 }
 
-/// The staged rows of stock, ready for activation.
+/// The staged rows of stock, rearranged and ready for activation.
 #[derive(Default)]
 pub(crate) struct StagedRows {
     pub(crate) stock: StagedStock,
     pub(crate) batch: WriteBatch,
-    /// The volume's products and stock head at the time of the fitting.
+    /// The product ids and the stock head of the volume for which the rows were rearranged.
     fitted_to: (Vec<u32>, StockHead),
 }
 
 impl StagedRows {
-    /// Reads the staged rows of a volume and fits them to its stock. Nothing is active before the
-    /// batch is committed.
+    /// Reads the staged rows of a volume and rearranges the stock in the order of the volume's
+    /// products. No row is active before `batch` is committed.
     pub(crate) fn read(storage: &Volume, note: &StagingNote) -> Result<StagedRows, StorageError> {
         let mut batch = WriteBatch::default();
         let mut stock = StagedStock::default();
@@ -222,7 +222,7 @@ impl StagedRows {
         })
     }
 
-    /// Returns `true` if the volume's products and stock head are unchanged since the fitting.
+    /// Returns `true` if the volume's product ids and stock head have not changed since `read`.
     pub(crate) fn fits(&self, storage: &Volume) -> Result<bool, StorageError> {
         Ok(self.fitted_to == (storage.catalogue()?, storage.stock_head()?))
     }

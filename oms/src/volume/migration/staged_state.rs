@@ -1,10 +1,10 @@
 //! The state in memory of incoming slots, built page by page during the copy.
 //!
 //! **Invariants**
-//! - Work that grows with the number of open orders is done here, before activation: messages are
-//!   parked in the outbox, and reserved units are summed by store.
-//! - No request reads this state before activation, which moves a few maps in constant time per
-//!   store.
+//! - Work that grows with the number of open orders is done here, before activation. Messages are
+//!   parked in the outbox (stored there, but not sent), and reserved units are summed by store.
+//! - No request reads this state before activation. Activation moves a few maps, in constant time
+//!   per store.
 //!
 //! Deliberately absent: rows of stock, which are in `staged_stock`.
 
@@ -27,7 +27,7 @@ use crate::volume::migration::source::broken;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
 use crate::volume::state::VolumeState;
 
-/// Number of reservations dropped before the task yields.
+/// Number of reservations that are dropped before the task yields.
 const DROPPED_AT_ONCE: usize = 500;
 
 /// The state in memory of incoming slots.
@@ -44,7 +44,7 @@ pub(crate) struct StagedState {
 }
 
 impl StagedState {
-    /// Applies a row that arrived with these slots.
+    /// Applies a row of the incoming slots to this state.
     pub(crate) fn take(
         &mut self,
         state: &VolumeState,
@@ -83,9 +83,9 @@ impl StagedState {
             Table::Reservations => {
                 let (order, store) = codec::decode_order_store_key(key)?;
                 let reservation = value.map(|value| codec::decode_reservation(order.clone(), value));
-                // An order of this volume had a remote reservation in the arriving store. An order
-                // from a third volume may arrive in the same migration, and must be asked whether
-                // it still needs its units. Both get a remote reservation.
+                // The reservation becomes a remote one in two cases: its order is in this volume
+                // already, or its order does not arrive in these slots. An order of a third volume
+                // may arrive in the same migration, and is asked if it still needs the units.
                 let is_apart = state.slots.has_order(&order) || !slots.has(state.slots.slot_of_order(&order));
                 self.reserve(&order, store, reservation.transpose()?, is_apart);
             }
@@ -113,8 +113,8 @@ impl StagedState {
         Ok(())
     }
 
-    /// Sets or removes the reservation of an order in a store. `is_apart` is `true` if the order
-    /// does not arrive with the store.
+    /// Sets or removes the reservation of an order in an incoming store. `is_apart` is `true` if
+    /// the order does not arrive together with the store.
     pub(crate) fn reserve(
         &mut self,
         order: &OrderId,
@@ -138,8 +138,9 @@ impl StagedState {
         self.reservations.insert(key, reservation);
     }
 
-    /// Adds remote reservations for the arrived settlements. Their orders have given the units up,
-    /// but the settlement has not been applied yet. Call it once the copy is complete.
+    /// Adds remote reservations for the incoming settlements. Their orders no longer need the
+    /// units, but the settlements have not been applied to the incoming stores yet. Call this once
+    /// the copy is complete.
     pub(crate) fn add_settled_reservations(&mut self) {
         for (order, settlement) in &self.settlements {
             let key = (order.clone(), settlement.store);
@@ -152,8 +153,8 @@ impl StagedState {
         }
     }
 
-    /// Drops the state that only the copy needed. It has many small parts, so the task yields
-    /// between them.
+    /// Drops the state that only the copy needed. The state has many small parts, so the task
+    /// yields between them.
     pub(crate) async fn drop_slowly(mut self) {
         while !self.reservations.is_empty() {
             for _ in 0..DROPPED_AT_ONCE {

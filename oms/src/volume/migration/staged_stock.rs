@@ -1,13 +1,15 @@
-//! The stock of incoming slots: columns of stores, laid out by the products of this volume.
+//! The stock of incoming slots: the quantities of each store, rearranged in the order of this
+//! volume's products.
 //!
-//! Each volume numbers the products of its stock by row, in the order in which it met them. So a
-//! column of another volume has its quantities in other rows.
+//! Each volume has its products in rows of the stock matrix, in the order in which they first
+//! appeared. A store is a column of that matrix. So a column from another volume has its quantities
+//! in a different order.
 //!
 //! **Invariants**
-//! - A fitted column follows the rows of this volume. Products that are new to the volume are
-//!   appended.
-//! - Each fitted column records the last delivery that it counts, because the stock heads of the
-//!   two volumes differ.
+//! - A fitted (rearranged) column has the row order of this volume. Products that are new to the
+//!   volume are appended.
+//! - Each fitted column names the last delivery that it counts, because the two volumes have
+//!   different stock heads (facts about their last snapshot).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,10 +24,11 @@ use crate::storage::write_batch::{CATALOGUE, STOCK_HEAD, Table, WriteBatch};
 /// Stores that arrive from other volumes.
 #[derive(Default)]
 pub(crate) struct StagedStock {
-    /// Products of this volume by row, with the new ones. Empty until `fit`.
+    /// Product ids in the row order of this volume, with the new ones at the end. Empty before
+    /// `fit`.
     pub(crate) products: Vec<u32>,
     pub(crate) columns: Vec<Column>,
-    /// The stock head of this volume, joined with those of the sources.
+    /// The stock head of this volume, joined with the stock heads of the sources.
     pub(crate) head: StockHead,
     catalogues: BTreeMap<u8, Vec<u32>>,
     arrived: Vec<(u8, Column)>,
@@ -33,7 +36,7 @@ pub(crate) struct StagedStock {
 }
 
 impl StagedStock {
-    /// Adds a row of the table `Arriving`.
+    /// Adds a row of the table `Arriving`, which came from the table `table` of the source.
     pub(crate) fn take(
         &mut self,
         source: u8,
@@ -62,14 +65,15 @@ impl StagedStock {
         Ok(())
     }
 
-    /// Fits the columns to the products of a volume and adds their rows to a batch.
+    /// Rearranges the columns in the row order of a volume and adds their rows to a batch.
     pub(crate) fn fit(&mut self, storage: &Volume, batch: &mut WriteBatch) -> Result<(), StorageError> {
         self.head = storage.stock_head()?;
         for head in self.heads.values() {
             self.head = self.head.joined_with(head);
         }
         for (source, column) in &mut self.arrived {
-            // The column's own row must record it, because this volume has another stock head.
+            // The column names the last delivery that it counts, because the stock head of this
+            // volume differs from that of the source.
             let head = self.heads.get(source).copied().unwrap_or_default();
             column.counted_to = CountedTo::Delivery(column.counted_to.resolve(&head));
             if seeded("counts-mixed") {
@@ -93,7 +97,8 @@ impl StagedStock {
         Ok(())
     }
 
-    /// Rejects the columns if they and `stores` other stores would make the stock too large.
+    /// Returns an error if the stock would be too large with these columns and `stores` other
+    /// stores.
     pub(crate) fn check(&self, stores: usize) -> Result<(), String> {
         let (products, stores) = (self.products.len(), stores + self.columns.len());
         if products * stores <= CELLS_MAX {
@@ -105,7 +110,7 @@ impl StagedStock {
     }
 }
 
-/// Returns the columns by the rows of `products`, and appends missing products to it.
+/// Returns the columns in the row order of `products`. Appends missing product ids to `products`.
 fn fit_columns(
     products: &mut Vec<u32>,
     catalogues: &BTreeMap<u8, Vec<u32>>,

@@ -4,8 +4,8 @@
 //! **Invariants**
 //! - Each page is one commit (`staged_rows`), which is finished once it has begun.
 //! - Each page is compared twice by count and digest: as received, and as stored.
-//! - The state in memory is prepared during the copy (`StagedState`), so that activation takes
-//!   milliseconds after a copy of any length.
+//! - The state in memory is prepared during the copy (`StagedState`). So activation takes
+//!   milliseconds, however many rows were copied.
 //! - The staged rows of a migration that is undone are removed by `cleanup`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,23 +36,23 @@ use crate::volume::migration::staged_rows::{StagedPage, StagedRows, StagingNote}
 use crate::volume::migration::staged_state::StagedState;
 use crate::volume::server::VolumeServer;
 
-/// Timeout of a request for a page. The source reads a page within milliseconds.
+/// Timeout of a request for a page. A source usually makes a page within milliseconds.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The request to copy slots, sent to the target volume.
+/// The request to copy slots, sent to the server of the target volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ImportRequest {
-    /// Address of the source's node.
+    /// Address of the node that serves the source volume.
     pub(crate) address: SocketAddr,
-    /// The source volume.
+    /// Name of the source volume.
     pub(crate) volume: NodeName,
-    /// Number of the source within the migration.
+    /// Number of the source volume among the sources of the migration.
     pub(crate) source: u8,
     /// Id of the migration.
     pub(crate) id: u64,
-    /// The slots as ranges.
+    /// The slots to copy, as ranges.
     pub(crate) slots: Vec<(u32, u32)>,
-    /// `true` if the source must seal the slots, so that the rest can be copied.
+    /// `true` if the source must seal the slots and the copy must be completed.
     pub(crate) seal: bool,
 }
 
@@ -61,7 +61,7 @@ impl VolumeQuestion for ImportRequest {
     type Answer = Imported;
 }
 
-/// The question how far the copy to a volume is.
+/// The request for the progress of the copy to a volume.
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct AskProgress;
 
@@ -70,24 +70,25 @@ impl VolumeQuestion for AskProgress {
     type Answer = Progress;
 }
 
-/// The rows copied and compared so far.
+/// The rows that were copied to a volume and compared so far.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Imported {
     pub(crate) rows: u64,
-    /// Estimated total number of rows.
+    /// Estimated number of rows of the whole copy.
     pub(crate) about: u64,
     pub(crate) bytes: u64,
 }
 
-/// Progress of the copy to a volume.
+/// The progress of the copy to a volume.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Progress {
     pub(crate) copied: Imported,
-    /// Sources with a running copy. A caller that waits for another source waits in vain.
+    /// Numbers of the sources from which a copy is running. A caller that waits for any other
+    /// source can stop waiting.
     pub(crate) importing: BTreeSet<u8>,
 }
 
-/// Marks a source's copy as running until it is dropped.
+/// Keeps the number of a source in `Progress::importing` until it is dropped.
 struct Importing<'a> {
     progress: &'a Mutex<Progress>,
     source: u8,
@@ -115,12 +116,12 @@ pub(crate) enum ImportError {
     Copy(String),
 }
 
-/// The incoming copy of a migration.
+/// The incoming copy of a migration, from all of its sources.
 pub(crate) struct Incoming {
     pub(crate) id: u64,
     pub(crate) state: StagedState,
     pub(crate) note: StagingNote,
-    /// The staged rows of stock, fitted once the copy is complete.
+    /// The staged rows of stock, rearranged once the copy is complete.
     pub(crate) staged: Option<StagedRows>,
     sources: BTreeMap<u8, Source>,
 }
@@ -128,14 +129,14 @@ pub(crate) struct Incoming {
 #[derive(Default)]
 struct Source {
     next: u64,
-    /// The slots of this source.
+    /// The slots that come from this source.
     slots: SlotSet,
     copied: Imported,
     begun: Option<Instant>,
 }
 
 impl Incoming {
-    /// Returns an empty copy of a migration.
+    /// Creates the incoming copy of a migration, without any rows.
     pub(crate) fn new(id: u64) -> Incoming {
         let note = StagingNote {
             id,
@@ -150,7 +151,7 @@ impl Incoming {
         }
     }
 
-    /// Returns the rows copied so far from all sources.
+    /// Returns the sum of the rows copied so far from all sources.
     pub(crate) fn copied(&self) -> Imported {
         let add = |sum: Imported, source: &Source| Imported {
             rows: sum.rows + source.copied.rows,
@@ -161,8 +162,8 @@ impl Incoming {
     }
 }
 
-/// Copies until nothing is left for now. A later call continues from there. With `seal`, it
-/// completes the copy.
+/// Copies rows until the source has no further rows at the moment. A later call continues at the
+/// next page. With `seal`, the source has sealed the slots, so the copy is then complete.
 pub(crate) async fn import(
     peers: &Peers,
     server: &Arc<VolumeServer>,
@@ -179,7 +180,7 @@ pub(crate) async fn import(
             }
             return Ok(copied);
         }
-        // The next page is requested while this one is being committed.
+        // The next page is requested while the current page is being committed.
         let (copied, next) = tokio::join!(
             store_page(server, request, number, page),
             fetch(peers, server, request, number + 1)
@@ -194,7 +195,7 @@ fn migration_ended() -> ImportError {
     ImportError::Copy("the migration has ended".to_owned())
 }
 
-/// Returns the number of the next page from a source.
+/// Returns the number of the next page to request from a source.
 async fn next_page(server: &VolumeServer, request: &ImportRequest) -> Result<u64, ImportError> {
     let mut incoming = server.incoming.lock().await;
     match incoming.as_mut().filter(|incoming| incoming.id == request.id) {
@@ -245,7 +246,7 @@ async fn fetch(
     Page::decode(&answer.body).map_err(wrong)
 }
 
-/// Waits if rows arrive faster than the configured rate.
+/// Waits if rows arrived faster than the configured maximum rate.
 async fn keep_pace(server: &VolumeServer, source: u8, copied: Imported) {
     let Some(rows_per_second) = server.move_rows_per_second else {
         return;
@@ -263,11 +264,11 @@ async fn keep_pace(server: &VolumeServer, source: u8, copied: Imported) {
     }
 }
 
-/// Commits the rows of a page and compares them as stored.
+/// Commits the rows of a page, reads them back, and compares them with the page.
 ///
-/// The work ends even if the request is dropped. Otherwise the rows could become durable after the
-/// lock of `incoming` is released: an undone migration would remove the staged rows too early, and
-/// keep these.
+/// The work is finished even if the request is dropped. Otherwise the lock of `incoming` could be
+/// released before the rows are durable. An undone migration would then remove the staged rows too
+/// early and leave these rows behind.
 async fn store_page(
     server: &Arc<VolumeServer>,
     request: &ImportRequest,
@@ -280,7 +281,7 @@ async fn store_page(
     let (server, request) = (Arc::clone(server), request.clone());
     let storing = async move { store_page_locked(&server, &request, number, page).await };
     let stored = runtime::to_completion(storing).await;
-    // A panic has been logged. To this caller the volume counts as closed.
+    // The panic has been logged. The caller gets the error of a closed volume.
     stored.unwrap_or(Err(ImportError::Storage(StorageError::Closed)))
 }
 
@@ -292,7 +293,7 @@ async fn store_page_locked(
 ) -> Result<Imported, ImportError> {
     let state = server.app.state();
     let mut guard = server.incoming.lock().await;
-    // Locked until the page is durable, so that the end of the migration waits for it.
+    // The lock is held until the page is durable, so the end of the migration waits for the page.
     let Some(incoming) = guard.as_mut().filter(|incoming| incoming.id == request.id) else {
         return Err(migration_ended());
     };
@@ -346,8 +347,8 @@ async fn store_page_locked(
     Ok(copied)
 }
 
-/// Prepares the staged rows of stock for activation. Rejects slots with stores that would make the
-/// stock too large, while the migration can still be undone.
+/// Prepares the staged rows of stock for activation. Returns an error if the stock would become too
+/// large, while the migration can still be undone.
 async fn fit_stock(server: &VolumeServer, id: u64) -> Result<(), ImportError> {
     let mut guard = server.incoming.lock().await;
     let Some(incoming) = guard.as_mut().filter(|incoming| incoming.id == id) else {
@@ -365,16 +366,17 @@ async fn fit_stock(server: &VolumeServer, id: u64) -> Result<(), ImportError> {
     Ok(())
 }
 
-/// Returns the migration of the staged rows in a volume that is not served yet.
+/// Returns the id of the migration that staged rows in a volume. `None` if the volume has no staged
+/// rows.
 pub(crate) async fn staged_migration(storage: &Arc<Volume>) -> Result<Option<u64>, StorageError> {
     let reading = Arc::clone(storage);
     let note = blocking(move || StagingNote::of(&reading)).await?;
     Ok(note.map(|note| note.id))
 }
 
-/// Resolves the rows of an unfinished migration by the cluster's state, before a volume is served
-/// and while nothing else uses it. Committed rows are activated. Returns the kind of stale rows, if
-/// there are any.
+/// Activates the rows of an unfinished migration if the cluster's state says that it was committed.
+/// Call this before the volume is served. Returns the kind of the volume's stale rows, if there are
+/// any.
 pub(crate) async fn resolve_unfinished(
     storage: &Arc<Volume>,
     committed: u64,
@@ -394,18 +396,18 @@ pub(crate) async fn resolve_unfinished(
     }
 }
 
-/// Limits expiry to the current pages of arrivals. Otherwise it would pass over orders that are not
-/// active yet.
+/// Limits expiry to the current pages of arrivals. Otherwise expiry would finish pages with orders
+/// that are not active yet, and would never return to them.
 pub(crate) fn pause_expiry(storage: &Volume) {
     storage
         .first_inactive_page
         .store(storage.counters().next_page, Ordering::Release);
 }
 
-/// Runs work on a blocking thread.
+/// Runs work on a blocking thread. Returns `Closed` if the work panics.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
 ) -> Result<T, StorageError> {
-    // A panic has been logged. To this caller the volume counts as closed.
+    // The panic has been logged. The caller gets the error of a closed volume.
     runtime::blocking(work).await.unwrap_or(Err(StorageError::Closed))
 }

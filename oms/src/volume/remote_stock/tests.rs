@@ -1,5 +1,5 @@
-//! Tests of reservations for orders of other volumes: each has one row and ends once, also if calls
-//! are repeated and commits fail.
+//! Tests of reservations for orders of other volumes. Each reservation has one row and ends once,
+//! even if calls are repeated or commits fail.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::volume::migration::staged_rows::StagedRows;
 use crate::volume::migration::staged_state::StagedState;
 use crate::volume::transactor::{Ask, Transactors};
 
-/// Returns a ring of one volume, and its successor with a second volume.
+/// Returns a ring with the volume `a` alone, and its successor with a second volume `b`.
 pub(crate) fn rings() -> (Arc<Ring>, Arc<Ring>) {
     let member = |name: &str| Member::new(name).unwrap();
     let alone = Ring::bootstrap([member("a")], imt_ring::Options::new()).unwrap();
@@ -72,7 +72,7 @@ async fn commit(state: &VolumeState, batch: WriteBatch) {
     permit.send(batch).durable().await.unwrap();
 }
 
-/// Records that the volume owns these slots.
+/// Commits the slot ownership of the volume.
 async fn own(state: &VolumeState, record: SlotOwnership) {
     let mut batch = WriteBatch::default();
     batch.set_ownership(record);
@@ -85,13 +85,13 @@ pub(crate) async fn close(state: &Arc<VolumeState>) {
     closing.await.unwrap().unwrap();
 }
 
-/// Returns the first store that the ring gives to `a`, or to the other volume.
+/// Returns the first store of the volume `a` (`is_here`) or of the other volume.
 pub(crate) fn store_where(ring: &Ring, is_here: bool) -> u32 {
     let is_wanted = |store: &u32| (ring.owner(of_store(ring, *store)).unwrap() == &name()) == is_here;
     (1..=20).find(is_wanted).unwrap()
 }
 
-/// Returns the orders that the ring gives to `a`, or to the other volume.
+/// Returns the orders of the volume `a` (`is_here`) or of the other volume.
 pub(crate) fn orders_where(ring: &Ring, is_here: bool) -> impl Iterator<Item = OrderId> {
     let all = (0..).map(|number| OrderId::parse(&format!("o{number}")).unwrap());
     all.filter(move |order| (ring.owner(of_order(ring, order)).unwrap() == &name()) == is_here)
@@ -161,7 +161,7 @@ async fn a_settlement_that_cannot_be_written_changes_nothing_and_is_carried_out_
             assert!(reserve(&state, order, nonce, store, quantity).await.unwrap());
         }
         assert_eq!(level(&state, store), (2, 3));
-        // Every commit that speaks for a slot is refused now, as if the disk were full.
+        // All commits with a fence are now rejected, as if the disk were full.
         own(&state, SlotOwnership(vec![0; shared.slots() as usize])).await;
         let settlement = settlement(store, delivered);
         for _ in 0..2 {
@@ -205,11 +205,13 @@ async fn a_volume_that_is_opened_again_knows_what_was_asked_for_from_elsewhere()
     batch.reserve(&Order::place(own_order.clone(), lines, Some(store), 0), store);
     commit(&state, batch).await;
     close(&state).await;
-    // Both orders are here now; whether the first one came to be, only it can say.
+    // Under this ring both orders belong to this volume. Only the order itself can say if it
+    // exists.
     let again = open(folder.path(), &alone);
     assert!(again.remote_reservations().get(&asked, store).is_some());
     assert!(again.remote_reservations().get(&own_order, store).is_none());
-    // An answer about another try of it ends nothing, one about this try does, once.
+    // A settlement with the nonce of another attempt ends nothing. A settlement with this nonce
+    // ends the reservation once.
     for (nonce, left) in [(76, (2, 3)), (77, (4, 1)), (77, (4, 1))] {
         let settlement = settlement(store, false);
         let ended = again.end_reservation(&asked, &settlement, Some(nonce)).await;
@@ -219,7 +221,7 @@ async fn a_volume_that_is_opened_again_knows_what_was_asked_for_from_elsewhere()
     close(&again).await;
 }
 
-/// Other volumes with no store, and with no order that keeps its units.
+/// A client for other volumes that have no store, and no order that still needs its units.
 struct NothingKept;
 
 impl RemoteVolumes for NothingKept {
@@ -248,9 +250,9 @@ impl RemoteVolumes for NothingKept {
     }
 }
 
-/// The node of the order dies after the reservation and before the order is durable. Then the
-/// store's volume is opened again under a ring that also gives it the order's slot. Only the nonce
-/// in the row says that the units were requested from elsewhere.
+/// The node of the order dies after the reservation, before the order is durable. Then the store's
+/// volume is opened under a ring that also gives it the order's slot. Only the nonce in the row
+/// shows that another volume requested the units.
 #[tokio::test(start_paused = true)]
 async fn units_of_an_order_that_never_came_are_released_by_the_volume_that_has_its_slot_now() {
     let (alone, shared) = rings();
@@ -271,8 +273,8 @@ async fn units_of_an_order_that_never_came_are_released_by_the_volume_that_has_i
     close(&opened).await;
 }
 
-/// The store's volume may have ended the reservation by the settlement, and have got a late request
-/// of an earlier server afterwards. An answer "kept" would reserve those units for ever.
+/// The settlement may have ended the reservation, and a late request of an earlier server may have
+/// reserved the units again. The answer "kept" would reserve these units for ever.
 #[tokio::test]
 async fn a_reservation_is_neither_kept_nor_given_up_while_the_settlement_of_its_order_waits() {
     let (_, shared) = rings();
@@ -400,9 +402,10 @@ async fn a_confirmed_reservation_is_not_asked_after() {
         state.confirm(&Confirm { order, nonce, store });
     };
     confirm(&orders[0], 1);
-    // Of another request for the order.
+    // This confirmation has the nonce of another request for the order.
     confirm(&orders[1], 2);
-    // Asked for again by a request that was late: it is not confirmed by the earlier one.
+    // A late request reserves the units again under a new nonce. The earlier confirmation does not
+    // apply to it.
     confirm(&orders[2], 1);
     assert!(reserve(&state, &orders[2], 3, store, 1).await.unwrap());
     let later = Instant::now() + ASK_AFTER * 2;
@@ -415,8 +418,8 @@ async fn a_confirmed_reservation_is_not_asked_after() {
     close(&state).await;
 }
 
-/// The other volume of a search: it has one store with the units, and answers its first question
-/// only when it is told to.
+/// A client for another volume that has one store with the units. Its first answer waits for
+/// `may_answer`.
 struct SlowVolume {
     store: u32,
     asked: Notify,
@@ -463,8 +466,8 @@ impl RemoteVolumes for SlowVolume {
     }
 }
 
-/// A volume that was taken over is asked, because no copy of its stock is ready. In that time,
-/// other orders take the units of the first store here.
+/// The other volume was just taken over, so no copy of its stock is ready and the search must ask
+/// the volume. While the volume answers, other orders take the units of the first store here.
 #[tokio::test]
 async fn an_order_skips_no_store_of_a_volume_that_answers_late() {
     let (_, shared) = rings();
@@ -521,7 +524,8 @@ async fn a_search_by_another_ring_gets_no_answer() {
     let state = stocked(folder.path(), &shared).await;
     let found = |ring: &Ring| state.find_store(&units(1), ring.epoch());
     assert_eq!(found(&shared).unwrap(), Some(store_where(&shared, true)));
-    // By that ring a store that has moved is here, and by this one it is elsewhere.
+    // Under the ring `alone` all stores are in this volume. This volume follows `shared`, so an
+    // answer could miss a store.
     assert!(matches!(found(&alone), Err(OrderError::Moved)));
     close(&state).await;
 }

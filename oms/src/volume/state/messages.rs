@@ -9,7 +9,7 @@ use crate::storage::group_commit::Permit;
 use crate::storage::write_batch::WriteBatch;
 
 impl VolumeState {
-    /// Begins to record the attempts of a message, if the order still needs the message.
+    /// Begins to record the failed attempts of a message, if the order still needs the message.
     pub(crate) fn note_message(
         &self,
         order: Arc<Order>,
@@ -28,8 +28,8 @@ impl VolumeState {
         self.change_message(order, batch, permit, None)
     }
 
-    /// Begins to remove a message that its order does not need. Does nothing if the order needs it,
-    /// or if there is no such message.
+    /// Begins to remove a message that its order does not need. Does nothing if the order needs the
+    /// message or the message does not exist.
     pub(crate) fn drop_message(
         &self,
         order: Arc<Order>,
@@ -47,7 +47,7 @@ impl VolumeState {
         self.change_message(order, batch, permit, Some(kind))
     }
 
-    /// Begins to commit a change of an order's messages that leaves the order as it is.
+    /// Begins to commit a change of an order's messages. The order itself does not change.
     fn change_message(
         &self,
         order: Arc<Order>,
@@ -78,7 +78,7 @@ impl VolumeState {
         }))
     }
 
-    /// Begins to put a dead letter back into the outbox.
+    /// Begins to put a dead letter (a message that was given up) back into the outbox.
     pub(crate) fn retry_message(
         &self,
         order: Arc<Order>,
@@ -107,7 +107,7 @@ impl VolumeState {
     }
 }
 
-/// Returns `true` if an order in this state needs a message of that kind.
+/// Returns `true` if an order in this state needs a message of this kind.
 pub(crate) fn wants(state: State, kind: Kind) -> bool {
     match kind {
         Kind::Announce => matches!(state, State::Reserved | State::Paid),

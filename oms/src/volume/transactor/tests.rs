@@ -1,4 +1,4 @@
-//! Transactors over a real volume: serialization, cancellation and panics.
+//! Tests of transactors over a volume on disk: serialization, cancellation and panics.
 
 use super::*;
 use crate::domain::order::State;

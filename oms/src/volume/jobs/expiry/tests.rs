@@ -1,4 +1,4 @@
-//! Expiry under a manual clock: steps of the wall clock do not change the time to pay.
+//! Tests of expiry with a manual clock: steps of the wall clock do not change the time to pay.
 
 use std::sync::atomic::AtomicU64;
 
@@ -15,7 +15,7 @@ use crate::volume::state::VolumeState;
 const TIMEOUT: Duration = Duration::from_secs(900);
 const BEGIN_MS: u64 = 1_700_000_000_000;
 
-/// A volume with 100 units of product 7 in store 1, and a clock that the test sets.
+/// A volume with 100 units of product 7 in store 1, and a wall clock that the test sets.
 struct Shop {
     transactors: Arc<Transactors>,
     wall_ms: Arc<AtomicU64>,
@@ -51,7 +51,7 @@ impl Shop {
         closed.unwrap().unwrap();
     }
 
-    /// Advances both clocks.
+    /// Advances the wall clock and the monotonic clock.
     async fn pass(&self, seconds: u64) {
         tokio::time::advance(Duration::from_secs(seconds)).await;
         self.wall_ms.fetch_add(seconds * 1_000, Ordering::Relaxed);
@@ -108,7 +108,7 @@ async fn a_step_of_the_wall_clock_does_not_change_the_time_to_pay() {
         let mut expiry = Expiry::new(&shop.transactors, TIMEOUT);
         shop.order("a").await;
         shop.pass(1).await;
-        // The clock steps before the first pass over the order, and once more after it.
+        // The wall clock steps before the first pass over the order, and once more after that pass.
         shop.step(step);
         expiry.expire_due(&shop.transactors).await.unwrap();
         shop.pass(400).await;

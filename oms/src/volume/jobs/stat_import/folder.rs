@@ -1,9 +1,9 @@
-//! The data folder as the scan for statistics files sees it. Every function here may block on the
-//! disk.
+//! The operations on the data folder that the scan for statistics files needs. Every function here
+//! may block on the disk.
 //!
 //! **Invariants**
-//! - Other programs write into this folder at any moment. So each operation on a file first checks
-//!   that its `Stamp` is unchanged.
+//! - Other programs may write into this folder at any time. So each operation on a file first
+//!   checks that its `Stamp` is unchanged.
 //! - Setting a file aside never replaces another file.
 
 use std::fs::Metadata;
@@ -16,13 +16,13 @@ use rustix::fs::{CWD, RenameFlags};
 use crate::runtime::regular_file;
 use crate::volume::jobs::stat_import::name;
 
-/// Maximum size of a file, in bytes. The usual one has 10,000 lines and 70 KB.
+/// Maximum size of a statistics file in bytes. A usual file has 10,000 lines and 70 KB.
 pub(crate) const FILE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
-/// Maximum number of names tried for a file that is set aside.
+/// Maximum number of new names tried for a file that is set aside.
 const ASIDE_NAMES_MAX: u32 = 1_000;
 
-/// The identity and version of a file's content. Two equal stamps mean that nobody wrote in
-/// between.
+/// The identity of a file and the version of its content. If two stamps are equal, nothing was
+/// written to the file between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     device: u64,
@@ -48,7 +48,7 @@ impl Stamp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) name: String,
-    /// The file's stamp, or the type of an entry that is not a regular file.
+    /// The file's stamp. For an entry that is not a regular file, the name of its type.
     pub(crate) kind: std::result::Result<Stamp, &'static str>,
 }
 
@@ -72,7 +72,7 @@ pub(crate) fn look(folder: &Path) -> Result<Vec<Found>> {
                 name,
                 kind: Err(regular_file::name_of(about.file_type())),
             }),
-            // The entry was removed after the folder was read.
+            // The entry was removed after the folder was listed.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -83,15 +83,15 @@ pub(crate) fn look(folder: &Path) -> Result<Vec<Found>> {
 
 /// The outcome of reading a file.
 pub(crate) enum Content {
-    /// The whole file.
+    /// The bytes of the whole file.
     Whole(Vec<u8>),
-    /// The last line has no line end.
+    /// The last line does not end with a line break.
     Unfinished,
-    /// The file was written to, or replaced, after its stamp was taken.
+    /// The file was changed or replaced after its stamp was taken.
     Changed,
 }
 
-/// Reads a file if it has this stamp.
+/// Reads a file if its stamp is still `stamp`.
 pub(crate) fn read(path: &Path, stamp: &Stamp) -> Result<Content> {
     let file = regular_file::open_no_follow(path)?;
     if Stamp::of(&file.metadata()?) != *stamp {
@@ -107,7 +107,8 @@ pub(crate) fn read(path: &Path, stamp: &Stamp) -> Result<Content> {
     })
 }
 
-/// Deletes a file that was added. Returns `false` without deleting if the file has changed since.
+/// Deletes a file that was added. Returns `false` without deleting if its stamp is no longer
+/// `stamp`.
 pub(crate) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
@@ -119,8 +120,8 @@ pub(crate) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
     Ok(true)
 }
 
-/// Renames an entry of any type to `NAME.rejected`, or `NAME.rejected.2` and so on. Replaces
-/// nothing.
+/// Renames an entry of any type to `NAME.rejected`, or to `NAME.rejected.2` and so on if that name
+/// is taken. Never replaces another file.
 pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
     for number in 1..=ASIDE_NAMES_MAX {
         let mut aside = path.as_os_str().to_owned();
@@ -135,7 +136,8 @@ pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
         match rustix::fs::renameat_with(CWD, path, CWD, &aside, RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(aside),
             Err(rustix::io::Errno::EXIST) => {}
-            // The file system does not support this flag. The name was free a moment ago.
+            // The file system cannot rename without replacing. The new name was free a moment ago,
+            // so a plain rename is used.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                 std::fs::rename(path, &aside)?;
                 return Ok(aside);

@@ -1,15 +1,15 @@
 //! The identity of a folder with statistics files, where each node of a cluster has a folder.
 //!
-//! Files of different folders can have one name, and each of them counts. So a file is known by the
-//! id of its folder and its name. The id is in a file of the folder, and outlives its node: another
-//! node that uses the folder later, or processes that share it, use the same id.
+//! Files of different folders may have the same name, and each of them must be added. So a file is
+//! identified by the id of its folder and its name. A file in the folder holds the id. Another node
+//! that uses the folder later, or shares it, uses the same id.
 //!
 //! **Invariants**
-//! - An id is durable before any file is known by it.
+//! - An id is durable before any file is added under it.
 //! - One process at a time scans a folder: the one that holds the lock of the id's file.
 //!
 //! Deliberately absent: protection against a copy of a whole folder on another machine. Both copies
-//! have one id, and of two files of one name one counts.
+//! have the same id, so of two files with one name only one is added.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Error, ErrorKind, Read, Result, Seek, Write};
@@ -20,20 +20,20 @@ use crate::runtime;
 
 /// Name of the file with the id.
 const FILE: &str = "stat_files.id";
-/// Maximum length of an id: a node's name, a minus sign and 16 digits.
+/// Maximum length of an id in bytes: a node's name, a minus sign and 16 digits.
 const ID_BYTES_MAX: usize = 63 + 1 + 16;
 
-/// A folder that this process alone scans.
+/// The id of a folder that only this process scans.
 #[derive(Debug)]
 pub(crate) struct FolderId {
     id: String,
-    /// Holds the lock.
+    /// The open file with the id, which keeps the folder locked.
     _file: File,
 }
 
 impl FolderId {
-    /// Locks a folder, and gives it an id that begins with the node's name if it has none. Returns
-    /// `None` if another process holds the folder.
+    /// Locks a folder and reads its id. A folder without an id gets one that begins with the node's
+    /// name. Returns `None` if another process has locked the folder.
     pub(crate) fn claim(folder: &Path, node: &str) -> Result<Option<FolderId>> {
         let mut file = OpenOptions::new()
             .read(true)
@@ -50,7 +50,7 @@ impl FolderId {
         let mut text = String::new();
         let limit = ID_BYTES_MAX as u64 + 2;
         Read::by_ref(&mut file).take(limit).read_to_string(&mut text)?;
-        // Without a line end, the process that wrote it died in between.
+        // If the line break is missing, the process that wrote the id died before it had finished.
         let id = match text.strip_suffix('\n') {
             Some(id) if is_id(id) => id.to_owned(),
             None if text.len() <= ID_BYTES_MAX => {

@@ -1,10 +1,11 @@
-//! The additions of files to the statistics of one volume.
+//! Adds files to the statistics of one volume.
 //!
 //! **Invariants**
 //! - One file is added at a time, so the sums are current when they are replaced.
-//! - The key of a file is committed together with the new sums. A key that is known is not added
-//!   again.
-//! - Keys are file names, with the id of the folder before them if several nodes have folders.
+//! - The key of a file is committed together with the new sums. A file with a stored key is not
+//!   added again.
+//! - The key of a file is its name. If several nodes have folders, the id of the folder and a slash
+//!   come before the name.
 //!
 //! Deliberately absent: folders and their files (`stat_import`, `folder`).
 
@@ -21,14 +22,14 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::jobs::stat_import::name;
 use crate::volume::state::VolumeState;
 
-/// The fate of a file that was handed over.
+/// The outcome for a file that was passed to the volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Imported {
-    /// Its lines were added.
+    /// The lines of the file were added.
     Added,
-    /// Its lines were added before.
+    /// The lines of the file had been added before.
     Known,
-    /// It is never added, for this reason.
+    /// The file is never added, for this reason.
     Refused(String),
 }
 
@@ -41,7 +42,7 @@ pub(crate) struct Importer {
 }
 
 impl Importer {
-    /// Returns an importer for a volume.
+    /// Creates an importer for a volume.
     pub(crate) fn new(
         state: Arc<VolumeState>,
         statistics: Arc<RwLock<Statistics>>,
@@ -55,7 +56,7 @@ impl Importer {
         }
     }
 
-    /// Returns the fate of a file that its key and name decide alone.
+    /// Returns the outcome for a file if its key and name alone decide.
     pub(super) fn foreseen(&self, key: &str, name: &str) -> Result<Option<Imported>, StorageError> {
         if self.state.storage.knows_stat_file(key)? {
             return Ok(Some(Imported::Known));
@@ -73,7 +74,8 @@ impl Importer {
         Ok(None)
     }
 
-    /// Adds a whole file. Once begun, the addition must not be given up in between.
+    /// Adds the content of a whole file to the statistics. A caller must await this future to its
+    /// end. Otherwise the file could be committed without its sums in memory.
     pub(crate) async fn add(&self, key: &str, name: &str, body: &[u8]) -> Result<Imported, StorageError> {
         let _turn = self.turn.lock().await;
         let state = &self.state;
@@ -85,8 +87,8 @@ impl Importer {
             Ok(file) => file,
             Err(fault) => return Ok(Imported::Refused(fault.to_string())),
         };
-        // Only one addition at a time changes the statistics while this volume owns them, so the
-        // sums are still current when they replace the old ones.
+        // Additions run one at a time, and only they change the statistics while this volume owns
+        // them. So the sums are still current when they replace the old ones.
         let version = state.slots.version();
         let sums = self.statistics.read().with(&file);
         let mut batch = WriteBatch::default();
@@ -94,7 +96,7 @@ impl Importer {
         let permit = state.storage.permit().await?;
         let ticket = {
             let _stock = state.stock();
-            // Statistics that are being migrated accept no file. Their next volume adds it.
+            // Statistics that are being migrated accept no file. Their next volume will add it.
             state.slots.check_statistics()?;
             if state.slots.version() != version {
                 return Err(StorageError::Closed);

@@ -1,14 +1,14 @@
 //! Names of statistics files: `stat_`, fifteen digits of Unix milliseconds, `.csv`.
 //!
-//! The names of added files are stored for a week. Afterwards one name, the mark, stands for all
-//! removed ones: the newest of them.
+//! The names of added files are stored for a week. After that, only the newest of all removed names
+//! is kept. This name is the mark.
 //!
 //! **Invariants**
 //! - A file that is not newer than the mark may have been added before, and is not added again.
 //! - No name ahead of the clock becomes the mark, because it would block all later files.
 
-/// Maximum time by which a name may be ahead of the clock, in milliseconds. A day covers clocks set
-/// to local time.
+/// Maximum time by which the time in a name may be ahead of the clock, in milliseconds. A day is
+/// enough for clocks that are set to local time.
 pub(crate) const AHEAD_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// Returns the milliseconds in the name of a statistics file; `None` for any other name.
@@ -18,24 +18,27 @@ pub(crate) fn stamp_of(name: &str) -> Option<u64> {
     stamp.parse().ok().filter(|_| is_stamp)
 }
 
-/// Returns `true` if a name is further ahead of the clock than any warehouse's clock can be.
+/// Returns `true` if the time in a name is further ahead of the clock than the clock of any
+/// warehouse can be.
 pub(crate) fn is_implausible(name: &str, now_ms: u64) -> bool {
     stamp_of(name).is_some_and(|stamp| stamp > now_ms.saturating_add(AHEAD_MAX_MS))
 }
 
-/// Returns `true` if a file of this name may have been added before and its name removed since.
+/// Returns `true` if a file of this name may have been added so long ago that its stored name was
+/// removed.
 ///
-/// A mark ahead of the clock is ignored, because earlier versions accepted any name as the mark.
+/// A mark ahead of the clock is ignored, because earlier releases accepted any name as the mark.
 pub(crate) fn may_be_forgotten(name: &str, mark: Option<&str>, now_ms: u64) -> bool {
     mark.is_some_and(|mark| name <= mark && !is_implausible(mark, now_ms))
 }
 
-/// Returns the name of a file by the key that it is known by: `NAME`, or `FOLDER/NAME`.
+/// Returns the file name in a key, which is `NAME` or `FOLDER/NAME`.
 fn of_key(key: &str) -> &str {
     key.rsplit_once('/').map_or(key, |(_, name)| name)
 }
 
-/// Returns the mark after files with these keys were removed. The mark never goes back.
+/// Returns the new mark after the stored names `forgotten` were removed. The new mark is the newest
+/// of these names and the former mark. Names ahead of the clock are left out.
 pub(crate) fn next_mark<'a>(
     mark: Option<&'a str>,
     forgotten: impl IntoIterator<Item = &'a str>,

@@ -13,11 +13,11 @@ use crate::volume::jobs::retention::{Removed, remove_expired};
 use crate::volume::jobs::stat_import::watched::INCOMPLETE_TIMEOUT;
 use crate::volume::state::VolumeState;
 
-/// The current time of these tests: a moment in 2026, in milliseconds.
+/// The current time of these tests in UTC milliseconds: a moment in 2026.
 const NOW_MS: u64 = 1_780_000_000_000;
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
-/// A scanner over its own volume, with a clock that stands still.
+/// A scanner with a folder and a volume of its own, and a clock that only the test changes.
 struct World {
     folder: tempfile::TempDir,
     _volume: tempfile::TempDir,
@@ -123,7 +123,8 @@ async fn an_empty_file_is_added_once_it_has_lines() {
     assert_eq!(world.units(), 7);
 }
 
-/// A writer that stalls leaves a last line without a line end. It may look like another valid line.
+/// A writer that stalls may leave a last line without a line break. The partial line may look like
+/// a different valid line.
 #[tokio::test]
 async fn a_file_with_an_incomplete_last_line_is_not_added() {
     let mut world = World::new();
@@ -202,10 +203,10 @@ async fn a_file_changed_after_it_was_added_is_set_aside() {
     assert_eq!(aside.unwrap(), "5,1,1\n5,9,1\n");
 }
 
-/// The result of a pass that removes one name.
+/// The result of a retention pass that removes one name.
 const ONE_NAME: Removed = Removed { answers: 0, names: 1 };
 
-/// Runs one retention pass with a clock that makes no step.
+/// Runs one retention pass with a clock that has made no step.
 async fn run_retention_once(state: &Arc<VolumeState>) -> Removed {
     let mut steps = StepWatch::new(&state.clock, Duration::from_millis(DAY_MS));
     remove_expired(state, &mut steps).await.unwrap()
@@ -232,7 +233,8 @@ async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_are_added() 
     assert_eq!(world.units(), 3, "a file older than the mark is not added");
 }
 
-/// Earlier versions accepted any name, and made the newest removed name the mark.
+/// Earlier releases accepted any file name. So the mark, the newest of the removed names, may be
+/// ahead of the clock.
 #[tokio::test]
 async fn a_mark_of_an_earlier_version_ahead_of_the_clock_does_not_block_later_files() {
     let mut world = World::new();
@@ -265,7 +267,7 @@ async fn files_of_one_name_count_once_for_each_folder() {
     };
     assert_eq!(add("ada-1", "5,2,10\n").await, Imported::Added);
     assert_eq!(add("bob-2", "5,7,10\n").await, Imported::Added);
-    // The answers were lost, and both nodes send their files again.
+    // Both nodes send their files again, as if the answers had been lost.
     assert_eq!(add("ada-1", "5,2,10\n").await, Imported::Known);
     assert_eq!(add("bob-2", "5,7,10\n").await, Imported::Known);
     assert_eq!((world.units(), world.counters()), (9, [2, 0, 0]));

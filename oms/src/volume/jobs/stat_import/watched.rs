@@ -1,10 +1,10 @@
-//! The files that a scan found and did not add, and the decision which of them to add. Pure.
+//! The files that scans have found and not added yet, and the decision about each file. Without IO.
 //!
 //! **Invariants**
 //! - A file is added once two scans in a row saw the same stamp.
 //! - An incomplete file waits: one that is empty, that cannot be read, or that ends within a line.
-//!   It is reported once, and set aside after `INCOMPLETE_TIMEOUT`.
-//! - Time is monotonic.
+//!   Such a file is reported once, and set aside after `INCOMPLETE_TIMEOUT`.
+//! - Waiting times are measured by the monotonic clock.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,18 +14,18 @@ use tokio::time::Instant;
 use crate::volume::jobs::stat_import::folder::{FILE_BYTES_MAX, Found, Stamp};
 
 /// Longest wait for an incomplete file, counted from its last change. Writers finish within
-/// seconds. Ten minutes outlast a stalled network copy, and still leave an operator a file to
-/// inspect within the same shift.
+/// seconds, and ten minutes also cover a copy over a network that stalls. After that an operator
+/// can inspect the file.
 pub(crate) const INCOMPLETE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
-/// A file that was seen and not added yet.
+/// A file that a scan has found and not added yet.
 struct Waiting {
     stamp: Stamp,
     since: Instant,
     is_reported: bool,
 }
 
-/// The next step for an entry.
+/// The next step for an entry of the folder.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Read the file and add it.
@@ -36,12 +36,12 @@ pub(crate) enum Step {
     SetAside(String),
 }
 
-/// The waiting files by name.
+/// The waiting files, by name.
 #[derive(Default)]
 pub(crate) struct Watched(HashMap<String, Waiting>);
 
 impl Watched {
-    /// Forgets the files that no longer exist.
+    /// Removes the files that no longer exist in the folder.
     pub(crate) fn retain(&mut self, found: &[Found]) {
         self.0.retain(|name, _| {
             let at = found.binary_search_by(|entry| entry.name.as_str().cmp(name));
@@ -54,7 +54,7 @@ impl Watched {
         self.0.len()
     }
 
-    /// Decides about an entry that the current scan found.
+    /// Decides the next step for an entry that the current scan found.
     pub(crate) fn step(&mut self, found: &Found, now: Instant) -> Step {
         let stamp = match found.kind {
             Ok(stamp) => stamp,
@@ -87,7 +87,7 @@ impl Watched {
         Step::Take(stamp)
     }
 
-    /// Decides about an incomplete file. Logs the reason once.
+    /// Decides the next step for an incomplete file. Logs the reason once.
     pub(crate) fn incomplete(&mut self, name: &str, reason: &str, now: Instant) -> Step {
         let Some(waiting) = self.0.get_mut(name) else {
             return Step::Wait;
@@ -103,12 +103,12 @@ impl Watched {
         Step::Wait
     }
 
-    /// Forgets a file that changed during the scan, so that the next scan sees it as new.
+    /// Removes a file that changed during the scan, so that the next scan treats it as new.
     pub(crate) fn changed(&mut self, name: &str) {
         self.0.remove(name);
     }
 
-    /// Forgets a file that was added or set aside.
+    /// Removes a file that was added or set aside.
     pub(crate) fn done(&mut self, name: &str) {
         self.0.remove(name);
     }
