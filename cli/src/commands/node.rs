@@ -162,6 +162,9 @@ pub(crate) struct StartArgs {
     /// Maximum rows per second copied to this node during a rebalance [default: unlimited]
     #[arg(long, env = "IMT_MOVE_ROWS_PER_SECOND", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     move_rows_per_second: Option<u64>,
+    /// Borrow units of hot stores from other nodes, and lend them; no effect with --engine
+    #[arg(long, env = "IMT_ALLOTMENTS")]
+    allotments: bool,
     #[command(flatten)]
     otlp: OtlpArgs,
     #[command(flatten)]
@@ -208,6 +211,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         zone: args.zone.map(|zone| zone.to_string()),
         cors_origins: args.cors_origin,
         move_rows_per_second: args.move_rows_per_second,
+        allotments: args.allotments,
         engine: args.engine,
         advertise: args.advertise,
         secret_file: args.secret_file,

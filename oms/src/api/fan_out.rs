@@ -223,6 +223,8 @@ struct Merged<C> {
 fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> Merged<K> {
     let mut entries: Vec<Entry<K>> = pages.into_iter().flat_map(|(_, page)| page).collect();
     entries.sort_by(|one, other| one.key.cmp(&other.key));
+    // The reservation of an order with borrowed units may be in two volumes for a moment.
+    entries.dedup_by(|one, other| one.key == other.key && one.value.get() == other.value.get());
     let has_next = entries.len() > limit;
     entries.truncate(limit);
     let mut last = None;

@@ -70,6 +70,10 @@ impl Service for ClusterHandle {
                     server.app.state().confirm(&confirm);
                     asked.caller.forget();
                 }
+                Question::Recall(recall) => {
+                    server.app.state().recall(&recall);
+                    asked.caller.forget();
+                }
                 Question::Reserve(reserve) => {
                     let of_volume = reserves.entry(asked.volume).or_insert_with(|| Reserves {
                         server: Arc::clone(server),

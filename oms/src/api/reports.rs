@@ -15,6 +15,7 @@ use crate::api::params::parse_message_key;
 use crate::api::problem::Problem;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::sales::ProductStats;
+use crate::error::StorageError;
 use crate::outbox::{Kind, MessageState, smallest};
 use crate::runtime;
 use crate::volume::app::App;
@@ -82,7 +83,13 @@ pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entr
     let after = ask.after.as_deref().map(OrderId::parse).transpose();
     let after = after.map_err(|reason| Problem::field("cursor", reason))?;
     let state = Arc::clone(app.state());
-    let all = runtime::blocking(move || state.storage.reservations(&state.slots)).await;
+    // An order with borrowed units is listed here until the store's volume has its reservation.
+    let all = runtime::blocking(move || {
+        let mut all = state.storage.reservations(&state.slots)?;
+        all.extend(state.storage.spent()?);
+        Ok::<_, StorageError>(all)
+    });
+    let all = all.await;
     let all = all.map_err(|error| Problem::internal(error.to_string()))??;
     let after = all
         .into_iter()

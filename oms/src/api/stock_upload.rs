@@ -335,6 +335,7 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
         let lines = lines.await?;
         let stores = run_to_completion(change(Arc::clone(app), cells, products, slots)).await?;
         app.state().copies_are_current().await;
+        app.state().loans_are_covered().await;
         return taken(lines, stores);
     }
     app.state().stock().accepts(part.as_of)?;
@@ -349,6 +350,7 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
     let stores = snapshot.stores().len();
     run_to_completion(apply(Arc::clone(app), snapshot, part.as_of, arrival, slots)).await?;
     app.state().copies_are_current().await;
+    app.state().loans_are_covered().await;
     taken(lines, stores)
 }
 

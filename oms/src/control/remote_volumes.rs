@@ -15,6 +15,7 @@ use crate::cluster::channel::message::{Confirm, Question, Reply, Reserve};
 use crate::control::handle::ClusterHandle;
 use crate::control::stock_copies::{Found, StockCopies};
 use crate::control::topology::{Topology, VolumeLocation};
+use crate::domain::loans::{AllotRequest, Recall};
 use crate::domain::order::{Line, OrderId};
 use crate::domain::routing_key::RoutingKey;
 use crate::domain::settlement::Settlement;
@@ -27,6 +28,9 @@ use crate::volume::state::OrderError;
 /// Timeout of a question to another volume. Shorter than the timeout of the client's request that
 /// created the order, so that the client still gets a response.
 const REMOTE_CALL_TIMEOUT: Duration = Duration::from_millis(4_500);
+
+/// How long an owner is waited for that is asked for units. The request is repeated anyway.
+const ALLOT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The client through which one volume reaches all other volumes.
 pub(crate) struct RemoteVolumeClient {
@@ -192,6 +196,31 @@ impl RemoteVolumes for RemoteVolumeClient {
                 cluster
                     .peers
                     .tell(address, &volume, epoch, Question::Confirm(confirm));
+            }
+            VolumeLocation::Nowhere(_) => {}
+        }
+    }
+
+    fn allot<'a>(&'a self, request: &'a AllotRequest) -> Answer<'a, Reply> {
+        Box::pin(async move {
+            let cluster = self.cluster()?;
+            let question = Question::Allot(request.clone());
+            let volume = |topology: &Topology| topology.volume_of(&RoutingKey::Store(request.store));
+            let until = Instant::now() + ALLOT_TIMEOUT;
+            Ok(cluster.ask(volume, &question, until).await?.0)
+        })
+    }
+
+    fn recall(&self, borrower: &NodeName, recall: Recall) {
+        let Ok(cluster) = self.cluster() else { return };
+        let topology = cluster.topology();
+        match topology.locate(borrower) {
+            VolumeLocation::Here(server) => server.app.state().recall(&recall),
+            VolumeLocation::There { address, .. } => {
+                let epoch = topology.ring.epoch().0;
+                cluster
+                    .peers
+                    .tell(address, borrower, epoch, Question::Recall(recall));
             }
             VolumeLocation::Nowhere(_) => {}
         }

@@ -10,19 +10,24 @@
 //! - Each delivery is subtracted exactly once: by the warehouse in the snapshot, or by this module.
 //! - Units are reserved only in a store that has every product of the order available. So no unit
 //!   is sold twice.
-//! - A snapshot never changes reservations.
+//! - A snapshot never changes reservations or loans.
+//! - Units lent to other volumes (`loans`) are on hand and not free. The search for a store counts
+//!   them as available, because they can be recalled. A reservation never takes them.
 //! - Memory mirrors the volume: callers change both under one lock, in the same order.
 //!
 //! Deliberately absent: disk, clock and locks (see `storage` and `volume`).
 
 mod journal;
+mod lent_units;
 mod plausible;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::domain::loans::Loans;
 use crate::domain::reserved_units::ReservedUnits;
 pub(crate) use crate::domain::stock::journal::{Journal, Moment as StockMoment};
+pub(crate) use crate::domain::stock::lent_units::{Found, RECALL_BELOW};
 
 use crate::domain::order::{Line, OrderId};
 use crate::domain::stock_matrix::{Layout, StockMatrix};
@@ -142,6 +147,7 @@ pub(crate) struct Applied {
 pub(crate) struct Stock {
     matrix: StockMatrix,
     reserved: ReservedUnits,
+    loans: Loans,
     uncounted: HashMap<OrderId, Delivery>,
     /// Deliveries that the quantities of their store count already, but that still have a row in
     /// the volume.
@@ -234,6 +240,7 @@ impl Stock {
     pub(crate) fn depart(&mut self, stays: impl Fn(u32) -> bool) {
         self.matrix.retain_stores(&stays);
         self.reserved.retain_stores(&stays);
+        self.loans.retain_stores(&stays);
         self.uncounted.retain(|_, delivery| stays(delivery.store));
         self.counted.retain(|(_, delivery)| stays(delivery.store));
         self.counted_to_overrides.retain(|store, _| stays(*store));
@@ -247,15 +254,17 @@ impl Stock {
         Some(store)
     }
 
-    /// Reserves an order's units in this store if the store has all of them. Returns `true` on
-    /// success.
-    pub(crate) fn reserve_at(&mut self, store: u32, lines: &[Line]) -> bool {
+    /// Reserves an order's units in this store if all of them are free.
+    pub(crate) fn reserve_at(&mut self, store: u32, lines: &[Line]) -> Found {
         self.sum_demands(lines);
-        let has_all = self.matrix.has_all(store, &self.demands);
-        if has_all {
+        if !self.matrix.has_all(store, &self.demands) {
+            return Found::Short;
+        }
+        let found = self.find_free(store, lines);
+        if found == Found::Free {
             self.reserve_units(store, lines);
         }
-        has_all
+        found
     }
 
     /// Returns the store with the lowest number that has all of an order's units.
@@ -273,6 +282,11 @@ impl Stock {
         self.reserved.add(store, lines);
         for line in lines {
             self.matrix.deduct(store, *line);
+        }
+        if self.loans.any() {
+            for line in lines {
+                self.recall_if_scarce(store, line.id);
+            }
         }
     }
 
@@ -310,6 +324,13 @@ impl Stock {
         }
         self.subtract(order.clone(), delivery);
         self.uncounted.get(order)
+    }
+
+    /// Returns `true` if a delivery of the order from this store is subtracted.
+    pub(crate) fn has_delivery(&self, order: &OrderId, store: u32) -> bool {
+        self.uncounted
+            .get(order)
+            .is_some_and(|delivery| delivery.store == store)
     }
 
     /// Undoes a delivery after its write failed.
@@ -448,6 +469,7 @@ impl Stock {
     fn replace(&mut self, matrix: StockMatrix) -> StockMatrix {
         let (before, has_deductions) = self.matrix.replace(matrix);
         if has_deductions {
+            self.recall_scarce();
             return before;
         }
         self.reserved.each(|store, line| self.matrix.deduct(store, line));
@@ -457,6 +479,7 @@ impl Stock {
                 .iter()
                 .for_each(|line| self.matrix.deduct(delivery.store, *line));
         }
+        self.recall_scarce();
         before
     }
 
@@ -608,7 +631,8 @@ pub(crate) struct ChangedCell {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Level {
     pub(crate) cell: Cell,
-    /// Available units. Negative if the current snapshot has fewer units than are reserved.
+    /// Available units, including units that are lent to other volumes. Negative if the current
+    /// snapshot has fewer units than are reserved.
     pub(crate) available: i32,
     pub(crate) reserved: u32,
 }

@@ -79,6 +79,8 @@ pub(crate) struct VolumeCounters {
     pub(crate) commits: AtomicU64,
     /// Number of durable write batches in all group commits.
     pub(crate) batches: AtomicU64,
+    /// Number of orders that took borrowed units.
+    pub(crate) orders_from_borrowed_units: AtomicU64,
     /// Number of stock snapshots applied.
     pub(crate) stock_snapshots: AtomicU64,
     /// Number of statistics files added.

@@ -54,6 +54,7 @@ pub(super) fn start(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: 
         let mut config = NodeConfig::new(name, "/nowhere");
         config.payment_timeout = Duration::from_secs(24 * 60 * 60);
         config.stat_scan_every = Duration::ZERO;
+        config.allotments = world.has_allotments;
         // The breaker opens after few failures, and probes are rare. So if failing messages delayed
         // other messages, the delay would exceed the time that the audit allows.
         config.outbox.breaker_failures = 4;

@@ -99,6 +99,8 @@ pub(crate) struct World {
     /// `true` if a process that is stopped for too long loses its name and volumes, as with leases.
     /// `false` if a process keeps both until it dies, as with locks.
     pub(super) has_leases: bool,
+    /// Nodes borrow units of hot stores in advance. They do so in three runs of four.
+    pub(super) has_allotments: bool,
     /// Number of lost messages per thousand.
     pub(super) loss: std::sync::atomic::AtomicU64,
 }
@@ -119,6 +121,7 @@ impl World {
         Arc::new(World {
             inside: Mutex::new(inside),
             has_leases: dice.between(0, 1) == 1 || has_engine,
+            has_allotments: !seed.is_multiple_of(4),
             engines: (0..engines).map(|_| SimEngine::new(dice.clone())).collect(),
             disk: Disk::new(has_engine),
             dice,

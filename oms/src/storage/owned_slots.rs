@@ -105,7 +105,8 @@ pub(crate) fn home_of(
                 None => Home::Volume,
             },
         },
-        Table::Meta | Table::Arrivals | Table::Arriving => Home::Volume,
+        Table::Loans => Home::Slot(of_store(ring, codec::decode_loan_key(key)?.0)),
+        Table::Meta | Table::Arrivals | Table::Arriving | Table::Spent => Home::Volume,
     })
 }
 

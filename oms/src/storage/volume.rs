@@ -13,6 +13,8 @@
 //! | `stat_files` | file name | time of the import; kept for a week to detect repeated files |
 //! | `answers` | idempotency key | the request and its response, kept for a day |
 //! | `settlements` | order id | the end of a reservation in a store of another volume |
+//! | `loans` | store, u32 big-endian, borrower | units of the store lent to another volume |
+//! | `spent` | order id `/` store | units that an order took from an allotment, not yet entered |
 //! | `arriving` | source, table, key | staged stock of a migration (`volume::migration`) |
 //! | `meta` | see `write_batch` | counters, slot ownership, snapshot head, migration state |
 //!
@@ -24,7 +26,7 @@
 //! - Pages of arrivals list all orders by time of arrival.
 //! - Readers see durable rows only. Rows of slots that moved away are filtered by `Slots`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,6 +34,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use imt_ring::NodeName;
+
+use crate::domain::loans::Loan;
 use crate::domain::order::{Order, OrderId};
 use crate::domain::sales::SumsByProduct;
 use crate::domain::settlement::Settlement;
@@ -48,7 +53,7 @@ use crate::storage::log::cache::Cache;
 use crate::storage::log::writer::{LogStatus, LogWriter};
 use crate::storage::owned_slots::Slots;
 use crate::storage::tables::VolumeTables;
-use crate::storage::write_batch::{CATALOGUE, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
+use crate::storage::write_batch::{BORROWER, CATALOGUE, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
 
 /// The rows that a volume server keeps in memory, as read when it starts.
 pub(crate) struct Loaded {
@@ -58,6 +63,12 @@ pub(crate) struct Loaded {
     pub(crate) deliveries: Vec<(OrderId, Delivery)>,
     pub(crate) messages: Vec<(OrderId, Kind, Message)>,
     pub(crate) settlements: Vec<(OrderId, Settlement)>,
+    /// Units of the volume's stores lent to other volumes.
+    pub(crate) loans: BTreeMap<(u32, NodeName), Loan>,
+    /// Units that orders took from allotments, and that the owners may not know of.
+    pub(crate) spent: Vec<Reservation>,
+    /// The last incarnation of the volume as a borrower.
+    pub(crate) borrower: u64,
     pub(crate) sums: SumsByProduct,
 }
 
@@ -290,6 +301,21 @@ impl Volume {
         Ok(all)
     }
 
+    /// Returns the units that orders of this volume took from allotments, and that the stores'
+    /// volumes may not know of. Unordered.
+    pub(crate) fn spent(&self) -> Result<Vec<Reservation>, StorageError> {
+        self.scan(Table::Spent, |key, value| {
+            let (order, _) = codec::decode_order_store_key(key)?;
+            codec::decode_reservation(order, value)
+        })
+    }
+
+    /// Returns `true` if an engine keeps the log of the volume. A commit without an answer then may
+    /// have become durable.
+    pub(crate) fn is_behind_log(&self) -> bool {
+        self.log_status.is_some()
+    }
+
     /// Returns the product ids in the order of the rows of the stock matrix.
     pub(crate) fn catalogue(&self) -> Result<Vec<u32>, StorageError> {
         let row = self.volume.table(Table::Stock).get(CATALOGUE);
@@ -374,6 +400,19 @@ impl Volume {
             Ok((order_id(key)?, codec::decode_settlement(value)?))
         })?;
         settlements.retain(|(order, _)| slots.has_order(order));
+        let mut loans = BTreeMap::new();
+        self.each_row(Table::Loans, |key, value| {
+            let row = || Ok((codec::decode_loan_key(key)?, codec::decode_loan(value)?));
+            let (at, loan) = row().map_err(|fault| broken("loans", key, fault))?;
+            if slots.has_store(at.0) {
+                loans.insert(at, loan);
+            }
+            Ok::<(), StorageError>(())
+        })?;
+        let borrower = match self.note(BORROWER)? {
+            None => 0,
+            Some(row) => codec::decode_incarnation(&row).map_err(|fault| broken("meta", BORROWER, fault))?,
+        };
         let mut sums = SumsByProduct::new();
         if slots.has_statistics() {
             let rows = self.scan(Table::Stats, |key, value| {
@@ -388,6 +427,9 @@ impl Volume {
             deliveries,
             messages,
             settlements,
+            loans,
+            spent: self.spent()?,
+            borrower,
             sums,
         })
     }

@@ -7,6 +7,9 @@
 
 use std::collections::BTreeSet;
 
+use imt_ring::NodeName;
+
+use crate::domain::loans::Loan;
 use crate::domain::order::{Line, Order, OrderId, State};
 use crate::domain::sales::SumsByProduct;
 use crate::domain::settlement::Settlement;
@@ -31,12 +34,17 @@ pub(crate) enum Table {
     Answers,
     Settlements,
     Arriving,
+    Loans,
+    Spent,
 }
 
 impl Table {
     /// Returns `true` if the rows of the table move with slots.
     pub(crate) fn moves(self) -> bool {
-        !matches!(self, Table::Arrivals | Table::Meta | Table::Arriving)
+        !matches!(
+            self,
+            Table::Arrivals | Table::Meta | Table::Arriving | Table::Spent
+        )
     }
 
     /// Returns the table with this code.
@@ -51,7 +59,7 @@ impl Table {
 }
 
 /// All tables with their names, in the order of their codes.
-pub(crate) const TABLES: [(Table, &str); 12] = [
+pub(crate) const TABLES: [(Table, &str); 14] = [
     (Table::Orders, "orders"),
     (Table::Arrivals, "arrivals"),
     (Table::Reservations, "reservations"),
@@ -64,6 +72,8 @@ pub(crate) const TABLES: [(Table, &str); 12] = [
     (Table::Answers, "answers"),
     (Table::Settlements, "settlements"),
     (Table::Arriving, "arriving"),
+    (Table::Loans, "loans"),
+    (Table::Spent, "spent"),
 ];
 
 /// Key, in the table `stock`, of the product ids in the order of the rows of the stock matrix.
@@ -80,6 +90,8 @@ pub(crate) const SLOTS: &[u8] = b"slots";
 /// Key, in the table `meta`, that exists while the volume may still have rows of slots that it does
 /// not own.
 pub(crate) const CLEANUP: &[u8] = b"purge";
+/// Key, in the table `meta`, of the volume's incarnation as a borrower of units.
+pub(crate) const BORROWER: &[u8] = b"borrower";
 /// Key, in the table `meta`, of the mark: the name of a statistics file with the latest time among
 /// all names that retention has removed (`stat_import::name`).
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
@@ -282,6 +294,49 @@ impl WriteBatch {
             |key| codec::encode_order_store_key(order, store, key),
             Some(|row: &mut Vec<u8>| codec::encode_reservation(store, lines, nonce, row)),
         );
+    }
+
+    /// Adds the units that an order of this volume took from an allotment.
+    pub(crate) fn spend(&mut self, order: &OrderId, store: u32, lines: &[Line], nonce: u64) {
+        self.row(
+            Table::Spent,
+            |key| codec::encode_order_store_key(order, store, key),
+            Some(|row: &mut Vec<u8>| codec::encode_reservation(store, lines, Some(nonce), row)),
+        );
+    }
+
+    /// Removes such units, because the store's owner has entered their reservation.
+    pub(crate) fn forget_spent(&mut self, order: &OrderId, store: u32) {
+        self.row(
+            Table::Spent,
+            |key| codec::encode_order_store_key(order, store, key),
+            None::<fn(&mut Vec<u8>)>,
+        );
+    }
+
+    /// Writes a loan of a store's units to another volume.
+    pub(crate) fn loan(&mut self, store: u32, borrower: &NodeName, loan: &Loan) {
+        self.row(
+            Table::Loans,
+            |key| codec::encode_loan_key(store, borrower, key),
+            Some(|row: &mut Vec<u8>| codec::encode_loan(loan, row)),
+        );
+    }
+
+    /// Removes a loan.
+    pub(crate) fn forget_loan(&mut self, store: u32, borrower: &NodeName) {
+        self.row(
+            Table::Loans,
+            |key| codec::encode_loan_key(store, borrower, key),
+            None::<fn(&mut Vec<u8>)>,
+        );
+    }
+
+    /// Writes the incarnation of this volume as a borrower.
+    pub(crate) fn borrower(&mut self, incarnation: u64) {
+        self.put(Table::Meta, BORROWER, |row| {
+            codec::encode_incarnation(incarnation, row)
+        });
     }
 
     /// Adds a settlement to be sent to the volume of the store.

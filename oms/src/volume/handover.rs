@@ -73,6 +73,7 @@ impl VolumeState {
                 .map(|((order, _), delivery)| (order, delivery))
                 .collect(),
         );
+        stock.add_loans(std::mem::take(&mut staged_state.loans), self.now().monotonic_ms);
         settlements.append(&mut staged_state.settlements);
         // Orders of some remote reservations are now in this volume. Such a reservation stays
         // remote until its order confirms that it still needs the units. The slot alone does not
@@ -87,6 +88,7 @@ impl VolumeState {
         drop((stock, remote_reservations, settlements, outbox));
         self.message_due.notify_one();
         self.settler_called.notify_one();
+        self.lender_called.notify_one();
         ticket
     }
 }
@@ -169,7 +171,7 @@ mod tests {
             page: 0,
             seal: true,
         };
-        source::seal(state, &request).await.unwrap();
+        assert!(source::seal(state, &request).await.unwrap());
         let exports = Exports::default();
         // The first byte of a page is 1 on the last page.
         while exports.page(state, &request).await.unwrap()[0] == 0 {

@@ -50,6 +50,11 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question
             state.confirm(&confirm);
             Reply::Kept(true)
         }
+        Question::Allot(request) => state.allot(request).await.unwrap_or_else(Reply::from),
+        Question::Recall(recall) => {
+            state.recall(&recall);
+            Reply::Kept(true)
+        }
         Question::Settle { order, settlement } => {
             let settled = state.settle(&order, &settlement).await;
             settled.map_or_else(Reply::from, |()| Reply::Settled)

@@ -39,6 +39,7 @@ use crate::volume::migration::target::{self, Imported, Incoming, Progress};
 use crate::volume::remote_stock::{self, RemoteVolumes};
 use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
+use crate::volume::{borrowing, lending};
 
 /// The reason why a volume cannot take part in a migration now.
 #[derive(Debug, Error)]
@@ -141,7 +142,7 @@ impl VolumeServer {
             storage.permit().await?.send(batch).durable().await?;
         }
         let (limits, clock) = (context.config.outbox, context.clock.clone());
-        let opened = Arc::clone(&slots);
+        let (opened, lends) = (Arc::clone(&slots), context.config.allotments);
         let started = runtime::blocking(move || {
             let mut loaded = storage.load(&opened)?;
             let statistics = Statistics::new(std::mem::take(&mut loaded.sums));
@@ -152,6 +153,7 @@ impl VolumeServer {
                 "volume loaded"
             );
             let state = VolumeState::new(storage, opened, loaded, limits, clock, Some(remote));
+            state.set_allotments(lends);
             Ok::<_, StorageError>((state, statistics))
         });
         let (state, statistics) = started.await.unwrap_or(Err(StorageError::Closed))?;
@@ -218,6 +220,10 @@ impl VolumeServer {
                 Arc::clone(remote),
                 stopped.clone(),
             )));
+            let lending = lending::lend_always(Arc::clone(state), Arc::clone(remote), stopped.clone());
+            working.push(runtime::spawn(lending));
+            let borrowing = borrowing::borrow_always(Arc::clone(state), Arc::clone(remote), stopped.clone());
+            working.push(runtime::spawn(borrowing));
         }
     }
 
@@ -327,8 +333,13 @@ impl VolumeServer {
             return Err(MigrationError::Over);
         }
         let state = self.app.state();
-        self.is_clean.store(false, Ordering::Release);
-        source::seal(state, request).await?;
+        source::enter_orders(state, request).await?;
+        let was_clean = self.is_clean.swap(false, Ordering::AcqRel);
+        if !source::seal(state, request).await? {
+            // Nothing was sealed, so `undo` will find nothing to unseal.
+            self.is_clean.store(was_clean, Ordering::Release);
+            return Err(StorageError::Busy.into());
+        }
         // The check must come after the seal. If the migration ended before, the reconciler did not
         // see this seal, so the seal is removed here.
         if is_under_way(authority, request.id).await? {

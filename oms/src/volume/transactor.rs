@@ -359,7 +359,7 @@ impl Work {
         let placement = RemotePlacement {
             were_asked: remote.is_some(),
             asked_below: here,
-            store: elsewhere.map(|reserved| reserved.store),
+            reserved: elsewhere,
         };
         let known = self.known.take();
         match self.guarded(|| begin(&state, &self.id, known, ask, placement, permit))? {
@@ -368,7 +368,15 @@ impl Work {
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
                 let outcome = self.settle().await?;
-                if let (Some(reserved), Some(remote)) = (elsewhere, remote) {
+                if elsewhere.is_some_and(|reserved| reserved.is_lent) {
+                    let counters = &self.transactors.counters;
+                    counters
+                        .orders_from_borrowed_units
+                        .fetch_add(1, Ordering::Relaxed);
+                }
+                if let (Some(reserved), Some(remote)) =
+                    (elsewhere.filter(|reserved| !reserved.is_lent), remote)
+                {
                     remote.confirm(&self.id, reserved.nonce, reserved.store);
                 }
                 Ok(Ended::Done(outcome))

@@ -137,7 +137,7 @@ fn each_store_uses_the_counted_delivery_of_its_own_snapshot() {
     assert_eq!(available(&stock, 7, 2), 5, "the delivery is counted");
     for store in [1, 2] {
         let lines = [line(7, 2)];
-        assert!(stock.reserve_at(store, &lines));
+        assert_eq!(stock.reserve_at(store, &lines), Found::Free);
         let left = stock.deliver(&id(store), store, &lines, Some(6)).is_some();
         stock.release(store, &lines);
         assert_eq!(left, store == 1, "store {store}");

@@ -28,6 +28,7 @@ use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::cluster::{SlotSet, slots_in};
+use crate::domain::order::OrderId;
 use crate::domain::stock_snapshot::PRODUCT_MAX;
 use crate::error::StorageError;
 use crate::runtime::seeded::seeded;
@@ -249,6 +250,8 @@ impl Exports {
         state: &Arc<VolumeState>,
         request: &ExportRequest,
     ) -> Result<Bytes, ExportError> {
+        // Orders with borrowed units are entered at their owners before their slots can be sealed.
+        state.suspend_borrowing();
         let known = self.all().get(&request.to).cloned();
         let known = match known {
             Some(export) if export.id == request.id => export,
@@ -349,12 +352,29 @@ impl Outgoing {
     }
 }
 
-/// Seals slots for a migration. When this function returns, all commits before the seal are durable
-/// and visible to the feed.
-pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<(), StorageError> {
+/// Waits until the owners of the stores have entered all orders with borrowed units in slots that
+/// are to be sealed.
+///
+/// # Errors
+/// `Busy` if an owner does not answer in time.
+pub(crate) async fn enter_orders(state: &VolumeState, request: &ExportRequest) -> Result<(), StorageError> {
+    let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
+    let goes = |order: &OrderId| asked.has(state.slots.slot_of_order(order));
+    state.leave_no_order(goes).await
+}
+
+/// Seals slots for a migration. When this function returns `true`, all commits before the
+/// seal are durable and visible to the feed. Returns `false` and seals nothing if an order in these slots is not entered (see
+/// `enter_orders`).
+pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<bool, StorageError> {
+    let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
+    let goes = |order: &OrderId| asked.has(state.slots.slot_of_order(order));
     let permit = state.storage.permit().await?;
     let ticket = {
         let _stock = state.stock();
+        if state.allotments().any_unsettled(goes) {
+            return Ok(false);
+        }
         if !seeded("no-seal") {
             state.slots.seal(slots_in(&request.slots), request.id);
         }
@@ -363,7 +383,8 @@ pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result
         batch.set_ownership(state.slots.record());
         permit.send(batch)
     };
-    ticket.durable().await
+    ticket.durable().await?;
+    Ok(true)
 }
 
 impl Reading {

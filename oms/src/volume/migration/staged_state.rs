@@ -10,7 +10,10 @@
 
 use std::collections::BTreeMap;
 
+use imt_ring::NodeName;
+
 use crate::cluster::SlotSet;
+use crate::domain::loans::Loan;
 use crate::domain::order::OrderId;
 use crate::domain::reserved_units::ReservedUnits;
 use crate::domain::sales::SumsByProduct;
@@ -35,6 +38,8 @@ pub(crate) struct StagedState {
     pub(crate) sums: SumsByProduct,
     pub(crate) reserved_units: ReservedUnits,
     pub(crate) remote_reservations: RemoteReservations,
+    /// Loans of the arriving stores.
+    pub(crate) loans: BTreeMap<(u32, NodeName), Loan>,
     reservations: BTreeMap<(OrderId, u32), Reservation>,
 }
 
@@ -91,6 +96,10 @@ impl StagedState {
                     codec::decode_order_store_key(key)?,
                     delivery,
                 );
+            }
+            Table::Loans => {
+                let loan = value.map(codec::decode_loan).transpose()?;
+                set(&mut self.loans, codec::decode_loan_key(key)?, loan);
             }
             Table::Stats => {
                 let product = crate::storage::volume::u32_key(key)?;

@@ -235,6 +235,12 @@ impl RemoteVolumes for NothingKept {
 
     fn confirm(&self, _: &OrderId, _: u64, _: u32) {}
 
+    fn allot<'a>(&'a self, _: &'a AllotRequest) -> Answer<'a, Reply> {
+        Box::pin(async { Err(OrderError::Moved) })
+    }
+
+    fn recall(&self, _: &NodeName, _: Recall) {}
+
     fn settle<'a>(&'a self, _: &'a OrderId, _: &'a Settlement) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
     }
@@ -413,6 +419,46 @@ async fn a_confirmed_reservation_is_not_asked_after() {
     close(&state).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_confirms_no_reservation_that_was_made_again() {
+    let (_, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let store = store_where(&shared, true);
+    let order = orders_where(&shared, false).next().unwrap();
+    assert!(reserve(&state, &order, 1, store, 1).await.unwrap());
+    let later = Instant::now() + ASK_AFTER * 2;
+    let asked = state.remote_reservations().due(later).pop().unwrap();
+    state.settle(&order, &settlement(store, false)).await.unwrap();
+    // A repeated request reserves the units again under the same nonce.
+    assert!(reserve(&state, &order, 1, store, 1).await.unwrap());
+    state.remote_reservations().confirm_asked(&asked);
+    let asked = state.remote_reservations().due(later).pop().unwrap();
+    state.remote_reservations().confirm_asked(&asked);
+    let much_later = later + ASK_AFTER_MAX;
+    assert!(state.remote_reservations().due(much_later).is_empty());
+    close(&state).await;
+}
+
+#[tokio::test]
+async fn a_delivery_is_subtracted_once_if_the_units_were_reserved_again() {
+    let (_, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let store = store_where(&shared, true);
+    let order = orders_where(&shared, false).next().unwrap();
+    for _ in 0..2 {
+        // The second reservation and settlement are late copies of the first ones.
+        assert!(reserve(&state, &order, 1, store, 2).await.unwrap());
+        state.settle(&order, &settlement(store, true)).await.unwrap();
+        assert_eq!(level(&state, store), (3, 0));
+    }
+    close(&state).await;
+    let again = open(folder.path(), &shared);
+    assert_eq!(level(&again, store), (3, 0));
+    close(&again).await;
+}
+
 /// A client for another volume that has one store with the units. Its first answer waits for
 /// `may_answer`.
 struct SlowVolume {
@@ -445,6 +491,12 @@ impl RemoteVolumes for SlowVolume {
     }
 
     fn confirm(&self, _: &OrderId, _: u64, _: u32) {}
+
+    fn allot<'a>(&'a self, _: &'a AllotRequest) -> Answer<'a, Reply> {
+        Box::pin(std::future::ready(Err(OrderError::Moved)))
+    }
+
+    fn recall(&self, _: &NodeName, _: Recall) {}
 
     fn settle<'a>(&'a self, _: &'a OrderId, _: &'a Settlement) -> Answer<'a, ()> {
         Box::pin(std::future::ready(Ok(())))
