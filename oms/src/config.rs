@@ -70,6 +70,9 @@ pub struct NodeConfig {
     pub cors_origins: Vec<String>,
     /// Maximum rows per second copied to this node while slots migrate. `None` is unlimited.
     pub move_rows_per_second: Option<u64>,
+    /// Lend units of hot stores to other nodes, and borrow them for this node's orders [default:
+    /// off]. Has no effect with an engine.
+    pub allotments: bool,
 }
 
 impl NodeConfig {
@@ -95,6 +98,7 @@ impl NodeConfig {
             zone: None,
             cors_origins: Vec::new(),
             move_rows_per_second: None,
+            allotments: false,
         }
     }
 }

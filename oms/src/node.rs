@@ -87,8 +87,8 @@ impl Node {
         Ok(Node { address, ..node })
     }
 
-    /// Starts to serve as a member of the cluster behind `backend`. `address` is the address at
-    /// which other nodes reach this node.
+    /// Starts to serve as a member of the cluster that `backend` gives access to. `address` is the
+    /// address at which other nodes reach this node.
     async fn begin<C>(
         config: NodeConfig,
         backend: Arc<C>,

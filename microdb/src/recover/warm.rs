@@ -30,7 +30,7 @@ type Key = (u32, KeyHash);
 pub(super) struct Warmer<'a> {
     engine: &'a Engine,
     tables: HashMap<u32, Arc<TableCore>>,
-    /// Number of pieces that the first thread has applied.
+    /// Number of pieces of frames that the first thread has applied to the directory.
     done: AtomicU64,
 }
 

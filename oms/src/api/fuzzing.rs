@@ -40,7 +40,7 @@ pub const TARGETS: [(&str, Target); 6] = [
 ];
 
 /// Names of tables of a volume, and `none`, which is no table.
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 11] = [
     "orders",
     "arrivals",
     "reservations",
@@ -50,6 +50,8 @@ const TABLES: [&str; 9] = [
     "stats",
     "meta",
     "none",
+    "loans",
+    "spent",
 ];
 
 /// Runs the target called `name`.

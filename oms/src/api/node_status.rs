@@ -1,7 +1,8 @@
-//! Probes and metrics of this node. They cover all volumes that the node serves.
+//! Health probes and metrics of this node. They cover all volumes that the node serves.
 //!
 //! **Invariants**
-//! - A probe or a scrape of metrics is answered by the node that receives it and never forwarded.
+//! - A health probe or a scrape of metrics is answered by the node that receives it and never
+//!   forwarded.
 //! - Each time series of a volume has the label `volume`. So serving a further volume adds series
 //!   and does not change existing ones.
 //! - Counters count from the start of the process and never decrease (`metrics::VolumeCounters`).
@@ -91,6 +92,8 @@ struct Sample {
     outbox_dead: u64,
     outbox_in_flight: u64,
     is_warehouse_away: bool,
+    stock_lent: u64,
+    stock_borrowed: u64,
     commit_queue: u64,
     transactors: u64,
     is_ready: bool,
@@ -114,6 +117,8 @@ impl Sample {
             outbox_dead: outbox.dead() as u64,
             outbox_in_flight: outbox.in_flight() as u64,
             is_warehouse_away: outbox.is_warehouse_away(),
+            stock_lent: 0,
+            stock_borrowed: state.allotments().usable(),
             commit_queue: state.storage.waiting() as u64,
             transactors: 0,
             is_ready: false,
@@ -122,6 +127,7 @@ impl Sample {
             counters: Arc::clone(&server.app.counters),
         };
         drop(outbox);
+        sample.stock_lent = state.stock().loans().units();
         sample.slots = state.slots.ring().slots_of(&server.volume).count() as u64;
         sample.transactors = server.app.transactors.at_work() as u64;
         sample.is_ready = fault_of(server).is_none();
@@ -148,7 +154,7 @@ fn load(counter: &AtomicU64) -> Option<u64> {
     Some(counter.load(Ordering::Relaxed))
 }
 
-const FAMILIES: [VolumeFamily; 16] = [
+const FAMILIES: [VolumeFamily; 19] = [
     VolumeFamily {
         name: "imt_volume_slots",
         kind: Kind::Gauge,
@@ -164,7 +170,7 @@ const FAMILIES: [VolumeFamily; 16] = [
     VolumeFamily {
         name: "imt_outbox_messages",
         kind: Kind::Gauge,
-        help: "Messages that the warehouse has not answered.",
+        help: "Messages that the warehouse has not confirmed, dead letters included.",
         value: |sample| Some(sample.outbox_messages),
     },
     VolumeFamily {
@@ -184,6 +190,24 @@ const FAMILIES: [VolumeFamily; 16] = [
         kind: Kind::Gauge,
         help: "1 while the circuit breaker to the warehouse is open.",
         value: |sample| Some(u64::from(sample.is_warehouse_away)),
+    },
+    VolumeFamily {
+        name: "imt_stock_lent_units",
+        kind: Kind::Gauge,
+        help: "Units of the volume's stores that are lent to other volumes.",
+        value: |sample| Some(sample.stock_lent),
+    },
+    VolumeFamily {
+        name: "imt_stock_borrowed_units",
+        kind: Kind::Gauge,
+        help: "Units of other volumes' stores that the next orders of the volume can take.",
+        value: |sample| Some(sample.stock_borrowed),
+    },
+    VolumeFamily {
+        name: "imt_orders_from_borrowed_units_total",
+        kind: Kind::Counter,
+        help: "Orders that took borrowed units, without a message to the store's volume.",
+        value: |sample| load(&sample.counters.orders_from_borrowed_units),
     },
     VolumeFamily {
         name: "imt_commit_queue",

@@ -15,6 +15,7 @@ use crate::api::params::parse_message_key;
 use crate::api::problem::Problem;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::sales::ProductStats;
+use crate::error::StorageError;
 use crate::outbox::{Kind, MessageState, smallest};
 use crate::runtime;
 use crate::volume::app::App;
@@ -82,7 +83,13 @@ pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entr
     let after = ask.after.as_deref().map(OrderId::parse).transpose();
     let after = after.map_err(|reason| Problem::field("cursor", reason))?;
     let state = Arc::clone(app.state());
-    let all = runtime::blocking(move || state.storage.reservations(&state.slots)).await;
+    // An order with borrowed units is listed here until the store's volume has its reservation.
+    let all = runtime::blocking(move || {
+        let mut all = state.storage.reservations(&state.slots)?;
+        all.extend(state.storage.spent()?);
+        Ok::<_, StorageError>(all)
+    });
+    let all = all.await;
     let all = all.map_err(|error| Problem::internal(error.to_string()))??;
     let after = all
         .into_iter()
@@ -99,7 +106,8 @@ pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entr
     page.into_iter().map(entry).collect()
 }
 
-/// Returns the first outbox messages of this volume after a message, sorted by order id and kind.
+/// Returns the first outbox messages of this volume after the message that `ask` names, sorted by
+/// order id and kind.
 pub(super) fn messages(app: &App, ask: &AskEntries) -> Result<Vec<Entry<(OrderId, String)>>, Problem> {
     let after = match ask.after.as_deref() {
         None => None,

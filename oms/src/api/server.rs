@@ -80,7 +80,7 @@ const ACCESS_SAMPLE: u64 = 1_000;
 /// client sends the body.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// The state that all connections share.
+/// The values for serving one connection. All connections share them, except for `origin`.
 #[derive(Clone)]
 struct ConnectionHandler {
     api: Arc<Api>,
@@ -136,8 +136,8 @@ impl ConnectionHandler {
             .then(|| format!("{} {}", request.method(), request.uri()));
         let given = request.headers().get(REQUEST_ID).cloned();
         let id = given.unwrap_or_else(|| self.request_id(number));
-        // Probes and metrics are answered even while too many requests are in progress, because
-        // they matter most under overload.
+        // Health probes and metrics are answered even while too many requests are in progress,
+        // because they matter most under overload.
         let is_probe = target.is_probe();
         let turn = self.requests.try_acquire().ok();
         let (request, leftover) = leftover::watch(request);

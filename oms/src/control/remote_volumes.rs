@@ -1,7 +1,8 @@
 //! A volume's client for all other volumes, which this process or another one serves.
 //!
 //! `volume::remote_stock` explains the questions and why they may be repeated. The search for the
-//! first store uses the copies of `stock_copies` and asks only the volumes without a usable copy.
+//! store with the lowest id that has an order's units uses the copies of `stock_copies`. It asks
+//! only the volumes without a usable copy.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::cluster::channel::message::{Confirm, Question, Reply, Reserve};
 use crate::control::handle::ClusterHandle;
 use crate::control::stock_copies::{Found, StockCopies};
 use crate::control::topology::{Topology, VolumeLocation};
+use crate::domain::loans::{AllotRequest, Recall};
 use crate::domain::order::{Line, OrderId};
 use crate::domain::routing_key::RoutingKey;
 use crate::domain::settlement::Settlement;
@@ -26,6 +28,9 @@ use crate::volume::state::OrderError;
 /// Timeout of a question to another volume. Shorter than the timeout of the client's request that
 /// created the order, so that the client still gets a response.
 const REMOTE_CALL_TIMEOUT: Duration = Duration::from_millis(4_500);
+
+/// How long an owner is waited for that is asked for units. The request is repeated anyway.
+const ALLOT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The client through which one volume reaches all other volumes.
 pub(crate) struct RemoteVolumeClient {
@@ -48,7 +53,7 @@ impl RemoteVolumeClient {
         self.cluster.upgrade().ok_or(OrderError::Moved)
     }
 
-    /// Asks a volume for its first store that has the units of all lines.
+    /// Asks a volume for its store with the lowest id that has the units of all lines.
     async fn find_at(
         cluster: Arc<ClusterHandle>,
         volume: NodeName,
@@ -62,8 +67,8 @@ impl RemoteVolumeClient {
         }
     }
 
-    /// Returns the first store of these volumes that has the units. Asks all volumes at the same
-    /// time.
+    /// Returns the store with the lowest id, over these volumes, that has the units of all lines.
+    /// Asks all volumes at the same time.
     async fn find_by_asking(
         cluster: &Arc<ClusterHandle>,
         volumes: Vec<NodeName>,
@@ -103,7 +108,7 @@ fn earlier(one: Option<u32>, other: Option<u32>) -> Option<u32> {
 impl RemoteVolumes for RemoteVolumeClient {
     fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>, epoch: Epoch) -> Answer<'a, Option<u32>> {
         Box::pin(async move {
-            // Store 1 is the first store of all, so no other volume can have an earlier one.
+            // No store has an id below 1, so the search cannot find a store below store 1.
             if below == Some(1) {
                 return Ok(None);
             }
@@ -191,6 +196,31 @@ impl RemoteVolumes for RemoteVolumeClient {
                 cluster
                     .peers
                     .tell(address, &volume, epoch, Question::Confirm(confirm));
+            }
+            VolumeLocation::Nowhere(_) => {}
+        }
+    }
+
+    fn allot<'a>(&'a self, request: &'a AllotRequest) -> Answer<'a, Reply> {
+        Box::pin(async move {
+            let cluster = self.cluster()?;
+            let question = Question::Allot(request.clone());
+            let volume = |topology: &Topology| topology.volume_of(&RoutingKey::Store(request.store));
+            let until = Instant::now() + ALLOT_TIMEOUT;
+            Ok(cluster.ask(volume, &question, until).await?.0)
+        })
+    }
+
+    fn recall(&self, borrower: &NodeName, recall: Recall) {
+        let Ok(cluster) = self.cluster() else { return };
+        let topology = cluster.topology();
+        match topology.locate(borrower) {
+            VolumeLocation::Here(server) => server.app.state().recall(&recall),
+            VolumeLocation::There { address, .. } => {
+                let epoch = topology.ring.epoch().0;
+                cluster
+                    .peers
+                    .tell(address, borrower, epoch, Question::Recall(recall));
             }
             VolumeLocation::Nowhere(_) => {}
         }

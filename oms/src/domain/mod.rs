@@ -7,7 +7,9 @@
 //! Deliberately absent: IO, clocks, locks, randomness and tasks. The caller gives the time and
 //! stores the results.
 
+pub(crate) mod allotments;
 pub(crate) mod csv;
+pub(crate) mod loans;
 pub mod order;
 pub(crate) mod reserved_units;
 pub(crate) mod routing_key;

@@ -27,6 +27,7 @@ mod faults;
 mod first_store;
 mod history;
 mod invariants;
+mod loans;
 mod net;
 mod warehouse;
 pub(crate) mod world;
@@ -108,7 +109,10 @@ fn run_behind_two_engines(seed: u64, keeps_lines: bool) -> Outcome {
 fn run_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
     in_virtual_time(async {
         let world = World::new(seed, &NAMES, keeps_lines, engines);
-        let warehouse = WarehouseModel::new(&world);
+        // Some runs have many orders and plenty of units: stores are hot, and units are lent.
+        let is_busy = world.has_allotments && seed.is_multiple_of(3);
+        let warehouse = WarehouseModel::new(&world, is_busy);
+        let watching = tokio::spawn(loans::watch(Arc::clone(&world)));
         let records = Arc::new(CustomerRecords::default());
         let stops: faults::Stops = Arc::new(watch::Sender::new(None));
         let first = world.dice.between(1, 3) as usize;
@@ -119,7 +123,8 @@ fn run_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let mut customers = JoinSet::new();
-        for number in 0..world.dice.between(10, 40) {
+        let count = world.dice.between(10, 40);
+        for number in 0..if is_busy { 4 * count } else { count } {
             let (world, records) = (Arc::clone(&world), Arc::clone(&records));
             let wait_ms = world.dice.between(0, 9_000);
             customers.spawn(async move {
@@ -148,10 +153,13 @@ fn run_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
         let has_ended = first_store::first_stores_are_taken(&world).await;
         if first_store::first_stores_are_taken_beside_takeovers(&world, &warehouse, &stops).await && has_ended
         {
-            // No reservation may outlive the orders that the two checks above have placed.
+            // No reservation may outlive the orders that the two checks of `first_store` have
+            // placed.
             audit::audit(&world, &records, &warehouse).await;
             world.count("audits after takeovers");
         }
+        loans::count_orders(&world);
+        watching.abort();
         invariants::check_now(&world);
         Outcome::of(&world, &warehouse)
     })
@@ -190,7 +198,13 @@ fn run_histories(seed: u64, keeps_lines: bool) -> Outcome {
 fn acknowledged_orders_survive_every_fault() {
     let all = run_seeds(run, 100, &SEEDS_WITH_PAST_DEFECTS);
     assert!(all.is_none_or(|all| {
-        all.counts["deliveries"] > 0 && all.counts.contains_key("changes of the warehouse")
+        let events = [
+            "changes of the warehouse",
+            "looks with loans",
+            "looks with recalls",
+            "orders from allotments",
+        ];
+        all.counts["deliveries"] > 0 && events.iter().all(|event| all.counts.contains_key(event))
     }));
 }
 

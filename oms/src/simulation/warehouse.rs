@@ -44,7 +44,8 @@ struct Announced {
 struct Inside {
     on_hand: BTreeMap<(u32, u32), i64>,
     announced: BTreeMap<String, Announced>,
-    /// Number and transaction of each delivery.
+    /// Number and transaction of the delivery of each delivered order. Deliveries are numbered in
+    /// sequence from 1.
     delivered: BTreeMap<String, (u64, Option<u64>)>,
 }
 
@@ -69,24 +70,31 @@ pub(super) struct WarehouseModel {
 }
 
 impl WarehouseModel {
-    pub(super) fn new(world: &Arc<World>) -> Arc<WarehouseModel> {
-        WarehouseModel::with(world, |dice| match dice.between(0, 3) {
-            0 => Behaviour::Fails,
-            1 => Behaviour::Refuses,
-            _ => Behaviour::None,
+    /// Creates a warehouse. A busy one has ten times the usual stock.
+    pub(super) fn new(world: &Arc<World>, is_busy: bool) -> Arc<WarehouseModel> {
+        WarehouseModel::with(world, if is_busy { 120 } else { 12 }, |dice| {
+            match dice.between(0, 3) {
+                0 => Behaviour::Fails,
+                1 => Behaviour::Refuses,
+                _ => Behaviour::None,
+            }
         })
     }
 
-    /// Creates a warehouse that treats all orders alike. Only single calls fail.
+    /// Creates a warehouse that treats all orders alike. Single calls still fail at random.
     pub(super) fn without_faults(world: &Arc<World>) -> Arc<WarehouseModel> {
-        WarehouseModel::with(world, |_| Behaviour::None)
+        WarehouseModel::with(world, 12, |_| Behaviour::None)
     }
 
-    fn with(world: &Arc<World>, draw: impl FnOnce(&Dice) -> Behaviour) -> Arc<WarehouseModel> {
+    fn with(
+        world: &Arc<World>,
+        units_max: u64,
+        draw: impl FnOnce(&Dice) -> Behaviour,
+    ) -> Arc<WarehouseModel> {
         let mut inside = Inside::default();
         for store in 1..=STORES {
             for product in 1..=PRODUCTS {
-                let units = world.dice.between(0, 12) as i64;
+                let units = world.dice.between(0, units_max) as i64;
                 inside.on_hand.insert((store, product), units);
             }
         }

@@ -38,7 +38,8 @@ type Waiting = oneshot::Sender<Result<Durable, StorageError>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Durable {
     /// `true` if every reservation that the batch removes existed. If `false`, an earlier batch has
-    /// already released the units, and the caller must not release them again.
+    /// removed one of them and its units are already released, so the caller must not release them
+    /// again.
     pub(crate) reservations_ended: bool,
 }
 
@@ -285,7 +286,8 @@ struct Committer {
     bell: Arc<Bell>,
     /// `true` if the queue may still hold batches for which the bell has already rung.
     has_more: bool,
-    /// The runtime in which the volume was opened, if any.
+    /// The runtime in which the volume was opened, if any. It runs the tasks that answer the
+    /// callers.
     runtime: Option<Handle>,
 }
 
@@ -449,7 +451,7 @@ fn answer_each(answers: Vec<Waiting>, outcome: &Result<Committed, StorageError>)
             }),
             Err(error) => Err(error.clone()),
         };
-        // The send fails if the caller no longer waits. Its batch stays committed.
+        // The send fails if the caller no longer waits. The batch of such a caller stays committed.
         let _ = answer.send(outcome);
     }
 }

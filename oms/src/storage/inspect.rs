@@ -2,13 +2,15 @@
 //!
 //! `codec` and `write_batch` define the layout of the rows. Deliberately absent: writing of rows.
 
+use imt_ring::NodeName;
 use serde_json::{Value, json};
 
+use crate::domain::loans::lines_of;
 use crate::domain::order::{Event, Line, Order, OrderId, State};
 use crate::domain::stock::CountedTo;
 use crate::outbox::MessageState;
 use crate::storage::codec::{self, DecodeError};
-use crate::storage::write_batch::{CATALOGUE, COUNTERS, STOCK_HEAD};
+use crate::storage::write_batch::{BORROWER, CATALOGUE, COUNTERS, STOCK_HEAD};
 
 /// Returns a row of a volume as JSON. `None` for an unknown table or key.
 ///
@@ -19,7 +21,18 @@ pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value
     let row = match table {
         "orders" => codec::decode_order(id()?, value).map(|order| order_as_json(&order)),
         "arrivals" => codec::decode_arrivals(value).map(|ids| json!({ "orders": ids })),
-        "reservations" => codec::decode_reservation(codec::decode_order_store_key(key).ok()?.0, value)
+        "loans" => codec::decode_loan(value).map(|loan| {
+            json!({
+                "incarnation": loan.incarnation,
+                "sequence": loan.sequence,
+                "products": lines_as_json(&lines_of(&loan)),
+                "granted": lines_as_json(&loan.granted),
+            })
+        }),
+        "meta" if key == BORROWER => {
+            codec::decode_incarnation(value).map(|incarnation| json!({ "incarnation": incarnation }))
+        }
+        "reservations" | "spent" => codec::decode_reservation(codec::decode_order_store_key(key).ok()?.0, value)
             .map(|row| json!({ "store": row.store, "products": lines_as_json(&row.lines), "nonce": row.nonce })),
         "outbox" => codec::decode_message(value).map(|message| {
             json!({
@@ -53,6 +66,9 @@ pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value
 pub fn key_as_text(table: &str, key: &[u8]) -> Option<String> {
     match table {
         "stock" if key != CATALOGUE => Some(u32::from_be_bytes(key.try_into().ok()?).to_string()),
+        "loans" => codec::decode_loan_key(key)
+            .ok()
+            .map(|(store, borrower)| format!("{store}/{borrower}")),
         "stats" => Some(u32::from_be_bytes(key.try_into().ok()?).to_string()),
         "arrivals" => Some(u64::from_be_bytes(key.try_into().ok()?).to_string()),
         _ => None,
@@ -64,6 +80,12 @@ pub fn key_from_text(table: &str, text: &str) -> Option<Vec<u8>> {
     match table {
         "stock" | "stats" => Some(text.parse::<u32>().ok()?.to_be_bytes().to_vec()),
         "arrivals" => Some(text.parse::<u64>().ok()?.to_be_bytes().to_vec()),
+        "loans" => {
+            let (store, borrower) = text.split_once('/')?;
+            let mut key = Vec::new();
+            codec::encode_loan_key(store.parse().ok()?, &NodeName::new(borrower).ok()?, &mut key);
+            Some(key)
+        }
         _ => None,
     }
 }

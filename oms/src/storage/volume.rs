@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `orders` | order id | lines and history of the order |
 //! | `arrivals` | page, u64 big-endian | ids of the new orders of one commit |
-//! | `reservations` | order id `/` store | reserved lines, with a nonce if another volume asked |
+//! | `reservations` | order id `/` store | lines; a nonce if another volume reserved the units |
 //! | `outbox` | order id `/` kind | state and tries of a message |
 //! | `deliveries` | order id `/` store | units that left and are not counted by the snapshot |
 //! | `stock` | `catalogue` | product ids, in the order of the rows of the stock matrix |
@@ -13,18 +13,20 @@
 //! | `stat_files` | file name | time of the import; kept for a week to detect repeated files |
 //! | `answers` | idempotency key | the request and its response, kept for a day |
 //! | `settlements` | order id | the end of a reservation in a store of another volume |
+//! | `loans` | store, u32 big-endian, borrower | units of the store lent to another volume |
+//! | `spent` | order id `/` store | units that an order took from an allotment, not yet entered |
 //! | `arriving` | source, table, key | staged stock of a migration (`volume::migration`) |
 //! | `meta` | see `write_batch` | counters, slot ownership, snapshot head, migration state |
 //!
 //! **Invariants**
-//! - A reservation without a nonce exists while its order is open. With a nonce it exists until the
-//!   order's volume has answered that the reservation is no longer needed.
+//! - A reservation without a nonce exists while its order is open. A reservation with a nonce
+//!   exists until its order ends it, or until the order's volume answers that no order needs it.
 //! - A message exists while the warehouse must still receive it. A settlement exists until the
-//!   other volume has confirmed it.
+//!   volume of the store has confirmed it.
 //! - Pages of arrivals list all orders by time of arrival.
 //! - Readers see durable rows only. Rows of slots that moved away are filtered by `Slots`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,6 +34,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use imt_ring::NodeName;
+
+use crate::domain::loans::Loan;
 use crate::domain::order::{Order, OrderId};
 use crate::domain::sales::SumsByProduct;
 use crate::domain::settlement::Settlement;
@@ -48,7 +53,7 @@ use crate::storage::log::cache::Cache;
 use crate::storage::log::writer::{LogStatus, LogWriter};
 use crate::storage::owned_slots::Slots;
 use crate::storage::tables::VolumeTables;
-use crate::storage::write_batch::{CATALOGUE, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
+use crate::storage::write_batch::{BORROWER, CATALOGUE, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
 
 /// The rows that a volume server keeps in memory, as read when it starts.
 pub(crate) struct Loaded {
@@ -58,6 +63,12 @@ pub(crate) struct Loaded {
     pub(crate) deliveries: Vec<(OrderId, Delivery)>,
     pub(crate) messages: Vec<(OrderId, Kind, Message)>,
     pub(crate) settlements: Vec<(OrderId, Settlement)>,
+    /// Units of the volume's stores lent to other volumes.
+    pub(crate) loans: BTreeMap<(u32, NodeName), Loan>,
+    /// Units that orders took from allotments, and that the owners may not know of.
+    pub(crate) spent: Vec<Reservation>,
+    /// The last incarnation of the volume as a borrower.
+    pub(crate) borrower: u64,
     pub(crate) sums: SumsByProduct,
 }
 
@@ -66,10 +77,10 @@ pub(crate) struct Volume {
     pub(super) volume: Arc<VolumeTables>,
     queue: Queue,
     committer: Mutex<Option<group_commit::Worker>>,
-    /// First page of arrivals that may list orders of a migration before its activation. `u64::MAX`
-    /// without such a migration.
+    /// First page of arrivals that may list staged orders of a migration, which are not active yet.
+    /// `u64::MAX` without such a migration.
     pub(crate) first_inactive_page: AtomicU64,
-    /// The right to serve the volume. `None` if the lock of the open database is this right.
+    /// The right to serve the volume. `None` if the lock of the open database gives this right.
     lease: Option<Lease>,
     /// The state of the writer of the volume's log. `None` without an engine.
     log_status: Option<Arc<LogStatus>>,
@@ -89,7 +100,7 @@ impl Volume {
         Volume::open_by(microdb::Options::new().create(false), folder)
     }
 
-    /// Opens or creates the volume with other database options, such as a simulated disk.
+    /// Opens or creates the volume with these options of the database, such as a simulated disk.
     pub(crate) fn open_by(options: microdb::Options, folder: &Path) -> Result<Volume, StorageError> {
         let tables = Arc::new(VolumeTables::open(options, folder)?);
         Volume::start(tables, None)
@@ -132,7 +143,7 @@ impl Volume {
 
     /// Returns `true` if no other process can be serving the volume yet. Call this after a read and
     /// before responding: the lease may have been lost in between. Commits do not need this check,
-    /// because they are fenced.
+    /// because a commit of a former owner is rejected.
     pub(crate) fn is_ours(&self) -> bool {
         seeded("reads-not-fenced") || (self.lease.as_ref().is_none_or(|lease| lease()) && !self.has_ended())
     }
@@ -235,8 +246,8 @@ impl Volume {
         Ok(names.into_iter().flatten().collect())
     }
 
-    /// Returns the newest of all names of statistics files that were stored and then removed again.
-    /// `None` if no name was removed yet.
+    /// Returns the mark: the name of a statistics file with the latest time among all names that
+    /// retention has removed (`stat_import::name`). `None` if no name was removed yet.
     pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StorageError> {
         let row = self.volume.table(Table::Meta).get(STATS_FORGOTTEN);
         let row = row.map_err(reading("meta"))?;
@@ -288,6 +299,21 @@ impl Volume {
         })?;
         all.retain(|reservation| slots.has_store(reservation.store));
         Ok(all)
+    }
+
+    /// Returns the units that orders of this volume took from allotments, and that the stores'
+    /// volumes may not know of. Unordered.
+    pub(crate) fn spent(&self) -> Result<Vec<Reservation>, StorageError> {
+        self.scan(Table::Spent, |key, value| {
+            let (order, _) = codec::decode_order_store_key(key)?;
+            codec::decode_reservation(order, value)
+        })
+    }
+
+    /// Returns `true` if an engine keeps the log of the volume. A commit without an answer then may
+    /// have become durable.
+    pub(crate) fn is_behind_log(&self) -> bool {
+        self.log_status.is_some()
     }
 
     /// Returns the product ids in the order of the rows of the stock matrix.
@@ -374,6 +400,19 @@ impl Volume {
             Ok((order_id(key)?, codec::decode_settlement(value)?))
         })?;
         settlements.retain(|(order, _)| slots.has_order(order));
+        let mut loans = BTreeMap::new();
+        self.each_row(Table::Loans, |key, value| {
+            let row = || Ok((codec::decode_loan_key(key)?, codec::decode_loan(value)?));
+            let (at, loan) = row().map_err(|fault| broken("loans", key, fault))?;
+            if slots.has_store(at.0) {
+                loans.insert(at, loan);
+            }
+            Ok::<(), StorageError>(())
+        })?;
+        let borrower = match self.note(BORROWER)? {
+            None => 0,
+            Some(row) => codec::decode_incarnation(&row).map_err(|fault| broken("meta", BORROWER, fault))?,
+        };
         let mut sums = SumsByProduct::new();
         if slots.has_statistics() {
             let rows = self.scan(Table::Stats, |key, value| {
@@ -388,6 +427,9 @@ impl Volume {
             deliveries,
             messages,
             settlements,
+            loans,
+            spent: self.spent()?,
+            borrower,
             sums,
         })
     }

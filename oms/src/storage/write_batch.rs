@@ -7,6 +7,9 @@
 
 use std::collections::BTreeSet;
 
+use imt_ring::NodeName;
+
+use crate::domain::loans::Loan;
 use crate::domain::order::{Line, Order, OrderId, State};
 use crate::domain::sales::SumsByProduct;
 use crate::domain::settlement::Settlement;
@@ -31,12 +34,17 @@ pub(crate) enum Table {
     Answers,
     Settlements,
     Arriving,
+    Loans,
+    Spent,
 }
 
 impl Table {
     /// Returns `true` if the rows of the table move with slots.
     pub(crate) fn moves(self) -> bool {
-        !matches!(self, Table::Arrivals | Table::Meta | Table::Arriving)
+        !matches!(
+            self,
+            Table::Arrivals | Table::Meta | Table::Arriving | Table::Spent
+        )
     }
 
     /// Returns the table with this code.
@@ -51,7 +59,7 @@ impl Table {
 }
 
 /// All tables with their names, in the order of their codes.
-pub(crate) const TABLES: [(Table, &str); 12] = [
+pub(crate) const TABLES: [(Table, &str); 14] = [
     (Table::Orders, "orders"),
     (Table::Arrivals, "arrivals"),
     (Table::Reservations, "reservations"),
@@ -64,21 +72,28 @@ pub(crate) const TABLES: [(Table, &str); 12] = [
     (Table::Answers, "answers"),
     (Table::Settlements, "settlements"),
     (Table::Arriving, "arriving"),
+    (Table::Loans, "loans"),
+    (Table::Spent, "spent"),
 ];
 
-/// Key of the product ids, in the order of the rows of the stock matrix.
+/// Key, in the table `stock`, of the product ids in the order of the rows of the stock matrix.
 pub(crate) const CATALOGUE: &[u8] = b"catalogue";
-/// Key of the volume's counters.
+/// Key, in the table `meta`, of the volume's counters.
 pub(crate) const COUNTERS: &[u8] = b"book";
-/// Key of the facts about the current stock snapshot.
+/// Key, in the table `meta`, of the facts about the current stock snapshot (`StockHead`).
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
-/// Key of the migration in progress, with the counts of its orders (`volume::migration`).
+/// Key, in the table `meta`, of the note about staged rows: their migration and the counts of its
+/// orders (`volume::migration`).
 pub(crate) const ARRIVING: &[u8] = b"arriving";
-/// Key of the volume's slot ownership.
+/// Key, in the table `meta`, of the volume's slot ownership.
 pub(crate) const SLOTS: &[u8] = b"slots";
-/// Key that exists while the volume may still have rows of slots that it does not own.
+/// Key, in the table `meta`, that exists while the volume may still have rows of slots that it does
+/// not own.
 pub(crate) const CLEANUP: &[u8] = b"purge";
-/// Key of the newest of all names of statistics files that were stored and then removed again.
+/// Key, in the table `meta`, of the volume's incarnation as a borrower of units.
+pub(crate) const BORROWER: &[u8] = b"borrower";
+/// Key, in the table `meta`, of the mark: the name of a statistics file with the latest time among
+/// all names that retention has removed (`stat_import::name`).
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
 /// Size in bytes at which a part of a stock snapshot is complete. A disk writes such a part in
@@ -281,6 +296,49 @@ impl WriteBatch {
         );
     }
 
+    /// Adds the units that an order of this volume took from an allotment.
+    pub(crate) fn spend(&mut self, order: &OrderId, store: u32, lines: &[Line], nonce: u64) {
+        self.row(
+            Table::Spent,
+            |key| codec::encode_order_store_key(order, store, key),
+            Some(|row: &mut Vec<u8>| codec::encode_reservation(store, lines, Some(nonce), row)),
+        );
+    }
+
+    /// Removes such units, because the store's owner has entered their reservation.
+    pub(crate) fn forget_spent(&mut self, order: &OrderId, store: u32) {
+        self.row(
+            Table::Spent,
+            |key| codec::encode_order_store_key(order, store, key),
+            None::<fn(&mut Vec<u8>)>,
+        );
+    }
+
+    /// Writes a loan of a store's units to another volume.
+    pub(crate) fn loan(&mut self, store: u32, borrower: &NodeName, loan: &Loan) {
+        self.row(
+            Table::Loans,
+            |key| codec::encode_loan_key(store, borrower, key),
+            Some(|row: &mut Vec<u8>| codec::encode_loan(loan, row)),
+        );
+    }
+
+    /// Removes a loan.
+    pub(crate) fn forget_loan(&mut self, store: u32, borrower: &NodeName) {
+        self.row(
+            Table::Loans,
+            |key| codec::encode_loan_key(store, borrower, key),
+            None::<fn(&mut Vec<u8>)>,
+        );
+    }
+
+    /// Writes the incarnation of this volume as a borrower.
+    pub(crate) fn borrower(&mut self, incarnation: u64) {
+        self.put(Table::Meta, BORROWER, |row| {
+            codec::encode_incarnation(incarnation, row)
+        });
+    }
+
     /// Adds a settlement to be sent to the volume of the store.
     pub(crate) fn settlement(&mut self, order: &OrderId, settlement: &Settlement) {
         self.put(Table::Settlements, order.as_bytes(), |row| {
@@ -288,7 +346,7 @@ impl WriteBatch {
         });
     }
 
-    /// Removes a settlement that the other volume has confirmed.
+    /// Removes a settlement that the volume of the store has confirmed.
     pub(crate) fn forget_settlement(&mut self, order: &OrderId) {
         self.remove(Table::Settlements, order.as_bytes());
     }
@@ -409,7 +467,7 @@ impl WriteBatch {
     }
 
     /// Replaces the quantities of the stores in `touched`. In `snapshot`, new products come after
-    /// the known ones, so the rows of other stores stay valid.
+    /// the products of the former stock, so the rows of other stores stay valid.
     pub(crate) fn stores(&mut self, snapshot: &StockSnapshot, touched: &BTreeSet<u32>) {
         self.catalogue(snapshot.products());
         snapshot.each_store(|store, quantities| {
@@ -472,8 +530,8 @@ impl WriteBatch {
         self.stat_files += 1;
     }
 
-    /// Removes stored names of statistics files. `mark` is the newest of all names removed so far
-    /// (`stat_import::name`).
+    /// Removes stored names of statistics files. `mark` is the name with the latest time among all
+    /// names removed so far (`stat_import::name`).
     pub(crate) fn forget_stat_files<'a>(
         &mut self,
         names: impl IntoIterator<Item = &'a str>,
@@ -501,7 +559,7 @@ impl WriteBatch {
         self.remove(Table::Answers, key);
     }
 
-    /// Records that the expiry job has finished all pages before this one.
+    /// Records that the expiry job has finished all pages of arrivals before `page`.
     pub(crate) fn expired_to(&mut self, page: u64) {
         self.expired_page = Some(page);
     }

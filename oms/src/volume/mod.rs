@@ -10,9 +10,11 @@
 //! `control`. Another volume is reached only through a trait.
 
 pub(crate) mod app;
+pub(crate) mod borrowing;
 pub(crate) mod followers;
 pub(crate) mod handover;
 pub(crate) mod jobs;
+pub(crate) mod lending;
 pub(crate) mod migration;
 pub(crate) mod questions;
 pub(crate) mod remote_reservations;

@@ -50,6 +50,11 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question
             state.confirm(&confirm);
             Reply::Kept(true)
         }
+        Question::Allot(request) => state.allot(request).await.unwrap_or_else(Reply::from),
+        Question::Recall(recall) => {
+            state.recall(&recall);
+            Reply::Kept(true)
+        }
         Question::Settle { order, settlement } => {
             let settled = state.settle(&order, &settlement).await;
             settled.map_or_else(Reply::from, |()| Reply::Settled)
@@ -67,7 +72,8 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question
             followed.reply
         }
         Question::ReadStock(read) => state.read_stock(read),
-        // The trace context was removed before this call. A message has at most one trace context.
+        // A question has at most one trace context, which the caller of this function has already
+        // removed.
         Question::Traced(..) => {
             Reply::Failed("a request has two trace contexts; run the same version on all nodes".to_owned())
         }

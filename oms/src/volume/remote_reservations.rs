@@ -64,6 +64,8 @@ pub(crate) struct DueReservation {
     pub(crate) order: OrderId,
     pub(crate) store: u32,
     pub(crate) nonce: u64,
+    /// The time of the next question. It tells this reservation from a later one with its nonce.
+    next_question: Instant,
 }
 
 /// The reservations for orders of other volumes, by store and order. The store comes first because
@@ -112,6 +114,16 @@ impl RemoteReservations {
         let known = self.get_mut(order, store);
         if let Some(known) = known.filter(|known| known.nonce == nonce && !known.is_changing) {
             known.is_confirmed = true;
+        }
+    }
+
+    /// Confirms a reservation after its order's volume was asked. The answer may be late, and be
+    /// about an earlier reservation that a repeated request has made again. Such an answer changes
+    /// nothing, and the question is repeated.
+    pub(crate) fn confirm_asked(&mut self, asked: &DueReservation) {
+        let known = self.get(&asked.order, asked.store);
+        if known.is_some_and(|known| known.ask_at == asked.next_question) {
+            self.confirm(&asked.order, asked.store, asked.nonce);
         }
     }
 
@@ -189,6 +201,7 @@ impl RemoteReservations {
                     order: order.clone(),
                     store: *store,
                     nonce: known.nonce,
+                    next_question: known.ask_at,
                 });
             }
             true

@@ -29,14 +29,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imt_ring::Epoch;
+use imt_ring::{Epoch, NodeName};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::cluster::channel::message::{Cell, Confirm, Reply, Reserve};
+use crate::domain::loans::{AllotRequest, Recall};
 use crate::domain::order::{Line, Order, OrderId};
 use crate::domain::settlement::Settlement;
-use crate::domain::stock::Stock;
+use crate::domain::stock::{Found, Stock};
 use crate::runtime;
 use crate::runtime::seeded::seeded;
 use crate::runtime::watch;
@@ -60,6 +61,9 @@ pub(super) const ASK_AFTER_MAX: Duration = Duration::from_secs(600);
 /// Interval at which unconfirmed reservations are checked and unconfirmed settlements are sent
 /// again.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Bits that are set in the nonces of orders with lent units. Other nonces lack the lowest bit. A
+/// reservation of an earlier version has them with a probability of 2^-33.
+pub(super) const LENT_NONCES: u64 = 0xffff_ffff_0000_0001;
 /// Maximum number of settlements that are sent together and removed in one commit.
 const SETTLEMENTS_AT_A_TIME: usize = 256;
 
@@ -87,6 +91,12 @@ pub(crate) trait RemoteVolumes: Send + Sync {
     /// lost.
     fn confirm(&self, order: &OrderId, nonce: u64, store: u32);
 
+    /// Sends a borrower's request to a store's volume.
+    fn allot<'a>(&'a self, request: &'a AllotRequest) -> Answer<'a, Reply>;
+
+    /// Asks a volume to return borrowed units. The message may be lost.
+    fn recall(&self, borrower: &NodeName, recall: Recall);
+
     /// Sends a settlement to the store's volume. Returns once that volume has committed it.
     fn settle<'a>(&'a self, order: &'a OrderId, settlement: &'a Settlement) -> Answer<'a, ()>;
 
@@ -109,6 +119,8 @@ pub(crate) struct Searched {
 pub(crate) struct ReservedElsewhere {
     pub(crate) store: u32,
     pub(crate) nonce: u64,
+    /// `true` if the units are to be taken from those that this volume has borrowed.
+    pub(crate) is_lent: bool,
 }
 
 /// A reservation for an order of another volume, with a queued row that may not be durable yet.
@@ -119,6 +131,22 @@ struct Reserving {
     fence: Fence,
     /// The former reservation of the order in that store, which the new one replaces.
     before: Option<RemoteReservation>,
+}
+
+/// Returns a nonce for a new reservation. The nonce says which way the reservation takes to the
+/// store's volume.
+fn new_nonce(is_lent: bool) -> u64 {
+    let random = runtime::random_u64();
+    if is_lent {
+        random | LENT_NONCES
+    } else {
+        random & !1
+    }
+}
+
+/// Returns `true` if the reservation with this nonce was entered for an order that took lent units.
+fn was_lent(nonce: u64) -> bool {
+    nonce & LENT_NONCES == LENT_NONCES
 }
 
 /// Releases the units of a reservation in memory, if the commit removed an existing row.
@@ -154,11 +182,27 @@ impl VolumeState {
                     elsewhere: None,
                 });
             };
-            let nonce = runtime::random_u64();
-            if remote.reserve(id, nonce, store, lines).await? {
+            let is_lent = self.allotments().suffices(store, lines, self.now().monotonic_ms);
+            let nonce = new_nonce(is_lent);
+            let reserved = ReservedElsewhere {
+                store,
+                nonce,
+                is_lent,
+            };
+            if is_lent {
                 return Ok(Searched {
                     here,
-                    elsewhere: Some(ReservedElsewhere { store, nonce }),
+                    elsewhere: Some(reserved),
+                });
+            }
+            if remote.reserve(id, nonce, store, lines).await? {
+                let now_ms = self.now().monotonic_ms;
+                if self.allotments().note_reserved(store, lines, now_ms) {
+                    self.borrower_called.notify_one();
+                }
+                return Ok(Searched {
+                    here,
+                    elsewhere: Some(reserved),
                 });
             }
         }
@@ -258,9 +302,20 @@ impl VolumeState {
         if known.is_some_and(|known| known.is_changing) {
             return Err(OrderError::Moved);
         }
-        let is_known = known.is_some_and(|known| *known.lines == **lines);
-        if !is_known && !stock.reserve_at(*store, lines) {
+        if known.is_some_and(|known| was_lent(known.nonce)) {
+            // The order is durable, so this is a late request of an attempt that has ended. If it
+            // replaced the nonce, a new server of the order's volume would enter the order again,
+            // and the units would leave the loan twice.
             return Ok(None);
+        }
+        let is_known = known.is_some_and(|known| *known.lines == **lines);
+        if !is_known {
+            match stock.reserve_at(*store, lines) {
+                Found::Free => {}
+                Found::Short => return Ok(None),
+                // The units are being recalled from other volumes; the caller asks again.
+                Found::Lent => return Err(OrderError::Moved),
+            }
         }
         let fence = self.slots.fence_of_store(*store);
         if !batch.fences().any(|other| other == fence) {
@@ -309,8 +364,8 @@ impl VolumeState {
             .confirm(&confirm.order, confirm.store, confirm.nonce);
     }
 
-    /// Keeps the new reservation if its row is durable. Otherwise restores the former reservation
-    /// `before`.
+    /// Keeps the new reservation if its row is durable. Otherwise restores `before`, the former
+    /// reservation of the order in that store.
     fn finish_reserving(
         &self,
         stock: &mut Stock,
@@ -340,8 +395,8 @@ impl VolumeState {
         }
     }
 
-    /// Ends the reservation of an order of another volume, as its settlement says. A repeated
-    /// settlement changes nothing.
+    /// Ends the reservation of an order of another volume: its units are released or delivered, as
+    /// the settlement says. A repeated settlement changes nothing.
     pub(crate) async fn settle(
         self: &Arc<Self>,
         order: &OrderId,
@@ -360,7 +415,7 @@ impl VolumeState {
     ) -> Result<(), OrderError> {
         let permit = self.storage.permit().await?;
         let store = settlement.store;
-        let (mut ticket, fence, is_held) = {
+        let (mut ticket, fence, is_held, delivered) = {
             let mut stock = self.stock();
             // If the order is leaving this volume, its reservation may not be in
             // `RemoteReservations` yet.
@@ -377,18 +432,21 @@ impl VolumeState {
             let mut batch = WriteBatch::default();
             batch.fence(fence);
             let is_held = known.is_some();
+            // A late request may have reserved the units again after the settlement was executed,
+            // and the settlement may be repeated. The units left the store once.
+            let delivered = settlement.delivered && !stock.has_delivery(order, store);
             if let Some(known) = known {
                 known.is_changing = true;
                 batch.unreserve(order, store);
-                if settlement.delivered
+                if delivered
                     && let Some(left) = stock.deliver(order, store, &known.lines, settlement.sequence)
                 {
                     batch.delivery(order, left);
                 }
             }
-            (permit.send(batch), fence, is_held)
+            (permit.send(batch), fence, is_held, delivered)
         };
-        let (state, order, delivered) = (Arc::clone(self), order.clone(), settlement.delivered);
+        let (state, order) = (Arc::clone(self), order.clone());
         let ended = runtime::to_completion(async move {
             let durable = ticket.answer().await;
             let mut stock = state.stock();
@@ -402,8 +460,8 @@ impl VolumeState {
         ended.await.unwrap_or(Err(OrderError::Interrupted))
     }
 
-    /// Removes the reservation from memory if the commit succeeded. Otherwise restores its former
-    /// state.
+    /// Removes the reservation from memory if the commit that ends it succeeded. Otherwise restores
+    /// the state of the reservation before the commit.
     fn finish_ending(
         &self,
         stock: &mut Stock,
@@ -433,7 +491,7 @@ impl VolumeState {
     ///
     /// # Errors
     /// `Busy` while the settlement of the order is not confirmed. The store's volume may have
-    /// applied the settlement, and a late request may then have reserved the units again. Neither
+    /// applied the settlement, and a delayed request may then have reserved the units. Neither
     /// `true` nor `false` would be safe for these units, so the store's volume must ask again
     /// later.
     pub(crate) fn keeps(&self, order: &Order, store: u32) -> Result<bool, OrderError> {
@@ -449,11 +507,14 @@ impl VolumeState {
         Ok(order.state.holds_reservation())
     }
 
-    /// Removes a reservation from `RemoteReservations` if its order is in this volume now. The
-    /// order then owns the reservation.
+    /// Removes a reservation from `RemoteReservations` if its order is in this volume now and has
+    /// no settlement. The order then owns the reservation. Does nothing if the reservation has
+    /// another nonce or is being changed.
     fn adopt_reservation(&self, order: &OrderId, store: u32, nonce: u64) {
         let _stock = self.stock();
-        let is_settled = self.settlements().contains_key(order);
+        // The row of an order that this volume has not entered yet must stay known, or the order
+        // would be entered twice.
+        let is_settled = self.settlements().contains_key(order) || self.allotments().is_unsettled(order);
         let mut remote_reservations = self.remote_reservations();
         let is_it = |known: &RemoteReservation| known.nonce == nonce && !known.is_changing;
         if self.slots.has_order(order)
@@ -497,6 +558,8 @@ async fn settle_all(state: &VolumeState, remote: &Arc<dyn RemoteVolumes>) {
         let some: Vec<(OrderId, Settlement)> = state
             .settlements()
             .iter()
+            // The store's volume must know of a reservation before it learns of its end.
+            .filter(|(order, _)| !state.allotments().is_unsettled(order))
             .take(SETTLEMENTS_AT_A_TIME)
             .map(|(order, settlement)| (order.clone(), settlement.clone()))
             .collect();
@@ -548,7 +611,7 @@ async fn remove_settlements(state: &VolumeState, confirmed: &[OrderId]) -> Resul
         let _stock = state.stock();
         let mut batch = WriteBatch::default();
         for order in confirmed {
-            // While an order migrates and afterwards, the row of its settlement moves with it.
+            // An order that is migrating or has migrated takes the row of its settlement with it.
             if state.slots.check_order(order).is_ok() {
                 batch.fence(state.slots.fence_of_order(order));
                 batch.forget_settlement(order);
@@ -581,21 +644,24 @@ async fn check_reservations(state: &Arc<VolumeState>, remote: &dyn RemoteVolumes
         return;
     }
     let due = state.remote_reservations().due(Instant::now());
-    for DueReservation { order, store, nonce } in due {
-        match remote.keeps(&order, store).await {
+    for asked in due {
+        let DueReservation {
+            order, store, nonce, ..
+        } = &asked;
+        match remote.keeps(order, *store).await {
             Ok(true) => {
-                state.remote_reservations().confirm(&order, store, nonce);
-                state.adopt_reservation(&order, store, nonce);
+                state.remote_reservations().confirm_asked(&asked);
+                state.adopt_reservation(order, *store, *nonce);
             }
             Ok(false) => {
                 tracing::info!(%order, store, "reservation without an order found");
                 let settlement = Settlement {
-                    store,
+                    store: *store,
                     lines: Box::default(),
                     delivered: false,
                     sequence: None,
                 };
-                if let Err(fault) = state.end_reservation(&order, &settlement, Some(nonce)).await {
+                if let Err(fault) = state.end_reservation(order, &settlement, Some(*nonce)).await {
                     tracing::debug!(%order, ?fault, "reservation without an order not released; it will be checked again");
                 }
             }

@@ -39,6 +39,7 @@ use crate::volume::migration::target::{self, Imported, Incoming, Progress};
 use crate::volume::remote_stock::{self, RemoteVolumes};
 use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
+use crate::volume::{borrowing, lending};
 
 /// The reason why a volume cannot take part in a migration now.
 #[derive(Debug, Error)]
@@ -89,8 +90,8 @@ pub(crate) struct VolumeServer {
     pub(crate) progress: Mutex<Progress>,
     /// Maximum rate of the copy in `incoming`, in rows per second. `None` means unlimited.
     pub(crate) move_rows_per_second: Option<u64>,
-    /// `true` while the volume owns exactly the slots of its ring, no slot is sealed for a
-    /// migration, and there are neither staged nor stale rows.
+    /// `true` while the volume owns exactly the slots of its ring, without a seal for a migration,
+    /// and has neither staged rows nor rows that a cleanup must remove.
     is_clean: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     working: Mutex<Vec<JoinHandle<()>>>,
@@ -108,17 +109,17 @@ impl VolumeServer {
         remote: Arc<dyn RemoteVolumes>,
     ) -> Result<Arc<VolumeServer>, NodeError> {
         storage.count_commits(&context.metrics.of_volume(volume.as_str()));
-        // A former server of this open volume may have limited expiry for a migration that has
-        // ended since.
+        // An earlier volume server of this open volume may have limited expiry for a migration that
+        // has ended since.
         storage.first_inactive_page.store(u64::MAX, Ordering::Release);
         let record = storage.slot_ownership();
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
         let mut stale_rows = target::resolve_unfinished(&storage, cluster_state.committed).await?;
         let is_sealed = seal_leaving(&slots, cluster_state);
         if is_sealed {
-            // The note about stale rows was written with the seal, because no migration begins
-            // while there are stale rows. The note must stay until the migration ends, but a
-            // cleanup would now find nothing and remove it.
+            // No migration begins while there are stale rows, so the note about stale rows comes
+            // from the seal. The note must stay until the migration ends. A cleanup would now find
+            // no stale rows and remove the note.
             stale_rows = stale_rows.filter(|rows| *rows != StaleRows::Counted);
         }
         if record.is_some_and(|record| record.slots().any(|slot| !slots.has(Slot(slot)))) {
@@ -133,15 +134,15 @@ impl VolumeServer {
             let mut batch = WriteBatch::default();
             batch.set_ownership(slots.record());
             if stale_rows == Some(StaleRows::Counted) || is_sealed {
-                // The new record replaces the only evidence of the stale rows, so the note about
-                // them is written in the same batch. Sealed slots leave stale rows if their
+                // The new slot ownership replaces the only evidence of the stale rows, so the note
+                // about them is written in the same batch. Sealed slots leave stale rows if their
                 // migration is committed.
                 batch.put_raw(Table::Meta, CLEANUP, &cluster_state.version.to_be_bytes());
             }
             storage.permit().await?.send(batch).durable().await?;
         }
         let (limits, clock) = (context.config.outbox, context.clock.clone());
-        let opened = Arc::clone(&slots);
+        let (opened, lends) = (Arc::clone(&slots), context.config.allotments);
         let started = runtime::blocking(move || {
             let mut loaded = storage.load(&opened)?;
             let statistics = Statistics::new(std::mem::take(&mut loaded.sums));
@@ -152,6 +153,7 @@ impl VolumeServer {
                 "volume loaded"
             );
             let state = VolumeState::new(storage, opened, loaded, limits, clock, Some(remote));
+            state.set_allotments(lends);
             Ok::<_, StorageError>((state, statistics))
         });
         let (state, statistics) = started.await.unwrap_or(Err(StorageError::Closed))?;
@@ -218,6 +220,10 @@ impl VolumeServer {
                 Arc::clone(remote),
                 stopped.clone(),
             )));
+            let lending = lending::lend_always(Arc::clone(state), Arc::clone(remote), stopped.clone());
+            working.push(runtime::spawn(lending));
+            let borrowing = borrowing::borrow_always(Arc::clone(state), Arc::clone(remote), stopped.clone());
+            working.push(runtime::spawn(borrowing));
         }
     }
 
@@ -327,9 +333,15 @@ impl VolumeServer {
             return Err(MigrationError::Over);
         }
         let state = self.app.state();
-        self.is_clean.store(false, Ordering::Release);
-        source::seal(state, request).await?;
-        // The check must come after the seal, for the same reason as in `expect_now`.
+        source::enter_orders(state, request).await?;
+        let was_clean = self.is_clean.swap(false, Ordering::AcqRel);
+        if !source::seal(state, request).await? {
+            // Nothing was sealed, so `undo` will find nothing to unseal.
+            self.is_clean.store(was_clean, Ordering::Release);
+            return Err(StorageError::Busy.into());
+        }
+        // The check must come after the seal. If the migration ended before, the reconciler did not
+        // see this seal, so the seal is removed here.
         if is_under_way(authority, request.id).await? {
             return Ok(());
         }
@@ -382,8 +394,8 @@ impl VolumeServer {
             self.start_cleanup(StaleRows::NeverActive);
         }
         let sealed_for = self.app.state().slots.sealed_for();
-        // A state older than the seal may not contain the migration yet, so such a state does not
-        // undo the seal.
+        // A cluster state that is older than the seal may not contain the migration yet, so such a
+        // state does not undo the seal.
         if sealed_for.is_some_and(|id| id <= cluster_state.version && Some(id) != under_way) {
             self.unseal().await?;
             tracing::info!(volume = %self.volume, "migration undone; its slots are unsealed");
@@ -450,8 +462,8 @@ impl VolumeServer {
         let is_clean = Arc::clone(&self.is_clean);
         let volume = self.volume.clone();
         runtime::spawn(async move {
-            // In memory the rows are already active. This commit adds the counts and removes the
-            // notes. All later commits are queued after it.
+            // In memory the rows are already active. This commit adds their counts to the counters
+            // and removes the notes about staged rows. All later commits are queued after it.
             match ticket.durable().await {
                 Ok(()) => is_clean.store(true, Ordering::Release),
                 Err(error) => tracing::error!(%volume, %error, "activation of slots not committed"),
@@ -531,8 +543,8 @@ impl VolumeServer {
             // before the slots change.
             let _ = task.await;
         }
-        // If the engine does not answer, a stop does not wait for queued writes, which may never be
-        // answered.
+        // If the engine does not answer, this function does not wait for queued writes, because the
+        // engine may never confirm them.
         if state.storage.check_engine().is_err() {
             return;
         }
@@ -540,8 +552,8 @@ impl VolumeServer {
         // pages are rejected.
         drop(self.incoming.lock().await.take());
         if let Ok(permit) = state.storage.permit().await {
-            // This empty batch is committed after all queued batches. Their own callers receive
-            // their errors.
+            // This empty batch is committed after all queued batches. If one of them fails, its own
+            // caller gets the error.
             let _ = permit.send(WriteBatch::default()).durable().await;
         }
     }

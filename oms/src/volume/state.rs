@@ -9,24 +9,29 @@
 //! - No step awaits, so a step is never cancelled halfway.
 //! - Only the transactor of an order runs its steps, so two steps of one order never run at the
 //!   same time.
-//! - The lock of the stock is taken before that of the remote reservations.
+//! - The lock of the stock is taken before that of the remote reservations, and that of the
+//!   allotments last.
 //!
 //! Deliberately absent: waiting and retrying, which belong to `transactor`.
+
+mod messages;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::domain::order::{self, Command, Event, Line, Order, OrderId, Refusal, State};
+use crate::domain::allotments::Allotments;
+use crate::domain::order::{self, Command, Event, Line, Order, OrderId, Refusal};
 use crate::domain::settlement::Settlement;
-use crate::domain::stock::{Counting, Stock};
+use crate::domain::stock::{Counting, Found, Stock};
 use crate::error::StorageError;
-use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
+use crate::outbox::{Kind, Message, Outbox, OutboxLimits};
 use crate::runtime::clock::{Clock, Moment};
 use crate::runtime::seeded::seeded;
 use crate::storage::fence::Fence;
@@ -36,7 +41,8 @@ use crate::storage::volume::{Loaded, Volume};
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::followers::Followers;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
-use crate::volume::remote_stock::{self, RemoteVolumes};
+use crate::volume::remote_stock::{self, RemoteVolumes, ReservedElsewhere};
+pub(crate) use crate::volume::state::messages::wants;
 use crate::volume::traced_orders::TracedOrders;
 
 /// The reason why a request about an order failed or a step was not taken.
@@ -109,8 +115,8 @@ pub(crate) struct RemotePlacement {
     /// others were asked only for stores before this one. `None` if no store of this volume had the
     /// units.
     pub(crate) asked_below: Option<u32>,
-    /// Store of another volume in which the units are already reserved (see `remote_stock`).
-    pub(crate) store: Option<u32>,
+    /// Units in a store of another volume that are reserved or borrowed (see `remote_stock`).
+    pub(crate) reserved: Option<ReservedElsewhere>,
 }
 
 impl RemotePlacement {
@@ -133,6 +139,8 @@ pub(crate) struct Pending {
     pub(crate) ticket: Ticket,
     order: Arc<Order>,
     units: Units,
+    /// `true` if the order takes borrowed units.
+    is_lent: bool,
     /// The fence of the order's store when the step began. `None` if the step changes no units of a
     /// store of this volume.
     store_fence: Option<Fence>,
@@ -153,6 +161,15 @@ pub(crate) struct VolumeState {
     outbox: Mutex<Outbox>,
     remote_reservations: Mutex<RemoteReservations>,
     settlements: Mutex<BTreeMap<OrderId, Settlement>>,
+    allotments: Mutex<Allotments>,
+    /// `true` if units of this volume's stores may be lent.
+    lends: AtomicBool,
+    /// Notified when there is a new loan.
+    pub(crate) lender_called: Notify,
+    /// Notified when an owner should be asked.
+    pub(crate) borrower_called: Notify,
+    /// Notified when orders with borrowed units have been entered at their owners.
+    pub(crate) orders_entered: Notify,
     /// Notified when there is a new settlement.
     pub(crate) settler_called: Notify,
     /// Notified when a message to the warehouse may be due.
@@ -185,12 +202,14 @@ impl VolumeState {
             head: loaded.stock_head,
             overrides: loaded.snapshot.counted_to_overrides(&loaded.stock_head),
         };
-        let stock = Stock::new(
+        let mut stock = Stock::new(
             loaded.snapshot.into_matrix(&Arc::default()),
             counting,
             &loaded.reservations,
             loaded.deliveries,
         );
+        stock.add_loans(loaded.loans, 0);
+        let allotments = Allotments::new(slots.volume().clone(), loaded.borrower, loaded.spent);
         let began = Instant::now();
         let opened = Moment {
             wall_ms: clock.now_ms(),
@@ -205,6 +224,11 @@ impl VolumeState {
             outbox: Mutex::new(outbox),
             remote_reservations: Mutex::new(remote_reservations),
             settlements: Mutex::new(settlements),
+            allotments: Mutex::new(allotments),
+            lends: AtomicBool::new(false),
+            lender_called: Notify::new(),
+            borrower_called: Notify::new(),
+            orders_entered: Notify::new(),
             settler_called: Notify::new(),
             message_due: Notify::new(),
             clock,
@@ -243,6 +267,23 @@ impl VolumeState {
         self.settlements.lock()
     }
 
+    /// Locks the allotments. No other lock is taken while the guard is held.
+    pub(crate) fn allotments(&self) -> MutexGuard<'_, Allotments> {
+        self.allotments.lock()
+    }
+
+    /// Turns allotments on or off: lending by this volume's stores, and borrowing for its orders.
+    pub(crate) fn set_allotments(&self, is_on: bool) {
+        let is_on = is_on && !self.storage.is_behind_log();
+        self.lends.store(is_on, Ordering::Relaxed);
+        self.allotments().set_on(is_on);
+    }
+
+    /// Returns `true` if units of this volume's stores may be lent.
+    pub(crate) fn lends(&self) -> bool {
+        self.lends.load(Ordering::Relaxed)
+    }
+
     /// Returns the client for other volumes, even if there is no other volume now.
     pub(crate) fn remote_client(&self) -> Option<&Arc<dyn RemoteVolumes>> {
         self.remote.as_ref()
@@ -263,7 +304,7 @@ impl VolumeState {
     ) -> Result<Begun, OrderError> {
         if self.outbox().is_full() {
             return Err(OrderError::Busy(
-                "too many messages are waiting for the warehouse",
+                "too many messages to the warehouse are not confirmed yet",
             ));
         }
         let now_ms = self.clock.now_ms();
@@ -271,6 +312,8 @@ impl VolumeState {
         let permit = self.storage.try_permit()?;
         let mut batch = WriteBatch::of_order();
         let (mut store_fence, mut replaced) = (None, None);
+        let remote_store = remote.reserved.map(|reserved| reserved.store);
+        let lent = remote.reserved.filter(|reserved| reserved.is_lent);
         let (order, ticket) = {
             let mut stock = self.stock();
             self.slots.check_order(id)?;
@@ -279,18 +322,24 @@ impl VolumeState {
                 // here.
                 return Err(OrderError::Moved);
             }
-            if remote.store.is_none()
+            if remote_store.is_none()
                 && self.slots.some_sealed()
                 && let Some(store) = stock.first_store(&lines)
             {
                 self.slots.check_store(store)?;
             }
-            let here = match remote.store {
+            let here = match remote_store {
                 None => stock.first_store(&lines),
                 Some(_) => None,
             };
-            if remote.store.is_none() && !remote.covers(here) && !seeded("search-not-repeated") {
+            if remote.reserved.is_none() && !remote.covers(here) && !seeded("search-not-repeated") {
                 return Ok(Begun::SearchAgain(lines));
+            }
+            if let Some(store) = here
+                && stock.find_free(store, &lines) != Found::Free
+            {
+                // The units are being recalled from other volumes.
+                return Err(OrderError::Moved);
             }
             if let Some(store) = here {
                 // An earlier attempt to place the order at another volume may have reserved units
@@ -298,12 +347,20 @@ impl VolumeState {
                 replaced = self.remote_reservations().take_over(id, store)?;
                 stock.reserve_units(store, &lines);
             }
-            let store = remote.store.or(here);
+            let store = remote_store.or(here);
+            if let Some(lent) = lent {
+                let now_ms = self.now().monotonic_ms;
+                let mut allotments = self.allotments();
+                if !allotments.spend(id, lent.nonce, lent.store, &lines, now_ms) {
+                    return Err(OrderError::Moved);
+                }
+                batch.spend(id, lent.store, &lines, lent.nonce);
+            }
             batch.fence(self.slots.fence_of_order(id));
             let order = Order::place(id.clone(), lines, store, now_ms);
             batch.order(&order, None);
             if let Some(store) = store {
-                if remote.store.is_none() {
+                if remote_store.is_none() {
                     let fence = self.slots.fence_of_store(store);
                     store_fence = Some(fence);
                     batch.fence(fence);
@@ -315,10 +372,11 @@ impl VolumeState {
         };
         Ok(Begun::Pending(Pending {
             ticket,
-            units: match (order.store, remote.store) {
+            units: match (order.store, remote_store) {
                 (Some(_), None) => Units::Reserve,
                 _ => Units::Unchanged,
             },
+            is_lent: lent.is_some(),
             store_fence,
             replaced,
             settlement: None,
@@ -404,6 +462,10 @@ impl VolumeState {
             if !is_here {
                 settlement = step.settlement(&after);
             } else if let (Units::Release | Units::Deliver { .. }, Some(store)) = (&step.units, after.store) {
+                if self.allotments().is_unsettled(&after.id) {
+                    // The store has come here before its former owner knew of the reservation.
+                    return Err(OrderError::Moved);
+                }
                 let fence = self.slots.fence_of_store(store);
                 store_fence = Some(fence);
                 batch.fence(fence);
@@ -429,6 +491,7 @@ impl VolumeState {
             } else {
                 step.units
             },
+            is_lent: false,
             store_fence,
             replaced,
             answered: step.answered,
@@ -447,6 +510,7 @@ impl VolumeState {
         let Pending {
             order,
             units,
+            is_lent,
             store_fence,
             replaced,
             answered,
@@ -454,6 +518,9 @@ impl VolumeState {
             settlement,
             ..
         } = step;
+        if is_lent && self.allotments().end_spending(&order.id, durable.is_ok()) {
+            self.borrower_called.notify_one();
+        }
         if let (Some(store), Some(fence)) = (order.store, store_fence) {
             self.update_units(&order, store, fence, units, replaced, durable.as_ref().ok());
             self.followers.stock_has_changed();
@@ -529,110 +596,6 @@ impl VolumeState {
             }
             (Units::Unchanged, Some(_)) => {}
         }
-    }
-
-    /// Begins to record the failed attempts of a message, if the order still needs the message.
-    pub(crate) fn note_message(
-        &self,
-        order: Arc<Order>,
-        kind: Kind,
-        message: &Message,
-        permit: Option<Permit<'_>>,
-    ) -> Result<Begun, OrderError> {
-        if !wants(order.state, kind) {
-            return Ok(Begun::Done(Outcome {
-                order,
-                repeated: true,
-            }));
-        }
-        let mut batch = WriteBatch::default();
-        batch.message(&order.id, kind, message);
-        self.change_message(order, batch, permit, None)
-    }
-
-    /// Begins to remove a message that its order does not need. Does nothing if the order needs the
-    /// message or the message does not exist.
-    pub(crate) fn drop_message(
-        &self,
-        order: Arc<Order>,
-        kind: Kind,
-        permit: Option<Permit<'_>>,
-    ) -> Result<Begun, OrderError> {
-        if wants(order.state, kind) || self.outbox().get(&order.id, kind).is_none() {
-            return Ok(Begun::Done(Outcome {
-                order,
-                repeated: true,
-            }));
-        }
-        let mut batch = WriteBatch::default();
-        batch.forget_message(&order.id, kind);
-        self.change_message(order, batch, permit, Some(kind))
-    }
-
-    /// Begins to commit a change of an order's messages. The order itself does not change.
-    fn change_message(
-        &self,
-        order: Arc<Order>,
-        mut batch: WriteBatch,
-        permit: Option<Permit<'_>>,
-        answered: Option<Kind>,
-    ) -> Result<Begun, OrderError> {
-        let permit = match permit {
-            Some(permit) => permit,
-            None => self.storage.try_permit()?,
-        };
-        let ticket = {
-            let _stock = self.stock();
-            self.slots.check_order(&order.id)?;
-            batch.fence(self.slots.fence_of_order(&order.id));
-            permit.send(batch)
-        };
-        Ok(Begun::Pending(Pending {
-            ticket,
-            order,
-            units: Units::Unchanged,
-            store_fence: None,
-            replaced: None,
-            answered,
-            wanted: None,
-            settlement: None,
-        }))
-    }
-
-    /// Begins to put a dead letter (a message that was given up) back into the outbox.
-    pub(crate) fn retry_message(
-        &self,
-        order: Arc<Order>,
-        kind: Kind,
-        permit: Option<Permit<'_>>,
-    ) -> Result<Begun, OrderError> {
-        let state = self.outbox().get(&order.id, kind).map(|message| message.state);
-        match state {
-            None => return Err(OrderError::Unknown),
-            Some(MessageState::Waiting) => {
-                return Ok(Begun::Done(Outcome {
-                    order,
-                    repeated: true,
-                }));
-            }
-            Some(MessageState::Dead) => {}
-        }
-        let message = Message::new(self.clock.now_ms());
-        match self.note_message(order, kind, &message, permit)? {
-            Begun::Done(_) | Begun::SearchAgain(_) => Err(OrderError::Unknown),
-            Begun::Pending(mut step) => {
-                step.wanted = Some(Wanted { kind, message });
-                Ok(Begun::Pending(step))
-            }
-        }
-    }
-}
-
-/// Returns `true` if an order in this state needs a message of this kind.
-pub(crate) fn wants(state: State, kind: Kind) -> bool {
-    match kind {
-        Kind::Announce => matches!(state, State::Reserved | State::Paid),
-        Kind::Deliver => state == State::Delivering,
     }
 }
 

@@ -35,8 +35,8 @@ use crate::volume::state::{Begun, OrderError, Outcome, Pending, RemotePlacement,
 /// Maximum number of waiting requests of one order. A normal client never has so many for one
 /// order. More are an attack or a bug.
 const MAILBOX_MESSAGES_MAX: usize = 64;
-/// Number of shards of the registry, each with its own lock, so that requests on different threads
-/// rarely contend.
+/// Number of shards of the registry of transactors, each with its own lock, so that requests on
+/// different threads rarely contend.
 const SHARDS: usize = 64;
 /// Number of panics after which requests for an order are rejected for some time. The first panics
 /// may have had a passing cause.
@@ -299,7 +299,7 @@ impl Work {
     /// is empty.
     async fn run(mut self) {
         if self.pending.is_some() {
-            // The caller has disconnected, but its step must be finished.
+            // The caller of the pending step has disconnected, but the step must be finished.
             let outcome = self.settle().await;
             self.remember(&outcome);
         }
@@ -328,7 +328,7 @@ impl Work {
     }
 
     fn remember(&mut self, outcome: &Result<Outcome, OrderError>) {
-        // After a failed step, the next step reads the order from the volume again.
+        // After a failed step, `known` is empty, so the next step reads the order from the volume.
         self.known = outcome.as_ref().ok().map(|outcome| Arc::clone(&outcome.order));
     }
 
@@ -359,7 +359,7 @@ impl Work {
         let placement = RemotePlacement {
             were_asked: remote.is_some(),
             asked_below: here,
-            store: elsewhere.map(|reserved| reserved.store),
+            reserved: elsewhere,
         };
         let known = self.known.take();
         match self.guarded(|| begin(&state, &self.id, known, ask, placement, permit))? {
@@ -368,7 +368,15 @@ impl Work {
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
                 let outcome = self.settle().await?;
-                if let (Some(reserved), Some(remote)) = (elsewhere, remote) {
+                if elsewhere.is_some_and(|reserved| reserved.is_lent) {
+                    let counters = &self.transactors.counters;
+                    counters
+                        .orders_from_borrowed_units
+                        .fetch_add(1, Ordering::Relaxed);
+                }
+                if let (Some(reserved), Some(remote)) =
+                    (elsewhere.filter(|reserved| !reserved.is_lent), remote)
+                {
                     remote.confirm(&self.id, reserved.nonce, reserved.store);
                 }
                 Ok(Ended::Done(outcome))

@@ -115,7 +115,7 @@ async fn requests_over_the_limit_are_answered_with_503_and_probes_are_served() {
         reply.status == 503
     })
     .await;
-    // Probes and metrics are still answered.
+    // Health probes and metrics are answered even while the slow request uses up the limit.
     for path in ["/health/live", "/health/ready", "/metrics"] {
         for method in ["GET", "HEAD"] {
             let reply = world.shop.send(method, path, &[], "").await;

@@ -17,6 +17,9 @@ pub(crate) struct Serve {
     name: String,
     #[arg(long)]
     data: PathBuf,
+    /// Borrow units of hot stores in advance.
+    #[arg(long)]
+    allotments: bool,
     /// Files of the cpu group, to which the child writes its process id.
     #[arg(long, value_delimiter = ',')]
     groups: Vec<PathBuf>,
@@ -32,6 +35,7 @@ pub(crate) fn serve(serve: &Serve) -> Outcome<()> {
     // No process listens at this address, because the benchmark has no warehouse.
     config.warehouse = Some("http://127.0.0.1:1".to_owned());
     config.stat_scan_every = std::time::Duration::ZERO;
+    config.allotments = serve.allotments;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let node = imt_oms::Node::start(config).await?;
@@ -52,11 +56,14 @@ pub(crate) struct Node {
 
 impl Node {
     /// Starts a node, and waits until it prints its address.
-    pub(crate) fn start(number: usize, data: &Path, group: Option<Group>) -> Outcome<Node> {
+    pub(crate) fn start(number: usize, data: &Path, allotments: bool, group: Option<Group>) -> Outcome<Node> {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(["serve", "--name", &format!("n{number}"), "--data"])
             .arg(data);
+        if allotments {
+            command.arg("--allotments");
+        }
         for entrance in group.iter().flat_map(Group::entrances) {
             command.arg("--groups").arg(entrance);
         }

@@ -33,6 +33,8 @@ pub(super) struct Server {
     pub(super) port: u16,
     folder: PathBuf,
     password: String,
+    /// Keeps the port from other processes until the server starts.
+    reserved: Option<TcpListener>,
     child: Option<Child>,
 }
 
@@ -74,15 +76,15 @@ fn run(mut command: Command) -> Result<(), CliError> {
 impl Server {
     /// Returns a server with a free port. Its data is created later, by `create` or `copy`.
     pub(super) fn new(base: &Path, name: &str, password: &str) -> Result<Self, CliError> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .and_then(|listener| listener.local_addr())
-            .map_err(|error| CliError::because("no port is free", error))?
-            .port();
+        let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .and_then(|listener| Ok((listener.local_addr()?.port(), listener)));
+        let (port, reserved) = bound.map_err(|error| CliError::because("no port is free", error))?;
         Ok(Self {
             folder: base.join(name),
             name: name.to_owned(),
             port,
             password: password.to_owned(),
+            reserved: Some(reserved),
             child: None,
         })
     }
@@ -186,6 +188,7 @@ impl Server {
             // A process group of its own keeps Ctrl-C away from the server. This process stops the
             // servers in order.
             .process_group(0);
+        self.reserved = None;
         let child = postgres
             .spawn()
             .map_err(|error| CliError::because(format!("cannot start {}", self.name), error))?;

@@ -318,7 +318,7 @@ pub(in crate::api) static LIST_MESSAGES: Description = Description {
     id: "listMessages",
     tag: Tag::Warehouse,
     summary: "List the messages to the warehouse",
-    about: "Lists the messages that the warehouse has not answered yet, by order id and kind. A message \
+    about: "Lists the messages that the warehouse has not confirmed yet, by order id and kind. A message \
             in the state `dead` is not tried again until somebody asks for it.",
     query: &[
         LIMIT,

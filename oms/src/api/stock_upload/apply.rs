@@ -25,7 +25,7 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::app::App;
 use crate::volume::state::{OrderError, VolumeState};
 
-/// A whole snapshot, encoded as write batches and as the matrix for the memory.
+/// A whole snapshot, encoded as write batches and as the matrix that replaces the one in memory.
 pub(super) struct Prepared {
     matrix: StockMatrix,
     stores: Vec<u32>,
@@ -218,8 +218,9 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
     }
 }
 
-/// Applies the lines of a `PATCH`, and returns the number of changed stores. Only these stores are
-/// read, changed and written. Each product in `products` gets a cell in every store.
+/// Applies the lines of a `PATCH`, and returns the number of stores in them. Only these stores are
+/// changed and written. The other stores are read too if a product or store is new. Each product in
+/// `products` gets a cell in every store.
 pub(super) async fn change(
     app: Arc<App>,
     cells: Vec<[u32; 3]>,
@@ -249,8 +250,8 @@ pub(super) async fn change(
         for product in products {
             snapshot.name_product(product).map_err(too_large)?;
         }
-        // Deliveries since the last snapshot are subtracted from the row's quantity. The new
-        // quantity already excludes these units, so they are added here.
+        // `domain::stock` subtracts the deliveries that the snapshot does not count from the
+        // row's quantity. The new quantity already excludes these units, so they are added here.
         let left = state.stock().uncounted();
         let mut steps = Vec::with_capacity(cells.len());
         for [product, store, quantity] in cells {

@@ -8,11 +8,15 @@
 //! unknown code cannot come from another version of the protocol, because the handshake refuses
 //! other versions.
 
+mod allot;
+mod read;
+
 use bytes::Bytes;
 use imt_ring::NodeName;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::channel::wire::{Decoder, Encoder, WireError};
+use crate::domain::loans::{AllotRequest, Recall};
 use crate::domain::order::{Line, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::outbox::Kind;
@@ -41,7 +45,7 @@ pub(crate) enum Question {
     Command(OrderCommand),
     /// Execute a client's read.
     Read(Read),
-    /// Find the volume's first store, by ascending id, that has all these units.
+    /// Find the volume's store with the lowest id that has all these units.
     FindStore(Box<[Line]>),
     /// Reserve units for an order of another volume.
     Reserve(Reserve),
@@ -55,6 +59,10 @@ pub(crate) enum Question {
     FollowStock(FollowStock),
     /// Read all available quantities, a few rows of the stock matrix per request.
     ReadStock(ReadStock),
+    /// Enter orders that took lent units, take units back and lend others.
+    Allot(AllotRequest),
+    /// Return borrowed units. Has no answer.
+    Recall(Recall),
     /// One of the other requests with the trace context of a client's request.
     Traced(TraceContext, Box<Question>),
 }
@@ -111,7 +119,8 @@ pub(crate) struct Reserve {
     pub(crate) lines: Box<[Line]>,
 }
 
-/// Identifies a reservation of an order that is now durable.
+/// Identifies a reservation, to tell the store's volume that the order of the reservation is
+/// durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Confirm {
     pub(crate) order: OrderId,
@@ -170,8 +179,8 @@ pub(crate) enum Reply {
     TooLarge,
     /// Answer to `Command` and `Read`: the HTTP response for the client.
     Http(HttpReply),
-    /// Answer to `FindStore`: the first store that has the units. `None` if no store of the volume
-    /// has them.
+    /// Answer to `FindStore`: the store with the lowest id that has the units. `None` if no store
+    /// of the volume has them.
     FoundStore(Option<u32>),
     /// Answer to `Reserve`: the reservation is durable.
     Reserved,
@@ -190,6 +199,9 @@ pub(crate) enum Reply {
     StockLayout(StockLayout),
     /// Answer to `ReadStock`: the available quantities of some rows, row by row.
     StockRows(Vec<i32>),
+    /// Answer to `Allot`: the last incarnation of the borrower that the owner knows, and the lent
+    /// units if the request is the newest of that one.
+    Allotted { incarnation: u64, granted: Vec<Line> },
 }
 
 /// An HTTP response for a client, produced by the owner of the order, store or statistics.
@@ -310,6 +322,14 @@ impl Question {
                 to.number(read.generation);
                 to.number(u64::from(read.first_row));
             }
+            Question::Allot(request) => {
+                to.byte(10);
+                allot::encode(request, to);
+            }
+            Question::Recall(recall) => {
+                to.byte(11);
+                allot::encode_recall(recall, to);
+            }
             Question::Traced(trace, question) => {
                 to.byte(TRACED);
                 to.fixed_u64((trace.trace >> 64) as u64);
@@ -395,38 +415,9 @@ impl Question {
                 generation: from.number("a generation")?,
                 first_row: from.number_u32("a row")?,
             }),
+            10 => Question::Allot(allot::decode(from)?),
+            11 => Question::Recall(allot::decode_recall(from)?),
             _ => return from.fault("a known kind of request"),
-        })
-    }
-}
-
-impl Read {
-    fn encode(&self, to: &mut Encoder<'_>) {
-        let (code, number) = match self {
-            Read::Order(order) => {
-                to.byte(1);
-                return to.text(order.as_str());
-            }
-            Read::OrderHistory(order) => {
-                to.byte(2);
-                return to.text(order.as_str());
-            }
-            Read::StoreStock(store) => (3, *store),
-            Read::ProductSales(product) => (4, *product),
-            Read::TopSales(count) => (5, *count),
-        };
-        to.byte(code);
-        to.number(u64::from(number));
-    }
-
-    fn decode(from: &mut Decoder<'_>) -> Result<Read, WireError> {
-        Ok(match from.byte("a kind of read")? {
-            1 => Read::Order(from.order()?),
-            2 => Read::OrderHistory(from.order()?),
-            3 => Read::StoreStock(from.number_u32("a store")?),
-            4 => Read::ProductSales(from.number_u32("a product")?),
-            5 => Read::TopSales(from.number_u32("a number of products")?),
-            _ => return from.fault("a known kind of read"),
         })
     }
 }
@@ -612,6 +603,7 @@ impl Reply {
                 to.number(quantities.len() as u64);
                 quantities.iter().for_each(|quantity| to.fixed_i32(*quantity));
             }
+            Reply::Allotted { incarnation, granted } => allot::encode_reply(*incarnation, granted, to),
         }
     }
 
@@ -650,6 +642,7 @@ impl Reply {
                 let quantities = (0..count).map(|_| from.fixed_i32("a quantity"));
                 Reply::StockRows(quantities.collect::<Result<_, _>>()?)
             }
+            allot::REPLY => allot::decode_reply(from)?,
             _ => return from.fault("a known kind of answer"),
         })
     }

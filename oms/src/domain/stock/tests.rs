@@ -137,14 +137,14 @@ fn each_store_uses_the_counted_delivery_of_its_own_snapshot() {
     assert_eq!(available(&stock, 7, 2), 5, "the delivery is counted");
     for store in [1, 2] {
         let lines = [line(7, 2)];
-        assert!(stock.reserve_at(store, &lines));
+        assert_eq!(stock.reserve_at(store, &lines), Found::Free);
         let left = stock.deliver(&id(store), store, &lines, Some(6)).is_some();
         stock.release(store, &lines);
         assert_eq!(left, store == 1, "store {store}");
     }
     assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
-    // A snapshot that counts fewer deliveries than a store would make delivered units available
-    // again.
+    // A snapshot that counts fewer deliveries than the quantities of store 2 would make delivered
+    // units available again.
     let arrival = stock.arrival();
     let of_all = || matrix(&[[7, 1, 5], [7, 2, 6]]);
     let stale = stock.apply(of_all(), Some(8), arrival).unwrap_err();

@@ -20,8 +20,9 @@ pub(crate) use crate::error::DecodeError;
 use crate::storage::codec::bytes::{Reader, Writer};
 pub(crate) use crate::storage::codec::order::{decode_order, encode_order};
 pub(crate) use crate::storage::codec::stock::{
-    decode_catalogue, decode_delivery, decode_quantities, decode_reservation, decode_settlement,
-    decode_stock_head, encode_catalogue, encode_delivery, encode_quantities, encode_reservation,
+    decode_catalogue, decode_delivery, decode_incarnation, decode_loan, decode_loan_key, decode_quantities,
+    decode_reservation, decode_settlement, decode_stock_head, encode_catalogue, encode_delivery,
+    encode_incarnation, encode_loan, encode_loan_key, encode_quantities, encode_reservation,
     encode_settlement, encode_stock_head,
 };
 
@@ -170,7 +171,7 @@ pub(crate) fn decode_counters(bytes: &[u8]) -> Result<Counters, DecodeError> {
     for count in &mut counters.orders {
         *count = row.number("a number of orders")?;
     }
-    // Rows of earlier releases end here, without the number of extra payments.
+    // Rows of earlier releases end before the number of extra payments.
     if !row.rest().is_empty() {
         counters.extra_payments = row.number("a number of payments")?;
     }

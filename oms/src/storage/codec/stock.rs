@@ -3,6 +3,11 @@
 //! **Invariant**: rows of earlier releases stay readable. Their reservations have no nonce, and
 //! their quantities do not name the last delivery that they count.
 
+use std::collections::BTreeMap;
+
+use imt_ring::NodeName;
+
+use crate::domain::loans::Loan;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::domain::stock::{CountedTo, Delivery, Reservation, StockHead};
@@ -36,6 +41,73 @@ pub(crate) fn decode_reservation(order: OrderId, bytes: &[u8]) -> Result<Reserva
         lines,
         nonce,
     })
+}
+
+/// Appends the key of a loan: the store, four bytes big-endian, and the name of the borrower.
+pub(crate) fn encode_loan_key(store: u32, borrower: &NodeName, bytes: &mut Vec<u8>) {
+    bytes.extend_from_slice(&store.to_be_bytes());
+    bytes.extend_from_slice(borrower.as_str().as_bytes());
+}
+
+/// Returns the store and the borrower of a loan's key.
+pub(crate) fn decode_loan_key(key: &[u8]) -> Result<(u32, NodeName), DecodeError> {
+    let parts = || {
+        let (store, borrower) = key.split_first_chunk::<4>()?;
+        let borrower = NodeName::new(std::str::from_utf8(borrower).ok()?).ok()?;
+        Some((u32::from_be_bytes(*store), borrower))
+    };
+    parts().ok_or(DecodeError {
+        offset: 0,
+        expected: "a store and a borrower as key",
+    })
+}
+
+/// Encodes a loan: incarnation and number of the last request, the lent units, and those that the
+/// last request was granted.
+pub(crate) fn encode_loan(loan: &Loan, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 32 + (loan.units.len() + loan.granted.len()) * 6);
+    row.number(loan.incarnation);
+    row.number(loan.sequence);
+    row.number(loan.units.len() as u64);
+    for (product, units) in &loan.units {
+        row.number(u64::from(*product));
+        row.number(u64::from(*units));
+    }
+    row.lines(&loan.granted);
+}
+
+/// Decodes a loan.
+pub(crate) fn decode_loan(bytes: &[u8]) -> Result<Loan, DecodeError> {
+    let mut row = Reader::new(bytes)?;
+    let incarnation = row.number("an incarnation")?;
+    let sequence = row.number("a number of a request")?;
+    let mut units = BTreeMap::new();
+    for line in row.lines()? {
+        if line.quantity == 0 || units.insert(line.id, line.quantity).is_some() {
+            return Err(row.fault("lent units, each product once"));
+        }
+    }
+    let granted = row.lines()?;
+    row.end()?;
+    Ok(Loan {
+        incarnation,
+        sequence,
+        units,
+        granted,
+    })
+}
+
+/// Encodes the incarnation of a volume as a borrower.
+pub(crate) fn encode_incarnation(incarnation: u64, bytes: &mut Vec<u8>) {
+    Writer::new(bytes, 10).number(incarnation);
+}
+
+/// Decodes the incarnation of a volume as a borrower.
+pub(crate) fn decode_incarnation(bytes: &[u8]) -> Result<u64, DecodeError> {
+    let mut row = Reader::new(bytes)?;
+    let incarnation = row.number("an incarnation")?;
+    row.end()?;
+    Ok(incarnation)
 }
 
 /// Encodes a settlement: the end of a reservation that another volume keeps.

@@ -1,6 +1,9 @@
 //! Tests that every row is decoded to the value that was encoded, and that no bytes cause a panic.
 
+use imt_ring::NodeName;
+
 use super::*;
+use crate::domain::loans::Loan;
 use crate::domain::order::{Event, Line, Order};
 use crate::domain::stock::{CountedTo, Reservation};
 
@@ -136,4 +139,34 @@ fn message_keys_read_back() {
     }
     assert_eq!(decode_message_key(b"17"), None);
     assert_eq!(decode_message_key(b"17/else"), None);
+}
+
+#[test]
+fn a_loan_reads_back_with_its_key_and_not_from_a_shortened_row() {
+    let loan = Loan {
+        incarnation: 3,
+        sequence: u64::MAX,
+        units: [(7, 1), (1_000_000, 65_536)].into(),
+        granted: [Line { id: 7, quantity: 1 }].into(),
+    };
+    let row = bytes(|row| encode_loan(&loan, row));
+    assert_eq!(decode_loan(&row).unwrap(), loan);
+    for end in 0..row.len() {
+        assert!(decode_loan(&row[..end]).is_err(), "cut at {end}");
+    }
+    for at in 0..row.len() {
+        for value in 0..=255u8 {
+            let mut changed = row.clone();
+            changed[at] = value;
+            let _ = decode_loan(&changed);
+            let _ = decode_incarnation(&changed);
+        }
+    }
+    let borrower = NodeName::new("bob").unwrap();
+    let key = bytes(|key| encode_loan_key(10_000, &borrower, key));
+    assert_eq!(decode_loan_key(&key).unwrap(), (10_000, borrower));
+    assert!(decode_loan_key(&key[..4]).is_err(), "no borrower");
+    let row = bytes(|row| encode_incarnation(300, row));
+    assert_eq!(row, [1, 0xac, 0x02]);
+    assert_eq!(decode_incarnation(&row).unwrap(), 300);
 }

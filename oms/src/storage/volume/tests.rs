@@ -23,7 +23,8 @@ async fn batches_of_one_group_take_effect_in_order_of_submission() {
         let mut tickets = Vec::new();
         for step in 0..9 {
             let mut batch = WriteBatch::default();
-            // Writes and removals of a row alternate; the last step is a removal.
+            // The steps remove and write the row of one delivery in turn. The last step removes the
+            // row.
             if step % 2 == 0 {
                 batch.forget_delivery(&order, 1);
             } else {

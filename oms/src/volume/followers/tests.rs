@@ -2,6 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
+use crate::domain::stock::Found;
 use crate::volume::remote_stock::tests::{close, orders_where, reserve, rings, stocked, store_where};
 
 const FOLLOWER: u64 = 7;
@@ -145,7 +146,7 @@ async fn answers_to_a_copy_are_spaced_unless_a_new_stock_waits_for_it() {
     // thread.
     let sell = || {
         let line = crate::domain::order::Line { id: 7, quantity: 1 };
-        assert!(state.stock().reserve_at(store, &[line]));
+        assert_eq!(state.stock().reserve_at(store, &[line]), Found::Free);
         state.followers.stock_has_changed();
     };
     let mut known = layout(&state).await.position;

@@ -28,6 +28,8 @@ use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::cluster::{SlotSet, slots_in};
+use crate::domain::order::OrderId;
+use crate::domain::stock_snapshot::PRODUCT_MAX;
 use crate::error::StorageError;
 use crate::runtime::seeded::seeded;
 use crate::storage::change_feed::{Feed, RawRow, Walk};
@@ -41,7 +43,7 @@ use crate::volume::state::VolumeState;
 
 /// Size of the header of a page, in bytes.
 const PAGE_HEAD_BYTES: usize = 1 + 8 + 8 + 16;
-/// Size of the header of a row, in bytes.
+/// Size of the header of each row of a page, in bytes.
 const ROW_HEAD_BYTES: usize = 9;
 /// Added to the table code of a row that was removed.
 const REMOVED: u8 = 128;
@@ -52,9 +54,13 @@ const PAGE_ROWS_MAX: usize = 4_000;
 const PAGE_BYTES: usize = 1 << 20;
 /// Maximum number of rows read for one page, including rows of other slots.
 const ROWS_READ_MAX: usize = 200_000;
-/// Maximum size of a key or value, in bytes. The quantities of a store with a million products need
-/// several megabytes.
-const FIELD_BYTES_MAX: usize = 16 << 20;
+/// Maximum size of a key or value, in bytes. A larger size in a page is taken for damage. The
+/// largest rows are the catalogue and the quantities of a store: four bytes for each of
+/// `PRODUCT_MAX` products. The limit is four times as large, because a row above it could not be
+/// moved, and because it does not bound memory: a page is already in memory when it is decoded.
+const FIELD_BYTES_MAX: usize = 4 * ROW_BYTES_MAX;
+/// Maximum size of a value that a volume has, in bytes.
+const ROW_BYTES_MAX: usize = 4 * PRODUCT_MAX as usize + 16;
 
 /// The request for a page, sent to the server of the source volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,7 +69,7 @@ pub(crate) struct ExportRequest {
     pub(crate) id: u64,
     /// Name of the target volume.
     pub(crate) to: NodeName,
-    /// The slots to copy, as ranges.
+    /// The slots to copy, as ranges of first and last slot.
     pub(crate) slots: Vec<(u32, u32)>,
     /// Number of the requested page. The first page is 0.
     pub(crate) page: u64,
@@ -244,6 +250,8 @@ impl Exports {
         state: &Arc<VolumeState>,
         request: &ExportRequest,
     ) -> Result<Bytes, ExportError> {
+        // Orders with borrowed units are entered at their owners before their slots can be sealed.
+        state.suspend_borrowing();
         let known = self.all().get(&request.to).cloned();
         let known = match known {
             Some(export) if export.id == request.id => export,
@@ -344,12 +352,29 @@ impl Outgoing {
     }
 }
 
-/// Seals slots for a migration. When this function returns, all commits before the seal are durable
-/// and visible to the feed.
-pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<(), StorageError> {
+/// Waits until the owners of the stores have entered all orders with borrowed units in slots that
+/// are to be sealed.
+///
+/// # Errors
+/// `Busy` if an owner does not answer in time.
+pub(crate) async fn enter_orders(state: &VolumeState, request: &ExportRequest) -> Result<(), StorageError> {
+    let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
+    let goes = |order: &OrderId| asked.has(state.slots.slot_of_order(order));
+    state.leave_no_order(goes).await
+}
+
+/// Seals slots for a migration. When this function returns `true`, all commits before the
+/// seal are durable and visible to the feed. Returns `false` and seals nothing if an order in these slots is not entered (see
+/// `enter_orders`).
+pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<bool, StorageError> {
+    let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
+    let goes = |order: &OrderId| asked.has(state.slots.slot_of_order(order));
     let permit = state.storage.permit().await?;
     let ticket = {
         let _stock = state.stock();
+        if state.allotments().any_unsettled(goes) {
+            return Ok(false);
+        }
         if !seeded("no-seal") {
             state.slots.seal(slots_in(&request.slots), request.id);
         }
@@ -358,7 +383,8 @@ pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result
         batch.set_ownership(state.slots.record());
         permit.send(batch)
     };
-    ticket.durable().await
+    ticket.durable().await?;
+    Ok(true)
 }
 
 impl Reading {
@@ -455,6 +481,8 @@ pub(crate) fn broken(table: Table, key: &[u8], fault: DecodeError) -> StorageErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::stock::CountedTo;
+    use crate::domain::stock_snapshot::QUANTITY_MAX;
 
     fn row(table: Table, key: &[u8], value: Option<&[u8]>) -> RawRow {
         RawRow {
@@ -545,5 +573,21 @@ mod tests {
             bent[at] ^= 1;
             assert!(Page::decode(&bent).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_page_has_room_for_the_largest_rows_of_a_volume() {
+        let products: Vec<u32> = (1..=PRODUCT_MAX).collect();
+        let quantities = vec![QUANTITY_MAX as i32; products.len()];
+        let counted_to = CountedTo::Delivery(Some(u64::MAX));
+        let (mut catalogue, mut column) = (Vec::new(), Vec::new());
+        codec::encode_catalogue(&products, &mut catalogue);
+        codec::encode_quantities(counted_to, &quantities, &mut column);
+        let mut page = Page::default();
+        for value in [catalogue, column] {
+            assert!(value.len() <= ROW_BYTES_MAX, "{}", value.len());
+            page.add(row(Table::Stock, b"key", Some(&value)));
+        }
+        assert_eq!(Page::decode(&page.encode()).unwrap().rows, page.rows);
     }
 }

@@ -10,7 +10,10 @@
 
 use std::collections::BTreeMap;
 
+use imt_ring::NodeName;
+
 use crate::cluster::SlotSet;
+use crate::domain::loans::Loan;
 use crate::domain::order::OrderId;
 use crate::domain::reserved_units::ReservedUnits;
 use crate::domain::sales::SumsByProduct;
@@ -35,6 +38,8 @@ pub(crate) struct StagedState {
     pub(crate) sums: SumsByProduct,
     pub(crate) reserved_units: ReservedUnits,
     pub(crate) remote_reservations: RemoteReservations,
+    /// Loans of the arriving stores.
+    pub(crate) loans: BTreeMap<(u32, NodeName), Loan>,
     reservations: BTreeMap<(OrderId, u32), Reservation>,
 }
 
@@ -79,8 +84,8 @@ impl StagedState {
                 let (order, store) = codec::decode_order_store_key(key)?;
                 let reservation = value.map(|value| codec::decode_reservation(order.clone(), value));
                 // The reservation becomes a remote one in two cases: its order is in this volume
-                // already, or its order does not arrive in these slots. An order of a third volume
-                // may arrive in the same migration, and is asked if it still needs the units.
+                // already, or its order does not arrive in these slots. Such an order may arrive
+                // from a third volume, so it must still confirm that it needs the units.
                 let is_apart = state.slots.has_order(&order) || !slots.has(state.slots.slot_of_order(&order));
                 self.reserve(&order, store, reservation.transpose()?, is_apart);
             }
@@ -91,6 +96,10 @@ impl StagedState {
                     codec::decode_order_store_key(key)?,
                     delivery,
                 );
+            }
+            Table::Loans => {
+                let loan = value.map(codec::decode_loan).transpose()?;
+                set(&mut self.loans, codec::decode_loan_key(key)?, loan);
             }
             Table::Stats => {
                 let product = crate::storage::volume::u32_key(key)?;
@@ -144,8 +153,8 @@ impl StagedState {
         }
     }
 
-    /// Drops the state that only the copy needed. The state has many small parts, so the task
-    /// yields between them.
+    /// Drops the state that was needed only during the copy. The state has many small parts, so the
+    /// task yields between them.
     pub(crate) async fn drop_slowly(mut self) {
         while !self.reservations.is_empty() {
             for _ in 0..DROPPED_AT_ONCE {

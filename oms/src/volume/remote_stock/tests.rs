@@ -120,7 +120,7 @@ fn request(order: &OrderId, nonce: u64, store: u32, quantity: u32) -> Reserve {
     }
 }
 
-/// Reserves units for an order of another volume. Returns `false` if the store lacks some.
+/// Reserves units for an order of another volume. Returns `false` if the store lacks some of them.
 pub(crate) async fn reserve(
     state: &Arc<VolumeState>,
     order: &OrderId,
@@ -205,13 +205,13 @@ async fn a_volume_that_is_opened_again_knows_what_was_asked_for_from_elsewhere()
     batch.reserve(&Order::place(own_order.clone(), lines, Some(store), 0), store);
     commit(&state, batch).await;
     close(&state).await;
-    // Under this ring both orders belong to this volume. Only the order itself can say if it
-    // exists.
+    // Under the ring `alone`, the slots of both orders are in this volume. A slot does not prove
+    // that its order exists, so a reservation with a nonce stays remote.
     let again = open(folder.path(), &alone);
     assert!(again.remote_reservations().get(&asked, store).is_some());
     assert!(again.remote_reservations().get(&own_order, store).is_none());
-    // A settlement with the nonce of another attempt ends nothing. A settlement with this nonce
-    // ends the reservation once.
+    // If only the nonce 76 of another attempt may be ended, the settlement ends nothing. With the
+    // nonce 77, the settlement ends the reservation once.
     for (nonce, left) in [(76, (2, 3)), (77, (4, 1)), (77, (4, 1))] {
         let settlement = settlement(store, false);
         let ended = again.end_reservation(&asked, &settlement, Some(nonce)).await;
@@ -234,6 +234,12 @@ impl RemoteVolumes for NothingKept {
     }
 
     fn confirm(&self, _: &OrderId, _: u64, _: u32) {}
+
+    fn allot<'a>(&'a self, _: &'a AllotRequest) -> Answer<'a, Reply> {
+        Box::pin(async { Err(OrderError::Moved) })
+    }
+
+    fn recall(&self, _: &NodeName, _: Recall) {}
 
     fn settle<'a>(&'a self, _: &'a OrderId, _: &'a Settlement) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
@@ -267,8 +273,9 @@ async fn units_of_an_order_that_never_came_are_released_by_the_volume_that_has_i
     close(&opened).await;
 }
 
-/// The settlement may have ended the reservation, and a late request of an earlier server may have
-/// reserved the units again. The answer "kept" would reserve these units for ever.
+/// The store's volume asks an order about its reservation while the settlement is not confirmed.
+/// That volume may have applied the settlement already, and a delayed request may have reserved the
+/// units again. The answer "kept" would leave these units reserved for ever.
 #[tokio::test]
 async fn a_reservation_is_neither_kept_nor_given_up_while_the_settlement_of_its_order_waits() {
     let (_, shared) = rings();
@@ -351,7 +358,7 @@ async fn each_request_of_a_batch_gets_its_own_answer_and_a_refusal_says_what_is_
     );
     assert_eq!(reply(6), left(0));
     assert_eq!(level(&state, here), (0, 5));
-    // A repeated batch changes nothing.
+    // A repetition of the same batch changes nothing.
     let again = state.reserve_all(batch).await;
     assert!(matches!(again[0], Ok(Reply::Reserved)) && matches!(again[4], Ok(Reply::Reserved)));
     assert_eq!(level(&state, here), (0, 5));
@@ -396,10 +403,10 @@ async fn a_confirmed_reservation_is_not_asked_after() {
         state.confirm(&Confirm { order, nonce, store });
     };
     confirm(&orders[0], 1);
-    // This confirmation has the nonce of another request for the order.
+    // The nonce 2 belongs to another request for this order, so this confirmation confirms nothing.
     confirm(&orders[1], 2);
-    // A late request reserves the units again under a new nonce. The earlier confirmation does not
-    // apply to it.
+    // After this confirmation of nonce 1, a late request reserves the units again under nonce 3.
+    // The confirmation does not apply to the new reservation.
     confirm(&orders[2], 1);
     assert!(reserve(&state, &orders[2], 3, store, 1).await.unwrap());
     let later = Instant::now() + ASK_AFTER * 2;
@@ -410,6 +417,46 @@ async fn a_confirmed_reservation_is_not_asked_after() {
     expected.sort();
     assert_eq!(due, expected);
     close(&state).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_confirms_no_reservation_that_was_made_again() {
+    let (_, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let store = store_where(&shared, true);
+    let order = orders_where(&shared, false).next().unwrap();
+    assert!(reserve(&state, &order, 1, store, 1).await.unwrap());
+    let later = Instant::now() + ASK_AFTER * 2;
+    let asked = state.remote_reservations().due(later).pop().unwrap();
+    state.settle(&order, &settlement(store, false)).await.unwrap();
+    // A repeated request reserves the units again under the same nonce.
+    assert!(reserve(&state, &order, 1, store, 1).await.unwrap());
+    state.remote_reservations().confirm_asked(&asked);
+    let asked = state.remote_reservations().due(later).pop().unwrap();
+    state.remote_reservations().confirm_asked(&asked);
+    let much_later = later + ASK_AFTER_MAX;
+    assert!(state.remote_reservations().due(much_later).is_empty());
+    close(&state).await;
+}
+
+#[tokio::test]
+async fn a_delivery_is_subtracted_once_if_the_units_were_reserved_again() {
+    let (_, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let store = store_where(&shared, true);
+    let order = orders_where(&shared, false).next().unwrap();
+    for _ in 0..2 {
+        // The second reservation and settlement are late copies of the first ones.
+        assert!(reserve(&state, &order, 1, store, 2).await.unwrap());
+        state.settle(&order, &settlement(store, true)).await.unwrap();
+        assert_eq!(level(&state, store), (3, 0));
+    }
+    close(&state).await;
+    let again = open(folder.path(), &shared);
+    assert_eq!(level(&again, store), (3, 0));
+    close(&again).await;
 }
 
 /// A client for another volume that has one store with the units. Its first answer waits for
@@ -444,6 +491,12 @@ impl RemoteVolumes for SlowVolume {
     }
 
     fn confirm(&self, _: &OrderId, _: u64, _: u32) {}
+
+    fn allot<'a>(&'a self, _: &'a AllotRequest) -> Answer<'a, Reply> {
+        Box::pin(std::future::ready(Err(OrderError::Moved)))
+    }
+
+    fn recall(&self, _: &NodeName, _: Recall) {}
 
     fn settle<'a>(&'a self, _: &'a OrderId, _: &'a Settlement) -> Answer<'a, ()> {
         Box::pin(std::future::ready(Ok(())))

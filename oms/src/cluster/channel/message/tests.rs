@@ -1,4 +1,5 @@
 use super::*;
+use crate::domain::loans::SpentUnits;
 
 fn id(text: &str) -> OrderId {
     OrderId::parse(text).unwrap()
@@ -76,6 +77,25 @@ fn questions() -> Vec<Question> {
             known: Some(position()),
             waits: true,
         }),
+        Question::Allot(AllotRequest {
+            borrower: NodeName::new("bob").unwrap(),
+            incarnation: 3,
+            sequence: 1 << 40,
+            store: 1,
+            clears: true,
+            spent: vec![SpentUnits {
+                order: id("d"),
+                nonce: 1 << 62,
+                lines: [line(7, 1)].into(),
+            }],
+            returned: vec![line(8, 2)],
+            wanted: vec![line(9, 300), line(10, 1)],
+            wants_all: true,
+        }),
+        Question::Recall(Recall {
+            store: 10_000,
+            products: vec![7, u32::MAX],
+        }),
         Question::ReadStock(ReadStock {
             follower: 8,
             incarnation: 9,
@@ -121,6 +141,10 @@ fn replies() -> Vec<Reply> {
             products: vec![9, 2, 4],
         }),
         Reply::StockRows(vec![-1, 0, 1]),
+        Reply::Allotted {
+            incarnation: 3,
+            granted: vec![line(9, 300)],
+        },
     ]
 }
 

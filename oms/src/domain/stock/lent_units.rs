@@ -1,0 +1,89 @@
+//! Units of the stock that are lent to other volumes (`domain::loans`).
+
+use std::collections::BTreeMap;
+
+use imt_ring::NodeName;
+
+use crate::domain::loans::{Loan, Loans};
+use crate::domain::order::Line;
+use crate::domain::stock::{Cell, Stock};
+
+/// Free units of a product below which its lent units are recalled. A volume needs a few
+/// messages for that, and orders must not wait for them.
+pub(crate) const RECALL_BELOW: u32 = if cfg!(test) { 2 } else { 256 };
+
+/// The outcome of a search for the units of an order in one store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// The units are free.
+    Free,
+    /// Some units are lent to other volumes and are being recalled.
+    Lent,
+    /// The store lacks units.
+    Short,
+}
+
+impl Stock {
+    /// Tells if units that the store has available are free. Lent ones are recalled.
+    pub(crate) fn find_free(&mut self, store: u32, lines: &[Line]) -> Found {
+        if !self.loans.any() {
+            return Found::Free;
+        }
+        self.sum_demands(lines);
+        let mut found = Found::Free;
+        for line in &self.demands {
+            if self.free(store, line.id) < i64::from(line.quantity) {
+                found = Found::Lent;
+                self.loans.recall(store, line.id);
+            }
+        }
+        found
+    }
+
+    /// Returns the units of a product in a store that are neither reserved nor lent.
+    pub(crate) fn free(&self, store: u32, product: u32) -> i64 {
+        let available = self.matrix.available_in(product, store).unwrap_or(0);
+        i64::from(available) - i64::from(self.loans.of(store, product))
+    }
+
+    /// Recalls the lent units of a product if few of its units are free.
+    pub(super) fn recall_if_scarce(&mut self, store: u32, product: u32) {
+        if self.loans.of(store, product) > 0 && self.free(store, product) < i64::from(RECALL_BELOW) {
+            self.loans.recall(store, product);
+        }
+    }
+
+    /// Returns the loans of the stores.
+    pub(crate) fn loans(&mut self) -> &mut Loans {
+        &mut self.loans
+    }
+
+    /// Returns `true` if the quantities on hand suffice for all lent units. A new snapshot may have
+    /// fewer.
+    pub(crate) fn covers_loans(&self) -> bool {
+        let stores = self.loans.stores().into_iter();
+        let mut cells = stores.flat_map(|store| {
+            let products = self.loans.products(store).into_iter();
+            products.map(move |product| Cell { product, store })
+        });
+        cells.all(|cell| {
+            self.loans.of(cell.store, cell.product) == 0 || self.free(cell.store, cell.product) >= 0
+        })
+    }
+
+    /// Adds loans of stores that are here.
+    pub(crate) fn add_loans(&mut self, loans: BTreeMap<(u32, NodeName), Loan>, now_ms: u64) {
+        for ((store, borrower), loan) in loans {
+            self.loans.set(store, &borrower, loan, now_ms);
+        }
+    }
+
+    /// Recalls the lent units of all products with few free units.
+    pub(super) fn recall_scarce(&mut self) {
+        for store in self.loans.stores() {
+            for product in self.loans.products(store) {
+                self.recall_if_scarce(store, product);
+            }
+        }
+    }
+}

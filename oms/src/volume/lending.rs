@@ -1,0 +1,387 @@
+//! The owner's side of allotments: lends units of a store to other volumes, enters the orders that
+//! took them, and recalls them.
+//!
+//! **Invariants**
+//! - A grant is durable before it is answered, and units that come back are free only once their
+//!   return is durable.
+//! - A request changes a loan at most once: its incarnation and number are part of the row.
+//! - The commit that takes an order's units out of a loan also writes the order's reservation.
+//! - No store is passed over because of lent units. An order that needs them is repeated until they
+//!   are returned, and fails with `Busy` at its deadline.
+//! - Units are lent only while there are plenty.
+//!
+//! Deliberately absent: the use of borrowed units (`borrowing`).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imt_ring::NodeName;
+use tokio::time::Instant;
+
+use crate::cluster::channel::message::Reply;
+use crate::domain::allotments::{CELLS_MAX, TARGET_FIRST};
+use crate::domain::loans::{AllotRequest, Change, Recall, SpentUnits, Turn};
+use crate::domain::order::Line;
+use crate::domain::stock::{RECALL_BELOW, Stock};
+use crate::runtime;
+use crate::runtime::seeded::seeded;
+use crate::runtime::watch;
+use crate::storage::fence::Fence;
+use crate::storage::group_commit::Durable;
+use crate::storage::write_batch::WriteBatch;
+use crate::volume::remote_reservations::RemoteReservation;
+use crate::volume::remote_stock::RemoteVolumes;
+use crate::volume::state::{OrderError, VolumeState};
+
+/// Pause between two looks at the loans while there are any.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Pause between two recalls of one loan.
+const RECALL_EVERY_MS: u64 = 200;
+/// Time without a request after which a loan is recalled. A volume that uses its units asks many
+/// times a second, so the server that borrowed them is gone.
+const FORGOTTEN_AFTER_MS: u64 = 5_000;
+/// The share of the free units that all other volumes together may get with one request each.
+const SHARE: i64 = if cfg!(test) { 2 } else { 8 };
+
+/// Longest wait for the return of units that a new stock does not cover. A volume returns them
+/// within some milliseconds, unless its node does not answer.
+const COVERED_WITHIN: Duration = Duration::from_secs(1);
+
+/// The change of a loan while its rows are committed.
+struct Changing {
+    change: Change,
+    granted: Box<[Line]>,
+    /// Orders with reservations that are entered.
+    entered: Vec<Entered>,
+}
+
+/// An order with a reservation that is being entered.
+struct Entered {
+    spent: SpentUnits,
+    /// The reservation that this one replaces.
+    before: Option<RemoteReservation>,
+}
+
+impl VolumeState {
+    /// Answers a borrower's request.
+    pub(crate) async fn allot(self: &Arc<Self>, request: AllotRequest) -> Result<Reply, OrderError> {
+        let permit = self.storage.permit().await?;
+        let store = request.store;
+        let (mut ticket, fence, changing) = {
+            let mut stock = self.stock();
+            if !self.slots.check_store(store)? {
+                return Err(OrderError::Moved);
+            }
+            let mut batch = WriteBatch::default();
+            let changing = match self.begin_allotting(&mut stock, &request, &mut batch)? {
+                Ok(changing) => changing,
+                Err(reply) => return Ok(reply),
+            };
+            let fence = self.slots.fence_of_store(store);
+            batch.fence(fence);
+            (permit.send(batch), fence, changing)
+        };
+        let reply = Reply::Allotted {
+            incarnation: request.incarnation,
+            granted: changing.granted.to_vec(),
+        };
+        if seeded("allotment-used-early") {
+            let state = Arc::clone(self);
+            drop(runtime::spawn(async move {
+                let durable = ticket.answer().await;
+                state.end_allotting(fence, changing, durable.as_ref().ok());
+            }));
+            return Ok(reply);
+        }
+        let state = Arc::clone(self);
+        let ended = runtime::to_completion(async move {
+            let durable = ticket.answer().await;
+            state.end_allotting(fence, changing, durable.as_ref().ok());
+            Ok(durable.map(drop)?)
+        });
+        ended.await.unwrap_or(Err(OrderError::Interrupted))?;
+        Ok(reply)
+    }
+
+    /// Begins to change a loan. The inner error is the answer to a request that changes nothing.
+    fn begin_allotting(
+        &self,
+        stock: &mut Stock,
+        request: &AllotRequest,
+        batch: &mut WriteBatch,
+    ) -> Result<Result<Changing, Reply>, OrderError> {
+        let AllotRequest { borrower, store, .. } = request;
+        let known = stock.loans().get(*store, borrower);
+        if known.is_some_and(|known| known.is_changing) {
+            return Err(OrderError::Moved);
+        }
+        match known.map(|known| (&known.loan, known.loan.turn(request))) {
+            None | Some((_, Turn::Newer)) => {}
+            Some((before, Turn::Repeated)) => {
+                return Ok(Err(Reply::Allotted {
+                    incarnation: before.incarnation,
+                    granted: before.granted.to_vec(),
+                }));
+            }
+            Some((before, Turn::Outdated)) => {
+                return Ok(Err(Reply::Allotted {
+                    incarnation: before.incarnation.max(request.incarnation + 1),
+                    granted: Vec::new(),
+                }));
+            }
+        }
+        let mut remote_reservations = self.remote_reservations();
+        let mut entered = Vec::new();
+        for spent in &request.spent {
+            let known = remote_reservations.get(&spent.order, *store);
+            if known.is_some_and(|known| known.is_changing) {
+                return Err(OrderError::Moved);
+            }
+            // An earlier server of the borrower has had this order entered.
+            if known.is_none_or(|known| known.nonce != spent.nonce) {
+                entered.push(spent);
+            }
+        }
+        let granted = self.grant(stock, request);
+        let lines: Vec<Line> = entered
+            .iter()
+            .flat_map(|spent| spent.lines.iter().copied())
+            .collect();
+        let now_ms = self.now().monotonic_ms;
+        let Some(change) = stock.loans().begin(request, &lines, granted.clone(), now_ms) else {
+            tracing::error!(%borrower, store, "volume uses more units than it has borrowed");
+            return Err(OrderError::Away("more units are used than were lent".to_owned()));
+        };
+        let entered = entered.into_iter().map(|spent| {
+            batch.reserve_for(&spent.order, *store, &spent.lines, Some(spent.nonce));
+            let mut now = RemoteReservation::new(&spent.lines, spent.nonce);
+            now.is_changing = true;
+            Entered {
+                before: remote_reservations.insert(&spent.order, *store, now),
+                spent: spent.clone(),
+            }
+        });
+        let entered = entered.collect();
+        if let Some(open) = stock.loans().get(*store, borrower) {
+            batch.loan(*store, borrower, &open.loan);
+        }
+        Ok(Ok(Changing {
+            change,
+            granted,
+            entered,
+        }))
+    }
+
+    /// Returns the units to be lent of those that a borrower wants.
+    fn grant(&self, stock: &mut Stock, request: &AllotRequest) -> Box<[Line]> {
+        let ring = self.slots.ring();
+        if !self.lends() || ring.member(&request.borrower).is_none() {
+            return Box::default();
+        }
+        let others = (ring.members().len() as i64 - 1).max(1);
+        let known = stock.loans().get(request.store, &request.borrower);
+        let lent = known.map_or(0, |known| known.loan.units.len());
+        let room = CELLS_MAX.saturating_sub(lent);
+        let grant = |wanted: Line| {
+            let free = stock.free(request.store, wanted.id) - i64::from(RECALL_BELOW);
+            let units = (free / (SHARE * others)).clamp(0, i64::from(wanted.quantity));
+            (units > 0).then_some(Line {
+                id: wanted.id,
+                quantity: units as u32,
+            })
+        };
+        let all = if request.wants_all {
+            stock.products()
+        } else {
+            Vec::new()
+        };
+        let named: BTreeSet<u32> = request.wanted.iter().map(|wanted| wanted.id).collect();
+        let unnamed = all.into_iter().filter(|id| !named.contains(id)).map(|id| Line {
+            id,
+            quantity: TARGET_FIRST,
+        });
+        let wanted = request.wanted.iter().copied().chain(unnamed);
+        wanted.filter_map(grant).take(room).collect()
+    }
+
+    /// Ends the change of a loan after its commit.
+    fn end_allotting(&self, fence: Fence, changing: Changing, durable: Option<&Durable>) {
+        let Changing { change, entered, .. } = changing;
+        let store = change.store;
+        let mut stock = self.stock();
+        // A store that has gone in the meantime took its loans along.
+        if self.slots.fence_of_store(store) != fence {
+            return;
+        }
+        stock
+            .loans()
+            .end(change, durable.is_some(), self.now().monotonic_ms);
+        let mut remote_reservations = self.remote_reservations();
+        for Entered { spent, before } in entered {
+            if durable.is_none() {
+                remote_reservations.remove(&spent.order, store);
+                if let Some(before) = before {
+                    remote_reservations.insert(&spent.order, store, before);
+                }
+                continue;
+            }
+            stock.reserve_units(store, &spent.lines);
+            if let Some(now) = remote_reservations.get_mut(&spent.order, store) {
+                now.is_changing = false;
+            }
+            // The order is durable, so only a settlement ends the reservation.
+            remote_reservations.confirm(&spent.order, store, spent.nonce);
+            if let Some(before) = before {
+                stock.release(store, before.lines());
+            }
+        }
+        drop((stock, remote_reservations));
+        self.lender_called.notify_one();
+        self.followers.stock_has_changed();
+    }
+
+    /// Waits until no volume can use units that a new stock does not have, so that the stock
+    /// decides over the next order. Volumes that do not answer are waited for only for a while.
+    pub(crate) async fn loans_are_covered(&self) {
+        let until = Instant::now() + COVERED_WITHIN;
+        while !self.stock().covers_loans() && Instant::now() < until {
+            self.lender_called.notify_one();
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Removes the loan of a volume that has left the cluster. All its orders had been entered
+    /// before its slots were sealed, so the other units are in use by nobody.
+    async fn forget_borrower(self: &Arc<Self>, store: u32, borrower: NodeName) -> Result<(), OrderError> {
+        let permit = self.storage.permit().await?;
+        let (mut ticket, fence) = {
+            let mut stock = self.stock();
+            let is_member = self.slots.ring().member(&borrower).is_some();
+            if is_member || !self.slots.check_store(store)? {
+                return Ok(());
+            }
+            let Some(open) = stock
+                .loans()
+                .get_mut(store, &borrower)
+                .filter(|open| !open.is_changing)
+            else {
+                return Ok(());
+            };
+            open.is_changing = true;
+            let mut batch = WriteBatch::default();
+            let fence = self.slots.fence_of_store(store);
+            batch.fence(fence);
+            batch.forget_loan(store, &borrower);
+            (permit.send(batch), fence)
+        };
+        let state = Arc::clone(self);
+        let ended = runtime::to_completion(async move {
+            let durable = ticket.answer().await;
+            let mut stock = state.stock();
+            if state.slots.fence_of_store(store) == fence {
+                if durable.is_ok() {
+                    stock.loans().remove(store, &borrower);
+                } else if let Some(open) = stock.loans().get_mut(store, &borrower) {
+                    open.is_changing = false;
+                }
+            }
+            drop(stock);
+            state.followers.stock_has_changed();
+            Ok(durable.map(drop)?)
+        });
+        ended.await.unwrap_or(Err(OrderError::Interrupted))
+    }
+
+    /// Recalls units of scarce products, and loans that were not used for long. Returns `true` while
+    /// units are lent, and the loans of volumes that have left.
+    fn look_at_loans(&self, remote: &dyn RemoteVolumes) -> (bool, Vec<(u32, NodeName)>) {
+        let now_ms = self.now().monotonic_ms;
+        let ring = self.slots.ring();
+        let mut stock = self.stock();
+        let scarce = stock.loans().take_recalled();
+        let (mut gone, mut recalls) = (Vec::new(), Vec::new());
+        let mut is_lent = false;
+        for ((store, borrower), open) in stock.loans().iter_mut() {
+            if ring.member(borrower).is_none() {
+                gone.push((*store, borrower.clone()));
+                is_lent = true;
+                continue;
+            }
+            if open.loan.units.is_empty() {
+                continue;
+            }
+            is_lent = true;
+            let products = scarce.get(store).into_iter().flatten();
+            let products: BTreeSet<u32> = products
+                .filter(|product| open.loan.units.contains_key(product))
+                .copied()
+                .collect();
+            if now_ms >= open.heard_ms + FORGOTTEN_AFTER_MS {
+                open.recalled = Some(BTreeSet::new());
+            } else if !products.is_empty() {
+                let is_known = match &open.recalled {
+                    None => false,
+                    Some(known) => known.is_empty() || known.is_superset(&products),
+                };
+                if !is_known {
+                    open.recalled.get_or_insert_default().extend(products);
+                    open.recall_at_ms = now_ms;
+                }
+            }
+            if let Some(products) = &open.recalled
+                && now_ms >= open.recall_at_ms
+            {
+                open.recall_at_ms = now_ms + RECALL_EVERY_MS;
+                let recall = Recall {
+                    store: *store,
+                    products: products.iter().copied().collect(),
+                };
+                recalls.push((borrower.clone(), recall));
+            }
+        }
+        drop(stock);
+        for (borrower, recall) in recalls {
+            if !seeded("recall-forgotten") {
+                remote.recall(&borrower, recall);
+            }
+        }
+        (is_lent, gone)
+    }
+}
+
+/// Looks after the loans of a volume until told to stop.
+pub(crate) async fn lend_always(
+    state: Arc<VolumeState>,
+    remote: Arc<dyn RemoteVolumes>,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        let called = state.lender_called.notified();
+        let work = async {
+            let (is_lent, gone) = state.look_at_loans(remote.as_ref());
+            for (store, borrower) in gone {
+                if let Err(fault) = state.forget_borrower(store, borrower).await {
+                    tracing::debug!(
+                        store,
+                        ?fault,
+                        "the loan of a volume that has left remains for now"
+                    );
+                }
+            }
+            if is_lent {
+                tokio::time::sleep(LOOK_EVERY).await;
+            } else {
+                called.await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = work => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
