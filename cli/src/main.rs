@@ -332,17 +332,22 @@ fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
         Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => {}
         Ok(cli) if cli.command.needs_no_files() => {}
         _ => {
-            let file = ConfigFile::find(args, &Cli::command());
-            match (file, &first) {
-                (Ok(file), _) => defaults.file = file,
-                // `imt config` shows the settings without a broken file, and reports the error of
-                // the file last.
-                (Err(error), Ok(cli)) if matches!(cli.command, Command::Config(_)) => broken = Some(error),
-                (Err(error), _) => return Err(error),
+            let command = first.as_ref().ok().map(|cli| &cli.command);
+            // `imt config` shows the settings without a broken file, and reports the error of the
+            // file last.
+            let shows_config = matches!(command, Some(Command::Config(_)));
+            match ConfigFile::find(args, &Cli::command()) {
+                Ok(file) => defaults.file = file,
+                Err(error) if shows_config => broken = Some(error),
+                Err(error) => return Err(error),
             }
-            let is_context = matches!(&first, Ok(cli) if matches!(cli.command, Command::Context(_)));
+            let is_context = matches!(command, Some(Command::Context(_)));
             if !is_context && config::follows_context(&command_path(args)) {
-                defaults.context = Contexts::chosen(args)?;
+                match Contexts::chosen(args) {
+                    Ok(context) => defaults.context = context,
+                    Err(error) if shows_config => broken = broken.or(Some(error)),
+                    Err(error) => return Err(error),
+                }
             }
         }
     }
