@@ -316,8 +316,8 @@ impl Allotments {
     }
 
     /// Returns `true` if the owner does not know of the reservation of some order yet.
-    pub(crate) fn any_unsettled(&self, mut is_asked: impl FnMut(&OrderId) -> bool) -> bool {
-        self.spent.keys().any(|order| is_asked(order))
+    pub(crate) fn any_unsettled(&self, is_asked: impl FnMut(&OrderId) -> bool) -> bool {
+        self.spent.keys().any(is_asked)
     }
 
     /// Stops borrowing until a time, and has everything returned.

@@ -335,7 +335,7 @@ impl WriteBatch {
     /// Writes the incarnation of this volume as a borrower.
     pub(crate) fn borrower(&mut self, incarnation: u64) {
         self.put(Table::Meta, BORROWER, |row| {
-            codec::encode_incarnation(incarnation, row)
+            codec::encode_incarnation(incarnation, row);
         });
     }
 
