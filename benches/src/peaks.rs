@@ -19,7 +19,8 @@ use crate::workloads::Measurement;
 /// Interval between two samples. Shorter peaks can be missed.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Only every n-th sample includes the folder, because that takes a system call for each file.
+/// Only every `DISK_EVERY`th sample includes the size of the folder, because this takes
+/// a system call for each file.
 const DISK_EVERY: u32 = 4;
 
 const MIB: f64 = (1_u64 << 20) as f64;

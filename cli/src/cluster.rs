@@ -3,8 +3,8 @@
 //!
 //! Invariants:
 //! - A [`Look`] shows the cluster at one moment. Commands that wait for a change read a new one.
-//! - A secret in a file is read only by commands that send it. A secret in the engine is read with
-//!   each look.
+//! - The nodes' secret is read only by commands that send it. So a role of the engine that may not
+//!   read the secret can run the others.
 
 use crate::args;
 use crate::error::CliError;
@@ -93,7 +93,6 @@ pub(crate) struct Look {
     pub(crate) ring: Option<Ring>,
     /// URL of the cluster's warehouse. `None` if no node has named a warehouse yet.
     pub(crate) warehouse: Option<String>,
-    secret: Option<String>,
 }
 
 /// Returns the encryption of calls between nodes. `is_plaintext` is the flag
@@ -161,7 +160,6 @@ impl Cluster {
                     warehouse: imt_oms::read_warehouse(data).map_err(|error| {
                         CliError::because(format!("the warehouse of {self} cannot be read"), error)
                     })?,
-                    secret: None,
                     cards,
                 })
             }
@@ -175,7 +173,6 @@ impl Cluster {
                     cards: view.nodes.into_iter().map(|(card, _)| card).collect(),
                     ring: view.ring,
                     warehouse: view.warehouse,
-                    secret: Some(view.secret).filter(|secret| !secret.is_empty()),
                 })
             }
         }
@@ -190,33 +187,42 @@ impl Cluster {
         }
     }
 
-    /// Returns a client for the internal API of the nodes, which requires the cluster's secret.
-    pub(crate) fn client(&self, look: &Look) -> Result<NodeClient, CliError> {
+    /// Returns a client for the internal API of the nodes. Reads the cluster's secret, which that
+    /// API requires.
+    pub(crate) async fn client(&self) -> Result<NodeClient, CliError> {
         let encryption = match self {
             // All nodes of a data folder run on this machine, so their calls need no encryption.
             Self::Folder(_) => PeerEncryption::Never,
             Self::Engine { encryption, .. } => *encryption,
         };
-        NodeClient::new(&self.secret(look)?, encryption)
-            .map_err(|error| CliError::because("nodes cannot be called", error))
+        NodeClient::new(&self.secret().await?, encryption).map_err(|error| {
+            CliError::because(
+                format!("cannot make a key pair for calls to the nodes of {self}"),
+                error,
+            )
+        })
     }
 
     /// Returns the cluster's secret, which the nodes require from each caller of their internal
     /// API.
-    fn secret(&self, look: &Look) -> Result<String, CliError> {
-        let unread = |error| CliError::because("the nodes' secret cannot be read", error);
+    async fn secret(&self) -> Result<String, CliError> {
+        let unread =
+            |error| CliError::because(format!("cannot read the secret of the nodes of {self}"), error);
         match self {
             Self::Folder(data) => imt_oms::read_secret(data).map_err(unread),
             Self::Engine {
                 secret_file: Some(path),
                 ..
             } => imt_oms::read_secret_file(path).map_err(unread),
-            Self::Engine { .. } => look.secret.clone().ok_or_else(|| {
-                CliError::Usage(
-                    "the nodes' secret is not kept in the engine; name its file with --secret-file"
-                        .to_owned(),
-                )
-            }),
+            Self::Engine { url, .. } => {
+                let secret = imt_oms::engine_secret(url).await.map_err(unread)?;
+                secret.ok_or_else(|| {
+                    CliError::Usage(
+                        "the nodes' secret is not kept in the engine; name its file with --secret-file"
+                            .to_owned(),
+                    )
+                })
+            }
         }
     }
 }
@@ -238,7 +244,8 @@ impl Look {
         };
         Err(CliError::Unreachable {
             message: format!(
-                "no node of {cluster} can be reached from here, the last one tried is '{}' at {}",
+                "cannot connect to any node of {cluster}; the last one tried was '{}' at {}; name the address \
+                 of a node that this machine reaches with --oms",
                 card.name, card.address
             ),
             source: Box::new(error),

@@ -4,7 +4,8 @@
 //! - Only the owner can read or write the file, because addresses may contain a password. A file
 //!   that others can read or write is refused.
 //! - The file is replaced as a whole, so that a crash leaves either the old or the new file.
-//! - A context changes only commands for which `config::follows_context` returns `true`.
+//! - A context changes only commands for which `config::follows_context` returns `true`. Other
+//!   commands do not read the file, so a broken file does not stop them.
 
 use crate::config::flag_value;
 use crate::error::CliError;
@@ -71,8 +72,13 @@ impl Contexts {
     }
 
     fn read_from(path: &Path) -> Result<Self, CliError> {
-        let wrong = |reason: String| CliError::Usage(format!("{}: {reason}", path.display()));
-        let unreadable = |error: std::io::Error| wrong(format!("cannot be read: {error}"));
+        let wrong = |reason: String| {
+            CliError::Usage(format!(
+                "cannot read the contexts in {}: {reason}",
+                path.display()
+            ))
+        };
+        let unreadable = |error: std::io::Error| wrong(error.to_string());
         let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
         let mut options = fs::OpenOptions::new();
         let file = match options.read(true).custom_flags(nonblocking).open(path) {
@@ -82,12 +88,12 @@ impl Contexts {
         };
         let metadata = file.metadata().map_err(unreadable)?;
         if !metadata.is_file() {
-            return Err(wrong("is not a regular file".to_owned()));
+            return Err(wrong("it is not a regular file; move it away".to_owned()));
         }
         let mode = metadata.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             let advice = format!(
-                "others may read or write it (mode {mode:o}); run: chmod 600 {}",
+                "other users may read or write the file (mode {mode:o}); run: chmod 600 {}",
                 path.display()
             );
             return Err(wrong(advice));
@@ -96,9 +102,15 @@ impl Contexts {
         let read = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
         read.map_err(unreadable)?;
         if text.len() as u64 > FILE_BYTES_MAX {
-            return Err(wrong(format!("is larger than {FILE_BYTES_MAX} bytes")));
+            return Err(wrong(format!(
+                "it is larger than {FILE_BYTES_MAX} bytes; move it away"
+            )));
         }
-        serde_json::from_str(&text).map_err(|error| wrong(format!("is not a file of contexts: {error}")))
+        serde_json::from_str(&text).map_err(|error| {
+            wrong(format!(
+                "it is not a file of contexts ({error}); correct it, or move it away"
+            ))
+        })
     }
 
     /// Replaces the file by one with these contexts.

@@ -57,6 +57,19 @@ impl CliError {
         }
     }
 
+    /// Returns the error with `note` at the end of its message.
+    pub(crate) fn with_note(mut self, note: &str) -> Self {
+        match &mut self {
+            Self::Usage(message)
+            | Self::Interrupted(message)
+            | Self::Failed { message, .. }
+            | Self::Refused { message, .. }
+            | Self::Unreachable { message, .. } => message.push_str(&format!("; {note}")),
+            Self::BrokenPipe => {}
+        }
+        self
+    }
+
     /// Returns the error as a JSON document.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let mut causes = Vec::new();

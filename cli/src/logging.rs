@@ -53,7 +53,7 @@ pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Maximum number of warnings that are printed again after a live view has ended.
+/// Maximum number of warnings that are printed after a live view has ended.
 const WARNINGS_REPEATED: usize = 20;
 
 /// File that receives the log lines while a live view uses the terminal.
@@ -72,9 +72,13 @@ pub(crate) fn keep_view_lines_in(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Prints the newest warnings again on standard error. Call this after the live view has left the
-/// terminal.
+/// Prints the newest warnings of the live view on standard error. Call this after the view has
+/// left the terminal. Does nothing if standard error is not a terminal, because it has the warnings
+/// already.
 pub(crate) fn repeat_warnings() {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
     let lines = view_lines().newest(usize::MAX);
     let warnings: Vec<&String> = lines
         .iter()

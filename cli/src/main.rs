@@ -28,7 +28,7 @@ mod signals;
 mod suggest;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use config::{ConfigFile, Defaults, flag_value};
 use contexts::Contexts;
 use error::CliError;
@@ -311,6 +311,18 @@ fn definition(args: &[OsString]) -> clap::Command {
     help::shaped(Cli::command(), args).color(color)
 }
 
+/// Returns the path of the command, such as `node start`, even if required arguments are missing.
+fn command_path(args: &[OsString]) -> String {
+    let matches = definition(args).ignore_errors(true).try_get_matches_from(args);
+    let mut names = Vec::new();
+    let mut below = matches.as_ref().ok().and_then(ArgMatches::subcommand);
+    while let Some((name, inner)) = below {
+        names.push(name);
+        below = inner.subcommand();
+    }
+    names.join(" ")
+}
+
 fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
     let first = definition(args).try_get_matches_from(args);
     let first = first.and_then(|matches| Cli::from_arg_matches(&matches));
@@ -320,16 +332,22 @@ fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
         Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => {}
         Ok(cli) if cli.command.needs_no_files() => {}
         _ => {
-            let file = ConfigFile::find(args, &Cli::command());
-            match (file, &first) {
-                (Ok(file), _) => defaults.file = file,
-                // `imt config` shows the settings without a broken file, and reports the error of
-                // the file last.
-                (Err(error), Ok(cli)) if matches!(cli.command, Command::Config(_)) => broken = Some(error),
-                (Err(error), _) => return Err(error),
+            let command = first.as_ref().ok().map(|cli| &cli.command);
+            // `imt config` shows the settings without a broken file, and reports the error of the
+            // file last.
+            let shows_config = matches!(command, Some(Command::Config(_)));
+            match ConfigFile::find(args, &Cli::command()) {
+                Ok(file) => defaults.file = file,
+                Err(error) if shows_config => broken = Some(error),
+                Err(error) => return Err(error),
             }
-            if !matches!(&first, Ok(cli) if matches!(cli.command, Command::Context(_))) {
-                defaults.context = Contexts::chosen(args)?;
+            let is_context = matches!(command, Some(Command::Context(_)));
+            if !is_context && config::follows_context(&command_path(args)) {
+                match Contexts::chosen(args) {
+                    Ok(context) => defaults.context = context,
+                    Err(error) if shows_config => broken = broken.or(Some(error)),
+                    Err(error) => return Err(error),
+                }
             }
         }
     }

@@ -163,6 +163,24 @@ fn contexts_are_kept_for_the_owner_alone_and_listed() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("chmod 600"), "{}", stderr(&output));
     user.done(&["--version"]);
+    let output = user.run(&["config", "show"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stdout(&output).contains("payment_timeout"), "{}", stdout(&output));
+    assert!(stderr(&output).contains("chmod 600"), "{}", stderr(&output));
+    // Commands that ignore contexts do not read the file. These commands fail for other reasons.
+    for (args, named) in [
+        (&["node", "start", "--weight", "0"][..], "weight"),
+        (&["sim", "compare"], "required"),
+        (&["sim", "run", "--rate", "0"], "rate"),
+        (&["sim", "run", "--scenario", "absent"], "absent"),
+    ] {
+        let output = user.run(args);
+        let error = stderr(&output);
+        assert!(
+            error.contains(named) && !error.contains("chmod"),
+            "{args:?}: {error}"
+        );
+    }
 }
 
 #[test]

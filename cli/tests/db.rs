@@ -316,6 +316,13 @@ fn a_torn_tail_is_distinguished_from_damage() {
     let saved = saved.to_str().unwrap();
     assert_eq!(code(&["db", "salvage", db, saved]), 3);
     assert_eq!(code(&["db", "verify", saved]), 0);
+    // The segments of a database without SUPER still state its id.
+    let id = json(&["db", "inspect", saved])["stats"]["database"].to_string();
+    std::fs::remove_file(Path::new(saved).join("SUPER")).unwrap();
+    let output = run(&["db", "inspect", saved]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let shown = format!("id             {}\n", id.trim_matches('"'));
+    assert!(stdout(&output).contains(&shown), "{id}: {}", stdout(&output));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const ENTER: &str = "\u{1b}[?1049h";
 const LEAVE: &str = "\u{1b}[?1049l";
@@ -34,6 +35,11 @@ struct Ended {
 
 impl OnTerminal {
     fn start(data: &Path, more: &[&str]) -> Self {
+        Self::start_with(data, more, None)
+    }
+
+    /// Starts the run. Its standard error is the file `stderr`, or the pseudo terminal.
+    fn start_with(data: &Path, more: &[&str], stderr: Option<File>) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -69,7 +75,7 @@ impl OnTerminal {
         command.env("TERM", "xterm-256color").env_remove("NO_COLOR");
         command.stdin(slave.try_clone().unwrap());
         command.stdout(slave.try_clone().unwrap());
-        command.stderr(slave.try_clone().unwrap());
+        command.stderr(stderr.unwrap_or_else(|| slave.try_clone().unwrap()));
         let child = command.spawn().unwrap();
         let master = File::from(master);
         let output = Arc::new(Mutex::new(Vec::new()));
@@ -158,6 +164,46 @@ fn q_ends_the_run_and_the_summary_follows_the_view() {
     );
     let log = std::fs::read_to_string(folder.join("run.log")).unwrap();
     assert!(log.contains("no new requests"), "{log}");
+}
+
+/// An empty statistics file, which the node reports once as incomplete.
+fn cause_warning(data: &Path) {
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    File::create(data.join(format!("stat_{now_ms:015}.csv"))).unwrap();
+    until("the warning is logged", || warnings(&run_log(data)) == 1);
+}
+
+/// Returns the text of the log file in the only run folder, if the file exists.
+fn run_log(data: &Path) -> String {
+    let run = std::fs::read_dir(data.join("runs")).unwrap().next().unwrap();
+    std::fs::read_to_string(run.unwrap().path().join("run.log")).unwrap_or_default()
+}
+
+fn warnings(text: &str) -> usize {
+    text.matches("statistics file incomplete").count()
+}
+
+#[test]
+fn a_warning_of_the_live_view_appears_once_on_standard_error() {
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("stderr");
+    let file = File::create(&path).unwrap();
+    let mut run = OnTerminal::start_with(data.path(), &[], Some(file));
+    run.wait_until_sending(data.path());
+    cause_warning(data.path());
+    run.press("q");
+    check_end(&run.end());
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(warnings(&text), 1, "{text}");
+    // A terminal has none of the lines of the view, so the warning is printed after the view.
+    let data = tempfile::tempdir().unwrap();
+    let mut run = OnTerminal::start(data.path(), &[]);
+    run.wait_until_sending(data.path());
+    cause_warning(data.path());
+    run.press("q");
+    let ended = run.end();
+    let (_, after) = ended.output.rsplit_once(LEAVE).expect("the view is left");
+    assert_eq!(warnings(after), 1, "{after}");
 }
 
 #[test]

@@ -277,3 +277,62 @@ fn a_server_that_is_no_node_is_recognized() {
         );
     }
 }
+
+/// Answers one request with each of `bodies`, and then no request any more.
+fn answer_a_few(bodies: Vec<String>) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut listener = Some(listener);
+        let count = bodies.len();
+        for (at, body) in bodies.into_iter().enumerate() {
+            let (mut stream, _) = listener.as_ref().unwrap().accept().unwrap();
+            let mut request = [0; 1024];
+            let _ = stream.read(&mut request);
+            if at + 1 == count {
+                // Closed before the last answer, so that the next connection is refused.
+                listener = None;
+            }
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
+            let _ =
+                stream.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn cancel_prints_the_orders_cancelled_before_the_node_went_away() {
+    let cancelled = || vec![json!({ "id": "a", "state": "cancelled" }).to_string()];
+    let url = answer_a_few(cancelled());
+    let output = run(&["order", "cancel", "a", "b", "c", "--oms", &url]);
+    assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "order a is cancelled\n");
+    let error = stderr(&output);
+    assert!(
+        error.contains("no node answers") && error.contains("order b may be cancelled or not; 1 further"),
+        "{error}"
+    );
+    let url = answer_a_few(cancelled());
+    let output = run(&["order", "cancel", "a", "b", "--oms", &url, "-o", "json"]);
+    assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
+    let done: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(done[0]["id"], "a");
+    let error: Value = serde_json::from_str(&stderr(&output)).unwrap();
+    assert_eq!(error["error"]["exit_code"], 5);
+}
+
+#[test]
+fn dead_retry_prints_the_number_of_messages_retried_before_the_node_went_away() {
+    let dead = |order: &str| json!({ "order": order, "kind": "announce", "state": "dead" });
+    let page = json!({ "messages": [dead("a"), dead("b"), dead("c")], "next": null });
+    let url = answer_a_few(vec![page.to_string(), dead("a").to_string()]);
+    let output = run(&["order", "dead", "retry", "--all", "--oms", &url]);
+    assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "1 message will be sent again\n");
+    let error = stderr(&output);
+    assert!(
+        error.contains("message 'announce' of order b may be sent again or not"),
+        "{error}"
+    );
+}

@@ -196,14 +196,15 @@ impl Options {
     }
 
     /// Growth of the log, in bytes, after which a checkpoint is written. If twice the size of the
-    /// directory is more than this value, that size is used instead. The option bounds the time of
-    /// an open after a crash. Default: 32 MiB.
+    /// directory is more than this value, that size is used instead. So the option limits the time
+    /// of an open after a crash, which replays the log since the last checkpoint. Commits go on
+    /// while a checkpoint is being written. Default: 32 MiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
-    /// // An open replays at most this much.
+    /// // An open replays about this much log, or twice the size of the directory if that is more.
     /// let db = microdb::Options::new().checkpoint_log_bytes(4 << 20).open(path)?;
     /// # drop(db);
     /// # Ok(())

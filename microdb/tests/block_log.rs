@@ -435,8 +435,8 @@ fn campaign(folder: &Path, history: &History, random: &mut Random) {
     let mut found = std::collections::BTreeSet::new();
     for (number, point) in points.into_iter().enumerate() {
         let end = if point == 0 { 0 } else { entries[point - 1].end };
-        // This block tests the check itself. A disk without its last flushes must lack commits that
-        // were acknowledged since then, and the check must notice it.
+        // This block tests the check itself, on a disk without the flushes since the previous cut.
+        // The disk lacks commits that were acknowledged since that cut. The check must notice it.
         let promised = |end: u64| history.durable.iter().filter(|(at, _)| *at <= end).count();
         if number % 4 == 1 && promised(end) > promised(last) {
             copy_anew(&path("base"), &path("cut"));

@@ -65,6 +65,36 @@ fn overwrite(path: &Path, text: &[u8], with: &[u8]) {
     file.write_all_at(with, at as u64).unwrap();
 }
 
+/// Returns the path of the only checkpoint of a database.
+fn checkpoint_of(path: &Path) -> PathBuf {
+    let mut checkpoints = std::fs::read_dir(path.join("directory")).unwrap();
+    checkpoints.next().unwrap().unwrap().path()
+}
+
+/// Changes a bit of the first chunk in the checkpoint of a database, in place.
+fn damage_first_chunk(path: &Path) {
+    use std::os::unix::fs::FileExt;
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.read(true).write(true).open(checkpoint_of(path)).unwrap();
+    let mut byte = [0];
+    // The chunks come first in the file, behind a page of the head.
+    let at = 4096 + 100;
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
 fn cut(path: &Path, len: u64) {
     std::fs::OpenOptions::new()
         .write(true)
@@ -211,12 +241,7 @@ fn a_checkpoint_truncated_while_mapped_hides_no_key() {
         let db = options().open(&path).unwrap();
         db.backup_to(&copy).unwrap();
         drop(db);
-        let checkpoint = std::fs::read_dir(copy.join("directory"))
-            .unwrap()
-            .next()
-            .unwrap()
-            .unwrap()
-            .path();
+        let checkpoint = checkpoint_of(&copy);
         let db = options().open(&copy).unwrap();
         if touched {
             assert_eq!(read(&db, Path::new("")), 0);
@@ -247,24 +272,12 @@ fn a_checkpoint_truncated_while_mapped_hides_no_key() {
 
 #[test]
 fn verify_finds_damage_in_a_chunk_of_the_checkpoint_that_was_verified_before() {
-    use std::os::unix::fs::FileExt;
     let folder = tempfile::tempdir().unwrap();
     let path = shop(folder.path());
-    let checkpoint = std::fs::read_dir(path.join("directory")).unwrap().next();
-    let checkpoint = checkpoint.unwrap().unwrap().path();
+    let checkpoint = checkpoint_of(&path);
     let db = options().open(&path).unwrap();
     assert!(db.verify().unwrap().is_sound());
-    // In the file of the checkpoint, the chunks of the directories follow the head. A byte of a
-    // chunk is changed.
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&checkpoint)
-        .unwrap();
-    let mut byte = [0];
-    let at = 4096 + 100;
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    damage_first_chunk(&path);
     let report = db.verify().unwrap();
     assert!(report.damage.is_empty(), "{:?}", report.damage);
     let [damage] = &report.derived_damage[..] else {
@@ -278,6 +291,63 @@ fn verify_finds_damage_in_a_chunk_of_the_checkpoint_that_was_verified_before() {
             Ok(found) => assert_eq!(found.as_deref(), Some(&value(number)[..])),
             Err(error) => assert!(error.is_corrupt(), "{error}"),
         }
+    }
+}
+
+#[test]
+fn a_batch_that_meets_a_damaged_directory_is_refused_before_any_record_is_visible() {
+    let folder = tempfile::tempdir().unwrap();
+    let origin = folder.path().join("origin");
+    let db = options().open(&origin).unwrap();
+    let table = db.table("t").unwrap();
+    // So many keys need several chunks.
+    for number in 0..20_000 {
+        table.put(key(number), "old").unwrap();
+    }
+    db.checkpoint().unwrap();
+    db.close().unwrap();
+    // Copies have equal chunks. So reads of one copy show which keys are in the first chunk.
+    let sample = folder.path().join("sample");
+    copy_folder(&origin, &sample);
+    damage_first_chunk(&sample);
+    let db = options().open(&sample).unwrap();
+    let table = db.table("t").unwrap();
+    let (lost, whole): (Vec<u32>, Vec<u32>) =
+        (0..20_000).partition(|number| table.get(key(*number)).is_err());
+    assert!(lost.len() > 1_000 && whole.len() > 2_000, "{} lost", lost.len());
+    for (durability, were_read, wholes) in [
+        (Durability::Buffered, false, 1),
+        (Durability::Buffered, true, 1),
+        (Durability::Buffered, false, 600),
+        (Durability::Sync, true, 600),
+    ] {
+        let case = format!("{durability:?}, read before: {were_read}, {wholes} keys of whole chunks");
+        let path = folder.path().join(&case);
+        copy_folder(&origin, &path);
+        let db = options().open(&path).unwrap();
+        let table = db.table("t").unwrap();
+        if were_read {
+            assert!((0..20_000).all(|number| table.contains_key(key(number)).unwrap()));
+        }
+        damage_first_chunk(&path);
+        let mut batch = db.batch();
+        for number in whole.iter().take(wholes).chain(lost.first()) {
+            batch.put(&table, key(*number), "new");
+        }
+        let error = batch.commit_with(durability).unwrap_err();
+        assert!(matches!(error, Error::Corrupt { .. }), "{case}: {error}");
+        let all_old = |table: &microdb::Table| {
+            let value = |number: &u32| table.get(key(*number)).unwrap().unwrap().to_vec();
+            whole.iter().take(wholes).all(|number| value(number) == b"old")
+        };
+        assert!(all_old(&table), "{case}");
+        // Commits of keys in whole chunks continue.
+        table.put(key(whole[1_000]), "new").unwrap();
+        drop((table, db));
+        let table = options().open(&path).unwrap().table("t").unwrap();
+        assert!(all_old(&table), "{case}, after a reopen");
+        let changed = table.get(key(whole[1_000])).unwrap();
+        assert_eq!(changed.as_deref(), Some(&b"new"[..]), "{case}");
     }
 }
 

@@ -328,6 +328,42 @@ fn an_error_of_the_body_is_returned_unchanged_and_one_of_the_engine_is_converted
 }
 
 #[test]
+fn a_body_that_fails_after_an_outdated_read_runs_again() {
+    let (_folder, db, table) = open(Durability::Sync);
+    shift(&db, &table, 3);
+    for returns_conflict in [true, false] {
+        // The second read of the first run gets a conflict. The error of the body is then based on
+        // values of two moments, so the engine must not return it.
+        let mut runs = 0;
+        let result: Result<u64, Refused> = db.transaction(|tx| {
+            runs += 1;
+            let a = number(&tx.get(&table, "a")?.unwrap());
+            if runs == 1 {
+                beside(|| shift(&db, &table, a + 1));
+            }
+            match tx.get(&table, "b") {
+                Err(error) if returns_conflict => Err(error.into()),
+                Err(_) => Err(Refused::TooFew { left: 99 }),
+                Ok(b) => Ok(a + number(&b.unwrap())),
+            }
+        });
+        assert_eq!((result, runs), (Ok(10), 2), "{returns_conflict}");
+    }
+    // If the last run is outdated too, the result is a conflict and not the error of the body.
+    let folder = tempfile::tempdir().unwrap();
+    let db = Options::new().transaction_tries(1).open(folder.path()).unwrap();
+    let table = db.table("t").unwrap();
+    let result: Result<(), Refused> = db.transaction(|tx| {
+        tx.get(&table, "a")?;
+        beside(|| shift(&db, &table, 1));
+        assert!(matches!(tx.get(&table, "b"), Err(Error::Conflict { .. })));
+        Err(Refused::TooFew { left: 99 })
+    });
+    let conflict = Refused::from(Error::Conflict { tries: 1 });
+    assert_eq!(result, Err(conflict));
+}
+
+#[test]
 fn begun_transaction_commits_once_or_reports_the_conflict() {
     for durability in [Durability::Sync, Durability::Buffered] {
         let (_folder, db, table) = open(durability);

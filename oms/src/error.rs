@@ -32,7 +32,7 @@ pub enum StorageError {
     Open {
         /// The folder of the volume.
         folder: PathBuf,
-        /// The error of the database engine.
+        /// The error of microdb.
         source: Arc<microdb::Error>,
     },
     /// The commit thread could not be started.
@@ -46,7 +46,7 @@ pub enum StorageError {
     Read {
         /// Name of the table.
         table: &'static str,
-        /// The error of the database engine.
+        /// The error of microdb.
         source: Arc<microdb::Error>,
     },
     /// A row was read but could not be decoded.
@@ -63,7 +63,7 @@ pub enum StorageError {
     /// A write batch could not be made durable. None of its rows was written.
     #[error("cannot make a write durable")]
     Commit {
-        /// The error of the database engine.
+        /// The error of microdb.
         source: Arc<microdb::Error>,
     },
     /// The commit queue is full. The caller may try again.

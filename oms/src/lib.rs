@@ -49,9 +49,9 @@ pub use api::fuzzing;
 pub use api::internal::{CopyProgress, NodeReport};
 pub use cluster::{
     EngineCheck, EngineView, FurtherEngine, NodeClient, NodeInfo, NodeUnreachable, Verdict, VolumeCopy,
-    check_engine, check_further_engine, check_warehouse, engine_answers, export_volume, has_coordinator,
-    init_engine, is_node_running, node_infos, promote_standby, read_ring, read_secret, read_warehouse,
-    rebuild_volume, reload_standby, standby_position, view_engine,
+    check_engine, check_further_engine, check_warehouse, engine_answers, engine_secret, export_volume,
+    has_coordinator, init_engine, is_node_running, node_infos, promote_standby, read_ring, read_secret,
+    read_warehouse, rebuild_volume, reload_standby, standby_position, view_engine,
 };
 pub use config::{DEFAULT_WAREHOUSE, NodeConfig, PeerEncryption, ServerLimits};
 pub use domain::csv::CsvError;

@@ -1,8 +1,8 @@
 //! A node as a process of this machine: its HTTP server, its data folder, its clock.
 //!
 //! **Invariants**
-//! - The warehouse, the origins and a weight of 0 are checked before anything is written. A start
-//!   that such a check refuses leaves the data folder as it was.
+//! - The warehouse, the origins, and the node's name, weight and zone are checked before anything is
+//!   written. A start that such a check refuses leaves the data folder as it was.
 //! - A stop hands volumes over before the HTTP server stops. The remaining volumes are closed
 //!   afterwards.
 //!
@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use imt_ring::NodeName;
+use imt_ring::{Member, NodeName};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -28,7 +28,7 @@ use crate::cluster::engine::EngineCluster;
 use crate::cluster::peer_client::{Http, Peers};
 use crate::cluster::{Authority, LocalCluster, Membership, NodeInfo, Volumes, read_ring};
 use crate::config::{DEFAULT_WAREHOUSE, NodeConfig, NodeContext, PeerEncryption};
-use crate::control::member::Member;
+use crate::control::member::Member as ClusterMember;
 use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
 use crate::outbox::warehouse_client::{Wms, WmsConfig};
@@ -42,7 +42,7 @@ pub use crate::node::on_engine::read_secret_file;
 pub struct Node {
     address: SocketAddr,
     serving: JoinHandle<usize>,
-    member: Member,
+    member: ClusterMember,
     /// The engine of the cluster. `None` if the cluster is in a data folder.
     engine: Option<Arc<EngineCluster>>,
 }
@@ -57,6 +57,7 @@ impl Node {
     pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
         let asked = asked_warehouse(&config)?;
         let cors = Cors::of(&config.cors_origins)?;
+        let member = member(&config)?;
         if config.engine.is_none() {
             check_weight(&config.data, &config.name, config.weight)?;
         }
@@ -76,7 +77,7 @@ impl Node {
             return Node::begin(config, Arc::new(local), None, listener, address, cors, wms).await;
         };
         let advertised = on_engine::address(&config, &url, address).await?;
-        let cluster = Arc::new(on_engine::join(&config, &url).await?);
+        let cluster = Arc::new(on_engine::join(&config, &url, member).await?);
         let warehouse = cluster
             .agree_on_warehouse(asked.as_ref(), DEFAULT_WAREHOUSE)
             .await?;
@@ -86,8 +87,8 @@ impl Node {
         Ok(Node { address, ..node })
     }
 
-    /// Starts to serve as a member of the cluster behind `backend`. `address` is the address at
-    /// which other nodes reach this node.
+    /// Starts to serve as a member of the cluster that `backend` gives access to. `address` is the
+    /// address at which other nodes reach this node.
     async fn begin<C>(
         config: NodeConfig,
         backend: Arc<C>,
@@ -100,7 +101,7 @@ impl Node {
     where
         C: Membership + Authority + Volumes + 'static,
     {
-        backend.announce(&node_info(&config, backend.name(), address)?)?;
+        backend.announce(&node_info(&config, backend.name(), address))?;
         let (limits, drain_timeout) = (config.server, config.drain_timeout);
         let encryption = match &config.engine {
             Some(_) => config.peer_encryption,
@@ -123,7 +124,7 @@ impl Node {
         let http = Http::new(backend.secret(), protection.clone());
         let counters = Arc::clone(context.metrics.channel());
         let peers = Peers::new(http, dialer, backend.secret(), counters);
-        let member = Member::begin(backend, peers, context).await?;
+        let member = ClusterMember::begin(backend, peers, context).await?;
         let console = Console::new(Arc::clone(member.cluster()), Clock::System);
         runtime::spawn(Arc::clone(&console).run(member.stopping()));
         let api = Api {
@@ -251,21 +252,30 @@ pub fn check_origin(text: &str) -> Result<(), String> {
     parse_origin(text).map(drop)
 }
 
-fn node_info(config: &NodeConfig, name: &NodeName, address: SocketAddr) -> Result<NodeInfo, NodeError> {
-    let node_info = NodeInfo {
+/// Returns this node as a member of a ring, and so checks its name, weight and zone.
+fn member(config: &NodeConfig) -> Result<Member, NodeError> {
+    let invalid = |setting| {
+        move |error: imt_ring::Error| NodeError::Config {
+            setting,
+            reason: format!("cannot be used: {error}"),
+        }
+    };
+    let member = Member::new(&config.name).map_err(invalid("name"))?;
+    let member = member.with_weight(config.weight).map_err(invalid("weight"))?;
+    match &config.zone {
+        Some(zone) => member.with_zone(zone).map_err(invalid("zone")),
+        None => Ok(member),
+    }
+}
+
+fn node_info(config: &NodeConfig, name: &NodeName, address: SocketAddr) -> NodeInfo {
+    NodeInfo {
         name: name.clone(),
         address,
         process: std::process::id(),
         started_at_ms: Clock::System.now_ms(),
         weight: config.weight,
         zone: config.zone.clone(),
-    };
-    match node_info.member() {
-        Ok(_) => Ok(node_info),
-        Err(error) => Err(NodeError::Config {
-            setting: "weight or zone",
-            reason: format!("cannot be used: {error}"),
-        }),
     }
 }
 

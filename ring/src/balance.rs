@@ -26,11 +26,11 @@ pub struct ZoneShare<'a> {
     pub zone: Option<&'a ZoneName>,
     /// Number of nodes in the zone.
     pub nodes: u32,
-    /// Sum of the weights of these nodes.
+    /// Sum of the weights of the zone's nodes.
     pub weight: u64,
-    /// Number of slots that these nodes own.
+    /// Number of slots that the zone's nodes own.
     pub primaries: u32,
-    /// Number of slot copies that these nodes hold.
+    /// Number of slot copies that the zone's nodes hold.
     pub copies: u32,
 }
 

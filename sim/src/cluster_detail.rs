@@ -100,7 +100,7 @@ pub struct NodeDetail {
 pub struct NodeRequests {
     /// Number of requests.
     pub requests: u64,
-    /// 99th percentile of the requests' latency, microseconds; `None` if there is none.
+    /// 99th percentile of the requests' latency, microseconds; `None` without a request.
     #[serde(default)]
     pub p99_us: Option<u64>,
 }

@@ -31,6 +31,7 @@ use crate::{Error, Result};
 
 mod dispatch;
 mod ids;
+mod order_book;
 mod owners;
 mod pacer;
 mod record;

@@ -141,6 +141,18 @@ pub struct Order {
     pub updated_at_ms: u64,
 }
 
+impl Order {
+    /// Returns `true` if the order was rejected, because no store had its units. A rejected order
+    /// that was paid is in the state `RefundWanted`, and has no store.
+    pub fn is_rejected(&self) -> bool {
+        match self.state {
+            OrderState::Rejected => true,
+            OrderState::RefundWanted => self.store_id.is_none(),
+            _ => false,
+        }
+    }
+}
+
 /// A page of `GET /orders`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrdersPage {

@@ -1,16 +1,19 @@
 //! `imt node`: starts, lists, stops and removes the nodes of a data folder or of an engine.
 
+mod default_name;
 mod warehouse;
 
 use super::node_args::NodeArgs;
-use crate::cluster::{Cluster, ClusterArgs, Look};
+use crate::cluster::{Cluster, ClusterArgs};
 use crate::error::CliError;
 use crate::otlp::{self, OtlpArgs};
 use crate::output::{self, OutputFormat, TableArgs};
 use crate::signals::{self, StopSignals};
 use crate::{args, completion};
 use bytes::Bytes;
-use imt_oms::{CopyProgress, EngineUrl, Node, NodeConfig, NodeError, NodeInfo, NodeReport, WarehouseUrl};
+use imt_oms::{
+    CopyProgress, EngineUrl, Node, NodeClient, NodeConfig, NodeError, NodeInfo, NodeReport, WarehouseUrl,
+};
 use imt_ring::{NodeName, ZoneName};
 use serde::Serialize;
 use serde_json::json;
@@ -119,8 +122,8 @@ pub(crate) struct StartArgs {
     /// Name of the node and of its volume [default: the host's name]
     #[arg(short, long, env = "IMT_NAME", value_parser = args::node_name)]
     name: Option<NodeName>,
-    /// Data folder, created if it does not exist. With an engine it is this node's alone and holds
-    /// caches
+    /// Data folder, created if it does not exist. With an engine, the folder holds only a cache of
+    /// the engine's rows, and statistics files not counted yet
     #[arg(short, long, env = "IMT_DATA", default_value = "data", value_name = "DIR", value_parser = args::folder())]
     data: PathBuf,
     /// Engine that holds the orders of nodes on several machines, such as
@@ -187,7 +190,9 @@ impl NodeCommand {
 }
 
 async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
-    let name = args.name.map_or_else(host_name, |name| name.to_string());
+    let name = args
+        .name
+        .map_or_else(default_name::of_host, |name| name.to_string());
     if args.engine.is_none() {
         imt_oms::check_weight(&args.data, &name, args.weight)
             .and_then(|()| imt_oms::check_warehouse(&args.data, args.warehouse.as_ref()))
@@ -332,13 +337,17 @@ struct Listed {
 
 async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let look = cluster.look().await?;
+    // Without the secret, every node would be listed as not answering. So the error is returned.
+    let client = match look.running().next() {
+        Some(_) => Some(cluster.client().await?),
+        None => None,
+    };
     let mut reports = Vec::new();
     for card in &look.cards {
         let is_running = look.runs(&card.name);
-        let report = if is_running {
-            report(&cluster, &look, card).await.ok()
-        } else {
-            None
+        let report = match client.as_ref().filter(|_| is_running) {
+            Some(client) => report(client, card).await.ok(),
+            None => None,
         };
         reports.push((card, is_running, report));
     }
@@ -460,19 +469,14 @@ fn table(nodes: &[Listed]) -> Vec<Vec<String>> {
     rows
 }
 
-async fn report(cluster: &Cluster, look: &Look, card: &NodeInfo) -> Result<NodeReport, CliError> {
-    let body = ask(cluster, look, card, "/peer/node").await?;
+async fn report(client: &NodeClient, card: &NodeInfo) -> Result<NodeReport, CliError> {
+    let body = ask(client, card, "/peer/node").await?;
     serde_json::from_slice(&body)
         .map_err(|error| CliError::because(format!("node '{}' is of another version", card.name), error))
 }
 
-pub(super) async fn ask(
-    cluster: &Cluster,
-    look: &Look,
-    card: &NodeInfo,
-    path: &str,
-) -> Result<Bytes, CliError> {
-    let client = cluster.client(look)?;
+/// Sends `POST path` of the internal API to a running node. Returns the body of the response.
+pub(super) async fn ask(client: &NodeClient, card: &NodeInfo, path: &str) -> Result<Bytes, CliError> {
     let answer = client.post(card.address, path, ANSWER_TIMEOUT).await;
     let (status, body) = answer.map_err(|error| CliError::Unreachable {
         message: format!(
@@ -491,13 +495,12 @@ pub(super) async fn ask(
     )))
 }
 
-/// Reads the state of the cluster, and returns it with the description of the running node `name`.
-/// Fails if that node does not run.
-pub(super) async fn running(cluster: &Cluster, name: &str) -> Result<(Look, NodeInfo), CliError> {
+/// Returns the description of the running node `name`. Fails if that node does not run.
+pub(super) async fn running(cluster: &Cluster, name: &str) -> Result<NodeInfo, CliError> {
     let look = cluster.look().await?;
     let card = look.running().find(|card| card.name == *name).cloned();
     if let Some(card) = card {
-        return Ok((look, card));
+        return Ok(card);
     }
     let others: Vec<&str> = look.running().map(|card| card.name.as_str()).collect();
     let there = match others.is_empty() {
@@ -510,8 +513,8 @@ pub(super) async fn running(cluster: &Cluster, name: &str) -> Result<(Look, Node
 }
 
 async fn stop(name: &NodeName, cluster: Cluster, output: OutputFormat) -> Result<ExitCode, CliError> {
-    let (look, card) = running(&cluster, name.as_str()).await?;
-    ask(&cluster, &look, &card, "/peer/stop").await?;
+    let card = running(&cluster, name.as_str()).await?;
+    ask(&cluster.client().await?, &card, "/peer/stop").await?;
     while cluster.look().await?.runs(&card.name) {
         tokio::time::sleep(LOOK_EVERY).await;
     }
@@ -619,8 +622,11 @@ async fn reports(cluster: &Cluster) -> Vec<NodeReport> {
     let Ok(look) = cluster.look().await else {
         return found;
     };
+    let Ok(client) = cluster.client().await else {
+        return found;
+    };
     for card in look.running() {
-        found.extend(report(cluster, &look, card).await.ok());
+        found.extend(report(&client, card).await.ok());
     }
     found
 }
@@ -680,8 +686,12 @@ pub(super) async fn tell_to_leave(cluster: &Cluster, name: &str) -> Result<(), C
 pub(super) async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Result<(), CliError> {
     let mut told = 0;
     let look = cluster.look().await?;
-    for card in look.running() {
-        told += usize::from(ask(cluster, &look, card, path).await.is_ok());
+    if look.running().next().is_some() {
+        // The error is returned, because the message below would wrongly say that no node answers.
+        let client = cluster.client().await?;
+        for card in look.running() {
+            told += usize::from(ask(&client, card, path).await.is_ok());
+        }
     }
     if told > 0 {
         return Ok(());
@@ -689,15 +699,4 @@ pub(super) async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Res
     Err(CliError::failed(format!(
         "no node answers on {cluster}; {advice}"
     )))
-}
-
-/// Returns the host's name in lower case, reduced to letters, digits, `-` and `_`. Returns `node`
-/// if nothing is left.
-pub(crate) fn host_name() -> String {
-    let host = gethostname::gethostname().to_string_lossy().to_lowercase();
-    let name: String = host
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
-        .collect();
-    if name.is_empty() { "node".to_owned() } else { name }
 }

@@ -27,7 +27,8 @@ pub(crate) struct NodeArgs {
     /// Maximum number of calls of each kind to the warehouse in flight
     #[arg(long, hide_short_help = true, env = "IMT_WAREHOUSE_CALLS", default_value_t = 6_400, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     warehouse_calls: u32,
-    /// Maximum number of waiting messages to the warehouse; beyond it, new orders are rejected
+    /// Maximum number of messages to the warehouse, dead letters included; beyond it, new orders
+    /// are rejected
     #[arg(long, hide_short_help = true, env = "IMT_OUTBOX_MESSAGES", default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     outbox_messages: u32,
     /// Maximum number of open connections; further ones wait
@@ -51,7 +52,7 @@ impl NodeArgs {
         config.stat_scan_every = self.stat_scan;
         config.outbox.tries_max = self.warehouse_tries;
         config.outbox.in_flight_max = self.warehouse_calls as usize;
-        config.outbox.waiting_max = self.outbox_messages as usize;
+        config.outbox.messages_max = self.outbox_messages as usize;
         config.server.connections_max = self.connections as usize;
         config.server.requests_max = self.requests as usize;
     }

@@ -31,6 +31,5 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, points: &[Point], seconds_plan
     let bars: Vec<SparklineBar> = std::iter::repeat_n(SparklineBar::from(0), blank)
         .chain(bars)
         .collect();
-    let peak = shown.iter().map(|point| point.value).max().unwrap_or(0);
-    frame.render_widget(Sparkline::default().data(bars).max(peak.max(1)), area);
+    frame.render_widget(Sparkline::default().data(bars), area);
 }

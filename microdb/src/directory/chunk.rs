@@ -530,14 +530,24 @@ impl Chunk {
 
     /// Copies a mapped chunk in advance for the writer, which needs a copy to change it. Any thread
     /// may call this function while the writer works, since a chunk in a checkpoint never changes.
-    /// Damage is ignored here, because the writer finds it again.
-    pub(super) fn prepare(&self, born: u64) {
-        if let Some(source) = &self.source
-            && source.prepared.get().is_none()
-            && let Ok(copy) = self.copied(born)
-        {
-            // The copy is dropped if another thread has already set one.
-            let _ = source.prepared.set(Arc::new(copy));
+    ///
+    /// # Errors
+    /// The errors of [`Chunk::copied`]. After a success, [`Chunk::prepared_or_copied`] fails only if
+    /// a view was taken and the chunk was damaged since.
+    pub(super) fn prepare(&self, born: u64) -> Result<(), Damage> {
+        let Some(source) = &self.source else {
+            return Ok(());
+        };
+        match source.prepared.get() {
+            Some(copy) if copy.born() >= born => Ok(()),
+            // A view was taken since the copy was made, so the writer copies the chunk again.
+            Some(_) => self.verify_again(),
+            None => {
+                let copy = self.copied(born)?;
+                // The copy is dropped if another thread has already set one.
+                let _ = source.prepared.set(Arc::new(copy));
+                Ok(())
+            }
         }
     }
 

@@ -183,11 +183,15 @@ impl Directory {
         let _ = self.writable(guard, hash.prefix());
     }
 
-    /// Copies the chunk of a key in advance, for a later `thaw`. Any thread may call this function
-    /// while the writer works.
-    pub(crate) fn prepare(&self, guard: &Guard, hash: KeyHash) {
+    /// Copies the chunk of a key in advance, for a later change of the key. Any thread may call this
+    /// function while the writer works.
+    ///
+    /// # Errors
+    /// If the chunk is in a checkpoint and damaged.
+    #[inline]
+    pub(crate) fn prepare(&self, guard: &Guard, hash: KeyHash) -> Result<(), Damage> {
         let prefix = hash.prefix();
-        self.root.load(guard).chunk(prefix, guard).prepare(self.stamp());
+        self.root.load(guard).chunk(prefix, guard).prepare(self.stamp())
     }
 
     /// Prefetches the home bucket of a key into the processor's cache.

@@ -7,7 +7,7 @@ use super::chunk::Chunk;
 use super::slot::{Location, Pattern, Prefix, Rank, Slot, Tag};
 use crate::raw::buckets::{BUCKET_WORDS, BucketRef, fence_loads};
 
-/// Lookup of one key in a chunk: home, flag, second bucket.
+/// Lookup of one key in a chunk: reads the home bucket, its flag and the second bucket.
 pub(super) struct Probe<'a> {
     chunk: &'a Chunk,
     bucket: BucketRef<'a>,

@@ -206,23 +206,28 @@ impl Engine {
         }))
     }
 
-    /// Looks up the slot of each key before any lock is taken. The look-ups fill the caches, and
-    /// find damage in the directory while the commit can still be refused.
-    fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
+    /// Prepares the directory for a commit before any lock is taken. Look-ups of the first keys fill
+    /// the caches. Each chunk that the commit changes is verified, and copied if it is in a
+    /// checkpoint. So damage in the directory is found while the commit can still be refused.
+    pub(crate) fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         let guard = pin();
-        let ops = || {
-            body.ops
-                .iter()
-                .take(WARM_RECORDS)
-                .filter(|op| op.kind != RecordKind::Clear)
-        };
+        let (first, later) = body.ops.split_at(body.ops.len().min(WARM_RECORDS));
+        let is_key = |op: &&Op| op.kind != RecordKind::Clear;
         let directory = |op: &Op| tables[op.table as usize].directory.load(&guard);
-        ops().for_each(|op| directory(op).prefetch(&guard, op.hash));
+        let damaged = |damage| self.directory_damage(damage);
+        for op in first.iter().filter(is_key) {
+            directory(op).prefetch(&guard, op.hash);
+        }
         let segments = self.segments.load(&guard);
-        for op in ops() {
+        for op in first.iter().filter(is_key) {
+            // The copy verifies the chunk, so it is made before the look-up.
+            let is_put = op.kind == RecordKind::Put;
+            if is_put {
+                directory(op).prepare(&guard, op.hash).map_err(damaged)?;
+            }
             let candidates = directory(op).candidates(&guard, op.hash);
-            let mut candidates = candidates.map_err(|damage| self.directory_damage(damage))?;
-            match candidates.next() {
+            let found = candidates.map_err(damaged)?.next();
+            match found {
                 Some(location) => {
                     if let Some(segment) = segments.get(location) {
                         segment.prefetch_key(location.offset());
@@ -230,6 +235,13 @@ impl Engine {
                 }
                 None => directory(op).prefetch_room(&guard, op.hash),
             }
+            // The removal of an absent key changes no chunk.
+            if found.is_some() && !is_put {
+                directory(op).prepare(&guard, op.hash).map_err(damaged)?;
+            }
+        }
+        for op in later.iter().filter(is_key) {
+            directory(op).prepare(&guard, op.hash).map_err(damaged)?;
         }
         Ok(())
     }
@@ -339,8 +351,9 @@ impl Engine {
                 at,
                 bytes: op.bytes as usize,
             };
-            // An error means that a chunk of the directory is damaged in the checkpoint. The frame
-            // is then visible only in part, so the database is poisoned.
+            // An error means that a chunk of the directory was damaged in the checkpoint after
+            // `warm` had verified it. The frame is in the log, but visible only in part, so the
+            // database is poisoned.
             let applied = self.apply(&guard, core, table, &record, hint);
             replaced += u32::from(applied.map_err(|error| self.poisoned(error))?);
         }

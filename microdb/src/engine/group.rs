@@ -360,8 +360,11 @@ impl Engine {
                     (member.body, member.tables) = (body, tables);
                     // No other commit was appended during the turn, so the reads need no check.
                     member.checks = Checks::none();
-                    let mut core = lock_briefly(&self.core);
-                    match self.append_member(&mut core, &mut group.writes, &mut member, true) {
+                    let appended = self.warm(&member.body, &member.tables).and_then(|()| {
+                        let mut core = lock_briefly(&self.core);
+                        self.append_member(&mut core, &mut group.writes, &mut member, true)
+                    });
+                    match appended {
                         Ok(place) => group.passed.push((member, Some(place))),
                         Err(error) => group.refused.push((member, error)),
                     }

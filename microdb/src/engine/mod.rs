@@ -67,8 +67,8 @@ use crate::seeded::seeded;
 use crate::storage::StorageFile;
 
 /// Maximum number of bytes of log since the last checkpoint for which `close` writes no further
-/// checkpoint. Replaying so much log takes about half a millisecond, without the time for copying
-/// directory chunks.
+/// checkpoint. Replaying so much log takes about a millisecond of processor time (0.7 ms for 1,900
+/// records and 1.3 ms for 7,900 were measured), without the time for copying directory chunks.
 const CLOSE_REPLAY_BYTES: u64 = 256 * 1024;
 
 /// Maximum number of bytes of the directory that the next open may copy during its replay. If it

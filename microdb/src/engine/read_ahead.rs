@@ -141,7 +141,8 @@ fn group_limit(groups: &str, root: &Path) -> Option<u64> {
     let limits = groups.lines().filter_map(|line| {
         let (_, line) = line.split_once(':')?;
         let (controllers, path) = line.split_once(':')?;
-        // Version 2 has one unnamed hierarchy; version 1 has one for memory.
+        // Control groups of version 2 have one unnamed hierarchy; those of version 1 have one for
+        // memory.
         let (tree, file) = match controllers {
             "" => (root.to_path_buf(), "memory.max"),
             names if names.split(',').any(|name| name == "memory") => {

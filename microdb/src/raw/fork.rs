@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 /// pointer null, before the first use.
 static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Last number taken by this process or an ancestor.
+/// The last process number that this process or an ancestor took.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 /// Identity of the process in which a value was created.

@@ -108,7 +108,7 @@ fn round() -> MutexGuard<'static, ()> {
     round.unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns freed memory to the operating system. The caller holds the round lock.
+/// Returns freed memory to the operating system. The caller holds the lock `ROUND`.
 fn trim() {
     if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES {
         FREED_BYTES.store(0, Ordering::Relaxed);

@@ -30,7 +30,7 @@ type Key = (u32, KeyHash);
 pub(super) struct Warmer<'a> {
     engine: &'a Engine,
     tables: HashMap<u32, Arc<TableCore>>,
-    /// Number of pieces that the first thread has applied.
+    /// Number of pieces of frames that the first thread has applied to the directory.
     done: AtomicU64,
 }
 
@@ -66,7 +66,8 @@ impl<'a> Warmer<'a> {
             let guard = pin();
             for (table, hash) in keys {
                 if let Some(table) = self.tables.get(table) {
-                    table.directory.load(&guard).prepare(&guard, *hash);
+                    // Damage is ignored here, because the first thread finds it again.
+                    let _ = table.directory.load(&guard).prepare(&guard, *hash);
                 }
             }
         }

@@ -11,8 +11,9 @@
 //!   leaves under BLAKE3 is as strong as BLAKE3.
 //! - Digests are computed on request and kept in memory, so a database without such requests pays
 //!   nothing. For a later request, the log shows which prefixes were written since, and only these
-//!   are hashed again. One pass over the table finds the records with these prefixes. The pass
-//!   reads every record but hashes no other record.
+//!   are hashed again. One pass over each written table finds the records with these prefixes.
+//!   - The pass reads and verifies every record of the table, because only a verified key tells its
+//!     prefix. The directory cannot select them: it is divided by a hash with a secret seed.
 //!
 //! Deliberately absent: digests on disk.
 

@@ -46,7 +46,7 @@ use crate::snapshot::Snapshot;
 pub struct VerifyReport {
     /// Number of segments of the log.
     pub segments: u64,
-    /// Number of complete frames in these segments.
+    /// Number of complete frames in all segments.
     pub frames: u64,
     /// Number of records in the frames, live and dead.
     pub records: u64,

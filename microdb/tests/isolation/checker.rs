@@ -542,11 +542,11 @@ impl Checker<'_> {
 /// the operation began.
 #[derive(Default)]
 struct Floors {
-    /// Minimum for point reads.
+    /// Minimum number of commits that a point read of any key must see.
     point_reads: usize,
-    /// Minimum for point reads of a key, if higher.
+    /// Minimum number of commits that a point read of this key must see, if above `point_reads`.
     by_key: HashMap<Key, usize>,
-    /// Minimum for all other operations.
+    /// Minimum number of commits that every other operation must see.
     others: usize,
 }
 

@@ -31,7 +31,8 @@ enum Fate {
     /// Each sector has the content of a different time, as during the writeback of a page cache.
     /// All pending events of a disk have the same seed.
     Moment(u64),
-    /// Only the length of a write or reservation reached the disk. The new bytes are zeros.
+    /// Only the new length of the file, after a write or a reservation of space, reached the disk.
+    /// The new bytes are zeros.
     Length,
     /// Like `Length`, but the new bytes are older content of the disk: bytes of another file or
     /// random bytes, chosen by the seed.

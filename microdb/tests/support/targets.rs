@@ -84,9 +84,9 @@ fn changed(data: &[u8]) -> Option<(Image, bool)> {
     Some((image, forged))
 }
 
-/// Opens a database that was changed according to `data`. Unless it is a forgery, every read must
-/// be right or an error. A forgery may give any answer, but never a panic, a hang or a huge
-/// allocation.
+/// Opens a database that was changed according to `data`. Every read must be right or an error,
+/// unless the database is a forgery. A forgery may give any answer, but never a panic, a hang or a
+/// huge allocation.
 pub(crate) fn db_open(data: &[u8]) {
     let Some((image, forged)) = changed(data) else {
         return;
@@ -114,8 +114,8 @@ pub(crate) fn db_open(data: &[u8]) {
 }
 
 /// Salvages a database that was changed according to `data`. There must be no panic and no hang,
-/// and the result must be sound. Unless it is a forgery, the result must be right, or the manifest
-/// must list the missing records.
+/// and the result must be sound. The result must be right, or the manifest must list the missing
+/// records, unless the changed database is a forgery.
 pub(crate) fn salvage(data: &[u8]) {
     const SAVED: &str = "/data/saved";
     let Some((image, forged)) = changed(data) else {

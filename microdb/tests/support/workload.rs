@@ -108,7 +108,8 @@ pub(crate) enum Op {
     Compact,
     /// Makes a backup to a new folder.
     Backup,
-    /// Reads the change feed from its beginning, and from the position of the follower.
+    /// Reads the change feed from its beginning, and from the position that the [`Follower`] (a
+    /// copy) has reached.
     Feed,
     /// Closes the database and opens it again.
     Reopen,

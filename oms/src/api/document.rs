@@ -98,7 +98,7 @@ impl Tag {
             Tag::Orders => "Place, pay, cancel and read orders.",
             Tag::Stock => "The quantities of the stores, and the units that orders have reserved.",
             Tag::Statistics => "Sales by product, from the statistics files of the warehouse.",
-            Tag::Warehouse => "Messages to the warehouse that it has not answered yet.",
+            Tag::Warehouse => "Messages to the warehouse that it has not confirmed yet.",
             Tag::Node => "Health, metrics and the cluster as this node sees it.",
         }
     }
@@ -524,8 +524,8 @@ mod tests {
         for (at, route) in routes::all().iter().enumerate() {
             let is_probe = routes::Target::Route(at).is_probe();
             let may_be_busy = kinds(route).contains(&Kind::Busy);
-            // The readiness probe is exempt from overload. It responds 503 if a volume accepts no
-            // orders.
+            // The readiness probe is answered even under overload. It responds 503 if a volume
+            // accepts no orders.
             let is_ready = route.about.id == "ready";
             assert_eq!(may_be_busy, !is_probe || is_ready, "{}", route.about.id);
         }

@@ -3,7 +3,8 @@
 //! **Invariants**
 //! - A cluster of one node merges the page of its one volume with the same code. So its responses
 //!   have the same fields in the same order as those of several nodes.
-//! - A page has a `next` if and only if a further entry is known or a volume has unread orders.
+//! - A page has a `next` if the volumes returned more entries than fit into the page, or if a
+//!   volume has unread orders. Otherwise it has none.
 //!
 //! Deliberately absent: a consistent view over volumes. While slots migrate, a list may miss or
 //! repeat entries of these slots. After the migration the list is complete again.
@@ -73,7 +74,7 @@ impl VolumeQuestion for AskReservations {
     type Answer = Vec<Entry<OrderId>>;
 }
 
-/// Asks a volume for its first outbox messages after a message.
+/// Asks a volume for its first outbox messages after a given message, by order id and kind.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct AskMessages(pub(crate) AskEntries);
@@ -115,8 +116,8 @@ impl VolumeQuestion for AskOrders {
     type Answer = OrdersPage;
 }
 
-/// Handles a request for a list. If a volume leaves the ring during the requests, all requests are
-/// repeated until the deadline `until`.
+/// Handles a client's request for a list. If a volume leaves the ring meanwhile, all volumes are
+/// asked again, until the deadline `until`.
 pub(crate) async fn list(
     cluster: &Arc<ClusterHandle>,
     list: &List,
@@ -213,7 +214,7 @@ async fn list_reservations(
 /// One page of a list, merged from pages of all volumes. `C` is the type of the cursor.
 struct Merged<C> {
     entries: Vec<Box<RawValue>>,
-    /// The cursor of the next page; `None` if no further entries are known.
+    /// The cursor of the next page; `None` if this page is the last one.
     next: Option<C>,
 }
 
@@ -361,7 +362,7 @@ fn merge_orders(pages: Vec<(NodeName, Position, OrdersPage)>, limit: usize) -> M
 }
 
 /// Returns the combined health of all volumes, and the names of volumes that are missing or did not
-/// respond to this node.
+/// respond to this node. A missing volume is assigned to this node but has no database.
 pub(crate) async fn health(cluster: &Arc<ClusterHandle>, until: Instant) -> Health {
     let mut whole: Option<VolumeHealth> = None;
     let mut unreachable = Vec::new();

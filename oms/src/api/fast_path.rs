@@ -4,8 +4,8 @@
 //! responses have a body of one piece, so they avoid the boxed bodies and handlers of a router.
 //!
 //! **Invariants**
-//! - A response is sent only if the process still owns the volume after the operation. Otherwise
-//!   the caller gets the problem "moved" (421).
+//! - A response is sent only if this process still serves the volume after the operation.
+//!   Otherwise the caller gets the problem "moved" (421).
 //!
 //! Operations that concern all volumes or none are handled by `forward`.
 

@@ -6,7 +6,7 @@
 //! - A volume that is missing or does not answer makes the status "degraded", and its name is
 //!   listed.
 //!
-//! Probes and metrics are in `node_status`.
+//! Health probes and metrics are in `node_status`.
 
 use std::collections::BTreeMap;
 
@@ -149,7 +149,7 @@ pub(crate) struct Health {
     orders: BTreeMap<String, u64>,
     /// Number of payments to be refunded.
     refunds_wanted: u64,
-    /// Number of messages that the warehouse has not answered yet.
+    /// Number of messages that the warehouse has not confirmed yet, dead letters included.
     outbox: usize,
     /// Number of messages in the outbox that are dead letters.
     outbox_dead: usize,

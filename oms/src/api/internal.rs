@@ -2,9 +2,9 @@
 //!
 //! **Invariants**
 //! - A call without the cluster's secret is refused before its body is read. On an encrypted
-//!   connection the handshake has proven the secret, so its calls need not contain it. Behind an
-//!   engine, an unencrypted call from another machine is refused even with the secret, unless the
-//!   operator allows such calls.
+//!   connection the handshake has proven the secret, so its calls need not contain it. In a
+//!   cluster on an engine, an unencrypted call from another machine is refused even with the
+//!   secret, unless the operator allows such calls.
 //! - A call about a volume that this node does not serve gets 421 with the epoch of this node's
 //!   ring. The node with the older epoch reads the cluster's state again, and the caller repeats
 //!   the call.

@@ -1,7 +1,8 @@
-//! Probes and metrics of this node. They cover all volumes that the node serves.
+//! Health probes and metrics of this node. They cover all volumes that the node serves.
 //!
 //! **Invariants**
-//! - A probe or a scrape of metrics is answered by the node that receives it and never forwarded.
+//! - A health probe or a scrape of metrics is answered by the node that receives it and never
+//!   forwarded.
 //! - Each time series of a volume has the label `volume`. So serving a further volume adds series
 //!   and does not change existing ones.
 //! - Counters count from the start of the process and never decrease (`metrics::VolumeCounters`).
@@ -169,7 +170,7 @@ const FAMILIES: [VolumeFamily; 19] = [
     VolumeFamily {
         name: "imt_outbox_messages",
         kind: Kind::Gauge,
-        help: "Messages that the warehouse has not answered.",
+        help: "Messages that the warehouse has not confirmed, dead letters included.",
         value: |sample| Some(sample.outbox_messages),
     },
     VolumeFamily {
@@ -250,7 +251,7 @@ const FAMILIES: [VolumeFamily; 19] = [
     VolumeFamily {
         name: "imt_commit_batches_total",
         kind: Kind::Counter,
-        help: "Write batches in group commits.",
+        help: "Write batches made durable by group commits.",
         value: |sample| load(&sample.counters.batches),
     },
     VolumeFamily {

@@ -277,7 +277,8 @@ fn diagnose<'a, T: Deserialize<'a>>(text: &'a str) -> Problem {
     };
     let is_null = reason.starts_with("invalid type: null");
     match missing {
-        // The original system responded with this text, and clients may depend on it.
+        // The system that IMT Order replaces responded with this text, and clients may depend on
+        // it.
         _ if field == "id" && (missing.is_some() || is_null) => Problem::field(field, "Missing order ID"),
         Some(_) => Problem::field(field, "the field is missing"),
         None => Problem::field(field, reason),

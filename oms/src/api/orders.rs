@@ -115,7 +115,7 @@ async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
     Ok(app.transactors.ask(id, ask).await?)
 }
 
-/// Places an order: reserves its units in the first store that has all its products.
+/// Places an order: reserves its units in the store with the lowest id that has all of them.
 pub(super) async fn place(app: &App, id: &OrderId, lines: Box<[Line]>) -> Result<Json, Problem> {
     let Outcome { order, repeated } = ask(app, id, Ask::Place(lines)).await?;
     if order.store.is_none() {

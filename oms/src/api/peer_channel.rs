@@ -1,8 +1,9 @@
 //! Handles the requests that other nodes send on the channel.
 //!
-//! All reservations of a frame at one volume are made in one pass over the stock and one write
-//! batch. Each other request runs in a separate task. Group commit lets these tasks share a sync,
-//! as it does for client requests.
+//! A frame of the channel carries one or more requests. Its reservations at one volume are made in
+//! one pass over the stock and one write batch. A confirmation of a reservation is applied at once.
+//! Each other request runs in a separate task. Group commit lets these tasks share a sync, as it
+//! does for client requests.
 //!
 //! **Invariants**
 //! - A request about a volume that this node does not serve gets `Moved` with the epoch of this
@@ -36,7 +37,7 @@ use crate::volume::server::VolumeServer;
 /// again over HTTP/2, where its transfer does not delay other messages.
 const BODY_BYTES_MAX: usize = 256 << 10;
 
-/// The reservations at one volume that one frame requests.
+/// The reservations at one volume that the requests of one frame of the channel ask for.
 struct Reserves {
     server: Arc<VolumeServer>,
     asked: Vec<Reserve>,

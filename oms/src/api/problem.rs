@@ -3,7 +3,7 @@
 //! **Invariants**
 //! - `type` and `field` are stable names for programs. `detail` is text for people and may change.
 //! - Every 503 response has a `Retry-After` header.
-//! - A storage error that is answered with 500 is logged when it is converted to a problem.
+//! - The cause of every problem 500 is logged when the problem is created.
 
 mod kind;
 
@@ -185,9 +185,12 @@ impl Problem {
         Problem::new(Kind::NotServedHere, detail)
     }
 
-    /// Returns the problem 500: a fault of this node.
-    pub(crate) fn internal(detail: impl Into<String>) -> Problem {
-        Problem::new(Kind::Internal, detail)
+    /// Returns the problem 500: a fault of this node. Logs the cause, because the text of this kind
+    /// refers the client to the node's log.
+    pub(crate) fn internal(cause: impl Into<String>) -> Problem {
+        let cause = cause.into();
+        tracing::error!(error = cause, "request failed");
+        Problem::new(Kind::Internal, cause)
     }
 
     /// Returns `true` for the kind `Moved`, after which the request must be routed again.
@@ -213,11 +216,7 @@ impl From<StorageError> for Problem {
             StorageError::Busy | StorageError::EngineAway => Problem::busy(error.to_string()),
             StorageError::Closed | StorageError::Stale => Problem::moved(),
             error if error.is_full_disk() => Problem::busy("the disk is full; nothing was changed"),
-            error => {
-                let reasons = with_causes(&error);
-                tracing::error!(error = reasons, "request failed at the volume");
-                Problem::internal(reasons)
-            }
+            error => Problem::internal(with_causes(&error)),
         }
     }
 }
@@ -236,7 +235,7 @@ impl From<MigrationError> for Problem {
         match error {
             MigrationError::CleaningUp => Problem::busy(error.to_string()),
             MigrationError::Over => Problem::new(Kind::NoSuchMove, error.to_string()),
-            MigrationError::Cluster(error) => Problem::internal(error.to_string()),
+            MigrationError::Cluster(error) => Problem::internal(with_causes(&error)),
             MigrationError::Storage(error) => error.into(),
         }
     }
@@ -280,3 +279,70 @@ impl IntoResponse for Problem {
 
 /// Response header that marks a repetition of the response to an earlier request.
 pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+    use std::sync::{Arc, Mutex};
+
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Metadata, Subscriber};
+
+    use super::*;
+
+    /// Collects the field `error` of each logged line.
+    #[derive(Clone, Default)]
+    struct LoggedErrors(Arc<Mutex<Vec<String>>>);
+
+    impl Visit for LoggedErrors {
+        fn record_str(&mut self, field: &Field, value: &str) {
+            if field.name() == "error" {
+                self.0.lock().unwrap().push(value.to_owned());
+            }
+        }
+
+        fn record_debug(&mut self, _: &Field, _: &dyn Debug) {}
+    }
+
+    impl Subscriber for LoggedErrors {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+        fn event(&self, event: &Event<'_>) {
+            event.record(&mut self.clone());
+        }
+
+        fn enter(&self, _: &Id) {}
+
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn the_cause_of_every_internal_error_is_logged_once() {
+        let logged = LoggedErrors::default();
+        let row = StorageError::Log {
+            entry: 7,
+            reason: "its bytes cannot be read".to_owned(),
+        };
+        let problems = tracing::subscriber::with_default(logged.clone(), || {
+            [
+                Problem::internal("a task panicked"),
+                OrderError::Interrupted.into(),
+                row.into(),
+                Problem::busy("no fault of this node"),
+            ]
+        });
+        let causes: Vec<&str> = problems[..3].iter().map(Problem::detail).collect();
+        assert_eq!(*logged.0.lock().unwrap(), causes);
+    }
+}

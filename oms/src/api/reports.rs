@@ -106,7 +106,8 @@ pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entr
     page.into_iter().map(entry).collect()
 }
 
-/// Returns the first outbox messages of this volume after a message, sorted by order id and kind.
+/// Returns the first outbox messages of this volume after the message that `ask` names, sorted by
+/// order id and kind.
 pub(super) fn messages(app: &App, ask: &AskEntries) -> Result<Vec<Entry<(OrderId, String)>>, Problem> {
     let after = match ask.after.as_deref() {
         None => None,

@@ -290,7 +290,8 @@ impl Route {
         &self.method
     }
 
-    /// Returns `true` if each request of the route concerns one volume, which has one owner.
+    /// Returns `true` if each request of the route concerns one volume. Then the response can name
+    /// the node that serves the volume.
     pub(super) fn has_owner(&self) -> bool {
         // A stock upload concerns the volumes of all its stores.
         matches!(self.handler, Handler::Volume(_)) && self.path != ["stocks"]

@@ -51,9 +51,13 @@ const WRITE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Pause after a failed accept. Usually the process has used up its file descriptors, and an
 /// immediate retry would only use up a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Maximum size of an HTTP/2 request head in bytes. HTTP/1.1 allows four times this size. A typical
-/// head has a few hundred bytes.
-const HEAD_BYTES_MAX: usize = 16 * 1_024;
+/// Maximum size of an HTTP/2 request head in bytes. A typical head has a few hundred bytes. A
+/// connection can have hundreds of streams, each with a head, so this limit bounds its memory.
+const HTTP2_HEAD_BYTES_MAX: u32 = 16 * 1_024;
+/// Maximum size of the read buffer of an HTTP/1.1 connection in bytes. Hyper has only this one limit
+/// for the head and for each read of a body. The limit of HTTP/2 would cost an upload of stock four
+/// times as many reads. A connection has one head at a time, so the larger limit is no danger.
+const HTTP1_BUFFER_BYTES_MAX: usize = 64 * 1_024;
 /// Time without requests in progress after which a stop treats all responses as sent.
 const LAST_ANSWERS_TIME: Duration = Duration::from_millis(200);
 /// Interval at which a stop checks for requests in progress.
@@ -76,7 +80,7 @@ const ACCESS_SAMPLE: u64 = 1_000;
 /// client sends the body.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// The state that all connections share.
+/// The values for serving one connection. All connections share them, except for `origin`.
 #[derive(Clone)]
 struct ConnectionHandler {
     api: Arc<Api>,
@@ -132,8 +136,8 @@ impl ConnectionHandler {
             .then(|| format!("{} {}", request.method(), request.uri()));
         let given = request.headers().get(REQUEST_ID).cloned();
         let id = given.unwrap_or_else(|| self.request_id(number));
-        // Probes and metrics are answered even while too many requests are in progress, because
-        // they matter most under overload.
+        // Health probes and metrics are answered even while too many requests are in progress,
+        // because they matter most under overload.
         let is_probe = target.is_probe();
         let turn = self.requests.try_acquire().ok();
         let (request, leftover) = leftover::watch(request);
@@ -374,14 +378,14 @@ async fn serve_http<S>(
         builder
             .timer(TokioTimer::new())
             .keep_alive_interval(Some(HEAD_TIMEOUT))
-            .max_header_list_size(HEAD_BYTES_MAX as u32);
+            .max_header_list_size(HTTP2_HEAD_BYTES_MAX);
         run(builder.serve_connection(stream, service), watcher, stops).await
     } else {
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(HEAD_BYTES_MAX * 4);
+            .max_buf_size(HTTP1_BUFFER_BYTES_MAX);
         run(builder.serve_connection(stream, service), watcher, stops).await
     };
     if let Err(error) = ended {

@@ -58,7 +58,7 @@ pub(crate) async fn run(
 }
 
 /// Waits until no other process scans the folder, and claims the folder. Returns `None` if the node
-/// stops before.
+/// stops before the claim.
 async fn claim(
     cluster: &ClusterHandle,
     folder: &std::path::Path,

@@ -6,8 +6,8 @@
 //! - Each volume replaces the quantities in memory in one step. After a crash, only some stores may
 //!   have their new quantities (`stock_upload::apply`).
 //! - A failed part is sent again for up to `APPLY_TIMEOUT`, unless it was rejected or its node is
-//!   silent. If other parts were applied, the problem `partly-applied` lists the changed stores and
-//!   the unconfirmed stores.
+//!   silent (answers neither calls nor pings). If other parts were applied, the problem
+//!   `partly-applied` lists the changed stores and the unconfirmed stores.
 //! - Each part names all products of the upload, because a volume's stock has a cell for each pair
 //!   of product and store.
 //!
@@ -172,7 +172,8 @@ struct VolumePart {
 #[derive(Default)]
 struct Failures {
     reason: Option<String>,
-    /// `true` if a node is silent or a volume's database is missing, so a retry is useless.
+    /// `true` if a node answers neither calls nor pings, or if a volume's database is missing. A
+    /// retry is useless then.
     is_silent: bool,
     /// `true` if a part may have been applied although no response arrived.
     is_unknown: bool,

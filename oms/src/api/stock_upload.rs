@@ -81,7 +81,8 @@ pub(crate) struct Part {
     /// Epoch of the ring by which the upload was split.
     pub(super) epoch: u64,
     pub(super) as_of: Option<u64>,
-    /// The volume's token from the time at which the upload began.
+    /// The volume's token from the time at which the upload began. `None` if the volume joined the
+    /// ring later.
     pub(super) arrival: Option<String>,
 }
 
@@ -126,13 +127,17 @@ impl App {
         }
     }
 
-    /// Returns the moment that a token marks. For a token of an earlier instance of this volume's
-    /// server, that is the moment before all deliveries known here. So no known delivery is treated
-    /// as counted by the snapshot.
-    fn arrival_of(&self, token: &str) -> Option<Arrival> {
-        let (incarnation, ordinal) = token.split_once('.')?;
-        let is_ours = incarnation == self.incarnation.to_string();
-        Some(Arrival(if is_ours { ordinal.parse().ok()? } else { 0 }))
+    /// Returns the moment at which an upload began, as marked by the token of its part. A part has
+    /// no token of this server if the volume joined the ring, or got another server, after the
+    /// upload began. Then the moment is unknown, and the result is the moment before all known
+    /// deliveries. So these deliveries are subtracted from the snapshot: until the next snapshot,
+    /// too few units may be sold, but never too many.
+    fn arrival_of(&self, token: Option<&str>) -> Arrival {
+        let of_this_server = token
+            .and_then(|token| token.split_once('.'))
+            .filter(|(incarnation, _)| *incarnation == self.incarnation.to_string());
+        let ordinal = of_this_server.and_then(|(_, ordinal)| ordinal.parse().ok());
+        Arrival(ordinal.unwrap_or(0))
     }
 }
 
@@ -333,12 +338,8 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
         app.state().loans_are_covered().await;
         return taken(lines, stores);
     }
-    let arrival = {
-        let stock = app.state().stock();
-        stock.accepts(part.as_of)?;
-        let named = part.arrival.as_deref().and_then(|token| app.arrival_of(token));
-        named.unwrap_or_else(|| stock.arrival())
-    };
+    app.state().stock().accepts(part.as_of)?;
+    let arrival = app.arrival_of(part.arrival.as_deref());
     let mut snapshot = StockSnapshot::default();
     let lines = read_lines(&headers, body, PART_BYTES_MAX, |fields| match fields {
         [product, 0, _] => snapshot.name_product(product),

@@ -6,7 +6,7 @@
 //! | `nodes/NAME.json` | the description of that process |
 //! | `coordinator.lock` | held by the process that may replace the cluster's state |
 //! | `ring.json` | the cluster's state; written to a temporary file, synced, and renamed |
-//! | `secret` | authenticates nodes to each other; readable by its owner only |
+//! | `secret` | authenticates nodes to each other; only the file's owner can read it |
 //! | `volumes/NAME/` | the volume of the node NAME |
 //!
 //! **Invariants**

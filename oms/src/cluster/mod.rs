@@ -1,9 +1,9 @@
 //! Traits for the membership of nodes, the shared state of the cluster, and the opening of volumes.
 //!
 //! **Invariants**
-//! 1. At most one process serves a slot: the one that has opened the slot's volume. On one machine,
-//!    opening a volume takes a file lock, which the kernel grants to one process. Behind an engine,
-//!    each commit is fenced by the volume's epoch.
+//! 1. At most one process serves a slot: the one that has opened the slot's volume. In a data
+//!    folder, opening a volume takes a file lock, which the kernel grants to one process. In an
+//!    engine, opening a volume raises its epoch, and commits with a lower epoch are refused.
 //! 2. The slot of a command is checked under the same lock under which the command's rows are
 //!    queued. If the slot is already sealed, the command is rejected (`OrderError::Moved`) and
 //!    retried at the new owner.
@@ -49,8 +49,8 @@ use crate::storage::volume::Volume;
 
 pub use crate::cluster::engine::{
     EngineCheck, EngineView, FurtherEngine, Verdict, VolumeCopy, check_engine, check_further_engine,
-    engine_answers, export_volume, init_engine, promote_standby, rebuild_volume, reload_standby,
-    standby_position, view_engine,
+    engine_answers, engine_secret, export_volume, init_engine, promote_standby, rebuild_volume,
+    reload_standby, standby_position, view_engine,
 };
 pub(crate) use crate::cluster::local::LocalCluster;
 pub use crate::cluster::local::{
@@ -207,17 +207,22 @@ pub(crate) struct VolumeLog {
 
 /// Access to the volumes of the cluster.
 pub(crate) trait Volumes: Send + Sync {
-    /// Opens a volume. Returns `None` if another process still has the volume open. While it is
-    /// open here, no other process can commit to it. If this process can lose the volume while it
-    /// runs, `Volume::is_ours` tells so, and commits after the loss are rejected. Fails with
-    /// `NodeError::VolumeMissing` if an existing volume was expected and is not found.
+    /// Opens a volume. Returns `None` if another process still has the volume open. While this
+    /// process has the volume open, no other process can commit to it. On an engine, this process
+    /// may lose the volume. Then `Volume::is_ours` returns `false`, and commits are rejected. Fails
+    /// with `NodeError::VolumeMissing` if an existing volume was expected and is not found.
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>>;
+
+    /// Tells the next server of a volume that this process has closed it. Call it after the close.
+    fn release(self: Arc<Self>, _volume: NodeName) -> Soon<'static, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Removes a volume that no longer has slots.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
 
-    /// Starts to follow exactly these volumes, which other nodes serve. A local copy of each volume
-    /// is kept close to the end of its log.
+    /// Follows these volumes, which other nodes serve, and no others. This node then keeps a local
+    /// copy of each of them close to the end of the volume's log.
     fn follow(self: Arc<Self>, _volumes: BTreeMap<NodeName, VolumeLog>) -> Soon<'static, ()> {
         Box::pin(std::future::ready(Ok(())))
     }

@@ -48,11 +48,11 @@ pub(crate) enum PeerCall {
     /// Tell the coordinator that the engine with this name, and with the URL in the query, may
     /// store volumes too.
     Engine(NodeName),
-    /// Stop the node.
+    /// Stop the called node.
     Stop,
-    /// Read the report on the node.
+    /// Read the report on the called node.
     Node,
-    /// Read the node's figures for the console.
+    /// Read the called node's figures for the console.
     Console,
     /// Execute an operation at a volume.
     Volume(NodeName, VolumeCall),
@@ -83,7 +83,7 @@ pub(crate) enum VolumeCall {
     Export,
     /// Copy rows of slots that move to the volume.
     Import,
-    /// Read the progress of the copy.
+    /// Read the progress of the copies that `Import` began.
     Progress,
     /// Import a statistics file from a node's folder.
     StatFile,

@@ -50,8 +50,8 @@ use crate::runtime::trace::{self, Begun, FinishedSpan, SpanKind, SpanOutcome, Tr
 /// Header with the cluster's secret. On unencrypted connections, a node accepts calls under
 /// `/peer/` only with this header.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
-/// Header with the epoch of a ring. In a call, it is the ring by which the call was routed. In a
-/// refusal, it is the ring of the refusing node.
+/// Header with the epoch of a ring. A call has the epoch of the ring by which it was routed. A
+/// refusal has the epoch of the refusing node's ring.
 pub(crate) const EPOCH: HeaderName = HeaderName::from_static("x-imt-epoch");
 /// Time after a failed ping during which calls to the silent node fail at once.
 const SILENCE_DURATION: Duration = Duration::from_secs(1);

@@ -2,8 +2,9 @@
 //! in the cluster's state.
 //!
 //! Every node runs this task. The task acts only while its process is the coordinator. Each round
-//! compares the running nodes with the state. It assigns volumes of dead nodes to survivors, and
-//! returns a volume to its own node. It moves slots to a new node, and away from a leaving node.
+//! compares the running nodes with the state. It assigns volumes of dead nodes to running nodes,
+//! and returns a volume to its own node. It moves slots to a new node, and away from a leaving
+//! node.
 //!
 //! **Invariants**
 //! - Each step is one replacement of the state. All nodes are notified after it.
@@ -73,7 +74,7 @@ const SILENT_READS_MAX: u32 = 10;
 const IDLE_READS_MAX: u32 = 3;
 /// Pause after a failed round or migration before the coordinator tries again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// Pause between two requests that ask a volume if its old rows are removed.
+/// Pause between two requests that ask a volume if the rows of earlier migrations are removed.
 const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
 
 struct Coordinator {

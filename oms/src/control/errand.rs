@@ -6,8 +6,8 @@
 //!
 //! **Invariants**
 //! - Errands are idempotent, so an errand without an answer may be repeated.
-//! - An errand fails at once if the volume's node is silent, or if the volume's database is
-//!   missing.
+//! - An errand fails at once if the volume's node is silent: it answers neither calls nor pings
+//!   (`cluster::peer_client`). An errand also fails at once if the volume's database is missing.
 //!
 //! Deliberately absent: the errands that carry requests of clients, which `api::forward` defines.
 
@@ -95,7 +95,8 @@ impl Attempt<Reply> {
 /// The reason why one try of an errand had no result.
 pub(crate) struct Unanswered {
     pub(crate) reason: String,
-    /// `true` if the node is silent or the volume's database is missing. Waiting is useless then.
+    /// `true` if the node answers neither calls nor pings, or if the volume's database is missing.
+    /// Waiting is useless then.
     pub(crate) is_silent: bool,
     /// `true` if the errand may have been performed.
     pub(crate) was_sent: bool,

@@ -1,5 +1,5 @@
-//! A node as a member of the cluster: it takes part in the election, serves its volumes and routes
-//! requests.
+//! A node as a member of the cluster: it takes part in the election of the coordinator, serves its
+//! volumes and routes requests.
 //!
 //! **Invariants**
 //! - Everything outside the process is passed in: membership, authority and volumes (`cluster`),

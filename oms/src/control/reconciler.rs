@@ -43,7 +43,8 @@ pub(crate) struct Reconciler {
     volumes: Arc<dyn Volumes>,
     servers: BTreeMap<NodeName, Arc<VolumeServer>>,
     /// For each open volume, the version of the cluster's state that assigned the volume to this
-    /// node. A later version in the state means that another node had the volume in between.
+    /// node. If the present state names a later version for the volume, another node had the
+    /// volume in between.
     opened: BTreeMap<NodeName, u64>,
     /// Volumes that could not be opened at the last attempt.
     unopened: BTreeSet<NodeName>,
@@ -149,6 +150,7 @@ impl Reconciler {
         self.publish(&state)?;
         for server in servers.into_values() {
             server.close().await?;
+            Arc::clone(&self.volumes).release(server.volume.clone()).await?;
         }
         Ok(())
     }
@@ -189,7 +191,7 @@ impl Reconciler {
             announce(&self.ring);
         }
         // Slots are activated before volumes are closed: requests wait for the activation, and
-        // closing takes longer.
+        // closing volumes takes longer than activating slots.
         self.follow_ring(&state, &kept).await?;
         if has_more || self.servers.keys().any(|volume| !kept.contains(volume)) {
             self.hand_over(&state, &kept).await?;
@@ -257,6 +259,7 @@ impl Reconciler {
                 }
                 closed => closed?,
             }
+            Arc::clone(&self.volumes).release(server.volume.clone()).await?;
             // A volume that has no slot in the ring and no serving node holds no data that is
             // needed.
             if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {
@@ -318,9 +321,9 @@ impl Reconciler {
         }
         let storage = Arc::new(storage);
         let is_mine = now.serving.get(volume) == Some(&self.cluster.me);
-        // Staged rows of an undecided migration may be neither removed nor served. A coordinator
-        // that does not know of this restart may still commit the migration. So a volume with such
-        // rows is closed again until the migration has ended.
+        // Staged rows may be neither removed nor served while their migration is neither committed
+        // nor undone. A coordinator that does not know of this restart may still commit the
+        // migration. So a volume with such rows is closed again until the migration has ended.
         let under_way = now.moving.as_ref().map(|moving| moving.id);
         let is_decided = under_way.is_none() || staged_migration(&storage).await? != under_way;
         if !is_mine || !is_decided {

@@ -1,7 +1,8 @@
 //! A volume's client for all other volumes, which this process or another one serves.
 //!
 //! `volume::remote_stock` explains the questions and why they may be repeated. The search for the
-//! first store uses the copies of `stock_copies` and asks only the volumes without a usable copy.
+//! store with the lowest id that has an order's units uses the copies of `stock_copies`. It asks
+//! only the volumes without a usable copy.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -52,7 +53,7 @@ impl RemoteVolumeClient {
         self.cluster.upgrade().ok_or(OrderError::Moved)
     }
 
-    /// Asks a volume for its first store that has the units of all lines.
+    /// Asks a volume for its store with the lowest id that has the units of all lines.
     async fn find_at(
         cluster: Arc<ClusterHandle>,
         volume: NodeName,
@@ -66,8 +67,8 @@ impl RemoteVolumeClient {
         }
     }
 
-    /// Returns the first store of these volumes that has the units. Asks all volumes at the same
-    /// time.
+    /// Returns the store with the lowest id, over these volumes, that has the units of all lines.
+    /// Asks all volumes at the same time.
     async fn find_by_asking(
         cluster: &Arc<ClusterHandle>,
         volumes: Vec<NodeName>,
@@ -107,7 +108,7 @@ fn earlier(one: Option<u32>, other: Option<u32>) -> Option<u32> {
 impl RemoteVolumes for RemoteVolumeClient {
     fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>, epoch: Epoch) -> Answer<'a, Option<u32>> {
         Box::pin(async move {
-            // Store 1 is the first store of all, so no other volume can have an earlier one.
+            // No store has an id below 1, so the search cannot find a store below store 1.
             if below == Some(1) {
                 return Ok(None);
             }

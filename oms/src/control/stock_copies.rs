@@ -1,11 +1,11 @@
-//! Copies of the available quantities of volumes that other nodes serve. With a copy, a search for
-//! an order's first store needs no message.
+//! Copies of the available quantities of volumes that other nodes serve. With a copy, the search
+//! for the store with the lowest id that has an order's units needs no message.
 //!
 //! The first search in a volume begins a copy, and `KEPT_FOR` without a search ends the copy. The
 //! task of a copy reads the layout and all quantities. Then it requests changes from the volume's
 //! owner, one request at a time. If the incarnation or generation of the volume's stock changes,
-//! the task reads everything again. `volume::followers` is the owner's side and defines the maximum
-//! age of a copy.
+//! the task reads everything again. The owner of a volume is the node that serves it. In that node,
+//! `volume::followers` answers the requests and defines the maximum age of a copy.
 //!
 //! **Invariants**
 //! - A copy only suggests a store. The owner decides when it reserves the units.
@@ -47,7 +47,7 @@ pub(crate) struct StockCopies(Mutex<BTreeMap<NodeName, Arc<StockCopy>>>);
 /// The result of a search in a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// The first store of the volume that has the units.
+    /// The volume's store with the lowest id that has the units; `None` if no store has them.
     First(Option<u32>),
     /// The copy is missing, too old or of another epoch, so the owner must be asked.
     NotKnown,
@@ -95,8 +95,8 @@ impl StockCopies {
         self.0.lock()
     }
 
-    /// Searches the copy of a volume for the first store that has these units, under the ring of
-    /// this epoch. `demands` names each product once. Begins a copy if the volume has none.
+    /// Searches the copy of a volume for the store with the lowest id that has these units, under
+    /// the ring of this epoch. `demands` names each product once. Begins a copy if there is none.
     pub(crate) fn first_store(
         cluster: &Arc<ClusterHandle>,
         volume: &NodeName,
@@ -251,8 +251,8 @@ impl Following {
         }
         let mut quantities = Vec::new();
         let mut first_row = 0;
-        // At least one request is sent, because it tells the owner that this node no longer uses
-        // the former content.
+        // At least one request is sent, even for a stock without cells. It tells the owner that
+        // this node no longer uses the content that the copy had before this read.
         loop {
             let read = ReadStock {
                 follower: self.copy.follower,
@@ -277,8 +277,8 @@ impl Following {
     }
 }
 
-/// Builds a matrix with the rows of the owner. Returns `None` if the quantities do not fit the
-/// layout.
+/// Builds a matrix from the quantities that the owner sent. Returns `None` if their number does not
+/// fit the layout, or if the stores are not ascending.
 fn assemble(stores: Vec<u32>, products: &[u32], quantities: &[i32]) -> Option<StockMatrix> {
     if quantities.len() != stores.len() * products.len() || !stores.is_sorted() {
         return None;

@@ -204,7 +204,7 @@ pub enum Event {
     DeliveryStarted,
     /// The warehouse delivered the order.
     Delivered {
-        /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
+        /// Number that the warehouse gave to the delivery, if it sent one.
         sequence: Option<u64>,
     },
     /// The customer cancelled the order.
@@ -267,7 +267,7 @@ pub enum Command {
     },
     /// The warehouse delivered the order.
     ConfirmDelivery {
-        /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
+        /// Number that the warehouse gave to the delivery, if it sent one.
         sequence: Option<u64>,
     },
     /// The warehouse will never deliver the order.

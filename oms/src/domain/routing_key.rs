@@ -38,7 +38,8 @@ fn order_in(body: &[u8]) -> Option<OrderId> {
 /// Returns the order that a stored request is about. `request` has the method, path and body
 /// (`codec::KeptAnswer`).
 ///
-/// Earlier versions stored the path as the client had encoded it, so the id is decoded here.
+/// Earlier versions of this program stored the path as the client had encoded it, so the id is
+/// decoded here.
 pub(crate) fn order_of(request: &[u8]) -> Option<OrderId> {
     let end = request.iter().position(|byte| *byte == b'\n')?;
     let (method, path) = std::str::from_utf8(&request[..end]).ok()?.split_once(' ')?;

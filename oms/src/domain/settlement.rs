@@ -16,6 +16,6 @@ pub(crate) struct Settlement {
     pub(crate) lines: Box<[Line]>,
     /// `true` if the units left the store, `false` if they are available again.
     pub(crate) delivered: bool,
-    /// Number of the delivery in the warehouse's ledger, if the warehouse sent one.
+    /// Number that the warehouse gave to the delivery, if it sent one.
     pub(crate) sequence: Option<u64>,
 }

@@ -44,7 +44,8 @@ pub(crate) struct Reservation {
     pub lines: Box<[Line]>,
     /// Nonce of the request by which another volume reserved the units. `None` if the order is in
     /// this volume, where order and reservation were one commit. A reservation with a nonce may
-    /// have no order, so `remote_stock` asks the order's volume.
+    /// have no order, for example after a crash. So `remote_stock` asks the order's volume if the
+    /// order has the reservation.
     pub nonce: Option<u64>,
 }
 
@@ -53,14 +54,15 @@ pub(crate) struct Reservation {
 pub(crate) struct Delivery {
     pub(crate) store: u32,
     pub(crate) lines: Box<[Line]>,
-    /// Number of the delivery in the warehouse's ledger, if the warehouse sends one.
+    /// Number that the warehouse gave to the delivery, if it sent one.
     pub(crate) sequence: Option<u64>,
-    /// Number of this delivery among the confirmations since the volume was opened. A snapshot
-    /// without `X-Stock-As-Of` counts the deliveries with a number up to that of its [`Arrival`].
+    /// Number of this delivery, from 1, in the order in which `Stock` recorded deliveries. The ones
+    /// read when the volume was opened come first. A snapshot without `X-Stock-As-Of` counts the
+    /// deliveries with a number up to that of its [`Arrival`].
     pub(crate) ordinal: u64,
 }
 
-/// Facts about the last snapshot, stored beside its quantities.
+/// Facts about the applied snapshots, stored beside the quantities of the last one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StockHead {
     /// Highest `X-Stock-As-Of` of any applied snapshot. Snapshots with a lower number are rejected.
@@ -86,8 +88,8 @@ impl StockHead {
 /// The last delivery that the quantities of a store count, as given in the store's row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum CountedTo {
-    /// The row of the store names no delivery, as in earlier versions. The head of the volume names
-    /// the delivery instead.
+    /// The row of the store names no delivery, because an earlier version of this program wrote it.
+    /// The head of the volume names the delivery instead.
     #[default]
     OfVolume,
     /// The row of the store names the delivery. `None` if the store's snapshot had no
@@ -96,7 +98,7 @@ pub(crate) enum CountedTo {
 }
 
 impl CountedTo {
-    /// Returns the number of the delivery, if the volume has this head.
+    /// Returns the number of the last counted delivery. `head` is the head of the store's volume.
     pub(crate) fn resolve(self, head: &StockHead) -> Option<u64> {
         match self {
             CountedTo::OfVolume => head.counted_to,
@@ -111,7 +113,7 @@ impl CountedTo {
 pub(crate) struct Counting {
     pub(crate) head: StockHead,
     /// Stores that count deliveries up to another number than `head.counted_to`. Such a store came
-    /// from another volume, or the write of a later snapshot stopped half-way.
+    /// from another volume, or a crash interrupted the write of the next snapshot.
     pub(crate) overrides: BTreeMap<u32, Option<u64>>,
 }
 
@@ -125,7 +127,7 @@ pub(crate) struct Arrival(pub(crate) u64);
 pub(crate) struct StaleSnapshot {
     /// Number of the last delivery that the rejected snapshot counts.
     pub as_of: u64,
-    /// Highest `X-Stock-As-Of` of any applied snapshot.
+    /// Highest number of a delivery that an applied snapshot, or the row of a store, counts.
     pub newest: u64,
 }
 
@@ -152,10 +154,10 @@ pub(crate) struct Stock {
     counted: Vec<(OrderId, Delivery)>,
     head: StockHead,
     /// Stores that count deliveries up to another number than `head.counted_to`. Such a store came
-    /// from another volume, or the write of a later snapshot stopped half-way.
+    /// from another volume, or a crash or failed commit interrupted the write of the next snapshot.
     counted_to_overrides: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
-    /// Highest number of a delivery seen since the volume was opened.
+    /// Highest number that the warehouse gave to a delivery, over all that this value recorded.
     newest_sequence: Option<u64>,
     demands: Vec<Line>,
 }
@@ -355,8 +357,9 @@ impl Stock {
         plausible::largest_plausible(newest, now_ms)
     }
 
-    /// Rejects a snapshot that counts fewer deliveries than a store already counts. Counted
-    /// deliveries are no longer stored, so they could not be subtracted from an older snapshot.
+    /// Rejects a snapshot that counts fewer deliveries than an applied snapshot, or than the
+    /// quantities of a store. Counted deliveries are no longer stored, so they could not be
+    /// subtracted from the rejected snapshot.
     pub(crate) fn accepts(&self, as_of: Option<u64>) -> Result<(), StaleSnapshot> {
         let newest_override = self.counted_to_overrides.values().copied().max().flatten();
         match (as_of, self.head.newest_as_of.max(newest_override)) {
@@ -420,7 +423,7 @@ impl Stock {
         drop(self.replace_quantities(matrix, counted_to_overrides));
     }
 
-    /// Replaces the quantities by those that the volume has stored, and keeps the head. Returns the
+    /// Replaces the quantities by those that the volume has stored, and keeps `head`. Returns the
     /// former matrix, so that the caller can free its memory after the lock is released.
     pub(crate) fn replace_quantities(
         &mut self,
@@ -628,8 +631,8 @@ pub(crate) struct ChangedCell {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Level {
     pub(crate) cell: Cell,
-    /// Available units, with units that are lent to other volumes. Negative if the last snapshot
-    /// has fewer units than are reserved.
+    /// Available units, including units that are lent to other volumes. Negative if the current
+    /// snapshot has fewer units than are reserved.
     pub(crate) available: i32,
     pub(crate) reserved: u32,
 }

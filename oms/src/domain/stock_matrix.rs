@@ -56,8 +56,8 @@ impl Layout {
 pub(crate) struct StockMatrix {
     layout: Arc<Layout>,
     on_hand: Vec<i32>,
-    /// Units that are reserved or have left since the snapshot. More than on hand if a snapshot has
-    /// fewer units than are reserved.
+    /// Units that are reserved, or have left the store since the current snapshot. More than on
+    /// hand if the snapshot has fewer units than are reserved.
     deducted: Vec<i32>,
     /// Changed cells, for the copies of other nodes.
     journal: Journal,
@@ -94,9 +94,9 @@ impl StockMatrix {
         if same {
             std::mem::swap(&mut self.deducted, &mut before.deducted);
         } else {
-            // Write the zeros now. Untouched zeros are one shared page of the system, and the first
-            // write to each page interrupts the other processors. These interrupts would slow down
-            // the first orders after the snapshot.
+            // Write the zeros now. The kernel maps untouched zeros to one shared page, and the
+            // first write to each page interrupts the other processors. These interrupts would
+            // slow down the first orders after the snapshot.
             std::hint::black_box(&mut self.deducted).fill(0);
         }
         (before, same)
@@ -191,8 +191,9 @@ impl StockMatrix {
         self.on_hand.len() / self.layout.width.max(1)
     }
 
-    /// Rebuilds the cells for these stores, ascending, and this number of rows. Quantities are
-    /// copied from `columns` or from the existing cells. A new cell has quantity 0.
+    /// Rebuilds the cells for these stores, ascending, and this number of rows. The quantities of a
+    /// store come from `columns` if it is listed there, or else from the existing cells. All other
+    /// cells have quantity 0.
     fn arrange(&mut self, row_of: Vec<u32>, stores: Vec<u32>, rows: usize, columns: &[Column]) {
         enum Origin<'a> {
             Nowhere,

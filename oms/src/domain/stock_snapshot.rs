@@ -5,7 +5,8 @@
 //! two million lines are stored in sequence and become the current stock without another copy.
 //!
 //! **Invariants**
-//! - Rows and columns are numbered by first appearance, so memory depends on the ids in use.
+//! - Rows and columns are numbered by first appearance. So the number of cells depends on the
+//!   numbers of products and stores, not on their ids.
 //! - Limits: product 1 to 1,000,000; store 1 to 10,000; quantity up to 1,000,000,000; products x
 //!   stores up to 15 million.
 //! - If several lines name the same product and store, the last line decides the quantity.
@@ -24,12 +25,12 @@ use crate::domain::stock_matrix::{LANES, Layout, NO_STORE, StockMatrix};
 pub(crate) const PRODUCT_MAX: u32 = 1_000_000;
 /// Largest store id.
 pub(crate) const STORE_MAX: u32 = 10_000;
-/// Largest quantity of one product in one store. The reserved units of a product in a store are at
-/// most as many, so their sum fits into 32 bits.
+/// Largest quantity of one product in one store. At most this many units of a product in a store
+/// can be reserved. So the sum of quantity and reserved units fits into 32 bits.
 pub(crate) const QUANTITY_MAX: u32 = 1_000_000_000;
-/// Maximum number of cells (product in store) of a snapshot: seven times the usual stock. A
-/// snapshot with new products or stores is one atomic batch, and a batch of the volume has at most
-/// 64 MiB.
+/// Maximum number of cells (product in store) of a snapshot: seven times the size of a typical
+/// stock. A snapshot with new products or stores is one atomic batch, and a batch of the volume has
+/// at most 64 MiB.
 pub(crate) const CELLS_MAX: usize = 15_000_000;
 
 /// Row or column of an id that has none.
@@ -51,7 +52,7 @@ pub(crate) struct StockSnapshot {
     /// Stores in order of first appearance.
     stores: Vec<u32>,
     column_of: Vec<u32>,
-    /// Cells of a row: a multiple of `LANES`, with room for further stores.
+    /// Number of cells of a row: a multiple of `LANES`, with room for further stores.
     width: usize,
     cells: Vec<i32>,
     /// Last counted delivery by store, for stores with a row that names this delivery.
@@ -240,8 +241,8 @@ impl StockSnapshot {
             .unwrap_or(self.counted_to_default)
     }
 
-    /// Returns the stores that count deliveries up to another number than `head`, each with its
-    /// number.
+    /// Returns the stores that count deliveries up to another number than `head.counted_to`, each
+    /// with that number.
     pub(crate) fn counted_to_overrides(&self, head: &StockHead) -> BTreeMap<u32, Option<u64>> {
         let all = self
             .stores

@@ -1,5 +1,5 @@
-//! The entry of a process into a cluster on an engine: its address for the other nodes, and its
-//! secret.
+//! The entry of a process into a cluster on an engine: the address that the process publishes for
+//! the other nodes, and the cluster's secret.
 //!
 //! **Invariants**
 //! - A node never publishes an address that the other nodes cannot reach. An address that means
@@ -18,11 +18,11 @@ use crate::cluster::engine::{EngineCluster, Joining};
 use crate::config::NodeConfig;
 use crate::error::NodeError;
 use crate::postgres::EngineUrl;
-use crate::runtime::regular_file;
+use crate::runtime::{address, regular_file};
 
-/// Maximum size of a file with a secret in bytes.
+/// Maximum size in bytes of a file with the cluster's secret.
 const SECRET_BYTES_MAX: u64 = 4_096;
-/// Minimum length of a secret in characters.
+/// Minimum length of the cluster's secret in characters.
 const SECRET_LENGTH_MIN: usize = 16;
 
 fn invalid(setting: &'static str, reason: impl Into<String>) -> NodeError {
@@ -33,16 +33,11 @@ fn invalid(setting: &'static str, reason: impl Into<String>) -> NodeError {
 }
 
 /// Joins the cluster that has its state in the engine at `url`.
-pub(super) async fn join(config: &NodeConfig, url: &EngineUrl) -> Result<EngineCluster, NodeError> {
-    let named =
-        Member::new(&config.name).map_err(|error| invalid("name", format!("cannot be used: {error}")))?;
-    let member = named
-        .with_weight(config.weight)
-        .and_then(|member| match &config.zone {
-            Some(zone) => member.with_zone(zone),
-            None => Ok(member),
-        })
-        .map_err(|error| invalid("weight or zone", format!("cannot be used: {error}")))?;
+pub(super) async fn join(
+    config: &NodeConfig,
+    url: &EngineUrl,
+    member: Member,
+) -> Result<EngineCluster, NodeError> {
     let secret = config.secret_file.as_deref().map(read_secret_file).transpose()?;
     let data = std::path::absolute(&config.data).map_err(|source| NodeError::Folder {
         action: "find",
@@ -111,20 +106,20 @@ pub(super) async fn address(
     Ok(advertised)
 }
 
-fn check_address(address: SocketAddr, is_local: bool) -> Result<(), NodeError> {
-    if address.ip().is_unspecified() {
+fn check_address(advertised: SocketAddr, is_local: bool) -> Result<(), NodeError> {
+    if address::is_every_interface(advertised.ip()) {
         return Err(invalid(
             "advertise",
             format!(
-                "is missing: {address} is every interface; give the address at which the other nodes reach this one"
+                "is missing: {advertised} is every interface; give the address at which the other nodes reach this one"
             ),
         ));
     }
-    if address.ip().is_loopback() && !is_local {
+    if address::is_loopback(advertised.ip()) && !is_local {
         return Err(invalid(
             "advertise",
             format!(
-                "cannot be {address}: the engine is on another machine, so other nodes may be, and they cannot reach a loopback address; give --listen and --advertise an address of this machine"
+                "cannot be {advertised}: the engine is on another machine, so other nodes may be, and they cannot reach a loopback address; give --listen and --advertise an address of this machine"
             ),
         ));
     }
@@ -143,6 +138,8 @@ mod tests {
         for (address, is_local, named) in [
             ("127.0.0.1:9090", false, "127.0.0.1:9090"),
             ("[::1]:9090", false, "loopback"),
+            ("[::ffff:127.0.0.1]:9090", false, "loopback"),
+            ("[::ffff:0.0.0.0]:9090", true, "every interface"),
             ("0.0.0.0:9090", true, "every interface"),
             ("[::]:9090", false, "every interface"),
         ] {

@@ -13,8 +13,8 @@
 
 use crate::outbox::{Failure, FailureKind, OutboxLimits};
 
-/// Maximum number of probes in flight. With this number, 150 failing messages are tried within a
-/// few seconds.
+/// Maximum number of probes in flight. With this number, 150 failing messages are tried as probes
+/// within a few seconds.
 const PROBES_MAX: u32 = 16;
 
 /// The state of a breaker.
@@ -42,7 +42,7 @@ pub(super) enum Pass {
     Free,
     /// The call may be made as a probe.
     Probe,
-    /// No call may be made before this time.
+    /// No call may be made before this monotonic time in milliseconds.
     At(u64),
     /// No call may be made before a probe has ended.
     AfterProbe,

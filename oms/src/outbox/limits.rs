@@ -1,24 +1,25 @@
 //! Limits of the calls to the warehouse.
 //!
-//! The limits bound memory (waiting messages), the load of the warehouse (calls in flight,
-//! retries), and the time until a message is given up.
+//! The limits bound memory (messages), the load of the warehouse (calls in flight, retries), and
+//! the time until a message is given up.
 
 /// Limits of tries, waits and calls in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxLimits {
-    /// Number of failed tries after which a message becomes a dead letter. While the breaker shows
-    /// that the warehouse is at fault, a message may be tried more often.
+    /// Number of failed tries after which a message becomes a dead letter. While the breaker is
+    /// open and the warehouse answers nothing, a message may be tried more often.
     pub tries_max: u32,
     /// Maximum wait after the first failed try, in milliseconds. The maximum doubles with each
     /// further failed try.
     pub backoff_first_ms: u64,
-    /// Maximum wait after any failed try, in milliseconds. The warehouse's `Retry-After` is limited
-    /// to it too.
+    /// Maximum wait after any failed try, in milliseconds. This value also limits the wait that the
+    /// warehouse requests by `Retry-After`.
     pub backoff_max_ms: u64,
     /// Maximum number of calls in flight of each kind.
     pub in_flight_max: usize,
-    /// Maximum number of messages, dead letters included. At this number, new orders are rejected.
-    pub waiting_max: usize,
+    /// Maximum number of messages, dead letters included, because they need the same memory. At
+    /// this number, new orders are rejected.
+    pub messages_max: usize,
     /// Number of retries permitted per hundred first tries. The limit keeps retries from adding to
     /// the load of a warehouse in trouble.
     pub retry_percent: u32,
@@ -45,7 +46,7 @@ impl Default for OutboxLimits {
             in_flight_max: 6_400,
             // A message takes about 150 bytes. A million messages cover an outage of an hour at 250
             // orders per second.
-            waiting_max: 1_000_000,
+            messages_max: 1_000_000,
             // A healthy warehouse needs seven retries per hundred first tries.
             retry_percent: 20,
             retries_per_second: 20,

@@ -48,7 +48,7 @@ impl Default for Messages {
 }
 
 fn part_of(order: &OrderId) -> usize {
-    // This hash needs no secret seed, because the map inside each part has one.
+    // This hash needs no secret seed, because each map hashes its keys with a random seed.
     xxh3_64(order.as_bytes()) as usize % PARTS
 }
 
@@ -95,8 +95,8 @@ impl Messages {
         self.parts.iter().flatten()
     }
 
-    /// Removes the messages of orders for which `stays` returns `false` from the `at`th part, and
-    /// returns them. Returns `None` if the part does not exist.
+    /// Removes the messages of orders for which `stays` returns `false` from the map with the index
+    /// `at`, and returns them. Returns `None` if no map has this index.
     pub(super) fn forget(&mut self, at: usize, stays: impl Fn(&OrderId) -> bool) -> Option<Vec<Slot>> {
         let part = self.parts.get_mut(at)?;
         let gone = part.extract_if(|order, _| !stays(order));

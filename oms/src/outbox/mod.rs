@@ -1,16 +1,17 @@
 //! The outbox: the messages to the warehouse and the time of each next try.
 //!
-//! A message is committed with the change of an order that requires the message. The change that
-//! records the answer removes the message. This module is the schedule of these rows in memory. The
-//! module has no IO and gets the time from its caller. Each kind of message has a separate queue,
-//! limit of calls in flight and circuit breaker, so that slow announcements do not delay
-//! deliveries.
+//! A message is a row that is committed with the change of the order that requires the message. The
+//! change that records the warehouse's answer removes the row. This module is the schedule of these
+//! rows in memory. The module has no IO and gets the time from its caller. Each kind of message has
+//! a separate queue, limit of calls in flight and circuit breaker, so that slow announcements do
+//! not delay deliveries.
 //!
 //! **Invariants**
 //! - Waits follow the monotonic clock. Rows and lists show the time of day (`clock`).
-//! - No wait is longer than `OutboxLimits::backoff_max_ms`.
-//! - A failed try waits for a random share of a doubling backoff (full jitter). After the last try
-//!   the message is a dead letter and stays for an operator.
+//! - After a failed try, a message waits for a random share of a doubling backoff (full jitter),
+//!   at most `OutboxLimits::backoff_max_ms`. The breaker and the limits of calls may delay the next
+//!   try further.
+//! - After its last permitted try, a message is a dead letter and stays for an operator.
 //! - A message that fails repeatedly never delays other messages (`queue`).
 //!
 //! Deliberately absent: tasks (`volume::jobs::dispatcher`), rows (`storage`), and the sequence of
@@ -67,7 +68,7 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum MessageState {
-    /// Sent again until the warehouse answers.
+    /// Sent until the warehouse gives a final answer.
     Waiting,
     /// Given up: a dead letter. An operator can retry it.
     Dead,
@@ -192,9 +193,9 @@ impl Outbox {
         }
     }
 
-    /// Adds or replaces a message. Returns `true` if the dispatcher must be woken. While all calls
-    /// are in use or the breaker is open, the dispatcher is not woken, because it could not send
-    /// the message.
+    /// Adds or replaces a message. Returns `true` if the dispatcher must be woken. While the
+    /// maximum number of calls is in flight or only probes are sent, the dispatcher is not woken
+    /// for a message that it could not send.
     pub(crate) fn set(&mut self, order: OrderId, kind: Kind, message: &Message, now: Moment) -> bool {
         let mut slot = slot(&self.limits, message, now);
         let queue = &mut self.queues[kind as usize];
@@ -245,9 +246,9 @@ impl Outbox {
         self.queues.iter_mut().for_each(MessageQueue::activate_parked);
     }
 
-    /// Removes the messages of orders for which `stays` returns `false`, from the `at`th part of
-    /// all messages. Used when orders have migrated to another volume. Calls in flight end as
-    /// usual. Returns `false` if the part does not exist.
+    /// Removes the messages of orders that have migrated to another volume, for which `stays`
+    /// returns `false`. One call handles the part with the index `at` of the messages. Calls in
+    /// flight end as usual. Returns `false` if no part has this index.
     pub(crate) fn forget(&mut self, at: usize, stays: impl Fn(&OrderId) -> bool) -> bool {
         let mut is_part = false;
         for queue in &mut self.queues {
@@ -309,8 +310,8 @@ impl Outbox {
         Some(message)
     }
 
-    /// Ends a call that failed because of this node and not of the warehouse. The message is sent
-    /// again, and no try is counted.
+    /// Ends a call that failed because of this node and not of the warehouse. The message is due
+    /// again at `at_ms`, and no try is counted.
     pub(crate) fn put_back(&mut self, job: &Job, at_ms: u64) {
         let queue = &mut self.queues[job.kind as usize];
         queue.land(job);
@@ -324,10 +325,10 @@ impl Outbox {
         }
     }
 
-    /// Returns `true` if the outbox has the maximum number of messages. New orders are rejected
-    /// then.
+    /// Returns `true` if the outbox has the maximum number of messages, dead letters included. New
+    /// orders are rejected then.
     pub(crate) fn is_full(&self) -> bool {
-        self.len() >= self.limits.waiting_max
+        self.len() >= self.limits.messages_max
     }
 
     /// Returns the number of messages of both kinds, dead letters included.

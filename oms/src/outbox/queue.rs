@@ -53,8 +53,8 @@ impl RetryClass {
 #[derive(Debug, Default)]
 pub(super) struct MessageQueue {
     pub(super) messages: Messages,
-    /// Times of the next tries, by class. An entry is outdated and skipped if its time is not the
-    /// time of its message.
+    /// Times of the next tries, by class. An entry is outdated and skipped if its time differs from
+    /// the `due_ms` of its message.
     due: [Schedule; 2],
     /// Number of parked messages, which belong to slots that are migrating to this volume.
     pub(super) parked: Parked,
@@ -103,7 +103,8 @@ impl MessageQueue {
             }
             queue.messages.insert(order, slot);
         }
-        // Each heap is built in one step, because orders wait while a volume changes its process.
+        // Each heap is built in one step, which is fast. Orders wait for this step while a volume
+        // changes its process.
         queue.due = due.map(Schedule::of);
         queue
     }
@@ -184,7 +185,8 @@ impl MessageQueue {
         self.slow_start.has_room(self.in_flight, limits.in_flight_max)
     }
 
-    /// Returns `true` if another failed message may be tried in addition to the calls in flight.
+    /// Returns `true` if the number of calls in flight permits a call for a message that failed
+    /// before.
     fn has_room_again(&self, limits: &OutboxLimits) -> bool {
         self.again_in_flight < (self.slow_start.room(limits.in_flight_max) / 2).max(1)
     }

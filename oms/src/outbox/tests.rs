@@ -370,3 +370,28 @@ fn schedules_of_several_migrations_are_served_in_one_order() {
     }
     assert_eq!(outbox.next(u64::MAX), Err(None));
 }
+
+#[test]
+fn dead_letters_count_for_the_maximum_number_of_messages() {
+    let limits = OutboxLimits {
+        messages_max: 2,
+        tries_max: 1,
+        breaker_failures: 100,
+        ..OutboxLimits::default()
+    };
+    let mut outbox = outbox(limits);
+    for number in 1..=2 {
+        assert!(!outbox.is_full());
+        set(&mut outbox, id(number), Kind::Announce, Message::new(0));
+        let job = outbox.next(0).unwrap();
+        assert_eq!(fail(&mut outbox, &job, 0).state, MessageState::Dead);
+    }
+    assert!(outbox.is_full() && outbox.dead() == 2);
+    // Once the warehouse has confirmed a retried message, there is room for an order.
+    set(&mut outbox, id(1), Kind::Announce, Message::new(0));
+    assert!(outbox.is_full());
+    let job = outbox.next(0).unwrap();
+    outbox.answered(&job);
+    outbox.remove(&job.order, job.kind);
+    assert!(!outbox.is_full());
+}

@@ -32,7 +32,7 @@ use crate::runtime::trace;
 const STOCK_SEQUENCE: &str = "x-stock-sequence";
 /// Maximum size of an answer's body in bytes. Answers are empty or a short problem.
 const ANSWER_BYTES_MAX: usize = 16 * 1_024;
-/// Maximum time to connect. The warehouse is in the same network.
+/// Maximum time to connect to the warehouse, which is in the same network.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Problem types of a final refusal (the last part of the `type` member, RFC 9457).

@@ -495,7 +495,8 @@ impl Session {
         Err(error)
     }
 
-    /// Connects to the first suitable host, beginning with the present one.
+    /// Connects to the first host that responds and, if `servers` requires it, accepts writes.
+    /// Begins with the host at index `host`.
     async fn connect(&mut self, deadline: Instant) -> Result<Open, SessionError> {
         let mut reasons: Vec<String> = Vec::new();
         let url = Arc::clone(&self.url);

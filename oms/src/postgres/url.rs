@@ -20,6 +20,7 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 use thiserror::Error;
 
 use crate::postgres::password_file;
+use crate::runtime::address;
 
 /// Port of a host if the URL names none.
 const DEFAULT_PORT: u16 = 5_432;
@@ -70,7 +71,7 @@ impl Host {
     /// Returns `true` if a connection to the host stays on this machine.
     pub(crate) fn is_local(&self) -> bool {
         let ip = self.name.parse::<IpAddr>();
-        self.name.starts_with('/') || self.name == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+        self.name.starts_with('/') || self.name == "localhost" || ip.is_ok_and(address::is_loopback)
     }
 }
 
@@ -380,6 +381,8 @@ mod tests {
         };
         for (text, expected) in [
             ("postgres://a@127.0.0.1/b", Encryption::Off),
+            ("postgres://a@[::ffff:127.0.0.1]/b", Encryption::Off),
+            ("postgres://a@[::ffff:10.0.0.1]/b", Encryption::Unchecked),
             ("postgres://a@localhost/b", Encryption::Off),
             ("postgres://a@%2Ftmp/b", Encryption::Off),
             ("postgres://a@10.0.0.1/b", Encryption::Unchecked),

@@ -15,7 +15,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::runtime::exposition::{Family, Value};
 
-/// Route name under which all other requests are counted: probes, and calls between nodes.
+/// Route name of all requests that are not counted by their own route: health checks, calls between
+/// nodes, the console's page and unknown paths.
 pub(crate) const OTHER_ROUTE: &str = "other";
 
 /// Upper bounds of the latency buckets in microseconds: fine around a millisecond, the usual time
@@ -76,7 +77,7 @@ pub(crate) struct VolumeCounters {
     pub(crate) transactor_panics: AtomicU64,
     /// Number of group commits, each with one sync.
     pub(crate) commits: AtomicU64,
-    /// Number of write batches in all group commits.
+    /// Number of durable write batches in all group commits.
     pub(crate) batches: AtomicU64,
     /// Number of orders that took borrowed units.
     pub(crate) orders_from_borrowed_units: AtomicU64,
@@ -144,7 +145,7 @@ impl Metrics {
     }
 
     fn route(&self, index: RouteIndex) -> &Route {
-        // The route of all other requests always exists, so the index is never out of range.
+        // The last route (`OTHER_ROUTE`) always exists, so the index is never out of range.
         &self.routes[index.0.min(self.routes.len() - 1)].1
     }
 
@@ -182,7 +183,7 @@ impl Metrics {
         self.recent().sample(at, self.requests());
     }
 
-    /// Returns the requests per second in the sampled time.
+    /// Returns the average number of requests per second since the oldest kept sample.
     pub(crate) fn requests_per_second(&self, at: Duration) -> f64 {
         self.recent().rate(at, self.requests())
     }
@@ -193,7 +194,7 @@ impl Metrics {
 pub(crate) struct RouteIndex(usize);
 
 impl RouteIndex {
-    /// The route of all other requests: probes, and calls between nodes.
+    /// The route of all requests that are not counted by their own route (`OTHER_ROUTE`).
     pub(crate) const OTHER: RouteIndex = RouteIndex(usize::MAX);
 
     /// Returns the route at this position among the names passed to `Metrics::of_routes`.

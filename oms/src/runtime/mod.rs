@@ -9,6 +9,7 @@
 //!   simulation could neither kill the task nor repeat a run from its seed.
 //! - Work passed to `blocking` waits for a disk only, never for another task.
 
+pub(crate) mod address;
 pub(crate) mod clock;
 pub(crate) mod exposition;
 pub(crate) mod metrics;

@@ -66,8 +66,8 @@ struct Inside {
     tasks: Vec<AbortHandle>,
     /// Number of polls that are left until the process is killed. `None` if no kill is set.
     polls_left: Option<u64>,
-    /// `true` once other processes have taken over the volumes of this process. Every further write
-    /// of this process is rejected.
+    /// `true` once the process has lost its lease, so that other processes may take over its
+    /// volumes. On a disk that all nodes share, every further write of the process then fails.
     is_fenced: bool,
 }
 
@@ -114,13 +114,13 @@ impl Process {
         self.inside().run_state == RunState::Dead
     }
 
-    /// Returns `true` if the process's writes are rejected.
+    /// Returns `true` if the process has lost its lease or is dead.
     pub(crate) fn is_fenced(&self) -> bool {
         let inside = self.inside();
         inside.is_fenced || inside.run_state == RunState::Dead
     }
 
-    /// Rejects every further write of the process. The process is not told.
+    /// Takes the lease from the process without notifying the process.
     pub(crate) fn fence(&self) {
         self.inside().is_fenced = true;
     }

@@ -17,12 +17,13 @@ use crate::simulation::warehouse::{PRODUCTS, STORES, WarehouseModel};
 use crate::simulation::world::World;
 
 /// Maximum number of checks. Faults that the last check finds are violations. Many checks are
-/// needed, because orphaned reservations are rechecked at growing intervals of up to ten minutes.
+/// needed: a reservation without an order is rechecked at growing intervals of up to ten minutes.
 const CHECKS_MAX: u32 = 120;
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Longest time from the end of the faults to the delivery of every healthy paid order. The time
-/// permits a few of the longest backoffs. Failing messages are given up much later.
+/// Longest time from the end of the faults to the delivery of every healthy paid order. The time is
+/// enough for a few waits of the longest backoff. A message that keeps failing becomes a dead
+/// letter much later.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(300);
 
 /// Waits until every healthy paid order is delivered. An order is healthy if the warehouse neither
@@ -62,7 +63,8 @@ pub(super) async fn cure(world: &Arc<World>, warehouse: &WarehouseModel) {
     if !warehouse.cure() {
         return;
     }
-    // Each request goes to a random node, and requests or answers may be lost.
+    // A request may get no answer in time, so the retries are repeated until no dead letter is
+    // left.
     for _ in 0..CHECKS_MAX {
         if !retry_dead_messages(world).await {
             return;
@@ -72,7 +74,8 @@ pub(super) async fn cure(world: &Arc<World>, warehouse: &WarehouseModel) {
     world.violated("dead letters cannot be retried".to_owned());
 }
 
-/// Retries the dead letters. Returns `false` if the outbox has no dead letters.
+/// Retries the dead letters. Returns `false` if the outbox has no dead letters. Returns `true` if
+/// it has some or could not be read.
 async fn retry_dead_messages(world: &Arc<World>) -> bool {
     let dead = match get(world, "/outbox?limit=1000").await {
         Ok((200, page)) => dead_messages(&page),
@@ -164,7 +167,7 @@ fn check_order(id: &str, known: &Known, order: &Value, warehouse: &WarehouseMode
     let is_delivered = warehouse.delivered(id);
     match (known.paid, is_delivered) {
         (Some(paid), Some(transaction)) if transaction == Some(paid) && state == "delivered" => {}
-        // A refused order must list the payment for a refund.
+        // An order that the warehouse refused after its payment must list the payment for a refund.
         (Some(paid), None)
             if warehouse.is_refused(id)
                 && state == "refund_wanted"

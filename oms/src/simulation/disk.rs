@@ -2,8 +2,8 @@
 //!
 //! **Invariants**
 //! - Written bytes outlive their process, like those in a page cache.
-//! - A lock ends when its process dies or is fenced. Afterwards, the process can write nothing,
-//!   even if it continues to run.
+//! - A lock ends when its process dies. On a disk that all nodes share, a lock also ends when its
+//!   process loses its lease. After the end of its lock, a process can write nothing.
 //! - While the disk is full, no file grows.
 //!
 //! Deliberately absent: power cuts, which the tests of microdb cover.
@@ -29,7 +29,8 @@ struct Inside {
     locks_taken: u64,
 }
 
-/// The process that owns a lock, with the number of this acquisition.
+/// The process that owns a lock. `turn` is the number of this acquisition among all acquisitions of
+/// locks.
 struct Owner {
     turn: u64,
     process: Option<Arc<Process>>,
@@ -48,8 +49,8 @@ impl Owner {
 pub(super) struct Disk {
     inside: Arc<Mutex<Inside>>,
     full: Arc<AtomicBool>,
-    /// `true` if each node has separate folders. Then a process that has lost its lease can still
-    /// write.
+    /// `true` if each node has separate folders, as behind an engine. Then a process that has lost
+    /// its lease can still write to its folders.
     is_private: bool,
 }
 
@@ -196,7 +197,8 @@ impl StorageLock for HeldLock {}
 impl Drop for HeldLock {
     fn drop(&mut self) {
         let mut inside = self.disk.inside();
-        // The process may have died, and another process may have taken the lock.
+        // Another process may have taken the lock after the process of this guard died or lost its
+        // lease.
         if inside
             .locks
             .get(&self.path)

@@ -1,10 +1,10 @@
 //! A simulated engine in memory: three servers, of which one is the primary and the others are
 //! standbys.
 //!
-//! The engine has the faults of a real engine (`docs/scale-out.md`). The engine loses answers,
-//! stalls commits and fails over. The engine also keeps two primaries, answers a cancelled wait as
-//! a success, and forgets commits that no standby had. A statement checks its conditions when it
-//! begins and writes later, as at the isolation level "read committed".
+//! The engine has the faults of a real engine (PostgreSQL with standbys). The engine loses answers,
+//! stalls commits and fails over. The engine also runs two primaries at once, forgets commits that
+//! no standby had, and reports success after a cancelled wait for a standby. A statement checks its
+//! conditions when it begins and writes later, as at the isolation level "read committed".
 //!
 //! **Invariants**
 //! - A commit is acknowledged once a standby has it. A standby that is promoted has every
@@ -31,9 +31,13 @@ use crate::storage::log::{Entry, Head, LastWords};
 
 /// Longest time for which a statement waits for a row that another statement has locked.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Timeout of statements at a real server, in milliseconds. Simulated stalls are shorter than this
-/// timeout.
-const STATEMENT_TIMEOUT_MS: u64 = 5_000;
+/// Longest time from the begin of a statement to its write, as with the setting
+/// `statement_timeout`. It includes the wait for a row and excludes the wait for a standby, because
+/// a commit is not cancelled.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest random stall of a statement, in milliseconds. Some statements are written just before
+/// `STATEMENT_TIMEOUT`, and some are cancelled.
+const STALL_MAX_MS: u64 = 6_000;
 pub(super) const SERVERS: usize = 3;
 
 /// A write, as the servers replicate it.
@@ -141,7 +145,7 @@ pub(super) struct Server {
     pub(super) data: Data,
     /// Indexes of changes of this server that wait for a standby. These changes are invisible.
     waiting: BTreeSet<usize>,
-    /// Indexes of changes with a cancelled wait for a standby.
+    /// Indexes of changes that waited for a standby until the wait was cancelled.
     cancelled: BTreeSet<usize>,
 }
 
@@ -240,7 +244,8 @@ pub(super) enum Reply {
     Rows(u64),
     /// The statement affected this number of rows, but its wait for a standby was cancelled.
     Warned(u64),
-    Refused,
+    /// The statement was cancelled before its write, because of a timeout.
+    Cancelled,
 }
 
 /// The result of one attempt to write.
@@ -255,7 +260,7 @@ pub(super) struct Inside {
     is_failing_over: bool,
     /// Number of lost messages per thousand.
     loss: u64,
-    /// Number of statements per thousand that are stalled for up to some seconds.
+    /// Number of statements per thousand that are stalled for 100 ms to 4 s.
     stalls: u64,
     /// Time for which the next write is stalled, if set.
     stalls_next: Option<Duration>,
@@ -330,7 +335,7 @@ impl SimEngine {
             return wait;
         }
         if stalls > 0 && self.dice.between(0, 999) < stalls {
-            return Duration::from_millis(self.dice.between(100, STATEMENT_TIMEOUT_MS - 1_000));
+            return Duration::from_millis(self.dice.between(100, STALL_MAX_MS));
         }
         Duration::from_millis(self.dice.between(0, 2))
     }
@@ -583,6 +588,7 @@ impl SimEngine {
         volume: &str,
         statement: &Statement,
     ) -> Option<Reply> {
+        let cancelled_at = Instant::now() + STATEMENT_TIMEOUT;
         let start = {
             let inside = self.inside();
             let server = &inside.servers[at];
@@ -603,8 +609,11 @@ impl SimEngine {
             }
             server.start
         };
-        tokio::time::sleep(self.pause()).await;
-        let deadline = Instant::now() + LOCK_TIMEOUT;
+        let stalled = timeout_at(cancelled_at, tokio::time::sleep(self.pause()));
+        if stalled.await.is_err() {
+            return Some(Reply::Cancelled);
+        }
+        let deadline = cancelled_at.min(Instant::now() + LOCK_TIMEOUT);
         let (index, rows) = loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
@@ -620,7 +629,7 @@ impl SimEngine {
                 }
             }
             if timeout_at(deadline, changed).await.is_err() {
-                return Some(Reply::Refused);
+                return Some(Reply::Cancelled);
             }
         };
         self.replicate(at);

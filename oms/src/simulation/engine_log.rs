@@ -1,7 +1,8 @@
 //! The client of the simulated engine: the log of one volume, over one connection.
 //!
 //! **Invariants**
-//! - A client that gives up tries the next host. A warning in an answer makes the result unknown.
+//! - A client that gives up tries the next host. A warning in an answer (the wait for a standby was
+//!   cancelled) makes the result unknown.
 //! - A statement runs in a separate task, so that it continues without its client.
 //!
 //! Deliberately absent: the servers (`engine`).
@@ -79,7 +80,7 @@ impl SimLog {
             Ok(Ok(Reply::Warned(_))) => Err(LogError::Unknown(
                 "the wait for a standby was cancelled".to_owned(),
             )),
-            Ok(Ok(Reply::Refused)) => Err(LogError::Away("a lock was held for too long".to_owned())),
+            Ok(Ok(Reply::Cancelled)) => Err(LogError::Away("the statement was cancelled".to_owned())),
             Ok(Err(_)) => self.lost("the connection broke"),
             Err(_) => self.lost("no answer in time"),
         }

@@ -1,5 +1,5 @@
-//! Tests of a volume's log against the simulated engine: one for each trap of `docs/scale-out.md`,
-//! and one with random faults and several owners.
+//! Tests of a volume's log against the simulated engine: most with one fault of the engine, and one
+//! with random faults and several owners.
 //!
 //! Tests with a comment "Detects the mistake" fail if this deliberate mistake is selected
 //! (`runtime::seeded`).
@@ -18,7 +18,7 @@ use crate::domain::order::{Order, OrderId};
 use crate::error::StorageError;
 use crate::runtime::simulated::{Dice, Process};
 use crate::simulation::disk::Disk;
-use crate::simulation::engine::SimEngine;
+use crate::simulation::engine::{Reply, SimEngine, Statement};
 use crate::simulation::faults::cause_engine_faults;
 use crate::storage::checkpoint::Checkpointer;
 use crate::storage::log::Log;
@@ -224,7 +224,7 @@ fn a_commit_in_flight_is_refused_or_known_to_the_takeover() {
         engine.stall_next(Duration::from_millis(700));
         let appending = append(former, 2);
         wait_ms(50).await;
-        // The statement of the former owner checked the fence before the takeover, and writes its
+        // The statement of the former owner checked the epoch before the takeover, and writes its
         // row after the takeover.
         let present = owner(&engine, "bob", 2).await;
         let known = ids_in(&engine, &cache_at("/a")).await;
@@ -255,6 +255,40 @@ fn the_place_of_a_young_entry_is_not_freed_for_a_former_owner() {
             appending.await.unwrap().1.is_err(),
             "the former owner was acknowledged"
         );
+    });
+}
+
+#[test]
+fn a_statement_that_is_not_written_at_its_timeout_is_cancelled() {
+    simulated(|engine| async move {
+        drop(owner(&engine, "ada", 1).await);
+        let raise = |stall_ms: u64| {
+            engine.stall_next(Duration::from_millis(stall_ms));
+            let engine = Arc::clone(&engine);
+            let statement = Statement::Raise {
+                since: 0,
+                until: u64::MAX,
+            };
+            tokio::spawn(async move {
+                let started = Instant::now();
+                let reply = engine.write(0, VOLUME, &statement).await.unwrap();
+                (reply, started.elapsed().as_millis())
+            })
+        };
+        let (written, _) = raise(4_900).await.unwrap();
+        assert!(matches!(written, Reply::Rows(1..)), "{written:?}");
+        assert_eq!(raise(5_100).await.unwrap(), (Reply::Cancelled, 5_000));
+        // The wait for a row that another statement has locked counts too.
+        engine.pause_standbys(true);
+        let holder = raise(0);
+        wait_ms(10).await;
+        assert_eq!(raise(4_000).await.unwrap(), (Reply::Cancelled, 5_000));
+        assert_eq!(raise(0).await.unwrap(), (Reply::Cancelled, 2_000));
+        // The wait for a standby is not cancelled.
+        wait_ms(10_000).await;
+        assert!(!holder.is_finished());
+        engine.pause_standbys(false);
+        assert!(matches!(holder.await.unwrap().0, Reply::Rows(1..)));
     });
 }
 

@@ -55,8 +55,8 @@ pub(super) fn start(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: 
         config.payment_timeout = Duration::from_secs(24 * 60 * 60);
         config.stat_scan_every = Duration::ZERO;
         config.allotments = world.has_allotments;
-        // The breaker opens after few failures, and probes are rare. So if failing messages stopped
-        // the other messages, the stop would last longer than the audit allows.
+        // The breaker opens after few failures, and probes are rare. So if failing messages delayed
+        // other messages, the delay would exceed the time that the audit allows.
         config.outbox.breaker_failures = 4;
         config.outbox.tries_max = 12;
         config.outbox.probe_max_ms = 10_000;
@@ -148,7 +148,8 @@ pub(super) async fn ask_all(world: &Arc<World>, path: &str) {
 }
 
 /// Draws the deviation of a clock from the right time: up to 20 seconds, or ten minutes to two
-/// hours. The audit lasts 20 minutes, so it detects a wait that a large step makes longer.
+/// hours. The audit lasts 20 minutes, so it detects a wait that a clock step of ten minutes or more
+/// makes longer.
 fn skew_ms(dice: &Dice) -> i64 {
     match dice.between(0, 3) {
         0 => dice.between(600_000, 7_200_000) as i64,
@@ -258,8 +259,8 @@ pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, st
     tokio::time::sleep(Duration::from_secs(6)).await;
     world.elect();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    // A volume with a failed commit writes nothing until it is opened again, so its process is
-    // killed.
+    // A volume with a failed commit writes nothing until it is opened again. So its process is
+    // killed, and its node is started again.
     let failed: Vec<_> = {
         let inside = world.inside();
         let clusters = inside

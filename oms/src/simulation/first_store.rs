@@ -1,5 +1,5 @@
-//! Checks that an order gets the first store that has its units. One check runs in a cluster at
-//! rest. The other check places orders while a volume changes its process.
+//! Checks that an order gets the first store (by number) that has its units. One check runs in a
+//! cluster at rest. The other check places orders while a volume changes its process.
 //!
 //! Nodes search for the first store in copies of each other's stock, and the age of a copy is
 //! limited. If the stock has not changed for longer than this age, no search may skip a store. So
@@ -159,7 +159,8 @@ async fn probe(world: &Arc<World>, round: u64, product: u64) -> Result<(), Ended
     tokio::time::sleep(COPY_AGE_MAX * 2).await;
     let name = |step: &str| format!("rest-{round}-{step}");
     check(*first, place(world, &name("all"), product, *units).await?)?;
-    // This order shows the copies of stock that the first store is empty.
+    // The search for this order finds the first store empty. If a copy of the stock then misses the
+    // release of the units, the last order skips that store.
     place(world, &name("other"), product, 1).await?;
     for step in ["all", "other"] {
         cancel(world, &name(step)).await?;

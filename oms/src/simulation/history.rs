@@ -395,15 +395,15 @@ impl Possible {
 /// The search for a sequential execution of the operations of a history.
 struct Search<'a> {
     operations: Vec<&'a Operation>,
-    /// Visited sets of executed operations, each with the states that were possible then. From none
-    /// of them can the remaining operations be executed.
+    /// Visited pairs: a set of executed operations, and the states that were possible after them.
+    /// From none of these pairs can the search execute all remaining operations.
     seen: BTreeSet<(u64, Possible)>,
 }
 
 impl Search<'_> {
-    /// Returns `true` if the remaining operations can be executed in some sequence from these
-    /// possible states. `done` has one bit for each operation, which is set if the operation was
-    /// executed.
+    /// Returns `true` if some sequence of the remaining operations explains their responses,
+    /// beginning with these possible states. `done` has one bit for each operation, which is set if
+    /// the operation was executed.
     fn goes_on(&mut self, done: u64, possible: &Possible) -> bool {
         let left: Vec<usize> = (0..self.operations.len())
             .filter(|number| done & (1 << number) == 0)
@@ -413,7 +413,7 @@ impl Search<'_> {
             answered.map(|(ended, _)| *ended)
         });
         // An operation that has ended comes before all operations that were invoked after its end.
-        // So only operations invoked before the first end can be next.
+        // So only operations invoked before the first end of a remaining operation can be next.
         let Some(first_end) = ends.min() else {
             return true;
         };

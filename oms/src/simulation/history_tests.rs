@@ -99,9 +99,10 @@ fn a_repeated_command_that_is_carried_out_twice_is_noticed() {
 #[test]
 fn an_operation_without_a_response_may_have_happened_at_any_later_time_or_never() {
     for sequence in [
-        // The operation was never executed.
+        // The `Place` without a response was never executed.
         Sequence::default().unknown(Step::Place(1)).absent(),
-        // The operation was executed at once, or after a read.
+        // In the next two histories, the `Place` without a response was executed before the first
+        // read, or between the two reads.
         Sequence::default()
             .unknown(Step::Place(1))
             .shown("reserved", None),
@@ -117,8 +118,8 @@ fn an_operation_without_a_response_may_have_happened_at_any_later_time_or_never(
             .shown("reserved", None)
             .then(Step::Cancel, 200, false, json!({}))
             .shown("cancelled", None),
-        // The first response reports a repetition, because the try without a response was executed
-        // before.
+        // The first response reports a repetition, because the earlier `Place` without a response
+        // was executed.
         Sequence::default()
             .unknown(Step::Place(1))
             .then(Step::Place(1), 200, true, order("reserved", None)),
@@ -137,8 +138,8 @@ fn an_operation_without_a_response_may_have_happened_at_any_later_time_or_never(
     assert!(!undone.is_linearizable());
 }
 
-/// Maximum number of states that the search of the next test may visit. Without the rule for equal
-/// operations, the search would visit a million states.
+/// Maximum number of states that the search of the next test may visit. If each of several equal
+/// operations without a response were tried, the search would visit a million states.
 const STATES_MAX: usize = 20_000;
 
 #[test]

@@ -93,7 +93,7 @@ fn faults(server: &VolumeServer, is_at_rest: bool) -> Vec<String> {
     // While slots migrate, a volume may have rows of other volumes. So only a settled volume is
     // compared.
     if server.settled_epoch().is_some() {
-        // A volume that has been closed in the meantime cannot be read.
+        // A volume that was closed after `servers` returned its server cannot be read.
         let _ = compare(state, is_at_rest, &mut faults);
     }
     let name = |fault: String| format!("volume {}: {fault}", server.volume);

@@ -153,7 +153,8 @@ fn run_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
         let has_ended = first_store::first_stores_are_taken(&world).await;
         if first_store::first_stores_are_taken_beside_takeovers(&world, &warehouse, &stops).await && has_ended
         {
-            // No reservation may outlive the orders that the two checks above have placed.
+            // No reservation may outlive the orders that the two checks of `first_store` have
+            // placed.
             audit::audit(&world, &records, &warehouse).await;
             world.count("audits after takeovers");
         }

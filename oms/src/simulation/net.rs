@@ -73,8 +73,8 @@ impl Net {
             sink: Box::new(Sink(here.0)),
             source: Box::new(Source(there.1)),
         };
-        // The result is dropped here, because the process that opened the connection sees how it
-        // ends.
+        // The result of `serve` is dropped, because the process that opened the connection also
+        // sees how the connection ends.
         process.spawn(async move { drop(serve(link, cluster).await) });
         travel(world).await;
         Ok(Link {

@@ -44,7 +44,8 @@ struct Announced {
 struct Inside {
     on_hand: BTreeMap<(u32, u32), i64>,
     announced: BTreeMap<String, Announced>,
-    /// Number and transaction of each delivery.
+    /// Number and transaction of the delivery of each delivered order. Deliveries are numbered in
+    /// sequence from 1.
     delivered: BTreeMap<String, (u64, Option<u64>)>,
 }
 
@@ -80,7 +81,7 @@ impl WarehouseModel {
         })
     }
 
-    /// Creates a warehouse that treats all orders alike. Only single calls fail.
+    /// Creates a warehouse that treats all orders alike. Single calls still fail at random.
     pub(super) fn without_faults(world: &Arc<World>) -> Arc<WarehouseModel> {
         WarehouseModel::with(world, 12, |_| Behaviour::None)
     }

@@ -83,7 +83,7 @@ struct Trace {
     violations: Vec<String>,
 }
 
-/// URL of the further engine in the cluster's state.
+/// URL of the second engine, which the cluster's state has as a further engine.
 const FURTHER_ENGINE: &str = "postgres://imt@further/shop";
 
 /// The shared environment of all nodes.
@@ -270,7 +270,8 @@ impl World {
             return;
         };
         incarnation.is_member = false;
-        // A process that has lost its lease without knowing it still listens and answers.
+        // A process that has lost its lease while it was stopped does not know the loss, so it
+        // still listens and answers.
         if incarnation.process.is_dead() || !incarnation.process.is_fenced() {
             incarnation.cluster = None;
         }
@@ -340,7 +341,7 @@ impl World {
         let _ = events.send(Event::Elected);
     }
 
-    /// Notifies the watchers of a node that it has ended, unless its name is in use again.
+    /// Notifies the watchers of a node that the node has ended, unless its name is in use again.
     fn report_end(&self, node: &NodeName) {
         let mut inside = self.inside();
         if inside.holder(node.as_str()).is_some() {
@@ -419,7 +420,8 @@ impl Node {
             volume: volume.as_str(),
             owner: self.name.as_str(),
             since: state.since(volume),
-            // The simulated engine loses no volume.
+            // The simulated engine loses no volume. So a volume that is not in the engine is a new
+            // one.
             expected: Expected::MaybeNew,
             place: "the simulated engine".to_owned(),
             logs: [

@@ -87,7 +87,7 @@ impl Volume {
         Ok(row.map(|value| value.to_vec()))
     }
 
-    /// Returns the number of rows in all tables that move with slots.
+    /// Returns the number of rows in the tables with rows that move with slots (`Table::moves`).
     pub(crate) fn rows(&self) -> u64 {
         let moving = TABLES.iter().filter(|(table, _)| table.moves());
         moving.map(|(table, _)| self.volume.table(*table).len()).sum()
@@ -125,8 +125,8 @@ impl Walk {
 }
 
 impl Feed {
-    /// Extends the feed to all commits made so far. Their part of the log is kept until the feed
-    /// has read it.
+    /// Extends the feed to all commits made so far. The part of the log with these commits is kept
+    /// until the feed has read it.
     pub(crate) fn extend(&mut self) -> Result<(), StorageError> {
         self.changes.extend().map_err(reading("log"))
     }

@@ -84,8 +84,9 @@ impl Checkpointer {
         }
     }
 
-    /// Writes the entries up to `acknowledged` as rows, and removes old entries. Returns the number
-    /// of the first entry that is not in the rows, or 0 if the volume does not exist.
+    /// Copies the rows of the entries up to `acknowledged` into the table of rows, and removes old
+    /// entries. Returns the number of the first entry that is not in this table, or 0 if the volume
+    /// does not exist.
     pub(crate) async fn pass(&mut self, acknowledged: u64) -> Result<u64, CatchUpError> {
         let now = Instant::now();
         if self.known.back().is_none_or(|(seq, _)| *seq < acknowledged) {

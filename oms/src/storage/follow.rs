@@ -41,8 +41,8 @@ pub(crate) struct Follower {
 
 impl Follower {
     /// Starts a task that opens the local copy with `open` and applies the log to it. While another
-    /// server of this process is closing the copy, its lock makes `open` fail, and the task tries
-    /// again.
+    /// volume server of this process still closes the copy, the copy is locked, so `open` fails and
+    /// the task tries again.
     pub(crate) fn start(
         open: impl Fn() -> Result<Cache, StorageError> + Send + Sync + 'static,
         log: Box<dyn Log>,
@@ -67,8 +67,8 @@ impl Follower {
     /// Stops the task, and returns the local copy if it is open.
     pub(crate) async fn stop(self) -> Option<Cache> {
         self.stop.send_replace(true);
-        // A panic of the task has already been reported. The next user of the copy compares it with
-        // the log.
+        // A panic of the task has already been reported. A copy that the panic left incomplete does
+        // no harm, because the next user compares the copy with the log.
         let _ = self.task.await;
         self.cache.lock().take()
     }
@@ -90,11 +90,12 @@ impl Followers {
         follower?.1.stop().await
     }
 
-    /// Sets the volumes to follow: starts missing followers with `start`, and stops all others.
-    /// Each number in `volumes` is the version of the cluster's state that created the volume.
+    /// Sets the volumes to follow: starts missing followers with `start`, and stops the followers
+    /// of all other volumes. Each number in `volumes` is the version of the cluster's state that
+    /// created the volume.
     pub(crate) async fn set(&self, volumes: &BTreeMap<NodeName, u64>, start: impl Fn(&NodeName) -> Follower) {
-        // The number `born` distinguishes a volume from an earlier volume of that name, which had
-        // another log.
+        // The number `born` distinguishes a volume from an earlier volume with the same name, which
+        // had another log.
         let is_wanted = |volume: &str, born: u64| {
             let mut volumes = volumes.iter();
             volumes.any(|(wanted, wanted_born)| wanted.as_str() == volume && *wanted_born == born)

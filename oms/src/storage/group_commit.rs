@@ -38,7 +38,8 @@ type Waiting = oneshot::Sender<Result<Durable, StorageError>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Durable {
     /// `true` if every reservation that the batch removes existed. If `false`, an earlier batch has
-    /// already released the units, and the caller must not release them again.
+    /// removed one of them and its units are already released, so the caller must not release them
+    /// again.
     pub(crate) reservations_ended: bool,
 }
 
@@ -285,7 +286,8 @@ struct Committer {
     bell: Arc<Bell>,
     /// `true` if the queue may still hold batches for which the bell has already rung.
     has_more: bool,
-    /// The runtime in which the volume was opened, if any.
+    /// The runtime in which the volume was opened, if any. It runs the tasks that answer the
+    /// callers.
     runtime: Option<Handle>,
 }
 
@@ -393,8 +395,9 @@ impl Committer {
         false
     }
 
-    /// Records whether the commit failed because of the local database. `EngineAway` and `Stale`
-    /// (taken over by another process) are not failures of the local database.
+    /// Counts the batches of the group that became durable. Records if the commit failed because of
+    /// the local database. `EngineAway` and `Stale` (taken over by another process) are not failures
+    /// of the local database.
     fn note(&self, outcome: &Result<Committed, StorageError>, batches: usize) {
         let failed = match outcome {
             Ok(_) | Err(StorageError::EngineAway | StorageError::Stale) => false,
@@ -405,9 +408,14 @@ impl Committer {
             }
         };
         self.volume.failed.store(failed, Ordering::Relaxed);
-        if let Some(counters) = self.volume.commit_counters.get() {
+        // A group without a durable batch wrote nothing, so there was no sync.
+        let durable = match outcome {
+            Ok(committed) => batches - committed.rejected.len(),
+            Err(_) => 0,
+        };
+        if let Some(counters) = self.volume.commit_counters.get().filter(|_| durable > 0) {
             counters.commits.fetch_add(1, Ordering::Relaxed);
-            counters.batches.fetch_add(batches as u64, Ordering::Relaxed);
+            counters.batches.fetch_add(durable as u64, Ordering::Relaxed);
         }
     }
 
@@ -443,7 +451,7 @@ fn answer_each(answers: Vec<Waiting>, outcome: &Result<Committed, StorageError>)
             }),
             Err(error) => Err(error.clone()),
         };
-        // The send fails if the caller no longer waits. Its batch stays committed.
+        // The send fails if the caller no longer waits. The batch of such a caller stays committed.
         let _ = answer.send(outcome);
     }
 }

@@ -5,8 +5,8 @@
 //! - A commit is rejected unless the volume owns each slot that the commit writes for.
 //! - Readers see durable rows only, and no rows of slots that another volume owns.
 //!
-//! Deliberately absent: decisions about orders and stock, which `domain` makes. Only this folder
-//! names microdb.
+//! Deliberately absent: decisions about orders and stock, which `domain` makes. Outside this
+//! folder, only `error` and the simulation name microdb.
 
 pub(crate) mod change_feed;
 pub(crate) mod checkpoint;

@@ -1,8 +1,9 @@
 //! The slots of a volume and the state of each: here, sealed for a move, or elsewhere.
 //!
 //! **Invariants**
-//! - A state is read and changed under the lock that also covers the queueing of rows. So the rows
-//!   of a command are queued before the seal and copied with the slot, or the command is rejected.
+//! - A command checks the state and queues its rows under the lock of the stock, and a state is
+//!   changed under this lock. So the rows of a command are queued before the seal and copied with
+//!   the slot, or the command is rejected.
 //! - Rows of slots that are elsewhere are not visible. The cleanup removes them later.
 //!
 //! Deliberately absent: the durable record of the slots (`fence`) and the copying
@@ -66,7 +67,7 @@ pub(crate) enum Home {
     Copied,
     /// The row stays in its volume.
     Volume,
-    /// The row was removed, and only the lost value named its slot.
+    /// The row was removed. Only its former value, which is lost, named its slot.
     Unknown,
 }
 
@@ -163,7 +164,7 @@ impl Slots {
     }
 
     /// Applies a ring: the volume then has exactly the slots that the ring assigns to it, and none
-    /// is sealed. Call this under the lock that covers the queueing of rows.
+    /// is sealed. Call this while the stock is locked, which also locks the queueing of rows.
     pub(crate) fn follow(&self, ring: &Arc<Ring>) {
         let mut count = 0;
         for ((slot, state), since) in (0..).zip(&self.states).zip(&self.epochs) {
@@ -346,7 +347,8 @@ impl Slots {
         Some(self.sealed_for.load(Ordering::Acquire)).filter(|id| *id > 0)
     }
 
-    /// Seals slots for a move. Call this under the lock that covers the queueing of rows.
+    /// Seals slots for a move. Call this while the stock is locked, which also locks the queueing
+    /// of rows.
     pub(crate) fn seal(&self, slots: impl Iterator<Item = u32>, id: u64) {
         self.sealed_for.store(id, Ordering::Release);
         self.all_here.store(false, Ordering::Release);

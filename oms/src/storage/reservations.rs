@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-/// The existence of reservations after the batches that a group has so far.
+/// The existence of reservations after all batches that were added to a group so far.
 pub(crate) struct Reservations<'a> {
     table: &'a microdb::Table,
     changed: HashMap<&'a [u8], bool>,

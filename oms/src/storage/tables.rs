@@ -86,7 +86,8 @@ impl VolumeTables {
     }
 
     /// Collects the rows of a group, except for the batches that the fence rejects. Also appends
-    /// these rows to `body`, if given. Returns an error if all batches are rejected.
+    /// these rows to `body`, if given. Returns `Err` with the outcome of the group if all batches
+    /// are rejected.
     fn rows_of<'a>(
         &self,
         group: &'a [WriteBatch],
@@ -353,8 +354,8 @@ impl VolumeTables {
 
     /// Closes the database.
     pub(super) fn close(&self) -> Result<(), StorageError> {
-        // No checkpoint here: a stopping node has already written one, and the next server of the
-        // volume waits for this call.
+        // No checkpoint is written here: a stopping node has already written one, and the next
+        // server of the volume waits until the database is closed.
         let closed = self.db.clone().close_quickly();
         closed.map_err(|source| StorageError::Commit {
             source: Arc::new(source),

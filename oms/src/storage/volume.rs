@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `orders` | order id | lines and history of the order |
 //! | `arrivals` | page, u64 big-endian | ids of the new orders of one commit |
-//! | `reservations` | order id `/` store | reserved lines, with a nonce if another volume asked |
+//! | `reservations` | order id `/` store | lines; a nonce if another volume reserved the units |
 //! | `outbox` | order id `/` kind | state and tries of a message |
 //! | `deliveries` | order id `/` store | units that left and are not counted by the snapshot |
 //! | `stock` | `catalogue` | product ids, in the order of the rows of the stock matrix |
@@ -19,10 +19,10 @@
 //! | `meta` | see `write_batch` | counters, slot ownership, snapshot head, migration state |
 //!
 //! **Invariants**
-//! - A reservation without a nonce exists while its order is open. With a nonce it exists until the
-//!   order's volume has answered that the reservation is no longer needed.
+//! - A reservation without a nonce exists while its order is open. A reservation with a nonce
+//!   exists until its order ends it, or until the order's volume answers that no order needs it.
 //! - A message exists while the warehouse must still receive it. A settlement exists until the
-//!   other volume has confirmed it.
+//!   volume of the store has confirmed it.
 //! - Pages of arrivals list all orders by time of arrival.
 //! - Readers see durable rows only. Rows of slots that moved away are filtered by `Slots`.
 
@@ -77,10 +77,10 @@ pub(crate) struct Volume {
     pub(super) volume: Arc<VolumeTables>,
     queue: Queue,
     committer: Mutex<Option<group_commit::Worker>>,
-    /// First page of arrivals that may list orders of a migration before its activation. `u64::MAX`
-    /// without such a migration.
+    /// First page of arrivals that may list staged orders of a migration, which are not active yet.
+    /// `u64::MAX` without such a migration.
     pub(crate) first_inactive_page: AtomicU64,
-    /// The right to serve the volume. `None` if the lock of the open database is this right.
+    /// The right to serve the volume. `None` if the lock of the open database gives this right.
     lease: Option<Lease>,
     /// The state of the writer of the volume's log. `None` without an engine.
     log_status: Option<Arc<LogStatus>>,
@@ -100,7 +100,7 @@ impl Volume {
         Volume::open_by(microdb::Options::new().create(false), folder)
     }
 
-    /// Opens or creates the volume with other database options, such as a simulated disk.
+    /// Opens or creates the volume with these options of the database, such as a simulated disk.
     pub(crate) fn open_by(options: microdb::Options, folder: &Path) -> Result<Volume, StorageError> {
         let tables = Arc::new(VolumeTables::open(options, folder)?);
         Volume::start(tables, None)
@@ -143,7 +143,7 @@ impl Volume {
 
     /// Returns `true` if no other process can be serving the volume yet. Call this after a read and
     /// before responding: the lease may have been lost in between. Commits do not need this check,
-    /// because they are fenced.
+    /// because a commit of a former owner is rejected.
     pub(crate) fn is_ours(&self) -> bool {
         seeded("reads-not-fenced") || (self.lease.as_ref().is_none_or(|lease| lease()) && !self.has_ended())
     }
@@ -246,8 +246,8 @@ impl Volume {
         Ok(names.into_iter().flatten().collect())
     }
 
-    /// Returns the newest of all names of statistics files that were stored and then removed again.
-    /// `None` if no name was removed yet.
+    /// Returns the mark: the name of a statistics file with the latest time among all names that
+    /// retention has removed (`stat_import::name`). `None` if no name was removed yet.
     pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StorageError> {
         let row = self.volume.table(Table::Meta).get(STATS_FORGOTTEN);
         let row = row.map_err(reading("meta"))?;

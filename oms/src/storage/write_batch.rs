@@ -76,21 +76,24 @@ pub(crate) const TABLES: [(Table, &str); 14] = [
     (Table::Spent, "spent"),
 ];
 
-/// Key of the product ids, in the order of the rows of the stock matrix.
+/// Key, in the table `stock`, of the product ids in the order of the rows of the stock matrix.
 pub(crate) const CATALOGUE: &[u8] = b"catalogue";
-/// Key of the volume's counters.
+/// Key, in the table `meta`, of the volume's counters.
 pub(crate) const COUNTERS: &[u8] = b"book";
-/// Key of the facts about the current stock snapshot.
+/// Key, in the table `meta`, of the facts about the current stock snapshot (`StockHead`).
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
-/// Key of the migration in progress, with the counts of its orders (`volume::migration`).
+/// Key, in the table `meta`, of the note about staged rows: their migration and the counts of its
+/// orders (`volume::migration`).
 pub(crate) const ARRIVING: &[u8] = b"arriving";
-/// Key of the volume's slot ownership.
+/// Key, in the table `meta`, of the volume's slot ownership.
 pub(crate) const SLOTS: &[u8] = b"slots";
-/// Key that exists while the volume may still have rows of slots that it does not own.
+/// Key, in the table `meta`, that exists while the volume may still have rows of slots that it does
+/// not own.
 pub(crate) const CLEANUP: &[u8] = b"purge";
-/// Key of the volume's incarnation as a borrower of units.
+/// Key, in the table `meta`, of the volume's incarnation as a borrower of units.
 pub(crate) const BORROWER: &[u8] = b"borrower";
-/// Key of the newest of all names of statistics files that were stored and then removed again.
+/// Key, in the table `meta`, of the mark: the name of a statistics file with the latest time among
+/// all names that retention has removed (`stat_import::name`).
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
 /// Size in bytes at which a part of a stock snapshot is complete. A disk writes such a part in
@@ -343,7 +346,7 @@ impl WriteBatch {
         });
     }
 
-    /// Removes a settlement that the other volume has confirmed.
+    /// Removes a settlement that the volume of the store has confirmed.
     pub(crate) fn forget_settlement(&mut self, order: &OrderId) {
         self.remove(Table::Settlements, order.as_bytes());
     }
@@ -464,7 +467,7 @@ impl WriteBatch {
     }
 
     /// Replaces the quantities of the stores in `touched`. In `snapshot`, new products come after
-    /// the known ones, so the rows of other stores stay valid.
+    /// the products of the former stock, so the rows of other stores stay valid.
     pub(crate) fn stores(&mut self, snapshot: &StockSnapshot, touched: &BTreeSet<u32>) {
         self.catalogue(snapshot.products());
         snapshot.each_store(|store, quantities| {
@@ -527,8 +530,8 @@ impl WriteBatch {
         self.stat_files += 1;
     }
 
-    /// Removes stored names of statistics files. `mark` is the newest of all names removed so far
-    /// (`stat_import::name`).
+    /// Removes stored names of statistics files. `mark` is the name with the latest time among all
+    /// names removed so far (`stat_import::name`).
     pub(crate) fn forget_stat_files<'a>(
         &mut self,
         names: impl IntoIterator<Item = &'a str>,
@@ -556,7 +559,7 @@ impl WriteBatch {
         self.remove(Table::Answers, key);
     }
 
-    /// Records that the expiry job has finished all pages before this one.
+    /// Records that the expiry job has finished all pages of arrivals before `page`.
     pub(crate) fn expired_to(&mut self, page: u64) {
         self.expired_page = Some(page);
     }

@@ -28,7 +28,8 @@ pub(crate) struct App {
     /// Name of the served volume.
     pub(crate) volume: String,
     pub(crate) up_since_ms: u64,
-    /// Random number that distinguishes this server of the volume from its earlier servers.
+    /// Random number that distinguishes this volume server from earlier volume servers of the same
+    /// volume.
     pub(crate) incarnation: u64,
     pub(crate) transactors: Arc<Transactors>,
     pub(crate) statistics: Arc<RwLock<Statistics>>,

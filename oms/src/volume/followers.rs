@@ -10,8 +10,8 @@
 //!   copy measures this time alone, so clocks of two nodes are never compared. So no search skips a
 //!   store that has had the units for longer than `COPY_AGE_MAX`.
 //! - Units are never oversold, because only the owner reserves them.
-//! - A new stock is visible to the next order. The owner confirms a new stock only after every copy
-//!   has applied it or is too old to be used (`copies_are_current`).
+//! - An uploaded stock is visible to the next order. The owner confirms the upload only after every
+//!   copy has applied the stock or is too old to be used (`copies_are_current`).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -45,7 +45,8 @@ const QUANTITIES_AT_A_TIME: usize = 64 << 10;
 
 /// The copies of a volume's stock that other nodes keep, as the owner knows them.
 pub(crate) struct Followers {
-    /// Random number that distinguishes this server of the volume from its earlier servers.
+    /// Random number that distinguishes this volume server from earlier volume servers of the same
+    /// volume.
     incarnation: u64,
     known: Mutex<BTreeMap<u64, Follower>>,
     /// Number of commits that changed the stock.
@@ -97,7 +98,7 @@ impl Followers {
     }
 
     /// Records that a copy has sent a request and which state of the stock it has. Returns the
-    /// number of commits that its newest answer includes, if there was an answer.
+    /// number of commits that the newest answer to this copy includes, if there was an answer.
     fn note(&self, follower: u64, has: Option<StockMoment>) -> Option<u64> {
         let asked = Instant::now();
         let mut known = self.known();
@@ -125,7 +126,8 @@ impl Followers {
         }
     }
 
-    /// Returns the earliest time of the next answer to a copy.
+    /// Returns the earliest time of the next answer to a copy. `None` if the copy has got no answer
+    /// yet.
     fn answer_from(&self, follower: u64) -> Option<Instant> {
         let answered_at = self.known().get(&follower)?.answered_at?;
         Some(answered_at + ANSWER_SPACING)
@@ -194,8 +196,8 @@ impl VolumeState {
                 generation: known.generation,
                 changes: known.changes,
             },
-            // The position belongs to an earlier server of the volume, so it is older than all
-            // positions of this server.
+            // The position was given by an earlier volume server of this volume, so it is older
+            // than all positions of this server.
             false => StockMoment::default(),
         });
         let mut answered = self.followers.note(ask.follower, then);
@@ -263,8 +265,8 @@ impl VolumeState {
     }
 
     /// Answers a read of one part of the whole stock. The quantities may be newer than the position
-    /// at which the read began. The changes since that position repeat them, so the copy becomes
-    /// consistent.
+    /// at which the read began. The copy then requests the changes since that position, which
+    /// repeat the newer quantities, so it becomes consistent.
     pub(crate) fn read_stock(&self, ask: ReadStock) -> Reply {
         self.followers.note_reading(ask.follower);
         let mut stock = self.stock();

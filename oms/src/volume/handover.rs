@@ -39,8 +39,8 @@ impl VolumeState {
         settlements.retain(|order, _| slots.has_order(order));
     }
 
-    /// Removes the messages of migrated orders from the outbox. Yields between parts, so that
-    /// orders are not delayed. The dispatcher skips messages that are not removed yet.
+    /// Removes the messages of migrated orders from the outbox. Yields between parts of the outbox,
+    /// so that orders are not delayed. The dispatcher skips messages that are not removed yet.
     pub(crate) async fn forget_messages(&self) {
         let mut at = 0;
         while self.outbox().forget(at, |order| self.slots.has_order(order)) {
@@ -249,8 +249,8 @@ mod tests {
         let transactors = full(folder.path(), &alone).await;
         let state = transactors.state();
         let mut waiting = Vec::new();
-        // The batches are fenced while all slots are here, and committed after the slots have left,
-        // as if their writer had been suspended in between.
+        // The batches get their fences while all slots are here, and are committed after the slots
+        // have left. So they resemble batches of a writer that was suspended in between.
         let stale: Vec<(OrderId, WriteBatch)> = (1..=40)
             .map(|number| {
                 let id = OrderId::parse(&format!("o{number}")).unwrap();
@@ -264,7 +264,8 @@ mod tests {
         state.release_slots(&shared, Some(left_behind));
         let mut seal = WriteBatch::default();
         seal.set_ownership(state.slots.record());
-        // Nearly all batches share one group commit. A rejected batch must not affect the others.
+        // Nearly all batches share one group commit. A rejected batch must not affect the other
+        // batches.
         let sealed = state.storage.permit().await.unwrap().send(seal);
         for (id, batch) in stale {
             waiting.push((id, state.storage.permit().await.unwrap().send(batch)));

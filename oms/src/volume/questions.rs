@@ -72,7 +72,8 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question
             followed.reply
         }
         Question::ReadStock(read) => state.read_stock(read),
-        // The trace context was removed before this call. A message has at most one trace context.
+        // A question has at most one trace context, which the caller of this function has already
+        // removed.
         Question::Traced(..) => {
             Reply::Failed("a request has two trace contexts; run the same version on all nodes".to_owned())
         }

@@ -364,8 +364,8 @@ impl VolumeState {
             .confirm(&confirm.order, confirm.store, confirm.nonce);
     }
 
-    /// Keeps the new reservation if its row is durable. Otherwise restores the former reservation
-    /// `before`.
+    /// Keeps the new reservation if its row is durable. Otherwise restores `before`, the former
+    /// reservation of the order in that store.
     fn finish_reserving(
         &self,
         stock: &mut Stock,
@@ -395,8 +395,8 @@ impl VolumeState {
         }
     }
 
-    /// Ends the reservation of an order of another volume, as its settlement says. A repeated
-    /// settlement changes nothing.
+    /// Ends the reservation of an order of another volume: its units are released or delivered, as
+    /// the settlement says. A repeated settlement changes nothing.
     pub(crate) async fn settle(
         self: &Arc<Self>,
         order: &OrderId,
@@ -460,8 +460,8 @@ impl VolumeState {
         ended.await.unwrap_or(Err(OrderError::Interrupted))
     }
 
-    /// Removes the reservation from memory if the commit succeeded. Otherwise restores its former
-    /// state.
+    /// Removes the reservation from memory if the commit that ends it succeeded. Otherwise restores
+    /// the state of the reservation before the commit.
     fn finish_ending(
         &self,
         stock: &mut Stock,
@@ -491,7 +491,7 @@ impl VolumeState {
     ///
     /// # Errors
     /// `Busy` while the settlement of the order is not confirmed. The store's volume may have
-    /// applied the settlement, and a late request may then have reserved the units again. Neither
+    /// applied the settlement, and a delayed request may then have reserved the units. Neither
     /// `true` nor `false` would be safe for these units, so the store's volume must ask again
     /// later.
     pub(crate) fn keeps(&self, order: &Order, store: u32) -> Result<bool, OrderError> {
@@ -507,8 +507,9 @@ impl VolumeState {
         Ok(order.state.holds_reservation())
     }
 
-    /// Removes a reservation from `RemoteReservations` if its order is in this volume now. The
-    /// order then owns the reservation.
+    /// Removes a reservation from `RemoteReservations` if its order is in this volume now and has
+    /// no settlement. The order then owns the reservation. Does nothing if the reservation has
+    /// another nonce or is being changed.
     fn adopt_reservation(&self, order: &OrderId, store: u32, nonce: u64) {
         let _stock = self.stock();
         // The row of an order that this volume has not entered yet must stay known, or the order
@@ -610,7 +611,7 @@ async fn remove_settlements(state: &VolumeState, confirmed: &[OrderId]) -> Resul
         let _stock = state.stock();
         let mut batch = WriteBatch::default();
         for order in confirmed {
-            // While an order migrates and afterwards, the row of its settlement moves with it.
+            // An order that is migrating or has migrated takes the row of its settlement with it.
             if state.slots.check_order(order).is_ok() {
                 batch.fence(state.slots.fence_of_order(order));
                 batch.forget_settlement(order);

@@ -90,8 +90,8 @@ pub(crate) struct VolumeServer {
     pub(crate) progress: Mutex<Progress>,
     /// Maximum rate of the copy in `incoming`, in rows per second. `None` means unlimited.
     pub(crate) move_rows_per_second: Option<u64>,
-    /// `true` while the volume owns exactly the slots of its ring, no slot is sealed for a
-    /// migration, and there are neither staged nor stale rows.
+    /// `true` while the volume owns exactly the slots of its ring, without a seal for a migration,
+    /// and has neither staged rows nor rows that a cleanup must remove.
     is_clean: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     working: Mutex<Vec<JoinHandle<()>>>,
@@ -109,17 +109,17 @@ impl VolumeServer {
         remote: Arc<dyn RemoteVolumes>,
     ) -> Result<Arc<VolumeServer>, NodeError> {
         storage.count_commits(&context.metrics.of_volume(volume.as_str()));
-        // A former server of this open volume may have limited expiry for a migration that has
-        // ended since.
+        // An earlier volume server of this open volume may have limited expiry for a migration that
+        // has ended since.
         storage.first_inactive_page.store(u64::MAX, Ordering::Release);
         let record = storage.slot_ownership();
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
         let mut stale_rows = target::resolve_unfinished(&storage, cluster_state.committed).await?;
         let is_sealed = seal_leaving(&slots, cluster_state);
         if is_sealed {
-            // The note about stale rows was written with the seal, because no migration begins
-            // while there are stale rows. The note must stay until the migration ends, but a
-            // cleanup would now find nothing and remove it.
+            // No migration begins while there are stale rows, so the note about stale rows comes
+            // from the seal. The note must stay until the migration ends. A cleanup would now find
+            // no stale rows and remove the note.
             stale_rows = stale_rows.filter(|rows| *rows != StaleRows::Counted);
         }
         if record.is_some_and(|record| record.slots().any(|slot| !slots.has(Slot(slot)))) {
@@ -134,8 +134,8 @@ impl VolumeServer {
             let mut batch = WriteBatch::default();
             batch.set_ownership(slots.record());
             if stale_rows == Some(StaleRows::Counted) || is_sealed {
-                // The new record replaces the only evidence of the stale rows, so the note about
-                // them is written in the same batch. Sealed slots leave stale rows if their
+                // The new slot ownership replaces the only evidence of the stale rows, so the note
+                // about them is written in the same batch. Sealed slots leave stale rows if their
                 // migration is committed.
                 batch.put_raw(Table::Meta, CLEANUP, &cluster_state.version.to_be_bytes());
             }
@@ -340,7 +340,8 @@ impl VolumeServer {
             self.is_clean.store(was_clean, Ordering::Release);
             return Err(StorageError::Busy.into());
         }
-        // The check must come after the seal, for the same reason as in `expect_now`.
+        // The check must come after the seal. If the migration ended before, the reconciler did not
+        // see this seal, so the seal is removed here.
         if is_under_way(authority, request.id).await? {
             return Ok(());
         }
@@ -378,7 +379,7 @@ impl VolumeServer {
     /// state.
     pub(crate) async fn undo(&self, cluster_state: &ClusterState) -> Result<(), StorageError> {
         let under_way = cluster_state.moving.as_ref().map(|moving| moving.id);
-        self.exports.keep_only(under_way);
+        self.exports.drop_ended(cluster_state.version, under_way);
         let dropped = {
             let mut incoming = self.incoming.lock().await;
             let is_over = |incoming: &mut Incoming| {
@@ -393,8 +394,8 @@ impl VolumeServer {
             self.start_cleanup(StaleRows::NeverActive);
         }
         let sealed_for = self.app.state().slots.sealed_for();
-        // A state older than the seal may not contain the migration yet, so such a state does not
-        // undo the seal.
+        // A cluster state that is older than the seal may not contain the migration yet, so such a
+        // state does not undo the seal.
         if sealed_for.is_some_and(|id| id <= cluster_state.version && Some(id) != under_way) {
             self.unseal().await?;
             tracing::info!(volume = %self.volume, "migration undone; its slots are unsealed");
@@ -461,8 +462,8 @@ impl VolumeServer {
         let is_clean = Arc::clone(&self.is_clean);
         let volume = self.volume.clone();
         runtime::spawn(async move {
-            // In memory the rows are already active. This commit adds the counts and removes the
-            // notes. All later commits are queued after it.
+            // In memory the rows are already active. This commit adds their counts to the counters
+            // and removes the notes about staged rows. All later commits are queued after it.
             match ticket.durable().await {
                 Ok(()) => is_clean.store(true, Ordering::Release),
                 Err(error) => tracing::error!(%volume, %error, "activation of slots not committed"),
@@ -542,8 +543,8 @@ impl VolumeServer {
             // before the slots change.
             let _ = task.await;
         }
-        // If the engine does not answer, a stop does not wait for queued writes, which may never be
-        // answered.
+        // If the engine does not answer, this function does not wait for queued writes, because the
+        // engine may never confirm them.
         if state.storage.check_engine().is_err() {
             return;
         }
@@ -551,8 +552,8 @@ impl VolumeServer {
         // pages are rejected.
         drop(self.incoming.lock().await.take());
         if let Ok(permit) = state.storage.permit().await {
-            // This empty batch is committed after all queued batches. Their own callers receive
-            // their errors.
+            // This empty batch is committed after all queued batches. If one of them fails, its own
+            // caller gets the error.
             let _ = permit.send(WriteBatch::default()).durable().await;
         }
     }

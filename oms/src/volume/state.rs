@@ -304,7 +304,7 @@ impl VolumeState {
     ) -> Result<Begun, OrderError> {
         if self.outbox().is_full() {
             return Err(OrderError::Busy(
-                "too many messages are waiting for the warehouse",
+                "too many messages to the warehouse are not confirmed yet",
             ));
         }
         let now_ms = self.clock.now_ms();

@@ -3,12 +3,12 @@
 //!
 //! **Invariants**
 //! - At most `ORDERS_MAX` orders are kept. A newer order displaces the oldest one.
-//! - While no order has a trace, each function only reads an atomic counter.
+//! - While no order has a trace, the functions `of` and `forget` only read an atomic counter.
 //!
 //! Deliberately absent: durability. After a restart or a migration of the order, its calls are no
 //! longer part of the trace.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
@@ -28,9 +28,16 @@ pub(crate) struct TracedOrders {
 
 #[derive(Default)]
 struct Inside {
-    traces: HashMap<OrderId, TraceContext>,
-    /// Orders from the oldest to the newest. Some of them may have no trace any more.
-    arrivals: VecDeque<OrderId>,
+    traces: HashMap<OrderId, Traced>,
+    /// The orders in `traces` from the oldest to the newest, by `Traced::number`.
+    arrivals: BTreeMap<u64, OrderId>,
+    /// Number of the next order.
+    next: u64,
+}
+
+struct Traced {
+    context: TraceContext,
+    number: u64,
 }
 
 impl TracedOrders {
@@ -41,11 +48,16 @@ impl TracedOrders {
             return;
         };
         let mut inside = self.inside.lock();
-        if inside.traces.insert(order.clone(), context).is_none() {
-            inside.arrivals.push_back(order.clone());
+        if let Some(known) = inside.traces.get_mut(order) {
+            known.context = context;
+            return;
         }
-        while inside.arrivals.len() > ORDERS_MAX
-            && let Some(oldest) = inside.arrivals.pop_front()
+        let number = inside.next;
+        inside.next += 1;
+        inside.traces.insert(order.clone(), Traced { context, number });
+        inside.arrivals.insert(number, order.clone());
+        if inside.traces.len() > ORDERS_MAX
+            && let Some((_, oldest)) = inside.arrivals.pop_first()
         {
             inside.traces.remove(&oldest);
         }
@@ -58,7 +70,7 @@ impl TracedOrders {
             return None;
         }
         let inside = self.inside.lock();
-        inside.traces.get(order).copied()
+        inside.traces.get(order).map(|traced| traced.context)
     }
 
     /// Removes the trace of an order after its last call.
@@ -67,8 +79,9 @@ impl TracedOrders {
             return;
         }
         let mut inside = self.inside.lock();
-        // The order's entry in `arrivals` stays until it becomes the oldest entry.
-        inside.traces.remove(order);
+        if let Some(Traced { number, .. }) = inside.traces.remove(order) {
+            inside.arrivals.remove(&number);
+        }
         self.count.store(inside.traces.len(), Ordering::Relaxed);
     }
 }
@@ -106,5 +119,27 @@ mod tests {
             .await;
         assert_eq!(traced.of(&order(0)), None);
         assert!(traced.of(&order(1)).is_some() && traced.of(&order(ORDERS_MAX)).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_order_that_is_noted_again_is_the_newest_and_displaces_no_other() {
+        let traced = TracedOrders::default();
+        TraceContext::root()
+            .scope(async {
+                traced.note(&order(1));
+                traced.forget(&order(1));
+                traced.note(&order(0));
+                traced.note(&order(1));
+                (2..ORDERS_MAX).for_each(|number| traced.note(&order(number)));
+                assert!(traced.of(&order(0)).is_some() && traced.of(&order(1)).is_some());
+                for _ in 0..ORDERS_MAX {
+                    traced.forget(&order(2));
+                    traced.note(&order(2));
+                }
+                assert!(traced.of(&order(0)).is_some() && traced.of(&order(1)).is_some());
+                traced.note(&order(ORDERS_MAX));
+                assert!(traced.of(&order(0)).is_none() && traced.of(&order(1)).is_some());
+            })
+            .await;
     }
 }

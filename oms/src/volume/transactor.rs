@@ -35,8 +35,8 @@ use crate::volume::state::{Begun, OrderError, Outcome, Pending, RemotePlacement,
 /// Maximum number of waiting requests of one order. A normal client never has so many for one
 /// order. More are an attack or a bug.
 const MAILBOX_MESSAGES_MAX: usize = 64;
-/// Number of shards of the registry, each with its own lock, so that requests on different threads
-/// rarely contend.
+/// Number of shards of the registry of transactors, each with its own lock, so that requests on
+/// different threads rarely contend.
 const SHARDS: usize = 64;
 /// Number of panics after which requests for an order are rejected for some time. The first panics
 /// may have had a passing cause.
@@ -299,7 +299,7 @@ impl Work {
     /// is empty.
     async fn run(mut self) {
         if self.pending.is_some() {
-            // The caller has disconnected, but its step must be finished.
+            // The caller of the pending step has disconnected, but the step must be finished.
             let outcome = self.settle().await;
             self.remember(&outcome);
         }
@@ -328,7 +328,7 @@ impl Work {
     }
 
     fn remember(&mut self, outcome: &Result<Outcome, OrderError>) {
-        // After a failed step, the next step reads the order from the volume again.
+        // After a failed step, `known` is empty, so the next step reads the order from the volume.
         self.known = outcome.as_ref().ok().map(|outcome| Arc::clone(&outcome.order));
     }
 

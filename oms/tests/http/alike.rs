@@ -221,8 +221,9 @@ impl Both {
         both
     }
 
-    /// Sends a request to both clusters, and then again with the other node of the pair. Returns
-    /// the status from the single node and the differences between the answers.
+    /// Sends a request to the single node and to one node of the pair. Then sends it again to the
+    /// single node, and to the other node of the pair. `is_first_alpha` is `true` if alpha gets it
+    /// before beta. Returns the single node's last status, and the differences between the answers.
     async fn compare(&self, request: &Request, is_first_alpha: bool) -> (u16, Vec<String>) {
         let mut shops = self.pair.shops();
         if !is_first_alpha {

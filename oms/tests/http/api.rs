@@ -1,5 +1,5 @@
-//! Tests of the routes over real HTTP: bodies as in the original system, repeated requests,
-//! rejections and lists.
+//! Tests of the routes over real HTTP: bodies as in the system that IMT Order replaces, repeated
+//! requests, rejections and lists.
 
 use crate::common::{Mood, World, until};
 use serde_json::json;

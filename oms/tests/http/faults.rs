@@ -39,8 +39,8 @@ const FAULTS: [Fault; 7] = [
     Fault::Unavailable,
 ];
 
-/// Starts a proxy to the warehouse that applies the faults to successive calls. Returns its URL and
-/// a list of the faults applied so far.
+/// Starts a proxy to the warehouse that applies the faults in `FAULTS`, in turn, to successive
+/// calls. Returns its URL and a list of the faults applied so far.
 async fn faulty_proxy(warehouse: std::net::SocketAddr) -> (String, Arc<Mutex<Vec<Fault>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -57,7 +57,7 @@ async fn faulty_proxy(warehouse: std::net::SocketAddr) -> (String, Arc<Mutex<Vec
     (url, done)
 }
 
-/// Relays one call and closes the connection.
+/// Relays one call with its fault, and closes the connection.
 async fn relay(mut stream: TcpStream, warehouse: std::net::SocketAddr, fault: Fault) {
     let Some(request) = read_request(&mut stream).await else {
         return;
@@ -119,7 +119,7 @@ async fn each_paid_order_is_delivered_once_despite_all_faults_of_the_warehouse_c
     let warehouse = Warehouse::start().await;
     let (url, done) = faulty_proxy(warehouse.address).await;
     let mut settings = config(data.path(), &url);
-    // Five of seven calls fail here, so the circuit breaker is switched off.
+    // Five of the seven faults make a call fail, so the circuit breaker is switched off.
     settings.outbox.breaker_failures = u32::MAX;
     let node = imt_oms::Node::start(settings).await.unwrap();
     let shop = Shop::at(node.address());
@@ -236,7 +236,7 @@ async fn a_full_disk_rejects_orders_and_loses_none() {
 async fn overload_is_answered_with_200_or_503_and_the_outbox_stays_bounded() {
     let world = World::start_with(|config| {
         config.server.requests_max = 16;
-        config.outbox.waiting_max = 200;
+        config.outbox.messages_max = 200;
         config.warehouse = Some("http://127.0.0.1:9".to_owned());
     })
     .await;

@@ -115,7 +115,7 @@ async fn requests_over_the_limit_are_answered_with_503_and_probes_are_served() {
         reply.status == 503
     })
     .await;
-    // Probes and metrics are still answered.
+    // Health probes and metrics are answered even while the slow request uses up the limit.
     for path in ["/health/live", "/health/ready", "/metrics"] {
         for method in ["GET", "HEAD"] {
             let reply = world.shop.send(method, path, &[], "").await;
@@ -172,6 +172,17 @@ async fn start_errors_name_the_port_the_folder_and_the_setting() {
     for warehouse in ["", "ftp://x", "nonsense", "https://127.0.0.1:1"] {
         let wrong = start(&|config| config.warehouse = Some(warehouse.to_owned())).await;
         assert!(wrong.contains("warehouse"), "{warehouse}: {wrong}");
+    }
+    let absent = world.data.path().join("absent");
+    for (setting, weight, zone) in [("zone", 1, Some("a b")), ("weight", u32::MAX, None)] {
+        let refused = start(&|config| {
+            config.data = absent.clone();
+            config.weight = weight;
+            config.zone = zone.map(str::to_owned);
+        })
+        .await;
+        assert!(refused.contains(setting), "{refused}");
+        assert!(!absent.exists(), "a refused {setting} creates no folder");
     }
     let file = world.data.path().join("file");
     std::fs::write(&file, "").unwrap();

@@ -6,7 +6,8 @@ use crate::common::World;
 
 /// Suffixes of the series of a histogram.
 const HISTOGRAM_ENDINGS: [&str; 3] = ["_bucket", "_count", "_sum"];
-/// Words that no metric name may have: abbreviated units, units that are no base units, and types.
+/// Words that no metric name may have: abbreviated units, units that are no base units, and types
+/// of metrics.
 const WRONG_WORDS: [&str; 14] = [
     "ms",
     "us",

@@ -1,14 +1,14 @@
-//! The ten mistakes of the original system. For each of them, a test shows that this system does
-//! not make it.
+//! The ten mistakes of the original system, which IMT Order replaces. For each of them, a test
+//! shows that IMT Order does not make it.
 
 use serde_json::json;
 
 use crate::common::{Mood, World, config, until};
 
-/// Mistakes 1, 2 and 10. In the original system, each node had one point on a circle of 360 points.
-/// Orders were lost with each change of nodes. API and ring were on one node. Here the ring assigns
-/// exact shares. When the node of an order changes, its volume is handed over or its slots are
-/// migrated.
+/// Mistakes 1, 2 and 10. In the original system, each node had one point on a circle of 360
+/// points. Orders were lost with each change of nodes. API and ring were on one node. In IMT
+/// Order, the ring assigns exact shares. When the node of an order changes, the order's volume is
+/// handed over or the order's slot is migrated.
 #[tokio::test]
 async fn the_ring_assigns_every_slot_to_a_node() {
     let world = World::start().await;
@@ -18,7 +18,8 @@ async fn the_ring_assigns_every_slot_to_a_node() {
     assert_eq!(world.shop.get("/ring").await.status, 200);
 }
 
-/// Mistake 2 (lost orders), for a single node: a payment after a restart still finds its order.
+/// Mistake 2 of the original system (lost orders), for a single node: a payment after a restart
+/// still finds its order.
 #[tokio::test]
 async fn a_payment_finds_its_order_after_a_restart() {
     let world = World::start().await;
@@ -35,7 +36,7 @@ async fn a_payment_finds_its_order_after_a_restart() {
     node.stop().await.unwrap();
 }
 
-/// Mistake 3: stock was read but never reserved.
+/// Mistake 3 of the original system: stock was read but never reserved.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_unit_is_never_sold_twice() {
     let world = World::start().await;
@@ -71,8 +72,8 @@ async fn the_last_unit_is_never_sold_twice() {
     assert_eq!(world.shop.order("after", &[(1, 1)]).await.status, 409);
 }
 
-/// Mistake 4: an order was answered only after the warehouse, and a failure of the warehouse was
-/// ignored.
+/// Mistake 4 of the original system: an order was answered only after the warehouse had answered,
+/// and a failure of the warehouse was ignored.
 #[tokio::test]
 async fn an_order_does_not_wait_for_the_warehouse_and_a_504_is_retried() {
     let world = World::start().await;
@@ -103,7 +104,8 @@ async fn an_order_does_not_wait_for_the_warehouse_and_a_504_is_retried() {
     );
 }
 
-/// Mistake 4 again, with a warehouse that cannot be reached at all.
+/// Mistake 4 of the original system (an order waited for the warehouse), with a warehouse that
+/// cannot be reached at all.
 #[tokio::test]
 async fn orders_are_taken_during_an_outage_of_the_warehouse_and_delivered_after_it() {
     let world = World::start().await;
@@ -127,7 +129,8 @@ async fn orders_are_taken_during_an_outage_of_the_warehouse_and_delivered_after_
     assert_eq!(back.seen.lock().unwrap().delivered.len(), 100);
 }
 
-/// Mistake 5: an order or payment sent twice was an error or was executed twice.
+/// Mistake 5 of the original system: an order or payment sent twice was an error or was executed
+/// twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_order_or_payment_is_executed_once() {
     let world = World::start().await;
@@ -159,8 +162,9 @@ async fn a_repeated_order_or_payment_is_executed_once() {
     assert_eq!(world.warehouse.deliveries_of("a"), 1);
 }
 
-/// Mistake 6: a crash lost the state of a transactor (actor). The module `restart` tests a crash by
-/// SIGKILL. This test stops the node at several points of an order's life.
+/// Mistake 6 of the original system: a crash lost the state of a transactor (actor). The module
+/// `restart` tests a crash by SIGKILL. This test stops the node in an orderly way, at several
+/// points of an order's life.
 #[tokio::test]
 async fn a_stop_at_any_point_of_an_order_loses_nothing() {
     let mut world = World::start().await;
@@ -193,7 +197,7 @@ async fn a_stop_at_any_point_of_an_order_loses_nothing() {
     );
 }
 
-/// Mistake 7: a malformed line, id or body crashed the request (500).
+/// Mistake 7 of the original system: a malformed line, id or body crashed the request (500).
 #[tokio::test]
 async fn malformed_bodies_are_answered_with_400() {
     let world = World::start().await;
@@ -222,8 +226,8 @@ async fn malformed_bodies_are_answered_with_400() {
     assert_eq!(world.shop.get("/health").await.status, 200);
 }
 
-/// Mistake 8: an order that no store could fill was stored without a store and sent to the
-/// warehouse.
+/// Mistake 8 of the original system: an order that no store could fill was stored without a store
+/// and sent to the warehouse.
 #[tokio::test]
 async fn an_order_without_a_store_never_reaches_the_warehouse() {
     let world = World::start().await;
@@ -234,8 +238,8 @@ async fn an_order_without_a_store_never_reaches_the_warehouse() {
     assert_eq!(world.warehouse.seen.lock().unwrap().keys, ["some/announce"]);
 }
 
-/// Mistake 9: a statistics file was counted twice or lost if the process died between adding and
-/// deleting it.
+/// Mistake 9 of the original system: a statistics file was counted twice or lost. It happened if
+/// the process died between adding the file to the sums and deleting it.
 #[tokio::test]
 async fn a_statistics_file_counts_once_after_a_crash_at_any_point() {
     let mut world = World::start().await;

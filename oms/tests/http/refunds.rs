@@ -1,5 +1,5 @@
-//! Tests of refunds: each payment without a delivery is listed and counted. Only a final refusal by
-//! the warehouse ends an order.
+//! Tests of refunds: each payment for an order that will not be delivered is listed and counted. Of
+//! the warehouse's answers, only a final refusal ends an order without a delivery.
 
 use serde_json::json;
 

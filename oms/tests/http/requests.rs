@@ -252,8 +252,8 @@ impl Generator {
             if self.one_in(10) {
                 return self.pick(&["", long.as_str()]).to_owned();
             }
-            // Each request has its own key, because a key is checked only by the volume of its
-            // order.
+            // Each request has a separate key. A single node notices a key that is used for two
+            // orders, but a pair does not if the orders are in different volumes.
             return format!("key-{}", self.count);
         }
         if name == "X-Stock-As-Of" {

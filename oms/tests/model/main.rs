@@ -1,5 +1,5 @@
-//! A model of the ownership and handover protocol. A checker tries all sequences of its steps,
-//! breadth-first.
+//! A model of the protocol by which volumes change their process and slots change their volume. A
+//! checker tries all sequences of its steps, breadth-first.
 //!
 //! The model has:
 //! - the cluster's state (`ring.json`), which only the coordinator replaces, and nodes with older
@@ -10,9 +10,9 @@
 //! - customers who send an order twice, also with other lines, to any node;
 //! - crashes of any node, the coordinator included, between any two steps. Only the disk survives.
 //!
-//! Deliberately absent: time, sizes and disks. The simulation (`oms/src/simulation`) runs the real
-//! code. Each `Mistake` breaks one rule of the protocol, and a test proves that the checker finds
-//! the mistake. Four of the mistakes were once in the code.
+//! Deliberately absent: time, sizes and faults of disks. The simulation (`oms/src/simulation`) runs
+//! the real code. Each `Mistake` breaks one rule of the protocol, and a test proves that the
+//! checker finds the mistake. Four of the mistakes were once in the code.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at an impossible state")]
 

@@ -184,7 +184,10 @@ fn check_reserved(view: &View<'_>, shelves: &Stock, findings: &mut Vec<Finding>)
 fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Finding>) {
     let id = sent.id.to_string();
     let Some(kept) = view.orders.get(id.as_str()) else {
-        if sent.order.is_acknowledged() || sent.payment.is_acknowledged() {
+        if [sent.order, sent.payment, sent.cancel]
+            .into_iter()
+            .any(Outcome::is_acknowledged)
+        {
             findings.push(Finding::OrderMissing { order: id });
         }
         return;
@@ -192,14 +195,10 @@ fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Find
     if kept.products[..] != sent.products[..] {
         findings.push(Finding::OrderDiffers { order: id.clone() });
     }
-    // An order without a store in `RefundWanted` was rejected and paid: the payment is to be
-    // refunded.
-    let is_rejected = kept.state == OrderState::Rejected
-        || kept.state == OrderState::RefundWanted && kept.store_id.is_none();
-    if sent.order.is_acknowledged() && is_rejected {
+    if sent.order.is_acknowledged() && kept.is_rejected() {
         findings.push(Finding::AcknowledgedRejected { order: id.clone() });
     }
-    if sent.order == Outcome::Status(409) && !is_rejected {
+    if sent.order == Outcome::Status(409) && !kept.is_rejected() {
         findings.push(Finding::RejectedKept {
             order: id.clone(),
             state: kept.state,

@@ -253,6 +253,16 @@ fn an_acknowledged_order_that_is_gone_is_found() {
         },
         &[Finding::OrderMissing { order: "3".into() }],
     );
+    // An acknowledged cancellation shows that the order existed.
+    found(
+        |record, e| {
+            e.orders.remove(2);
+            e.reservations.remove(1);
+            record[2].order = Outcome::TimedOut;
+            record[2].cancel = Outcome::Status(200);
+        },
+        &[Finding::OrderMissing { order: "3".into() }],
+    );
     // An order that was never acknowledged may be missing.
     found(
         |record, e| {

@@ -110,30 +110,30 @@ impl RequestLog {
         let orders: HashMap<&str, &Order> = evidence.orders.iter().map(|o| (o.id.as_str(), o)).collect();
         // Orders in the front's record are left out here. The record has more detail, so the
         // function `check_customer` compares these orders with it.
-        let is_recorded = |id: &&u64| record.get(**id).is_none();
-        for id in self.orders.iter().filter(is_recorded) {
+        let is_unrecorded = |id: &&u64| record.get(**id).is_none();
+        for id in self.orders.iter().filter(is_unrecorded) {
             let order = id.to_string();
             match orders.get(order.as_str()) {
                 None => findings.push(Finding::OrderMissing { order }),
-                Some(kept) if kept.state == OrderState::Rejected => {
+                Some(kept) if kept.is_rejected() => {
                     findings.push(Finding::AcknowledgedRejected { order });
                 }
                 Some(_) => {}
             }
         }
-        for id in self.payments.iter().filter(is_recorded) {
+        for id in self.payments.iter().filter(is_unrecorded) {
             let order = id.to_string();
             let kept = orders.get(order.as_str());
             if kept.is_none_or(|kept| kept.transaction_id.is_none()) {
                 findings.push(Finding::PaymentUnkept { order });
             }
         }
-        for id in self.cancels.iter().filter(is_recorded) {
+        for id in self.cancels.iter().filter(is_unrecorded) {
             let order = id.to_string();
-            let state = orders.get(order.as_str()).map(|kept| kept.state);
-            let is_kept = matches!(state, Some(OrderState::Cancelled | OrderState::RefundWanted));
-            if let Some(state) = state.filter(|_| !is_kept) {
-                findings.push(Finding::CancelLost { order, state });
+            match orders.get(order.as_str()).map(|kept| kept.state) {
+                None => findings.push(Finding::OrderMissing { order }),
+                Some(OrderState::Cancelled | OrderState::RefundWanted) => {}
+                Some(state) => findings.push(Finding::CancelLost { order, state }),
             }
         }
         self.check_counters(evidence, findings);
@@ -270,6 +270,36 @@ mod tests {
         let mut unpaid = sound.clone();
         unpaid.orders[0].transaction_id = None;
         assert_eq!(found(&unpaid), [Finding::PaymentUnkept { order: order() }]);
+        for (state, transaction_id) in [
+            (OrderState::Rejected, Some(3)),
+            (OrderState::RefundWanted, Some(3)),
+        ] {
+            let mut rejected = sound.clone();
+            rejected.orders[0] = Order {
+                store_id: None,
+                ..kept("17", state, transaction_id)
+            };
+            assert_eq!(
+                found(&rejected),
+                [Finding::AcknowledgedRejected { order: order() }],
+                "{state}"
+            );
+        }
+        let mut refunded = sound.clone();
+        refunded.orders[0].state = OrderState::RefundWanted;
+        assert_eq!(
+            found(&refunded),
+            [],
+            "a cancelled or refused order, which has a store"
+        );
+        let mut gone = sound.clone();
+        gone.orders.remove(1);
+        assert_eq!(
+            found(&gone),
+            [Finding::OrderMissing {
+                order: "21".to_owned()
+            }]
+        );
         let mut uncancelled = sound.clone();
         uncancelled.orders[1].state = OrderState::Announced;
         assert_eq!(

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::{Evidence, Finding};
 use crate::front::OrderRecord;
 use crate::warehouse::{Stock, StockShape};
-use crate::wire::{MessageKind, Order, OrderState, Product};
+use crate::wire::{MessageKind, Order, Product};
 
 /// Returns the stock of the warehouse's first day, computed from its seed.
 pub(super) fn first_day(evidence: &Evidence) -> Stock {
@@ -165,10 +165,9 @@ pub(super) fn check_choice(evidence: &Evidence, record: &OrderRecord, findings: 
     };
     let is_of_run = |order: &&Order| order.id.parse().is_ok_and(|id: u64| record.get(id).is_some());
     for order in evidence.orders.iter().filter(is_of_run) {
-        let is_rejected = matches!(order.state, OrderState::Rejected | OrderState::RefundWanted);
         let before = match order.store_id {
             Some(chosen) => chosen,
-            None if is_rejected => evidence.warehouse.stores.saturating_add(1),
+            None if order.is_rejected() => evidence.warehouse.stores.saturating_add(1),
             None => continue,
         };
         if let Some(earlier) = (1..before).find(|store| always_had(*store, &order.products)) {

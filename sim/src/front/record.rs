@@ -42,9 +42,9 @@ impl Outcome {
         }
     }
 
-    /// Returns the outcome of two payments for one order. An acknowledgement is kept. Otherwise the
-    /// later outcome counts, if the later payment was sent.
-    fn merged(self, later: Self) -> Self {
+    /// Returns the outcome of two requests with the same content for one order. An acknowledgement
+    /// is kept. Otherwise the later outcome counts, if the later request was sent.
+    pub(super) fn merged(self, later: Self) -> Self {
         match self.is_acknowledged() || later == Self::NotSent {
             true => self,
             false => later,
@@ -63,11 +63,11 @@ pub struct RecordedOrder {
     pub transaction_id: u32,
     /// `true` if a payment was planned for the order.
     pub is_paid: bool,
-    /// Outcome of the request that placed the order.
+    /// Outcome of the requests that placed the order: acknowledged if any request was.
     pub order: Outcome,
     /// Outcome of the payments: acknowledged if any payment was.
     pub payment: Outcome,
-    /// Outcome of the cancellation.
+    /// Outcome of the cancellations: acknowledged if any cancellation was.
     pub cancel: Outcome,
 }
 
@@ -84,11 +84,6 @@ impl RecordedOrder {
             payment: Outcome::NotSent,
             cancel: Outcome::NotSent,
         }
-    }
-
-    /// Adds the outcome of a payment.
-    pub(super) fn add_payment(&mut self, outcome: Outcome) {
-        self.payment = self.payment.merged(outcome);
     }
 }
 

@@ -8,7 +8,7 @@
 //! - Counts, and the latencies of single seconds, include the warm-up. Latencies and lags of the
 //!   whole run do not.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::order_book::OrderBook;
 use super::stats_csv::{self, TextLog};
-use super::{FrontConfig, OrderRecord, Outcome, RecordedOrder};
+use super::{FrontConfig, OrderRecord, Outcome};
 use crate::latency::{Latency, LatencyHistogram};
 use crate::telemetry::{Route, RouteSecond, RouteState, SecondPoint, Telemetry};
 use crate::workload::PlannedOrder;
@@ -144,8 +145,7 @@ impl Recorder {
             ended: 0,
             failed: 0,
             in_window: 0,
-            orders: Vec::new(),
-            places: HashMap::new(),
+            orders: OrderBook::default(),
             second: Second::default(),
             sent_before: 0,
             csv,
@@ -239,9 +239,7 @@ struct Book {
     ended: u64,
     failed: u64,
     in_window: u64,
-    orders: Vec<RecordedOrder>,
-    /// Index of each order in `orders`, by the id of the order.
-    places: HashMap<u64, usize>,
+    orders: OrderBook,
     second: Second,
     sent_before: u64,
     csv: Option<TextLog>,
@@ -328,36 +326,10 @@ impl Book {
     fn enter_order(&mut self, sample: &Sample) {
         match sample.target {
             Target::Stats { .. } => {}
-            Target::Order(order) => {
-                let mut recorded = RecordedOrder::new(order, sample.outcome);
-                // A replay sends an order twice if its log has the order twice. The outcome of the
-                // payments is kept.
-                if let Some(place) = self.places.get(&order.id) {
-                    recorded.payment = self.orders[*place].payment;
-                    self.orders[*place] = recorded;
-                    return;
-                }
-                self.places.insert(order.id, self.orders.len());
-                self.orders.push(recorded);
-            }
-            Target::Payment { order } => {
-                if let Some(recorded) = self.recorded(order) {
-                    recorded.add_payment(sample.outcome);
-                }
-            }
-            Target::Cancel { order } => {
-                if let Some(recorded) = self.recorded(order) {
-                    recorded.cancel = sample.outcome;
-                }
-            }
+            Target::Order(planned) => self.orders.add_order(planned, sample.outcome),
+            Target::Payment { order } => self.orders.add_payment(order, sample.outcome),
+            Target::Cancel { order } => self.orders.add_cancel(order, sample.outcome),
         }
-    }
-
-    /// Returns the entry of an order, or `None` before the request of the order has ended. So a
-    /// payment that ends before its order's request is not recorded.
-    fn recorded(&mut self, order: u64) -> Option<&mut RecordedOrder> {
-        let place = *self.places.get(&order)?;
-        self.orders.get_mut(place)
     }
 
     /// Closes and publishes all seconds that ended before `until`, a time since the start of the
@@ -437,7 +409,7 @@ impl Book {
             lag: self.lag.summary(),
             routes: routes.collect(),
             histograms: self.routes.map(|book| book.latency),
-            record: OrderRecord::new(self.orders),
+            record: self.orders.into_record(),
             stats_csv: self.stats_csv,
             log_problem: csv_problem.or(series_problem),
             in_window: self.in_window,

@@ -17,7 +17,7 @@ use crate::seed::Dice;
 pub struct Delay {
     /// Shortest delay.
     pub min: Duration,
-    /// Length of a step.
+    /// Difference between two successive possible delays.
     pub step: Duration,
     /// Number of possible delays, the shortest one included; at least 1.
     pub steps: u32,

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use crate::seed::{Dice, Purpose};
 use crate::{Error, Result};
 
-/// Maximum of units sold and of price. The minimum is 1.
+/// Maximum of the units sold and of the unit price in a line. The minimum of both is 1.
 const VALUE_MAX: u32 = 30;
 
 /// Returns the content of statistics file number `number` of a seed: a line for each product from

@@ -10,7 +10,7 @@ use imt_benches::Outcome;
 pub(crate) struct Counters {
     /// Number of requests and answers between the nodes.
     pub(crate) messages: u64,
-    /// Number of frames in which these messages were sent.
+    /// Number of frames in which the requests and answers (`messages`) were sent.
     pub(crate) frames: u64,
     /// Number of group commits.
     pub(crate) commits: u64,

@@ -38,6 +38,8 @@ pub(crate) enum Ask {
     /// In turn, a new order, the payment of an earlier order, a read of that order, and the
     /// statistics of a product. Order ids begin with this text.
     Mix(String),
+    /// A payment for each of the first orders with this prefix, up to this number of them.
+    Payment(String, u64),
 }
 
 impl Ask {
@@ -47,6 +49,15 @@ impl Ask {
             Ask::Order(prefix) => Ask::Order(format!("{prefix}{number}-")),
             Ask::Mix(prefix) => Ask::Mix(format!("{prefix}{number}-")),
             Ask::Statistics => Ask::Statistics,
+            Ask::Payment(prefix, count) => Ask::Payment(format!("{prefix}{number}-"), *count),
+        }
+    }
+
+    /// Returns the number of requests, if it is limited.
+    fn count(&self) -> Option<u64> {
+        match self {
+            Ask::Payment(_, count) => Some(*count),
+            _ => None,
         }
     }
 }
@@ -289,7 +300,9 @@ async fn run_client(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
                 meant
             }
         };
-        if shared.stop.is_called() || started.duration_since(shared.begun()) >= shared.load.lasting {
+        let is_last = shared.load.ask.count().is_some_and(|count| number >= count);
+        let is_over = started.duration_since(shared.begun()) >= shared.load.lasting;
+        if is_last || is_over || shared.stop.is_called() {
             return seen;
         }
         write_request(&shared.load.ask, number, &mut request);
@@ -345,6 +358,11 @@ fn write_request(ask: &Ask, number: u64, request: &mut Request) {
         Ask::Order(prefix) => {
             *key = format!("{prefix}{number}");
             return post("/order", &order_body(prefix, number));
+        }
+        Ask::Payment(prefix, _) => {
+            *key = format!("{prefix}{number}");
+            let path = format!("/order/{key}/payment-callback");
+            return post(&path, &format!(r#"{{"transaction_id":{number}}}"#));
         }
         Ask::Statistics => {
             STATISTICS.clone_into(key);

@@ -1,4 +1,5 @@
 //! The rows of the table. Each row starts its servers, puts a load on them and prints the result.
+//! The servers are a bare server, a durable ceiling and the node (`servers`).
 //!
 //! **Invariants**
 //! - Servers that are compared get the same load, one after the other within one row.

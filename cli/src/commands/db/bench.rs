@@ -43,8 +43,9 @@ pub(super) fn run(folder: &Path, output: OutputFormat) -> Result<ExitCode, CliEr
         )
     })?;
     let scratch = Scratch(scratch);
-    let (append, in_place) = syncs(&scratch.0)
-        .map_err(|error| CliError::because(format!("cannot measure in {}", folder.display()), error))?;
+    let (append, in_place) = syncs(&scratch.0).map_err(|error| {
+        CliError::because(format!("cannot measure fdatasync in {}", folder.display()), error)
+    })?;
     let [durable, buffered, gets] =
         engine(&scratch.0.join("db")).map_err(|error| open::refused(folder, error))?;
     drop(scratch);

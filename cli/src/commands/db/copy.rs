@@ -40,7 +40,10 @@ pub(super) fn backup(path: &Path, to: &Path, output: OutputFormat) -> Result<Exi
         OutputFormat::Table => output::print_text(&backup_text(source, &report, to))?,
     }
     closed.map_err(|error| {
-        let state = format!("the backup in {} is whole and durable", to.display());
+        let state = format!(
+            "the backup in {} is complete and durable, but closing the database failed",
+            to.display()
+        );
         open::failed(path, &state, error)
     })?;
     Ok(ExitCode::SUCCESS)

@@ -79,11 +79,13 @@ impl Stop {
     /// Returns the error to print. `state` is a sentence about the data on disk.
     fn told(self, path: &Path, state: &str) -> CliError {
         match self {
-            Self::Line(number, reason) => CliError::failed(format!("line {number}: {reason}; {state}")),
-            Self::Read(number, error) => {
-                CliError::because(format!("cannot read line {number}; {state}"), error)
+            Self::Line(number, reason) => {
+                CliError::failed(format!("cannot import line {number}: {reason}; {state}"))
             }
-            Self::End(reason) => CliError::failed(format!("{reason}; {state}")),
+            Self::Read(number, error) => {
+                CliError::because(format!("cannot read line {number} of the export; {state}"), error)
+            }
+            Self::End(reason) => CliError::failed(format!("cannot import: {reason}; {state}")),
             Self::Database(error) => open::failed(path, state, error),
         }
     }
@@ -200,7 +202,7 @@ fn parse(line: &str) -> Result<Line, String> {
     ) {
         (None, None) => Ok(Line::Table(table)),
         (Some(key), Some(value)) => Ok(Line::Record { table, key, value }),
-        _ => Err("key and value stand together, or neither".to_owned()),
+        _ => Err("it has a key without a value, or a value without a key".to_owned()),
     }
 }
 
@@ -218,7 +220,7 @@ fn check_name(table: &str) -> Result<(), String> {
     }
     if table.starts_with(NEW_TABLE_PREFIX) {
         return Err(format!(
-            "names of tables that begin with {NEW_TABLE_PREFIX} are reserved for imports"
+            "names of tables that begin with {NEW_TABLE_PREFIX} are reserved for imports with --clear"
         ));
     }
     Ok(())
@@ -426,7 +428,10 @@ mod tests {
             ("{\"table\":\"\"}".to_owned(), "empty or has control"),
             ("{\"table\":\"a\\nb\"}".to_owned(), "empty or has control"),
             ("{\"table\":\"~imt-import-0\"}".to_owned(), "reserved"),
-            ("{\"table\":\"t\",\"key\":\"k\"}".to_owned(), "stand together"),
+            (
+                "{\"table\":\"t\",\"key\":\"k\"}".to_owned(),
+                "a value without a key",
+            ),
             (
                 "{\"table\":\"t\",\"key\":7,\"value\":\"v\"}".to_owned(),
                 "key is not a string",

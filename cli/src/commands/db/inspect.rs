@@ -343,6 +343,9 @@ fn damaged(path: &Path, error: Error, output: OutputFormat) -> Result<ExitCode, 
         );
         text.push_str(&format!("SUPER, copy {}  {state}\n", copy + 1));
     }
+    if let Some(database) = &folder.database {
+        text.push_str(&format!("id             {database}\n"));
+    }
     if let Some(frontier) = folder.frontier {
         text.push_str(&format!(
             "durable to     {frontier} (everything before it was acknowledged)\n"

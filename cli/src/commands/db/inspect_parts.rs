@@ -1,6 +1,7 @@
 //! Shows a segment, a frame or the record of a key as it is on disk: its fields, and its bytes as
 //! hexadecimal digits.
 
+use super::records::no_such_key;
 use super::show::{Form, FormArgs, hex, plain_hex};
 use super::{open, verdict};
 use crate::error::CliError;
@@ -144,9 +145,7 @@ pub(super) fn key(
         .location(&bytes)
         .map_err(|error| open::refused(path, error))?;
     let Some(microdb::LogPosition { segment: id, offset }) = located else {
-        return Err(CliError::failed(format!(
-            "the table '{table}' has no key '{key}'"
-        )));
+        return Err(no_such_key(&handle, table, key));
     };
     let view = read(path, id)?;
     let holds = |frame: &&FrameView| (frame.offset..frame.end).contains(&offset.into());
@@ -159,7 +158,7 @@ pub(super) fn key(
     });
     let (Some(frame), Some(record)) = (frame, record) else {
         return Err(CliError::failed(format!(
-            "the record was at {id}:{offset}, and a compaction has moved it; try again"
+            "cannot show the record of key '{key}': a compaction has moved it from {id}:{offset}; run the command again"
         )));
     };
     if output == OutputFormat::Json {

@@ -41,7 +41,7 @@ pub(crate) enum DataType {
 impl DataType {
     /// Returns the encoding of `text` as a value of this type.
     pub(super) fn encode(self, text: &str) -> Result<Vec<u8>, String> {
-        let wrong = |example: &str| format!("'{text}' is not of this type; for example {example}");
+        let wrong = |example: &str| format!("'{text}' is not a value of this type; for example {example}");
         let number = || text.parse::<u64>().map_err(|_| wrong("17"));
         Ok(match self {
             Self::Text => text.as_bytes().to_vec(),

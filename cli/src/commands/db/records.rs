@@ -42,12 +42,12 @@ pub(super) fn get(place: &Place, key: &str, output: OutputFormat) -> Result<Exit
 
 /// Returns the error for a key that the table does not have. If the table's keys are no text, the
 /// error advises `--key-type`, because a typed table encodes its keys.
-fn no_such_key(table: &Table, name: &str, key: &str) -> CliError {
+pub(super) fn no_such_key(table: &Table, name: &str, key: &str) -> CliError {
     let is_text = |key: &Value| std::str::from_utf8(key).is_ok_and(|key| !key.contains(char::is_control));
     let first = table.keys().next().and_then(Result::ok);
     let advice = match first {
         Some(first) if !is_text(&first) => {
-            "; its keys are no plain text (imt db scan shows some): --key-type names their type, such as string or u64"
+            "; its keys are not plain text (imt db scan shows some), so name their type with --key-type, such as string or u64"
         }
         _ => "",
     };
@@ -122,9 +122,11 @@ pub(super) fn delete(place: &Place, key: &str, output: OutputFormat) -> Result<E
 
 /// Returns a sentence about the data on disk after a failed write. The sentence is `refused`, but
 /// after a failed sync it says that the state of the data is unknown.
-fn outcome(refused: &'static str, error: &Error) -> &'static str {
+pub(super) fn outcome<'a>(refused: &'a str, error: &Error) -> &'a str {
     match error {
-        Error::Poisoned { .. } => "it is not known whether the change reached the disk: look with imt db get",
+        Error::Poisoned { .. } => {
+            "it is not known whether the change reached the disk: look with imt db get or imt db table list"
+        }
         _ => refused,
     }
 }

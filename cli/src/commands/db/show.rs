@@ -69,7 +69,7 @@ impl Form {
         if let Some(key_type) = self.key_type {
             return key_type
                 .encode(text)
-                .map_err(|error| CliError::Usage(format!("key: {error}")));
+                .map_err(|error| CliError::Usage(format!("the key does not fit --key-type: {error}")));
         }
         let known = if self.known {
             imt_oms::key_from_text(table, text)
@@ -85,7 +85,8 @@ impl Form {
         match self.value_type {
             Some(value_type) => {
                 let encoded = value_type.encode(text);
-                encoded.map_err(|error| CliError::Usage(format!("value: {error}")))
+                encoded
+                    .map_err(|error| CliError::Usage(format!("the value does not fit --value-type: {error}")))
             }
             None => Ok(of_text(text)),
         }

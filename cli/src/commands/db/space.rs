@@ -34,8 +34,13 @@ pub(super) fn compact(path: &Path, output: OutputFormat) -> Result<ExitCode, Cli
             "no record was lost; some segments may be compacted already, damaged ones were left as they are";
         open::failed(path, state, error)
     })?;
-    db.close()
-        .map_err(|error| open::failed(path, "it was compacted, but closing it failed", error))?;
+    db.close().map_err(|error| {
+        open::failed(
+            path,
+            "its log was compacted, but closing the database failed",
+            error,
+        )
+    })?;
     match output {
         OutputFormat::Json => output::print_json(&report)?,
         OutputFormat::Table => output::print_text(&format!(

@@ -4,6 +4,7 @@
 //! database is changed only with `--raw`.
 
 use super::open;
+use super::records::outcome;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat, TableArgs};
 use microdb::Db;
@@ -133,13 +134,16 @@ impl Change {
         (done, text): (&str, &str),
     ) -> Result<(), CliError> {
         let path = &self.path;
-        changed.map_err(|error| open::failed(path, "the table was not changed", error))?;
+        changed.map_err(|error| {
+            let refused = format!("table '{}' was not {done}", self.name);
+            open::failed(path, outcome(&refused, &error), error)
+        })?;
         db.close().map_err(|error| {
-            open::failed(
-                path,
-                "the table was changed durably, but closing the database failed",
-                error,
-            )
+            let state = format!(
+                "table '{}' was {done} durably, but closing the database failed",
+                self.name
+            );
+            open::failed(path, &state, error)
         })?;
         output::print_either(
             output,

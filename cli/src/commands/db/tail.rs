@@ -117,7 +117,8 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
         let db = open::to_look(&args.path)?;
         if db.sequence().0 < place.sequence {
             return Err(CliError::failed(format!(
-                "the database is at commit {}, and {} was seen: its last commits, not yet durable, were lost in a crash, or it is another database now; run the command again",
+                "cannot follow the database {}: it is at commit {}, before commit {} that was read already; a crash lost commits that were not durable, or another database is in its place; run the command again",
+                args.path.display(),
                 db.sequence(),
                 place.sequence
             )));
@@ -161,8 +162,10 @@ fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Re
         let change = change.map_err(|error| open::refused(&args.path, error))?;
         if place.chain.is_some_and(|chain| !change.follows(chain)) {
             return Err(CliError::failed(format!(
-                "commit {} does not follow on the commit {} that was read: the history has changed; run the command again",
-                change.sequence, place.sequence
+                "cannot follow the database {}: commit {} does not continue the history up to commit {} that was read; run the command again",
+                args.path.display(),
+                change.sequence,
+                place.sequence
             )));
         }
         (place.sequence, place.chain) = (change.sequence.0, Some(change.chain));

@@ -143,23 +143,20 @@ impl Demo {
         };
         tracing::info!(folder = %self.base.path.display(), "creating the primary");
         primary.create(&self.binaries)?;
+        if !standbys.is_empty() {
+            // Copied to every server, so a promoted one also waits for a standby. A setting that
+            // is changed later would be in force some time after its reload.
+            primary.append_settings(&synchronous(&standbys))?;
+        }
         primary.start(&self.binaries)?;
         let url = primary.url()?;
         wait_for(primary, || imt_oms::standby_position(&url)).await?;
         for standby in others {
             tracing::info!("creating {}", standby.name);
             standby.copy(&self.binaries, primary)?;
-            // Every standby has this setting too, so that commits also wait for a standby after a
-            // promotion.
-            standby.append_settings(&synchronous(&standbys))?;
             standby.start(&self.binaries)?;
             let url = standby.url()?;
             wait_for(standby, || imt_oms::standby_position(&url)).await?;
-        }
-        if !standbys.is_empty() {
-            primary.append_settings(&synchronous(&standbys))?;
-            let reloaded = imt_oms::reload_standby(&url).await;
-            reloaded.map_err(|error| CliError::because("the primary does not reload its settings", error))?;
         }
         let engine = self.url()?;
         let primary = self.servers.first_mut();

@@ -33,6 +33,8 @@ pub(super) struct Server {
     pub(super) port: u16,
     folder: PathBuf,
     password: String,
+    /// Keeps the port from other processes until the server starts.
+    reserved: Option<TcpListener>,
     child: Option<Child>,
 }
 
@@ -74,15 +76,15 @@ fn run(mut command: Command) -> Result<(), CliError> {
 impl Server {
     /// Returns a server with a free port. Its data is created later, by `create` or `copy`.
     pub(super) fn new(base: &Path, name: &str, password: &str) -> Result<Self, CliError> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .and_then(|listener| listener.local_addr())
-            .map_err(|error| CliError::because("no port is free", error))?
-            .port();
+        let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .and_then(|listener| Ok((listener.local_addr()?.port(), listener)));
+        let (port, reserved) = bound.map_err(|error| CliError::because("no port is free", error))?;
         Ok(Self {
             folder: base.join(name),
             name: name.to_owned(),
             port,
             password: password.to_owned(),
+            reserved: Some(reserved),
             child: None,
         })
     }
@@ -186,6 +188,7 @@ impl Server {
             // A process group of its own keeps Ctrl-C away from the server. This process stops the
             // servers in order.
             .process_group(0);
+        self.reserved = None;
         let child = postgres
             .spawn()
             .map_err(|error| CliError::because(format!("cannot start {}", self.name), error))?;
@@ -195,20 +198,20 @@ impl Server {
 
     /// Returns the id of the server's process, or `None` if the server does not run.
     pub(super) fn process(&mut self) -> Option<u32> {
+        // An ended process stays in `child` until `has_ended` has reported its end.
         let child = self.child.as_mut()?;
-        match child.try_wait() {
-            Ok(None) => Some(child.id()),
-            _ => {
-                self.child = None;
-                None
-            }
-        }
+        let is_running = matches!(child.try_wait(), Ok(None));
+        is_running.then(|| child.id())
     }
 
     /// Returns `true` at the first call after the server has ended without `stop`. A call of
     /// `process` in between also notices the end, and this function then returns `false`.
     pub(super) fn has_ended(&mut self) -> bool {
-        self.child.is_some() && self.process().is_none()
+        let has_ended = self.child.is_some() && self.process().is_none();
+        if has_ended {
+            self.child = None;
+        }
+        has_ended
     }
 
     /// Returns the last three lines of the server's log, in one line.
@@ -223,6 +226,10 @@ impl Server {
         let Some(mut child) = self.child.take() else {
             return;
         };
+        // The process id of an ended process may belong to another process by now.
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
         if let Some(process) = i32::try_from(child.id())
             .ok()
             .and_then(rustix::process::Pid::from_raw)
@@ -255,4 +262,24 @@ pub(super) fn url_of(servers: &[&Server], password: &str) -> String {
         .map(|server| format!("127.0.0.1:{}", server.port))
         .collect();
     format!("postgres://{ROLE}:{password}@{}/{DATABASE}", hosts.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_server_is_reported_once_even_if_its_process_was_asked_for_before() {
+        let mut server = Server::new(Path::new("/nowhere"), "primary", "secret").unwrap();
+        assert!(!server.has_ended(), "it has not started");
+        server.child = Some(Command::new("sleep").arg("60").spawn().unwrap());
+        assert!(server.process().is_some() && !server.has_ended());
+        if let Some(child) = &mut server.child {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(server.process(), None);
+        assert!(server.has_ended());
+        assert!(!server.has_ended());
+    }
 }

@@ -1,43 +1,29 @@
 //! `imt order cancel` and `imt order pay`: send a command to orders.
 
+use super::each::{Request, post_each};
 use super::{path, text};
 use crate::error::CliError;
 use crate::http::Api;
 use crate::output::{self, OutputFormat};
 use serde_json::{Value, json};
 
-/// Cancels the orders `ids`. If a node refuses some of them, the others are cancelled all the same,
-/// and the error names the first one refused.
+/// Cancels the orders `ids`. If a node refuses some of them, the others are cancelled all the same.
+/// The orders cancelled are printed, even if the command fails.
 pub(super) async fn cancel(api: &Api, ids: &[String], output: OutputFormat) -> Result<(), CliError> {
-    let (mut cancelled, mut failed) = (Vec::new(), Vec::new());
-    for id in ids {
-        match api.post(&format!("{}/cancel", path(id)), None).await {
-            Ok(order) => cancelled.push(order),
-            Err(error @ CliError::Refused { .. }) => failed.push((id, error)),
-            // No node answers, or the server is no node. The next order would fail in the same way.
-            Err(error) => return Err(error),
-        }
-    }
+    let request = |id: &String| Request {
+        subject: format!("order {id}"),
+        path: format!("{}/cancel", path(id)),
+    };
+    let outcomes = post_each(api, ids.iter().map(request).collect()).await;
     match output {
-        OutputFormat::Json => output::print_json(&cancelled)?,
+        OutputFormat::Json => output::print_json(&outcomes.done)?,
         OutputFormat::Table => {
-            for order in &cancelled {
+            for order in &outcomes.done {
                 output::print_text(&state_line(order))?;
             }
         }
     }
-    let count = failed.len();
-    match failed.into_iter().next() {
-        None => Ok(()),
-        Some((_, error)) if ids.len() == 1 => Err(error),
-        Some((id, error)) => Err(CliError::because(
-            format!(
-                "{} could not be cancelled, the first of them is {id}",
-                output::count(count, "order")
-            ),
-            error,
-        )),
-    }
+    outcomes.result("order", "cancelled")
 }
 
 pub(super) async fn pay(api: &Api, id: &str, transaction: u64, output: OutputFormat) -> Result<(), CliError> {

@@ -1,6 +1,7 @@
 //! `imt order dead`: lists and retries dead letters, the messages to the warehouse that were given
 //! up.
 
+use super::each::{Request, post_each};
 use super::{percent_encode, text};
 use crate::cluster::NodeAddress;
 use crate::error::CliError;
@@ -89,12 +90,22 @@ async fn retry(api: &Api, orders: &[String], output: OutputFormat) -> Result<(),
             api.node()
         )));
     }
-    let mut retried = Vec::new();
-    for message in dead.iter().filter(is_wanted) {
+    let request = |message: &Value| {
         let (order, kind) = (text(&message["order"]), text(&message["kind"]));
         let path = format!("/outbox/{}/{kind}/retry", percent_encode(&order));
-        retried.push(api.post(&path, None).await?);
+        Request {
+            subject: format!("message '{kind}' of order {order}"),
+            path,
+        }
+    };
+    let outcomes = post_each(api, dead.iter().filter(is_wanted).map(request).collect()).await;
+    match output {
+        OutputFormat::Json => output::print_json(&outcomes.done)?,
+        OutputFormat::Table if outcomes.done.is_empty() && outcomes.has_failed() => {}
+        OutputFormat::Table => output::print_text(&format!(
+            "{} will be sent again",
+            output::count(outcomes.done.len(), "message")
+        ))?,
     }
-    let text = format!("{} will be sent again", output::count(retried.len(), "message"));
-    output::print_either(output, &text, &retried)
+    outcomes.result("message", "sent again")
 }

@@ -5,6 +5,7 @@
 
 mod change;
 mod dead;
+mod each;
 mod list;
 mod show;
 mod watch;
@@ -70,8 +71,8 @@ Examples:
   imt order cancel 17
   imt order cancel 17 18 19
 
-Every order is tried. Exit codes: 0 all are cancelled, 1 some could not be,
-2 wrong usage, 5 no node answers.")]
+Every order is tried, until no node answers. Exit codes: 0 all are cancelled,
+1 some could not be, 2 wrong usage, 5 no node answers.")]
     Cancel {
         /// Ids of the orders
         #[arg(required = true, value_name = "ID")]

@@ -111,8 +111,9 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts nodes `node-1` to `node-N`, each in a process. `node-1` runs before the others start,
-    /// so it becomes the coordinator.
+    /// Starts nodes `node-1` to `node-N`, each in a process. Returns once all of them run, because
+    /// an event needs a running node. `node-1` runs before the others start, so it becomes the
+    /// coordinator.
     pub(super) async fn start(
         data: &Path,
         engine: Option<&EngineUrl>,
@@ -131,6 +132,9 @@ impl Fleet {
             if number == 1 {
                 fleet.wait_until_running(0).await?;
             }
+        }
+        for place in 1..fleet.nodes.len() {
+            fleet.wait_until_running(place).await?;
         }
         Ok(fleet)
     }
@@ -208,14 +212,15 @@ impl Fleet {
     ) -> Result<(), CliError> {
         let place = event.node as usize - 1;
         while self.nodes.len() <= place {
-            let number = self.nodes.len() as u32 + 1;
+            let added = self.nodes.len();
+            let number = added as u32 + 1;
             telemetry.event(
                 EventKind::Join,
                 format!("node-{number}"),
                 format!("node-{number} started"),
             );
             self.add(number)?;
-            self.wait_until_running(place).await?;
+            self.wait_until_running(added).await?;
         }
         let name = self.nodes[place].name.clone();
         let begun = Instant::now();
@@ -228,8 +233,8 @@ impl Fleet {
             }
             NodeAction::Stop => {
                 telemetry.event(EventKind::Stop, &name, format!("{name} asked to stop"));
-                let (look, card) = node::running(&self.cluster, &name).await?;
-                node::ask(&self.cluster, &look, &card, "/peer/stop").await?;
+                let card = node::running(&self.cluster, &name).await?;
+                node::ask(&self.cluster.client().await?, &card, "/peer/stop").await?;
             }
             NodeAction::Leave => {
                 telemetry.event(EventKind::Leave, &name, format!("{name} asked to leave for good"));
@@ -303,14 +308,16 @@ impl Fleet {
         Ok(())
     }
 
+    /// Waits until the node at this index has joined the cluster.
     async fn wait_until_running(&self, place: usize) -> Result<(), CliError> {
-        let Some(node) = self.nodes.get(place) else {
-            return Ok(());
-        };
+        let node = &self.nodes[place];
         let until = Instant::now() + BACK_MAX;
         while node::running(&self.cluster, &node.name).await.is_err() {
             if Instant::now() > until {
-                return Err(CliError::failed(format!("node '{}' did not start", node.name)));
+                return Err(CliError::failed(format!(
+                    "node '{}' did not start within {BACK_MAX:?}; see its lines in the log",
+                    node.name
+                )));
             }
             tokio::time::sleep(PROBE_EVERY).await;
         }
@@ -372,6 +379,31 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The program of the fleet is this test binary. It refuses the arguments of a node and ends,
+    /// so no node ever runs.
+    #[tokio::test]
+    async fn a_join_awaits_each_node_that_it_adds() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut fleet = Fleet {
+            cluster: Cluster::new(folder.path(), None),
+            data: folder.path().to_owned(),
+            warehouse: "127.0.0.1:9".parse().unwrap(),
+            nodes: Vec::new(),
+            tally: Tally::default(),
+        };
+        let event = NodeEvent {
+            at: Duration::ZERO,
+            node: 3,
+            action: NodeAction::Join,
+            lasts: Duration::ZERO,
+        };
+        let (entry, telemetry) = ("http://127.0.0.1:9".parse().unwrap(), Telemetry::default());
+        let applied = fleet.apply(event, &entry, &telemetry);
+        let applied = tokio::time::timeout(Duration::from_millis(300), applied).await;
+        assert!(applied.is_err(), "the event ended although no node runs");
+        assert_eq!(fleet.nodes.len(), 1, "node-2 was started before node-1 ran");
+    }
 
     #[test]
     fn the_tally_gives_median_and_longest_time_of_each_action() {

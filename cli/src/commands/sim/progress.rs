@@ -114,7 +114,7 @@ impl Display {
         }
     }
 
-    /// Removes the display. After a live view, prints the newest warnings again.
+    /// Removes the display. After a live view, prints the newest warnings on the terminal.
     pub(super) fn close(self) {
         if let Self::Live(view) = self {
             if let Err(error) = view.close() {

@@ -185,11 +185,9 @@ impl Session {
         }
         let fleet = match suffering {
             None => None,
-            Some(suffering) => Some(
-                suffering
-                    .await
-                    .map_err(|error| CliError::because("the node events ended early", error))??,
-            ),
+            Some(suffering) => Some(suffering.await.map_err(|error| {
+                CliError::because("the task that applies the node events ended early", error)
+            })??),
         };
         let report = report.map_err(front_failure)?;
         Ok(Sent { report, fleet })
@@ -360,8 +358,8 @@ impl FaultDriver {
         switches
     }
 
-    /// Applies the changes at their times. Restores the usual behaviour at the end, even if the run
-    /// ends early.
+    /// Changes the behaviour of the warehouse as `switches` says. At the end, restores the usual
+    /// behaviour, even if the run ends early.
     async fn drive(self, mut is_over: watch::Receiver<bool>) {
         let mut state = self.telemetry.subscribe();
         tokio::select! {

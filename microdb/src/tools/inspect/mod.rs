@@ -10,6 +10,8 @@
 
 mod decode;
 
+use std::collections::HashMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -18,7 +20,7 @@ use self::decode::{SEGMENT_FIELDS, fields, told, walk};
 use crate::error::{Error, Result};
 use crate::format::checksum::SegmentMask;
 use crate::format::names::Paths;
-use crate::format::segment::SegmentHeader;
+use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::format::super_block::{
     HINT_BLOCK_BYTES, HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS, State, decode_hint,
 };
@@ -243,7 +245,8 @@ impl SegmentView {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct FolderView {
-    /// Id of the database in hexadecimal, if a state in SUPER is valid.
+    /// Id of the database in hexadecimal, from a valid state in SUPER, or else from the headers of
+    /// the segments. `None` if all of them are damaged.
     pub database: Option<String>,
     /// Time at which the database was created, in milliseconds since 1970, if a state in SUPER is
     /// valid.
@@ -306,12 +309,15 @@ pub fn folder(path: impl AsRef<Path>) -> Result<FolderView> {
             .map(|(_, hint)| hint.position)
             .fold(state.frontier.position, Ord::max)
     });
+    let database = newest
+        .map(|state| state.database)
+        .or_else(|| segments_id(&paths, &segments));
     let missing = |state: &State| {
         let there = |id: &u64| segments.iter().any(|(segment, _)| segment == id);
         state.live.iter().copied().filter(|id| !there(id)).collect()
     };
     Ok(FolderView {
-        database: newest.map(|state| state.database.to_string()),
+        database: database.map(|database| database.to_string()),
         created_ms: newest.map(|state| state.created_ms),
         frontier,
         checkpoint: newest.map(|state| state.checkpoint),
@@ -372,18 +378,15 @@ pub fn segment(path: impl AsRef<Path>, id: u64) -> Result<SegmentView> {
     // No frame is beyond this limit, because offsets in the format have too few bits.
     bytes.truncate(SEGMENT_BYTES_LIMIT as usize);
     // The header states the id of the database. If the header is damaged, the id is taken from
-    // SUPER.
-    let own = bytes
-        .get(16..32)
-        .and_then(|id| id.first_chunk::<16>())
-        .map(|id| DatabaseId(*id));
+    // SUPER or from the other segments.
+    let own = own_id(&bytes);
     let whole = own.map(|own| SegmentHeader::decode(&bytes, own, id));
     let header_damage = match whole {
         None => Some(format!("the file has {len} bytes, too few for a header")),
         Some(header) => header.err().as_ref().map(told),
     };
     let named = if header_damage.is_some() {
-        super_id(&paths)
+        super_id(&paths).or_else(|| segments_id(&paths, &listed(&paths.log(), names::parse_segment).ok()?))
     } else {
         None
     };
@@ -405,6 +408,31 @@ fn super_id(paths: &Paths) -> Option<DatabaseId> {
     let bytes = std::fs::read(paths.super_file()).ok()?;
     let state = |offset: &u64| State::decode(bytes.get(*offset as usize..)?.get(..STATE_BLOCK_BYTES)?).ok();
     STATE_OFFSETS.iter().find_map(state).map(|state| state.database)
+}
+
+/// Returns the id of the database that a segment's header states.
+fn own_id(segment: &[u8]) -> Option<DatabaseId> {
+    segment.get(16..)?.first_chunk().map(|id| DatabaseId(*id))
+}
+
+/// Returns the id of the database that most valid headers of segments state. A folder without SUPER
+/// may have segments of another database, copied there by mistake.
+fn segments_id(paths: &Paths, segments: &[(u64, u64)]) -> Option<DatabaseId> {
+    let mut votes: HashMap<DatabaseId, usize> = HashMap::new();
+    for (id, _) in segments {
+        let mut header = [0; SEGMENT_HEADER_BYTES as usize];
+        let read = std::fs::File::open(paths.segment(*id)).and_then(|mut file| file.read_exact(&mut header));
+        if read.is_ok()
+            && let Some(own) = own_id(&header)
+            && SegmentHeader::decode(&header, own, *id).is_ok()
+        {
+            *votes.entry(own).or_default() += 1;
+        }
+    }
+    let most = votes
+        .into_iter()
+        .max_by_key(|(database, votes)| (*votes, database.0));
+    most.map(|(database, _)| database)
 }
 
 #[cfg(test)]
@@ -450,5 +478,40 @@ mod tests {
         assert_eq!(damage.len(), 2, "{damage:?}");
         assert!(damage[0].contains(&format!("at byte {offset}")), "{damage:?}");
         assert!(damage[1].contains(&format!("at byte {header}")), "{damage:?}");
+    }
+
+    #[test]
+    fn the_id_of_a_database_without_super_comes_from_its_segments() {
+        let folder_kept = tempfile::tempdir().unwrap();
+        let path = folder_kept.path();
+        let options = Options::new().background(false).segment_bytes_first(4_096);
+        let db = options.open(path).unwrap();
+        let table = db.table("t").unwrap();
+        for number in 0..5 {
+            table.put(format!("key {number}"), vec![7; 2_000]).unwrap();
+        }
+        let id = db.id().to_string();
+        db.close().unwrap();
+        std::fs::remove_file(Paths::new(path).super_file()).unwrap();
+        let seen = folder(path).unwrap();
+        assert!(seen.segments.len() > 1, "{:?}", seen.segments);
+        assert_eq!((seen.database, seen.created_ms), (Some(id.clone()), None));
+        // The id in a damaged header is replaced by that of the other segments, so the frames of
+        // the segment are still found.
+        let (first, _) = seen.segments[0];
+        let view = segment(path, first).unwrap();
+        assert!(!view.frames.is_empty());
+        let mut bytes = std::fs::read(&view.path).unwrap();
+        bytes[16] ^= 1;
+        std::fs::write(&view.path, &bytes).unwrap();
+        let damaged = segment(path, first).unwrap();
+        assert!(damaged.header_damage.is_some());
+        assert_eq!(damaged.frames.len(), view.frames.len());
+        assert_eq!(folder(path).unwrap().database, Some(id));
+        // Without a valid header there is no id.
+        for (segment, _) in seen.segments {
+            std::fs::write(Paths::new(path).segment(segment), [0; 200]).unwrap();
+        }
+        assert_eq!(folder(path).unwrap().database, None);
     }
 }

@@ -46,11 +46,11 @@ pub struct Manifest {
     pub tables: Vec<SalvagedTable>,
     /// Number of records written, in all tables.
     pub records: u64,
-    /// Total size of the keys and values of these records in bytes.
+    /// Total size of the keys and values of the records written in all tables, in bytes.
     pub bytes: u64,
     /// Number of segments of the log that were read.
     pub segments: u64,
-    /// Number of complete frames in these segments.
+    /// Number of complete frames in the segments that were read.
     pub frames: u64,
     /// Sequence of the last commit that was read, at least in part.
     pub sequence: Sequence,
@@ -97,7 +97,7 @@ pub struct SalvagedTable {
     pub id: u32,
     /// Number of records written to the table.
     pub records: u64,
-    /// Total size of the keys and values of these records in bytes.
+    /// Total size of the keys and values of the records written to the table, in bytes.
     pub bytes: u64,
     /// `true` if the name of the table was found, `false` if it was invented.
     pub name_known: bool,

@@ -1,14 +1,15 @@
 //! The log of cluster events that the web console shows, as one node observed them.
 //!
-//! Events are computed as differences between two consecutive observations of the cluster. So no
-//! code reports events, and a node that joins and leaves between two observations produces none.
+//! Events are computed as differences between two consecutive observations of the cluster. So the
+//! code that changes the cluster reports no events. A node that joins and leaves between two
+//! observations produces none.
 //!
 //! Invariants:
 //! - At most `EVENTS_KEPT` events are kept. Event ids ascend by one.
 //! - Events about the ring or a node are computed by the node to which the browser's page is
 //!   connected. Events about a volume come from the node that serves the volume.
-//! - A node that is absent and removed its own description has stopped. A node that is absent while
-//!   its description remains has died.
+//! - A node publishes a description (`NodeInfo`), and removes it when it stops. So an absent node
+//!   without a description has stopped, and an absent node with a description has died.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -22,8 +23,8 @@ use crate::control::topology::Topology;
 /// restart of 20 nodes.
 const EVENTS_KEPT: usize = 256;
 
-/// A copy of the parts of a topology from which events are computed. A held [`Topology`] would
-/// delay moves of slots, so the copy does not contain its volume servers.
+/// A copy of the parts of a topology from which events are computed. While a [`Topology`] is held,
+/// moves of slots wait for its release. So this copy is kept between two observations instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Scene {
     state: ClusterState,

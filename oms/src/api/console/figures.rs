@@ -25,7 +25,7 @@ pub(crate) struct AskFigures {
     pub(super) incarnation: u64,
     /// The newest second in the responses so far, in seconds since 1970.
     pub(super) second: u64,
-    /// The id of the newest event that was received from that process.
+    /// The id of the newest event received from the process with this `incarnation`.
     pub(super) event: u64,
 }
 

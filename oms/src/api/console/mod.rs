@@ -49,7 +49,7 @@ use samples::Recorder;
 use state::{Cursor, Overview};
 
 /// Maximum number of open streams. Each page has one stream, and a browser opens at most six
-/// connections to a host.
+/// connections to a host. So at least five browsers can show the console at the same time.
 const STREAMS_MAX: usize = 32;
 /// Longest wait for the figures of another node. Shorter than a second, so that the figures arrive
 /// within the second in which they are shown.
@@ -171,8 +171,8 @@ impl Console {
                 continue;
             };
             let now = figures.scene();
-            // A volume that was just opened logs its present faults, but not the dead letters of
-            // earlier servers.
+            // For a volume that was just opened, its present faults are logged. Its present dead
+            // letters are not, because the process that served the volume before has logged them.
             let before = volumes.remove(&volume).unwrap_or_else(|| VolumeScene {
                 dead_letters: now.dead_letters,
                 ..VolumeScene::default()

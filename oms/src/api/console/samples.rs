@@ -21,8 +21,8 @@ use crate::runtime::metrics::{BUCKETS_US, OTHER_ROUTE, RouteCounts};
 
 /// Number of seconds kept, which is the time span of the charts.
 pub(super) const SECONDS_KEPT: u64 = 300;
-/// Backward step of the clock, in seconds, from which the clock counts as set back. A new series
-/// then begins.
+/// Largest backward step of the clock, in seconds, after which the series of seconds continues.
+/// After a larger step, the old seconds are removed and a new series begins.
 const CLOCK_STEP_MAX: u64 = 5;
 
 /// Counts of the requests of one second, on one node or summed over several nodes.

@@ -68,6 +68,7 @@ impl Overview {
             Ok(figures) => figures,
             Err(fault) => {
                 heard.volumes.clear();
+                heard.missing.clear();
                 heard.newest = None;
                 heard.fault = Some(fault);
                 return;
@@ -341,4 +342,57 @@ struct VolumeShown<'a> {
     /// The volume's figures; absent while the serving node does not answer or has not opened the
     /// volume.
     figures: Option<&'a VolumeFigures>,
+}
+
+#[cfg(test)]
+mod tests {
+    use imt_ring::{Member, Options};
+    use serde_json::Value;
+
+    use super::*;
+    use crate::cluster::{ClusterState, NodeInfo};
+
+    /// Returns a topology of the node `ada`, which serves the volume `ada`.
+    fn topology() -> Topology {
+        let member = Member::new("ada").unwrap();
+        let name = member.name().clone();
+        let mut state = ClusterState::of_ring(Ring::bootstrap([member], Options::new()).unwrap());
+        state.serving = [(name.clone(), name.clone())].into();
+        let info = NodeInfo {
+            name: name.clone(),
+            address: SocketAddr::from(([127, 0, 0, 1], 9_001)),
+            process: 1,
+            started_at_ms: 0,
+            weight: 1,
+            zone: None,
+        };
+        let ring = std::sync::Arc::new(state.ring.clone());
+        Topology::new(name, state, ring, BTreeMap::new(), vec![info])
+    }
+
+    #[test]
+    fn a_silent_node_is_shown_without_the_reasons_of_its_last_response() {
+        let topology = topology();
+        let mut overview = Overview::default();
+        let shown = |overview: &Overview| -> Value {
+            let state = overview.state(&topology, None, 9_000, &mut Cursor::default());
+            serde_json::to_value(state).unwrap()
+        };
+        let figures = NodeFigures {
+            incarnation: 1,
+            volumes: Vec::new(),
+            missing: [("ada".to_owned(), "the disk is gone".to_owned())].into(),
+            samples: Vec::new(),
+            events: Vec::new(),
+        };
+        overview.hear(&topology.me, Ok(figures), false);
+        let document = shown(&overview);
+        assert_eq!(document["nodes"][0]["status"], "degraded");
+        assert_eq!(document["volumes"][0]["missing"], "the disk is gone");
+        overview.hear(&topology.me, Err("no answer".to_owned()), false);
+        let document = shown(&overview);
+        assert_eq!(document["nodes"][0]["status"], "silent");
+        assert_eq!(document["nodes"][0]["fault"], "no answer");
+        assert_eq!(document["volumes"][0]["missing"], Value::Null);
+    }
 }

@@ -196,7 +196,9 @@ pub(in crate::api) static REPLACE_STOCK: Description = Description {
     tag: Tag::Stock,
     summary: "Replace the whole stock",
     about: "Sets the units on hand of every product in every store. A cell that the body omits becomes \
-            0. Reservations stay. The body is applied as a whole or not at all at each volume.",
+            0. Reservations stay. A malformed line is found before anything is applied. After any \
+            other failure, or a crash, some stores may have their new quantities and others their \
+            former ones: send the body again.",
     query: &[],
     headers: &[
         Parameter {
@@ -316,7 +318,7 @@ pub(in crate::api) static LIST_MESSAGES: Description = Description {
     id: "listMessages",
     tag: Tag::Warehouse,
     summary: "List the messages to the warehouse",
-    about: "Lists the messages that the warehouse has not answered yet, by order id and kind. A message \
+    about: "Lists the messages that the warehouse has not confirmed yet, by order id and kind. A message \
             in the state `dead` is not tried again until somebody asks for it.",
     query: &[
         LIMIT,

@@ -236,7 +236,8 @@ impl Kind {
             Kind::Internal => &Texts {
                 slug: "internal",
                 title: "Internal error",
-                meaning: "The node failed. Its log has the cause and the id of the request \
+                meaning: "A node failed. The log of the node that serves the order or store has the \
+                          cause. The log of the node that was asked has the id of the request \
                           (`X-Request-Id`).",
                 next: "Repeat the request: each one is idempotent. Tell the operator if it fails again.",
             },

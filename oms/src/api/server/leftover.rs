@@ -47,7 +47,7 @@ pub(super) struct Leftover {
     waits_for_continue: bool,
 }
 
-/// Wraps the body of a request, so that its unread rest can be handled after the response.
+/// Wraps the body of a request, so that its unread rest can be handled once the response is known.
 pub(super) fn watch(request: Request<Incoming>) -> (Request<WatchedBody>, Leftover) {
     let is_watched = request.version() < Version::HTTP_2 && !request.body().is_end_stream();
     let rest = is_watched.then(Arc::default);

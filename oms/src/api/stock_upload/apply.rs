@@ -25,7 +25,7 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::app::App;
 use crate::volume::state::{OrderError, VolumeState};
 
-/// A whole snapshot, encoded as write batches and as the matrix for the memory.
+/// A whole snapshot, encoded as write batches and as the matrix that replaces the one in memory.
 pub(super) struct Prepared {
     matrix: StockMatrix,
     stores: Vec<u32>,
@@ -57,10 +57,10 @@ impl Prepared {
 /// written between the commits of orders. Then the stock in memory is replaced under its lock.
 ///
 /// If the snapshot has the products and stores of the current stock, it is written store by store.
-/// After a crash in between, only some stores have their new quantities. Each store's row records
-/// the last delivery that its quantities count, so no delivery is subtracted twice. If neither
-/// snapshots nor deliveries are numbered, too few units may be sold until the next snapshot, but
-/// never too many.
+/// After a crash or a failure in between, only some stores have their new quantities. Each store's
+/// row records the last delivery that its quantities count, so no delivery is subtracted twice. If
+/// neither snapshots nor deliveries are numbered, too few units may be sold until the next snapshot,
+/// but never too many.
 pub(super) async fn apply(
     app: Arc<App>,
     snapshot: StockSnapshot,
@@ -84,13 +84,10 @@ pub(super) async fn apply(
         parts,
         mut last,
     } = prepared.map_err(|error| Problem::internal(error.to_string()))?;
-    if let Err(problem) = write(state, parts, &stores, slots).await {
-        // Some stores may have been written, so the stock in memory is read again from the rows.
-        restore(state).await?;
-        return Err(problem);
-    }
-    let permit = state.storage.permit().await?;
-    let (applied, ticket) = {
+    let has_parts = !parts.is_empty();
+    let replaced = async {
+        write(state, parts, &stores, slots).await?;
+        let permit = state.storage.permit().await?;
         let mut stock = state.stock();
         check_stores(&state.slots, &stores, slots)?;
         stores
@@ -102,7 +99,18 @@ pub(super) async fn apply(
             .counted
             .iter()
             .for_each(|(order, delivery)| last.forget_delivery(order, delivery.store));
-        (applied, permit.send(last))
+        Ok::<_, Problem>((applied, permit.send(last)))
+    };
+    let (applied, ticket) = match replaced.await {
+        Ok(replaced) => replaced,
+        Err(problem) => {
+            if has_parts {
+                // Some stores may have been written, so the stock in memory is read again from the
+                // rows.
+                restore(state).await?;
+            }
+            return Err(problem);
+        }
     };
     if let Err(error) = ticket.durable().await {
         let stored = read_stored(state).await?;
@@ -210,8 +218,9 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
     }
 }
 
-/// Applies the lines of a `PATCH`, and returns the number of changed stores. Only these stores are
-/// read, changed and written. Each product in `products` gets a cell in every store.
+/// Applies the lines of a `PATCH`, and returns the number of stores in them. Only these stores are
+/// changed and written. The other stores are read too if a product or store is new. Each product in
+/// `products` gets a cell in every store.
 pub(super) async fn change(
     app: Arc<App>,
     cells: Vec<[u32; 3]>,
@@ -241,8 +250,8 @@ pub(super) async fn change(
         for product in products {
             snapshot.name_product(product).map_err(too_large)?;
         }
-        // Deliveries since the last snapshot are subtracted from the row's quantity. The new
-        // quantity already excludes these units, so they are added here.
+        // `domain::stock` subtracts the deliveries that the snapshot does not count from the
+        // row's quantity. The new quantity already excludes these units, so they are added here.
         let left = state.stock().uncounted();
         let mut steps = Vec::with_capacity(cells.len());
         for [product, store, quantity] in cells {

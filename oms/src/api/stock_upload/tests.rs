@@ -1,4 +1,5 @@
-//! Tests a snapshot that is interrupted by a crash between any two of its parts.
+//! Tests of snapshots that are interrupted by a crash between any two of their parts, and of the
+//! deliveries that a snapshot counts.
 
 use std::path::Path;
 
@@ -166,4 +167,48 @@ async fn a_snapshot_interrupted_between_any_two_parts_never_oversells() {
             close(app).await;
         }
     }
+}
+
+/// Records a delivery without a number, of one unit of product 7 from store 1.
+async fn deliver_one(app: &App, order: &str) {
+    let (order, line) = (OrderId::parse(order).unwrap(), Line { id: 7, quantity: 1 });
+    let mut batch = WriteBatch::default();
+    {
+        let mut stock = app.state().stock();
+        let delivery = stock.deliver(&order, 1, &[line], None).unwrap();
+        batch.delivery(&order, delivery);
+    }
+    commit(app, batch).await;
+}
+
+#[tokio::test]
+async fn a_part_counts_only_deliveries_before_the_token_of_this_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = open(folder.path());
+    let take = async |arrival: Option<String>| {
+        let part = Part {
+            is_whole: true,
+            epoch: app.state().slots.ring().epoch().0,
+            as_of: None,
+            arrival,
+        };
+        let taken = take_part(&app, &part.to_query(), Body::from("7,1,100\n")).await;
+        assert!(taken.is_ok());
+        available(&app)
+    };
+    assert_eq!(take(None).await, [100]);
+    deliver_one(&app, "1").await;
+    let token = app.arrival_token();
+    deliver_one(&app, "2").await;
+    // The volume may have joined the ring after the upload began, so the snapshot may be older than
+    // both deliveries.
+    assert_eq!(take(None).await, [98], "no token");
+    assert_eq!(
+        take(Some("7.9".to_owned())).await,
+        [98],
+        "the token of another server"
+    );
+    assert_eq!(take(Some("other".to_owned())).await, [98], "no token at all");
+    assert_eq!(take(Some(token)).await, [99], "the first delivery is counted");
+    close(app).await;
 }

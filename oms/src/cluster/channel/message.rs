@@ -45,7 +45,7 @@ pub(crate) enum Question {
     Command(OrderCommand),
     /// Execute a client's read.
     Read(Read),
-    /// Find the volume's first store, by ascending id, that has all these units.
+    /// Find the volume's store with the lowest id that has all these units.
     FindStore(Box<[Line]>),
     /// Reserve units for an order of another volume.
     Reserve(Reserve),
@@ -119,7 +119,8 @@ pub(crate) struct Reserve {
     pub(crate) lines: Box<[Line]>,
 }
 
-/// Identifies a reservation of an order that is now durable.
+/// Identifies a reservation, to tell the store's volume that the order of the reservation is
+/// durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Confirm {
     pub(crate) order: OrderId,
@@ -178,8 +179,8 @@ pub(crate) enum Reply {
     TooLarge,
     /// Answer to `Command` and `Read`: the HTTP response for the client.
     Http(HttpReply),
-    /// Answer to `FindStore`: the first store that has the units. `None` if no store of the volume
-    /// has them.
+    /// Answer to `FindStore`: the store with the lowest id that has the units. `None` if no store
+    /// of the volume has them.
     FoundStore(Option<u32>),
     /// Answer to `Reserve`: the reservation is durable.
     Reserved,

@@ -71,16 +71,34 @@ impl FrameQueue {
 
     /// Adds a message that is sent as soon as possible. `encode` appends its bytes to the frame.
     pub(crate) fn push(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
-        self.add(encode, true)
+        self.add(|waiting| waiting.add(encode), true)
+    }
+
+    /// Adds a message as `push` does. If the message is larger than the maximum payload of a frame,
+    /// adds `otherwise` in the same step, so that other messages cannot fill the queue in between.
+    pub(crate) fn push_or(
+        &self,
+        encode: impl FnOnce(&mut Vec<u8>),
+        otherwise: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Refused> {
+        let add = |waiting: &mut Waiting| match waiting.add(encode) {
+            Err(Refused::TooLarge) => waiting.add(otherwise),
+            added => added,
+        };
+        self.add(add, true)
     }
 
     /// Adds a message that is sent in the frame of the next message of `push`, or once
     /// `ALONG_BYTES_MAX` bytes are waiting. So the message usually needs no separate frame.
     pub(crate) fn push_along(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
-        self.add(encode, false)
+        self.add(|waiting| waiting.add(encode), false)
     }
 
-    fn add(&self, encode: impl FnOnce(&mut Vec<u8>), leaves_now: bool) -> Result<(), Refused> {
+    fn add(
+        &self,
+        add: impl FnOnce(&mut Waiting) -> Result<(), Refused>,
+        leaves_now: bool,
+    ) -> Result<(), Refused> {
         let calls = {
             let mut waiting = self.waiting();
             if waiting.is_closed {
@@ -89,7 +107,7 @@ impl FrameQueue {
             if waiting.bytes >= self.bytes_max {
                 return Err(Refused::Full);
             }
-            waiting.add(encode)?;
+            add(&mut waiting)?;
             let leaves = leaves_now || waiting.bytes >= ALONG_BYTES_MAX;
             leaves && !std::mem::replace(&mut waiting.is_called, true)
         };
@@ -131,6 +149,13 @@ impl FrameQueue {
             // The yield lets all tasks that are ready to run add their messages to this frame.
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Returns the bytes of all waiting frames. `None` if the queue is closed.
+    #[cfg(test)]
+    pub(super) fn waiting_bytes(&self) -> Option<Vec<u8>> {
+        let waiting = self.waiting();
+        (!waiting.is_closed).then(|| waiting.frames.iter().flatten().copied().collect())
     }
 
     fn give_back(&self, mut frame: Vec<u8>) {

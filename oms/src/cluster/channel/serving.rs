@@ -75,21 +75,17 @@ impl Caller {
 
     fn send(&mut self, epoch: u64, reply: Reply) {
         self.is_answered = true;
-        let answer = Answer {
-            id: self.id,
-            epoch,
-            reply,
-        };
+        let id = self.id;
+        let answer = |reply| Answer { id, epoch, reply };
         let queue = &self.shared.queue;
-        match queue.push(|bytes| answer.encode(bytes)) {
+        let pushed = queue.push_or(
+            |bytes| answer(reply).encode(bytes),
+            |bytes| answer(Reply::TooLarge).encode(bytes),
+        );
+        match pushed {
             Ok(()) | Err(Refused::Closed) => {}
-            Err(Refused::TooLarge) => {
-                let reply = Reply::TooLarge;
-                // This answer has only a few bytes. Pushing it fails if the connection has ended,
-                // or if other answers have filled the queue in the meantime.
-                let _ = queue.push(|bytes| Answer { reply, ..answer }.encode(bytes));
-            }
-            Err(Refused::Full) => queue.close(),
+            // The answer is lost. Closing the connection tells its sender at once.
+            Err(Refused::Full | Refused::TooLarge) => queue.close(),
         }
     }
 }
@@ -157,4 +153,52 @@ async fn read(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cluster::channel::frame::PAYLOAD_BYTES_MAX;
+
+    /// Returns the answer to a request of this id that is too large for a frame, as bytes.
+    fn too_large(id: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        Answer {
+            id,
+            epoch: 0,
+            reply: Reply::TooLarge,
+        }
+        .encode(&mut bytes);
+        bytes
+    }
+
+    /// Another answer fills the queue while the queue refuses an answer as too large.
+    #[test]
+    fn an_answer_too_large_for_a_frame_is_reported_or_ends_the_connection() {
+        for delay in (0..40).map(|step| Duration::from_micros(200 * step)) {
+            let shared = Arc::new(Shared {
+                queue: FrameQueue::new(64, Arc::default()),
+                in_progress: AtomicUsize::new(1),
+                ended: Notify::new(),
+            });
+            let caller = Caller {
+                id: 7_654_321,
+                shared: Arc::clone(&shared),
+                is_answered: false,
+            };
+            let reply = Reply::Failed("x".repeat(PAYLOAD_BYTES_MAX));
+            std::thread::scope(|scope| {
+                scope.spawn(|| caller.answer(0, reply));
+                scope.spawn(|| {
+                    std::thread::sleep(delay);
+                    let _ = shared.queue.push(|bytes| bytes.resize(bytes.len() + 64, 0));
+                });
+            });
+            let expected = too_large(7_654_321);
+            let is_told = |bytes: Vec<u8>| bytes.windows(expected.len()).any(|part| part == expected);
+            assert!(shared.queue.waiting_bytes().is_none_or(is_told), "{delay:?}");
+        }
+    }
 }

@@ -35,6 +35,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use crate::cluster::channel::LinkError;
 use crate::cluster::channel::handshake::{self, PeerKey};
 use crate::config::PeerEncryption;
+use crate::runtime::address;
 
 /// First byte of every TLS connection: the type of a handshake record.
 pub(crate) const TLS_BEGINS: u8 = 0x16;
@@ -92,7 +93,7 @@ impl Protection {
 
     /// Returns `true` if connections to or from this address must be encrypted.
     pub(crate) fn is_needed(&self, other: IpAddr) -> bool {
-        self.encryption == PeerEncryption::BetweenMachines && !other.to_canonical().is_loopback()
+        self.encryption == PeerEncryption::BetweenMachines && !address::is_loopback(other)
     }
 
     /// Encrypts a connection that this node opened, and exchanges proofs with the acceptor.

@@ -14,12 +14,15 @@
 //!   commits are probably blocked for all nodes.
 //! - A look that lacks the last acknowledged beat of this process is ignored, because a former
 //!   primary of the engine has answered it.
-//! - After a new connection all periods begin again, because the engine may have failed over.
+//! - After a new connection, the period without a new beat begins again for every node, because the
+//!   engine may have failed over.
 //!
 //! Deliberately absent: statements, tasks and clocks (`tasks`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+use crate::runtime::seeded::seeded;
 
 /// The timing of beats and looks, which depends on the number of nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,9 @@ pub(super) struct Pace {
 /// Time after the sending of an acknowledged beat during which a node may answer reads. It is equal
 /// for every pace, because two processes may briefly see different numbers of nodes.
 pub(super) const LEASE: Duration = Duration::from_millis(900);
+/// Time after which the lease of another process has ended, if it was not extended. It is longer
+/// than a lease by a quarter, for clocks that do not run at the same rate.
+pub(super) const LEASE_WAIT: Duration = Duration::from_millis(1_125);
 /// Maximum age of this process's last acknowledged beat, and maximum time since the previous look,
 /// at which a look may declare nodes gone. In intervals of beats.
 const OWN_BEATS_MAX: u32 = 3;
@@ -124,7 +130,7 @@ impl Judge {
 
     /// Records that a beat of this process, sent at `sent`, was acknowledged.
     pub(super) fn acknowledge(&mut self, sent: Duration, number: i64) {
-        if !self.is_replaced {
+        if !self.is_replaced || seeded("engine-replaced-has-lease") {
             self.acknowledged = Some((sent, number));
         }
     }
@@ -152,9 +158,12 @@ impl Judge {
         self.acknowledged.map(|(_, number)| number)
     }
 
-    /// Begins the periods of all nodes again. Must be called after a new connection, because the
-    /// engine may have failed over.
+    /// Begins the period without a new beat again for every node. Must be called after a new
+    /// connection, because the engine may have failed over.
     pub(super) fn restart(&mut self, now: Duration) {
+        if seeded("engine-times-go-on") {
+            return;
+        }
         for seen in self.seen.values_mut() {
             seen.since = now;
         }
@@ -180,7 +189,8 @@ impl Judge {
             // it.
             return Looked::OldPrimary;
         }
-        if own.is_some_and(|own| mine.is_none_or(|mine| mine.number < own)) {
+        let is_old = own.is_some_and(|own| mine.is_none_or(|mine| mine.number < own));
+        if is_old && !seeded("engine-old-primary-counts") {
             return Looked::OldPrimary;
         }
         self.pace = Pace::of(rows.len());
@@ -190,15 +200,18 @@ impl Judge {
             .map_or(Duration::ZERO, |last| answered.saturating_sub(last));
         self.last_look = Some(answered);
         let is_late = answered.saturating_sub(sent) > beat * LATE_BEATS || gap > beat * OWN_BEATS_MAX;
+        let is_late = is_late && !seeded("engine-late-look-counts");
         let is_stalled = self
             .acknowledged
             .is_none_or(|(at, _)| answered.saturating_sub(at) > beat * OWN_BEATS_MAX);
+        let is_stalled = is_stalled && !seeded("engine-stall-ignored");
         self.seen.retain(|name, _| rows.contains_key(name));
         for (name, row) in rows {
             match self.seen.get_mut(name) {
                 Some(seen) if seen.beat == *row => {
-                    // Periods without commits are not counted against the node. After a late look,
-                    // the node's next beat may already be on its way.
+                    // While this process's beats are not acknowledged, the node's beats may not
+                    // be either, so this time is not counted. After a late look, the node's next
+                    // beat may already be on its way.
                     let added = match (is_stalled, is_late) {
                         (true, _) => gap + beat * LATE_BEATS,
                         (false, true) => beat * LATE_BEATS,
@@ -240,6 +253,12 @@ impl Judge {
             Some(seen) => seen.beat.incarnation != incarnation || seen.is_gone,
             None => true,
         }
+    }
+
+    /// Returns `true` if a node has ended, or if its beat has been the same for this time.
+    pub(super) fn is_silent(&self, name: &str, now: Duration, time: Duration) -> bool {
+        let seen = self.seen.get(name);
+        seen.is_none_or(|seen| seen.is_gone || now.saturating_sub(seen.since) >= time)
     }
 
     /// Returns the beat of a node that the last look showed.

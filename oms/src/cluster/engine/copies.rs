@@ -77,7 +77,8 @@ pub async fn rebuild_volume(
     filled(url, volume, &mut log, cache, last).await
 }
 
-/// Returns the engine that stores a volume. The cluster's first engine has the state that names it.
+/// Returns the engine that stores a volume. The cluster's state, which is stored in the first
+/// engine, names the engine of each volume.
 async fn engine_of(first: &EngineUrl, volume: &str) -> Result<EngineUrl, NodeError> {
     let state = state_in(first).await?;
     let place = state.and_then(|state| {

@@ -93,6 +93,7 @@ impl Joining {
             beating: Mutex::new(Some(beating)),
             followers: Followers::default(),
             fit: Mutex::default(),
+            waiting: Mutex::default(),
         })
     }
 
@@ -209,17 +210,16 @@ impl Joining {
                 .query(schema::STATE, &[Param::Int8(-1)], STATEMENT_TIMEOUT)
                 .await
                 .map_err(&failed)?;
-            if let Some(row) = rows.first() {
-                decoded_state(&rows, None).map_err(&failed)?;
-                let kept = row.text(3).map_err(&failed)?;
-                return match (&self.secret, kept) {
+            if decoded_state(&rows, None).map_err(&failed)?.is_some() {
+                let kept = read_secret(session).await.map_err(&failed)?;
+                return match (&self.secret, kept.as_str()) {
                     (Some(given), "") => Ok(given.clone()),
                     (Some(given), kept) if given == kept => Ok(given.clone()),
                     (None, "") => Err(NodeError::Config {
                         setting: "secret file",
                         reason: "is missing: the first node of this cluster was started with --secret-file, and each node needs the same file".to_owned(),
                     }),
-                    (None, kept) => Ok(kept.to_owned()),
+                    (None, _) => Ok(kept),
                     (Some(_), _) => Err(NodeError::Config {
                         setting: "secret file",
                         reason: "has another secret than the cluster; use the file of the other nodes, or none".to_owned(),
@@ -235,8 +235,18 @@ impl Joining {
     }
 }
 
-/// Fails unless the engine has the tables of imt, and settings under which no acknowledged order
-/// can be lost.
+/// Reads the cluster's secret. It is empty if no node was ever started, or if the nodes read it
+/// from a file.
+pub(super) async fn read_secret(session: &mut Session) -> Result<String, SessionError> {
+    let rows = session.query(schema::SECRET, &[], STATEMENT_TIMEOUT).await?;
+    match rows.first() {
+        Some(row) => Ok(row.text(0)?.to_owned()),
+        None => Ok(String::new()),
+    }
+}
+
+/// Fails unless the engine has the tables that `imt engine init` creates, and settings under which
+/// no acknowledged order can be lost.
 pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Result<(), NodeError> {
     let unfit = |reason: String| NodeError::EngineUnfit {
         url: url.to_string(),
@@ -274,8 +284,9 @@ pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Res
     }
 }
 
-/// Waits for `Pace::gone`. Returns `true` if the process did not beat in that time, and `false` as
-/// soon as it beats. Time in which the statements of this session wait is not counted.
+/// Waits for `Pace::gone`. Returns `true` if the process that has the name `name` did not beat in
+/// that time, or if its row is gone. Returns `false` as soon as the process beats. Time in which
+/// the statements of this session wait is not counted.
 async fn has_stopped(
     session: &mut Session,
     name: &str,

@@ -1,8 +1,9 @@
 //! Tests of a volume's log, checkpoint and views against a real engine.
 //!
 //! The environment variable `IMT_ENGINE` must be the URL of a PostgreSQL server, with a role that
-//! may create databases. Each test creates a separate database. `IMT_FENCE_ROUNDS` sets the number
-//! of rounds of the fence test.
+//! may create databases. Each test creates a separate database. `IMT_FENCE_ROUNDS` sets the
+//! number of rounds in the test that the engine refuses entries of former owners. The owner of a
+//! volume is the process that took over its log last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,7 +35,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for an expected event, after which the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Creates a database with the tables of imt, and returns its URL.
+/// Creates a database with the tables of `schema`, and returns its URL.
 async fn engine() -> Arc<EngineUrl> {
     let url: EngineUrl = std::env::var("IMT_ENGINE").unwrap().parse().unwrap();
     let name = format!("log_test_{:016x}", rand::random::<u64>());
@@ -63,7 +64,7 @@ fn body(id: u64) -> BodyWriter {
 /// The results of all appends of all owners.
 #[derive(Default)]
 struct Record {
-    /// The acknowledged ids, each with the epoch of the owner that appended it.
+    /// The id in each acknowledged entry, with the epoch of the owner that appended the entry.
     acknowledged: BTreeMap<u64, u64>,
     refused: BTreeSet<u64>,
     unknown: u64,
@@ -325,7 +326,7 @@ async fn rows_and_log_together_fill_a_copy_and_old_entries_are_trimmed() {
     for id in 1..=50 {
         writer.append(body(id)).await.unwrap();
         if id == 20 {
-            // The row with key 7 is removed again, so the checkpoint must not contain it.
+            // This entry removes the row with key 7, so the checkpoint must not have that row.
             let mut removal = BodyWriter::with_capacity(8);
             removal.add(&Row {
                 table: Table::Orders,

@@ -19,14 +19,17 @@
 //! | `tools` | for the command line: creation of the tables, checks, a list of the nodes |
 //!
 //! **Invariants**
-//! - The engine refuses commits of a former owner of a volume. So the safety of writes depends
-//!   neither on beats nor on leases. Leases protect reads, and beats decide how soon a volume is
-//!   taken over.
+//! - The owner of a volume is the process that took over its log last. The engine refuses commits
+//!   of former owners. So the safety of writes depends neither on beats nor on leases. Leases
+//!   protect reads, and beats decide how soon a volume is taken over.
 //! - The engine acknowledges a beat once its standbys have received it. So an *old primary*, a
 //!   server that still runs after a fail-over to another server, cannot extend a lease.
-//! - After `read` has read a state, it waits for a beat that is acknowledged on the same
+//! - After `Authority::read` has read a state, it waits for a beat that is acknowledged on the same
 //!   connection. So the state does not come from an old primary.
 //! - While the engine does not respond, no node is declared gone.
+//! - A volume is taken over once its former server has no lease: that server has released the
+//!   volume, or is silent for longer than a lease, or cannot extend its lease since the state
+//!   changed.
 //!
 //! Replication and fail-over of the engine are the task of PostgreSQL and its operator.
 
@@ -43,7 +46,7 @@ mod tools;
 pub(crate) mod volumes;
 mod warehouse;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,8 +61,9 @@ pub(crate) use crate::cluster::engine::joining::Joining;
 use crate::cluster::engine::shared::{Shared, Watcher};
 pub use crate::cluster::engine::tools::{
     EngineCheck, EngineView, FurtherEngine, Verdict, check_engine, check_further_engine, engine_answers,
-    init_engine, promote_standby, reload_standby, standby_position, view_engine,
+    engine_secret, init_engine, promote_standby, reload_standby, standby_position, view_engine,
 };
+use crate::cluster::engine::volumes::Waiting;
 use crate::cluster::{Authority, ClusterState, Event, Membership, NodeInfo, Soon};
 use crate::error::NodeError;
 use crate::postgres::EngineUrl;
@@ -84,16 +88,11 @@ pub(crate) struct EngineCluster {
     followers: Followers,
     /// URLs of the further engines that have passed the check of their tables and settings.
     fit: parking_lot::Mutex<BTreeSet<String>>,
+    /// Volumes that wait for the end of their former server's lease.
+    waiting: parking_lot::Mutex<BTreeMap<NodeName, Waiting>>,
 }
 
 impl EngineCluster {
-    /// Returns a function that tells if this process has a lease, so that it may answer reads. The
-    /// function reads the clock and takes no lock.
-    pub(crate) fn lease(&self) -> impl Fn() -> bool + Send + Sync + use<> {
-        let shared = Arc::clone(&self.shared);
-        move || shared.has_lease()
-    }
-
     /// Waits until the engine has acknowledged the last beat of this process. Must be called after
     /// `withdraw`.
     pub(crate) async fn farewell(&self) {

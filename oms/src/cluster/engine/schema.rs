@@ -5,9 +5,11 @@
 //! | `imt_schema` | one | the version of this layout |
 //! | `imt_cluster` | one | the state, its version, the coordinator, the cluster's secret |
 //! | `imt_node` | one for each node | incarnation, beat, description while it takes requests |
-//! | `imt_volume` | one for each volume | epoch, owner, and `kept_from`: its first log entry |
+//! | `imt_volume` | one for each volume | epoch, owner, `kept_from`: first entry not in `imt_row` |
 //! | `imt_log` | one for each group commit | the changed rows |
 //! | `imt_row` | one for each row of a volume | the row as of the last entry before `kept_from` |
+//!
+//! The owner of a volume is the node that took over its log last.
 //!
 //! **Invariants**
 //! - A database holds one cluster.
@@ -90,19 +92,21 @@ pub(super) const UNDEFINED_TABLE: &str = "42P01";
 pub(super) const LOOK: &str = "
 SELECT n.name, n.incarnation, n.beat, n.card, c.version, c.coordinator FROM imt_node n, imt_cluster c
     WHERE c.one = 1";
-/// Writes the next beat of a process. Changes no row if another process has taken the node's name.
+/// Writes the next beat of a process, and returns the version of the state at that time, or 0.
+/// Changes no row if another process has taken the node's name.
 pub(super) const BEAT: &str = "
-UPDATE imt_node SET beat = $3, card = $4 WHERE name = $1 AND incarnation = $2";
+UPDATE imt_node SET beat = $3, card = $4 WHERE name = $1 AND incarnation = $2
+    RETURNING coalesce((SELECT version FROM imt_cluster WHERE one = 1), 0)";
 /// Adds a node. Changes no row if a node has this name already.
 pub(super) const ADD_NODE: &str = "
 INSERT INTO imt_node (name, incarnation, beat, card) VALUES ($1, $2, 1, NULL)
     ON CONFLICT (name) DO NOTHING";
-/// Takes a node's name from its former process. Changes no row unless that process's beat is still
-/// the expected one.
+/// Takes a node's name from its former process. Changes no row unless that process's last beat is
+/// still $4.
 pub(super) const REPLACE_NODE: &str = "
 UPDATE imt_node SET incarnation = $2, beat = 1, card = NULL
     WHERE name = $1 AND incarnation = $3 AND beat = $4";
-/// Deletes a node's row, if its beat is still the expected one.
+/// Deletes a node's row, if its last beat is still $3.
 pub(super) const REMOVE_NODE: &str = "
 DELETE FROM imt_node WHERE name = $1 AND incarnation = $2 AND beat = $3";
 /// Reads the row of one node.
@@ -114,8 +118,11 @@ pub(super) const PROBE: &str = "UPDATE imt_schema SET version = version WHERE on
 /// Reads the cluster's state. The text of the state is long, so it is left out if the version is
 /// still $1.
 pub(super) const STATE: &str = "
-SELECT version, CASE WHEN version = $1 THEN NULL ELSE state END, coordinator, secret
+SELECT version, CASE WHEN version = $1 THEN NULL ELSE state END, coordinator
     FROM imt_cluster WHERE one = 1";
+/// Reads the cluster's secret. The statement is separate from `STATE`, so that a role without the
+/// right to read the secret can read the state.
+pub(super) const SECRET: &str = "SELECT secret FROM imt_cluster WHERE one = 1";
 /// Writes the cluster's first state. Changes no row if a state exists already.
 pub(super) const FIRST_STATE: &str = "
 INSERT INTO imt_cluster (one, version, state, coordinator, secret) VALUES (1, $1, $2, $3, $4)
@@ -124,8 +131,8 @@ INSERT INTO imt_cluster (one, version, state, coordinator, secret) VALUES (1, $1
 pub(super) const FIRST_VOLUME: &str = "
 INSERT INTO imt_volume (volume, epoch, owner, kept_from) VALUES ($1, 0, '', 1)
     ON CONFLICT (volume) DO NOTHING";
-/// Replaces the state and its coordinator. Changes no row unless version and coordinator are the
-/// expected ones.
+/// Replaces the state and its coordinator. Changes no row unless the stored version is $4 and the
+/// stored coordinator is $5.
 pub(super) const NEXT_STATE: &str = "
 UPDATE imt_cluster SET version = $1, state = $2, coordinator = $3
     WHERE one = 1 AND version = $4 AND coordinator = $5";

@@ -4,13 +4,16 @@
 //! **Invariants**
 //! - The mutex is never held across an await.
 //! - `has_lease` takes no lock, because every read of a volume calls it.
+//! - A beat extends the lease only if the state was still the confirmed one when it was sent. Once
+//!   a confirmed state gives a volume to another node, the volume's lease is lost for good. So a
+//!   node that was paused answers no read of a volume that it lost in between.
 //! - Each event is sent once.
 //!
 //! Statements are in `tasks` and `authority`. The decision which nodes are gone is in `beat`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use imt_ring::NodeName;
@@ -19,10 +22,11 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::cluster::engine::beat::{Beat, Judge, Looked, Pace};
-use crate::cluster::{ClusterState, Event, NodeInfo};
+use crate::cluster::engine::beat::{Beat, Judge, LEASE_WAIT, Looked, Pace};
+use crate::cluster::{ClusterState, Event, NodeInfo, VolumeLog};
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, SessionError};
+use crate::runtime::seeded::seeded;
 
 /// Longest wait for a confirmed state. A fail-over of the engine may take longer. Then the caller
 /// gets an error and repeats the call.
@@ -63,6 +67,27 @@ pub(super) struct Shared {
     inside: Mutex<Inside>,
     /// Wakes the task of beats before its next beat is due.
     pub(super) urge: Notify,
+    /// Wakes the task that looks, before its next look is due.
+    pub(super) urge_look: Notify,
+}
+
+/// The lease of an open volume.
+struct VolumeLease {
+    volume: NodeName,
+    /// The version at which the volume was assigned to this node.
+    since: u64,
+    /// `true` once the volume is assigned to another node, or again to this one.
+    is_lost: Weak<AtomicBool>,
+}
+
+impl VolumeLease {
+    /// Ends the lease if a state does not give the volume to `me`, or only since a later version.
+    fn check(&self, me: &NodeName, state: &ClusterState) {
+        let is_mine = state.serving.get(&self.volume) == Some(me) && state.since(&self.volume) == self.since;
+        if let Some(is_lost) = self.is_lost.upgrade().filter(|_| !is_mine) {
+            is_lost.store(true, Ordering::Release);
+        }
+    }
 }
 
 struct Inside {
@@ -78,6 +103,11 @@ struct Inside {
     is_withdrawn: bool,
     readers: Vec<Reader>,
     cached: Option<Confirmed>,
+    /// `true` if a beat met another version of the state than that of `cached`.
+    is_behind: bool,
+    leases: Vec<VolumeLease>,
+    /// The time at which the last usable look was sent.
+    looked: Duration,
 }
 
 impl Inside {
@@ -99,6 +129,8 @@ pub(super) struct Due {
     /// value is recent enough for them.
     pub(super) readers: Vec<Reader>,
     pub(super) cached: Option<Confirmed>,
+    /// `true` if the lease waits for a newer state.
+    pub(super) is_behind: bool,
 }
 
 /// The effect of a look, for the task of looks.
@@ -142,6 +174,9 @@ impl Shared {
                 is_withdrawn: false,
                 readers: Vec::new(),
                 cached: None,
+                is_behind: false,
+                leases: Vec::new(),
+                looked: Duration::ZERO,
             }),
             url,
             name,
@@ -149,6 +184,7 @@ impl Shared {
             origin: Instant::now(),
             lease_end_us: AtomicU64::new(0),
             urge: Notify::new(),
+            urge_look: Notify::new(),
         }
     }
 
@@ -172,6 +208,43 @@ impl Shared {
     /// Returns `true` while this process has a lease and may answer reads.
     pub(super) fn has_lease(&self) -> bool {
         (self.now().as_micros() as u64) < self.lease_end_us.load(Ordering::Acquire)
+    }
+
+    /// Returns a function that returns `true` while this process may answer reads of a volume, which
+    /// was assigned to it at the version `since`. A call reads the clock and takes no lock.
+    pub(super) fn lease_of(
+        self: &Arc<Self>,
+        volume: &NodeName,
+        since: u64,
+    ) -> impl Fn() -> bool + Send + Sync + use<> {
+        let is_lost = Arc::new(AtomicBool::new(false));
+        let lease = VolumeLease {
+            volume: volume.clone(),
+            since,
+            is_lost: Arc::downgrade(&is_lost),
+        };
+        let mut inside = self.inside();
+        if let Some(cached) = &inside.cached {
+            lease.check(&self.name, &cached.state);
+        }
+        inside.leases.retain(|lease| lease.is_lost.strong_count() > 0);
+        inside.leases.push(lease);
+        let shared = Arc::clone(self);
+        // The end of the lease is read first: it is written after the loss.
+        move || shared.has_lease() && !is_lost.load(Ordering::Acquire)
+    }
+
+    /// Returns the identity of a volume's log by the last confirmed state.
+    pub(super) fn known_log_of(&self, volume: &NodeName) -> Option<VolumeLog> {
+        let inside = self.inside();
+        inside.cached.as_ref().map(|cached| cached.state.log_of(volume))
+    }
+
+    /// Returns `true` if a node has no lease: it is gone, or a look that was sent after `moment`
+    /// shows the beat that it has had for longer than a lease.
+    pub(super) fn is_without_lease(&self, node: &str, moment: Duration) -> bool {
+        let inside = self.inside();
+        inside.looked > moment && inside.judge.is_silent(node, self.now(), LEASE_WAIT)
     }
 
     /// Makes the next beat publish the description of this node. `None` removes the published
@@ -238,7 +311,7 @@ impl Shared {
     }
 
     /// Sets the receiver of all events of this process except `Event::Gone`, which is sent to
-    /// watchers. An earlier election or replacement is reported at once.
+    /// watchers. If this process was elected or replaced before the call, sends that event at once.
     pub(super) fn stand(&self, events: UnboundedSender<Event>) {
         let mut inside = self.inside();
         if inside.judge.is_replaced() {
@@ -278,21 +351,38 @@ impl Shared {
             is_last: inside.is_withdrawn,
             readers: std::mem::take(&mut inside.readers),
             cached: inside.cached.clone(),
+            is_behind: inside.is_behind,
         }
     }
 
-    /// Records an acknowledged beat, which extends the lease. `read` is the state that was read
-    /// before the beat on the same connection.
-    pub(super) fn acknowledge(&self, sent: Duration, number: i64, read: Option<&Confirmed>) {
+    /// Records an acknowledged beat by its sending time and number, and the state that was read
+    /// before it on the same connection. `version` is that of the state at the beat.
+    pub(super) fn acknowledge(
+        &self,
+        (sent, number): (Duration, i64),
+        version: u64,
+        read: Option<&Confirmed>,
+    ) {
         let mut inside = self.inside();
+        let inside = &mut *inside;
         inside.judge.acknowledge(sent, number);
-        let end = match inside.judge.lease_end() {
-            Some(end) if !inside.is_withdrawn => end.as_micros() as u64,
-            _ => 0,
-        };
-        self.lease_end_us.store(end, Ordering::Release);
         if let Some(read) = read {
+            for lease in &inside.leases {
+                lease.check(&self.name, &read.state);
+            }
             inside.cached = Some(read.clone());
+        }
+        let known = inside.cached.as_ref().map(|cached| cached.state.version);
+        inside.is_behind = known != Some(version) && !seeded("engine-lease-without-state");
+        if inside.is_behind && version > 0 {
+            self.urge.notify_one();
+        }
+        match inside.judge.lease_end() {
+            Some(_) if inside.is_behind && !inside.is_withdrawn => {}
+            Some(end) if !inside.is_withdrawn => {
+                self.lease_end_us.store(end.as_micros() as u64, Ordering::Release);
+            }
+            _ => self.lease_end_us.store(0, Ordering::Release),
         }
     }
 
@@ -314,7 +404,7 @@ impl Shared {
         inside.readers.clear();
     }
 
-    /// Begins the periods of all nodes again, after a new connection.
+    /// Restarts, after a new connection, the time without a new beat of every node.
     pub(super) fn restart(&self) {
         let now = self.now();
         self.inside().judge.restart(now);
@@ -345,6 +435,7 @@ impl Shared {
         }
         let is_changed = inside.look.version != 0 && inside.look.version != look.version;
         inside.look = look;
+        inside.looked = sent;
         let is_other = before != names(inside);
         let judge = &inside.judge;
         inside.watchers.retain(|(watcher, incarnation)| {
@@ -366,8 +457,8 @@ impl Shared {
             let _ = events.send(Event::Changed);
         }
         if is_other && inside.is_elected {
-            // A node that was declared gone may beat again after a pause. Such a node does not say
-            // hello, so the coordinator is notified here.
+            // A node that was declared gone may beat again after a pause. Such a node does not call
+            // `/peer/hello`, so the coordinator is notified here.
             let _ = events.send(Event::Hello);
         }
         let is_vacant = match of_label(&inside.look.coordinator) {
@@ -412,4 +503,88 @@ impl Shared {
 fn sorted(mut node_infos: Vec<NodeInfo>) -> Vec<NodeInfo> {
     node_infos.sort_by(|one, other| one.name.cmp(&other.name));
     node_infos
+}
+
+#[cfg(test)]
+mod tests {
+    use imt_ring::Member;
+
+    use super::*;
+
+    fn shared() -> Arc<Shared> {
+        let url = "postgres://imt@127.0.0.1:1/none".parse().unwrap();
+        Arc::new(Shared::new(Arc::new(url), NodeName::new("ada").unwrap(), 7))
+    }
+
+    /// A state in which the node serves its own volume since version 1.
+    fn confirmed() -> Confirmed {
+        let member = Member::new("ada").unwrap();
+        Confirmed {
+            state: ClusterState::first(member).unwrap(),
+            coordinator: "ada/7".to_owned(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_beat_that_meets_the_confirmed_state_extends_the_lease() {
+        let shared = shared();
+        shared.acknowledge((shared.now(), 2), 1, None);
+        assert!(!shared.has_lease() && shared.due().is_behind);
+        shared.acknowledge((shared.now(), 3), 1, Some(&confirmed()));
+        assert!(shared.has_lease() && !shared.due().is_behind);
+        tokio::time::advance(Duration::from_millis(800)).await;
+        shared.acknowledge((shared.now(), 4), 2, None);
+        assert!(shared.has_lease() && shared.due().is_behind);
+        tokio::time::advance(Duration::from_millis(200)).await;
+        assert!(!shared.has_lease(), "the lease ended 900 ms after beat 3");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_volume_that_was_assigned_elsewhere_has_no_lease_again() {
+        let shared = shared();
+        let ada = NodeName::new("ada").unwrap();
+        let mut read = confirmed();
+        shared.acknowledge((shared.now(), 2), 1, Some(&read));
+        let lease = shared.lease_of(&ada, 1);
+        assert!(lease());
+        // The node is paused. Meanwhile its volume is assigned to another node.
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert!(!lease());
+        shared.acknowledge((shared.now(), 3), 2, None);
+        assert!(!lease(), "the new state is not known yet");
+        read.state.version = 2;
+        read.state
+            .serving
+            .insert(ada.clone(), NodeName::new("bob").unwrap());
+        shared.acknowledge((shared.now(), 4), 2, Some(&read));
+        assert!(shared.has_lease() && !lease());
+        read.state.version = 3;
+        read.state.serving.insert(ada.clone(), ada.clone());
+        read.state.since.insert(ada.clone(), 3);
+        shared.acknowledge((shared.now(), 5), 3, Some(&read));
+        assert!(!lease(), "the open volume is that of version 1");
+        assert!(shared.lease_of(&ada, 3)());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_node_has_no_lease_once_a_later_look_shows_it() {
+        let shared = shared();
+        let look = |number| Look {
+            beats: [("ada", 7, 1), ("bob", 9, number)]
+                .map(|(name, incarnation, number)| (name.to_owned(), Beat { incarnation, number }))
+                .into(),
+            ..Look::default()
+        };
+        shared.looked(shared.now(), None, look(1));
+        tokio::time::advance(LEASE_WAIT).await;
+        let moment = shared.now();
+        assert!(!shared.is_without_lease("bob", moment), "no look since");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        shared.looked(shared.now(), None, look(1));
+        assert!(shared.is_without_lease("bob", moment));
+        shared.looked(shared.now(), None, look(2));
+        assert!(!shared.is_without_lease("bob", moment), "it beats again");
+        shared.looked(shared.now(), None, look(-1));
+        assert!(shared.is_without_lease("bob", moment), "it has ended");
+    }
 }

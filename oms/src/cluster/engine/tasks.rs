@@ -56,7 +56,12 @@ impl Troubles {
 
 /// The outcome of an attempt to send one beat.
 enum Beaten {
-    Acknowledged(Option<Box<Confirmed>>),
+    Acknowledged {
+        /// The state that was read before the beat.
+        read: Option<Box<Confirmed>>,
+        /// The version of the state at the beat.
+        version: u64,
+    },
     Replaced,
     /// The connection changed between two statements, so the beat must be repeated.
     Again,
@@ -79,9 +84,9 @@ pub(super) async fn beat(shared: Arc<Shared>, mut session: Session, mut number: 
             shared.restart();
         }
         match outcome {
-            Ok(Beaten::Acknowledged(read)) => {
+            Ok(Beaten::Acknowledged { read, version }) => {
                 troubles.end("beat");
-                shared.acknowledge(sent, number, read.as_deref());
+                shared.acknowledge((sent, number), version, read.as_deref());
                 if let Some(read) = read {
                     for reader in std::mem::take(&mut due.readers) {
                         // The send fails if the caller no longer waits.
@@ -132,7 +137,7 @@ async fn beat_once(
     number: i64,
 ) -> Result<Beaten, SessionError> {
     let mut read = None;
-    if due.readers.iter().any(|reader| !reader.is_closed()) {
+    if due.is_behind || due.readers.iter().any(|reader| !reader.is_closed()) {
         let known = due
             .cached
             .as_ref()
@@ -154,16 +159,20 @@ async fn beat_once(
         Param::Int8(number),
         Param::OptText(card.as_deref()),
     ];
-    let affected = session.execute(schema::BEAT, &params, STATEMENT_TIMEOUT).await?;
-    if affected == 0 {
+    let written = session.query(schema::BEAT, &params, STATEMENT_TIMEOUT).await?;
+    let row = written.first();
+    if row.is_none() {
         session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
     }
-    if session.connections() != connections && (read.is_some() || affected == 0) {
+    if session.connections() != connections && (read.is_some() || row.is_none()) {
         return Ok(Beaten::Again);
     }
-    Ok(match affected {
-        0 => Beaten::Replaced,
-        _ => Beaten::Acknowledged(read.map(Box::new)),
+    let Some(row) = row else {
+        return Ok(Beaten::Replaced);
+    };
+    Ok(Beaten::Acknowledged {
+        read: read.map(Box::new),
+        version: u64::try_from(row.int8(0)?).unwrap_or(0),
     })
 }
 
@@ -190,7 +199,10 @@ pub(super) async fn look(shared: Arc<Shared>, table: Arc<StateTable>, mut sessio
             }
             Err(error) => troubles.fail("look", &error),
         }
-        tokio::time::sleep_until(next).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {}
+            () = shared.urge_look.notified() => {}
+        }
     }
 }
 

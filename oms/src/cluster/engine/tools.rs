@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::cluster::engine::authority::decoded_state;
 use crate::cluster::engine::beat::Pace;
-use crate::cluster::engine::joining::{check_fitness, unfit_setting};
+use crate::cluster::engine::joining::{check_fitness, read_secret, unfit_setting};
 use crate::cluster::engine::schema;
 use crate::cluster::engine::tasks::decoded_look;
 use crate::cluster::engine::volumes::further_engine;
@@ -123,12 +123,12 @@ async fn run_on_standby(url: &EngineUrl, sql: &str) -> Result<(), NodeError> {
     done.map(drop).map_err(failed(url, "change a standby"))
 }
 
-/// The result of one check.
+/// The severity of the result of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// The check found no fault.
     Good,
-    /// Nodes can run, but the finding describes a risk for the operator to consider.
+    /// Nodes can run, but the check found a risk that the operator should consider.
     Warning,
     /// Nodes would refuse to start, or acknowledged orders could be lost.
     Bad,
@@ -139,17 +139,17 @@ pub enum Verdict {
 pub struct EngineCheck {
     /// The checked subject in one or two words.
     pub subject: &'static str,
-    /// The severity of the finding.
+    /// The severity of the result.
     pub verdict: Verdict,
-    /// The finding as text, with a remedy if there is one.
+    /// The result as text, with a remedy if there is one.
     pub finding: String,
 }
 
 /// Checks if an engine can store a cluster without losing an acknowledged order.
 ///
 /// # Errors
-/// `NodeError::Engine` if the engine cannot be reached. Faults of the engine are findings, not
-/// errors.
+/// `NodeError::Engine` if the engine cannot be reached. A fault of the engine is a result of a
+/// check, not an error.
 pub async fn check_engine(url: &EngineUrl) -> Result<Vec<EngineCheck>, NodeError> {
     let failed = failed(url, "run the checks");
     let mut session = Session::new(Arc::new(url.clone()), "check");
@@ -341,8 +341,9 @@ struct Tested {
     times: Vec<Duration>,
 }
 
-/// Appends five entries that test the fence, and then `TEST_COMMITS` entries to measure the
-/// latency.
+/// Appends five entries. The engine must refuse two of them: one of a former owner of the volume,
+/// and one with a number that the log has already. Then appends `TEST_COMMITS` entries to measure
+/// the latency.
 async fn test_entries(session: &mut Session, volume: &str) -> Result<Tested, SessionError> {
     let name = Param::Text(volume);
     session
@@ -388,8 +389,6 @@ pub struct EngineView {
     pub ring: Option<Ring>,
     /// The URL of the cluster's warehouse, if one is set.
     pub warehouse: Option<String>,
-    /// The cluster's secret; empty if the nodes read it from a file.
-    pub secret: String,
     /// The volumes that this engine stores.
     pub volumes: Vec<String>,
     /// The further engines, which store other volumes of the cluster.
@@ -408,7 +407,7 @@ pub struct FurtherEngine {
 }
 
 /// Checks if an engine can become a further engine of a cluster. It must have the tables and
-/// settings of imt, and must not contain the state of another cluster.
+/// settings that `init_engine` creates, and must not contain the state of another cluster.
 ///
 /// # Errors
 /// `NodeError::EngineUnfit` with the reason, or `NodeError::Engine` if the engine does not respond.
@@ -484,10 +483,6 @@ pub async fn view_engine(url: &EngineUrl) -> Result<EngineView, NodeError> {
         .map(|state| volumes_on(state, None))
         .unwrap_or_default();
     let ring = state.map(|state| state.ring);
-    let secret = match rows.first() {
-        Some(row) => row.text(3).map_err(&failed)?.to_owned(),
-        None => String::new(),
-    };
     let pace = Pace::of(usize::MAX);
     let until = Instant::now() + pace.gone;
     let rows = session.query(schema::LOOK, &[], STATEMENT_TIMEOUT).await;
@@ -518,8 +513,20 @@ pub async fn view_engine(url: &EngineUrl) -> Result<EngineView, NodeError> {
         nodes: nodes.collect(),
         ring,
         warehouse,
-        secret,
         volumes,
         further,
     })
+}
+
+/// Reads the cluster's secret from an engine. Returns `None` if no node has ever been started, or
+/// if the nodes read the secret from a file.
+///
+/// # Errors
+/// `NodeError::Engine` if the engine cannot be reached, has no tables, or refuses to show the
+/// secret to the role.
+pub async fn engine_secret(url: &EngineUrl) -> Result<Option<String>, NodeError> {
+    let mut session = Session::new(Arc::new(url.clone()), "view");
+    let secret = read_secret(&mut session).await;
+    let secret = secret.map_err(failed(url, "read the secret"))?;
+    Ok(Some(secret).filter(|secret| !secret.is_empty()))
 }

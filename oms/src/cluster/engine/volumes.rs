@@ -4,8 +4,8 @@
 //! **Invariants**
 //! - A log is taken over only under a valid lease. So a process that was replaced does not take a
 //!   volume from its successor.
-//! - A takeover appends an entry to the log. The volume is served once the local copy has all
-//!   entries up to that one.
+//! - A takeover appends an entry to the log and makes this process the owner of the volume. The
+//!   volume is served once the local copy has all entries up to that one.
 //! - If the engine does not respond, or the log has a newer owner, the volume stays closed without
 //!   an error. In the first case the caller tries again. In the second case the state names another
 //!   node.
@@ -21,6 +21,7 @@ use std::time::Duration;
 use imt_ring::NodeName;
 
 use crate::cluster::engine::EngineCluster;
+use crate::cluster::engine::beat::LEASE_WAIT;
 use crate::cluster::engine::joining::check_fitness;
 use crate::cluster::{Authority, Expected, Soon, VolumeLog, Volumes};
 use crate::error::{NodeError, StorageError, with_causes};
@@ -36,6 +37,8 @@ use crate::storage::log::writer::LogWriter;
 use crate::storage::log::{Log, LogError};
 use crate::storage::volume::Volume;
 
+/// Pause before the next look at the former server of a volume. The caller tries again at once.
+const LEASE_PAUSE: Duration = Duration::from_millis(10);
 /// Pause after a failed takeover. The caller repeats the attempt at once, so without the pause it
 /// would spin.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -187,7 +190,62 @@ pub(super) fn open_cache(folder: &Path) -> Result<Cache, StorageError> {
     }
 }
 
+/// The wait for the end of a former server's lease.
+pub(super) struct Waiting {
+    /// The version at which the volume was assigned to this node.
+    since: u64,
+    /// The time at which this process learned of that version.
+    learned: Duration,
+    log: EngineLog,
+}
+
 impl EngineCluster {
+    /// Returns `true` once no former server of a volume can answer reads: it has released the
+    /// volume, is silent for longer than a lease, or had no right to extend its lease for that
+    /// time. Every process extends its lease only with a beat that meets the state it knows.
+    async fn is_free(&self, volume: &NodeName, since: u64, url: &Arc<EngineUrl>) -> bool {
+        let known = self.waiting.lock().remove(volume);
+        let known = known.filter(|waiting| waiting.since == since);
+        let mut waiting = known.unwrap_or_else(|| Waiting {
+            since,
+            learned: self.shared.now(),
+            log: EngineLog::new(Arc::clone(url), volume.as_str(), "owner"),
+        });
+        let learned = waiting.learned;
+        let is_free = match waiting.log.owner().await {
+            Ok(None) => true,
+            Ok(Some(owner)) => {
+                owner == self.name.as_str()
+                    || self.shared.now().saturating_sub(learned) >= LEASE_WAIT
+                    || self.shared.is_without_lease(&owner, learned)
+            }
+            Err(_) => false,
+        };
+        if !is_free {
+            self.shared.urge_look.notify_one();
+            self.waiting.lock().insert(volume.clone(), waiting);
+        }
+        is_free
+    }
+
+    async fn release_log(&self, volume: &NodeName) -> Result<(), NodeError> {
+        // The place of a log does not change, so an earlier state is good enough.
+        let Some(identity) = self.shared.known_log_of(volume) else {
+            return Ok(());
+        };
+        let url = self.engine_of(&identity)?;
+        let mut log = EngineLog::new(Arc::clone(&url), volume.as_str(), "release");
+        log.release(self.name.as_str())
+            .await
+            .map_err(|error| NodeError::Engine {
+                action: "release a volume",
+                url: url.to_string(),
+                source: SessionError::Away {
+                    reason: error.to_string(),
+                },
+            })
+    }
+
     async fn remove_log(&self, volume: &NodeName) -> Result<(), NodeError> {
         let state = Authority::read(self).await?;
         let url = self.engine_of(&state.log_of(volume))?;
@@ -217,6 +275,10 @@ impl Volumes for EngineCluster {
                 tokio::time::sleep(RETRY_PAUSE).await;
                 return Ok(None);
             };
+            if !self.is_free(&volume, state.since(&volume), &url).await {
+                tokio::time::sleep(LEASE_PAUSE).await;
+                return Ok(None);
+            }
             let followed = self.followers.take(name).await;
             let folder = self.cache_folder(name);
             let opening = Opening {
@@ -229,7 +291,19 @@ impl Volumes for EngineCluster {
             };
             let born = identity.born;
             let cache = move || of_this_life(followed.map_or_else(|| open_cache(&folder), Ok)?, born);
-            open(opening, cache, self.lease()).await
+            let lease = self.shared.lease_of(&volume, state.since(&volume));
+            open(opening, cache, lease).await
+        })
+    }
+
+    fn release(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.release_log(&volume).await {
+                // The next server waits until the lease of this one has ended.
+                let error = with_causes(&error);
+                tracing::debug!(%volume, error, "closed volume not released in the engine");
+            }
+            Ok(())
         })
     }
 

@@ -68,8 +68,8 @@ enum Agreement {
     Unnamed,
 }
 
-/// Determines the warehouse from a state. If this node decides, its setting replaces the stored
-/// URL.
+/// Determines the warehouse from a state. If `decides` is `true`, because no other node runs, the
+/// setting `asked` replaces the stored URL.
 fn agreement(
     state: &ClusterState,
     decides: bool,

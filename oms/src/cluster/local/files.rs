@@ -144,7 +144,7 @@ pub(super) fn read_state(data: &Path) -> Result<Option<ClusterState>, NodeError>
         reason: error.to_string(),
     };
     let value: serde_json::Value = serde_json::from_slice(&json).map_err(wrong)?;
-    // In the first version of this layout the file contains only the ring.
+    // The first version of the program wrote only the ring to this file.
     let state = if value.get("ring").is_some() {
         serde_json::from_value(value).map_err(wrong)?
     } else {

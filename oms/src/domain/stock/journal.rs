@@ -10,11 +10,13 @@
 
 use std::collections::VecDeque;
 
-/// Maximum number of recorded changes: some seconds of orders at full speed, in one megabyte. A
-/// copy that is further behind reads the whole stock, which takes less time than so many changes.
+/// Maximum number of recorded changes. They are the changes of some seconds at full load, and take
+/// one megabyte. A copy that lacks more changes reads the whole stock, which takes less time than
+/// reading so many changes.
 const CHANGES_MAX: usize = if cfg!(test) { 64 } else { 256 << 10 };
 
-/// A moment of the stock: the generation of its cells, and the changes recorded so far.
+/// A moment of the stock: the number of changes recorded so far, and the generation. The generation
+/// grows whenever the layout or all quantities change, and when recording starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment {
     pub(crate) generation: u64,
@@ -53,7 +55,7 @@ impl Journal {
     pub(crate) fn follow(&mut self) {
         if !self.is_followed {
             self.is_followed = true;
-            // Changes before this call were not recorded, so no earlier moment may be continued.
+            // Changes before this call were not recorded, so `since` must refuse earlier moments.
             self.begin_generation();
         }
     }

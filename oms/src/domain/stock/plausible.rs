@@ -1,18 +1,18 @@
 //! An upper bound for delivery numbers from outside: `X-Stock-As-Of` of a snapshot and
 //! `X-Stock-Sequence` of a delivery.
 //!
-//! Snapshots below the highest known number are stale. So a wrong, far too high number would make
-//! every later snapshot stale, or its delivery would be subtracted from every later snapshot. The
-//! bound rejects such numbers:
+//! A snapshot with a number that is far too high would make every later snapshot stale. A delivery
+//! with such a number would be subtracted from every later snapshot. So numbers above the bound are
+//! not accepted. The bound depends on the highest number of all snapshots and deliveries so far:
 //!
-//! | highest number known | bound |
+//! | highest number so far | bound |
 //! | --- | --- |
 //! | none | the clock in Unix milliseconds plus ten minutes, at least 10^9 |
 //! | below 10^12: a count of deliveries | that number plus 10^9 |
 //! | 10^12 or more: Unix milliseconds | the clock plus ten minutes, at least that number |
 
-/// Maximum distance of a number from the highest known number. No warehouse makes that many
-/// deliveries between two messages.
+/// Maximum amount by which a count of deliveries may exceed the highest number so far. No warehouse
+/// makes that many deliveries between two messages.
 const AHEAD_MAX: u64 = 1_000_000_000;
 /// Smallest number that is taken for Unix milliseconds. As a time it is in the year 2001, and no
 /// warehouse makes that many deliveries.
@@ -20,7 +20,7 @@ const MILLISECONDS_FROM: u64 = 1_000_000_000_000;
 /// Maximum time by which the warehouse's clock may be ahead of the clock of this node.
 const CLOCK_AHEAD_MAX_MS: u64 = 10 * 60 * 1_000;
 
-/// Returns the largest plausible delivery number. `newest` is the highest known delivery number.
+/// Returns the largest plausible delivery number. `newest` is the highest delivery number so far.
 pub(crate) fn largest_plausible(newest: Option<u64>, now_ms: u64) -> u64 {
     let by_clock = now_ms.saturating_add(CLOCK_AHEAD_MAX_MS);
     match newest {

@@ -143,8 +143,8 @@ fn each_store_uses_the_counted_delivery_of_its_own_snapshot() {
         assert_eq!(left, store == 1, "store {store}");
     }
     assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
-    // A snapshot that counts fewer deliveries than a store would make delivered units available
-    // again.
+    // A snapshot that counts fewer deliveries than the quantities of store 2 would make delivered
+    // units available again.
     let arrival = stock.arrival();
     let of_all = || matrix(&[[7, 1, 5], [7, 2, 6]]);
     let stale = stock.apply(of_all(), Some(8), arrival).unwrap_err();

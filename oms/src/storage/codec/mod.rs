@@ -171,7 +171,7 @@ pub(crate) fn decode_counters(bytes: &[u8]) -> Result<Counters, DecodeError> {
     for count in &mut counters.orders {
         *count = row.number("a number of orders")?;
     }
-    // Rows of earlier releases end here, without the number of extra payments.
+    // Rows of earlier releases end before the number of extra payments.
     if !row.rest().is_empty() {
         counters.extra_payments = row.number("a number of payments")?;
     }

@@ -36,8 +36,8 @@ const APPEND: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT v.volume, $2, v.epoch, $4 FROM imt_volume v, imt_log l \
     WHERE v.volume = $1 AND v.epoch = $3 AND l.volume = $1 AND l.seq = $5 AND l.epoch = $6 \
     ON CONFLICT (volume, seq) DO NOTHING";
-/// An append without a fence: it succeeds under any epoch. A test uses it to show that the tests of
-/// the fence detect a missing fence.
+/// An append that succeeds under any epoch. A test uses this append to show that the tests of the
+/// epoch's check would detect that the check is missing.
 #[cfg(test)]
 const APPEND_WITHOUT_FENCE: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT $1, coalesce(max(l.seq), 0) + 1, $3, $4 FROM imt_log l WHERE l.volume = $1 AND $2 > 0 \
@@ -46,6 +46,8 @@ const LOOK: &str = "SELECT epoch, body FROM imt_log WHERE volume = $1 AND seq = 
 const NEWEST: &str = "SELECT seq, epoch, substr(body, 1, $2) FROM imt_log WHERE volume = $1 \
     ORDER BY seq DESC LIMIT 1";
 const HEAD: &str = "SELECT epoch, kept_from FROM imt_volume WHERE volume = $1";
+const OWNER: &str = "SELECT owner FROM imt_volume WHERE volume = $1";
+const RELEASE: &str = "UPDATE imt_volume SET owner = '' WHERE volume = $1 AND owner = $2";
 const CREATE: &str = "INSERT INTO imt_volume (volume, epoch, owner, kept_from) VALUES ($1, 0, '', 1) \
     ON CONFLICT (volume) DO NOTHING";
 const RAISE: &str = "UPDATE imt_volume SET epoch = greatest(epoch + 1, $3), owner = $2 \
@@ -82,7 +84,24 @@ impl EngineLog {
         }
     }
 
-    /// Makes appends ignore the epoch, for a test that must detect the missing fence.
+    /// Returns the name of the node that took the volume over last and has not released it. `None`
+    /// if there is none.
+    pub(crate) async fn owner(&mut self) -> Result<Option<String>, LogError> {
+        let params = [Param::Text(&self.volume)];
+        let rows = self.session.query(OWNER, &params, COMMIT_TIMEOUT).await?;
+        let owner = rows.first().map_or(Ok(""), |row| row.text(0))?;
+        Ok((!owner.is_empty()).then(|| owner.to_owned()))
+    }
+
+    /// Records that this owner answers no request of the volume any more. It has no effect if
+    /// another node has taken the volume over.
+    pub(crate) async fn release(&mut self, owner: &str) -> Result<(), LogError> {
+        let params = [Param::Text(&self.volume), Param::Text(owner)];
+        self.session.execute(RELEASE, &params, COMMIT_TIMEOUT).await?;
+        Ok(())
+    }
+
+    /// Makes appends ignore the epoch, for a test that must detect the missing check.
     #[cfg(test)]
     pub(crate) fn without_fence(self) -> EngineLog {
         EngineLog {

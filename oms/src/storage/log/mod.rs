@@ -103,7 +103,8 @@ pub(crate) trait Log: Send {
     /// another epoch, or the previous entry does not exist.
     fn append<'a>(&'a mut self, entry: &'a Entry, behind: Option<(u64, u64)>) -> Answer<'a, bool>;
 
-    /// Returns the entry with a number. The entry may exist on one machine only.
+    /// Returns the entry with the number `seq`, if the log has it. This entry may exist on one
+    /// machine only.
     fn look(&mut self, seq: u64) -> Answer<'_, Option<Entry>>;
 
     /// Returns the position of the newest entry, or the default if the log is empty.
@@ -119,7 +120,8 @@ pub(crate) trait Log: Send {
     /// epoch, or `None` if a newer owner has taken the volume or the volume does not exist.
     fn raise<'a>(&'a mut self, owner: &'a str, since: u64, until: u64) -> Answer<'a, Option<u64>>;
 
-    /// Returns the first entries of those after `after` up to `last`, in order.
+    /// Returns entries after the number `after` up to `last`, in order, beginning with the first
+    /// one. May return only a part of them.
     fn tail(&mut self, after: u64, last: u64) -> Answer<'_, Vec<Entry>>;
 
     /// Passes every row of the volume to `take`, until `take` returns `false`.

@@ -31,9 +31,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// entries again, beginning with the one with rows.
 const UNACKNOWLEDGED_MAX: usize = 16;
 
-/// Number of reads without the previous acknowledged entry after which that entry is treated as
-/// lost. The next host is tried after each read, so a primary that has the entry would be found
-/// earlier.
+/// Number of successive reads that do not show the previous acknowledged entry, after which that
+/// entry is treated as lost. The next host is tried after each read, so a primary that has the
+/// entry would be found earlier.
 const OLD_ANSWERS_MAX: u32 = 40;
 
 /// The state that a writer and its volume share.
@@ -179,7 +179,8 @@ enum Found {
     Same,
     /// The volume has another owner, or another entry has this number.
     Another,
-    /// This server knows only an earlier epoch of the volume, so it must be an old primary.
+    /// This server has an earlier epoch of the volume than the writer, so it must be an old
+    /// primary.
     OldPrimary,
     /// The previous entry does not exist at this server.
     NothingBefore,

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::order::Line;
+use crate::storage::fence::{Fence, SlotOwnership};
 use crate::storage::write_batch::WriteBatch;
 
 fn delivery() -> Delivery {
@@ -22,7 +23,8 @@ async fn batches_of_one_group_take_effect_in_order_of_submission() {
         let mut tickets = Vec::new();
         for step in 0..9 {
             let mut batch = WriteBatch::default();
-            // Writes and removals of a row alternate; the last step is a removal.
+            // The steps remove and write the row of one delivery in turn. The last step removes the
+            // row.
             if step % 2 == 0 {
                 batch.forget_delivery(&order, 1);
             } else {
@@ -65,6 +67,36 @@ async fn batches_of_tasks_that_are_ready_share_a_commit() {
         .await
         .unwrap()
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_group_without_a_durable_batch_is_not_counted_as_a_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = Volume::open(folder.path()).unwrap();
+    let counters = Arc::new(VolumeCounters::default());
+    storage.count_commits(&counters);
+    let counted = || {
+        let [commits, batches] = [&counters.commits, &counters.batches];
+        (commits.load(Ordering::Relaxed), batches.load(Ordering::Relaxed))
+    };
+    let commit = async |batch| storage.permit().await.unwrap().send(batch).durable().await;
+    let mut batch = WriteBatch::default();
+    batch.set_ownership(SlotOwnership(vec![7]));
+    commit(batch).await.unwrap();
+    assert_eq!(counted(), (1, 1));
+    let mut batch = WriteBatch::default();
+    batch.fence(Fence { slot: 0, epoch: 6 });
+    assert!(matches!(commit(batch).await, Err(StorageError::Stale)));
+    assert_eq!(
+        counted(),
+        (1, 1),
+        "the fence rejected the only batch of the group"
+    );
+    // A database that has lost its lock accepts no more commits.
+    std::fs::remove_file(folder.path().join("LOCK")).unwrap();
+    let failed = commit(WriteBatch::default()).await;
+    assert!(matches!(failed, Err(StorageError::Commit { .. })), "{failed:?}");
+    assert_eq!(counted(), (1, 1), "the commit failed");
 }
 
 #[test]

@@ -25,8 +25,8 @@ use crate::runtime::watch;
 use crate::volume::state::{OrderError, VolumeState, wants};
 use crate::volume::transactor::{Ask, Transactors};
 
-/// Pause before a message is sent again because its answer could not be stored, for example on a
-/// full disk or in a closing volume.
+/// Pause before a message is sent again because the warehouse's answer could not be stored, for
+/// example on a full disk or in a closing volume.
 const OWN_FAULT_WAIT_MS: u64 = 1_000;
 
 /// Sends due messages until `stop` becomes `true`. Calls in flight are then dropped, and the next
@@ -82,8 +82,8 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
     let state = transactors.state();
     let put_back = |fault: &OrderError| {
         match fault {
-            // The order is being migrated. The dispatcher of its next volume will send the message
-            // again.
+            // The order is migrating or has migrated. The dispatcher of its next volume will send
+            // the message again.
             OrderError::Moved => {
                 tracing::debug!(order = %job.order, "warehouse answer dropped: the order is being migrated");
             }

@@ -62,8 +62,8 @@ struct Mark {
     /// First page of arrivals that had not been written at that moment.
     end: u64,
     at: Instant,
-    /// Wall-clock time at that moment in UTC milliseconds, without a step forward since the
-    /// previous reading.
+    /// Wall-clock time at that moment in UTC milliseconds, less any step forward since the previous
+    /// reading.
     wall_ms: u64,
 }
 
@@ -95,7 +95,7 @@ impl Expiry {
         let state = transactors.state();
         self.mark(state.storage.counters().next_page, state.clock.now_ms());
         let recorded = state.storage.counters().expired_page;
-        // The pass ends before the first page that may list staged orders.
+        // The pass ends before the first page that may list staged orders of a migration.
         let in_force = state.storage.first_inactive_page.load(Ordering::Acquire);
         let end = self.marks.back().map_or(0, |mark| mark.end).min(in_force);
         while self.page < end {
@@ -110,7 +110,7 @@ impl Expiry {
         record_progress(transactors, recorded, self.page).await
     }
 
-    /// Records that this process now knows all orders on the pages before `next_page`.
+    /// Records that this process knows all orders on the pages before `next_page` from now on.
     fn mark(&mut self, next_page: u64, wall_ms: u64) {
         let now = Instant::now();
         let passed_ms = (now - self.last.1).as_millis() as u64;

@@ -3,9 +3,9 @@
 //!
 //! **Invariants**
 //! - The age of a file's name counts from the addition of the file, not from the time in the name.
-//! - The newest removed name remains as a mark (`stat_import::name`). A file that is not newer than
-//!   the mark may have been added before. The file is set aside, because adding it twice would be
-//!   worse.
+//! - The removed name with the latest time remains as a mark (`stat_import::name`). A file with a
+//!   time up to that of the mark may have been added before. Such a file is set aside, because
+//!   adding it twice would be worse.
 //! - A step of the clock does not shorten the time for which a response is stored.
 
 use std::ops::RangeInclusive;
@@ -24,8 +24,8 @@ use crate::volume::state::VolumeState;
 const PASS_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Minimum time for which a response is stored, in milliseconds.
 const ANSWERS_KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
-/// Time for which the name of an added statistics file is stored, in milliseconds. A file that was
-/// added before a crash may reappear, but within minutes.
+/// Time for which the name of an added statistics file is stored, in milliseconds. If a crash
+/// prevents the deletion of an added file, the next scan finds the file again within minutes.
 const STAT_NAMES_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 /// Maximum number of rows removed by one commit. With more rows, orders that share the sync of the
 /// commit would be delayed.

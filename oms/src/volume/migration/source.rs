@@ -29,6 +29,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::cluster::{SlotSet, slots_in};
 use crate::domain::order::OrderId;
+use crate::domain::stock_snapshot::PRODUCT_MAX;
 use crate::error::StorageError;
 use crate::runtime::seeded::seeded;
 use crate::storage::change_feed::{Feed, RawRow, Walk};
@@ -42,7 +43,7 @@ use crate::volume::state::VolumeState;
 
 /// Size of the header of a page, in bytes.
 const PAGE_HEAD_BYTES: usize = 1 + 8 + 8 + 16;
-/// Size of the header of a row, in bytes.
+/// Size of the header of each row of a page, in bytes.
 const ROW_HEAD_BYTES: usize = 9;
 /// Added to the table code of a row that was removed.
 const REMOVED: u8 = 128;
@@ -53,9 +54,13 @@ const PAGE_ROWS_MAX: usize = 4_000;
 const PAGE_BYTES: usize = 1 << 20;
 /// Maximum number of rows read for one page, including rows of other slots.
 const ROWS_READ_MAX: usize = 200_000;
-/// Maximum size of a key or value, in bytes. The quantities of a store with a million products need
-/// several megabytes.
-const FIELD_BYTES_MAX: usize = 16 << 20;
+/// Maximum size of a key or value, in bytes. A larger size in a page is taken for damage. The
+/// largest rows are the catalogue and the quantities of a store: four bytes for each of
+/// `PRODUCT_MAX` products. The limit is four times as large, because a row above it could not be
+/// moved, and because it does not bound memory: a page is already in memory when it is decoded.
+const FIELD_BYTES_MAX: usize = 4 * ROW_BYTES_MAX;
+/// Maximum size of a value that a volume has, in bytes.
+const ROW_BYTES_MAX: usize = 4 * PRODUCT_MAX as usize + 16;
 
 /// The request for a page, sent to the server of the source volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,7 +69,7 @@ pub(crate) struct ExportRequest {
     pub(crate) id: u64,
     /// Name of the target volume.
     pub(crate) to: NodeName,
-    /// The slots to copy, as ranges.
+    /// The slots to copy, as ranges of first and last slot.
     pub(crate) slots: Vec<(u32, u32)>,
     /// Number of the requested page. The first page is 0.
     pub(crate) page: u64,
@@ -182,11 +187,18 @@ impl Page {
 
 /// The outgoing copies of a volume, by target volume.
 #[derive(Default)]
-pub(crate) struct Exports(Mutex<BTreeMap<NodeName, Arc<tokio::sync::Mutex<Outgoing>>>>);
+pub(crate) struct Exports(Mutex<BTreeMap<NodeName, Export>>);
 
-/// An outgoing copy to one target volume.
-struct Outgoing {
+/// An outgoing copy to one target volume, and the id of its migration. The id is outside the lock,
+/// which is held while a page is being made.
+#[derive(Clone)]
+struct Export {
     id: u64,
+    outgoing: Arc<tokio::sync::Mutex<Outgoing>>,
+}
+
+/// The state of an outgoing copy.
+struct Outgoing {
     asked: Arc<SlotSet>,
     about: u64,
     reading: Option<Reading>,
@@ -217,16 +229,19 @@ pub(crate) enum ExportError {
 }
 
 impl Exports {
-    fn all(&self) -> parking_lot::MutexGuard<'_, BTreeMap<NodeName, Arc<tokio::sync::Mutex<Outgoing>>>> {
+    fn all(&self) -> parking_lot::MutexGuard<'_, BTreeMap<NodeName, Export>> {
         self.0.lock()
     }
 
-    /// Drops all outgoing copies, except for those of the migration `id`.
-    pub(crate) fn keep_only(&self, id: Option<u64>) {
-        // A copy that is in use is also dropped. The request that uses it keeps it alive until its
-        // end.
+    /// Drops the outgoing copies of migrations that have ended, by the cluster's state `version`
+    /// with the migration `under_way`. Keeps the copies of a later migration, because this state may
+    /// not contain that migration yet.
+    ///
+    /// A copy of an ended migration is dropped even if a request is making a page of it. That
+    /// request keeps the copy alive until its end.
+    pub(crate) fn drop_ended(&self, version: u64, under_way: Option<u64>) {
         self.all()
-            .retain(|_, outgoing| outgoing.try_lock().is_ok_and(|outgoing| Some(outgoing.id) == id));
+            .retain(|_, export| export.id > version || Some(export.id) == under_way);
     }
 
     /// Returns the requested page.
@@ -239,15 +254,18 @@ impl Exports {
         state.suspend_borrowing();
         let known = self.all().get(&request.to).cloned();
         let known = match known {
-            Some(outgoing) if outgoing.lock().await.id == request.id => outgoing,
+            Some(export) if export.id == request.id => export,
             _ if request.page > 0 => return Err(ExportError::OutOfTurn),
             _ => {
-                let fresh = Arc::new(tokio::sync::Mutex::new(Outgoing::begin(state, request).await?));
-                self.all().insert(request.to.clone(), Arc::clone(&fresh));
+                let fresh = Export {
+                    id: request.id,
+                    outgoing: Arc::new(tokio::sync::Mutex::new(Outgoing::begin(state, request).await?)),
+                };
+                self.all().insert(request.to.clone(), fresh.clone());
                 fresh
             }
         };
-        let mut outgoing = known.lock().await;
+        let mut outgoing = known.outgoing.lock().await;
         if request.page + 1 == outgoing.next {
             return Ok(outgoing.last.clone());
         }
@@ -281,17 +299,16 @@ impl Exports {
         id: u64,
         ring: &Ring,
     ) -> Option<RemoteReservations> {
-        let known: Vec<_> = self.all().values().cloned().collect();
+        let of_migration = |export: &&Export| export.id == id;
+        let known: Vec<Export> = self.all().values().filter(of_migration).cloned().collect();
         let (mut left_behind, mut copied) = (RemoteReservations::default(), Vec::new());
-        for outgoing in known {
-            let mut outgoing = outgoing.lock().await;
-            if outgoing.id == id {
-                let reading = outgoing.reading.take().filter(|reading| reading.is_over)?;
-                if !seeded("left-behind-forgotten") {
-                    left_behind.join(reading.left_behind);
-                }
-                copied.push(Arc::clone(&outgoing.asked));
+        for export in known {
+            let mut outgoing = export.outgoing.lock().await;
+            let reading = outgoing.reading.take().filter(|reading| reading.is_over)?;
+            if !seeded("left-behind-forgotten") {
+                left_behind.join(reading.left_behind);
             }
+            copied.push(Arc::clone(&outgoing.asked));
         }
         if slots
             .lost(ring)
@@ -326,7 +343,6 @@ impl Outgoing {
         })
         .await?;
         Ok(Outgoing {
-            id: request.id,
             asked: Arc::new(asked),
             about: about * going / here,
             reading: Some(reading),
@@ -465,6 +481,8 @@ pub(crate) fn broken(table: Table, key: &[u8], fault: DecodeError) -> StorageErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::stock::CountedTo;
+    use crate::domain::stock_snapshot::QUANTITY_MAX;
 
     fn row(table: Table, key: &[u8], value: Option<&[u8]>) -> RawRow {
         RawRow {
@@ -481,6 +499,40 @@ mod tests {
             row(Table::Orders, b"ab", None),
             row(Table::Outbox, b"a", Some(b"b")),
         ]
+    }
+
+    #[tokio::test]
+    async fn a_busy_copy_is_kept_while_its_migration_goes_on() {
+        let copying = || {
+            let outgoing = Outgoing {
+                asked: Arc::new(SlotSet::of(&[], 16)),
+                about: 0,
+                reading: None,
+                next: 0,
+                last: Bytes::new(),
+            };
+            Arc::new(tokio::sync::Mutex::new(outgoing))
+        };
+        let exports = Exports::default();
+        for (to, id) in [("ended", 3), ("under-way", 5), ("unknown-yet", 8)] {
+            let outgoing = copying();
+            let to = NodeName::new(to).unwrap();
+            exports.all().insert(to, Export { id, outgoing });
+        }
+        let known: Vec<Export> = exports.all().values().cloned().collect();
+        let mut pages = Vec::new();
+        for export in &known {
+            // A page of the copy is being made.
+            pages.push(export.outgoing.lock().await);
+        }
+        let left = || {
+            let names: Vec<String> = exports.all().keys().map(ToString::to_string).collect();
+            names.join(", ")
+        };
+        exports.drop_ended(7, Some(5));
+        assert_eq!(left(), "under-way, unknown-yet");
+        exports.drop_ended(8, None);
+        assert_eq!(left(), "");
     }
 
     #[test]
@@ -521,5 +573,21 @@ mod tests {
             bent[at] ^= 1;
             assert!(Page::decode(&bent).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_page_has_room_for_the_largest_rows_of_a_volume() {
+        let products: Vec<u32> = (1..=PRODUCT_MAX).collect();
+        let quantities = vec![QUANTITY_MAX as i32; products.len()];
+        let counted_to = CountedTo::Delivery(Some(u64::MAX));
+        let (mut catalogue, mut column) = (Vec::new(), Vec::new());
+        codec::encode_catalogue(&products, &mut catalogue);
+        codec::encode_quantities(counted_to, &quantities, &mut column);
+        let mut page = Page::default();
+        for value in [catalogue, column] {
+            assert!(value.len() <= ROW_BYTES_MAX, "{}", value.len());
+            page.add(row(Table::Stock, b"key", Some(&value)));
+        }
+        assert_eq!(Page::decode(&page.encode()).unwrap().rows, page.rows);
     }
 }

@@ -84,8 +84,8 @@ impl StagedState {
                 let (order, store) = codec::decode_order_store_key(key)?;
                 let reservation = value.map(|value| codec::decode_reservation(order.clone(), value));
                 // The reservation becomes a remote one in two cases: its order is in this volume
-                // already, or its order does not arrive in these slots. An order of a third volume
-                // may arrive in the same migration, and is asked if it still needs the units.
+                // already, or its order does not arrive in these slots. Such an order may arrive
+                // from a third volume, so it must still confirm that it needs the units.
                 let is_apart = state.slots.has_order(&order) || !slots.has(state.slots.slot_of_order(&order));
                 self.reserve(&order, store, reservation.transpose()?, is_apart);
             }
@@ -153,8 +153,8 @@ impl StagedState {
         }
     }
 
-    /// Drops the state that only the copy needed. The state has many small parts, so the task
-    /// yields between them.
+    /// Drops the state that was needed only during the copy. The state has many small parts, so the
+    /// task yields between them.
     pub(crate) async fn drop_slowly(mut self) {
         while !self.reservations.is_empty() {
             for _ in 0..DROPPED_AT_ONCE {

@@ -50,7 +50,7 @@ pub(crate) struct ImportRequest {
     pub(crate) source: u8,
     /// Id of the migration.
     pub(crate) id: u64,
-    /// The slots to copy, as ranges.
+    /// The slots to copy, as ranges of first and last slot.
     pub(crate) slots: Vec<(u32, u32)>,
     /// `true` if the source must seal the slots and the copy must be completed.
     pub(crate) seal: bool,
@@ -83,8 +83,8 @@ pub(crate) struct Imported {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Progress {
     pub(crate) copied: Imported,
-    /// Numbers of the sources from which a copy is running. A caller that waits for any other
-    /// source can stop waiting.
+    /// Numbers of the sources from which a copy is running. A caller that waits for the copy from a
+    /// source can stop waiting if the number of that source is missing here.
     pub(crate) importing: BTreeSet<u8>,
 }
 
@@ -293,7 +293,8 @@ async fn store_page_locked(
 ) -> Result<Imported, ImportError> {
     let state = server.app.state();
     let mut guard = server.incoming.lock().await;
-    // The lock is held until the page is durable, so the end of the migration waits for the page.
+    // The lock of `incoming` is held until the page is durable, so the end of the migration waits
+    // for the page.
     let Some(incoming) = guard.as_mut().filter(|incoming| incoming.id == request.id) else {
         return Err(migration_ended());
     };

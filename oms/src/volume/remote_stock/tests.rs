@@ -120,7 +120,7 @@ fn request(order: &OrderId, nonce: u64, store: u32, quantity: u32) -> Reserve {
     }
 }
 
-/// Reserves units for an order of another volume. Returns `false` if the store lacks some.
+/// Reserves units for an order of another volume. Returns `false` if the store lacks some of them.
 pub(crate) async fn reserve(
     state: &Arc<VolumeState>,
     order: &OrderId,
@@ -205,13 +205,13 @@ async fn a_volume_that_is_opened_again_knows_what_was_asked_for_from_elsewhere()
     batch.reserve(&Order::place(own_order.clone(), lines, Some(store), 0), store);
     commit(&state, batch).await;
     close(&state).await;
-    // Under this ring both orders belong to this volume. Only the order itself can say if it
-    // exists.
+    // Under the ring `alone`, the slots of both orders are in this volume. A slot does not prove
+    // that its order exists, so a reservation with a nonce stays remote.
     let again = open(folder.path(), &alone);
     assert!(again.remote_reservations().get(&asked, store).is_some());
     assert!(again.remote_reservations().get(&own_order, store).is_none());
-    // A settlement with the nonce of another attempt ends nothing. A settlement with this nonce
-    // ends the reservation once.
+    // If only the nonce 76 of another attempt may be ended, the settlement ends nothing. With the
+    // nonce 77, the settlement ends the reservation once.
     for (nonce, left) in [(76, (2, 3)), (77, (4, 1)), (77, (4, 1))] {
         let settlement = settlement(store, false);
         let ended = again.end_reservation(&asked, &settlement, Some(nonce)).await;
@@ -273,8 +273,9 @@ async fn units_of_an_order_that_never_came_are_released_by_the_volume_that_has_i
     close(&opened).await;
 }
 
-/// The settlement may have ended the reservation, and a late request of an earlier server may have
-/// reserved the units again. The answer "kept" would reserve these units for ever.
+/// The store's volume asks an order about its reservation while the settlement is not confirmed.
+/// That volume may have applied the settlement already, and a delayed request may have reserved the
+/// units again. The answer "kept" would leave these units reserved for ever.
 #[tokio::test]
 async fn a_reservation_is_neither_kept_nor_given_up_while_the_settlement_of_its_order_waits() {
     let (_, shared) = rings();
@@ -357,7 +358,7 @@ async fn each_request_of_a_batch_gets_its_own_answer_and_a_refusal_says_what_is_
     );
     assert_eq!(reply(6), left(0));
     assert_eq!(level(&state, here), (0, 5));
-    // A repeated batch changes nothing.
+    // A repetition of the same batch changes nothing.
     let again = state.reserve_all(batch).await;
     assert!(matches!(again[0], Ok(Reply::Reserved)) && matches!(again[4], Ok(Reply::Reserved)));
     assert_eq!(level(&state, here), (0, 5));
@@ -402,10 +403,10 @@ async fn a_confirmed_reservation_is_not_asked_after() {
         state.confirm(&Confirm { order, nonce, store });
     };
     confirm(&orders[0], 1);
-    // This confirmation has the nonce of another request for the order.
+    // The nonce 2 belongs to another request for this order, so this confirmation confirms nothing.
     confirm(&orders[1], 2);
-    // A late request reserves the units again under a new nonce. The earlier confirmation does not
-    // apply to it.
+    // After this confirmation of nonce 1, a late request reserves the units again under nonce 3.
+    // The confirmation does not apply to the new reservation.
     confirm(&orders[2], 1);
     assert!(reserve(&state, &orders[2], 3, store, 1).await.unwrap());
     let later = Instant::now() + ASK_AFTER * 2;

@@ -2,8 +2,8 @@
 //! may block on the disk.
 //!
 //! **Invariants**
-//! - Other programs may write into this folder at any time. So each operation on a file first
-//!   checks that its `Stamp` is unchanged.
+//! - Other programs may write into this folder at any time. So a file is read or deleted only if
+//!   its `Stamp` is unchanged.
 //! - Setting a file aside never replaces another file.
 
 use std::fs::Metadata;

@@ -1,11 +1,13 @@
 //! Names of statistics files: `stat_`, fifteen digits of Unix milliseconds, `.csv`.
 //!
-//! The names of added files are stored for a week. After that, only the newest of all removed names
-//! is kept. This name is the mark.
+//! The names of added files are stored for a week and then removed. Of all removed names, only the
+//! one with the latest time in it is kept. This name is the mark.
 //!
 //! **Invariants**
-//! - A file that is not newer than the mark may have been added before, and is not added again.
-//! - No name ahead of the clock becomes the mark, because it would block all later files.
+//! - A file with a time in its name up to that of the mark may have been added before. Such a file
+//!   is not added again.
+//! - No name that is more than `AHEAD_MAX_MS` ahead of the clock becomes the mark. Such a mark
+//!   would block all later files.
 
 /// Maximum time by which the time in a name may be ahead of the clock, in milliseconds. A day is
 /// enough for clocks that are set to local time.
@@ -27,7 +29,8 @@ pub(crate) fn is_implausible(name: &str, now_ms: u64) -> bool {
 /// Returns `true` if a file of this name may have been added so long ago that its stored name was
 /// removed.
 ///
-/// A mark ahead of the clock is ignored, because earlier releases accepted any name as the mark.
+/// A mark that is implausibly far ahead of the clock is ignored. Earlier releases accepted any name
+/// as the mark.
 pub(crate) fn may_be_forgotten(name: &str, mark: Option<&str>, now_ms: u64) -> bool {
     mark.is_some_and(|mark| name <= mark && !is_implausible(mark, now_ms))
 }
@@ -37,8 +40,9 @@ fn of_key(key: &str) -> &str {
     key.rsplit_once('/').map_or(key, |(_, name)| name)
 }
 
-/// Returns the new mark after the stored names `forgotten` were removed. The new mark is the newest
-/// of these names and the former mark. Names ahead of the clock are left out.
+/// Returns the new mark after the stored names `forgotten` were removed: of these names and the
+/// former mark, the one with the latest time. Names that are implausibly far ahead of the clock are
+/// left out.
 pub(crate) fn next_mark<'a>(
     mark: Option<&'a str>,
     forgotten: impl IntoIterator<Item = &'a str>,

@@ -233,8 +233,8 @@ async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_are_added() 
     assert_eq!(world.units(), 3, "a file older than the mark is not added");
 }
 
-/// Earlier releases accepted any file name. So the mark, the newest of the removed names, may be
-/// ahead of the clock.
+/// Earlier releases accepted any file name. So the mark (the removed name with the latest time) may
+/// be ahead of the clock.
 #[tokio::test]
 async fn a_mark_of_an_earlier_version_ahead_of_the_clock_does_not_block_later_files() {
     let mut world = World::new();
@@ -267,7 +267,7 @@ async fn files_of_one_name_count_once_for_each_folder() {
     };
     assert_eq!(add("ada-1", "5,2,10\n").await, Imported::Added);
     assert_eq!(add("bob-2", "5,7,10\n").await, Imported::Added);
-    // Both nodes send their files again, as if the answers had been lost.
+    // The nodes of both folders send their files again, as if the answers had been lost.
     assert_eq!(add("ada-1", "5,2,10\n").await, Imported::Known);
     assert_eq!(add("bob-2", "5,7,10\n").await, Imported::Known);
     assert_eq!((world.units(), world.counters()), (9, [2, 0, 0]));
