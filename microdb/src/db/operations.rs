@@ -180,8 +180,8 @@ impl Db {
     /// the same digests, even if their histories differ.
     ///
     /// The first call reads, verifies and hashes every record. A later call reads and verifies
-    /// every record of the tables that were written since the previous call. Of these, it hashes only the
-    /// records with the key prefix of a written key (see [`crate::digest_prefix`]).
+    /// every record of the tables that were written since the previous call. Of these, it hashes
+    /// only the records with the key prefix of a written key (see [`crate::digest_prefix`]).
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
