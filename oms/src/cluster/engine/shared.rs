@@ -575,16 +575,22 @@ mod tests {
                 .into(),
             ..Look::default()
         };
-        shared.looked(shared.now(), None, look(1));
-        tokio::time::advance(LEASE_WAIT).await;
+        let turn = |own, other| {
+            shared.acknowledge((shared.now(), own), 0, None);
+            shared.looked(shared.now(), None, look(other));
+        };
+        for own in 1..=13 {
+            turn(own, 1);
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
         let moment = shared.now();
         assert!(!shared.is_without_lease("bob", moment), "no look since");
         tokio::time::advance(Duration::from_millis(1)).await;
-        shared.looked(shared.now(), None, look(1));
+        turn(14, 1);
         assert!(shared.is_without_lease("bob", moment));
-        shared.looked(shared.now(), None, look(2));
+        turn(15, 2);
         assert!(!shared.is_without_lease("bob", moment), "it beats again");
-        shared.looked(shared.now(), None, look(-1));
+        turn(16, -1);
         assert!(shared.is_without_lease("bob", moment), "it has ended");
     }
 }
