@@ -142,8 +142,8 @@ impl Batch {
     ///
     /// Nothing of the batch is visible after an error, now or after a reopen. There are two
     /// exceptions:
-    /// - After [`Error::Poisoned`] or a failed sync, a reopen may find the whole batch or nothing of
-    ///   it.
+    /// - After [`Error::Poisoned`] or a failed sync, a reopen may find the whole batch or nothing
+    ///   of it.
     /// - If the cause of [`Error::Poisoned`] is [`Error::Corrupt`], a checkpoint was damaged while
     ///   the batch was being committed. Reads of this handle may then find some records of the
     ///   batch. A reopen finds the whole batch if it was durable.

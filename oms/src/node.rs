@@ -1,8 +1,8 @@
 //! A node as a process of this machine: its HTTP server, its data folder, its clock.
 //!
 //! **Invariants**
-//! - The warehouse, the origins, and the node's name, weight and zone are checked before anything is
-//!   written. A start that such a check refuses leaves the data folder as it was.
+//! - The warehouse, the origins, and the node's name, weight and zone are checked before anything
+//!   is written. A start that such a check refuses leaves the data folder as it was.
 //! - A stop hands volumes over before the HTTP server stops. The remaining volumes are closed
 //!   afterwards.
 //!

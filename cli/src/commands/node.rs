@@ -1,6 +1,7 @@
 //! `imt node`: starts, lists, stops and removes the nodes of a data folder or of an engine.
 
 mod default_name;
+mod other_nodes;
 mod warehouse;
 
 use super::node_args::NodeArgs;
@@ -18,7 +19,7 @@ use imt_ring::{NodeName, ZoneName};
 use serde::Serialize;
 use serde_json::json;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -28,10 +29,6 @@ const FIRST_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval of polls while a command waits for a change of a node's state.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-
-/// Maximum wait for another node that uses [`FIRST_LISTEN`] to join the cluster. A node listens
-/// before it joins.
-const FIRST_NODE_WAIT: Duration = Duration::from_secs(2);
 
 /// Maximum wait for the end of a process after its node has left the ring. It exceeds the default
 /// time for requests in progress to finish.
@@ -201,7 +198,8 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     otlp::start(&args.otlp, &name)?;
     let mut signals = StopSignals::listen()?;
     let others_port = SocketAddr::new(FIRST_LISTEN.ip(), 0);
-    let is_first = args.listen.is_none() && !others_run(args.engine.as_ref(), &args.data).await?;
+    let is_first =
+        args.listen.is_none() && !other_nodes::others_run(args.engine.as_ref(), &args.data).await?;
     let mut config = NodeConfig {
         listen: args
             .listen
@@ -224,7 +222,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     // Two nodes that start at the same moment both try the address of the first node. The one that
     // finds the port taken tries again with a free port.
     let is_taken = matches!(started, Err(NodeError::AddressInUse { .. }));
-    if is_first && is_taken && another_has_begun(&config).await? {
+    if is_first && is_taken && other_nodes::another_has_begun(&config).await? {
         config.listen = others_port;
         started = Node::start(config).await;
     }
@@ -242,31 +240,6 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         .map_err(|error| CliError::because(format!("node '{name}' did not stop cleanly"), error))?;
     tracing::info!("node '{name}' has stopped");
     Ok(ExitCode::SUCCESS)
-}
-
-/// Returns `true` if a node of this data folder or engine is running.
-async fn others_run(engine: Option<&EngineUrl>, data: &Path) -> Result<bool, CliError> {
-    match engine {
-        Some(url) => {
-            let cluster = Cluster::new(data, Some(url));
-            Ok(cluster.look().await?.running().next().is_some())
-        }
-        None => Ok(imt_oms::has_coordinator(data)),
-    }
-}
-
-/// Waits until another node of the cluster runs, after the address of the first node was found
-/// taken. Returns `false` if no node runs within [`FIRST_NODE_WAIT`]. Another program has the port
-/// then.
-async fn another_has_begun(config: &NodeConfig) -> Result<bool, CliError> {
-    let until = Instant::now() + FIRST_NODE_WAIT;
-    while !others_run(config.engine.as_ref(), &config.data).await? {
-        if Instant::now() >= until {
-            return Ok(false);
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    Ok(true)
 }
 
 /// Returns the error of a node that does not start. If its port is taken, the message names `flag`,

@@ -179,9 +179,9 @@ impl Db {
     /// Returns the digests of all live records at this moment. Databases with the same records have
     /// the same digests, even if their histories differ.
     ///
-    /// The first call reads, verifies and hashes every record. A later call reads and verifies every
-    /// record of the tables that were written since the previous call. Of these, it hashes only the
-    /// records with the key prefix of a written key (see [`crate::digest_prefix`]).
+    /// The first call reads, verifies and hashes every record. A later call reads and verifies
+    /// every record of the tables that were written since the previous call. Of these, it hashes
+    /// only the records with the key prefix of a written key (see [`crate::digest_prefix`]).
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

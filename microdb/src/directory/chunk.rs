@@ -532,8 +532,8 @@ impl Chunk {
     /// may call this function while the writer works, since a chunk in a checkpoint never changes.
     ///
     /// # Errors
-    /// The errors of [`Chunk::copied`]. After a success, [`Chunk::prepared_or_copied`] fails only if
-    /// a view was taken and the chunk was damaged since.
+    /// The errors of [`Chunk::copied`]. After a success, [`Chunk::prepared_or_copied`] fails only
+    /// if a view was taken and the chunk was damaged since.
     pub(super) fn prepare(&self, born: u64) -> Result<(), Damage> {
         let Some(source) = &self.source else {
             return Ok(());

@@ -183,8 +183,8 @@ impl Directory {
         let _ = self.writable(guard, hash.prefix());
     }
 
-    /// Copies the chunk of a key in advance, for a later change of the key. Any thread may call this
-    /// function while the writer works.
+    /// Copies the chunk of a key in advance, for a later change of the key. Any thread may call
+    /// this function while the writer works.
     ///
     /// # Errors
     /// If the chunk is in a checkpoint and damaged.

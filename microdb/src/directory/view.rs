@@ -93,8 +93,8 @@ impl View {
         self.chunk(hash.prefix()).check_uncut()
     }
 
-    /// Verifies each part in a checkpoint again, and marks damaged parts: from now on each access to
-    /// such a part gives an error.
+    /// Verifies each part in a checkpoint again, and marks damaged parts: from now on each access
+    /// to such a part gives an error.
     pub(crate) fn verify_again(&self) {
         for chunk in &self.0.chunks {
             let _ = chunk.verify_again();

@@ -206,8 +206,8 @@ impl Engine {
         }))
     }
 
-    /// Prepares the directory for a commit before any lock is taken. Look-ups of the first keys fill
-    /// the caches. Each chunk that the commit changes is verified, and copied if it is in a
+    /// Prepares the directory for a commit before any lock is taken. Look-ups of the first keys
+    /// fill the caches. Each chunk that the commit changes is verified, and copied if it is in a
     /// checkpoint. So damage in the directory is found while the commit can still be refused.
     pub(crate) fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         let guard = pin();

@@ -54,9 +54,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum size of an HTTP/2 request head in bytes. A typical head has a few hundred bytes. A
 /// connection can have hundreds of streams, each with a head, so this limit bounds its memory.
 const HTTP2_HEAD_BYTES_MAX: u32 = 16 * 1_024;
-/// Maximum size of the read buffer of an HTTP/1.1 connection in bytes. Hyper has only this one limit
-/// for the head and for each read of a body. The limit of HTTP/2 would cost an upload of stock four
-/// times as many reads. A connection has one head at a time, so the larger limit is no danger.
+/// Maximum size of the read buffer of an HTTP/1.1 connection in bytes. Hyper has only this one
+/// limit for the head and for each read of a body. The limit of HTTP/2 would cost an upload of
+/// stock four times as many reads. A connection has one head at a time, so the larger limit is no
+/// danger.
 const HTTP1_BUFFER_BYTES_MAX: usize = 64 * 1_024;
 /// Time without requests in progress after which a stop treats all responses as sent.
 const LAST_ANSWERS_TIME: Duration = Duration::from_millis(200);

@@ -396,8 +396,8 @@ impl Committer {
     }
 
     /// Counts the batches of the group that became durable. Records if the commit failed because of
-    /// the local database. `EngineAway` and `Stale` (taken over by another process) are not failures
-    /// of the local database.
+    /// the local database. `EngineAway` and `Stale` (taken over by another process) are not
+    /// failures of the local database.
     fn note(&self, outcome: &Result<Committed, StorageError>, batches: usize) {
         let failed = match outcome {
             Ok(_) | Err(StorageError::EngineAway | StorageError::Stale) => false,

@@ -293,8 +293,8 @@ impl VolumeState {
         ended.await.unwrap_or(Err(OrderError::Interrupted))
     }
 
-    /// Recalls units of scarce products, and loans that were not used for long. Returns `true` while
-    /// units are lent, and the loans of volumes that have left.
+    /// Recalls units of scarce products, and loans that were not used for long. Returns `true`
+    /// while units are lent, and the loans of volumes that have left.
     fn look_at_loans(&self, remote: &dyn RemoteVolumes) -> (bool, Vec<(u32, NodeName)>) {
         let now_ms = self.now().monotonic_ms;
         let ring = self.slots.ring();

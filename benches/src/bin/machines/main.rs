@@ -10,7 +10,8 @@
 //! | --- | --- |
 //! | `rate` | orders a second of 1 and 4 nodes, on a data folder and on the engine |
 //! | `life` | processor time of the primary for a whole order life, checkpoint included |
-//! | `kills` | time until the volume of a killed node, and of a killed coordinator, is served again |
+//! | `kills` | time until the volume of a killed node, and of a killed coordinator, is served again
+//! |
 //! | `pauses` | nodes paused for 1 s and for 4 s |
 //! | `primary` | the primary killed, and a standby promoted at once |
 //! | `cache` | the first answer of a node without its cache, and of a follower |

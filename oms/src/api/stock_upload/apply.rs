@@ -59,8 +59,8 @@ impl Prepared {
 /// If the snapshot has the products and stores of the current stock, it is written store by store.
 /// After a crash or a failure in between, only some stores have their new quantities. Each store's
 /// row records the last delivery that its quantities count, so no delivery is subtracted twice. If
-/// neither snapshots nor deliveries are numbered, too few units may be sold until the next snapshot,
-/// but never too many.
+/// neither snapshots nor deliveries are numbered, too few units may be sold until the next
+/// snapshot, but never too many.
 pub(super) async fn apply(
     app: Arc<App>,
     snapshot: StockSnapshot,

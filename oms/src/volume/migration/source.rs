@@ -234,8 +234,8 @@ impl Exports {
     }
 
     /// Drops the outgoing copies of migrations that have ended, by the cluster's state `version`
-    /// with the migration `under_way`. Keeps the copies of a later migration, because this state may
-    /// not contain that migration yet.
+    /// with the migration `under_way`. Keeps the copies of a later migration, because this state
+    /// may not contain that migration yet.
     ///
     /// A copy of an ended migration is dropped even if a request is making a page of it. That
     /// request keeps the copy alive until its end.
@@ -364,8 +364,8 @@ pub(crate) async fn enter_orders(state: &VolumeState, request: &ExportRequest) -
 }
 
 /// Seals slots for a migration. When this function returns `true`, all commits before the
-/// seal are durable and visible to the feed. Returns `false` and seals nothing if an order in these slots is not entered (see
-/// `enter_orders`).
+/// seal are durable and visible to the feed. Returns `false` and seals nothing if an order in these
+/// slots is not entered (see `enter_orders`).
 pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<bool, StorageError> {
     let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
     let goes = |order: &OrderId| asked.has(state.slots.slot_of_order(order));
