@@ -210,8 +210,8 @@ impl Shared {
         (self.now().as_micros() as u64) < self.lease_end_us.load(Ordering::Acquire)
     }
 
-    /// Returns a function that returns `true` while this process may answer reads of a volume, which
-    /// was assigned to it at the version `since`. A call reads the clock and takes no lock.
+    /// Returns a function that returns `true` while this process may answer reads of a volume,
+    /// which was assigned to it at the version `since`. A call reads the clock and takes no lock.
     pub(super) fn lease_of(
         self: &Arc<Self>,
         volume: &NodeName,
