@@ -72,7 +72,7 @@ fn nodes_on_other_addresses_encrypt_their_calls_and_refuse_plain_ones() {
     assert_eq!(states[0]["state"], "not answering", "{states}");
     // A wrong secret is refused on an encrypted connection.
     let wrong = world.folders.path().join("wrong-secret");
-    std::fs::write(&wrong, "a secret of another cluster\n").unwrap();
+    std::fs::write(&wrong, "0123456789abcdef0123456789abcdef\n").unwrap();
     std::fs::set_permissions(&wrong, PermissionsExt::from_mode(0o600)).unwrap();
     let wrong = ["--secret-file", wrong.to_str().unwrap()];
     let states = ok_json(&[&["node", "list", "--engine", &world.engine.url], &wrong[..]].concat());
