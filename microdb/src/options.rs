@@ -274,11 +274,14 @@ impl Options {
     /// cache sooner. Default (`None`): half of the memory available to the machine or to the
     /// control group of the process.
     ///
+    /// The option limits nothing. It states how much of the log the cache may keep beside other
+    /// programs.
+    ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
-    /// // Leaves the other memory to other programs.
+    /// // Other programs need the rest of the memory.
     /// let db = microdb::Options::new().memory_bytes(Some(2 << 30)).open(path)?;
     /// # drop(db);
     /// # Ok(())

@@ -27,7 +27,8 @@ use crate::quota::{Claim, Share, shares, whole};
 use crate::ring::{NONE, Node};
 use crate::{Member, Ring, Slot, ZoneName};
 
-/// The input of an assignment. Nodes of the ring and of the target are numbered together.
+/// The input of an assignment. The target is the membership that the assignment is made for. Nodes
+/// of the ring and of the target are numbered together.
 pub(crate) struct Problem<'u> {
     pub(crate) slots: usize,
     /// Number of cells in a row, one for each replica.

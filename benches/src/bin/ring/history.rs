@@ -62,7 +62,8 @@ struct Worst {
     uneven: u32,
     copies: f64,
     /// In each step, the zones force a least possible ratio of the copies on the fullest node to
-    /// the mean of all nodes. This is the highest of these ratios.
+    /// the mean of all nodes. This is the highest of these ratios. Copies are replicas other than
+    /// primaries.
     forced: f64,
     /// Largest excess of the copies on the fullest node over the least possible number, in slots.
     copies_unforced: u32,
