@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::support::folder::copy_folder;
 use microdb::storage::{OpenMode, OsStorage, Storage, StorageFile, StorageLock};
 use microdb::{Db, Durability, Error, Options, diff, heal, salvage};
 use tempfile::tempdir;
@@ -203,18 +204,6 @@ fn a_database_on_read_only_media_is_backed_up_whole() {
         let report = diff(&view, &backup, |_| std::ops::ControlFlow::Continue(())).unwrap();
         assert!(report.is_equal(), "{report:?}");
         backup.table("events").unwrap().put("one", "more").unwrap();
-    }
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::support::folder::copy_folder;
 use crate::support::other::{self, Other, say};
 use microdb::{Db, Durability, Error, Options};
 
@@ -77,22 +78,10 @@ fn damage_first_chunk(path: &Path) {
     let mut options = std::fs::OpenOptions::new();
     let file = options.read(true).write(true).open(checkpoint_of(path)).unwrap();
     let mut byte = [0];
-    // The chunks come first in the file, behind a page of the head.
+    // The chunks of the first directories are near the beginning of the file.
     let at = 4096 + 100;
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 fn cut(path: &Path, len: u64) {

@@ -21,6 +21,7 @@ pub(crate) mod checkpoint_gate;
 pub(crate) mod copies;
 pub(crate) mod cut;
 pub(crate) mod disk;
+pub(crate) mod folder;
 pub(crate) mod gate;
 pub(crate) mod image;
 pub(crate) mod mount;

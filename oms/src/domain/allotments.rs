@@ -366,7 +366,7 @@ impl Allotments {
             .collect()
     }
 
-    /// Forgets orders whose rows are gone.
+    /// Forgets orders that have no rows any more.
     pub(crate) fn forget(&mut self, orders: &[(OrderId, u32)]) {
         for (order, _) in orders {
             self.spent.remove(order);
@@ -408,7 +408,7 @@ impl Allotments {
         }
     }
 
-    /// Returns the stores whose owners are to be asked now, and forgets allotments without content.
+    /// Returns the stores with an owner that must be asked now. Forgets allotments without content.
     /// `is_here` says that a store has come to this volume.
     pub(crate) fn due(&mut self, now_ms: u64, is_here: impl Fn(u32) -> bool) -> Vec<u32> {
         let is_paused = self.is_paused(now_ms);

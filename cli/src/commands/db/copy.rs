@@ -176,11 +176,11 @@ impl Unsound {
     }
 }
 
-/// Verifies a database. `what` names the database in the progress display.
-fn verify(db: &Db, what: &str) -> Result<(), Unsound> {
+/// Verifies a database. The progress display shows `label`.
+fn verify(db: &Db, label: &str) -> Result<(), Unsound> {
     let mut display = Display::new(1);
     let report = db.verify_with(|done, total| {
-        display.show(done, total, &format!("{what}: {} verified", output::bytes(done)));
+        display.show(done, total, &format!("{label}: {} verified", output::bytes(done)));
     });
     match report.map_err(Unsound::Refused)?.damage.into_iter().next() {
         None => Ok(()),

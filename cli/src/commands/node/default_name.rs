@@ -2,7 +2,7 @@
 
 use imt_ring::NAME_BYTES_MAX;
 
-/// Name of a node whose host has no usable name.
+/// Name of a node on a host without a usable name.
 const FALLBACK: &str = "node";
 
 /// Returns the name of this host, as far as it can be the name of a node.

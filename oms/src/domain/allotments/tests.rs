@@ -1,4 +1,4 @@
-//! The borrower's side: what is usable, what is told, and in which order.
+//! Tests of the borrower: its usable units, and the contents and order of its requests.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Lent units are in one place, whatever fails and however often a request comes.
+//! A lent unit is counted in exactly one place, also after failures and repeated requests.
 
 use std::task::Poll;
 
@@ -56,7 +56,7 @@ fn lent(state: &VolumeState, store: u32) -> u32 {
     state.stock().loans().of(store, 7)
 }
 
-/// Other volumes that only note what they are asked to return.
+/// Other volumes, which only record the recalls that they receive.
 #[derive(Default)]
 struct Recalled(Mutex<Vec<Recall>>);
 
