@@ -71,7 +71,7 @@ pub struct NodeConfig {
     /// Maximum rows per second copied to this node while slots migrate. `None` is unlimited.
     pub move_rows_per_second: Option<u64>,
     /// Lend units of hot stores to other nodes, and borrow them for this node's orders [default:
-    /// off]. Has no effect with an engine.
+    /// on]. Has no effect with an engine.
     pub allotments: bool,
 }
 
@@ -98,7 +98,7 @@ impl NodeConfig {
             zone: None,
             cors_origins: Vec::new(),
             move_rows_per_second: None,
-            allotments: false,
+            allotments: true,
         }
     }
 }

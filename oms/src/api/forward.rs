@@ -39,7 +39,7 @@ use crate::cluster::peer_call::{PeerCall, VolumeCall};
 use crate::cluster::peer_client::{EPOCH, NoAnswer, epoch_of};
 use crate::control::errand::{Attempt, Destination, Errand};
 use crate::control::handle::{ClusterHandle, ROUTING_TIMEOUT};
-use crate::control::topology::Topology;
+use crate::control::topology::{Topology, VolumeLocation};
 use crate::domain::routing_key::RoutingKey;
 use crate::volume::server::VolumeServer;
 
@@ -167,16 +167,17 @@ async fn answer_at_volume(
         return refusal(Problem::not_here(cluster.me.as_str(), reason));
     }
     drop(topology);
-    let answer = answer_among(cluster, operation, headers, Body::new(body)).await;
-    answer.map_or_else(refusal, |answer| answer.map(AnswerBody::Long))
+    let answer = answer_among(cluster, operation, headers, body).await;
+    answer.unwrap_or_else(refusal)
 }
 
 async fn answer_among(
     cluster: &Arc<ClusterHandle>,
     operation: VolumeOperation,
     headers: &HeaderMap,
-    body: Body,
-) -> Result<Response<Body>, Problem> {
+    body: impl RequestBody,
+) -> Result<Response<AnswerBody>, Problem> {
+    let long = |answer: Response<Body>| answer.map(AnswerBody::Long);
     let (key, errand) = match operation {
         VolumeOperation::Command(command) => {
             let commanded = Commanded::read(command, headers, body).await?;
@@ -184,16 +185,53 @@ async fn answer_among(
             (key, ClientErrand::Command(commanded))
         }
         VolumeOperation::Read(read) => (routing_key(&read), ClientErrand::Read(read)),
-        VolumeOperation::ReplaceStock => return stock_fan_out::replace(cluster, headers, body).await,
-        VolumeOperation::ChangeStock => return stock_fan_out::change(cluster, headers, body).await,
+        VolumeOperation::ReplaceStock => {
+            let answered = stock_fan_out::replace(cluster, headers, Body::new(body)).await;
+            return answered.map(long);
+        }
+        VolumeOperation::ChangeStock => {
+            let answered = stock_fan_out::change(cluster, headers, Body::new(body)).await;
+            return answered.map(long);
+        }
     };
+    if let Some(response) = answer_of_this_node(cluster, &key, &errand).await {
+        return Ok(response);
+    }
     let until = Instant::now() + ROUTING_TIMEOUT;
     let volume = |topology: &Topology| topology.volume_of(&key);
     let (mut response, volume) = cluster.perform(volume, &errand, until).await?;
-    if let Some(address) = cluster.topology().owner_header(&volume) {
+    name_owner(&mut response, &cluster.topology(), &volume);
+    Ok(long(response))
+}
+
+/// Executes a request once if this node serves its volume. Returns `None` if another node serves
+/// the volume, or if the slot or the volume moves. Then `ClusterHandle::perform` routes the request.
+///
+/// Requests of direct clients end here, so this function neither boxes the response nor waits for
+/// changes of the topology.
+async fn answer_of_this_node(
+    cluster: &Arc<ClusterHandle>,
+    key: &RoutingKey,
+    errand: &ClientErrand,
+) -> Option<Response<AnswerBody>> {
+    let topology = cluster.topology();
+    let volume = topology.volume_of(key)?;
+    let VolumeLocation::Here(server) = topology.locate(&volume) else {
+        return None;
+    };
+    let mut response = errand.execute(server).await;
+    if response.status() == StatusCode::MISDIRECTED_REQUEST {
+        return None;
+    }
+    name_owner(&mut response, &topology, &volume);
+    Some(response)
+}
+
+/// Names the address of the volume's server in a response.
+fn name_owner<B>(response: &mut Response<B>, topology: &Topology, volume: &NodeName) {
+    if let Some(address) = topology.owner_header(volume) {
         response.headers_mut().insert(OWNER, address.clone());
     }
-    Ok(response)
 }
 
 /// A client's request that concerns one volume.
@@ -202,16 +240,22 @@ enum ClientErrand {
     Read(Read),
 }
 
+impl ClientErrand {
+    /// Executes the request at a volume of this node.
+    async fn execute(&self, server: &VolumeServer) -> Response<AnswerBody> {
+        let entrance = Entrance::of(&server.app);
+        match self {
+            ClientErrand::Command(commanded) => entrance.carry_out_command(commanded).await,
+            ClientErrand::Read(read) => entrance.carry_out_read(read),
+        }
+    }
+}
+
 impl Errand for ClientErrand {
     type Outcome = Response<Body>;
 
     async fn here(&self, to: &Destination<'_>, server: &Arc<VolumeServer>) -> Attempt<Response<Body>> {
-        let entrance = Entrance::of(&server.app);
-        let response = match self {
-            ClientErrand::Command(commanded) => entrance.carry_out_command(commanded).await,
-            ClientErrand::Read(read) => entrance.carry_out_read(read),
-        };
-        attempt(response.map(Body::new), to.epoch())
+        attempt(self.execute(server).await.map(Body::new), to.epoch())
     }
 
     async fn there(

@@ -89,6 +89,9 @@ pub(crate) fn named(name: &str, data: &Path, warehouse: &Warehouse) -> NodeConfi
     let usual = config(data, &warehouse.url());
     NodeConfig {
         name: name.to_owned(),
+        // An order that takes borrowed units lowers the available quantities of its store with a
+        // delay, and tests compare these quantities with those of a single node.
+        allotments: false,
         outbox: imt_oms::OutboxLimits {
             // A failed message is not retried within a test.
             backoff_first_ms: 3_600_000,

@@ -81,9 +81,9 @@ struct Arguments {
     #[arg(long, default_value_t = 20.0)]
     period_ms: f64,
 
-    /// Nodes borrow units of hot stores in advance.
+    /// Nodes borrow no units of hot stores in advance.
     #[arg(long)]
-    allotments: bool,
+    no_allotments: bool,
 
     /// Orders, payments, reads and statistics instead of orders alone.
     #[arg(long)]
@@ -204,7 +204,7 @@ fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<R
                 None
             }
         };
-        nodes.push(Node::start(number, &data, arguments.allotments, group)?);
+        nodes.push(Node::start(number, &data, !arguments.no_allotments, group)?);
     }
     wait_for_shares(&data, count)?;
     put_stock(nodes[0].address)?;

@@ -17,9 +17,9 @@ pub(crate) struct Serve {
     name: String,
     #[arg(long)]
     data: PathBuf,
-    /// Borrow units of hot stores in advance.
+    /// Borrow no units of hot stores in advance.
     #[arg(long)]
-    allotments: bool,
+    no_allotments: bool,
     /// Files of the cpu group, to which the child writes its process id.
     #[arg(long, value_delimiter = ',')]
     groups: Vec<PathBuf>,
@@ -35,7 +35,7 @@ pub(crate) fn serve(serve: &Serve) -> Outcome<()> {
     // No process listens at this address, because the benchmark has no warehouse.
     config.warehouse = Some("http://127.0.0.1:1".to_owned());
     config.stat_scan_every = std::time::Duration::ZERO;
-    config.allotments = serve.allotments;
+    config.allotments = !serve.no_allotments;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let node = imt_oms::Node::start(config).await?;
@@ -61,8 +61,8 @@ impl Node {
         command
             .args(["serve", "--name", &format!("n{number}"), "--data"])
             .arg(data);
-        if allotments {
-            command.arg("--allotments");
+        if !allotments {
+            command.arg("--no-allotments");
         }
         for entrance in group.iter().flat_map(Group::entrances) {
             command.arg("--groups").arg(entrance);
